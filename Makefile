@@ -1,0 +1,30 @@
+# make check: formatting, lint, types, layers, tests. PYTHON chooses the environment.
+PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
+FOLDERS := kernels models profiles exporters bench tests
+
+.PHONY: check static format lint types layers test links
+
+check: static test
+
+static: format lint types layers
+
+format:
+	$(PYTHON) -m ruff format --check .
+
+lint:
+	$(PYTHON) -m ruff check .
+
+types: links
+	$(PYTHON) -m mypy
+
+layers: links
+	PYTHONPATH=.links $(PYTHON) -c "from importlinter.cli import lint_imports_command; lint_imports_command()"
+
+test:
+	$(PYTHON) -m pytest --cov --cov-report=term --cov-fail-under=90
+
+# What setup.py does for an installed package, for tools that read source trees: one import root.
+links:
+	mkdir -p .links/edgesmith
+	$(foreach folder,$(FOLDERS),ln -sfn ../../$(folder) .links/edgesmith/$(folder);)
+	ln -sf $(addprefix ../../,$(wildcard src/edgesmith/*.*)) .links/edgesmith/

@@ -1,0 +1,1 @@
+"""From an nn.Module to a verified file: capture, rewrite, lower, verify, artifact. `pipeline.export` is the whole line."""

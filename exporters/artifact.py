@@ -1,0 +1,252 @@
+"""Artifacts: a folder with the target's file, `reference.safetensors` and `manifest.json`, whole or not at all.
+
+    staging    a hidden folder beside the final one, locked while its process lives
+    publish    one rename, or, over an older artifact, one exchange of the two folders
+    leftovers  of killed runs: staging folders that nobody locks, removed by the next run
+
+The manifest (schema 1) says what the artifact is made of and how it was checked; it holds no time, path or machine
+name, so the same command gives the same bytes. `reference.safetensors` holds PyTorch's outputs for the seeded inputs:
+`verify` needs neither the weights nor the model, and checks a Core ML package built on Linux when it is on a Mac.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgesmith.errors import BadInput, OutputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+REFERENCE = "reference.safetensors"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A published artifact.
+
+    Attributes:
+        path: its folder.
+        file: the target's file or package in it.
+        manifest: what manifest.json says.
+    """
+
+    path: Path
+    file: Path
+    manifest: dict[str, Any]
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        return str(self.manifest["model"]["name"])
+
+    @property
+    def target(self) -> str:
+        """The target's name."""
+        return str(self.manifest["target"]["name"])
+
+    @property
+    def precision(self) -> str:
+        """`fp32` or `fp16`."""
+        return str(self.manifest["precision"])
+
+    @property
+    def sha256(self) -> dict[str, str]:
+        """sha256 of every file, by its path in the folder."""
+        return {entry["path"]: entry["sha256"] for entry in self.manifest["files"]}
+
+
+def read(path: str | Path) -> Artifact:
+    """The artifact in a folder, or that the given file belongs to. Raises BadInput where there is none."""
+    given = Path(path)
+    folder = next((p for p in (given, *given.parents[:1]) if (p / MANIFEST).is_file()), None)
+    if folder is None:
+        raise BadInput(f"no artifact at {given}: wanted a folder with {MANIFEST}, as `edgesmith export` writes it")
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        schema = manifest["schema"]
+        file = folder / manifest["file"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{folder / MANIFEST} is damaged ({error}); export the model again") from error
+    if schema != SCHEMA:
+        raise BadInput(f"{folder / MANIFEST} has schema {schema}, this edgesmith reads {SCHEMA}; use the one it names")
+    return Artifact(folder, file, manifest)
+
+
+def changed_files(artifact: Artifact) -> list[str]:
+    """What differs from the manifest's list of files: a sentence for each missing, added or altered one."""
+    listed = artifact.sha256
+    present = {entry["path"]: entry["sha256"] for entry in list_files(artifact.path)}
+    found = [f"{name} is missing" for name in listed if name not in present]
+    found += [f"{name} was added" for name in present if name not in listed]
+    found += [f"{name} was altered" for name in listed if name in present and present[name] != listed[name]]
+    return found
+
+
+def list_files(folder: Path) -> list[dict[str, Any]]:
+    """Path, size in bytes and sha256 of every file in a folder but the manifest, in order of their paths."""
+    entries = []
+    for file in sorted(folder.rglob("*")):
+        relative = file.relative_to(folder).as_posix()
+        if file.is_file() and relative != MANIFEST:
+            content = file.read_bytes()
+            entries.append(
+                {"path": relative, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            )
+    return entries
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write the manifest, its list of files made from what is in the folder."""
+    manifest = {"schema": SCHEMA, **manifest, "files": list_files(folder)}
+    text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def write_reference(folder: Path, outputs: list[list[np.ndarray]], examples: Sequence[Tensor]) -> None:
+    """Keep PyTorch's outputs for the seeded inputs, and the example inputs those follow (only their shape, for floats)."""
+    from safetensors.numpy import save
+
+    tensors = {f"input_{i}.output_{j}": y for i, one in enumerate(outputs) for j, y in enumerate(one)}
+    for k, example in enumerate(examples):
+        array = example.detach().numpy()
+        if example.is_floating_point():
+            tensors[f"example_{k}.shape"] = np.array(array.shape, dtype=np.int64)
+        else:
+            tensors[f"example_{k}"] = array
+    (folder / REFERENCE).write_bytes(save({name: np.ascontiguousarray(value) for name, value in tensors.items()}))
+
+
+def read_reference(artifact: Artifact) -> tuple[list[list[np.ndarray]], list[Tensor]]:
+    """What `write_reference` kept: outputs for each input, and example inputs (zeros where only the shape matters)."""
+    import torch
+    from safetensors.numpy import load_file
+
+    tensors = load_file(artifact.path / REFERENCE)
+    outputs: dict[int, dict[int, np.ndarray]] = {}
+    examples: dict[int, Tensor] = {}
+    for name, value in tensors.items():
+        owner, _, leaf = name.partition(".")
+        number = int(owner.rsplit("_", 1)[1])
+        if owner.startswith("input_"):
+            outputs.setdefault(number, {})[int(leaf.rsplit("_", 1)[1])] = value
+        else:
+            examples[number] = torch.zeros(*value.tolist()) if leaf == "shape" else torch.from_numpy(value)
+    ordered = [[one[j] for j in sorted(one)] for _, one in sorted(outputs.items())]
+    return ordered, [examples[k] for k in sorted(examples)]
+
+
+@contextlib.contextmanager
+def staging(out: str | Path, name: str) -> Iterator[Path]:
+    """A folder to build the artifact `out/name` in. Published by `publish`, removed on any other way out.
+
+    Raises:
+        OutputError: `out` cannot be written, or `out/name` is there and is no artifact.
+    """
+    out = Path(out)
+    folder: Path | None = None
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        final = out / name
+        if final.exists() and not (final / MANIFEST).is_file() and (final.is_file() or any(final.iterdir())):
+            raise OutputError(f"{final} is in the way: it is not an artifact of edgesmith's; move it or choose --out")
+        _remove_leftovers(out)
+        folder = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".partial", dir=out))
+        folder.chmod(0o777 & ~_umask())
+    except OSError as error:
+        raise OutputError(f"cannot write to {out}: {error.strerror or error}; choose another folder with --out") from error
+    lock = _lock(folder)
+    try:
+        yield folder
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OutputError(f"cannot write to {out}: {error.strerror}; nothing was published") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def publish(folder: Path, out: str | Path, name: str) -> Path:
+    """Make a staged folder the artifact `out/name`, in one step. What was there before is removed after it."""
+    final = Path(out) / name
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+    if final.exists():
+        _exchange(folder, final)
+    else:
+        folder.rename(final)
+    return final
+
+
+def _exchange(a: Path, b: Path) -> None:
+    """Swap two folders: atomically on Linux and macOS."""
+    library = ctypes.CDLL(None, use_errno=True)
+    first, second = os.fsencode(a), os.fsencode(b)
+    if sys.platform == "darwin":
+        done = library.renamex_np(first, second, 2) == 0  # RENAME_SWAP
+    elif hasattr(library, "renameat2"):
+        at_cwd, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+        done = library.renameat2(at_cwd, first, at_cwd, second, exchange) == 0
+    else:
+        done = False
+    if not done:  # a file system without it (some network mounts): two renames, with a moment between them
+        aside = a.with_suffix(".old")
+        b.rename(aside)
+        a.rename(b)
+        aside.rename(a)
+
+
+def _lock(folder: Path) -> int | None:
+    """A lock on a staging folder that ends with the process, however that ends."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: leftovers are then never removed
+        return None
+    handle = os.open(folder, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    return handle
+
+
+def _remove_leftovers(out: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:
+        return
+    for folder in out.glob(".*.partial"):
+        try:
+            handle = os.open(folder, os.O_RDONLY)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            continue  # its process lives
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            os.close(handle)
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

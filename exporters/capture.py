@@ -1,0 +1,145 @@
+"""nn.Module and example inputs to a captured program, by torch.export, and back again for lowering."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.fx import GraphModule
+
+from edgesmith.errors import BadInput, Unsupported
+
+
+@dataclass(frozen=True)
+class Program:
+    """A captured model.
+
+    Attributes:
+        module: the graph (see graph.py); callable like the model, and returns what the model returns.
+        inputs: example inputs, the shapes that the program is made for.
+        input_names, output_names: what an artifact calls them.
+        dynamic_batch: the first axis of every input is free; all other shapes are static.
+    """
+
+    module: GraphModule
+    inputs: tuple[Tensor, ...]
+    input_names: tuple[str, ...]
+    output_names: tuple[str, ...]
+    dynamic_batch: bool = False
+
+
+def capture(
+    model: nn.Module,
+    inputs: Sequence[Tensor],
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    dynamic_batch: bool = False,
+) -> Program:
+    """Capture a model in eval mode. The model itself is left as it was.
+
+    Args:
+        model: any module that torch.export accepts.
+        inputs: example tensors, [B, ...] each. With `dynamic_batch`, B must be 2 or more: torch.export would take a
+            batch of 1 for a constant.
+        input_names: default: the names of the parameters of `forward`.
+        output_names: default: `output`, or `output_0`, `output_1` ...
+
+    Raises:
+        BadInput: inputs that the model's own code rejects.
+        Unsupported: code that torch.export cannot capture; the sentence names the place.
+    """
+    inputs = tuple(inputs)
+    training = {m: m.training for m in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            try:
+                outputs = _flat(model(*inputs))
+            except Exception as error:
+                shapes = ", ".join(str(list(x.shape)) for x in inputs)
+                raise BadInput(
+                    f"the model does not run on inputs of shape {shapes}: {_first_line(error)}"
+                ) from error
+            graph = _export(model, inputs, dynamic_batch).module(check_guards=False)
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+    assert isinstance(graph, GraphModule)
+    if input_names is None:
+        input_names = [n.name for n in graph.graph.nodes if n.op == "placeholder"]
+    if output_names is None:
+        count = len(outputs)
+        output_names = ["output"] if count == 1 else [f"output_{i}" for i in range(count)]
+    return Program(graph, inputs, tuple(input_names), tuple(output_names), dynamic_batch)
+
+
+def exported(program: Program) -> ExportedProgram:
+    """The program as torch's exporters and other converters take it: functional ATen, fused ops kept as they are.
+
+    Raises:
+        Unsupported: as `capture`.
+    """
+    with torch.no_grad():
+        return _export(program.module, program.inputs, program.dynamic_batch).run_decompositions({})
+
+
+def with_module(program: Program, module: GraphModule) -> Program:
+    """The same program over another graph."""
+    return replace(program, module=module)
+
+
+def run(program: Program, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Run a program's graph; its outputs in the order of `output_names`."""
+    with torch.no_grad():
+        return _flat(program.module(*inputs))
+
+
+def _export(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) -> ExportedProgram:
+    shapes = tuple({0: Dim("batch", min=1)} for _ in inputs) if dynamic_batch else None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", category=UserWarning)
+            warnings.simplefilter("ignore", category=FutureWarning)
+            program = torch.export.export(model, inputs, dynamic_shapes=_named(model, shapes))
+            if any(_mutates(node) for node in program.graph.nodes):  # foreign models: relu_, add_ ...
+                program = program.run_decompositions({})
+    except Exception as error:
+        raise Unsupported(
+            f"torch.export cannot capture {type(model).__name__}: {_first_line(error)}"
+            " Rewrite that line with static shapes and without data-dependent control flow; --debug shows the trace."
+        ) from error
+    return program
+
+
+def _named(model: nn.Module, shapes: tuple[dict[int, Any], ...] | None) -> Any:
+    """Dynamic shapes as torch.export wants them: *args in one tuple, named parameters one by one."""
+    if shapes is None:
+        return None
+    kinds = [p.kind for p in inspect.signature(model.forward).parameters.values()]
+    return (shapes,) if inspect.Parameter.VAR_POSITIONAL in kinds else shapes
+
+
+def _mutates(node: torch.fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and bool(node.target._schema.is_mutable)
+
+
+def _flat(outputs: Any) -> list[Tensor]:
+    leaves = torch.utils._pytree.tree_leaves(outputs)
+    if not leaves or not all(isinstance(leaf, Tensor) for leaf in leaves):
+        raise BadInput(
+            f"the model must return a tensor or a nest of tensors, got {type(outputs).__name__};"
+            " wrap it in a module that returns tensors"
+        )
+    return leaves
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    line = next((part.strip() for part in text if part.strip()), type(error).__name__)
+    return line if line.endswith((".", "!", "?")) else line + "."

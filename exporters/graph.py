@@ -1,0 +1,157 @@
+"""What reading and editing a captured graph takes: constants by name, arguments by schema, sites by module.
+
+A captured graph is a `torch.fx.GraphModule` whose parameters are `get_attr` nodes under the model's own names, whose
+operators are ATen overloads, and whose nodes carry the module they came from.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+aten = torch.ops.aten
+
+
+def fork(module: GraphModule) -> GraphModule:
+    """A graph that can be edited without touching `module`; tensors are shared until they are replaced."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # copying torch's own tree specs warns of torch's own renaming
+        return GraphModule(module, copy.deepcopy(module.graph))
+
+
+def tidy(module: GraphModule) -> GraphModule:
+    """Drop dead nodes and the parameters that no node reads any more, check the graph, and recompile."""
+    module.graph.eliminate_dead_code()
+    module.graph.lint()
+    return GraphModule(module, module.graph)
+
+
+def constant(module: GraphModule, node: object) -> Tensor | None:
+    """The tensor behind a `get_attr` node, or None for anything else."""
+    if not isinstance(node, Node) or node.op != "get_attr":
+        return None
+    value: Any = module
+    for part in str(node.target).split("."):
+        value = getattr(value, part)
+    return value.detach() if isinstance(value, Tensor) else None
+
+
+def add_constant(module: GraphModule, name: str, value: Tensor, before: Node) -> Node:
+    """A new parameter called `name` (numbered when that is taken) and the `get_attr` node that reads it."""
+    taken = {str(n.target) for n in module.graph.nodes if n.op == "get_attr"}
+    unique, count = name, 1
+    while unique in taken:
+        unique, count = f"{name}_{count}", count + 1
+    *path, leaf = unique.split(".")
+    parent: nn.Module = module
+    for part in path:
+        if not isinstance(getattr(parent, part, None), nn.Module):
+            parent.add_module(part, nn.Module())
+        parent = getattr(parent, part)
+    if hasattr(parent, leaf):
+        delattr(parent, leaf)
+    parent.register_parameter(leaf, nn.Parameter(value.contiguous(), requires_grad=False))
+    with module.graph.inserting_before(before):
+        node = module.graph.get_attr(unique)
+    node.meta["val"] = value
+    return node
+
+
+def set_constant(module: GraphModule, user: Node, index: int, name: str, value: Tensor) -> None:
+    """Make `value` the constant that `user` reads as argument `index`, under the old name where only `user` read it."""
+    old = user.args[index] if index < len(user.args) else None
+    if isinstance(old, Node):
+        name = str(old.target)
+        if list(old.users) == [user]:
+            user.update_arg(index, None)
+            module.graph.erase_node(old)
+    node = add_constant(module, name, value, before=user)
+    while len(user.args) <= index:
+        user.args = (*user.args, None)
+    user.update_arg(index, node)
+
+
+def arguments(node: Node) -> tuple[Any, ...]:
+    """All arguments of an operator by position, defaults filled in from its schema."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return (*node.args, *node.kwargs.values())
+    values = []
+    for i, argument in enumerate(node.target._schema.arguments):
+        if i < len(node.args):
+            values.append(node.args[i])
+        else:
+            values.append(node.kwargs.get(argument.name, argument.default_value))
+    return tuple(values)
+
+
+def val(node: object) -> Tensor:
+    """The fake tensor of a node: its shape and dtype."""
+    assert isinstance(node, Node)
+    value: Tensor = node.meta["val"]
+    return value
+
+
+def rank(node: object) -> int:
+    """Number of dimensions of a node's value."""
+    return val(node).dim()
+
+
+def module_path(node: Node) -> str:
+    """Dotted path of the module a node was captured in: `network.0.1.attn.qkv`, or '' for the model itself."""
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [path for path, _ in stack.values()]
+    return str(paths[-1]).removeprefix("L['self']").strip(".") if paths else ""
+
+
+def site(*nodes: Node) -> str:
+    """Where in the model some nodes are: their modules' common path, or the last node's name where there is none."""
+    paths = [module_path(node).split(".") for node in nodes]
+    common = ".".join(os.path.commonprefix(paths)) if paths else ""
+    return common or nodes[-1].name
+
+
+def readers(node: Node) -> str:
+    """The operators that read a node, for a sentence."""
+    return ", ".join(f"{user.name} ({operator_name(user)})" for user in node.users)
+
+
+def operator_name(node: Node) -> str:
+    """`aten.conv2d`, `edgesmith.additive_attention`, `getitem`: how reports and counts call a node's operator."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        return str(node.target.overloadpacket)
+    return getattr(node.target, "__name__", str(node.target))
+
+
+def operators(module: GraphModule) -> Iterable[Node]:
+    """The nodes that compute something, in order."""
+    return [node for node in module.graph.nodes if node.op == "call_function"]
+
+
+def count_operators(module: GraphModule) -> dict[str, int]:
+    """How often each operator occurs, most frequent first. Tuple access (`getitem`) is not an operator."""
+    counts: dict[str, int] = {}
+    for node in operators(module):
+        name = operator_name(node)
+        if name != "getitem":
+            counts[name] = counts.get(name, 0) + 1
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def equals(node: Node) -> str:
+    """Name of the captured node whose value this node has: itself, unless a rewrite put it in another's place."""
+    return str(node.meta.get("equals", node.name))
+
+
+def stand_for(node: Node, captured: Node) -> None:
+    """Record that `node` now yields what `captured` did, so that verification can compare the two graphs by name."""
+    node.meta["equals"] = equals(captured)
+    for key in ("val", "nn_module_stack", "stack_trace"):
+        if key in captured.meta and (key == "val" or key not in node.meta):
+            node.meta[key] = captured.meta[key]

@@ -1,0 +1,536 @@
+"""From a model's name to a verified file: the straight line, each step taking what the one before returned.
+
+    load -> capture -> rewrite -> verify the program -> lower -> verify the file -> publish
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edgesmith import __version__
+from edgesmith.errors import BadInput, Unsupported, VerificationFailed
+from edgesmith.exporters import artifact as artifacts
+from edgesmith.exporters import targets, verify
+from edgesmith.exporters.artifact import Artifact
+from edgesmith.exporters.capture import Program, capture, run
+from edgesmith.exporters.graph import count_operators
+from edgesmith.exporters.rewrite import RewriteReport, rewrite
+from edgesmith.exporters.targets import NotHere, Request, Target
+from edgesmith.models import registry
+from edgesmith.models.checkpoint import Weights, fingerprint, load
+from edgesmith.models.registry import ModelSpec
+from edgesmith.profiles import device as devices
+from edgesmith.profiles.device import DeviceProfile
+
+Watch = Callable[[str], AbstractContextManager[None]]
+"""Called with each stage's name; entered when the stage starts and left when it ends."""
+
+
+def silent(stage: str) -> AbstractContextManager[None]:
+    """A `Watch` that shows nothing."""
+    return contextlib.nullcontext()
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready for capture, and what is known about it.
+
+    Attributes:
+        name: of the model, for files.
+        inputs: example inputs, seeded.
+        spec: None for a module of the caller's own.
+    """
+
+    name: str
+    module: nn.Module
+    inputs: tuple[Tensor, ...]
+    input_names: tuple[str, ...] | None
+    output_names: tuple[str, ...] | None
+    weights: Weights
+    spec: ModelSpec | None = None
+
+
+def export(
+    model: str | nn.Module,
+    target: str = "onnx",
+    *,
+    inputs: Sequence[Tensor] | Tensor | None = None,
+    name: str | None = None,
+    weights: str | Path | None = None,
+    precision: str | None = None,
+    input_size: tuple[int, int] | None = None,
+    batch: int = 1,
+    dynamic_batch: bool = False,
+    features: bool = False,
+    labels: Sequence[str] | None = None,
+    image_input: bool = False,
+    deployment_target: str | None = None,
+    device: str | None = None,
+    out: str | Path = "artifacts",
+    watch: Watch = silent,
+) -> Artifact:
+    """Export a model to a target, check it against PyTorch, and publish it as an artifact.
+
+    Args:
+        model: a name from `edgesmith models`, or any module that torch.export captures.
+        target: a name from `edgesmith targets`.
+        inputs: example tensors, for a module; its shapes are the artifact's.
+        name: what to call a module's artifact; default: its class, in lower case.
+        weights: checkpoint of a named model; without it weights are random from a fixed seed.
+        precision: `fp32` or `fp16`; default: the target's.
+        input_size: height and width in pixels, of a named model; default: the published size.
+        batch: images in one call.
+        dynamic_batch: leave the batch free, where the target can.
+        features: the dense features of a named model instead of its logits.
+        labels: class names; a Core ML artifact becomes a classifier, which returns probabilities.
+        image_input: take an image (Core ML); mean and deviation are folded in.
+        deployment_target: oldest system to run on (Core ML), such as `iOS17`.
+        device: a name from `profiles/`; it must take the target, and a system newer than the default that all such
+            devices have becomes the deployment target.
+        out: folder for the artifact's own folder.
+        watch: see `Watch`.
+
+    Raises:
+        BadInput, CheckpointError, BackendMissing, Unsupported, OutputError: see errors.py.
+        VerificationFailed: outputs part from PyTorch's beyond the threshold; nothing is published.
+    """
+    backend = targets.get(target)
+    profile = devices.get(device) if device is not None else None
+    deployment_target = _checked_device(backend, profile, deployment_target)
+    precision = _checked_options(
+        backend, precision, batch, dynamic_batch, labels, image_input, deployment_target, features
+    )
+    spec = registry.get(model) if isinstance(model, str) else None
+    if spec is None and inputs is None:
+        raise BadInput("exporting a module needs inputs=(tensor, ...), one example for each argument of forward")
+    if spec is None and (weights is not None or input_size is not None or features or image_input):
+        raise BadInput("weights, input_size, features and image_input belong to named models; set up the module itself")
+    size = _checked_size(spec, input_size) if spec else None
+    name = spec.name if spec else _checked_name(model, name)
+    targets.require(backend)
+    folder_name = _folder_name(
+        name, target, precision, size if input_size and spec and size != spec.input.shape[1:] else None,
+        "dynamic" if dynamic_batch else batch, features=features, labels=labels is not None, image=image_input,
+    )
+
+    with artifacts.staging(out, folder_name) as folder:
+        with watch("load"):
+            if spec is not None and size is not None:
+                loaded = load_named(spec, size, batch, weights, features, dynamic_batch)
+            else:
+                assert isinstance(model, nn.Module) and inputs is not None
+                loaded = load_module(model, inputs, name)
+            if labels is not None:
+                loaded = _as_classifier(loaded, tuple(labels), backend, batch)
+        request = Request(
+            name=name,
+            precision=precision,
+            image=spec.input if spec else None,
+            labels=tuple(labels) if labels is not None else None,
+            image_input=image_input,
+            deployment_target=deployment_target,
+            licence=spec.licence if spec else "",
+            source=spec.source if spec else "",
+        )
+        with watch("capture"):
+            program = capture(
+                loaded.module, loaded.inputs, loaded.input_names, loaded.output_names, dynamic_batch
+            )
+        with watch("rewrite"):
+            rewritten, reports = rewrite(program, backend.costs)
+        with watch("verify the program"):
+            given = verify.seeded_inputs(program.inputs, request.image if image_input else None, dynamic_batch)
+            reference = _eager(loaded.module, given)
+            steps = [_check_program("captured", program, program, reference, given)]
+            steps.append(_check_program("rewritten", rewritten, program, reference, given))
+        file = folder / f"{name}{backend.suffix}"
+        with watch(f"lower to {target}"):
+            backend.lower(rewritten, file, request)
+            backend.check(file)
+        with watch("verify the file"):
+            steps.append(_check_file(backend, file, rewritten, reference, given, precision))
+        with watch("publish"):
+            artifacts.write_reference(folder, reference, program.inputs)
+            manifest = _manifest(loaded, backend, request, program, rewritten, reports, file, steps, features, device)
+            artifacts.write_manifest(folder, manifest)
+            final = artifacts.publish(folder, out, folder_name)
+    return artifacts.read(final)
+
+
+def verify_artifact(path: str | Path, watch: Watch = silent) -> tuple[Artifact, list[dict[str, Any]]]:
+    """Check an artifact that exists: its files against the manifest, its format, and its numbers where it can run.
+
+    Needs neither the model nor its weights: PyTorch's outputs for the seeded inputs are in the artifact.
+
+    Returns:
+        The artifact, and one entry for each check, as in the manifest's `verification.steps`.
+
+    Raises:
+        BadInput: there is no readable artifact.
+        BackendMissing: the target's packages are not installed.
+        VerificationFailed: a file is missing or altered, is not valid, or its outputs are beyond the threshold.
+    """
+    artifact = artifacts.read(path)
+    backend = targets.get(artifact.target)
+    steps: list[dict[str, Any]] = []
+    with watch("files"):
+        changed = artifacts.changed_files(artifact)
+        if changed:
+            raise VerificationFailed(f"{artifact.path} is not as it was published: {'; '.join(changed)}")
+        steps.append({"step": "files", "matching": len(artifact.sha256)})
+    targets.require(backend)
+    with watch("format"):
+        try:
+            backend.check(artifact.file)
+        except Unsupported as error:
+            raise VerificationFailed(str(error)) from error
+        steps.append({"step": "format", "operators": sum(backend.count_operators(artifact.file).values())})
+    with watch("numbers"):
+        reference, examples = artifacts.read_reference(artifact)
+        options = artifact.manifest["target"]["options"]
+        image = registry.get(artifact.model).input if options["image_input"] else None
+        given = verify.seeded_inputs(examples, image, options["batch"] == "dynamic", len(reference))
+        steps.append(_check_file(backend, artifact.file, None, reference, given, artifact.precision))
+    return artifact, steps
+
+
+def explain(
+    model: str | nn.Module,
+    target: str = "onnx",
+    *,
+    inputs: Sequence[Tensor] | Tensor | None = None,
+    input_size: tuple[int, int] | None = None,
+    features: bool = False,
+) -> tuple[Program, Program, list[RewriteReport]]:
+    """Capture and rewrite a model as `export` would: the program before and after, and what every rewrite did."""
+    backend = targets.get(target)
+    if isinstance(model, str):
+        spec = registry.get(model)
+        loaded = load_named(spec, _checked_size(spec, input_size), 1, None, features, False)
+    elif inputs is None:
+        raise BadInput("explaining a module needs inputs=(tensor, ...), one example for each argument of forward")
+    else:
+        loaded = load_module(model, inputs, None)
+    program = capture(loaded.module, loaded.inputs, loaded.input_names, loaded.output_names)
+    rewritten, reports = rewrite(program, backend.costs)
+    return program, rewritten, reports
+
+
+def load_named(
+    spec: ModelSpec,
+    size: tuple[int, int],
+    batch: int,
+    weights: str | Path | None,
+    features: bool,
+    dynamic_batch: bool,
+) -> Loaded:
+    """A model of the registry with example inputs."""
+    module, origin = load(spec, weights, features)
+    generator = torch.Generator().manual_seed(0)
+    batch = max(batch, 2) if dynamic_batch else batch
+    x = torch.randn(batch, spec.input.shape[0], *size, generator=generator)
+    outputs = tuple(f"features_{i}" for i in range(4)) if features else ("logits",)
+    return Loaded(spec.name, module, (x,), (spec.input.name,), outputs, origin, spec)
+
+
+def load_module(module: nn.Module, inputs: Sequence[Tensor] | Tensor, name: str | None) -> Loaded:
+    """A module of the caller's own with its inputs."""
+    given = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    if not given or not all(isinstance(x, Tensor) for x in given):
+        raise BadInput(f"inputs must be tensors, got {[type(x).__name__ for x in given]}")
+    name = _checked_name(module, name)
+    origin = Weights("the module's own", fingerprint(module.state_dict()))
+    return Loaded(name, module, given, None, None, origin)
+
+
+def _checked_options(
+    backend: Target,
+    precision: str | None,
+    batch: int,
+    dynamic_batch: bool,
+    labels: Sequence[str] | None,
+    image_input: bool,
+    deployment_target: str | None,
+    features: bool,
+) -> str:
+    """The precision to use. Raises BadInput for what the target or the combination does not have."""
+    precision = precision or backend.precisions[0]
+    if precision not in backend.precisions:
+        raise BadInput(f"target {backend.name} has precisions {', '.join(backend.precisions)}, got {precision!r}")
+    given = {"labels": labels is not None, "image_input": image_input, "deployment_target": deployment_target is not None}
+    for option, is_given in given.items():
+        if is_given and option not in backend.options:
+            have = [t.name for t in targets.all_targets().values() if option in t.options]
+            raise BadInput(f"target {backend.name} has no --{option.replace('_', '-')}; {', '.join(have)} does")
+    if batch < 1:
+        raise BadInput(f"--batch must be 1 or more, got {batch}")
+    if dynamic_batch and not backend.dynamic_batch:
+        raise BadInput(f"target {backend.name} takes static shapes only; give --batch N instead of --dynamic-batch")
+    if labels is not None and features:
+        raise BadInput("--labels belongs to logits and --features returns none; choose one")
+    if labels is not None and len(set(labels)) != len(labels):
+        twice = next(label for i, label in enumerate(labels) if label in labels[:i])
+        raise BadInput(f"labels must differ from each other, got {twice!r} twice")
+    if image_input and batch != 1:
+        raise BadInput(f"an image input holds one image, got --batch {batch}; use --batch 1")
+    if hasattr(backend, "deployment_target") and not targets.missing_packages(backend):
+        backend.deployment_target(deployment_target)
+    return precision
+
+
+def _checked_name(model: object, name: str | None) -> str:
+    name = name or type(model).__name__.lower()
+    if not name.replace("_", "").replace("-", "").isalnum():
+        raise BadInput(f"a model's name becomes a file's name: letters, digits, _ and - only, got {name!r}")
+    return name
+
+
+def _checked_device(backend: Target, profile: DeviceProfile | None, deployment_target: str | None) -> str | None:
+    """The deployment target for a device. Raises BadInput where the device does not take the target."""
+    if profile is None:
+        return deployment_target
+    if backend.name not in profile.targets:
+        raise BadInput(f"{profile.title} takes {', '.join(profile.targets)}, not {backend.name}; choose --target")
+    if profile.systems is None or "deployment_target" not in backend.options:
+        return deployment_target
+    if deployment_target is None:
+        default = str(getattr(backend, "DEFAULT_DEPLOYMENT_TARGET", profile.systems.oldest))
+        return max(default, profile.systems.oldest, key=_version)
+    if _version(deployment_target) > _version(profile.systems.newest):
+        raise BadInput(f"{profile.title} runs {profile.systems.newest} at most, got {deployment_target}")
+    return deployment_target
+
+
+def _version(system: str) -> int:
+    """17 of `iOS17`."""
+    digits = "".join(c for c in system if c.isdigit())
+    return int(digits) if digits else 0
+
+
+def _checked_size(spec: ModelSpec, size: tuple[int, int] | None) -> tuple[int, int]:
+    if size is None:
+        return spec.input.shape[1], spec.input.shape[2]
+    divisor = spec.input.divisor
+    if any(n < divisor or n % divisor for n in size):
+        nearest = [max(divisor, round(n / divisor) * divisor) for n in size]
+        raise BadInput(
+            f"{spec.name} needs height and width divisible by {divisor}, got {size[0]}x{size[1]};"
+            f" the nearest is {nearest[0]}x{nearest[1]}"
+        )
+    return size
+
+
+class _Classifier(nn.Module):
+    """Probabilities instead of logits: what a classifier artifact returns beside the label."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        logits: Tensor = self.model(*inputs)
+        return logits.softmax(dim=1)
+
+
+def _as_classifier(loaded: Loaded, labels: tuple[str, ...], backend: Target, batch: int) -> Loaded:
+    with torch.no_grad():
+        logits = loaded.module.eval()(*loaded.inputs)
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        raise BadInput("--labels needs a model that returns one tensor [B, classes]")
+    if logits.shape[1] != len(labels):
+        raise BadInput(f"--labels has {len(labels)} names and the model has {logits.shape[1]} classes")
+    if backend.name != "coreml":
+        return loaded
+    if batch != 1:
+        raise BadInput(f"a Core ML classifier classifies one image, got --batch {batch}; use --batch 1")
+    names = loaded.input_names or tuple(f"input_{i}" for i in range(len(loaded.inputs)))
+    return replace(loaded, module=_Classifier(loaded.module), input_names=names, output_names=("probabilities",))
+
+
+def _eager(module: nn.Module, given: Sequence[Sequence[Tensor]]) -> verify.Outputs:
+    training = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            return [_arrays(torch.utils._pytree.tree_leaves(module(*x))) for x in given]
+    finally:
+        module.train(training)
+
+
+def _arrays(tensors: Sequence[Tensor]) -> list[np.ndarray]:
+    return [t.detach().float().numpy() for t in tensors]
+
+
+def _check(
+    what: str,
+    reference: verify.Outputs,
+    outputs: verify.Outputs,
+    precision: str,
+    locate: Callable[[], str | None],
+) -> dict[str, Any]:
+    """One line of the manifest's verification. Raises VerificationFailed with the place where the numbers part."""
+    thresholds = verify.THRESHOLDS[precision]
+    figures = verify.measure(reference, outputs, thresholds.relative_error)
+    failure = verify.judge(figures, thresholds)
+    if failure is not None:
+        place = locate()
+        where = f"they part first at {place}" if place else "no single place could be named"
+        raise VerificationFailed(f"{what}: {failure}; {where}. Nothing was published")
+    return {"step": what, **describe_figures(figures)}
+
+
+def describe_figures(figures: verify.Figures) -> dict[str, Any]:
+    """Figures as the manifest has them: two significant digits, SNR to a tenth of a dB."""
+    described: dict[str, Any] = {
+        "max_abs_error": float(f"{figures.max_abs_error:.1e}"),
+        "relative_error": float(f"{figures.relative_error:.1e}"),
+        "snr_db": None if figures.snr_db is None else round(figures.snr_db, 1),
+    }
+    if figures.decided is not None:
+        described["top1"] = {"agreeing": figures.agreeing, "decided": figures.decided, "ties": figures.ties}
+    return described
+
+
+def _check_program(
+    what: str,
+    program: Program,
+    captured: Program,
+    reference: verify.Outputs,
+    given: Sequence[Sequence[Tensor]],
+) -> dict[str, Any]:
+    """Check a captured or rewritten program, in fp32."""
+
+    def locate() -> str | None:
+        if program is captured:
+            return None
+        found = verify.values(program.module, given[0])
+        limit = verify.THRESHOLDS["fp32"].relative_error
+        return verify.first_divergence(captured, found, verify.captured_names(program), given[0], limit)
+
+    outputs = [_arrays(run(program, x)) for x in given]
+    return _check(f"eager -> {what}", reference, outputs, "fp32", locate)
+
+
+def _check_file(
+    backend: Target,
+    file: Path,
+    program: Program | None,
+    reference: verify.Outputs,
+    given: Sequence[Sequence[Tensor]],
+    precision: str,
+) -> dict[str, Any]:
+    """Check a file in its runtime, or say why not here. `program` is what it was lowered from, where that is known."""
+    arrays = [[t.numpy() for t in x] for x in given]
+    what = f"eager -> {file.name}"
+    outputs = backend.run(file, arrays)
+    if isinstance(outputs, NotHere):
+        return {"step": what, "not_checked_here": outputs.reason}
+
+    def locate() -> str | None:
+        if program is None:
+            return None
+        names = [node.name for node in program.module.graph.nodes if node.op == "call_function"]
+        found = backend.intermediate(file, names, arrays[0])
+        limit = verify.THRESHOLDS[precision].relative_error
+        return verify.first_divergence(program, found, {name: name for name in names}, given[0], limit)
+
+    return {**_check(what, reference, outputs, precision, locate), "runtime": backend.runtime}
+
+
+def _manifest(
+    loaded: Loaded,
+    backend: Target,
+    request: Request,
+    program: Program,
+    rewritten: Program,
+    reports: Sequence[RewriteReport],
+    file: Path,
+    steps: Sequence[dict[str, Any]],
+    features: bool,
+    device: str | None,
+) -> dict[str, Any]:
+    spec = loaded.spec
+    shapes = [["batch", *x.shape[1:]] if program.dynamic_batch else list(x.shape) for x in program.inputs]
+    names = zip(program.input_names, shapes, strict=True)
+    model: dict[str, Any] = {"name": loaded.name, "inputs": [{"name": n, "shape": s} for n, s in names]}
+    model["outputs"] = list(program.output_names)
+    if spec is not None:
+        model |= {"features": features, "source": spec.source, "paper": spec.paper, "licence": spec.licence}
+        model["normalisation"] = {"mean": list(spec.input.mean), "std": list(spec.input.std)}
+    weights = loaded.weights
+    return {
+        "file": file.name,
+        "model": model,
+        "weights": {
+            "origin": weights.origin,
+            "sha256": weights.sha256,
+            "file_sha256": weights.file_sha256,
+            "notes": list(weights.notes),
+        },
+        "target": {
+            "name": backend.name,
+            "options": {
+                "batch": "dynamic" if program.dynamic_batch else program.inputs[0].shape[0],
+                "image_input": request.image_input,
+                "labels": None if request.labels is None else len(request.labels),
+                "deployment_target": request.deployment_target
+                or getattr(backend, "DEFAULT_DEPLOYMENT_TARGET", None),
+                "device": device,
+            },
+        },
+        "precision": request.precision,
+        "tool": {"edgesmith": __version__},
+        "versions": _versions(backend),
+        "rewrites": [
+            {
+                "name": report.name,
+                "applied": [{"site": site, "note": note} for site, note in report.applied],
+                "rejected": [{"site": rejection.site, "reason": rejection.reason} for rejection in report.rejected],
+            }
+            for report in reports
+        ],
+        "operators": {
+            "captured": count_operators(program.module),
+            "rewritten": count_operators(rewritten.module),
+            "file": backend.count_operators(file),
+        },
+        "verification": {
+            "inputs": {
+                "count": verify.COUNT,
+                "seeds": f"0 to {verify.COUNT - 1}",
+                "values": "random RGB bytes, normalised" if request.image_input else "standard normal",
+            },
+            "thresholds": {
+                precision: {"relative_error": t.relative_error, "snr_db": t.snr_db, "top1": "every decided input"}
+                for precision, t in verify.THRESHOLDS.items()
+            },
+            "steps": list(steps),
+        },
+    }
+
+
+def _versions(backend: Target) -> dict[str, str]:
+    packages = dict.fromkeys(("torch", "numpy", *backend.packages, "onnxruntime"))
+    return {package: importlib.metadata.version(package) for package in packages}
+
+
+def _folder_name(
+    name: str, target: str, precision: str, size: tuple[int, int] | None, batch: int | str, **marks: bool
+) -> str:
+    """Model, target and precision, and whatever is not the default, so that variants live side by side."""
+    parts = [name, target, precision]
+    if size is not None:
+        parts.append(f"{size[0]}x{size[1]}")
+    if batch != 1:
+        parts.append(f"batch-{batch}")
+    return "-".join(parts + [word for word, given in marks.items() if given])

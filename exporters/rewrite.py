@@ -1,0 +1,73 @@
+"""The rewrites, in order, and what they report.
+
+    canonicalise      one spelling for pools, splits and dropouts, so that patterns need only one
+    merge_linears     (L1(x) + L2(x)) * s  ->  L(x)
+    fold_batchnorm    BN(conv(x)) -> conv'(x);  conv(BN(x)) -> conv'(x);  linear(mean(BN(x))) -> linear'(mean(x))
+    fuse              the graph of a fused op's reference -> that fused op
+    share_gates       additive attention with q's and k's gates in common convolutions, where the target says cheaper
+
+Every rewrite leaves the program's outputs equal but for rounding, and changes nothing when run again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch.fx import GraphModule
+
+from edgesmith.exporters.capture import Program, with_module
+from edgesmith.exporters.graph import fork, tidy
+from edgesmith.exporters.targets import Costs
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A place where a rewrite nearly fired, and why it did not."""
+
+    site: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class RewriteReport:
+    """What one rewrite did: sites where it fired, each with a note on how, and near misses."""
+
+    name: str
+    applied: tuple[tuple[str, str], ...] = ()
+    rejected: tuple[Rejection, ...] = ()
+
+
+class Rewrite(Protocol):
+    """One rewrite: a name, and a function that edits a graph in place and reports."""
+
+    name: str
+
+    def apply(self, module: GraphModule, costs: Costs) -> RewriteReport:
+        """Edit `module`; parameters are replaced, never written to, because they may be the caller's."""
+        ...
+
+
+def all_rewrites() -> tuple[Rewrite, ...]:
+    """The rewrites in the order in which they run."""
+    from edgesmith.exporters.rewrites.canonicalise import Canonicalise
+    from edgesmith.exporters.rewrites.fold_batchnorm import FoldBatchnorm
+    from edgesmith.exporters.rewrites.fuse import Fuse
+    from edgesmith.exporters.rewrites.merge_linears import MergeLinears
+    from edgesmith.exporters.rewrites.share_gates import ShareGates
+    from edgesmith.kernels.op import all_ops
+
+    fuses = tuple(Fuse(op) for op in all_ops().values())
+    return (Canonicalise(), MergeLinears(), FoldBatchnorm(), *fuses, ShareGates())
+
+
+def rewrite(
+    program: Program, costs: Costs, rewrites: tuple[Rewrite, ...] | None = None
+) -> tuple[Program, list[RewriteReport]]:
+    """Run the rewrites on a copy of the program's graph. Returns the new program and one report for each rewrite."""
+    module = fork(program.module)
+    reports = []
+    for rule in all_rewrites() if rewrites is None else rewrites:
+        reports.append(rule.apply(module, costs))
+        module = tidy(module)
+    return with_module(program, module), reports

@@ -1,0 +1,104 @@
+"""One spelling for what PyTorch can say in several, so that a pattern needs only one.
+
+    dropout(x), not training               ->  x
+    adaptive_avg_pool2d(x, 1)              ->  mean(x, [2, 3], keepdim)
+    mean(x, [-1, -2])                      ->  mean(x, [2, 3])
+    chunk(x, n, d), split(x, n, d)         ->  split_with_sizes(x, [n, ...], d)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch.fx import GraphModule, Node
+
+from edgesmith.exporters.graph import arguments, aten, operators, rank, site, stand_for, val
+from edgesmith.exporters.rewrite import RewriteReport
+from edgesmith.exporters.targets import Costs
+
+
+class Canonicalise:
+    """See the table above. Not worth a line each in a report, so `applied` counts sites by rule."""
+
+    name = "canonicalise"
+
+    def apply(self, module: GraphModule, costs: Costs) -> RewriteReport:
+        """Respell in place."""
+        applied = []
+        for node in operators(module):
+            respell = _RULES.get(node.target)
+            note = respell(module, node) if respell else None
+            if note:
+                applied.append((site(node), note))
+        return RewriteReport(self.name, tuple(applied))
+
+
+def pattern_form(module: GraphModule) -> GraphModule:
+    """The same respelling for a pattern's graph."""
+    Canonicalise().apply(module, Costs(0))
+    return module
+
+
+def _dropout(module: GraphModule, node: Node) -> str | None:
+    x, _, training = arguments(node)
+    if training:
+        return None
+    node.replace_all_uses_with(x)
+    module.graph.erase_node(node)
+    return "dropout -> nothing"
+
+
+def _pool(module: GraphModule, node: Node) -> str | None:
+    x, size = arguments(node)
+    if list(size) != [1] * len(size):
+        return None
+    axes = list(range(rank(x) - len(size), rank(x)))
+    _replace(module, node, aten.mean.dim, (x, axes, True))
+    return "adaptive_avg_pool -> mean"
+
+
+def _mean(module: GraphModule, node: Node) -> str | None:
+    x, axes, keepdim, dtype = arguments(node)
+    wanted = sorted(axis % rank(x) for axis in (range(rank(x)) if axes is None else axes))
+    if dtype is not None or list(axes or []) == wanted and len(node.args) == 3:
+        return None
+    _replace(module, node, aten.mean.dim, (x, wanted, keepdim))
+    return "mean: axes counted from the front"
+
+
+def _split(module: GraphModule, node: Node) -> str | None:
+    x, amount, axis = arguments(node)
+    axis = axis % rank(x)
+    length = val(x).shape[axis]
+    if not isinstance(length, int):  # a dynamic axis keeps its spelling
+        return None
+    if node.target is aten.split_with_sizes.default:
+        if node.args[1:] == (amount, axis):
+            return None
+        sizes = list(amount)
+    else:
+        step = -(-length // amount) if node.target is aten.chunk.default else amount
+        sizes = [min(step, length - start) for start in range(0, length, step)]
+    _replace(module, node, aten.split_with_sizes.default, (x, sizes, axis))
+    return "chunk, split -> split_with_sizes"
+
+
+def _replace(module: GraphModule, node: Node, target: Any, args: tuple[Any, ...]) -> None:
+    with module.graph.inserting_before(node):
+        new = module.graph.call_function(target, args)
+    new.meta.update(node.meta)
+    stand_for(new, node)
+    node.replace_all_uses_with(new)
+    module.graph.erase_node(node)
+
+
+_RULES: dict[Any, Callable[[GraphModule, Node], str | None]] = {
+    aten.dropout.default: _dropout,
+    aten.adaptive_avg_pool1d.default: _pool,
+    aten.adaptive_avg_pool2d.default: _pool,
+    aten.mean.dim: _mean,
+    aten.chunk.default: _split,
+    aten.split.Tensor: _split,
+    aten.split_with_sizes.default: _split,
+}

@@ -1,0 +1,178 @@
+"""Batch norms in inference are one scale and one shift a channel, which a neighbouring convolution can carry.
+
+    BN(x) = a x + c,   a = gamma / sqrt(var + eps),   c = beta - mean a          per channel, in float64
+    backwards   BN(conv(x; W, b))        ->  conv(x; a W, a b + c)               whatever the padding
+    forwards    conv(BN(x); W, b)        ->  conv(x; W a, b + sum W c)           where nothing is padded, or c = 0
+                linear(mean_HW(BN(x)))   ->  linear'(mean_HW(x))                 the mean of a x + c is a mean(x) + c
+
+Forwards needs every reader of the batch norm to be able to take it. What stays is reported with its reason.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from edgesmith.exporters.graph import (
+    arguments,
+    aten,
+    constant,
+    operator_name,
+    operators,
+    rank,
+    readers,
+    set_constant,
+    site,
+    stand_for,
+)
+from edgesmith.exporters.rewrite import Rejection, RewriteReport
+from edgesmith.exporters.targets import Costs
+
+_CONVOLUTIONS = frozenset({aten.conv1d.default, aten.conv2d.default, aten.conv3d.default})
+
+
+class FoldBatchnorm:
+    """See the table above."""
+
+    name = "fold_batchnorm"
+
+    def apply(self, module: GraphModule, costs: Costs) -> RewriteReport:
+        """Fold in place, backwards where possible, else forwards."""
+        applied, rejected = [], []
+        for norm in operators(module):
+            if norm.target is not aten.batch_norm.default:
+                continue
+            where = site(norm)
+            affine = _affine(module, norm)
+            if affine is None:
+                rejected.append(Rejection(where, "it normalises by the batch, or its statistics are computed"))
+                continue
+            scale, shift = affine
+            x = norm.args[0]
+            assert isinstance(x, Node)
+            backwards = _fold_backwards(module, norm, scale, shift)
+            if backwards is None:
+                applied.append((where, f"backwards into {site(x)}"))
+                continue
+            targets = [site(reader) for reader, _ in _readers_through_mean(norm)]
+            forwards = fold_forwards(module, norm, scale, shift)
+            if forwards is not None:
+                rejected.append(Rejection(where, f"{backwards}; {forwards}"))
+                continue
+            norm.replace_all_uses_with(x)
+            module.graph.erase_node(norm)
+            applied.append((where, f"forwards into {', '.join(targets)}"))
+        return RewriteReport(self.name, tuple(applied), tuple(rejected))
+
+
+def fold_forwards(module: GraphModule, value: Node, scale: Tensor, shift: Tensor) -> str | None:
+    """Let the readers of `value` take `scale * value + shift` (per channel, axis 1) while reading `value` itself.
+
+    Returns None when done. Otherwise the reason why not, and nothing is changed.
+    """
+    takers = _readers_through_mean(value)
+    if not takers:
+        return "nothing reads it"
+    for reader, through in takers:
+        reason = _cannot_take(module, reader, through, shift)
+        if reason is not None:
+            return reason
+    for reader, through in takers:
+        if through is not value:
+            through.meta["equals"] = ""  # the mean is now one of other values than in the captured graph
+        _take(module, reader, scale, shift)
+    return None
+
+
+def _affine(module: GraphModule, norm: Node) -> tuple[Tensor, Tensor] | None:
+    _, gamma, beta, mean, variance, training, _, eps, _ = arguments(norm)
+    mu, var = constant(module, mean), constant(module, variance)
+    if training or mu is None or var is None:
+        return None
+    scale = 1 / torch.sqrt(var.double() + eps)
+    if gamma is not None:
+        weight = constant(module, gamma)
+        if weight is None:
+            return None
+        scale = scale * weight.double()
+    shift = -mu.double() * scale
+    if beta is not None:
+        bias = constant(module, beta)
+        if bias is None:
+            return None
+        shift = shift + bias.double()
+    return scale, shift
+
+
+def _fold_backwards(module: GraphModule, norm: Node, scale: Tensor, shift: Tensor) -> str | None:
+    x = norm.args[0]
+    assert isinstance(x, Node)
+    is_linear = x.target is aten.linear.default and rank(x) == 2
+    if x.target not in _CONVOLUTIONS and not is_linear:
+        return f"what it reads is {operator_name(x) if x.op == 'call_function' else 'an input'}, not a convolution"
+    if len(x.users) > 1:
+        return f"the convolution before it is also read by {readers(x)}"
+    weight, bias = constant(module, x.args[1]), constant(module, arguments(x)[2])
+    if weight is None or (arguments(x)[2] is not None and bias is None):
+        return "the weights of the convolution before it are computed"
+    folded = weight.double() * scale.reshape(-1, *[1] * (weight.dim() - 1))
+    offset = shift if bias is None else shift + scale * bias.double()
+    _write(module, x, folded.to(weight.dtype), offset.to(weight.dtype))
+    stand_for(x, norm)
+    norm.replace_all_uses_with(x)
+    module.graph.erase_node(norm)
+    return None
+
+
+def _readers_through_mean(value: Node) -> list[tuple[Node, Node]]:
+    """The readers of `value`, each with what it reads: `value` or a mean over all its axes after the channels."""
+    takers = []
+    for reader in value.users:
+        if reader.target is aten.mean.dim and list(arguments(reader)[1]) == list(range(2, rank(value))):
+            takers += [(taker, reader) for taker in reader.users]
+        else:
+            takers.append((reader, value))
+    return takers
+
+
+def _cannot_take(module: GraphModule, reader: Node, value: Node, shift: Tensor) -> str | None:
+    if reader.target is aten.linear.default:
+        if rank(value) != 2:
+            return f"{reader.name} (aten.linear) does not mix the normalised axis"
+    elif reader.target not in _CONVOLUTIONS:
+        name = operator_name(reader) if reader.op == "call_function" else "the output"
+        return f"{name} reads it, which cannot carry a scale and a shift"
+    x, w, b, *rest = arguments(reader)
+    if x is not value:
+        return f"{reader.name} uses it as a weight"
+    if constant(module, w) is None or (b is not None and constant(module, b) is None):
+        return f"the weights of {site(reader)} are computed"
+    if rest:
+        padding = rest[1] if isinstance(rest[1], list | tuple) else [rest[1]]
+        if any(p != 0 for p in padding) and bool((shift != 0).any()):
+            return f"{site(reader)} pads with zeros, which the shift would turn into something else"
+    return None
+
+
+def _take(module: GraphModule, reader: Node, scale: Tensor, shift: Tensor) -> None:
+    _, w, b, *rest = arguments(reader)
+    weight, bias = constant(module, w), constant(module, b)
+    assert weight is not None
+    groups = rest[3] if rest else 1
+    out, width = weight.shape[0], weight.shape[1]
+    grouped = weight.double().reshape(groups, out // groups, width, -1)
+    a = scale.reshape(groups, 1, width, 1)
+    c = shift.reshape(groups, 1, width, 1)
+    folded = (grouped * a).reshape(weight.shape)
+    offset = (grouped * c).sum((2, 3)).reshape(out)
+    if bias is not None:
+        offset = offset + bias.double()
+    _write(module, reader, folded.to(weight.dtype), offset.to(weight.dtype))
+
+
+def _write(module: GraphModule, node: Node, weight: Tensor, bias: Tensor) -> None:
+    prefix = site(node)
+    set_constant(module, node, 1, f"{prefix}.weight", weight)
+    if bias.any() or arguments(node)[2] is not None:
+        set_constant(module, node, 2, f"{prefix}.bias", bias)

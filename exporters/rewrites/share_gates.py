@@ -1,0 +1,44 @@
+"""Additive attention with the gates of q and k in common grouped convolutions, where that is cheaper.
+
+Shared, a mixer starts two operators fewer and its convolutions are twice as wide; it pays by splitting [q | k] once
+more, which moves 2 C H W numbers. On ONNX Runtime's CPU a split copies and this loses (`bench/gates.py` measures it);
+where a split of channels is a view it wins.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+from torch.fx import GraphModule
+
+from edgesmith.exporters.graph import operators, site, val
+from edgesmith.exporters.rewrite import Rejection, RewriteReport
+from edgesmith.exporters.targets import Costs
+from edgesmith.kernels import additive_attention
+
+SAVED_LAUNCHES = 2
+
+
+class ShareGates:
+    """Set `share_gates` on every additive attention for which the target's costs say so."""
+
+    name = "share_gates"
+
+    def apply(self, module: GraphModule, costs: Costs) -> RewriteReport:
+        """Decide for each site by the cost model above."""
+        applied, rejected = [], []
+        position = len(additive_attention.example())
+        for node in operators(module):
+            if node.target is not additive_attention.OP.overload or len(node.args) > position:
+                continue
+            out = val(node)
+            numbers = 2 * prod(int(getattr(getattr(n, "node", None), "hint", n)) for n in out.shape)
+            moved_us = 2 * numbers * out.element_size() / (costs.copy_gb_s * 1e3)  # read and written
+            saved_us = SAVED_LAUNCHES * costs.launch_us
+            figures = f"saves {saved_us:.1f} us of launches, moves {moved_us:.1f} us worth of data"
+            if saved_us > moved_us:
+                node.args = (*node.args, True)
+                applied.append((site(node), figures))
+            else:
+                rejected.append(Rejection(site(node), figures))
+        return RewriteReport(self.name, tuple(applied), tuple(rejected))

@@ -1,0 +1,160 @@
+"""Targets: one module of this folder each, found by listing it. A target module is a `Target`.
+
+Nothing here or at the top of a target module imports torch or the target's own packages, so that listing is instant.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import math
+import pkgutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, cast
+
+from edgesmith.errors import BackendMissing, unknown
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from edgesmith.exporters.capture import Program
+    from edgesmith.models.registry import ImageInput
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a target pays, as far as choosing between equal forms needs it.
+
+    Attributes:
+        launch_us: starting one operator, microseconds.
+        copy_gb_s: moving an activation, as a split or concatenation does, gigabytes a second; infinite where it is
+            only a view.
+    """
+
+    launch_us: float
+    copy_gb_s: float = math.inf
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a target writes into a file beside the program.
+
+    Attributes:
+        name: of the model; also the file's stem.
+        precision: `fp32` or `fp16`, of weights and arithmetic; outputs stay float32.
+        image: how the model's input relates to RGB images, where it reads images.
+        labels: class names, in the order of the logits.
+        image_input: take images instead of normalised tensors.
+        deployment_target: oldest system that the file must run on, in the target's own words.
+        licence, source: of the model.
+    """
+
+    name: str
+    precision: str
+    image: ImageInput | None = None
+    labels: tuple[str, ...] | None = None
+    image_input: bool = False
+    deployment_target: str | None = None
+    licence: str = ""
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class NotHere:
+    """An answer instead of outputs: this machine cannot run the file, because."""
+
+    reason: str
+
+
+class Target(Protocol):
+    """A file format, and how to write, inspect and run it.
+
+    Attributes:
+        name: of the module, on the command line, in lowerings.
+        suffix: of the file, with the dot.
+        description: half a line for `edgesmith targets`.
+        precisions: the first is the default.
+        options: names of `Request` fields that this target can serve beyond every target's.
+        packages: import names that lowering needs; `extra` is the pip extra that brings them, None when the base does.
+        runtime: what executes the file.
+        costs: for rewrites that choose between forms.
+        dynamic_batch: whether the format takes a free batch axis here.
+    """
+
+    name: str
+    suffix: str
+    description: str
+    precisions: tuple[str, ...]
+    options: frozenset[str]
+    packages: tuple[str, ...]
+    extra: str | None
+    runtime: str
+    costs: Costs
+    dynamic_batch: bool
+
+    def lower(self, program: Program, path: Path, request: Request) -> None:
+        """Write `program` to `path`, byte for byte the same for the same program and request.
+
+        Raises:
+            Unsupported: an operator that the format or its converter refuses.
+        """
+        ...
+
+    def check(self, path: Path) -> None:
+        """Raise Unsupported where the file is not what the format asks for."""
+        ...
+
+    def count_operators(self, path: Path) -> dict[str, int]:
+        """How often each of the format's operators occurs, constants left out, most frequent first."""
+        ...
+
+    def cannot_run(self) -> str | None:
+        """Why files of this target cannot be executed on this machine, or None."""
+        ...
+
+    def run(self, path: Path, inputs: Sequence[Sequence[np.ndarray]]) -> list[list[np.ndarray]] | NotHere:
+        """Outputs for each of several input tuples, in float32, in the order of the file's outputs."""
+        ...
+
+    def intermediate(self, path: Path, names: Sequence[str], inputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        """Values inside the file by the program's node names, as far as both know them."""
+        ...
+
+
+@cache
+def all_targets() -> dict[str, Target]:
+    """Every target by name."""
+    folder = str(Path(__file__).parent)
+    names = sorted(module.name for module in pkgutil.iter_modules([folder]))
+    modules = {name: importlib.import_module(f"edgesmith.exporters.targets.{name}") for name in names}
+    return {name: cast(Target, module) for name, module in modules.items()}
+
+
+def get(name: str) -> Target:
+    """The target called `name`. Raises BadInput with the nearest names when there is none."""
+    targets = all_targets()
+    if name not in targets:
+        raise unknown("target", name, targets, "edgesmith targets")
+    return targets[name]
+
+
+def missing_packages(target: Target) -> list[str]:
+    """Packages that lowering to a target needs and this environment does not have."""
+    return [package for package in target.packages if importlib.util.find_spec(package) is None]
+
+
+def require(target: Target) -> None:
+    """Raise BackendMissing, with the pip line, where a target's packages are not installed."""
+    missing = missing_packages(target)
+    if missing:
+        raise BackendMissing(
+            f"target {target.name} needs {', '.join(missing)}, which is not installed: {install_line(target)}"
+        )
+
+
+def install_line(target: Target) -> str:
+    """What to type to get a target's packages."""
+    return f'pip install "edgesmith[{target.extra}]"' if target.extra else "pip install --force-reinstall edgesmith"

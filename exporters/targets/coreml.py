@@ -1,0 +1,305 @@
+"""Core ML: an ML Program in an `.mlpackage`, by coremltools, with the fused ops' own lowerings, made canonical.
+
+fp16 by default, then with Float16 inputs; outputs are Float32. `image_input` takes an image: 1/255 and the mean become the image's scale and bias, and each channel's
+standard deviation, which Core ML has no place for, goes into the first convolution. `labels` make it a classifier.
+
+A package as coremltools saves it differs from run to run: random identifiers, the date, map entries in hash order.
+`_canonical` replaces the first by hashes of what they name, drops the second and sorts the third.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import platform
+import shutil
+import uuid
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgesmith.errors import BadInput, Unsupported, unknown
+from edgesmith.exporters.targets import Costs, NotHere, Request
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from edgesmith.exporters.capture import Program
+
+name = "coreml"
+suffix = ".mlpackage"
+description = "Core ML ML Program, for iPhone, iPad and Mac"
+precisions = ("fp16", "fp32")
+options: frozenset[str] = frozenset({"labels", "image_input", "deployment_target"})
+packages = ("coremltools",)
+extra = "coreml"
+runtime = "Core ML"
+# Not measured: no Apple device here. A split of channels is a view of a planar tensor, and 2.4 us is CAS-ViT XS's
+# published 0.85 ms on an iPhone over its 350 operators, an upper limit for starting one.
+costs = Costs(launch_us=2.4)
+dynamic_batch = False
+
+DEFAULT_DEPLOYMENT_TARGET = "iOS17"
+_OLDEST = 16
+
+
+def lower(program: Program, path: Path, request: Request) -> None:
+    """Write the program as an `.mlpackage`."""
+    with _quiet():
+        import coremltools as ct
+        import numpy as np
+
+        from edgesmith import __version__
+        from edgesmith.exporters.capture import exported
+
+        target = deployment_target(request.deployment_target)
+        if request.image_input:
+            program = _scale_input(program, request)
+        inputs = _inputs(program, request)
+        labels = request.labels
+        classifier = None if labels is None else ct.ClassifierConfig(list(labels))
+        outputs = None if classifier else [ct.TensorType(name=n, dtype=np.float32) for n in program.output_names]
+        half = request.precision == "fp16"
+        with _own_lowerings():
+            try:
+                model = ct.convert(
+                    exported(program),
+                    inputs=inputs,
+                    outputs=outputs,
+                    classifier_config=classifier,
+                    convert_to="mlprogram",
+                    minimum_deployment_target=target,
+                    compute_precision=ct.precision.FLOAT16 if half else ct.precision.FLOAT32,
+                    skip_model_load=True,
+                )
+            except Exception as error:  # coremltools raises NotImplementedError, ValueError, RuntimeError alike
+                line = str(error).strip().splitlines()
+                raise Unsupported(f"Core ML cannot express this model: {line[0] if line else error!r}") from error
+    model.short_description = request.name
+    model.version = __version__
+    model.license = request.licence
+    model.user_defined_metadata["edgesmith.source"] = request.source
+    model.user_defined_metadata["edgesmith.precision"] = request.precision
+    if request.image is not None and not request.image_input:
+        model.user_defined_metadata["edgesmith.input.mean"] = json.dumps(request.image.mean)
+        model.user_defined_metadata["edgesmith.input.std"] = json.dumps(request.image.std)
+    model.user_defined_metadata.pop("com.github.apple.coremltools.conversion_date", None)
+    scratch = path.with_name(f"raw-{path.name}")
+    model.save(str(scratch))
+    _canonical(scratch, path)
+    shutil.rmtree(scratch)
+
+
+def check(path: Path) -> None:
+    """The package is complete and its program can be read."""
+    _main_block(path)
+
+
+def count_operators(path: Path) -> dict[str, int]:
+    """Operators of the main function by type, constants left out."""
+    counts = Counter(op.type for op in _main_block(path).operations if op.type != "const")
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def largest_rank(path: Path) -> int:
+    """The highest rank of any value that an operator other than a constant makes."""
+    ranks = [
+        len(output.type.tensorType.dimensions)
+        for op in _main_block(path).operations
+        if op.type != "const"
+        for output in op.outputs
+    ]
+    return max(ranks, default=0)
+
+
+def cannot_run() -> str | None:
+    """Core ML executes on Apple's systems only."""
+    if platform.system() != "Darwin":
+        return f"Core ML runs on macOS only, and this is {platform.system()}"
+    return None
+
+
+def run(path: Path, inputs: Sequence[Sequence[np.ndarray]]) -> list[list[np.ndarray]] | NotHere:
+    """Execute with Apple's runtime, on a Mac."""
+    reason = cannot_run()
+    if reason is not None:
+        return NotHere(reason)
+    return _predict(path, inputs)
+
+
+def intermediate(path: Path, names: Sequence[str], inputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """Core ML shows no intermediate values."""
+    return {}
+
+
+def deployment_target(wanted: str | None) -> Any:
+    """coremltools' constant for `iOS16` and later. Raises BadInput with the nearest names."""
+    with _quiet():
+        import coremltools as ct
+
+    known = [target.name for target in ct.target if target.name.startswith("iOS") and int(target.name[3:]) >= _OLDEST]
+    wanted = wanted or DEFAULT_DEPLOYMENT_TARGET
+    if wanted not in known:
+        raise unknown("deployment target", wanted, known, f"{known[0]} to {known[-1]}")
+    return ct.target[wanted]
+
+
+def _inputs(program: Program, request: Request) -> list[Any]:
+    import coremltools as ct
+    import numpy as np
+
+    if request.image_input:
+        assert request.image is not None
+        shape = tuple(program.inputs[0].shape)
+        bias = [-value for value in request.image.mean]
+        layout = ct.colorlayout.RGB
+        return [ct.ImageType(program.input_names[0], shape, scale=1 / 255, bias=bias, color_layout=layout)]
+    dtype = np.float16 if request.precision == "fp16" else np.float32
+    pairs = zip(program.input_names, program.inputs, strict=True)
+    return [ct.TensorType(name=n, shape=tuple(x.shape), dtype=dtype) for n, x in pairs]
+
+
+def _scale_input(program: Program, request: Request) -> Program:
+    """The program for inputs that still have to be divided by the standard deviations."""
+    import torch
+
+    from edgesmith.exporters.capture import with_module
+    from edgesmith.exporters.graph import fork, tidy
+    from edgesmith.exporters.rewrites.fold_batchnorm import fold_forwards
+
+    assert request.image is not None
+    if program.inputs[0].shape[0] != 1:
+        raise BadInput(f"an image input holds one image, and the batch is {program.inputs[0].shape[0]}; use --batch 1")
+    module = fork(program.module)
+    (image,) = (node for node in module.graph.nodes if node.op == "placeholder")
+    scale = 1 / torch.tensor(request.image.std, dtype=torch.float64)
+    reason = fold_forwards(module, image, scale, torch.zeros_like(scale))
+    if reason is not None:
+        raise Unsupported(f"the standard deviations cannot be folded into the first convolution: {reason}")
+    return with_module(program, tidy(module))
+
+
+@contextlib.contextmanager
+def _own_lowerings() -> Iterator[None]:
+    """Register the fused ops' lowerings with coremltools while converting."""
+    from coremltools.converters.mil.frontend.torch.ops import _get_inputs
+    from coremltools.converters.mil.frontend.torch.torch_op_registry import _TORCH_OPS_REGISTRY
+
+    from edgesmith.kernels.op import FusedOp, all_ops
+
+    def translation(op: FusedOp) -> Any:
+        def translate(context: Any, node: Any) -> None:
+            values = _get_inputs(context, node)
+            flags = [value.val if value is not None and value.op is not None and value.rank == 0 else value for value in values]
+            context.add(op.lowerings["coreml"](*flags), torch_name=node.name)
+
+        return translate
+
+    table = _TORCH_OPS_REGISTRY.name_to_func_mapping
+    before = dict(table)
+    for op in all_ops().values():
+        if "coreml" in op.lowerings:
+            table[f"edgesmith::{op.name}"] = translation(op)
+    try:
+        yield
+    finally:
+        table.clear()
+        table.update(before)
+
+
+def _canonical(source: Path, path: Path) -> None:
+    """Copy a package, the same bytes for the same model."""
+    from coremltools.proto import Model_pb2
+
+    model = Model_pb2.Model()
+    model.ParseFromString((source / "Data/com.apple.CoreML/model.mlmodel").read_bytes())
+    shutil.copytree(source / "Data", path / "Data")  # what coremltools leaves beside Data is for debugging
+    (path / "Data/com.apple.CoreML/model.mlmodel").write_bytes(model.SerializeToString(deterministic=True))
+    manifest = json.loads((source / "Manifest.json").read_text(encoding="utf-8"))
+    entries, root = manifest["itemInfoEntries"], manifest["rootModelIdentifier"]
+    renamed = {}
+    for identifier, entry in sorted(entries.items(), key=lambda item: item[1]["path"]):
+        digest = hashlib.sha256(entry["path"].encode())
+        item = path / "Data" / entry["path"]
+        for file in sorted([item] if item.is_file() else item.rglob("*")):
+            if file.is_file():
+                digest.update(file.relative_to(path).as_posix().encode() + b"\0" + file.read_bytes())
+        new = str(uuid.uuid5(uuid.NAMESPACE_OID, digest.hexdigest())).upper()
+        renamed[new] = entry
+        root = new if identifier == root else root
+    manifest |= {"itemInfoEntries": renamed, "rootModelIdentifier": root}
+    (path / "Manifest.json").write_text(json.dumps(manifest, indent=4, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _main_block(path: Path) -> Any:
+    """The main function's block in a saved package."""
+    with _quiet():
+        from coremltools.proto import Model_pb2
+
+    model = Model_pb2.Model()
+    try:
+        manifest = json.loads((path / "Manifest.json").read_text(encoding="utf-8"))
+        entry = manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]
+        model.ParseFromString((path / "Data" / entry["path"]).read_bytes())
+        function = model.mlProgram.functions["main"]
+        return function.block_specializations[function.opset]
+    except Exception as error:  # json, key, protobuf and file errors: the package is broken in one way or another
+        raise Unsupported(f"{path.name} is no readable ML Program package: {type(error).__name__} {error}") from error
+
+
+def _predict(path: Path, inputs: Sequence[Sequence[np.ndarray]]) -> list[list[np.ndarray]]:  # pragma: no cover - macOS
+    import coremltools as ct
+    import numpy as np
+    from PIL import Image
+
+    model = ct.models.MLModel(str(path))
+    spec = model.get_spec().description
+    outputs = []
+    for given in inputs:
+        feeds: dict[str, Any] = {}
+        for feature, array in zip(spec.input, given, strict=True):
+            if feature.type.WhichOneof("Type") == "imageType":
+                feeds[feature.name] = Image.fromarray(np.moveaxis(array[0], 0, -1).astype(np.uint8))
+            else:
+                feeds[feature.name] = array.astype(np.float32)
+        result = model.predict(feeds)
+        if spec.predictedProbabilitiesName:
+            probabilities = result[spec.predictedProbabilitiesName]
+            outputs.append([np.array([[probabilities[label] for label in _labels(path)]], dtype=np.float32)])
+        else:
+            outputs.append([np.asarray(result[feature.name], dtype=np.float32) for feature in spec.output])
+    return outputs
+
+
+def _labels(path: Path) -> list[str]:
+    """A classifier's class names, in the order of its scores."""
+    for op in _main_block(path).operations:
+        if op.type == "classify":
+            return list(op.inputs["classes"].arguments[0].value.immediateValue.tensor.strings.values)
+    return []
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep coremltools' warnings and progress bars off the user's terminal; errors still come as exceptions."""
+    import tqdm
+
+    level = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    init = tqdm.tqdm.__init__
+
+    def silent(self: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **{**kwargs, "disable": True})
+
+    tqdm.tqdm.__init__ = silent
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        tqdm.tqdm.__init__ = init
+        logging.disable(level)

@@ -1,0 +1,190 @@
+"""ONNX: torch's dynamo exporter with the fused ops' own lowerings, simplified by onnxsim, one self-contained file.
+
+Static shapes, or a free batch axis. fp16 is typed in the graph, with float32 inputs and outputs. The model's metadata
+carry its name, version, input normalisation and labels. Names of nodes and weights are the model's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgesmith.errors import Unsupported
+from edgesmith.exporters.targets import Costs, NotHere, Request
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
+
+    from edgesmith.exporters.capture import Program
+
+name = "onnx"
+suffix = ".onnx"
+description = "ONNX (opset 20), for ONNX Runtime and everything that imports ONNX"
+precisions = ("fp32", "fp16")
+options: frozenset[str] = frozenset({"labels"})
+packages = ("onnx", "onnxscript", "onnxsim")
+extra = None
+runtime = "ONNX Runtime, CPU"
+costs = Costs(launch_us=3.0, copy_gb_s=10.0)  # measured on ONNX Runtime's CPU provider by bench/gates.py
+dynamic_batch = True
+
+OPSET = 20
+_LIMIT_BYTES = 2**31 - 2**20
+
+
+def lower(program: Program, path: Path, request: Request) -> None:
+    """Write the program as one ONNX file."""
+    import onnx
+    import onnxsim
+    import torch
+
+    from edgesmith.exporters.capture import exported
+    from edgesmith.exporters.precision import half
+    from edgesmith.kernels.op import all_ops
+
+    if request.precision == "fp16":
+        program = half(program)
+    table = {op.overload: op.lowerings["onnx"] for op in all_ops().values() if "onnx" in op.lowerings}
+    with _quiet():
+        try:
+            written = torch.onnx.export(
+                exported(program),
+                input_names=list(program.input_names),
+                output_names=list(program.output_names),
+                custom_translation_table=table,
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+                external_data=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            cause = str(error.__cause__ or error).strip().splitlines()
+            raise Unsupported(f"ONNX cannot express this model: {cause[0] if cause else error}") from error
+        assert written is not None
+        model = written.model_proto
+        if model.ByteSize() > _LIMIT_BYTES:
+            raise Unsupported(f"the model is {model.ByteSize() / 2**30:.1f} GiB; one ONNX file holds less than 2 GiB")
+        model, _ = onnxsim.simplify(model, check_n=0)
+    _annotate(model, request)
+    onnx.checker.check_model(model, full_check=True)
+    path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def check(path: Path) -> None:
+    """onnx.checker with full shape inference."""
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except Exception as error:  # DecodeError, ValidationError and InferenceError share no base class
+        raise Unsupported(f"{path.name} is no valid ONNX model: {str(error).strip().splitlines()[0]}") from error
+
+
+def count_operators(path: Path) -> dict[str, int]:
+    """Nodes by operator type."""
+    import onnx
+
+    counts = Counter(node.op_type for node in onnx.load(str(path)).graph.node)
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def cannot_run() -> str | None:
+    """ONNX Runtime is a base dependency."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        return "onnxruntime is not installed: pip install onnxruntime"
+    return None
+
+
+def run(path: Path, inputs: Sequence[Sequence[np.ndarray]]) -> list[list[np.ndarray]] | NotHere:
+    """Execute in ONNX Runtime on the CPU."""
+    reason = cannot_run()
+    if reason is not None:
+        return NotHere(reason)
+    session = _session(str(path))
+    names = [value.name for value in session.get_inputs()]
+    return [session.run(None, dict(zip(names, given, strict=True))) for given in inputs]
+
+
+def intermediate(path: Path, names: Sequence[str], inputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """Values inside the file: torch's exporter names a value after the program's node."""
+    import onnx
+
+    model = onnx.shape_inference.infer_shapes(onnx.load(str(path)))
+    inside = {name for node in model.graph.node for name in node.output}
+    known = [name for name in names if name in inside]
+    present = {value.name for value in model.graph.output}
+    model.graph.output.extend(value for value in model.graph.value_info if value.name in set(known) - present)
+    session = _session(model.SerializeToString())
+    wanted = [value.name for value in session.get_outputs() if value.name in known]
+    feeds = {value.name: array for value, array in zip(session.get_inputs(), inputs, strict=True)}
+    return dict(zip(wanted, session.run(wanted, feeds), strict=True))
+
+
+def _session(model: str | bytes) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions share no importable base class
+        raise Unsupported(f"ONNX Runtime does not load the file: {str(error).strip().splitlines()[0]}") from error
+
+
+def _annotate(model: onnx.ModelProto, request: Request) -> None:
+    """Say what the model is; drop what the exporter noted about the machine and the source lines it ran from."""
+    from edgesmith import __version__
+
+    facts = {"name": request.name, "version": __version__, "precision": request.precision}
+    if request.licence:
+        facts |= {"licence": request.licence, "source": request.source}
+    if request.image is not None:
+        facts["input.layout"] = "NCHW, RGB, values in 0..1, then (value - mean) / std"
+        facts["input.mean"] = json.dumps(request.image.mean)
+        facts["input.std"] = json.dumps(request.image.std)
+    if request.labels is not None:
+        facts["labels"] = json.dumps(request.labels, ensure_ascii=False)
+    del model.metadata_props[:]
+    for key, value in facts.items():
+        model.metadata_props.add(key=f"edgesmith.{key}", value=value)
+    model.producer_name, model.producer_version = "edgesmith", __version__
+    model.graph.name = request.name
+    model.doc_string = model.graph.doc_string = ""
+    for node in model.graph.node:
+        scopes = [prop.value for prop in node.metadata_props if prop.key == "pkg.torch.onnx.name_scopes"]
+        del node.metadata_props[:]
+        node.doc_string = ""
+        if scopes:
+            node.metadata_props.add(key="module", value=_innermost(scopes[0]))
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info, *model.graph.initializer):
+        value.doc_string = ""
+        del value.metadata_props[:]
+
+
+def _innermost(scopes: str) -> str:
+    """The module path in the exporter's list of scopes, which ends with the node's own name."""
+    import ast
+
+    path = ast.literal_eval(scopes)
+    return str(path[-2]) if len(path) > 1 else ""
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's own progress and deprecation warnings off the user's terminal."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

@@ -1,0 +1,78 @@
+"""Fused ops: an operation defined once by a plain PyTorch function, which is then four things.
+
+    reference  what the op means, and what an eager call runs
+    pattern    its captured graph is what a rewrite looks for in a model
+    oracle     what every lowering is compared with
+    fallback   what a target without a lowering inlines
+
+An op is a module of this folder with an attribute `OP`; nothing else has to be registered.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class FusedOp:
+    """One fused op.
+
+    Attributes:
+        name: the op is `torch.ops.edgesmith.<name>`.
+        reference: plain PyTorch, annotated so that `torch.library` can read its schema; tensors first, then literals
+            with defaults. The defaults are the form that the pattern has.
+        shape: from the same arguments to the output's shape. Raises ValueError, in one sentence, for arguments that do
+            not fit together; a rewrite turns that sentence into the reason for a rejected site.
+        example: tensor arguments at a small size, to capture the pattern and to test lowerings.
+        lowerings: target name to a function in that target's own terms (see the target's file).
+        tolerance: largest error against the reference, relative to the reference's peak, in fp32.
+    """
+
+    name: str
+    reference: Callable[..., Tensor]
+    shape: Callable[..., tuple[int, ...]]
+    example: Callable[[], tuple[Tensor, ...]]
+    lowerings: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    tolerance: float = 1e-5
+
+    @property
+    def overload(self) -> torch._ops.OpOverload:
+        """The op as it stands in a graph: `torch.ops.edgesmith.<name>.default`."""
+        return getattr(torch.ops.edgesmith, self.name).default  # type: ignore[no-any-return]  # built at run time
+
+
+def define(op: FusedOp) -> FusedOp:
+    """Make `torch.ops.edgesmith.<name>`: eager calls run the reference, fake tensors go through the shape rule."""
+    custom = torch.library.custom_op(f"edgesmith::{op.name}", op.reference, mutates_args=())
+
+    def fake(*args: Any, **kwargs: Any) -> Tensor:
+        first: Tensor = args[0]
+        return first.new_empty(op.shape(*args, **kwargs))
+
+    custom.register_fake(fake)
+    return op
+
+
+@cache
+def all_ops() -> dict[str, FusedOp]:
+    """Every fused op by name, found by listing this folder."""
+    found: dict[str, FusedOp] = {}
+    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        op = getattr(importlib.import_module(f"edgesmith.kernels.{module.name}"), "OP", None)
+        if isinstance(op, FusedOp):
+            found[op.name] = op
+    return found
+
+
+def find(overload: object) -> FusedOp | None:
+    """The fused op that a graph node's target is, or None."""
+    return next((op for op in all_ops().values() if op.overload is overload), None)

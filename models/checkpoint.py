@@ -1,0 +1,177 @@
+"""Weights from files: read without running code from them, fitted to a model, or refused with what does not fit.
+
+Files: `.safetensors`, and PyTorch's `.pth`/`.pt` as a bare state dict or in an envelope (`model`, `state_dict`,
+`model_ema`, the first that is there), which may carry training state beside it. Prefixes `module.` and `backbone.` that
+all of a model's keys share are dropped.
+
+A pickle is read by PyTorch's restricted unpickler, which builds tensors and plain containers only. `argparse.Namespace`
+and numpy scalars, which training scripts leave beside the weights, are let through: they hold data and run nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edgesmith.errors import CheckpointError
+from edgesmith.models.registry import ModelSpec, build, family
+
+RANDOM_SEED = 0
+_ENVELOPES = ("model", "state_dict", "model_ema")
+_PREFIXES = ("module.", "backbone.")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where a model's weights come from.
+
+    Attributes:
+        origin: `file NAME` or `random (seed 0)`.
+        sha256: of all tensors, by name, type, shape and bytes; the same weights in another file format agree.
+        file_sha256: of the file as it was given.
+        notes: what the loader decided, a sentence each.
+    """
+
+    origin: str
+    sha256: str
+    file_sha256: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+def load(spec: ModelSpec, path: str | Path | None, features: bool = False) -> tuple[nn.Module, Weights]:
+    """A model with weights from a file, or with random ones from a fixed seed, in eval mode.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, unsafe, or of another model.
+    """
+    if path is None:
+        with torch.random.fork_rng():
+            torch.manual_seed(RANDOM_SEED)
+            model = build(spec, features=features)
+        return model, Weights(f"random (seed {RANDOM_SEED})", fingerprint(model.state_dict()))
+    path = Path(path)
+    state = read(path)
+    options, state, notes = family(spec).from_checkpoint(state, features)
+    model = build(spec, features=features, **options)
+    _fit(model, state, f"{path.name} is not a checkpoint of {spec.name}")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return model, Weights(f"file {path.name}", fingerprint(model.state_dict()), digest, tuple(notes))
+
+
+def read(path: str | Path) -> dict[str, Tensor]:
+    """The state dict in a file. Raises CheckpointError."""
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"no weights file at {path}; give a .pth, .pt or .safetensors file")
+    if path.suffix == ".safetensors":
+        state = _read_safetensors(path)
+    else:
+        state = _open_envelope(_read_pickle(path), path)
+    if not state:
+        raise CheckpointError(f"{path.name} holds no tensors; a model's state dict was expected")
+    for prefix in _PREFIXES:
+        own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        if own and (prefix == "backbone." or len(own) == len(state)):
+            state = own
+    return state
+
+
+def fingerprint(state: Mapping[str, Tensor]) -> str:
+    """sha256 over a state dict: name, type, shape and bytes of every tensor, in order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return digest.hexdigest()
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path.name} is damaged or no safetensors file ({error}); download it again") from error
+
+
+def _read_pickle(path: Path) -> Any:
+    inert: list[Any] = [argparse.Namespace, np.dtype, np.ndarray]
+    inert += [type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4", "?")]
+    scalar = np._core.multiarray.scalar
+    inert += [scalar, (scalar, "numpy.core.multiarray.scalar")]
+    try:
+        with torch.serialization.safe_globals(inert):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        found = re.search(r"(?:GLOBAL|global:?|class|type) ['\"`]?([\w.]+\.[\w.]+)", str(error))
+        unsafe = "weights_only" in str(error).lower() or "weights only" in str(error).lower()
+        if unsafe and found and "zip" not in str(error).lower():
+            raise CheckpointError(
+                f"{path.name} is refused: its pickle asks for {found[1]}, which could run code."
+                " Ask its author for a plain state dict or a .safetensors file"
+            ) from error
+        raise CheckpointError(
+            f"{path.name} is truncated or no PyTorch checkpoint ({_short(error)}); download it again"
+        ) from error
+
+
+def _open_envelope(content: Any, path: Path) -> dict[str, Tensor]:
+    if isinstance(content, dict):
+        for key in _ENVELOPES:
+            inner = content.get(key)
+            if isinstance(inner, dict) and any(isinstance(value, Tensor) for value in inner.values()):
+                content = inner
+                break
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f"{path.name} holds a {type(content).__name__}, not a state dict (a dict of names to tensors)"
+        )
+    strangers = [key for key, value in content.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
+    if strangers:
+        raise CheckpointError(
+            f"{path.name} holds no state dict: {strangers[0]!r} is a {type(content[strangers[0]]).__name__}, not a"
+            f" tensor. Looked for one at the top and under {', '.join(map(repr, _ENVELOPES))}"
+        )
+    return dict(content)
+
+
+def _fit(model: nn.Module, state: Mapping[str, Tensor], blame: str) -> None:
+    wanted = model.state_dict()
+    missing = [key for key in wanted if key not in state]
+    unexpected = [key for key in state if key not in wanted]
+    mismatched = [key for key in wanted if key in state and state[key].shape != wanted[key].shape]
+    parts = []
+    if mismatched:
+        key = mismatched[0]
+        parts.append(
+            f"{len(mismatched)} of another shape, first {key}: {list(state[key].shape)}, wanted {list(wanted[key].shape)}"
+        )
+    if missing:
+        parts.append(f"{len(missing)} missing, first {missing[0]} {list(wanted[missing[0]].shape)}")
+    if unexpected:
+        parts.append(f"{len(unexpected)} unexpected, first {unexpected[0]} {list(state[unexpected[0]].shape)}")
+    if parts:
+        raise CheckpointError(f"{blame}: {'; '.join(parts)}")
+    strange = [key for key, value in state.items() if value.is_complex() != wanted[key].is_complex()]
+    if strange:
+        raise CheckpointError(f"{blame}: {strange[0]} is {state[strange[0]].dtype}, wanted {wanted[strange[0]].dtype}")
+    for key, value in state.items():
+        if not torch.isfinite(value).all():
+            raise CheckpointError(f"{blame.split(' is ')[0]} is damaged: {key} holds values that are not finite")
+    model.load_state_dict(dict(state))
+
+
+def _short(error: BaseException) -> str:
+    line = str(error).strip().splitlines()
+    return (line[0] if line else type(error).__name__)[:120]

@@ -1,0 +1,91 @@
+"""Which models there are, and the facts about each. Reads the TOML files of this folder; torch is imported by `build`."""
+
+from __future__ import annotations
+
+import importlib
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgesmith.errors import unknown
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class ImageInput:
+    """What an image model reads: float RGB of shape [B, *shape], each channel `(value in 0..1 - mean) / std`."""
+
+    name: str
+    shape: tuple[int, int, int]
+    divisor: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """The facts about one model.
+
+    Attributes:
+        name: also the name of the function in `models/<family>.py` that builds it.
+        params, macs: with every head that the published figure includes, at `input.shape`; see the family's TOML file.
+        top1: published ImageNet-1k accuracies, per cent.
+        source, paper, licence: of the original.
+    """
+
+    name: str
+    family: str
+    task: str
+    classes: int
+    input: ImageInput
+    params: int
+    macs: int
+    top1: tuple[float, ...]
+    source: str
+    paper: str
+    licence: str
+
+
+@cache
+def all_models() -> dict[str, ModelSpec]:
+    """Every model by name, family by family. Raises ValueError where two files claim one name."""
+    found: dict[str, ModelSpec] = {}
+    for path in sorted(Path(__file__).parent.glob("*.toml")):
+        facts = tomllib.loads(path.read_text(encoding="utf-8"))
+        models, image = facts.pop("models"), facts.pop("input")
+        image = {key: tuple(value) if isinstance(value, list) else value for key, value in image.items()}
+        for name, own in models.items():
+            if name in found:
+                raise ValueError(f"two families define {name}: {found[name].family} and {path.stem}")
+            own = {key: tuple(value) if isinstance(value, list) else value for key, value in own.items()}
+            found[name] = ModelSpec(name=name, input=ImageInput(**image), **facts, **own)
+    return found
+
+
+def get(name: str) -> ModelSpec:
+    """The model called `name`. Raises BadInput with the nearest names when there is none."""
+    models = all_models()
+    if name not in models:
+        raise unknown("model", name, models, "edgesmith models")
+    return models[name]
+
+
+def family(spec: ModelSpec) -> ModuleType:
+    """The Python module with a model's architecture. Imports torch."""
+    return importlib.import_module(f"edgesmith.models.{spec.family}")
+
+
+def build(spec: ModelSpec, **options: Any) -> nn.Module:
+    """The model as an nn.Module in eval mode, weights as PyTorch's random state makes them.
+
+    Args:
+        options: of the family's builder, such as `features`, `num_classes`, `distillation`.
+    """
+    model: nn.Module = getattr(family(spec), spec.name)(**options)
+    return model.eval()

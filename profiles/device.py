@@ -1,0 +1,55 @@
+"""Device profiles: what a device is and which files it takes. A device is `<name>.toml` in this folder, no Python."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from edgesmith.errors import unknown
+
+
+@dataclass(frozen=True)
+class Systems:
+    """Operating systems that a device runs, such as `iOS17`, and where that is written."""
+
+    oldest: str
+    newest: str
+    source: str
+
+
+@dataclass(frozen=True)
+class DeviceProfile:
+    """One device.
+
+    Attributes:
+        targets: formats that it can run.
+        systems: None where the format does not depend on the system.
+    """
+
+    name: str
+    title: str
+    soc: str
+    targets: tuple[str, ...]
+    systems: Systems | None = None
+
+
+@cache
+def all_devices() -> dict[str, DeviceProfile]:
+    """Every device by name."""
+    found = {}
+    for path in sorted(Path(__file__).parent.glob("*.toml")):
+        facts = tomllib.loads(path.read_text(encoding="utf-8"))
+        systems = facts.pop("systems", None)
+        facts["targets"] = tuple(facts["targets"])
+        found[path.stem] = DeviceProfile(path.stem, **facts, systems=Systems(**systems) if systems else None)
+    return found
+
+
+def get(name: str) -> DeviceProfile:
+    """The device called `name`. Raises BadInput with the nearest names when there is none."""
+    devices = all_devices()
+    if name not in devices:
+        raise unknown("device", name, devices, "edgesmith targets --devices")
+    return devices[name]

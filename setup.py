@@ -1,0 +1,25 @@
+from setuptools import setup
+
+# The top-level folders are installed under one import name, so that no generic name reaches site-packages.
+FOLDERS = {
+    "edgesmith": "src/edgesmith",
+    "edgesmith.kernels": "kernels",
+    "edgesmith.models": "models",
+    "edgesmith.profiles": "profiles",
+    "edgesmith.exporters": "exporters",
+    "edgesmith.exporters.rewrites": "exporters/rewrites",
+    "edgesmith.exporters.targets": "exporters/targets",
+    "edgesmith.bench": "bench",
+    "edgesmith.tests": "tests",
+}
+
+setup(
+    packages=list(FOLDERS),
+    package_dir=FOLDERS,
+    package_data={
+        "edgesmith": ["py.typed"],
+        "edgesmith.models": ["*.toml"],
+        "edgesmith.profiles": ["*.toml"],
+        "edgesmith.tests": ["golden/*.txt", "fixtures/*"],
+    },
+)

@@ -1,0 +1,31 @@
+"""edgesmith: token-mixer models from their PyTorch definition to verified artifacts on phones and edge boards.
+
+    import edgesmith
+    artifact = edgesmith.export("casvit_xs", target="coreml")
+    artifact = edgesmith.export(module, target="onnx", inputs=(x,))
+    edgesmith.verify(artifact.path)
+
+Importing the package imports none of the heavy ones; the first call does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from edgesmith.exporters.pipeline import explain, export
+    from edgesmith.exporters.pipeline import verify_artifact as verify
+
+__all__ = ["__version__", "explain", "export", "verify"]
+
+_LAZY = {"export": "export", "explain": "explain", "verify": "verify_artifact"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'edgesmith' has no attribute {name!r}")
+    from edgesmith.exporters import pipeline
+
+    return getattr(pipeline, _LAZY[name])

@@ -1,0 +1,456 @@
+"""The command line. Each command parses, calls one function of the layers below, and shows what came back.
+
+Progress goes to stderr, results to stdout. Errors are one sentence and an exit code (errors.py). Whatever imports
+torch or a backend is imported inside the command that uses it, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Never
+
+import typer
+
+from edgesmith import __version__
+from edgesmith.errors import BackendMissing, BadInput, EdgesmithError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from edgesmith.exporters.artifact import Artifact
+    from edgesmith.exporters.rewrite import RewriteReport
+    from edgesmith.exporters.targets import Target
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="edgesmith",
+    help="From a PyTorch definition to verified files for phones and edge boards.",
+    epilog="Exit codes: 0 done, 2 bad input, 3 verification failed, 4 backend missing, 5 output not writable,"
+    " 6 model or operator unsupported, 130 interrupted, 1 a bug. --debug, anywhere, shows the traceback.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ModelName = Annotated[str, typer.Option("--model", "-m", help="Name from `edgesmith models`.", show_default=False)]
+TargetName = Annotated[str, typer.Option("--target", "-t", help="Name from `edgesmith targets`.")]
+InputSize = Annotated[
+    str | None, typer.Option("--input-size", help="224, or HEIGHTxWIDTH such as 192x256.", show_default="published size")
+]
+Features = Annotated[bool, typer.Option("--features", help="Dense features instead of logits.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    if version:
+        print(f"edgesmith {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def export(
+    model: ModelName,
+    target: TargetName,
+    weights: Annotated[
+        Path | None,
+        typer.Option("--weights", "-w", help="Checkpoint: .pth, .pt or .safetensors.", show_default="random weights"),
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option("--precision", "-p", help="fp32 or fp16.", show_default="the target's")
+    ] = None,
+    input_size: InputSize = None,
+    batch: Annotated[int, typer.Option("--batch", "-b", help="Images in one call.")] = 1,
+    dynamic_batch: Annotated[bool, typer.Option("--dynamic-batch", help="Leave the batch free (onnx).")] = False,
+    features: Features = False,
+    image_input: Annotated[
+        bool, typer.Option("--image-input", help="Take an image; normalisation is folded in (coreml).")
+    ] = False,
+    labels: Annotated[
+        Path | None,
+        typer.Option("--labels", help="Class names, one a line: a classifier (coreml), metadata (onnx).", show_default=False),
+    ] = None,
+    deployment_target: Annotated[
+        str | None, typer.Option("--deployment-target", help="Oldest system: iOS16 or later (coreml).", show_default="iOS17")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="Device that it is for, such as iphone15.", show_default=False)
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the artifact's folder.")] = Path("artifacts"),
+    as_json: Json = False,
+) -> None:
+    """Write a model as a checked file for a target."""
+    size = _parse_size(input_size)
+    names = None if labels is None else _read_labels(labels)
+    _check_names(model, target, device)
+    with _stages() as watch:
+        with watch("import"):
+            from edgesmith.exporters import pipeline
+
+        artifact = pipeline.export(
+            model,
+            target,
+            weights=weights,
+            precision=precision,
+            input_size=size,
+            batch=batch,
+            dynamic_batch=dynamic_batch,
+            features=features,
+            labels=names,
+            image_input=image_input,
+            deployment_target=deployment_target,
+            device=device,
+            out=out,
+            watch=watch,
+        )
+    if as_json:
+        print(json.dumps({"path": str(artifact.path), **artifact.manifest}, indent=2, ensure_ascii=False))
+    else:
+        _print(_export_table(artifact))
+
+
+@app.command()
+def explain(
+    model: ModelName,
+    target: TargetName = "onnx",
+    input_size: InputSize = None,
+    features: Features = False,
+    as_json: Json = False,
+) -> None:
+    """Show every site where a rewrite fired, and every near miss with its reason."""
+    size = _parse_size(input_size)
+    _check_names(model, target, None)
+    with _stages() as watch:
+        with watch("import"):
+            from edgesmith.exporters import graph, pipeline
+        with watch("capture and rewrite"):
+            before, after, reports = pipeline.explain(model, target, input_size=size, features=features)
+    counts = graph.count_operators(before.module), graph.count_operators(after.module)
+    if as_json:
+        from dataclasses import asdict
+
+        print(
+            json.dumps(
+                {
+                    "model": model,
+                    "target": target,
+                    "rewrites": [asdict(report) for report in reports],
+                    "operators": {"captured": counts[0], "rewritten": counts[1]},
+                },
+                indent=2,
+            )
+        )
+        return
+    for report in reports:
+        _print(_explain_table(report))
+    table = _table(f"{model}: operators", "operator", "captured", "rewritten")
+    for name in {**counts[0], **counts[1]}:
+        table.add_row(name, str(counts[0].get(name, 0)), str(counts[1].get(name, 0)))
+    table.add_row("all", str(sum(counts[0].values())), str(sum(counts[1].values())))
+    _print(table)
+
+
+@app.command()
+def verify(
+    artifact: Annotated[Path, typer.Argument(help="An artifact's folder, or the file in it.", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    """Check an artifact again: its files, its format, and its numbers where it can run."""
+    from edgesmith.exporters.artifact import read
+
+    read(artifact)  # a wrong path is answered before torch is imported
+    with _stages() as watch:
+        with watch("import"):
+            from edgesmith.exporters import pipeline
+        found, steps = pipeline.verify_artifact(artifact, watch)
+    if as_json:
+        print(json.dumps({"path": str(found.path), "steps": steps}, indent=2, ensure_ascii=False))
+        return
+    table = _table(f"{found.path.name}", "check", "result")
+    for step in steps:
+        table.add_row(step["step"], _describe_step(step))
+    _print(table)
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """List the models: parameters, MACs, input, published accuracy, source, licence."""
+    from dataclasses import asdict
+
+    from edgesmith.models.registry import all_models
+
+    if as_json:
+        print(json.dumps([asdict(spec) for spec in all_models().values()], indent=2))
+        return
+    table = _table("models", "model", "params", "MACs", "input", "top-1, published", "licence", "source")
+    for spec in all_models().values():
+        table.add_row(
+            spec.name,
+            f"{spec.params / 1e6:.2f} M",
+            f"{spec.macs / 1e6:.0f} M",
+            "x".join(map(str, spec.input.shape)),
+            " / ".join(f"{value:.1f}" for value in spec.top1) + " %",
+            spec.licence,
+            f"{spec.source.split(' ')[0].removeprefix('https://')}, {spec.paper}",
+        )
+    _print(table)
+
+
+@app.command()
+def targets(
+    devices: Annotated[bool, typer.Option("--devices", help="List the devices that --device knows.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List the targets, or the devices."""
+    if devices:
+        from dataclasses import asdict
+
+        from edgesmith.profiles.device import all_devices
+
+        profiles = all_devices().values()
+        if as_json:
+            print(json.dumps([asdict(profile) for profile in profiles], indent=2))
+            return
+        table = _table("devices", "device", "is", "chip", "takes", "systems")
+        for profile in profiles:
+            systems = f"{profile.systems.oldest} to {profile.systems.newest}" if profile.systems else ""
+            table.add_row(profile.name, profile.title, profile.soc, ", ".join(profile.targets), systems)
+        _print(table)
+        return
+    from edgesmith.exporters.targets import all_targets
+
+    rows = [
+        {
+            "name": target.name,
+            "description": target.description,
+            "precisions": list(target.precisions),
+            "suffix": target.suffix,
+            "extra": target.extra,
+            "runtime": target.runtime,
+        }
+        for target in all_targets().values()
+    ]
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    table = _table("targets", "target", "is", "file", "precisions", "runs in", "comes with")
+    for row in rows:
+        comes = f"edgesmith[{row['extra']}]" if row["extra"] else "edgesmith"
+        precisions = ", ".join(map(str, row["precisions"] if isinstance(row["precisions"], list) else []))
+        table.add_row(*(str(row[k]) for k in ("name", "description", "suffix")), precisions, str(row["runtime"]), comes)
+    _print(table)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say which targets can lower, run and time on this machine, and what to install for the others."""
+    from edgesmith.exporters.targets import all_targets
+
+    with _stages() as watch:
+        rows = []
+        for target in all_targets().values():
+            with watch(f"try {target.name}"):
+                rows.append({"target": target.name, **_examine(target)})
+    if as_json:
+        print(json.dumps({"python": sys.version.split()[0], "edgesmith": __version__, "targets": rows}, indent=2))
+        return
+    table = _table(f"edgesmith {__version__}, Python {sys.version.split()[0]}", "target", "lower", "run", "time", "do")
+    for row in rows:
+        table.add_row(*(str(row[key]) for key in ("target", "lower", "run", "time", "do")))
+    _print(table)
+
+
+def main() -> Never:
+    """Run the command line and exit with its code."""
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments
+    sys.exit(run([argument for argument in arguments if argument != "--debug"], debug))
+
+
+def run(arguments: list[str], debug: bool = False) -> int:
+    """Run one command. Returns the exit code; errors become a sentence on stderr, and JSON on stdout with --json."""
+    import click
+
+    try:
+        result = app(args=arguments, prog_name="edgesmith", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except EdgesmithError as error:
+        if debug:
+            raise
+        return _fail(str(error), error.exit_code, arguments)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return 0
+    except click.ClickException as error:
+        return _fail(f"{error.format_message()} See: edgesmith --help", BadInput.exit_code, arguments)
+    except (KeyboardInterrupt, click.Abort):
+        if debug:
+            raise
+        return _fail("interrupted; nothing was published", INTERRUPTED, arguments)
+    except BrokenPipeError:  # `edgesmith models | head`
+        sys.stderr.close()
+        return 0
+    except Exception as error:
+        if debug:
+            raise
+        sentence = f"a bug in edgesmith: {type(error).__name__}: {error}. Please report it with the output of --debug"
+        return _fail(sentence, EdgesmithError.exit_code, arguments)
+
+
+def _fail(sentence: str, code: int, arguments: list[str]) -> int:
+    print(f"edgesmith: {sentence}", file=sys.stderr)
+    if "--json" in arguments:
+        print(json.dumps({"error": sentence, "exit_code": code}, ensure_ascii=False))
+    return code
+
+
+def _check_names(model: str, target: str, device: str | None) -> None:
+    """Answer wrong names before torch is imported."""
+    from edgesmith.exporters import targets as known_targets
+    from edgesmith.models import registry
+    from edgesmith.profiles import device as devices
+
+    registry.get(model)
+    known_targets.require(known_targets.get(target))
+    if device is not None:
+        devices.get(device)
+
+
+def _parse_size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isascii() and part.isdigit() for part in parts):
+        raise BadInput(f"--input-size must be 224 or HEIGHTxWIDTH such as 192x256, got {text!r}")
+    return int(parts[0]), int(parts[-1])
+
+
+def _read_labels(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"cannot read labels from {path} ({error}); wanted a UTF-8 text, one name a line") from error
+    labels = [line.strip() for line in lines if line.strip()]
+    if not labels:
+        raise BadInput(f"{path} holds no labels; wanted one name a line")
+    return labels
+
+
+def _examine(target: Target) -> dict[str, str]:
+    """What this machine can do with a target, found by importing what it needs."""
+    import importlib
+    import importlib.metadata
+
+    from edgesmith.exporters.targets import install_line, require
+
+    row = {"lower": "", "run": "", "time": "", "do": ""}
+    try:
+        require(target)
+        versions = []
+        for package in target.packages:
+            importlib.import_module(package)
+            versions.append(f"{package} {importlib.metadata.version(package)}")
+        row["lower"] = f"yes ({', '.join(versions)})"
+    except BackendMissing:
+        row |= {"lower": "no", "do": install_line(target)}
+    except Exception as error:  # a broken installation can raise anything at import
+        row |= {"lower": f"no: {type(error).__name__}: {error}", "do": install_line(target)}
+    reason = target.cannot_run()
+    row["run"] = row["time"] = f"no: {reason}" if reason else f"yes ({target.runtime})"
+    if reason and not row["do"]:
+        row["do"] = "copy the artifact to a machine that can, and type: edgesmith verify ARTIFACT"
+    return row
+
+
+@contextlib.contextmanager
+def _stages() -> Iterator[Any]:
+    """A `Watch` that shows a line for each stage: running, then done with its time."""
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False)
+
+    @contextlib.contextmanager
+    def watch(stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        with console.status(f"{stage} ..."):
+            yield
+        console.print(f"  {stage:<20} {time.perf_counter() - start:6.1f} s")
+
+    yield watch
+
+
+def _table(title: str, *columns: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _print(table: Table) -> None:
+    from rich.console import Console
+
+    Console(highlight=False).print(table)
+
+
+def _explain_table(report: RewriteReport) -> Table:
+    fired, missed = len(report.applied), len(report.rejected)
+    table = _table(f"{report.name}: fired at {fired} sites, {missed} near misses", "", "site", "how, or why not")
+    for site, note in report.applied:
+        table.add_row("fired", site, note)
+    for rejection in report.rejected:
+        table.add_row("no", rejection.site, rejection.reason)
+    return table
+
+
+def _export_table(artifact: Artifact) -> Table:
+    manifest = artifact.manifest
+    shapes = ", ".join(f"{i['name']} {'x'.join(map(str, i['shape']))}" for i in manifest["model"]["inputs"])
+    table = _table(f"{artifact.model} for {artifact.target}, {artifact.precision}", "", "")
+    table.show_header = False
+    table.add_row("input", shapes)
+    origin = manifest["weights"]["origin"]
+    if origin.startswith("random"):
+        origin += ": for trying out only; give a checkpoint with --weights"
+    table.add_row("weights", "\n".join([origin, *manifest["weights"]["notes"]]))
+    for report in manifest["rewrites"]:
+        line = f"fired {len(report['applied'])}"
+        if report["rejected"]:
+            line += f", rejected {len(report['rejected'])} (first: {report['rejected'][0]['reason']})"
+        table.add_row(report["name"], line)
+    counts = manifest["operators"]
+    table.add_row("operators", " -> ".join(f"{stage} {sum(c.values())}" for stage, c in counts.items()))
+    for stage in ("captured", "rewritten", "file"):
+        table.add_row(f"  {stage}", ", ".join(f"{name.removeprefix('aten.')} {n}" for name, n in counts[stage].items()))
+    for step in manifest["verification"]["steps"]:
+        table.add_row(step["step"], _describe_step(step))
+    own = [entry for entry in manifest["files"] if entry["path"].startswith(manifest["file"])]
+    table.add_row("size", f"{sum(entry['bytes'] for entry in own) / 1e6:.2f} MB")
+    table.add_row("file", str(artifact.file))
+    return table
+
+
+def _describe_step(step: dict[str, Any]) -> str:
+    if "not_checked_here" in step:
+        return f"not checked here: {step['not_checked_here']}"
+    if "matching" in step:
+        return f"{step['matching']} files, as published"
+    if "max_abs_error" not in step:
+        return f"valid, {step['operators']} operators"
+    parts = [f"max error {step['max_abs_error']:.1e} ({step['relative_error']:.1e} of the peak)"]
+    parts.append("equal" if step["snr_db"] is None else f"SNR {step['snr_db']:.1f} dB")
+    if "top1" in step:
+        top1 = step["top1"]
+        ties = f", {top1['ties']} ties" if top1["ties"] else ""
+        parts.append(f"top-1 {top1['agreeing']}/{top1['decided']}{ties}")
+    if "runtime" in step:
+        parts.append(step["runtime"])
+    return "; ".join(parts)

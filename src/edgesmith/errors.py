@@ -1,0 +1,68 @@
+"""Errors that a user can act on: one sentence each, with what was wanted, what came and what to do.
+
+    code  raised as            when
+    0                          the artifact was published, or every check passed
+    1     (anything else)      a bug in edgesmith; `--debug` shows where
+    2     BadInput             a name, option, checkpoint or model that cannot be used
+    3     VerificationFailed   numbers part from PyTorch's beyond the threshold; nothing is published
+    4     BackendMissing       the target's packages are not installed, or cannot work on this machine
+    5     OutputError          the output folder cannot be written
+    6     Unsupported          the model cannot be captured, or the target refuses one of its operators
+    130                        interrupted (Ctrl-C)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class EdgesmithError(Exception):
+    """A failure with an answer. `str(error)` is the sentence; `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class BadInput(EdgesmithError):
+    """A name, option, checkpoint or model that cannot be used as given."""
+
+    exit_code = 2
+
+
+class CheckpointError(BadInput):
+    """A weights file that is damaged, unsafe, or of another model."""
+
+
+class VerificationFailed(EdgesmithError):
+    """Outputs part from PyTorch's beyond the stated threshold."""
+
+    exit_code = 3
+
+
+class BackendMissing(EdgesmithError):
+    """The packages a target needs are not installed, or do not work on this machine."""
+
+    exit_code = 4
+
+
+class OutputError(EdgesmithError):
+    """The output folder cannot be written: read-only, full, or in the way."""
+
+    exit_code = 5
+
+
+class Unsupported(EdgesmithError):
+    """A model that torch.export cannot capture, or an operator that a target refuses."""
+
+    exit_code = 6
+
+
+def unknown(kind: str, name: str, known: Iterable[str], listed_by: str) -> BadInput:
+    """The error for a name that is not in a registry, with the nearest names that are.
+
+    >>> str(unknown("model", "casvit_xss", ["casvit_xs", "casvit_t"], "edgesmith models"))
+    "unknown model 'casvit_xss'. Nearest: casvit_xs, casvit_t. List them: edgesmith models"
+    """
+    known = list(known)
+    nearest = get_close_matches(name, known, n=3, cutoff=0.4) or known[:3]
+    return BadInput(f"unknown {kind} {name!r}. Nearest: {', '.join(nearest)}. List them: {listed_by}")
