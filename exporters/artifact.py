@@ -105,9 +105,7 @@ def list_files(folder: Path) -> list[dict[str, Any]]:
         relative = file.relative_to(folder).as_posix()
         if file.is_file() and relative != MANIFEST:
             content = file.read_bytes()
-            entries.append(
-                {"path": relative, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-            )
+            entries.append({"path": relative, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()})
     return entries
 
 
@@ -119,7 +117,7 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def write_reference(folder: Path, outputs: list[list[np.ndarray]], examples: Sequence[Tensor]) -> None:
-    """Keep PyTorch's outputs for the seeded inputs, and the example inputs those follow (only their shape, for floats)."""
+    """Keep PyTorch's outputs for the seeded inputs, and the example inputs that those follow (of floats, the shape)."""
     from safetensors.numpy import save
 
     tensors = {f"input_{i}.output_{j}": y for i, one in enumerate(outputs) for j, y in enumerate(one)}
@@ -169,7 +167,9 @@ def staging(out: str | Path, name: str) -> Iterator[Path]:
         folder = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".partial", dir=out))
         folder.chmod(0o777 & ~_umask())
     except OSError as error:
-        raise OutputError(f"cannot write to {out}: {error.strerror or error}; choose another folder with --out") from error
+        raise OutputError(
+            f"cannot write to {out}: {error.strerror or error}; choose another folder with --out"
+        ) from error
     lock = _lock(folder)
     try:
         yield folder

@@ -63,9 +63,7 @@ def capture(
                 outputs = _flat(model(*inputs))
             except Exception as error:
                 shapes = ", ".join(str(list(x.shape)) for x in inputs)
-                raise BadInput(
-                    f"the model does not run on inputs of shape {shapes}: {_first_line(error)}"
-                ) from error
+                raise BadInput(f"the model does not run on inputs of shape {shapes}: {_first_line(error)}") from error
             graph = _export(model, inputs, dynamic_batch).module(check_guards=False)
     finally:
         for module, mode in training.items():

@@ -7,7 +7,6 @@ operators are ATen overloads, and whose nodes carry the module they came from.
 from __future__ import annotations
 
 import copy
-import os
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -113,8 +112,12 @@ def module_path(node: Node) -> str:
 def site(*nodes: Node) -> str:
     """Where in the model some nodes are: their modules' common path, or the last node's name where there is none."""
     paths = [module_path(node).split(".") for node in nodes]
-    common = ".".join(os.path.commonprefix(paths)) if paths else ""
-    return common or nodes[-1].name
+    common: list[str] = []
+    for parts in zip(*paths, strict=False):
+        if len(set(parts)) > 1:
+            break
+        common.append(parts[0])
+    return ".".join(common) or nodes[-1].name
 
 
 def readers(node: Node) -> str:

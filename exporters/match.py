@@ -129,4 +129,3 @@ def _compare_arguments(
         label = f"{operator_name(p)}'s {names[i]}: " if own and i < len(names) else ""
         found += [label + mismatch for mismatch in mismatches]
     return bound, found
-

@@ -1,6 +1,6 @@
 """From a model's name to a verified file: the straight line, each step taking what the one before returned.
 
-    load -> capture -> rewrite -> verify the program -> lower -> verify the file -> publish
+load -> capture -> rewrite -> verify the program -> lower -> verify the file -> publish
 """
 
 from __future__ import annotations
@@ -119,8 +119,14 @@ def export(
     name = spec.name if spec else _checked_name(model, name)
     targets.require(backend)
     folder_name = _folder_name(
-        name, target, precision, size if input_size and spec and size != spec.input.shape[1:] else None,
-        "dynamic" if dynamic_batch else batch, features=features, labels=labels is not None, image=image_input,
+        name,
+        target,
+        precision,
+        size if input_size and spec and size != spec.input.shape[1:] else None,
+        "dynamic" if dynamic_batch else batch,
+        features=features,
+        labels=labels is not None,
+        image=image_input,
     )
 
     with artifacts.staging(out, folder_name) as folder:
@@ -128,7 +134,8 @@ def export(
             if spec is not None and size is not None:
                 loaded = load_named(spec, size, batch, weights, features, dynamic_batch)
             else:
-                assert isinstance(model, nn.Module) and inputs is not None
+                assert isinstance(model, nn.Module)
+                assert inputs is not None
                 loaded = load_module(model, inputs, name)
             if labels is not None:
                 loaded = _as_classifier(loaded, tuple(labels), backend, batch)
@@ -143,9 +150,7 @@ def export(
             source=spec.source if spec else "",
         )
         with watch("capture"):
-            program = capture(
-                loaded.module, loaded.inputs, loaded.input_names, loaded.output_names, dynamic_batch
-            )
+            program = capture(loaded.module, loaded.inputs, loaded.input_names, loaded.output_names, dynamic_batch)
         with watch("rewrite"):
             rewritten, reports = rewrite(program, backend.costs)
         with watch("verify the program"):
@@ -267,7 +272,11 @@ def _checked_options(
     precision = precision or backend.precisions[0]
     if precision not in backend.precisions:
         raise BadInput(f"target {backend.name} has precisions {', '.join(backend.precisions)}, got {precision!r}")
-    given = {"labels": labels is not None, "image_input": image_input, "deployment_target": deployment_target is not None}
+    given = {
+        "labels": labels is not None,
+        "image_input": image_input,
+        "deployment_target": deployment_target is not None,
+    }
     for option, is_given in given.items():
         if is_given and option not in backend.options:
             have = [t.name for t in targets.all_targets().values() if option in t.options]
@@ -483,8 +492,7 @@ def _manifest(
                 "batch": "dynamic" if program.dynamic_batch else program.inputs[0].shape[0],
                 "image_input": request.image_input,
                 "labels": None if request.labels is None else len(request.labels),
-                "deployment_target": request.deployment_target
-                or getattr(backend, "DEFAULT_DEPLOYMENT_TARGET", None),
+                "deployment_target": request.deployment_target or getattr(backend, "DEFAULT_DEPLOYMENT_TARGET", None),
                 "device": device,
             },
         },

@@ -29,10 +29,10 @@ def half(program: Program) -> Program:
                 module.graph.erase_node(node)
     output = module.graph.output_node()
     with module.graph.inserting_before(output):
-        for value in list(output.all_input_nodes):
-            if value.meta["val"].dtype == torch.float32:
-                back = module.graph.call_function(aten._to_copy.default, (value,), {"dtype": torch.float32})
-                output.replace_input_with(value, back)
+        for result in list(output.all_input_nodes):
+            if result.meta["val"].dtype == torch.float32:
+                back = module.graph.call_function(aten._to_copy.default, (result,), {"dtype": torch.float32})
+                output.replace_input_with(result, back)
     return with_module(program, tidy(module))
 
 

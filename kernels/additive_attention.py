@@ -128,17 +128,18 @@ def lower_onnx(
     share_gates: bool = False,
 ) -> Any:
     """ONNX: the reference operator by operator, GlobalAveragePool for the mean. 23 nodes, 22 with shared gates."""
-    from onnxscript import opset20 as op
+    from onnxscript import opset20
 
+    op: Any = opset20  # its stubs want numpy's types where the exporter takes values
     channels = qkv.shape[1] // 3
 
     def depthwise(x: Any, weight: Any, bias: Any, groups: int) -> Any:
         return op.Conv(x, weight, bias, group=groups, kernel_shape=[3, 3], pads=[1, 1, 1, 1])
 
     if share_gates:
-        # Two slices: a recorded Split can only make equal parts.
-        qk = op.Slice(qkv, [0], [2 * channels], [1])
-        v = op.Slice(qkv, [2 * channels], [3 * channels], [1])
+        axis = op.Constant(value_ints=[1])  # two slices: a recorded Split can only make equal parts
+        qk = op.Slice(qkv, op.Constant(value_ints=[0]), op.Constant(value_ints=[2 * channels]), axis)
+        v = op.Slice(qkv, op.Constant(value_ints=[2 * channels]), op.Constant(value_ints=[3 * channels]), axis)
         spatial_weight = op.Concat(q_spatial_weight, k_spatial_weight, axis=0)
         spatial_bias = op.Concat(q_spatial_bias, k_spatial_bias, axis=0)
         gate = op.Relu(depthwise(qk, spatial_weight, spatial_bias, 2 * channels))

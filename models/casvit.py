@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 
@@ -213,9 +212,7 @@ def casvit_t(**options: Any) -> CasViT:
     return CasViT(depths=(3, 3, 6, 3), dims=(96, 128, 256, 512), **options)
 
 
-def from_checkpoint(
-    state: dict[str, Tensor], features: bool
-) -> tuple[dict[str, Any], dict[str, Tensor], list[str]]:
+def from_checkpoint(state: dict[str, Tensor], features: bool) -> tuple[dict[str, Any], dict[str, Tensor], list[str]]:
     """What a checkpoint says about the variant: builder options, the tensors to load, and notes for the user.
 
     Checkpoints come with or without the distillation head and with any number of classes. The authors' dense models
@@ -231,7 +228,11 @@ def from_checkpoint(
         for i, dim in enumerate(dims):
             identity = nn.BatchNorm2d(dim).state_dict()
             state |= {f"norm{2 * i}.{key}": value for key, value in identity.items()}
-        return {}, state, ["the checkpoint has no norms for dense features (norm0, norm2, norm4, norm6): identity is used"]
+        return (
+            {},
+            state,
+            ["the checkpoint has no norms for dense features (norm0, norm2, norm4, norm6): identity is used"],
+        )
     options: dict[str, Any] = {"distillation": "dist_head.weight" in state}
     if "head.weight" in state and state["head.weight"].dim() == 2:
         options["num_classes"] = state["head.weight"].shape[0]

@@ -72,10 +72,8 @@ def read(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"no weights file at {path}; give a .pth, .pt or .safetensors file")
-    if path.suffix == ".safetensors":
-        state = _read_safetensors(path)
-    else:
-        state = _open_envelope(_read_pickle(path), path)
+    is_safe = path.suffix == ".safetensors"
+    state = _read_safetensors(path) if is_safe else _open_envelope(_read_pickle(path), path)
     if not state:
         raise CheckpointError(f"{path.name} holds no tensors; a model's state dict was expected")
     for prefix in _PREFIXES:
@@ -108,7 +106,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _read_pickle(path: Path) -> Any:
     inert: list[Any] = [argparse.Namespace, np.dtype, np.ndarray]
     inert += [type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4", "?")]
-    scalar = np._core.multiarray.scalar
+    scalar = np.float64(0).__reduce__()[0]  # the function that pickles of numpy scalars name
     inert += [scalar, (scalar, "numpy.core.multiarray.scalar")]
     try:
         with torch.serialization.safe_globals(inert):
@@ -122,7 +120,8 @@ def _read_pickle(path: Path) -> Any:
                 " Ask its author for a plain state dict or a .safetensors file"
             ) from error
         raise CheckpointError(
-            f"{path.name} is truncated or no PyTorch checkpoint ({_short(error)}); download it again"
+            f"{path.name} is truncated, or no PyTorch checkpoint that holds only tensors;"
+            " download it again, or ask for .safetensors"
         ) from error
 
 
@@ -154,9 +153,8 @@ def _fit(model: nn.Module, state: Mapping[str, Tensor], blame: str) -> None:
     parts = []
     if mismatched:
         key = mismatched[0]
-        parts.append(
-            f"{len(mismatched)} of another shape, first {key}: {list(state[key].shape)}, wanted {list(wanted[key].shape)}"
-        )
+        shapes = f"{list(state[key].shape)}, wanted {list(wanted[key].shape)}"
+        parts.append(f"{len(mismatched)} of another shape, first {key}: {shapes}")
     if missing:
         parts.append(f"{len(missing)} missing, first {missing[0]} {list(wanted[missing[0]].shape)}")
     if unexpected:
@@ -171,7 +169,3 @@ def _fit(model: nn.Module, state: Mapping[str, Tensor], blame: str) -> None:
             raise CheckpointError(f"{blame.split(' is ')[0]} is damaged: {key} holds values that are not finite")
     model.load_state_dict(dict(state))
 
-
-def _short(error: BaseException) -> str:
-    line = str(error).strip().splitlines()
-    return (line[0] if line else type(error).__name__)[:120]

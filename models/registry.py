@@ -1,4 +1,4 @@
-"""Which models there are, and the facts about each. Reads the TOML files of this folder; torch is imported by `build`."""
+"""Which models there are, and the facts about each. Read from this folder's TOML files; only `build` imports torch."""
 
 from __future__ import annotations
 

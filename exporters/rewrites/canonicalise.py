@@ -1,9 +1,9 @@
 """One spelling for what PyTorch can say in several, so that a pattern needs only one.
 
-    dropout(x), not training               ->  x
-    adaptive_avg_pool2d(x, 1)              ->  mean(x, [2, 3], keepdim)
-    mean(x, [-1, -2])                      ->  mean(x, [2, 3])
-    chunk(x, n, d), split(x, n, d)         ->  split_with_sizes(x, [n, ...], d)
+dropout(x), not training               ->  x
+adaptive_avg_pool2d(x, 1)              ->  mean(x, [2, 3], keepdim)
+mean(x, [-1, -2])                      ->  mean(x, [2, 3])
+chunk(x, n, d), split(x, n, d)         ->  split_with_sizes(x, [n, ...], d)
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _pool(module: GraphModule, node: Node) -> str | None:
 def _mean(module: GraphModule, node: Node) -> str | None:
     x, axes, keepdim, dtype = arguments(node)
     wanted = sorted(axis % rank(x) for axis in (range(rank(x)) if axes is None else axes))
-    if dtype is not None or list(axes or []) == wanted and len(node.args) == 3:
+    if dtype is not None or (list(axes or []) == wanted and len(node.args) == 3):
         return None
     _replace(module, node, aten.mean.dim, (x, wanted, keepdim))
     return "mean: axes counted from the front"

@@ -106,4 +106,8 @@ def _hints(value: Tensor) -> tuple[int, ...]:
 def _enclosing(anchor: Node, where: str) -> dict[str, Any]:
     """The anchor's module stack, cut where it goes deeper than the whole site."""
     stack = anchor.meta["nn_module_stack"]
-    return {key: entry for key, entry in stack.items() if entry[0] == where or where.startswith(f"{entry[0]}.") or not entry[0]}
+    return {
+        key: entry
+        for key, entry in stack.items()
+        if entry[0] == where or where.startswith(f"{entry[0]}.") or not entry[0]
+    }

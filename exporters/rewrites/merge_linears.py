@@ -8,6 +8,9 @@ Two classification heads that inference averages become one. Sums are formed in 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
@@ -15,7 +18,6 @@ from torch.fx import GraphModule, Node
 from edgesmith.exporters.graph import arguments, aten, constant, operators, readers, set_constant, site, stand_for
 from edgesmith.exporters.rewrite import Rejection, RewriteReport
 from edgesmith.exporters.targets import Costs
-
 
 _Outcome = tuple[str, str] | Rejection | None
 
@@ -29,7 +31,7 @@ class MergeLinears:
         """Merge in place, in program order, so that a merged pair is scaled in the same pass."""
         applied, rejected = [], []
         for node in operators(module):
-            merge = {aten.add.Tensor: _merge_sum, aten.mul.Tensor: _scale, aten.div.Tensor: _scale}.get(node.target)
+            merge = _MERGES.get(node.target)
             if merge is None:
                 continue
             outcome = merge(module, node)
@@ -55,10 +57,10 @@ def _merge_sum(module: GraphModule, node: Node) -> _Outcome:
     for linear in (first, second):
         if len(linear.users) > 1:
             return Rejection(where, f"{linear.name} is read by {readers(linear)}, not by the sum alone")
-    weights = [_constants(module, linear) for linear in (first, second)]
-    if weights[0] is None or weights[1] is None:
+    one, two = _constants(module, first), _constants(module, second)
+    if one is None or two is None:
         return Rejection(where, "a weight is computed in the graph")
-    (w1, b1), (w2, b2) = weights
+    (w1, b1), (w2, b2) = one, two
     if w1.shape != w2.shape:
         return None
     _write(module, first, w1 + w2, b1 + b2)
@@ -110,3 +112,10 @@ def _stand_in(module: GraphModule, node: Node, linear: Node) -> None:
     for argument in linear.args[1:]:
         if isinstance(argument, Node):
             linear.prepend(argument)
+
+
+_MERGES: dict[Any, Callable[[GraphModule, Node], _Outcome]] = {
+    aten.add.Tensor: _merge_sum,
+    aten.mul.Tensor: _scale,
+    aten.div.Tensor: _scale,
+}

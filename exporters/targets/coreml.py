@@ -1,7 +1,8 @@
 """Core ML: an ML Program in an `.mlpackage`, by coremltools, with the fused ops' own lowerings, made canonical.
 
-fp16 by default, then with Float16 inputs; outputs are Float32. `image_input` takes an image: 1/255 and the mean become the image's scale and bias, and each channel's
-standard deviation, which Core ML has no place for, goes into the first convolution. `labels` make it a classifier.
+fp16 by default, then with Float16 inputs; outputs are Float32. `image_input` takes an image: 1/255 and the mean become
+the image's scale and bias, and each channel's standard deviation, which Core ML has no place for, goes into the first
+convolution. `labels` make it a classifier.
 
 A package as coremltools saves it differs from run to run: random identifiers, the date, map entries in hash order.
 `_canonical` replaces the first by hashes of what they name, drops the second and sorts the third.
@@ -84,7 +85,7 @@ def lower(program: Program, path: Path, request: Request) -> None:
     model.license = request.licence
     model.user_defined_metadata["edgesmith.source"] = request.source
     model.user_defined_metadata["edgesmith.precision"] = request.precision
-    if request.image is not None and not request.image_input:
+    if request.image is not None:
         model.user_defined_metadata["edgesmith.input.mean"] = json.dumps(request.image.mean)
         model.user_defined_metadata["edgesmith.input.std"] = json.dumps(request.image.std)
     model.user_defined_metadata.pop("com.github.apple.coremltools.conversion_date", None)
@@ -137,7 +138,7 @@ def intermediate(path: Path, names: Sequence[str], inputs: Sequence[np.ndarray])
 
 
 def deployment_target(wanted: str | None) -> Any:
-    """coremltools' constant for `iOS16` and later. Raises BadInput with the nearest names."""
+    """Coremltools' constant for `iOS16` and later. Raises BadInput with the nearest names."""
     with _quiet():
         import coremltools as ct
 
@@ -194,7 +195,10 @@ def _own_lowerings() -> Iterator[None]:
     def translation(op: FusedOp) -> Any:
         def translate(context: Any, node: Any) -> None:
             values = _get_inputs(context, node)
-            flags = [value.val if value is not None and value.op is not None and value.rank == 0 else value for value in values]
+            flags = [
+                value.val if value is not None and value.op is not None and value.rank == 0 else value
+                for value in values
+            ]
             context.add(op.lowerings["coreml"](*flags), torch_name=node.name)
 
         return translate
@@ -263,7 +267,10 @@ def _predict(path: Path, inputs: Sequence[Sequence[np.ndarray]]) -> list[list[np
         feeds: dict[str, Any] = {}
         for feature, array in zip(spec.input, given, strict=True):
             if feature.type.WhichOneof("Type") == "imageType":
-                feeds[feature.name] = Image.fromarray(np.moveaxis(array[0], 0, -1).astype(np.uint8))
+                metadata = spec.metadata.userDefined
+                mean, std = (np.array(json.loads(metadata[f"edgesmith.input.{k}"])) for k in ("mean", "std"))
+                rgb = np.moveaxis(array[0], 0, -1) * std + mean  # [H, W, 3], what the package will normalise itself
+                feeds[feature.name] = Image.fromarray(np.rint(255 * rgb).astype(np.uint8))
             else:
                 feeds[feature.name] = array.astype(np.float32)
         result = model.predict(feeds)
@@ -276,11 +283,11 @@ def _predict(path: Path, inputs: Sequence[Sequence[np.ndarray]]) -> list[list[np
 
 
 def _labels(path: Path) -> list[str]:
-    """A classifier's class names, in the order of its scores."""
-    for op in _main_block(path).operations:
-        if op.type == "classify":
-            return list(op.inputs["classes"].arguments[0].value.immediateValue.tensor.strings.values)
-    return []
+    """A classifier's class names, in the order of its scores; none for other models."""
+    operations = _main_block(path).operations
+    names = [op.inputs["classes"].arguments[0].name for op in operations if op.type == "classify"]
+    constants = [op for op in operations if op.type == "const" and op.outputs[0].name in names]
+    return [label for op in constants for label in op.attributes["val"].immediateValue.tensor.strings.values]
 
 
 @contextlib.contextmanager

@@ -52,7 +52,7 @@ def lower(program: Program, path: Path, request: Request) -> None:
 
     if request.precision == "fp16":
         program = half(program)
-    table = {op.overload: op.lowerings["onnx"] for op in all_ops().values() if "onnx" in op.lowerings}
+    table: dict[Any, Any] = {op.overload: op.lowerings["onnx"] for op in all_ops().values() if "onnx" in op.lowerings}
     with _quiet():
         try:
             written = torch.onnx.export(

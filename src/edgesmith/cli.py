@@ -41,7 +41,8 @@ app = typer.Typer(
 ModelName = Annotated[str, typer.Option("--model", "-m", help="Name from `edgesmith models`.", show_default=False)]
 TargetName = Annotated[str, typer.Option("--target", "-t", help="Name from `edgesmith targets`.")]
 InputSize = Annotated[
-    str | None, typer.Option("--input-size", help="224, or HEIGHTxWIDTH such as 192x256.", show_default="published size")
+    str | None,
+    typer.Option("--input-size", help="224, or HEIGHTxWIDTH such as 192x256.", show_default="published size"),
 ]
 Features = Annotated[bool, typer.Option("--features", help="Dense features instead of logits.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
@@ -74,10 +75,13 @@ def export(
     ] = False,
     labels: Annotated[
         Path | None,
-        typer.Option("--labels", help="Class names, one a line: a classifier (coreml), metadata (onnx).", show_default=False),
+        typer.Option(
+            "--labels", help="Class names, one a line: a classifier (coreml), metadata (onnx).", show_default=False
+        ),
     ] = None,
     deployment_target: Annotated[
-        str | None, typer.Option("--deployment-target", help="Oldest system: iOS16 or later (coreml).", show_default="iOS17")
+        str | None,
+        typer.Option("--deployment-target", help="Oldest system: iOS16 or later (coreml).", show_default="iOS17"),
     ] = None,
     device: Annotated[
         str | None, typer.Option("--device", help="Device that it is for, such as iphone15.", show_default=False)
@@ -188,7 +192,8 @@ def models(as_json: Json = False) -> None:
     if as_json:
         print(json.dumps([asdict(spec) for spec in all_models().values()], indent=2))
         return
-    table = _table("models", "model", "params", "MACs", "input", "top-1, published", "licence", "source")
+    table = _table("models", "model", "params", "MACs", "input", "top-1, published", "licence")
+    sources = {}
     for spec in all_models().values():
         table.add_row(
             spec.name,
@@ -197,9 +202,10 @@ def models(as_json: Json = False) -> None:
             "x".join(map(str, spec.input.shape)),
             " / ".join(f"{value:.1f}" for value in spec.top1) + " %",
             spec.licence,
-            f"{spec.source.split(' ')[0].removeprefix('https://')}, {spec.paper}",
         )
+        sources[spec.family] = f"{spec.family}: {spec.paper}, {spec.source}"
     _print(table)
+    print("\n".join(sources.values()))
 
 
 @app.command()
@@ -346,6 +352,7 @@ def _examine(target: Target) -> dict[str, str]:
     """What this machine can do with a target, found by importing what it needs."""
     import importlib
     import importlib.metadata
+    import logging
 
     from edgesmith.exporters.targets import install_line, require
 
@@ -353,6 +360,7 @@ def _examine(target: Target) -> dict[str, str]:
     try:
         require(target)
         versions = []
+        logging.disable(logging.ERROR)  # coremltools logs what it lacks off macOS; the row below says it
         for package in target.packages:
             importlib.import_module(package)
             versions.append(f"{package} {importlib.metadata.version(package)}")
@@ -361,6 +369,8 @@ def _examine(target: Target) -> dict[str, str]:
         row |= {"lower": "no", "do": install_line(target)}
     except Exception as error:  # a broken installation can raise anything at import
         row |= {"lower": f"no: {type(error).__name__}: {error}", "do": install_line(target)}
+    finally:
+        logging.disable(logging.NOTSET)
     reason = target.cannot_run()
     row["run"] = row["time"] = f"no: {reason}" if reason else f"yes ({target.runtime})"
     if reason and not row["do"]:
@@ -373,7 +383,7 @@ def _stages() -> Iterator[Any]:
     """A `Watch` that shows a line for each stage: running, then done with its time."""
     from rich.console import Console
 
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, markup=False)
 
     @contextlib.contextmanager
     def watch(stage: str) -> Iterator[None]:
@@ -398,7 +408,10 @@ def _table(title: str, *columns: str) -> Table:
 def _print(table: Table) -> None:
     from rich.console import Console
 
-    Console(highlight=False).print(table)
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = 120
+    console.print(table)
 
 
 def _explain_table(report: RewriteReport) -> Table:
