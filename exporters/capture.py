@@ -14,6 +14,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
 from edgesmith.errors import BadInput, Unsupported
+from edgesmith.kernels.op import all_ops
 
 
 @dataclass(frozen=True)
@@ -77,14 +78,17 @@ def capture(
     return Program(graph, inputs, tuple(input_names), tuple(output_names), dynamic_batch)
 
 
-def exported(program: Program) -> ExportedProgram:
-    """The program as torch's exporters and other converters take it: functional ATen, fused ops kept as they are.
+def exported(program: Program, target: str) -> ExportedProgram:
+    """The program as torch's exporter and other converters take it: functional ATen and the target's fused ops.
+
+    Fused ops that have no lowering for the target are inlined: their references take their place.
 
     Raises:
         Unsupported: as `capture`.
     """
+    inlined = {op.overload: op.reference for op in all_ops().values() if target not in op.lowerings}
     with torch.no_grad():
-        return _export(program.module, program.inputs, program.dynamic_batch).run_decompositions({})
+        return _export(program.module, program.inputs, program.dynamic_batch).run_decompositions(inlined)
 
 
 def with_module(program: Program, module: GraphModule) -> Program:

@@ -110,14 +110,14 @@ def module_path(node: Node) -> str:
 
 
 def site(*nodes: Node) -> str:
-    """Where in the model some nodes are: their modules' common path, or the last node's name where there is none."""
+    """Where in the model some nodes are: their modules' common path, or the first node's name where there is none."""
     paths = [module_path(node).split(".") for node in nodes]
     common: list[str] = []
     for parts in zip(*paths, strict=False):
         if len(set(parts)) > 1:
             break
         common.append(parts[0])
-    return ".".join(common) or nodes[-1].name
+    return ".".join(common) or nodes[0].name
 
 
 def readers(node: Node) -> str:

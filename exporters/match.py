@@ -11,6 +11,7 @@ sites of every shape loosely, and decides on them only after it was captured aga
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, field
 
 import torch
@@ -83,6 +84,8 @@ def _compare_values(p: object, g: object, bound: _Bound, literals: bool) -> tupl
     if isinstance(g, Node):
         return bound, [f"the reference has {p!r} where the graph has {g.name}"]
     if isinstance(p, list | tuple) and isinstance(g, list | tuple):
+        if literals and not any(isinstance(value, Node) for value in (*p, *g)):
+            return bound, [] if list(p) == list(g) else [f"the reference has {list(p)} where the graph has {list(g)}"]
         if len(p) != len(g):
             return bound, [f"the reference has {list(p)} where the graph has {list(g)}"] if literals else []
         found: list[str] = []
@@ -103,29 +106,33 @@ def _compare_nodes(p: Node, g: object, bound: _Bound, literals: bool) -> tuple[_
             return bound, []
         return bound, [f"the reference reads {bound[p].name} where the graph reads {getattr(g, 'name', g)}"]
     if not isinstance(g, Node):
-        return bound, [f"the reference has a tensor ({p.name}) where the graph has {g!r}"]
+        return bound, [f"the reference has {p.name} where the graph has {g!r}"]
     if p.op == "placeholder":
         return {**bound, p: g}, []
     if g.op != "call_function" or g.target is not p.target:
         found = operator_name(g) if g.op == "call_function" else f"{g.op} {g.target}"
-        return bound, [f"at {site(g)}: the reference has {operator_name(p)} where the graph has {found}"]
+        mismatch = f"at {site(g)}: the reference has {operator_name(p)} where the graph has {found}"
+        for a, b in zip(p.all_input_nodes, g.all_input_nodes, strict=False):  # how much alike is it below?
+            bound, _ = _compare_nodes(a, b, bound, literals)
+        return bound, [mismatch]
     bound = {**bound, p: g}
     args, others = arguments(p), arguments(g)
     orders = [others]
     if p.target in _COMMUTATIVE:
         orders.append((others[1], others[0], *others[2:]))
-    attempts = [_compare_arguments(p, args, order, bound, literals) for order in orders]
+    attempts = [_compare_arguments(p, g, args, order, bound, literals) for order in orders]
     return min(attempts, key=lambda attempt: (len(attempt[1]), -len(attempt[0])))
 
 
 def _compare_arguments(
-    p: Node, args: tuple[object, ...], others: tuple[object, ...], bound: _Bound, literals: bool
+    p: Node, g: Node, args: tuple[object, ...], others: tuple[object, ...], bound: _Bound, literals: bool
 ) -> tuple[_Bound, list[str]]:
     found: list[str] = []
     names = [a.name for a in p.target._schema.arguments] if isinstance(p.target, torch._ops.OpOverload) else []
     for i, (a, b) in enumerate(zip(args, others, strict=True)):
-        bound, mismatches = _compare_values(a, b, bound, literals)
-        own = not isinstance(a, Node) and not (isinstance(a, list | tuple) and any(isinstance(x, Node) for x in a))
-        label = f"{operator_name(p)}'s {names[i]}: " if own and i < len(names) else ""
+        part_of_tuple = p.target is operator.getitem and not isinstance(a, Node)  # which never depends on shapes
+        bound, mismatches = _compare_values(a, b, bound, literals or part_of_tuple)
+        here = not (isinstance(a, Node) and isinstance(b, Node)) and i < len(names)
+        label = f"at {site(g)}: {operator_name(p)}'s {names[i]}: " if here else ""
         found += [label + mismatch for mismatch in mismatches]
     return bound, found

@@ -168,4 +168,3 @@ def _fit(model: nn.Module, state: Mapping[str, Tensor], blame: str) -> None:
         if not torch.isfinite(value).all():
             raise CheckpointError(f"{blame.split(' is ')[0]} is damaged: {key} holds values that are not finite")
     model.load_state_dict(dict(state))
-

@@ -7,6 +7,7 @@ differs, when the op's shape rule does not hold, or when a value in between is r
 
 from __future__ import annotations
 
+import inspect
 from functools import cache
 from typing import Any
 
@@ -75,10 +76,12 @@ class Fuse:
             return None, str(error)
         if any(value.dtype != values[0].dtype for value in values):
             return None, "its arguments are of different types"
-        exact = compare(_pattern(self.op.name, tuple(_hints(value) for value in values)), anchor, literals=True)
+        pattern = _pattern(self.op.name, tuple(_hints(value) for value in values))
+        exact = compare(pattern, anchor, literals=True)
         if exact.mismatches:
             return None, exact.mismatches[0]
-        return inputs, escapes(found, anchor)
+        # Literals can decide which operand of a sum is which, so the arguments are those of the exact comparison.
+        return exact.inputs(pattern), escapes(exact, anchor)
 
 
 class _Reference(nn.Module):
@@ -95,7 +98,11 @@ def _pattern(name: str, sizes: tuple[tuple[int, ...], ...]) -> Graph:
     """The reference's graph at given argument shapes, spelled canonically."""
     op = all_ops()[name]
     program = capture(_Reference(op), [torch.zeros(size) for size in sizes])
-    return pattern_form(program.module).graph
+    graph = pattern_form(program.module).graph
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    for placeholder, parameter in zip(placeholders, inspect.signature(op.reference).parameters, strict=False):
+        placeholder.name = parameter
+    return graph
 
 
 def _hints(value: Tensor) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 Shared, a mixer starts fewer operators (one in ONNX, two in Core ML) and its convolutions are twice as wide; it pays by
 splitting [q | k] once more, which moves 2 C H W numbers. On ONNX Runtime's CPU a split copies, and on the maps of
-published sizes this loses or changes nothing (`bench/gates.py` measures it); where a split of channels is a view it wins.
+published sizes this loses or changes nothing (`bench/gates.py` measures it); where a split is a view it wins.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ def lower(program: Program, path: Path, request: Request) -> None:
         with _own_lowerings():
             try:
                 model = ct.convert(
-                    exported(program),
+                    exported(program, name),
                     inputs=inputs,
                     outputs=outputs,
                     classifier_config=classifier,
@@ -284,10 +284,11 @@ def _predict(path: Path, inputs: Sequence[Sequence[np.ndarray]]) -> list[list[np
 
 def _labels(path: Path) -> list[str]:
     """A classifier's class names, in the order of its scores; none for other models."""
-    operations = _main_block(path).operations
-    names = [op.inputs["classes"].arguments[0].name for op in operations if op.type == "classify"]
-    constants = [op for op in operations if op.type == "const" and op.outputs[0].name in names]
-    return [label for op in constants for label in op.attributes["val"].immediateValue.tensor.strings.values]
+    for op in _main_block(path).operations:
+        if op.type == "classify":
+            names = op.inputs["classes"].arguments[0].value.immediateValue.list.values
+            return [name.immediateValue.tensor.strings.values[0] for name in names]
+    return []
 
 
 @contextlib.contextmanager

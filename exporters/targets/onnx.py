@@ -56,7 +56,7 @@ def lower(program: Program, path: Path, request: Request) -> None:
     with _quiet():
         try:
             written = torch.onnx.export(
-                exported(program),
+                exported(program, name),
                 input_names=list(program.input_names),
                 output_names=list(program.output_names),
                 custom_translation_table=table,

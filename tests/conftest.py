@@ -1,0 +1,134 @@
+"""What several test files use: goldens, small models, and the authors' checkpoints."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from torch import nn
+
+from edgesmith.exporters.capture import Program, capture
+
+HERE = Path(__file__).parent
+
+settings.register_profile(
+    "edgesmith",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("edgesmith")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="write the goldens anew instead of comparing")
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """Compare text with tests/golden/NAME.txt, or write it there with --update-golden."""
+
+    def compare(name: str, text: str) -> None:
+        path = HERE / "golden" / f"{name}.txt"
+        if request.config.getoption("--update-golden"):
+            path.write_text(text, encoding="utf-8")
+        assert path.is_file(), f"no golden {path.name}: write it with pytest --update-golden, and read it"
+        assert text == path.read_text(encoding="utf-8"), f"golden {path.name}: see the diff; --update-golden accepts it"
+
+    return compare
+
+
+@pytest.fixture(scope="session")
+def fixture_file() -> Path:
+    """Outputs of the authors' own CAS-ViT XS, for weights that follow from a seed."""
+    return HERE / "fixtures" / "casvit_xs.npz"
+
+
+@pytest.fixture(scope="session")
+def rebuild() -> ModuleType:
+    """checkpoint.py: makes the authors' checkpoint, the input and the expected output from a fixture."""
+    spec = importlib.util.spec_from_file_location("parity_checkpoint", HERE / "fixtures" / "checkpoint.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def authors_checkpoint(tmp_path_factory: pytest.TempPathFactory, rebuild: ModuleType, fixture_file: Path) -> Path:
+    """The XS checkpoint as the authors save it: under `model`, beside training state."""
+    state, _, _, meta = rebuild.load(fixture_file)
+    path = tmp_path_factory.mktemp("weights") / "rcvit_xs.pth"
+    torch.save({meta["envelope"]: state, "epoch": 299}, path)
+    return path
+
+
+def randomise_(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Give every parameter and batch statistic a value that a wrong fold would show."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and module.running_mean is not None:
+            module.running_mean.normal_(0, 0.5, generator=generator)
+            module.running_var.uniform_(0.5, 2, generator=generator)
+            if not module.affine:
+                continue
+            with torch.no_grad():
+                module.weight.normal_(1, 0.3, generator=generator)
+                module.bias.normal_(0, 0.5, generator=generator)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def randomised() -> Callable[[nn.Module], nn.Module]:
+    return randomise_
+
+
+@pytest.fixture(scope="session")
+def small() -> nn.Module:
+    """A CAS-ViT of one block a stage with random statistics: every structure of the family, captured in a second."""
+    from edgesmith.models.casvit import CasViT
+
+    torch.manual_seed(0)
+    return randomise_(CasViT(depths=(1, 1, 1, 1), dims=(8, 12, 16, 24), num_classes=10))
+
+
+@pytest.fixture(scope="session")
+def small_program(small: nn.Module) -> Program:
+    return capture(small, (torch.randn(1, 3, 64, 96),), ("image",), ("logits",))
+
+
+@pytest.fixture
+def edgesmith(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the command line as a process of its own, in a folder of its own."""
+
+    def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "edgesmith", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False, **options)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def checkout() -> Path:
+    """The repository that these tests lie in; tests of an installed package have none."""
+    root = HERE.parent
+    if not (root / ".git").exists():
+        pytest.skip("these tests run from an installed package, not from a checkout")
+    return root
+
+
+@pytest.fixture(scope="session")
+def parity() -> Path:
+    """Outputs of the authors' own implementations of every model, where they lie beside the checkout."""
+    folder = HERE.parent.parent / "shared" / "parity"
+    if not folder.is_dir():
+        pytest.skip("no shared/parity beside the checkout; casvit_xs is checked from tests/fixtures")
+    return folder

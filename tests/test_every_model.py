@@ -1,0 +1,113 @@
+"""Every model of the registry: its facts, its builder, its shapes, and what the compiler makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from edgesmith.errors import BadInput
+from edgesmith.exporters.graph import count_operators
+from edgesmith.exporters.pipeline import explain
+from edgesmith.models import registry
+from edgesmith.models.registry import ModelSpec
+
+SPECS = list(registry.all_models().values())
+
+# Parameters and multiply-accumulates of the authors' own code as fvcore counts them, millions; and the FLOPs that the
+# papers print, billions, which also count arithmetic that is no multiply-accumulate.
+MEASURED = {
+    "casvit_xs": (3_200_700, 554),
+    "casvit_s": (5_764_224, 923),
+    "casvit_m": (12_421_520, 1874),
+    "casvit_t": (21_763_120, 3579),
+}
+PUBLISHED = {
+    "casvit_xs": ("3.20", 0.56),
+    "casvit_s": ("5.76", 0.93),
+    "casvit_m": ("12.42", 1.89),
+    "casvit_t": ("21.76", None),
+}
+MIXERS = {"casvit_xs": 10, "casvit_s": 15, "casvit_m": 15, "casvit_t": 15}
+
+
+def name(spec: ModelSpec) -> str:
+    return spec.name
+
+
+def count_macs(model: nn.Module, x: torch.Tensor) -> int:
+    """fvcore's convention: convolutions and products by torch's counter, 2 a batch-norm value, 1 a pooled value."""
+    extra = 0
+
+    def count(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        nonlocal extra
+        extra += 2 * output.numel() if isinstance(module, nn.BatchNorm2d) else inputs[0].numel()
+
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d | nn.AdaptiveAvgPool2d):
+            module.register_forward_hook(count)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(x)
+    return counter.get_total_flops() // 2 + extra
+
+
+def test_the_tables_above_cover_the_registry() -> None:
+    assert list(MEASURED) == list(PUBLISHED) == list(MIXERS) == [spec.name for spec in SPECS]
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=name)
+def test_parameters_and_macs_are_the_published_ones(spec: ModelSpec) -> None:
+    model = registry.build(spec)
+    params, macs_m = MEASURED[spec.name]
+    printed_params, printed_flops = PUBLISHED[spec.name]
+    assert sum(p.numel() for p in model.parameters()) == spec.params == params
+    assert f"{spec.params / 1e6:.2f}" == printed_params
+    assert count_macs(model, torch.zeros(1, *spec.input.shape)) == spec.macs
+    assert round(spec.macs / 1e6) == macs_m
+    if printed_flops is not None:  # the papers' figure also has activations and sums, 1.1 % at most
+        assert printed_flops * 0.989 <= spec.macs / 1e9 <= printed_flops
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=name)
+def test_state_dict_has_as_many_entries_as_the_authors(spec: ModelSpec) -> None:
+    assert len(registry.build(spec).state_dict()) == (524 if spec.name == "casvit_xs" else 764)
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=name)
+@pytest.mark.parametrize("size", [(64, 64), (32, 96)])
+def test_outputs_have_the_documented_shapes(spec: ModelSpec, size: tuple[int, int]) -> None:
+    x = torch.zeros(2, 3, *size)
+    with torch.no_grad():
+        assert registry.build(spec)(x).shape == (2, spec.classes)
+        maps = registry.build(spec, features=True)(x)
+    assert [tuple(m.shape[2:]) for m in maps] == [(size[0] >> i, size[1] >> i) for i in (2, 3, 4, 5)]
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=name)
+def test_rewritten_graph_holds_its_mixers_and_no_batch_norm(
+    spec: ModelSpec, golden: Callable[[str, str], None]
+) -> None:
+    before, after, reports = explain(spec.name, "onnx", input_size=(64, 64))
+    counts = count_operators(after.module)
+    assert counts["edgesmith.additive_attention"] == MIXERS[spec.name]
+    assert "aten.batch_norm" not in counts
+    assert count_operators(before.module)["aten.batch_norm"] > 50
+    assert not next(report for report in reports if report.name == "fuse_additive_attention").rejected
+    golden(f"{spec.name}.rewritten", "".join(f"{count:5} {op}\n" for op, count in counts.items()))
+
+
+def test_dense_features_keep_exactly_the_four_output_norms() -> None:
+    _, after, reports = explain("casvit_xs", "onnx", input_size=(64, 64), features=True)
+    assert count_operators(after.module)["aten.batch_norm"] == 4
+    folds = next(report for report in reports if report.name == "fold_batchnorm")
+    assert [rejection.site for rejection in folds.rejected] == ["norm0", "norm2", "norm4", "norm6"]
+
+
+def test_an_unknown_model_is_answered_with_the_nearest_names() -> None:
+    with pytest.raises(
+        BadInput, match=r"unknown model 'casvit_xss'. Nearest: casvit_xs, .* List them: edgesmith models"
+    ):
+        registry.get("casvit_xss")

@@ -1,0 +1,135 @@
+"""Every fused op: its op, its shape rule, its pattern and each of its lowerings agree with its reference."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from edgesmith.exporters import targets
+from edgesmith.exporters.capture import capture
+from edgesmith.exporters.graph import count_operators
+from edgesmith.exporters.targets import Request
+from edgesmith.kernels.op import FusedOp, all_ops, find
+
+OPS = list(all_ops().values())
+
+
+class Call(nn.Module):
+    """One call of an op, its first tensor as input and the others as parameters."""
+
+    def __init__(self, op: FusedOp, flags: dict[str, bool]) -> None:
+        super().__init__()
+        self.op, self.flags = op, flags
+        self.weights = nn.ParameterList(op.example()[1:])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op.overload(x, *self.weights, **self.flags)
+
+
+def forms() -> list[tuple[FusedOp, dict[str, bool]]]:
+    """Each op in each form: every boolean literal of its reference, both ways."""
+    found = []
+    for op in OPS:
+        flags = [name for name, p in inspect.signature(op.reference).parameters.items() if isinstance(p.default, bool)]
+        found += [(op, dict.fromkeys(flags, value)) for value in ((False, True) if flags else (False,))]
+    return found
+
+
+def label(value: object) -> str:
+    if isinstance(value, FusedOp):
+        return value.name
+    return "+".join(name for name, on in value.items() if on) or "plain" if isinstance(value, dict) else str(value)
+
+
+def relative(a: Tensor | np.ndarray, b: Tensor | np.ndarray) -> float:
+    a, b = torch.as_tensor(a), torch.as_tensor(b)
+    assert a.shape == b.shape
+    return float((a - b).abs().max() / b.abs().max())
+
+
+def test_there_are_ops_and_each_is_found_by_its_name_and_its_overload() -> None:
+    assert "additive_attention" in all_ops()
+    for name, op in all_ops().items():
+        assert op.name == name
+        assert find(op.overload) is op
+    assert find(torch.ops.aten.relu.default) is None
+
+
+@pytest.mark.parametrize(("op", "flags"), forms(), ids=label)
+def test_op_equals_its_reference_in_every_form(op: FusedOp, flags: dict[str, bool]) -> None:
+    arguments = op.example()
+    expected = op.reference(*arguments)
+    assert relative(op.overload(*arguments, **flags), expected) <= op.tolerance
+
+
+@pytest.mark.parametrize("op", OPS, ids=label)
+def test_op_passes_torchs_own_checks(op: FusedOp) -> None:
+    torch.library.opcheck(op.overload, op.example(), test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.parametrize("op", OPS, ids=label)
+def test_shape_rule_gives_the_references_shape(op: FusedOp) -> None:
+    arguments = op.example()
+    assert tuple(op.shape(*arguments)) == tuple(op.reference(*arguments).shape)
+
+
+@pytest.mark.parametrize("op", OPS, ids=label)
+def test_shape_rule_names_the_argument_that_does_not_fit(op: FusedOp) -> None:
+    arguments = list(op.example())
+    names = list(inspect.signature(op.reference).parameters)
+    for i in range(1, len(arguments)):
+        wrong = [*arguments[:i], torch.zeros(*arguments[i].shape, 2), *arguments[i + 1 :]]
+        with pytest.raises(ValueError, match=f"{op.name}: {names[i]} must be"):
+            op.shape(*wrong)
+
+
+@pytest.mark.parametrize(("op", "flags"), forms(), ids=label)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_onnx_lowering_equals_the_reference(
+    op: FusedOp, flags: dict[str, bool], precision: str, tmp_path: Path
+) -> None:
+    assert "onnx" in op.lowerings
+    x, *_ = op.example()
+    program = capture(Call(op, flags), (x,))
+    target = targets.get("onnx")
+    target.lower(program, tmp_path / "op.onnx", Request("op", precision))
+    outputs = target.run(tmp_path / "op.onnx", [[x.numpy()]])
+    assert isinstance(outputs, list)
+    allowed = op.tolerance if precision == "fp32" else 5e-3
+    assert relative(outputs[0][0], op.reference(*op.example())) <= allowed
+
+
+@pytest.mark.parametrize(("op", "flags"), forms(), ids=label)
+def test_coreml_lowering_converts_without_a_high_rank(op: FusedOp, flags: dict[str, bool], tmp_path: Path) -> None:
+    pytest.importorskip("coremltools", reason="coremltools is not installed")
+    from edgesmith.exporters.targets import coreml
+
+    assert "coreml" in op.lowerings
+    program = capture(Call(op, flags), op.example()[:1])
+    coreml.lower(program, tmp_path / "op.mlpackage", Request("op", "fp16"))
+    assert coreml.largest_rank(tmp_path / "op.mlpackage") <= 4
+
+
+@pytest.mark.parametrize("target", ["onnx", "coreml"])
+def test_a_target_without_a_lowering_gets_the_reference(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = targets.get(target)
+    if targets.missing_packages(backend):
+        pytest.skip(f"{target}: not installed")
+    op = all_ops()["additive_attention"]
+    monkeypatch.delitem(op.lowerings, target)  # type: ignore[arg-type]
+    x, *_ = op.example()
+    program = capture(Call(op, {}), (x,))
+    assert count_operators(program.module) == {"edgesmith.additive_attention": 1}
+    path = tmp_path / f"op{backend.suffix}"
+    backend.lower(program, path, Request("op", "fp32"))
+    assert sum(backend.count_operators(path).values()) > 20
+    outputs = backend.run(path, [[x.numpy()]])
+    if isinstance(outputs, list):
+        assert relative(outputs[0][0], op.reference(*op.example())) <= op.tolerance

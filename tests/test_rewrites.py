@@ -1,0 +1,422 @@
+"""Each rewrite fires, leaves the nearest wrong graph alone and says why, keeps the numbers, and is idempotent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from edgesmith.exporters.capture import Program, capture, run
+from edgesmith.exporters.graph import count_operators
+from edgesmith.exporters.rewrite import RewriteReport, all_rewrites, rewrite
+from edgesmith.exporters.targets import Costs
+from edgesmith.kernels import additive_attention
+from edgesmith.models.casvit import AdditiveTokenMixer, CasViT
+
+CHEAP_COPIES, DEAR_COPIES = Costs(launch_us=1), Costs(launch_us=1, copy_gb_s=1e-6)
+
+
+def apply(model: nn.Module, *inputs: Tensor, costs: Costs = DEAR_COPIES) -> tuple[Program, dict[str, RewriteReport]]:
+    """Capture and rewrite; assert that the numbers hold and that a second run finds nothing to do."""
+    program = capture(model.eval(), inputs)
+    rewritten, reports = rewrite(program, costs)
+    for y, z in zip(run(program, inputs), run(rewritten, inputs), strict=True):
+        assert y.shape == z.shape
+        assert float((y - z).abs().max()) <= 1e-5 * float(y.abs().max()) + 1e-7
+    again, more = rewrite(rewritten, costs)
+    assert [report.applied for report in more] == [()] * len(more)
+    assert count_operators(again.module) == count_operators(rewritten.module)
+    return rewritten, {report.name: report for report in reports}
+
+
+def reasons(report: RewriteReport) -> str:
+    return " | ".join(f"{rejection.site}: {rejection.reason}" for rejection in report.rejected)
+
+
+class Chain(nn.Sequential):
+    """Layers one after another."""
+
+
+# canonicalise
+
+
+def test_canonicalise_respells_pools_splits_means_and_dropouts() -> None:
+    class Model(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            a, b = F.dropout(x, 0.5, self.training).chunk(2, dim=-3)
+            c, d = torch.split(x, 2, dim=1)
+            return F.adaptive_avg_pool2d(a + c, (1, 1)) * (b + d) + x.mean((-1, -2), keepdim=True)[:, :2]
+
+    program, reports = apply(Model(), torch.randn(2, 4, 5, 6))
+    counts = count_operators(program.module)
+    assert counts["aten.split_with_sizes"] == 2
+    assert counts["aten.mean"] == 2
+    assert not {"aten.chunk", "aten.split", "aten.adaptive_avg_pool2d", "aten.dropout"} & set(counts)
+    assert len(reports["canonicalise"].applied) == 5
+
+
+def test_canonicalise_leaves_a_pool_to_more_than_one_place() -> None:
+    program, reports = apply(nn.AdaptiveAvgPool2d(2), torch.randn(1, 3, 6, 6))
+    assert count_operators(program.module) == {"aten.adaptive_avg_pool2d": 1}
+    assert not reports["canonicalise"].applied
+
+
+@given(length=st.integers(1, 9), parts=st.integers(1, 5))
+@settings(max_examples=15)
+def test_canonicalise_splits_any_length_as_chunk_does(length: int, parts: int) -> None:
+    class Model(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([chunk.sum() for chunk in x.chunk(parts, dim=1)])
+
+    apply(Model(), torch.randn(2, length, 3))
+
+
+# merge_linears
+
+
+class Heads(nn.Module):
+    """Two heads and how they are joined."""
+
+    def __init__(self, join: Callable[[Tensor, Tensor], Tensor], bias: bool = True) -> None:
+        super().__init__()
+        self.a, self.b, self.join = nn.Linear(5, 7, bias=bias), nn.Linear(5, 7), join
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.join(self.a(x), self.b(x))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    "join", [lambda a, b: (a + b) / 2, lambda a, b: 0.5 * (b + a), lambda a, b: a + b], ids=["mean", "half", "sum"]
+)
+def test_merge_linears_makes_joined_heads_one_layer(join: Callable[[Tensor, Tensor], Tensor], bias: bool) -> None:
+    program, reports = apply(Heads(join, bias), torch.randn(3, 5))
+    assert count_operators(program.module) == {"aten.linear": 1}
+    assert reports["merge_linears"].applied[0][0] in ("a + b", "b + a")
+
+
+def test_merge_linears_leaves_heads_of_different_inputs() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(5, 7), nn.Linear(5, 7)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (self.a(x) + self.b(x.relu())) / 2
+
+    program, reports = apply(Model(), torch.randn(3, 5))
+    assert count_operators(program.module)["aten.linear"] == 2
+    assert not reports["merge_linears"].applied
+
+
+def test_merge_linears_leaves_a_head_that_is_returned_too_and_says_so() -> None:
+    class Model(Heads):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+            a = self.a(x)
+            return a, (a + self.b(x)) / 2
+
+    program, reports = apply(Model(lambda a, b: a), torch.randn(3, 5))
+    assert count_operators(program.module)["aten.linear"] == 2
+    assert "not by the sum alone" in reasons(reports["merge_linears"])
+
+
+def test_merge_linears_leaves_a_scaling_by_a_tensor() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.scale = nn.Linear(5, 7), nn.Parameter(torch.rand(7))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a(x) * self.scale
+
+    _, reports = apply(Model(), torch.randn(3, 5))
+    assert not reports["merge_linears"].applied
+
+
+# fold_batchnorm
+
+
+def test_fold_batchnorm_backwards_into_any_convolution(randomised: Callable[[nn.Module], nn.Module]) -> None:
+    model = Chain(
+        nn.Conv2d(4, 6, 3, padding=1, bias=False),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.Conv2d(6, 6, 3, groups=3),
+        nn.BatchNorm2d(6, affine=False),
+    )
+    program, reports = apply(randomised(model), torch.randn(2, 4, 7, 8))
+    assert count_operators(program.module) == {"aten.conv2d": 2, "aten.relu": 1}
+    assert reports["fold_batchnorm"].applied == (("1", "backwards into 0"), ("4", "backwards into 3"))
+
+
+def test_fold_batchnorm_forwards_into_every_reader(randomised: Callable[[nn.Module], nn.Module]) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(4)
+            self.a, self.b = nn.Conv2d(4, 6, 1, groups=2), nn.Conv2d(4, 6, 3, bias=False)
+            self.head = nn.Linear(4, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.norm(x.relu())
+            return self.a(y).mean((2, 3)) + self.b(y).mean((2, 3)) + self.head(y.mean((2, 3)))
+
+    program, reports = apply(randomised(Model()), torch.randn(2, 4, 5, 5))
+    assert "aten.batch_norm" not in count_operators(program.module)
+    assert reports["fold_batchnorm"].applied == (("norm", "forwards into a, b, head"),)
+
+
+@pytest.mark.parametrize(
+    ("after", "reason"),
+    [
+        (nn.Conv2d(4, 6, 3, padding=1), "1 pads with zeros"),
+        (nn.ReLU(), "aten.relu reads it"),
+        (nn.Linear(6, 2), "does not mix the normalised axis"),
+        (nn.Identity(), "the output reads it"),
+    ],
+    ids=["padding", "activation", "last-axis", "output"],
+)
+def test_fold_batchnorm_leaves_readers_that_cannot_take_it_and_says_why(
+    after: nn.Module, reason: str, randomised: Callable[[nn.Module], nn.Module]
+) -> None:
+    program, reports = apply(randomised(Chain(nn.BatchNorm2d(4), after)), torch.randn(2, 4, 6, 6))
+    assert count_operators(program.module)["aten.batch_norm"] == 1
+    assert reason in reasons(reports["fold_batchnorm"])
+    assert "not a convolution" in reasons(reports["fold_batchnorm"])
+
+
+def test_fold_batchnorm_leaves_a_convolution_that_something_else_reads(
+    randomised: Callable[[nn.Module], nn.Module],
+) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            return y + self.norm(y)
+
+    program, reports = apply(randomised(Model()), torch.randn(2, 4, 5, 5))
+    assert count_operators(program.module)["aten.batch_norm"] == 1
+    assert "is also read by" in reasons(reports["fold_batchnorm"])
+
+
+def test_fold_batchnorm_copies_weights_that_two_layers_share(randomised: Callable[[nn.Module], nn.Module]) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(self.norm(self.conv(x)).relu())
+
+    model = randomised(Model())
+    before = model.conv.weight.clone()
+    program, _ = apply(model, torch.randn(2, 4, 5, 5))
+    assert "aten.batch_norm" not in count_operators(program.module)
+    assert torch.equal(model.conv.weight, before), "the caller's own weights were written to"
+
+
+@given(
+    batch=st.integers(1, 3),
+    groups=st.integers(1, 3),
+    width=st.integers(1, 3),
+    out=st.integers(1, 3),
+    kernel=st.sampled_from([1, 2, 3]),
+    stride=st.integers(1, 2),
+    padding=st.integers(0, 1),
+    bias=st.booleans(),
+    before=st.booleans(),
+)
+@settings(max_examples=60)
+def test_fold_batchnorm_keeps_the_numbers_of_any_convolution(
+    batch: int, groups: int, width: int, out: int, kernel: int, stride: int, padding: int, bias: bool, before: bool
+) -> None:
+    from numpy.random import default_rng
+
+    channels, made = groups * width, groups * out
+    conv = nn.Conv2d(channels, made, kernel, stride, padding, groups=groups, bias=bias)
+    norm = nn.BatchNorm2d(channels if before else made)
+    rng = default_rng(batch + 7 * channels + 31 * made)
+    for tensor, low, high in (
+        (norm.running_mean, -1, 1),
+        (norm.running_var, 0.1, 3),
+        (norm.weight, -2, 2),
+        (norm.bias, -1, 1),
+    ):
+        tensor.data = torch.from_numpy(rng.uniform(low, high, tensor.shape).astype("float32"))
+    program, reports = apply(Chain(norm, conv) if before else Chain(conv, norm), torch.randn(batch, channels, 5, 6))
+    folds = "aten.batch_norm" not in count_operators(program.module)
+    assert folds == (not before or padding == 0)
+    assert bool(reports["fold_batchnorm"].rejected) != folds
+
+
+# fuse_additive_attention
+
+
+def test_fuse_finds_the_mixer_and_names_its_site(randomised: Callable[[nn.Module], nn.Module]) -> None:
+    program, reports = apply(randomised(Chain(AdditiveTokenMixer(6))), torch.randn(2, 6, 5, 7))
+    assert count_operators(program.module) == {"aten.conv2d": 1, "edgesmith.additive_attention": 1}
+    assert reports["fuse_additive_attention"].applied == (("0", "26 operators -> edgesmith.additive_attention"),)
+
+
+def test_fuse_finds_a_mixer_written_another_way(randomised: Callable[[nn.Module], nn.Module]) -> None:
+    class Other(AdditiveTokenMixer):
+        """Products the other way round, slices by split, a mean instead of a pool, in-place activations."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = torch.split(self.qkv(x), x.shape[1], dim=-3)
+            contexts = []
+            for y, gates in ((k, self.oper_k), (q, self.oper_q)):
+                block = gates[0].block
+                y = torch.sigmoid(block[3](F.relu_(block[1](block[0](y))))) * y
+                contexts.append(y.mean((-1, -2), keepdim=True))
+                contexts[-1] = torch.sigmoid(gates[1].block[1](contexts[-1])) * y
+            return self.proj(v * self.dwc(contexts[0] + contexts[1]))
+
+    model = randomised(Other(6))
+    program, reports = apply(model, torch.randn(1, 6, 5, 7))
+    assert count_operators(program.module).get("edgesmith.additive_attention") == 1, reasons(
+        reports["fuse_additive_attention"]
+    )
+
+
+class Near(AdditiveTokenMixer):
+    """A mixer with one thing changed."""
+
+    def __init__(self, change: str) -> None:
+        super().__init__(6)
+        self.change = change
+        if change == "tanh":
+            self.oper_k[1].block[2] = nn.Tanh()
+        if change == "dilation":
+            self.dwc = nn.Conv2d(6, 6, 3, padding=1, groups=6, dilation=1, padding_mode="zeros")
+            self.dwc.dilation, self.dwc.padding = (2, 2), (2, 2)
+        if change == "groups":
+            self.proj = nn.Conv2d(6, 6, 3, padding=1, groups=2)
+        if change == "kernel":
+            self.dwc = nn.Conv2d(6, 6, 5, padding=2, groups=6)
+        if change == "bias":
+            self.proj = nn.Conv2d(6, 6, 3, padding=1, groups=6, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        q, k, v = self.qkv(x).chunk(3, dim=1)
+        if self.change == "order":
+            q, v = v, q
+        context = self.oper_q(q) + self.oper_k(k)
+        if self.change == "difference":
+            context = self.oper_q(q) - self.oper_k(k)
+        y = self.proj(self.dwc(context) * v)
+        return (y, context) if self.change == "escape" else y
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("tanh", "the reference has aten.sigmoid where the graph has aten.tanh"),
+        ("dilation", "aten.conv2d's padding: the reference has [1, 1] where the graph has [2, 2]"),
+        ("groups", "proj_weight must be [6, 1, 3, 3], got [6, 3, 3, 3]"),
+        ("kernel", "dwc_weight must be [6, 1, 3, 3], got [6, 1, 5, 5]"),
+        ("bias", "aten.conv2d's bias"),
+        ("order", "the reference has"),
+        ("difference", "the reference has aten.add where the graph has aten.sub"),
+        ("escape", "is also read by output, outside the site"),
+    ],
+)
+def test_fuse_leaves_a_near_miss_and_says_why(
+    change: str, reason: str, randomised: Callable[[nn.Module], nn.Module]
+) -> None:
+    program, reports = apply(randomised(Near(change)), torch.randn(1, 6, 5, 7))
+    assert "edgesmith.additive_attention" not in count_operators(program.module)
+    assert reason in reasons(reports["fuse_additive_attention"])
+
+
+@given(
+    batch=st.integers(1, 3),
+    channels=st.integers(1, 9),
+    height=st.integers(1, 9),
+    width=st.integers(1, 9),
+    share=st.booleans(),
+)
+@settings(max_examples=40)
+def test_fuse_keeps_the_numbers_at_any_shape(batch: int, channels: int, height: int, width: int, share: bool) -> None:
+    torch.manual_seed(channels)
+    mixer = AdditiveTokenMixer(channels)
+    costs = CHEAP_COPIES if share else DEAR_COPIES
+    program, _ = apply(mixer, torch.randn(batch, channels, height, width), costs=costs)
+    assert count_operators(program.module)["edgesmith.additive_attention"] == 1
+
+
+def test_fuse_finds_every_mixer_of_a_network_with_a_dynamic_batch(small: nn.Module) -> None:
+    x = torch.randn(2, 3, 64, 64)
+    program = capture(small, (x,), dynamic_batch=True)
+    rewritten, _ = rewrite(program, CHEAP_COPIES)
+    assert count_operators(rewritten.module)["edgesmith.additive_attention"] == 4
+    x = torch.randn(5, 3, 64, 64)
+    assert torch.allclose(run(rewritten, (x,))[0], small(x), atol=1e-5)
+
+
+# share_gates
+
+
+def test_share_gates_fires_where_a_split_is_free(small_program: Program) -> None:
+    rewritten, reports = rewrite(small_program, CHEAP_COPIES)
+    nodes = [n for n in rewritten.module.graph.nodes if n.target is additive_attention.OP.overload]
+    assert len(nodes) == 4
+    assert all(node.args[-1] is True for node in nodes)
+    assert len(reports[-1].applied) == 4
+
+
+def test_share_gates_stays_away_where_copies_are_dear_and_says_what_they_cost(small_program: Program) -> None:
+    rewritten, reports = rewrite(small_program, DEAR_COPIES)
+    nodes = [n for n in rewritten.module.graph.nodes if n.target is additive_attention.OP.overload]
+    assert all(node.args[-1] is not True for node in nodes)
+    assert "us worth of data" in reasons(reports[-1])
+
+
+def test_share_gates_keeps_the_numbers_and_is_idempotent(small: nn.Module) -> None:
+    apply(small, torch.randn(1, 3, 64, 64), costs=CHEAP_COPIES)
+
+
+# all together
+
+
+def test_rewrites_leave_the_captured_program_and_the_model_alone(small: nn.Module) -> None:
+    weights = {name: value.clone() for name, value in small.state_dict().items()}
+    program = capture(small, (torch.randn(1, 3, 64, 64),))
+    before = count_operators(program.module)
+    rewrite(program, CHEAP_COPIES)
+    assert count_operators(program.module) == before
+    assert all(torch.equal(value, weights[name]) for name, value in small.state_dict().items())
+
+
+def test_rewrites_have_names_of_their_own() -> None:
+    names = [rule.name for rule in all_rewrites()]
+    assert len(set(names)) == len(names)
+
+
+@given(
+    height=st.integers(1, 4),
+    width=st.integers(1, 4),
+    distillation=st.booleans(),
+    features=st.booleans(),
+    share=st.booleans(),
+)
+@settings(max_examples=8)
+def test_rewrites_keep_a_whole_networks_numbers(
+    height: int,
+    width: int,
+    distillation: bool,
+    features: bool,
+    share: bool,
+    randomised: Callable[[nn.Module], nn.Module],
+) -> None:
+    model = CasViT((1, 1, 1, 1), (4, 8, 4, 8), 2, num_classes=5, distillation=distillation, features=features)
+    costs = CHEAP_COPIES if share else DEAR_COPIES
+    apply(randomised(model), torch.randn(1, 3, 32 * height, 32 * width), costs=costs)
