@@ -91,8 +91,9 @@ def exported(program: Program, target: str) -> ExportedProgram:
         return _export(program.module, program.inputs, program.dynamic_batch).run_decompositions(inlined)
 
 
-def with_module(program: Program, module: GraphModule) -> Program:
+def with_module(program: Program, module: nn.Module) -> Program:
     """The same program over another graph."""
+    assert isinstance(module, GraphModule)
     return replace(program, module=module)
 
 

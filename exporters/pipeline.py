@@ -22,8 +22,8 @@ from edgesmith.errors import BadInput, Unsupported, VerificationFailed
 from edgesmith.exporters import artifact as artifacts
 from edgesmith.exporters import targets, verify
 from edgesmith.exporters.artifact import Artifact
-from edgesmith.exporters.capture import Program, capture, run
-from edgesmith.exporters.graph import count_operators
+from edgesmith.exporters.capture import Program, capture, exported, run, with_module
+from edgesmith.exporters.graph import count_operators, operators
 from edgesmith.exporters.rewrite import RewriteReport, rewrite
 from edgesmith.exporters.targets import NotHere, Request, Target
 from edgesmith.models import registry
@@ -448,10 +448,12 @@ def _check_file(
     def locate() -> str | None:
         if program is None:
             return None
-        names = [node.name for node in program.module.graph.nodes if node.op == "call_function"]
+        # Exporting anew numbers the nodes anew, and those are the names that the file has.
+        lowered = with_module(program, exported(program, backend.name).module(check_guards=False))
+        names = [node.name for node in operators(lowered.module)]
         found = backend.intermediate(file, names, arrays[0])
         limit = verify.THRESHOLDS[precision].relative_error
-        return verify.first_divergence(program, found, {name: name for name in names}, given[0], limit)
+        return verify.first_divergence(lowered, found, {name: name for name in names}, given[0], limit)
 
     return {**_check(what, reference, outputs, precision, locate), "runtime": backend.runtime}
 

@@ -72,6 +72,7 @@ def lower(program: Program, path: Path, request: Request) -> None:
         model = written.model_proto
         if model.ByteSize() > _LIMIT_BYTES:
             raise Unsupported(f"the model is {model.ByteSize() / 2**30:.1f} GiB; one ONNX file holds less than 2 GiB")
+        _name_nodes(model)
         model, _ = onnxsim.simplify(model, check_n=0)
     _annotate(model, request)
     onnx.checker.check_model(model, full_check=True)
@@ -159,22 +160,22 @@ def _annotate(model: onnx.ModelProto, request: Request) -> None:
     model.graph.name = request.name
     model.doc_string = model.graph.doc_string = ""
     for node in model.graph.node:
-        scopes = [prop.value for prop in node.metadata_props if prop.key == "pkg.torch.onnx.name_scopes"]
         del node.metadata_props[:]
         node.doc_string = ""
-        if scopes:
-            node.metadata_props.add(key="module", value=_innermost(scopes[0]))
     for value in (*model.graph.input, *model.graph.output, *model.graph.value_info, *model.graph.initializer):
         value.doc_string = ""
         del value.metadata_props[:]
 
 
-def _innermost(scopes: str) -> str:
-    """The module path in the exporter's list of scopes, which ends with the node's own name."""
+def _name_nodes(model: onnx.ModelProto) -> None:
+    """Call every node after the module that it comes from, `network.0.0.attn/Conv_7`: profilers show these names."""
     import ast
 
-    path = ast.literal_eval(scopes)
-    return str(path[-2]) if len(path) > 1 else ""
+    for i, node in enumerate(model.graph.node):
+        scopes = [prop.value for prop in node.metadata_props if prop.key == "pkg.torch.onnx.name_scopes"]
+        path = ast.literal_eval(scopes[0]) if scopes else []  # modules from the outside in, then the node's own name
+        module = str(path[-2]) if len(path) > 1 else ""
+        node.name = f"{module}/{node.op_type}_{i}" if module else f"{node.op_type}_{i}"
 
 
 @contextlib.contextmanager

@@ -1,0 +1,173 @@
+"""Artifacts appear whole or not at all, and lose nothing that was there before."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from edgesmith.errors import BadInput, OutputError
+from edgesmith.exporters.artifact import MANIFEST, changed_files, publish, read, staging, write_manifest
+
+
+def make(out: Path, name: str, text: str) -> Path:
+    with staging(out, name) as folder:
+        (folder / "sub").mkdir()
+        (folder / "sub" / "model.bin").write_text(text)
+        write_manifest(folder, {"file": "sub/model.bin"})
+        return publish(folder, out, name)
+
+
+def test_publish_makes_the_folder_with_its_manifest_and_leaves_nothing_else(tmp_path: Path) -> None:
+    final = make(tmp_path / "new" / "out", "a", "one")
+    assert [p.name for p in final.parent.iterdir()] == ["a"]
+    artifact = read(final)
+    assert artifact.file.read_text() == "one"
+    assert changed_files(artifact) == []
+    assert read(final / MANIFEST).path == final
+
+
+def test_publish_replaces_an_older_artifact_as_a_whole(tmp_path: Path) -> None:
+    make(tmp_path, "a", "one")
+    (tmp_path / "a" / "left.txt").write_text("of the older one")
+    make(tmp_path, "a", "two")
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    assert read(tmp_path / "a").file.read_text() == "two"
+    assert changed_files(read(tmp_path / "a")) == []
+
+
+def test_a_failure_while_staging_leaves_the_older_artifact(tmp_path: Path) -> None:
+    make(tmp_path, "a", "one")
+
+    def interrupted() -> None:
+        with staging(tmp_path, "a") as folder:
+            (folder / "half").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    assert read(tmp_path / "a").file.read_text() == "one"
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_what_is_no_artifact_is_not_overwritten(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    if kind == "folder":
+        path.mkdir()
+        (path / "thesis.txt").write_text("precious")
+    else:
+        path.write_text("precious")
+    with pytest.raises(OutputError, match="is in the way: it is not an artifact"):
+        make(tmp_path, "a", "one")
+    assert (path / "thesis.txt" if kind == "folder" else path).read_text() == "precious"
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match=r"cannot write to .*file/out: Not a directory; choose another folder"):
+        make(tmp_path / "file" / "out", "a", "one")
+
+
+def test_a_read_only_folder_is_one_sentence(tmp_path: Path) -> None:
+    folder = tmp_path / "read-only"
+    folder.mkdir(mode=0o555)
+    if os.access(folder, os.W_OK):
+        folder = Path("/proc")  # root may write everywhere but here
+    if not folder.is_dir():
+        pytest.skip("this user can write to every folder here")
+    with pytest.raises(OutputError, match="cannot write to"):
+        make(folder, "a", "one")
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_the_older_artifact(tmp_path: Path) -> None:
+    """A file-size limit stands in for the disk: the write fails in the same place with an OSError of the system's."""
+    make(tmp_path, "a", "one")
+
+    def fill() -> None:
+        with staging(tmp_path, "a") as folder:
+            (folder / "model.bin").write_bytes(b"x" * 1_000_000)
+            publish(folder, tmp_path, "a")
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(OutputError, match=r"cannot write to .*: File too large; nothing was published"):
+            fill()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    assert read(tmp_path / "a").file.read_text() == "one"
+
+
+def test_leftovers_of_dead_processes_are_removed_and_those_of_live_ones_kept(tmp_path: Path) -> None:
+    dead = tmp_path / ".a.123.partial"
+    dead.mkdir()
+    with staging(tmp_path, "b") as live:
+        make(tmp_path, "a", "one")
+        assert not dead.exists()
+        assert live.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("{", "is damaged"),
+        ("[]", "is damaged"),
+        ('{"schema": 1}', "is damaged"),
+        ('{"schema": 99, "file": "x"}', "has schema 99, this edgesmith reads 1"),
+    ],
+)
+def test_a_manifest_that_cannot_be_used_is_one_sentence(text: str, sentence: str, tmp_path: Path) -> None:
+    (tmp_path / MANIFEST).write_text(text)
+    with pytest.raises(BadInput, match=sentence):
+        read(tmp_path)
+
+
+def test_a_path_without_an_artifact_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"no artifact at .*nowhere: wanted a folder with manifest\.json"):
+        read(tmp_path / "nowhere")
+
+
+PUBLISHER = """
+import sys
+from pathlib import Path
+from edgesmith.exporters.artifact import publish, staging, write_manifest
+out = Path(sys.argv[1])
+print("ready", flush=True)
+for i in range(100_000):
+    with staging(out, "a") as folder:
+        for j in range(20):
+            (folder / f"{j}.bin").write_text(str(i))
+        write_manifest(folder, {"file": "0.bin"})
+        publish(folder, out, "a")
+"""
+
+
+def test_killing_a_publisher_at_any_moment_leaves_one_whole_artifact(tmp_path: Path) -> None:
+    """Publishing in a loop, over itself, killed 40 times: every file in the folder is of one and the same run."""
+    for round_ in range(40):
+        process = subprocess.Popen([sys.executable, "-c", PUBLISHER, str(tmp_path)], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(0.02 + 0.0031 * round_)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        if not (tmp_path / "a").exists():
+            assert round_ == 0, "an artifact that was there is gone"
+            continue
+        artifact = read(tmp_path / "a")
+        assert changed_files(artifact) == []
+        assert len({(artifact.path / f"{j}.bin").read_text() for j in range(20)}) == 1
+        assert json.loads((artifact.path / MANIFEST).read_text())["schema"] == 1
+    make(tmp_path, "a", "last")
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]

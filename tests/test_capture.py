@@ -1,0 +1,77 @@
+"""Capture keeps the model as it was, takes foreign code, and answers for what it cannot take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from edgesmith.errors import BadInput, Unsupported
+from edgesmith.exporters.capture import capture, exported, run
+from edgesmith.exporters.graph import count_operators, module_path, operators
+
+
+class Lines(nn.Module):
+    """A module from one function."""
+
+    def __init__(self, function: Callable[..., object]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs: Tensor) -> object:
+        return self.function(*inputs)
+
+
+def test_capture_leaves_training_mode_as_it_was(small: nn.Module) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).train()
+    model[1].eval()
+    capture(model, (torch.randn(1, 3, 4, 4),))
+    assert model.training
+    assert model[0].training
+    assert not model[1].training
+
+
+def test_capture_functionalises_in_place_code() -> None:
+    program = capture(Lines(lambda x: F.relu_(x * 2).add_(1)), (torch.randn(2, 3),))
+    assert set(count_operators(program.module)) == {"aten.mul", "aten.relu", "aten.add"}
+    x = torch.randn(2, 3)
+    assert torch.equal(run(program, (x,))[0], F.relu(x * 2) + 1)
+
+
+def test_capture_knows_the_module_of_every_operator(small: nn.Module) -> None:
+    program = capture(small, (torch.randn(1, 3, 32, 32),))
+    paths = {module_path(node) for node in operators(program.module)}
+    assert {"patch_embed.0", "network.2.0.attn", "network.2.0.attn.oper_q.0.block.3", "head"} <= paths
+
+
+def test_capture_takes_several_inputs_and_nests_of_outputs() -> None:
+    program = capture(Lines(lambda a, b: {"sum": a + b, "pair": (a, b * 2)}), (torch.ones(2), torch.ones(2)))
+    assert program.output_names == ("output_0", "output_1", "output_2")
+    assert len(program.input_names) == 2
+    assert [float(y.sum()) for y in run(program, (torch.ones(2), torch.ones(2)))] == [4, 2, 4]
+
+
+def test_capture_of_a_dynamic_batch_runs_at_every_batch(small: nn.Module) -> None:
+    program = capture(small, (torch.randn(2, 3, 32, 32),), dynamic_batch=True)
+    for batch in (1, 3):
+        assert run(program, (torch.randn(batch, 3, 32, 32),))[0].shape == (batch, 10)
+    assert exported(program, "onnx").range_constraints
+
+
+def test_capture_refuses_data_dependent_code_and_names_it() -> None:
+    with pytest.raises(Unsupported, match=r"cannot capture Lines: .*data-dependent") as raised:
+        capture(Lines(lambda x: x * 2 if x.sum() > 0 else x), (torch.ones(2),))
+    assert "\n" not in str(raised.value)
+
+
+def test_capture_refuses_inputs_that_the_model_refuses(small: nn.Module) -> None:
+    with pytest.raises(BadInput, match=r"does not run on inputs of shape \[1, 4, 32, 32\]"):
+        capture(small, (torch.randn(1, 4, 32, 32),))
+
+
+def test_capture_refuses_a_model_that_returns_no_tensor() -> None:
+    with pytest.raises(BadInput, match="must return a tensor or a nest of tensors"):
+        capture(Lines(lambda x: "text"), (torch.ones(2),))

@@ -1,0 +1,107 @@
+"""CAS-ViT end to end: the authors' outputs, every size and batch in ONNX Runtime, and the Core ML program's limits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+import edgesmith
+from edgesmith.exporters import targets
+from edgesmith.exporters.capture import capture, run
+from edgesmith.exporters.graph import count_operators
+from edgesmith.exporters.rewrite import rewrite
+from edgesmith.exporters.targets import Request
+from edgesmith.models import registry
+from edgesmith.models.checkpoint import load
+
+PARITY = 1e-5
+EAGER = 2e-6
+
+
+@pytest.fixture(scope="module")
+def authors(rebuild: ModuleType, fixture_file: Path) -> tuple[torch.Tensor, np.ndarray]:
+    """Input and output of the authors' own implementation."""
+    _, x, output, _ = rebuild.load(fixture_file)
+    return x, output
+
+
+def test_fixture_is_the_shared_one(parity: Path, fixture_file: Path) -> None:
+    assert (parity / "casvit_xs.npz").read_bytes() == fixture_file.read_bytes()
+
+
+def test_the_authors_outputs_eager_rewritten_and_in_onnx_runtime(
+    authors: tuple[torch.Tensor, np.ndarray], authors_checkpoint: Path, tmp_path: Path
+) -> None:
+    x, expected = authors
+    model, _ = load(registry.get("casvit_xs"), authors_checkpoint)
+    with torch.no_grad():
+        assert np.abs(model(x).numpy() - expected).max() <= PARITY
+    backend = targets.get("onnx")
+    rewritten, _ = rewrite(capture(model, (x,)), backend.costs)
+    assert np.abs(run(rewritten, (x,))[0].numpy() - expected).max() <= PARITY
+    artifact = edgesmith.export("casvit_xs", "onnx", weights=authors_checkpoint, out=tmp_path)
+    outputs = backend.run(artifact.file, [[x.numpy()]])
+    assert isinstance(outputs, list)
+    assert np.abs(outputs[0][0] - expected).max() <= PARITY
+    assert artifact.manifest["weights"]["origin"] == "file rcvit_xs.pth"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("size", [(224, 224), (192, 256)], ids=["224x224", "192x256"])
+@pytest.mark.parametrize("name", registry.all_models())
+def test_onnx_equals_eager_at_every_size_and_batch(
+    name: str, size: tuple[int, int], batch: int, tmp_path: Path
+) -> None:
+    spec = registry.get(name)
+    model, _ = load(spec, None)
+    x = torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(batch))
+    backend = targets.get("onnx")
+    rewritten, _ = rewrite(capture(model, (x,), ("image",), ("logits",)), backend.costs)
+    path = tmp_path / f"{name}.onnx"
+    backend.lower(rewritten, path, Request(name, "fp32", spec.input))
+    backend.check(path)
+    assert "BatchNormalization" not in backend.count_operators(path)
+    outputs = backend.run(path, [[x.numpy()]])
+    assert isinstance(outputs, list)
+    with torch.no_grad():
+        expected = model(x).numpy()
+    assert np.abs(outputs[0][0] - expected).max() <= EAGER * np.abs(expected).max()
+
+
+def test_onnx_features_equal_eager(tmp_path: Path) -> None:
+    artifact = edgesmith.export("casvit_xs", "onnx", features=True, input_size=(64, 96), out=tmp_path)
+    assert artifact.manifest["model"]["outputs"] == [f"features_{i}" for i in range(4)]
+    assert artifact.manifest["verification"]["steps"][-1]["relative_error"] <= EAGER
+
+
+@pytest.mark.parametrize("target", ["onnx", "coreml"])
+def test_operator_counts_of_the_file(target: str, golden: Callable[[str, str], None], tmp_path: Path) -> None:
+    backend = targets.get(target)
+    if targets.missing_packages(backend):
+        pytest.skip(f"{target}: not installed")
+    artifact = edgesmith.export("casvit_xs", target, out=tmp_path)
+    counts = artifact.manifest["operators"]["file"]
+    golden(f"casvit_xs.{target}", "".join(f"{count:5} {op}\n" for op, count in counts.items()))
+
+
+def test_coreml_program_of_xs_keeps_its_limits(tmp_path: Path) -> None:
+    pytest.importorskip("coremltools", reason="coremltools is not installed")
+    from edgesmith.exporters.targets import coreml
+
+    artifact = edgesmith.export("casvit_xs", "coreml", out=tmp_path)
+    counts = coreml.count_operators(artifact.file)
+    assert "batch_norm" not in counts
+    assert sum(counts.values()) <= 330
+    assert coreml.largest_rank(artifact.file) <= 4
+
+
+def test_published_program_holds_its_mixers() -> None:
+    for name, mixers in (("casvit_xs", 10), ("casvit_t", 15)):
+        _, after, _ = edgesmith.explain(name, "coreml", input_size=(32, 32))
+        assert count_operators(after.module)["edgesmith.additive_attention"] == mixers

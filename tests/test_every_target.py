@@ -1,0 +1,288 @@
+"""Every target: its protocol, its files, their reproducibility, and what it answers to wrong options."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import edgesmith
+from edgesmith.errors import BackendMissing, BadInput, Unsupported
+from edgesmith.exporters import targets
+from edgesmith.exporters.artifact import Artifact
+from edgesmith.exporters.targets import NotHere, Request, Target
+from edgesmith.models import registry
+from edgesmith.models.checkpoint import load
+
+TARGETS = list(targets.all_targets().values())
+NAMES = [target.name for target in TARGETS]
+LABELS = [f"class {i}" for i in range(10)]
+
+
+def available(target: Target) -> Target:
+    missing = targets.missing_packages(target)
+    if missing:
+        pytest.skip(f"{target.name}: {', '.join(missing)} not installed")
+    return target
+
+
+@pytest.fixture
+def export_small(small: nn.Module, tmp_path: Path) -> Callable[..., Artifact]:
+    def export(target: str, **options: object) -> Artifact:
+        available(targets.get(target))
+        x = options.pop("inputs", torch.randn(1, 3, 32, 64))
+        return edgesmith.export(small, target, inputs=x, out=tmp_path, **options)  # type: ignore[arg-type]
+
+    return export
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=NAMES)
+def test_target_says_what_it_is(target: Target) -> None:
+    assert target.suffix.startswith(".")
+    assert target.precisions
+    assert set(target.precisions) <= {"fp32", "fp16"}
+    assert target.costs.launch_us > 0
+    assert target.options <= set(Request.__dataclass_fields__)
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=NAMES)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_target_exports_verifies_and_says_what_it_did(
+    target: Target, precision: str, export_small: Callable[..., Artifact]
+) -> None:
+    artifact = export_small(target.name, precision=precision)
+    assert artifact.target == target.name
+    assert artifact.precision == precision
+    assert artifact.file.name == f"casvit{target.suffix}"
+    manifest = artifact.manifest
+    assert manifest["operators"]["rewritten"]["edgesmith.additive_attention"] == 4
+    assert sum(manifest["operators"]["file"].values()) > 100
+    captured, rewritten, file = manifest["verification"]["steps"]
+    assert captured["relative_error"] == 0
+    assert rewritten["relative_error"] <= 1e-6
+    if target.cannot_run():
+        assert file["not_checked_here"] == target.cannot_run()
+        assert "relative_error" not in file
+    else:
+        assert file["relative_error"] <= {"fp32": 2e-6, "fp16": 5e-3}[precision]
+        assert file["top1"]["agreeing"] == file["top1"]["decided"]
+    again, steps = edgesmith.verify(artifact.path)
+    assert again == artifact
+    assert steps[0]["matching"] == len(manifest["files"])
+    assert steps[2] == file
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=NAMES)
+def test_target_writes_the_same_bytes_again(target: Target, export_small: Callable[..., Artifact]) -> None:
+    x = torch.randn(1, 3, 32, 64)
+    first = export_small(target.name, inputs=x, name="one")
+    before = {
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in first.path.rglob("*") if file.is_file()
+    }
+    second = export_small(target.name, inputs=x, name="one")
+    assert before == {
+        file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in second.path.rglob("*") if file.is_file()
+    }
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=NAMES)
+def test_target_without_its_packages_says_what_to_install(
+    target: Target, small: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name == target.packages[0] else find(name, *a)
+    )
+    with pytest.raises(
+        BackendMissing, match=rf"target {target.name} needs {target.packages[0]}.*: pip install"
+    ) as raised:
+        edgesmith.export(small, target.name, inputs=torch.randn(1, 3, 32, 32), out=tmp_path)
+    assert raised.value.exit_code == 4
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=NAMES)
+def test_target_refuses_a_damaged_file(target: Target, export_small: Callable[..., Artifact]) -> None:
+    artifact = export_small(target.name)
+    damaged = artifact.file
+    inner = next(file for file in ([damaged] if damaged.is_file() else damaged.rglob("*.mlmodel")))
+    inner.write_bytes(inner.read_bytes()[:1000])
+    with pytest.raises(Unsupported):
+        target.check(damaged)
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=NAMES)
+def test_target_names_the_operator_that_it_refuses(target: Target, tmp_path: Path) -> None:
+    available(target)
+
+    class Exotic(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.special.i1e(torch.linalg.eigvalsh(x))
+
+    with pytest.raises(Unsupported, match=r"cannot express this model: .*(eigvalsh|eigh|i1e)") as raised:
+        edgesmith.export(Exotic(), target.name, inputs=torch.eye(3), out=tmp_path)
+    assert raised.value.exit_code == 6
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_onnx_has_metadata_names_of_modules_and_nothing_of_this_machine(tmp_path: Path) -> None:
+    import onnx
+
+    artifact = edgesmith.export(
+        "casvit_xs", "onnx", input_size=(32, 32), labels=[f"c{i}" for i in range(1000)], out=tmp_path
+    )
+    model = onnx.load(str(artifact.file))
+    facts = {prop.key: prop.value for prop in model.metadata_props}
+    assert facts["edgesmith.name"] == "casvit_xs"
+    assert facts["edgesmith.version"] == edgesmith.__version__
+    assert facts["edgesmith.input.mean"] == "[0.485, 0.456, 0.406]"
+    assert facts["edgesmith.labels"].startswith('["c0", "c1"')
+    assert [value.name for value in model.graph.input] == ["image"]
+    assert [value.name for value in model.graph.output] == ["logits"]
+    assert any(node.name.startswith("network.0.0.attn/") for node in model.graph.node)
+    content = artifact.file.read_bytes()
+    assert str(Path.cwd()).encode() not in content
+    assert b".py" not in content
+
+
+def test_onnx_dynamic_batch_runs_at_any_batch(export_small: Callable[..., Artifact], small: nn.Module) -> None:
+    artifact = export_small("onnx", inputs=torch.randn(2, 3, 32, 32), dynamic_batch=True)
+    assert artifact.manifest["model"]["inputs"][0]["shape"] == ["batch", 3, 32, 32]
+    x = torch.randn(5, 3, 32, 32)
+    outputs = targets.get("onnx").run(artifact.file, [[x.numpy()]])
+    assert isinstance(outputs, list)
+    assert np.abs(outputs[0][0] - small(x).detach().numpy()).max() < 1e-5
+
+
+def coreml_spec(artifact: Artifact) -> object:
+    from coremltools.proto import Model_pb2
+
+    spec = Model_pb2.Model()
+    spec.ParseFromString((artifact.file / "Data/com.apple.CoreML/model.mlmodel").read_bytes())
+    return spec
+
+
+def test_coreml_package_holds_only_what_apple_documents(export_small: Callable[..., Artifact]) -> None:
+    artifact = export_small("coreml")
+    files = sorted(file.relative_to(artifact.file).as_posix() for file in artifact.file.rglob("*") if file.is_file())
+    data = "Data/com.apple.CoreML"
+    assert files == [f"{data}/model.mlmodel", f"{data}/weights/weight.bin", "Manifest.json"]
+    description = coreml_spec(artifact).description
+    assert "conversion_date" not in str(description)
+    types = description.input[0].type.multiArrayType, description.output[0].type.multiArrayType
+    assert [t.ArrayDataType.Name(t.dataType) for t in types] == ["FLOAT16", "FLOAT32"]
+
+
+def test_coreml_package_opens_with_coremltools(export_small: Callable[..., Artifact]) -> None:
+    import coremltools as ct
+
+    artifact = export_small("coreml", name="opens")
+    model = ct.models.MLModel(str(artifact.file), skip_model_load=True)
+    assert model.short_description == "opens"
+
+
+@pytest.mark.parametrize(("wanted", "version"), [("iOS16", 7), (None, 8), ("iOS18", 9)])
+def test_coreml_deployment_target_sets_the_specification(
+    wanted: str | None, version: int, export_small: Callable[..., Artifact]
+) -> None:
+    artifact = export_small("coreml", deployment_target=wanted)
+    assert coreml_spec(artifact).specificationVersion == version
+    assert artifact.manifest["target"]["options"]["deployment_target"] == (wanted or "iOS17")
+
+
+def test_coreml_classifier_takes_an_image_and_returns_labels(tmp_path: Path) -> None:
+    available(targets.get("coreml"))
+    from edgesmith.exporters.targets import coreml
+
+    labels = [f"class {i}" for i in range(1000)]
+    artifact = edgesmith.export(
+        "casvit_xs", "coreml", input_size=(32, 64), image_input=True, labels=labels, out=tmp_path
+    )
+    description = coreml_spec(artifact).description
+    image = description.input[0].type.imageType
+    assert (image.height, image.width) == (32, 64)
+    assert description.predictedFeatureName == "classLabel"
+    assert coreml._labels(artifact.file) == labels
+
+
+def test_coreml_image_normalisation_is_folded_exactly() -> None:
+    """The scaled program on (pixels / 255 - mean) equals the model on the normalised image, padding included."""
+    from edgesmith.exporters.capture import capture, run
+    from edgesmith.exporters.targets.coreml import _scale_input
+
+    spec = registry.get("casvit_xs")
+    model, _ = load(spec, None)
+    rgb = torch.rand(1, 3, 32, 64)
+    mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (spec.input.mean, spec.input.std))
+    program = capture(model, (rgb,))
+    scaled = _scale_input(program, Request("casvit_xs", "fp32", image=spec.input, image_input=True))
+    expected = model((rgb - mean) / std)
+    assert float((run(scaled, (rgb - mean,))[0] - expected).abs().max()) <= 1e-6
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "sentence"),
+    [
+        ("onxx", {}, "unknown target 'onxx'. Nearest: onnx"),
+        ("onnx", {"precision": "int4"}, "target onnx has precisions fp32, fp16, got 'int4'"),
+        ("onnx", {"deployment_target": "iOS17"}, "target onnx has no --deployment-target; coreml does"),
+        ("coreml", {"dynamic_batch": True}, "target coreml takes static shapes only"),
+        ("coreml", {"deployment_target": "iOS3"}, "unknown deployment target 'iOS3'. Nearest: iOS1"),
+        ("coreml", {"labels": ["a", "b"]}, "--labels has 2 names and the model has 10 classes"),
+        ("coreml", {"labels": ["a", "a"]}, "labels must differ from each other, got 'a' twice"),
+        ("coreml", {"image_input": True}, "belong to named models"),
+        ("onnx", {"batch": 0}, "--batch must be 1 or more, got 0"),
+        ("onnx", {"device": "iphone15"}, "iPhone 15 takes coreml, not onnx"),
+        ("coreml", {"device": "iphone99"}, "unknown device 'iphone99'. Nearest: iphone1"),
+        ("coreml", {"device": "iphone15", "deployment_target": "iOS99"}, "iPhone 15 runs iOS26 at most, got iOS99"),
+        ("onnx", {"name": "../x"}, "letters, digits, _ and - only, got '../x'"),
+        ("onnx", {"inputs": ()}, "inputs must be tensors"),
+    ],
+)
+def test_wrong_options_are_one_sentence(
+    target: str, options: dict[str, object], sentence: str, small: nn.Module, tmp_path: Path
+) -> None:
+    if target in NAMES:
+        available(targets.get(target))
+    arguments = {"inputs": torch.randn(1, 3, 32, 32), **options}
+    with pytest.raises(BadInput) as raised:
+        edgesmith.export(small, target, out=tmp_path / "out", **arguments)  # type: ignore[arg-type]
+    assert sentence in str(raised.value)
+    assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"input_size": (225, 224)}, "needs height and width divisible by 32, got 225x224; the nearest is 224x224"),
+        ({"input_size": (0, 64)}, "the nearest is 32x64"),
+        ({"features": True, "labels": ["a"]}, "--labels belongs to logits"),
+        ({"image_input": True, "batch": 4}, "an image input holds one image, got --batch 4"),
+    ],
+)
+def test_wrong_options_of_a_named_model_are_one_sentence(
+    options: dict[str, object], sentence: str, tmp_path: Path
+) -> None:
+    available(targets.get("coreml"))
+    with pytest.raises(BadInput) as raised:
+        edgesmith.export("casvit_xs", "coreml", out=tmp_path, **options)  # type: ignore[arg-type]
+    assert sentence in str(raised.value)
+
+
+def test_a_new_device_raises_the_deployment_target(export_small: Callable[..., Artifact]) -> None:
+    options = export_small("coreml", device="iphone17").manifest["target"]["options"]
+    assert (options["device"], options["deployment_target"]) == ("iphone17", "iOS26")
+
+
+def test_not_here_is_what_coreml_answers_off_macos(export_small: Callable[..., Artifact]) -> None:
+    backend = targets.get("coreml")
+    if backend.cannot_run() is None:
+        pytest.skip("this is macOS: Core ML runs here")
+    artifact = export_small("coreml")
+    assert isinstance(backend.run(artifact.file, [[np.zeros((1, 3, 32, 64), np.float32)]]), NotHere)

@@ -1,0 +1,178 @@
+"""The checks can fail: wrong numbers are measured, judged, located, and nothing is published."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import edgesmith
+from edgesmith.errors import VerificationFailed
+from edgesmith.exporters import verify
+from edgesmith.exporters.capture import Program
+from edgesmith.exporters.graph import aten, operators
+from edgesmith.exporters.rewrite import RewriteReport
+from edgesmith.exporters.targets import Costs
+from edgesmith.exporters.verify import THRESHOLDS, Thresholds, judge, measure, seeded_inputs
+from edgesmith.kernels.op import all_ops
+
+GENERATOR = np.random.default_rng(0)
+SCORES = [[GENERATOR.standard_normal((1, 10)).astype(np.float32)] for _ in range(8)]
+
+
+def shifted(error: float) -> list[list[np.ndarray]]:
+    return [[y + np.float32(error)] for (y,) in SCORES]
+
+
+def test_measure_of_equal_outputs_has_no_noise() -> None:
+    figures = measure(SCORES, SCORES, 1e-5)
+    assert (figures.max_abs_error, figures.relative_error, figures.snr_db) == (0, 0, None)
+    assert (figures.agreeing, figures.decided, figures.ties) == (8, 8, 0)
+    assert judge(figures, THRESHOLDS["fp32"]) is None
+
+
+def test_measure_gives_error_and_snr_by_their_definitions() -> None:
+    figures = measure([[np.array([3.0, 4.0])]], [[np.array([3.0, 4.5])]], 1e-5)
+    assert figures.max_abs_error == 0.5
+    assert figures.relative_error == 0.125
+    assert figures.snr_db == pytest.approx(10 * math.log10(25 / 0.25))
+    assert figures.agreeing is None
+
+
+@pytest.mark.parametrize(("error", "passes"), [(1e-6, True), (1e-4, False)])
+def test_judge_of_fp32(error: float, passes: bool) -> None:
+    assert (judge(measure(SCORES, shifted(error), 1e-5), THRESHOLDS["fp32"]) is None) is passes
+
+
+def test_judge_names_the_figure_that_fails() -> None:
+    lenient = Thresholds(relative_error=1, snr_db=0)
+    assert "error" in str(judge(measure(SCORES, shifted(0.1), 0.01), Thresholds(1e-3, 0)))
+    assert "SNR" in str(judge(measure(SCORES, shifted(0.1), 0.01), Thresholds(1, 60)))
+    others = [[y[:, ::-1]] for (y,) in SCORES]
+    assert "top-1 agrees on 0 of 8" in str(judge(measure(SCORES, others, 1e-5), Thresholds(1e9, -1e9)))
+    assert judge(measure(SCORES, shifted(0.01), 0.01), lenient) is None
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_outputs_that_are_not_finite_never_pass(value: float) -> None:
+    broken = [[y.copy()] for (y,) in SCORES]
+    broken[3][0][0, 0] = value
+    assert judge(measure(SCORES, broken, 1e-5), Thresholds(1e9, -1e9)) is not None
+
+
+def test_a_flip_between_scores_within_the_allowed_error_is_a_tie() -> None:
+    reference = [[np.array([[1.0, 0.9999, 0.0]])], [np.array([[1.0, 0.5, 0.0]])]]
+    flipped = [[np.array([[0.9999, 1.0, 0.0]])], [np.array([[0.5, 1.0, 0.0]])]]
+    figures = measure(reference, flipped, 1e-3)
+    assert (figures.agreeing, figures.decided, figures.ties) == (0, 1, 1)
+
+
+def test_outputs_of_another_shape_are_no_comparison() -> None:
+    with pytest.raises(ValueError, match="shape"):
+        measure(SCORES, [[y[:, :5]] for (y,) in SCORES], 1e-5)
+
+
+def test_seeded_inputs_are_the_same_every_time_and_differ_from_each_other() -> None:
+    example = torch.zeros(2, 3, 8, 8)
+    first, second = seeded_inputs([example]), seeded_inputs([example])
+    assert len(first) == 8
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(first, second, strict=True))
+    assert len({float(x[0].sum()) for x in first}) == 8
+    assert [x[0].shape[0] for x in seeded_inputs([example], dynamic_batch=True)] == [1, 2] * 4
+
+
+class Break:
+    """A rewrite with a mistake in it: the first `find` becomes `put`."""
+
+    name = "break"
+
+    def __init__(self, find: object, put: object) -> None:
+        self.find, self.put = find, put
+
+    def apply(self, module: torch.fx.GraphModule, costs: Costs) -> RewriteReport:
+        node = next(n for n in operators(module) if n.target is self.find)
+        node.target = self.put
+        return RewriteReport(self.name, (("somewhere", ""),))
+
+
+def test_a_wrong_rewrite_stops_the_export_and_is_located(
+    small: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgesmith.exporters import rewrite
+
+    rules = (*rewrite.all_rewrites(), Break(aten.gelu.default, aten.relu.default))
+    monkeypatch.setattr(rewrite, "all_rewrites", lambda: rules)
+    with pytest.raises(VerificationFailed, match=r"eager -> rewritten: .* part first at network.0.0.local_perception"):
+        edgesmith.export(small, "onnx", inputs=torch.randn(1, 3, 32, 32), out=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_lowering_stops_the_export_and_is_located(
+    small: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    op = all_ops()["additive_attention"]
+    right = op.lowerings["onnx"]
+
+    def wrong(qkv: object, *weights: object, **flags: object) -> object:
+        return right(qkv, *weights[4:8], *weights[:4], *weights[8:], **flags)  # the gates of q and k exchanged
+
+    monkeypatch.setitem(op.lowerings, "onnx", wrong)  # type: ignore[arg-type]
+    place = r"eager -> .*\.onnx: .* part first at network.0.0.attn \(edgesmith.additive_attention"
+    with pytest.raises(VerificationFailed, match=place):
+        edgesmith.export(small, "onnx", inputs=torch.randn(1, 3, 32, 32), out=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_first_divergence_is_none_between_equal_programs(small_program: Program) -> None:
+    given = seeded_inputs(small_program.inputs)[0]
+    found = verify.values(small_program.module, given)
+    names = verify.captured_names(small_program)
+    assert verify.first_divergence(small_program, found, names, given, 1e-5) is None
+
+
+def test_verify_reports_an_altered_file(small: nn.Module, tmp_path: Path) -> None:
+    artifact = edgesmith.export(small, "onnx", inputs=torch.randn(1, 3, 32, 32), out=tmp_path)
+    content = bytearray(artifact.file.read_bytes())
+    content[-20] ^= 1
+    artifact.file.write_bytes(content)
+    with pytest.raises(VerificationFailed, match=rf"{artifact.file.name} was altered"):
+        edgesmith.verify(artifact.path)
+
+
+def test_verify_fails_on_wrong_numbers_even_when_the_manifest_agrees(small: nn.Module, tmp_path: Path) -> None:
+    """Somebody replaces the model and signs the manifest again: the stored outputs still tell."""
+    import onnx
+    from onnx import numpy_helper
+
+    from edgesmith.exporters import artifact as artifacts
+
+    artifact = edgesmith.export(small, "onnx", inputs=torch.randn(1, 3, 32, 32), out=tmp_path)
+    model = onnx.load(str(artifact.file))
+    weight = next(w for w in model.graph.initializer if w.name.endswith("fc1.weight"))
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * 1.01, weight.name))
+    artifact.file.write_bytes(model.SerializeToString())
+    manifest = {key: value for key, value in artifact.manifest.items() if key not in ("schema", "files")}
+    artifacts.write_manifest(artifact.path, manifest)
+    with pytest.raises(VerificationFailed, match=r"error .* of the peak, allowed"):
+        edgesmith.verify(artifact.path)
+
+
+def test_a_module_with_integer_inputs_is_exported_and_verified_again(tmp_path: Path) -> None:
+    class Lookup(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.head = nn.Embedding(11, 6), nn.Linear(6, 4)
+
+        def forward(self, tokens: Tensor, scale: Tensor) -> Tensor:
+            return self.head(self.table(tokens).mean(1) * scale)
+
+    torch.manual_seed(0)
+    tokens = torch.randint(0, 11, (2, 5))
+    artifact = edgesmith.export(Lookup(), "onnx", inputs=(tokens, torch.rand(2, 1)), out=tmp_path, name="lookup")
+    _, steps = edgesmith.verify(artifact.file)
+    assert steps[-1]["runtime"] == "ONNX Runtime, CPU"
+    assert steps[-1]["relative_error"] <= 1e-5
