@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgesmith.errors import BadInput, Unsupported, unknown
+from edgesmith.errors import BadInput, Unsupported
 from edgesmith.exporters.targets import Costs, NotHere, Request
 
 if TYPE_CHECKING:
@@ -138,14 +138,14 @@ def intermediate(path: Path, names: Sequence[str], inputs: Sequence[np.ndarray])
 
 
 def deployment_target(wanted: str | None) -> Any:
-    """Coremltools' constant for `iOS16` and later. Raises BadInput with the nearest names."""
+    """Coremltools' constant for `iOS16` and later. Raises BadInput, which lists them."""
     with _quiet():
         import coremltools as ct
 
     known = [target.name for target in ct.target if target.name.startswith("iOS") and int(target.name[3:]) >= _OLDEST]
     wanted = wanted or DEFAULT_DEPLOYMENT_TARGET
     if wanted not in known:
-        raise unknown("deployment target", wanted, known, f"{known[0]} to {known[-1]}")
+        raise BadInput(f"unknown deployment target {wanted!r}. There are {', '.join(known)}")
     return ct.target[wanted]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -27,13 +28,14 @@ if TYPE_CHECKING:
     from edgesmith.exporters.targets import Target
 
 INTERRUPTED = 130
+# The base of everything that parsing raises, from click or from typer's own copy of it.
+_USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 app = typer.Typer(
     name="edgesmith",
     help="From a PyTorch definition to verified files for phones and edge boards.",
     epilog="Exit codes: 0 done, 2 bad input, 3 verification failed, 4 backend missing, 5 output not writable,"
     " 6 model or operator unsupported, 130 interrupted, 1 a bug. --debug, anywhere, shows the traceback.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -49,10 +51,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
     if version:
         print(f"edgesmith {__version__}")
-        raise typer.Exit
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 @app.command()
@@ -276,28 +282,29 @@ def main() -> Never:
     """Run the command line and exit with its code."""
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
-    sys.exit(run([argument for argument in arguments if argument != "--debug"], debug))
+    code = run([argument for argument in arguments if argument != "--debug"], debug)
+    if code == INTERRUPTED:
+        # An interrupt inside an extension module's import leaves a mark that makes Python's own exit a death by SIGINT.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def run(arguments: list[str], debug: bool = False) -> int:
     """Run one command. Returns the exit code; errors become a sentence on stderr, and JSON on stdout with --json."""
-    import click
-
     try:
         result = app(args=arguments, prog_name="edgesmith", standalone_mode=False)
+        if result == INTERRUPTED:  # what typer makes of a KeyboardInterrupt
+            raise KeyboardInterrupt
         return result if isinstance(result, int) else 0
     except EdgesmithError as error:
         if debug:
             raise
         return _fail(str(error), error.exit_code, arguments)
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        return 0
-    except click.ClickException as error:
+    except _USAGE_ERROR as error:
         return _fail(f"{error.format_message()} See: edgesmith --help", BadInput.exit_code, arguments)
-    except (KeyboardInterrupt, click.Abort):
-        if debug:
-            raise
+    except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted; nothing was published", INTERRUPTED, arguments)
     except BrokenPipeError:  # `edgesmith models | head`
         sys.stderr.close()

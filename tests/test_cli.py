@@ -1,0 +1,277 @@
+"""The command line as a user meets it: processes, exit codes, one sentence an error, nothing half done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from edgesmith import cli
+from edgesmith.exporters import targets
+from edgesmith.exporters.artifact import changed_files, read
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+SMALL = ("--model", "casvit_xs", "--input-size", "32")
+FOLDER = "artifacts/casvit_xs-onnx-fp32-32x32"
+
+
+def imported_by(arguments: list[str]) -> set[str]:
+    """Top-level packages that a command has imported when it ends."""
+    code = (
+        "import sys\nfrom edgesmith.cli import run\n"
+        f"run({arguments!r})\nprint('\\0'.join({{name.split('.')[0] for name in sys.modules}}))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(result.stdout.splitlines()[-1].split("\0"))
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["export", "--help"], ["models"], ["targets"], ["targets", "--devices"], ["--version"]]
+)
+def test_commands_that_only_list_import_nothing_heavy(arguments: list[str]) -> None:
+    heavy = {"torch", "onnx", "onnxruntime", "onnxsim", "onnxscript", "coremltools", "numpy", "safetensors"}
+    assert imported_by(arguments) & heavy == set()
+
+
+def test_help_names_every_command_and_the_exit_codes(edgesmith: Run) -> None:
+    result = edgesmith("--help")
+    assert result.returncode == 0
+    for word in ("export", "explain", "verify", "models", "targets", "doctor", "verification failed", "--debug"):
+        assert word in result.stdout
+    assert edgesmith().returncode == 0
+    assert edgesmith("--version").stdout.startswith("edgesmith 0.")
+
+
+def test_models_lists_the_published_facts(edgesmith: Run) -> None:
+    text = edgesmith("models").stdout
+    for part in ("casvit_xs", "3.20 M", "554 M", "3x224x224", "78.3 / 78.7 %", "MIT", "arXiv:2408.03703"):
+        assert part in text
+    assert [row["name"] for row in json.loads(edgesmith("models", "--json").stdout)][:2] == ["casvit_xs", "casvit_s"]
+
+
+def test_targets_and_devices_are_listed(edgesmith: Run) -> None:
+    assert "edgesmith[coreml]" in edgesmith("targets").stdout
+    assert [row["name"] for row in json.loads(edgesmith("targets", "--json").stdout)] == ["coreml", "onnx"]
+    assert "iphone15" in edgesmith("targets", "--devices").stdout
+    assert "iOS26" in edgesmith("targets", "--devices", "--json").stdout
+
+
+def test_doctor_says_what_works_and_what_to_do(edgesmith: Run) -> None:
+    rows = {row["target"]: row for row in json.loads(edgesmith("doctor", "--json").stdout)["targets"]}
+    assert rows["onnx"]["lower"].startswith("yes (onnx ")
+    assert rows["onnx"]["run"].startswith("yes")
+    if sys.platform != "darwin":
+        assert rows["coreml"]["run"].startswith("no: Core ML runs on macOS only")
+        assert "edgesmith verify" in rows["coreml"]["do"] or "edgesmith[coreml]" in rows["coreml"]["do"]
+    result = edgesmith("doctor")
+    assert result.returncode == 0
+    assert "coreml" in result.stdout
+
+
+def test_doctor_without_a_backend_names_the_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    coreml = targets.get("coreml")
+    monkeypatch.setattr(targets, "missing_packages", lambda target: list(target.packages))
+    row = cli._examine(coreml)
+    assert row["lower"] == "no"
+    assert row["do"] == 'pip install "edgesmith[coreml]"'
+
+
+def test_explain_shows_every_site_and_the_counts(edgesmith: Run) -> None:
+    result = edgesmith("explain", *SMALL)
+    assert result.returncode == 0
+    assert result.stdout.count("-> edgesmith.additive_attention") == 10
+    for part in ("fold_batchnorm: fired at 56 sites, 0 near misses", "network.6.1.attn", "aten.conv2d"):
+        assert part in result.stdout
+    found = json.loads(edgesmith("explain", *SMALL, "--features", "--json").stdout)
+    folds = next(report for report in found["rewrites"] if report["name"] == "fold_batchnorm")
+    assert len(folds["rejected"]) == 4
+    assert found["operators"]["rewritten"]["aten.batch_norm"] == 4
+
+
+def test_export_shows_stages_and_one_table_and_verify_accepts_it(edgesmith: Run, tmp_path: Path) -> None:
+    result = edgesmith("export", *SMALL, "--target", "onnx")
+    assert result.returncode == 0, result.stderr
+    for stage in ("load", "capture", "rewrite", "verify the program", "lower to onnx", "verify the file", "publish"):
+        assert stage in result.stderr
+    assert "random (seed 0): for trying out only; give a checkpoint with --weights" in result.stdout
+    for part in (
+        "fuse_additive_attention",
+        "captured 408 -> rewritten 129 -> file",
+        "max error",
+        "MB",
+        f"{FOLDER}/casvit",
+    ):
+        assert part in result.stdout
+    again = edgesmith("verify", FOLDER)
+    assert again.returncode == 0
+    assert "2 files, as published" in again.stdout
+    assert (
+        json.loads(edgesmith("verify", f"{FOLDER}/casvit_xs.onnx", "--json").stdout)["steps"][2]["max_abs_error"] < 1e-5
+    )
+
+
+def test_export_to_coreml_says_what_was_not_checked(edgesmith: Run) -> None:
+    if targets.missing_packages(targets.get("coreml")):
+        pytest.skip("coremltools is not installed")
+    result = edgesmith("export", *SMALL, "--target", "coreml", "--json")
+    assert result.returncode == 0, result.stderr
+    manifest = json.loads(result.stdout)
+    if sys.platform != "darwin":
+        assert "macOS only" in manifest["verification"]["steps"][-1]["not_checked_here"]
+        shown = edgesmith("verify", manifest["path"])
+        assert "not checked here: Core ML runs on macOS only" in shown.stdout
+    assert "Traceback" not in result.stderr
+    assert "Failed to load" not in result.stderr
+
+
+def test_two_processes_write_the_same_bytes(edgesmith: Run, tmp_path: Path) -> None:
+    """Other hash seeds, other folders, one of them for Core ML where it is installed."""
+    wanted = [t for t in ("onnx", "coreml") if not targets.missing_packages(targets.get(t))]
+    assert "onnx" in wanted
+    for target in wanted:
+        found = []
+        for seed in ("1", "2"):
+            environment = {**os.environ, "PYTHONHASHSEED": seed}
+            out = tmp_path / seed
+            result = edgesmith("export", *SMALL, "--target", target, "--out", str(out), env=environment)
+            assert result.returncode == 0, result.stderr
+            files = [file for file in out.rglob("*") if file.is_file() and target in str(file)]
+            found.append({str(f.relative_to(out)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files})
+        assert found[0] == found[1]
+        assert len(found[0]) >= 3
+
+
+@pytest.mark.slow
+def test_export_killed_at_any_moment_leaves_nothing_or_a_whole_artifact(edgesmith: Run, tmp_path: Path) -> None:
+    """SIGKILL at 20 random moments of a whole run; half of them find an older artifact in place."""
+    command = [sys.executable, "-m", "edgesmith", "export", *SMALL, "--target", "onnx"]
+    start = time.monotonic()
+    subprocess.run(command, cwd=tmp_path, capture_output=True, check=True)
+    whole_s = time.monotonic() - start
+    moments = random.Random(0)
+    artifact, older = tmp_path / FOLDER, tmp_path / "older"
+    artifact.rename(older)
+    for round_ in range(20):
+        if round_ == 10 and not artifact.exists():
+            older.rename(artifact)
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(moments.uniform(0, 1.05 * whole_s))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        if artifact.exists():
+            assert changed_files(read(artifact)) == []
+        else:
+            assert round_ < 10, "the artifact that was there is gone"
+    assert artifact.exists()
+    assert edgesmith("verify", FOLDER).returncode == 0
+    assert edgesmith("export", *SMALL, "--target", "onnx").returncode == 0
+    assert [path.name for path in artifact.parent.iterdir()] == [artifact.name], "leftovers of killed runs"
+
+
+@pytest.mark.parametrize("delay_s", [0.3, 1.0, 2.0, 4.0])
+def test_ctrl_c_is_one_sentence_and_leaves_nothing(delay_s: float, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "edgesmith", "export", "--model", "casvit_t", "--target", "onnx"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    time.sleep(delay_s)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert "interrupted; nothing was published" in errors
+    assert not list(tmp_path.glob("artifacts/*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["export", "--model", "casvit_xss", "--target", "onnx"], 2, "unknown model 'casvit_xss'. Nearest: casvit_xs"),
+        (["export", "--model", "casvit_xs", "--target", "coremll"], 2, "unknown target 'coremll'. Nearest: coreml"),
+        (["export", *SMALL, "--target", "onnx", "--device", "rpi55"], 2, "unknown device 'rpi55'. Nearest: rpi5"),
+        (
+            ["export", "--model", "casvit_xs", "--target", "onnx", "--input-size", "7up"],
+            2,
+            "--input-size must be 224 or",
+        ),
+        (
+            ["export", "--model", "casvit_xs", "--target", "onnx", "--input-size", "225"],
+            2,
+            "divisible by 32, got 225x225",
+        ),
+        (["export", *SMALL, "--target", "onnx", "--weights", "nowhere.pth"], 2, "no weights file at nowhere.pth"),
+        (["export", *SMALL, "--target", "onnx", "--labels", "nowhere.txt"], 2, "cannot read labels from nowhere.txt"),
+        (["export", *SMALL, "--target", "onnx", "--out", "/proc/nowhere"], 5, "cannot write to /proc/nowhere"),
+        (["export", "--target", "onnx"], 2, "Missing option '--model'"),
+        (["exprot"], 2, "No such command 'exprot'"),
+        (["verify", "nowhere"], 2, "no artifact at nowhere"),
+    ],
+)
+def test_wrong_input_is_one_sentence_with_its_exit_code(
+    arguments: list[str], code: int, sentence: str, edgesmith: Run
+) -> None:
+    result = edgesmith(*arguments)
+    assert result.returncode == code
+    (line,) = [line for line in result.stderr.splitlines() if not line.startswith("  ")]  # but for stages
+    assert line.startswith("edgesmith: ")
+    assert sentence in line
+    assert result.stdout == ""
+
+
+def test_a_failed_verification_exits_with_3(edgesmith: Run, tmp_path: Path) -> None:
+    assert edgesmith("export", *SMALL, "--target", "onnx").returncode == 0
+    (tmp_path / FOLDER / "casvit_xs.onnx").write_bytes(b"")
+    result = edgesmith("verify", FOLDER, "--json")
+    assert result.returncode == 3
+    assert json.loads(result.stdout)["error"].endswith("casvit_xs.onnx was altered")
+
+
+def test_a_hostile_checkpoint_exits_with_2_and_does_not_run(edgesmith: Run, tmp_path: Path) -> None:
+    class Attack:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.mkdir, (str(tmp_path / "owned"),)
+
+    torch.save({"model": Attack()}, tmp_path / "evil.pth")
+    result = edgesmith("export", *SMALL, "--target", "onnx", "--weights", "evil.pth")
+    assert result.returncode == 2
+    assert "evil.pth is refused: its pickle asks for posix.mkdir" in result.stderr
+    assert not (tmp_path / "owned").exists()
+
+
+def test_debug_shows_the_traceback(edgesmith: Run) -> None:
+    result = edgesmith("verify", "nowhere", "--debug")
+    assert "Traceback" in result.stderr
+    assert "BadInput" in result.stderr
+
+
+def test_a_bug_is_one_sentence_that_asks_for_a_report(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from edgesmith.models import registry
+
+    monkeypatch.setattr(registry, "all_models", lambda: 1 / 0)
+    assert cli.run(["models"]) == 1
+    assert "a bug in edgesmith: ZeroDivisionError" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("224", (224, 224)), ("192x256", (192, 256)), ("64X32", (64, 32)), (None, None)]
+)
+def test_sizes_are_read_as_height_by_width(text: str | None, size: tuple[int, int] | None) -> None:
+    assert cli._parse_size(text) == size
+
+
+def test_labels_are_one_a_line(tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("tench\n\n goldfish \nsandpiper, dunlin\n", encoding="utf-8")
+    assert cli._read_labels(tmp_path / "labels.txt") == ["tench", "goldfish", "sandpiper, dunlin"]
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(cli.BadInput, match=r"holds no labels"):
+        cli._read_labels(tmp_path / "empty.txt")
