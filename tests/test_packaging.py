@@ -53,7 +53,7 @@ def test_installed_package_brings_no_generic_name() -> None:
 
 def test_readme_has_the_two_commands_and_they_name_what_exists(checkout: Path) -> None:
     readme = (checkout / "README.md").read_text(encoding="utf-8")
-    lines = re.findall(r"^git clone .*$", readme, flags=re.MULTILINE)
+    lines = re.findall(r"^python3 -m venv .*$", readme, flags=re.MULTILINE)
     assert len(lines) == 2
     assert lines[0].endswith("edgesmith export --model casvit_xs --target coreml")
     assert "pytest" in lines[1]
