@@ -1,6 +1,6 @@
 """How long the command line takes, as whole processes: median of five, after one to warm the disk cache.
 
-    python -m edgesmith.bench.commands
+python -m edgesmith.bench.commands
 """
 
 from __future__ import annotations

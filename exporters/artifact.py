@@ -174,9 +174,10 @@ def staging(out: str | Path, name: str) -> Iterator[Path]:
     try:
         yield folder
     except OSError as error:
-        if error.errno is None:
+        reason = _why_not_written(error, folder)
+        if reason is None:
             raise
-        raise OutputError(f"cannot write to {out}: {error.strerror}; nothing was published") from error
+        raise OutputError(f"cannot write to {out}: {reason}; nothing was published") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         if lock is not None:
@@ -195,6 +196,15 @@ def publish(folder: Path, out: str | Path, name: str) -> Path:
     else:
         folder.rename(final)
     return final
+
+
+def _why_not_written(error: OSError, folder: Path) -> str | None:
+    """The system's words for an error that comes from writing to `folder`; None for one that comes from elsewhere."""
+    if isinstance(error, shutil.Error) and error.args and isinstance(error.args[0], list):  # of copytree: many in one
+        return str(error.args[0][0][2]).removeprefix("[Errno ").partition("] ")[2].partition(":")[0]
+    if error.filename is not None and not Path(error.filename).is_relative_to(folder.parent):
+        return None
+    return error.strerror if error.errno is not None else None
 
 
 def _exchange(a: Path, b: Path) -> None:

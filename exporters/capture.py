@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -87,7 +88,7 @@ def exported(program: Program, target: str) -> ExportedProgram:
         Unsupported: as `capture`.
     """
     inlined = {op.overload: op.reference for op in all_ops().values() if target not in op.lowerings}
-    with torch.no_grad():
+    with torch.no_grad(), _without_torchs_own_warnings():
         return _export(program.module, program.inputs, program.dynamic_batch).run_decompositions(inlined)
 
 
@@ -106,9 +107,7 @@ def run(program: Program, inputs: Sequence[Tensor]) -> list[Tensor]:
 def _export(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) -> ExportedProgram:
     shapes = tuple({0: Dim("batch", min=1)} for _ in inputs) if dynamic_batch else None
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", category=UserWarning)
-            warnings.simplefilter("ignore", category=FutureWarning)
+        with _without_torchs_own_warnings():
             program = torch.export.export(model, inputs, dynamic_shapes=_named(model, shapes))
             if any(_mutates(node) for node in program.graph.nodes):  # foreign models: relu_, add_ ...
                 program = program.run_decompositions({})
@@ -118,6 +117,15 @@ def _export(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) -
             " Rewrite that line with static shapes and without data-dependent control flow; --debug shows the trace."
         ) from error
     return program
+
+
+@contextlib.contextmanager
+def _without_torchs_own_warnings() -> Iterator[None]:
+    """torch.export warns of renamings inside torch that its callers can do nothing about."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", category=UserWarning)
+        warnings.simplefilter("ignore", category=FutureWarning)
+        yield
 
 
 def _named(model: nn.Module, shapes: tuple[dict[int, Any], ...] | None) -> Any:

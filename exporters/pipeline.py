@@ -214,14 +214,19 @@ def explain(
     target: str = "onnx",
     *,
     inputs: Sequence[Tensor] | Tensor | None = None,
+    weights: str | Path | None = None,
     input_size: tuple[int, int] | None = None,
     features: bool = False,
 ) -> tuple[Program, Program, list[RewriteReport]]:
-    """Capture and rewrite a model as `export` would: the program before and after, and what every rewrite did."""
+    """Capture and rewrite a model as `export` would. Arguments and errors are those of `export`.
+
+    Returns:
+        The captured program, the rewritten program, and what every rewrite did.
+    """
     backend = targets.get(target)
     if isinstance(model, str):
         spec = registry.get(model)
-        loaded = load_named(spec, _checked_size(spec, input_size), 1, None, features, False)
+        loaded = load_named(spec, _checked_size(spec, input_size), 1, weights, features, False)
     elif inputs is None:
         raise BadInput("explaining a module needs inputs=(tensor, ...), one example for each argument of forward")
     else:

@@ -72,6 +72,10 @@ def read(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"no weights file at {path}; give a .pth, .pt or .safetensors file")
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}; check its permissions") from error
     is_safe = path.suffix == ".safetensors"
     state = _read_safetensors(path) if is_safe else _open_envelope(_read_pickle(path), path)
     if not state:

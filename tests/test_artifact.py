@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -106,6 +107,24 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_older_artifact(tmp_path: Pat
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
     assert read(tmp_path / "a").file.read_text() == "one"
+
+
+def test_an_error_from_elsewhere_is_not_blamed_on_the_output_folder(tmp_path: Path) -> None:
+    def fail() -> None:
+        with staging(tmp_path / "out", "a"):
+            (tmp_path / "missing.pth").read_bytes()
+
+    with pytest.raises(FileNotFoundError):
+        fail()
+
+
+def test_a_copy_that_fails_gives_the_systems_words(tmp_path: Path) -> None:
+    def fail() -> None:
+        with staging(tmp_path, "a"):
+            raise shutil.Error([("from", "to", "[Errno 28] No space left on device: 'from' -> 'to'")])
+
+    with pytest.raises(OutputError, match=r"cannot write to .*: No space left on device; nothing was published"):
+        fail()
 
 
 def test_leftovers_of_dead_processes_are_removed_and_those_of_live_ones_kept(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_the_authors_outputs_eager_rewritten_and_in_onnx_runtime(
     with torch.no_grad():
         assert np.abs(model(x).numpy() - expected).max() <= PARITY
     backend = targets.get("onnx")
-    rewritten, _ = rewrite(capture(model, (x,)), backend.costs)
+    _, rewritten, _ = edgesmith.explain("casvit_xs", "onnx", weights=authors_checkpoint)
     assert np.abs(run(rewritten, (x,))[0].numpy() - expected).max() <= PARITY
     artifact = edgesmith.export("casvit_xs", "onnx", weights=authors_checkpoint, out=tmp_path)
     outputs = backend.run(artifact.file, [[x.numpy()]])

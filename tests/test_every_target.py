@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import torch
 from torch import nn
 
 import edgesmith
-from edgesmith.errors import BackendMissing, BadInput, Unsupported
+from edgesmith.errors import BackendMissing, BadInput, OutputError, Unsupported
 from edgesmith.exporters import targets
 from edgesmith.exporters.artifact import Artifact
 from edgesmith.exporters.targets import NotHere, Request, Target
@@ -114,6 +116,25 @@ def test_target_refuses_a_damaged_file(target: Target, export_small: Callable[..
     inner.write_bytes(inner.read_bytes()[:1000])
     with pytest.raises(Unsupported):
         target.check(damaged)
+
+
+@pytest.mark.parametrize("size", ["1m", "3m", "5m"])
+@pytest.mark.parametrize("target", TARGETS, ids=NAMES)
+def test_target_on_a_full_disk_is_one_sentence(target: Target, size: str, tmp_path: Path) -> None:
+    """A real file system with too little room, made with tmpfs; each size fails at another write."""
+    available(target)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("this user may not mount a file system; the write itself is tested in test_artifact.py")
+    try:
+        wide = nn.Sequential(nn.Linear(1500, 1500), nn.Linear(1500, 700))  # 13 MB in fp32, 7 MB in fp16
+        with pytest.raises(OutputError, match=r"cannot write to .*(No space left on device|could not be written)"):
+            edgesmith.export(wide, target.name, inputs=torch.randn(1, 1500), out=disk)
+        assert list(disk.iterdir()) == []
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=NAMES)

@@ -11,6 +11,7 @@ A package as coremltools saves it differs from run to run: random identifiers, t
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -46,6 +47,7 @@ dynamic_batch = False
 
 DEFAULT_DEPLOYMENT_TARGET = "iOS17"
 _OLDEST = 16
+_SPECIFICATION = "Data/com.apple.CoreML/model.mlmodel"
 
 
 def lower(program: Program, path: Path, request: Request) -> None:
@@ -54,7 +56,6 @@ def lower(program: Program, path: Path, request: Request) -> None:
         import coremltools as ct
         import numpy as np
 
-        from edgesmith import __version__
         from edgesmith.exporters.capture import exported
 
         target = deployment_target(request.deployment_target)
@@ -65,9 +66,10 @@ def lower(program: Program, path: Path, request: Request) -> None:
         classifier = None if labels is None else ct.ClassifierConfig(list(labels))
         outputs = None if classifier else [ct.TensorType(name=n, dtype=np.float32) for n in program.output_names]
         half = request.precision == "fp16"
+        scratch = path.with_name(f"raw-{path.name}")
         with _own_lowerings():
             try:
-                model = ct.convert(
+                ct.convert(
                     exported(program, name),
                     inputs=inputs,
                     outputs=outputs,
@@ -76,22 +78,16 @@ def lower(program: Program, path: Path, request: Request) -> None:
                     minimum_deployment_target=target,
                     compute_precision=ct.precision.FLOAT16 if half else ct.precision.FLOAT32,
                     skip_model_load=True,
+                    package_dir=str(scratch),
                 )
+            except OSError:
+                raise
             except Exception as error:  # coremltools raises NotImplementedError, ValueError, RuntimeError alike
                 line = str(error).strip().splitlines()
+                if line and line[0].startswith("filesystem error"):  # how the native part says that a disk is full
+                    raise OSError(errno.EIO, "the package could not be written; is the disk full?") from error
                 raise Unsupported(f"Core ML cannot express this model: {line[0] if line else error!r}") from error
-    model.short_description = request.name
-    model.version = __version__
-    model.license = request.licence
-    model.user_defined_metadata["edgesmith.source"] = request.source
-    model.user_defined_metadata["edgesmith.precision"] = request.precision
-    if request.image is not None:
-        model.user_defined_metadata["edgesmith.input.mean"] = json.dumps(request.image.mean)
-        model.user_defined_metadata["edgesmith.input.std"] = json.dumps(request.image.std)
-    model.user_defined_metadata.pop("com.github.apple.coremltools.conversion_date", None)
-    scratch = path.with_name(f"raw-{path.name}")
-    model.save(str(scratch))
-    _canonical(scratch, path)
+    _canonical(scratch, path, request)
     shutil.rmtree(scratch)
 
 
@@ -215,14 +211,27 @@ def _own_lowerings() -> Iterator[None]:
         table.update(before)
 
 
-def _canonical(source: Path, path: Path) -> None:
-    """Copy a package, the same bytes for the same model."""
+def _canonical(source: Path, path: Path, request: Request) -> None:
+    """Copy a package, described, and the same bytes for the same model."""
     from coremltools.proto import Model_pb2
 
+    from edgesmith import __version__
+
     model = Model_pb2.Model()
-    model.ParseFromString((source / "Data/com.apple.CoreML/model.mlmodel").read_bytes())
+    model.ParseFromString((source / _SPECIFICATION).read_bytes())
+    metadata = model.description.metadata
+    metadata.shortDescription = request.name
+    metadata.versionString = __version__
+    metadata.license = request.licence
+    facts = {"edgesmith.source": request.source, "edgesmith.precision": request.precision}
+    if request.image is not None:
+        facts["edgesmith.input.mean"] = json.dumps(request.image.mean)
+        facts["edgesmith.input.std"] = json.dumps(request.image.std)
+    for key, value in facts.items():
+        metadata.userDefined[key] = value
+    metadata.userDefined.pop("com.github.apple.coremltools.conversion_date", None)
     shutil.copytree(source / "Data", path / "Data")  # what coremltools leaves beside Data is for debugging
-    (path / "Data/com.apple.CoreML/model.mlmodel").write_bytes(model.SerializeToString(deterministic=True))
+    (path / _SPECIFICATION).write_bytes(model.SerializeToString(deterministic=True))
     manifest = json.loads((source / "Manifest.json").read_text(encoding="utf-8"))
     entries, root = manifest["itemInfoEntries"], manifest["rootModelIdentifier"]
     renamed = {}

@@ -47,6 +47,10 @@ InputSize = Annotated[
     typer.Option("--input-size", help="224, or HEIGHTxWIDTH such as 192x256.", show_default="published size"),
 ]
 Features = Annotated[bool, typer.Option("--features", help="Dense features instead of logits.")]
+Weights = Annotated[
+    Path | None,
+    typer.Option("--weights", "-w", help="Checkpoint: .pth, .pt or .safetensors.", show_default="random weights"),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 
@@ -65,10 +69,7 @@ def _root(
 def export(
     model: ModelName,
     target: TargetName,
-    weights: Annotated[
-        Path | None,
-        typer.Option("--weights", "-w", help="Checkpoint: .pth, .pt or .safetensors.", show_default="random weights"),
-    ] = None,
+    weights: Weights = None,
     precision: Annotated[
         str | None, typer.Option("--precision", "-p", help="fp32 or fp16.", show_default="the target's")
     ] = None,
@@ -129,6 +130,7 @@ def export(
 def explain(
     model: ModelName,
     target: TargetName = "onnx",
+    weights: Weights = None,
     input_size: InputSize = None,
     features: Features = False,
     as_json: Json = False,
@@ -140,7 +142,9 @@ def explain(
         with watch("import"):
             from edgesmith.exporters import graph, pipeline
         with watch("capture and rewrite"):
-            before, after, reports = pipeline.explain(model, target, input_size=size, features=features)
+            before, after, reports = pipeline.explain(
+                model, target, weights=weights, input_size=size, features=features
+            )
     counts = graph.count_operators(before.module), graph.count_operators(after.module)
     if as_json:
         from dataclasses import asdict
