@@ -57,19 +57,9 @@ def capture(
         Unsupported: code that torch.export cannot capture; the sentence names the place.
     """
     inputs = tuple(inputs)
-    training = {m: m.training for m in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            try:
-                outputs = _flat(model(*inputs))
-            except Exception as error:
-                shapes = ", ".join(str(list(x.shape)) for x in inputs)
-                raise BadInput(f"the model does not run on inputs of shape {shapes}: {_first_line(error)}") from error
-            graph = _export(model, inputs, dynamic_batch).module(check_guards=False)
-    finally:
-        for module, mode in training.items():
-            module.training = mode
+    outputs = run_eager(model, inputs)
+    with evaluating(model):
+        graph = _export(model, inputs, dynamic_batch).module(check_guards=False)
     assert isinstance(graph, GraphModule)
     if input_names is None:
         input_names = [n.name for n in graph.graph.nodes if n.op == "placeholder"]
@@ -77,6 +67,30 @@ def capture(
         count = len(outputs)
         output_names = ["output"] if count == 1 else [f"output_{i}" for i in range(count)]
     return Program(graph, inputs, tuple(input_names), tuple(output_names), dynamic_batch)
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; afterwards every submodule is in the mode that it was in."""
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+
+
+def run_eager(model: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """A model's own outputs in eval mode, flat. Raises BadInput where it does not run, or returns no tensors."""
+    with evaluating(model):
+        try:
+            outputs = model(*inputs)
+        except Exception as error:
+            shapes = ", ".join(str(list(x.shape)) for x in inputs)
+            raise BadInput(f"the model does not run on inputs of shape {shapes}: {_first_line(error)}") from error
+    return _flat(outputs)
 
 
 def exported(program: Program, target: str) -> ExportedProgram:

@@ -22,7 +22,7 @@ from edgesmith.errors import BadInput, Unsupported, VerificationFailed
 from edgesmith.exporters import artifact as artifacts
 from edgesmith.exporters import targets, verify
 from edgesmith.exporters.artifact import Artifact
-from edgesmith.exporters.capture import Program, capture, exported, run, with_module
+from edgesmith.exporters.capture import Program, capture, exported, run, run_eager, with_module
 from edgesmith.exporters.graph import count_operators, operators
 from edgesmith.exporters.rewrite import RewriteReport, rewrite
 from edgesmith.exporters.targets import NotHere, Request, Target
@@ -113,8 +113,11 @@ def export(
     spec = registry.get(model) if isinstance(model, str) else None
     if spec is None and inputs is None:
         raise BadInput("exporting a module needs inputs=(tensor, ...), one example for each argument of forward")
-    if spec is None and (weights is not None or input_size is not None or features or image_input):
-        raise BadInput("weights, input_size, features and image_input belong to named models; set up the module itself")
+    if spec is None and (weights is not None or input_size is not None or batch != 1 or features or image_input):
+        raise BadInput(
+            "weights, input_size, batch, features and image_input belong to named models;"
+            " a module has its own weights, and its shapes are those of inputs"
+        )
     size = _checked_size(spec, input_size) if spec else None
     name = spec.name if spec else _checked_name(model, name)
     targets.require(backend)
@@ -155,7 +158,7 @@ def export(
             rewritten, reports = rewrite(program, backend.costs)
         with watch("verify the program"):
             given = verify.seeded_inputs(program.inputs, request.image if image_input else None, dynamic_batch)
-            reference = _eager(loaded.module, given)
+            reference = [_arrays(run_eager(loaded.module, x)) for x in given]
             steps = [_check_program("captured", program, program, reference, given)]
             steps.append(_check_program("rewritten", rewritten, program, reference, given))
         file = folder / f"{name}{backend.suffix}"
@@ -357,10 +360,10 @@ class _Classifier(nn.Module):
 
 
 def _as_classifier(loaded: Loaded, labels: tuple[str, ...], backend: Target, batch: int) -> Loaded:
-    with torch.no_grad():
-        logits = loaded.module.eval()(*loaded.inputs)
-    if not isinstance(logits, Tensor) or logits.dim() != 2:
+    outputs = run_eager(loaded.module, loaded.inputs)
+    if len(outputs) != 1 or outputs[0].dim() != 2:
         raise BadInput("--labels needs a model that returns one tensor [B, classes]")
+    logits = outputs[0]
     if logits.shape[1] != len(labels):
         raise BadInput(f"--labels has {len(labels)} names and the model has {logits.shape[1]} classes")
     if backend.name != "coreml":
@@ -369,16 +372,6 @@ def _as_classifier(loaded: Loaded, labels: tuple[str, ...], backend: Target, bat
         raise BadInput(f"a Core ML classifier classifies one image, got --batch {batch}; use --batch 1")
     names = loaded.input_names or tuple(f"input_{i}" for i in range(len(loaded.inputs)))
     return replace(loaded, module=_Classifier(loaded.module), input_names=names, output_names=("probabilities",))
-
-
-def _eager(module: nn.Module, given: Sequence[Sequence[Tensor]]) -> verify.Outputs:
-    training = module.training
-    module.eval()
-    try:
-        with torch.no_grad():
-            return [_arrays(torch.utils._pytree.tree_leaves(module(*x))) for x in given]
-    finally:
-        module.train(training)
 
 
 def _arrays(tensors: Sequence[Tensor]) -> list[np.ndarray]:

@@ -259,6 +259,7 @@ def test_coreml_image_normalisation_is_folded_exactly() -> None:
         ("coreml", {"labels": ["a", "a"]}, "labels must differ from each other, got 'a' twice"),
         ("coreml", {"image_input": True}, "belong to named models"),
         ("onnx", {"batch": 0}, "--batch must be 1 or more, got 0"),
+        ("onnx", {"batch": 4}, "belong to named models"),
         ("onnx", {"device": "iphone15"}, "iPhone 15 takes coreml, not onnx"),
         ("coreml", {"device": "iphone99"}, "unknown device 'iphone99'. Nearest: iphone1"),
         ("coreml", {"device": "iphone15", "deployment_target": "iOS99"}, "iPhone 15 runs iOS26 at most, got iOS99"),
