@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 MANIFEST = "manifest.json"
 REFERENCE = "reference.safetensors"
+_STAGING = ".edgesmith-"
 
 
 @dataclass(frozen=True)
@@ -80,12 +81,15 @@ def read(path: str | Path) -> Artifact:
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         schema = manifest["schema"]
-        file = folder / manifest["file"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"{folder / MANIFEST} is damaged ({error}); export the model again") from error
-    if schema != SCHEMA:
-        raise BadInput(f"{folder / MANIFEST} has schema {schema}, this edgesmith reads {SCHEMA}; use the one it names")
-    return Artifact(folder, file, manifest)
+        if schema != SCHEMA:
+            raise BadInput(f"{folder / MANIFEST} has schema {schema}, this edgesmith reads {SCHEMA}")
+        artifact = Artifact(folder, folder / manifest["file"], manifest)
+        _ = artifact.model, artifact.target, artifact.precision, artifact.sha256, manifest["verification"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadInput(
+            f"{folder / MANIFEST} is damaged or not edgesmith's ({error!r}); export the model again"
+        ) from error
+    return artifact
 
 
 def changed_files(artifact: Artifact) -> list[str]:
@@ -124,9 +128,9 @@ def write_reference(folder: Path, outputs: list[list[np.ndarray]], examples: Seq
     for k, example in enumerate(examples):
         array = example.detach().numpy()
         if example.is_floating_point():
-            tensors[f"example_{k}.shape"] = np.array(array.shape, dtype=np.int64)
+            tensors[f"example_{k}.{array.dtype}"] = np.array(array.shape, dtype=np.int64)
         else:
-            tensors[f"example_{k}"] = array
+            tensors[f"example_{k}.values"] = array
     (folder / REFERENCE).write_bytes(save({name: np.ascontiguousarray(value) for name, value in tensors.items()}))
 
 
@@ -143,8 +147,10 @@ def read_reference(artifact: Artifact) -> tuple[list[list[np.ndarray]], list[Ten
         number = int(owner.rsplit("_", 1)[1])
         if owner.startswith("input_"):
             outputs.setdefault(number, {})[int(leaf.rsplit("_", 1)[1])] = value
+        elif leaf == "values":
+            examples[number] = torch.from_numpy(value)
         else:
-            examples[number] = torch.zeros(*value.tolist()) if leaf == "shape" else torch.from_numpy(value)
+            examples[number] = torch.zeros(value.tolist(), dtype=getattr(torch, leaf))
     ordered = [[one[j] for j in sorted(one)] for _, one in sorted(outputs.items())]
     return ordered, [examples[k] for k in sorted(examples)]
 
@@ -154,23 +160,21 @@ def staging(out: str | Path, name: str) -> Iterator[Path]:
     """A folder to build the artifact `out/name` in. Published by `publish`, removed on any other way out.
 
     Raises:
-        OutputError: `out` cannot be written, or `out/name` is there and is no artifact.
+        OutputError: `out` cannot be written, or `out/name` is there and is not just an artifact.
     """
     out = Path(out)
-    folder: Path | None = None
     try:
         out.mkdir(parents=True, exist_ok=True)
-        final = out / name
-        if final.exists() and not (final / MANIFEST).is_file() and (final.is_file() or any(final.iterdir())):
-            raise OutputError(f"{final} is in the way: it is not an artifact of edgesmith's; move it or choose --out")
-        _remove_leftovers(out)
-        folder = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".partial", dir=out))
-        folder.chmod(0o777 & ~_umask())
+        with _locked(out):  # no other run may take the new folder for a leftover before it has its lock
+            _refuse_to_lose(out / name)
+            _remove_leftovers(out)
+            folder = Path(tempfile.mkdtemp(prefix=f"{_STAGING}{name}.", suffix=".partial", dir=out))
+            folder.chmod(0o777 & ~_umask())
+            lock = _lock(folder)
     except OSError as error:
         raise OutputError(
             f"cannot write to {out}: {error.strerror or error}; choose another folder with --out"
         ) from error
-    lock = _lock(folder)
     try:
         yield folder
     except OSError as error:
@@ -185,17 +189,41 @@ def staging(out: str | Path, name: str) -> Iterator[Path]:
 
 
 def publish(folder: Path, out: str | Path, name: str) -> Path:
-    """Make a staged folder the artifact `out/name`, in one step. What was there before is removed after it."""
+    """Make a staged folder the artifact `out/name`, in one step. What was there before is removed after it.
+
+    Raises:
+        OutputError: what is there has become something else than an artifact.
+    """
     final = Path(out) / name
     for file in folder.rglob("*"):
         if file.is_file():
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
-    if final.exists():
-        _exchange(folder, final)
-    else:
-        folder.rename(final)
+    with _locked(Path(out)):
+        _refuse_to_lose(final)
+        if final.exists():
+            _exchange(folder, final)
+        else:
+            folder.rename(final)
     return final
+
+
+def _refuse_to_lose(final: Path) -> None:
+    """Raise OutputError where publishing would remove something that edgesmith did not write."""
+    if not final.exists() and not final.is_symlink():
+        return
+    if final.is_symlink() or not final.is_dir():
+        raise OutputError(f"{final} is in the way: it is not an artifact's folder; move it or choose --out")
+    if not any(final.iterdir()):
+        return
+    try:
+        changed = changed_files(read(final))
+    except BadInput:
+        raise OutputError(
+            f"{final} is in the way: it is not an artifact of edgesmith's; move it or choose --out"
+        ) from None
+    if changed:
+        raise OutputError(f"{final} is in the way: {changed[0]} since it was published; move it or choose --out")
 
 
 def _why_not_written(error: OSError, folder: Path) -> str | None:
@@ -221,38 +249,58 @@ def _exchange(a: Path, b: Path) -> None:
     if not done:  # a file system without it (some network mounts): two renames, with a moment between them
         aside = a.with_suffix(".old")
         b.rename(aside)
-        a.rename(b)
+        try:
+            a.rename(b)
+        except OSError:
+            aside.rename(b)
+            raise
         aside.rename(a)
 
 
-def _lock(folder: Path) -> int | None:
-    """A lock on a staging folder that ends with the process, however that ends."""
+@contextlib.contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """One process at a time changes what lies in `out`. Where locks are not to be had, nobody waits."""
+    handle = _lock(out)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _lock(folder: Path, wait: bool = True) -> int | None:
+    """A lock on a folder that ends with the process, however that ends. None where there are no locks.
+
+    Raises:
+        BlockingIOError: with `wait` false, another process holds it.
+    """
     try:
         import fcntl
     except ImportError:  # Windows: leftovers are then never removed
         return None
     handle = os.open(folder, os.O_RDONLY)
-    fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise
+    except OSError:  # a file system without locks
+        os.close(handle)
+        return None
     return handle
 
 
 def _remove_leftovers(out: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:
-        return
-    for folder in out.glob(".*.partial"):
-        try:
-            handle = os.open(folder, os.O_RDONLY)
-        except OSError:
+    """Remove staging folders whose process is gone. Called with `out` locked."""
+    for folder in out.glob(f"{_STAGING}*.partial"):
+        if folder.is_symlink() or not folder.is_dir():
             continue
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            continue  # its process lives
-        else:
+            handle = _lock(folder, wait=False)
+        except (BlockingIOError, FileNotFoundError):
+            continue  # its process lives, or has just removed it
+        if handle is not None:
             shutil.rmtree(folder, ignore_errors=True)
-        finally:
             os.close(handle)
 
 

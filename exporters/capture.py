@@ -56,16 +56,16 @@ def capture(
         BadInput: inputs that the model's own code rejects.
         Unsupported: code that torch.export cannot capture; the sentence names the place.
     """
-    inputs = tuple(inputs)
+    inputs = tuple(x.detach().clone() for x in inputs)
+    _check(model, inputs, dynamic_batch)
     outputs = run_eager(model, inputs)
     with evaluating(model):
-        graph = _export(model, inputs, dynamic_batch).module(check_guards=False)
-    assert isinstance(graph, GraphModule)
+        graph = _export(model, inputs, dynamic_batch)
     if input_names is None:
         input_names = [n.name for n in graph.graph.nodes if n.op == "placeholder"]
     if output_names is None:
-        count = len(outputs)
-        output_names = ["output"] if count == 1 else [f"output_{i}" for i in range(count)]
+        stem = "result" if any(name.startswith("output") for name in input_names) else "output"
+        output_names = [stem] if len(outputs) == 1 else [f"{stem}_{i}" for i in range(len(outputs))]
     return Program(graph, inputs, tuple(input_names), tuple(output_names), dynamic_batch)
 
 
@@ -83,13 +83,21 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def run_eager(model: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """A model's own outputs in eval mode, flat. Raises BadInput where it does not run, or returns no tensors."""
+    """A model's own outputs in eval mode, flat. Inputs and buffers are afterwards what they were.
+
+    Raises:
+        BadInput: the model does not run on such inputs, or returns something else than real tensors.
+    """
+    buffers = {buffer: buffer.clone() for buffer in model.buffers()}
     with evaluating(model):
         try:
-            outputs = model(*inputs)
+            outputs = model(*(x.clone() for x in inputs))
         except Exception as error:
             shapes = ", ".join(str(list(x.shape)) for x in inputs)
             raise BadInput(f"the model does not run on inputs of shape {shapes}: {_first_line(error)}") from error
+        finally:
+            for buffer, before in buffers.items():
+                buffer.copy_(before)
     return _flat(outputs)
 
 
@@ -103,7 +111,7 @@ def exported(program: Program, target: str) -> ExportedProgram:
     """
     inlined = {op.overload: op.reference for op in all_ops().values() if target not in op.lowerings}
     with torch.no_grad(), _without_torchs_own_warnings():
-        return _export(program.module, program.inputs, program.dynamic_batch).run_decompositions(inlined)
+        return _exported(program.module, program.inputs, program.dynamic_batch).run_decompositions(inlined)
 
 
 def with_module(program: Program, module: nn.Module) -> Program:
@@ -118,11 +126,45 @@ def run(program: Program, inputs: Sequence[Tensor]) -> list[Tensor]:
         return _flat(program.module(*inputs))
 
 
-def _export(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) -> ExportedProgram:
-    shapes = tuple({0: Dim("batch", min=1)} for _ in inputs) if dynamic_batch else None
+def _check(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) -> None:
+    """Answer in one sentence what torch would answer in a page."""
+    tensors = (*inputs, *model.parameters(), *model.buffers())
+    if any(nn.parameter.is_lazy(tensor) for tensor in tensors):
+        raise BadInput("the model has lazy parameters without a shape; run it once before exporting it")
+    if any(tensor.dtype == torch.bfloat16 for tensor in tensors):
+        raise BadInput("the model computes in bfloat16, which no target here takes; convert it with .float()")
+    own = (*model.named_children(), *model.named_parameters(recurse=False), *model.named_buffers(recurse=False))
+    reserved = [name for name, _ in own if hasattr(GraphModule, name) or name == "meta"]
+    if reserved and not isinstance(model, GraphModule):
+        raise BadInput(f"the model has a member called {reserved[0]!r}, which torch.fx keeps for itself; rename it")
+    if dynamic_batch and any(x.dim() and x.shape[0] < 2 for x in inputs):
+        raise BadInput("a dynamic batch needs example inputs with a batch of 2 or more")
+
+
+def _export(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) -> GraphModule:
+    """The unlifted graph of a model, free of side effects."""
+    program = _exported(model, inputs, dynamic_batch)
+    written = list(program.graph_signature.buffers_to_mutate.values())
+    if written:
+        raise Unsupported(
+            f"the model writes to its buffer {written[0]!r} in forward, and a file keeps no state;"
+            " make it an input and an output"
+        )
+    graph = program.module(check_guards=False)
+    assert isinstance(graph, GraphModule)
+    for node in list(graph.graph.nodes):  # a model that works in place on its input: its caller's is left alone
+        if node.target is torch.ops.aten.copy_.default and node.args[0].op == "placeholder":
+            node.replace_all_uses_with(node.args[1])
+            graph.graph.erase_node(node)
+    graph.recompile()
+    return graph
+
+
+def _exported(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) -> ExportedProgram:
     try:
         with _without_torchs_own_warnings():
-            program = torch.export.export(model, inputs, dynamic_shapes=_named(model, shapes))
+            shapes = _dynamic_shapes(model, inputs) if dynamic_batch else None
+            program = torch.export.export(model, inputs, dynamic_shapes=shapes)
             if any(_mutates(node) for node in program.graph.nodes):  # foreign models: relu_, add_ ...
                 program = program.run_decompositions({})
     except Exception as error:
@@ -142,12 +184,14 @@ def _without_torchs_own_warnings() -> Iterator[None]:
         yield
 
 
-def _named(model: nn.Module, shapes: tuple[dict[int, Any], ...] | None) -> Any:
-    """Dynamic shapes as torch.export wants them: *args in one tuple, named parameters one by one."""
-    if shapes is None:
-        return None
+def _dynamic_shapes(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
+    """A free first axis for every input, nested as torch.export wants it: those for *args in a tuple of their own."""
+    axes = [{0: Dim("batch", min=1)} if x.dim() else None for x in inputs]
     kinds = [p.kind for p in inspect.signature(model.forward).parameters.values()]
-    return (shapes,) if inspect.Parameter.VAR_POSITIONAL in kinds else shapes
+    if inspect.Parameter.VAR_POSITIONAL not in kinds:
+        return tuple(axes)
+    named = kinds.index(inspect.Parameter.VAR_POSITIONAL)
+    return (*axes[:named], tuple(axes[named:]))
 
 
 def _mutates(node: torch.fx.Node) -> bool:
@@ -161,6 +205,8 @@ def _flat(outputs: Any) -> list[Tensor]:
             f"the model must return a tensor or a nest of tensors, got {type(outputs).__name__};"
             " wrap it in a module that returns tensors"
         )
+    if any(leaf.is_complex() for leaf in leaves):
+        raise BadInput("the model returns complex numbers, which no target here has; return torch.view_as_real(...)")
     return leaves
 
 

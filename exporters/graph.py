@@ -44,14 +44,14 @@ def constant(module: GraphModule, node: object) -> Tensor | None:
 
 def add_constant(module: GraphModule, name: str, value: Tensor, before: Node) -> Node:
     """A new parameter called `name` (numbered when that is taken) and the `get_attr` node that reads it."""
-    taken = {str(n.target) for n in module.graph.nodes if n.op == "get_attr"}
+    read = {str(n.target) for n in module.graph.nodes if n.op == "get_attr"}
     unique, count = name, 1
-    while unique in taken:
-        unique, count = f"{name}_{count}", count + 1
+    while not _is_free(module, unique, read):
+        unique, count = f"{name}_{count}".replace(".", "_"), count + 1
     *path, leaf = unique.split(".")
     parent: nn.Module = module
     for part in path:
-        if not isinstance(getattr(parent, part, None), nn.Module):
+        if not hasattr(parent, part):
             parent.add_module(part, nn.Module())
         parent = getattr(parent, part)
     if hasattr(parent, leaf):
@@ -63,13 +63,27 @@ def add_constant(module: GraphModule, name: str, value: Tensor, before: Node) ->
     return node
 
 
+def _is_free(module: nn.Module, name: str, read: set[str]) -> bool:
+    """Whether a parameter can be called `name`: nothing else is, but for a tensor that no node reads any more."""
+    if name in read:
+        return False
+    value: Any = module
+    for part in name.split("."):
+        if not isinstance(value, nn.Module):
+            return False
+        if not hasattr(value, part):
+            return True
+        value = getattr(value, part)
+    return isinstance(value, Tensor)
+
+
 def set_constant(module: GraphModule, user: Node, index: int, name: str, value: Tensor) -> None:
     """Make `value` the constant that `user` reads as argument `index`, under the old name where only `user` read it."""
     old = user.args[index] if index < len(user.args) else None
     if isinstance(old, Node):
         name = str(old.target)
-        if list(old.users) == [user]:
-            user.update_arg(index, None)
+        user.update_arg(index, None)
+        if not old.users:
             module.graph.erase_node(old)
     node = add_constant(module, name, value, before=user)
     while len(user.args) <= index:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from edgesmith import __version__
 from edgesmith.errors import BadInput, Unsupported, VerificationFailed
@@ -111,6 +112,8 @@ def export(
         backend, precision, batch, dynamic_batch, labels, image_input, deployment_target, features
     )
     spec = registry.get(model) if isinstance(model, str) else None
+    if spec is None and not isinstance(model, nn.Module):
+        raise BadInput(f"model must be a name or a torch.nn.Module, got {type(model).__name__}")
     if spec is None and inputs is None:
         raise BadInput("exporting a module needs inputs=(tensor, ...), one example for each argument of forward")
     if spec is None and (weights is not None or input_size is not None or batch != 1 or features or image_input):
@@ -130,6 +133,9 @@ def export(
         features=features,
         labels=labels is not None,
         image=image_input,
+        **{
+            str(deployment_target): deployment_target not in (None, getattr(backend, "DEFAULT_DEPLOYMENT_TARGET", None))
+        },
     )
 
     with artifacts.staging(out, folder_name) as folder:
@@ -137,7 +143,7 @@ def export(
             if spec is not None and size is not None:
                 loaded = load_named(spec, size, batch, weights, features, dynamic_batch)
             else:
-                assert isinstance(model, nn.Module)
+                assert isinstance(model, nn.Module)  # both were asked above
                 assert inputs is not None
                 loaded = load_module(model, inputs, name)
             if labels is not None:
@@ -159,17 +165,21 @@ def export(
         with watch("verify the program"):
             given = verify.seeded_inputs(program.inputs, request.image if image_input else None, dynamic_batch)
             reference = [_arrays(run_eager(loaded.module, x)) for x in given]
-            steps = [_check_program("captured", program, program, reference, given)]
-            steps.append(_check_program("rewritten", rewritten, program, reference, given))
+            own = "fp16" if _is_half(loaded.module) else "fp32"
+            steps = [_check_program("captured", program, program, reference, given, own)]
+            steps.append(_check_program("rewritten", rewritten, program, reference, given, own))
         file = folder / f"{name}{backend.suffix}"
         with watch(f"lower to {target}"):
             backend.lower(rewritten, file, request)
             backend.check(file)
         with watch("verify the file"):
-            steps.append(_check_file(backend, file, rewritten, reference, given, precision))
+            judged = "fp16" if "fp16" in (precision, own) else "fp32"
+            steps.append(_check_file(backend, file, rewritten, reference, given, judged))
         with watch("publish"):
             artifacts.write_reference(folder, reference, program.inputs)
-            manifest = _manifest(loaded, backend, request, program, rewritten, reports, file, steps, features, device)
+            manifest = _manifest(
+                loaded, backend, request, program, rewritten, reports, file, steps, features, device, judged
+            )
             artifacts.write_manifest(folder, manifest)
             final = artifacts.publish(folder, out, folder_name)
     return artifacts.read(final)
@@ -208,7 +218,8 @@ def verify_artifact(path: str | Path, watch: Watch = silent) -> tuple[Artifact, 
         options = artifact.manifest["target"]["options"]
         image = registry.get(artifact.model).input if options["image_input"] else None
         given = verify.seeded_inputs(examples, image, options["batch"] == "dynamic", len(reference))
-        steps.append(_check_file(backend, artifact.file, None, reference, given, artifact.precision))
+        judged = artifact.manifest["verification"]["judged_as"]
+        steps.append(_check_file(backend, artifact.file, None, reference, given, judged))
     return artifact, steps
 
 
@@ -259,10 +270,13 @@ def load_named(
 def load_module(module: nn.Module, inputs: Sequence[Tensor] | Tensor, name: str | None) -> Loaded:
     """A module of the caller's own with its inputs."""
     given = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    if not isinstance(module, nn.Module):
+        raise BadInput(f"model must be a name or a torch.nn.Module, got {type(module).__name__}")
     if not given or not all(isinstance(x, Tensor) for x in given):
         raise BadInput(f"inputs must be tensors, got {[type(x).__name__ for x in given]}")
     name = _checked_name(module, name)
-    origin = Weights("the module's own", fingerprint(module.state_dict()))
+    tensors = {key: value for key, value in module.state_dict().items() if isinstance(value, Tensor)}
+    origin = Weights("the module's own", fingerprint(tensors) if not any(map(is_lazy, tensors.values())) else "")
     return Loaded(name, module, given, None, None, origin)
 
 
@@ -374,6 +388,10 @@ def _as_classifier(loaded: Loaded, labels: tuple[str, ...], backend: Target, bat
     return replace(loaded, module=_Classifier(loaded.module), input_names=names, output_names=("probabilities",))
 
 
+def _is_half(module: nn.Module) -> bool:
+    return any(tensor.dtype == torch.float16 for tensor in (*module.parameters(), *module.buffers()))
+
+
 def _arrays(tensors: Sequence[Tensor]) -> list[np.ndarray]:
     return [t.detach().float().numpy() for t in tensors]
 
@@ -387,8 +405,11 @@ def _check(
 ) -> dict[str, Any]:
     """One line of the manifest's verification. Raises VerificationFailed with the place where the numbers part."""
     thresholds = verify.THRESHOLDS[precision]
-    figures = verify.measure(reference, outputs, thresholds.relative_error)
-    failure = verify.judge(figures, thresholds)
+    try:
+        figures = verify.measure(reference, outputs, thresholds.relative_error)
+        failure = verify.judge(figures, thresholds)
+    except ValueError as error:
+        raise VerificationFailed(f"{what}: {error}. Nothing was published") from error
     if failure is not None:
         place = locate()
         where = f"they part first at {place}" if place else "no single place could be named"
@@ -403,6 +424,8 @@ def describe_figures(figures: verify.Figures) -> dict[str, Any]:
         "relative_error": float(f"{figures.relative_error:.1e}"),
         "snr_db": None if figures.snr_db is None else round(figures.snr_db, 1),
     }
+    if figures.finite < 1:
+        described["finite"] = round(figures.finite, 3)
     if figures.decided is not None:
         described["top1"] = {"agreeing": figures.agreeing, "decided": figures.decided, "ties": figures.ties}
     return described
@@ -414,18 +437,19 @@ def _check_program(
     captured: Program,
     reference: verify.Outputs,
     given: Sequence[Sequence[Tensor]],
+    precision: str,
 ) -> dict[str, Any]:
-    """Check a captured or rewritten program, in fp32."""
+    """Check a captured or rewritten program, by the thresholds of the model's own precision."""
 
     def locate() -> str | None:
         if program is captured:
             return None
         found = verify.values(program.module, given[0])
-        limit = verify.THRESHOLDS["fp32"].relative_error
+        limit = verify.THRESHOLDS[precision].relative_error
         return verify.first_divergence(captured, found, verify.captured_names(program), given[0], limit)
 
     outputs = [_arrays(run(program, x)) for x in given]
-    return _check(f"eager -> {what}", reference, outputs, "fp32", locate)
+    return _check(f"eager -> {what}", reference, outputs, precision, locate)
 
 
 def _check_file(
@@ -467,6 +491,7 @@ def _manifest(
     steps: Sequence[dict[str, Any]],
     features: bool,
     device: str | None,
+    judged: str,
 ) -> dict[str, Any]:
     spec = loaded.spec
     shapes = [["batch", *x.shape[1:]] if program.dynamic_batch else list(x.shape) for x in program.inputs]
@@ -489,7 +514,7 @@ def _manifest(
         "target": {
             "name": backend.name,
             "options": {
-                "batch": "dynamic" if program.dynamic_batch else program.inputs[0].shape[0],
+                "batch": "dynamic" if program.dynamic_batch else next(iter(program.inputs[0].shape), None),
                 "image_input": request.image_input,
                 "labels": None if request.labels is None else len(request.labels),
                 "deployment_target": request.deployment_target or getattr(backend, "DEFAULT_DEPLOYMENT_TARGET", None),
@@ -516,8 +541,9 @@ def _manifest(
             "inputs": {
                 "count": verify.COUNT,
                 "seeds": f"0 to {verify.COUNT - 1}",
-                "values": "random RGB bytes, normalised" if request.image_input else "standard normal",
+                "values": verify.describe_inputs(program.inputs, request.image if request.image_input else None),
             },
+            "judged_as": judged,
             "thresholds": {
                 precision: {"relative_error": t.relative_error, "snr_db": t.snr_db, "top1": "every decided input"}
                 for precision, t in verify.THRESHOLDS.items()

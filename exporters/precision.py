@@ -17,26 +17,31 @@ def half(program: Program) -> Program:
     Weights beyond the fp16 range become its largest number rather than infinity.
     """
     module = fork(program.module)
-    first = next(node for node in module.graph.nodes if node.op == "call_function")
-    for node in list(module.graph.nodes):
-        if node.op == "placeholder" and node.meta["val"].dtype == torch.float32:
-            _cast_after(module.graph, node, first)
-        elif node.op == "get_attr":
-            value = constant(module, node)
-            if value is not None and value.dtype == torch.float32:
-                new = add_constant(module, f"{node.target}_fp16", value.clamp(-_HALF_MAX, _HALF_MAX).half(), node)
-                node.replace_all_uses_with(new)
-                module.graph.erase_node(node)
     output = module.graph.output_node()
-    with module.graph.inserting_before(output):
-        for result in list(output.all_input_nodes):
-            if result.meta["val"].dtype == torch.float32:
-                back = module.graph.call_function(aten._to_copy.default, (result,), {"dtype": torch.float32})
-                output.replace_input_with(result, back)
+    singles = [node for node in output.all_input_nodes if node.meta["val"].dtype == torch.float32]
+    replaced: dict[Node, Node] = {}
+    for node in list(module.graph.nodes):
+        value = constant(module, node)
+        if node.op == "placeholder" and node.meta["val"].dtype == torch.float32:
+            half_of = _cast(module.graph, node, torch.float16)
+            node.replace_all_uses_with(half_of, delete_user_cb=lambda user, own=half_of: user is not own)
+            replaced[node] = half_of
+        elif value is not None and value.dtype == torch.float32:
+            half_value = value.clamp(-_HALF_MAX, _HALF_MAX).half()
+            new = add_constant(module, f"{node.target}_fp16", half_value, node)
+            node.replace_all_uses_with(new)
+            module.graph.erase_node(node)
+            replaced[node] = new
+    for node in singles:
+        result = replaced.get(node, node)
+        output.replace_input_with(result, _cast(module.graph, result, torch.float32))
     return with_module(program, tidy(module))
 
 
-def _cast_after(graph: torch.fx.Graph, placeholder: Node, first: Node) -> None:
-    with graph.inserting_before(first):
-        cast = graph.call_function(aten._to_copy.default, (placeholder,), {"dtype": torch.float16})
-    placeholder.replace_all_uses_with(cast, delete_user_cb=lambda user: user is not cast)
+def _cast(graph: torch.fx.Graph, node: Node, dtype: torch.dtype) -> Node:
+    """A cast of `node`, after it; after all placeholders when it is one."""
+    after = [n for n in graph.nodes if n.op == "placeholder"][-1] if node.op == "placeholder" else node
+    with graph.inserting_after(after):
+        cast = graph.call_function(aten._to_copy.default, (node,), {"dtype": dtype})
+    cast.meta["val"] = node.meta["val"].to(dtype)
+    return cast

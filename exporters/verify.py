@@ -5,14 +5,14 @@
     top-1   inputs whose best class agrees. A disagreement between two classes whose reference scores lie within twice
             the allowed error is a tie: the error threshold already allows that flip. Only for outputs [B, classes].
 
-Each has a threshold per precision, which the manifest repeats. Beyond one, the first place where the two graphs part
-is looked for by name.
+Of several outputs every one must pass. Each figure has a threshold per precision, which the manifest repeats. Beyond
+one, the first place where the two graphs part is looked for by name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -46,17 +46,19 @@ THRESHOLDS = {"fp32": Thresholds(1e-5, 100.0), "fp16": Thresholds(2e-2, 40.0)}
 
 @dataclass(frozen=True)
 class Figures:
-    """How far outputs are from the reference's.
+    """How far outputs are from the reference's. Of several outputs each figure is that of the worst one.
 
     Attributes:
-        max_abs_error, relative_error: see the module's docstring; `inf` where an output is not finite.
+        max_abs_error, relative_error: see the module's docstring; `inf` where a finite value became none.
         snr_db: None where the two are equal.
+        finite: fraction of the reference's values that are finite; the others must be the same infinity or NaN.
         agreeing, decided, ties: top-1; None for outputs that are no class scores.
     """
 
     max_abs_error: float
     relative_error: float
     snr_db: float | None
+    finite: float = 1.0
     agreeing: int | None = None
     decided: int | None = None
     ties: int | None = None
@@ -65,28 +67,50 @@ class Figures:
 def seeded_inputs(
     examples: Sequence[Tensor], image: ImageInput | None = None, dynamic_batch: bool = False, count: int = COUNT
 ) -> list[list[Tensor]]:
-    """`count` inputs like the examples, the same ones every time.
+    """`count` inputs like the examples, the same ones every time. `describe_inputs` says it in words.
 
-    Standard normal values; with `image`, random RGB bytes, normalised as the model expects. With `dynamic_batch` the
-    batch goes round from 1 to the examples'. Integer inputs repeat the example.
+    Floating point: standard normal, or, with `image`, random RGB bytes normalised as the model expects. Integers and
+    booleans: the example first, then uniform between its smallest and largest value. With `dynamic_batch` the batch
+    goes round from 1 to the examples'.
     """
-    inputs = []
-    for seed in range(count):
-        generator = torch.Generator().manual_seed(seed)
-        one: list[Tensor] = []
-        for example in examples:
-            if dynamic_batch:
-                example = example[: 1 + seed % example.shape[0]]
-            if not example.is_floating_point():
-                one.append(example)
-            elif image is not None:
-                rgb = torch.randint(0, 256, example.shape, generator=generator).to(example.dtype) / 255
-                mean, std = (torch.tensor(value).reshape(1, -1, 1, 1) for value in (image.mean, image.std))
-                one.append((rgb - mean) / std)
-            else:
-                one.append(torch.randn(example.shape, generator=generator, dtype=example.dtype))
-        inputs.append(one)
-    return inputs
+    return [
+        [_draw(example, seed, k, image, dynamic_batch) for k, example in enumerate(examples)] for seed in range(count)
+    ]
+
+
+def _draw(example: Tensor, seed: int, position: int, image: ImageInput | None, dynamic_batch: bool) -> Tensor:
+    generator = torch.Generator().manual_seed(1000 * position + seed)
+    if dynamic_batch and example.dim():
+        example = example[: 1 + seed % example.shape[0]]
+    shape = example.shape
+    if image is not None:
+        rgb = torch.randint(0, 256, shape, generator=generator).to(example.dtype) / 255
+        mean, std = (torch.tensor(value).reshape(1, -1, 1, 1) for value in (image.mean, image.std))
+        return (rgb - mean) / std
+    if example.is_floating_point():
+        return torch.randn(shape, generator=generator).to(example.dtype)
+    if seed == 0 or example.numel() == 0:
+        return example
+    if example.dtype == torch.bool:
+        return torch.randint(0, 2, shape, generator=generator).bool()
+    low, high = int(example.min()), int(example.max())
+    return torch.randint(low, high + 1, shape, generator=generator).to(example.dtype)
+
+
+def describe_inputs(examples: Sequence[Tensor], image: ImageInput | None = None) -> list[str]:
+    """What `seeded_inputs` draws for each input, in words."""
+    words = []
+    for example in examples:
+        if image is not None:
+            words.append("random RGB bytes, normalised")
+        elif example.is_floating_point():
+            words.append("standard normal")
+        elif example.dtype == torch.bool:
+            words.append("the example, then random booleans")
+        else:
+            low, high = (int(example.min()), int(example.max())) if example.numel() else (0, 0)
+            words.append(f"the example, then integers from {low} to {high}")
+    return words
 
 
 def measure(reference: Outputs, outputs: Outputs, allowed: float) -> Figures:
@@ -95,38 +119,66 @@ def measure(reference: Outputs, outputs: Outputs, allowed: float) -> Figures:
     Raises:
         ValueError: the two differ in number or shape of outputs.
     """
+    of_each = [
+        _measure_one([outs[j] for outs in reference], [outs[j] for outs in outputs], allowed)
+        for j in range(len(reference[0]))
+    ]
+    if len(outputs[0]) != len(of_each):
+        raise ValueError(f"there are {len(outputs[0])} outputs where PyTorch has {len(of_each)}")
+    ratios = [figures.snr_db for figures in of_each if figures.snr_db is not None]
+    worst = Figures(
+        max_abs_error=max(figures.max_abs_error for figures in of_each),
+        relative_error=max(figures.relative_error for figures in of_each),
+        snr_db=min(ratios) if ratios else None,
+        finite=min(figures.finite for figures in of_each),
+    )
+    if len(of_each) == 1:
+        worst = replace(worst, agreeing=of_each[0].agreeing, decided=of_each[0].decided, ties=of_each[0].ties)
+    return worst
+
+
+def _measure_one(reference: list[np.ndarray], outputs: list[np.ndarray], allowed: float) -> Figures:
     signal = noise = worst = peak = 0.0
-    agreeing = decided = ties = 0
-    scores = all(len(outs) == 1 and outs[0].ndim == 2 and outs[0].shape[1] > 1 for outs in reference)
-    for expected, found in zip(reference, outputs, strict=True):
-        for y, z in zip(expected, found, strict=True):
-            if y.shape != z.shape:
-                raise ValueError(f"outputs have shape {list(z.shape)} where PyTorch's have {list(y.shape)}")
-            a, b = y.astype(np.float64), z.astype(np.float64)
-            peak = max(peak, float(np.abs(a).max(initial=0.0)))
-            if not np.isfinite(b).all():
-                return Figures(float("inf"), float("inf"), float("-inf"))
-            worst = max(worst, float(np.abs(a - b).max(initial=0.0)))
-            signal += float((a**2).sum())
-            noise += float(((a - b) ** 2).sum())
-    if scores:
-        for expected, found in zip(reference, outputs, strict=True):
-            for row, other in zip(expected[0], found[0], strict=True):
-                best, theirs = int(row.argmax()), int(other.argmax())
-                margin = float(row[best]) - float(row[theirs])
-                if best != theirs and margin <= 2 * allowed * peak:
-                    ties += 1
-                else:
-                    decided += 1
-                    agreeing += best == theirs
+    finite = total = 0
+    for y, z in zip(reference, outputs, strict=True):
+        if y.shape != z.shape:
+            raise ValueError(f"an output has shape {list(z.shape)} where PyTorch's has {list(y.shape)}")
+        known = np.isfinite(y)
+        finite, total = finite + int(known.sum()), total + y.size
+        same = np.array_equal(y[~known], z[~known], equal_nan=True)
+        if not same or not np.isfinite(z[known]).all():
+            return Figures(float("inf"), float("inf"), float("-inf"))
+        a, b = y[known].astype(np.float64), z[known].astype(np.float64)
+        peak = max(peak, float(np.abs(a).max(initial=0.0)))
+        worst = max(worst, float(np.abs(a - b).max(initial=0.0)))
+        signal += float((a**2).sum())
+        noise += float(((a - b) ** 2).sum())
     snr = None if noise == 0 else 10 * float(np.log10(signal / noise)) if signal > 0 else float("-inf")
     relative = worst / peak if peak > 0 else (0.0 if worst == 0 else float("inf"))
-    top1 = (agreeing, decided, ties) if scores else (None, None, None)
-    return Figures(worst, relative, snr, *top1)
+    top1: tuple[int | None, ...] = (None, None, None)
+    if all(y.ndim == 2 and y.shape[1] > 1 and y.size for y in reference):
+        top1 = _top1(reference, outputs, 2 * allowed * peak)
+    return Figures(worst, relative, snr, finite / total if total else 1.0, *top1)
+
+
+def _top1(reference: list[np.ndarray], outputs: list[np.ndarray], margin: float) -> tuple[int, int, int]:
+    """How many best classes agree, how many were decided, and how many were ties."""
+    agreeing = decided = ties = 0
+    for y, z in zip(reference, outputs, strict=True):
+        for row, other in zip(y, z, strict=True):
+            best, theirs = int(row.argmax()), int(other.argmax())
+            if best != theirs and float(row[best]) - float(row[theirs]) <= margin:
+                ties += 1
+            else:
+                decided += 1
+                agreeing += best == theirs
+    return agreeing, decided, ties
 
 
 def judge(figures: Figures, thresholds: Thresholds) -> str | None:
     """Why figures do not pass, or None."""
+    if figures.finite == 0:
+        return "PyTorch's own outputs are not finite on any seeded input, so nothing can be compared"
     if not figures.relative_error <= thresholds.relative_error:
         return f"error {figures.relative_error:.2g} of the peak, allowed {thresholds.relative_error:.2g}"
     if figures.snr_db is not None and not figures.snr_db >= thresholds.snr_db:
@@ -148,7 +200,7 @@ def values(module: GraphModule, inputs: Sequence[Tensor]) -> dict[str, np.ndarra
             return result
 
     with torch.no_grad():
-        Recorder(module).run(*inputs)
+        Recorder(module).run(*(x.clone() for x in inputs))
     return found
 
 

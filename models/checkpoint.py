@@ -1,8 +1,8 @@
 """Weights from files: read without running code from them, fitted to a model, or refused with what does not fit.
 
 Files: `.safetensors`, and PyTorch's `.pth`/`.pt` as a bare state dict or in an envelope (`model`, `state_dict`,
-`model_ema`, the first that is there), which may carry training state beside it. Prefixes `module.` and `backbone.` that
-all of a model's keys share are dropped.
+`model_ema`, the first that is there), which may carry training state beside it. Prefixes `module.` and `backbone.` are
+dropped.
 
 A pickle is read by PyTorch's restricted unpickler, which builds tensors and plain containers only. `argparse.Namespace`
 and numpy scalars, which training scripts leave beside the weights, are let through: they hold data and run nothing.
@@ -27,7 +27,6 @@ from edgesmith.models.registry import ModelSpec, build, family
 
 RANDOM_SEED = 0
 _ENVELOPES = ("model", "state_dict", "model_ema")
-_PREFIXES = ("module.", "backbone.")
 
 
 @dataclass(frozen=True)
@@ -59,8 +58,10 @@ def load(spec: ModelSpec, path: str | Path | None, features: bool = False) -> tu
             model = build(spec, features=features)
         return model, Weights(f"random (seed {RANDOM_SEED})", fingerprint(model.state_dict()))
     path = Path(path)
-    state = read(path)
+    state, dropped = _own_keys(read(path))
     options, state, notes = family(spec).from_checkpoint(state, features)
+    if dropped:
+        notes = [*notes, f"{len(dropped)} tensors outside the backbone were left out, first {dropped[0]}"]
     model = build(spec, features=features, **options)
     _fit(model, state, f"{path.name} is not a checkpoint of {spec.name}")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -80,11 +81,21 @@ def read(path: str | Path) -> dict[str, Tensor]:
     state = _read_safetensors(path) if is_safe else _open_envelope(_read_pickle(path), path)
     if not state:
         raise CheckpointError(f"{path.name} holds no tensors; a model's state dict was expected")
-    for prefix in _PREFIXES:
-        own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-        if own and (prefix == "backbone." or len(own) == len(state)):
-            state = own
     return state
+
+
+def _own_keys(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Tensors by the model's own names, and the names of those that belong to something around it.
+
+    `module.` goes where every key has it (data-parallel training); where any key starts with `backbone.`, those are the
+    model and the others (`neck.`, `decode_head.` ...) are not.
+    """
+    if all(key.startswith("module.") for key in state):
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+    backbone = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
+    if not backbone:
+        return state, []
+    return backbone, [key for key in state if not key.startswith("backbone.")]
 
 
 def fingerprint(state: Mapping[str, Tensor]) -> str:
@@ -165,10 +176,19 @@ def _fit(model: nn.Module, state: Mapping[str, Tensor], blame: str) -> None:
         parts.append(f"{len(unexpected)} unexpected, first {unexpected[0]} {list(state[unexpected[0]].shape)}")
     if parts:
         raise CheckpointError(f"{blame}: {'; '.join(parts)}")
-    strange = [key for key, value in state.items() if value.is_complex() != wanted[key].is_complex()]
-    if strange:
-        raise CheckpointError(f"{blame}: {strange[0]} is {state[strange[0]].dtype}, wanted {wanted[strange[0]].dtype}")
+    file = blame.split(" is ")[0]
     for key, value in state.items():
-        if not torch.isfinite(value).all():
-            raise CheckpointError(f"{blame.split(' is ')[0]} is damaged: {key} holds values that are not finite")
+        kind = wanted[key].dtype
+        plain = value.layout == torch.strided and not value.is_quantized and not value.is_meta
+        same_kind = value.is_complex() == kind.is_complex and value.is_floating_point() == kind.is_floating_point
+        if not plain or not same_kind:
+            raise CheckpointError(
+                f"{blame}: {key} is {value.dtype} ({value.layout}), wanted {kind};"
+                " give the weights as plain floating-point tensors"
+            )
+        loaded = value.to(kind)
+        if not torch.isfinite(loaded).all():
+            raise CheckpointError(f"{file} is damaged: {key} holds values that are not finite as {kind}")
+        if key.endswith("running_var") and bool((loaded < 0).any()):
+            raise CheckpointError(f"{file} is damaged: {key} holds negative variances")
     model.load_state_dict(dict(state))

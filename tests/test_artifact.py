@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import resource
@@ -17,12 +18,14 @@ import pytest
 from edgesmith.errors import BadInput, OutputError
 from edgesmith.exporters.artifact import MANIFEST, changed_files, publish, read, staging, write_manifest
 
+FACTS = {"model": {"name": "m"}, "target": {"name": "t"}, "precision": "fp32", "verification": {}}
+
 
 def make(out: Path, name: str, text: str) -> Path:
     with staging(out, name) as folder:
         (folder / "sub").mkdir()
         (folder / "sub" / "model.bin").write_text(text)
-        write_manifest(folder, {"file": "sub/model.bin"})
+        write_manifest(folder, {**FACTS, "file": "sub/model.bin"})
         return publish(folder, out, name)
 
 
@@ -37,7 +40,6 @@ def test_publish_makes_the_folder_with_its_manifest_and_leaves_nothing_else(tmp_
 
 def test_publish_replaces_an_older_artifact_as_a_whole(tmp_path: Path) -> None:
     make(tmp_path, "a", "one")
-    (tmp_path / "a" / "left.txt").write_text("of the older one")
     make(tmp_path, "a", "two")
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
     assert read(tmp_path / "a").file.read_text() == "two"
@@ -58,17 +60,69 @@ def test_a_failure_while_staging_leaves_the_older_artifact(tmp_path: Path) -> No
     assert read(tmp_path / "a").file.read_text() == "one"
 
 
-@pytest.mark.parametrize("kind", ["folder", "file"])
-def test_what_is_no_artifact_is_not_overwritten(kind: str, tmp_path: Path) -> None:
-    path = tmp_path / "a"
-    if kind == "folder":
-        path.mkdir()
-        (path / "thesis.txt").write_text("precious")
-    else:
-        path.write_text("precious")
-    with pytest.raises(OutputError, match="is in the way: it is not an artifact"):
+@pytest.mark.parametrize("kind", ["folder", "file", "other manifest", "link", "note inside"])
+def test_what_edgesmith_did_not_write_is_not_overwritten(kind: str, tmp_path: Path) -> None:
+    path, precious = tmp_path / "a", tmp_path / "a" / "thesis.txt"
+    if kind == "file":
+        precious = path
+    elif kind == "link":
+        (tmp_path / "elsewhere").mkdir()
+        path.symlink_to(tmp_path / "elsewhere")
+    elif kind == "note inside":
         make(tmp_path, "a", "one")
-    assert (path / "thesis.txt" if kind == "folder" else path).read_text() == "precious"
+    else:
+        path.mkdir()
+    precious.write_text("precious")
+    if kind == "other manifest":
+        (path / MANIFEST).write_text('{"name": "my web app"}')
+    with pytest.raises(OutputError, match="is in the way"):
+        make(tmp_path, "a", "one")
+    assert precious.read_text() == "precious"
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_an_empty_folder_is_used(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    assert read(make(tmp_path, "a", "one")).file.read_text() == "one"
+
+
+def test_runs_side_by_side_publish_every_artifact(tmp_path: Path) -> None:
+    """Four processes into one folder, two of them under the same name, many times over."""
+    code = PUBLISHER.replace("100_000", "60")
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path), name], stderr=subprocess.PIPE, text=True)
+        for name in ("a", "a", "b", "c")
+    ]
+    for process in processes:
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
+
+
+def test_exchange_without_system_support_restores_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class NoExchange:
+        def __init__(self, *arguments: object, **options: object) -> None:
+            pass
+
+    monkeypatch.setattr(ctypes, "CDLL", NoExchange)
+    monkeypatch.setattr(sys, "platform", "linux")
+    make(tmp_path, "a", "one")
+    make(tmp_path, "a", "two")
+    assert read(tmp_path / "a").file.read_text() == "two"
+    rename = Path.rename
+
+    def fail(self: Path, target: Path) -> Path:
+        if self.name.endswith(".partial") and Path(target).name == "a":
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OutputError, match="Input/output error; nothing was published"):
+        make(tmp_path, "a", "three")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert read(tmp_path / "a").file.read_text() == "two"
 
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
@@ -128,11 +182,13 @@ def test_a_copy_that_fails_gives_the_systems_words(tmp_path: Path) -> None:
 
 
 def test_leftovers_of_dead_processes_are_removed_and_those_of_live_ones_kept(tmp_path: Path) -> None:
-    dead = tmp_path / ".a.123.partial"
+    dead, foreign = tmp_path / ".edgesmith-a.123.partial", tmp_path / ".download.partial"
     dead.mkdir()
+    foreign.mkdir()
     with staging(tmp_path, "b") as live:
         make(tmp_path, "a", "one")
         assert not dead.exists()
+        assert foreign.exists()
         assert live.exists()
 
 
@@ -142,6 +198,7 @@ def test_leftovers_of_dead_processes_are_removed_and_those_of_live_ones_kept(tmp
         ("{", "is damaged"),
         ("[]", "is damaged"),
         ('{"schema": 1}', "is damaged"),
+        ('{"schema": 1, "file": "x.onnx"}', "is damaged"),
         ('{"schema": 99, "file": "x"}', "has schema 99, this edgesmith reads 1"),
     ],
 )
@@ -160,21 +217,23 @@ PUBLISHER = """
 import sys
 from pathlib import Path
 from edgesmith.exporters.artifact import publish, staging, write_manifest
-out = Path(sys.argv[1])
+out, name = Path(sys.argv[1]), sys.argv[2]
+facts = {"model": {"name": "m"}, "target": {"name": "t"}, "precision": "fp32", "verification": {}}
 print("ready", flush=True)
 for i in range(100_000):
-    with staging(out, "a") as folder:
+    with staging(out, name) as folder:
         for j in range(20):
             (folder / f"{j}.bin").write_text(str(i))
-        write_manifest(folder, {"file": "0.bin"})
-        publish(folder, out, "a")
+        write_manifest(folder, {**facts, "file": "0.bin"})
+        publish(folder, out, name)
 """
 
 
 def test_killing_a_publisher_at_any_moment_leaves_one_whole_artifact(tmp_path: Path) -> None:
     """Publishing in a loop, over itself, killed 40 times: every file in the folder is of one and the same run."""
+    published = False
     for round_ in range(40):
-        process = subprocess.Popen([sys.executable, "-c", PUBLISHER, str(tmp_path)], stdout=subprocess.PIPE)
+        process = subprocess.Popen([sys.executable, "-c", PUBLISHER, str(tmp_path), "a"], stdout=subprocess.PIPE)
         assert process.stdout is not None
         process.stdout.readline()
         time.sleep(0.02 + 0.0031 * round_)
@@ -182,11 +241,13 @@ def test_killing_a_publisher_at_any_moment_leaves_one_whole_artifact(tmp_path: P
         process.wait()
         process.stdout.close()
         if not (tmp_path / "a").exists():
-            assert round_ == 0, "an artifact that was there is gone"
+            assert not published, "an artifact that was there is gone"
             continue
+        published = True
         artifact = read(tmp_path / "a")
         assert changed_files(artifact) == []
         assert len({(artifact.path / f"{j}.bin").read_text() for j in range(20)}) == 1
         assert json.loads((artifact.path / MANIFEST).read_text())["schema"] == 1
+    assert published
     make(tmp_path, "a", "last")
     assert [p.name for p in tmp_path.iterdir()] == ["a"]

@@ -75,3 +75,74 @@ def test_capture_refuses_inputs_that_the_model_refuses(small: nn.Module) -> None
 def test_capture_refuses_a_model_that_returns_no_tensor() -> None:
     with pytest.raises(BadInput, match="must return a tensor or a nest of tensors"):
         capture(Lines(lambda x: "text"), (torch.ones(2),))
+
+
+def test_models_that_work_in_place_on_their_input_leave_the_callers_alone() -> None:
+    x = torch.tensor([-1.0, 2.0])
+    program = capture(Lines(lambda x: F.relu_(x) + 1), (x,))
+    assert torch.equal(x, torch.tensor([-1.0, 2.0]))
+    given = torch.tensor([-3.0, 4.0])
+    assert torch.equal(run(program, (given,))[0], torch.tensor([1.0, 5.0]))
+    assert torch.equal(given, torch.tensor([-3.0, 4.0]))
+
+
+def test_the_same_tensor_given_twice_is_two_inputs() -> None:
+    x = torch.ones(2)
+    program = capture(Lines(lambda x, y: x * 2 + y), (x, x))
+    assert torch.equal(run(program, (torch.ones(2), torch.zeros(2)))[0], torch.full((2,), 2.0))
+
+
+def test_a_model_that_writes_to_its_buffer_is_refused_and_left_as_it_was() -> None:
+    class Counter(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("count", torch.zeros(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.count.add_(1)
+            return x + self.count
+
+    model = Counter()
+    with pytest.raises(Unsupported, match="writes to its buffer 'count' in forward"):
+        capture(model, (torch.ones(1),))
+    assert float(model.count) == 0
+
+
+class Named(nn.Module):
+    """A module with one parameter called as asked."""
+
+    def __init__(self, name: str, value: Tensor) -> None:
+        super().__init__()
+        self.register_parameter(name, nn.Parameter(value, requires_grad=False))
+
+    def forward(self, output: Tensor) -> Tensor:
+        return output + next(self.parameters())
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "sentence"),
+    [
+        (Named("meta", torch.ones(1)), (torch.ones(1),), "a member called 'meta'"),
+        (Named("w", torch.ones(1, dtype=torch.bfloat16)), (torch.ones(1),), "computes in bfloat16"),
+        (nn.LazyLinear(3), (torch.ones(1, 2),), "lazy parameters"),
+        (Lines(torch.fft.fft), (torch.ones(4),), "returns complex numbers"),
+    ],
+    ids=["reserved", "bfloat16", "lazy", "complex"],
+)
+def test_models_that_no_target_takes_are_one_sentence(
+    model: nn.Module, inputs: tuple[Tensor, ...], sentence: str
+) -> None:
+    with pytest.raises(BadInput, match=sentence):
+        capture(model, inputs)
+
+
+def test_a_dynamic_batch_takes_any_number_of_arguments() -> None:
+    program = capture(Lines(lambda a, b, c: a + b * c), (torch.ones(2, 3),) * 3, dynamic_batch=True)
+    given = [torch.randn(5, 3) for _ in range(3)]
+    assert torch.equal(run(program, given)[0], given[0] + given[1] * given[2])
+    with pytest.raises(BadInput, match="a batch of 2 or more"):
+        capture(Lines(lambda a: a), (torch.ones(1, 3),), dynamic_batch=True)
+
+
+def test_an_argument_called_output_gets_outputs_of_another_name() -> None:
+    assert capture(Named("w", torch.ones(1)), (torch.ones(1),)).output_names == ("result",)

@@ -95,7 +95,7 @@ def test_features_from_a_dense_checkpoint_have_its_norms(state: dict[str, Tensor
     mmseg = {f"backbone.{key}": value for key, value in dense.items()} | {"decode_head.conv_seg.bias": torch.zeros(150)}
     torch.save({"state_dict": mmseg}, tmp_path / "w.pth")
     model, weights = load(XS, tmp_path / "w.pth", features=True)
-    assert weights.notes == ()
+    assert weights.notes == ("1 tensors outside the backbone were left out, first decode_head.conv_seg.bias",)
     assert torch.equal(model.state_dict()["norm4.running_var"], torch.full((112,), 3.0))
 
 
@@ -173,6 +173,23 @@ def test_files_without_a_state_dict_are_one_sentence(content: object, sentence: 
     torch.save(content, tmp_path / "w.pth")
     with pytest.raises(CheckpointError, match=sentence):
         read(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("head.weight", torch.zeros(1000, 220, dtype=torch.int8), "head.weight is torch.int8"),
+        ("head.weight", torch.zeros(1000, 220).to_sparse(), r"head.weight is torch.float32 \(torch.sparse_coo\)"),
+        ("norm.running_var", torch.full((220,), -1.0), "norm.running_var holds negative variances"),
+        ("norm.bias", torch.full((220,), 1e300, dtype=torch.float64), "not finite as torch.float32"),
+    ],
+)
+def test_weights_of_another_kind_are_refused(
+    key: str, value: Tensor, sentence: str, state: dict[str, Tensor], tmp_path: Path
+) -> None:
+    torch.save({**state, key: value}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match=sentence):
+        load(XS, tmp_path / "w.pth")
 
 
 def test_weights_that_are_not_finite_are_refused(state: dict[str, Tensor], tmp_path: Path) -> None:

@@ -52,6 +52,15 @@ def test_help_names_every_command_and_the_exit_codes(edgesmith: Run) -> None:
     assert edgesmith("--version").stdout.startswith("edgesmith 0.")
 
 
+def test_the_module_and_the_script_are_the_same_command(process: Run) -> None:
+    script = Path(sys.executable).with_name("edgesmith")
+    shown = subprocess.run([script, "models"], capture_output=True, text=True, check=True).stdout
+    result = process("models")
+    assert result.returncode == 0
+    assert result.stdout == shown
+    assert process("models", "--nonsense").returncode == 2
+
+
 def test_models_lists_the_published_facts(edgesmith: Run) -> None:
     text = edgesmith("models").stdout
     for part in ("casvit_xs", "3.20 M", "554 M", "3x224x224", "78.3 / 78.7 %", "MIT", "arXiv:2408.03703"):
@@ -120,10 +129,10 @@ def test_export_shows_stages_and_one_table_and_verify_accepts_it(edgesmith: Run,
     )
 
 
-def test_export_to_coreml_says_what_was_not_checked(edgesmith: Run) -> None:
+def test_export_to_coreml_says_what_was_not_checked(process: Run, edgesmith: Run) -> None:
     if targets.missing_packages(targets.get("coreml")):
         pytest.skip("coremltools is not installed")
-    result = edgesmith("export", *SMALL, "--target", "coreml", "--json")
+    result = process("export", *SMALL, "--target", "coreml", "--json")
     assert result.returncode == 0, result.stderr
     manifest = json.loads(result.stdout)
     if sys.platform != "darwin":
@@ -134,7 +143,7 @@ def test_export_to_coreml_says_what_was_not_checked(edgesmith: Run) -> None:
     assert "Failed to load" not in result.stderr
 
 
-def test_two_processes_write_the_same_bytes(edgesmith: Run, tmp_path: Path) -> None:
+def test_two_processes_write_the_same_bytes(process: Run, tmp_path: Path) -> None:
     """Other hash seeds, other folders, one of them for Core ML where it is installed."""
     wanted = [t for t in ("onnx", "coreml") if not targets.missing_packages(targets.get(t))]
     assert "onnx" in wanted
@@ -143,7 +152,7 @@ def test_two_processes_write_the_same_bytes(edgesmith: Run, tmp_path: Path) -> N
         for seed in ("1", "2"):
             environment = {**os.environ, "PYTHONHASHSEED": seed}
             out = tmp_path / seed
-            result = edgesmith("export", *SMALL, "--target", target, "--out", str(out), env=environment)
+            result = process("export", *SMALL, "--target", target, "--out", str(out), env=environment)
             assert result.returncode == 0, result.stderr
             files = [file for file in out.rglob("*") if file.is_file() and target in str(file)]
             found.append({str(f.relative_to(out)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files})
@@ -246,8 +255,8 @@ def test_a_hostile_checkpoint_exits_with_2_and_does_not_run(edgesmith: Run, tmp_
     assert not (tmp_path / "owned").exists()
 
 
-def test_debug_shows_the_traceback(edgesmith: Run) -> None:
-    result = edgesmith("verify", "nowhere", "--debug")
+def test_debug_shows_the_traceback(process: Run) -> None:
+    result = process("verify", "nowhere", "--debug")
     assert "Traceback" in result.stderr
     assert "BadInput" in result.stderr
 

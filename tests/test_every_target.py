@@ -151,6 +151,63 @@ def test_target_names_the_operator_that_it_refuses(target: Target, tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
+class Lines(nn.Module):
+    """A module from one function, with one linear layer at hand."""
+
+    def __init__(self, function: Callable[..., object]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.function, self.linear = function, nn.Linear(4, 4)
+
+    def forward(self, *inputs: torch.Tensor) -> object:
+        return self.function(self, *inputs)
+
+
+X = torch.randn(2, 4)
+ODD = {
+    "identity": (lambda s, x: x, (X,)),
+    "input and result": (lambda s, x: (x, s.linear(x)), (X,)),
+    "parameter and result": (lambda s, x: (s.linear.weight, s.linear(x)), (X,)),
+    "the same twice": (lambda s, x: (lambda y: (y, y))(s.linear(x)), (X,)),
+    "a scalar": (lambda s, x, scale: s.linear(x) * scale, (X, torch.tensor(2.0))),
+    "a scalar first": (lambda s, scale, x: s.linear(x) * scale, (torch.tensor(2.0), X)),
+    "an unused input": (lambda s, x, other: s.linear(x), (X, X)),
+    "booleans": (lambda s, x, mask: torch.where(mask, s.linear(x), x), (X, X > 0)),
+    "integers": (lambda s, x: s.linear(x.float()), (torch.arange(8).reshape(2, 4),)),
+    "double": (lambda s, x: s.linear(x.float()).double(), (X.double(),)),
+    "own casts": (lambda s, x: s.linear(x).float() * 2, (X,)),
+}
+
+
+REFUSED = {
+    # what a target cannot express, or a program that sets types itself and so cannot be made fp16
+    "onnx": {("own casts", "fp16"), ("integers", "fp16"), ("double", "fp16")},
+    "coreml": {
+        (case, precision)
+        for case in ODD
+        if case not in ("an unused input", "integers", "own casts")
+        for precision in ("fp32", "fp16")
+    },
+}
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=NAMES)
+@pytest.mark.parametrize("case", ODD)
+def test_unusual_modules_are_verified_again_or_refused_in_a_sentence(case: str, target: Target, tmp_path: Path) -> None:
+    available(target)
+    function, inputs = ODD[case]
+    for precision in ("fp32", "fp16"):
+        options = {"inputs": inputs, "precision": precision, "out": tmp_path, "name": "odd"}
+        if (case, precision) in REFUSED[target.name]:
+            with pytest.raises(Unsupported) as raised:
+                edgesmith.export(Lines(function), target.name, **options)  # type: ignore[arg-type]
+            assert "\n" not in str(raised.value)
+        else:
+            artifact = edgesmith.export(Lines(function), target.name, **options)  # type: ignore[arg-type]
+            _, steps = edgesmith.verify(artifact.path)
+            assert steps[-1] == artifact.manifest["verification"]["steps"][-1]
+
+
 def test_onnx_has_metadata_names_of_modules_and_nothing_of_this_machine(tmp_path: Path) -> None:
     import onnx
 

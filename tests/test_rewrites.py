@@ -257,6 +257,81 @@ def test_fold_batchnorm_keeps_the_numbers_of_any_convolution(
     assert bool(reports["fold_batchnorm"].rejected) != folds
 
 
+@pytest.mark.parametrize("forwards", [False, True])
+@pytest.mark.parametrize("channels", [4, 5])
+def test_fold_batchnorm_leaves_convolutions_without_a_batch(
+    forwards: bool, channels: int, randomised: Callable[[nn.Module], nn.Module]
+) -> None:
+    """[C, L] given to a convolution is one sample, and a batch norm takes its channels for the batch."""
+    conv = nn.Conv1d(channels, 6, 3, padding=1)
+    model = Unbatched(conv, nn.BatchNorm1d(channels if forwards else 6), forwards)
+    program, reports = apply(randomised(model), torch.randn(channels, channels if forwards else 6))
+    assert count_operators(program.module)["aten.batch_norm"] == 1
+    assert len(reports["fold_batchnorm"].rejected) == 1
+
+
+class Unbatched(nn.Module):
+    """An unbatched convolution with a batch norm before or after it."""
+
+    def __init__(self, conv: nn.Module, norm: nn.Module, forwards: bool) -> None:
+        super().__init__()
+        self.conv, self.norm, self.forwards = conv, norm, forwards
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(self.norm(x)) if self.forwards else self.norm(self.conv(x))
+
+
+class Given(nn.Module):
+    """A function of an input and of one parameter under a chosen name."""
+
+    def __init__(self, name: str, value: Tensor, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.register_parameter(name, nn.Parameter(value, requires_grad=False))
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x, next(self.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("model", "x"),
+    [
+        (Given("linear", torch.randn(3, 4), lambda x, w: F.linear(x, w) * 2), torch.randn(2, 4)),
+        (Given("w", torch.randn(4, 4), lambda x, w: x + F.linear(w, w) * 2), torch.randn(4, 4)),
+        (Given("w", torch.randn(4), lambda x, w: F.linear(x, w) * 2), torch.randn(2, 4)),
+        (Given("w", torch.arange(12).reshape(3, 4), lambda x, w: F.linear(x, w) * 0.5), torch.arange(8).reshape(2, 4)),
+        (Given("w", torch.ones(1), lambda x, w: x.sum().mean(dim=0) + w), torch.randn(3)),
+        (Given("w", torch.ones(1), lambda x, w: x[:, :0].chunk(2, 1)[0].sum() + w), torch.randn(2, 3)),
+        (Given("w", torch.ones(1), lambda x, w: x.mean([], keepdim=True) + w), torch.randn(2, 3)),
+        (Given("w", torch.ones(1), lambda x, w: x.mean(dim=None, keepdim=True) + w), torch.randn(2, 3)),
+    ],
+    ids=[
+        "taken name",
+        "self product",
+        "vector",
+        "integers",
+        "scalar mean",
+        "empty chunk",
+        "mean of []",
+        "mean of None",
+    ],
+)
+def test_rewrites_survive_unusual_arguments(model: nn.Module, x: Tensor) -> None:
+    apply(model, x)
+
+
+def test_merge_linears_keeps_a_submodule_in_whose_name_it_would_write() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.bias = nn.Parameter(torch.randn(4, 4)), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, self.weight) * 2 + self.bias(x).relu()
+
+    apply(Chain(Block()), torch.randn(2, 4))
+
+
 # fuse_additive_attention
 
 

@@ -161,6 +161,35 @@ def test_verify_fails_on_wrong_numbers_even_when_the_manifest_agrees(small: nn.M
         edgesmith.verify(artifact.path)
 
 
+def test_a_wrong_small_output_beside_a_large_one_does_not_pass() -> None:
+    reference = [[1e6 * y, y] for (y,) in SCORES]
+    figures = measure(reference, [[1e6 * y, y + 0.1] for (y,) in SCORES], 1e-5)
+    assert figures.relative_error > 0.02
+    assert judge(figures, THRESHOLDS["fp32"]) is not None
+    assert judge(measure(reference, reference, 1e-5), THRESHOLDS["fp32"]) is None
+
+
+def test_equal_infinities_pass_and_others_do_not() -> None:
+    masked = [[np.array([[1.0, -np.inf, 2.0]])]]
+    assert judge(measure(masked, masked, 1e-5), THRESHOLDS["fp32"]) is None
+    assert measure(masked, masked, 1e-5).finite == pytest.approx(2 / 3)
+    assert judge(measure(masked, [[np.array([[1.0, np.inf, 2.0]])]], 1e-5), THRESHOLDS["fp32"]) is not None
+    nothing = [[np.array([np.nan])]]
+    assert "not finite on any" in str(judge(measure(nothing, nothing, 1e-5), THRESHOLDS["fp32"]))
+
+
+def test_integer_inputs_are_drawn_and_described() -> None:
+    example = torch.tensor([[3, 9, 4]])
+    drawn = [x[0] for x in seeded_inputs([example])]
+    assert torch.equal(drawn[0], example)
+    assert len({tuple(x.flatten().tolist()) for x in drawn}) > 4
+    assert all(int(x.min()) >= 3 and int(x.max()) <= 9 for x in drawn)
+    assert verify.describe_inputs([example, torch.zeros(2)]) == [
+        "the example, then integers from 3 to 9",
+        "standard normal",
+    ]
+
+
 def test_a_module_with_integer_inputs_is_exported_and_verified_again(tmp_path: Path) -> None:
     class Lookup(nn.Module):
         def __init__(self) -> None:

@@ -61,6 +61,9 @@ def _pool(module: GraphModule, node: Node) -> str | None:
 
 def _mean(module: GraphModule, node: Node) -> str | None:
     x, axes, keepdim, dtype = arguments(node)
+    if rank(x) == 0:
+        return None
+    axes = axes or None  # an empty list means every axis
     wanted = sorted(axis % rank(x) for axis in (range(rank(x)) if axes is None else axes))
     if dtype is not None or (list(axes or []) == wanted and len(node.args) == 3):
         return None
@@ -72,7 +75,7 @@ def _split(module: GraphModule, node: Node) -> str | None:
     x, amount, axis = arguments(node)
     axis = axis % rank(x)
     length = val(x).shape[axis]
-    if not isinstance(length, int):  # a dynamic axis keeps its spelling
+    if not isinstance(length, int) or length == 0:  # a dynamic or empty axis keeps its spelling
         return None
     if node.target is aten.split_with_sizes.default:
         if node.args[1:] == (amount, axis):

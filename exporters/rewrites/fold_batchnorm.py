@@ -114,6 +114,8 @@ def _fold_backwards(module: GraphModule, norm: Node, scale: Tensor, shift: Tenso
     if len(x.users) > 1:
         return f"the convolution before it is also read by {readers(x)}"
     weight, bias = constant(module, x.args[1]), constant(module, arguments(x)[2])
+    if weight is not None and rank(x) != weight.dim():
+        return "the convolution before it has no batch axis, so its channels are not what is normalised"
     if weight is None or (arguments(x)[2] is not None and bias is None):
         return "the weights of the convolution before it are computed"
     folded = weight.double() * scale.reshape(-1, *[1] * (weight.dim() - 1))
@@ -129,7 +131,8 @@ def _readers_through_mean(value: Node) -> list[tuple[Node, Node]]:
     """The readers of `value`, each with what it reads: `value` or a mean over all its axes after the channels."""
     takers = []
     for reader in value.users:
-        if reader.target is aten.mean.dim and list(arguments(reader)[1]) == list(range(2, rank(value))):
+        axes = list(arguments(reader)[1] or []) if reader.target is aten.mean.dim else []
+        if axes and axes == list(range(2, rank(value))) and arguments(reader)[3] is None:
             takers += [(taker, reader) for taker in reader.users]
         else:
             takers.append((reader, value))
@@ -146,8 +149,11 @@ def _cannot_take(module: GraphModule, reader: Node, value: Node, shift: Tensor) 
     x, w, b, *rest = arguments(reader)
     if x is not value:
         return f"{reader.name} uses it as a weight"
-    if constant(module, w) is None or (b is not None and constant(module, b) is None):
+    weight = constant(module, w)
+    if weight is None or (b is not None and constant(module, b) is None):
         return f"the weights of {site(reader)} are computed"
+    if weight.dim() != rank(value):
+        return f"{reader.name} ({operator_name(reader)}) takes another axis for the channels"
     if rest:
         padding = rest[1] if isinstance(rest[1], list | tuple) else [rest[1]]
         if any(p != 0 for p in padding) and bool((shift != 0).any()):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from edgesmith.exporters.graph import arguments, aten, constant, operators, readers, set_constant, site, stand_for
+from edgesmith.exporters.graph import arguments, aten, constant, operators, readers, set_constant, site, stand_for, val
 from edgesmith.exporters.rewrite import Rejection, RewriteReport
 from edgesmith.exporters.targets import Costs
 
@@ -59,7 +59,7 @@ def _merge_sum(module: GraphModule, node: Node) -> _Outcome:
             return Rejection(where, f"{linear.name} is read by {readers(linear)}, not by the sum alone")
     one, two = _constants(module, first), _constants(module, second)
     if one is None or two is None:
-        return Rejection(where, "a weight is computed in the graph")
+        return Rejection(where, "a weight is computed in the graph, or no floating-point matrix")
     (w1, b1), (w2, b2) = one, two
     if w1.shape != w2.shape:
         return None
@@ -74,11 +74,13 @@ def _scale(module: GraphModule, node: Node) -> _Outcome:
         linear, factor = factor, linear
     if not _is_linear(linear) or not isinstance(factor, int | float) or isinstance(factor, bool) or factor == 0:
         return None
+    if val(node).dtype != val(linear).dtype:
+        return None  # the factor also changes the type
     if len(linear.users) > 1:
         return Rejection(site(linear), f"{linear.name} is read by {readers(linear)}, not by the scaling alone")
     constants = _constants(module, linear)
     if constants is None:
-        return Rejection(site(linear), "a weight is computed in the graph")
+        return Rejection(site(linear), "a weight is computed in the graph, or no floating-point matrix")
     scale = 1 / factor if node.target is aten.div.Tensor else factor
     _write(module, linear, constants[0] * scale, constants[1] * scale)
     _stand_in(module, node, linear)
@@ -89,7 +91,7 @@ def _constants(module: GraphModule, linear: Node) -> tuple[Tensor, Tensor] | Non
     _, w, b = arguments(linear)
     weight = constant(module, w)
     bias = constant(module, b)
-    if weight is None or (b is not None and bias is None):
+    if weight is None or (b is not None and bias is None) or weight.dim() != 2 or not weight.is_floating_point():
         return None
     if bias is None:
         bias = torch.zeros(weight.shape[0])

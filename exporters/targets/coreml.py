@@ -59,6 +59,7 @@ def lower(program: Program, path: Path, request: Request) -> None:
         from edgesmith.exporters.capture import exported
 
         target = deployment_target(request.deployment_target)
+        _refuse_what_core_ml_lacks(program)
         if request.image_input:
             program = _scale_input(program, request)
         inputs = _inputs(program, request)
@@ -89,6 +90,7 @@ def lower(program: Program, path: Path, request: Request) -> None:
                 raise Unsupported(f"Core ML cannot express this model: {line[0] if line else error!r}") from error
     _canonical(scratch, path, request)
     shutil.rmtree(scratch)
+    _check_names(path, program, classifier=request.labels is not None)
 
 
 def check(path: Path) -> None:
@@ -155,9 +157,44 @@ def _inputs(program: Program, request: Request) -> list[Any]:
         bias = [-value for value in request.image.mean]
         layout = ct.colorlayout.RGB
         return [ct.ImageType(program.input_names[0], shape, scale=1 / 255, bias=bias, color_layout=layout)]
-    dtype = np.float16 if request.precision == "fp16" else np.float32
+    real = np.float16 if request.precision == "fp16" else np.float32
     pairs = zip(program.input_names, program.inputs, strict=True)
-    return [ct.TensorType(name=n, shape=tuple(x.shape), dtype=dtype) for n, x in pairs]
+    return [
+        ct.TensorType(name=n, shape=tuple(x.shape), dtype=real if x.is_floating_point() else np.int32) for n, x in pairs
+    ]
+
+
+def _refuse_what_core_ml_lacks(program: Program) -> None:
+    """What coremltools would turn into something else without a word."""
+    import torch
+
+    kinds = {torch.float32, torch.float16, torch.int32, torch.int64}
+    for input_name, x in zip(program.input_names, program.inputs, strict=True):
+        if x.dtype not in kinds:
+            raise Unsupported(f"Core ML takes float and integer inputs, and {input_name} is {x.dtype}")
+    (returned,) = program.module.graph.output_node().args
+    values = torch.utils._pytree.tree_leaves(returned)
+    for output_name, value in zip(program.output_names, values, strict=True):
+        if value.op != "call_function" or values.count(value) > 1:
+            raise Unsupported(
+                f"Core ML cannot return {output_name} ({value.name}): it is an input, a constant, or returned twice;"
+                " return each computed value once"
+            )
+
+
+def _check_names(path: Path, program: Program, classifier: bool) -> None:
+    """Refuse a package in which coremltools has renamed inputs or outputs: the manifest must be right about them."""
+    from coremltools.proto import Model_pb2
+
+    model = Model_pb2.Model()
+    model.ParseFromString((path / _SPECIFICATION).read_bytes())
+    found = [feature.name for feature in model.description.input]
+    wanted = list(program.input_names)
+    if not classifier:
+        found += [feature.name for feature in model.description.output]
+        wanted += program.output_names
+    if found != wanted:
+        raise Unsupported(f"Core ML calls the inputs and outputs {found}, wanted {wanted}; rename forward's arguments")
 
 
 def _scale_input(program: Program, request: Request) -> Program:

@@ -22,6 +22,7 @@ from edgesmith.exporters.targets import Costs, NotHere, Request
 if TYPE_CHECKING:
     import numpy as np
     import onnx
+    from torch.export import ExportedProgram
 
     from edgesmith.exporters.capture import Program
 
@@ -42,21 +43,17 @@ _LIMIT_BYTES = 2**31 - 2**20
 
 def lower(program: Program, path: Path, request: Request) -> None:
     """Write the program as one ONNX file."""
-    import onnx
     import onnxsim
     import torch
 
-    from edgesmith.exporters.capture import exported
-    from edgesmith.exporters.precision import half
     from edgesmith.kernels.op import all_ops
 
-    if request.precision == "fp16":
-        program = half(program)
+    ready = _typed(program, request.precision)
     table: dict[Any, Any] = {op.overload: op.lowerings["onnx"] for op in all_ops().values() if "onnx" in op.lowerings}
     with _quiet():
         try:
             written = torch.onnx.export(
-                exported(program, name),
+                ready,
                 input_names=list(program.input_names),
                 output_names=list(program.output_names),
                 custom_translation_table=table,
@@ -65,9 +62,9 @@ def lower(program: Program, path: Path, request: Request) -> None:
                 verbose=False,
                 external_data=False,
             )
-        except torch.onnx.OnnxExporterError as error:
+        except (torch.onnx.OnnxExporterError, RuntimeError, KeyError) as error:
             cause = str(error.__cause__ or error).strip().splitlines()
-            raise Unsupported(f"ONNX cannot express this model: {cause[0] if cause else error}") from error
+            raise Unsupported(f"ONNX cannot express this model: {cause[0] if cause else error!r}") from error
         assert written is not None
         model = written.model_proto
         if model.ByteSize() > _LIMIT_BYTES:
@@ -75,8 +72,22 @@ def lower(program: Program, path: Path, request: Request) -> None:
         _name_nodes(model)
         model, _ = onnxsim.simplify(model, check_n=0)
     _annotate(model, request)
-    onnx.checker.check_model(model, full_check=True)
     path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _typed(program: Program, precision: str) -> ExportedProgram:
+    """The program ready for torch's exporter, in the given precision."""
+    from edgesmith.exporters.capture import exported
+    from edgesmith.exporters.precision import half
+
+    if precision != "fp16":
+        return exported(program, name)
+    try:
+        return exported(half(program), name)
+    except Unsupported as error:
+        raise Unsupported(
+            "this model cannot be made fp16, most likely because it sets types itself; export it with --precision fp32"
+        ) from error
 
 
 def check(path: Path) -> None:
@@ -111,7 +122,10 @@ def run(path: Path, inputs: Sequence[Sequence[np.ndarray]]) -> list[list[np.ndar
         return NotHere(reason)
     session = _session(str(path))
     names = [value.name for value in session.get_inputs()]
-    return [session.run(None, dict(zip(names, given, strict=True))) for given in inputs]
+    try:
+        return [session.run(None, dict(zip(names, given, strict=True))) for given in inputs]
+    except Exception as error:  # onnxruntime's exceptions share no importable base class
+        raise Unsupported(f"ONNX Runtime does not run the file: {str(error).strip().splitlines()[0]}") from error
 
 
 def intermediate(path: Path, names: Sequence[str], inputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
@@ -134,6 +148,7 @@ def _session(model: str | bytes) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # a few runs are not worth a busy core
     try:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no importable base class
