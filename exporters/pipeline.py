@@ -462,7 +462,7 @@ def _check_file(
 ) -> dict[str, Any]:
     """Check a file in its runtime, or say why not here. `program` is what it was lowered from, where that is known."""
     arrays = [[t.numpy() for t in x] for x in given]
-    what = f"eager -> {file.name}"
+    what = "eager -> file"
     outputs = backend.run(file, arrays)
     if isinstance(outputs, NotHere):
         return {"step": what, "not_checked_here": outputs.reason}

@@ -171,6 +171,24 @@ def test_fold_batchnorm_forwards_into_every_reader(randomised: Callable[[nn.Modu
     assert reports["fold_batchnorm"].applied == (("norm", "forwards into a, b, head"),)
 
 
+@pytest.mark.parametrize("pool", [nn.AdaptiveAvgPool2d(1), nn.AdaptiveAvgPool2d((1, 1))])
+def test_fold_batchnorm_forwards_through_a_flattened_pool(
+    pool: nn.Module, randomised: Callable[[nn.Module], nn.Module]
+) -> None:
+    model = Chain(nn.ReLU(), nn.BatchNorm2d(4), pool, nn.Flatten(1), nn.Dropout(), nn.Linear(4, 3))
+    program, reports = apply(randomised(model), torch.randn(2, 4, 5, 6))
+    assert "aten.batch_norm" not in count_operators(program.module)
+    assert reports["fold_batchnorm"].applied == (("1", "forwards into 5"),)
+
+
+def test_fold_batchnorm_leaves_a_flattening_that_mixes_places_into_channels(
+    randomised: Callable[[nn.Module], nn.Module],
+) -> None:
+    model = Chain(nn.ReLU(), nn.BatchNorm2d(4), nn.Flatten(1), nn.Linear(4 * 6, 3))
+    program, _ = apply(randomised(model), torch.randn(2, 4, 2, 3))
+    assert count_operators(program.module)["aten.batch_norm"] == 1
+
+
 @pytest.mark.parametrize(
     ("after", "reason"),
     [

@@ -121,7 +121,7 @@ def test_a_wrong_lowering_stops_the_export_and_is_located(
         return right(qkv, *weights[4:8], *weights[:4], *weights[8:], **flags)  # the gates of q and k exchanged
 
     monkeypatch.setitem(op.lowerings, "onnx", wrong)  # type: ignore[arg-type]
-    place = r"eager -> .*\.onnx: .* part first at network.0.0.attn \(edgesmith.additive_attention"
+    place = r"eager -> file: .* part first at network.0.0.attn \(edgesmith.additive_attention"
     with pytest.raises(VerificationFailed, match=place):
         edgesmith.export(small, "onnx", inputs=torch.randn(1, 3, 32, 32), out=tmp_path)
     assert list(tmp_path.iterdir()) == []

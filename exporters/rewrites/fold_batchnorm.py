@@ -25,6 +25,7 @@ from edgesmith.exporters.graph import (
     set_constant,
     site,
     stand_for,
+    val,
 )
 from edgesmith.exporters.rewrite import Rejection, RewriteReport
 from edgesmith.exporters.targets import Costs
@@ -79,8 +80,9 @@ def fold_forwards(module: GraphModule, value: Node, scale: Tensor, shift: Tensor
         if reason is not None:
             return reason
     for reader, through in takers:
-        if through is not value:
-            through.meta["equals"] = ""  # the mean is now one of other values than in the captured graph
+        while through is not value:  # means are now those of other values than in the captured graph
+            through.meta["equals"] = ""
+            (through, *_) = through.all_input_nodes
         _take(module, reader, scale, shift)
     return None
 
@@ -128,15 +130,32 @@ def _fold_backwards(module: GraphModule, norm: Node, scale: Tensor, shift: Tenso
 
 
 def _readers_through_mean(value: Node) -> list[tuple[Node, Node]]:
-    """The readers of `value`, each with what it reads: `value` or a mean over all its axes after the channels."""
+    """The readers of `value`, each with what it reads: `value`, or a mean over all its axes after the channels.
+
+    Such a mean may be flattened to [B, C] on the way.
+    """
     takers = []
     for reader in value.users:
-        axes = list(arguments(reader)[1] or []) if reader.target is aten.mean.dim else []
-        if axes and axes == list(range(2, rank(value))) and arguments(reader)[3] is None:
-            takers += [(taker, reader) for taker in reader.users]
+        if _is_spatial_mean(reader) or _is_flattened_mean(reader):
+            takers += _readers_through_mean(reader)
         else:
             takers.append((reader, value))
     return takers
+
+
+def _is_spatial_mean(node: Node) -> bool:
+    if node.target is not aten.mean.dim:
+        return False
+    x, axes, _, dtype = arguments(node)
+    return bool(axes) and list(axes) == list(range(2, rank(x))) and dtype is None
+
+
+def _is_flattened_mean(node: Node) -> bool:
+    """[B, C, 1, 1] -> [B, C]"""
+    if node.target is not aten.flatten.using_ints:
+        return False
+    x, start, end = arguments(node)
+    return start == 1 and end in (-1, rank(x) - 1) and all(n == 1 for n in val(x).shape[2:]) and _is_spatial_mean(x)
 
 
 def _cannot_take(module: GraphModule, reader: Node, value: Node, shift: Tensor) -> str | None:

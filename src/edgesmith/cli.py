@@ -469,8 +469,12 @@ def _describe_step(step: dict[str, Any]) -> str:
         return f"{step['matching']} files, as published"
     if "max_abs_error" not in step:
         return f"valid, {step['operators']} operators"
-    parts = [f"max error {step['max_abs_error']:.1e} ({step['relative_error']:.1e} of the peak)"]
-    parts.append("equal" if step["snr_db"] is None else f"SNR {step['snr_db']:.1f} dB")
+    parts = ["equal"]
+    if step["snr_db"] is not None:
+        parts = [f"max error {step['max_abs_error']:.1e} ({step['relative_error']:.1e} of the peak)"]
+        parts.append(f"SNR {step['snr_db']:.1f} dB")
+    if "finite" in step:
+        parts.append(f"compared {step['finite']:.1%} of the values, the others are not finite in PyTorch")
     if "top1" in step:
         top1 = step["top1"]
         ties = f", {top1['ties']} ties" if top1["ties"] else ""
