@@ -128,14 +128,12 @@ def export(
         name,
         target,
         precision,
-        size if input_size and spec and size != spec.input.shape[1:] else None,
-        "dynamic" if dynamic_batch else batch,
-        features=features,
-        labels=labels is not None,
-        image=image_input,
-        **{
-            str(deployment_target): deployment_target not in (None, getattr(backend, "DEFAULT_DEPLOYMENT_TARGET", None))
-        },
+        f"{size[0]}x{size[1]}" if size and spec and size != spec.input.shape[1:] else None,
+        f"batch-{'dynamic' if dynamic_batch else batch}" if dynamic_batch or batch != 1 else None,
+        "features" if features else None,
+        "labels" if labels is not None else None,
+        "image" if image_input else None,
+        deployment_target if deployment_target != getattr(backend, "DEFAULT_DEPLOYMENT_TARGET", None) else None,
     )
 
     with artifacts.staging(out, folder_name) as folder:
@@ -409,11 +407,10 @@ def _check(
         figures = verify.measure(reference, outputs, thresholds.relative_error)
         failure = verify.judge(figures, thresholds)
     except ValueError as error:
-        raise VerificationFailed(f"{what}: {error}. Nothing was published") from error
+        raise VerificationFailed(f"{what}: {error}") from error
     if failure is not None:
         place = locate()
-        where = f"they part first at {place}" if place else "no single place could be named"
-        raise VerificationFailed(f"{what}: {failure}; {where}. Nothing was published")
+        raise VerificationFailed(f"{what}: {failure}" + (f"; they part first at {place}" if place else ""))
     return {"step": what, **describe_figures(figures)}
 
 
@@ -558,13 +555,6 @@ def _versions(backend: Target) -> dict[str, str]:
     return {package: importlib.metadata.version(package) for package in packages}
 
 
-def _folder_name(
-    name: str, target: str, precision: str, size: tuple[int, int] | None, batch: int | str, **marks: bool
-) -> str:
+def _folder_name(name: str, target: str, precision: str, *differences: str | None) -> str:
     """Model, target and precision, and whatever is not the default, so that variants live side by side."""
-    parts = [name, target, precision]
-    if size is not None:
-        parts.append(f"{size[0]}x{size[1]}")
-    if batch != 1:
-        parts.append(f"batch-{batch}")
-    return "-".join(parts + [word for word, given in marks.items() if given])
+    return "-".join([name, target, precision, *(word for word in differences if word)])
