@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import GraphModule, Node
 
 aten = torch.ops.aten
@@ -89,6 +90,52 @@ def set_constant(module: GraphModule, user: Node, index: int, name: str, value: 
     while len(user.args) <= index:
         user.args = (*user.args, None)
     user.update_arg(index, node)
+
+
+class Emitter:
+    """Appends operators to a graph, before one node, with the shapes and types that they yield.
+
+    `emit(aten.mul.Tensor, a, b)` is a new node. Its `val` comes from running the operator on fake tensors, its module
+    and source line from the node that it helps to replace.
+    """
+
+    def __init__(self, module: GraphModule, before: Node) -> None:
+        self.module = module
+        self.before = before
+
+    def __call__(self, target: Any, *args: Any, **kwargs: Any) -> Node:
+        """A node for `target(*args, **kwargs)`; arguments may be nodes, constants, and lists of them."""
+        with self.module.graph.inserting_before(self.before):
+            node = self.module.graph.call_function(target, args, kwargs)
+        node.meta.update({key: self.before.meta[key] for key in _PLACE if key in self.before.meta})
+        node.meta["equals"] = ""  # no captured value, unless `stand_for` says so
+        with fake_mode(self.module) as mode:
+            real, other = torch.fx.map_arg((args, kwargs), lambda n: _fake(mode, n))
+            node.meta["val"] = target(*real, **other)
+        return node
+
+    def constant(self, name: str, value: Tensor) -> Node:
+        """A new parameter called `name`, numbered when that is taken, and the node that reads it."""
+        return add_constant(self.module, name, value, self.before)
+
+
+_PLACE = ("nn_module_stack", "stack_trace")
+
+
+def fake_mode(module: GraphModule) -> FakeTensorMode:
+    """The mode that a graph's fake tensors belong to; where it has none, one of its own."""
+    for node in module.graph.nodes:
+        if isinstance(node.meta.get("val"), FakeTensor):
+            mode: FakeTensorMode = node.meta["val"].fake_mode
+            return mode
+    return FakeTensorMode()
+
+
+def _fake(mode: FakeTensorMode, node: Node) -> Any:
+    value = node.meta["val"]
+    if isinstance(value, Tensor) and not isinstance(value, FakeTensor):
+        return mode.from_tensor(value)
+    return value
 
 
 def arguments(node: Node) -> tuple[Any, ...]:

@@ -12,7 +12,9 @@ sites of every shape loosely, and decides on them only after it was captured aga
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch.fx import Graph, Node
@@ -52,27 +54,82 @@ class Comparison:
         return None if any(n is None for n in nodes) else [n for n in nodes if n is not None]
 
 
-def output_of(pattern: Graph) -> Node:
-    """The operator whose value a pattern with one output returns."""
-    (returned,) = pattern.output_node().all_input_nodes
-    return returned
+def outputs_of(pattern: Graph) -> list[Node]:
+    """The operators whose values a pattern returns, in order. The first one is where a site is looked for."""
+    (returned,) = pattern.output_node().args
+    leaves = torch.utils._pytree.tree_leaves(returned)
+    assert all(isinstance(leaf, Node) for leaf in leaves)
+    return leaves
 
 
 def compare(pattern: Graph, anchor: Node, literals: bool) -> Comparison:
-    """Compare `pattern`, backwards from its output, with the graph that ends at `anchor`."""
+    """Compare `pattern`, backwards from its first output, with the graph that ends at `anchor`."""
     total = sum(node.op == "call_function" for node in pattern.nodes)
-    bound, mismatches = _compare_values(output_of(pattern), anchor, {}, literals)
+    bound, mismatches = _compare_values(outputs_of(pattern)[0], anchor, {}, literals)
     return Comparison(bound, tuple(mismatches), total)
 
 
-def escapes(comparison: Comparison, anchor: Node) -> str | None:
-    """Why the matched nodes cannot be replaced as one: a value in between that something else reads."""
+def escapes(comparison: Comparison, outputs: Sequence[Node]) -> str | None:
+    """Why the matched nodes cannot be replaced as one: a value, none of the outputs, that something else reads."""
     matched = set(comparison.matched)
     for node in comparison.matched:
         outside = [user for user in node.users if user not in matched]
-        if node is not anchor and outside:
+        if node not in outputs and outside:
             return f"{node.name} ({operator_name(node)}) is also read by {outside[0].name}, outside the site"
     return None
+
+
+Place = tuple[Node, tuple[int, ...]]
+"""Where a literal is: an operator, and the way through its arguments, by schema position."""
+
+
+def differences(graph: Graph, other: Graph) -> list[Place] | None:
+    """Where two graphs of one function, called with another literal, differ: places in `graph`.
+
+    None where they differ in more than literals: then the literal decides about the structure.
+    """
+    places: list[Place] = []
+    nodes, others = list(graph.nodes), list(other.nodes)
+    if len(nodes) != len(others):
+        return None
+    twin = dict(zip(nodes, others, strict=True))
+    for a, b in twin.items():
+        if a.op != b.op or a.target != b.target:
+            return None
+        if a.op != "call_function":
+            continue
+        if not _differences(a, arguments(a), arguments(b), (), twin, places):
+            return None
+    return places
+
+
+def literal_at(place: Place, bound: Mapping[Node, Node]) -> Any:
+    """The literal that a site has at a pattern's place; None where it has nothing there."""
+    node, path = place
+    value: Any = arguments(bound[node]) if node in bound else ()
+    for index in path:
+        if not isinstance(value, list | tuple) or index >= len(value):
+            return None
+        value = value[index]
+    return value
+
+
+def _differences(
+    node: Node, a: object, b: object, path: tuple[int, ...], twin: dict[Node, Node], places: list[Place]
+) -> bool:
+    if isinstance(a, Node):
+        return twin.get(a) is b
+    if isinstance(a, list | tuple):
+        if not isinstance(b, list | tuple) or len(a) != len(b):
+            return False
+        return all(
+            _differences(node, x, y, (*path, i), twin, places) for i, (x, y) in enumerate(zip(a, b, strict=True))
+        )
+    if isinstance(b, Node):
+        return False
+    if a != b:
+        places.append((node, path))
+    return True
 
 
 _Bound = dict[Node, Node]

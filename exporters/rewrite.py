@@ -1,5 +1,6 @@
 """The rewrites, in order, and what they report.
 
+    fold_constants    what is computed from parameters alone becomes a parameter
     canonicalise      one spelling for pools, splits and dropouts, so that patterns need only one
     merge_linears     (L1(x) + L2(x)) * s  ->  L(x)
     fold_batchnorm    BN(conv(x)) -> conv'(x);  conv(BN(x)) -> conv'(x);  linear(mean(BN(x))) -> linear'(mean(x))
@@ -52,13 +53,14 @@ def all_rewrites() -> tuple[Rewrite, ...]:
     """The rewrites in the order in which they run."""
     from edgesmith.exporters.rewrites.canonicalise import Canonicalise
     from edgesmith.exporters.rewrites.fold_batchnorm import FoldBatchnorm
+    from edgesmith.exporters.rewrites.fold_constants import FoldConstants
     from edgesmith.exporters.rewrites.fuse import Fuse
     from edgesmith.exporters.rewrites.merge_linears import MergeLinears
     from edgesmith.exporters.rewrites.share_gates import ShareGates
     from edgesmith.kernels.op import all_ops
 
-    fuses = tuple(Fuse(op) for op in all_ops().values())
-    return (Canonicalise(), MergeLinears(), FoldBatchnorm(), *fuses, ShareGates())
+    fuses = tuple(Fuse(op) for op in all_ops().values() if op.is_pattern)
+    return (FoldConstants(), Canonicalise(), MergeLinears(), FoldBatchnorm(), *fuses, ShareGates())
 
 
 def rewrite(

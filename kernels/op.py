@@ -30,19 +30,26 @@ class FusedOp:
         name: the op is `torch.ops.edgesmith.<name>`.
         reference: plain PyTorch, annotated so that `torch.library` can read its schema; tensors first, then literals
             with defaults. The defaults are the form that the pattern has.
-        shape: from the same arguments to the output's shape. Raises ValueError, in one sentence, for arguments that do
-            not fit together; a rewrite turns that sentence into the reason for a rejected site.
+        shape: from the same arguments to the output's shape, or to a tuple of them where the reference returns several
+            tensors. Raises ValueError, in one sentence, for arguments that do not fit together; a rewrite turns that
+            sentence into the reason for a rejected site.
         example: tensor arguments at a small size, to capture the pattern and to test lowerings.
         lowerings: target name to a function in that target's own terms (see the target's file).
         tolerance: largest error against the reference, relative to the reference's peak, in fp32.
+        literals: the literal parameters that a site may set, each with a probe: any value other than its default. What
+            differs between the reference's graph with the default and with the probe is where a site has its own value.
+        is_pattern: whether rewrites look for the reference's graph. Not for a recurrence, which would be unrolled: that
+            is one op in our models, and in foreign ones rewrites of its own look for it.
     """
 
     name: str
-    reference: Callable[..., Tensor]
-    shape: Callable[..., tuple[int, ...]]
+    reference: Callable[..., Tensor | tuple[Tensor, ...]]
+    shape: Callable[..., tuple[int, ...] | tuple[tuple[int, ...], ...]]
     example: Callable[[], tuple[Tensor, ...]]
     lowerings: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     tolerance: float = 1e-5
+    literals: Mapping[str, Any] = field(default_factory=dict)
+    is_pattern: bool = True
 
     @property
     def overload(self) -> torch._ops.OpOverload:
@@ -54,9 +61,12 @@ def define(op: FusedOp) -> FusedOp:
     """Make `torch.ops.edgesmith.<name>`: eager calls run the reference, fake tensors go through the shape rule."""
     custom = torch.library.custom_op(f"edgesmith::{op.name}", op.reference, mutates_args=())
 
-    def fake(*args: Any, **kwargs: Any) -> Tensor:
+    def fake(*args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, ...]:
         first: Tensor = args[0]
-        return first.new_empty(op.shape(*args, **kwargs))
+        shape: tuple[Any, ...] = op.shape(*args, **kwargs)
+        if shape and isinstance(shape[0], tuple):
+            return tuple(first.new_empty(one) for one in shape)
+        return first.new_empty(shape)
 
     custom.register_fake(fake)
     return op

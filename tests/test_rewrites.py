@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from edgesmith.exporters.capture import Program, capture, run
 from edgesmith.exporters.graph import count_operators
 from edgesmith.exporters.rewrite import RewriteReport, all_rewrites, rewrite
+from edgesmith.exporters.rewrites.fold_constants import FoldConstants
 from edgesmith.exporters.targets import Costs
 from edgesmith.kernels import additive_attention
 from edgesmith.models.casvit import AdditiveTokenMixer, CasViT
@@ -513,3 +514,34 @@ def test_rewrites_keep_a_whole_networks_numbers(
     model = CasViT((1, 1, 1, 1), (4, 8, 4, 8), 2, num_classes=5, distillation=distillation, features=features)
     costs = CHEAP_COPIES if share else DEAR_COPIES
     apply(randomised(model), torch.randn(1, 3, 32 * height, 32 * width), costs=costs)
+
+
+class Gated(nn.Module):
+    """A layer scale computed from a parameter, and noise that must stay random."""
+
+    def __init__(self, noisy: bool = False) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.randn(4, 1))
+        self.noisy = noisy
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = torch.sigmoid(self.alpha).chunk(2)
+        x = (1 - first) * x + torch.softmax(second, 0)
+        return x + torch.randn(2, 3) if self.noisy else x
+
+
+def test_constants_are_folded_where_the_rest_of_the_graph_reads_them() -> None:
+    model, x = Gated(), torch.randn(2, 3)
+    program = capture(model, (x,))
+    rewritten, (report,) = rewrite(program, Costs(0), (FoldConstants(),))
+    assert [note for _, note in report.applied] == ["rsub, [2, 1], is a constant", "softmax, [2, 1], is a constant"]
+    assert count_operators(rewritten.module) == {"aten.add": 1, "aten.mul": 1}
+    assert torch.equal(run(rewritten, (x,))[0], model(x))
+    _, (again,) = rewrite(rewritten, Costs(0), (FoldConstants(),))
+    assert not again.applied
+
+
+def test_random_numbers_are_no_constants() -> None:
+    program = capture(Gated(noisy=True), (torch.randn(2, 3),))
+    rewritten, _ = rewrite(program, Costs(0), (FoldConstants(),))
+    assert count_operators(rewritten.module)["aten.randn"] == 1
