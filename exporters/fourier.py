@@ -41,8 +41,8 @@ from edgesmith.exporters.targets import Costs
 LANES = 16
 """Columns that a matrix kernel computes at once: a narrower product takes as long. Fitted by `bench/dft.py`."""
 
-LARGEST_MATRIX = 2**24
-"""Numbers in a matrix up to which it is considered where there is another way: 64 MiB of file are worth no launch."""
+LARGEST_CONSTANTS = 2**22
+"""Numbers in a plan's matrices up to which it is taken where there is another way: no launch is worth 16 MiB of file."""
 
 _SHORTEST_SPLIT = 64
 _ORDERS_OF = 4
@@ -112,12 +112,16 @@ class Plan:
     others: tuple[Plan, ...] = ()
 
     def describe(self, signals: int) -> str:
-        """`separable, 0.10 MMAC a channel against 1.11 dense`, for `signals` channels transformed side by side."""
-        text = f"{self.form}, {self.price.macs / signals / 1e6:.2f} MMAC a channel"
+        """`separable, 0.104 MMAC a channel against 1.11 dense`, for `signals` channels side by side."""
+
+        def work(plan: Plan) -> str:
+            return f"{plan.price.macs / signals / 1e6:.3g}"
+
+        text = f"{self.form}, {work(self)} MMAC a channel"
         if self.others:
-            rivals = [f"{other.price.macs / signals / 1e6:.2f} {other.form}" for other in self.others]
             times = ", ".join(f"{other.price.us:.0f}" for other in self.others)
-            text += f" against {', '.join(rivals)}; estimated {self.price.us:.0f} us against {times}"
+            text += f" against {', '.join(f'{work(other)} {other.form}' for other in self.others)}"
+            text += f"; estimated {self.price.us:.0f} us against {times}"
         return text
 
 
@@ -194,7 +198,7 @@ def plan(
         kind = "split" if splits else "dense" if len(stages) == 1 else "separable"
         if kind not in best or price.us < best[kind].price.us:
             best[kind] = Plan(tuple(stages), " ".join([kind, ", ".join(splits)]).strip(), price)
-    first, *others = sorted(best.values(), key=lambda found: found.price.us)
+    first, *others = sorted(best.values(), key=lambda found: (_constants(found) > LARGEST_CONSTANTS, found.price.us))
     return replace(first, others=tuple(others))
 
 
@@ -205,7 +209,7 @@ def _arrangements(axes: Sequence[Axis]) -> Iterator[list[Stage]]:
     if len(axes) > 1:
         together = sorted(axes, key=lambda axis: axis.position)
         neighbours = together[-1].position - together[0].position == len(together) - 1
-        if neighbours and 4 * prod(axis.given * axis.made for axis in together) <= LARGEST_MATRIX:
+        if neighbours:
             yield [Stage(tuple(together))]
 
 
@@ -214,8 +218,17 @@ def _radices(axis: Axis) -> list[tuple[int, int] | None]:
     n = axis.length
     divisors = [d for d in range(2, math.isqrt(n) + 1) if n % d == 0] if n >= _SHORTEST_SPLIT else []
     splits = sorted({pair for d in divisors[-2:] for pair in ((d, n // d), (n // d, d))})
-    one_matrix = [] if splits and 4 * axis.given * axis.made > LARGEST_MATRIX else [None]
-    return [*one_matrix, *splits]
+    return [None, *splits]
+
+
+def _constants(found: Plan) -> int:
+    """Numbers in a plan's complex matrices."""
+    total = 0
+    for stage in found.stages:
+        axes = short_transforms(stage.axes[0], stage.radix) if stage.radix else stage.axes
+        sizes = [axis.given * axis.made for axis in axes]
+        total += 2 * (sum(sizes) if stage.radix else prod(sizes))
+    return total
 
 
 def _price(

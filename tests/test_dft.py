@@ -128,3 +128,109 @@ def test_any_transform_of_any_shape(case: tuple[str, Tensor, dict[str, Any]], co
         apply(lambda r: transform(torch.view_as_complex(r), **kwargs), torch.view_as_real(x), costs=costs)
     else:
         apply(lambda r: transform(r, **kwargs), x, costs=costs)
+
+
+# Complex arithmetic: each rule in the smallest module that needs it. X is complex [2, 3, 4, 5], made from the input.
+
+
+def complex_input(r: Tensor) -> Tensor:
+    return torch.view_as_complex(r)
+
+
+C = torch.complex(torch.randn(4, 5, generator=torch.Generator().manual_seed(1)), torch.linspace(-1, 1, 20).view(4, 5))
+
+RULES: dict[str, Callable[[Tensor], Tensor]] = {
+    "add": lambda z: z + z.flip(0),
+    "add a real tensor": lambda z: z + z.real,
+    "add a number": lambda z: 2 + z,
+    "add a complex number": lambda z: z + (1 - 2j),
+    "add with alpha": lambda z: torch.add(z, z.conj(), alpha=2),
+    "add something wider": lambda z: z[:1] + z.imag,
+    "sub": lambda z: z - z.flip(0),
+    "number minus": lambda z: 1j - z,
+    "rsub": lambda z: torch.rsub(z, 3),
+    "mul": lambda z: z * z.flip(1),
+    "mul by a real tensor": lambda z: z.real * z,
+    "mul by numbers": lambda z: 2 * z * 1j * -1,
+    "real times a complex number": lambda z: z.abs() * (1 + 2j),
+    "in place": lambda z: (z * 1).mul_(z).add_(1),
+    "div": lambda z: z / (z.flip(0) + 3),
+    "div by a real tensor": lambda z: z / (z.real.abs() + 1),
+    "number over": lambda z: 1 / (z + 3j),
+    "real over complex": lambda z: z.real / (z + 3j),
+    "reciprocal": lambda z: (z + 2).reciprocal(),
+    "neg, conj": lambda z: -z.conj(),
+    "conj_physical": lambda z: torch.conj_physical(z),
+    "real": lambda z: z.real,
+    "imag": lambda z: z.imag,
+    "imag of a real value": lambda z: (z.real + 0j).imag + z.real,
+    "abs": lambda z: z.abs(),
+    "abs of what is real": lambda z: torch.complex(z.real, z.imag * 0).abs(),
+    "angle": lambda z: z.angle(),
+    "view_as_real": lambda z: torch.view_as_real(z) * torch.tensor([1.0, 2.0]),
+    "view_as_real, one half": lambda z: torch.view_as_real(z)[..., 1] + torch.view_as_real(z)[..., 0],
+    "stack and view_as_complex": lambda z: torch.view_as_complex(torch.stack([z.imag, z.real], -1)),
+    "complex": lambda z: torch.complex(z.imag, z.real),
+    "polar": lambda z: torch.polar(z.abs(), 2 * z.angle()),
+    "exp": lambda z: z.exp(),
+    "exp of a phase": lambda z: torch.exp(1j * z.real),
+    "log": lambda z: (z + 3).log(),
+    "square": lambda z: z.square(),
+    "pow": lambda z: z**3 + z**2 + z**1,
+    "negative pow": lambda z: (z + 3) ** -2,
+    "matmul": lambda z: z @ z.transpose(-1, -2),
+    "matmul with what is real": lambda z: z @ z.real.transpose(-1, -2).to(torch.complex64),
+    "adjoint": lambda z: z @ z.mH,
+    "mm": lambda z: torch.mm(z[0, 0], z[0, 1].t()),
+    "bmm": lambda z: torch.bmm(z[0], z[1].transpose(1, 2)),
+    "mv": lambda z: torch.mv(z[0, 0], z[0, 1, 0]),
+    "einsum": lambda z: torch.einsum("bchw,bdhw->bcd", z, z),
+    "einsum of three": lambda z: torch.einsum("bchw,bcw,h->bch", z, z[:, :, 0], z[0, 0, :, 0]),
+    "linear": lambda z: F.linear(z, C, C[:, 0]),
+    "conv": lambda z: F.conv2d(z, C[:3, :4].reshape(2, 3, 2, 1), C[0, :2]),
+    "sum": lambda z: z.sum() + z.sum((1, 3), keepdim=True),
+    "mean": lambda z: z.mean() + z.mean(1),
+    "cumsum": lambda z: z.cumsum(2),
+    "shapes": lambda z: z.reshape(6, 20).view(2, 3, 4, 5).permute(0, 2, 3, 1).unsqueeze(1).squeeze(1).flatten(1),
+    "view of a permutation": lambda z: z.permute(0, 2, 1, 3).contiguous().view(2, 4, 15),
+    "transpose, movedim": lambda z: z.transpose(1, 2).movedim(0, -1).mT,
+    "unflatten": lambda z: z.unflatten(2, (2, 2)).swapaxes(1, 2),
+    "slice, select": lambda z: z[:, 1:, ::2][..., 0],
+    "index": lambda z: z[:, torch.tensor([2, 0])] + z.index_select(1, torch.tensor([0, 1])),
+    "gather": lambda z: z.gather(3, torch.zeros(2, 3, 4, 2, dtype=torch.long)),
+    "cat": lambda z: torch.cat([z, z.real + 0j, z.conj()], 1),
+    "cat with what is real": lambda z: torch.cat([z, z.real], 1),
+    "stack": lambda z: torch.stack([z, 1j * z], 2),
+    "split": lambda z: z.split(2, dim=2)[0] * z.split([2, 2], dim=2)[1],
+    "chunk": lambda z: z.chunk(2, dim=2)[1],
+    "unbind": lambda z: z.unbind(1)[2],
+    "roll, flip": lambda z: z.roll((1, 2), (2, 3)).flip(3),
+    "expand, repeat": lambda z: z[:1].expand(4, -1, -1, -1).repeat(1, 2, 1, 1),
+    "pad": lambda z: F.pad(z, (1, 2), value=1.5),
+    "pad by repeating": lambda z: F.pad(z, (1, 2, 1, 1), mode="circular"),
+    "tril": lambda z: z.tril(),
+    "where": lambda z: torch.where(z.real > 0, z, z.conj()),
+    "where with a number": lambda z: torch.where(z.real > 0, z, 0),
+    "masked_fill": lambda z: z.masked_fill(z.real > 0, 1 + 1j),
+    "clone, to": lambda z: z.clone().to(torch.complex128).to(torch.complex64),
+    "to complex": lambda z: z.real.to(torch.complex64) * z,
+    "zeros_like": lambda z: torch.zeros_like(z) + torch.ones_like(z) * torch.full_like(z, 2 - 1j),
+    "assignment": lambda z: torch.cat([z[..., :1] * 0, z[..., 1:]], -1),
+    "assignment in place": lambda z: assigned(z),
+    "fftshift": lambda z: torch.fft.ifftshift(torch.fft.fftshift(z, dim=(2, 3)), dim=3),
+    "constants": lambda z: z * C + C.conj() * C.abs() + (C * C).sum(),
+    "linear map and back": lambda z: torch.fft.ifft(torch.fft.fft(z, dim=1) * C.t()[None, None, :4, :1], dim=1),
+    "a purely imaginary transform": lambda z: torch.fft.fft(1j * z.real),
+}
+
+
+def assigned(z: Tensor) -> Tensor:
+    z = z.clone()
+    z[..., 0] = 0
+    return z
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_complex_rule(rule: str) -> None:
+    x = torch.randn(2, 3, 4, 5, 2, generator=torch.Generator().manual_seed(0))
+    apply(lambda r: RULES[rule](complex_input(r)), x)

@@ -540,6 +540,7 @@ RULES: dict[Any, Callable[..., Any]] = {
     aten.zeros_like: _full_like(0.0),
     aten.ones_like: _full_like(1.0),
     aten.full_like: _full_like(None),
+    aten.fill: _full_like(None),
     aten.where: _where,
     aten.masked_fill: _masked_fill,
     aten.pad: _pad,
