@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import GraphModule, Node
 
@@ -109,7 +110,7 @@ class Emitter:
             node = self.module.graph.call_function(target, args, kwargs)
         node.meta.update({key: self.before.meta[key] for key in _PLACE if key in self.before.meta})
         node.meta["equals"] = ""  # no captured value, unless `stand_for` says so
-        with fake_mode(self.module) as mode:
+        with fake_mode(self.module) as mode, enable_python_dispatcher():  # without it a free axis would be fixed
             real, other = torch.fx.map_arg((args, kwargs), lambda n: _fake(mode, n))
             node.meta["val"] = target(*real, **other)
         return node
@@ -134,7 +135,7 @@ def fake_mode(module: GraphModule) -> FakeTensorMode:
 def _fake(mode: FakeTensorMode, node: Node) -> Any:
     value = node.meta["val"]
     if isinstance(value, Tensor) and not isinstance(value, FakeTensor):
-        return mode.from_tensor(value)
+        return mode.from_tensor(value, static_shapes=True)  # or a constant would have free axes
     return value
 
 
