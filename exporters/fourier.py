@@ -181,7 +181,13 @@ def short_transforms(axis: Axis, radix: tuple[int, int]) -> tuple[Axis, Axis]:
 
 
 def plan(
-    axes: Sequence[Axis], shape: Sequence[int], real_in: bool, real_out: bool, costs: Costs, itemsize: int = 4
+    axes: Sequence[Axis],
+    shape: Sequence[int],
+    real_in: bool,
+    real_out: bool,
+    costs: Costs,
+    itemsize: int = 4,
+    form: str | None = None,
 ) -> Plan:
     """The cheapest arrangement for a target.
 
@@ -190,6 +196,7 @@ def plan(
         shape: of the input, a size for a dynamic batch too.
         real_in, real_out: whether the input is real, and whether only the result's real part is wanted.
         itemsize: bytes of a real number.
+        form: take `separable`, `dense` or `split` where there is one, whatever it costs.
     """
     best: dict[str, Plan] = {}
     for stages in _arrangements(axes):
@@ -198,7 +205,11 @@ def plan(
         kind = "split" if splits else "dense" if len(stages) == 1 else "separable"
         if kind not in best or price.us < best[kind].price.us:
             best[kind] = Plan(tuple(stages), " ".join([kind, ", ".join(splits)]).strip(), price)
-    first, *others = sorted(best.values(), key=lambda found: (_constants(found) > LARGEST_CONSTANTS, found.price.us))
+
+    def rank(found: Plan) -> tuple[bool, bool, float]:
+        return found.form.split()[0] != form, _constants(found) > LARGEST_CONSTANTS, found.price.us
+
+    first, *others = sorted(best.values(), key=rank)
     return replace(first, others=tuple(others))
 
 

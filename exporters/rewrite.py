@@ -5,7 +5,9 @@
     merge_linears     (L1(x) + L2(x)) * s  ->  L(x)
     fold_batchnorm    BN(conv(x)) -> conv'(x);  conv(BN(x)) -> conv'(x);  linear(mean(BN(x))) -> linear'(mean(x))
     fuse              the graph of a fused op's reference -> that fused op
+    fold_filters      irfft(rfft(x) * constant) -> a circular convolution or a matrix, where the target says cheaper
     dft               torch.fft transforms -> matrix products; complex values -> pairs of real ones
+    einsum            einsum(A, B) -> matmul(A', B')
     share_gates       additive attention with q's and k's gates in common convolutions, where the target says cheaper
 
 Every rewrite leaves the program's outputs equal but for rounding, and changes nothing when run again.
@@ -54,15 +56,17 @@ def all_rewrites() -> tuple[Rewrite, ...]:
     """The rewrites in the order in which they run."""
     from edgesmith.exporters.rewrites.canonicalise import Canonicalise
     from edgesmith.exporters.rewrites.dft import Dft
+    from edgesmith.exporters.rewrites.einsum import Einsum
     from edgesmith.exporters.rewrites.fold_batchnorm import FoldBatchnorm
     from edgesmith.exporters.rewrites.fold_constants import FoldConstants
+    from edgesmith.exporters.rewrites.fold_filters import FoldFilters
     from edgesmith.exporters.rewrites.fuse import Fuse
     from edgesmith.exporters.rewrites.merge_linears import MergeLinears
     from edgesmith.exporters.rewrites.share_gates import ShareGates
     from edgesmith.kernels.op import all_ops
 
     fuses = tuple(Fuse(op) for op in all_ops().values() if op.is_pattern)
-    return (FoldConstants(), Canonicalise(), MergeLinears(), FoldBatchnorm(), *fuses, Dft(), ShareGates())
+    return (FoldConstants(), Canonicalise(), MergeLinears(), FoldBatchnorm(), *fuses, FoldFilters(), Dft(), Einsum(), ShareGates())
 
 
 def rewrite(

@@ -50,10 +50,14 @@ class Arithmetic(Emitter):
     """
 
     def __init__(
-        self, module: GraphModule, before: Node, pairs: dict[Node, Pair], tables: dict[Any, Node] | None = None
+        self,
+        module: GraphModule,
+        before: Node,
+        pairs: dict[Node, Pair] | None = None,
+        tables: dict[Any, Node] | None = None,
     ) -> None:
         super().__init__(module, before)
-        self.pairs = pairs
+        self.pairs = {} if pairs is None else pairs
         self.tables = {} if tables is None else tables
 
     def __call__(self, target: Any, *args: Any, **kwargs: Any) -> Node:

@@ -41,9 +41,15 @@ _JOINTS = frozenset({"aten.complex", "aten.real", "aten.imag", "getitem"})
 
 
 class Dft:
-    """Real arithmetic for Fourier transforms and complex values."""
+    """Real arithmetic for Fourier transforms and complex values.
+
+    `form` overrides the choice of arrangement, for measurements and tests: see `fourier.plan`.
+    """
 
     name = "dft"
+
+    def __init__(self, form: str | None = None) -> None:
+        self.form = form
 
     def apply(self, module: GraphModule, costs: Costs) -> RewriteReport:
         """Rewrite in place, in program order."""
@@ -65,7 +71,7 @@ class Dft:
                 if node.op == "get_attr":
                     pairs[node] = _take_apart(emit)
                 elif is_transform(node):
-                    result, note = _transform(emit, costs)
+                    result, note = _transform(emit, costs, self.form)
                     _put(emit, result)
                     applied.append((where, note))
                 else:
@@ -172,7 +178,7 @@ def transform_axes(node: Node) -> list[Axis]:
     return axes
 
 
-def _transform(emit: Arithmetic, costs: Costs) -> tuple[Pair, str]:
+def _transform(emit: Arithmetic, costs: Costs, form: str | None) -> tuple[Pair, str]:
     """The result of a transform, and a note on how it was arranged."""
     node = emit.before
     operand = node.args[0]
@@ -184,7 +190,7 @@ def _transform(emit: Arithmetic, costs: Costs) -> tuple[Pair, str]:
     x = Pair(*(emit.cast(half, dtype) if isinstance(half, Node) else half for half in (x.re, x.im)))
     shape = hints(val(operand))
     real_in, real_out = x.re == 0.0 or x.im == 0.0, not is_complex(node)
-    chosen = fourier.plan(axes, shape, real_in, real_out, costs, dtype.itemsize)
+    chosen = fourier.plan(axes, shape, real_in, real_out, costs, dtype.itemsize, form)
     for i, stage in enumerate(chosen.stages):
         x = _stage(emit, x, stage, real_out and i == len(chosen.stages) - 1, dtype)
     over = [axis.position for axis in axes]

@@ -34,7 +34,8 @@ options: frozenset[str] = frozenset({"labels"})
 packages = ("onnx", "onnxscript", "onnxsim")
 extra = None
 runtime = "ONNX Runtime, CPU"
-costs = Costs(launch_us=3.0, copy_gb_s=10.0)  # measured on ONNX Runtime's CPU provider by bench/gates.py
+# Measured on ONNX Runtime's CPU provider, one thread: launches and copies by bench/gates.py, the others by bench/dft.py.
+costs = Costs(launch_us=3.0, copy_gb_s=10.0, gmac_s=80.0, stream_gb_s=25.0, depthwise_gmac_s=20.0)
 dynamic_batch = True
 
 OPSET = 20
