@@ -19,7 +19,7 @@ There are three arrangements, and `plan` takes the cheapest for a target:
     split       n = n1 n2 (Cooley and Tukey, 1965), j = n2 j1 + j2, k = k1 + n1 k2, for long lengths: two short
                 transforms with one factor for each number in between,
 
-                X[k1 + n1 k2] = sum_j2 e^{s 2 pi i j2 k2 / n2} e^{s 2 pi i j2 k1 / n} sum_j1 e^{s 2 pi i j1 k1 / n1} x[j]
+                X[k1 + n1 k2] = sum_j2 w(n2)^{j2 k2} w(n)^{j2 k1} sum_j1 w(n1)^{j1 k1} x[j]      w(n) = e^{s 2 pi i / n}
 
 Every axis carries its own part of the norm, so values in between are no larger than the input or the result may be:
 half precision overflows nowhere that the result itself does not.
@@ -42,7 +42,7 @@ LANES = 16
 """Columns that a matrix kernel computes at once: a narrower product takes as long. Fitted by `bench/dft.py`."""
 
 LARGEST_CONSTANTS = 2**22
-"""Numbers in a plan's matrices up to which it is taken where there is another way: no launch is worth 16 MiB of file."""
+"""Numbers in a plan's matrices up to which it is taken where there is another way: 16 MiB of file save no launch."""
 
 _SHORTEST_SPLIT = 64
 _ORDERS_OF = 4
@@ -155,7 +155,7 @@ def matrix(stage: Stage) -> Tensor:
 
 
 def mirror_weights(axis: Axis) -> Tensor:
-    """How often each bin of a half spectrum counts, [read] in float64: once if it is its own mirror image, else twice."""
+    """How often each bin of a half spectrum counts, float64 [read]: once if it is its own mirror image, else twice."""
     k = torch.arange(axis.read)
     return torch.where(2 * k % axis.length == 0, 1.0, 2.0).double()
 

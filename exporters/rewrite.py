@@ -7,6 +7,7 @@
     fuse              the graph of a fused op's reference -> that fused op
     fold_filters      irfft(rfft(x) * constant) -> a circular convolution or a matrix, where the target says cheaper
     dft               torch.fft transforms -> matrix products; complex values -> pairs of real ones
+    unstack           f(stack(a, b))[..., 0] -> f(a), where nothing reads the whole
     einsum            einsum(A, B) -> matmul(A', B')
     share_gates       additive attention with q's and k's gates in common convolutions, where the target says cheaper
 
@@ -63,10 +64,22 @@ def all_rewrites() -> tuple[Rewrite, ...]:
     from edgesmith.exporters.rewrites.fuse import Fuse
     from edgesmith.exporters.rewrites.merge_linears import MergeLinears
     from edgesmith.exporters.rewrites.share_gates import ShareGates
+    from edgesmith.exporters.rewrites.unstack import Unstack
     from edgesmith.kernels.op import all_ops
 
     fuses = tuple(Fuse(op) for op in all_ops().values() if op.is_pattern)
-    return (FoldConstants(), Canonicalise(), MergeLinears(), FoldBatchnorm(), *fuses, FoldFilters(), Dft(), Einsum(), ShareGates())
+    return (
+        FoldConstants(),
+        Canonicalise(),
+        MergeLinears(),
+        FoldBatchnorm(),
+        *fuses,
+        FoldFilters(),
+        Dft(),
+        Unstack(),
+        Einsum(),
+        ShareGates(),
+    )
 
 
 def rewrite(

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_map
 
-from edgesmith.exporters.graph import Emitter, aten, constant, operator_name, rank, site, val
+from edgesmith.exporters.graph import Emitter, aten, constant, rank, site, val
 
 Half = Node | float
 
@@ -318,7 +318,7 @@ def _reciprocal(emit: Arithmetic, z: Any) -> Pair:
 
 
 def _magnitude(emit: Arithmetic, z: Pair) -> Half:
-    """m sqrt(1 + (l / m)^2), m the larger half and l the smaller: a square of its own would overflow in fp16 from 256.
+    """M sqrt(1 + (l / m)^2), m the larger half and l the smaller: a square of its own would overflow in fp16 from 256.
 
     Where m is 0 so is the result; the quotient is then taken by 1.
     """
@@ -404,21 +404,13 @@ def _cast(emit: Arithmetic, z: Any, *rest: Any) -> Any:
 
 
 def _view_as_complex(emit: Arithmetic, x: Node) -> Pair:
-    """[..., 2] -> its two halves; what was only just stacked is taken apart again."""
-    if x.target is aten.stack.default and len(x.args) == 2 and x.args[1] in (-1, rank(x) - 1):
-        return Pair(*x.args[0])  # type: ignore[misc]  # two nodes, or torch had refused
-    return Pair(emit(aten.select.int, x, rank(x) - 1, 0), emit(aten.select.int, x, rank(x) - 1, 1))
+    """[..., 2] -> its two halves."""
+    return Pair(*(emit(aten.select.int, x, rank(x) - 1, i) for i in (0, 1)))
 
 
 def _view_as_real(emit: Arithmetic, z: Pair) -> Half:
-    """[..., 2]; readers of one half get it as it is."""
-    last = rank(emit.before) - 1
-    for reader in list(emit.before.users):
-        if reader.target is aten.select.int and reader.args[1] in (-1, last) and reader.args[0] is emit.before:
-            half = z.im if reader.args[2] in (1, -1) else z.re
-            reader.replace_all_uses_with(emit.node(half, z.re if isinstance(z.re, Node) else None))
-    re, im = emit.both(z)
-    return emit(aten.stack.default, [re, im], last)
+    """The halves side by side, [..., 2]; the `unstack` rewrite removes both where they are only read apart."""
+    return emit(aten.stack.default, list(emit.both(z)), rank(emit.before) - 1)
 
 
 def _full_like(number: float | None) -> Callable[..., Pair]:
@@ -482,20 +474,21 @@ def shift(emit: Arithmetic, z: Any, axes: Sequence[int] | None, forwards: bool) 
 
 
 def _getitem(emit: Arithmetic, values: Pair, index: int) -> Pair:
-    halves = [emit(operator.getitem, half, index) if isinstance(half, Node) else half for half in (values.re, values.im)]
+    halves = [
+        emit(operator.getitem, half, index) if isinstance(half, Node) else half for half in (values.re, values.im)
+    ]
     return Pair(*halves)
 
 
 _ALIKE = """
-    alias _unsafe_view _reshape_copy broadcast_to chunk clone contiguous cumsum detach detach_ diagonal diff expand
-    expand_as flatten flip fliplr flipud gather index index_select lift_fresh_copy mean movedim moveaxis mT narrow
-    narrow_copy numpy_T permute repeat repeat_interleave reshape roll rot90 select select_scatter slice slice_scatter
-    split split_with_sizes squeeze sum swapaxes swapdims t tensor_split tile trace transpose tril triu unbind unflatten
-    unfold unsqueeze unsafe_chunk unsafe_split view view_as
-""".split()
+    alias _unsafe_view broadcast_to chunk clone contiguous cumsum detach diagonal diff expand expand_as flatten flip
+    fliplr flipud gather index index_select lift_fresh_copy mean movedim moveaxis mT narrow numpy_T permute repeat
+    repeat_interleave reshape roll rot90 select select_scatter slice slice_scatter split split_with_sizes squeeze sum
+    swapaxes swapdims t tensor_split tile trace transpose tril triu unbind unflatten unfold unsqueeze view view_as
+""".split()  # noqa: SIM905  # sixty names read better as prose than as a column
 
 RULES: dict[Any, Callable[..., Any]] = {
-    **{getattr(aten, name): each for name in _ALIKE if hasattr(aten, name)},
+    **{getattr(aten, name): each for name in _ALIKE},
     operator.getitem: _getitem,
     aten.cat: _join,
     aten.concat: _join,
@@ -522,8 +515,8 @@ RULES: dict[Any, Callable[..., Any]] = {
     aten.pow: _pow,
     aten.exp: _exp,
     aten.log: _log,
-    aten.real: lambda emit, z: as_pair(z).re,
-    aten.imag: lambda emit, z: z.im,
+    aten.real: lambda _, z: as_pair(z).re,
+    aten.imag: lambda _, z: as_pair(z).im,
     aten.abs: _magnitude,
     aten.angle: _angle,
     aten.conj: _conj,
@@ -534,7 +527,7 @@ RULES: dict[Any, Callable[..., Any]] = {
     aten.resolve_neg: _same,
     aten.mH: _adjoint,
     aten.adjoint: _adjoint,
-    aten.complex: lambda emit, re, im: Pair(re, im),
+    aten.complex: lambda _, re, im: Pair(re, im),
     aten.polar: _polar,
     aten.view_as_real: _view_as_real,
     aten.view_as_complex: _view_as_complex,

@@ -243,9 +243,7 @@ def _product(emit: Arithmetic, x: Pair, m: Tensor, axis: int, real_out: bool, dt
     return Pair(times(for_re), 0.0 if real_out else times(for_im))
 
 
-def _split(
-    emit: Arithmetic, x: Pair, axis: Axis, radix: tuple[int, int], real_out: bool, dtype: torch.dtype
-) -> Pair:
+def _split(emit: Arithmetic, x: Pair, axis: Axis, radix: tuple[int, int], real_out: bool, dtype: torch.dtype) -> Pair:
     """A long axis as n1 n2; a half spectrum takes the same steps backwards."""
     (n1, n2), p = radix, axis.position
     one, two = (fourier.matrix(Stage((short,))) for short in fourier.short_transforms(axis, radix))

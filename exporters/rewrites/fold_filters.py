@@ -31,7 +31,6 @@ from edgesmith.exporters.rewrites.complex_values import Arithmetic, NoRule
 from edgesmith.exporters.rewrites.dft import hints, is_transform, transform_axes
 from edgesmith.exporters.targets import Costs
 
-
 FORMS = ("transforms", "matrix", "convolution")
 
 
@@ -96,6 +95,8 @@ def _folded(emit: Arithmetic, forth: Node, spectrum: Tensor, costs: Costs, form:
         raise NoRule("the signal is padded or cropped, so over what is given the filter is not circular")
     if not val(x).is_floating_point() or len(inward) > 2:
         raise NoRule("only filters of real signals over one or two axes are folded")
+    if [str(n) for n in val(product).shape] != [str(n) for n in val(forth).shape]:
+        raise NoRule("the filter makes several signals of one")
     axes = sorted(a.position for a in inward)
     differing = [1] * (rank(x) - spectrum.dim()) + list(spectrum.shape)
     channel = [i for i, n in enumerate(differing) if n != 1 and i not in axes]
@@ -113,7 +114,9 @@ def _folded(emit: Arithmetic, forth: Node, spectrum: Tensor, costs: Costs, form:
         raise NoRule(f"its transforms cost least {note}")
     rest = [i for i in range(rank(x)) if i not in axes and i not in channel]
     order = [*rest, *channel, *axes]
-    kernel = _response(forth, back, spectrum, axes, rank(x)).permute(order).reshape(-1, *(a.length for a in _by(inward)))
+    kernel = (
+        _response(forth, back, spectrum, axes, rank(x)).permute(order).reshape(-1, *(a.length for a in _by(inward)))
+    )
     y = _permuted(emit, x, order)
     y = (_matrix if best == "matrix" else _convolution)(emit, y, kernel.to(val(x).dtype), bool(channel))
     return _permuted(emit, y, [order.index(i) for i in range(rank(x))]), f"{best} {note}"
@@ -169,7 +172,7 @@ def _permuted(emit: Arithmetic, x: Node, order: list[int]) -> Node:
 
 
 def _matrix(emit: Arithmetic, x: Node, kernel: Tensor, channels: bool) -> Node:
-    """x [..., C, *lengths] through the circulants [C, N, N] of kernel [C, *lengths]; without channels C is 1, and x [..., *lengths]."""
+    """The circulants [C, N, N] of a kernel [C, *lengths], on x [..., C, *lengths]; [..., *lengths] without channels."""
     lengths = kernel.shape[1:]
     places = torch.cartesian_prod(*map(torch.arange, lengths)).reshape(-1, len(lengths))  # [N, axes]
     offset = (places[None] - places[:, None]) % torch.tensor(lengths)  # [from, to, axes]
@@ -185,7 +188,7 @@ def _matrix(emit: Arithmetic, x: Node, kernel: Tensor, channels: bool) -> Node:
 
 
 def _convolution(emit: Arithmetic, x: Node, kernel: Tensor, channels: bool) -> Node:
-    """x [..., C, *lengths] padded circularly, through a depthwise convolution; without channels x is [..., *lengths]."""
+    """Circular padding and a depthwise convolution; arguments as for `_matrix`."""
     count, *lengths = kernel.shape
     shape = list(val(x).shape)
     y: Any = emit.reshape(x, [prod(shape[: rank(x) - len(lengths) - channels]), count, *lengths])
