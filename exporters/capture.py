@@ -148,6 +148,8 @@ def _check(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) ->
         raise BadInput("the model has lazy parameters without a shape; run it once before exporting it")
     if any(tensor.dtype == torch.bfloat16 for tensor in tensors):
         raise BadInput("the model computes in bfloat16, which no target here takes; convert it with .float()")
+    if any(x.is_complex() for x in inputs):
+        raise BadInput("the model takes complex numbers, which no target here has; give it both halves as tensors")
     own = (*model.named_children(), *model.named_parameters(recurse=False), *model.named_buffers(recurse=False))
     reserved = [name for name, _ in own if hasattr(GraphModule, name) or name == "meta"]
     if reserved and not isinstance(model, GraphModule):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -286,34 +287,29 @@ def test_an_operator_without_a_rule_stays_is_reported_and_is_refused_by_targets(
     again, more = rewrite(rewritten, Costs(1))
     assert not any(r.applied for r in more)
     assert count_operators(again.module) == count_operators(rewritten.module)
-    with pytest.raises(errors.Unsupported, match="aten.linalg_matrix_exp at .* is complex, which no target here takes"):
+    with pytest.raises(errors.Unsupported, match=r"aten.linalg_matrix_exp at .* is complex, which no target"):
         pipeline.export(Unsupported(), inputs=x, out=tmp_path)
 
 
-def test_a_complex_input_is_refused_in_a_sentence(tmp_path: Path) -> None:
-    model = Function(lambda z: z.abs())
-    with pytest.raises(errors.Unsupported, match="the input x_0 is complex"):
-        pipeline.export(model, inputs=torch.randn(2, 3, dtype=torch.complex64), out=tmp_path)
+def test_a_complex_input_is_refused_in_a_sentence() -> None:
+    with pytest.raises(errors.BadInput, match="the model takes complex numbers, which no target here has"):
+        capture(Function(lambda z: z.abs()), (torch.randn(2, 3, dtype=torch.complex64),))
 
 
 def test_a_dynamic_length_is_rejected_and_a_dynamic_batch_is_not() -> None:
     class Model(nn.Module):
-        def __init__(self, axis: int) -> None:
-            super().__init__()
-            self.axis = axis
-
         def forward(self, x: Tensor) -> Tensor:
-            return torch.fft.fft2(x, dim=(self.axis, -1)).abs()
+            return torch.fft.fft2(x).abs()
 
-    x = torch.randn(2, 5, 6)
     for form in ("separable", "dense"):
-        program = capture(Model(1), (x,), dynamic_batch=True)
+        program = capture(Model(), (torch.randn(2, 5, 6),), dynamic_batch=True)
         rewritten, _ = rewrite(program, Costs(1), (Dft(form),))
         assert not left_over(rewritten)
         for batch in (1, 3):
             y = torch.randn(batch, 5, 6)
-            assert torch.allclose(run(rewritten, (y,))[0], Model(1)(y), atol=1e-4)
-    _, (report,) = rewrite(capture(Model(0), (x,), dynamic_batch=True), Costs(1), (Dft(),))
+            assert torch.allclose(run(rewritten, (y,))[0], Model()(y), atol=1e-4)
+    program = capture(Function(lambda x: torch.fft.fft(x, dim=0)), (torch.randn(6),), dynamic_batch=True)
+    _, (report,) = rewrite(program, Costs(1), (Dft(),))
     assert "axis 0 is dynamic; a transform needs a static length" in report.rejected[0].reason
 
 
@@ -386,7 +382,8 @@ def test_half_precision_stays_in_range_where_the_result_does(norm: str, form: st
     def magnitude(x: Tensor) -> Tensor:
         return torch.fft.fft(x, norm=norm).abs()
 
-    for function, x in ((there_and_back, torch.ones(1, 2, 128, 128)), (magnitude, torch.ones(1, 4096))):
+    side, length = (16, 512) if form == "dense" else (128, 4096)
+    for function, x in ((there_and_back, torch.ones(1, 2, side, side)), (magnitude, torch.ones(1, length))):
         program, _ = rewrite(capture(Function(function), (x,)), Costs(1), (Dft(form), Unstack()))
         nodes = verify_values(half(program), x)
         assert max(nodes) < 65504
@@ -499,7 +496,7 @@ def test_what_is_nearly_a_circular_filter_is_left(function: Callable[..., Tensor
 def test_einsum_is_a_matrix_product(equation: str, shapes: tuple[tuple[int, ...], ...]) -> None:
     inputs = [torch.randn(shape) for shape in shapes]
     model = Function(lambda *x: torch.einsum(equation, *x))
-    program, reports = rewrite(capture(model, inputs), Costs(1))
+    program, _ = rewrite(capture(model, inputs), Costs(1))
     assert "aten.einsum" not in count_operators(program.module)
     assert torch.allclose(run(program, inputs)[0], model(*inputs), atol=1e-5)
     assert not any(report.applied for report in rewrite(program, Costs(1))[1])
@@ -527,7 +524,7 @@ def test_unstack_keeps_values_apart_through_an_activation() -> None:
 
     inputs = torch.randn(3, 4), torch.randn(3, 4)
     model = Function(function, bias=torch.randn(4, 2))
-    program, reports = rewrite(capture(model, inputs), Costs(1))
+    program, _ = rewrite(capture(model, inputs), Costs(1))
     assert not {"aten.stack", "aten.select"} & set(count_operators(program.module))
     assert torch.allclose(run(program, inputs)[0], model(*inputs))
 
