@@ -79,23 +79,32 @@ class LegendreMemory(nn.Module):
         self, dim: int, order: int, hidden: int, theta: float, frames: int, spiking: bool, normed: bool = True
     ) -> None:
         super().__init__()
+        self.A: Tensor
+        self.B: Tensor
+        self.H: Tensor
         a, b = legendre(order, theta)
         self.register_buffer("A", a)
         self.register_buffer("B", b)
         self.register_buffer("H", impulse_response(a, b[:, 0], frames))
         self.W_u = nn.Linear(dim, 1)
         self.W_h = nn.Linear(order + dim, hidden)
-        fire = LIF if spiking else nn.ReLU
-        norm = nn.BatchNorm1d if spiking and normed else lambda _: nn.Identity()
-        self.bn_u, self.f_u = norm(1), fire()
-        self.bn_m, self.f_m = norm(order), LIF() if spiking and normed else nn.Identity()
-        self.bn_h, self.f_h = norm(hidden), fire()
+        is_normed = spiking and normed
+        self.bn_u = nn.BatchNorm1d(1) if is_normed else nn.Identity()
+        self.bn_m = nn.BatchNorm1d(order) if is_normed else nn.Identity()
+        self.bn_h = nn.BatchNorm1d(hidden) if is_normed else nn.Identity()
+        self.f_u = LIF() if spiking else nn.ReLU()
+        self.f_m = LIF() if is_normed else nn.Identity()
+        self.f_h = LIF() if spiking else nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
         u = self.f_u(self.bn_u(pointwise(self.W_u, x)))  # [B, 1, T]
-        m = lmu_memory.OP.overload(u.squeeze(1), self.H, self.A, self.B.squeeze(1))
+        m = lmu_memory.OP.overload(u.squeeze(1), self.H, self.A, self.B[:, 0])
         m = self.f_m(self.bn_m(m))  # [B, M, T]
         return self.f_h(self.bn_h(pointwise(self.W_h, torch.cat((m, x), dim=1))))
+
+
+def _conv3(width: int, dim: int) -> nn.Conv1d:
+    return nn.Conv1d(width, dim, 3, padding=1, bias=False)
 
 
 class Tokens(nn.Module):
@@ -105,13 +114,11 @@ class Tokens(nn.Module):
         super().__init__()
         self.conv_layers = nn.Sequential(
             *(
-                nn.Sequential(
-                    nn.Conv1d(width, dim, 3, padding=1, bias=False), nn.Identity(), nn.ReLU(), nn.BatchNorm1d(dim)
-                )
+                nn.Sequential(_conv3(width, dim), nn.Identity(), nn.ReLU(), nn.BatchNorm1d(dim))
                 for width in (features, dim, dim, dim)
             )
         )
-        self.rpe_conv = nn.Conv1d(dim, dim, 3, padding=1, bias=False)
+        self.rpe_conv = _conv3(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_layers(x)
@@ -123,12 +130,11 @@ class SpikingTokens(nn.Module):
 
     def __init__(self, features: int, dim: int) -> None:
         super().__init__()
-        for i, width in enumerate((features, dim, dim, dim)):
-            suffix = str(i or "")
-            self.add_module(f"proj_conv{suffix}", nn.Conv1d(width, dim, 3, padding=1, bias=False))
-            self.add_module(f"proj_bn{suffix}", nn.BatchNorm1d(dim))
-            self.add_module(f"proj_lif{suffix}", LIF())
-        self.rpe_conv = nn.Conv1d(dim, dim, 3, padding=1, bias=False)
+        self.proj_conv, self.proj_bn, self.proj_lif = _conv3(features, dim), nn.BatchNorm1d(dim), LIF()
+        self.proj_conv1, self.proj_bn1, self.proj_lif1 = _conv3(dim, dim), nn.BatchNorm1d(dim), LIF()
+        self.proj_conv2, self.proj_bn2, self.proj_lif2 = _conv3(dim, dim), nn.BatchNorm1d(dim), LIF()
+        self.proj_conv3, self.proj_bn3, self.proj_lif3 = _conv3(dim, dim), nn.BatchNorm1d(dim), LIF()
+        self.rpe_conv = _conv3(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.proj_lif(self.proj_bn(self.proj_conv(x)))
@@ -315,7 +321,7 @@ def settle(model: nn.Module) -> None:
     memory = next(module for module in model.modules() if isinstance(module, LegendreMemory))
     first = next((module for module in model.modules() if isinstance(module, nn.Conv1d)), None)
     features = 1 if first is None else first.in_channels
-    x = torch.randn(8, memory.get_buffer("H").shape[1], features)
+    x = torch.randn(8, memory.H.shape[1], features)
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
