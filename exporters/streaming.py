@@ -109,26 +109,25 @@ def to_step(program: Program) -> StepProgram:
     return StepProgram(stepped, tuple(step.states), plan.delay)
 
 
-def run_steps(
-    step: StepProgram, sequence: Tensor, call: Callable[[Sequence[Tensor]], list[Tensor]]
-) -> list[list[Tensor]]:
-    """The predictions for all frames of a sequence [B, T, F], one list of outputs for each frame.
-
-    Args:
-        call: runs one step on the program's inputs.
-    """
-    states = [torch.full(state.shape, state.initial, dtype=sequence.dtype) for state in step.states]
-    predictions = []
-    length = sequence.shape[1]
-    for t in range(length + step.delay):
-        frame = sequence[:, t : t + 1] if t < length else torch.zeros_like(sequence[:, :1])
-        flag = [torch.full((1,), float(t < length))] if step.delay else []
-        outputs = call([frame, *flag, *states])
-        count = len(outputs) - len(states)
-        states = outputs[count:]
-        if t >= step.delay:
-            predictions.append(outputs[:count])
-    return predictions
+def describe(step: StepProgram) -> dict[str, Any]:
+    """What the manifest says of a step program, and `session.Stepper` runs it by."""
+    frame = {"name": step.program.input_names[0], "shape": list(step.program.inputs[0].shape)}
+    return {
+        "delay": step.delay,
+        "frame": frame,
+        "is_frame": IS_FRAME if step.delay else None,
+        "states": [
+            {
+                "name": state.name,
+                "next": f"next_{state.name}",
+                "shape": list(state.shape),
+                "dtype": "float32",
+                "initial": state.initial,
+                "meaning": state.meaning,
+            }
+            for state in step.states
+        ],
+    }
 
 
 @dataclass(frozen=True)
