@@ -98,9 +98,13 @@ class LegendreMemory(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         u = self.f_u(self.bn_u(pointwise(self.W_u, x)))  # [B, 1, T]
-        m = lmu_memory.OP.overload(u.squeeze(1), self.H, self.A, self.B[:, 0])
-        m = self.f_m(self.bn_m(m))  # [B, M, T]
+        m = self.f_m(self.bn_m(self.memory(u.squeeze(1))))  # [B, M, T]
         return self.f_h(self.bn_h(pointwise(self.W_h, torch.cat((m, x), dim=1))))
+
+    def memory(self, u: Tensor) -> Tensor:
+        """The memory of a signal. [B, T] -> [B, M, T]"""
+        m: Tensor = lmu_memory.OP.overload(u, self.H, self.A, self.B[:, 0])
+        return m
 
 
 def _conv3(width: int, dim: int) -> nn.Conv1d:
