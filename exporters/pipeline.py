@@ -26,10 +26,12 @@ from edgesmith.exporters.artifact import Artifact
 from edgesmith.exporters.capture import Program, capture, exported, run, run_eager, with_module
 from edgesmith.exporters.graph import count_operators, operators
 from edgesmith.exporters.rewrite import RewriteReport, rewrite
+from edgesmith.exporters.session import Call, Stepper, open_step
+from edgesmith.exporters.streaming import StepProgram, describe, to_step
 from edgesmith.exporters.targets import NotHere, Request, Target
 from edgesmith.models import registry
 from edgesmith.models.checkpoint import Weights, fingerprint, load
-from edgesmith.models.registry import ModelSpec
+from edgesmith.models.registry import ImageInput, ModelSpec, SequenceInput
 from edgesmith.profiles import device as devices
 from edgesmith.profiles.device import DeviceProfile
 
@@ -70,11 +72,13 @@ def export(
     weights: str | Path | None = None,
     precision: str | None = None,
     input_size: tuple[int, int] | None = None,
+    frames: int | None = None,
     batch: int = 1,
     dynamic_batch: bool = False,
     features: bool = False,
     labels: Sequence[str] | None = None,
     image_input: bool = False,
+    streaming: bool = False,
     deployment_target: str | None = None,
     device: str | None = None,
     out: str | Path = "artifacts",
@@ -89,12 +93,15 @@ def export(
         name: what to call a module's artifact; default: its class, in lower case.
         weights: checkpoint of a named model; without it weights are random from a fixed seed.
         precision: `fp32` or `fp16`; default: the target's.
-        input_size: height and width in pixels, of a named model; default: the published size.
-        batch: images in one call.
+        input_size: height and width in pixels, of a named image model; default: the published size.
+        frames: length of the sequences of a named sequence model; default: the published length.
+        batch: images or sequences in one call.
         dynamic_batch: leave the batch free, where the target can.
         features: the dense features of a named model instead of its logits.
         labels: class names; a Core ML artifact becomes a classifier, which returns probabilities.
         image_input: take an image (Core ML); mean and deviation are folded in.
+        streaming: one step of a sequence model instead of the whole sequence: a frame and states in, a prediction and
+            the next states out (onnx; see streaming.py and session.py).
         deployment_target: oldest system to run on (Core ML), such as `iOS17`.
         device: a name from `profiles/`; it must take the target, and a system newer than the default that all such
             devices have becomes the deployment target.
@@ -109,37 +116,39 @@ def export(
     profile = devices.get(device) if device is not None else None
     deployment_target = _checked_device(backend, profile, deployment_target)
     precision = _checked_options(
-        backend, precision, batch, dynamic_batch, labels, image_input, deployment_target, features
+        backend, precision, batch, dynamic_batch, labels, image_input, deployment_target, features, streaming
     )
     spec = registry.get(model) if isinstance(model, str) else None
     if spec is None and not isinstance(model, nn.Module):
         raise BadInput(f"model must be a name or a torch.nn.Module, got {type(model).__name__}")
     if spec is None and inputs is None:
         raise BadInput("exporting a module needs inputs=(tensor, ...), one example for each argument of forward")
-    if spec is None and (weights is not None or input_size is not None or batch != 1 or features or image_input):
+    of_named = (weights, input_size, frames)
+    if spec is None and (any(value is not None for value in of_named) or batch != 1 or features or image_input):
         raise BadInput(
-            "weights, input_size, batch, features and image_input belong to named models;"
+            "weights, input_size, frames, batch, features and image_input belong to named models;"
             " a module has its own weights, and its shapes are those of inputs"
         )
-    size = _checked_size(spec, input_size) if spec else None
+    shape = _checked_shape(spec, input_size, frames, features, image_input) if spec else None
     name = spec.name if spec else _checked_name(model, name)
     targets.require(backend)
     folder_name = _folder_name(
         name,
         target,
         precision,
-        f"{size[0]}x{size[1]}" if size and spec and size != spec.input.shape[1:] else None,
+        _describe_shape(shape) if spec and shape and shape != spec.input.shape else None,
         f"batch-{'dynamic' if dynamic_batch else batch}" if dynamic_batch or batch != 1 else None,
         "features" if features else None,
         "labels" if labels is not None else None,
         "image" if image_input else None,
+        "streaming" if streaming else None,
         deployment_target if deployment_target != getattr(backend, "DEFAULT_DEPLOYMENT_TARGET", None) else None,
     )
 
     with artifacts.staging(out, folder_name) as folder:
         with watch("load"):
-            if spec is not None and size is not None:
-                loaded = load_named(spec, size, batch, weights, features, dynamic_batch)
+            if spec is not None and shape is not None:
+                loaded = load_named(spec, shape, batch, weights, features, dynamic_batch)
             else:
                 assert isinstance(model, nn.Module)  # both were asked above
                 assert inputs is not None
@@ -149,7 +158,8 @@ def export(
         request = Request(
             name=name,
             precision=precision,
-            image=spec.input if spec else None,
+            image=spec.input if spec and isinstance(spec.input, ImageInput) else None,
+            sequence=spec.input if spec and isinstance(spec.input, SequenceInput) else None,
             labels=tuple(labels) if labels is not None else None,
             image_input=image_input,
             deployment_target=deployment_target,
@@ -160,23 +170,29 @@ def export(
             program = capture(loaded.module, loaded.inputs, loaded.input_names, loaded.output_names, dynamic_batch)
         with watch("rewrite"):
             rewritten, reports = rewrite(program, backend.costs)
+            step = to_step(rewritten) if streaming else None
         with watch("verify the program"):
             given = verify.seeded_inputs(program.inputs, request.image if image_input else None, dynamic_batch)
             reference = [_arrays(run_eager(loaded.module, x)) for x in given]
             own = "fp16" if _is_half(loaded.module) else "fp32"
             steps = [_check_program("captured", program, program, reference, given, own)]
             steps.append(_check_program("rewritten", rewritten, program, reference, given, own))
+            if step is not None:
+                steps.append(_check_step("step program", describe(step), _eager_step(step), reference[:1], given, own))
         file = folder / f"{name}{backend.suffix}"
         with watch(f"lower to {target}"):
-            backend.lower(rewritten, file, request)
+            backend.lower(rewritten if step is None else step.program, file, request)
             backend.check(file)
         with watch("verify the file"):
             judged = "fp16" if "fp16" in (precision, own) else "fp32"
-            steps.append(_check_file(backend, file, rewritten, reference, given, judged))
+            if step is None:
+                steps.append(_check_file(backend, file, rewritten, reference, given, judged))
+            else:
+                steps.append(_check_step("file", describe(step), open_step(file), reference, given, judged))
         with watch("publish"):
             artifacts.write_reference(folder, reference, program.inputs)
             manifest = _manifest(
-                loaded, backend, request, program, rewritten, reports, file, steps, features, device, judged
+                loaded, backend, request, program, rewritten, step, reports, file, steps, features, device, judged
             )
             artifacts.write_manifest(folder, manifest)
             final = artifacts.publish(folder, out, folder_name)
@@ -214,10 +230,15 @@ def verify_artifact(path: str | Path, watch: Watch = silent) -> tuple[Artifact, 
     with watch("numbers"):
         reference, examples = artifacts.read_reference(artifact)
         options = artifact.manifest["target"]["options"]
-        image = registry.get(artifact.model).input if options["image_input"] else None
+        reads = registry.get(artifact.model).input if options["image_input"] else None
+        image = reads if isinstance(reads, ImageInput) else None
         given = verify.seeded_inputs(examples, image, options["batch"] == "dynamic", len(reference))
         judged = artifact.manifest["verification"]["judged_as"]
-        steps.append(_check_file(backend, artifact.file, None, reference, given, judged))
+        streaming = artifact.manifest.get("streaming")
+        if streaming is None:
+            steps.append(_check_file(backend, artifact.file, None, reference, given, judged))
+        else:
+            steps.append(_check_step("file", streaming, open_step(artifact.file), reference, given, judged))
     return artifact, steps
 
 
@@ -228,6 +249,7 @@ def explain(
     inputs: Sequence[Tensor] | Tensor | None = None,
     weights: str | Path | None = None,
     input_size: tuple[int, int] | None = None,
+    frames: int | None = None,
     features: bool = False,
 ) -> tuple[Program, Program, list[RewriteReport]]:
     """Capture and rewrite a model as `export` would. Arguments and errors are those of `export`.
@@ -238,7 +260,9 @@ def explain(
     backend = targets.get(target)
     if isinstance(model, str):
         spec = registry.get(model)
-        loaded = load_named(spec, _checked_size(spec, input_size), 1, weights, features, False)
+        loaded = load_named(
+            spec, _checked_shape(spec, input_size, frames, features, False), 1, weights, features, False
+        )
     elif inputs is None:
         raise BadInput("explaining a module needs inputs=(tensor, ...), one example for each argument of forward")
     else:
@@ -250,17 +274,20 @@ def explain(
 
 def load_named(
     spec: ModelSpec,
-    size: tuple[int, int],
+    shape: tuple[int, ...],
     batch: int,
     weights: str | Path | None,
     features: bool,
     dynamic_batch: bool,
 ) -> Loaded:
-    """A model of the registry with example inputs."""
-    module, origin = load(spec, weights, features)
+    """A model of the registry with example inputs of a shape, batch left out."""
+    asked: dict[str, Any] = {"features": True} if features else {}
+    if isinstance(spec.input, SequenceInput):
+        asked["frames"] = shape[0]
+    module, origin = load(spec, weights, **asked)
     generator = torch.Generator().manual_seed(0)
     batch = max(batch, 2) if dynamic_batch else batch
-    x = torch.randn(batch, spec.input.shape[0], *size, generator=generator)
+    x = torch.randn(batch, *shape, generator=generator)
     outputs = tuple(f"features_{i}" for i in range(4)) if features else ("logits",)
     return Loaded(spec.name, module, (x,), (spec.input.name,), outputs, origin, spec)
 
@@ -287,6 +314,7 @@ def _checked_options(
     image_input: bool,
     deployment_target: str | None,
     features: bool,
+    streaming: bool,
 ) -> str:
     """The precision to use. Raises BadInput for what the target or the combination does not have."""
     precision = precision or backend.precisions[0]
@@ -296,6 +324,7 @@ def _checked_options(
         "labels": labels is not None,
         "image_input": image_input,
         "deployment_target": deployment_target is not None,
+        "streaming": streaming,
     }
     for option, is_given in given.items():
         if is_given and option not in backend.options:
@@ -346,17 +375,33 @@ def _version(system: str) -> int:
     return int(digits) if digits else 0
 
 
-def _checked_size(spec: ModelSpec, size: tuple[int, int] | None) -> tuple[int, int]:
+def _checked_shape(
+    spec: ModelSpec, size: tuple[int, int] | None, frames: int | None, features: bool, image_input: bool
+) -> tuple[int, ...]:
+    """The shape of one input, without the batch. Raises BadInput for one that the model does not take."""
+    reads = spec.input
+    if isinstance(reads, SequenceInput):
+        if size is not None or features or image_input:
+            given = "--input-size" if size is not None else "--features" if features else "--image-input"
+            raise BadInput(f"{spec.name} reads sequences and has no {given}; their length is --frames")
+        if frames is not None and frames < 1:
+            raise BadInput(f"--frames must be 1 or more, got {frames}")
+        return (frames or reads.shape[0], reads.shape[1])
+    if frames is not None:
+        raise BadInput(f"{spec.name} reads images and has no --frames; their size is --input-size")
     if size is None:
-        return spec.input.shape[1], spec.input.shape[2]
-    divisor = spec.input.divisor
-    if any(n < divisor or n % divisor for n in size):
-        nearest = [max(divisor, round(n / divisor) * divisor) for n in size]
+        return reads.shape
+    if any(n < reads.divisor or n % reads.divisor for n in size):
+        nearest = [max(reads.divisor, round(n / reads.divisor) * reads.divisor) for n in size]
         raise BadInput(
-            f"{spec.name} needs height and width divisible by {divisor}, got {size[0]}x{size[1]};"
+            f"{spec.name} needs height and width divisible by {reads.divisor}, got {size[0]}x{size[1]};"
             f" the nearest is {nearest[0]}x{nearest[1]}"
         )
-    return size
+    return (reads.shape[0], *size)
+
+
+def _describe_shape(shape: tuple[int, ...]) -> str:
+    return f"{shape[1]}x{shape[2]}" if len(shape) == 3 else f"{shape[0]}-frames"
 
 
 class _Classifier(nn.Module):
@@ -477,12 +522,41 @@ def _check_file(
     return {**_check(what, reference, outputs, precision, locate), "runtime": backend.runtime}
 
 
+def _eager_step(step: StepProgram) -> Call:
+    """One step of a program in PyTorch."""
+
+    def call(values: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+        return _arrays(run(step.program, [torch.from_numpy(value) for value in values]))
+
+    return call
+
+
+def _check_step(
+    what: str,
+    streaming: dict[str, Any],
+    call: Call,
+    reference: verify.Outputs,
+    given: Sequence[Sequence[Tensor]],
+    precision: str,
+) -> dict[str, Any]:
+    """Check a step program: fed frame by frame, its last prediction is that of the whole sequence in PyTorch."""
+    stepper = Stepper(streaming, call)
+    outputs: verify.Outputs = []
+    for (sequence,), _ in zip(given, reference, strict=False):
+        last = stepper.run(sequence.float().numpy())[-1]
+        outputs.append([last] if isinstance(last, np.ndarray) else list(last))
+    checked = _check(f"eager -> {what}", reference, outputs, precision, lambda: None)
+    frames = given[0][0].shape[1]
+    return {**checked, "sequences": len(reference), "frames": frames, "compared": "the prediction after the last frame"}
+
+
 def _manifest(
     loaded: Loaded,
     backend: Target,
     request: Request,
     program: Program,
     rewritten: Program,
+    step: StepProgram | None,
     reports: Sequence[RewriteReport],
     file: Path,
     steps: Sequence[dict[str, Any]],
@@ -491,17 +565,22 @@ def _manifest(
     judged: str,
 ) -> dict[str, Any]:
     spec = loaded.spec
-    shapes = [["batch", *x.shape[1:]] if program.dynamic_batch else list(x.shape) for x in program.inputs]
-    names = zip(program.input_names, shapes, strict=True)
+    lowered = program if step is None else step.program
+    shapes = [["batch", *x.shape[1:]] if program.dynamic_batch else list(x.shape) for x in lowered.inputs]
+    names = zip(lowered.input_names, shapes, strict=True)
     model: dict[str, Any] = {"name": loaded.name, "inputs": [{"name": n, "shape": s} for n, s in names]}
-    model["outputs"] = list(program.output_names)
+    model["outputs"] = list(lowered.output_names)
     if spec is not None:
         model |= {"features": features, "source": spec.source, "paper": spec.paper, "licence": spec.licence}
-        model["normalisation"] = {"mean": list(spec.input.mean), "std": list(spec.input.std)}
+        reads = spec.input
+        model["normalisation"] = (
+            {"mean": list(reads.mean), "std": list(reads.std)} if isinstance(reads, ImageInput) else reads.normalised
+        )
     weights = loaded.weights
     return {
         "file": file.name,
         "model": model,
+        **({} if step is None else {"streaming": describe(step)}),
         "weights": {
             "origin": weights.origin,
             "sha256": weights.sha256,
@@ -532,6 +611,7 @@ def _manifest(
         "operators": {
             "captured": count_operators(program.module),
             "rewritten": count_operators(rewritten.module),
+            **({} if step is None else {"step": count_operators(step.program.module)}),
             "file": backend.count_operators(file),
         },
         "verification": {

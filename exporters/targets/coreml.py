@@ -41,9 +41,8 @@ packages = ("coremltools",)
 extra = "coreml"
 runtime = "Core ML"
 # Not measured: no Apple device here. A split of channels is a view of a planar tensor, and 2.4 us is CAS-ViT XS's
-# published 0.85 ms on an iPhone over its 350 operators, an upper limit for starting one. The rates are assumed: a tenth
-# of the neural engine's published peak for matrix products, a twentieth of that for depthwise convolutions, and the
-# bandwidth of a phone's memory.
+# published 0.85 ms on an iPhone over its 350 operators, an upper limit for starting one. The rates are assumptions about
+# a phone's engine and memory; nothing was measured for them.
 costs = Costs(launch_us=2.4, gmac_s=800.0, stream_gb_s=50.0, depthwise_gmac_s=40.0)
 dynamic_batch = False
 
@@ -266,6 +265,8 @@ def _canonical(source: Path, path: Path, request: Request) -> None:
     if request.image is not None:
         facts["edgesmith.input.mean"] = json.dumps(request.image.mean)
         facts["edgesmith.input.std"] = json.dumps(request.image.std)
+    if request.sequence is not None:
+        facts["edgesmith.input.normalised"] = request.sequence.normalised
     for key, value in facts.items():
         metadata.userDefined[key] = value
     metadata.userDefined.pop("com.github.apple.coremltools.conversion_date", None)

@@ -30,7 +30,7 @@ name = "onnx"
 suffix = ".onnx"
 description = "ONNX (opset 20), for ONNX Runtime and everything that imports ONNX"
 precisions = ("fp32", "fp16")
-options: frozenset[str] = frozenset({"labels"})
+options: frozenset[str] = frozenset({"labels", "streaming"})
 packages = ("onnx", "onnxscript", "onnxsim")
 extra = None
 runtime = "ONNX Runtime, CPU"
@@ -168,6 +168,9 @@ def _annotate(model: onnx.ModelProto, request: Request) -> None:
         facts["input.layout"] = "NCHW, RGB, values in 0..1, then (value - mean) / std"
         facts["input.mean"] = json.dumps(request.image.mean)
         facts["input.std"] = json.dumps(request.image.std)
+    if request.sequence is not None:
+        facts["input.layout"] = "batch, frames, features"
+        facts["input.normalised"] = request.sequence.normalised
     if request.labels is not None:
         facts["labels"] = json.dumps(request.labels, ensure_ascii=False)
     del model.metadata_props[:]

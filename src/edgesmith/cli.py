@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import sys
 import time
@@ -46,6 +47,9 @@ InputSize = Annotated[
     str | None,
     typer.Option("--input-size", help="224, or HEIGHTxWIDTH such as 192x256.", show_default="published size"),
 ]
+Frames = Annotated[
+    int | None, typer.Option("--frames", help="Length of the sequences.", show_default="the published length")
+]
 Features = Annotated[bool, typer.Option("--features", help="Dense features instead of logits.")]
 Weights = Annotated[
     Path | None,
@@ -74,11 +78,15 @@ def export(
         str | None, typer.Option("--precision", "-p", help="fp32 or fp16.", show_default="the target's")
     ] = None,
     input_size: InputSize = None,
-    batch: Annotated[int, typer.Option("--batch", "-b", help="Images in one call.")] = 1,
+    frames: Frames = None,
+    batch: Annotated[int, typer.Option("--batch", "-b", help="Images or sequences in one call.")] = 1,
     dynamic_batch: Annotated[bool, typer.Option("--dynamic-batch", help="Leave the batch free (onnx).")] = False,
     features: Features = False,
     image_input: Annotated[
         bool, typer.Option("--image-input", help="Take an image; normalisation is folded in (coreml).")
+    ] = False,
+    streaming: Annotated[
+        bool, typer.Option("--streaming", help="One step of a sequence model, states in and out (onnx).")
     ] = False,
     labels: Annotated[
         Path | None,
@@ -110,11 +118,13 @@ def export(
             weights=weights,
             precision=precision,
             input_size=size,
+            frames=frames,
             batch=batch,
             dynamic_batch=dynamic_batch,
             features=features,
             labels=names,
             image_input=image_input,
+            streaming=streaming,
             deployment_target=deployment_target,
             device=device,
             out=out,
@@ -132,6 +142,7 @@ def explain(
     target: TargetName = "onnx",
     weights: Weights = None,
     input_size: InputSize = None,
+    frames: Frames = None,
     features: Features = False,
     as_json: Json = False,
 ) -> None:
@@ -143,7 +154,7 @@ def explain(
             from edgesmith.exporters import graph, pipeline
         with watch("capture and rewrite"):
             before, after, reports = pipeline.explain(
-                model, target, weights=weights, input_size=size, features=features
+                model, target, weights=weights, input_size=size, frames=frames, features=features
             )
     counts = graph.count_operators(before.module), graph.count_operators(after.module)
     if as_json:
@@ -210,7 +221,7 @@ def models(as_json: Json = False) -> None:
             f"{spec.params / 1e6:.2f} M",
             f"{spec.macs / 1e6:.0f} M",
             "x".join(map(str, spec.input.shape)),
-            " / ".join(f"{value:.1f}" for value in spec.top1) + " %",
+            " / ".join(f"{value:.1f}" for value in spec.top1) + " %" if spec.top1 else "",
             spec.licence,
         )
         sources[spec.family] = f"{spec.family}: {spec.paper}, {spec.source}"
@@ -452,14 +463,23 @@ def _export_table(artifact: Artifact) -> Table:
         table.add_row(report["name"], line)
     counts = manifest["operators"]
     table.add_row("operators", " -> ".join(f"{stage} {sum(c.values())}" for stage, c in counts.items()))
-    for stage in ("captured", "rewritten", "file"):
-        table.add_row(f"  {stage}", ", ".join(f"{name.removeprefix('aten.')} {n}" for name, n in counts[stage].items()))
+    for stage, found in counts.items():
+        table.add_row(f"  {stage}", ", ".join(f"{name.removeprefix('aten.')} {n}" for name, n in found.items()))
+    if "streaming" in manifest:
+        table.add_row("streaming", _describe_streaming(manifest["streaming"]))
     for step in manifest["verification"]["steps"]:
         table.add_row(step["step"], _describe_step(step))
     own = [entry for entry in manifest["files"] if entry["path"].startswith(manifest["file"])]
     table.add_row("size", f"{sum(entry['bytes'] for entry in own) / 1e6:.2f} MB")
     table.add_row("file", str(artifact.file))
     return table
+
+
+def _describe_streaming(streaming: dict[str, Any]) -> str:
+    states = streaming["states"]
+    size = sum(4 * math.prod(state["shape"]) for state in states)
+    delay = f"predictions {streaming['delay']} steps behind" if streaming["delay"] else "predictions at once"
+    return f"{len(states)} states, {size / 1024:.1f} KiB; {delay}; run it with edgesmith.StreamingSession"
 
 
 def _describe_step(step: dict[str, Any]) -> str:
