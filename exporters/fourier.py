@@ -8,8 +8,9 @@ the norm are folded. A complex value is a pair of real ones, so a complex produc
     re = [x_re | x_im] [ Re M ; -Im M ]               im = [x_re | x_im] [ Im M ; Re M ]
 
 and a real input or output halves it. Two products rather than one with [Re M | Im M] and a split: the one whose half
-nobody reads vanishes. A real signal has a Hermitian spectrum: n // 2 + 1 bins hold all of it. On the way back each counts twice, but for those that are their own mirror image, 0 and
-n / 2, of which only the real part counts: that is how PyTorch reads them.
+nobody reads vanishes. A real signal has a Hermitian spectrum: n // 2 + 1 bins hold all of it. On the way back each
+counts twice, but for those that are their own mirror image, 0 and n / 2, of which only the real part counts: that is
+how PyTorch reads them.
 
 There are three arrangements, and `plan` takes the cheapest for a target:
 
