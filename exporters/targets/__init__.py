@@ -32,10 +32,16 @@ class Costs:
         launch_us: starting one operator, microseconds.
         copy_gb_s: moving an activation, as a split or concatenation does, gigabytes a second; infinite where it is
             only a view.
+        gmacs: multiply-accumulates with constant matrices, thousand millions a second.
+        columns: how many columns of a product are computed together; fewer take as long.
+        product_us: starting each of the products of a batch, microseconds.
     """
 
     launch_us: float
     copy_gb_s: float = math.inf
+    gmacs: float = math.inf
+    columns: int = 1
+    product_us: float = 0.0
 
 
 @dataclass(frozen=True)
