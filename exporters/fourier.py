@@ -38,9 +38,6 @@ from torch import Tensor
 
 from edgesmith.exporters.targets import Costs
 
-LANES = 16
-"""Columns that a matrix kernel computes at once: a narrower product takes as long. Fitted by `bench/dft.py`."""
-
 LARGEST_CONSTANTS = 2**22
 """Numbers in a plan's matrices up to which it is taken where there is another way: 16 MiB of file save no launch."""
 
@@ -269,9 +266,9 @@ def product_price(
     """A matrix [given, made] on the middle axis of [before, given, after]; sides: 1 where real, 2 where complex."""
     inner, products = given * sides[0], sides[1]
     if after == 1:  # one product from the right
-        macs, padded = before * inner * made, before * inner * _padded(made)
+        macs, padded = before * inner * made, before * inner * _padded(made, costs)
     else:  # from the left, one for each `before`
-        macs, padded = before * made * inner * after, before * made * inner * _padded(after)
+        macs, padded = before * made * inner * after, before * made * inner * _padded(after, costs)
     us = products * (costs.launch_us + padded / costs.gmac_s / 1e3)
     us += products * inner * made * itemsize / costs.stream_gb_s / 1e3
     if sides[0] == 2:
@@ -279,8 +276,8 @@ def product_price(
     return Price(products * macs, us)
 
 
-def _padded(columns: int) -> int:
-    return -(-columns // LANES) * LANES
+def _padded(columns: int, costs: Costs) -> int:
+    return -(-columns // costs.columns) * costs.columns
 
 
 def _split_price(

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch.fx import Graph, Node
+from torch.utils._pytree import tree_leaves
 
 from edgesmith.exporters.graph import arguments, aten, operator_name, site
 
@@ -189,7 +190,8 @@ def _compare_arguments(
     for i, (a, b) in enumerate(zip(args, others, strict=True)):
         part_of_tuple = p.target is operator.getitem and not isinstance(a, Node)  # which never depends on shapes
         bound, mismatches = _compare_values(a, b, bound, literals or part_of_tuple)
-        here = not (isinstance(a, Node) and isinstance(b, Node)) and i < len(names)
+        values = [leaf for leaf in tree_leaves((a, b)) if isinstance(leaf, Node)]  # which name their own place
+        here = (not values or isinstance(a, Node) != isinstance(b, Node)) and i < len(names)
         label = f"at {site(g)}: {operator_name(p)}'s {names[i]}: " if here else ""
         found += [label + mismatch for mismatch in mismatches]
     return bound, found

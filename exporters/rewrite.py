@@ -4,11 +4,13 @@
     canonicalise      one spelling for pools, splits and dropouts, so that patterns need only one
     merge_linears     (L1(x) + L2(x)) * s  ->  L(x)
     fold_batchnorm    BN(conv(x)) -> conv'(x);  conv(BN(x)) -> conv'(x);  linear(mean(BN(x))) -> linear'(mean(x))
+    fold_group_norm   conv(g n(x) + b) -> conv'(n(x)), n the normalisation of a group norm without its affine
     fuse              the graph of a fused op's reference -> that fused op
     fold_filters      irfft(rfft(x) * constant) -> a circular convolution or a matrix, where the target says cheaper
     dft               torch.fft transforms -> matrix products; complex values -> pairs of real ones
     unstack           f(stack(a, b))[..., 0] -> f(a), where nothing reads the whole
     einsum            einsum(A, B) -> matmul(A', B')
+    dense_transforms  frequency filters that transform a map by one matrix, where the target says cheaper
     share_gates       additive attention with q's and k's gates in common convolutions, where the target says cheaper
 
 Every rewrite leaves the program's outputs equal but for rounding, and changes nothing when run again.
@@ -56,11 +58,13 @@ class Rewrite(Protocol):
 def all_rewrites() -> tuple[Rewrite, ...]:
     """The rewrites in the order in which they run."""
     from edgesmith.exporters.rewrites.canonicalise import Canonicalise
+    from edgesmith.exporters.rewrites.dense_transforms import DenseTransforms
     from edgesmith.exporters.rewrites.dft import Dft
     from edgesmith.exporters.rewrites.einsum import Einsum
     from edgesmith.exporters.rewrites.fold_batchnorm import FoldBatchnorm
     from edgesmith.exporters.rewrites.fold_constants import FoldConstants
     from edgesmith.exporters.rewrites.fold_filters import FoldFilters
+    from edgesmith.exporters.rewrites.fold_group_norm import FoldGroupNorm
     from edgesmith.exporters.rewrites.fuse import Fuse
     from edgesmith.exporters.rewrites.merge_linears import MergeLinears
     from edgesmith.exporters.rewrites.share_gates import ShareGates
@@ -73,11 +77,13 @@ def all_rewrites() -> tuple[Rewrite, ...]:
         Canonicalise(),
         MergeLinears(),
         FoldBatchnorm(),
+        FoldGroupNorm(),
         *fuses,
         FoldFilters(),
         Dft(),
         Unstack(),
         Einsum(),
+        DenseTransforms(),
         ShareGates(),
     )
 

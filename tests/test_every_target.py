@@ -365,3 +365,24 @@ def test_not_here_is_what_coreml_answers_off_macos(export_small: Callable[..., A
         pytest.skip("this is macOS: Core ML runs here")
     artifact = export_small("coreml")
     assert isinstance(backend.run(artifact.file, [[np.zeros((1, 3, 32, 64), np.float32)]]), NotHere)
+
+
+@pytest.mark.parametrize("name", ["onnx", "coreml"])
+@pytest.mark.parametrize(("groups", "affine"), [(1, True), (1, False), (3, True)])
+@pytest.mark.parametrize("size", [(4, 5), (7,)], ids=["maps", "sequences"])
+def test_group_norms_of_any_groups_and_rank(
+    name: str, groups: int, affine: bool, size: tuple[int, ...], tmp_path: Path
+) -> None:
+    target = targets.get(name)
+    available(target)
+    norm = nn.GroupNorm(groups, 6, affine=affine)
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter)
+    x = 3 + torch.randn(2, 6, *size)
+    artifact = edgesmith.export(norm, name, inputs=x, precision="fp32", out=tmp_path)
+    counts = artifact.manifest["operators"]["file"]
+    if name == "onnx":
+        assert artifact.manifest["verification"]["steps"][-1]["relative_error"] <= 1e-6
+        assert counts == {"Reshape": 2, "InstanceNormalization": 1} | ({"Conv": 1} if affine else {})
+    else:
+        assert ("layer_norm" in counts) == (groups == 1)

@@ -545,3 +545,45 @@ def test_random_numbers_are_no_constants() -> None:
     program = capture(Gated(noisy=True), (torch.randn(2, 3),))
     rewritten, _ = rewrite(program, Costs(0), (FoldConstants(),))
     assert count_operators(rewritten.module)["aten.randn"] == 1
+
+
+# fold_group_norm
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("affine", [True, False])
+def test_fold_group_norm_into_the_convolutions_that_read_it(groups: int, affine: bool) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.GroupNorm(groups, 6, affine=affine)
+            self.a, self.b = nn.Conv2d(6, 4, 1, bias=False), nn.Conv2d(6, 4, 1)
+            for parameter in self.norm.parameters():
+                nn.init.normal_(parameter)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.norm(x)
+            return self.a(x) * self.b(x)
+
+    program, reports = apply(Model(), torch.randn(2, 6, 4, 5))
+    applied = reports["fold_group_norm"].applied
+    assert applied == ((("norm", "scale and shift into a, b"),) if affine else ())
+    assert not any("norm" in name for name, _ in program.module.named_parameters())
+
+
+@pytest.mark.parametrize("case", ["padded", "residual"])
+def test_fold_group_norm_leaves_a_norm_whose_reader_cannot_take_it(case: str) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.GroupNorm(1, 6)
+            self.conv = nn.Conv2d(6, 6, 3, padding=1) if case == "padded" else nn.Conv2d(6, 6, 1)
+            for parameter in self.norm.parameters():
+                nn.init.normal_(parameter)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.norm(x)
+            return self.conv(x) if case == "padded" else x + self.conv(x)
+
+    _, reports = apply(Model(), torch.randn(2, 6, 4, 5))
+    assert not reports["fold_group_norm"].applied

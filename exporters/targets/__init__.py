@@ -36,6 +36,8 @@ class Costs:
         stream_gb_s: reading weights, and reading and writing what an operator works on number by number, gigabytes a
             second.
         depthwise_gmac_s: multiplications in a depthwise convolution with a large kernel, 10^9 a second.
+        columns: how many columns of a product are computed together; fewer take as long.
+        product_us: starting each of the products of a batch, microseconds.
     """
 
     launch_us: float
@@ -43,6 +45,8 @@ class Costs:
     gmac_s: float = 50.0
     stream_gb_s: float = 10.0
     depthwise_gmac_s: float = 5.0
+    columns: int = 16
+    product_us: float = 0.0
 
 
 @dataclass(frozen=True)

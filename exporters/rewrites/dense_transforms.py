@@ -1,0 +1,58 @@
+"""Frequency filters that transform a whole map by one matrix, where that is cheaper than rows first and columns then.
+
+A separable transform and its inverse start four operators more, two products and two reshapes, and two small products
+for each map of each channel; and they multiply less. A product with few columns takes as long as one that fills the
+runtime's vectors, so columns count rounded up. On ONNX Runtime's CPU this chooses as `bench/filters.py` measures: maps
+up to 12 x 12 are transformed densely, those of 16 x 16 and more are not.
+"""
+
+from __future__ import annotations
+
+from torch.fx import GraphModule
+
+from edgesmith.exporters.graph import arguments, operators, site, val
+from edgesmith.exporters.rewrite import Rejection, RewriteReport
+from edgesmith.exporters.targets import Costs
+from edgesmith.kernels import fft_filter
+
+SAVED_LAUNCHES = 4
+
+
+class DenseTransforms:
+    """Set `dense` on every frequency filter for which the target's costs say so."""
+
+    name = "dense_transforms"
+
+    def apply(self, module: GraphModule, costs: Costs) -> RewriteReport:
+        """Decide for each site by the cost model above."""
+        applied, rejected = [], []
+        for node in operators(module):
+            if node.target is not fft_filter.OP.overload:
+                continue
+            *others, is_dense = arguments(node)
+            if is_dense:
+                continue
+            batch, channels, height, width = (
+                int(getattr(getattr(n, "node", None), "hint", n)) for n in val(node).shape
+            )
+            dense, separable = macs(height, width, costs.columns)
+            more_us = 2 * batch * channels * (dense - separable) / (costs.gmac_s * 1e3)
+            saved_us = SAVED_LAUNCHES * costs.launch_us + 2 * batch * channels * costs.product_us
+            figures = f"{height}x{width}: saves {saved_us:.1f} us of launches, multiplies {more_us:.1f} us more"
+            if saved_us > more_us:
+                node.args = (*others, True)
+                applied.append((site(node), figures))
+            else:
+                rejected.append(Rejection(site(node), figures))
+        return RewriteReport(self.name, tuple(applied), tuple(rejected))
+
+
+def macs(height: int, width: int, columns: int) -> tuple[int, int]:
+    """Multiply-accumulates of one channel's transform, dense and separable, widths rounded up to `columns`."""
+
+    def full(n: int) -> int:
+        return -(-n // columns) * columns
+
+    bins = width // 2 + 1
+    rows = height * width * full(2 * bins) + 4 * height * height * full(bins)
+    return height * width * full(2 * height * bins), rows
