@@ -37,6 +37,8 @@ class ModelSpec:
         params, macs: with every head that the published figure includes, at `input.shape`; see the family's TOML file.
         top1: published ImageNet-1k accuracies, per cent.
         source, paper, licence: of the original.
+        envelope: the key under which the authors' checkpoint files hold the weights of the published accuracies, where
+            they hold others too.
     """
 
     name: str
@@ -50,22 +52,29 @@ class ModelSpec:
     source: str
     paper: str
     licence: str
+    envelope: str = ""
 
 
 @cache
 def all_models() -> dict[str, ModelSpec]:
-    """Every model by name, family by family. Raises ValueError where two files claim one name."""
+    """Every model by name, family by family. Raises ValueError where two files claim one name.
+
+    What a model's own table says of its input goes before what its family's says.
+    """
     found: dict[str, ModelSpec] = {}
     for path in sorted(Path(__file__).parent.glob("*.toml")):
         facts = tomllib.loads(path.read_text(encoding="utf-8"))
         models, image = facts.pop("models"), facts.pop("input")
-        image = {key: tuple(value) if isinstance(value, list) else value for key, value in image.items()}
         for name, own in models.items():
             if name in found:
                 raise ValueError(f"two families define {name}: {found[name].family} and {path.stem}")
-            own = {key: tuple(value) if isinstance(value, list) else value for key, value in own.items()}
-            found[name] = ModelSpec(name=name, input=ImageInput(**image), **facts, **own)
+            read = ImageInput(**_tuples(image | own.pop("input", {})))
+            found[name] = ModelSpec(name=name, input=read, **facts, **_tuples(own))
     return found
+
+
+def _tuples(table: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in table.items()}
 
 
 def get(name: str) -> ModelSpec:
