@@ -4,6 +4,12 @@
     canonicalise      one spelling for pools, splits and dropouts, so that patterns need only one
     merge_linears     (L1(x) + L2(x)) * s  ->  L(x)
     fold_batchnorm    BN(conv(x)) -> conv'(x);  conv(BN(x)) -> conv'(x);  linear(mean(BN(x))) -> linear'(mean(x))
+    fuse_channel_norm a layer norm that is spelled out -> one operator
+    lift_flatten      conv1d(flatten(x)) -> flatten(conv2d(x)): chains of maps stay maps
+    drop_shift        softmax(x + c) -> softmax(x)
+    fold_residual     s x + t conv(x) -> conv'(x)
+    concat_linears    L1(x) + L2(y) -> L([x | y])
+    fold_affine       s f(x) + c -> f'(x), and what is left of layer scales
     fuse              the graph of a fused op's reference -> that fused op
     share_gates       additive attention with q's and k's gates in common convolutions, where the target says cheaper
 
@@ -52,15 +58,24 @@ class Rewrite(Protocol):
 def all_rewrites() -> tuple[Rewrite, ...]:
     """The rewrites in the order in which they run."""
     from edgesmith.exporters.rewrites.canonicalise import Canonicalise
+    from edgesmith.exporters.rewrites.concat_linears import ConcatLinears
+    from edgesmith.exporters.rewrites.drop_shift import DropShift
+    from edgesmith.exporters.rewrites.fold_affine import FoldAffine
     from edgesmith.exporters.rewrites.fold_batchnorm import FoldBatchnorm
     from edgesmith.exporters.rewrites.fold_constants import FoldConstants
+    from edgesmith.exporters.rewrites.fold_residual import FoldResidual
     from edgesmith.exporters.rewrites.fuse import Fuse
+    from edgesmith.exporters.rewrites.fuse_channel_norm import FuseChannelNorm
+    from edgesmith.exporters.rewrites.lift_flatten import LiftFlatten
     from edgesmith.exporters.rewrites.merge_linears import MergeLinears
     from edgesmith.exporters.rewrites.share_gates import ShareGates
     from edgesmith.kernels.op import all_ops
 
     fuses = tuple(Fuse(op) for op in all_ops().values() if op.is_pattern)
-    return (FoldConstants(), Canonicalise(), MergeLinears(), FoldBatchnorm(), *fuses, ShareGates())
+    simplify = (FoldConstants(), Canonicalise(), MergeLinears(), FoldBatchnorm())
+    places = (FuseChannelNorm(), LiftFlatten(), DropShift())
+    fold = (FoldResidual(), ConcatLinears(), FoldAffine())
+    return (*simplify, *places, *fold, *fuses, ShareGates())
 
 
 def rewrite(

@@ -4,6 +4,8 @@ dropout(x), not training               ->  x
 adaptive_avg_pool2d(x, 1)              ->  mean(x, [2, 3], keepdim)
 mean(x, [-1, -2])                      ->  mean(x, [2, 3])
 chunk(x, n, d), split(x, n, d)         ->  split_with_sizes(x, [n, ...], d)
+    reshape, view: [B, C, *] -> [B, C, N]  ->  flatten(x, 2)
+    reshape, view: [B, C, N] -> [B, C, *]  ->  unflatten(x, 2, [*])
     _native_batch_norm_legit_no_training   ->  batch_norm, which is what functionalising made it from
 """
 
@@ -13,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch.fx import GraphModule, Node
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from edgesmith.exporters.graph import arguments, aten, operators, rank, site, stand_for, val
 from edgesmith.exporters.rewrite import RewriteReport
@@ -88,6 +91,22 @@ def _split(module: GraphModule, node: Node) -> str | None:
     return "chunk, split -> split_with_sizes"
 
 
+def _places(module: GraphModule, node: Node) -> str | None:
+    """What only joins, or only separates, the axes after the first two."""
+    x = node.args[0]
+    before, after = val(x).shape, val(node).shape
+    kept = all(statically_known_true(a == b) for a, b in zip(before[:2], after[:2], strict=False))
+    if not kept or min(len(before), len(after)) != 3 or len(before) == len(after):
+        return None
+    flat = len(after) == 3
+    args = (x, 2) if flat else (x, 2, list(after[2:]))
+    target = aten.flatten.using_ints if flat else aten.unflatten.int
+    if not all(isinstance(n, int) for n in (*before[2:], *after[2:])) or (node.target is target and node.args == args):
+        return None
+    _replace(module, node, target, args)
+    return "reshape -> flatten" if flat else "reshape -> unflatten"
+
+
 def _native_norm(module: GraphModule, node: Node) -> str | None:
     if any(user.args[1] != 0 for user in node.users):
         return None  # somebody reads the statistics
@@ -117,4 +136,8 @@ _RULES: dict[Any, Callable[[GraphModule, Node], str | None]] = {
     aten.chunk.default: _split,
     aten.split.Tensor: _split,
     aten.split_with_sizes.default: _split,
+    aten.flatten.using_ints: _places,
+    aten.unflatten.int: _places,
+    aten.reshape.default: _places,
+    aten.view.default: _places,
 }

@@ -1,7 +1,7 @@
 """Linear layers that are only added and scaled are one linear layer.
 
     (x W1 + b1) + (x W2 + b2)  ->  x (W1 + W2) + (b1 + b2)
-    (x W + b) * s              ->  x (s W) + s b                   also / s
+    (x W + b) * s              ->  x (s W) + s b                   also / s; s a number, or a tensor of one
 
 Two classification heads that inference averages become one. Sums are formed in float64 and rounded once.
 """
@@ -15,7 +15,18 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from edgesmith.exporters.graph import arguments, aten, constant, operators, readers, set_constant, site, stand_for, val
+from edgesmith.exporters.graph import (
+    arguments,
+    aten,
+    constant,
+    operators,
+    rank,
+    readers,
+    set_constant,
+    site,
+    stand_for,
+    val,
+)
 from edgesmith.exporters.rewrite import Rejection, RewriteReport
 from edgesmith.exporters.targets import Costs
 
@@ -72,6 +83,9 @@ def _scale(module: GraphModule, node: Node) -> _Outcome:
     linear, factor = arguments(node)[:2]
     if _is_linear(factor) and node.target is aten.mul.Tensor:
         linear, factor = factor, linear
+    held = constant(module, factor)
+    if held is not None and held.numel() == 1 and held.is_floating_point() and held.dim() <= rank(linear):
+        factor = float(held)
     if not _is_linear(linear) or not isinstance(factor, int | float) or isinstance(factor, bool) or factor == 0:
         return None
     if val(node).dtype != val(linear).dtype:
