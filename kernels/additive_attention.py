@@ -231,5 +231,6 @@ OP = define(
         example=example,
         lowerings={"onnx": lower_onnx, "coreml": lower_coreml},
         tolerance=2e-6,
+        forms=({}, {"share_gates": True}),
     )
 )

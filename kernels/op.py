@@ -38,6 +38,7 @@ class FusedOp:
         tolerance: largest error against the reference, relative to the reference's peak, in fp32.
         literals: the literal parameters that a site may set, each with a probe: any value other than its default. What
             differs between the reference's graph with the default and with the probe is where a site has its own value.
+        forms: settings of other literals under which an op computes the same numbers in another way, the default first.
         is_pattern: whether rewrites look for the reference's graph. Not for a recurrence, which would be unrolled: that
             is one op in our models, and in foreign ones rewrites of its own look for it.
     """
@@ -49,6 +50,7 @@ class FusedOp:
     lowerings: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     tolerance: float = 1e-5
     literals: Mapping[str, Any] = field(default_factory=dict)
+    forms: tuple[Mapping[str, Any], ...] = ({},)
     is_pattern: bool = True
 
     @property

@@ -280,7 +280,9 @@ def efficientvim_m4(**options: Any) -> EfficientViM:
     return EfficientViM((3, 4, 2), (224, 320, 512), (64, 32, 16), **options)
 
 
-def from_checkpoint(state: dict[str, Tensor], features: bool) -> tuple[dict[str, Any], dict[str, Tensor], list[str]]:
+def from_checkpoint(
+    state: dict[str, Tensor], features: bool = False
+) -> tuple[dict[str, Any], dict[str, Tensor], list[str]]:
     """What a checkpoint says about the variant: builder options, the tensors to load, and notes for the user.
 
     Checkpoints come with or without the distillation heads and with any number of classes. Stage outputs have no norms

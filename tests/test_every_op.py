@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +24,7 @@ OPS = list(all_ops().values())
 class Call(nn.Module):
     """One call of an op, its first tensor as input and the others as parameters."""
 
-    def __init__(self, op: FusedOp, flags: dict[str, bool]) -> None:
+    def __init__(self, op: FusedOp, flags: Mapping[str, Any]) -> None:
         super().__init__()
         self.op, self.flags = op, flags
         self.weights = nn.ParameterList(op.example()[1:])
@@ -31,19 +33,17 @@ class Call(nn.Module):
         return self.op.overload(x, *self.weights, **self.flags)
 
 
-def forms() -> list[tuple[FusedOp, dict[str, bool]]]:
-    """Each op in each form: every boolean literal of its reference, both ways."""
-    found = []
-    for op in OPS:
-        flags = [name for name, p in inspect.signature(op.reference).parameters.items() if isinstance(p.default, bool)]
-        found += [(op, dict.fromkeys(flags, value)) for value in ((False, True) if flags else (False,))]
-    return found
+def forms() -> list[tuple[FusedOp, Mapping[str, Any]]]:
+    """Each op in each of its forms."""
+    return [(op, form) for op in OPS for form in op.forms]
 
 
 def label(value: object) -> str:
     if isinstance(value, FusedOp):
         return value.name
-    return "+".join(name for name, on in value.items() if on) or "plain" if isinstance(value, dict) else str(value)
+    return (
+        "+".join(f"{name}={is_}" for name, is_ in value.items()) or "plain" if isinstance(value, dict) else str(value)
+    )
 
 
 def relative(a: Tensor | np.ndarray, b: Tensor | np.ndarray) -> float:
@@ -61,7 +61,7 @@ def test_there_are_ops_and_each_is_found_by_its_name_and_its_overload() -> None:
 
 
 @pytest.mark.parametrize(("op", "flags"), forms(), ids=label)
-def test_op_equals_its_reference_in_every_form(op: FusedOp, flags: dict[str, bool]) -> None:
+def test_op_equals_its_reference_in_every_form(op: FusedOp, flags: Mapping[str, Any]) -> None:
     arguments = op.example()
     expected = op.reference(*arguments)
     assert relative(op.overload(*arguments, **flags), expected) <= op.tolerance
@@ -91,7 +91,7 @@ def test_shape_rule_names_the_argument_that_does_not_fit(op: FusedOp) -> None:
 @pytest.mark.parametrize(("op", "flags"), forms(), ids=label)
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_onnx_lowering_equals_the_reference(
-    op: FusedOp, flags: dict[str, bool], precision: str, tmp_path: Path
+    op: FusedOp, flags: Mapping[str, Any], precision: str, tmp_path: Path
 ) -> None:
     assert "onnx" in op.lowerings
     x, *_ = op.example()
@@ -105,7 +105,7 @@ def test_onnx_lowering_equals_the_reference(
 
 
 @pytest.mark.parametrize(("op", "flags"), forms(), ids=label)
-def test_coreml_lowering_converts_without_a_high_rank(op: FusedOp, flags: dict[str, bool], tmp_path: Path) -> None:
+def test_coreml_lowering_converts_without_a_high_rank(op: FusedOp, flags: Mapping[str, Any], tmp_path: Path) -> None:
     pytest.importorskip("coremltools", reason="coremltools is not installed")
     from edgesmith.exporters.targets import coreml
 
