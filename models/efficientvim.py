@@ -298,11 +298,11 @@ def from_checkpoint(
 
 
 def _heads(widths: Sequence[int], num_classes: int) -> nn.ModuleList:
-    heads = nn.ModuleList(nn.Linear(width, num_classes) for width in widths)
+    heads = [nn.Linear(width, num_classes) for width in widths]
     for head in heads:
         nn.init.trunc_normal_(head.weight, std=0.02)
         nn.init.zeros_(head.bias)
-    return heads
+    return nn.ModuleList(heads)
 
 
 def _weighted(weights: Tensor, heads: nn.ModuleList, pooled: Sequence[Tensor]) -> Tensor:

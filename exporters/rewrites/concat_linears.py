@@ -85,9 +85,8 @@ def _join(module: GraphModule, node: Node, linears: list[Node]) -> None:
     emit, dtype, where = Emitter(module, node), val(node).dtype, site(*linears)
     inputs = list(blocks)
     x = inputs[0] if len(inputs) == 1 else emit(aten.cat.default, inputs, rank(inputs[0]) - 1)
-    weight = emit.constant(f"{where}.weight", torch.cat(list(blocks.values()), dim=1).to(dtype))
-    joined = emit(
-        aten.linear.default, x, weight, None if bias is None else emit.constant(f"{where}.bias", bias.to(dtype))
-    )
+    matrix = emit.constant(f"{where}.weight", torch.cat(list(blocks.values()), dim=1).to(dtype))
+    offset = None if bias is None else emit.constant(f"{where}.bias", bias.to(dtype))
+    joined = emit(aten.linear.default, x, matrix, offset)
     stand_for(joined, node)
     node.replace_all_uses_with(joined)

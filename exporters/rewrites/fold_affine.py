@@ -124,8 +124,11 @@ def _product(module: GraphModule, node: Node, axis: int) -> tuple[Node, Tensor] 
         return None
     for value, other in orders:
         scale = _along(module, other, node, value, axis)
-        if scale is not None and isinstance(value, Node):
-            return value, 1 / scale if node.target is aten.div.Tensor else scale
+        if scale is None or not isinstance(value, Node):
+            continue
+        if node.target is aten.mul.Tensor:
+            return value, scale
+        return (value, 1 / scale) if bool((scale != 0).all()) else None
     return None
 
 

@@ -87,10 +87,10 @@ def _take(module: GraphModule, node: Node, skip: Scaled, branch: Scaled) -> None
     assert weight is not None
     channels, width = weight.shape[:2]
     scale = branch.factor(channels)
-    folded = weight.double() * scale.reshape(-1, *[1] * (weight.dim() - 1))
-    middle = tuple(k // 2 for k in weight.shape[2:])
+    folded = (weight.double() * scale.reshape(-1, *[1] * (weight.dim() - 1))).contiguous()
+    kernels = folded.reshape(channels, width, -1)  # of odd sizes, so the centre is also the middle of a flat kernel
     own = torch.arange(channels)
-    folded[(own, own % width, *middle)] += skip.factor(channels)
+    kernels[own, own % width, kernels.shape[2] // 2] += skip.factor(channels)
     prefix = site(conv)
     set_constant(module, conv, 1, f"{prefix}.weight", folded.to(weight.dtype))
     if bias is not None:

@@ -11,13 +11,25 @@ alone: an unbiased variance, eps outside the root, more than one normalised axis
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from edgesmith.exporters.graph import Emitter, arguments, aten, constant, operators, rank, readers, site, stand_for, val
+from edgesmith.exporters.graph import (
+    Emitter,
+    arguments,
+    aten,
+    constant,
+    operators,
+    rank,
+    readers,
+    set_constant,
+    site,
+    stand_for,
+    val,
+)
 from edgesmith.exporters.rewrite import Rejection, RewriteReport
 from edgesmith.exporters.targets import Costs
 from edgesmith.kernels import channel_norm
@@ -49,7 +61,7 @@ _Outcome = tuple[str, str] | Rejection | None
 def _fuse(module: GraphModule, node: Node) -> _Outcome:
     parts = _normalised(node)
     if parts is None:
-        return None
+        return _outside_the_root(node)
     centred, deviation = parts
     x = _centred(centred)
     if x is None:
@@ -69,19 +81,24 @@ def _fuse(module: GraphModule, node: Node) -> _Outcome:
     if axis not in (1, last) or rank(source) < 2:
         return Rejection(where, f"it normalises axis {axis} of {rank(source)}; axis 1 and the last are known")
     channels = val(source).shape[axis]
+    args: tuple[Any, ...]
     if not isinstance(channels, int) or not val(source).is_floating_point():
         return Rejection(where, "the number of channels is not known")
     end, weight, bias = _affine(module, node, axis, channels)
-    emit = Emitter(module, end)
-    weight_node = emit.constant(f"{where}.weight", weight)
-    bias_node = emit.constant(f"{where}.bias", bias)
-    if axis == 1:
-        new = emit(channel_norm.OP.overload, source, weight_node, bias_node, float(eps))
-    else:
-        new = emit(aten.layer_norm.default, source, [channels], weight_node, bias_node, float(eps))
+    with module.graph.inserting_before(end):
+        if axis == 1:
+            args = (source, None, None, float(eps))
+            new = module.graph.call_function(channel_norm.OP.overload, args)
+        else:
+            args = (source, [channels], None, None, float(eps))
+            new = module.graph.call_function(aten.layer_norm.default, args)
+    new.meta.update(node.meta)
     stand_for(new, end)
     end.replace_all_uses_with(new)
-    module.graph.eliminate_dead_code()
+    module.graph.eliminate_dead_code()  # so that the constants' own names are free
+    first = args.index(None)
+    set_constant(module, new, first, f"{where}.weight", weight)
+    set_constant(module, new, first + 1, f"{where}.bias", bias)
     return where, "a layer norm over axis 1 -> edgesmith.channel_norm" if axis == 1 else "-> aten.layer_norm"
 
 
@@ -90,14 +107,30 @@ def _normalised(node: Node) -> tuple[Node, Node] | None:
     if node.target is aten.div.Tensor:
         above, below = arguments(node)[:2]
         if _is(below, aten.sqrt.default):
-            return above, below.args[0]
-        if _is(below, aten.pow.Tensor_Scalar) and below.args[1] == 0.5:
-            return above, below.args[0]
+            return above, arguments(below)[0]
+        if _is(below, aten.pow.Tensor_Scalar) and arguments(below)[1] == 0.5:
+            return above, arguments(below)[0]
     if node.target is aten.mul.Tensor:
-        for above, factor in ((node.args[0], node.args[1]), (node.args[1], node.args[0])):
-            if _is(factor, aten.rsqrt.default) or (_is(factor, aten.pow.Tensor_Scalar) and factor.args[1] == -0.5):
-                return above, factor.args[0]
+        first, second = arguments(node)
+        for above, factor in ((first, second), (second, first)):
+            if _is(factor, aten.rsqrt.default) or (
+                _is(factor, aten.pow.Tensor_Scalar) and arguments(factor)[1] == -0.5
+            ):
+                return above, arguments(factor)[0]
     return None
+
+
+def _outside_the_root(node: Node) -> Rejection | None:
+    """A near miss: (x - mean(x)) / (sqrt(var) + eps)."""
+    if node.target is not aten.div.Tensor:
+        return None
+    above, below = arguments(node)[:2]
+    if _centred(above) is None or not _is(below, aten.add.Tensor):
+        return None
+    root = arguments(below)[0]
+    if not any(_is(root, kind) for kind in (aten.sqrt.default, aten.std.dim, aten.std.correction)):
+        return None
+    return Rejection(site(node), "eps is added outside the root")
 
 
 def _centred(node: object) -> tuple[Node, int] | None:
@@ -229,7 +262,7 @@ def _order(node: Node) -> list[int]:
     return order
 
 
-def _is(node: object, target: object) -> bool:
+def _is(node: object, target: object) -> TypeGuard[Node]:
     return isinstance(node, Node) and node.target is target
 
 

@@ -11,6 +11,8 @@ patterns and targets want. Exact: nothing is computed otherwise than before.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch.fx import GraphModule, Node
 
 from edgesmith.exporters.graph import (
@@ -78,17 +80,18 @@ def _lift(module: GraphModule, node: Node, x: Node) -> None:
     graph = module.graph
     sizes = list(val(x).shape[2:])
     with graph.inserting_before(node):
-        if node.target is aten.conv1d.default:
+        target: Any = node.target
+        if target is aten.conv1d.default:
             _, w, b, _, _, _, groups = arguments(node)
             lifted = graph.call_function(aten.conv2d.default, (x, w, b, [1, 1], [0, 0], [1, 1], groups))
         else:
-            lifted = graph.call_function(node.target, (x, *node.args[1:]), node.kwargs)
+            lifted = graph.call_function(target, (x, *node.args[1:]), node.kwargs)
         flat = graph.call_function(aten.flatten.using_ints, (lifted, 2))
     for new in (lifted, flat):
         new.meta.update(node.meta)
     stand_for(flat, node)
     lifted.meta["equals"] = ""
-    lifted.meta["val"] = val(node).unflatten(2, sizes)
+    lifted.meta["val"] = val(node).reshape(*val(node).shape[:2], *sizes)
     node.replace_all_uses_with(flat)
     graph.erase_node(node)
     if lifted.target is aten.conv2d.default:
