@@ -8,8 +8,8 @@
     lift_flatten      conv1d(flatten(x)) -> flatten(conv2d(x)): chains of maps stay maps
     drop_shift        softmax(x + c) -> softmax(x)
     fold_residual     s x + t conv(x) -> conv'(x)
-    concat_linears    L1(x) + L2(y) -> L([x | y])
     fold_affine       s f(x) + c -> f'(x), and what is left of layer scales
+    concat_linears    L1(x) + L2(y) -> L([x | y])
     fuse              the graph of a fused op's reference -> that fused op
     share_gates       additive attention with q's and k's gates in common convolutions, where the target says cheaper
 
@@ -74,7 +74,7 @@ def all_rewrites() -> tuple[Rewrite, ...]:
     fuses = tuple(Fuse(op) for op in all_ops().values() if op.is_pattern)
     simplify = (FoldConstants(), Canonicalise(), MergeLinears(), FoldBatchnorm())
     places = (FuseChannelNorm(), LiftFlatten(), DropShift())
-    fold = (FoldResidual(), ConcatLinears(), FoldAffine())
+    fold = (FoldResidual(), FoldAffine(), ConcatLinears())
     return (*simplify, *places, *fold, *fuses, ShareGates())
 
 

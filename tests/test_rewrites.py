@@ -113,7 +113,7 @@ def test_merge_linears_leaves_heads_of_different_inputs_to_concat_linears() -> N
     program, reports = apply(Model(), torch.randn(3, 5))
     assert count_operators(program.module) == {"aten.relu": 1, "aten.cat": 1, "aten.linear": 1}
     assert not reports["merge_linears"].applied
-    assert [site for site, _ in reports["concat_linears"].applied] == ["a + b"]
+    assert reports["concat_linears"].applied[0][0] == "a + b"
 
 
 def test_merge_linears_leaves_a_head_that_is_returned_too_and_says_so() -> None:

@@ -4,6 +4,7 @@ dropout(x), not training               ->  x
 adaptive_avg_pool2d(x, 1)              ->  mean(x, [2, 3], keepdim)
 mean(x, [-1, -2])                      ->  mean(x, [2, 3])
 chunk(x, n, d), split(x, n, d)         ->  split_with_sizes(x, [n, ...], d)
+    softmax(x, -1), transpose(x, -1, -2)   ->  axes counted from the front, the lower one first
     reshape, view: [B, C, *] -> [B, C, N]  ->  flatten(x, 2)
     reshape, view: [B, C, N] -> [B, C, *]  ->  unflatten(x, 2, [*])
     _native_batch_norm_legit_no_training   ->  batch_norm, which is what functionalising made it from
@@ -91,6 +92,17 @@ def _split(module: GraphModule, node: Node) -> str | None:
     return "chunk, split -> split_with_sizes"
 
 
+def _axes(module: GraphModule, node: Node) -> str | None:
+    """Axes of a softmax or a transposition."""
+    x, *rest = arguments(node)
+    count = 1 if node.target is aten.softmax.int else 2
+    axes = sorted(axis % rank(x) for axis in rest[:count]) if rank(x) else rest[:count]
+    if axes == list(rest[:count]):
+        return None
+    _replace(module, node, node.target, (x, *axes, *(value for value in rest[count:] if value is not None)))
+    return "axes counted from the front"
+
+
 def _places(module: GraphModule, node: Node) -> str | None:
     """What only joins, or only separates, the axes after the first two."""
     x = node.args[0]
@@ -136,6 +148,8 @@ _RULES: dict[Any, Callable[[GraphModule, Node], str | None]] = {
     aten.chunk.default: _split,
     aten.split.Tensor: _split,
     aten.split_with_sizes.default: _split,
+    aten.softmax.int: _axes,
+    aten.transpose.int: _axes,
     aten.flatten.using_ints: _places,
     aten.unflatten.int: _places,
     aten.reshape.default: _places,

@@ -1,6 +1,6 @@
 """A sum of linear layers of different inputs is one linear layer of their concatenation.
 
-    sum_i (x_i W_i + b_i)  ->  [x_1 | x_2 | ...] [W_1; W_2; ...] + sum_i b_i
+    sum_i (x_i W_i + b_i)  ->  [x_1 | x_2 | ...] [W_1; W_2; ...] + sum_i b_i         and a number that scales the sum
 
 Heads on several stages, weighted and summed, become one product. Layers that share an input share its block. Sums are
 formed in float64 and rounded once.
@@ -14,6 +14,7 @@ from torch.fx import GraphModule, Node
 
 from edgesmith.exporters.graph import Emitter, arguments, aten, constant, operators, rank, readers, site, stand_for, val
 from edgesmith.exporters.rewrite import Rejection, RewriteReport
+from edgesmith.exporters.rewrites.merge_linears import fold_factor
 from edgesmith.exporters.targets import Costs
 
 
@@ -36,9 +37,13 @@ class ConcatLinears:
             if reason is not None:
                 rejected.append(Rejection(where, reason))
                 continue
-            _join(module, node, linears)
+            joined = _join(module, node, linears)
             applied.append((where, f"{len(linears)} linear layers -> one of their inputs' concatenation"))
             module.graph.eliminate_dead_code()
+            for reader in list(joined.users):
+                outcome = fold_factor(module, reader) if reader.target in (aten.mul.Tensor, aten.div.Tensor) else None
+                if isinstance(outcome, tuple):
+                    applied.append(outcome)
         return RewriteReport(self.name, tuple(applied), tuple(rejected))
 
 
@@ -72,7 +77,7 @@ def _cannot_join(module: GraphModule, node: Node, linears: list[Node]) -> str | 
     return None
 
 
-def _join(module: GraphModule, node: Node, linears: list[Node]) -> None:
+def _join(module: GraphModule, node: Node, linears: list[Node]) -> Node:
     blocks: dict[Node, Tensor] = {}
     bias: Tensor | None = None
     for linear in linears:
@@ -90,3 +95,4 @@ def _join(module: GraphModule, node: Node, linears: list[Node]) -> None:
     joined = emit(aten.linear.default, x, matrix, offset)
     stand_for(joined, node)
     node.replace_all_uses_with(joined)
+    return joined

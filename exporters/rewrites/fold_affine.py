@@ -71,12 +71,13 @@ class FoldAffine:
     def apply(self, module: GraphModule, costs: Costs) -> RewriteReport:
         """Fold in place until nothing changes; every step leaves fewer products, or a smaller one."""
         applied: list[tuple[str, str]] = []
+        rejected: list[Rejection] = []
         found = True
         while found:
             found = False
             rejected = []
             for node in operators(module):
-                if node._erased or node.target not in _AFFINE:
+                if node._erased or not node.users or node.target not in _AFFINE:
                     continue
                 where = site(node)
                 outcome = _fold(module, node)
@@ -85,7 +86,7 @@ class FoldAffine:
                 elif outcome is not None:
                     applied.append((where, outcome))
                     found = True
-        module.graph.eliminate_dead_code()
+                    module.graph.eliminate_dead_code()  # what is dead must not count as a reader
         return RewriteReport(self.name, tuple(applied), tuple(rejected))
 
 
@@ -177,7 +178,7 @@ def _fold_scale(module: GraphModule, node: Node, value: Node, scale: Tensor, axi
     if backwards is None:
         return "into the layer before it"
     if axis != 1 and rank(node) != 2:
-        return _near(module, node, value, backwards)
+        return _near(node, value, backwards)
     factor = _common_factor(module, node, value, scale)
     if factor is None:
         return "out of the sum, into what reads that"
@@ -187,13 +188,13 @@ def _fold_scale(module: GraphModule, node: Node, value: Node, scale: Tensor, axi
         node.replace_all_uses_with(value)
         module.graph.erase_node(node)
         return "into what reads it"
-    return _near(module, node, value, f"{backwards}; {forwards}")
+    return _near(node, value, f"{backwards}; {forwards}")
 
 
-def _near(module: GraphModule, node: Node, value: Node, reason: str) -> Rejection | None:
+def _near(node: Node, value: Node, reason: str) -> Rejection | None:
     """A rejection where a layer is next to the node, else nothing: then it is no near miss."""
-    layer = _layer(value)
-    return Rejection(site(node), reason) if layer is not None else None
+    reads = any(_own_axis(user) is not None and user.args[0] is node for user in node.users)
+    return Rejection(site(node), reason) if reads or _layer(value) is not None else None
 
 
 def _fold_shift(module: GraphModule, node: Node, value: Node, shift: Tensor, axis: int) -> str | Rejection | None:
@@ -214,7 +215,7 @@ def _fold_shift(module: GraphModule, node: Node, value: Node, shift: Tensor, axi
         node.replace_all_uses_with(value)
         module.graph.erase_node(node)
         return "into the biases of what reads it"
-    return _near(module, node, value, forwards)
+    return _near(node, value, forwards)
 
 
 def _rescale(module: GraphModule, node: Node, value: Node, scale: Tensor, axis: int) -> Node:

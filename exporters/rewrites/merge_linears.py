@@ -30,7 +30,7 @@ from edgesmith.exporters.graph import (
 from edgesmith.exporters.rewrite import Rejection, RewriteReport
 from edgesmith.exporters.targets import Costs
 
-_Outcome = tuple[str, str] | Rejection | None
+Outcome = tuple[str, str] | Rejection | None
 
 
 class MergeLinears:
@@ -57,7 +57,7 @@ def _is_linear(node: object) -> bool:
     return isinstance(node, Node) and node.target is aten.linear.default
 
 
-def _merge_sum(module: GraphModule, node: Node) -> _Outcome:
+def _merge_sum(module: GraphModule, node: Node) -> Outcome:
     first, second, alpha = arguments(node)
     if not (_is_linear(first) and _is_linear(second)) or first is second or alpha != 1:
         return None
@@ -79,7 +79,8 @@ def _merge_sum(module: GraphModule, node: Node) -> _Outcome:
     return where, "the sum of two linear layers -> one"
 
 
-def _scale(module: GraphModule, node: Node) -> _Outcome:
+def fold_factor(module: GraphModule, node: Node) -> Outcome:
+    """A linear layer times a number -> that layer with its weights times the number."""
     linear, factor = arguments(node)[:2]
     if _is_linear(factor) and node.target is aten.mul.Tensor:
         linear, factor = factor, linear
@@ -130,8 +131,8 @@ def _stand_in(module: GraphModule, node: Node, linear: Node) -> None:
             linear.prepend(argument)
 
 
-_MERGES: dict[Any, Callable[[GraphModule, Node], _Outcome]] = {
+_MERGES: dict[Any, Callable[[GraphModule, Node], Outcome]] = {
     aten.add.Tensor: _merge_sum,
-    aten.mul.Tensor: _scale,
-    aten.div.Tensor: _scale,
+    aten.mul.Tensor: fold_factor,
+    aten.div.Tensor: fold_factor,
 }
