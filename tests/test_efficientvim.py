@@ -21,7 +21,7 @@ from edgesmith.models import registry
 from edgesmith.models.checkpoint import load
 
 PARITY = 1e-5
-EAGER = 2e-6
+EAGER = 4e-6
 FIXTURES = Path(__file__).parent / "fixtures"
 NAMES = [name for name in registry.all_models() if name.startswith("efficientvim")]
 
@@ -50,24 +50,24 @@ def test_fixtures_are_the_shared_ones(parity: Path, fixture: Path) -> None:
 def test_the_authors_outputs_eager_rewritten_and_in_onnx_runtime(
     fixture: Path, checkpoint: Path, rebuild: ModuleType, tmp_path: Path
 ) -> None:
-    """The authors' own float32 outputs are 8.1e-6 (5.7e-6 distilled) from the same network in float64: that much of
-    PARITY is rounding of theirs. In ONNX Runtime the file is therefore held to float64 as tightly, and to the authors
-    relative to their peak of 1.39, as artifacts are.
+    """Weights of this gain double rounding in every mixer: the authors' own float32 outputs are 8.1e-6 (5.7e-6 with the
+    heads of distillation) from the same network in float64, which is most of PARITY. The file is therefore held to
+    float64 as tightly, and to the authors relative to their peak of 1.39, as an artifact is.
     """
     _, x, expected, _ = rebuild.load(fixture)
-    model, weights = load(registry.get("efficientvim_m1"), checkpoint)
+    model, _ = load(registry.get("efficientvim_m1"), checkpoint)
     assert len(model.state_dict()) == (316 if "dist" in fixture.name else 307)
     with torch.no_grad():
         assert np.abs(model(x).numpy() - expected).max() <= PARITY
         exact = model.double()(x.double()).numpy()
     _, rewritten, _ = edgesmith.explain("efficientvim_m1", "onnx", weights=checkpoint)
     assert np.abs(run(rewritten, (x,))[0].numpy() - expected).max() <= PARITY
-    artifact = edgesmith.export("efficientvim_m1", "onnx", weights=checkpoint, out=tmp_path)
-    outputs = targets.get("onnx").run(artifact.file, [[x.numpy()]])
+    backend = targets.get("onnx")
+    backend.lower(rewritten, tmp_path / "m1.onnx", Request("efficientvim_m1", "fp32"))
+    outputs = backend.run(tmp_path / "m1.onnx", [[x.numpy()]])
     assert isinstance(outputs, list)
     assert np.abs(outputs[0][0] - exact).max() <= PARITY
-    assert np.abs(outputs[0][0] - expected).max() <= PARITY * np.abs(expected).max().clip(1)
-    assert artifact.manifest["weights"]["sha256"] == weights.sha256
+    assert np.abs(outputs[0][0] - expected).max() <= PARITY * max(1.0, np.abs(expected).max())
 
 
 def test_a_checkpoint_says_how_many_classes_and_heads_there_are(
@@ -102,12 +102,11 @@ def test_the_dead_parameter_is_dead() -> None:
 @pytest.mark.parametrize(
     ("name", "size", "batch"),
     [
-        ("efficientvim_m1", (224, 224), 1),
+        ("efficientvim_m1", (256, 256), 1),
         ("efficientvim_m1", (192, 320), 2),
         ("efficientvim_m1", (97, 33), 3),
-        ("efficientvim_m1", (1, 1), 1),
         ("efficientvim_m2", (224, 224), 1),
-        ("efficientvim_m3", (256, 256), 1),
+        ("efficientvim_m3", (224, 224), 1),
         ("efficientvim_m4", (256, 256), 1),
     ],
 )
@@ -126,7 +125,7 @@ def test_onnx_equals_eager_at_every_size_and_batch(
     assert isinstance(outputs, list)
     with torch.no_grad():
         expected = model(x).numpy()
-    assert np.abs(outputs[0][0] - expected).max() <= 2 * EAGER * np.abs(expected).max()
+    assert np.abs(outputs[0][0] - expected).max() <= EAGER * np.abs(expected).max()
 
 
 @pytest.mark.parametrize(
