@@ -137,10 +137,7 @@ def test_channel_norm_is_found_in_every_spelling_and_keeps_the_numbers(norms: li
     program = capture(Norms(entries).eval(), inputs)
     rewritten, _ = rewrite(program, COSTS)
     counts = count_operators(rewritten.module)
-    plain = sum(len(entry[1]) == 2 for entry in entries)  # axis 1 is the last one there too
-    assert counts.get("edgesmith.channel_norm", 0) == len(entries)
-    assert plain >= 0
-    assert set(counts) == {"edgesmith.channel_norm"}
+    assert counts == {"edgesmith.channel_norm": len(entries)}
     for y, z in zip(run(program, inputs), run(rewritten, inputs), strict=True):
         assert float((y - z).abs().max()) <= channel_norm.OP.tolerance * max(1.0, float(y.abs().max()))
 
@@ -308,35 +305,18 @@ def test_a_residual_goes_into_any_kernel_that_keeps_places(
 @pytest.mark.parametrize(
     ("conv", "reason"),
     [
-        (nn.Conv2d(4, 4, 3, padding=2, dilation=2, groups=4, stride=1, padding_mode="zeros"), ""),
-        (nn.Conv2d(4, 4, (3, 4), padding="same", groups=4), "kernel [3, 4] have no centre"),
+        (nn.Conv2d(4, 4, 2, padding=1, dilation=2, groups=4), "kernel [2, 2] have no centre"),
         (nn.Conv2d(4, 1, 1), "does not keep its input's shape"),
-        (nn.Conv2d(4, 4, 5, stride=1, padding=(2, 2), dilation=(1, 1)), ""),
+        (nn.Conv2d(4, 4, 3, stride=(2, 1), padding=(4, 1), groups=4), "stride [2, 1]"),  # 6 rows, but not the same ones
+        (nn.Conv2d(4, 4, 3, padding=(2, 1), dilation=(2, 1), padding_mode="circular"), ""),
     ],
-    ids=["dilated", "even", "broadcast", "dense"],
+    ids=["even", "broadcast", "strided", "circular"],
 )
-def test_residuals_around_other_convolutions(conv: nn.Module, reason: str) -> None:
+def test_residuals_around_other_convolutions_stay_and_are_explained(conv: nn.Module, reason: str) -> None:
     counts, reports, _ = apply(Do(lambda x, conv: x + conv(x), conv=conv), torch.randn(2, 4, 6, 6))
-    if reason:
-        assert "aten.add" in counts
-        assert reason in reasons(reports["fold_residual"]) or "even" not in reason
-    else:
-        assert counts == {"aten.conv2d": 1}
-
-
-def test_residuals_that_cannot_be_folded_are_explained() -> None:
-    def strided(x: Tensor, conv: nn.Module) -> Tensor:
-        return x + conv(x)
-
-    conv = nn.Conv2d(4, 4, 3, stride=(2, 1), padding=(4, 1), groups=4)  # 6 rows again, but not the same ones
-    counts, reports, _ = apply(Do(strided, conv=conv), torch.randn(1, 4, 6, 6))
-    assert "aten.add" in counts
-    assert "stride [2, 1]" in reasons(reports["fold_residual"])
-
-    conv = nn.Conv1d(4, 4, 3, padding=1, groups=4)
-    both = Do(lambda x, conv: (conv(x), x + conv(x).relu(), x + (y := conv(x)) + y), conv=conv)
-    counts, reports, _ = apply(both, torch.randn(1, 4, 6))
-    assert counts["aten.add"] >= 2
+    assert counts["aten.add"] == 1
+    assert reason in reasons(reports["fold_residual"])
+    assert not reports["fold_residual"].applied
 
 
 def test_a_residual_of_a_convolution_that_is_returned_too_stays() -> None:
@@ -371,7 +351,7 @@ def test_constants_a_channel_go_into_the_layers_around_them(
         lambda x, conv, other, s, c: (conv(x) - c) / s * 0.5,
         lambda x, conv, other, s, c: conv(x.relu() * s),
         lambda x, conv, other, s, c: other(s * x.relu() + c),
-        lambda x, conv, other, s, c: other(c - x.relu() * s) if False else other(c + s * (2 * x.relu())),
+        lambda x, conv, other, s, c: other(c + s * (2 * x.relu())),
         lambda x, conv, other, s, c: s * (y := conv(x)) + other(y).relu().mean(1, keepdim=True),
         lambda x, conv, other, s, c: other(s * x.relu() + c * conv(x)),
         lambda x, conv, other, s, c: other((s * x.relu()).mean((2, 3), keepdim=True)),
