@@ -15,6 +15,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
 from edgesmith.errors import BadInput, Unsupported
+from edgesmith.exporters.graph import operator_name, site
 from edgesmith.kernels.op import all_ops
 
 
@@ -107,11 +108,25 @@ def exported(program: Program, target: str) -> ExportedProgram:
     Fused ops that have no lowering for the target are inlined: their references take their place.
 
     Raises:
-        Unsupported: as `capture`.
+        Unsupported: as `capture`; also complex numbers, which the rewrites have left because there is no rule for them.
     """
+    _refuse_complex(program)
     inlined = {op.overload: op.reference for op in all_ops().values() if target not in op.lowerings}
     with torch.no_grad(), _without_torchs_own_warnings():
         return _exported(program.module, program.inputs, program.dynamic_batch).run_decompositions(inlined)
+
+
+def _refuse_complex(program: Program) -> None:
+    """Converters fail somewhere on complex numbers, or write what nothing runs; say which operator needs them."""
+    joints = {"aten.complex", "aten.real", "aten.imag"}
+    for node in program.module.graph.nodes:
+        leaves = torch.utils._pytree.tree_leaves(node.meta.get("val"))
+        if operator_name(node) not in joints and any(isinstance(v, Tensor) and v.is_complex() for v in leaves):
+            what = f"the input {node.name}" if node.op == "placeholder" else f"{operator_name(node)} at {site(node)}"
+            raise Unsupported(
+                f"{what} is complex, which no target here takes, and has no form in real numbers here;"
+                " compute with real and imaginary parts instead (torch.view_as_real), or see edgesmith explain"
+            )
 
 
 def with_module(program: Program, module: nn.Module) -> Program:
@@ -133,6 +148,8 @@ def _check(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) ->
         raise BadInput("the model has lazy parameters without a shape; run it once before exporting it")
     if any(tensor.dtype == torch.bfloat16 for tensor in tensors):
         raise BadInput("the model computes in bfloat16, which no target here takes; convert it with .float()")
+    if any(x.is_complex() for x in inputs):
+        raise BadInput("the model takes complex numbers, which no target here has; give it both halves as tensors")
     own = (*model.named_children(), *model.named_parameters(recurse=False), *model.named_buffers(recurse=False))
     reserved = [name for name, _ in own if hasattr(GraphModule, name) or name == "meta"]
     if reserved and not isinstance(model, GraphModule):

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -112,7 +113,7 @@ class Emitter:
             node = self.module.graph.call_function(target, args, kwargs)
         node.meta.update({key: self.source.meta[key] for key in _PLACE if key in self.source.meta})
         node.meta["equals"] = ""  # no captured value, unless `stand_for` says so
-        with self._mode:
+        with self._mode, enable_python_dispatcher():  # without which some operators would fix a free axis
             real, other = torch.fx.map_arg((args, kwargs), lambda n: self._fake(n.meta["val"]))
             node.meta["val"] = target(*real, **other)
         return node
@@ -149,7 +150,7 @@ class Emitter:
 
     def _fake(self, value: Any) -> Any:
         if isinstance(value, Tensor) and not isinstance(value, FakeTensor):
-            return self._mode.from_tensor(value)
+            return self._mode.from_tensor(value, static_shapes=True)  # or a constant would have free axes
         return value
 
 

@@ -11,6 +11,10 @@
     fold_affine       s f(x) + c -> f'(x), and what is left of layer scales
     concat_linears    L1(x) + L2(y) -> L([x | y])
     fuse              the graph of a fused op's reference -> that fused op
+    fold_filters      irfft(rfft(x) * constant) -> a circular convolution or a matrix, where the target says cheaper
+    dft               torch.fft transforms -> matrix products; complex values -> pairs of real ones
+    unstack           f(stack(a, b))[..., 0] -> f(a), where nothing reads the whole
+    einsum            einsum(A, B) -> matmul(A', B')
     share_gates       additive attention with q's and k's gates in common convolutions, where the target says cheaper
 
 Every rewrite leaves the program's outputs equal but for rounding, and changes nothing when run again.
@@ -59,23 +63,28 @@ def all_rewrites() -> tuple[Rewrite, ...]:
     """The rewrites in the order in which they run."""
     from edgesmith.exporters.rewrites.canonicalise import Canonicalise
     from edgesmith.exporters.rewrites.concat_linears import ConcatLinears
+    from edgesmith.exporters.rewrites.dft import Dft
     from edgesmith.exporters.rewrites.drop_shift import DropShift
+    from edgesmith.exporters.rewrites.einsum import Einsum
     from edgesmith.exporters.rewrites.fold_affine import FoldAffine
     from edgesmith.exporters.rewrites.fold_batchnorm import FoldBatchnorm
     from edgesmith.exporters.rewrites.fold_constants import FoldConstants
+    from edgesmith.exporters.rewrites.fold_filters import FoldFilters
     from edgesmith.exporters.rewrites.fold_residual import FoldResidual
     from edgesmith.exporters.rewrites.fuse import Fuse
     from edgesmith.exporters.rewrites.fuse_channel_norm import FuseChannelNorm
     from edgesmith.exporters.rewrites.lift_flatten import LiftFlatten
     from edgesmith.exporters.rewrites.merge_linears import MergeLinears
     from edgesmith.exporters.rewrites.share_gates import ShareGates
+    from edgesmith.exporters.rewrites.unstack import Unstack
     from edgesmith.kernels.op import all_ops
 
     fuses = tuple(Fuse(op) for op in all_ops().values() if op.is_pattern)
     simplify = (FoldConstants(), Canonicalise(), MergeLinears(), FoldBatchnorm())
     places = (FuseChannelNorm(), LiftFlatten(), DropShift())
     fold = (FoldResidual(), FoldAffine(), ConcatLinears())
-    return (*simplify, *places, *fold, *fuses, ShareGates())
+    transforms = (FoldFilters(), Dft(), Unstack(), Einsum())
+    return (*simplify, *places, *fold, *fuses, *transforms, ShareGates())
 
 
 def rewrite(

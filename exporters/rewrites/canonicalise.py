@@ -12,7 +12,7 @@ chunk(x, n, d), split(x, n, d)         ->  split_with_sizes(x, [n, ...], d)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch.fx import GraphModule, Node
@@ -106,17 +106,20 @@ def _axes(module: GraphModule, node: Node) -> str | None:
 def _places(module: GraphModule, node: Node) -> str | None:
     """What only joins, or only separates, the axes after the first two."""
     x = node.args[0]
-    before, after = val(x).shape, val(node).shape
+    target, *rest = reshaping(val(x).shape, val(node).shape)
+    if target is aten.reshape.default or (node.target is target and list(node.args) == [x, *rest]):
+        return None
+    _replace(module, node, target, (x, *rest))
+    return "reshape -> flatten" if target is aten.flatten.using_ints else "reshape -> unflatten"
+
+
+def reshaping(before: Sequence[Any], after: Sequence[Any]) -> tuple[Any, ...]:
+    """The operator that reshapes in this spelling, and its arguments after the value."""
     kept = all(statically_known_true(a == b) for a, b in zip(before[:2], after[:2], strict=False))
-    if not kept or min(len(before), len(after)) != 3 or len(before) == len(after):
-        return None
-    flat = len(after) == 3
-    args = (x, 2) if flat else (x, 2, list(after[2:]))
-    target = aten.flatten.using_ints if flat else aten.unflatten.int
-    if not all(isinstance(n, int) for n in (*before[2:], *after[2:])) or (node.target is target and node.args == args):
-        return None
-    _replace(module, node, target, args)
-    return "reshape -> flatten" if flat else "reshape -> unflatten"
+    known = all(isinstance(n, int) for n in (*before[2:], *after[2:]))
+    if not kept or not known or min(len(before), len(after)) != 3 or len(before) == len(after):
+        return aten.reshape.default, list(after)
+    return (aten.flatten.using_ints, 2) if len(after) == 3 else (aten.unflatten.int, 2, list(after[2:]))
 
 
 def _native_norm(module: GraphModule, node: Node) -> str | None:

@@ -32,10 +32,17 @@ class Costs:
         launch_us: starting one operator, microseconds.
         copy_gb_s: moving an activation, as a split or concatenation does, gigabytes a second; infinite where it is
             only a view.
+        gmac_s: multiplications in a matrix product of fair size, 10^9 a second.
+        stream_gb_s: reading weights, and reading and writing what an operator works on number by number, gigabytes a
+            second.
+        depthwise_gmac_s: multiplications in a depthwise convolution with a large kernel, 10^9 a second.
     """
 
     launch_us: float
     copy_gb_s: float = math.inf
+    gmac_s: float = 50.0
+    stream_gb_s: float = 10.0
+    depthwise_gmac_s: float = 5.0
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,9 @@ options: frozenset[str] = frozenset({"labels", "streaming"})
 packages = ("onnx", "onnxscript", "onnxsim")
 extra = None
 runtime = "ONNX Runtime, CPU"
-costs = Costs(launch_us=3.0, copy_gb_s=10.0)  # measured on ONNX Runtime's CPU provider by bench/gates.py
+# Measured on ONNX Runtime's CPU provider, one thread: launches, copies by bench/gates.py, the rest by bench/dft.py.
+# Depthwise convolutions run at 5 (kernels with one axis) to 30 (with two); taking 5 for both never costs much.
+costs = Costs(launch_us=3.0, copy_gb_s=10.0, gmac_s=80.0, stream_gb_s=25.0, depthwise_gmac_s=5.0)
 dynamic_batch = True
 
 OPSET = 20

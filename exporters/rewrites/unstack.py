@@ -1,0 +1,92 @@
+"""What is stacked along a last axis and read back from it one by one need not be stacked.
+
+    stack(a, b)[..., 0]              ->  a
+    f(stack(a, b) + c)[..., 1]       ->  f(b + c[..., 1])          f number by number, c constant
+
+Models carry real and imaginary parts side by side through an activation; apart, they need no copy and one axis less,
+of which Core ML has five.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.fx import GraphModule, Node
+
+from edgesmith.exporters.graph import aten, constant, operators, rank, site, stand_for
+from edgesmith.exporters.rewrite import RewriteReport
+from edgesmith.exporters.rewrites.complex_values import Arithmetic
+from edgesmith.exporters.targets import Costs
+
+
+class Unstack:
+    """See the table above. A stack that something reads as a whole is left, and is no near miss."""
+
+    name = "unstack"
+
+    def apply(self, module: GraphModule, costs: Costs) -> RewriteReport:
+        """Rewrite in place."""
+        applied = []
+        for node in operators(module):
+            if node.target is aten.stack.default and _axis(node) == rank(node) - 1 and _is_read_apart(module, node):
+                applied.append((site(node), f"{len(node.args[0])} values kept apart"))  # type: ignore[arg-type]
+                _distribute(module, node, list(node.args[0]))  # type: ignore[arg-type]
+        module.graph.eliminate_dead_code()
+        return RewriteReport(self.name, tuple(applied))
+
+
+_POINTWISE = frozenset({
+    aten.abs, aten.add, aten.clamp, aten.clamp_min, aten.div, aten.elu, aten.gelu, aten.hardshrink, aten.hardtanh,
+    aten.leaky_relu, aten.mul, aten.neg, aten.relu, aten.sigmoid, aten.silu, aten.softshrink, aten.sub, aten.tanh,
+})  # fmt: skip
+
+
+def _axis(node: Node) -> int:
+    """The axis that a stack makes or a selection takes, counted from the front."""
+    axis = node.args[1] if len(node.args) > 1 else 0
+    assert isinstance(axis, int)
+    return axis % rank(node if node.target is aten.stack.default else node.args[0])
+
+
+def _is_read_apart(module: GraphModule, stacked: Node) -> bool:
+    """Whether every reader, through operators that work number by number, takes one of the stacked values."""
+    for reader in stacked.users:
+        if reader.target is aten.select.int:
+            if _axis(reader) != rank(stacked) - 1:
+                return False
+        elif getattr(reader.target, "overloadpacket", None) in _POINTWISE:
+            others = [n for n in reader.all_input_nodes if n is not stacked]
+            known = all(constant(module, n) is not None and rank(n) <= rank(stacked) for n in others)
+            if not known or reader.kwargs or rank(reader) != rank(stacked) or not _is_read_apart(module, reader):
+                return False
+        else:
+            return False
+    return bool(stacked.users)
+
+
+def _distribute(module: GraphModule, stacked: Node, parts: list[Node]) -> None:
+    """Give every reader of `stacked` the parts instead."""
+    for reader in list(stacked.users):
+        if reader.target is aten.select.int:
+            part = parts[reader.args[2]]  # type: ignore[index]  # an integer by the schema
+            if part.meta.get("equals") == "":
+                stand_for(part, reader)
+            reader.replace_all_uses_with(part)
+        else:
+            emit = Arithmetic(module, reader)
+            arguments = [_arguments(emit, stacked, parts, i) for i in range(len(parts))]
+            _distribute(module, reader, [emit(reader.target, *own) for own in arguments])
+
+
+def _arguments(emit: Arithmetic, stacked: Node, parts: list[Node], i: int) -> list[Any]:
+    """The arguments of one part's operator: a constant gives its own entry for that part."""
+
+    def own(argument: Any) -> Any:
+        if argument is stacked:
+            return parts[i]
+        if not isinstance(argument, Node) or rank(argument) == 0:
+            return argument
+        last = rank(argument) - 1
+        return emit(aten.select.int, argument, last, i if argument.meta["val"].shape[last] > 1 else 0)
+
+    return [own(argument) for argument in emit.before.args]
