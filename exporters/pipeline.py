@@ -288,7 +288,9 @@ def load_named(
     generator = torch.Generator().manual_seed(0)
     batch = max(batch, 2) if dynamic_batch else batch
     x = torch.randn(batch, *shape, generator=generator)
-    outputs = tuple(f"features_{i}" for i in range(4)) if features else ("logits",)
+    outputs: tuple[str, ...] = ("logits",)
+    if features:
+        outputs = tuple(f"features_{i}" for i in range(len(run_eager(module, (x,)))))
     return Loaded(spec.name, module, (x,), (spec.input.name,), outputs, origin, spec)
 
 

@@ -5,6 +5,12 @@
     merge_linears     (L1(x) + L2(x)) * s  ->  L(x)
     fold_batchnorm    BN(conv(x)) -> conv'(x);  conv(BN(x)) -> conv'(x);  linear(mean(BN(x))) -> linear'(mean(x))
     fold_group_norm   conv(g n(x) + b) -> conv'(n(x)), n the normalisation of a group norm without its affine
+    fuse_channel_norm a layer norm that is spelled out -> one operator
+    lift_flatten      conv1d(flatten(x)) -> flatten(conv2d(x)): chains of maps stay maps
+    drop_shift        softmax(x + c) -> softmax(x)
+    fold_residual     s x + t conv(x) -> conv'(x)
+    fold_affine       s f(x) + c -> f'(x), and what is left of layer scales
+    concat_linears    L1(x) + L2(y) -> L([x | y])
     fuse              the graph of a fused op's reference -> that fused op
     fold_filters      irfft(rfft(x) * constant) -> a circular convolution or a matrix, where the target says cheaper
     dft               torch.fft transforms -> matrix products; complex values -> pairs of real ones
@@ -58,34 +64,32 @@ class Rewrite(Protocol):
 def all_rewrites() -> tuple[Rewrite, ...]:
     """The rewrites in the order in which they run."""
     from edgesmith.exporters.rewrites.canonicalise import Canonicalise
+    from edgesmith.exporters.rewrites.concat_linears import ConcatLinears
     from edgesmith.exporters.rewrites.dense_transforms import DenseTransforms
     from edgesmith.exporters.rewrites.dft import Dft
+    from edgesmith.exporters.rewrites.drop_shift import DropShift
     from edgesmith.exporters.rewrites.einsum import Einsum
+    from edgesmith.exporters.rewrites.fold_affine import FoldAffine
     from edgesmith.exporters.rewrites.fold_batchnorm import FoldBatchnorm
     from edgesmith.exporters.rewrites.fold_constants import FoldConstants
     from edgesmith.exporters.rewrites.fold_filters import FoldFilters
     from edgesmith.exporters.rewrites.fold_group_norm import FoldGroupNorm
+    from edgesmith.exporters.rewrites.fold_residual import FoldResidual
     from edgesmith.exporters.rewrites.fuse import Fuse
+    from edgesmith.exporters.rewrites.fuse_channel_norm import FuseChannelNorm
+    from edgesmith.exporters.rewrites.lift_flatten import LiftFlatten
     from edgesmith.exporters.rewrites.merge_linears import MergeLinears
     from edgesmith.exporters.rewrites.share_gates import ShareGates
     from edgesmith.exporters.rewrites.unstack import Unstack
     from edgesmith.kernels.op import all_ops
 
     fuses = tuple(Fuse(op) for op in all_ops().values() if op.is_pattern)
-    return (
-        FoldConstants(),
-        Canonicalise(),
-        MergeLinears(),
-        FoldBatchnorm(),
-        FoldGroupNorm(),
-        *fuses,
-        FoldFilters(),
-        Dft(),
-        Unstack(),
-        Einsum(),
-        DenseTransforms(),
-        ShareGates(),
-    )
+    simplify = (FoldConstants(), Canonicalise(), MergeLinears(), FoldBatchnorm(), FoldGroupNorm())
+    places = (FuseChannelNorm(), LiftFlatten(), DropShift())
+    fold = (FoldResidual(), FoldAffine(), ConcatLinears())
+    transforms = (FoldFilters(), Dft(), Unstack(), Einsum())
+    forms = (DenseTransforms(), ShareGates())
+    return (*simplify, *places, *fold, *fuses, *transforms, *forms)
 
 
 def rewrite(

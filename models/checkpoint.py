@@ -1,8 +1,8 @@
 """Weights from files: read without running code from them, fitted to a model, or refused with what does not fit.
 
-Files: `.safetensors`, and PyTorch's `.pth`/`.pt` as a bare state dict or in an envelope (`model`, `state_dict`,
-`model_ema`, the first that is there), which may carry training state beside it. Prefixes `module.` and `backbone.` are
-dropped.
+Files: `.safetensors`, and PyTorch's `.pth`/`.pt` as a bare state dict or in an envelope, which may carry training state
+beside it: the one that the model's facts name, else `model`, `state_dict` or `model_ema`, the first that is there.
+Prefixes `module.` and `backbone.` are dropped.
 
 A pickle is read by PyTorch's restricted unpickler, which builds tensors and plain containers only. `argparse.Namespace`
 and numpy scalars, which training scripts leave beside the weights, are let through: they hold data and run nothing.
@@ -66,7 +66,7 @@ def load(spec: ModelSpec, path: str | Path | None, **asked: Any) -> tuple[nn.Mod
                 settle(model)
         return model, Weights(f"random (seed {RANDOM_SEED})", fingerprint(model.state_dict()))
     path = Path(path)
-    state, dropped = _own_keys(read(path))
+    state, dropped = _own_keys(read(path, spec.envelope))
     options, state, notes = family(spec).from_checkpoint(state, **asked)
     if dropped:
         notes = [*notes, f"{len(dropped)} tensors outside the backbone were left out, first {dropped[0]}"]
@@ -76,8 +76,8 @@ def load(spec: ModelSpec, path: str | Path | None, **asked: Any) -> tuple[nn.Mod
     return model, Weights(f"file {path.name}", fingerprint(model.state_dict()), digest, tuple(notes))
 
 
-def read(path: str | Path) -> dict[str, Tensor]:
-    """The state dict in a file. Raises CheckpointError."""
+def read(path: str | Path, envelope: str = "") -> dict[str, Tensor]:
+    """The state dict in a file; of several, the one under `envelope`. Raises CheckpointError."""
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"no weights file at {path}; give a .pth, .pt or .safetensors file")
@@ -86,7 +86,7 @@ def read(path: str | Path) -> dict[str, Tensor]:
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}; check its permissions") from error
     is_safe = path.suffix == ".safetensors"
-    state = _read_safetensors(path) if is_safe else _open_envelope(_read_pickle(path), path)
+    state = _read_safetensors(path) if is_safe else _open_envelope(_read_pickle(path), path, envelope)
     if not state:
         raise CheckpointError(f"{path.name} holds no tensors; a model's state dict was expected")
     return state
@@ -148,9 +148,9 @@ def _read_pickle(path: Path) -> Any:
         ) from error
 
 
-def _open_envelope(content: Any, path: Path) -> dict[str, Tensor]:
+def _open_envelope(content: Any, path: Path, envelope: str) -> dict[str, Tensor]:
     if isinstance(content, dict):
-        for key in _ENVELOPES:
+        for key in (envelope, *_ENVELOPES):
             inner = content.get(key)
             if isinstance(inner, dict) and any(isinstance(value, Tensor) for value in inner.values()):
                 content = inner

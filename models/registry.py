@@ -55,6 +55,8 @@ class ModelSpec:
         params, macs: with every head that the published figure includes, at `input.shape`; see the family's TOML file.
         top1: published accuracies, per cent, on the data set of `task`; empty where none was published.
         source, paper, licence: of the original.
+        envelope: the key under which the authors' checkpoint files hold the weights of the published accuracies, where
+            they hold others too.
     """
 
     name: str
@@ -68,11 +70,15 @@ class ModelSpec:
     source: str
     paper: str
     licence: str
+    envelope: str = ""
 
 
 @cache
 def all_models() -> dict[str, ModelSpec]:
-    """Every model by name, family by family. Raises ValueError where two files claim one name."""
+    """Every model by name, family by family. Raises ValueError where two files claim one name.
+
+    What a model's own table says of its input goes before what its family's says.
+    """
     found: dict[str, ModelSpec] = {}
     for path in sorted(Path(__file__).parent.glob("*.toml")):
         facts = tomllib.loads(path.read_text(encoding="utf-8"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -27,6 +28,10 @@ MEASURED = {
     "casvit_s": (5_764_224, 923),
     "casvit_m": (12_421_520, 1874),
     "casvit_t": (21_763_120, 3579),
+    "efficientvim_m1": (6_679_458, 239),
+    "efficientvim_m2": (13_903_842, 355),
+    "efficientvim_m3": (16_604_174, 656),
+    "efficientvim_m4": (19_606_505, 1112),
 }
 PUBLISHED = {
     "affnet_et": ("1.4", 0.4),
@@ -36,6 +41,10 @@ PUBLISHED = {
     "casvit_s": ("5.76", 0.93),
     "casvit_m": ("12.42", 1.89),
     "casvit_t": ("21.76", None),
+    "efficientvim_m1": ("6.7", 0.239),
+    "efficientvim_m2": ("13.9", 0.355),
+    "efficientvim_m3": ("16.6", 0.656),
+    "efficientvim_m4": ("19.6", 1.111),
 }
 MIXERS = {
     "affnet_et": ("fft_filter", 9),
@@ -45,9 +54,18 @@ MIXERS = {
     "casvit_s": ("additive_attention", 15),
     "casvit_m": ("additive_attention", 15),
     "casvit_t": ("additive_attention", 15),
+    "efficientvim_m1": ("hidden_state_mixer", 6),
+    "efficientvim_m2": ("hidden_state_mixer", 6),
+    "efficientvim_m3": ("hidden_state_mixer", 6),
+    "efficientvim_m4": ("hidden_state_mixer", 9),
 }
-ENTRIES = {"affnet_et": 416, "affnet_t": 416, "affnet": 416, "casvit_xs": 524}
-"""Of the authors' state dicts; 764 where nothing else is said."""
+ENTRIES = {"casvit_xs": 524, "efficientvim_m4": 406}  # of the authors' state dicts; the other variants:
+ENTRIES_OF_FAMILY = {"affnet": 416, "casvit": 764, "efficientvim": 307}
+MAPS = {
+    "affnet": (4, 8, 16, 32),
+    "casvit": (4, 8, 16, 32),
+    "efficientvim": (16, 32, 64),
+}  # pixels of the image to one of the map, rounded up
 
 
 def name(spec: ModelSpec) -> str:
@@ -81,19 +99,22 @@ def test_parameters_and_macs_are_the_published_ones(spec: ModelSpec) -> None:
     params, macs_m = MEASURED[spec.name]
     printed_params, printed_flops = PUBLISHED[spec.name]
     assert sum(p.numel() for p in model.parameters()) == spec.params == params
-    unit = 10 ** len(printed_params.split(".")[1])
-    assert f"{int(spec.params / 1e6 * unit) / unit}" == f"{float(printed_params)}"  # the papers cut, they do not round
+    digits = len(printed_params.split(".")[1])
+    millions = spec.params / 1e6
+    if spec.family == "affnet":  # whose paper cuts off what the others round
+        millions = int(millions * 10**digits) / 10**digits
+    assert f"{millions:.{digits}f}" == printed_params
     assert count_macs(model, torch.zeros(1, *spec.input.shape)) == spec.macs
     assert round(spec.macs / 1e6) == macs_m
     if spec.family == "affnet":
         assert round(spec.macs / 1e9, 1) == printed_flops
-    elif printed_flops is not None:  # the paper's figure also has activations and sums, 1.1 % at most
-        assert printed_flops * 0.989 <= spec.macs / 1e9 <= printed_flops
+    elif printed_flops is not None:  # a paper's figure may have activations and sums too, 1.1 % at most, or be cut off
+        assert printed_flops * 0.989 <= spec.macs / 1e9 <= printed_flops * 1.001
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=name)
 def test_state_dict_has_as_many_entries_as_the_authors(spec: ModelSpec) -> None:
-    assert len(registry.build(spec).state_dict()) == ENTRIES.get(spec.name, 764)
+    assert len(registry.build(spec).state_dict()) == ENTRIES.get(spec.name, ENTRIES_OF_FAMILY[spec.family])
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=name)
@@ -103,7 +124,8 @@ def test_outputs_have_the_documented_shapes(spec: ModelSpec, size: tuple[int, in
     with torch.no_grad():
         assert registry.build(spec)(x).shape == (2, spec.classes)
         maps = registry.build(spec, features=True)(x)
-    assert [tuple(m.shape[2:]) for m in maps] == [(size[0] >> i, size[1] >> i) for i in (2, 3, 4, 5)]
+    expected = [tuple(math.ceil(n / step) for n in size) for step in MAPS[spec.family]]
+    assert [tuple(m.shape[2:]) for m in maps] == expected
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=name)
@@ -115,7 +137,7 @@ def test_rewritten_graph_holds_its_mixers_and_no_batch_norm(
     mixer, number = MIXERS[spec.name]
     assert counts[f"edgesmith.{mixer}"] == number
     assert "aten.batch_norm" not in counts
-    assert count_operators(before.module)["aten.batch_norm"] > 50
+    assert count_operators(before.module)["aten.batch_norm"] > 30
     assert not next(report for report in reports if report.name == f"fuse_{mixer}").rejected
     golden(f"{spec.name}.rewritten", "".join(f"{count:5} {op}\n" for op, count in counts.items()))
 

@@ -4,15 +4,19 @@ dropout(x), not training               ->  x
 adaptive_avg_pool2d(x, 1)              ->  mean(x, [2, 3], keepdim)
 mean(x, [-1, -2])                      ->  mean(x, [2, 3])
 chunk(x, n, d), split(x, n, d)         ->  split_with_sizes(x, [n, ...], d)
+    softmax(x, -1), transpose(x, -1, -2)   ->  axes counted from the front, the lower one first
+    reshape, view: [B, C, *] -> [B, C, N]  ->  flatten(x, 2)
+    reshape, view: [B, C, N] -> [B, C, *]  ->  unflatten(x, 2, [*])
     _native_batch_norm_legit_no_training   ->  batch_norm, which is what functionalising made it from
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch.fx import GraphModule, Node
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from edgesmith.exporters.graph import arguments, aten, operators, rank, site, stand_for, val
 from edgesmith.exporters.rewrite import RewriteReport
@@ -88,6 +92,36 @@ def _split(module: GraphModule, node: Node) -> str | None:
     return "chunk, split -> split_with_sizes"
 
 
+def _axes(module: GraphModule, node: Node) -> str | None:
+    """Axes of a softmax or a transposition."""
+    x, *rest = arguments(node)
+    count = 1 if node.target is aten.softmax.int else 2
+    axes = sorted(axis % rank(x) for axis in rest[:count]) if rank(x) else rest[:count]
+    if axes == list(rest[:count]):
+        return None
+    _replace(module, node, node.target, (x, *axes, *(value for value in rest[count:] if value is not None)))
+    return "axes counted from the front"
+
+
+def _places(module: GraphModule, node: Node) -> str | None:
+    """What only joins, or only separates, the axes after the first two."""
+    x = node.args[0]
+    target, *rest = reshaping(val(x).shape, val(node).shape)
+    if target is aten.reshape.default or (node.target is target and list(node.args) == [x, *rest]):
+        return None
+    _replace(module, node, target, (x, *rest))
+    return "reshape -> flatten" if target is aten.flatten.using_ints else "reshape -> unflatten"
+
+
+def reshaping(before: Sequence[Any], after: Sequence[Any]) -> tuple[Any, ...]:
+    """The operator that reshapes in this spelling, and its arguments after the value."""
+    kept = all(statically_known_true(a == b) for a, b in zip(before[:2], after[:2], strict=False))
+    known = all(isinstance(n, int) for n in (*before[2:], *after[2:]))
+    if not kept or not known or min(len(before), len(after)) != 3 or len(before) == len(after):
+        return aten.reshape.default, list(after)
+    return (aten.flatten.using_ints, 2) if len(after) == 3 else (aten.unflatten.int, 2, list(after[2:]))
+
+
 def _native_norm(module: GraphModule, node: Node) -> str | None:
     if any(user.args[1] != 0 for user in node.users):
         return None  # somebody reads the statistics
@@ -117,4 +151,10 @@ _RULES: dict[Any, Callable[[GraphModule, Node], str | None]] = {
     aten.chunk.default: _split,
     aten.split.Tensor: _split,
     aten.split_with_sizes.default: _split,
+    aten.softmax.int: _axes,
+    aten.transpose.int: _axes,
+    aten.flatten.using_ints: _places,
+    aten.unflatten.int: _places,
+    aten.reshape.default: _places,
+    aten.view.default: _places,
 }

@@ -24,6 +24,7 @@ from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_map
 
 from edgesmith.exporters.graph import Emitter, aten, constant, rank, site, val
+from edgesmith.exporters.rewrites.canonicalise import reshaping
 
 Half = Node | float
 
@@ -164,7 +165,8 @@ class Arithmetic(Emitter):
         """A node in another shape."""
         if not isinstance(half, Node) or _same_shape(val(half), shape):
             return half
-        return self(aten.reshape.default, half, sizes(shape))
+        target, *rest = reshaping(val(half).shape, shape)
+        return self(target, half, *([sizes(shape)] if target is aten.reshape.default else rest))
 
 
 def sizes(shape: Sequence[Any]) -> list[int]:

@@ -67,18 +67,26 @@ class FoldBatchnorm:
         return RewriteReport(self.name, tuple(applied), tuple(rejected))
 
 
-def fold_forwards(module: GraphModule, value: Node, scale: Tensor, shift: Tensor) -> str | None:
+def fold_forwards(
+    module: GraphModule, value: Node, scale: Tensor, shift: Tensor, but: Node | None = None, ask: bool = False
+) -> str | None:
     """Let the readers of `value` take `scale * value + shift` (per channel, axis 1) while reading `value` itself.
+
+    Args:
+        but: a reader that is left as it is.
+        ask: only say whether it can be done.
 
     Returns None when done. Otherwise the reason why not, and nothing is changed.
     """
-    takers = _readers_through_mean(value)
+    takers = _readers_through_mean(value, but)
     if not takers:
         return "nothing reads it"
     for reader, through in takers:
         reason = _cannot_take(module, reader, through, shift)
         if reason is not None:
             return reason
+    if ask:
+        return None
     for reader, through in takers:
         while through is not value:  # means are now those of other values than in the captured graph
             through.meta["equals"] = ""
@@ -129,13 +137,15 @@ def _fold_backwards(module: GraphModule, norm: Node, scale: Tensor, shift: Tenso
     return None
 
 
-def _readers_through_mean(value: Node) -> list[tuple[Node, Node]]:
+def _readers_through_mean(value: Node, but: Node | None = None) -> list[tuple[Node, Node]]:
     """The readers of `value`, each with what it reads: `value`, or a mean over all its axes after the channels.
 
     Such a mean may be flattened to [B, C] on the way.
     """
     takers = []
     for reader in value.users:
+        if reader is but:
+            continue
         if _is_spatial_mean(reader) or _is_flattened_mean(reader):
             takers += _readers_through_mean(reader)
         else:

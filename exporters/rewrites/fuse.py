@@ -126,9 +126,10 @@ class Fuse:
             fused.meta["equals"] = ""
             with module.graph.inserting_before(place):
                 results = [module.graph.call_function(operator.getitem, (fused, i)) for i in range(len(outputs))]
+        inside = _ancestors(outputs, inputs)  # an output may be read inside the site too: what goes away stays as it is
         for result, output in zip(results, outputs, strict=True):
             stand_for(result, output)
-            output.replace_all_uses_with(result)
+            output.replace_all_uses_with(result, delete_user_cb=lambda user: user not in inside)
         module.graph.eliminate_dead_code()
 
     def _positional(self, literals: dict[str, Any]) -> list[Any]:

@@ -1,7 +1,7 @@
 """Linear layers that are only added and scaled are one linear layer.
 
     (x W1 + b1) + (x W2 + b2)  ->  x (W1 + W2) + (b1 + b2)
-    (x W + b) * s              ->  x (s W) + s b                   also / s
+    (x W + b) * s              ->  x (s W) + s b                   also / s; s a number, or a tensor of one
 
 Two classification heads that inference averages become one. Sums are formed in float64 and rounded once.
 """
@@ -15,11 +15,22 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from edgesmith.exporters.graph import arguments, aten, constant, operators, readers, set_constant, site, stand_for, val
+from edgesmith.exporters.graph import (
+    arguments,
+    aten,
+    constant,
+    operators,
+    rank,
+    readers,
+    set_constant,
+    site,
+    stand_for,
+    val,
+)
 from edgesmith.exporters.rewrite import Rejection, RewriteReport
 from edgesmith.exporters.targets import Costs
 
-_Outcome = tuple[str, str] | Rejection | None
+Outcome = tuple[str, str] | Rejection | None
 
 
 class MergeLinears:
@@ -46,7 +57,7 @@ def _is_linear(node: object) -> bool:
     return isinstance(node, Node) and node.target is aten.linear.default
 
 
-def _merge_sum(module: GraphModule, node: Node) -> _Outcome:
+def _merge_sum(module: GraphModule, node: Node) -> Outcome:
     first, second, alpha = arguments(node)
     if not (_is_linear(first) and _is_linear(second)) or first is second or alpha != 1:
         return None
@@ -68,10 +79,14 @@ def _merge_sum(module: GraphModule, node: Node) -> _Outcome:
     return where, "the sum of two linear layers -> one"
 
 
-def _scale(module: GraphModule, node: Node) -> _Outcome:
+def fold_factor(module: GraphModule, node: Node) -> Outcome:
+    """A linear layer times a number -> that layer with its weights times the number."""
     linear, factor = arguments(node)[:2]
     if _is_linear(factor) and node.target is aten.mul.Tensor:
         linear, factor = factor, linear
+    held = constant(module, factor)
+    if held is not None and held.numel() == 1 and held.is_floating_point() and held.dim() <= rank(linear):
+        factor = float(held)
     if not _is_linear(linear) or not isinstance(factor, int | float) or isinstance(factor, bool) or factor == 0:
         return None
     if val(node).dtype != val(linear).dtype:
@@ -116,8 +131,8 @@ def _stand_in(module: GraphModule, node: Node, linear: Node) -> None:
             linear.prepend(argument)
 
 
-_MERGES: dict[Any, Callable[[GraphModule, Node], _Outcome]] = {
+_MERGES: dict[Any, Callable[[GraphModule, Node], Outcome]] = {
     aten.add.Tensor: _merge_sum,
-    aten.mul.Tensor: _scale,
-    aten.div.Tensor: _scale,
+    aten.mul.Tensor: fold_factor,
+    aten.div.Tensor: fold_factor,
 }

@@ -1,0 +1,61 @@
+"""A softmax does not see what is added to all of a row alike.
+
+    softmax_d(x + c)  ->  softmax_d(x)       c a constant with one number for the whole of axis d; x - c the same
+
+Exact but for rounding: softmax subtracts the row's largest value anyway. EfficientViM's parameter A is such a c.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch.fx import GraphModule, Node
+
+from edgesmith.exporters.graph import arguments, aten, constant, operator_name, operators, rank, site, val
+from edgesmith.exporters.rewrite import Rejection, RewriteReport
+from edgesmith.exporters.targets import Costs
+
+_SOFTMAX = frozenset({aten.softmax.int, aten._softmax.default})
+
+
+class DropShift:
+    """See above. A near miss is a sum with a constant that varies along the axis, or is not finite."""
+
+    name = "drop_shift"
+
+    def apply(self, module: GraphModule, costs: Costs) -> RewriteReport:
+        """Drop in place; a row may be shifted more than once."""
+        applied, rejected = [], []
+        for node in operators(module):
+            while node.target in _SOFTMAX:
+                total, axis = arguments(node)[:2]
+                if total.target not in (aten.add.Tensor, aten.sub.Tensor):
+                    break
+                first, second = arguments(total)[:2]
+                orders = ((first, second), (second, first)) if total.target is aten.add.Tensor else ((first, second),)
+                kept = next((x for x, c in orders if _is_shift(module, c, x, node, axis)), None)
+                if kept is None:
+                    if any(constant(module, c) is not None for _, c in orders):
+                        reason = f"what {total.name} adds varies along axis {axis}, or is not finite"
+                        rejected.append(Rejection(site(total), reason))
+                    break
+                applied.append((site(node), f"{operator_name(total)} before the softmax -> nothing"))
+                node.update_arg(0, kept)
+        module.graph.eliminate_dead_code()
+        return RewriteReport(self.name, tuple(applied), tuple(rejected))
+
+
+def _is_shift(module: GraphModule, c: object, x: object, softmax: Node, axis: int) -> bool:
+    """Whether x + c is x with one number added along the whole axis, without growing or changing its type."""
+    if not isinstance(x, Node) or x.op == "get_attr" or val(x).dtype != val(softmax).dtype:
+        return False
+    if rank(x) != rank(softmax) or any(str(a) != str(b) for a, b in zip(val(x).shape, val(softmax).shape, strict=True)):
+        return False
+    if isinstance(c, int | float):
+        return math.isfinite(c)
+    shift = constant(module, c)
+    if shift is None or not bool(torch.isfinite(shift).all()):
+        return False
+    behind = rank(x) - axis % rank(x)  # the axis counted from the end, where broadcasting aligns
+    return shift.dim() < behind or shift.shape[-behind] == 1
