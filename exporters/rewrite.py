@@ -4,13 +4,13 @@
     canonicalise      one spelling for pools, splits and dropouts, so that patterns need only one
     merge_linears     (L1(x) + L2(x)) * s  ->  L(x)
     fold_batchnorm    BN(conv(x)) -> conv'(x);  conv(BN(x)) -> conv'(x);  linear(mean(BN(x))) -> linear'(mean(x))
-    fold_group_norm   conv(g n(x) + b) -> conv'(n(x)), n the normalisation of a group norm without its affine
     fuse_channel_norm a layer norm that is spelled out -> one operator
     lift_flatten      conv1d(flatten(x)) -> flatten(conv2d(x)): chains of maps stay maps
     drop_shift        softmax(x + c) -> softmax(x)
     fold_residual     s x + t conv(x) -> conv'(x)
     fold_affine       s f(x) + c -> f'(x), and what is left of layer scales
     concat_linears    L1(x) + L2(y) -> L([x | y])
+    fold_group_norm   conv(g n(x) + b) -> conv'(n(x)), n the normalisation of a group norm without its affine
     fuse              the graph of a fused op's reference -> that fused op
     fold_filters      irfft(rfft(x) * constant) -> a circular convolution or a matrix, where the target says cheaper
     dft               torch.fft transforms -> matrix products; complex values -> pairs of real ones
@@ -84,9 +84,9 @@ def all_rewrites() -> tuple[Rewrite, ...]:
     from edgesmith.kernels.op import all_ops
 
     fuses = tuple(Fuse(op) for op in all_ops().values() if op.is_pattern)
-    simplify = (FoldConstants(), Canonicalise(), MergeLinears(), FoldBatchnorm(), FoldGroupNorm())
+    simplify = (FoldConstants(), Canonicalise(), MergeLinears(), FoldBatchnorm())
     places = (FuseChannelNorm(), LiftFlatten(), DropShift())
-    fold = (FoldResidual(), FoldAffine(), ConcatLinears())
+    fold = (FoldResidual(), FoldAffine(), ConcatLinears(), FoldGroupNorm())
     transforms = (FoldFilters(), Dft(), Unstack(), Einsum())
     forms = (DenseTransforms(), ShareGates())
     return (*simplify, *places, *fold, *fuses, *transforms, *forms)
