@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
 
 aten = torch.ops.aten
 
@@ -96,21 +97,23 @@ class Emitter:
     """Appends operators to a graph, before one node, with the shapes and types that they yield.
 
     `emit(aten.mul.Tensor, a, b)` is a new node. Its `val` comes from running the operator on fake tensors, its module
-    and source line from the node that it helps to replace.
+    and source line from `source`: the node that it helps to replace, which is `before` unless it is set.
     """
 
     def __init__(self, module: GraphModule, before: Node) -> None:
         self.module = module
         self.before = before
+        self.source = before
+        self._mode = _fake_mode(module)
 
     def __call__(self, target: Any, *args: Any, **kwargs: Any) -> Node:
         """A node for `target(*args, **kwargs)`; arguments may be nodes, constants, and lists of them."""
         with self.module.graph.inserting_before(self.before):
             node = self.module.graph.call_function(target, args, kwargs)
-        node.meta.update({key: self.before.meta[key] for key in _PLACE if key in self.before.meta})
+        node.meta.update({key: self.source.meta[key] for key in _PLACE if key in self.source.meta})
         node.meta["equals"] = ""  # no captured value, unless `stand_for` says so
-        with fake_mode(self.module) as mode:
-            real, other = torch.fx.map_arg((args, kwargs), lambda n: _fake(mode, n))
+        with self._mode:
+            real, other = torch.fx.map_arg((args, kwargs), lambda n: self._fake(n.meta["val"]))
             node.meta["val"] = target(*real, **other)
         return node
 
@@ -118,24 +121,48 @@ class Emitter:
         """A new parameter called `name`, numbered when that is taken, and the node that reads it."""
         return add_constant(self.module, name, value, self.before)
 
+    def placeholder(self, name: str, example: Tensor) -> Node:
+        """A new input called `name`."""
+        with self.module.graph.inserting_before(self.before):
+            node = self.module.graph.placeholder(name)
+        node.meta["val"] = self._fake(example)
+        return node
+
+    def inline(self, function: Callable[..., Any], *args: Node) -> Any:
+        """What a plain PyTorch function of some values returns, as nodes, in the nest in which it returns them."""
+        examples = [torch.zeros(tuple(arg.meta["val"].shape), dtype=arg.meta["val"].dtype) for arg in args]
+        traced = make_fx(function)(*examples)
+        known: dict[Node, Any] = {}
+        given = iter(args)
+        for node in traced.graph.nodes:
+            if node.op == "placeholder":
+                known[node] = next(given)
+            elif node.op == "get_attr":
+                known[node] = self.constant(
+                    f"{module_path(self.source)}.{node.name}", getattr(traced, str(node.target))
+                )
+            elif node.op == "call_function":
+                inputs, named = torch.fx.map_arg((node.args, node.kwargs), known.__getitem__)
+                known[node] = self(node.target, *inputs, **named)
+        (returned,) = traced.graph.output_node().args
+        return torch.fx.map_arg(returned, known.__getitem__)
+
+    def _fake(self, value: Any) -> Any:
+        if isinstance(value, Tensor) and not isinstance(value, FakeTensor):
+            return self._mode.from_tensor(value)
+        return value
+
 
 _PLACE = ("nn_module_stack", "stack_trace")
 
 
-def fake_mode(module: GraphModule) -> FakeTensorMode:
+def _fake_mode(module: GraphModule) -> FakeTensorMode:
     """The mode that a graph's fake tensors belong to; where it has none, one of its own."""
     for node in module.graph.nodes:
         if isinstance(node.meta.get("val"), FakeTensor):
             mode: FakeTensorMode = node.meta["val"].fake_mode
             return mode
     return FakeTensorMode()
-
-
-def _fake(mode: FakeTensorMode, node: Node) -> Any:
-    value = node.meta["val"]
-    if isinstance(value, Tensor) and not isinstance(value, FakeTensor):
-        return mode.from_tensor(value)
-    return value
 
 
 def arguments(node: Node) -> tuple[Any, ...]:

@@ -29,7 +29,7 @@ from edgesmith.exporters.rewrite import RewriteReport, rewrite
 from edgesmith.exporters.targets import NotHere, Request, Target
 from edgesmith.models import registry
 from edgesmith.models.checkpoint import Weights, fingerprint, load
-from edgesmith.models.registry import ModelSpec
+from edgesmith.models.registry import ImageInput, ModelSpec, SequenceInput
 from edgesmith.profiles import device as devices
 from edgesmith.profiles.device import DeviceProfile
 
@@ -70,6 +70,7 @@ def export(
     weights: str | Path | None = None,
     precision: str | None = None,
     input_size: tuple[int, int] | None = None,
+    frames: int | None = None,
     batch: int = 1,
     dynamic_batch: bool = False,
     features: bool = False,
@@ -89,8 +90,9 @@ def export(
         name: what to call a module's artifact; default: its class, in lower case.
         weights: checkpoint of a named model; without it weights are random from a fixed seed.
         precision: `fp32` or `fp16`; default: the target's.
-        input_size: height and width in pixels, of a named model; default: the published size.
-        batch: images in one call.
+        input_size: height and width in pixels, of a named image model; default: the published size.
+        frames: length of the sequences of a named sequence model; default: the published length.
+        batch: images or sequences in one call.
         dynamic_batch: leave the batch free, where the target can.
         features: the dense features of a named model instead of its logits.
         labels: class names; a Core ML artifact becomes a classifier, which returns probabilities.
@@ -116,19 +118,20 @@ def export(
         raise BadInput(f"model must be a name or a torch.nn.Module, got {type(model).__name__}")
     if spec is None and inputs is None:
         raise BadInput("exporting a module needs inputs=(tensor, ...), one example for each argument of forward")
-    if spec is None and (weights is not None or input_size is not None or batch != 1 or features or image_input):
+    of_named = (weights, input_size, frames)
+    if spec is None and (any(value is not None for value in of_named) or batch != 1 or features or image_input):
         raise BadInput(
-            "weights, input_size, batch, features and image_input belong to named models;"
+            "weights, input_size, frames, batch, features and image_input belong to named models;"
             " a module has its own weights, and its shapes are those of inputs"
         )
-    size = _checked_size(spec, input_size) if spec else None
+    shape = _checked_shape(spec, input_size, frames, features, image_input) if spec else None
     name = spec.name if spec else _checked_name(model, name)
     targets.require(backend)
     folder_name = _folder_name(
         name,
         target,
         precision,
-        f"{size[0]}x{size[1]}" if size and spec and size != spec.input.shape[1:] else None,
+        _describe_shape(shape) if spec and shape and shape != spec.input.shape else None,
         f"batch-{'dynamic' if dynamic_batch else batch}" if dynamic_batch or batch != 1 else None,
         "features" if features else None,
         "labels" if labels is not None else None,
@@ -138,8 +141,8 @@ def export(
 
     with artifacts.staging(out, folder_name) as folder:
         with watch("load"):
-            if spec is not None and size is not None:
-                loaded = load_named(spec, size, batch, weights, features, dynamic_batch)
+            if spec is not None and shape is not None:
+                loaded = load_named(spec, shape, batch, weights, features, dynamic_batch)
             else:
                 assert isinstance(model, nn.Module)  # both were asked above
                 assert inputs is not None
@@ -149,7 +152,8 @@ def export(
         request = Request(
             name=name,
             precision=precision,
-            image=spec.input if spec else None,
+            image=spec.input if spec and isinstance(spec.input, ImageInput) else None,
+            sequence=spec.input if spec and isinstance(spec.input, SequenceInput) else None,
             labels=tuple(labels) if labels is not None else None,
             image_input=image_input,
             deployment_target=deployment_target,
@@ -214,7 +218,8 @@ def verify_artifact(path: str | Path, watch: Watch = silent) -> tuple[Artifact, 
     with watch("numbers"):
         reference, examples = artifacts.read_reference(artifact)
         options = artifact.manifest["target"]["options"]
-        image = registry.get(artifact.model).input if options["image_input"] else None
+        reads = registry.get(artifact.model).input if options["image_input"] else None
+        image = reads if isinstance(reads, ImageInput) else None
         given = verify.seeded_inputs(examples, image, options["batch"] == "dynamic", len(reference))
         judged = artifact.manifest["verification"]["judged_as"]
         steps.append(_check_file(backend, artifact.file, None, reference, given, judged))
@@ -228,6 +233,7 @@ def explain(
     inputs: Sequence[Tensor] | Tensor | None = None,
     weights: str | Path | None = None,
     input_size: tuple[int, int] | None = None,
+    frames: int | None = None,
     features: bool = False,
 ) -> tuple[Program, Program, list[RewriteReport]]:
     """Capture and rewrite a model as `export` would. Arguments and errors are those of `export`.
@@ -238,7 +244,9 @@ def explain(
     backend = targets.get(target)
     if isinstance(model, str):
         spec = registry.get(model)
-        loaded = load_named(spec, _checked_size(spec, input_size), 1, weights, features, False)
+        loaded = load_named(
+            spec, _checked_shape(spec, input_size, frames, features, False), 1, weights, features, False
+        )
     elif inputs is None:
         raise BadInput("explaining a module needs inputs=(tensor, ...), one example for each argument of forward")
     else:
@@ -250,17 +258,20 @@ def explain(
 
 def load_named(
     spec: ModelSpec,
-    size: tuple[int, int],
+    shape: tuple[int, ...],
     batch: int,
     weights: str | Path | None,
     features: bool,
     dynamic_batch: bool,
 ) -> Loaded:
-    """A model of the registry with example inputs."""
-    module, origin = load(spec, weights, features)
+    """A model of the registry with example inputs of a shape, batch left out."""
+    asked: dict[str, Any] = {"features": True} if features else {}
+    if isinstance(spec.input, SequenceInput):
+        asked["frames"] = shape[0]
+    module, origin = load(spec, weights, **asked)
     generator = torch.Generator().manual_seed(0)
     batch = max(batch, 2) if dynamic_batch else batch
-    x = torch.randn(batch, spec.input.shape[0], *size, generator=generator)
+    x = torch.randn(batch, *shape, generator=generator)
     outputs = tuple(f"features_{i}" for i in range(4)) if features else ("logits",)
     return Loaded(spec.name, module, (x,), (spec.input.name,), outputs, origin, spec)
 
@@ -346,17 +357,33 @@ def _version(system: str) -> int:
     return int(digits) if digits else 0
 
 
-def _checked_size(spec: ModelSpec, size: tuple[int, int] | None) -> tuple[int, int]:
+def _checked_shape(
+    spec: ModelSpec, size: tuple[int, int] | None, frames: int | None, features: bool, image_input: bool
+) -> tuple[int, ...]:
+    """The shape of one input, without the batch. Raises BadInput for one that the model does not take."""
+    reads = spec.input
+    if isinstance(reads, SequenceInput):
+        if size is not None or features or image_input:
+            given = "--input-size" if size is not None else "--features" if features else "--image-input"
+            raise BadInput(f"{spec.name} reads sequences and has no {given}; their length is --frames")
+        if frames is not None and frames < 1:
+            raise BadInput(f"--frames must be 1 or more, got {frames}")
+        return (frames or reads.shape[0], reads.shape[1])
+    if frames is not None:
+        raise BadInput(f"{spec.name} reads images and has no --frames; their size is --input-size")
     if size is None:
-        return spec.input.shape[1], spec.input.shape[2]
-    divisor = spec.input.divisor
-    if any(n < divisor or n % divisor for n in size):
-        nearest = [max(divisor, round(n / divisor) * divisor) for n in size]
+        return reads.shape
+    if any(n < reads.divisor or n % reads.divisor for n in size):
+        nearest = [max(reads.divisor, round(n / reads.divisor) * reads.divisor) for n in size]
         raise BadInput(
-            f"{spec.name} needs height and width divisible by {divisor}, got {size[0]}x{size[1]};"
+            f"{spec.name} needs height and width divisible by {reads.divisor}, got {size[0]}x{size[1]};"
             f" the nearest is {nearest[0]}x{nearest[1]}"
         )
-    return size
+    return (reads.shape[0], *size)
+
+
+def _describe_shape(shape: tuple[int, ...]) -> str:
+    return f"{shape[1]}x{shape[2]}" if len(shape) == 3 else f"{shape[0]}-frames"
 
 
 class _Classifier(nn.Module):
@@ -497,7 +524,10 @@ def _manifest(
     model["outputs"] = list(program.output_names)
     if spec is not None:
         model |= {"features": features, "source": spec.source, "paper": spec.paper, "licence": spec.licence}
-        model["normalisation"] = {"mean": list(spec.input.mean), "std": list(spec.input.std)}
+        reads = spec.input
+        model["normalisation"] = (
+            {"mean": list(reads.mean), "std": list(reads.std)} if isinstance(reads, ImageInput) else reads.normalised
+        )
     weights = loaded.weights
     return {
         "file": file.name,

@@ -212,7 +212,9 @@ def casvit_t(**options: Any) -> CasViT:
     return CasViT(depths=(3, 3, 6, 3), dims=(96, 128, 256, 512), **options)
 
 
-def from_checkpoint(state: dict[str, Tensor], features: bool) -> tuple[dict[str, Any], dict[str, Tensor], list[str]]:
+def from_checkpoint(
+    state: dict[str, Tensor], features: bool = False
+) -> tuple[dict[str, Any], dict[str, Tensor], list[str]]:
     """What a checkpoint says about the variant: builder options, the tensors to load, and notes for the user.
 
     Checkpoints come with or without the distillation head and with any number of classes. The authors' dense models

@@ -46,8 +46,13 @@ class Weights:
     notes: tuple[str, ...] = ()
 
 
-def load(spec: ModelSpec, path: str | Path | None, features: bool = False) -> tuple[nn.Module, Weights]:
+def load(spec: ModelSpec, path: str | Path | None, **asked: Any) -> tuple[nn.Module, Weights]:
     """A model with weights from a file, or with random ones from a fixed seed, in eval mode.
+
+    Args:
+        path: a checkpoint, or None for random weights; a family's `settle` then brings their statistics into a range
+            in which the model does something.
+        asked: what the caller wants of the builder: `features` of an image model, `frames` of a sequence model.
 
     Raises:
         CheckpointError: the file is missing, damaged, unsafe, or of another model.
@@ -55,14 +60,17 @@ def load(spec: ModelSpec, path: str | Path | None, features: bool = False) -> tu
     if path is None:
         with torch.random.fork_rng():
             torch.manual_seed(RANDOM_SEED)
-            model = build(spec, features=features)
+            model = build(spec, **asked)
+            settle = getattr(family(spec), "settle", None)
+            if settle is not None:
+                settle(model)
         return model, Weights(f"random (seed {RANDOM_SEED})", fingerprint(model.state_dict()))
     path = Path(path)
     state, dropped = _own_keys(read(path))
-    options, state, notes = family(spec).from_checkpoint(state, features)
+    options, state, notes = family(spec).from_checkpoint(state, **asked)
     if dropped:
         notes = [*notes, f"{len(dropped)} tensors outside the backbone were left out, first {dropped[0]}"]
-    model = build(spec, features=features, **options)
+    model = build(spec, **{**asked, **options})
     _fit(model, state, f"{path.name} is not a checkpoint of {spec.name}")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return model, Weights(f"file {path.name}", fingerprint(model.state_dict()), digest, tuple(notes))

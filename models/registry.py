@@ -29,13 +29,31 @@ class ImageInput:
 
 
 @dataclass(frozen=True)
+class SequenceInput:
+    """What a sequence model reads: float frames of shape [B, *shape], shape = (frames, features of a frame).
+
+    Attributes:
+        normalised: what was done to the features, in words and figures.
+        frame_ms: time from one frame to the next, where frames have one.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    normalised: str
+    frame_ms: float | None = None
+
+
+ModelInput = ImageInput | SequenceInput
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """The facts about one model.
 
     Attributes:
         name: also the name of the function in `models/<family>.py` that builds it.
         params, macs: with every head that the published figure includes, at `input.shape`; see the family's TOML file.
-        top1: published ImageNet-1k accuracies, per cent.
+        top1: published accuracies, per cent, on the data set of `task`; empty where none was published.
         source, paper, licence: of the original.
     """
 
@@ -43,7 +61,7 @@ class ModelSpec:
     family: str
     task: str
     classes: int
-    input: ImageInput
+    input: ModelInput
     params: int
     macs: int
     top1: tuple[float, ...]
@@ -58,14 +76,22 @@ def all_models() -> dict[str, ModelSpec]:
     found: dict[str, ModelSpec] = {}
     for path in sorted(Path(__file__).parent.glob("*.toml")):
         facts = tomllib.loads(path.read_text(encoding="utf-8"))
-        models, image = facts.pop("models"), facts.pop("input")
-        image = {key: tuple(value) if isinstance(value, list) else value for key, value in image.items()}
+        models, common = facts.pop("models"), facts.pop("input")
         for name, own in models.items():
             if name in found:
                 raise ValueError(f"two families define {name}: {found[name].family} and {path.stem}")
-            own = {key: tuple(value) if isinstance(value, list) else value for key, value in own.items()}
-            found[name] = ModelSpec(name=name, input=ImageInput(**image), **facts, **own)
+            reads = _input(own.pop("input", common))
+            found[name] = ModelSpec(**{**facts, **_frozen(own)}, name=name, input=reads)
     return found
+
+
+def _input(facts: dict[str, Any]) -> ModelInput:
+    kind = ImageInput if len(facts["shape"]) == 3 else SequenceInput
+    return kind(**_frozen(facts))
+
+
+def _frozen(facts: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in facts.items()}
 
 
 def get(name: str) -> ModelSpec:
@@ -85,7 +111,7 @@ def build(spec: ModelSpec, **options: Any) -> nn.Module:
     """The model as an nn.Module in eval mode, weights as PyTorch's random state makes them.
 
     Args:
-        options: of the family's builder, such as `features`, `num_classes`, `distillation`.
+        options: of the family's builder, such as `features`, `num_classes`, `distillation`, `frames`.
     """
     model: nn.Module = getattr(family(spec), spec.name)(**options)
     return model.eval()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from edgesmith.exporters.capture import Program
-    from edgesmith.models.registry import ImageInput
+    from edgesmith.models.registry import ImageInput, SequenceInput
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Request:
         name: of the model; also the file's stem.
         precision: `fp32` or `fp16`, of weights and arithmetic; outputs stay float32.
         image: how the model's input relates to RGB images, where it reads images.
+        sequence: what its frames are, where it reads sequences.
         labels: class names, in the order of the logits.
         image_input: take images instead of normalised tensors.
         deployment_target: oldest system that the file must run on, in the target's own words.
@@ -55,6 +56,7 @@ class Request:
     name: str
     precision: str
     image: ImageInput | None = None
+    sequence: SequenceInput | None = None
     labels: tuple[str, ...] | None = None
     image_input: bool = False
     deployment_target: str | None = None

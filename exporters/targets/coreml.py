@@ -264,6 +264,8 @@ def _canonical(source: Path, path: Path, request: Request) -> None:
     if request.image is not None:
         facts["edgesmith.input.mean"] = json.dumps(request.image.mean)
         facts["edgesmith.input.std"] = json.dumps(request.image.std)
+    if request.sequence is not None:
+        facts["edgesmith.input.normalised"] = request.sequence.normalised
     for key, value in facts.items():
         metadata.userDefined[key] = value
     metadata.userDefined.pop("com.github.apple.coremltools.conversion_date", None)

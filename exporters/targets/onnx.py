@@ -166,6 +166,9 @@ def _annotate(model: onnx.ModelProto, request: Request) -> None:
         facts["input.layout"] = "NCHW, RGB, values in 0..1, then (value - mean) / std"
         facts["input.mean"] = json.dumps(request.image.mean)
         facts["input.std"] = json.dumps(request.image.std)
+    if request.sequence is not None:
+        facts["input.layout"] = "batch, frames, features"
+        facts["input.normalised"] = request.sequence.normalised
     if request.labels is not None:
         facts["labels"] = json.dumps(request.labels, ensure_ascii=False)
     del model.metadata_props[:]

@@ -46,6 +46,9 @@ InputSize = Annotated[
     str | None,
     typer.Option("--input-size", help="224, or HEIGHTxWIDTH such as 192x256.", show_default="published size"),
 ]
+Frames = Annotated[
+    int | None, typer.Option("--frames", help="Length of the sequences.", show_default="the published length")
+]
 Features = Annotated[bool, typer.Option("--features", help="Dense features instead of logits.")]
 Weights = Annotated[
     Path | None,
@@ -74,7 +77,8 @@ def export(
         str | None, typer.Option("--precision", "-p", help="fp32 or fp16.", show_default="the target's")
     ] = None,
     input_size: InputSize = None,
-    batch: Annotated[int, typer.Option("--batch", "-b", help="Images in one call.")] = 1,
+    frames: Frames = None,
+    batch: Annotated[int, typer.Option("--batch", "-b", help="Images or sequences in one call.")] = 1,
     dynamic_batch: Annotated[bool, typer.Option("--dynamic-batch", help="Leave the batch free (onnx).")] = False,
     features: Features = False,
     image_input: Annotated[
@@ -110,6 +114,7 @@ def export(
             weights=weights,
             precision=precision,
             input_size=size,
+            frames=frames,
             batch=batch,
             dynamic_batch=dynamic_batch,
             features=features,
@@ -132,6 +137,7 @@ def explain(
     target: TargetName = "onnx",
     weights: Weights = None,
     input_size: InputSize = None,
+    frames: Frames = None,
     features: Features = False,
     as_json: Json = False,
 ) -> None:
@@ -143,7 +149,7 @@ def explain(
             from edgesmith.exporters import graph, pipeline
         with watch("capture and rewrite"):
             before, after, reports = pipeline.explain(
-                model, target, weights=weights, input_size=size, features=features
+                model, target, weights=weights, input_size=size, frames=frames, features=features
             )
     counts = graph.count_operators(before.module), graph.count_operators(after.module)
     if as_json:
@@ -210,7 +216,7 @@ def models(as_json: Json = False) -> None:
             f"{spec.params / 1e6:.2f} M",
             f"{spec.macs / 1e6:.0f} M",
             "x".join(map(str, spec.input.shape)),
-            " / ".join(f"{value:.1f}" for value in spec.top1) + " %",
+            " / ".join(f"{value:.1f}" for value in spec.top1) + " %" if spec.top1 else "",
             spec.licence,
         )
         sources[spec.family] = f"{spec.family}: {spec.paper}, {spec.source}"

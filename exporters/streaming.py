@@ -1,0 +1,694 @@
+"""A program over a whole sequence becomes a program for one step: a frame and the states in, a prediction and the next
+states out.
+
+Every value that depends on the frames is a stream: it has a time axis, which keeps its place with length 1, and a
+delay, the number of steps by which it is behind the newest frame. Operators are of few kinds:
+
+    pointwise      each frame by itself (and whatever mixes other axes only): the same operator
+    convolution    over k frames d apart, padded by p before: a window of the last (k - 1) d frames, and (k - 1) d - p
+                   more steps of delay, none for a causal one
+    recurrence     lif, lmu_memory: its own state
+    reduction      mean or sum over time, the last frame: the value so far, "any-time"
+
+Streams that meet are brought to the same delay by histories of the faster one. A sequence begins and ends somewhere,
+and a convolution sees zeros beyond: so each step says whether its frame belongs to the sequence, a register hands that
+on from delay to delay, windows take zeros for frames that do not, and recurrences and reductions pass over them. After
+the last frame as many steps as the delay bring out the last predictions.
+
+What mixes frames in any other way is refused with its place. Letters: B batch, T time, C channels.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+
+from edgesmith.errors import Unsupported
+from edgesmith.exporters.capture import Program
+from edgesmith.exporters.graph import (
+    Emitter,
+    arguments,
+    aten,
+    constant,
+    module_path,
+    operator_name,
+    rank,
+    site,
+    tidy,
+    val,
+)
+from edgesmith.kernels import lif, lmu_memory
+
+IS_FRAME = "is_frame"
+"""The input that is 1 while frames come and 0 in the steps after the last one."""
+
+
+@dataclass(frozen=True)
+class State:
+    """One tensor that a step hands to the next one.
+
+    Attributes:
+        name: of the input; the output with its next value is called `next_<name>`.
+        shape: with the batch.
+        initial: the value of every element before the first frame.
+        meaning: in words.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    initial: float
+    meaning: str
+
+
+@dataclass(frozen=True)
+class StepProgram:
+    """A step program and how to drive it.
+
+    Attributes:
+        program: inputs are the frame [B, 1, F], `is_frame` [1] where there is a delay, and the states; outputs are the
+            sequence program's, then the next states.
+        states: in the order of inputs and outputs.
+        delay: steps until the first frame's prediction comes out.
+    """
+
+    program: Program
+    states: tuple[State, ...]
+    delay: int
+
+
+def to_step(program: Program) -> StepProgram:
+    """The step program of a sequence program with one input [B, T, F].
+
+    Raises:
+        Unsupported: an operator mixes frames in a way that no step can follow.
+    """
+    if len(program.inputs) != 1 or program.inputs[0].dim() != 3:
+        raise Unsupported("streaming needs a model with one input [B, T, F]: batch, frames, features")
+    if program.dynamic_batch:
+        raise Unsupported("streaming keeps states of a fixed batch; leave --dynamic-batch out")
+    plan = _Plan(program.module)
+    step = _Step(plan, program)
+    outputs = step.build()
+    inputs = [program.inputs[0][:, :1].clone()]
+    names = [_singular(program.input_names[0])]
+    if plan.delay:
+        inputs.append(torch.ones(1))
+        names.append(IS_FRAME)
+    for state in step.states:
+        inputs.append(torch.full(state.shape, state.initial, dtype=program.inputs[0].dtype))
+        names.append(state.name)
+    following = [f"next_{state.name}" for state in step.states]
+    stepped = Program(outputs, tuple(inputs), tuple(names), (*program.output_names, *following))
+    return StepProgram(stepped, tuple(step.states), plan.delay)
+
+
+def run_steps(
+    step: StepProgram, sequence: Tensor, call: Callable[[Sequence[Tensor]], list[Tensor]]
+) -> list[list[Tensor]]:
+    """The predictions for all frames of a sequence [B, T, F], one list of outputs for each frame.
+
+    Args:
+        call: runs one step on the program's inputs.
+    """
+    states = [torch.full(state.shape, state.initial, dtype=sequence.dtype) for state in step.states]
+    predictions = []
+    length = sequence.shape[1]
+    for t in range(length + step.delay):
+        frame = sequence[:, t : t + 1] if t < length else torch.zeros_like(sequence[:, :1])
+        flag = [torch.full((1,), float(t < length))] if step.delay else []
+        outputs = call([frame, *flag, *states])
+        count = len(outputs) - len(states)
+        states = outputs[count:]
+        if t >= step.delay:
+            predictions.append(outputs[:count])
+    return predictions
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What depends on the frames.
+
+    Attributes:
+        axis: where time is; None for a reduction over time, which has a value at every step all the same.
+        delay: steps behind the newest frame.
+        padding: zeros before and after, which a convolution without padding of its own will take.
+    """
+
+    axis: int | None
+    delay: int
+    padding: tuple[int, int] = (0, 0)
+
+
+Emit = Callable[["_Step"], Node]
+
+
+@dataclass
+class _Plan:
+    """Which values are streams, how much history each of them needs, and how each operator becomes one of a step."""
+
+    module: GraphModule
+    streams: dict[Node, Stream] = field(default_factory=dict)
+    history: dict[Node, int] = field(default_factory=dict)
+    emits: dict[Node, Emit] = field(default_factory=dict)
+    delay: int = 0
+
+    def __post_init__(self) -> None:
+        (returned,) = self.module.graph.output_node().args
+        for node in self.module.graph.nodes:
+            if node.op == "placeholder":
+                self.streams[node] = Stream(1, 0)
+            elif node.op == "call_function" and any(x in self.streams for x in node.all_input_nodes):
+                rule = _RULES.get(node.target, _pointwise)
+                self.streams[node], self.emits[node] = rule(self, node)
+        outputs = torch.utils._pytree.tree_leaves(returned)
+        for node in outputs:
+            if node not in self.streams:
+                raise Unsupported(f"output {node.name} does not depend on the frames")
+            if self.streams[node].padding != (0, 0):
+                raise Unsupported(f"{_place(node)} pads the frames, which only a convolution can take in a step")
+        self.delay = max(self.streams[node].delay for node in outputs)
+        for node in outputs:
+            self.need(node, self.delay - self.streams[node].delay)
+
+    def stream(self, node: Any) -> Stream:
+        """The stream of an operator's argument; padding can only be taken by a convolution."""
+        stream = self.streams[node]
+        if stream.padding != (0, 0):
+            raise Unsupported(f"{_place(node)} pads the frames, which only a convolution can take in a step")
+        return stream
+
+    def need(self, node: Node, frames: int) -> None:
+        """Ask for the last `frames` frames of a stream besides the newest."""
+        if frames and self.streams[node].axis is None:
+            raise Unsupported(
+                f"{_place(node)} comes from a reduction over time and would have to wait for other streams"
+            )
+        self.history[node] = max(self.history.get(node, 0), frames)
+
+    def align(self, node: Node) -> int:
+        """The delay at which all streams that an operator reads can meet."""
+        read = [x for x in node.all_input_nodes if x in self.streams]
+        delay = max(self.stream(x).delay for x in read)
+        for x in read:
+            self.need(x, delay - self.streams[x].delay)
+        return delay
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """A state while its step is built: the node with its value before, and its place among the states."""
+
+    before: Node
+    index: int
+
+
+class _Step:
+    """The graph of a step while it is built."""
+
+    def __init__(self, plan: _Plan, program: Program) -> None:
+        self.plan = plan
+        self.states: list[State] = []
+        self._next: list[Node] = []
+        self._values: dict[Node, Node] = {}
+        self._windows: dict[Node, Node] = {}
+        self._constants: dict[str, Node] = {}
+        self._valid: dict[int, Node] = {}
+        self._belongs: dict[int, Node] = {}
+        self._dtype = program.inputs[0].dtype
+        self.module = GraphModule(plan.module, Graph())
+        self.graph = self.module.graph
+        end = self.graph.output(None)
+        first = self.graph.call_function(operator.pos, (0,))  # inputs go before it, all else behind
+        end.prepend(first)
+        self._input = Emitter(self.module, before=first)
+        self._frame = self._input.placeholder("frame", program.inputs[0][:, :1])
+        self.emit = Emitter(self.module, before=end)
+        if plan.delay:
+            self._flag = self._input.placeholder(IS_FRAME, torch.ones(1))
+            meaning = "which of the last steps had a frame, the newest first"
+            self._register = self.state("valid", (plan.delay,), 0.0, meaning)
+
+    def build(self) -> GraphModule:
+        """The whole graph."""
+        plan = self.plan
+        for node in plan.module.graph.nodes:
+            self.emit.source = node
+            if node.op == "placeholder":
+                self._values[node] = self._frame
+            elif node.op == "get_attr":
+                self._values[node] = self._constant(node)
+            elif node in plan.emits:
+                self._values[node] = plan.emits[node](self)
+            elif node.op == "call_function":
+                args, kwargs = torch.fx.map_arg((node.args, node.kwargs), self._values.__getitem__)
+                self._values[node] = self.emit(node.target, *args, **kwargs)
+            if plan.history.get(node):
+                self._windows[node] = self._window(node)
+        if plan.delay:
+            kept = self.emit(aten.slice.Tensor, self._register.before, 0, 0, plan.delay - 1)
+            self.follow(self._register, self.emit(aten.cat.default, [self._flag, kept], 0))
+        (returned,) = plan.module.graph.output_node().args
+        outputs = [self.at(node, plan.delay) for node in torch.utils._pytree.tree_leaves(returned)]
+        self.graph.output_node().args = ((*outputs, *self._next),)
+        return tidy(self.module)
+
+    def value(self, node: Any) -> Node:
+        """What a node has become, at its own delay."""
+        return self._values[node]
+
+    def at(self, node: Any, delay: int) -> Node:
+        """What a node has become, at a delay of `delay` or, where it is no stream, as it is."""
+        stream = self.plan.streams.get(node)
+        if stream is None or stream.delay == delay:
+            return self._values[node]
+        return self.last(node, delay - stream.delay, 1)
+
+    def last(self, node: Node, back: int, frames: int) -> Node:
+        """`frames` frames of a stream, the newest of them `back` steps ago."""
+        axis = self.plan.streams[node].axis
+        length = self.plan.history[node] + 1
+        if frames == length:
+            return self._windows[node]
+        return self.emit(aten.slice.Tensor, self._windows[node], axis, length - back - frames, length - back)
+
+    def valid(self, delay: int) -> Node | None:
+        """1 where the frame that is `delay` steps back belongs to the sequence, else 0, [1]; None where all do."""
+        if not self.plan.delay:
+            return None
+        if delay not in self._valid:
+            register = self._register.before
+            self._valid[delay] = self.emit(aten.slice.Tensor, register, 0, delay - 1, delay) if delay else self._flag
+        return self._valid[delay]
+
+    def state(self, name: str, shape: Sequence[int], initial: float, meaning: str) -> _Slot:
+        """A new state."""
+        taken = {state.name for state in self.states}
+        name = re.sub(r"\W+", "_", name).strip("_").lower()
+        unique, count = name, 1
+        while unique in taken:
+            unique, count = f"{name}_{count}", count + 1
+        self.states.append(State(unique, tuple(shape), initial, meaning))
+        before = self._input.placeholder(unique, torch.zeros(*shape, dtype=self._dtype))
+        self._next.append(before)  # until `follow` says what it becomes
+        return _Slot(before, len(self.states) - 1)
+
+    def follow(self, slot: _Slot, node: Node) -> None:
+        """Say what a state becomes."""
+        self._next[slot.index] = node
+
+    def follow_valid(self, slot: _Slot, node: Node, delay: int) -> Node:
+        """Say what a state becomes if the frame belongs to the sequence; it stays otherwise. Returns which it is."""
+        valid = self.valid(delay)
+        if valid is not None:
+            if delay not in self._belongs:
+                self._belongs[delay] = self.emit(aten.gt.Scalar, valid, 0)
+            node = self.emit(aten.where.self, self._belongs[delay], node, slot.before)
+        self.follow(slot, node)
+        return node
+
+    def _window(self, node: Node) -> Node:
+        """The last frames of a stream and its newest, zeros for what is no frame of the sequence."""
+        stream, length = self.plan.streams[node], self.plan.history[node]
+        assert stream.axis is not None
+        newest, valid = self._values[node], self.valid(stream.delay)
+        if valid is not None:
+            newest = self.emit(aten.mul.Tensor, newest, valid)
+        shape = list(val(newest).shape)
+        shape[stream.axis] = length
+        where = module_path(node) or "frames"
+        slot = self.state(f"{where}_history", shape, 0.0, f"the last {length} frames out of {where}")
+        window = self.emit(aten.cat.default, [slot.before, newest], stream.axis)
+        self.follow(slot, self.emit(aten.slice.Tensor, window, stream.axis, 1, length + 1))
+        return window
+
+    def _constant(self, node: Node) -> Node:
+        name = str(node.target)
+        if name not in self._constants:
+            value = constant(self.plan.module, node)
+            assert value is not None
+            self._constants[name] = self.emit.constant(name, value)
+        return self._constants[name]
+
+
+def _place(node: Node) -> str:
+    return f"{site(node)} ({operator_name(node)})"
+
+
+def _refuse(node: Node, why: str) -> Unsupported:
+    return Unsupported(f"no step program: {_place(node)} {why}")
+
+
+def _singular(name: str) -> str:
+    return name[:-1] if name.endswith("s") and len(name) > 1 else f"{name}_frame"
+
+
+def _length(plan: _Plan, node: Node) -> int:
+    """Frames of the sequence program, as a stream's value has them."""
+    axis = plan.streams[node].axis
+    assert axis is not None
+    return int(val(node).shape[axis])
+
+
+def _same(node: Node, delay: int, replaced: dict[int, Any] | None = None) -> Emit:
+    """The same operator on what its arguments have become, with some arguments replaced by position."""
+
+    def emit(step: _Step) -> Node:
+        args = list(arguments(node)) if replaced else list(node.args)
+        for index, value in (replaced or {}).items():
+            args[index] = value
+        mapped = torch.fx.map_arg((args, {} if replaced else node.kwargs), lambda x: step.at(x, delay))
+        return step.emit(node.target, *mapped[0], **mapped[1])
+
+    return emit
+
+
+def _pointwise(plan: _Plan, node: Node) -> tuple[Stream, Emit]:
+    """Each frame by itself, with broadcasting."""
+    if node.target is operator.getitem:
+        source = node.args[0]
+        return plan.stream(source), lambda step: step.emit(operator.getitem, step.value(source), node.args[1])
+    is_pointwise = isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags
+    if not is_pointwise and node.target not in _LOCAL:
+        raise _refuse(node, "is no operator that streaming knows to treat frames one by one")
+    delay = plan.align(node)
+    axes = set()
+    for x in node.all_input_nodes:
+        if x in plan.streams:
+            axis = plan.streams[x].axis
+            axes.add(None if axis is None else axis + rank(node) - rank(x))
+    if len(axes) > 1:
+        raise _refuse(node, "combines values whose time axes differ")
+    (axis,) = axes
+    if axis is not None:
+        for x in node.all_input_nodes:
+            own = axis - rank(node) + rank(x)
+            if x not in plan.streams and own >= 0 and val(x).shape[own] != 1:
+                raise _refuse(node, "combines frames with a constant that has a value for each of them")
+    return Stream(axis, delay), _same(node, delay)
+
+
+def _other_axes(index: int) -> Callable[[_Plan, Node], tuple[Stream, Emit]]:
+    """An operator along the axis or axes that its argument `index` names, none of which may be time."""
+
+    def rule(plan: _Plan, node: Node) -> tuple[Stream, Emit]:
+        stream = plan.stream(node.args[0])
+        given = arguments(node)[index]
+        axes = [given] if isinstance(given, int) else list(given)
+        if stream.axis is not None and stream.axis in {axis % rank(node.args[0]) for axis in axes}:
+            raise _refuse(node, "mixes frames")
+        return stream, _same(node, stream.delay)
+
+    return rule
+
+
+def _reduce(plan: _Plan, node: Node) -> tuple[Stream, Emit]:
+    """Mean or sum: over time it becomes the value so far, over other axes it stays what it is."""
+    x, axes, keepdim, dtype = arguments(node)
+    stream = plan.stream(x)
+    dims = range(rank(x)) if axes is None or not list(axes) else axes
+    reduced = sorted(axis % rank(x) for axis in dims)
+    if stream.axis is None or stream.axis not in reduced:
+        axis = stream.axis
+        if axis is not None and not keepdim:
+            axis -= sum(a < axis for a in reduced)
+        return Stream(axis, stream.delay), _same(node, stream.delay)
+    if 0 in reduced or dtype is not None:
+        raise _refuse(node, "reduces the batch or changes the type")
+
+    def emit(step: _Step) -> Node:
+        newest = step.value(x)
+        others = [axis for axis in reduced if axis != stream.axis]
+        if others:
+            newest = step.emit(node.target, newest, others, True)
+        where = module_path(node) or "model"
+        slot = step.state(f"{where}_sum", val(newest).shape, 0.0, f"the sum over all frames so far for {_place(node)}")
+        total = step.follow_valid(slot, step.emit(aten.add.Tensor, slot.before, newest), stream.delay)
+        if node.target is aten.mean.dim:
+            slot = step.state(f"{where}_count", (1,), 0.0, f"the number of frames so far for {_place(node)}")
+            valid = step.valid(stream.delay)
+            count = step.emit(aten.add.Tensor, slot.before, 1.0 if valid is None else valid)
+            step.follow(slot, count)
+            total = step.emit(aten.div.Tensor, total, step.emit(aten.clamp_min.default, count, 1.0))
+        return total if keepdim else step.emit(aten.squeeze.dims, total, reduced)
+
+    return Stream(None, stream.delay), emit
+
+
+def _convolution(plan: _Plan, node: Node) -> tuple[Stream, Emit]:
+    """A convolution over time: a window, and the delay that it looks ahead."""
+    x, w, b, strides, padding, dilations, groups = arguments(node)
+    stream = plan.streams[x]
+    if w in plan.streams or b in plan.streams:
+        raise _refuse(node, "has weights that depend on the frames")
+    if stream.axis is None or rank(x) != val(w).dim():
+        raise _refuse(node, "is a convolution without a time axis among its frames")
+    if stream.axis != 2 or rank(x) != 3:
+        raise _refuse(node, "is a convolution over more than time")
+    before, after = (padding[0] + extra for extra in stream.padding)
+    kernel, stride, dilation = val(w).shape[2], strides[0], dilations[0]
+    reach = (kernel - 1) * dilation
+    if stride != 1 or before + after != reach:
+        raise _refuse(node, "changes the number of frames")
+    if not 0 <= before <= reach:
+        raise _refuse(node, "pads by more than it reaches")
+    plan.need(x, reach)
+
+    def emit(step: _Step) -> Node:
+        window = step.last(x, 0, reach + 1) if reach else step.value(x)
+        bias = None if b is None else step.value(b)
+        return step.emit(aten.conv1d.default, window, step.value(w), bias, [1], [0], [dilation], groups)
+
+    return Stream(2, stream.delay + reach - before), emit
+
+
+def _pad(plan: _Plan, node: Node) -> tuple[Stream, Emit]:
+    """Zeros around the frames wait for a convolution."""
+    x, widths, *how = arguments(node)
+    stream = plan.stream(x)
+    if stream.axis is None:
+        return stream, _same(node, stream.delay)
+    behind = 2 * (rank(x) - 1 - stream.axis)  # pairs of widths come last axis first
+    before, after = (*widths, *[0] * (behind + 2))[behind : behind + 2]
+    if not before and not after:
+        return stream, _same(node, stream.delay)
+    mode, value = how if node.target is aten.pad.default else ("constant", *how)
+    if mode != "constant" or value or min(before, after) < 0:
+        raise _refuse(node, "pads the frames with something else than zeros")
+    if any(width for i, width in enumerate(widths) if i not in (behind, behind + 1)):
+        raise _refuse(node, "pads time and other axes at once")
+    return Stream(stream.axis, stream.delay, (before, after)), lambda step: step.value(x)
+
+
+def _lif(plan: _Plan, node: Node) -> tuple[Stream, Emit]:
+    x, tau, threshold, reset, decay_input, dim = arguments(node)
+    stream = plan.stream(x)
+    if stream.axis is None or dim % rank(x) != stream.axis:
+        raise _refuse(node, "integrates along another axis than time")
+
+    def neurons(now: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+        return lif.step(now, before, tau, threshold, reset, decay_input)
+
+    def emit(step: _Step) -> Node:
+        where = module_path(node) or "neurons"
+        now = step.value(x)
+        slot = step.state(f"{where}_membrane", val(now).shape, float(reset or 0), f"membrane potential of {where}")
+        spikes: Node
+        spikes, after = step.emit.inline(neurons, now, slot.before)
+        step.follow_valid(slot, after, stream.delay)
+        return spikes
+
+    return stream, emit
+
+
+def _memory(plan: _Plan, node: Node) -> tuple[Stream, Emit]:
+    u, _, a, b, _ = arguments(node)
+    stream = plan.stream(u)
+    if a is None or b is None:
+        raise _refuse(node, "knows only its impulse response; give a and b, the recurrence that it is the response of")
+    if stream.axis != 1:
+        raise _refuse(node, "runs along another axis than time")
+
+    def emit(step: _Step) -> Node:
+        where = module_path(node) or "memory"
+        slot = step.state(f"{where}_memory", val(node).shape[:2], 0.0, f"memory of {where}")
+        turned = step.emit(aten.linear.default, slot.before, step.value(a))
+        driven = step.emit(aten.mul.Tensor, step.value(u), step.value(b))  # [B, 1] [M]
+        after = step.emit(aten.add.Tensor, turned, driven)
+        step.follow_valid(slot, after, stream.delay)
+        return step.emit(aten.unsqueeze.default, after, 2)
+
+    return Stream(2, stream.delay), emit
+
+
+def _permute(plan: _Plan, node: Node) -> tuple[Stream, Emit]:
+    x = node.args[0]
+    stream = plan.stream(x)
+    order = list(range(rank(x)))
+    if node.target is aten.permute.default:
+        order = [axis % rank(x) for axis in arguments(node)[1]]
+    else:
+        i, j = (axis % rank(x) for axis in arguments(node)[1:3])
+        order[i], order[j] = order[j], order[i]
+    axis = None if stream.axis is None else order.index(stream.axis)
+    return Stream(axis, stream.delay), _same(node, stream.delay)
+
+
+def _unsqueeze(plan: _Plan, node: Node) -> tuple[Stream, Emit]:
+    x, at = arguments(node)
+    stream = plan.stream(x)
+    axis = stream.axis
+    if axis is not None and at % rank(node) <= axis:
+        axis += 1
+    return Stream(axis, stream.delay), _same(node, stream.delay)
+
+
+def _squeeze(plan: _Plan, node: Node) -> tuple[Stream, Emit]:
+    x = node.args[0]
+    stream = plan.stream(x)
+    given = arguments(node)[1]
+    dims = sorted(axis % rank(x) for axis in ([given] if isinstance(given, int) else given))
+    dims = [axis for axis in dims if val(x).shape[axis] == 1 and axis != stream.axis]
+    axis = None if stream.axis is None else stream.axis - sum(a < stream.axis for a in dims)
+
+    def emit(step: _Step) -> Node:
+        return step.emit(aten.squeeze.dims, step.at(x, stream.delay), dims)
+
+    return Stream(axis, stream.delay), emit
+
+
+def _reshape(plan: _Plan, node: Node) -> tuple[Stream, Emit]:
+    """A reshape that keeps time as an axis of its own."""
+    x = node.args[0]
+    stream = plan.stream(x)
+    before, after = list(val(x).shape), list(val(node).shape)
+    if stream.axis is None:
+        axis = None
+    else:
+        ahead = torch.Size(before[: stream.axis]).numel()
+        places = [
+            i for i in range(len(after)) if torch.Size(after[:i]).numel() == ahead and after[i] == before[stream.axis]
+        ]
+        if not places:
+            raise _refuse(node, "reshapes frames together with other axes")
+        axis = places[-1]
+        after[axis] = 1
+
+    def emit(step: _Step) -> Node:
+        return step.emit(aten.reshape.default, step.at(x, stream.delay), after)
+
+    return Stream(axis, stream.delay), emit
+
+
+def _expand(plan: _Plan, node: Node) -> tuple[Stream, Emit]:
+    x, sizes, _ = arguments(node)
+    stream = plan.stream(x)
+    if stream.axis is None:
+        return stream, _same(node, stream.delay)
+    axis = stream.axis + len(sizes) - rank(x)
+    sizes = [-1 if i == axis else size for i, size in enumerate(sizes)]
+    return Stream(axis, stream.delay), _same(node, stream.delay, {1: sizes})
+
+
+def _select(plan: _Plan, node: Node) -> tuple[Stream, Emit]:
+    """One place of another axis; of time, the last frame, which is the newest so far."""
+    x, dim, index = arguments(node)
+    stream = plan.stream(x)
+    dim = dim % rank(x)
+    if stream.axis is None or dim != stream.axis:
+        axis = None if stream.axis is None else stream.axis - (dim < stream.axis)
+        return Stream(axis, stream.delay), _same(node, stream.delay)
+    if index not in (-1, _length(plan, x) - 1):
+        raise _refuse(node, "reads one frame that is not the last")
+    return Stream(None, stream.delay), _same(node, stream.delay, {2: 0})
+
+
+def _slice(plan: _Plan, node: Node) -> tuple[Stream, Emit]:
+    x, dim, start, end, hop = arguments(node)
+    stream = plan.stream(x)
+    if stream.axis is None or dim % rank(x) != stream.axis:
+        return stream, _same(node, stream.delay)
+    if (start or 0) != 0 or hop != 1 or (end is not None and end < _length(plan, x)):
+        raise _refuse(node, "reads some of the frames only")
+    return stream, lambda step: step.at(x, stream.delay)
+
+
+def _join(plan: _Plan, node: Node) -> tuple[Stream, Emit]:
+    """Concatenation along another axis than time."""
+    parts, dim = arguments(node)
+    delay = plan.align(node)
+    axes = {plan.streams[x].axis for x in parts if x in plan.streams}
+    if len(axes) > 1 or any(x not in plan.streams for x in parts):
+        raise _refuse(node, "joins frames with constants or with values whose time axes differ")
+    (axis,) = axes
+    if axis is not None and dim % rank(node) == axis:
+        raise _refuse(node, "joins frames one after the other")
+    return Stream(axis, delay), _same(node, delay)
+
+
+def _linear(plan: _Plan, node: Node) -> tuple[Stream, Emit]:
+    x, *weights = arguments(node)
+    stream = plan.stream(x)
+    if any(w in plan.streams for w in weights) or stream.axis == rank(x) - 1:
+        raise _refuse(node, "mixes frames")
+    return stream, _same(node, stream.delay)
+
+
+def _norm(plan: _Plan, node: Node) -> tuple[Stream, Emit]:
+    """Layer norm over the last axes, batch norm with stored statistics over axis 1."""
+    x = node.args[0]
+    stream = plan.stream(x)
+    if node.target is aten.layer_norm.default:
+        mixes = stream.axis is not None and stream.axis >= rank(x) - len(arguments(node)[1])
+    else:
+        mixes = arguments(node)[5] or stream.axis == 1
+    if mixes:
+        raise _refuse(node, "normalises over frames")
+    return stream, _same(node, stream.delay)
+
+
+_LOCAL = frozenset(
+    {
+        aten.clone.default,
+        aten.contiguous.default,
+        aten.detach.default,
+        aten.alias.default,
+        aten.dropout.default,
+        aten._to_copy.default,
+        aten.to.dtype,
+    }
+)
+
+_RULES: dict[Any, Callable[[_Plan, Node], tuple[Stream, Emit]]] = {
+    aten.batch_norm.default: _norm,
+    aten.cat.default: _join,
+    aten.constant_pad_nd.default: _pad,
+    aten.conv1d.default: _convolution,
+    aten.expand.default: _expand,
+    aten.flatten.using_ints: _reshape,
+    aten.layer_norm.default: _norm,
+    aten.linear.default: _linear,
+    aten.log_softmax.int: _other_axes(1),
+    aten.mean.dim: _reduce,
+    aten.pad.default: _pad,
+    aten.permute.default: _permute,
+    aten.reshape.default: _reshape,
+    aten.select.int: _select,
+    aten.slice.Tensor: _slice,
+    aten.softmax.int: _other_axes(1),
+    aten.split_with_sizes.default: _other_axes(2),
+    aten.squeeze.dim: _squeeze,
+    aten.squeeze.dims: _squeeze,
+    aten.sum.dim_IntList: _reduce,
+    aten.transpose.int: _permute,
+    aten.unsqueeze.default: _unsqueeze,
+    aten.view.default: _reshape,
+    lif.OP.overload: _lif,
+    lmu_memory.OP.overload: _memory,
+}
