@@ -106,7 +106,7 @@ def lower_onnx(
     import numpy as np
     from onnxscript import ir, opset20
 
-    from edgesmith.kernels.loops import onnx_scan
+    from edgesmith.kernels.loops import onnx_filled, onnx_scan
 
     op: Any = opset20
     half = x.dtype == ir.DataType.FLOAT16
@@ -148,15 +148,7 @@ def lower_onnx(
             after = make("Sub", charged, bound) if reset is None else origin
             return make("Where", make("Less", charged, bound), charged, after), charged
 
-    others = [n for i, n in enumerate(x.shape) if i != dim]
-    if all(isinstance(n, int) for n in others):
-        start = op.Constant(value=ir.tensor(np.full(others, reset or 0.0, real)))
-        start.shape, start.dtype = ir.Shape(others), x.dtype
-    else:
-        axes = op.Constant(value_ints=[i for i in range(len(x.shape)) if i != dim])
-        value = ir.tensor(np.array([reset or 0.0], real))
-        start = op.ConstantOfShape(op.Gather(op.Shape(x), axes), value=value)
-        start.shape, start.dtype = ir.Shape(others), x.dtype
+    start = onnx_filled(x, [i for i in range(len(x.shape)) if i != dim], reset or 0.0)
     _, potential = onnx_scan([start], x, dim, step)
     if reset is not None and real(reset) == 0:
         fired = op.LessOrEqual(potential, number(-threshold))
@@ -165,13 +157,67 @@ def lower_onnx(
     return op.Cast(fired, to=x.dtype)
 
 
+def lower_coreml(
+    x: Any,
+    tau: float = 2.0,
+    threshold: float = 1.0,
+    reset: float | None = 0.0,
+    decay_input: bool = True,
+    dim: int = -1,
+    half: bool = False,
+) -> Any:
+    """Core ML: a while_loop that keeps v and writes the potential before each reset, then one comparison of all.
+
+    With `half` the loop is typed fp16 here: coremltools would cast what a loop carries, all of the result too, to fp32
+    and back in every iteration. Where tau is no power of two, coremltools multiplies by its inverse, rounded, instead of
+    dividing: then a potential can differ in its last bit from PyTorch's.
+    """
+    import numpy as np
+    from coremltools.converters.mil import Builder as mb
+
+    from edgesmith.kernels.loops import coreml_loop
+
+    real = np.float16 if half else np.float32
+    tau, threshold, dim = float(tau), float(threshold), int(dim) % len(x.shape)
+    exact = math.frexp(tau)[0] == 0.5  # as for ONNX
+    if half:
+        x = mb.cast(x=x, dtype="fp16")
+    order = [dim, *(i for i in range(len(x.shape)) if i != dim)]
+    inverse = [order.index(i) for i in range(len(x.shape))]
+
+    def by_tau(value: Any) -> Any:
+        if exact:
+            return value if tau == 1 else mb.mul(x=value, y=real(1 / tau))
+        return mb.real_div(x=value, y=real(tau))
+
+    def step(v: Any, current: Any) -> tuple[Any, Any]:
+        leak = mb.sub(x=v, y=real(reset)) if reset else v
+        if decay_input:
+            charged = mb.add(x=v, y=by_tau(mb.sub(x=current, y=leak)))
+        else:
+            charged = mb.add(x=mb.sub(x=v, y=by_tau(leak)), y=current)
+        if reset is None:
+            after = mb.sub(x=charged, y=real(threshold))
+        else:
+            after = real(reset)
+        fired = mb.greater_equal(x=charged, y=real(threshold))
+        return mb.select(cond=fired, a=after, b=charged), charged
+
+    sequence = mb.transpose(x=x, perm=order)
+    shape = [int(n) for n in sequence.shape]
+    start = mb.fill(shape=[1, *shape[1:]], value=real(reset or 0.0))
+    potential = coreml_loop(start, sequence, step, shape)
+    fired = mb.greater_equal(x=mb.transpose(x=potential, perm=inverse), y=real(threshold))
+    return mb.cast(x=fired, dtype="fp32")
+
+
 OP = define(
     FusedOp(
         name="lif",
         reference=reference,
         shape=shape,
         example=example,
-        lowerings={"onnx": lower_onnx},
+        lowerings={"onnx": lower_onnx, "coreml": lower_coreml},
         tolerance=0.0,
         is_pattern=False,
     )

@@ -64,3 +64,57 @@ def onnx_scan(
     )
     recorder.nodes.append(scan)
     return scan.outputs
+
+
+def onnx_filled(like: Any, axes: Sequence[int], value: float = 0.0, more: Sequence[int] = ()) -> Any:
+    """A tensor full of `value`, of the type of `like`: as long as `like` along `axes`, then of the sizes `more`."""
+    import numpy as np
+    from onnxscript import ir, opset20
+
+    op: Any = opset20
+    sizes = [like.shape[axis] for axis in axes] + list(more)
+    real = np.float16 if like.dtype == ir.DataType.FLOAT16 else np.float32
+    if all(isinstance(n, int) for n in sizes):
+        filled = op.Constant(value=ir.tensor(np.full(sizes, value, real)))
+    else:
+        shape = op.Gather(op.Shape(like), op.Constant(value_ints=list(axes)))
+        if more:
+            shape = op.Concat(shape, op.Constant(value_ints=list(more)), axis=0)
+        filled = op.ConstantOfShape(shape, value=ir.tensor(np.array([value], real)))
+    filled.shape, filled.dtype = ir.Shape(sizes), like.dtype
+    return filled
+
+
+def coreml_loop(
+    state: Any, sequence: Any, step: Callable[[Any, Any], tuple[Any, Any]], result_shape: Sequence[int]
+) -> Any:
+    """A Core ML while_loop over one sequence, time first.
+
+    Args:
+        state: initial state.
+        sequence: [T, ...], read one slice [1, ...] an iteration.
+        step: from the state and the slice to the next state and one slice [1, ...] of the result.
+        result_shape: [T, ...].
+
+    Returns:
+        All slices, of `result_shape` and the state's type.
+    """
+    import numpy as np
+    from coremltools.converters.mil import Builder as mb
+    from coremltools.converters.mil.mil.types import nptype_from_builtin
+
+    length, *rest = sequence.shape
+    result = mb.fill(shape=list(result_shape), value=nptype_from_builtin(state.dtype)(0))
+
+    def unfinished(i: Any, state: Any, result: Any) -> Any:
+        return mb.less(x=i, y=np.int32(length))
+
+    def body(i: Any, state: Any, result: Any) -> tuple[Any, Any, Any]:
+        start = mb.concat(values=[mb.expand_dims(x=i, axes=[0]), np.zeros(len(rest), np.int32)], axis=0)
+        state, value = step(state, mb.slice_by_size(x=sequence, begin=start, size=[1, *rest]))
+        place = mb.expand_dims(x=i, axes=[0])
+        result = mb.scatter(data=result, indices=place, updates=value, axis=0, mode="update")
+        return mb.add(x=i, y=np.int32(1)), state, result
+
+    first = mb.const(val=np.int32(0))
+    return mb.while_loop(_cond=unfinished, _body=body, loop_vars=(first, state, result))[2]

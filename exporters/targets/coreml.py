@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import inspect
 import json
 import logging
 import platform
@@ -68,7 +69,7 @@ def lower(program: Program, path: Path, request: Request) -> None:
         outputs = None if classifier else [ct.TensorType(name=n, dtype=np.float32) for n in program.output_names]
         half = request.precision == "fp16"
         scratch = path.with_name(f"raw-{path.name}")
-        with _own_lowerings():
+        with _own_lowerings(half):
             try:
                 ct.convert(
                     exported(program, name),
@@ -99,8 +100,8 @@ def check(path: Path) -> None:
 
 
 def count_operators(path: Path) -> dict[str, int]:
-    """Operators of the main function by type, constants left out."""
-    counts = Counter(op.type for op in _main_block(path).operations if op.type != "const")
+    """Operators of the main function by type, those inside loops too, constants left out."""
+    counts = Counter(op.type for op in _operations(_main_block(path)))
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
@@ -108,8 +109,7 @@ def largest_rank(path: Path) -> int:
     """The highest rank of any value that an operator other than a constant makes."""
     ranks = [
         len(output.type.tensorType.dimensions)
-        for op in _main_block(path).operations
-        if op.type != "const"
+        for op in _operations(_main_block(path))
         for output in op.outputs
     ]
     return max(ranks, default=0)
@@ -218,21 +218,29 @@ def _scale_input(program: Program, request: Request) -> Program:
 
 
 @contextlib.contextmanager
-def _own_lowerings() -> Iterator[None]:
-    """Register the fused ops' lowerings with coremltools while converting."""
+def _own_lowerings(half: bool) -> Iterator[None]:
+    """Register the fused ops' lowerings with coremltools while converting.
+
+    Those that have a parameter `half` are told whether the program will be half precision; the others, whose operators
+    coremltools itself makes so later, need not know.
+    """
     from coremltools.converters.mil.frontend.torch.ops import _get_inputs
     from coremltools.converters.mil.frontend.torch.torch_op_registry import _TORCH_OPS_REGISTRY
+    from coremltools.converters.mil.mil import Var
 
     from edgesmith.kernels.op import FusedOp, all_ops
 
     def translation(op: FusedOp) -> Any:
+        lowering = op.lowerings["coreml"]
+        told = {"half": half} if "half" in inspect.signature(lowering).parameters else {}
+
         def translate(context: Any, node: Any) -> None:
             values = _get_inputs(context, node)
             flags = [
-                value.val if value is not None and value.op is not None and value.rank == 0 else value
+                value.val if isinstance(value, Var) and value.op is not None and value.rank == 0 else value
                 for value in values
             ]
-            context.add(op.lowerings["coreml"](*flags), torch_name=node.name)
+            context.add(lowering(*flags, **told), torch_name=node.name)
 
         return translate
 
@@ -285,6 +293,15 @@ def _canonical(source: Path, path: Path, request: Request) -> None:
         root = new if identifier == root else root
     manifest |= {"itemInfoEntries": renamed, "rootModelIdentifier": root}
     (path / "Manifest.json").write_text(json.dumps(manifest, indent=4, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _operations(block: Any) -> Iterator[Any]:
+    """The operators of a block and of the blocks inside it, constants left out."""
+    for op in block.operations:
+        if op.type != "const":
+            yield op
+        for inner in op.blocks:
+            yield from _operations(inner)
 
 
 def _main_block(path: Path) -> Any:
