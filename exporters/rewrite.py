@@ -5,6 +5,7 @@
     merge_linears     (L1(x) + L2(x)) * s  ->  L(x)
     fold_batchnorm    BN(conv(x)) -> conv'(x);  conv(BN(x)) -> conv'(x);  linear(mean(BN(x))) -> linear'(mean(x))
     fuse              the graph of a fused op's reference -> that fused op
+    choose_memory_form  a Legendre memory as convolution, in chunks, step by step or folded into its readout
     share_gates       additive attention with q's and k's gates in common convolutions, where the target says cheaper
 
 Every rewrite leaves the program's outputs equal but for rounding, and changes nothing when run again.
@@ -52,6 +53,7 @@ class Rewrite(Protocol):
 def all_rewrites() -> tuple[Rewrite, ...]:
     """The rewrites in the order in which they run."""
     from edgesmith.exporters.rewrites.canonicalise import Canonicalise
+    from edgesmith.exporters.rewrites.choose_memory_form import ChooseMemoryForm
     from edgesmith.exporters.rewrites.fold_batchnorm import FoldBatchnorm
     from edgesmith.exporters.rewrites.fold_constants import FoldConstants
     from edgesmith.exporters.rewrites.fuse import Fuse
@@ -60,7 +62,7 @@ def all_rewrites() -> tuple[Rewrite, ...]:
     from edgesmith.kernels.op import all_ops
 
     fuses = tuple(Fuse(op) for op in all_ops().values() if op.is_pattern)
-    return (FoldConstants(), Canonicalise(), MergeLinears(), FoldBatchnorm(), *fuses, ShareGates())
+    return (FoldConstants(), Canonicalise(), MergeLinears(), FoldBatchnorm(), *fuses, ChooseMemoryForm(), ShareGates())
 
 
 def rewrite(

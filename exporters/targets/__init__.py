@@ -32,10 +32,16 @@ class Costs:
         launch_us: starting one operator, microseconds.
         copy_gb_s: moving an activation, as a split or concatenation does, gigabytes a second; infinite where it is
             only a view.
+        gflops: dense fp32 arithmetic, 1e9 multiplications and additions a second.
+        loop_us: starting one operator in the body of a loop, microseconds.
+        read_gb_s: reading a matrix for a product with one vector, gigabytes a second.
     """
 
     launch_us: float
     copy_gb_s: float = math.inf
+    gflops: float = math.inf
+    loop_us: float = 0.0
+    read_gb_s: float = math.inf
 
 
 @dataclass(frozen=True)
