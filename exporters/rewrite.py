@@ -1,6 +1,8 @@
 """The rewrites, in order, and what they report.
 
+    find_memory       irfft(rfft(u) * H) -> lmu_memory
     fold_constants    what is computed from parameters alone becomes a parameter
+    reroll            an unrolled loop, or a scan, of one step -> lif, lmu_memory
     canonicalise      one spelling for pools, splits and dropouts, so that patterns need only one
     merge_linears     (L1(x) + L2(x)) * s  ->  L(x)
     fold_batchnorm    BN(conv(x)) -> conv'(x);  conv(BN(x)) -> conv'(x);  linear(mean(BN(x))) -> linear'(mean(x))
@@ -56,13 +58,16 @@ def all_rewrites() -> tuple[Rewrite, ...]:
     from edgesmith.exporters.rewrites.choose_memory_form import ChooseMemoryForm
     from edgesmith.exporters.rewrites.fold_batchnorm import FoldBatchnorm
     from edgesmith.exporters.rewrites.fold_constants import FoldConstants
+    from edgesmith.exporters.rewrites.find_memory import FindMemory
     from edgesmith.exporters.rewrites.fuse import Fuse
     from edgesmith.exporters.rewrites.merge_linears import MergeLinears
+    from edgesmith.exporters.rewrites.reroll import Reroll
     from edgesmith.exporters.rewrites.share_gates import ShareGates
     from edgesmith.kernels.op import all_ops
 
     fuses = tuple(Fuse(op) for op in all_ops().values() if op.is_pattern)
-    return (FoldConstants(), Canonicalise(), MergeLinears(), FoldBatchnorm(), *fuses, ChooseMemoryForm(), ShareGates())
+    first = (FindMemory(), FoldConstants(), Reroll(), Canonicalise(), MergeLinears(), FoldBatchnorm())
+    return (*first, *fuses, ChooseMemoryForm(), ShareGates())
 
 
 def rewrite(

@@ -23,6 +23,21 @@ from torch import Tensor
 from edgesmith.kernels.op import FusedOp, define
 
 
+def charge(x: Tensor, v: Tensor, tau: float = 2.0, reset: float | None = 0.0, decay_input: bool = True) -> Tensor:
+    """The membrane potential that an input leads to, before any spike."""
+    leak = v - reset if reset else v
+    return v + (x - leak) / tau if decay_input else v - leak / tau + x
+
+
+def fire(v: Tensor, threshold: float = 1.0, reset: float | None = 0.0) -> tuple[Tensor, Tensor]:
+    """Spikes (0 or 1) of a membrane potential, and the potential after them."""
+    fired = v >= threshold
+    spikes = fired.to(v.dtype)
+    if reset is None:
+        return spikes, v - spikes * threshold
+    return spikes, torch.where(fired, reset, v)
+
+
 def step(
     x: Tensor,
     v: Tensor,
@@ -32,13 +47,7 @@ def step(
     decay_input: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """One time step: input and membrane potential of one shape to spikes (0 or 1) and the next membrane potential."""
-    leak = v - reset if reset else v
-    v = v + (x - leak) / tau if decay_input else v - leak / tau + x
-    fired = v >= threshold
-    spikes = fired.to(x.dtype)
-    if reset is None:
-        return spikes, v - spikes * threshold
-    return spikes, torch.where(fired, reset, v)
+    return fire(charge(x, v, tau, reset, decay_input), threshold, reset)
 
 
 def reference(
