@@ -610,42 +610,81 @@ def _scanned(module: GraphModule, scan: Node) -> _Outcome:
     body = getattr(module, str(combine.target))  # type: ignore[union-attr]  # a get_attr node
     where = site(scan)
     results = {user.args[1]: user for user in scan.users if user.target is operator.getitem}
-    if len(states) != 1 or len(sequences) != 1 or more:  # type: ignore[arg-type]  # lists of nodes
+    if len(states) != 1 or len(sequences) != 1:  # type: ignore[arg-type]  # lists of nodes
         return None
     if 0 in results and results[0].users:
         return Rejection(where, "the last state of the scan is read too")
     if 1 not in results or len(results) > 2:
         return None
     state, x = states[0], sequences[0]  # type: ignore[index]  # lists of nodes
-    dtype = val(x).dtype
-    numbers = _numbers(body, body.graph.nodes)
     start = _start(module, state)
     if start is None:
         return Rejection(where, "the state of the scan starts with something computed")
-    if val(state).shape != val(x).shape[1:]:
-        return None
-    v, current = _samples([*numbers, start], dtype, 0), _samples([*numbers, start], dtype, 1)
+    shared = [constant(module, value) for value in more]  # type: ignore[union-attr]  # a list of nodes
+    if any(value is None for value in shared):
+        return Rejection(where, "its steps share something computed")
+
+    def step(state: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            after, output = body(state, x, *shared)
+        return after, output
+
+    emit = Emitter(module, before=scan)
     try:
-        after, output = body(v, current)
+        if val(state).shape == val(x).shape[1:]:
+            numbers = sorted({*_numbers(body, body.graph.nodes), *(v.item() for v in shared if v.numel() == 1), start})
+            settings = _scanned_settings(step, numbers, start, val(x).dtype)
+            if settings is None:
+                return Rejection(where, "no tau, threshold and reset of its literals give lif's numbers")
+            if val(results[1]).dtype != val(x).dtype:
+                return Rejection(where, f"its outputs are {val(results[1]).dtype}, not of the input's type")
+            value = emit(lif.OP.overload, x, *settings, 0)
+            note = f"a scan -> edgesmith.lif({', '.join(map(str, settings))})"
+        else:
+            found = _scanned_memory(step, state, x, start)
+            if found is None:
+                return None
+            a, b = found
+            length = int(val(x).shape[0])
+            u = emit(aten.transpose.int, emit(aten.squeeze.dim, x, 2), 0, 1)
+            impulse = lmu_memory.impulse_response(a, b, length)
+            given = [emit.constant(f"{where}.{name}", t) for name, t in (("impulse", impulse), ("a", a), ("b", b))]
+            value = emit(aten.permute.default, emit(lmu_memory.OP.overload, u, *given), [2, 0, 1])
+            note = f"a scan of {length} steps -> edgesmith.lmu_memory, M = {len(b)}"
     except (RuntimeError, TypeError, IndexError):
-        return None
-    for tau, threshold, reset, decay in _candidates(sorted({*numbers, start})):
-        if (reset or 0.0) != start:
+        return None  # no step for other shapes than its own
+    stand_for(value, results[1])
+    results[1].replace_all_uses_with(value)
+    return where, note
+
+
+def _scanned_settings(step: Step, numbers: Sequence[float], start: float, dtype: torch.dtype) -> Settings | None:
+    """The settings of lif with which its step has a scan's numbers, exactly; None for none."""
+    v, x = _samples(numbers, dtype, 0), _samples(numbers, dtype, 1)
+    after, output = step(v, x)
+    for settings in _candidates(numbers):
+        if (settings[2] or 0.0) != start:
             continue
         for part in (slice(0, 64), slice(None)):
-            spikes, rested = lif.step(current[part], v[part], tau, threshold, reset, decay)
+            spikes, rested = lif.step(x[part], v[part], *settings)
             if not (torch.equal(spikes, output[part].to(dtype)) and torch.equal(rested, after[part])):
                 break
         else:
-            if val(results[1]).dtype != dtype:
-                return Rejection(where, f"its outputs are {val(results[1]).dtype}, not of the input's type")
-            settings = (tau, threshold, reset, decay)
-            emit = Emitter(module, before=scan)
-            spikes_of_all = emit(lif.OP.overload, x, *settings, 0)
-            stand_for(spikes_of_all, results[1])
-            results[1].replace_all_uses_with(spikes_of_all)
-            return where, f"a scan -> edgesmith.lif({', '.join(map(str, settings))})"
-    return Rejection(where, "no tau, threshold and reset of its literals give lif's numbers")
+            return settings
+    return None
+
+
+def _scanned_memory(step: Step, state: Node, x: Node, start: float) -> tuple[Tensor, Tensor] | None:
+    """A and b of a scan over a signal [T, B, 1] that is linear, starts at 0 and yields its state."""
+    if rank(state) != 2 or rank(x) != 3 or val(x).shape[2] != 1 or start != 0:
+        return None
+    order, dtype = int(val(state).shape[1]), val(x).dtype
+    a = step(torch.eye(order, dtype=dtype), torch.zeros(order, 1, dtype=dtype))[0].T
+    b = step(torch.zeros(1, order, dtype=dtype), torch.ones(1, 1, dtype=dtype))[0].reshape(-1)
+    generator = torch.Generator().manual_seed(0)
+    m, u = (torch.randn(5, n, generator=generator).to(dtype) for n in (order, 1))
+    after, output = step(m, u)
+    return (a, b) if torch.equal(after, output) and _close(after, m @ a.T + u * b) else None
 
 
 def _start(module: GraphModule, state: Node) -> float | None:
