@@ -56,9 +56,9 @@ def all_rewrites() -> tuple[Rewrite, ...]:
     """The rewrites in the order in which they run."""
     from edgesmith.exporters.rewrites.canonicalise import Canonicalise
     from edgesmith.exporters.rewrites.choose_memory_form import ChooseMemoryForm
+    from edgesmith.exporters.rewrites.find_memory import FindMemory
     from edgesmith.exporters.rewrites.fold_batchnorm import FoldBatchnorm
     from edgesmith.exporters.rewrites.fold_constants import FoldConstants
-    from edgesmith.exporters.rewrites.find_memory import FindMemory
     from edgesmith.exporters.rewrites.fuse import Fuse
     from edgesmith.exporters.rewrites.merge_linears import MergeLinears
     from edgesmith.exporters.rewrites.reroll import Reroll

@@ -148,7 +148,8 @@ def lower_onnx(
     else:
         origin, bound = number(reset or 0.0), number(threshold)
 
-        def step(make: Any, v: Any, current: Any) -> tuple[Any, Any]:
+        def step(make: Any, z: Any, current: Any) -> tuple[Any, Any]:
+            v = z
             leak = make("Sub", v, origin) if reset else v
             if decay_input:
                 charged = make("Add", v, by_tau(make, make("Sub", current, leak)))
@@ -178,7 +179,7 @@ def lower_coreml(
     """Core ML: a while_loop that keeps v and writes the potential before each reset, then one comparison of all.
 
     With `half` the loop is typed fp16 here: coremltools would cast what a loop carries, all of the result too, to fp32
-    and back in every iteration. Where tau is no power of two, coremltools multiplies by its inverse, rounded, instead of
+    and back in every iteration. Where tau is no power of two, coremltools multiplies by its inverse instead of
     dividing: then a potential can differ in its last bit from PyTorch's.
     """
     import numpy as np
@@ -205,10 +206,7 @@ def lower_coreml(
             charged = mb.add(x=v, y=by_tau(mb.sub(x=current, y=leak)))
         else:
             charged = mb.add(x=mb.sub(x=v, y=by_tau(leak)), y=current)
-        if reset is None:
-            after = mb.sub(x=charged, y=real(threshold))
-        else:
-            after = real(reset)
+        after = mb.sub(x=charged, y=real(threshold)) if reset is None else real(reset)
         fired = mb.greater_equal(x=charged, y=real(threshold))
         return mb.select(cond=fired, a=after, b=charged), charged
 

@@ -22,7 +22,6 @@ from torch import Tensor
 
 from edgesmith.kernels.op import FusedOp, define
 
-
 FORMS = ("convolution", "chunked", "recurrent")
 
 

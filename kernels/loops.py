@@ -20,8 +20,8 @@ def onnx_scan(
         states: initial states.
         sequence: what is read along `axis`, one slice an iteration.
         axis: of the sequence, counted from the front.
-        step: from a node builder (`make("Add", a, b)`), the states and the slice to the next states and `stacked` values
-            that the Scan puts together. It may read values of the graph around it.
+        step: from a node builder (`make("Add", a, b)`), the states and the slice to the next states and `stacked`
+            values that the Scan puts together. It may read values of the graph around it.
         stacked: how many values come out a step beside the states.
         stacked_axis: where in a result the steps are; default: `axis`.
 

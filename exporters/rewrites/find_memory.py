@@ -2,8 +2,8 @@
 
     irfft(rfft(u, n) * fft_H, n)[..., :T]  ->  lmu_memory(u; H, a, b),  H = irfft(fft_H)[:, :T]
 
-for a signal u [B, 1, T] and a constant fft_H [M, n / 2 + 1]. The product is a circular convolution of period n; for it to
-be a causal one, H must vanish from n - T + 1 on, or the end of the signal would act on its beginning. A and b are
+for a signal u [B, 1, T] and a constant fft_H [M, n / 2 + 1]. The product is a circular convolution of period n; for it
+to be a causal one, H must vanish from n - T + 1 on, or the end of the signal would act on its beginning. A and b are
 looked for among the model's constants, by their numbers: H[:, j] = A^j b. This rewrite runs first, while constants that
 the forward pass does not read are still there. Source: Chilkuri and Eliasmith, ICML 2021, eq. 24-26.
 """
@@ -132,7 +132,7 @@ def _kept(inverse: Node) -> tuple[Node, int] | None:
         (user,) = node.users
         if user.target is not aten.slice.Tensor:
             break
-        _, axis, start, end, step = arguments(user)
+        _, axis, start, _, step = arguments(user)
         if axis % 3 == 2 and (start not in (0, None) or step != 1):
             return None
         node, shape = user, val(user).shape

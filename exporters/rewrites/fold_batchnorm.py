@@ -144,11 +144,11 @@ def _fold_into_memory(module: GraphModule, norm: Node, memory: Node, scale: Tens
     if bool((scale == 0).any()):
         return "a scale of 0 leaves nothing of the memory before it"
     rows = scale.unsqueeze(1)
-    folds = {1: lambda h: rows * h, 2: lambda a: rows * a / scale, 3: lambda b: scale * b}
-    names = {1: "impulse", 2: "a", 3: "b"}
+    factors = {1: ("impulse", rows), 2: ("a", rows / scale), 3: ("b", scale)}
     for i, value in given:
         assert value is not None
-        set_constant(module, memory, i, f"{site(memory)}.{names[i]}", folds[i](value.double()).to(value.dtype))
+        name, factor = factors[i]
+        set_constant(module, memory, i, f"{site(memory)}.{name}", (value.double() * factor).to(value.dtype))
     memory.meta["equals"] = ""
     result = memory
     if bool(shift.any()):

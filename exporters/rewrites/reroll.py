@@ -2,11 +2,12 @@
 
     stack(o_0 ... o_{T-1}),  c_t = step(c_{t-1}, e_t),  o_t = out(c_t)      a loop in the model's Python
     torch's higher-order `scan`                                            the same as one node
+    spikingjelly's own operator, `sj_lif.forward`                          what its version 2 makes of a multi-step LIF
 
 Found by structure, decided by numbers. The state c is the first value of a step from which the rest of it follows; each
 of the T copies must be the same graph, operator for operator and literal for literal. What the step then means is
-decided by running it: it is `lif` where, for some of its literals as tau, threshold and reset, it gives the very numbers
-of that op's step, bit for bit, on inputs of all magnitudes and around the threshold; so it does not matter how a model
+decided by running it: it is `lif` where, for some of its literals as tau, threshold and reset, it gives the numbers of
+that op's step, bit for bit, on inputs of all magnitudes and around the threshold; so it does not matter how a model
 spells a reset, and a division that rounds otherwise is noticed. It is `lmu_memory` where it is linear, with an input of
 rank one. Time is linear in the number of nodes. Letters: B batch, T time, M memory.
 """
@@ -17,7 +18,7 @@ import itertools
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -58,6 +59,7 @@ class Reroll:
         """Replace in place."""
         applied: list[tuple[str, str]] = []
         rejected: list[Rejection] = []
+        module.graph.eliminate_dead_code()  # the last state is often computed for nobody
         found = -1
         while len(applied) > found:  # a loop of several layers: the last one first, then what it reads
             found, rejected = len(applied), []
@@ -69,6 +71,8 @@ class Reroll:
                     outcome = _unrolled(module, node)
                 elif node.target is torch.ops.higher_order.scan:
                     outcome = _scanned(module, node)
+                elif str(node.target) == _SPIKINGJELLY:
+                    outcome = _spikingjelly(module, node)
                 if isinstance(outcome, Rejection):
                     rejected.append(outcome)
                 elif outcome is not None:
@@ -136,7 +140,7 @@ def _loop(module: GraphModule, outputs: list[Node], order: dict[Node, int]) -> _
     shifted = _shifted(outputs[-1], outputs[-2], past)
     reason: tuple[int, str] = (0, "")
     for state, before in sorted(shifted.items(), key=lambda pair: order[pair[0]]):
-        if val(state).shape != val(before).shape or order[before] >= order[state]:
+        if not isinstance(val(state), Tensor) or val(state).shape != val(before).shape or order[before] >= order[state]:
             continue
         step = _between(before, state, order)
         out = _between(state, outputs[-1], order)
@@ -147,7 +151,7 @@ def _loop(module: GraphModule, outputs: list[Node], order: dict[Node, int]) -> _
             return attempt
         reason = max(reason, attempt)
     steps, text = reason
-    return text if 2 * steps >= len(outputs) else None
+    return text if steps >= 2 else None
 
 
 def _follow(
@@ -291,7 +295,7 @@ def _leaves(nodes: list[Node], start: Node) -> list[Node]:
 
 
 def _same(nodes: list[Node], end: Node, other: Node, start: Node) -> tuple[Node | None, list[Node]] | str:
-    """Compare a step with the one that ends at `other`: what it has for `start` and for the leaves, or the difference."""
+    """Compare a step with the one that ends at `other`: what that has for `start` and the leaves, or the difference."""
     inside = set(nodes)
     bound: dict[Node, Node] = {}
     queue: list[tuple[Node, Node]] = [(end, other)]
@@ -354,7 +358,7 @@ def _first_state(module: GraphModule, loop: _Loop, given: Tensor) -> Tensor:
                 args, kwargs = torch.fx.map_arg(
                     (node.args, node.kwargs), lambda x: values[x] if x in values else _small(constant(module, x))
                 )
-                values[node] = node.target(*args, **kwargs)  # type: ignore[operator]  # an operator
+                values[node] = node.target(*args, **kwargs)
     if loop.states[0] not in values:
         raise ValueError("its first step reads something else than its input")
     result: Tensor = values[loop.states[0]]
@@ -370,9 +374,9 @@ def _small(value: Tensor | None) -> Any:
 
 
 _FILLED: dict[Any, Callable[[Sequence[Any]], float]] = {
-    aten.zeros_like.default: lambda args: 0.0,
-    aten.zeros.default: lambda args: 0.0,
-    aten.new_zeros.default: lambda args: 0.0,
+    aten.zeros_like.default: lambda _: 0.0,
+    aten.zeros.default: lambda _: 0.0,
+    aten.new_zeros.default: lambda _: 0.0,
     aten.full_like.default: lambda args: float(args[1]),
     aten.full.default: lambda args: float(args[1]),
     aten.new_full.default: lambda args: float(args[2]),
@@ -436,8 +440,7 @@ def _candidates(numbers: Sequence[float]) -> Iterator[Settings]:
     taus = dict.fromkeys(
         tau for n in numbers if n for tau in (n, 1 / n, *((1 / (1 - n),) if n != 1 else ())) if tau >= 1
     )
-    for tau, threshold, reset, decay in itertools.product(taus, numbers, (*numbers, None), (True, False)):
-        yield tau, threshold, reset, decay
+    yield from itertools.product(taus, numbers, (*numbers, None), (True, False))
 
 
 def _samples(numbers: Sequence[float], dtype: torch.dtype, seed: int) -> Tensor:
@@ -482,7 +485,7 @@ def _settings(
 def _is_binary(step: Step, dtype: torch.dtype) -> bool:
     """Whether a step puts out spikes, so that somebody would expect it to be lif."""
     output = step(_samples([0.0, 1.0], dtype, 0), _samples([0.0, 1.0], dtype, 1))[1]
-    return set(output.unique().tolist()) == {0.0, 1.0}
+    return bool(((output == 0) | (output == 1)).all()) and bool(output.any())
 
 
 def _as_memory(module: GraphModule, join: Node, axis: int, loop: _Loop, where: str) -> _Outcome:
@@ -567,8 +570,8 @@ def _stacked(module: GraphModule, join: Node, values: list[Node]) -> tuple[Node,
     is_alike = all(v.target is node.target and v.kwargs == node.kwargs for v in values)
     if node.target in _FRAME_BY_FRAME and is_alike and len(varying) == 1:
         (k,) = varying
-        frames = [v.args[k] for v in values]
-        if all(isinstance(frame, Node) and rank(frame) == rank(node) for frame in frames):
+        frames = [frame for frame in (v.args[k] for v in values) if isinstance(frame, Node)]
+        if len(frames) == len(values) and all(rank(frame) == rank(node) for frame in frames):
             x, axis = _stacked(module, join, frames)
             if axis != 0:
                 x = emit(aten.permute.default, x, [axis, *(i for i in range(rank(x)) if i != axis)])
@@ -606,22 +609,22 @@ def _put(module: GraphModule, join: Node, value: Node, dim: int, axis: int) -> N
 
 
 def _scanned(module: GraphModule, scan: Node) -> _Outcome:
-    combine, states, sequences, more = scan.args
-    body = getattr(module, str(combine.target))  # type: ignore[union-attr]  # a get_attr node
+    combine, states, sequences, more = cast(tuple[Node, list[Node], list[Node], list[Node]], scan.args)
+    body = getattr(module, str(combine.target))
     where = site(scan)
     results = {user.args[1]: user for user in scan.users if user.target is operator.getitem}
-    if len(states) != 1 or len(sequences) != 1:  # type: ignore[arg-type]  # lists of nodes
+    if len(states) != 1 or len(sequences) != 1:
         return None
     if 0 in results and results[0].users:
         return Rejection(where, "the last state of the scan is read too")
     if 1 not in results or len(results) > 2:
         return None
-    state, x = states[0], sequences[0]  # type: ignore[index]  # lists of nodes
+    state, x = states[0], sequences[0]
     start = _start(module, state)
     if start is None:
         return Rejection(where, "the state of the scan starts with something computed")
-    shared = [constant(module, value) for value in more]  # type: ignore[union-attr]  # a list of nodes
-    if any(value is None for value in shared):
+    shared = [value for value in (constant(module, node) for node in more) if value is not None]
+    if len(shared) < len(more):
         return Rejection(where, "its steps share something computed")
 
     def step(state: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -685,6 +688,31 @@ def _scanned_memory(step: Step, state: Node, x: Node, start: float) -> tuple[Ten
     m, u = (torch.randn(5, n, generator=generator).to(dtype) for n in (order, 1))
     after, output = step(m, u)
     return (a, b) if torch.equal(after, output) and _close(after, m @ a.T + u * b) else None
+
+
+_SPIKINGJELLY = "sj_lif.forward.default"
+
+
+def _spikingjelly(module: GraphModule, node: Node) -> _Outcome:
+    """Operator of spikingjelly 2: (x [T, ...], v, tau, decay_input, threshold, reset, ...) -> (spikes, ...)."""
+    x, state, tau, decay, threshold, reset, *rest = arguments(node)
+    where = site(node)
+    results = {user.args[1]: user for user in node.users if user.target is operator.getitem}
+    read = [k for k, result in results.items() if result.users]
+    if read != [0]:
+        return Rejection(where, "its potential is read too")
+    if _start(module, state) != (reset or 0.0):
+        return Rejection(where, "its potential does not start at the reset")
+    settings = (tau, threshold, reset, decay)
+    sample = 2 * torch.randn(8, 512, generator=torch.Generator().manual_seed(0)).to(val(x).dtype)
+    start = torch.full_like(sample[0], reset or 0.0)
+    expected = node.target(sample, start, tau, decay, threshold, reset, *rest)[0]  # type: ignore[operator]
+    if not torch.equal(expected, lif.reference(sample, *settings, 0)):
+        return Rejection(where, "lif gives other spikes")
+    spikes = Emitter(module, before=node)(lif.OP.overload, x, *settings, 0)
+    stand_for(spikes, results[0])
+    results[0].replace_all_uses_with(spikes)
+    return where, f"sj_lif.forward -> edgesmith.lif({', '.join(map(str, settings))})"
 
 
 def _start(module: GraphModule, state: Node) -> float | None:

@@ -109,11 +109,7 @@ def count_operators(path: Path) -> dict[str, int]:
 
 def largest_rank(path: Path) -> int:
     """The highest rank of any value that an operator other than a constant makes."""
-    ranks = [
-        len(output.type.tensorType.dimensions)
-        for op in _operations(_main_block(path))
-        for output in op.outputs
-    ]
+    ranks = [len(output.type.tensorType.dimensions) for op in _operations(_main_block(path)) for output in op.outputs]
     return max(ranks, default=0)
 
 

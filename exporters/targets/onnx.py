@@ -34,7 +34,7 @@ options: frozenset[str] = frozenset({"labels"})
 packages = ("onnx", "onnxscript", "onnxsim")
 extra = None
 runtime = "ONNX Runtime, CPU"
-# Measured on ONNX Runtime's CPU provider, one thread: the first two by bench/gates.py, the others by bench/recurrences.py
+# Measured on ONNX Runtime's CPU provider with one thread, by bench/gates.py and bench/recurrences.py
 costs = Costs(launch_us=3.0, copy_gb_s=10.0, gflops=130.0, loop_us=0.8, read_gb_s=75.0)
 dynamic_batch = True
 
