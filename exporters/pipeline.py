@@ -26,6 +26,8 @@ from edgesmith.exporters.artifact import Artifact
 from edgesmith.exporters.capture import Program, capture, exported, run, run_eager, with_module
 from edgesmith.exporters.graph import count_operators, operators
 from edgesmith.exporters.rewrite import RewriteReport, rewrite
+from edgesmith.exporters.session import Call, Stepper, open_step
+from edgesmith.exporters.streaming import StepProgram, describe, to_step
 from edgesmith.exporters.targets import NotHere, Request, Target
 from edgesmith.models import registry
 from edgesmith.models.checkpoint import Weights, fingerprint, load
@@ -76,6 +78,7 @@ def export(
     features: bool = False,
     labels: Sequence[str] | None = None,
     image_input: bool = False,
+    streaming: bool = False,
     deployment_target: str | None = None,
     device: str | None = None,
     out: str | Path = "artifacts",
@@ -97,6 +100,8 @@ def export(
         features: the dense features of a named model instead of its logits.
         labels: class names; a Core ML artifact becomes a classifier, which returns probabilities.
         image_input: take an image (Core ML); mean and deviation are folded in.
+        streaming: one step of a sequence model instead of the whole sequence: a frame and states in, a prediction and
+            the next states out (onnx; see streaming.py and session.py).
         deployment_target: oldest system to run on (Core ML), such as `iOS17`.
         device: a name from `profiles/`; it must take the target, and a system newer than the default that all such
             devices have becomes the deployment target.
@@ -111,7 +116,7 @@ def export(
     profile = devices.get(device) if device is not None else None
     deployment_target = _checked_device(backend, profile, deployment_target)
     precision = _checked_options(
-        backend, precision, batch, dynamic_batch, labels, image_input, deployment_target, features
+        backend, precision, batch, dynamic_batch, labels, image_input, deployment_target, features, streaming
     )
     spec = registry.get(model) if isinstance(model, str) else None
     if spec is None and not isinstance(model, nn.Module):
@@ -136,6 +141,7 @@ def export(
         "features" if features else None,
         "labels" if labels is not None else None,
         "image" if image_input else None,
+        "streaming" if streaming else None,
         deployment_target if deployment_target != getattr(backend, "DEFAULT_DEPLOYMENT_TARGET", None) else None,
     )
 
@@ -164,23 +170,29 @@ def export(
             program = capture(loaded.module, loaded.inputs, loaded.input_names, loaded.output_names, dynamic_batch)
         with watch("rewrite"):
             rewritten, reports = rewrite(program, backend.costs)
+            step = to_step(rewritten) if streaming else None
         with watch("verify the program"):
             given = verify.seeded_inputs(program.inputs, request.image if image_input else None, dynamic_batch)
             reference = [_arrays(run_eager(loaded.module, x)) for x in given]
             own = "fp16" if _is_half(loaded.module) else "fp32"
             steps = [_check_program("captured", program, program, reference, given, own)]
             steps.append(_check_program("rewritten", rewritten, program, reference, given, own))
+            if step is not None:
+                steps.append(_check_step("step program", describe(step), _eager_step(step), reference[:1], given, own))
         file = folder / f"{name}{backend.suffix}"
         with watch(f"lower to {target}"):
-            backend.lower(rewritten, file, request)
+            backend.lower(rewritten if step is None else step.program, file, request)
             backend.check(file)
         with watch("verify the file"):
             judged = "fp16" if "fp16" in (precision, own) else "fp32"
-            steps.append(_check_file(backend, file, rewritten, reference, given, judged))
+            if step is None:
+                steps.append(_check_file(backend, file, rewritten, reference, given, judged))
+            else:
+                steps.append(_check_step("file", describe(step), open_step(file), reference, given, judged))
         with watch("publish"):
             artifacts.write_reference(folder, reference, program.inputs)
             manifest = _manifest(
-                loaded, backend, request, program, rewritten, reports, file, steps, features, device, judged
+                loaded, backend, request, program, rewritten, step, reports, file, steps, features, device, judged
             )
             artifacts.write_manifest(folder, manifest)
             final = artifacts.publish(folder, out, folder_name)
@@ -222,7 +234,11 @@ def verify_artifact(path: str | Path, watch: Watch = silent) -> tuple[Artifact, 
         image = reads if isinstance(reads, ImageInput) else None
         given = verify.seeded_inputs(examples, image, options["batch"] == "dynamic", len(reference))
         judged = artifact.manifest["verification"]["judged_as"]
-        steps.append(_check_file(backend, artifact.file, None, reference, given, judged))
+        streaming = artifact.manifest.get("streaming")
+        if streaming is None:
+            steps.append(_check_file(backend, artifact.file, None, reference, given, judged))
+        else:
+            steps.append(_check_step("file", streaming, open_step(artifact.file), reference, given, judged))
     return artifact, steps
 
 
@@ -298,6 +314,7 @@ def _checked_options(
     image_input: bool,
     deployment_target: str | None,
     features: bool,
+    streaming: bool,
 ) -> str:
     """The precision to use. Raises BadInput for what the target or the combination does not have."""
     precision = precision or backend.precisions[0]
@@ -307,6 +324,7 @@ def _checked_options(
         "labels": labels is not None,
         "image_input": image_input,
         "deployment_target": deployment_target is not None,
+        "streaming": streaming,
     }
     for option, is_given in given.items():
         if is_given and option not in backend.options:
@@ -504,12 +522,41 @@ def _check_file(
     return {**_check(what, reference, outputs, precision, locate), "runtime": backend.runtime}
 
 
+def _eager_step(step: StepProgram) -> Call:
+    """One step of a program in PyTorch."""
+
+    def call(values: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+        return _arrays(run(step.program, [torch.from_numpy(value) for value in values]))
+
+    return call
+
+
+def _check_step(
+    what: str,
+    streaming: dict[str, Any],
+    call: Call,
+    reference: verify.Outputs,
+    given: Sequence[Sequence[Tensor]],
+    precision: str,
+) -> dict[str, Any]:
+    """Check a step program: fed frame by frame, its last prediction is that of the whole sequence in PyTorch."""
+    stepper = Stepper(streaming, call)
+    outputs: verify.Outputs = []
+    for (sequence,), _ in zip(given, reference, strict=False):
+        last = stepper.run(sequence.float().numpy())[-1]
+        outputs.append([last] if isinstance(last, np.ndarray) else list(last))
+    checked = _check(f"eager -> {what}", reference, outputs, precision, lambda: None)
+    frames = given[0][0].shape[1]
+    return {**checked, "sequences": len(reference), "frames": frames, "compared": "the prediction after the last frame"}
+
+
 def _manifest(
     loaded: Loaded,
     backend: Target,
     request: Request,
     program: Program,
     rewritten: Program,
+    step: StepProgram | None,
     reports: Sequence[RewriteReport],
     file: Path,
     steps: Sequence[dict[str, Any]],
@@ -518,10 +565,11 @@ def _manifest(
     judged: str,
 ) -> dict[str, Any]:
     spec = loaded.spec
-    shapes = [["batch", *x.shape[1:]] if program.dynamic_batch else list(x.shape) for x in program.inputs]
-    names = zip(program.input_names, shapes, strict=True)
+    lowered = program if step is None else step.program
+    shapes = [["batch", *x.shape[1:]] if program.dynamic_batch else list(x.shape) for x in lowered.inputs]
+    names = zip(lowered.input_names, shapes, strict=True)
     model: dict[str, Any] = {"name": loaded.name, "inputs": [{"name": n, "shape": s} for n, s in names]}
-    model["outputs"] = list(program.output_names)
+    model["outputs"] = list(lowered.output_names)
     if spec is not None:
         model |= {"features": features, "source": spec.source, "paper": spec.paper, "licence": spec.licence}
         reads = spec.input
@@ -532,6 +580,7 @@ def _manifest(
     return {
         "file": file.name,
         "model": model,
+        **({} if step is None else {"streaming": describe(step)}),
         "weights": {
             "origin": weights.origin,
             "sha256": weights.sha256,
@@ -562,6 +611,7 @@ def _manifest(
         "operators": {
             "captured": count_operators(program.module),
             "rewritten": count_operators(rewritten.module),
+            **({} if step is None else {"step": count_operators(step.program.module)}),
             "file": backend.count_operators(file),
         },
         "verification": {

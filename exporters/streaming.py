@@ -109,26 +109,25 @@ def to_step(program: Program) -> StepProgram:
     return StepProgram(stepped, tuple(step.states), plan.delay)
 
 
-def run_steps(
-    step: StepProgram, sequence: Tensor, call: Callable[[Sequence[Tensor]], list[Tensor]]
-) -> list[list[Tensor]]:
-    """The predictions for all frames of a sequence [B, T, F], one list of outputs for each frame.
-
-    Args:
-        call: runs one step on the program's inputs.
-    """
-    states = [torch.full(state.shape, state.initial, dtype=sequence.dtype) for state in step.states]
-    predictions = []
-    length = sequence.shape[1]
-    for t in range(length + step.delay):
-        frame = sequence[:, t : t + 1] if t < length else torch.zeros_like(sequence[:, :1])
-        flag = [torch.full((1,), float(t < length))] if step.delay else []
-        outputs = call([frame, *flag, *states])
-        count = len(outputs) - len(states)
-        states = outputs[count:]
-        if t >= step.delay:
-            predictions.append(outputs[:count])
-    return predictions
+def describe(step: StepProgram) -> dict[str, Any]:
+    """What the manifest says of a step program, and `session.Stepper` runs it by."""
+    frame = {"name": step.program.input_names[0], "shape": list(step.program.inputs[0].shape)}
+    return {
+        "delay": step.delay,
+        "frame": frame,
+        "is_frame": IS_FRAME if step.delay else None,
+        "states": [
+            {
+                "name": state.name,
+                "next": f"next_{state.name}",
+                "shape": list(state.shape),
+                "dtype": "float32",
+                "initial": state.initial,
+                "meaning": state.meaning,
+            }
+            for state in step.states
+        ],
+    }
 
 
 @dataclass(frozen=True)
@@ -151,12 +150,16 @@ Emit = Callable[["_Step"], Node]
 
 @dataclass
 class _Plan:
-    """Which values are streams, how much history each of them needs, and how each operator becomes one of a step."""
+    """Which values are streams, how much history each of them needs, and how each operator becomes one of a step.
+
+    `padded` leads from the streams that a padding makes to those that it pads, which keep the history for both.
+    """
 
     module: GraphModule
     streams: dict[Node, Stream] = field(default_factory=dict)
     history: dict[Node, int] = field(default_factory=dict)
     emits: dict[Node, Emit] = field(default_factory=dict)
+    padded: dict[Node, Node] = field(default_factory=dict)
     delay: int = 0
 
     def __post_init__(self) -> None:
@@ -190,6 +193,7 @@ class _Plan:
             raise Unsupported(
                 f"{_place(node)} comes from a reduction over time and would have to wait for other streams"
             )
+        node = self.padded.get(node, node)
         self.history[node] = max(self.history.get(node, 0), frames)
 
     def align(self, node: Node) -> int:
@@ -272,6 +276,7 @@ class _Step:
 
     def last(self, node: Node, back: int, frames: int) -> Node:
         """`frames` frames of a stream, the newest of them `back` steps ago."""
+        node = self.plan.padded.get(node, node)
         axis = self.plan.streams[node].axis
         length = self.plan.history[node] + 1
         if frames == length:
@@ -322,7 +327,7 @@ class _Step:
             newest = self.emit(aten.mul.Tensor, newest, valid)
         shape = list(val(newest).shape)
         shape[stream.axis] = length
-        where = module_path(node) or "frames"
+        where = module_path(node) or node.name
         slot = self.state(f"{where}_history", shape, 0.0, f"the last {length} frames out of {where}")
         window = self.emit(aten.cat.default, [slot.before, newest], stream.axis)
         self.follow(slot, self.emit(aten.slice.Tensor, window, stream.axis, 1, length + 1))
@@ -427,7 +432,7 @@ def _reduce(plan: _Plan, node: Node) -> tuple[Stream, Emit]:
         others = [axis for axis in reduced if axis != stream.axis]
         if others:
             newest = step.emit(node.target, newest, others, True)
-        where = module_path(node) or "model"
+        where = module_path(node) or node.name
         slot = step.state(f"{where}_sum", val(newest).shape, 0.0, f"the sum over all frames so far for {_place(node)}")
         total = step.follow_valid(slot, step.emit(aten.add.Tensor, slot.before, newest), stream.delay)
         if node.target is aten.mean.dim:
@@ -483,6 +488,7 @@ def _pad(plan: _Plan, node: Node) -> tuple[Stream, Emit]:
         raise _refuse(node, "pads the frames with something else than zeros")
     if any(width for i, width in enumerate(widths) if i not in (behind, behind + 1)):
         raise _refuse(node, "pads time and other axes at once")
+    plan.padded[node] = x  # whose history has the zeros
     return Stream(stream.axis, stream.delay, (before, after)), lambda step: step.value(x)
 
 
@@ -496,7 +502,7 @@ def _lif(plan: _Plan, node: Node) -> tuple[Stream, Emit]:
         return lif.step(now, before, tau, threshold, reset, decay_input)
 
     def emit(step: _Step) -> Node:
-        where = module_path(node) or "neurons"
+        where = module_path(node) or node.name
         now = step.value(x)
         slot = step.state(f"{where}_membrane", val(now).shape, float(reset or 0), f"membrane potential of {where}")
         spikes: Node
@@ -516,7 +522,7 @@ def _memory(plan: _Plan, node: Node) -> tuple[Stream, Emit]:
         raise _refuse(node, "runs along another axis than time")
 
     def emit(step: _Step) -> Node:
-        where = module_path(node) or "memory"
+        where = module_path(node) or node.name
         slot = step.state(f"{where}_memory", val(node).shape[:2], 0.0, f"memory of {where}")
         turned = step.emit(aten.linear.default, slot.before, step.value(a))
         driven = step.emit(aten.mul.Tensor, step.value(u), step.value(b))  # [B, 1] [M]

@@ -98,9 +98,13 @@ class LegendreMemory(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         u = self.f_u(self.bn_u(pointwise(self.W_u, x)))  # [B, 1, T]
-        m = lmu_memory.OP.overload(u.squeeze(1), self.H, self.A, self.B[:, 0])
-        m = self.f_m(self.bn_m(m))  # [B, M, T]
+        m = self.f_m(self.bn_m(self.memory(u.squeeze(1))))  # [B, M, T]
         return self.f_h(self.bn_h(pointwise(self.W_h, torch.cat((m, x), dim=1))))
+
+    def memory(self, u: Tensor) -> Tensor:
+        """The memory of a signal. [B, T] -> [B, M, T]"""
+        m: Tensor = lmu_memory.OP.overload(u, self.H, self.A, self.B[:, 0])
+        return m
 
 
 def _conv3(width: int, dim: int) -> nn.Conv1d:
@@ -314,7 +318,7 @@ def settle(model: nn.Module) -> None:
 
     At initial weights hardly any potential reaches its threshold, and a model that is silent shows nothing about an
     export. So batch norms take the statistics of eight random sequences, as training would give them, and where there
-    are none the layer before the neurons is scaled to currents of unit variance.
+    are none the layer before the neurons is brought to currents of mean 0 and variance 1.
     """
     if not any(isinstance(module, LIF) for module in model.modules()):
         return
@@ -329,19 +333,20 @@ def settle(model: nn.Module) -> None:
     with torch.no_grad():
         model(x)
         if not norms:
-            _scale_to_unit_current(model, memory, x)
+            _normalise_currents(model, memory, x)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.eval().momentum = momentum
 
 
-def _scale_to_unit_current(model: nn.Module, memory: LegendreMemory, x: Tensor) -> None:
+def _normalise_currents(model: nn.Module, memory: LegendreMemory, x: Tensor) -> None:
     for neurons, layer in ((memory.f_u, memory.W_u), (memory.f_h, memory.W_h)):
         currents: list[Tensor] = []
         hook = neurons.register_forward_pre_hook(lambda _, args, found=currents: found.append(args[0]))
         model(x)
         hook.remove()
-        layer.weight.div_(currents[0].std())
-        layer.bias.div_(currents[0].std())
+        mean, deviation = currents[0].mean(), currents[0].std()
+        layer.weight.div_(deviation)
+        layer.bias.sub_(mean).div_(deviation)
 
 
 def from_checkpoint(

@@ -54,6 +54,12 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
 
 
 @pytest.fixture(scope="session")
+def fixtures() -> Path:
+    """Outputs of the authors' own implementations, one file a model, for weights that follow from a seed."""
+    return HERE / "fixtures"
+
+
+@pytest.fixture(scope="session")
 def fixture_file() -> Path:
     """Outputs of the authors' own CAS-ViT XS, for weights that follow from a seed."""
     return HERE / "fixtures" / "casvit_xs.npz"

@@ -85,7 +85,7 @@ class Target(Protocol):
         suffix: of the file, with the dot.
         description: half a line for `edgesmith targets`.
         precisions: the first is the default.
-        options: names of `Request` fields that this target can serve beyond every target's.
+        options: names of options that this target can serve beyond every target's.
         packages: import names that lowering needs; `extra` is the pip extra that brings them, None when the base does.
         runtime: what executes the file.
         costs: for rewrites that choose between forms.

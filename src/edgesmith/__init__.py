@@ -4,6 +4,7 @@
     artifact = edgesmith.export("casvit_xs", target="coreml")
     artifact = edgesmith.export(module, target="onnx", inputs=(x,))
     edgesmith.verify(artifact.path)
+    session = edgesmith.StreamingSession(artifact.path)      of a --streaming artifact
 
 Importing the package imports none of the heavy ones; the first call does.
 """
@@ -17,15 +18,22 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from edgesmith.exporters.pipeline import explain, export
     from edgesmith.exporters.pipeline import verify_artifact as verify
+    from edgesmith.exporters.session import StreamingSession
 
-__all__ = ["__version__", "explain", "export", "verify"]
+__all__ = ["StreamingSession", "__version__", "explain", "export", "verify"]
 
-_LAZY = {"export": "export", "explain": "explain", "verify": "verify_artifact"}
+_LAZY = {
+    "export": ("pipeline", "export"),
+    "explain": ("pipeline", "explain"),
+    "verify": ("pipeline", "verify_artifact"),
+    "StreamingSession": ("session", "StreamingSession"),
+}
 
 
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'edgesmith' has no attribute {name!r}")
-    from edgesmith.exporters import pipeline
+    import importlib
 
-    return getattr(pipeline, _LAZY[name])
+    module, attribute = _LAZY[name]
+    return getattr(importlib.import_module(f"edgesmith.exporters.{module}"), attribute)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import sys
 import time
@@ -84,6 +85,9 @@ def export(
     image_input: Annotated[
         bool, typer.Option("--image-input", help="Take an image; normalisation is folded in (coreml).")
     ] = False,
+    streaming: Annotated[
+        bool, typer.Option("--streaming", help="One step of a sequence model, states in and out (onnx).")
+    ] = False,
     labels: Annotated[
         Path | None,
         typer.Option(
@@ -120,6 +124,7 @@ def export(
             features=features,
             labels=names,
             image_input=image_input,
+            streaming=streaming,
             deployment_target=deployment_target,
             device=device,
             out=out,
@@ -458,14 +463,23 @@ def _export_table(artifact: Artifact) -> Table:
         table.add_row(report["name"], line)
     counts = manifest["operators"]
     table.add_row("operators", " -> ".join(f"{stage} {sum(c.values())}" for stage, c in counts.items()))
-    for stage in ("captured", "rewritten", "file"):
-        table.add_row(f"  {stage}", ", ".join(f"{name.removeprefix('aten.')} {n}" for name, n in counts[stage].items()))
+    for stage, found in counts.items():
+        table.add_row(f"  {stage}", ", ".join(f"{name.removeprefix('aten.')} {n}" for name, n in found.items()))
+    if "streaming" in manifest:
+        table.add_row("streaming", _describe_streaming(manifest["streaming"]))
     for step in manifest["verification"]["steps"]:
         table.add_row(step["step"], _describe_step(step))
     own = [entry for entry in manifest["files"] if entry["path"].startswith(manifest["file"])]
     table.add_row("size", f"{sum(entry['bytes'] for entry in own) / 1e6:.2f} MB")
     table.add_row("file", str(artifact.file))
     return table
+
+
+def _describe_streaming(streaming: dict[str, Any]) -> str:
+    states = streaming["states"]
+    size = sum(4 * math.prod(state["shape"]) for state in states)
+    delay = f"predictions {streaming['delay']} steps behind" if streaming["delay"] else "predictions at once"
+    return f"{len(states)} states, {size / 1024:.1f} KiB; {delay}; run it with edgesmith.StreamingSession"
 
 
 def _describe_step(step: dict[str, Any]) -> str:

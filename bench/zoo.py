@@ -1,0 +1,159 @@
+"""The zoo against the authors' own form, and a step against its sequence: ONNX Runtime, one thread, interleaved.
+
+affnet_et            against the same model exported by torch alone: DFT and Einsum
+efficientvim_m1      against the same model exported by torch alone
+lmuformer            against eager PyTorch with the authors' FFT memory, which no exporter takes
+spiking_lmuformer    against eager PyTorch with the FFT memory and neurons in a plain loop; and the time to load
+a step               of both, against the whole sequence of 128 and of 1,000 frames
+
+python -m edgesmith.bench.zoo [rounds]
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from types import MethodType
+from typing import TYPE_CHECKING
+
+from edgesmith.bench.interleave import Samples, interleaved, onnx_call, ratio
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+FRAMES = (128, 1000)
+
+
+def exported(name: str, folder: Path, frames: int | None = None, streaming: bool = False) -> Path:
+    """Our ONNX file of a model with random weights."""
+    import edgesmith
+
+    return edgesmith.export(name, "onnx", frames=frames, streaming=streaming, out=folder).file
+
+
+def plain_export(model: nn.Module, x: Tensor, folder: Path) -> Path:
+    """What torch's exporter alone makes of a model."""
+    import torch
+
+    path = folder / "plain.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(model, (x,), str(path), dynamo=True, verbose=False, external_data=False)
+    return path
+
+
+def authors_form(model: nn.Module) -> nn.Module:
+    """An LMUFormer as its authors run it: the memory by FFT, the neurons in a loop over time."""
+    import torch
+
+    from edgesmith.kernels import lif
+    from edgesmith.models.lmuformer import LIF, LegendreMemory
+
+    def memory(self: LegendreMemory, u: Tensor) -> Tensor:
+        length = u.shape[1]
+        spectrum = torch.fft.rfft(u.unsqueeze(1), n=2 * length) * self.fft_H
+        m: Tensor = torch.fft.irfft(spectrum, n=2 * length)[..., :length]
+        return m
+
+    def neurons(self: LIF, x: Tensor) -> Tensor:
+        return lif.reference(x, 2.0, self.threshold)
+
+    for module in model.modules():
+        if isinstance(module, LegendreMemory):
+            module.fft_H = torch.fft.rfft(module.H, n=2 * module.H.shape[1])
+            module.memory = MethodType(memory, module)  # type: ignore[method-assign]
+        elif isinstance(module, LIF):
+            module.forward = MethodType(neurons, module)  # type: ignore[method-assign]
+    return model
+
+
+def against_plain_export(name: str, rounds: int, folder: Path) -> Samples:
+    """An image model: ours and torch's own export."""
+    import torch
+
+    from edgesmith.models import registry
+    from edgesmith.models.checkpoint import load
+
+    spec = registry.get(name)
+    model, _ = load(spec, None)
+    x = torch.randn(1, *spec.input.shape)
+    plain = plain_export(model, x, folder)
+    calls = {
+        "theirs": onnx_call(plain, {"x": x.numpy()}),
+        "ours": onnx_call(exported(name, folder), {"image": x.numpy()}),
+    }
+    return interleaved(calls, rounds)
+
+
+def against_eager(name: str, rounds: int, folder: Path) -> Samples:
+    """A sequence model: ours, the authors' form in eager PyTorch, and loading our file."""
+    import torch
+
+    from edgesmith.models import registry
+    from edgesmith.models.checkpoint import load
+
+    spec = registry.get(name)
+    model, _ = load(spec, None)
+    x = torch.randn(1, *spec.input.shape)
+    with torch.no_grad():
+        expected = model(x)
+        model = authors_form(model)
+        assert torch.allclose(model(x), expected, atol=1e-4), "the authors' form is another model"
+    file = exported(name, folder)
+
+    def eager() -> object:
+        with torch.no_grad():
+            return model(x)
+
+    feeds = {"frames": x.numpy()}
+    return interleaved(
+        {"theirs": eager, "ours": onnx_call(file, feeds), "load": lambda: onnx_call(file, feeds)}, rounds
+    )
+
+
+def step_against_sequence(name: str, frames: int, rounds: int, folder: Path) -> Samples:
+    """One step of the streaming artifact against the whole sequence."""
+    import numpy as np
+
+    from edgesmith.exporters.session import StreamingSession
+
+    session = StreamingSession(exported(name, folder, streaming=True))
+    x = np.random.default_rng(0).standard_normal((1, frames, 128), dtype=np.float32)
+    whole = onnx_call(exported(name, folder, frames), {"frames": x})
+    return interleaved({"sequence": whole, "step": lambda: session.step(x[0, 0])}, rounds)
+
+
+def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> None:
+    """Print one line for each comparison."""
+    import torch
+
+    torch.set_num_threads(1)
+    rounds = int(arguments[0]) if arguments else 60
+    comparisons: list[tuple[str, str, str, Callable[[Path], Samples]]] = [
+        (name, "theirs", "ours", partial(against, name, rounds))
+        for against, names in (
+            (against_plain_export, ("affnet_et", "efficientvim_m1")),
+            (against_eager, ("lmuformer", "spiking_lmuformer")),
+        )
+        for name in names
+    ]
+    comparisons += [
+        (f"{name}, {frames} frames", "sequence", "step", partial(step_against_sequence, name, frames, rounds))
+        for name in ("lmuformer", "spiking_lmuformer")
+        for frames in FRAMES
+    ]
+    print("median ms, and the first over the second, median and quartiles over rounds")
+    for title, slow, fast, run in comparisons:
+        with tempfile.TemporaryDirectory() as folder:
+            samples = run(Path(folder))
+        low, middle, high = ratio(samples, slow, fast)
+        medians = ", ".join(f"{name} {sorted(values)[len(values) // 2]:.2f}" for name, values in samples.items())
+        print(f"{title:<32} {medians:<46} {middle:6.2f} x   ({low:.2f} to {high:.2f})", flush=True)
+
+
+if __name__ == "__main__":
+    main()

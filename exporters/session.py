@@ -1,0 +1,137 @@
+"""Running a step program: frames in one by one, a prediction for each of them out. Needs numpy and ONNX Runtime only.
+
+    session = StreamingSession("artifacts/lmuformer-onnx-fp32-streaming")
+    for frame in microphone:                  # [features]
+        prediction = session.step(frame)      # None for the first `delay` frames
+    last = session.finish()                   # the predictions of the last `delay` frames
+    session.reset()                           # and the next sequence may begin
+
+A prediction takes every frame up to its own and the `delay` frames after it, as the convolutions do. The size of
+the states and the time of a step do not depend on how many frames came before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgesmith.errors import BackendMissing, BadInput
+from edgesmith.exporters import artifact as artifacts
+
+Call = Callable[[Sequence[np.ndarray]], Sequence[np.ndarray]]
+"""One step: the values of all inputs, in order, to the values of all outputs."""
+
+Prediction = np.ndarray | tuple[np.ndarray, ...]
+"""What a step predicts: an array, or one for each of several outputs."""
+
+
+class Stepper:
+    """Drives a step program: holds its states, and knows when predictions begin and end.
+
+    Args:
+        streaming: the manifest's `streaming`: `delay`, `frame` and `states`.
+        call: runs one step.
+    """
+
+    def __init__(self, streaming: Mapping[str, Any], call: Call) -> None:
+        self.delay = int(streaming["delay"])
+        self._shape = tuple(streaming["frame"]["shape"])
+        self._initial = [np.full(state["shape"], state["initial"], np.float32) for state in streaming["states"]]
+        self._call = call
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the sequence so far: the next frame is the first one."""
+        self._states: list[np.ndarray] = list(self._initial)
+        self._frames = 0
+        self._is_finished = False
+
+    def step(self, frame: np.ndarray) -> Prediction | None:
+        """The prediction for the frame `delay` steps ago; None where there was none yet.
+
+        Args:
+            frame: the next frame, [features], [batch, features] or [batch, 1, features].
+
+        Raises:
+            BadInput: another shape, or the sequence is finished.
+        """
+        if self._is_finished:
+            raise BadInput("the sequence is finished; call reset() before the first frame of the next one")
+        given = np.asarray(frame, dtype=np.float32)
+        if given.size != np.prod(self._shape) or given.shape[-1:] != self._shape[-1:]:
+            raise BadInput(
+                f"a frame must have shape {list(self._shape)} or {list(self._shape[-1:])}, got {list(given.shape)}"
+            )
+        return self._advance(given.reshape(self._shape), is_frame=True)
+
+    def finish(self) -> list[Prediction]:
+        """The predictions for the last frames, `delay` of them or as many as there were frames; ends the sequence."""
+        if self._is_finished:
+            return []
+        missing = self.delay - min(self._frames, self.delay)
+        steps = [self._advance(np.zeros(self._shape, np.float32), is_frame=False) for _ in range(self.delay)]
+        self._is_finished = True
+        return [prediction for prediction in steps[missing:] if prediction is not None]
+
+    def run(self, sequence: np.ndarray) -> list[Prediction]:
+        """The predictions for every frame of a sequence [batch, frames, features], from a reset to the last one."""
+        self.reset()
+        steps = [self.step(sequence[:, t : t + 1]) for t in range(sequence.shape[1])]
+        return [prediction for prediction in steps if prediction is not None] + self.finish()
+
+    def _advance(self, frame: np.ndarray, is_frame: bool) -> Prediction | None:
+        flag = [np.full((1,), float(is_frame), np.float32)] if self.delay else []
+        values = self._call([frame, *flag, *self._states])
+        count = len(values) - len(self._states)
+        self._states = list(values[count:])
+        self._frames += is_frame
+        predictions = tuple(values[:count])
+        if is_frame and self._frames <= self.delay:
+            return None
+        return predictions[0] if count == 1 else predictions
+
+
+class StreamingSession(Stepper):
+    """A streaming ONNX artifact, ready to run. Not to be shared between threads: it holds one sequence's states.
+
+    Args:
+        path: the artifact's folder, or the file in it.
+        threads: of ONNX Runtime; one is fastest for a step as small as these.
+
+    Raises:
+        BadInput: no artifact, not a streaming one, or not ONNX.
+        BackendMissing: ONNX Runtime is not installed.
+    """
+
+    def __init__(self, path: str | Path, threads: int = 1) -> None:
+        self.artifact = artifacts.read(path)
+        streaming = self.artifact.manifest.get("streaming")
+        if streaming is None:
+            raise BadInput(f"{self.artifact.path} is no streaming artifact; export it with --streaming")
+        if self.artifact.target != "onnx":
+            raise BadInput(f"StreamingSession runs onnx artifacts, and this one is for {self.artifact.target}")
+        super().__init__(streaming, open_step(self.artifact.file, threads))
+
+
+def open_step(file: Path, threads: int = 1) -> Call:
+    """One step of an ONNX file, in ONNX Runtime on the CPU."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise BackendMissing("StreamingSession needs onnxruntime: pip install onnxruntime") from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    # A memory without input decays into numbers so small that a processor takes a hundred times longer over them.
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_inputs()]
+
+    def call(values: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+        outputs: Sequence[np.ndarray] = session.run(None, dict(zip(names, values, strict=True)))
+        return outputs
+
+    return call
