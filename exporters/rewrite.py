@@ -1,23 +1,26 @@
 """The rewrites, in order, and what they report.
 
-    fold_constants    what is computed from parameters alone becomes a parameter
-    canonicalise      one spelling for pools, splits and dropouts, so that patterns need only one
-    merge_linears     (L1(x) + L2(x)) * s  ->  L(x)
-    fold_batchnorm    BN(conv(x)) -> conv'(x);  conv(BN(x)) -> conv'(x);  linear(mean(BN(x))) -> linear'(mean(x))
-    fuse_channel_norm a layer norm that is spelled out -> one operator
-    lift_flatten      conv1d(flatten(x)) -> flatten(conv2d(x)): chains of maps stay maps
-    drop_shift        softmax(x + c) -> softmax(x)
-    fold_residual     s x + t conv(x) -> conv'(x)
-    fold_affine       s f(x) + c -> f'(x), and what is left of layer scales
-    concat_linears    L1(x) + L2(y) -> L([x | y])
-    fold_group_norm   conv(g n(x) + b) -> conv'(n(x)), n the normalisation of a group norm without its affine
-    fuse              the graph of a fused op's reference -> that fused op
-    fold_filters      irfft(rfft(x) * constant) -> a circular convolution or a matrix, where the target says cheaper
-    dft               torch.fft transforms -> matrix products; complex values -> pairs of real ones
-    unstack           f(stack(a, b))[..., 0] -> f(a), where nothing reads the whole
-    einsum            einsum(A, B) -> matmul(A', B')
-    dense_transforms  frequency filters that transform a map by one matrix, where the target says cheaper
-    share_gates       additive attention with q's and k's gates in common convolutions, where the target says cheaper
+    find_memory         irfft(rfft(u) * H) -> lmu_memory
+    fold_constants      what is computed from parameters alone becomes a parameter
+    reroll              an unrolled loop, or a scan, of one step -> lif, lmu_memory
+    canonicalise        one spelling for pools, splits and dropouts, so that patterns need only one
+    merge_linears       (L1(x) + L2(x)) * s  ->  L(x)
+    fold_batchnorm      BN(conv(x)) -> conv'(x);  conv(BN(x)) -> conv'(x);  linear(mean(BN(x))) -> linear'(mean(x))
+    fuse_channel_norm   a layer norm that is spelled out -> one operator
+    lift_flatten        conv1d(flatten(x)) -> flatten(conv2d(x)): chains of maps stay maps
+    drop_shift          softmax(x + c) -> softmax(x)
+    fold_residual       s x + t conv(x) -> conv'(x)
+    fold_affine         s f(x) + c -> f'(x), and what is left of layer scales
+    concat_linears      L1(x) + L2(y) -> L([x | y])
+    fold_group_norm     conv(g n(x) + b) -> conv'(n(x)), n the normalisation of a group norm without its affine
+    fuse                the graph of a fused op's reference -> that fused op
+    fold_filters        irfft(rfft(x) * constant) -> a circular convolution or a matrix, where the target says cheaper
+    dft                 torch.fft transforms -> matrix products; complex values -> pairs of real ones
+    unstack             f(stack(a, b))[..., 0] -> f(a), where nothing reads the whole
+    einsum              einsum(A, B) -> matmul(A', B')
+    choose_memory_form  a Legendre memory as convolution, in chunks, step by step or folded into its readout
+    dense_transforms    frequency filters that transform a map by one matrix, where the target says cheaper
+    share_gates         additive attention with q's and k's gates in common convolutions, where the target says cheaper
 
 Every rewrite leaves the program's outputs equal but for rounding, and changes nothing when run again.
 """
@@ -61,14 +64,20 @@ class Rewrite(Protocol):
         ...
 
 
-def all_rewrites() -> tuple[Rewrite, ...]:
-    """The rewrites in the order in which they run."""
+def all_rewrites(streaming: bool = False) -> tuple[Rewrite, ...]:
+    """The rewrites in the order in which they run.
+
+    Args:
+        streaming: leave out those that choose a form for a whole sequence, because a step will be made of it.
+    """
     from edgesmith.exporters.rewrites.canonicalise import Canonicalise
+    from edgesmith.exporters.rewrites.choose_memory_form import ChooseMemoryForm
     from edgesmith.exporters.rewrites.concat_linears import ConcatLinears
     from edgesmith.exporters.rewrites.dense_transforms import DenseTransforms
     from edgesmith.exporters.rewrites.dft import Dft
     from edgesmith.exporters.rewrites.drop_shift import DropShift
     from edgesmith.exporters.rewrites.einsum import Einsum
+    from edgesmith.exporters.rewrites.find_memory import FindMemory
     from edgesmith.exporters.rewrites.fold_affine import FoldAffine
     from edgesmith.exporters.rewrites.fold_batchnorm import FoldBatchnorm
     from edgesmith.exporters.rewrites.fold_constants import FoldConstants
@@ -79,16 +88,17 @@ def all_rewrites() -> tuple[Rewrite, ...]:
     from edgesmith.exporters.rewrites.fuse_channel_norm import FuseChannelNorm
     from edgesmith.exporters.rewrites.lift_flatten import LiftFlatten
     from edgesmith.exporters.rewrites.merge_linears import MergeLinears
+    from edgesmith.exporters.rewrites.reroll import Reroll
     from edgesmith.exporters.rewrites.share_gates import ShareGates
     from edgesmith.exporters.rewrites.unstack import Unstack
     from edgesmith.kernels.op import all_ops
 
     fuses = tuple(Fuse(op) for op in all_ops().values() if op.is_pattern)
-    simplify = (FoldConstants(), Canonicalise(), MergeLinears(), FoldBatchnorm())
+    simplify = (FindMemory(), FoldConstants(), Reroll(), Canonicalise(), MergeLinears(), FoldBatchnorm())
     places = (FuseChannelNorm(), LiftFlatten(), DropShift())
     fold = (FoldResidual(), FoldAffine(), ConcatLinears(), FoldGroupNorm())
     transforms = (FoldFilters(), Dft(), Unstack(), Einsum())
-    forms = (DenseTransforms(), ShareGates())
+    forms = () if streaming else (ChooseMemoryForm(), DenseTransforms(), ShareGates())
     return (*simplify, *places, *fold, *fuses, *transforms, *forms)
 
 

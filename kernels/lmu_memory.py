@@ -1,7 +1,9 @@
 """The Legendre memory: a linear time-invariant recurrence, driven by one scalar signal, over a whole sequence.
 
     m_t = A m_{t-1} + b u_t,  m_{-1} = 0          recurrent
-    m_t = sum_{j <= t} H[:, j] u_{t-j}            as a causal convolution with the impulse response H[:, j] = A^j b
+    m_t = sum_{j <= t} H[:, j] u_{t-j}            convolution, causal, with the impulse response H[:, j] = A^j b
+    m_{cL+l} = A m_{cL+l-1} + b u_{cL+l}          chunked: T / L chunks of L steps at once, each from the memory
+                                                  before it, which a convolution of stride L gives
 
 H says all about a sequence of its length. A and b are given where they are known: then the recurrence itself can run,
 one step at a time and without end.
@@ -11,11 +13,16 @@ Source: Voelker et al., "Legendre Memory Units", NeurIPS 2019, eq. 1-2; the para
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from edgesmith.kernels.op import FusedOp, define
+
+FORMS = ("convolution", "chunked", "recurrent")
 
 
 def reference(
@@ -30,7 +37,32 @@ def reference(
         form: how a target computes it; the numbers are the same but for rounding.
     """
     length = impulse.shape[1]
-    return F.conv1d(F.pad(u.unsqueeze(1), (length - 1, 0)), impulse.flip(1).unsqueeze(1))
+    if form == "convolution" or a is None or b is None:
+        return F.conv1d(F.pad(u.unsqueeze(1), (length - 1, 0)), impulse.flip(1).unsqueeze(1))
+    if form == "recurrent":
+        return _steps(u, torch.zeros_like(u[:, :1] * b), a, b).transpose(1, 2)
+    size, count = chunks(length)
+    before = (count - 1) * size
+    kernel = impulse[:, :before].flip(1).unsqueeze(1)
+    starts = F.conv1d(F.pad(u[:, :before].unsqueeze(1), (before, 0)), kernel, stride=size)  # [B, M, T / L]
+    signal = F.pad(u, (0, count * size - length)).unflatten(1, (count, size))
+    memory = _steps(signal, starts.transpose(1, 2), a, b)  # [B, T / L, L, M]
+    return memory.flatten(1, 2)[:, :length].transpose(1, 2)
+
+
+def _steps(u: Tensor, m: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """The recurrence over the last axis of a signal [..., L], from memories [..., M]. Returns [..., L, M]"""
+    memory = []
+    for signal in u.unbind(-1):
+        m = m @ a.T + signal.unsqueeze(-1) * b
+        memory.append(m)
+    return torch.stack(memory, dim=-2)
+
+
+def chunks(length: int) -> tuple[int, int]:
+    """Steps in a chunk and chunks in a sequence, both near the root of its length; at least two chunks."""
+    size = max(1, min(math.isqrt(length), length // 2))
+    return size, -(-length // size)
 
 
 def impulse_response(a: Tensor, b: Tensor, length: int) -> Tensor:
@@ -56,6 +88,12 @@ def shape(
     for name, given, expected in (("a", a, (order, order)), ("b", b, (order,))):
         if given is not None and tuple(given.shape) != expected:
             raise ValueError(f"lmu_memory: {name} must be {list(expected)}, got {list(given.shape)} (M = {order})")
+    if form not in FORMS:
+        raise ValueError(f"lmu_memory: form must be {', '.join(FORMS)}, got {form!r}")
+    if form != "convolution" and (a is None or b is None):
+        raise ValueError(f"lmu_memory: the {form} form needs a and b, and there is only the impulse response")
+    if form == "chunked" and length < 2:
+        raise ValueError("lmu_memory: the chunked form needs two time steps, got 1")
     return batch, order, length
 
 
@@ -68,13 +106,112 @@ def example(order: int = 6, length: int = 9, batch: int = 2) -> tuple[Tensor, ..
     return torch.randn(batch, length, generator=generator), impulse_response(a, b, length), a, b
 
 
+def lower_onnx(u: Any, impulse: Any, a: Any = None, b: Any = None, form: str = "convolution") -> Any:
+    """ONNX: a Conv, or a Scan of two nodes a step; what depends on weights alone is folded when the file is written."""
+    from onnxscript import opset20
+
+    from edgesmith.kernels.loops import onnx_filled, onnx_scan
+
+    op: Any = opset20
+    length, order = impulse.shape[1], impulse.shape[0]
+
+    def ints(*values: int) -> Any:
+        return op.Constant(value_ints=list(values))
+
+    def kernel(steps: int) -> Any:
+        """The first columns of H in reverse, [M, 1, steps]"""
+        flipped = op.Slice(impulse, ints(steps - 1), ints(-length - 1), ints(1), ints(-1))
+        return op.Unsqueeze(flipped, ints(1))
+
+    if form == "convolution":
+        return op.Conv(op.Unsqueeze(u, ints(1)), kernel(length), kernel_shape=[length], pads=[length - 1, 0])
+    joint = op.Transpose(op.Concat(a, op.Unsqueeze(b, ints(1)), axis=1), perm=[1, 0])  # [M + 1, M]
+
+    def step(make: Any, m: Any, signal: Any) -> tuple[Any, Any]:
+        m = make("MatMul", make("Concat", m, signal, axis=-1), joint)
+        return m, m
+
+    if form == "recurrent":
+        signal = op.Unsqueeze(u, ints(2))
+        signal.shape, signal.dtype = _sized(u.shape[0], length, 1), u.dtype
+        return onnx_scan([onnx_filled(u, [0], more=[order])], signal, 1, step, stacked_axis=2)[1]
+    size, count = chunks(length)
+    before = (count - 1) * size
+    past = op.Unsqueeze(op.Slice(u, ints(0), ints(before), ints(1)), ints(1))
+    starts = op.Conv(past, kernel(before), kernel_shape=[before], pads=[before, 0], strides=[size])
+    starts = op.Transpose(starts, perm=[0, 2, 1])
+    starts.shape, starts.dtype = _sized(u.shape[0], count, order), u.dtype
+    padded = op.Pad(u, ints(0, 0, 0, count * size - length)) if count * size > length else u
+    signal = op.Reshape(padded, ints(0, count, size, 1))
+    signal.shape, signal.dtype = _sized(u.shape[0], count, size, 1), u.dtype
+    _, memory = onnx_scan([starts], signal, 2, step)  # [B, T / L, L, M]
+    memory = op.Transpose(op.Reshape(memory, ints(0, -1, order)), perm=[0, 2, 1])
+    return op.Slice(memory, ints(0), ints(length), ints(2)) if count * size > length else memory
+
+
+def _sized(*sizes: Any) -> Any:
+    from onnxscript import ir
+
+    return ir.Shape(sizes)
+
+
+def lower_coreml(
+    u: Any, impulse: Any, a: Any = None, b: Any = None, form: str = "convolution", half: bool = False
+) -> Any:
+    """Core ML: a convolution, or a while_loop of one matrix product a step, typed fp16 with `half` as for `lif`."""
+    import numpy as np
+    from coremltools.converters.mil import Builder as mb
+
+    from edgesmith.kernels.loops import coreml_loop
+
+    real = np.float16 if half else np.float32
+    response = impulse.val.astype(real)
+    order, length = response.shape
+    batch = u.shape[0]
+
+    def convolved(x: Any, steps: int, pad: int, stride: int) -> Any:
+        kernel = np.ascontiguousarray(response[:, None, steps - 1 :: -1])
+        x = mb.expand_dims(x=x, axes=[1])
+        return mb.conv(x=x, weight=kernel, pad_type="custom", pad=[pad, 0], strides=[stride])
+
+    if half:
+        u = mb.cast(x=u, dtype="fp16")
+    if form == "convolution":
+        return mb.cast(x=convolved(u, length, length - 1, 1), dtype="fp32")
+    joint = np.concatenate((a.val, b.val[:, None]), axis=1).T.astype(real)
+
+    def step(m: Any, signal: Any) -> tuple[Any, Any]:
+        m = mb.matmul(x=mb.concat(values=[m, signal], axis=-1), y=joint)
+        return m, m
+
+    if form == "recurrent":
+        signal = mb.expand_dims(x=mb.transpose(x=u, perm=[1, 0]), axes=[2])  # [T, B, 1]
+        start = mb.fill(shape=[1, batch, order], value=real(0))
+        memory = coreml_loop(start, signal, step, (length, batch, order))
+        return mb.cast(x=mb.transpose(x=memory, perm=[1, 2, 0]), dtype="fp32")
+    size, count = chunks(length)
+    before = (count - 1) * size
+    starts = convolved(mb.slice_by_size(x=u, begin=[0, 0], size=[batch, before]), before, before, size)
+    starts = mb.reshape(x=mb.transpose(x=starts, perm=[0, 2, 1]), shape=[1, batch * count, order])
+    if count * size > length:
+        u = mb.concat(values=[u, np.zeros((batch, count * size - length), real)], axis=1)
+    signal = mb.transpose(x=mb.reshape(x=u, shape=[batch * count, size]), perm=[1, 0])
+    signal = mb.expand_dims(x=signal, axes=[2])  # [L, B T / L, 1]
+    memory = coreml_loop(starts, signal, step, (size, batch * count, order))
+    memory = mb.reshape(x=mb.transpose(x=memory, perm=[1, 0, 2]), shape=[batch, count * size, order])
+    memory = mb.slice_by_size(x=memory, begin=[0, 0, 0], size=[batch, length, order])
+    return mb.cast(x=mb.transpose(x=memory, perm=[0, 2, 1]), dtype="fp32")
+
+
 OP = define(
     FusedOp(
         name="lmu_memory",
         reference=reference,
         shape=shape,
         example=example,
+        lowerings={"onnx": lower_onnx, "coreml": lower_coreml},
         tolerance=2e-6,
+        forms=tuple({"form": form} if form != FORMS[0] else {} for form in FORMS),
         is_pattern=False,
     )
 )

@@ -2,6 +2,7 @@
 
     BN(x) = a x + c,   a = gamma / sqrt(var + eps),   c = beta - mean a          per channel, in float64
     backwards   BN(conv(x; W, b))        ->  conv(x; a W, a b + c)               whatever the padding
+                BN(memory(u; H, A, b))  ->  memory(u; a H, diag(a) A diag(1 / a), a b) + c     a Legendre memory
     forwards    conv(BN(x); W, b)        ->  conv(x; W a, b + sum W c)           where nothing is padded, or c = 0
                 linear(mean_HW(BN(x)))   ->  linear'(mean_HW(x))                 the mean of a x + c is a mean(x) + c
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from edgesmith.exporters.graph import (
+    Emitter,
     arguments,
     aten,
     constant,
@@ -29,6 +31,7 @@ from edgesmith.exporters.graph import (
 )
 from edgesmith.exporters.rewrite import Rejection, RewriteReport
 from edgesmith.exporters.targets import Costs
+from edgesmith.kernels import lmu_memory
 
 _CONVOLUTIONS = frozenset({aten.conv1d.default, aten.conv2d.default, aten.conv3d.default})
 
@@ -118,6 +121,8 @@ def _affine(module: GraphModule, norm: Node) -> tuple[Tensor, Tensor] | None:
 def _fold_backwards(module: GraphModule, norm: Node, scale: Tensor, shift: Tensor) -> str | None:
     x = norm.args[0]
     assert isinstance(x, Node)
+    if x.target is lmu_memory.OP.overload:
+        return _fold_into_memory(module, norm, x, scale, shift)
     is_linear = x.target is aten.linear.default and rank(x) == 2
     if x.target not in _CONVOLUTIONS and not is_linear:
         return f"what it reads is {operator_name(x) if x.op == 'call_function' else 'an input'}, not a convolution"
@@ -133,6 +138,33 @@ def _fold_backwards(module: GraphModule, norm: Node, scale: Tensor, shift: Tenso
     _write(module, x, folded.to(weight.dtype), offset.to(weight.dtype))
     stand_for(x, norm)
     norm.replace_all_uses_with(x)
+    module.graph.erase_node(norm)
+    return None
+
+
+def _fold_into_memory(module: GraphModule, norm: Node, memory: Node, scale: Tensor, shift: Tensor) -> str | None:
+    """Scale a memory's coordinates: a change of basis for its recurrence. The shift stays, as one addition."""
+    if len(memory.users) > 1:
+        return f"the memory before it is also read by {readers(memory)}"
+    given = [(i, constant(module, x)) for i, x in enumerate(arguments(memory)[:4]) if i > 0 and x is not None]
+    if any(value is None for _, value in given):
+        return "the impulse response of the memory before it is computed"
+    if bool((scale == 0).any()):
+        return "a scale of 0 leaves nothing of the memory before it"
+    rows = scale.unsqueeze(1)
+    factors = {1: ("impulse", rows), 2: ("a", rows / scale), 3: ("b", scale)}
+    for i, value in given:
+        assert value is not None
+        name, factor = factors[i]
+        set_constant(module, memory, i, f"{site(memory)}.{name}", (value.double() * factor).to(value.dtype))
+    memory.meta["equals"] = ""
+    result = memory
+    if bool(shift.any()):
+        emit = Emitter(module, before=norm)
+        offset = emit.constant(f"{site(norm)}.shift", shift.unsqueeze(1).to(val(norm).dtype))
+        result = emit(aten.add.Tensor, memory, offset)
+    stand_for(result, norm)
+    norm.replace_all_uses_with(result)
     module.graph.erase_node(norm)
     return None
 

@@ -37,12 +37,22 @@ class FoldConstants:
                 if all(not isinstance(leaf, Tensor) or leaf.numel() <= LARGEST for leaf in tree_leaves(value)):
                     known[node] = value
         applied = []
+        stored: dict[Any, Node] = {}
+        first: dict[Node, Node] = {}
+        again: dict[str, Node] = {}
         for node in operators(module):
             value = known.get(node)
+            args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda x: first.get(x, x))
+            computed = repr((node.target, args, kwargs))  # nodes by name: the same again is the same constant
+            first[node] = again.setdefault(computed, node)
             readers = [user for user in node.users if user not in known]
             if not isinstance(value, Tensor) or not readers:
                 continue
+            if computed in stored:
+                node.replace_all_uses_with(stored[computed])
+                continue
             folded = add_constant(module, f"{site(node)}.{node.name}", value, before=node)
+            stored[computed] = folded
             stand_for(folded, node)
             node.replace_all_uses_with(folded)
             applied.append((site(node), f"{node.name}, {list(value.shape)}, is a constant"))

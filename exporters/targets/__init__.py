@@ -38,6 +38,8 @@ class Costs:
         depthwise_gmac_s: multiplications in a depthwise convolution with a large kernel, 10^9 a second.
         columns: how many columns of a product are computed together; fewer take as long.
         product_us: starting each of the products of a batch, microseconds.
+        loop_us: starting one operator in the body of a loop, microseconds.
+        read_gb_s: reading a matrix that stays near, for a product with one vector after the other, gigabytes a second.
     """
 
     launch_us: float
@@ -47,6 +49,8 @@ class Costs:
     depthwise_gmac_s: float = 5.0
     columns: int = 16
     product_us: float = 0.0
+    loop_us: float = 0.0
+    read_gb_s: float = math.inf
 
 
 @dataclass(frozen=True)

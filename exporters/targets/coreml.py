@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import inspect
 import json
 import logging
 import platform
@@ -42,8 +43,17 @@ extra = "coreml"
 runtime = "Core ML"
 # Not measured: no Apple device here. A split of channels is a view of a planar tensor, and 2.4 us is CAS-ViT XS's
 # published 0.85 ms on an iPhone over its 350 operators, an upper limit for starting one; 650 is the same time over its
-# 554 million multiply-accumulates, a lower limit. The other rates are assumed, of the order of what a phone can do.
-costs = Costs(launch_us=2.4, gmac_s=650.0, stream_gb_s=50.0, depthwise_gmac_s=40.0, columns=1)
+# 554 million multiply-accumulates, a lower limit. A loop leaves the Neural Engine: each of its operators counts as a
+# launch. The other rates are assumed, of the order of what a phone can do.
+costs = Costs(
+    launch_us=2.4,
+    gmac_s=650.0,
+    stream_gb_s=50.0,
+    depthwise_gmac_s=40.0,
+    columns=1,
+    loop_us=2.4,
+    read_gb_s=50.0,
+)
 dynamic_batch = False
 
 DEFAULT_DEPLOYMENT_TARGET = "iOS17"
@@ -69,7 +79,7 @@ def lower(program: Program, path: Path, request: Request) -> None:
         outputs = None if classifier else [ct.TensorType(name=n, dtype=np.float32) for n in program.output_names]
         half = request.precision == "fp16"
         scratch = path.with_name(f"raw-{path.name}")
-        with _own_lowerings():
+        with _own_lowerings(half):
             try:
                 ct.convert(
                     exported(program, name),
@@ -100,19 +110,14 @@ def check(path: Path) -> None:
 
 
 def count_operators(path: Path) -> dict[str, int]:
-    """Operators of the main function by type, constants left out."""
-    counts = Counter(op.type for op in _main_block(path).operations if op.type != "const")
+    """Operators of the main function by type, those inside loops too, constants left out."""
+    counts = Counter(op.type for op in _operations(_main_block(path)))
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def largest_rank(path: Path) -> int:
     """The highest rank of any value that an operator other than a constant makes."""
-    ranks = [
-        len(output.type.tensorType.dimensions)
-        for op in _main_block(path).operations
-        if op.type != "const"
-        for output in op.outputs
-    ]
+    ranks = [len(output.type.tensorType.dimensions) for op in _operations(_main_block(path)) for output in op.outputs]
     return max(ranks, default=0)
 
 
@@ -219,21 +224,29 @@ def _scale_input(program: Program, request: Request) -> Program:
 
 
 @contextlib.contextmanager
-def _own_lowerings() -> Iterator[None]:
-    """Register the fused ops' lowerings, and a better one for group norms, with coremltools while converting."""
+def _own_lowerings(half: bool) -> Iterator[None]:
+    """Register the fused ops' lowerings, and a better one for group norms, with coremltools while converting.
+
+    Those that have a parameter `half` are told whether the program will be half precision; the others, whose operators
+    coremltools itself makes so later, need not know.
+    """
     from coremltools.converters.mil.frontend.torch.ops import _get_inputs
     from coremltools.converters.mil.frontend.torch.torch_op_registry import _TORCH_OPS_REGISTRY
+    from coremltools.converters.mil.mil import Var
 
     from edgesmith.kernels.op import FusedOp, all_ops
 
     def translation(op: FusedOp) -> Any:
+        lowering = op.lowerings["coreml"]
+        told = {"half": half} if "half" in inspect.signature(lowering).parameters else {}
+
         def translate(context: Any, node: Any) -> None:
             values = _get_inputs(context, node)
             flags = [
-                value.val if value is not None and value.op is not None and value.rank == 0 else value
+                value.val if isinstance(value, Var) and value.op is not None and value.rank == 0 else value
                 for value in values
             ]
-            context.add(op.lowerings["coreml"](*flags), torch_name=node.name)
+            context.add(lowering(*flags, **told), torch_name=node.name)
 
         return translate
 
@@ -313,6 +326,15 @@ def _canonical(source: Path, path: Path, request: Request) -> None:
         root = new if identifier == root else root
     manifest |= {"itemInfoEntries": renamed, "rootModelIdentifier": root}
     (path / "Manifest.json").write_text(json.dumps(manifest, indent=4, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _operations(block: Any) -> Iterator[Any]:
+    """The operators of a block and of the blocks inside it, constants left out."""
+    for op in block.operations:
+        if op.type != "const":
+            yield op
+        for inner in op.blocks:
+            yield from _operations(inner)
 
 
 def _main_block(path: Path) -> Any:

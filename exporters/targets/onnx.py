@@ -35,8 +35,8 @@ packages = ("onnx", "onnxscript", "onnxsim")
 extra = None
 runtime = "ONNX Runtime, CPU"
 # Measured on ONNX Runtime's CPU provider, one thread: launches, copies by bench/gates.py, products of a batch by
-# bench/filters.py, the rest by bench/dft.py. Depthwise convolutions run at 5 (kernels with one axis) to 30 (with two);
-# taking 5 for both never costs much.
+# bench/filters.py, loops and near matrices by bench/recurrences.py, the rest by bench/dft.py. Depthwise convolutions
+# run at 5 (kernels with one axis) to 30 (with two); taking 5 for both never costs much.
 costs = Costs(
     launch_us=3.0,
     copy_gb_s=10.0,
@@ -45,6 +45,8 @@ costs = Costs(
     depthwise_gmac_s=5.0,
     columns=16,
     product_us=0.15,
+    loop_us=0.8,
+    read_gb_s=75.0,
 )
 dynamic_batch = True
 
@@ -142,10 +144,10 @@ def check(path: Path) -> None:
 
 
 def count_operators(path: Path) -> dict[str, int]:
-    """Nodes by operator type."""
+    """Nodes by operator type, those inside loops too."""
     import onnx
 
-    counts = Counter(node.op_type for node in onnx.load(str(path)).graph.node)
+    counts = Counter(node.op_type for node in _nodes(onnx.load(str(path)).graph))
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
@@ -218,12 +220,14 @@ def _annotate(model: onnx.ModelProto, request: Request) -> None:
     model.producer_name, model.producer_version = "edgesmith", __version__
     model.graph.name = request.name
     model.doc_string = model.graph.doc_string = ""
-    for node in model.graph.node:
+    for node in _nodes(model.graph):
         del node.metadata_props[:]
         node.doc_string = ""
-    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info, *model.graph.initializer):
-        value.doc_string = ""
-        del value.metadata_props[:]
+    for graph in _graphs(model.graph):
+        del graph.metadata_props[:]
+        for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+            value.doc_string = ""
+            del value.metadata_props[:]
 
 
 def _name_nodes(model: onnx.ModelProto) -> None:
@@ -235,6 +239,27 @@ def _name_nodes(model: onnx.ModelProto) -> None:
         path = ast.literal_eval(scopes[0]) if scopes else []  # modules from the outside in, then the node's own name
         module = str(path[-2]) if len(path) > 1 else ""
         node.name = f"{module}/{node.op_type}_{i}" if module else f"{node.op_type}_{i}"
+        for graph in _bodies(node):
+            for j, inner in enumerate(_nodes(graph)):
+                inner.name = f"{node.name}/{inner.op_type}_{j}"
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """The nodes of a graph and of the loops in it."""
+    for inner in _graphs(graph):
+        yield from inner.node
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and the graphs of the loops in it."""
+    yield graph
+    for node in graph.node:
+        for body in _bodies(node):
+            yield from _graphs(body)
+
+
+def _bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    return [attribute.g for attribute in node.attribute if attribute.HasField("g")]
 
 
 @contextlib.contextmanager

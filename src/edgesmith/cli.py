@@ -495,6 +495,12 @@ def _describe_step(step: dict[str, Any]) -> str:
         parts.append(f"SNR {step['snr_db']:.1f} dB")
     if "finite" in step:
         parts.append(f"compared {step['finite']:.1%} of the values, the others are not finite in PyTorch")
+    if "spike_for_spike" in step:
+        parts.append(
+            f"spike for spike on {step['spike_for_spike']['inputs']} of {step['spike_for_spike']['of']} inputs"
+        )
+    if "noise" in step:
+        parts.append(f"allowed {step['allowed']:.1e}: eager is {step['noise']:.1e} from itself in float64")
     if "top1" in step:
         top1 = step["top1"]
         ties = f", {top1['ties']} ties" if top1["ties"] else ""

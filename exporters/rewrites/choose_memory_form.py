@@ -1,0 +1,195 @@
+"""How a Legendre memory is computed, and whether at all: the cheapest form for its length and the target.
+
+    convolution  B M T^2 products at once
+    chunked      B M T^2 / L at once, then L steps that multiply the memories of T / L chunks by A
+    recurrent    T steps that multiply one memory by A, so that A is read T times
+    folded       W [m; x] = K * u + W_x x,  K = W_m H [N, T]: B N T^2, and neither m nor the product with W_m is made
+
+Folding needs a readout that mixes the channels of m, [m; x] or [x; m] at each time step by itself, a linear layer over
+the last axis or a 1x1 convolution, and that nothing else reads m. K is formed in float64. Source of the last form:
+Chilkuri and Eliasmith, ICML 2021, section 3. Letters: B batch, T time, M memory, L steps of a chunk, N readout.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from edgesmith.exporters.graph import (
+    Emitter,
+    arguments,
+    aten,
+    constant,
+    operator_name,
+    operators,
+    readers,
+    site,
+    stand_for,
+    val,
+)
+from edgesmith.exporters.rewrite import Rejection, RewriteReport
+from edgesmith.exporters.targets import Costs
+from edgesmith.kernels import lmu_memory
+
+FORM = 4
+"""Position of `form` among the op's arguments."""
+
+
+@dataclass(frozen=True)
+class Readout:
+    """The only reader of a memory.
+
+    Attributes:
+        node: linear or 1x1 convolution.
+        others: what is concatenated with the memory, in order.
+        start: the first of the memory's columns in the weight.
+        channels_last: the readout works on [B, T, M], the memory transposed.
+        axis: that the others are concatenated along.
+    """
+
+    node: Node
+    others: tuple[Node, ...]
+    start: int
+    channels_last: bool
+    axis: int
+
+
+class ChooseMemoryForm:
+    """See the table above. Sites that have a form already are left."""
+
+    name = "choose_memory_form"
+
+    def apply(self, module: GraphModule, costs: Costs) -> RewriteReport:
+        """Choose for each memory by the target's costs."""
+        applied, rejected = [], []
+        for node in operators(module):
+            if node.target is not lmu_memory.OP.overload or len(node.args) > FORM:
+                continue
+            readout = _readout(module, node)
+            times = estimate(module, node, costs, readout if isinstance(readout, Readout) else None)
+            best = min(times, key=times.__getitem__)
+            figures = ", ".join(f"{form} {time:.0f} us" for form, time in times.items())
+            note = f"estimated {figures}" + (f"; not folded: {readout}" if isinstance(readout, str) else "")
+            if best == "folded" and isinstance(readout, Readout):
+                applied.append((site(node, readout.node), f"{note} -> folded into its readout"))
+                _fold(module, node, readout)
+            elif best == lmu_memory.FORMS[0]:
+                rejected.append(Rejection(site(node), f"{note}: it stays a convolution"))
+            else:
+                applied.append((site(node), f"{note} -> {best}"))
+                node.args = (*arguments(node)[:FORM], best)
+        return RewriteReport(self.name, tuple(applied), tuple(rejected))
+
+
+def estimate(module: GraphModule, node: Node, costs: Costs, readout: Readout | None) -> dict[str, float]:
+    """Microseconds that each form of a memory would take, with its readout where that could be folded."""
+    batch, order, length = (int(getattr(getattr(n, "node", None), "hint", n)) for n in val(node).shape)
+    _, _, a, b = arguments(node)[:FORM]
+
+    def at_once(products: float) -> float:
+        return 1e-3 * products / costs.gmac_s
+
+    def stepwise(steps: int, rows: int) -> float:
+        """Steps that join memory and signal, and multiply by A, which is read anew each time."""
+        step = max(at_once(rows * order**2), 4e-3 * order**2 / costs.read_gb_s)
+        return steps * (2 * costs.loop_us + step)
+
+    times = {"convolution": 2 * costs.launch_us + at_once(batch * order * length**2)}
+    if a is not None and b is not None and length > 1:
+        size, count = lmu_memory.chunks(length)
+        times["chunked"] = (
+            8 * costs.launch_us
+            + at_once(batch * order * (count - 1) * size * count)
+            + stepwise(size, batch * count)
+            + 2 * 8e-3 * batch * order * length / costs.copy_gb_s  # put together and transposed
+        )
+        times["recurrent"] = 2 * costs.launch_us + stepwise(length, batch)
+    if readout is not None:
+        width = int(arguments(readout.node)[1].meta["val"].shape[0])
+        read = at_once(batch * width * order * length) + costs.launch_us
+        if readout.others:
+            joined = sum(int(val(other).shape[readout.axis]) for other in readout.others) + order
+            read += costs.launch_us + 8e-3 * batch * joined * length / costs.copy_gb_s
+        times = {form: time + read for form, time in times.items()}
+        launches = 4 if readout.others else 2
+        times["folded"] = launches * costs.launch_us + at_once(batch * width * length**2)
+    return times
+
+
+def _readout(module: GraphModule, memory: Node) -> Readout | str | None:
+    """The layer that a memory can be folded into, why it cannot, or None where nothing like one reads it."""
+    if constant(module, memory.args[1]) is None:
+        return "its impulse response is computed"
+    node, channels_last = memory, False
+    if len(node.users) != 1:
+        return f"it is read by {readers(memory)}" if node.users else None
+    (node,) = node.users
+    if _swaps_last_axes(node):
+        channels_last = True
+        if len(node.users) != 1:
+            return f"it is read by {readers(node)}"
+        (node,) = node.users
+    others: tuple[Node, ...] = ()
+    start, axis = 0, 2 if channels_last else 1
+    if node.target is aten.cat.default:
+        parts, along = arguments(node)
+        own = [i for i, part in enumerate(parts) if part in (memory, *memory.users)]
+        if along % 3 != axis or len(own) != 1:
+            return f"{node.name} (aten.cat) joins it along another axis than its own channels"
+        others = tuple(part for i, part in enumerate(parts) if i != own[0])
+        start = sum(int(val(part).shape[axis]) for part in parts[: own[0]])
+        if len(node.users) != 1:
+            return f"what it is joined with is read by {readers(node)}"
+        (node,) = node.users
+    wanted = aten.linear.default if channels_last else aten.conv1d.default
+    if node.target is not wanted:
+        return f"{operator_name(node) if node.op == 'call_function' else 'the output'} reads it"
+    weight = constant(module, arguments(node)[1])
+    if weight is None or any(part in node.args[1:] for part in node.all_input_nodes[:1]):
+        return f"the weight of {node.name} is computed"
+    if not channels_last:
+        _, _, _, stride, padding, dilation, groups = arguments(node)
+        is_pointwise = weight.shape[2] == 1 and groups == 1
+        if not is_pointwise or list(stride) != [1] or list(padding) != [0] or list(dilation) != [1]:
+            return f"{node.name} (aten.conv1d) is no 1x1 convolution"
+    return Readout(node, others, start, channels_last, axis)
+
+
+def _swaps_last_axes(node: Node) -> bool:
+    """[B, M, T] -> [B, T, M]"""
+    if node.target in (aten.transpose.int, aten.swapaxes.default):
+        return {axis % 3 for axis in arguments(node)[1:]} == {1, 2}
+    return node.target is aten.permute.default and [axis % 3 for axis in arguments(node)[1]] == [0, 2, 1]
+
+
+def _fold(module: GraphModule, memory: Node, readout: Readout) -> None:
+    node = readout.node
+    u = memory.args[0]
+    impulse, weight = constant(module, memory.args[1]), constant(module, arguments(node)[1])
+    assert impulse is not None
+    assert weight is not None
+    assert isinstance(u, Node)
+    order, length = impulse.shape
+    stop = readout.start + order
+    mixed = weight.double().reshape(len(weight), -1)
+    kernel = (mixed[:, readout.start : stop] @ impulse.double()).flip(1).unsqueeze(1)
+    bias = arguments(node)[2]
+    emit, where = Emitter(module, before=node), site(node)
+    signal = emit(aten.constant_pad_nd.default, emit(aten.unsqueeze.default, u, 1), [length - 1, 0])
+    stored = emit.constant(f"{where}.kernel", kernel.to(weight.dtype))
+    result = emit(aten.conv1d.default, signal, stored, bias)
+    if readout.channels_last:
+        result = emit(aten.transpose.int, result, 1, 2)
+    if readout.others:
+        rest = [*range(readout.start), *range(stop, mixed.shape[1])]
+        remaining: Tensor = weight[:, rest]
+        x = readout.others[0]
+        if len(readout.others) > 1:
+            x = emit(aten.cat.default, list(readout.others), readout.axis)
+        own = emit.constant(f"{where}.weight", remaining)
+        result = emit(aten.add.Tensor, result, emit(node.target, x, own))
+    stand_for(result, node)
+    node.replace_all_uses_with(result)
+    module.graph.eliminate_dead_code()

@@ -1,0 +1,120 @@
+"""Loops in the targets' own terms, for ops that are recurrences: their files do not grow with the sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+def onnx_scan(
+    states: Sequence[Any],
+    sequence: Any,
+    axis: int,
+    step: Callable[..., Sequence[Any]],
+    stacked: int = 1,
+    stacked_axis: int | None = None,
+) -> Sequence[Any]:
+    """An ONNX Scan over one sequence, recorded where a lowering is being recorded.
+
+    Args:
+        states: initial states.
+        sequence: what is read along `axis`, one slice an iteration.
+        axis: of the sequence, counted from the front.
+        step: from a node builder (`make("Add", a, b)`), the states and the slice to the next states and `stacked`
+            values that the Scan puts together. It may read values of the graph around it.
+        stacked: how many values come out a step beside the states.
+        stacked_axis: where in a result the steps are; default: `axis`.
+
+    Returns:
+        The last states, then the stacked values.
+    """
+    import onnx_ir as ir
+    from onnxscript import evaluator
+
+    def inside(name: str, like: Any, shape: Sequence[Any]) -> Any:
+        return ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(like.dtype))
+
+    recorder: Any = evaluator.default()
+    stem = f"scan_{len(recorder.nodes)}_{sequence.name}"
+    nodes: list[Any] = []
+
+    def make(kind: str, *values: Any, **attributes: Any) -> Any:
+        node = ir.node(kind, values, attributes)
+        node.outputs[0].name = f"{stem}_value_{len(nodes)}"
+        nodes.append(node)
+        return node.outputs[0]
+
+    inputs = [inside(f"{stem}_state_{i}", state, state.shape) for i, state in enumerate(states)]
+    inputs.append(inside(f"{stem}_slice", sequence, [n for i, n in enumerate(sequence.shape) if i != axis]))
+    outputs = list(step(make, *inputs))
+    for value in outputs:
+        value.dtype = sequence.dtype
+    axes = [axis if stacked_axis is None else stacked_axis] * stacked
+    scan = ir.node(
+        "Scan",
+        [*states, sequence],
+        {
+            "body": ir.Graph(inputs, outputs, nodes=nodes, name=f"{stem}_body"),
+            "num_scan_inputs": 1,
+            "scan_input_axes": [axis],
+            "scan_output_axes": axes,
+        },
+        num_outputs=len(outputs),
+        version=20,
+    )
+    recorder.nodes.append(scan)
+    return scan.outputs
+
+
+def onnx_filled(like: Any, axes: Sequence[int], value: float = 0.0, more: Sequence[int] = ()) -> Any:
+    """A tensor full of `value`, of the type of `like`: as long as `like` along `axes`, then of the sizes `more`."""
+    import numpy as np
+    from onnxscript import ir, opset20
+
+    op: Any = opset20
+    sizes = [like.shape[axis] for axis in axes] + list(more)
+    real = np.float16 if like.dtype == ir.DataType.FLOAT16 else np.float32
+    if all(isinstance(n, int) for n in sizes):
+        filled = op.Constant(value=ir.tensor(np.full(sizes, value, real)))
+    else:
+        shape = op.Gather(op.Shape(like), op.Constant(value_ints=list(axes)))
+        if more:
+            shape = op.Concat(shape, op.Constant(value_ints=list(more)), axis=0)
+        filled = op.ConstantOfShape(shape, value=ir.tensor(np.array([value], real)))
+    filled.shape, filled.dtype = ir.Shape(sizes), like.dtype
+    return filled
+
+
+def coreml_loop(
+    state: Any, sequence: Any, step: Callable[[Any, Any], tuple[Any, Any]], result_shape: Sequence[int]
+) -> Any:
+    """A Core ML while_loop over one sequence, time first.
+
+    Args:
+        state: initial state.
+        sequence: [T, ...], read one slice [1, ...] an iteration.
+        step: from the state and the slice to the next state and one slice [1, ...] of the result.
+        result_shape: [T, ...].
+
+    Returns:
+        All slices, of `result_shape` and the state's type.
+    """
+    import numpy as np
+    from coremltools.converters.mil import Builder as mb
+    from coremltools.converters.mil.mil.types import nptype_from_builtin
+
+    length, *rest = sequence.shape
+    result = mb.fill(shape=list(result_shape), value=nptype_from_builtin(state.dtype)(0))
+
+    def unfinished(i: Any, state: Any, result: Any) -> Any:
+        return mb.less(x=i, y=np.int32(length))
+
+    def body(i: Any, state: Any, result: Any) -> tuple[Any, Any, Any]:
+        start = mb.concat(values=[mb.expand_dims(x=i, axes=[0]), np.zeros(len(rest), np.int32)], axis=0)
+        state, value = step(state, mb.slice_by_size(x=sequence, begin=start, size=[1, *rest]))
+        place = mb.expand_dims(x=i, axes=[0])
+        result = mb.scatter(data=result, indices=place, updates=value, axis=0, mode="update")
+        return mb.add(x=i, y=np.int32(1)), state, result
+
+    first = mb.const(val=np.int32(0))
+    return mb.while_loop(_cond=unfinished, _body=body, loop_vars=(first, state, result))[2]

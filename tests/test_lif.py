@@ -1,0 +1,407 @@
+"""LIF neurons: lowerings have PyTorch's spikes and do not grow with time, and loops are rolled up into the op."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch._higher_order_ops.scan import scan
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from edgesmith.exporters import targets
+from edgesmith.exporters.capture import Program, capture, run
+from edgesmith.exporters.graph import count_operators
+from edgesmith.exporters.rewrite import RewriteReport, rewrite
+from edgesmith.exporters.rewrites.fold_constants import FoldConstants
+from edgesmith.exporters.rewrites.reroll import Reroll
+from edgesmith.exporters.targets import Costs, Request
+from edgesmith.kernels import lif
+
+Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class Neurons(nn.Module):
+    """One call of the op for each of several settings."""
+
+    def __init__(self, *settings: tuple[Any, ...]) -> None:
+        super().__init__()
+        self.settings = settings
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(lif.OP.overload(x, *setting) for setting in self.settings)
+
+
+class Loop(nn.Module):
+    """A step in a Python loop, time first."""
+
+    def __init__(self, step: Step, start: float = 0.0, join: Callable[[list[Tensor]], Tensor] = torch.stack) -> None:
+        super().__init__()
+        self.step, self.start, self.join = step, start, join
+
+    def forward(self, x: Tensor) -> Tensor:
+        v, spikes = torch.full_like(x[0], self.start), []
+        for current in x.unbind(0):
+            fired, v = self.step(current, v)
+            spikes.append(fired)
+        return self.join(spikes)
+
+
+def rolled(model: nn.Module, *inputs: Tensor) -> tuple[Program, RewriteReport]:
+    """Capture, rewrite, and assert that not one number has changed and that a second run finds nothing to do."""
+    program = capture(model.eval(), inputs)
+    rewritten, reports = rewrite(program, Costs(1))
+    for y, z in zip(run(program, inputs), run(rewritten, inputs), strict=True):
+        assert torch.equal(y, z)
+    again, more = rewrite(rewritten, Costs(1))
+    assert [report.applied for report in more] == [()] * len(more)
+    assert count_operators(again.module) == count_operators(rewritten.module)
+    return rewritten, next(report for report in reports if report.name == "reroll")
+
+
+def currents(*shape: int, seed: int = 0) -> Tensor:
+    return 2 * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+SETTINGS = [
+    (tau, threshold, reset, decay, dim)
+    for tau in (1.0, 2.0, 3.3)
+    for threshold in (1.0, 0.3)
+    for reset in (0.0, -0.4, None)
+    for decay in (True, False)
+    for dim in (-1, 1)
+]
+
+
+# the op
+
+
+@given(
+    shape=st.lists(st.integers(1, 4), max_size=2).map(tuple),
+    length=st.integers(1, 12),
+    tau=st.floats(1, 10, width=32),
+    threshold=st.floats(-1, 3, width=32),
+    reset=st.none() | st.floats(-1, 1, width=32),
+    decay=st.booleans(),
+    seed=st.integers(0, 10**6),
+    data=st.data(),
+)
+@settings(max_examples=300)
+def test_lif_along_any_axis_is_its_step_in_turn(
+    shape: tuple[int, ...],
+    length: int,
+    tau: float,
+    threshold: float,
+    reset: float | None,
+    decay: bool,
+    seed: int,
+    data: st.DataObject,
+) -> None:
+    dim = data.draw(st.integers(-len(shape) - 1, len(shape)))
+    x = currents(length, *shape, seed=seed).movedim(0, dim)
+    spikes = lif.OP.overload(x, tau, threshold, reset, decay, dim)
+    v = torch.full(shape, reset or 0.0)
+    for t in range(length):  # written out, not by lif.step
+        rest = 0.0 if reset is None else reset
+        leak = (v - rest) if rest else v
+        v = v + (x.select(dim, t) - leak) / tau if decay else v - leak / tau + x.select(dim, t)
+        fired = v >= threshold
+        assert torch.equal(spikes.select(dim, t), fired.float())
+        v = v - fired * torch.tensor(threshold) if reset is None else v.masked_fill(fired, reset)
+
+
+def test_lif_refuses_what_no_membrane_can_do() -> None:
+    x = torch.zeros(2, 3)
+    for arguments, reason in (((0.5,), "tau must be"), ((2.0, 1.0, 0.0, True, 2), "dim must be")):
+        with pytest.raises(ValueError, match=reason):
+            lif.OP.shape(x, *arguments)
+    with pytest.raises(ValueError, match="must be a time step"):
+        lif.OP.shape(torch.zeros(2, 0))
+
+
+# lowerings
+
+
+def lowered(model: nn.Module, x: Tensor, path: Path, precision: str = "fp32", dynamic: bool = False) -> dict[str, int]:
+    target = targets.get(path.suffix.replace(".mlpackage", "coreml").removeprefix("."))
+    target.lower(capture(model, (x,), dynamic_batch=dynamic), path, Request("lif", precision))
+    target.check(path)
+    return target.count_operators(path)
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_onnx_has_every_spike(dynamic: bool, tmp_path: Path) -> None:
+    lowered(Neurons(*SETTINGS), currents(4, 7, 50), tmp_path / "lif.onnx", dynamic=dynamic)
+    for seed in range(6):
+        x = currents(seed % 4 + 1 if dynamic else 4, 7, 50, seed=seed)
+        outputs = targets.get("onnx").run(tmp_path / "lif.onnx", [[x.numpy()]])
+        assert isinstance(outputs, list)
+        for setting, spikes in zip(SETTINGS, outputs[0], strict=True):
+            assert np.array_equal(spikes, lif.reference(x, *setting).numpy()), setting
+
+
+def test_onnx_in_fp16_has_the_spikes_of_half_precision_but_for_single_ones(tmp_path: Path) -> None:
+    # ONNX Runtime's CPU has no half arithmetic: it computes in single precision and leaves out some of the roundings.
+    lowered(Neurons(*SETTINGS), currents(4, 7, 50), tmp_path / "lif.onnx", "fp16")
+    x = currents(4, 7, 50, seed=1)
+    outputs = targets.get("onnx").run(tmp_path / "lif.onnx", [[x.numpy()]])
+    assert isinstance(outputs, list)
+    for setting, spikes in zip(SETTINGS, outputs[0], strict=True):
+        flipped = float((torch.from_numpy(spikes) != lif.reference(x.half(), *setting)).float().mean())
+        assert flipped <= 0.005, setting
+
+
+def test_onnx_takes_infinite_currents(tmp_path: Path) -> None:
+    lowered(Neurons(()), currents(1, 3, 9), tmp_path / "lif.onnx")
+    x = currents(1, 3, 9)
+    x[0, 0, 3] = float("inf")
+    outputs = targets.get("onnx").run(tmp_path / "lif.onnx", [[x.numpy()]])
+    assert isinstance(outputs, list)
+    assert np.array_equal(outputs[0][0], lif.reference(x).numpy())
+
+
+def test_onnx_is_seven_nodes_whatever_the_length(tmp_path: Path) -> None:
+    counts = [lowered(Neurons(()), currents(1, 3, n), tmp_path / f"{n}.onnx") for n in (4, 128, 1000)]
+    assert counts[0] == counts[1] == counts[2]
+    assert sum(counts[0].values()) == 7
+    assert counts[0]["Scan"] == 1
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_coreml_is_one_loop_whatever_the_length(precision: str, tmp_path: Path) -> None:
+    pytest.importorskip("coremltools", reason="coremltools is not installed")
+    from edgesmith.exporters.targets import coreml
+
+    counts = [lowered(Neurons(()), currents(1, 3, n), tmp_path / f"{n}.mlpackage", precision) for n in (4, 128, 1000)]
+    assert counts[0] == counts[1] == counts[2]
+    assert sum(counts[0].values()) <= 17
+    assert counts[0]["while_loop"] == 1
+    assert counts[0]["cast"] == 1, "nothing is cast inside the loop"
+    assert coreml.largest_rank(tmp_path / "128.mlpackage") == 3
+
+
+def test_coreml_converts_every_setting(tmp_path: Path) -> None:
+    pytest.importorskip("coremltools", reason="coremltools is not installed")
+    counts = lowered(Neurons(*SETTINGS[::3]), currents(2, 3, 9), tmp_path / "lif.mlpackage", "fp16")
+    assert counts["while_loop"] == len(SETTINGS[::3])
+
+
+# rolling up
+
+
+@given(
+    batch=st.integers(1, 3),
+    length=st.integers(3, 7),
+    tau=st.sampled_from([1.0, 1.5, 2.0, 3.3, 4.0, 10.0]),
+    threshold=st.sampled_from([1.0, 0.5, 0.3, 0.0]),
+    reset=st.sampled_from([0.0, 0.1, -0.5, None]),
+    decay=st.booleans(),
+    dim=st.integers(-2, 1),
+    seed=st.integers(0, 10**6),
+)
+@settings(max_examples=300)
+def test_an_unrolled_reference_becomes_the_op(
+    batch: int, length: int, tau: float, threshold: float, reset: float | None, decay: bool, dim: int, seed: int
+) -> None:
+    def model(x: Tensor) -> Tensor:
+        return lif.reference(x, tau, threshold, reset, decay, dim)
+
+    x = currents(length, batch, seed=seed).movedim(0, dim)
+    graph = make_fx(model, tracing_mode="fake")(x)  # a tenth of what a capture takes
+    program = Program(graph, (x,), ("x",), ("spikes",))
+    rewritten, (_, report) = rewrite(program, Costs(1), (FoldConstants(), Reroll()))
+    assert count_operators(rewritten.module) == {"edgesmith.lif": 1}, report
+    assert torch.equal(model(x), run(rewritten, (x,))[0])
+
+
+def _hard(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    v = v + (x - v) / 2.0
+    spike = ((v - 1.0) >= 0).to(x.dtype)
+    return spike, (1.0 - spike.detach()) * v
+
+
+def _soft(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    v = v + (x - v) * 0.25
+    spike = torch.heaviside(v - 0.5, torch.ones(()))
+    return spike, v - spike.detach() * 0.5
+
+
+def _where(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    v = v - v / 2.0 + x
+    fired = v >= 1.0
+    return fired.float(), torch.where(fired, torch.zeros_like(v), v)
+
+
+def _to_reset(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    v = v + (x - (v - 0.25)) / 2
+    spike = (v >= 1.0).to(x)
+    return spike, spike * 0.25 + (1 - spike) * v
+
+
+@pytest.mark.parametrize(
+    ("step", "start", "meaning"),
+    [
+        (_hard, 0.0, "lif(2.0, 1.0, 0.0, True)"),
+        (_soft, 0.0, "lif(4.0, 0.5, None, True)"),
+        (_where, 0.0, "lif(2.0, 1.0, 0.0, False)"),
+        (_to_reset, 0.25, "lif(2.0, 1.0, 0.25, True)"),
+    ],
+)
+def test_loops_are_rolled_up_however_a_step_is_spelled(step: Step, start: float, meaning: str) -> None:
+    program, report = rolled(Loop(step, start), currents(12, 2, 5))
+    assert count_operators(program.module) == {"edgesmith.lif": 1}
+    assert report.applied[0][1] == f"12 unrolled steps -> edgesmith.{meaning}"
+
+
+def test_a_loop_that_concatenates_and_one_that_starts_with_a_number_are_rolled_up() -> None:
+    def join(spikes: list[Tensor]) -> Tensor:
+        return torch.cat([spike.unsqueeze(1) for spike in spikes], dim=1)
+
+    program, _ = rolled(Loop(_hard, join=join), currents(8, 2, 5))
+    assert count_operators(program.module) == {"aten.permute": 1, "edgesmith.lif": 1}
+
+    class Number(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            v: Any = 0.0
+            spikes = []
+            for t in range(x.shape[1]):
+                spike, v = _hard(x[:, t], v)
+                spikes.append(spike)
+            return torch.stack(spikes, 1)
+
+    program, _ = rolled(Number(), currents(2, 8, 5))
+    assert count_operators(program.module) == {"edgesmith.lif": 1}
+
+
+def test_two_layers_in_one_loop_are_rolled_up_and_what_is_between_them_is_done_at_once() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 5), nn.Linear(5, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            v, w, spikes = torch.zeros(len(x[0]), 5), torch.zeros(len(x[0]), 4), []
+            for t in range(len(x)):
+                hidden, v = _soft(self.first(x[t]), v)
+                spike, w = _hard(3 * self.second(hidden), w)
+                spikes.append(spike)
+            return torch.stack(spikes)
+
+    torch.manual_seed(0)
+    program = capture(Net().eval(), (currents(20, 3, 6),))
+    rewritten, reports = rewrite(program, Costs(1))
+    counts = count_operators(rewritten.module)
+    assert counts["edgesmith.lif"] == counts["aten.linear"] == 2
+    assert "aten.stack" not in counts
+    assert len(next(r for r in reports if r.name == "reroll").applied) == 2
+    for seed in range(5):
+        x = currents(20, 3, 6, seed=seed)
+        assert torch.equal(run(program, (x,))[0], run(rewritten, (x,))[0])
+
+
+def test_a_scan_becomes_the_op_and_a_scan_whose_potential_is_read_does_not() -> None:
+    class Scan(nn.Module):
+        def __init__(self, last: bool) -> None:
+            super().__init__()
+            self.last = last
+
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            v, spikes = scan(lambda v, x: _hard(x, v)[::-1], torch.zeros_like(x[0]), x)
+            return (spikes, v) if self.last else (spikes,)
+
+    program, report = rolled(Scan(last=False), currents(8, 2, 5))
+    assert count_operators(program.module) == {"edgesmith.lif": 1}
+    program, report = rolled(Scan(last=True), currents(8, 2, 5))
+    assert "edgesmith.lif" not in count_operators(program.module)
+    assert "the last state of the scan is read too" in report.rejected[0].reason
+
+
+def _third(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    v = v + (x - v) * (1 / 3)  # rounds otherwise than a division by 3
+    spike = (v >= 1.0).to(x.dtype)
+    return spike, (1.0 - spike) * v
+
+
+def _strict(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    v = v + (x - v) / 2
+    spike = (v > 1.0).to(x.dtype)
+    return spike, (1.0 - spike) * v
+
+
+def _clamped(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    spike, v = _hard(x, v)
+    return spike, v.clamp(min=-1000)
+
+
+@pytest.mark.parametrize("step", [_third, _strict, _clamped])
+def test_steps_that_are_nearly_lif_are_left_with_the_reason(step: Step) -> None:
+    program, report = rolled(Loop(step), currents(8, 2, 5))
+    assert "edgesmith.lif" not in count_operators(program.module)
+    assert "no tau, threshold and reset" in report.rejected[0].reason
+
+
+def test_a_loop_with_one_other_step_is_left_with_the_step() -> None:
+    class Model(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            v, spikes = torch.zeros_like(x[0]), []
+            for t in range(len(x)):
+                v = v + (x[t] - v) / (3 if t == 5 else 2)
+                spike = (v >= 1.0).to(x.dtype)
+                v = (1 - spike) * v
+                spikes.append(spike)
+            return torch.stack(spikes)
+
+    program, report = rolled(Model(), currents(9, 2, 5))
+    assert "edgesmith.lif" not in count_operators(program.module)
+    assert "step 5 of 9 differs from the last one" in report.rejected[0].reason
+
+
+def test_a_loop_whose_potential_is_returned_is_left_with_the_reader() -> None:
+    class Model(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            v, spikes = torch.zeros_like(x[0]), []
+            for current in x:
+                spike, v = _hard(current, v)
+                spikes.append(spike)
+            return torch.stack(spikes), v
+
+    program, report = rolled(Model(), currents(9, 2, 5))
+    assert "edgesmith.lif" not in count_operators(program.module)
+    assert "is also read by" in report.rejected[0].reason
+
+
+def test_a_stack_of_independent_layers_is_no_loop() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([layer(x) for layer in self.layers])
+
+    _, report = rolled(Model(), currents(2, 4))
+    assert not report.applied
+    assert not report.rejected
+
+
+def test_rolling_up_is_for_any_batch() -> None:
+    program = capture(Loop(_hard).eval(), (currents(2, 6, 5).movedim(0, 0),))
+    rewritten, _ = rewrite(program, Costs(1))
+    assert count_operators(rewritten.module) != {"edgesmith.lif": 1}, "two steps could be anything"
+
+    class Last(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return Loop(_hard, join=lambda s: torch.stack(s, 1))(x.transpose(0, 1))
+
+    program = capture(Last(), (currents(3, 7, 5),), dynamic_batch=True)
+    rewritten, _ = rewrite(program, Costs(1))
+    assert count_operators(rewritten.module).get("edgesmith.lif") == 1
+    for batch in (1, 2, 5):
+        x = currents(batch, 7, 5, seed=batch)
+        assert torch.equal(run(rewritten, (x,))[0], Last()(x))
