@@ -27,7 +27,7 @@ from edgesmith.exporters import targets, verify
 from edgesmith.exporters.artifact import Artifact
 from edgesmith.exporters.capture import Program, capture, exported, run, run_eager, with_module
 from edgesmith.exporters.graph import count_operators, operators
-from edgesmith.exporters.rewrite import RewriteReport, all_rewrites, rewrite
+from edgesmith.exporters.rewrite import RewriteReport, rewrite
 from edgesmith.exporters.session import Call, Stepper, open_step
 from edgesmith.exporters.streaming import StepProgram, describe, to_step
 from edgesmith.exporters.targets import NotHere, Request, Target
@@ -171,7 +171,7 @@ def export(
         with watch("capture"):
             program = capture(loaded.module, loaded.inputs, loaded.input_names, loaded.output_names, dynamic_batch)
         with watch("rewrite"):
-            rewritten, reports = rewrite(program, backend.costs, all_rewrites(streaming))
+            rewritten, reports = rewrite(program, backend.costs, streaming=streaming)
             step = to_step(rewritten) if streaming else None
         with watch("verify the program"):
             given = verify.seeded_inputs(program.inputs, request.image if image_input else None, dynamic_batch)

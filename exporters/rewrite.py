@@ -103,12 +103,16 @@ def all_rewrites(streaming: bool = False) -> tuple[Rewrite, ...]:
 
 
 def rewrite(
-    program: Program, costs: Costs, rewrites: tuple[Rewrite, ...] | None = None
+    program: Program, costs: Costs, rewrites: tuple[Rewrite, ...] | None = None, streaming: bool = False
 ) -> tuple[Program, list[RewriteReport]]:
-    """Run the rewrites on a copy of the program's graph. Returns the new program and one report for each rewrite."""
+    """Run the rewrites on a copy of the program's graph. Returns the new program and one report for each rewrite.
+
+    Args:
+        rewrites: default: all of them, see `all_rewrites`, also for `streaming`.
+    """
     module = fork(program.module)
     reports = []
-    for rule in all_rewrites() if rewrites is None else rewrites:
+    for rule in all_rewrites(streaming) if rewrites is None else rewrites:
         reports.append(rule.apply(module, costs))
         module = tidy(module)
     return with_module(program, module), reports

@@ -35,7 +35,7 @@ TOLERANCE = 1e-5
 def step_of(model: nn.Module, x: Tensor) -> StepProgram:
     """A model's step program after the rewrites."""
     program = capture(model.eval(), (x,), ("frames",))
-    rewritten, _ = rewrite(program, Costs(0))
+    rewritten, _ = rewrite(program, Costs(0), streaming=True)
     return to_step(rewritten)
 
 

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 import edgesmith
 from edgesmith.errors import VerificationFailed
-from edgesmith.exporters import verify
+from edgesmith.exporters import pipeline, verify
 from edgesmith.exporters.capture import Program
 from edgesmith.exporters.graph import aten, operators
+from edgesmith.exporters.pipeline import Rule
 from edgesmith.exporters.rewrite import RewriteReport
 from edgesmith.exporters.targets import Costs
 from edgesmith.exporters.verify import THRESHOLDS, Thresholds, judge, measure, seeded_inputs
+from edgesmith.kernels import lif
 from edgesmith.kernels.op import all_ops
 
 GENERATOR = np.random.default_rng(0)
@@ -105,7 +107,7 @@ def test_a_wrong_rewrite_stops_the_export_and_is_located(
     from edgesmith.exporters import rewrite
 
     rules = (*rewrite.all_rewrites(), Break(aten.gelu.default, aten.relu.default))
-    monkeypatch.setattr(rewrite, "all_rewrites", lambda: rules)
+    monkeypatch.setattr(rewrite, "all_rewrites", lambda streaming: rules)
     with pytest.raises(VerificationFailed, match=r"eager -> rewritten: .* part first at network.0.0.local_perception"):
         edgesmith.export(small, "onnx", inputs=torch.randn(1, 3, 32, 32), out=tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -205,3 +207,77 @@ def test_a_module_with_integer_inputs_is_exported_and_verified_again(tmp_path: P
     _, steps = edgesmith.verify(artifact.file)
     assert steps[-1]["runtime"] == "ONNX Runtime, CPU"
     assert steps[-1]["relative_error"] <= 1e-5
+
+
+# noise and spikes
+
+
+def outputs_of(rows: int, seed: int = 0) -> verify.Outputs:
+    return [[row[None]] for row in np.random.default_rng(seed).standard_normal((rows, 5)).astype(np.float32)]
+
+
+def check(outputs: verify.Outputs, spikes: bool = False, noise: float | None = None) -> dict[str, object]:
+    rule = Rule("fp32", spikes, lambda: noise)
+    return pipeline._check("eager -> file", outputs_of(8), outputs, rule, lambda: None)
+
+
+def flipped(count: int) -> verify.Outputs:
+    """The outputs with a visible difference on the first `count` inputs."""
+    return [[ys[0] + (0.02 if i < count else 0)] for i, ys in enumerate(outputs_of(8))]
+
+
+def test_noise_raises_the_threshold_to_four_times_itself_and_no_further_than_its_limit() -> None:
+    fp32 = verify.THRESHOLDS["fp32"]
+    assert verify.above_noise(fp32, 1e-7) == fp32
+    assert verify.above_noise(fp32, 2e-5) == verify.Thresholds(8e-5, pytest.approx(81.94, abs=0.01))
+    assert verify.above_noise(fp32, 1e-2).relative_error == verify.LARGEST_NOISE
+    fp16 = verify.THRESHOLDS["fp16"]
+    assert verify.above_noise(fp16, 1.0) == fp16
+
+
+def test_an_error_within_a_models_own_noise_passes_and_says_so() -> None:
+    nearly = [[ys[0] * (1 + np.float32(4e-5))] for ys in outputs_of(8)]
+    with pytest.raises(VerificationFailed, match="allowed 1e-05"):
+        check(nearly)
+    with pytest.raises(VerificationFailed, match="allowed 1e-05"):
+        check(nearly, noise=1e-6)
+    assert check(nearly, noise=2e-5)["allowed"] == 8e-5
+    with pytest.raises(VerificationFailed, match=r"allowed 0\.0001"):
+        check(flipped(1), noise=0.5)
+
+
+def test_noise_is_the_distance_from_float64() -> None:
+    class Cancels(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x + 3000) - 3000
+
+    given = [[torch.randn(1, 4)] for _ in range(3)]
+    reference = [[(x + 3000 - 3000).numpy()] for (x,) in given]
+    noise = pipeline._noise(Cancels(), given, reference)
+    assert noise is not None
+    assert 1e-5 < noise < 1e-3
+    assert pipeline._noise(nn.Identity(), given, [[x.numpy()] for (x,) in given]) == 0
+
+
+def test_spikes_may_differ_on_fewer_than_half_of_the_inputs() -> None:
+    passed = check(flipped(4), spikes=True)
+    assert passed["spike_for_spike"] == {"inputs": 4, "of": 8}
+    assert passed["relative_error"] == 0
+    assert passed["others"]["relative_error"] > 1e-3
+    for count, spikes in ((5, True), (1, False)):
+        with pytest.raises(VerificationFailed, match="of the peak, allowed 1e-05"):
+            check(flipped(count), spikes=spikes)
+
+
+@pytest.mark.parametrize(("wrong", "literals"), [("tau", (4.0, 1.0)), ("threshold", (2.0, 1.01))])
+def test_a_wrong_neuron_is_no_matter_of_rounding(
+    wrong: str, literals: tuple[float, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Neurons(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return lif.OP.overload(2 * x, 2.0, 1.0).mean(-1)
+
+    right = lif.OP.lowerings["onnx"]
+    monkeypatch.setitem(lif.OP.lowerings, "onnx", lambda x, *_, **__: right(x, *literals))  # type: ignore[arg-type]
+    with pytest.raises(VerificationFailed, match="eager -> file: error"):
+        edgesmith.export(Neurons(), "onnx", inputs=torch.randn(1, 64, 100), out=tmp_path)
