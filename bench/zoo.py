@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import MethodType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgesmith.bench.interleave import Samples, interleaved, onnx_call, ratio
 
@@ -57,7 +57,7 @@ def authors_form(model: nn.Module) -> nn.Module:
 
     from edgesmith.kernels import lif
     from edgesmith.models.affnet import FrequencyFilter
-    from edgesmith.models.lmuformer import LIF, LegendreMemory
+    from edgesmith.models.lmuformer import LIF, LegendreMemory, LMUFormer
 
     def frequencies(self: FrequencyFilter, x: Tensor) -> Tensor:
         def product(part: Tensor, weight: Tensor) -> Tensor:
@@ -76,11 +76,22 @@ def authors_form(model: nn.Module) -> nn.Module:
         filtered: Tensor = torch.fft.irfft2(mask.flatten(1, 2) * spectrum, s=x.shape[-2:], norm="ortho")
         return filtered + x
 
-    def memory(self: LegendreMemory, u: Tensor) -> Tensor:
-        length = u.shape[1]
-        spectrum = torch.fft.rfft(u.unsqueeze(1), n=2 * length) * self.fft_H
-        m: Tensor = torch.fft.irfft(spectrum, n=2 * length)[..., :length]
-        return m
+    def memory(self: Any, x: Tensor) -> Tensor:  # frames before channels inside
+        x = x.permute(0, 2, 1)
+        length = x.shape[1]
+        u = self.f_u(self.bn_u(self.W_u(x).permute(0, 2, 1)))  # [B, 1, T]
+        spectrum = torch.fft.rfft(u, n=2 * length, dim=-1) * self.fft_H.unsqueeze(0)
+        m = self.f_m(self.bn_m(torch.fft.irfft(spectrum, n=2 * length, dim=-1)[:, :, :length]))
+        h = self.W_h(torch.cat((m.permute(0, 2, 1), x), dim=-1))
+        y: Tensor = self.f_h(self.bn_h(h.permute(0, 2, 1)))
+        return y
+
+    def logits(self: Any, x: Tensor) -> Tensor:  # the head at every frame
+        x = self.block(self.patch_embed(x.permute(0, 2, 1)))
+        if self.spiking:
+            x = self.head_lif(self.head_bn(x))
+        y: Tensor = self.head(x.permute(0, 2, 1)).mean(1)
+        return y
 
     def neurons(self: LIF, x: Tensor) -> Tensor:
         return lif.reference(x, 2.0, self.threshold)
@@ -88,7 +99,9 @@ def authors_form(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if isinstance(module, LegendreMemory):
             module.fft_H = torch.fft.rfft(module.H, n=2 * module.H.shape[1])
-            module.memory = MethodType(memory, module)  # type: ignore[method-assign]
+            module.forward = MethodType(memory, module)  # type: ignore[method-assign]
+        elif isinstance(module, LMUFormer):
+            module.forward = MethodType(logits, module)  # type: ignore[method-assign]
         elif isinstance(module, LIF):
             module.forward = MethodType(neurons, module)  # type: ignore[method-assign]
         elif isinstance(module, FrequencyFilter):
@@ -128,7 +141,7 @@ def against_plain_export(name: str, rounds: int, folder: Path) -> Samples:
 
 
 def against_eager(name: str, rounds: int, folder: Path) -> Samples:
-    """A sequence model: ours, the authors' form in eager PyTorch, and loading our file."""
+    """A sequence model: ours, the authors' form in eager PyTorch; and, afterwards, loading our file."""
     import torch
 
     from edgesmith.models import registry
