@@ -125,7 +125,7 @@ def open_step(file: Path, threads: int = 1) -> Call:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
-    # A memory without input decays into numbers so small that a processor takes a hundred times longer over them.
+    # A memory that hears nothing decays into denormal numbers, over which some processors take their time.
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
     session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_inputs()]

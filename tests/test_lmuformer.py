@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import edgesmith
 from edgesmith.errors import BadInput, CheckpointError
@@ -147,3 +148,66 @@ def test_options_of_images_are_none_of_sequences(options: dict[str, object], sen
 def test_frames_are_none_of_images(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="casvit_xs reads images and has no --frames; their size is --input-size"):
         edgesmith.export("casvit_xs", "onnx", frames=5, out=tmp_path)
+
+
+# what the compiler makes of them
+
+FACTS = {  # parameters of the authors' code, and multiply-accumulates of it as fvcore counts them, millions
+    "lmuformer": (1_621_796, 207.4),
+    "spiking_lmuformer": (1_689_894, 216.1),
+    "lmuformer_psmnist": (166_798, None),
+    "spiking_lmuformer_psmnist": (166_092, None),
+}
+NODES = {"lmuformer": 60, "spiking_lmuformer": 250, "lmuformer_psmnist": 60, "spiking_lmuformer_psmnist": 60}
+
+
+@pytest.mark.parametrize("name", FACTS)
+def test_parameters_and_macs_are_the_published_ones(name: str) -> None:
+    spec = registry.get(name)
+    model = registry.build(spec)
+    params, macs_m = FACTS[name]
+    assert sum(p.numel() for p in model.parameters()) == spec.params == params
+    norms = 0
+
+    def count(_: nn.Module, __: object, output: Tensor) -> None:
+        nonlocal norms
+        norms += 2 * output.numel()
+
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            module.register_forward_hook(count)
+    if macs_m is not None:
+        model.any_time = True  # the head at every frame, as the authors have it
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, *spec.input.shape))
+    assert counter.get_total_flops() // 2 + norms == spec.macs
+    assert macs_m is None or round(spec.macs / 1e6, 1) == macs_m
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_onnx_file_is_small_and_has_no_fft(name: str, tmp_path: Path) -> None:
+    artifact = edgesmith.export(name, "onnx", out=tmp_path)
+    counts = artifact.manifest["operators"]["file"]  # those inside loops too
+    assert sum(counts.values()) <= NODES[name]
+    assert not {"DFT", "Einsum", "Loop"} & set(counts)
+    assert counts.get("Scan", 0) == artifact.manifest["operators"]["captured"].get("edgesmith.lif", 0)
+
+
+@pytest.mark.parametrize("name", ["lmuformer", "spiking_lmuformer_psmnist"])
+def test_coreml_program_does_not_grow_with_the_sequence(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("coremltools", reason="coremltools is not installed")
+    from edgesmith.exporters.targets import coreml
+
+    counts = []
+    for frames in (20, 90):
+        artifact = edgesmith.export(name, "coreml", frames=frames, out=tmp_path)
+        counts.append(coreml.count_operators(artifact.file))
+        assert coreml.largest_rank(artifact.file) <= 4
+    assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("batch", [{"batch": 3}, {"dynamic_batch": True}])
+@pytest.mark.parametrize("name", NAMES)
+def test_any_batch(name: str, batch: dict[str, object], tmp_path: Path) -> None:
+    artifact = edgesmith.export(name, "onnx", frames=30, out=tmp_path, **batch)
+    assert artifact.manifest["verification"]["steps"][-1]["step"] == "eager -> file"
