@@ -201,7 +201,7 @@ def lower_onnx(
     hidden = layer(shaped(spectrum, -1, 2 * channels, height, bins), w1, b1)
     opened = layer(op.Mul(hidden, op.Sigmoid(hidden)), w2, b2)
     limit = constant(np.array(threshold))
-    mask = op.Sub(opened, op.Clip(opened, op.Neg(limit), limit))
+    mask = op.Sub(opened, op.Clip(opened, op.Neg(limit), limit)) if threshold else opened
     re, im = op.Split(spectrum, axis=axis, num_outputs=2)
     mask_re, mask_im = op.Split(shaped(mask, *split), axis=axis, num_outputs=2)
     product_re = op.Sub(op.Mul(re, mask_re), op.Mul(im, mask_im))
@@ -251,7 +251,7 @@ def lower_coreml(
         axis = 2
     parts = mb.reshape(x=spectrum, shape=[batch, 2 * channels, height, bins])
     opened = layer(mb.silu(x=layer(parts, w1, b1)), w2, b2)
-    mask = mb.sub(x=opened, y=mb.clip(x=opened, alpha=-limit, beta=limit))
+    mask = mb.sub(x=opened, y=mb.clip(x=opened, alpha=-limit, beta=limit)) if threshold else opened
     mask = mb.reshape(x=mask, shape=spectrum.shape)
     re, im = mb.split(x=spectrum, num_splits=2, axis=axis)
     mask_re, mask_im = mb.split(x=mask, num_splits=2, axis=axis)

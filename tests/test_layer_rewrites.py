@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+import edgesmith
 from edgesmith.exporters import targets
 from edgesmith.exporters.capture import Program, capture, run
 from edgesmith.exporters.graph import count_operators
@@ -663,3 +664,90 @@ def test_rewrites_keep_a_whole_networks_numbers(
     counts, _, _ = apply(randomised(model), torch.randn(1, 3, height, width), tolerance=3e-5)
     assert counts["edgesmith.hidden_state_mixer"] == 3
     assert "aten.batch_norm" not in counts
+
+
+# found by review: what a rewrite must not touch, and what it must survive
+
+
+class Reads(nn.Module):
+    """A function of an input with some layers."""
+
+    def __init__(self, function: Callable[..., Tensor], **layers: nn.Module | Tensor) -> None:
+        super().__init__()
+        self.function, self.names = function, list(layers)
+        for name, layer in layers.items():
+            setattr(self, name, nn.Parameter(layer) if isinstance(layer, Tensor) else layer)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.function(*inputs, *(getattr(self, name) for name in self.names))
+
+
+@pytest.mark.parametrize(
+    ("model", "shapes"),
+    [
+        (
+            Reads(lambda x, f, c, g: f(x) * g + c(f(x)), f=nn.Linear(8, 8), c=nn.Conv1d(8, 8, 1), g=torch.rand(8)),
+            [(2, 8, 8)],
+        ),
+        (Reads(lambda x, f, c: (lambda y: y * 0.5 + c(y))(f(x)), f=nn.Linear(8, 8), c=nn.Conv1d(6, 6, 1)), [(2, 6, 8)]),
+        (
+            Reads(lambda x, f: (lambda y: (y @ y.transpose(1, 2) * 0.35).softmax(-1) @ x)(f(x)), f=nn.Linear(8, 8)),
+            [(2, 16, 8)],
+        ),
+        (Reads(lambda x, f, g: f(x) @ x.transpose(1, 2) * g, f=nn.Linear(16, 16), g=torch.rand(16)), [(2, 16, 16)]),
+        (
+            Reads(lambda x, f, g: f(x).flatten(2).unflatten(2, (3, 10)) * g, f=nn.Linear(6, 6), g=torch.rand(10)),
+            [(2, 3, 5, 6)],
+        ),
+        (
+            Reads(lambda x, e, c: e(x.mean(1, keepdim=True) * 0.5 + c(x)), e=nn.Conv2d(4, 4, 1), c=nn.Conv2d(4, 4, 1)),
+            [(2, 4, 5, 5)],
+        ),
+        (
+            Reads(lambda x, u, e, c: e(c(x) + 0.5 * u), e=nn.Conv2d(4, 4, 1), c=nn.Conv2d(4, 4, 1)),
+            [(2, 4, 5, 5), (2, 1, 5, 5)],
+        ),
+        (
+            Reads(
+                lambda x, m, a, b, s: b(m * s + a(x)), a=nn.Conv2d(4, 4, 1), b=nn.Conv2d(4, 4, 1), s=torch.rand(4, 1)
+            ),
+            [(2, 4, 4, 5), (4, 4, 5)],
+        ),
+        (Reads(lambda x, c: torch.softmax(torch.add(c, x, alpha=2.0), -1), c=torch.rand(4, 1)), [(4, 5)]),
+        (Reads(lambda x, a: torch.softmax(x.sum() + a, 0), a=torch.rand(())), [(4, 5)]),
+        (Reads(lambda x, w: x + F.conv2d(x, w, padding=[1]), w=torch.rand(4, 4, 3, 3)), [(2, 4, 5, 5)]),
+    ],
+)
+def test_awkward_graphs_keep_their_numbers(model: nn.Module, shapes: list[tuple[int, ...]]) -> None:
+    torch.manual_seed(0)
+    apply(model, *(torch.randn(shape) for shape in shapes))
+
+
+def test_a_variance_of_another_type_is_no_layer_norm() -> None:
+    def norm(x: Tensor) -> Tensor:
+        x = x.half()
+        centred = x - x.mean(1, keepdim=True)
+        return centred / (centred.pow(2).mean(1, keepdim=True, dtype=torch.float32) + 1e-5).sqrt()
+
+    _, reports, _ = apply(Reads(norm), torch.randn(2, 6, 5))
+    assert not reports["fuse_channel_norm"].applied
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.int64])
+def test_scale_and_shift_of_a_layer_norm_take_its_type(kind: torch.dtype, tmp_path: Path) -> None:
+    def norm(x: Tensor, w: Tensor) -> Tensor:
+        centred = x - x.mean(1, keepdim=True)
+        return centred / (centred.pow(2).mean(1, keepdim=True) + 1e-5).sqrt() * w
+
+    weight = torch.tensor([[1], [2], [3]]).to(kind)
+    model = Reads(norm)
+    model.register_buffer("w", weight)
+    model.names = ["w"]
+    artifact = edgesmith.export(model, "onnx", inputs=torch.randn(2, 3, 5), out=tmp_path)
+    assert "LayerNormalization" in artifact.manifest["operators"]["file"]
+
+
+def test_a_group_norm_of_vectors_has_an_onnx_file(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.GroupNorm(2, 8), nn.ReLU())
+    nn.init.normal_(model[0].weight)
+    edgesmith.export(model, "onnx", inputs=torch.randn(3, 8), out=tmp_path)

@@ -32,8 +32,9 @@ class DropShift:
                 total, axis = arguments(node)[:2]
                 if total.target not in (aten.add.Tensor, aten.sub.Tensor):
                     break
-                first, second = arguments(total)[:2]
-                orders = ((first, second), (second, first)) if total.target is aten.add.Tensor else ((first, second),)
+                first, second, alpha = arguments(total)
+                is_sum = total.target is aten.add.Tensor and alpha == 1
+                orders = ((first, second), (second, first)) if is_sum else ((first, second),)
                 kept = next((x for x, c in orders if _is_shift(module, c, x, node, axis)), None)
                 if kept is None:
                     if any(constant(module, c) is not None for _, c in orders):
@@ -48,7 +49,7 @@ class DropShift:
 
 def _is_shift(module: GraphModule, c: object, x: object, softmax: Node, axis: int) -> bool:
     """Whether x + c is x with one number added along the whole axis, without growing or changing its type."""
-    if not isinstance(x, Node) or x.op == "get_attr" or val(x).dtype != val(softmax).dtype:
+    if not isinstance(x, Node) or x.op == "get_attr" or not rank(x) or val(x).dtype != val(softmax).dtype:
         return False
     if rank(x) != rank(softmax) or any(str(a) != str(b) for a, b in zip(val(x).shape, val(softmax).shape, strict=True)):
         return False

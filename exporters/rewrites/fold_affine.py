@@ -234,13 +234,19 @@ def _rescale(module: GraphModule, node: Node, value: Node, scale: Tensor, axis: 
 
 
 def _layer(value: Node) -> Node | None:
-    """The convolution or linear layer whose rows are a value's channels, through what only rearranges places."""
-    while value.target in (aten.flatten.using_ints, aten.unflatten.int) and arguments(value)[1] == 2:
-        value = value.args[0]  # type: ignore[assignment]  # both read one node
-    if value.target is aten.matmul.default and rank(value) == 3:
-        left = value.args[0]
-        return _layer(left) if isinstance(left, Node) and rank(left) == 3 else None
-    return value if _own_axis(value) is not None else None
+    """The convolution or linear layer whose rows are a value's channels, through what only rearranges places.
+
+    Places are the axes after the first, so behind those only a layer that makes axis 1 will do.
+    """
+    step = value
+    while step.target in (aten.flatten.using_ints, aten.unflatten.int) and arguments(step)[1] == 2:
+        step = step.args[0]  # type: ignore[assignment]  # both read one node
+    if step.target is aten.matmul.default and rank(step) == 3:
+        left = step.args[0]
+        layer = _layer(left) if isinstance(left, Node) and rank(left) == 3 else None
+        return layer if layer is not None and _own_axis(layer) == 1 else None
+    own = _own_axis(step)
+    return step if own == 1 or (own is not None and step is value) else None
 
 
 def _own_axis(layer: Node) -> int | None:
@@ -274,6 +280,8 @@ def _scale_rows(module: GraphModule, node: Node, value: Node, scale: Tensor, axi
             return f"{reader.name} reads it twice"
         others = [user for user in step.users if user is not reader]
         if others:
+            if axis != 1:
+                return f"{step.name} is also read by {readers(step)}"
             if not _is_invertible(full):
                 return (
                     f"{step.name} is also read by {others[0].name}, and the factor leaves {1 / LARGEST} .. {LARGEST:g}"
@@ -329,8 +337,12 @@ def _common_factor(module: GraphModule, node: Node, value: Node, scale: Tensor) 
     term = second if first is node else first
     if not isinstance(term, Node) or term is node or len(term.users) > 1:
         return "the other term is read elsewhere"
-    if any(str(a) != str(b) for a, b in zip(val(term).shape, val(total).shape, strict=False)):
+    if rank(term) != rank(total) or any(
+        str(a) != str(b) for a, b in zip(val(term).shape, val(total).shape, strict=True)
+    ):
         return "the other term is broadcast"
+    if rank(node) != rank(total) or str(val(node).shape[1]) != str(val(total).shape[1]):
+        return "it is broadcast over the channels"
     full = scale.expand(_channels(node, 1))
     if not _is_invertible(full):
         return f"the factor leaves {1 / LARGEST} .. {LARGEST:g}"

@@ -8,6 +8,8 @@ in. delta is 1 where a channel reads itself at the kernel's centre. In float64, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
@@ -74,11 +76,18 @@ def _cannot_take(module: GraphModule, node: Node, branch: Scaled) -> str | None:
         return "it does not keep its input's shape"
     if any(n != 1 for n in stride) or any(k % 2 == 0 for k in weight.shape[2:]):
         return f"stride {list(stride)} and kernel {list(weight.shape[2:])} have no centre at each place"
+    sizes = weight.shape[2:]
     if isinstance(padding, str) or any(
-        p != d * (k - 1) // 2 for p, d, k in zip(padding, dilation, weight.shape[2:], strict=True)
+        p != d * (k - 1) // 2
+        for p, d, k in zip(_for_each(padding, sizes), _for_each(dilation, sizes), sizes, strict=True)
     ):
         return f"padding {padding} does not centre the kernel"
     return None
+
+
+def _for_each(values: Sequence[int], axes: Sequence[int]) -> list[int]:
+    """One value for each axis: ATen takes one for all."""
+    return list(values) * len(axes) if len(values) == 1 else list(values)
 
 
 def _take(module: GraphModule, node: Node, skip: Scaled, branch: Scaled) -> None:

@@ -159,7 +159,9 @@ def _variance_and_eps(node: object) -> tuple[Node, Any] | None:
 def _variance_of(node: Node, x: Node, axis: int) -> str | None:
     """Why a node is not the biased variance of x over the axis, or None."""
     if node.target is aten.mean.dim:
-        squared, axes, keepdim, _ = arguments(node)
+        squared, axes, keepdim, dtype = arguments(node)
+        if dtype is not None:
+            return "its variance is of another type"
         if not keepdim or [a % rank(x) for a in axes] != [axis]:
             return "its mean and its variance are over different axes"
         if _is(squared, aten.mul.Tensor) or _is(squared, aten.pow.Tensor_Tensor):
@@ -204,9 +206,9 @@ def _affine(module: GraphModule, node: Node, axis: int, channels: int) -> tuple[
         if value is None or val(user).shape != val(node).shape or val(user).dtype != dtype:
             continue
         if target is aten.mul.Tensor:
-            weight = value
+            weight = value.to(dtype)
         else:
-            bias = value
+            bias = value.to(dtype)
         node = user
     return node, weight, bias
 

@@ -246,7 +246,13 @@ def _own_lowerings(half: bool) -> Iterator[None]:
                 value.val if isinstance(value, Var) and value.op is not None and value.rank == 0 else value
                 for value in values
             ]
-            context.add(lowering(*flags, **told), torch_name=node.name)
+            try:
+                result = lowering(*flags, **told)
+            except TypeError as error:  # what a lowering meets that prepares weights which have no value yet
+                raise Unsupported(
+                    f"edgesmith.{op.name} takes constant weights on Core ML, and they are computed"
+                ) from error
+            context.add(result, torch_name=node.name)
 
         return translate
 

@@ -129,6 +129,8 @@ def _group_norm(
         return normed
     weight = constant([1] * channels) if weight is None else weight
     bias = constant([0] * channels) if bias is None else bias
+    if not sizes:  # [B, C], nothing to convolve over
+        return op.Add(op.Mul(normed, weight), bias)
     kernel = op.Reshape(weight, op.Constant(value_ints=[-1, 1, *[1] * len(sizes)]))
     return op.Conv(normed, kernel, bias, group=int(channels), kernel_shape=[1] * len(sizes))
 
