@@ -37,6 +37,7 @@ from edgesmith.exporters.graph import (
     arguments,
     aten,
     constant,
+    fork,
     module_path,
     operator_name,
     rank,
@@ -44,7 +45,7 @@ from edgesmith.exporters.graph import (
     tidy,
     val,
 )
-from edgesmith.kernels import lif, lmu_memory
+from edgesmith.kernels import channel_norm, lif, lmu_memory
 
 IS_FRAME = "is_frame"
 """The input that is 1 while frames come and 0 in the steps after the last one."""
@@ -76,11 +77,13 @@ class StepProgram:
             sequence program's, then the next states.
         states: in the order of inputs and outputs.
         delay: steps until the first frame's prediction comes out.
+        time_axes: of the sequence program's outputs, None where an output is a value over all frames.
     """
 
     program: Program
     states: tuple[State, ...]
     delay: int
+    time_axes: tuple[int | None, ...]
 
 
 def to_step(program: Program) -> StepProgram:
@@ -93,20 +96,25 @@ def to_step(program: Program) -> StepProgram:
         raise Unsupported("streaming needs a model with one input [B, T, F]: batch, frames, features")
     if program.dynamic_batch:
         raise Unsupported("streaming keeps states of a fixed batch; leave --dynamic-batch out")
-    plan = _Plan(program.module)
+    if program.inputs[0].dtype != torch.float32:
+        kind = str(program.inputs[0].dtype).removeprefix("torch.")
+        raise Unsupported(
+            f"states are float32, and the model takes {kind}; export model.float(), with --precision fp16"
+        )
+    plan = _Plan(tidy(fork(program.module)))
     step = _Step(plan, program)
-    outputs = step.build()
+    module = step.build()
     inputs = [program.inputs[0][:, :1].clone()]
     names = [_singular(program.input_names[0])]
     if plan.delay:
         inputs.append(torch.ones(1))
         names.append(IS_FRAME)
     for state in step.states:
-        inputs.append(torch.full(state.shape, state.initial, dtype=program.inputs[0].dtype))
+        inputs.append(torch.full(state.shape, state.initial))
         names.append(state.name)
     following = [f"next_{state.name}" for state in step.states]
-    stepped = Program(outputs, tuple(inputs), tuple(names), (*program.output_names, *following))
-    return StepProgram(stepped, tuple(step.states), plan.delay)
+    stepped = Program(module, tuple(inputs), tuple(names), (*program.output_names, *following))
+    return StepProgram(stepped, tuple(step.states), plan.delay, plan.time_axes)
 
 
 def describe(step: StepProgram) -> dict[str, Any]:
@@ -116,6 +124,10 @@ def describe(step: StepProgram) -> dict[str, Any]:
         "delay": step.delay,
         "frame": frame,
         "is_frame": IS_FRAME if step.delay else None,
+        "outputs": [
+            {"name": name, "time_axis": axis}
+            for name, axis in zip(step.program.output_names, step.time_axes, strict=False)
+        ],
         "states": [
             {
                 "name": state.name,
@@ -161,6 +173,7 @@ class _Plan:
     emits: dict[Node, Emit] = field(default_factory=dict)
     padded: dict[Node, Node] = field(default_factory=dict)
     delay: int = 0
+    time_axes: tuple[int | None, ...] = ()
 
     def __post_init__(self) -> None:
         (returned,) = self.module.graph.output_node().args
@@ -177,6 +190,7 @@ class _Plan:
             if self.streams[node].padding != (0, 0):
                 raise Unsupported(f"{_place(node)} pads the frames, which only a convolution can take in a step")
         self.delay = max(self.streams[node].delay for node in outputs)
+        self.time_axes = tuple(self.streams[node].axis for node in outputs)
         for node in outputs:
             self.need(node, self.delay - self.streams[node].delay)
 
@@ -225,7 +239,7 @@ class _Step:
         self._constants: dict[str, Node] = {}
         self._valid: dict[int, Node] = {}
         self._belongs: dict[int, Node] = {}
-        self._dtype = program.inputs[0].dtype
+        self._names = {_singular(program.input_names[0]), IS_FRAME, *program.output_names}
         self.module = GraphModule(plan.module, Graph())
         self.graph = self.module.graph
         end = self.graph.output(None)
@@ -294,13 +308,14 @@ class _Step:
 
     def state(self, name: str, shape: Sequence[int], initial: float, meaning: str) -> _Slot:
         """A new state."""
-        taken = {state.name for state in self.states}
+        taken = self._names | {state.name for state in self.states}
         name = re.sub(r"\W+", "_", name).strip("_").lower()
+        name = f"layer_{name}" if name[0].isdigit() else name
         unique, count = name, 1
         while unique in taken:
             unique, count = f"{name}_{count}", count + 1
         self.states.append(State(unique, tuple(shape), initial, meaning))
-        before = self._input.placeholder(unique, torch.zeros(*shape, dtype=self._dtype))
+        before = self._input.placeholder(unique, torch.zeros(*shape))
         self._next.append(before)  # until `follow` says what it becomes
         return _Slot(before, len(self.states) - 1)
 
@@ -310,28 +325,38 @@ class _Step:
 
     def follow_valid(self, slot: _Slot, node: Node, delay: int) -> Node:
         """Say what a state becomes if the frame belongs to the sequence; it stays otherwise. Returns which it is."""
-        valid = self.valid(delay)
-        if valid is not None:
-            if delay not in self._belongs:
-                self._belongs[delay] = self.emit(aten.gt.Scalar, valid, 0)
-            node = self.emit(aten.where.self, self._belongs[delay], node, slot.before)
+        belongs = self._is_valid(delay)
+        if belongs is not None:
+            node = self.emit(aten.where.self, belongs, node, slot.before)
         self.follow(slot, node)
         return node
+
+    def _is_valid(self, delay: int) -> Node | None:
+        """`valid` as a boolean."""
+        valid = self.valid(delay)
+        if valid is not None and delay not in self._belongs:
+            self._belongs[delay] = self.emit(aten.gt.Scalar, valid, 0)
+        return self._belongs.get(delay)
 
     def _window(self, node: Node) -> Node:
         """The last frames of a stream and its newest, zeros for what is no frame of the sequence."""
         stream, length = self.plan.streams[node], self.plan.history[node]
         assert stream.axis is not None
-        newest, valid = self._values[node], self.valid(stream.delay)
-        if valid is not None:
-            newest = self.emit(aten.mul.Tensor, newest, valid)
+        newest, belongs = self._values[node], self._is_valid(stream.delay)
+        kind = val(newest).dtype
+        if kind not in (torch.float32, torch.bool):
+            raise _refuse(node, f"has a history of {str(kind).removeprefix('torch.')}, and states are float32")
+        if kind == torch.bool:
+            newest = self.emit(aten._to_copy.default, newest, dtype=torch.float32)
+        if belongs is not None:
+            newest = self.emit(aten.where.ScalarOther, belongs, newest, 0.0)  # which may be nan where there is no frame
         shape = list(val(newest).shape)
         shape[stream.axis] = length
         where = module_path(node) or node.name
         slot = self.state(f"{where}_history", shape, 0.0, f"the last {length} frames out of {where}")
         window = self.emit(aten.cat.default, [slot.before, newest], stream.axis)
         self.follow(slot, self.emit(aten.slice.Tensor, window, stream.axis, 1, length + 1))
-        return window
+        return self.emit(aten.gt.Scalar, window, 0) if kind == torch.bool else window
 
     def _constant(self, node: Node) -> Node:
         name = str(node.target)
@@ -351,7 +376,8 @@ def _refuse(node: Node, why: str) -> Unsupported:
 
 
 def _singular(name: str) -> str:
-    return name[:-1] if name.endswith("s") and len(name) > 1 else f"{name}_frame"
+    singular = name[:-1] if name.endswith("s") and len(name) > 1 else f"{name}_frame"
+    return singular if singular != IS_FRAME else f"{name}_frame"
 
 
 def _length(plan: _Plan, node: Node) -> int:
@@ -647,13 +673,13 @@ def _linear(plan: _Plan, node: Node) -> tuple[Stream, Emit]:
 
 
 def _norm(plan: _Plan, node: Node) -> tuple[Stream, Emit]:
-    """Layer norm over the last axes, batch norm with stored statistics over axis 1."""
+    """Layer norm over the last axes; over axis 1, or, as a batch norm, with stored statistics of it."""
     x = node.args[0]
     stream = plan.stream(x)
     if node.target is aten.layer_norm.default:
         mixes = stream.axis is not None and stream.axis >= rank(x) - len(arguments(node)[1])
     else:
-        mixes = arguments(node)[5] or stream.axis == 1
+        mixes = stream.axis == 1 or (node.target is aten.batch_norm.default and arguments(node)[5])
     if mixes:
         raise _refuse(node, "normalises over frames")
     return stream, _same(node, stream.delay)
@@ -695,6 +721,7 @@ _RULES: dict[Any, Callable[[_Plan, Node], tuple[Stream, Emit]]] = {
     aten.transpose.int: _permute,
     aten.unsqueeze.default: _unsqueeze,
     aten.view.default: _reshape,
+    channel_norm.OP.overload: _norm,
     lif.OP.overload: _lif,
     lmu_memory.OP.overload: _memory,
 }

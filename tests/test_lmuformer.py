@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -101,6 +102,25 @@ def test_a_memory_that_is_not_its_impulse_response_is_damaged(
     state["block.0.attn.lmu.H"] = state["block.0.attn.lmu.H"].roll(1, 1)
     torch.save(state, tmp_path / "w.pth")
     with pytest.raises(CheckpointError, match=r"block.0.attn.lmu.H is not the impulse response of A and B"):
+        load(registry.get("lmuformer"), tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_half_precision_checkpoints_load(
+    kind: torch.dtype, states: dict[str, dict[str, Tensor]], tmp_path: Path
+) -> None:
+    state = {key: x.to(kind) if x.is_floating_point() else x for key, x in states["lmuformer"].items()}
+    torch.save(state, tmp_path / "w.pth")
+    load(registry.get("lmuformer"), tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("damage", [lambda h: h[:, :0], lambda h: h.bool(), lambda h: h.to_sparse()])
+def test_an_odd_memory_is_a_checkpoint_error(
+    damage: Callable[[Tensor], Tensor], states: dict[str, dict[str, Tensor]], tmp_path: Path
+) -> None:
+    state = states["lmuformer"] | {"block.0.attn.lmu.H": damage(states["lmuformer"]["block.0.attn.lmu.H"])}
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match=r"block.0.attn.lmu.H"):
         load(registry.get("lmuformer"), tmp_path / "w.pth")
 
 

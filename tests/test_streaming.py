@@ -296,6 +296,77 @@ def test_what_mixes_frames_is_refused_with_its_place(mix: Callable[[Tensor], Ten
         step_of(Reduced(mix), torch.randn(1, 7, 3))
 
 
+class Frames(nn.Module):
+    """Layers between transposes: [B, T, C] -> [B, T, C']."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x.transpose(1, 2)).transpose(1, 2)
+
+
+class Apply(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def conv() -> nn.Conv1d:
+    return nn.Conv1d(3, 3, 3, padding=1)
+
+
+class Gated(nn.Module):
+    """Where a value is positive, its convolution: a boolean stream that has to wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = conv()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where(x > 0, self.conv(x), x)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        Frames(Apply(lambda x: x.abs().log()), conv()),  # not finite where there is no frame
+        Frames(Apply(lambda x: x / x.square().sum(1, keepdim=True).sqrt()), conv(), conv()),
+        Frames(Gated(), conv()),
+        Frames(conv(), Apply(lambda x: F.layer_norm(x.transpose(1, 2), (3,)).transpose(1, 2)), conv()),
+        nn.Sequential(nn.Linear(3, 3), Frames(conv()), nn.Linear(3, 2)),
+    ],
+)
+def test_models_that_answer_at_every_frame_are_exported_and_compared_at_every_frame(
+    model: nn.Module, tmp_path: Path
+) -> None:
+    artifact = edgesmith.export(model, "onnx", inputs=torch.randn(2, 12, 3), name="own", streaming=True, out=tmp_path)
+    assert artifact.manifest["streaming"]["outputs"] == [{"name": "output", "time_axis": 1}]
+    x = torch.randn(2, 12, 3)
+    with torch.no_grad():
+        expected = model(x).numpy()
+    predictions = np.concatenate(StreamingSession(artifact.path).run(x.numpy()), axis=1)
+    assert np.abs(predictions - expected).max() <= TOLERANCE * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("name", ["valids", "is_frames", "outputs", "x"])
+def test_no_two_inputs_or_outputs_have_one_name(name: str) -> None:
+    program = capture(Frames(conv(), conv()), (torch.randn(1, 9, 3),), (name,))
+    names = to_step(program).program
+    together = [*names.input_names, *names.output_names]
+    assert len(set(together)) == len(together)
+    assert all(one.isidentifier() for one in together)
+
+
+def test_a_half_precision_module_is_refused() -> None:
+    with pytest.raises(Unsupported, match=r"states are float32, and the model takes float16; export model.float\(\)"):
+        step_of(Frames(conv()).half(), torch.randn(1, 9, 3).half())
+
+
 def test_only_sequences_stream() -> None:
     with pytest.raises(Unsupported, match=r"needs a model with one input \[B, T, F\]"):
         step_of(nn.ReLU(), torch.randn(1, 3, 4, 4))

@@ -281,3 +281,9 @@ def test_a_wrong_neuron_is_no_matter_of_rounding(
     monkeypatch.setitem(lif.OP.lowerings, "onnx", lambda x, *_, **__: right(x, *literals))  # type: ignore[arg-type]
     with pytest.raises(VerificationFailed, match="eager -> file: error"):
         edgesmith.export(Neurons(), "onnx", inputs=torch.randn(1, 64, 100), out=tmp_path)
+
+
+def test_at_least_half_of_each_batch_size_must_agree_spike_for_spike() -> None:
+    reference: verify.Outputs = [[np.ones((1 + i % 2, 5), np.float32)] for i in range(8)]
+    assert verify.is_half([0, 2, 1, 3], reference)
+    assert not verify.is_half([0, 2, 4, 6, 1], reference)
