@@ -144,6 +144,7 @@ def test_export_to_coreml_says_what_was_not_checked(process: Run, edgesmith: Run
     assert "Failed to load" not in result.stderr
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_bytes(process: Run, tmp_path: Path) -> None:
     """Other hash seeds, other folders, one of them for Core ML where it is installed."""
     wanted = [t for t in ("onnx", "coreml") if not targets.missing_packages(targets.get(t))]

@@ -129,6 +129,7 @@ def transforms(draw: st.DrawFn) -> tuple[str, Tensor, dict[str, Any]]:
     return name, x, kwargs
 
 
+@pytest.mark.slow
 @given(case=transforms(), costs=st.sampled_from([DEAR_LAUNCHES, DEAR_PRODUCTS]))
 @settings(max_examples=400)
 def test_any_transform_of_any_shape(case: tuple[str, Tensor, dict[str, Any]], costs: Costs) -> None:

@@ -125,6 +125,7 @@ NORM = st.tuples(
 )
 
 
+@pytest.mark.slow
 @given(norms=st.lists(NORM, min_size=10, max_size=10), seed=st.integers(0, 2**16))
 @settings(max_examples=32)
 def test_channel_norm_is_found_in_every_spelling_and_keeps_the_numbers(norms: list[tuple], seed: int) -> None:
@@ -518,6 +519,7 @@ class Mixers(nn.Module):
 MIXER = st.tuples(*(st.sampled_from(sizes) for sizes in ((1, 3, 8), (1, 2, 5), (1, 2), (1, 2, 5), (1, 4))))  # D S B H W
 
 
+@pytest.mark.slow
 @given(mixers=st.lists(MIXER, min_size=5, max_size=5), hidden=st.booleans(), seed=st.integers(0, 2**16))
 @settings(max_examples=62)
 def test_every_hidden_state_mixer_is_found_and_keeps_the_numbers(

@@ -195,6 +195,7 @@ def test_coreml_converts_every_setting(tmp_path: Path) -> None:
 # rolling up
 
 
+@pytest.mark.slow
 @given(
     batch=st.integers(1, 3),
     length=st.integers(3, 7),

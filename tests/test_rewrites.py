@@ -432,6 +432,7 @@ def test_fuse_leaves_a_near_miss_and_says_why(
     assert reason in reasons(reports["fuse_additive_attention"])
 
 
+@pytest.mark.slow
 @given(
     batch=st.integers(1, 3),
     channels=st.integers(1, 9),
@@ -496,6 +497,7 @@ def test_rewrites_have_names_of_their_own() -> None:
     assert len(set(names)) == len(names)
 
 
+@pytest.mark.slow
 @given(
     height=st.integers(1, 4),
     width=st.integers(1, 4),
