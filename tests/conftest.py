@@ -163,5 +163,5 @@ def parity() -> Path:
     """Outputs of the authors' own implementations of every model, where they lie beside the checkout."""
     folder = HERE.parent.parent / "shared" / "parity"
     if not folder.is_dir():
-        pytest.skip("no shared/parity beside the checkout; casvit_xs is checked from tests/fixtures")
+        pytest.skip("no shared/parity beside the checkout; the copies in tests/fixtures are used")
     return folder
