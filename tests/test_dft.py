@@ -292,6 +292,14 @@ def test_an_operator_without_a_rule_stays_is_reported_and_is_refused_by_targets(
         pipeline.export(Unsupported(), inputs=x, out=tmp_path)
 
 
+@pytest.mark.parametrize("exponent", [2 + 0j, 0.5, float("inf"), float("nan"), 9], ids=str)
+def test_other_than_small_whole_powers_are_left_with_the_reason(exponent: complex) -> None:
+    program = capture(Function(lambda x: (torch.fft.fft(x) ** exponent).abs()), (torch.randn(2, 3),))
+    _, reports = rewrite(program, Costs(1))
+    (rejection,) = next(r for r in reports if r.name == "dft").rejected
+    assert rejection.reason.endswith("only whole powers from -8 to 8 are written out")
+
+
 def test_a_complex_input_is_refused_in_a_sentence() -> None:
     with pytest.raises(errors.BadInput, match="the model takes complex numbers, which no target here has"):
         capture(Function(lambda z: z.abs()), (torch.randn(2, 3, dtype=torch.complex64),))
@@ -535,6 +543,14 @@ def test_unstack_leaves_a_stack_that_is_read_as_a_whole() -> None:
     program, reports = rewrite(capture(model, (torch.randn(3), torch.randn(3))), Costs(1))
     assert count_operators(program.module)["aten.stack"] == 1
     assert not next(r for r in reports if r.name == "unstack").applied
+
+
+def test_unstack_leaves_a_stack_that_a_constant_widens() -> None:
+    model = Function(lambda x, c: (lambda y: y[..., 2] + y[..., 0])(torch.stack([x], -1) + c), c=torch.randn(3))
+    x = torch.randn(2, 4)
+    program, reports = rewrite(capture(model, (x,)), Costs(1))
+    assert not next(r for r in reports if r.name == "unstack").applied
+    assert torch.equal(run(program, (x,))[0], model(x))
 
 
 # Files

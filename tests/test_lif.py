@@ -363,6 +363,27 @@ def test_a_loop_with_one_other_step_is_left_with_the_step() -> None:
     assert "step 5 of 9 differs from the last one" in report.rejected[0].reason
 
 
+@pytest.mark.parametrize(
+    "first",
+    [lambda v, spike: spike * 3, lambda v, spike: torch.zeros_like(spike), lambda v, spike: (v >= 0.1).to(v.dtype)],
+    ids=["scaled", "zeroed", "another threshold"],
+)
+def test_a_loop_whose_first_output_is_another_is_left(first: Callable[[Tensor, Tensor], Tensor]) -> None:
+    class Model(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            v, spikes = torch.zeros_like(x[0]), []
+            for t in range(len(x)):
+                v = v + (x[t] - v) / 2
+                spike = (v >= 1.0).to(x.dtype)
+                spikes.append(first(v, spike) if t == 0 else spike)
+                v = (1 - spike) * v
+            return torch.stack(spikes)
+
+    program, report = rolled(Model(), currents(9, 2, 5))
+    assert "edgesmith.lif" not in count_operators(program.module)
+    assert "the output of step 0 of 9 is computed otherwise" in report.rejected[0].reason
+
+
 def test_a_loop_whose_potential_is_returned_is_left_with_the_reader() -> None:
     class Model(nn.Module):
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -434,24 +434,134 @@ def test_a_scan_becomes_the_op() -> None:
     assert count_operators(program.module)["edgesmith.lmu_memory"] == 1
 
 
-def test_recurrences_that_are_no_memory_are_left() -> None:
-    class Model(Memory):
-        def __init__(self, step: Callable[[Any, Tensor, Tensor], Tensor]) -> None:
-            super().__init__(6, 9)
-            self.step = step
+class Recurrence(Memory):
+    """Any step in a loop. [B, T, E] -> [B, T, M]"""
 
+    def __init__(self, step: Callable[..., Tensor], order: int = 6, first: Callable[[Tensor], Tensor] | None = None):
+        super().__init__(order, 9)
+        self.step, self.first, self.order = step, first, order
+
+    def forward(self, x: Tensor) -> Tensor:
+        m, memory = x.new_zeros(x.shape[0], self.order), []
+        for t in range(x.shape[1]):
+            m = self.step(self, m, x[:, t])
+            memory.append(self.first(m) if t == 0 and self.first else m)
+        return torch.stack(memory, dim=1)
+
+
+def left(model: nn.Module, x: Tensor) -> list[str]:
+    """Assert that a model is not taken for a memory. Returns why not."""
+    program, reports = rewritten(model, x)
+    assert "edgesmith.lmu_memory" not in count_operators(program.module)
+    return [rejection.reason for rejection in reports["reroll"].rejected]
+
+
+@pytest.mark.parametrize(
+    ("step", "reason"),
+    [
+        (lambda s, m, u: torch.tanh(F.linear(m, s.a)) + u * s.b, "not linear: it has aten.tanh"),
+        (lambda s, m, u: F.linear(m.clamp(-10, 10), s.a) + u * s.b, "not linear: it has aten.clamp"),
+        (lambda s, m, u: F.linear(m, s.a) * (1 + 1e-9 * m) + u * s.b, "not linear: it has aten.mul"),
+        (lambda s, m, u: F.linear(m, s.a, 1e-6 * s.b) + u * s.b, "adds a constant"),
+        (lambda s, m, u: F.linear(m, s.a) + 0.1 + u * s.b, "adds a constant"),
+        (lambda s, m, u: F.linear(m, s.a) + (u + 1) * s.b * u, "is no signal times a vector"),
+        (lambda s, m, u: F.linear(m, s.a) + (u + 1) * (u * s.b), "is no signal times a vector"),
+    ],
+)
+def test_recurrences_that_are_no_memory_are_left_with_the_reason(step: Callable[..., Tensor], reason: str) -> None:
+    (found,) = left(Recurrence(step), torch.randn(2, 9, 1))
+    assert reason in found
+
+
+@pytest.mark.parametrize("clamped", ["first", "later", "none"])
+def test_a_clamp_that_random_numbers_do_not_reach_is_seen(clamped: str) -> None:
+    class Model(Memory):
         def forward(self, x: Tensor) -> Tensor:
-            m, memory = x.new_zeros(x.shape[0], 6), []
-            for t in range(x.shape[1]):
-                m = self.step(self, m, x[:, t])
-                memory.append(m)
+            m = x[:, 0] * self.b
+            memory = [m.clamp(-10, 10) if clamped == "first" else m]
+            for t in range(1, x.shape[1]):
+                m = F.linear(memory[-1], self.a) + x[:, t] * self.b
+                memory.append(m.clamp(-10, 10) if clamped == "later" else m)
             return torch.stack(memory, dim=1)
 
-    steps = [
-        lambda s, m, u: torch.tanh(F.linear(m, s.a) + u * s.b),
-        lambda s, m, u: F.linear(m, s.a) + u * s.b + 0.1,
-        lambda s, m, u: F.linear(m, s.a) + (u + 1) * s.b * u,
-    ]
-    for step in steps:
-        program, _ = rewritten(Model(step), torch.randn(2, 9, 1))
-        assert "edgesmith.lmu_memory" not in count_operators(program.module)
+    if clamped == "none":
+        program, _ = rewritten(Model(6, 9), torch.randn(2, 9, 1))
+        assert count_operators(program.module)["edgesmith.lmu_memory"] == 1
+    else:
+        (found,) = left(Model(6, 9), torch.randn(2, 9, 1))
+        assert "not linear: it has aten.clamp" in found
+
+
+@pytest.mark.parametrize("last", [torch.tanh, lambda m: m.clamp(-10, 10), lambda m: m + 0.1])
+def test_a_state_that_is_changed_before_it_is_put_out_is_no_memory(last: Callable[[Tensor], Tensor]) -> None:
+    left(Recurrence(lambda s, m, u: last(F.linear(m, s.a) + u * s.b)), torch.randn(2, 9, 1))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [(lambda m: m.clamp(-10, 10), "not linear: it has aten.clamp"), (lambda m: m + 1e-6, "adds a constant")],
+)
+def test_a_scan_that_is_not_linear_is_left(change: Callable[[Tensor], Tensor], reason: str) -> None:
+    class Model(Memory):
+        def forward(self, x: Tensor) -> Tensor:
+            def step(m: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+                m = change(m @ self.a.T + u * self.b)
+                return m, m.clone()
+
+            return scan(step, x.new_zeros(x.shape[1], 6), x)[1]
+
+    (found,) = left(Model(6, 9), torch.randn(9, 2, 1))
+    assert reason in found
+
+
+def test_a_first_output_that_is_another_is_left() -> None:
+    model = Recurrence(lambda s, m, u: F.linear(m, s.a) + u * s.b, first=lambda m: m * 2)
+    (found,) = left(model, torch.randn(2, 9, 1))
+    assert "the output of step 0 of 9 is computed otherwise" in found
+
+
+def test_a_signal_times_itself_is_no_signal_times_a_vector() -> None:
+    (found,) = left(Recurrence(lambda s, m, u: 0.9 * m + u * u, order=1), torch.randn(3, 9, 1))
+    assert "is no signal times a vector" in found
+
+
+def test_a_signal_of_another_batch_is_left() -> None:
+    model = Recurrence(lambda s, m, u: F.linear(m, s.a) + u[:1] * s.b)
+    left(model, torch.randn(2, 9, 1))
+
+
+@pytest.mark.parametrize(
+    ("shape", "prepare", "part", "reason"),
+    [
+        ((2, 1), lambda z: z, (slice(None), slice(1, 3)), "not just the first 20 steps"),
+        ((2, 1), lambda z: z, (slice(0, 1),), "not just the first 20 steps"),
+        ((6,), lambda z: z.unsqueeze(0), (), "it filters 6 signals, not one"),
+        ((), lambda z: z.unsqueeze(0).unsqueeze(0), (), "its signal is [20], not [B, T] or [B, 1, T]"),
+    ],
+    ids=["rows", "batch", "channels", "vector"],
+)
+def test_other_filters_of_the_same_spelling_are_left(
+    shape: tuple[int, ...], prepare: Callable[[Tensor], Tensor], part: tuple[slice, ...], reason: str
+) -> None:
+    class Model(Fourier):
+        def forward(self, u: Tensor) -> Tensor:
+            y = torch.fft.irfft(prepare(torch.fft.rfft(u, n=40)) * self.fft_H, n=40)
+            return y[(*part, ..., slice(0, 20))]
+
+    program, reports = rewritten(Model(), torch.randn(*shape, 20))
+    assert "edgesmith.lmu_memory" not in count_operators(program.module)
+    assert reason in reports["find_memory"].rejected[0].reason
+
+
+def test_a_signal_without_an_axis_for_channels_is_filtered() -> None:
+    class Model(Fourier):
+        def forward(self, u: Tensor) -> Tensor:
+            return self.memory(u.unsqueeze(1))
+
+    class After(Fourier):
+        def forward(self, u: Tensor) -> Tensor:
+            return torch.fft.irfft(torch.fft.rfft(u, n=40).unsqueeze(1) * self.fft_H, n=40)[:, :, :20]
+
+    for model in (Model(), After()):
+        program, _ = rewritten(model, torch.randn(2, 20))
+        assert count_operators(program.module)["edgesmith.lmu_memory"] == 1

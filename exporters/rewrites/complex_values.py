@@ -358,7 +358,8 @@ def _log(emit: Arithmetic, z: Pair) -> Pair:
 
 def _pow(emit: Arithmetic, z: Any, exponent: Any) -> Pair:
     """Whole powers by squaring."""
-    if isinstance(exponent, Node | Pair) or exponent != int(exponent) or abs(exponent) > _LARGEST_POWER:
+    is_whole = isinstance(exponent, int | float) and float(exponent).is_integer()
+    if not is_whole or abs(exponent) > _LARGEST_POWER:
         raise NoRule(f"only whole powers from -{_LARGEST_POWER} to {_LARGEST_POWER} are written out")
     result, square, left = Pair(1.0), as_pair(z), abs(int(exponent))
     while left:

@@ -40,10 +40,10 @@ class FindMemory:
             product = node.args[0]
             if not isinstance(product, Node) or product.target is not aten.mul.Tensor:
                 continue
-            forward, spectrum = _operands(module, product)
-            if forward is None or spectrum is None:
+            transformed, spectrum = _operands(module, product)
+            if transformed is None or spectrum is None:
                 continue
-            outcome = self._replace(module, node, forward, spectrum)
+            outcome = self._replace(module, node, transformed, spectrum)
             if isinstance(outcome, Rejection):
                 rejected.append(outcome)
             else:
@@ -51,8 +51,9 @@ class FindMemory:
         return RewriteReport(self.name, tuple(applied), tuple(rejected))
 
     def _replace(
-        self, module: GraphModule, inverse: Node, forward: Node, spectrum: Tensor
+        self, module: GraphModule, inverse: Node, transformed: Node, spectrum: Tensor
     ) -> Rejection | tuple[str, str]:
+        forward = _unsqueezed(transformed)
         where = site(forward, inverse)
         _, period, axis, norm = arguments(inverse)
         u, n, own_axis, own_norm = arguments(forward)
@@ -65,8 +66,10 @@ class FindMemory:
             return Rejection(where, f"its two transforms differ: n = {n} and {period}, norm {own_norm} and {norm}")
         if last != 2 or spectrum.dim() < 2 or val(inverse).shape[1] != spectrum.shape[-2]:
             return Rejection(where, f"its value is {list(val(inverse).shape)}, not [B, M, T]")
-        if rank(u) == 3 and val(u).shape[1] != 1:
-            return Rejection(where, f"it filters {val(u).shape[1]} signals, not one")
+        if rank(u) not in (2, 3) or rank(transformed) != 3:
+            return Rejection(where, f"its signal is {list(val(u).shape)}, not [B, T] or [B, 1, T]")
+        if val(transformed).shape[1] != 1:
+            return Rejection(where, f"it filters {val(transformed).shape[1]} signals, not one")
         length = val(u).shape[-1]
         kept = _kept(inverse)
         if kept is None or kept[1] != length:
@@ -97,17 +100,22 @@ class FindMemory:
 
 
 def _operands(module: GraphModule, product: Node) -> tuple[Node | None, Tensor | None]:
-    """The forward transform and the constant spectrum that a product is of."""
-    forward, spectrum = None, None
+    """The forward transform, as it stands in a product with axes added, and the constant spectrum."""
+    transformed, spectrum = None, None
     for operand in product.args[:2]:
         value = _folded(module, operand)
         if value is not None and value.is_complex():
             spectrum = value
-        while isinstance(operand, Node) and operand.target is aten.unsqueeze.default:
-            operand = operand.args[0]
-        if isinstance(operand, Node) and operand.target is aten.fft_rfft.default:
-            forward = operand
-    return forward, spectrum
+        if isinstance(operand, Node) and _unsqueezed(operand).target is aten.fft_rfft.default:
+            transformed = operand
+    return transformed, spectrum
+
+
+def _unsqueezed(node: Node) -> Node:
+    """What a value was before axes were added to it."""
+    while node.target is aten.unsqueeze.default and isinstance(node.args[0], Node):
+        node = node.args[0]
+    return node
 
 
 def _folded(module: GraphModule, node: Any) -> Tensor | None:
@@ -133,8 +141,9 @@ def _kept(inverse: Node) -> tuple[Node, int] | None:
         if user.target is not aten.slice.Tensor:
             break
         _, axis, start, _, step = arguments(user)
-        if axis % 3 == 2 and (start not in (0, None) or step != 1):
-            return None
+        is_first_steps = axis % 3 == 2 and start in (0, None) and step == 1
+        if not is_first_steps and val(user).shape != shape:
+            break
         node, shape = user, val(user).shape
     return (node, shape[2]) if node is not inverse or len(node.users) >= 1 else None
 

@@ -9,7 +9,8 @@ of the T copies must be the same graph, operator for operator and literal for li
 decided by running it: it is `lif` where, for some of its literals as tau, threshold and reset, it gives the numbers of
 that op's step, bit for bit, on inputs of all magnitudes and around the threshold; so it does not matter how a model
 spells a reset, and a division that rounds otherwise is noticed. It is `lmu_memory` where it is linear, with an input of
-rank one. Time is linear in the number of nodes. Letters: B batch, T time, M memory.
+rank one; linear by its operators, for numbers that stay below 10 do not tell a clamp at 10 from none. Time is linear in
+the number of nodes. Letters: B batch, T time, M memory.
 """
 
 from __future__ import annotations
@@ -175,6 +176,9 @@ def _follow(
         if previous is None:
             return last - t, f"step {t} of {last + 1} does not read the state of the one before"
         states.append(previous)
+    begun = _same(out, outputs[-1], outputs[0], state) if out else (outputs[0], [])
+    if isinstance(begun, str) or begun[0] is not states[-1] or begun[1] != (_leaves(out, state) if out else []):
+        return last, f"the output of step 0 of {last + 1} is computed otherwise than the last one"
     states.reverse()
     varying = [k for k in range(len(leaves[0])) if any(read[k] is not leaves[0][k] for read in leaves)]
     later = _descendants(states[0])
@@ -343,26 +347,30 @@ def _evaluate(module: GraphModule, nodes: list[Node], end: Node, given: dict[Nod
 
 def _first_state(module: GraphModule, loop: _Loop, given: Tensor) -> Tensor:
     """c_0 from e_0, whatever the shape of its graph; tensors made of zeros and the like take the input's shape."""
-    first = loop.inputs[0]
-    nodes = [n for n in module.graph.nodes if n in _ancestors(loop.states[0]) | {loop.states[0]}]
-    values: dict[Node, Any] = {first: given}
+    nodes, read = _first_step(module, loop)
+    values: dict[Node, Any] = dict.fromkeys(read, given)
     with torch.no_grad():
         for node in nodes:
             if node in values or node.op != "call_function":
                 continue
-            if _slice(first) is not None and _slice(node) == _slice(first):
-                values[node] = given
-            elif node.target in _FILLED:
+            if node.target in _FILLED:
                 values[node] = torch.full_like(given, _FILLED[node.target](arguments(node)))
             elif all(x in values or constant(module, x) is not None for x in node.all_input_nodes):
                 args, kwargs = torch.fx.map_arg(
                     (node.args, node.kwargs), lambda x: values[x] if x in values else _small(constant(module, x))
                 )
-                values[node] = node.target(*args, **kwargs)
+                values[node] = node.target(*args, **kwargs)  # type: ignore[operator]  # an operator
     if loop.states[0] not in values:
         raise ValueError("its first step reads something else than its input")
     result: Tensor = values[loop.states[0]]
     return result
+
+
+def _first_step(module: GraphModule, loop: _Loop) -> tuple[list[Node], set[Node]]:
+    """The nodes that c_0 comes from, in order, and those among them that are e_0."""
+    first, inside = loop.inputs[0], _ancestors(loop.states[0]) | {loop.states[0]}
+    nodes = [node for node in module.graph.nodes if node in inside]
+    return nodes, {node for node in nodes if node is first or (_slice(first) and _slice(node) == _slice(first))}
 
 
 def _small(value: Tensor | None) -> Any:
@@ -490,10 +498,13 @@ def _is_binary(step: Step, dtype: torch.dtype) -> bool:
 
 def _as_memory(module: GraphModule, join: Node, axis: int, loop: _Loop, where: str) -> _Outcome:
     state = loop.states[-1]
-    if rank(state) != 2 or loop.out:
+    if rank(state) != 2 or loop.out or not val(state).is_floating_point():
         return None
     order = int(val(state).shape[1])
     read, driven = _state_read(loop), loop.inputs[-1]
+    other = _not_affine(loop.step, {read, driven}) or _not_affine(*_first_step(module, loop))
+    if other is not None:
+        return Rejection(where, f"its step is not linear: it has {operator_name(other)} ({other.name})")
 
     def step(m: Tensor, e: Tensor) -> Tensor:
         return _evaluate(module, loop.step, state, {read: m, driven: e})
@@ -501,16 +512,20 @@ def _as_memory(module: GraphModule, join: Node, axis: int, loop: _Loop, where: s
     dtype = val(state).dtype
     generator = torch.Generator().manual_seed(0)
     m, e = (torch.randn(5, order, generator=generator).to(dtype) for _ in range(2))
+    nothing = torch.zeros(5, order, dtype=dtype)
     try:
         a = step(torch.eye(order, dtype=dtype), torch.zeros(order, order, dtype=dtype)).T
         is_linear = _close(step(m, e), m @ a.T + e) and _close(_first_state(module, loop, e), e)
+        is_shifted = bool(step(nothing, nothing).any() or _first_state(module, loop, nothing).any())
     except (RuntimeError, ValueError, TypeError, IndexError):
         return None
+    if is_shifted:
+        return Rejection(where, "its step adds a constant to the state")
     if not is_linear:
         return None
     signals, b = [], None
     for node in loop.inputs:
-        split = _outer(module, node, order)
+        split = _outer(module, node, state)
         if split is None:
             return Rejection(where, f"what drives it, {node.name} ({operator_name(node)}), is no signal times a vector")
         signal, column = split
@@ -532,16 +547,73 @@ def _as_memory(module: GraphModule, join: Node, axis: int, loop: _Loop, where: s
     return where, f"{length} unrolled steps -> edgesmith.lmu_memory, M = {order}"
 
 
-def _outer(module: GraphModule, node: Node, order: int) -> tuple[Node, Tensor] | None:
-    """A signal [B, 1] and a vector [M] whose outer product a node is."""
+def _outer(module: GraphModule, node: Node, state: Node) -> tuple[Node, Tensor] | None:
+    """A signal [B, 1] and a vector [M] whose outer product a node is; `state` [B, M] is what it drives."""
     if node.target not in (aten.mul.Tensor, aten.linear.default, aten.matmul.default, aten.mm.default):
         return None
-    parts = [x for x in node.all_input_nodes if constant(module, x) is None]
-    if len(parts) != 1 or rank(parts[0]) != 2 or val(parts[0]).shape[1] != 1:
+    parts = [x for x in arguments(node) if isinstance(x, Node) and constant(module, x) is None]
+    if len(parts) != 1 or rank(parts[0]) != 2 or val(parts[0]).shape[1] != 1 or val(node).shape != val(state).shape:
         return None
-    column = _evaluate(module, [node], node, {parts[0]: torch.ones(1, 1, dtype=val(node).dtype)})
-    nothing = _evaluate(module, [node], node, {parts[0]: torch.zeros(1, 1, dtype=val(node).dtype)})
-    return (parts[0], column.reshape(-1)) if column.numel() == order and not nothing.any() else None
+    if _not_affine([node], set(parts)) is not None:
+        return None
+    one = torch.ones(1, 1, dtype=val(node).dtype)
+    column, nothing, other = (_evaluate(module, [node], node, {parts[0]: k * one}) for k in (1, 0, -2))
+    is_outer = column.shape == (1, val(state).shape[1]) and not nothing.any() and _close(other, -2 * column)
+    return (parts[0], column.reshape(-1)) if is_outer else None
+
+
+def _not_affine(nodes: Iterable[Node], given: set[Node]) -> Node | None:
+    """The first of some nodes, in order, that may be no affine function of the given ones; None where all are."""
+    depends = set(given)
+    for node in nodes:
+        if node in depends or node.op != "call_function" or node.target in _FILLED:
+            continue
+        places = [i for i, x in enumerate(arguments(node)) if any(leaf in depends for leaf in _nodes_in(x))]
+        if not places:
+            continue
+        is_product = node.target in _PRODUCTS and len(places) == 1
+        is_first = node.target in _AFFINE_IN_THE_FIRST and places == [0]
+        if not (node.target in _AFFINE or is_product or is_first):
+            return node
+        depends.add(node)
+    return None
+
+
+def _nodes_in(argument: object) -> list[Node]:
+    return [leaf for leaf in tree_leaves(argument) if isinstance(leaf, Node)]
+
+
+_PRODUCTS = frozenset({aten.mul.Tensor, aten.mul.Scalar, aten.matmul.default, aten.mm.default})
+_AFFINE_IN_THE_FIRST = frozenset({aten.linear.default, aten.div.Tensor, aten.div.Scalar})
+_AFFINE = frozenset(
+    {
+        aten.add.Tensor,
+        aten.add.Scalar,
+        aten.sub.Tensor,
+        aten.sub.Scalar,
+        aten.rsub.Tensor,
+        aten.rsub.Scalar,
+        aten.neg.default,
+        aten.t.default,
+        aten.transpose.int,
+        aten.permute.default,
+        aten.view.default,
+        aten._unsafe_view.default,
+        aten.reshape.default,
+        aten.expand.default,
+        aten.unsqueeze.default,
+        aten.squeeze.default,
+        aten.squeeze.dim,
+        aten.squeeze.dims,
+        aten.select.int,
+        aten.slice.Tensor,
+        aten.detach.default,
+        aten.alias.default,
+        aten.clone.default,
+        aten.contiguous.default,
+    }
+)
+"""Operators that are affine in all their tensors together; above, in one of two, and in the first."""
 
 
 def _close(x: Tensor, y: Tensor) -> bool:
@@ -644,9 +716,11 @@ def _scanned(module: GraphModule, scan: Node) -> _Outcome:
             value = emit(lif.OP.overload, x, *settings, 0)
             note = f"a scan -> edgesmith.lif({', '.join(map(str, settings))})"
         else:
-            found = _scanned_memory(step, state, x, start)
+            found = _scanned_memory(body, step, state, x, start)
             if found is None:
                 return None
+            if isinstance(found, str):
+                return Rejection(where, found)
             a, b = found
             length = int(val(x).shape[0])
             u = emit(aten.transpose.int, emit(aten.squeeze.dim, x, 2), 0, 1)
@@ -677,11 +751,21 @@ def _scanned_settings(step: Step, numbers: Sequence[float], start: float, dtype:
     return None
 
 
-def _scanned_memory(step: Step, state: Node, x: Node, start: float) -> tuple[Tensor, Tensor] | None:
-    """A and b of a scan over a signal [T, B, 1] that is linear, starts at 0 and yields its state."""
-    if rank(state) != 2 or rank(x) != 3 or val(x).shape[2] != 1 or start != 0:
+def _scanned_memory(
+    body: GraphModule, step: Step, state: Node, x: Node, start: float
+) -> tuple[Tensor, Tensor] | str | None:
+    """A and b of a scan over a signal [T, B, 1] that is linear, starts at 0 and yields its state; or why it is not."""
+    if rank(state) != 2 or rank(x) != 3 or val(x).shape[2] != 1 or start != 0 or not val(x).is_floating_point():
         return None
+    if val(x).shape[1] != val(state).shape[0]:
+        return None
+    given = [node for node in body.graph.nodes if node.op == "placeholder"][:2]
+    other = _not_affine(body.graph.nodes, set(given))
+    if other is not None:
+        return f"its step is not linear: it has {operator_name(other)} ({other.name})"
     order, dtype = int(val(state).shape[1]), val(x).dtype
+    if any(y.any() for y in step(torch.zeros(5, order, dtype=dtype), torch.zeros(5, 1, dtype=dtype))):
+        return "its step adds a constant to the state"
     a = step(torch.eye(order, dtype=dtype), torch.zeros(order, 1, dtype=dtype))[0].T
     b = step(torch.zeros(1, order, dtype=dtype), torch.ones(1, 1, dtype=dtype))[0].reshape(-1)
     generator = torch.Generator().manual_seed(0)

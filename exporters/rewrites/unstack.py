@@ -13,7 +13,7 @@ from typing import Any
 
 from torch.fx import GraphModule, Node
 
-from edgesmith.exporters.graph import aten, constant, operators, rank, site, stand_for
+from edgesmith.exporters.graph import aten, constant, operators, rank, site, stand_for, val
 from edgesmith.exporters.rewrite import RewriteReport
 from edgesmith.exporters.rewrites.complex_values import Arithmetic
 from edgesmith.exporters.targets import Costs
@@ -57,7 +57,8 @@ def _is_read_apart(module: GraphModule, stacked: Node) -> bool:
         elif getattr(reader.target, "overloadpacket", None) in _POINTWISE:
             others = [n for n in reader.all_input_nodes if n is not stacked]
             known = all(constant(module, n) is not None and rank(n) <= rank(stacked) for n in others)
-            if not known or reader.kwargs or rank(reader) != rank(stacked) or not _is_read_apart(module, reader):
+            is_alike = rank(reader) == rank(stacked) and val(reader).shape[-1] == val(stacked).shape[-1]
+            if not known or reader.kwargs or not is_alike or not _is_read_apart(module, reader):
                 return False
         else:
             return False
