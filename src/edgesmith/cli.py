@@ -173,7 +173,11 @@ def explain(
         )
         return
     for report in reports:
-        _print(_explain_table(report))
+        if report.applied or report.rejected:
+            _print(_explain_table(report))
+    idle = [report.name for report in reports if not report.applied and not report.rejected]
+    if idle:
+        print(f"found nothing: {', '.join(idle)}\n")
     table = _table(f"{model}: operators", "operator", "captured", "rewritten")
     for name in {**counts[0], **counts[1]}:
         table.add_row(name, str(counts[0].get(name, 0)), str(counts[1].get(name, 0)))
@@ -457,6 +461,8 @@ def _export_table(artifact: Artifact) -> Table:
         origin += ": for trying out only; give a checkpoint with --weights"
     table.add_row("weights", "\n".join([origin, *manifest["weights"]["notes"]]))
     for report in manifest["rewrites"]:
+        if not report["applied"] and not report["rejected"]:
+            continue
         line = f"fired {len(report['applied'])}"
         if report["rejected"]:
             line += f", rejected {len(report['rejected'])} (first: {report['rejected'][0]['reason']})"
