@@ -132,6 +132,8 @@ def export(
             " a module has its own weights, and its shapes are those of inputs"
         )
     shape = _checked_shape(spec, input_size, frames, features, image_input) if spec else None
+    if streaming and spec and not isinstance(spec.input, SequenceInput):
+        raise BadInput(f"{spec.name} reads images and has no --streaming; models of sequences have")
     name = spec.name if spec else _checked_name(model, name)
     targets.require(backend)
     folder_name = _folder_name(
@@ -345,6 +347,8 @@ def _checked_options(
         raise BadInput(f"--batch must be 1 or more, got {batch}")
     if dynamic_batch and not backend.dynamic_batch:
         raise BadInput(f"target {backend.name} takes static shapes only; give --batch N instead of --dynamic-batch")
+    if streaming and dynamic_batch:
+        raise BadInput("--streaming keeps states of a fixed batch; give --batch N instead of --dynamic-batch")
     if labels is not None and features:
         raise BadInput("--labels belongs to logits and --features returns none; choose one")
     if labels is not None and len(set(labels)) != len(labels):
@@ -513,6 +517,8 @@ def _check(
     except ValueError as error:
         raise VerificationFailed(f"{what}: {error}") from error
     if failure is not None:
+        if rule.spikes and rule.precision == "fp16":
+            failure += " (half precision flips spikes; use --precision fp32)"
         place = locate()
         raise VerificationFailed(f"{what}: {failure}" + (f"; they part first at {place}" if place else ""))
     return described | describe_figures(figures)

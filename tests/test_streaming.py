@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.fx import Interpreter, Node
 
 import edgesmith
-from edgesmith.errors import BadInput, Unsupported
+from edgesmith.errors import BadInput, Unsupported, VerificationFailed
 from edgesmith.exporters.capture import capture, run
 from edgesmith.exporters.graph import module_path
 from edgesmith.exporters.rewrite import rewrite
@@ -437,6 +437,18 @@ def test_an_artifact_of_a_whole_sequence_is_no_streaming_one(tmp_path: Path) -> 
     artifact = edgesmith.export(nn.ReLU(), "onnx", inputs=torch.randn(1, 2, 3), out=tmp_path)
     with pytest.raises(BadInput, match="is no streaming artifact; export it with --streaming"):
         StreamingSession(artifact.path)
+
+
+def test_options_that_a_step_does_not_have_are_answered_before_the_model_is_loaded(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="casvit_xs reads images and has no --streaming; models of sequences have"):
+        edgesmith.export("casvit_xs", "onnx", streaming=True, out=tmp_path)
+    with pytest.raises(BadInput, match="--streaming keeps states of a fixed batch; give --batch N"):
+        edgesmith.export("lmuformer", "onnx", streaming=True, dynamic_batch=True, out=tmp_path)
+
+
+def test_spikes_in_half_precision_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(VerificationFailed, match=r"half precision flips spikes; use --precision fp32"):
+        edgesmith.export("spiking_lmuformer", "onnx", precision="fp16", frames=40, out=tmp_path)
 
 
 def test_targets_without_streaming_say_which_has_it(tmp_path: Path) -> None:
