@@ -616,7 +616,7 @@ def _check_step(
         steps = [[y] if isinstance(y, np.ndarray) else list(y) for y in predictions]
         outputs.append(
             [
-                steps[-1][j] if axis is None else np.concatenate([step[j] for step in steps], axis)
+                steps[-1][j] if axis is None else np.stack([step[j] for step in steps], axis)
                 for j, axis in enumerate(axes)
             ]
         )

@@ -55,6 +55,9 @@ class Stepper:
         Args:
             frame: the next frame, [features], [batch, features] or [batch, 1, features].
 
+        Returns:
+            An array [batch, ...], the sequence model's without its time axis; a tuple where the model has several.
+
         Raises:
             BadInput: another shape, or the sequence is finished.
         """
@@ -79,7 +82,7 @@ class Stepper:
     def run(self, sequence: np.ndarray) -> list[Prediction]:
         """The predictions for every frame of a sequence [batch, frames, features], from a reset to the last one."""
         self.reset()
-        steps = [self.step(sequence[:, t : t + 1]) for t in range(sequence.shape[1])]
+        steps = [self.step(sequence[:, t]) for t in range(sequence.shape[1])]
         return [prediction for prediction in steps if prediction is not None] + self.finish()
 
     def _advance(self, frame: np.ndarray, is_frame: bool) -> Prediction | None:

@@ -1,12 +1,12 @@
 """A program over a whole sequence becomes a program for one step: a frame and the states in, a prediction and the next
 states out.
 
-Every value that depends on the frames is a stream: it has a time axis, which keeps its place with length 1, and a
-delay, the number of steps by which it is behind the newest frame. Operators are of few kinds:
+Every value that depends on the frames is a stream: it has a time axis, which a step's values do without, and a delay,
+the number of steps by which it is behind the newest frame. Operators are of few kinds:
 
     pointwise      each frame by itself (and whatever mixes other axes only): the same operator
-    convolution    over k frames d apart, padded by p before: a window of the last (k - 1) d frames, and (k - 1) d - p
-                   more steps of delay, none for a causal one
+    convolution    over k frames d apart, padded by p before: a window of the last (k - 1) d frames, one product with
+                   all of them, and (k - 1) d - p more steps of delay, none for a causal one
     recurrence     lif, lmu_memory: its own state
     reduction      mean or sum over time, the last frame: the value so far, "any-time"
 
@@ -22,8 +22,8 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -73,8 +73,8 @@ class StepProgram:
     """A step program and how to drive it.
 
     Attributes:
-        program: inputs are the frame [B, 1, F], `is_frame` [1] where there is a delay, and the states; outputs are the
-            sequence program's, then the next states.
+        program: inputs are the frame [B, F], `is_frame` [1] where there is a delay, and the states; outputs are the
+            sequence program's without their time axes, then the next states.
         states: in the order of inputs and outputs.
         delay: steps until the first frame's prediction comes out.
         time_axes: of the sequence program's outputs, None where an output is a value over all frames.
@@ -104,7 +104,7 @@ def to_step(program: Program) -> StepProgram:
     plan = _Plan(tidy(fork(program.module)))
     step = _Step(plan, program)
     module = step.build()
-    inputs = [program.inputs[0][:, :1].clone()]
+    inputs = [program.inputs[0][:, 0].clone()]
     names = [_singular(program.input_names[0])]
     if plan.delay:
         inputs.append(torch.ones(1))
@@ -147,7 +147,8 @@ class Stream:
     """What depends on the frames.
 
     Attributes:
-        axis: where time is; None for a reduction over time, which has a value at every step all the same.
+        axis: where time is in the sequence program; None for a reduction over time, whose value at every step has the
+            shape that it has there.
         delay: steps behind the newest frame.
         padding: zeros before and after, which a convolution without padding of its own will take.
     """
@@ -155,6 +156,11 @@ class Stream:
     axis: int | None
     delay: int
     padding: tuple[int, int] = (0, 0)
+
+    def dim(self, dim: int, dims: int) -> int:
+        """Where a step's values have the axis `dim`, which is not time, of a sequence program's value with `dims`."""
+        dim %= dims
+        return dim - (self.axis is not None and dim > self.axis)
 
 
 Emit = Callable[["_Step"], Node]
@@ -237,8 +243,7 @@ class _Step:
         self._values: dict[Node, Node] = {}
         self._windows: dict[Node, Node] = {}
         self._constants: dict[str, Node] = {}
-        self._valid: dict[int, Node] = {}
-        self._belongs: dict[int, Node] = {}
+        self._belongs: list[Node] = []
         self._names = {_singular(program.input_names[0]), IS_FRAME, *program.output_names}
         self.module = GraphModule(plan.module, Graph())
         self.graph = self.module.graph
@@ -246,12 +251,17 @@ class _Step:
         first = self.graph.call_function(operator.pos, (0,))  # inputs go before it, all else behind
         end.prepend(first)
         self._input = Emitter(self.module, before=first)
-        self._frame = self._input.placeholder("frame", program.inputs[0][:, :1])
+        self._frame = self._input.placeholder("frame", program.inputs[0][:, 0])
         self.emit = Emitter(self.module, before=end)
         if plan.delay:
             self._flag = self._input.placeholder(IS_FRAME, torch.ones(1))
             meaning = "which of the last steps had a frame, the newest first"
             self._register = self.state("valid", (plan.delay,), 0.0, meaning)
+            self._valid = self.emit(aten.cat.default, [self._flag, self._register.before])
+            self.follow(self._register, self.emit(aten.slice.Tensor, self._valid, 0, 0, plan.delay))
+            belongs = self.emit(aten.gt.Scalar, self._valid, 0)
+            parts = self.emit(aten.split_with_sizes.default, belongs, [1] * (plan.delay + 1))
+            self._belongs = [self.emit(operator.getitem, parts, i) for i in range(plan.delay + 1)]
 
     def build(self) -> GraphModule:
         """The whole graph."""
@@ -269,9 +279,6 @@ class _Step:
                 self._values[node] = self.emit(node.target, *args, **kwargs)
             if plan.history.get(node):
                 self._windows[node] = self._window(node)
-        if plan.delay:
-            kept = self.emit(aten.slice.Tensor, self._register.before, 0, 0, plan.delay - 1)
-            self.follow(self._register, self.emit(aten.cat.default, [self._flag, kept], 0))
         (returned,) = plan.module.graph.output_node().args
         outputs = [self.at(node, plan.delay) for node in torch.utils._pytree.tree_leaves(returned)]
         self.graph.output_node().args = ((*outputs, *self._next),)
@@ -289,22 +296,23 @@ class _Step:
         return self.last(node, delay - stream.delay, 1)
 
     def last(self, node: Node, back: int, frames: int) -> Node:
-        """`frames` frames of a stream, the newest of them `back` steps ago."""
+        """`frames` frames of a stream along axis 1, the newest of them, which is the last, `back` steps ago."""
         node = self.plan.padded.get(node, node)
-        axis = self.plan.streams[node].axis
-        length = self.plan.history[node] + 1
-        if frames == length:
-            return self._windows[node]
-        return self.emit(aten.slice.Tensor, self._windows[node], axis, length - back - frames, length - back)
+        if not self.plan.history.get(node):
+            return self._values[node]
+        shape = val(self._values[node]).shape
+        length, width = self.plan.history[node] + 1, shape[1] if len(shape) > 1 else 1
+        found = self._windows[node]
+        if frames < length:
+            first, end = (length - back - frames) * width, (length - back) * width
+            found = self.emit(aten.slice.Tensor, found, 1, first, end)
+        return found if len(shape) > 1 or frames > 1 else self.emit(aten.squeeze.dims, found, [1])
 
     def valid(self, delay: int) -> Node | None:
         """1 where the frame that is `delay` steps back belongs to the sequence, else 0, [1]; None where all do."""
         if not self.plan.delay:
             return None
-        if delay not in self._valid:
-            register = self._register.before
-            self._valid[delay] = self.emit(aten.slice.Tensor, register, 0, delay - 1, delay) if delay else self._flag
-        return self._valid[delay]
+        return self.emit(aten.slice.Tensor, self._valid, 0, delay, delay + 1)
 
     def state(self, name: str, shape: Sequence[int], initial: float, meaning: str) -> _Slot:
         """A new state."""
@@ -333,13 +341,18 @@ class _Step:
 
     def _is_valid(self, delay: int) -> Node | None:
         """`valid` as a boolean."""
-        valid = self.valid(delay)
-        if valid is not None and delay not in self._belongs:
-            self._belongs[delay] = self.emit(aten.gt.Scalar, valid, 0)
-        return self._belongs.get(delay)
+        return self._belongs[delay] if self._belongs else None
+
+    def rearranged(self, node: Node, arrange: Callable[[Tensor], Tensor]) -> Node:
+        """A constant of the sequence program as this step wants it; computed now where its value is known."""
+        value = constant(self.plan.module, node)
+        if value is None:
+            arranged: Node = self.emit.inline(arrange, self.value(node))
+            return arranged
+        return self.emit.constant(str(node.target), arrange(value.detach()))
 
     def _window(self, node: Node) -> Node:
-        """The last frames of a stream and its newest, zeros for what is no frame of the sequence."""
+        """The last frames of a stream and its newest, one behind the other along axis 1, zeros for what is no frame."""
         stream, length = self.plan.streams[node], self.plan.history[node]
         assert stream.axis is not None
         newest, belongs = self._values[node], self._is_valid(stream.delay)
@@ -350,12 +363,15 @@ class _Step:
             newest = self.emit(aten._to_copy.default, newest, dtype=torch.float32)
         if belongs is not None:
             newest = self.emit(aten.where.ScalarOther, belongs, newest, 0.0)  # which may be nan where there is no frame
+        if rank(newest) == 1:
+            newest = self.emit(aten.unsqueeze.default, newest, 1)
         shape = list(val(newest).shape)
-        shape[stream.axis] = length
+        width = shape[1]
+        shape[1] *= length
         where = module_path(node) or node.name
-        slot = self.state(f"{where}_history", shape, 0.0, f"the last {length} frames out of {where}")
-        window = self.emit(aten.cat.default, [slot.before, newest], stream.axis)
-        self.follow(slot, self.emit(aten.slice.Tensor, window, stream.axis, 1, length + 1))
+        slot = self.state(f"{where}_history", shape, 0.0, f"the last {length} frames out of {where}, the oldest first")
+        window = self.emit(aten.cat.default, [slot.before, newest], 1)
+        self.follow(slot, self.emit(aten.slice.Tensor, window, 1, width, (length + 1) * width))
         return self.emit(aten.gt.Scalar, window, 0) if kind == torch.bool else window
 
     def _constant(self, node: Node) -> Node:
@@ -387,14 +403,19 @@ def _length(plan: _Plan, node: Node) -> int:
     return int(val(node).shape[axis])
 
 
-def _same(node: Node, delay: int, replaced: dict[int, Any] | None = None) -> Emit:
+def _same(node: Node, delay: int, replaced: Mapping[int, Any] | None = None) -> Emit:
     """The same operator on what its arguments have become, with some arguments replaced by position."""
+    args, kwargs = list(node.args), dict(node.kwargs)
+    if replaced:
+        assert isinstance(node.target, torch._ops.OpOverload)
+        named = node.target._schema.arguments[: max(len(args), *(index + 1 for index in replaced))]
+        args = list(arguments(node)[: len(named)])
+        kwargs = {name: x for name, x in kwargs.items() if name not in {argument.name for argument in named}}
+        for index, value in replaced.items():
+            args[index] = value
 
     def emit(step: _Step) -> Node:
-        args = list(arguments(node)) if replaced else list(node.args)
-        for index, value in (replaced or {}).items():
-            args[index] = value
-        mapped = torch.fx.map_arg((args, {} if replaced else node.kwargs), lambda x: step.at(x, delay))
+        mapped = torch.fx.map_arg((args, kwargs), lambda x: step.at(x, delay))
         return step.emit(node.target, *mapped[0], **mapped[1])
 
     return emit
@@ -417,24 +438,33 @@ def _pointwise(plan: _Plan, node: Node) -> tuple[Stream, Emit]:
     if len(axes) > 1:
         raise _refuse(node, "combines values whose time axes differ")
     (axis,) = axes
-    if axis is not None:
-        for x in node.all_input_nodes:
-            own = axis - rank(node) + rank(x)
-            if x not in plan.streams and own >= 0 and val(x).shape[own] != 1:
-                raise _refuse(node, "combines frames with a constant that has a value for each of them")
-    return Stream(axis, delay), _same(node, delay)
+    if axis is None:
+        return Stream(None, delay), _same(node, delay)
+    others = {x: axis - rank(node) + rank(x) for x in node.all_input_nodes if x not in plan.streams}  # their time axes
+    if any(own >= 0 and val(x).shape[own] != 1 for x, own in others.items()):
+        raise _refuse(node, "combines frames with a constant that has a value for each of them")
+
+    def emit(step: _Step) -> Node:
+        def become(x: Node) -> Node:
+            if others.get(x, -1) < 0:
+                return step.at(x, delay)
+            return step.rearranged(x, lambda value: value.squeeze(others[x]))
+
+        args, kwargs = torch.fx.map_arg((node.args, node.kwargs), become)
+        return step.emit(node.target, *args, **kwargs)
+
+    return Stream(axis, delay), emit
 
 
 def _other_axes(index: int) -> Callable[[_Plan, Node], tuple[Stream, Emit]]:
-    """An operator along the axis or axes that its argument `index` names, none of which may be time."""
+    """An operator along the axis that its argument `index` names, which may not be time."""
 
     def rule(plan: _Plan, node: Node) -> tuple[Stream, Emit]:
         stream = plan.stream(node.args[0])
-        given = arguments(node)[index]
-        axes = [given] if isinstance(given, int) else list(given)
-        if stream.axis is not None and stream.axis in {axis % rank(node.args[0]) for axis in axes}:
+        given = arguments(node)[index] % rank(node.args[0])
+        if given == stream.axis:
             raise _refuse(node, "mixes frames")
-        return stream, _same(node, stream.delay)
+        return stream, _same(node, stream.delay, {index: stream.dim(given, rank(node.args[0]))})
 
     return rule
 
@@ -449,15 +479,16 @@ def _reduce(plan: _Plan, node: Node) -> tuple[Stream, Emit]:
         axis = stream.axis
         if axis is not None and not keepdim:
             axis -= sum(a < axis for a in reduced)
-        return Stream(axis, stream.delay), _same(node, stream.delay)
+        dims = [stream.dim(a, rank(x)) for a in reduced]
+        return Stream(axis, stream.delay), _same(node, stream.delay, {1: dims})
     if 0 in reduced or dtype is not None:
         raise _refuse(node, "reduces the batch or changes the type")
 
     def emit(step: _Step) -> Node:
         newest = step.value(x)
-        others = [axis for axis in reduced if axis != stream.axis]
+        others = [stream.dim(axis, rank(x)) for axis in reduced if axis != stream.axis]
         if others:
-            newest = step.emit(node.target, newest, others, True)
+            newest = step.emit(node.target, newest, others, keepdim)
         where = module_path(node) or node.name
         slot = step.state(f"{where}_sum", val(newest).shape, 0.0, f"the sum over all frames so far for {_place(node)}")
         total = step.follow_valid(slot, step.emit(aten.add.Tensor, slot.before, newest), stream.delay)
@@ -467,7 +498,7 @@ def _reduce(plan: _Plan, node: Node) -> tuple[Stream, Emit]:
             count = step.emit(aten.add.Tensor, slot.before, 1.0 if valid is None else valid)
             step.follow(slot, count)
             total = step.emit(aten.div.Tensor, total, step.emit(aten.clamp_min.default, count, 1.0))
-        return total if keepdim else step.emit(aten.squeeze.dims, total, reduced)
+        return step.emit(aten.unsqueeze.default, total, stream.axis) if keepdim else total
 
     return Stream(None, stream.delay), emit
 
@@ -492,11 +523,21 @@ def _convolution(plan: _Plan, node: Node) -> tuple[Stream, Emit]:
     plan.need(x, reach)
 
     def emit(step: _Step) -> Node:
-        window = step.last(x, 0, reach + 1) if reach else step.value(x)
+        window = step.last(x, 0, reach + 1)  # [B, (reach + 1) C]
         bias = None if b is None else step.value(b)
-        return step.emit(aten.conv1d.default, window, step.value(w), bias, [1], [0], [dilation], groups)
+        if groups == 1 and (dilation == 1 or kernel == 1):
+            return step.emit(aten.linear.default, window, step.rearranged(w, _as_product), bias)
+        frames = step.emit(aten.reshape.default, window, [val(window).shape[0], reach + 1, -1])
+        frames = step.emit(aten.permute.default, frames, [0, 2, 1])
+        y = step.emit(aten.conv1d.default, frames, step.value(w), bias, [1], [0], [dilation], groups)
+        return step.emit(aten.squeeze.dims, y, [2])
 
     return Stream(2, stream.delay + reach - before), emit
+
+
+def _as_product(weight: Tensor) -> Tensor:
+    """A convolution's weight for one product with all frames that it reads. [C', C, K] -> [C', K C]"""
+    return weight.permute(0, 2, 1).flatten(1)
 
 
 def _pad(plan: _Plan, node: Node) -> tuple[Stream, Emit]:
@@ -508,7 +549,7 @@ def _pad(plan: _Plan, node: Node) -> tuple[Stream, Emit]:
     behind = 2 * (rank(x) - 1 - stream.axis)  # pairs of widths come last axis first
     before, after = (*widths, *[0] * (behind + 2))[behind : behind + 2]
     if not before and not after:
-        return stream, _same(node, stream.delay)
+        return stream, _same(node, stream.delay, {1: [*widths[:behind], *widths[behind + 2 :]]})
     mode, value = how if node.target is aten.pad.default else ("constant", *how)
     if mode != "constant" or value or min(before, after) < 0:
         raise _refuse(node, "pads the frames with something else than zeros")
@@ -551,10 +592,11 @@ def _memory(plan: _Plan, node: Node) -> tuple[Stream, Emit]:
         where = module_path(node) or node.name
         slot = step.state(f"{where}_memory", val(node).shape[:2], 0.0, f"memory of {where}")
         turned = step.emit(aten.linear.default, slot.before, step.value(a))
-        driven = step.emit(aten.mul.Tensor, step.value(u), step.value(b))  # [B, 1] [M]
+        signal = step.emit(aten.unsqueeze.default, step.value(u), 1)
+        driven = step.emit(aten.mul.Tensor, signal, step.value(b))  # [B, 1] [M]
         after = step.emit(aten.add.Tensor, turned, driven)
         step.follow_valid(slot, after, stream.delay)
-        return step.emit(aten.unsqueeze.default, after, 2)
+        return after
 
     return Stream(2, stream.delay), emit
 
@@ -568,17 +610,23 @@ def _permute(plan: _Plan, node: Node) -> tuple[Stream, Emit]:
     else:
         i, j = (axis % rank(x) for axis in arguments(node)[1:3])
         order[i], order[j] = order[j], order[i]
-    axis = None if stream.axis is None else order.index(stream.axis)
-    return Stream(axis, stream.delay), _same(node, stream.delay)
+    if stream.axis is None:
+        return stream, _same(node, stream.delay)
+    others = [stream.dim(axis, rank(x)) for axis in order if axis != stream.axis]
+
+    def emit(step: _Step) -> Node:
+        value = step.value(x)
+        return value if others == sorted(others) else step.emit(aten.permute.default, value, others)
+
+    return Stream(order.index(stream.axis), stream.delay), emit
 
 
 def _unsqueeze(plan: _Plan, node: Node) -> tuple[Stream, Emit]:
     x, at = arguments(node)
     stream = plan.stream(x)
-    axis = stream.axis
-    if axis is not None and at % rank(node) <= axis:
-        axis += 1
-    return Stream(axis, stream.delay), _same(node, stream.delay)
+    at %= rank(node)
+    after = replace(stream, axis=None if stream.axis is None else stream.axis + (at <= stream.axis))
+    return after, _same(node, stream.delay, {1: after.dim(at, rank(node))})
 
 
 def _squeeze(plan: _Plan, node: Node) -> tuple[Stream, Emit]:
@@ -590,7 +638,7 @@ def _squeeze(plan: _Plan, node: Node) -> tuple[Stream, Emit]:
     axis = None if stream.axis is None else stream.axis - sum(a < stream.axis for a in dims)
 
     def emit(step: _Step) -> Node:
-        return step.emit(aten.squeeze.dims, step.at(x, stream.delay), dims)
+        return step.emit(aten.squeeze.dims, step.value(x), [stream.dim(a, rank(x)) for a in dims])
 
     return Stream(axis, stream.delay), emit
 
@@ -610,10 +658,10 @@ def _reshape(plan: _Plan, node: Node) -> tuple[Stream, Emit]:
         if not places:
             raise _refuse(node, "reshapes frames together with other axes")
         axis = places[-1]
-        after[axis] = 1
+        del after[axis]
 
     def emit(step: _Step) -> Node:
-        return step.emit(aten.reshape.default, step.at(x, stream.delay), after)
+        return step.emit(aten.reshape.default, step.value(x), after)
 
     return Stream(axis, stream.delay), emit
 
@@ -624,8 +672,8 @@ def _expand(plan: _Plan, node: Node) -> tuple[Stream, Emit]:
     if stream.axis is None:
         return stream, _same(node, stream.delay)
     axis = stream.axis + len(sizes) - rank(x)
-    sizes = [-1 if i == axis else size for i, size in enumerate(sizes)]
-    return Stream(axis, stream.delay), _same(node, stream.delay, {1: sizes})
+    others = [size for i, size in enumerate(sizes) if i != axis]
+    return Stream(axis, stream.delay), _same(node, stream.delay, {1: others})
 
 
 def _select(plan: _Plan, node: Node) -> tuple[Stream, Emit]:
@@ -635,20 +683,20 @@ def _select(plan: _Plan, node: Node) -> tuple[Stream, Emit]:
     dim = dim % rank(x)
     if stream.axis is None or dim != stream.axis:
         axis = None if stream.axis is None else stream.axis - (dim < stream.axis)
-        return Stream(axis, stream.delay), _same(node, stream.delay)
+        return Stream(axis, stream.delay), _same(node, stream.delay, {1: stream.dim(dim, rank(x))})
     if index not in (-1, _length(plan, x) - 1):
         raise _refuse(node, "reads one frame that is not the last")
-    return Stream(None, stream.delay), _same(node, stream.delay, {2: 0})
+    return Stream(None, stream.delay), lambda step: step.value(x)
 
 
 def _slice(plan: _Plan, node: Node) -> tuple[Stream, Emit]:
     x, dim, start, end, hop = arguments(node)
     stream = plan.stream(x)
     if stream.axis is None or dim % rank(x) != stream.axis:
-        return stream, _same(node, stream.delay)
+        return stream, _same(node, stream.delay, {1: stream.dim(dim, rank(x))})
     if (start or 0) != 0 or hop != 1 or (end is not None and end < _length(plan, x)):
         raise _refuse(node, "reads some of the frames only")
-    return stream, lambda step: step.at(x, stream.delay)
+    return stream, lambda step: step.value(x)
 
 
 def _join(plan: _Plan, node: Node) -> tuple[Stream, Emit]:
@@ -661,7 +709,8 @@ def _join(plan: _Plan, node: Node) -> tuple[Stream, Emit]:
     (axis,) = axes
     if axis is not None and dim % rank(node) == axis:
         raise _refuse(node, "joins frames one after the other")
-    return Stream(axis, delay), _same(node, delay)
+    joined = Stream(axis, delay)
+    return joined, _same(node, delay, {1: joined.dim(dim, rank(node))})
 
 
 def _linear(plan: _Plan, node: Node) -> tuple[Stream, Emit]:
@@ -682,7 +731,15 @@ def _norm(plan: _Plan, node: Node) -> tuple[Stream, Emit]:
         mixes = stream.axis == 1 or (node.target is aten.batch_norm.default and arguments(node)[5])
     if mixes:
         raise _refuse(node, "normalises over frames")
-    return stream, _same(node, stream.delay)
+    if stream.axis != 0:
+        return stream, _same(node, stream.delay)
+
+    def emit(step: _Step) -> Node:
+        frame = step.emit(aten.unsqueeze.default, step.value(x), 0)  # or axis 1 would be another one
+        weights, kwargs = torch.fx.map_arg((node.args[1:], node.kwargs), step.value)
+        return step.emit(aten.squeeze.dims, step.emit(node.target, frame, *weights, **kwargs), [0])
+
+    return stream, emit
 
 
 _LOCAL = frozenset(
