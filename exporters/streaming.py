@@ -261,6 +261,7 @@ class _Step:
             self.follow(self._register, self.emit(aten.slice.Tensor, self._valid, 0, 0, plan.delay))
             belongs = self.emit(aten.gt.Scalar, self._valid, 0)
             parts = self.emit(aten.split_with_sizes.default, belongs, [1] * (plan.delay + 1))
+            self._zero = self.emit.constant("zero", torch.zeros(1))
             self._belongs = [self.emit(operator.getitem, parts, i) for i in range(plan.delay + 1)]
 
     def build(self) -> GraphModule:
@@ -362,7 +363,7 @@ class _Step:
         if kind == torch.bool:
             newest = self.emit(aten._to_copy.default, newest, dtype=torch.float32)
         if belongs is not None:
-            newest = self.emit(aten.where.ScalarOther, belongs, newest, 0.0)  # which may be nan where there is no frame
+            newest = self.emit(aten.where.self, belongs, newest, self._zero)  # what is no frame may be nan
         if rank(newest) == 1:
             newest = self.emit(aten.unsqueeze.default, newest, 1)
         shape = list(val(newest).shape)
