@@ -18,8 +18,9 @@ What a function receives and returns:
     returned               one value, or a tuple of them in the order of the operator's outputs
 
 Half-precision floats are computed in fp32 (`wide`), and the evaluator rounds a result to its declared type once.
-Evaluations in fp32 or fp64 hand over tensors of that type in their place, so a function names no float type itself: it
-takes the type from its operands, and from `dtype` where a string of the program names one.
+Evaluations in fp32 or fp64 hand over tensors of that type in their place, and that type's name where a `dtype` or
+`output_dtype` of the program is fp16 or fp32. So a function names no float type itself: it takes the type from its
+operands, and from `carrier(dtype)` where a string names one.
 
 A function that needs more than its operands is registered with `context=True` and takes a `Context` first.
 """
