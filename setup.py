@@ -7,6 +7,8 @@ FOLDERS = {
     "edgesmith.models": "models",
     "edgesmith.profiles": "profiles",
     "edgesmith.exporters": "exporters",
+    "edgesmith.exporters.mil": "exporters/mil",
+    "edgesmith.exporters.mil.ops": "exporters/mil/ops",
     "edgesmith.exporters.rewrites": "exporters/rewrites",
     "edgesmith.exporters.targets": "exporters/targets",
     "edgesmith.bench": "bench",

@@ -1,0 +1,172 @@
+"""The MIL operators: what each computes, in torch, and the table in which the evaluator finds them.
+
+A file of this folder registers functions with `@op("add")`; listing the folder finds the files. A function has the MIL
+input names as keyword parameters, and the MIL default for an input that a program may leave out:
+
+    @op("add")
+    def add(*, x: Tensor, y: Tensor) -> Tensor:
+        return wide(x) + wide(y)
+
+What a function receives and returns:
+
+    numbers and booleans   tensors of the type that `carrier` gives for the declared one, of rank 0 for scalars
+    strings                `str`
+    several values         a Python tuple, for MIL tuples and for inputs that take several operands (`concat`'s values)
+    a list                 `ListValue`, which list operators copy before they change it
+    a state                `StateValue`, which `write_state` changes in place
+
+    returned               one value, or a tuple of them in the order of the operator's outputs
+
+Half-precision floats are computed in fp32 (`wide`), and the evaluator rounds a result to its declared type once.
+Evaluations in fp32 or fp64 hand over tensors of that type in their place, and that type's name where a `dtype` or
+`output_dtype` of the program is fp16 or fp32. So a function names no float type itself: it takes the type from its
+operands, and from `carrier(dtype)` where a string names one.
+
+A function that needs more than its operands is registered with `context=True` and takes a `Context` first.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from edgesmith.errors import Unsupported
+
+if TYPE_CHECKING:
+    from edgesmith.exporters.mil.program import Block, Operation
+
+CARRIERS: Mapping[str, torch.dtype] = {
+    "bool": torch.bool,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "fp32": torch.float32,
+    "fp64": torch.float64,
+    "int4": torch.int8,
+    "int8": torch.int8,
+    "int16": torch.int16,
+    "int32": torch.int32,
+    "int64": torch.int64,
+    "uint1": torch.uint8,
+    "uint2": torch.uint8,
+    "uint3": torch.uint8,
+    "uint4": torch.uint8,
+    "uint6": torch.uint8,
+    "uint8": torch.uint8,
+    "uint16": torch.int32,
+    "uint32": torch.int64,
+    "uint64": torch.int64,
+}
+"""The torch type that holds a MIL type's values: itself, or the next wider one in which torch can compute.
+
+A uint64 beyond 2^63 - 1 has none; no MIL operator makes or takes one.
+"""
+
+
+class Context(Protocol):
+    """What a function registered with `context=True` may ask the evaluator.
+
+    Attributes:
+        operation: the operator being evaluated, with its declared output types, blocks and attributes.
+        accumulate: "fp32", or "fp16" where partial sums of products are rounded to half (see `evaluate`).
+        accumulate_block: how many products are summed in fp32 before a partial sum is rounded.
+        precision: "declared", "fp32" or "fp64": the arithmetic of this evaluation.
+        generator: for random operators; seeded by the evaluator.
+    """
+
+    operation: Operation
+    accumulate: str
+    accumulate_block: int
+    precision: str
+    generator: torch.Generator
+
+    def run_block(self, block: Block, values: Sequence[Any]) -> tuple[Any, ...]:
+        """Evaluate a block of the operator with `values` for its inputs; it sees the values around it by name."""
+        ...
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The torch type for a MIL type's name in this evaluation: floats are those of `precision`."""
+        ...
+
+
+@dataclass
+class StateValue:
+    """A state while a function runs: `tensor` is what `read_state` returns a copy of and `write_state` overwrites."""
+
+    tensor: Tensor
+
+
+@dataclass(frozen=True)
+class ListValue:
+    """A MIL list. `items` has None where nothing was written yet; `dynamic` lists grow when written past the end."""
+
+    items: tuple[Tensor | None, ...]
+    dynamic: bool = False
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An operator of the table: its MIL name, its function, and whether that takes a `Context` first."""
+
+    name: str
+    function: Callable[..., Any]
+    context: bool
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_TABLE: dict[str, Entry] = {}
+
+
+def op(*names: str, context: bool = False) -> Callable[[Function], Function]:
+    """Register a function as the meaning of one MIL operator, or of several that mean the same.
+
+    Raises:
+        ValueError: the table has one of the names already.
+    """
+
+    def register(function: Function) -> Function:
+        for name in names:
+            if name in _TABLE and _TABLE[name].function.__qualname__ != function.__qualname__:
+                raise ValueError(f"the MIL operator {name} is registered twice")
+            _TABLE[name] = Entry(name, function, context)
+        return function
+
+    return register
+
+
+@cache
+def all_ops() -> Mapping[str, Entry]:
+    """Every operator by its MIL name, found by listing this folder."""
+    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        importlib.import_module(f"{__name__}.{module.name}")
+    return dict(sorted(_TABLE.items()))
+
+
+def carrier(name: str) -> torch.dtype:
+    """The torch type that holds the MIL type called `name`. Raises Unsupported for strings and unknown names."""
+    if name not in CARRIERS:
+        raise Unsupported(f"{name!r} is no numeric MIL type; there are {', '.join(CARRIERS)}")
+    return CARRIERS[name]
+
+
+def wide(x: Tensor) -> Tensor:
+    """Half-precision floats as fp32; everything else as it is. Half operators are computed so and rounded once."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def ints(x: Tensor | Sequence[int]) -> list[int]:
+    """A tensor of any rank as a flat list of Python integers: shapes, axes, strides and paddings."""
+    return [int(value) for value in x.flatten().tolist()] if isinstance(x, Tensor) else [int(value) for value in x]
+
+
+def number(x: Any) -> Any:
+    """A tensor of one element as a Python number or boolean; a Python number as it is."""
+    return x.item() if isinstance(x, Tensor) else x
