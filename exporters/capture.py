@@ -102,10 +102,11 @@ def run_eager(model: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
     return _flat(outputs)
 
 
-def exported(program: Program, target: str) -> ExportedProgram:
+def exported(program: Program, target: str, around: nn.Module | None = None) -> ExportedProgram:
     """The program as torch's exporter and other converters take it: functional ATen and the target's fused ops.
 
-    Fused ops that have no lowering for the target are inlined: their references take their place.
+    Fused ops that have no lowering for the target are inlined: their references take their place. With `around`, a
+    module with the program's inputs that calls the program's graph, that module is exported.
 
     Raises:
         Unsupported: as `capture`; also complex numbers, which the rewrites have left because there is no rule for them.
@@ -113,7 +114,7 @@ def exported(program: Program, target: str) -> ExportedProgram:
     _refuse_complex(program)
     inlined = {op.overload: op.reference for op in all_ops().values() if target not in op.lowerings}
     with torch.no_grad(), _without_torchs_own_warnings():
-        return _exported(program.module, program.inputs, program.dynamic_batch).run_decompositions(inlined)
+        return _exported(around or program.module, program.inputs, program.dynamic_batch).run_decompositions(inlined)
 
 
 def _refuse_complex(program: Program) -> None:

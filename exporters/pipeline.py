@@ -28,7 +28,7 @@ from edgesmith.exporters.artifact import Artifact
 from edgesmith.exporters.capture import Program, capture, exported, run, run_eager, with_module
 from edgesmith.exporters.graph import count_operators, operators
 from edgesmith.exporters.rewrite import RewriteReport, rewrite
-from edgesmith.exporters.session import Call, Stepper, open_step
+from edgesmith.exporters.session import CALLER, RUNTIME, Step, Stepper
 from edgesmith.exporters.streaming import StepProgram, describe, to_step
 from edgesmith.exporters.targets import NotHere, Request, Target
 from edgesmith.models import registry
@@ -175,6 +175,8 @@ def export(
         with watch("rewrite"):
             rewritten, reports = rewrite(program, backend.costs, streaming=streaming)
             step = to_step(rewritten) if streaming else None
+            kept_by = RUNTIME if backend.keeps_states(deployment_target) else CALLER
+            streamed = None if step is None else describe(step, kept_by)
         with watch("verify the program"):
             given = verify.seeded_inputs(program.inputs, request.image if image_input else None, dynamic_batch)
             reference = [_arrays(run_eager(loaded.module, x)) for x in given]
@@ -184,19 +186,20 @@ def export(
             steps = [_check_program("captured", program, program, reference, given, rule)]
             steps.append(_check_program("rewritten", rewritten, program, reference, given, rule))
             if step is not None:
-                call = _eager_step(step)
-                steps.append(_check_step("step program", describe(step), call, reference[:STEP_INPUTS], given, rule))
+                eager = _eager_step(step)
+                steps.append(_check_step("step program", describe(step), eager, reference[:STEP_INPUTS], given, rule))
         file = folder / f"{name}{backend.suffix}"
         with watch(f"lower to {target}"):
+            request = replace(request, streaming=streamed)
             backend.lower(rewritten if step is None else step.program, file, request)
             backend.check(file)
         with watch("verify the file"):
             judged = "fp16" if "fp16" in (precision, own) else "fp32"
             rule = replace(rule, precision=judged)
-            if step is None:
-                steps.append(_check_file(backend, file, rewritten, reference, given, rule))
+            if streamed is None:
+                steps += _check_file(backend, file, rewritten, reference, given, rule)
             else:
-                steps.append(_check_step("file", describe(step), open_step(file), reference, given, rule))
+                steps.append(_check_step_file(backend, file, streamed, reference, given, rule))
         with watch("publish"):
             artifacts.write_reference(folder, reference, program.inputs)
             manifest = _manifest(
@@ -247,9 +250,9 @@ def verify_artifact(path: str | Path, watch: Watch = silent) -> tuple[Artifact, 
         rule = Rule(verification["judged_as"], spikes, lambda: max(noises, default=None))
         streaming = artifact.manifest.get("streaming")
         if streaming is None:
-            steps.append(_check_file(backend, artifact.file, None, reference, given, rule))
+            steps += _check_file(backend, artifact.file, None, reference, given, rule)
         else:
-            steps.append(_check_step("file", streaming, open_step(artifact.file), reference, given, rule))
+            steps.append(_check_step_file(backend, artifact.file, streaming, reference, given, rule))
     return artifact, steps
 
 
@@ -566,13 +569,13 @@ def _check_file(
     reference: verify.Outputs,
     given: Sequence[Sequence[Tensor]],
     rule: Rule,
-) -> dict[str, Any]:
-    """Check a file in its runtime, or say why not here. `program` is what it was lowered from, where that is known."""
+) -> list[dict[str, Any]]:
+    """Check a file in its runtimes, or say why not here. `program` is what it was lowered from, where that is known."""
     arrays = [[t.numpy() for t in x] for x in given]
     what = "eager -> file"
     outputs = backend.run(file, arrays)
     if isinstance(outputs, NotHere):
-        return {"step": what, "not_checked_here": outputs.reason}
+        return [{"step": what, "not_checked_here": outputs.reason}]
 
     def locate() -> str | None:
         if program is None:
@@ -584,22 +587,42 @@ def _check_file(
         limit = verify.THRESHOLDS[rule.precision].relative_error
         return verify.first_divergence(lowered, found, {name: name for name in names}, given[0], limit)
 
-    return {**_check(what, reference, outputs, rule, locate), "runtime": backend.runtime}
+    steps = [{**_check(what, reference, outputs, rule, locate), "runtime": backend.runtime}]
+    for runtime, run_there in backend.other_runtimes().items():
+        others = run_there(file, arrays)
+        steps.append({**_check(what, reference, others, rule, lambda: None), "runtime": runtime})
+        steps.append({**_check(f"{backend.runtime} -> {runtime}", outputs, others, rule, lambda: None)})
+    return steps
 
 
-def _eager_step(step: StepProgram) -> Call:
-    """One step of a program in PyTorch."""
+def _check_step_file(
+    backend: Target,
+    file: Path,
+    streaming: dict[str, Any],
+    reference: verify.Outputs,
+    given: Sequence[Sequence[Tensor]],
+    rule: Rule,
+) -> dict[str, Any]:
+    """Check a step program's file in its runtime, or say why not here."""
+    step = backend.open_step(file)
+    if isinstance(step, NotHere):
+        return {"step": "eager -> file", "not_checked_here": step.reason}
+    return {**_check_step("file", streaming, step, reference, given, rule), "runtime": backend.runtime}
+
+
+def _eager_step(step: StepProgram) -> Step:
+    """A step program in PyTorch."""
 
     def call(values: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
         return _arrays(run(step.program, [torch.from_numpy(value) for value in values]))
 
-    return call
+    return Step(call)
 
 
 def _check_step(
     what: str,
     streaming: dict[str, Any],
-    call: Call,
+    step: Step,
     reference: verify.Outputs,
     given: Sequence[Sequence[Tensor]],
     rule: Rule,
@@ -608,7 +631,7 @@ def _check_step(
 
     Compared are the predictions for all frames, and the last one where an output is a value over all of them.
     """
-    stepper = Stepper(streaming, call)
+    stepper = Stepper(streaming, step)
     axes = [output["time_axis"] for output in streaming["outputs"]]
     outputs: verify.Outputs = []
     for (sequence,), _ in zip(given, reference, strict=False):
@@ -641,9 +664,10 @@ def _manifest(
     spec = loaded.spec
     lowered = program if step is None else step.program
     shapes = [["batch", *x.shape[1:]] if program.dynamic_batch else list(x.shape) for x in lowered.inputs]
-    names = zip(lowered.input_names, shapes, strict=True)
+    kept = {state.name for state in step.states} if step and request.keeps_states else set()
+    names = [(n, s) for n, s in zip(lowered.input_names, shapes, strict=True) if n not in kept]
     model: dict[str, Any] = {"name": loaded.name, "inputs": [{"name": n, "shape": s} for n, s in names]}
-    model["outputs"] = list(lowered.output_names)
+    model["outputs"] = [n for n in lowered.output_names if n.removeprefix("next_") not in kept]
     if spec is not None:
         model |= {"features": features, "source": spec.source, "paper": spec.paper, "licence": spec.licence}
         reads = spec.input
@@ -654,7 +678,7 @@ def _manifest(
     return {
         "file": file.name,
         "model": model,
-        **({} if step is None else {"streaming": describe(step)}),
+        **({} if request.streaming is None else {"streaming": request.streaming}),
         "weights": {
             "origin": weights.origin,
             "sha256": weights.sha256,

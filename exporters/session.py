@@ -13,6 +13,7 @@ the states and the time of a step do not depend on how many frames came before.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,25 @@ import numpy as np
 from edgesmith.errors import BackendMissing, BadInput
 from edgesmith.exporters import artifact as artifacts
 
+CALLER, RUNTIME = "caller", "runtime"
+"""Who hands the states from step to step: inputs and outputs, or the runtime, which keeps them."""
+
 Call = Callable[[Sequence[np.ndarray]], Sequence[np.ndarray]]
 """One step: the values of all inputs, in order, to the values of all outputs."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step program, opened in a runtime.
+
+    Attributes:
+        call: runs one step.
+        forget: gives the states that the runtime itself keeps their first values again.
+    """
+
+    call: Call
+    forget: Callable[[], None] = lambda: None
+
 
 Prediction = np.ndarray | tuple[np.ndarray, ...]
 """What a step predicts: an array, or one for each of several outputs."""
@@ -32,20 +50,22 @@ class Stepper:
     """Drives a step program: holds its states, and knows when predictions begin and end.
 
     Args:
-        streaming: the manifest's `streaming`: `delay`, `frame` and `states`.
-        call: runs one step.
+        streaming: the manifest's `streaming`: `delay`, `frame`, `states` and who keeps them.
+        step: the program.
     """
 
-    def __init__(self, streaming: Mapping[str, Any], call: Call) -> None:
+    def __init__(self, streaming: Mapping[str, Any], step: Step) -> None:
         self.delay = int(streaming["delay"])
         self._shape = tuple(streaming["frame"]["shape"])
-        self._initial = [np.full(state["shape"], state["initial"], np.float32) for state in streaming["states"]]
-        self._call = call
+        given = streaming["states"] if streaming["kept_by"] == CALLER else []
+        self._initial = [np.full(state["shape"], state["initial"], np.float32) for state in given]
+        self._step = step
         self.reset()
 
     def reset(self) -> None:
         """Forget the sequence so far: the next frame is the first one."""
         self._states: list[np.ndarray] = list(self._initial)
+        self._step.forget()
         self._frames = 0
         self._is_finished = False
 
@@ -87,7 +107,7 @@ class Stepper:
 
     def _advance(self, frame: np.ndarray, is_frame: bool) -> Prediction | None:
         flag = [np.full((1,), float(is_frame), np.float32)] if self.delay else []
-        values = self._call([frame, *flag, *self._states])
+        values = self._step.call([frame, *flag, *self._states])
         count = len(values) - len(self._states)
         self._states = list(values[count:])
         self._frames += is_frame
@@ -119,7 +139,7 @@ class StreamingSession(Stepper):
         super().__init__(streaming, open_step(self.artifact.file, threads))
 
 
-def open_step(file: Path, threads: int = 1) -> Call:
+def open_step(file: Path, threads: int = 1) -> Step:
     """One step of an ONNX file, in ONNX Runtime on the CPU."""
     try:
         import onnxruntime
@@ -137,4 +157,4 @@ def open_step(file: Path, threads: int = 1) -> Call:
         outputs: Sequence[np.ndarray] = session.run(None, dict(zip(names, values, strict=True)))
         return outputs
 
-    return call
+    return Step(call)

@@ -45,6 +45,7 @@ from edgesmith.exporters.graph import (
     tidy,
     val,
 )
+from edgesmith.exporters.session import CALLER
 from edgesmith.kernels import channel_norm, lif, lmu_memory
 
 IS_FRAME = "is_frame"
@@ -117,13 +118,14 @@ def to_step(program: Program) -> StepProgram:
     return StepProgram(stepped, tuple(step.states), plan.delay, plan.time_axes)
 
 
-def describe(step: StepProgram) -> dict[str, Any]:
-    """What the manifest says of a step program, and `session.Stepper` runs it by."""
+def describe(step: StepProgram, kept_by: str = CALLER) -> dict[str, Any]:
+    """What the manifest says of a step program whose states `kept_by` hands on, and `session.Stepper` runs it by."""
     frame = {"name": step.program.input_names[0], "shape": list(step.program.inputs[0].shape)}
     return {
         "delay": step.delay,
         "frame": frame,
         "is_frame": IS_FRAME if step.delay else None,
+        "kept_by": kept_by,
         "outputs": [
             {"name": name, "time_axis": axis}
             for name, axis in zip(step.program.output_names, step.time_axes, strict=False)

@@ -20,7 +20,7 @@ from edgesmith.errors import BadInput, Unsupported, VerificationFailed
 from edgesmith.exporters.capture import capture, run
 from edgesmith.exporters.graph import module_path
 from edgesmith.exporters.rewrite import rewrite
-from edgesmith.exporters.session import Stepper, StreamingSession
+from edgesmith.exporters.session import Step, Stepper, StreamingSession
 from edgesmith.exporters.streaming import StepProgram, describe, to_step
 from edgesmith.exporters.targets import Costs
 from edgesmith.kernels import lif, lmu_memory
@@ -45,7 +45,7 @@ def stepper_of(step: StepProgram) -> Stepper:
     def call(values: Sequence[np.ndarray]) -> list[np.ndarray]:
         return [y.numpy() for y in run(step.program, [torch.from_numpy(value) for value in values])]
 
-    return Stepper(describe(step), call)
+    return Stepper(describe(step), Step(call))
 
 
 def any_time(name: str, weights: Path, frames: int) -> nn.Module:
@@ -126,7 +126,7 @@ def test_spikes_are_exactly_the_sequence_models(frames: int, checkpoints: dict[s
         found.clear()
         with torch.no_grad():
             model(x)
-        Stepper(describe(step), call).run(x.numpy())
+        Stepper(describe(step), Step(call)).run(x.numpy())
         assert found.keys() == expected.keys()
         assert len(found) == 11
         for path, spikes in found.items():

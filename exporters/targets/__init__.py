@@ -9,11 +9,11 @@ import importlib
 import importlib.util
 import math
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from edgesmith.errors import BackendMissing, unknown
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from edgesmith.exporters.capture import Program
+    from edgesmith.exporters.session import Step
     from edgesmith.models.registry import ImageInput, SequenceInput
 
 
@@ -62,6 +63,7 @@ class Request:
         precision: `fp32` or `fp16`, of weights and arithmetic; outputs stay float32.
         image: how the model's input relates to RGB images, where it reads images.
         sequence: what its frames are, where it reads sequences.
+        streaming: what the manifest says of a step program, for one.
         labels: class names, in the order of the logits.
         image_input: take images instead of normalised tensors.
         deployment_target: oldest system that the file must run on, in the target's own words.
@@ -72,11 +74,17 @@ class Request:
     precision: str
     image: ImageInput | None = None
     sequence: SequenceInput | None = None
+    streaming: Mapping[str, Any] | None = None
     labels: tuple[str, ...] | None = None
     image_input: bool = False
     deployment_target: str | None = None
     licence: str = ""
     source: str = ""
+
+    @property
+    def keeps_states(self) -> bool:
+        """Whether this is a step program whose states the runtime keeps."""
+        return self.streaming is not None and self.streaming["kept_by"] == "runtime"
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,10 @@ class NotHere:
     """An answer instead of outputs: this machine cannot run the file, because."""
 
     reason: str
+
+
+Run = Callable[[Path, Sequence[Sequence["np.ndarray"]]], "list[list[np.ndarray]]"]
+"""Executes a file: outputs for each of several input tuples, in float32, in the order of the file's outputs."""
 
 
 class Target(Protocol):
@@ -134,6 +146,18 @@ class Target(Protocol):
 
     def run(self, path: Path, inputs: Sequence[Sequence[np.ndarray]]) -> list[list[np.ndarray]] | NotHere:
         """Outputs for each of several input tuples, in float32, in the order of the file's outputs."""
+        ...
+
+    def other_runtimes(self) -> dict[str, Run]:
+        """What else can execute a file here, beside `runtime`, by name."""
+        ...
+
+    def keeps_states(self, deployment_target: str | None) -> bool:
+        """Whether the runtime keeps the states of a step program; otherwise they are inputs and outputs."""
+        ...
+
+    def open_step(self, path: Path) -> Step | NotHere:
+        """A step program, ready to run; its values are float32."""
         ...
 
     def intermediate(self, path: Path, names: Sequence[str], inputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:

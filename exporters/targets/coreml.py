@@ -21,26 +21,29 @@ import shutil
 import uuid
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgesmith.errors import BadInput, Unsupported
-from edgesmith.exporters.targets import Costs, NotHere, Request
+from edgesmith.exporters.targets import Costs, NotHere, Request, Run
 
 if TYPE_CHECKING:
     import numpy as np
 
     from edgesmith.exporters.capture import Program
+    from edgesmith.exporters.mil.evaluate import Evaluator
+    from edgesmith.exporters.mil.program import Operation
+    from edgesmith.exporters.session import Step
 
 name = "coreml"
 suffix = ".mlpackage"
 description = "Core ML ML Program, for iPhone, iPad and Mac"
 precisions = ("fp16", "fp32")
-options: frozenset[str] = frozenset({"labels", "image_input", "deployment_target"})
+options: frozenset[str] = frozenset({"labels", "image_input", "deployment_target", "streaming"})
 packages = ("coremltools",)
 extra = "coreml"
-runtime = "Core ML"
+runtime = "edgesmith's evaluator"
 # Not measured: no Apple device here. A split of channels is a view of a planar tensor, and 2.4 us is CAS-ViT XS's
 # published 0.85 ms on an iPhone over its 350 operators, an upper limit for starting one; 650 is the same time over its
 # 554 million multiply-accumulates, a lower limit. A loop leaves the Neural Engine: each of its operators counts as a
@@ -58,6 +61,7 @@ dynamic_batch = False
 
 DEFAULT_DEPLOYMENT_TARGET = "iOS17"
 _OLDEST = 16
+_STATES = 18
 _SPECIFICATION = "Data/com.apple.CoreML/model.mlmodel"
 
 
@@ -68,23 +72,38 @@ def lower(program: Program, path: Path, request: Request) -> None:
         import numpy as np
 
         from edgesmith.exporters.capture import exported
+        from edgesmith.exporters.mil.states import keep_states
 
         target = deployment_target(request.deployment_target)
         _refuse_what_core_ml_lacks(program)
         if request.image_input:
             program = _scale_input(program, request)
+        half = request.precision == "fp16"
+        states, pipeline = None, ct.PassPipeline.DEFAULT
+        if request.keeps_states:
+            assert request.streaming is not None
+            program, module = keep_states(program, request.streaming["states"], half)
+            kept = module.named_buffers(recurse=False)
+            states = [ct.StateType(ct.TensorType(shape=tuple(b.shape), dtype=np.float16), name=n) for n, b in kept]
+            # It moves every update to where its value is made, and fails where that is after another update. Here all
+            # updates come last, so there is nothing to move.
+            pipeline.remove_passes({"common::canonicalize_inplace_pattern"})
+            converted = exported(program, name, module)
+        else:
+            converted = exported(program, name)
         inputs = _inputs(program, request)
         labels = request.labels
         classifier = None if labels is None else ct.ClassifierConfig(list(labels))
         outputs = None if classifier else [ct.TensorType(name=n, dtype=np.float32) for n in program.output_names]
-        half = request.precision == "fp16"
         scratch = path.with_name(f"raw-{path.name}")
         with _own_lowerings(half):
             try:
                 ct.convert(
-                    exported(program, name),
+                    converted,
                     inputs=inputs,
                     outputs=outputs,
+                    states=states,
+                    pass_pipeline=pipeline,
                     classifier_config=classifier,
                     convert_to="mlprogram",
                     minimum_deployment_target=target,
@@ -122,23 +141,95 @@ def largest_rank(path: Path) -> int:
 
 
 def cannot_run() -> str | None:
-    """Core ML executes on Apple's systems only."""
-    if platform.system() != "Darwin":
-        return f"Core ML runs on macOS only, and this is {platform.system()}"
+    """Nothing hinders the evaluator."""
     return None
 
 
 def run(path: Path, inputs: Sequence[Sequence[np.ndarray]]) -> list[list[np.ndarray]] | NotHere:
-    """Execute with Apple's runtime, on a Mac."""
-    reason = cannot_run()
-    if reason is not None:
-        return NotHere(reason)
-    return _predict(path, inputs)
+    """Evaluate the package's program with torch; see mil/evaluate.py."""
+    evaluator = _evaluator(path)
+    return [_arrays(path, evaluator.run(_feeds(evaluator, given))) for given in inputs]
+
+
+def other_runtimes() -> dict[str, Run]:
+    """Apple's own, on a Mac."""
+    return {"Core ML": _predict} if platform.system() == "Darwin" else {}
+
+
+def keeps_states(deployment_target: str | None) -> bool:
+    """From iOS18 on: states are Core ML's own. Before, they are inputs and outputs."""
+    return int((deployment_target or DEFAULT_DEPLOYMENT_TARGET).removeprefix("iOS")) >= _STATES
+
+
+def open_step(path: Path) -> Step | NotHere:
+    """A step program in the evaluator."""
+    from edgesmith.exporters.session import Step
+
+    evaluator = _evaluator(path)
+    states = evaluator.make_states()
+
+    def call(values: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+        return _arrays(path, evaluator.run(_feeds(evaluator, values), states))
+
+    def forget() -> None:
+        states.update(evaluator.make_states())
+
+    return Step(call, forget)
 
 
 def intermediate(path: Path, names: Sequence[str], inputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """Core ML shows no intermediate values."""
-    return {}
+    """Values inside the program; coremltools calls most of them as the graph does, with a suffix in half precision."""
+    evaluator = _evaluator(path)
+    wanted = {f"{name}{suffix}": name for name in names for suffix in ("", "_cast_fp16")}
+    found: dict[str, np.ndarray] = {}
+
+    def watch(operation: Operation, results: tuple[Any, ...]) -> None:
+        for variable, value in zip(operation.outputs, results, strict=True):
+            if variable.name in wanted and hasattr(value, "numpy"):
+                found[wanted[variable.name]] = value.float().numpy()
+
+    evaluator.run(_feeds(evaluator, inputs), watch=watch)
+    return found
+
+
+def _evaluator(path: Path) -> Evaluator:
+    with _quiet():
+        from edgesmith.exporters.mil.evaluate import Evaluator
+
+        return Evaluator(path)
+
+
+def _feeds(evaluator: Evaluator, given: Sequence[np.ndarray]) -> dict[str, Any]:
+    """Inputs by name; pictures for what takes pictures."""
+    import numpy as np
+
+    feeds: dict[str, Any] = {}
+    for feature, array in zip(evaluator.interface.inputs, given, strict=True):
+        if feature.image is None:
+            feeds[feature.name] = np.asarray(array)
+        else:
+            feeds[feature.name] = _picture(evaluator.program.metadata, array)
+    return feeds
+
+
+def _picture(metadata: Mapping[str, str], array: np.ndarray) -> np.ndarray:
+    """The RGB bytes [H, W, 3] of a normalised image [1, 3, H, W], which the package will normalise itself."""
+    import numpy as np
+
+    mean, std = (np.array(json.loads(metadata[f"edgesmith.input.{key}"])) for key in ("mean", "std"))
+    rgb = np.moveaxis(array[0], 0, -1) * std + mean
+    picture: np.ndarray = np.rint(255 * rgb).astype(np.uint8)
+    return picture
+
+
+def _arrays(path: Path, values: Mapping[str, Any]) -> list[np.ndarray]:
+    """Outputs as float32 arrays in their order; of a classifier the probabilities alone, in the order of its labels."""
+    import numpy as np
+
+    tables = [value for value in values.values() if isinstance(value, dict)]
+    if tables:
+        return [np.array([[tables[0][label] for label in _labels(path)]], dtype=np.float32)]
+    return [value.float().numpy() for value in values.values()]
 
 
 def deployment_target(wanted: str | None) -> Any:
@@ -360,6 +451,7 @@ def _main_block(path: Path) -> Any:
 
 
 def _predict(path: Path, inputs: Sequence[Sequence[np.ndarray]]) -> list[list[np.ndarray]]:  # pragma: no cover - macOS
+    """Execute with Apple's runtime."""
     import coremltools as ct
     import numpy as np
     from PIL import Image
@@ -371,10 +463,7 @@ def _predict(path: Path, inputs: Sequence[Sequence[np.ndarray]]) -> list[list[np
         feeds: dict[str, Any] = {}
         for feature, array in zip(spec.input, given, strict=True):
             if feature.type.WhichOneof("Type") == "imageType":
-                metadata = spec.metadata.userDefined
-                mean, std = (np.array(json.loads(metadata[f"edgesmith.input.{k}"])) for k in ("mean", "std"))
-                rgb = np.moveaxis(array[0], 0, -1) * std + mean  # [H, W, 3], what the package will normalise itself
-                feeds[feature.name] = Image.fromarray(np.rint(255 * rgb).astype(np.uint8))
+                feeds[feature.name] = Image.fromarray(_picture(spec.metadata.userDefined, array))
             else:
                 feeds[feature.name] = array.astype(np.float32)
         result = model.predict(feeds)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgesmith.errors import Unsupported
-from edgesmith.exporters.targets import Costs, NotHere, Request
+from edgesmith.exporters.targets import Costs, NotHere, Request, Run
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from edgesmith.exporters.capture import Program
+    from edgesmith.exporters.session import Step
 
 name = "onnx"
 suffix = ".onnx"
@@ -171,6 +172,24 @@ def run(path: Path, inputs: Sequence[Sequence[np.ndarray]]) -> list[list[np.ndar
         return [session.run(None, dict(zip(names, given, strict=True))) for given in inputs]
     except Exception as error:  # onnxruntime's exceptions share no importable base class
         raise Unsupported(f"ONNX Runtime does not run the file: {str(error).strip().splitlines()[0]}") from error
+
+
+def other_runtimes() -> dict[str, Run]:
+    """None."""
+    return {}
+
+
+def keeps_states(deployment_target: str | None) -> bool:
+    """Never: states are inputs and outputs."""
+    return False
+
+
+def open_step(path: Path) -> Step | NotHere:
+    """A step program in ONNX Runtime."""
+    from edgesmith.exporters.session import open_step as opened
+
+    reason = cannot_run()
+    return NotHere(reason) if reason is not None else opened(path)
 
 
 def intermediate(path: Path, names: Sequence[str], inputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
