@@ -217,6 +217,22 @@ class Evaluator:
         """What `run` returns, from the values that `steps` left."""
         return {name: values[name] for name in self.function.block.outputs}
 
+    def arrays(self, outputs: Values) -> list[np.ndarray]:
+        """The outputs of `run` as arrays, in order, floats as float32 (float64 where the evaluation is in fp64).
+
+        A classifier's dictionary is the array [1, classes] of its probabilities, and its label is left out.
+        """
+        floats = np.float64 if self.precision == "fp64" else np.float32
+        found = []
+        for value in outputs.values():
+            if isinstance(value, Mapping):
+                found.append(np.array([list(value.values())], floats))
+            elif isinstance(value, Tensor):
+                found.append(
+                    value.to(carrier("fp64")).numpy().astype(floats) if value.is_floating_point() else value.numpy()
+                )
+        return found
+
     @property
     def _label(self) -> str:
         """The function in words."""

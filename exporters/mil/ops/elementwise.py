@@ -49,7 +49,6 @@ UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "cosh": torch.cosh,
     "erf": torch.erf,
     "exp": torch.exp,
-    "exp2": torch.exp2,
     "floor": torch.floor,
     "logical_not": torch.logical_not,
     "round": torch.round,
@@ -83,6 +82,9 @@ BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 """Operators of two operands that are a function of torch as it stands."""
 
+BITS = {"uint16": 0xFFFF, "uint32": 0xFFFFFFFF}
+"""The bits of unsigned types that lie in wider ones here, where a negative value has to wrap all the same."""
+
 for _name, _one in UNARY.items():
     op(_name)(_unary(_one))
 for _name, _two in BINARY.items():
@@ -97,20 +99,30 @@ def real_div(*, x: Tensor, y: Tensor) -> Tensor:
     return torch.div(x, y, rounding_mode="trunc")
 
 
+@op("exp2")
+def exp2(*, x: Tensor) -> Tensor:
+    """The power 2 ** x; for integers without the fraction that a negative exponent leaves."""
+    return torch.exp2(wide(x)) if x.is_floating_point() else torch.exp2(x.double()).to(x.dtype)
+
+
 @op("pow")
 def power(*, x: Tensor, y: Tensor) -> Tensor:
     """The power x ** y; for integers without the fraction that a negative exponent leaves."""
     if x.is_floating_point():
         return torch.pow(wide(x), wide(y))
-    return torch.pow(x.double(), y.double()).trunc()
+    return torch.pow(x.double(), y.double()).to(x.dtype)
 
 
 @op("cast", context=True)
 def cast(context: Context, *, x: Tensor, dtype: str) -> Tensor:
     """The values of x in the type that the string names, for example "fp16" or "int32"."""
-    if dtype == "bool":
+    wanted = context.dtype(dtype)
+    if wanted == torch.bool:
         return x != 0
-    return x.to(context.dtype(dtype))
+    if wanted.is_floating_point:
+        return x.to(wanted)
+    whole = x.long()
+    return (whole & BITS[dtype] if dtype in BITS else whole).to(wanted)
 
 
 @op("clip")

@@ -75,7 +75,7 @@ def _linear(x: Tensor, sizes: list[int], mode: str) -> Tensor:
     for axis, count in enumerate(sizes, -len(sizes)):
         if count != x.shape[axis] or mode == "OFFSET_CORNERS":  # the other grids keep an axis of the same size
             values = _interpolate(values, axis, _line(x.shape[axis], count, mode))
-    return values if x.is_floating_point() else values.trunc()
+    return values if x.is_floating_point() else values.to(x.dtype)
 
 
 def _nearest(x: Tensor, sizes: list[int], centred: bool) -> Tensor:

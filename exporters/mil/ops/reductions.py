@@ -29,17 +29,13 @@ def _without(x: Tensor, dims: list[int]) -> Tensor:
     return x.squeeze(tuple(dims)) if dims else x
 
 
-def _real(x: Tensor) -> Tensor:
-    """Integers as doubles, to take means and roots of them."""
-    return x if x.is_floating_point() else x.double()
-
-
 def _truncated(function: Reduction) -> Reduction:
     """A reduction of real numbers, for integers too: without the fraction."""
 
     def reduce(x: Tensor, dims: list[int], keep: bool) -> Tensor:
-        result = function(_real(x), dims, keep)
-        return result if x.is_floating_point() else result.trunc()
+        if x.is_floating_point():
+            return function(x, dims, keep)
+        return function(x.double(), dims, keep).to(x.dtype)
 
     return reduce
 
