@@ -19,7 +19,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 MANIFEST = "manifest.json"
 REFERENCE = "reference.safetensors"
+TRACE = "trace.json"
 _STAGING = ".edgesmith-"
 
 
@@ -153,6 +154,29 @@ def read_reference(artifact: Artifact) -> tuple[list[list[np.ndarray]], list[Ten
             examples[number] = torch.zeros(value.tolist(), dtype=getattr(torch, leaf))
     ordered = [[one[j] for j in sorted(one)] for _, one in sorted(outputs.items())]
     return ordered, [examples[k] for k in sorted(examples)]
+
+
+def write_trace(folder: Path, trace: Mapping[str, tuple[float, float]]) -> None:
+    """Keep what a target's `traced` says of every operator of the file; no file where it says nothing."""
+    if trace:
+        lines = {place: [f"{value:.9g}" for value in figures] for place, figures in trace.items()}  # also "inf"
+        text = json.dumps(lines, indent=0, ensure_ascii=False)
+        (folder / TRACE).write_text(text + "\n", encoding="utf-8")
+
+
+def read_trace(artifact: Artifact) -> dict[str, tuple[float, float]]:
+    """What `write_trace` kept; empty where it kept nothing."""
+    file = artifact.path / TRACE
+    lines = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return {place: (float(first), float(second)) for place, (first, second) in lines.items()}
+
+
+def remove(file: Path) -> None:
+    """Remove a file, or a package, which is a folder."""
+    if file.is_dir():
+        shutil.rmtree(file)
+    else:
+        file.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

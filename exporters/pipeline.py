@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from edgesmith import __version__
-from edgesmith.errors import BadInput, Unsupported, VerificationFailed
+from edgesmith.errors import BadInput, EdgesmithError, Unsupported, VerificationFailed
 from edgesmith.exporters import artifact as artifacts
 from edgesmith.exporters import targets, verify
 from edgesmith.exporters.artifact import Artifact
@@ -191,10 +191,14 @@ def export(
         file = folder / f"{name}{backend.suffix}"
         with watch(f"lower to {target}"):
             request = replace(request, streaming=streamed)
-            backend.lower(rewritten if step is None else step.program, file, request)
+            lowered = rewritten if step is None else step.program
+            backend.lower(lowered, file, request)
             backend.check(file)
+        if precision == "mixed":
+            with watch("find what must stay fp32"):
+                request = _widen(backend, lowered, file, request, given)
         with watch("verify the file"):
-            judged = "fp16" if "fp16" in (precision, own) else "fp32"
+            judged = "fp16" if request.half or own == "fp16" else "fp32"
             rule = replace(rule, precision=judged)
             if streamed is None:
                 steps += _check_file(backend, file, rewritten, reference, given, rule)
@@ -202,12 +206,79 @@ def export(
                 steps.append(_check_step_file(backend, file, streamed, reference, given, rule))
         with watch("publish"):
             artifacts.write_reference(folder, reference, program.inputs)
+            artifacts.write_trace(folder, backend.traced(file, _first_call(given, streamed)))
             manifest = _manifest(
                 loaded, backend, request, program, rewritten, step, reports, file, steps, features, device, judged
             )
             artifacts.write_manifest(folder, manifest)
             final = artifacts.publish(folder, out, folder_name)
     return artifacts.read(final)
+
+
+MIXED_INPUTS = 2
+"""Inputs over which mixed precision looks for what must stay fp32."""
+
+MIXED_ROUNDS = 8
+"""How often it may look again with what it has found kept wide."""
+
+
+def _widen(
+    backend: Target, program: Program, file: Path, request: Request, given: Sequence[Sequence[Tensor]]
+) -> Request:
+    """Lower a program of mixed precision again until it is good enough, or nothing is left to keep wide."""
+    arrays = [[t.numpy() for t in x] for x in given[:MIXED_INPUTS]]
+    for _ in range(MIXED_ROUNDS):
+        found = backend.wide_operators(file, arrays, verify.THRESHOLDS["fp16"].snr_db)
+        if not found.keys() - request.wide.keys():
+            break
+        request = replace(request, wide={**found, **request.wide})
+        artifacts.remove(file)
+        backend.lower(program, file, request)
+        backend.check(file)
+    return request
+
+
+def _first_call(given: Sequence[Sequence[Tensor]], streaming: dict[str, Any] | None) -> list[np.ndarray]:
+    """What a file is called with first: the first input, or its first frame and the states before it."""
+    first = [t.numpy() for t in given[0]]
+    if streaming is None:
+        return first
+    frame = [first[0][:, 0], *([np.ones(1, np.float32)] if streaming["is_frame"] else [])]
+    states = streaming["states"] if streaming["kept_by"] == CALLER else []
+    return [*frame, *(np.full(state["shape"], state["initial"], np.float32) for state in states)]
+
+
+LAYER_INPUTS = 2
+"""Inputs over which `layers` are measured."""
+
+
+def verify_layers(path: str | Path) -> list[dict[str, Any]]:
+    """Of every operator of an artifact's file: its range over two seeded inputs, and what its precision costs there.
+
+    Raises:
+        BadInput: there is no readable artifact, or its target does not show its operators.
+        BackendMissing: the target's packages are not installed.
+    """
+    artifact = artifacts.read(path)
+    backend = targets.get(artifact.target)
+    targets.require(backend)
+    streaming = artifact.manifest.get("streaming")
+    _, given = _given(artifact)
+    calls = [[t.numpy() for t in x] for x in given[:LAYER_INPUTS]] if streaming is None else None
+    found = backend.layers(artifact.file, calls or [_first_call(given, streaming)])
+    if not found:
+        raise BadInput(f"target {backend.name} does not show its operators one by one; coreml does")
+    return found
+
+
+def _given(artifact: Artifact) -> tuple[verify.Outputs, list[list[Tensor]]]:
+    """PyTorch's outputs that an artifact carries, and the inputs that they belong to."""
+    reference, examples = artifacts.read_reference(artifact)
+    options = artifact.manifest["target"]["options"]
+    reads = registry.get(artifact.model).input if options["image_input"] else None
+    image = reads if isinstance(reads, ImageInput) else None
+    given = verify.seeded_inputs(examples, image, options["batch"] == "dynamic", len(reference))
+    return reference, given
 
 
 def verify_artifact(path: str | Path, watch: Watch = silent) -> tuple[Artifact, list[dict[str, Any]]]:
@@ -229,7 +300,11 @@ def verify_artifact(path: str | Path, watch: Watch = silent) -> tuple[Artifact, 
     with watch("files"):
         changed = artifacts.changed_files(artifact)
         if changed:
-            raise VerificationFailed(f"{artifact.path} is not as it was published: {'; '.join(changed)}")
+            place = _parted(backend, artifact)
+            raise VerificationFailed(
+                f"{artifact.path} is not as it was published: {'; '.join(changed)}"
+                + (f"; its numbers are others from {place} on" if place else "")
+            )
         steps.append({"step": "files", "matching": len(artifact.sha256)})
     targets.require(backend)
     with watch("format"):
@@ -239,11 +314,7 @@ def verify_artifact(path: str | Path, watch: Watch = silent) -> tuple[Artifact, 
             raise VerificationFailed(str(error)) from error
         steps.append({"step": "format", "operators": sum(backend.count_operators(artifact.file).values())})
     with watch("numbers"):
-        reference, examples = artifacts.read_reference(artifact)
-        options = artifact.manifest["target"]["options"]
-        reads = registry.get(artifact.model).input if options["image_input"] else None
-        image = reads if isinstance(reads, ImageInput) else None
-        given = verify.seeded_inputs(examples, image, options["batch"] == "dynamic", len(reference))
+        reference, given = _given(artifact)
         verification = artifact.manifest["verification"]
         noises = [step["noise"] for step in verification["steps"] if "noise" in step]
         spikes = "edgesmith.lif" in artifact.manifest["operators"]["rewritten"]
@@ -254,6 +325,30 @@ def verify_artifact(path: str | Path, watch: Watch = silent) -> tuple[Artifact, 
         else:
             steps.append(_check_step_file(backend, artifact.file, streaming, reference, given, rule))
     return artifact, steps
+
+
+TRACE_ERROR = 1e-4
+"""How far an operator's figures may be from what they were on another machine, relative to its root mean square."""
+
+
+def _parted(backend: Target, artifact: Artifact) -> str | None:
+    """The first operator of a changed file whose result is not what it was; None where that cannot be said."""
+    if targets.missing_packages(backend):
+        return None
+    try:
+        before = artifacts.read_trace(artifact)
+        _, given = _given(artifact)
+        now = backend.traced(artifact.file, _first_call(given, artifact.manifest.get("streaming")))
+    except EdgesmithError as error:  # the file is damaged: the sentence says where
+        return str(error)
+    except (OSError, KeyError, ValueError):
+        return None
+    for place, figures in now.items():
+        if place not in before:
+            return place
+        if not np.allclose(figures, before[place], rtol=0, atol=TRACE_ERROR * before[place][0], equal_nan=True):
+            return place
+    return None
 
 
 def explain(
@@ -350,6 +445,8 @@ def _checked_options(
         raise BadInput(f"--batch must be 1 or more, got {batch}")
     if dynamic_batch and not backend.dynamic_batch:
         raise BadInput(f"target {backend.name} takes static shapes only; give --batch N instead of --dynamic-batch")
+    if streaming and precision == "mixed":
+        raise BadInput("--precision mixed looks at whole inputs and --streaming has steps; choose fp16 or fp32")
     if streaming and dynamic_batch:
         raise BadInput("--streaming keeps states of a fixed batch; give --batch N instead of --dynamic-batch")
     if labels is not None and features:
@@ -578,6 +675,8 @@ def _check_file(
         return [{"step": what, "not_checked_here": outputs.reason}]
 
     def locate() -> str | None:
+        if rule.precision == "fp16" and (place := backend.diagnose(file, arrays[0])) is not None:
+            return place
         if program is None:
             return None
         # Exporting anew numbers the nodes anew, and those are the names that the file has.
@@ -696,6 +795,7 @@ def _manifest(
             },
         },
         "precision": request.precision,
+        **({"wide": dict(request.wide)} if request.precision == "mixed" else {}),
         "tool": {"edgesmith": __version__},
         "versions": _versions(backend),
         "rewrites": [

@@ -10,7 +10,7 @@ import importlib.util
 import math
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -60,7 +60,8 @@ class Request:
 
     Attributes:
         name: of the model; also the file's stem.
-        precision: `fp32` or `fp16`, of weights and arithmetic; outputs stay float32.
+        precision: `fp32` or `fp16`, of weights and arithmetic, or `mixed`: fp16 but for `wide`; outputs stay float32.
+        wide: operators that stay fp32 in mixed precision, by the target's own names for them, each with the reason.
         image: how the model's input relates to RGB images, where it reads images.
         sequence: what its frames are, where it reads sequences.
         streaming: what the manifest says of a step program, for one.
@@ -75,11 +76,17 @@ class Request:
     image: ImageInput | None = None
     sequence: SequenceInput | None = None
     streaming: Mapping[str, Any] | None = None
+    wide: Mapping[str, str] = field(default_factory=dict)
     labels: tuple[str, ...] | None = None
     image_input: bool = False
     deployment_target: str | None = None
     licence: str = ""
     source: str = ""
+
+    @property
+    def half(self) -> bool:
+        """Whether most of the arithmetic is of half precision."""
+        return self.precision != "fp32"
 
     @property
     def keeps_states(self) -> bool:
@@ -146,6 +153,25 @@ class Target(Protocol):
 
     def run(self, path: Path, inputs: Sequence[Sequence[np.ndarray]]) -> list[list[np.ndarray]] | NotHere:
         """Outputs for each of several input tuples, in float32, in the order of the file's outputs."""
+        ...
+
+    def wide_operators(self, path: Path, inputs: Sequence[Sequence[np.ndarray]], snr_db: float) -> dict[str, str]:
+        """What has to be added to `Request.wide` so that a file of mixed precision reaches an SNR; see mil/mixed.py."""
+        ...
+
+    def diagnose(self, path: Path, inputs: Sequence[np.ndarray]) -> str | None:
+        """Where a file's own precision spoils its numbers, in words; None where it does not, or nobody can say."""
+        ...
+
+    def layers(self, path: Path, inputs: Sequence[Sequence[np.ndarray]]) -> list[dict[str, Any]]:
+        """Of every operator in order: `operator`, `module`, `type`, `minimum`, `maximum`, and what its precision costs:
+        `relative_error`, `snr_db`, `loss_db`. Empty where the target does not show its operators."""
+        ...
+
+    def traced(self, path: Path, inputs: Sequence[np.ndarray]) -> dict[str, tuple[float, float]]:
+        """Of every operator in order, by where it is, for the file's first call: its result's root mean square, and
+        that of the result with alternating weights. Empty where the target knows other ways to find what parts.
+        """
         ...
 
     def other_runtimes(self) -> dict[str, Run]:

@@ -20,6 +20,7 @@ import hashlib
 import inspect
 import json
 import logging
+import math
 import platform
 import shutil
 import uuid
@@ -39,12 +40,13 @@ if TYPE_CHECKING:
     from edgesmith.exporters.capture import Program
     from edgesmith.exporters.mil.evaluate import Evaluator
     from edgesmith.exporters.mil.program import Operation
+    from edgesmith.exporters.mil.report import Report
     from edgesmith.exporters.session import Step
 
 name = "coreml"
 suffix = ".mlpackage"
 description = "Core ML ML Program, for iPhone, iPad and Mac"
-precisions = ("fp16", "fp32")
+precisions = ("fp16", "fp32", "mixed")
 options: frozenset[str] = frozenset({"labels", "image_input", "deployment_target", "streaming"})
 packages = ("coremltools",)
 extra = "coreml"
@@ -83,7 +85,7 @@ def lower(program: Program, path: Path, request: Request) -> None:
         _refuse_what_core_ml_lacks(program)
         if request.image_input:
             program = _scale_input(program, request)
-        half = request.precision == "fp16"
+        half = request.half
         states, pipeline = None, ct.PassPipeline.DEFAULT
         if request.keeps_states:
             assert request.streaming is not None
@@ -112,7 +114,7 @@ def lower(program: Program, path: Path, request: Request) -> None:
                     classifier_config=classifier,
                     convert_to="mlprogram",
                     minimum_deployment_target=target,
-                    compute_precision=ct.precision.FLOAT16 if half else ct.precision.FLOAT32,
+                    compute_precision=_compute_precision(request),
                     skip_model_load=True,
                     package_dir=str(scratch),
                 )
@@ -154,6 +156,68 @@ def run(path: Path, inputs: Sequence[Sequence[np.ndarray]]) -> list[list[np.ndar
     """Evaluate the package's program with torch; see mil/evaluate.py."""
     evaluator = _evaluator(path)
     return [_arrays(path, evaluator.run(_feeds(evaluator, given))) for given in inputs]
+
+
+def wide_operators(path: Path, inputs: Sequence[Sequence[np.ndarray]], snr_db: float) -> dict[str, str]:
+    """What leaves the range of half precision or loses most of the SNR; see mil/mixed.py."""
+    from edgesmith.exporters.mil import mixed
+
+    evaluator = _evaluator(path)
+    return mixed.wide_operators(path, [_feeds(evaluator, given) for given in inputs], snr_db)
+
+
+def traced(path: Path, inputs: Sequence[np.ndarray]) -> dict[str, tuple[float, float]]:
+    """Of every operator with a float result, in the evaluator, the last turn of a loop's."""
+    import torch
+
+    evaluator = _evaluator(path)
+    found: dict[str, tuple[float, float]] = {}
+
+    def watch(operation: Operation, results: tuple[Any, ...]) -> None:
+        for variable, value in zip(operation.outputs, results, strict=True):
+            if isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel():
+                flat = value.double().flatten()
+                weighted = flat @ torch.arange(flat.numel(), dtype=torch.float64).cos() / flat.numel() ** 0.5
+                name = operation.site if len(results) == 1 else f"{operation.site}, {variable.name}"
+                found[name] = (float(flat.square().mean().sqrt()), float(weighted))
+
+    evaluator.run(_feeds(evaluator, inputs), watch=watch)
+    return found
+
+
+def diagnose(path: Path, inputs: Sequence[np.ndarray]) -> str | None:
+    """The first operator that leaves the range of half precision, or else the first that loses 20 dB."""
+    found = _compared(path, [inputs])
+    if (cost := found.first_overflow) is not None:
+        return f"{cost.met.site}, which makes {cost.wide.peak:.3g} where half precision ends at 65504"
+    if (cost := found.first_loss) is not None:
+        return f"{cost.met.site}, which loses {cost.loss_db:.1f} dB to its precision"
+    return None
+
+
+def layers(path: Path, inputs: Sequence[Sequence[np.ndarray]]) -> list[dict[str, Any]]:
+    """Every operator's range, and its error against an evaluation in fp32, or in fp64 for a program of fp32."""
+    found = []
+    for cost in _compared(path, inputs).operators:
+        if cost.met.dtype not in ("fp16", "fp32"):
+            continue
+        figures = (cost.met.minimum, cost.met.maximum, cost.error, cost.snr_db, cost.loss_db)
+        keys = ("minimum", "maximum", "relative_error", "snr_db", "loss_db")
+        finite = (None if value is None or not math.isfinite(value) else value for value in figures)
+        where = {"operator": cost.met.output, "module": cost.met.source, "type": cost.met.type, "dtype": cost.met.dtype}
+        overflowed = {"overflowed": cost.overflowed} if cost.overflowed else {}
+        found.append(where | dict(zip(keys, finite, strict=True)) | overflowed)
+    return found
+
+
+def _compared(path: Path, inputs: Sequence[Sequence[np.ndarray]]) -> Report:
+    from edgesmith.exporters.mil.report import compare
+
+    evaluator = _evaluator(path)
+    outputs = (one.type for operation in evaluator.program.operations() for one in operation.outputs)
+    half = any(getattr(kind, "dtype", None) == "fp16" for kind in outputs)
+    feeds = [_feeds(evaluator, given) for given in inputs]
+    return compare(evaluator.program, feeds, against="fp32" if half else "fp64")
 
 
 def other_runtimes() -> dict[str, Run]:
@@ -259,11 +323,20 @@ def _inputs(program: Program, request: Request) -> list[Any]:
         bias = [-value for value in request.image.mean]
         layout = ct.colorlayout.RGB
         return [ct.ImageType(program.input_names[0], shape, scale=1 / 255, bias=bias, color_layout=layout)]
-    real = np.float16 if request.precision == "fp16" else np.float32
+    real = np.float16 if request.half else np.float32
     pairs = zip(program.input_names, program.inputs, strict=True)
     return [
         ct.TensorType(name=n, shape=tuple(x.shape), dtype=real if x.is_floating_point() else np.int32) for n, x in pairs
     ]
+
+
+def _compute_precision(request: Request) -> Any:
+    """Coremltools' word for a precision: fp16 everywhere, nowhere, or but for some operators."""
+    import coremltools as ct
+
+    if not request.half:
+        return ct.precision.FLOAT32
+    return ct.transform.FP16ComputePrecision(op_selector=lambda operation: operation.name not in request.wide)
 
 
 def _refuse_what_core_ml_lacks(program: Program) -> None:

@@ -174,6 +174,26 @@ def run(path: Path, inputs: Sequence[Sequence[np.ndarray]]) -> list[list[np.ndar
         raise Unsupported(f"ONNX Runtime does not run the file: {str(error).strip().splitlines()[0]}") from error
 
 
+def wide_operators(path: Path, inputs: Sequence[Sequence[np.ndarray]], snr_db: float) -> dict[str, str]:
+    """None: there is no mixed precision."""
+    return {}
+
+
+def diagnose(path: Path, inputs: Sequence[np.ndarray]) -> str | None:
+    """Nobody can say: ONNX Runtime shows no operator's own precision."""
+    return None
+
+
+def layers(path: Path, inputs: Sequence[Sequence[np.ndarray]]) -> list[dict[str, Any]]:
+    """Nothing."""
+    return []
+
+
+def traced(path: Path, inputs: Sequence[np.ndarray]) -> dict[str, tuple[float, float]]:
+    """Nothing: what parts is found by the graph's names, see `intermediate`."""
+    return {}
+
+
 def other_runtimes() -> dict[str, Run]:
     """None."""
     return {}

@@ -188,6 +188,9 @@ def explain(
 @app.command()
 def verify(
     artifact: Annotated[Path, typer.Argument(help="An artifact's folder, or the file in it.", show_default=False)],
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Also every operator: its range, and what its precision costs (coreml).")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Check an artifact again: its files, its format, and its numbers where it can run."""
@@ -198,13 +201,20 @@ def verify(
         with watch("import"):
             from edgesmith.exporters import pipeline
         found, steps = pipeline.verify_artifact(artifact, watch)
+        operators = []
+        if layers:
+            with watch("operators"):
+                operators = pipeline.verify_layers(artifact)
     if as_json:
-        print(json.dumps({"path": str(found.path), "steps": steps}, indent=2, ensure_ascii=False))
+        also = {"operators": operators} if layers else {}
+        print(json.dumps({"path": str(found.path), "steps": steps, **also}, indent=2, ensure_ascii=False))
         return
     table = _table(f"{found.path.name}", "check", "result")
     for step in steps:
         table.add_row(step["step"], _describe_step(step))
     _print(table)
+    if layers:
+        _print(_layers_table(operators))
 
 
 @app.command()
@@ -478,6 +488,23 @@ def _export_table(artifact: Artifact) -> Table:
     own = [entry for entry in manifest["files"] if entry["path"].startswith(manifest["file"])]
     table.add_row("size", f"{sum(entry['bytes'] for entry in own) / 1e6:.2f} MB")
     table.add_row("file", str(artifact.file))
+    return table
+
+
+def _layers_table(operators: list[dict[str, Any]]) -> Table:
+    columns = ("operator", "type", "module", "minimum", "maximum", "error", "SNR, dB", "loses, dB")
+    table = _table("operators, at their own precision against a wider one", *columns)
+
+    def number(value: float | None, form: str) -> str:
+        return "" if value is None else f"{value:{form}}"
+
+    for one in operators:
+        extremes = [number(one[key], ".3g") for key in ("minimum", "maximum")]
+        if "overflowed" in one:
+            extremes[1] += f", {one['overflowed']} overflowed"
+        loss = number(one["loss_db"] or None, ".1f")
+        figures = (number(one["relative_error"], ".1e"), number(one["snr_db"], ".1f"), loss)
+        table.add_row(one["operator"], f"{one['type']} {one['dtype']}", one["module"] or "", *extremes, *figures)
     return table
 
 

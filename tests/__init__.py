@@ -1,0 +1,1 @@
+"""The tests; installed with the package, so that a wheel can be checked where it runs."""
