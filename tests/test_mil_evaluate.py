@@ -337,7 +337,7 @@ def test_updating_a_state_in_one_operator() -> None:
         control.write_state(input=state, data=torch.ones(3))
 
 
-# ---------------------------------------------------------------------------------------------- images, labels, functions
+# -------------------------------------------------------------------------------------- images, labels, functions
 
 
 def image_package(mb: Any, path: Path, layout: str, channels: int) -> Path:
