@@ -15,6 +15,8 @@ import torch
 from hypothesis import HealthCheck, settings
 from torch import nn
 
+from edgesmith.exporters import targets
+from edgesmith.exporters.artifact import Artifact
 from edgesmith.exporters.capture import Program, capture
 
 HERE = Path(__file__).parent
@@ -112,6 +114,21 @@ def small() -> nn.Module:
 
     torch.manual_seed(0)
     return randomise_(CasViT(depths=(1, 1, 1, 1), dims=(8, 12, 16, 24), num_classes=10))
+
+
+@pytest.fixture
+def export_small(small: nn.Module, tmp_path: Path) -> Callable[..., Artifact]:
+    """Export it to a target, which has to be installed."""
+    import edgesmith
+
+    def export(target: str, **options: object) -> Artifact:
+        missing = targets.missing_packages(targets.get(target))
+        if missing:
+            pytest.skip(f"{target}: {', '.join(missing)} not installed")
+        x = options.pop("inputs", torch.randn(1, 3, 32, 64))
+        return edgesmith.export(small, target, inputs=x, out=tmp_path, **options)  # type: ignore[arg-type]
+
+    return export
 
 
 @pytest.fixture(scope="session")

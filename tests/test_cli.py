@@ -130,16 +130,16 @@ def test_export_shows_stages_and_one_table_and_verify_accepts_it(edgesmith: Run,
     )
 
 
-def test_export_to_coreml_says_what_was_not_checked(process: Run, edgesmith: Run) -> None:
+def test_export_to_coreml_shows_the_evaluators_figures(process: Run, edgesmith: Run) -> None:
     if targets.missing_packages(targets.get("coreml")):
         pytest.skip("coremltools is not installed")
     result = process("export", *SMALL, "--target", "coreml", "--json")
     assert result.returncode == 0, result.stderr
     manifest = json.loads(result.stdout)
-    if sys.platform != "darwin":
-        assert "macOS only" in manifest["verification"]["steps"][-1]["not_checked_here"]
-        shown = edgesmith("verify", manifest["path"])
-        assert "not checked here: Core ML runs on macOS only" in shown.stdout
+    assert manifest["verification"]["steps"][-1]["snr_db"] >= 40
+    shown = edgesmith("verify", manifest["path"], "--layers")
+    assert "edgesmith's evaluator" in shown.stdout
+    assert "gelu fp16" in shown.stdout
     assert "Traceback" not in result.stderr
     assert "Failed to load" not in result.stderr
 

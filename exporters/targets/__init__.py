@@ -164,8 +164,11 @@ class Target(Protocol):
         ...
 
     def layers(self, path: Path, inputs: Sequence[Sequence[np.ndarray]]) -> list[dict[str, Any]]:
-        """Of every operator in order: `operator`, `module`, `type`, `minimum`, `maximum`, and what its precision costs:
-        `relative_error`, `snr_db`, `loss_db`. Empty where the target does not show its operators."""
+        """What every operator met and what its precision costs, in order.
+
+        Each has `operator`, `module`, `type`, `dtype`, `minimum`, `maximum`, `relative_error`, `snr_db` and `loss_db`.
+        Empty where the target does not show its operators.
+        """
         ...
 
     def traced(self, path: Path, inputs: Sequence[np.ndarray]) -> dict[str, tuple[float, float]]:

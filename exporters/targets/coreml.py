@@ -487,7 +487,7 @@ def _sources(model: Any) -> dict[str, list[str]]:
         for op in block.operations:
             for inner in op.blocks:
                 visit(inner)
-            (module,) = op.scopes.get(ScopeSource.EXIR_STACK_TRACE) or [None]
+            module = next(iter(op.scopes.get(ScopeSource.EXIR_STACK_TRACE) or []), None)  # several in one: the first
             if module is not None and op.op_type not in ("const", "cast"):
                 found.setdefault(module, []).append(op.name)
 

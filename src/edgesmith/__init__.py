@@ -4,6 +4,7 @@
     artifact = edgesmith.export("casvit_xs", target="coreml")
     artifact = edgesmith.export(module, target="onnx", inputs=(x,))
     edgesmith.verify(artifact.path)
+    edgesmith.layers(artifact.path)                          what each operator's precision costs
     session = edgesmith.StreamingSession(artifact.path)      of a --streaming artifact
 
 Importing the package imports none of the heavy ones; the first call does.
@@ -18,14 +19,16 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from edgesmith.exporters.pipeline import explain, export
     from edgesmith.exporters.pipeline import verify_artifact as verify
+    from edgesmith.exporters.pipeline import verify_layers as layers
     from edgesmith.exporters.session import StreamingSession
 
-__all__ = ["StreamingSession", "__version__", "explain", "export", "verify"]
+__all__ = ["StreamingSession", "__version__", "explain", "export", "layers", "verify"]
 
 _LAZY = {
     "export": ("pipeline", "export"),
     "explain": ("pipeline", "explain"),
     "verify": ("pipeline", "verify_artifact"),
+    "layers": ("pipeline", "verify_layers"),
     "StreamingSession": ("session", "StreamingSession"),
 }
 

@@ -1,0 +1,234 @@
+"""Core ML artifacts: their numbers by the evaluator, mixed precision, damage that is named, and states."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import edgesmith
+from edgesmith.errors import BadInput, VerificationFailed
+from edgesmith.exporters import targets
+from edgesmith.exporters.artifact import Artifact
+from edgesmith.exporters.mil.states import SCALE, KeepsStates, held_as
+from edgesmith.exporters.session import Stepper
+from edgesmith.kernels import lif
+
+pytestmark = pytest.mark.skipif(
+    bool(targets.missing_packages(targets.get("coreml"))), reason="coremltools is not installed"
+)
+
+
+class Loud(nn.Module):
+    """Activations of some 70,000 in one layer, weights and outputs of ordinary size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.loud = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+        self.quiet, self.head = nn.Conv2d(8, 8, 1), nn.Linear(8, 10)
+        with torch.no_grad():
+            self.first.weight.mul_(300)
+            self.loud.weight.mul_(450)
+            self.quiet.weight.div_(1000)
+            self.head.weight.div_(100)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.quiet(torch.relu(self.loud(torch.relu(self.first(x))))).mean((2, 3)))
+
+
+def test_a_network_that_overflows_is_diagnosed_and_mended_by_mixed_precision(tmp_path: Path) -> None:
+    model, x = Loud().eval(), torch.randn(1, 3, 16, 16)
+    with torch.no_grad():
+        assert 70_000 < model.loud(torch.relu(model.first(x))).abs().max() < 200_000
+    with pytest.raises(VerificationFailed, match=r"error inf .*conv.*, in loud\), which makes .* ends at 65504"):
+        edgesmith.export(model, "coreml", inputs=x, precision="fp16", out=tmp_path)
+    artifact = edgesmith.export(model, "coreml", inputs=x, precision="mixed", out=tmp_path)
+    assert artifact.path.name == "loud-coreml-mixed"
+    wide = artifact.manifest["wide"]
+    assert 1 <= len(wide) <= 4
+    assert all("half precision ends at 65504" in reason for reason in wide.values())
+    step = artifact.manifest["verification"]["steps"][-1]
+    assert step["snr_db"] >= 40
+    kinds = {one["dtype"] for one in edgesmith.layers(artifact.path) if one["type"] == "conv"}
+    assert kinds == {"fp16", "fp32"}
+
+
+class Cancelling(nn.Module):
+    """A difference of two large, nearly equal values: no overflow, and half precision keeps nothing of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.head((y + 100.0).square() - 10_000.0) / 100
+
+
+def test_mixed_precision_widens_what_loses_the_signal(tmp_path: Path) -> None:
+    model, x = Cancelling().eval(), torch.randn(1, 3, 16, 16)
+    with pytest.raises(VerificationFailed, match="eager -> file"):
+        edgesmith.export(model, "coreml", inputs=x, precision="fp16", out=tmp_path)
+    artifact = edgesmith.export(model, "coreml", inputs=x, precision="mixed", out=tmp_path)
+    assert artifact.manifest["wide"]
+    assert artifact.manifest["verification"]["steps"][-1]["snr_db"] >= 40
+
+
+def test_mixed_precision_of_a_quiet_network_is_half_precision(export_small: Callable[..., Artifact]) -> None:
+    artifact = export_small("coreml", precision="mixed")
+    assert artifact.manifest["wide"] == {}
+    assert artifact.manifest["verification"]["judged_as"] == "fp16"
+    half = export_small("coreml", precision="fp16")
+    assert artifact.manifest["operators"]["file"] == half.manifest["operators"]["file"]
+
+
+def test_a_corrupt_weight_is_found_and_its_operator_named(export_small: Callable[..., Artifact]) -> None:
+    artifact = export_small("coreml", precision="fp32")
+    (weights,) = artifact.file.rglob("weight.bin")
+    content = bytearray(weights.read_bytes())
+    place = len(content) // 2 // 64 * 64  # in the middle of the largest blobs
+    content[place : place + 4] = struct.pack("<f", 50.0)
+    weights.write_bytes(bytes(content))
+    with pytest.raises(
+        VerificationFailed, match=r"weight.bin was altered; its numbers are others from \S+ \(conv"
+    ) as e:
+        edgesmith.verify(artifact.path)
+    assert ", in " in str(e.value)  # the model's module
+
+
+def test_a_corrupt_parameter_is_found_and_its_operator_named(export_small: Callable[..., Artifact]) -> None:
+    from coremltools.proto import Model_pb2
+
+    artifact = export_small("coreml", precision="fp32")
+    (specification,) = artifact.file.rglob("model.mlmodel")
+    model = Model_pb2.Model()
+    model.ParseFromString(specification.read_bytes())
+    (function,) = model.mlProgram.functions.values()
+    operations = function.block_specializations[function.opset].operations
+    norms = [i for i, op in enumerate(operations) if op.type == "gelu"]
+    mode = operations[norms[1]].inputs["mode"].arguments[0]
+    if mode.WhichOneof("binding") == "name":
+        made = {output.name: op for op in operations for output in op.outputs}
+        mode_value = made[mode.name].attributes["val"]
+    else:
+        mode_value = mode.value
+    strings = mode_value.immediateValue.tensor.strings
+    assert strings.values[0] == "EXACT"
+    changed = Model_pb2.Model()
+    changed.CopyFrom(model)
+    strings.values[0] = "SIGMOID_APPROXIMATION"
+    specification.write_bytes(model.SerializeToString(deterministic=True))
+    with pytest.raises(VerificationFailed, match=r"model.mlmodel was altered; its numbers are others from \S+ \(gelu"):
+        edgesmith.verify(artifact.path)
+
+
+def test_a_package_cut_short_says_so(export_small: Callable[..., Artifact]) -> None:
+    artifact = export_small("coreml", precision="fp32")
+    (weights,) = artifact.file.rglob("weight.bin")
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(VerificationFailed, match=r"weight.bin was altered; its numbers are others from .*weight.bin"):
+        edgesmith.verify(artifact.path)
+
+
+def test_images_and_labels_are_evaluated(tmp_path: Path) -> None:
+    labels = [f"class {i}" for i in range(1000)]
+    options = {"input_size": (64, 96), "image_input": True, "labels": labels}
+    artifact = edgesmith.export("casvit_xs", "coreml", precision="fp32", out=tmp_path, **options)  # type: ignore[arg-type]
+    step = artifact.manifest["verification"]["steps"][-1]
+    assert step["runtime"] == "edgesmith's evaluator"
+    assert step["relative_error"] <= 1e-5
+
+
+def test_layers_show_every_operator(export_small: Callable[..., Artifact]) -> None:
+    artifact = export_small("coreml", precision="fp16")
+    found = edgesmith.layers(artifact.path)
+    convolutions = [one for one in found if one["type"] == "conv"]
+    assert len(convolutions) == artifact.manifest["operators"]["file"]["conv"]
+    assert all(one["module"] and one["minimum"] < one["maximum"] and one["snr_db"] > 40 for one in convolutions)
+    json.dumps(found, allow_nan=False)
+    onnx = export_small("onnx")
+    with pytest.raises(BadInput, match="target onnx does not show its operators one by one; coreml does"):
+        edgesmith.layers(onnx.path)
+
+
+# Step programs
+
+
+class Neurons(nn.Module):
+    """Convolutions, neurons that begin at 0.3, and the mean so far: every kind of state. [B, T, 3] -> [B, 2]"""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.conv, self.ahead, self.head = nn.Conv1d(3, 4, 3, padding=1), nn.Conv1d(4, 4, 3, padding=1), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.ahead(lif.OP.overload(3 * self.conv(x.transpose(1, 2)), 2.0, 1.0, 0.3))
+        return self.head(y.mean(2))
+
+
+@pytest.mark.parametrize(("system", "precision"), [("iOS17", "fp32"), ("iOS18", "fp32"), ("iOS18", "fp16")])
+def test_steps_carry_their_states(system: str, precision: str, tmp_path: Path) -> None:
+    model = Neurons().eval() if precision == "fp32" else nn.Sequential(nn.Linear(3, 4), Mean())
+    artifact = edgesmith.export(
+        model,
+        "coreml",
+        inputs=torch.randn(1, 20, 3),
+        name="own",
+        streaming=True,
+        precision=precision,
+        deployment_target=system,
+        out=tmp_path,
+    )
+    streaming = artifact.manifest["streaming"]
+    inputs = [entry["name"] for entry in artifact.manifest["model"]["inputs"]]
+    kept = {state["name"] for state in streaming["states"]}
+    assert streaming["kept_by"] == ("caller" if system == "iOS17" else "runtime")
+    assert kept.isdisjoint(inputs) == (system == "iOS18")
+    step = artifact.manifest["verification"]["steps"][-1]
+    assert step["sequences"] == 8
+    assert step["relative_error"] <= (1e-5 if precision == "fp32" else 1e-2)
+    opened = targets.get("coreml").open_step(artifact.file)
+    assert not isinstance(opened, targets.NotHere)
+    stepper, x = Stepper(streaming, opened), np.random.default_rng(0).standard_normal((1, 33, 3)).astype(np.float32)
+    with torch.no_grad():
+        expected = model(torch.from_numpy(x)).numpy()
+    for _ in range(2):  # from a reset on, twice the same
+        last = stepper.run(x)[-1]
+        assert np.abs(last - expected).max() <= (1e-5 if precision == "fp32" else 1e-2) * np.abs(expected).max()
+
+
+class Mean(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(1)
+
+
+def test_two_halves_keep_22_bits() -> None:
+    states = [{"name": "s", "shape": [4096], "initial": 0.25}]
+    keeper = KeepsStates(Passed(), states, half=False)
+    assert [name for name, _ in keeper.named_buffers()] == held_as("s", False) == ["s_high", "s_low"]
+    value = torch.randn(4096, generator=torch.Generator().manual_seed(0)) * 2.0 ** torch.arange(-10, 6).repeat(256)
+    keeper(value)
+    kept = keeper._read(states[0])
+    assert ((kept - value).abs() <= 2**-22 * (value - 0.25).abs() + 2**-24 * value.abs()).all()
+    assert SCALE == 2**11
+
+
+class Passed(nn.Module):
+    """A step whose next state is its input."""
+
+    def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        return state, x
+
+
+def test_mixed_precision_and_steps_do_not_go_together(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="--precision mixed looks at whole inputs and --streaming has steps"):
+        edgesmith.export("lmuformer", "coreml", streaming=True, precision="mixed", out=tmp_path)
