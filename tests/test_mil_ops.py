@@ -1780,6 +1780,30 @@ def test_slices_may_be_empty() -> None:
     assert torch.equal(kept, MATRIX)
 
 
+def test_scattering_adds_unless_told_otherwise() -> None:
+    given = {"data": MATRIX, "updates": torch.ones(2, 3), "indices": indices(1, 1)}
+    assert torch.equal(function("scatter")(**given), MATRIX + torch.tensor([[0.0], [2.0]]))
+
+
+def test_no_window_starts_in_the_padding_behind() -> None:
+    x = torch.arange(3.0).reshape(1, 1, 3)
+    given = {"kernel_sizes": indices(2), "strides": indices(2), "pad_type": "custom", "pad": indices(1, 1)}
+    for name, plain in (("max_pool", F.max_pool1d), ("avg_pool", F.avg_pool1d)):
+        result = function(name)(x=x, **given, ceil_mode=True)
+        assert torch.equal(result, plain(x, 2, 2, 1, ceil_mode=True))
+        assert result.shape == (1, 1, 2)
+
+
+def test_boxes_of_other_classes_are_no_rivals() -> None:
+    """Two boxes that overlap by a half, of two classes, and one far away."""
+    boxes = torch.tensor([[[0.0, 0.0, 2.0, 3.0], [1.0, 0.0, 4.0, 3.0], [9.0, 9.0, 1.0, 1.0]]])
+    scores = torch.tensor([[[0.9, 0.1], [0.2, 0.8], [0.3, 0.1]]])
+    given = {"boxes": boxes, "scores": scores, "iou_threshold": 0.25, "score_threshold": 0.0, "max_boxes": 3}
+    suppress = function("non_maximum_suppression")
+    assert [one.tolist() for one in suppress(**given)[2:]] == [[[0, 2, -1]], [2]]
+    assert [one.tolist() for one in suppress(**given, per_class_suppression=True)[2:]] == [[[0, 1, 2]], [3]]
+
+
 def test_all_values_sorted_by_topk() -> None:
     """k = -1 from iOS17 on, which coremltools 9 itself cannot declare."""
     values, where = function("topk")(x=torch.tensor([2.0, 3.0, 1.0]), k=-1)

@@ -551,7 +551,7 @@ class _Reader:
             return tuple(self.immediate(one, self.type(one.type)) for one in values)
         if of == "dictionary":
             pairs = given.immediateValue.dictionary.values
-            return {self.immediate(p.key, self.type(p.key.type)): self.constant(p.value).read() for p in pairs}
+            return {self.constant(pair.key).read(): self.constant(pair.value).read() for pair in pairs}
         raise BadInput(f"{self.path.name} has a constant whose value is missing; the program is damaged")
 
     def tensor(self, given: Any, kind: TensorType) -> Any:
