@@ -6,6 +6,10 @@ convolution. `labels` make it a classifier.
 
 A package as coremltools saves it differs from run to run: random identifiers, the date, map entries in hash order.
 `_canonical` replaces the first by hashes of what they name, drops the second and sorts the third.
+
+Core ML's operators have names without modules, and those of a fused op's lowering say nothing at all. coremltools keeps
+the stack trace of the captured node beside each operator that it makes of it, through its own passes. `_with_modules`
+puts the module's path there, and `_sources` gathers them into the package's metadata, for `mil.program` to read.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ import shutil
 import uuid
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +34,7 @@ from edgesmith.exporters.targets import Costs, NotHere, Request
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch.export import ExportedProgram
 
     from edgesmith.exporters.capture import Program
 
@@ -81,8 +86,8 @@ def lower(program: Program, path: Path, request: Request) -> None:
         scratch = path.with_name(f"raw-{path.name}")
         with _own_lowerings(half):
             try:
-                ct.convert(
-                    exported(program, name),
+                model = ct.convert(
+                    _with_modules(exported(program, name)),
                     inputs=inputs,
                     outputs=outputs,
                     classifier_config=classifier,
@@ -99,7 +104,7 @@ def lower(program: Program, path: Path, request: Request) -> None:
                 if line and line[0].startswith("filesystem error"):  # how the native part says that a disk is full
                     raise OSError(errno.EIO, "the package could not be written; is the disk full?") from error
                 raise Unsupported(f"Core ML cannot express this model: {line[0] if line else error!r}") from error
-    _canonical(scratch, path, request)
+    _canonical(scratch, path, request, _sources(model))
     shutil.rmtree(scratch)
     _check_names(path, program, classifier=request.labels is not None)
 
@@ -295,11 +300,40 @@ def _group_norm(general: Any) -> Any:
     return translate
 
 
-def _canonical(source: Path, path: Path, request: Request) -> None:
+def _with_modules(program: ExportedProgram) -> ExportedProgram:
+    """The program with each node's module in the place of its stack trace."""
+    from edgesmith.exporters.graph import module_path
+
+    for node in program.graph.nodes:
+        node.meta["stack_trace"] = module_path(node)
+    return program
+
+
+def _sources(model: Any) -> dict[str, list[str]]:
+    """From modules to the names of the operators made of them. What coremltools added by itself has none."""
+    from coremltools.converters.mil.mil.scope import ScopeSource
+
+    found: dict[str, list[str]] = {}
+
+    def visit(block: Any) -> None:
+        for op in block.operations:
+            for inner in op.blocks:
+                visit(inner)
+            (module,) = op.scopes.get(ScopeSource.EXIR_STACK_TRACE) or [None]
+            if module and op.op_type != "const":
+                found.setdefault(module, []).append(op.name)
+
+    for function in model._mil_program.functions.values():
+        visit(function)
+    return found
+
+
+def _canonical(source: Path, path: Path, request: Request, sources: Mapping[str, list[str]]) -> None:
     """Copy a package, described, and the same bytes for the same model."""
     from coremltools.proto import Model_pb2
 
     from edgesmith import __version__
+    from edgesmith.exporters.mil.program import SOURCES
 
     model = Model_pb2.Model()
     model.ParseFromString((source / _SPECIFICATION).read_bytes())
@@ -313,6 +347,7 @@ def _canonical(source: Path, path: Path, request: Request) -> None:
         facts["edgesmith.input.std"] = json.dumps(request.image.std)
     if request.sequence is not None:
         facts["edgesmith.input.normalised"] = request.sequence.normalised
+    facts[SOURCES] = json.dumps(sources)
     for key, value in facts.items():
         metadata.userDefined[key] = value
     metadata.userDefined.pop("com.github.apple.coremltools.conversion_date", None)
