@@ -44,6 +44,12 @@ class Finding:
     module: str | None
     fact: str
 
+    @property
+    def place(self) -> str:
+        """The operator in words, with its module and, where it is not the usual one, its function."""
+        known = f"{self.name}, in {self.module}" if self.module else self.name
+        return known if self.function == "main" else f"{self.function}: {known}"
+
 
 @dataclass(frozen=True)
 class Mended:
@@ -154,7 +160,7 @@ def lint_program(program: MlProgram) -> Report:
     return Report(
         path=program.path,
         findings=tuple(findings),
-        mended=_mended(program),
+        mended=mended_in(program),
         operators=sum(len(view.operations) for view in views),
         bytes=sum(own for own, _ in sizes),
         padded_bytes=sum(padded for _, padded in sizes),
@@ -182,7 +188,7 @@ def _finding(rule: Rule, view: View, at: _Place, fact: str) -> Finding:
     return Finding(rule.name, rule.severity, view.function.name, kind, place.name, None, fact)
 
 
-def _mended(program: MlProgram) -> tuple[Mended, ...]:
+def mended_in(program: MlProgram) -> tuple[Mended, ...]:
     """What the package says was mended; nothing where somebody else's entry has that name."""
     try:
         listed = json.loads(program.metadata.get(MENDED, "[]"))
@@ -193,21 +199,43 @@ def _mended(program: MlProgram) -> tuple[Mended, ...]:
 
 @dataclass(frozen=True)
 class Group:
-    """Findings that say the same of one rule and kind of operator, as a table shows them."""
+    """Findings of one rule, as a line of a table shows them.
+
+    Attributes:
+        rule: its name.
+        findings: in order of the program.
+    """
 
     rule: str
-    operator: str
-    first: Finding
-    count: int
-    facts: int
+    findings: tuple[Finding, ...]
+
+    @property
+    def operators(self) -> dict[str, int]:
+        """How many findings there are at operators of each type, most frequent first."""
+        return dict(Counter(one.operator for one in self.findings).most_common())
+
+    @property
+    def facts(self) -> int:
+        """How many different facts they are."""
+        return len({one.fact for one in self.findings})
 
 
 def group(findings: Sequence[Finding]) -> list[Group]:
-    """Findings by rule and operator type, in order."""
-    found: dict[tuple[str, str, str], list[Finding]] = {}
+    """Findings by rule, in order."""
+    found: dict[str, list[Finding]] = {}
     for finding in findings:
-        found.setdefault((finding.severity, finding.rule, finding.operator), []).append(finding)
-    return [
-        Group(rule, operator, ones[0], len(ones), len({one.fact for one in ones}))
-        for (_, rule, operator), ones in found.items()
-    ]
+        found.setdefault(finding.rule, []).append(finding)
+    return [Group(rule, tuple(ones)) for rule, ones in found.items()]
+
+
+def label(source: str) -> str:
+    """A source's address for a line of a table.
+
+    >>> label("https://github.com/apple/coremltools/issues/2631")
+    'apple/coremltools#2631'
+    """
+    short = source.removeprefix("https://").removeprefix("github.com/")
+    if "/blob/" in short:
+        owner, project, *_, file = short.split("/")
+        return f"{owner}/{project} {file}"
+    return short.replace("/issues/", "#").replace("/pull/", "#")

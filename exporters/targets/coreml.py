@@ -26,6 +26,7 @@ import uuid
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from edgesmith.exporters.capture import Program
+    from edgesmith.exporters.mil.lint import Mended
 
 name = "coreml"
 suffix = ".mlpackage"
@@ -73,6 +75,7 @@ def lower(program: Program, path: Path, request: Request) -> None:
         import numpy as np
 
         from edgesmith.exporters.capture import exported
+        from edgesmith.exporters.mil.mend import mending
 
         target = deployment_target(request.deployment_target)
         _refuse_what_core_ml_lacks(program)
@@ -84,7 +87,7 @@ def lower(program: Program, path: Path, request: Request) -> None:
         outputs = None if classifier else [ct.TensorType(name=n, dtype=np.float32) for n in program.output_names]
         half = request.precision == "fp16"
         scratch = path.with_name(f"raw-{path.name}")
-        with _own_lowerings(half):
+        with _own_lowerings(half), mending() as mends:
             try:
                 model = ct.convert(
                     _with_modules(exported(program, name)),
@@ -96,6 +99,7 @@ def lower(program: Program, path: Path, request: Request) -> None:
                     compute_precision=ct.precision.FLOAT16 if half else ct.precision.FLOAT32,
                     skip_model_load=True,
                     package_dir=str(scratch),
+                    pass_pipeline=mends.pipeline if half else None,
                 )
             except OSError:
                 raise
@@ -104,7 +108,7 @@ def lower(program: Program, path: Path, request: Request) -> None:
                 if line and line[0].startswith("filesystem error"):  # how the native part says that a disk is full
                     raise OSError(errno.EIO, "the package could not be written; is the disk full?") from error
                 raise Unsupported(f"Core ML cannot express this model: {line[0] if line else error!r}") from error
-    _canonical(scratch, path, request, _sources(model))
+    _canonical(scratch, path, request, _sources(model), mends.done)
     shutil.rmtree(scratch)
     _check_names(path, program, classifier=request.labels is not None)
 
@@ -118,6 +122,14 @@ def count_operators(path: Path) -> dict[str, int]:
     """Operators of the main function by type, those inside loops too, constants left out."""
     counts = Counter(op.type for op in _operations(_main_block(path)))
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def mended(path: Path) -> list[dict[str, str]]:
+    """What of the Neural Engine's rules the lowering has mended: rule, operator's name, change in words."""
+    from edgesmith.exporters.mil.lint import mended_in
+    from edgesmith.exporters.mil.program import load
+
+    return [asdict(one) for one in mended_in(load(path))]
 
 
 def largest_rank(path: Path) -> int:
@@ -328,11 +340,14 @@ def _sources(model: Any) -> dict[str, list[str]]:
     return found
 
 
-def _canonical(source: Path, path: Path, request: Request, sources: Mapping[str, list[str]]) -> None:
+def _canonical(
+    source: Path, path: Path, request: Request, sources: Mapping[str, list[str]], mended: Sequence[Mended]
+) -> None:
     """Copy a package, described, and the same bytes for the same model."""
     from coremltools.proto import Model_pb2
 
     from edgesmith import __version__
+    from edgesmith.exporters.mil.lint import MENDED
     from edgesmith.exporters.mil.program import SOURCES
 
     model = Model_pb2.Model()
@@ -348,6 +363,8 @@ def _canonical(source: Path, path: Path, request: Request, sources: Mapping[str,
     if request.sequence is not None:
         facts["edgesmith.input.normalised"] = request.sequence.normalised
     facts[SOURCES] = json.dumps(sources)
+    if mended:
+        facts[MENDED] = json.dumps([asdict(one) for one in mended])
     for key, value in facts.items():
         metadata.userDefined[key] = value
     metadata.userDefined.pop("com.github.apple.coremltools.conversion_date", None)
