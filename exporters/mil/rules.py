@@ -819,7 +819,7 @@ def _fp32_interface(view: View) -> Iterator[tuple[Place, str]]:
     why="In Core AI's compiler silu goes through fp32, and tanh is better written with a sigmoid; Core ML's is not"
     " mentioned.",
     source=APPLE_ISSUES,
-    do="Write x * sigmoid(x), and 2 * sigmoid(2 x) - 1, where a compute plan shows the operator elsewhere.",
+    do="Ask a compute plan first; tanh is 2 * sigmoid(2 x) - 1, and coremltools writes x * sigmoid(x) as silu again.",
 )
 def _silu_or_tanh(view: View) -> Iterator[tuple[Place, str]]:
     for operation in view.operations:
