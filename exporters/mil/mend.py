@@ -3,8 +3,8 @@
 The Neural Engine's softmax does not handle infinity (rule `infinite-constant`), a finite mask such as -1e9 becomes
 infinite in fp16 (rule `fp16-overflow`), and coremltools leaves an operator with such a constant in fp32 (rule
 `fp32-computation`). A constant whose values below -65504 can reach nothing but softmaxes is therefore written with
--40000 in their place. The exponential of either is zero beside any score above -39000, so no number changes, but in rows
-that are masked throughout: NaN before, finite now; or, of a finite mask, even before and even up to rounding now.
+-40000 in their place. The exponential of either is zero beside any score above -39000, so no number changes, but in
+rows that are masked throughout: NaN before, finite now; or, of a finite mask, even before and even up to rounding now.
 
 Other findings are not mended, as what would mend them has a price of its own; docs/lint.md says which.
 """
