@@ -323,6 +323,16 @@ def test_states_of_another_kind_are_refused(counter: Evaluator, states: dict[str
         counter.run({"x": torch.ones(2)}, states)
 
 
+def test_a_state_of_open_size_is_refused(counter: Evaluator, tmp_path: Path) -> None:
+    def change(model: Any) -> None:
+        declared = model.mlProgram.functions["main"].inputs[1].type.stateType.wrappedType.tensorType
+        declared.dimensions[0].unknown.SetInParent()
+
+    evaluator = Evaluator(edit(counter.program.path, change))
+    with pytest.raises(Unsupported, match="the state total has no fixed shape"):
+        evaluator.make_states()
+
+
 def test_a_state_is_no_input(counter: Evaluator) -> None:
     with pytest.raises(BadInput, match="has no input 'total'"):
         counter.run({"x": torch.ones(2), "total": torch.ones(2)})
@@ -337,7 +347,7 @@ def test_updating_a_state_in_one_operator() -> None:
         control.write_state(input=state, data=torch.ones(3))
 
 
-# ---------------------------------------------------------------------------------------------- images, labels, functions
+# -------------------------------------------------------------------------------------- images, labels, functions
 
 
 def image_package(mb: Any, path: Path, layout: str, channels: int) -> Path:

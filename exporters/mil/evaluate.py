@@ -263,7 +263,7 @@ class Evaluator:
         else:
             raise BadInput(f"{self._label} takes an input {name!r}, and there is none; give it")
         image = None if feature is None else feature.image
-        value = _pixels(given, image, name) if image is not None else torch.as_tensor(given)
+        value = _pixels(given, image, name) if image is not None else _tensor(given)
         if declared.shape == () and value.numel() == 1:
             value = value.reshape(())
         if not fits(tuple(value.shape), declared.shape):
@@ -416,12 +416,17 @@ def _reads(operation: Operation) -> set[str]:
     return found
 
 
+def _tensor(given: Any) -> Tensor:
+    """Numbers, an array or a tensor as a tensor. Arrays are copied, as torch warns of those that cannot be written."""
+    return torch.as_tensor(np.array(given) if isinstance(given, np.ndarray) else given)
+
+
 def _pixels(given: Any, image: ImageFeature, name: str) -> Tensor:
     """An image as the program takes it: [1, C, H, W], pixel values in the program's layout of channels."""
     gray = image.layout.startswith("GRAYSCALE")
     if hasattr(given, "convert"):  # a PIL image
         given = np.asarray(given if image.layout == "GRAYSCALE_FLOAT16" else given.convert("L" if gray else "RGB"))
-    value = torch.as_tensor(given)
+    value = _tensor(given)
     if value.dim() == 4:
         return value
     channels_last = value.dim() == 3 and value.shape[2] == 3

@@ -118,7 +118,8 @@ class Operation:
         inputs: operands by MIL parameter name. A `const`'s value (`val`) and what older `constexpr` operators keep
             among their attributes are here too.
         attributes: the other attributes.
-        source: the module of the model that it comes from, where the package says so (`SOURCES`).
+        source: the module of the model that it comes from, "" for the model itself, where the package says so
+            (`SOURCES`). An operator that a converter has added, a cast for instance, has that of its first operand.
     """
 
     type: str
@@ -133,8 +134,9 @@ class Operation:
     def site(self) -> str:
         """The operator in words: `conv2d_3 (conv, in stages.0.proj)`, or with its weight where no module is known."""
         weight = self.inputs.get("weight")
-        known = f", in {self.source}" if self.source else f", weight {weight.name}" if isinstance(weight, Ref) else ""
-        return f"{self.name} ({self.type}{known})"
+        if self.source is not None:
+            return f"{self.name} ({self.type}, in {self.source or 'the model itself'})"
+        return f"{self.name} ({self.type}{f', weight {weight.name}' if isinstance(weight, Ref) else ''})"
 
 
 @dataclass(frozen=True)
@@ -476,8 +478,16 @@ class _Reader:
                     " before it makes; the program is damaged"
                 )
         blocks = tuple(self.block(block, known) for block in given.blocks)
-        source = next((self.sources[one] for one in (name, *(o.name for o in outputs)) if one in self.sources), None)
+        source = self.source(name, inputs, outputs)
         return Operation(given.type, name, inputs, outputs, attributes, blocks, source)
+
+    def source(self, name: str, inputs: Mapping[str, Operand], outputs: tuple[Variable, ...]) -> str | None:
+        """Where an operator comes from, kept under its outputs' names for those that read them."""
+        read = [name, *(reference for _, reference in references(inputs))]
+        found = next((self.sources[one] for one in read if one in self.sources), None)
+        if found is not None:
+            self.sources |= {one.name: found for one in outputs if one.name not in self.sources}
+        return found
 
     def operand(self, parameter: str, given: Any) -> Operand:
         found = tuple(
@@ -551,7 +561,7 @@ class _Reader:
             return tuple(self.immediate(one, self.type(one.type)) for one in values)
         if of == "dictionary":
             pairs = given.immediateValue.dictionary.values
-            return {self.immediate(p.key, self.type(p.key.type)): self.constant(p.value).read() for p in pairs}
+            return {self.constant(pair.key).read(): self.constant(pair.value).read() for pair in pairs}
         raise BadInput(f"{self.path.name} has a constant whose value is missing; the program is damaged")
 
     def tensor(self, given: Any, kind: TensorType) -> Any:

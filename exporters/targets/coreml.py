@@ -322,7 +322,11 @@ def _with_modules(program: ExportedProgram) -> ExportedProgram:
 
 
 def _sources(model: Any) -> dict[str, list[str]]:
-    """From modules to the names of the operators made of them. What coremltools added by itself has none."""
+    """From modules ("" for the model itself) to the names of their operators.
+
+    Casts are left out, so that they belong to what they read: coremltools gives its own the place of what reads them,
+    and where a value overflows in a cast, the module that made it is wanted.
+    """
     from coremltools.converters.mil.mil.scope import ScopeSource
 
     found: dict[str, list[str]] = {}
@@ -332,7 +336,7 @@ def _sources(model: Any) -> dict[str, list[str]]:
             for inner in op.blocks:
                 visit(inner)
             (module,) = op.scopes.get(ScopeSource.EXIR_STACK_TRACE) or [None]
-            if module and op.op_type != "const":
+            if module is not None and op.op_type not in ("const", "cast"):
                 found.setdefault(module, []).append(op.name)
 
     for function in model._mil_program.functions.values():

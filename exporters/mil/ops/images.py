@@ -20,8 +20,6 @@ which converters write to survive the rounding down, does not shift it.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -88,8 +86,13 @@ def _nearest(x: Tensor, sizes: list[int], centred: bool) -> Tensor:
 
 
 def _scaled(x: Tensor, height: Tensor | float, width: Tensor | float) -> list[int]:
-    """The last two axes' lengths times their factors, rounded down."""
-    return [math.floor(number(height) * x.shape[-2]), math.floor(number(width) * x.shape[-1])]
+    """The last two axes' lengths times their factors, rounded down.
+
+    The product is taken in fp32 even where the evaluation is in fp64: coremltools declares sizes so, and 5 times the
+    fp32 number 2.6 is 13 there, but less than 13 in exact arithmetic.
+    """
+    factors = (height, x.shape[-2]), (width, x.shape[-1])
+    return [int(torch.floor(torch.as_tensor(factor).float() * size)) for factor, size in factors]
 
 
 @op("upsample_nearest_neighbor")
@@ -348,7 +351,7 @@ def affine(
     lines = []
     for count in (int(number(output_height)), int(number(output_width))):
         i = torch.arange(count, dtype=torch.float64)
-        lines.append((2 * i / max(count - 1, 1) - (count > 1)) if aligned else (2 * i + 1) / count - 1)
+        lines.append((2 * i / max(count - 1, 1) - min(count - 1, 1)) if aligned else (2 * i + 1) / count - 1)
     y, x_line = torch.meshgrid(lines[0], lines[1], indexing="ij")
     grid = torch.stack([x_line, y, torch.ones_like(y)], -1)
     matrix = transform_matrix.double().reshape(-1, 1, 2, 3).expand(len(x), -1, -1, -1)

@@ -78,8 +78,10 @@ def einsum(context: Context, *, values: tuple[Tensor, ...], equation: str) -> Te
     Sizes of 1 broadcast, which `torch.einsum` would do as well, but for the contracted axis.
     """
     x, y = values
-    left, right = (side.strip() for side in equation.split("->")[0].split(","))
-    if len(left) != x.dim() or left[-1] != right[-3]:
+    first, _, third = equation.replace(" ", "").replace("->", ",").partition(",")
+    *batch, c, h, w = list(first if len(first) in (3, 4) else "???")
+    u = third[-1:]
+    if third != "".join([*batch, w, h, u, ",", *batch, c, h, u]) or len({*batch, c, h, w, u}) != x.dim() + 1:
         raise ValueError(f"the equation {equation} is none that MIL has")
     result = product(context, x.transpose(-3, -2), y.transpose(-3, -2))  # [..., H, C, W] @ [..., H, W, U]
     return result.transpose(-3, -2)

@@ -81,11 +81,11 @@ def constexpr_lut_to_dense(
 
 def _looked_up(indices: Tensor, lut: Tensor, vector_axis: Tensor | int | None) -> Tensor:
     entries, width = lut.shape[-2:]
+    if entries <= int(indices.max()):
+        raise ValueError(f"a table of {entries} entries is read at {int(indices.max())}")
     tables = _repeated(lut, indices.shape)  # [*indices.shape, entries, V]
     chosen = indices.long()[..., None, None].expand(*indices.shape, 1, width)
     values = tables.gather(-2, chosen).squeeze(-2)
-    if entries <= int(indices.max()):
-        raise ValueError(f"a table of {entries} entries is read at {int(indices.max())}")
     if width == 1:
         return values.squeeze(-1)
     if vector_axis is None:
