@@ -806,6 +806,7 @@ def _manifest(
             }
             for report in reports
         ],
+        **_mended(backend, file),
         "operators": {
             "captured": count_operators(program.module),
             "rewritten": count_operators(rewritten.module),
@@ -826,6 +827,12 @@ def _manifest(
             "steps": list(steps),
         },
     }
+
+
+def _mended(backend: Target, file: Path) -> dict[str, Any]:
+    """What a target's lowering has mended by itself, where it says so and there is something."""
+    found = backend.mended(file) if hasattr(backend, "mended") else []
+    return {"mended": found} if found else {}
 
 
 def _versions(backend: Target) -> dict[str, str]:

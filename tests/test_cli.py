@@ -46,7 +46,7 @@ def test_commands_that_only_list_import_nothing_heavy(arguments: list[str]) -> N
 def test_help_names_every_command_and_the_exit_codes(edgesmith: Run) -> None:
     result = edgesmith("--help")
     assert result.returncode == 0
-    for word in ("export", "explain", "verify", "models", "targets", "doctor", "verification failed", "--debug"):
+    for word in ("export", "explain", "verify", "lint", "models", "targets", "doctor", "verification", "--debug"):
         assert word in result.stdout
     assert edgesmith().returncode == 0
     assert edgesmith("--version").stdout.startswith("edgesmith 0.")

@@ -176,6 +176,7 @@ class Feature:
         shape: the default shape of an array or state.
         image: what an image has to be like.
         optional: whether a call may leave the input out; `default` then fills it.
+        flexible: "range" or "enumerated" where a call may choose other shapes, None where it may not.
     """
 
     name: str
@@ -184,6 +185,7 @@ class Feature:
     image: ImageFeature | None = None
     optional: bool = False
     default: float | int = 0
+    flexible: str | None = None
 
 
 @dataclass(frozen=True)
@@ -408,17 +410,25 @@ def _feature(feature: Any) -> Feature:
     optional = bool(feature.type.isOptional)
     if of == "imageType":
         layout = given.ColorSpace.Name(given.colorSpace)
-        return Feature(feature.name, "image", image=ImageFeature(layout, given.height, given.width), optional=optional)
+        image = ImageFeature(layout, given.height, given.width)
+        return Feature(feature.name, "image", image=image, optional=optional, flexible=_flexible(given, "Size"))
     if of == "stateType":
         return Feature(feature.name, "state", tuple(given.arrayType.shape))
     if of == "multiArrayType":
         default = given.WhichOneof("defaultOptionalValue")
         value = getattr(given, default) if default else 0
-        return Feature(feature.name, "array", tuple(given.shape), optional=optional, default=value)
+        shape, flexible = tuple(given.shape), _flexible(given, "Shape")
+        return Feature(feature.name, "array", shape, optional=optional, default=value, flexible=flexible)
     kinds = {"stringType": "string", "int64Type": "int64", "doubleType": "double", "dictionaryType": "dictionary"}
     if of not in kinds:
         raise Unsupported(f"the feature {feature.name} is a {of}; edgesmith knows arrays, images, states and labels")
     return Feature(feature.name, kinds[of], optional=optional)
+
+
+def _flexible(given: Any, of: str) -> str | None:
+    """How the shape of a feature may vary."""
+    kind = given.WhichOneof(f"{of}Flexibility")
+    return None if kind is None else "enumerated" if kind.startswith("enumerated") else "range"
 
 
 class _Reader:

@@ -27,6 +27,7 @@ import uuid
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from edgesmith.exporters.mil.program import Operation
     from edgesmith.exporters.mil.report import Report
     from edgesmith.exporters.session import Step
+    from edgesmith.exporters.mil.lint import Mended
 
 name = "coreml"
 suffix = ".mlpackage"
@@ -80,21 +82,19 @@ def lower(program: Program, path: Path, request: Request) -> None:
 
         from edgesmith.exporters.capture import exported
         from edgesmith.exporters.mil.states import keep_states
+        from edgesmith.exporters.mil.mend import mending
 
         target = deployment_target(request.deployment_target)
         _refuse_what_core_ml_lacks(program)
         if request.image_input:
             program = _scale_input(program, request)
         half = request.half
-        states, pipeline = None, ct.PassPipeline.DEFAULT
+        states = None
         if request.keeps_states:
             assert request.streaming is not None
             program, module = keep_states(program, request.streaming["states"], half)
             kept = module.named_buffers(recurse=False)
             states = [ct.StateType(ct.TensorType(shape=tuple(b.shape), dtype=np.float16), name=n) for n, b in kept]
-            # It moves every update to where its value is made, and fails where that is after another update. Here all
-            # updates come last, so there is nothing to move.
-            pipeline.remove_passes({"common::canonicalize_inplace_pattern"})
             converted = exported(program, name, module)
         else:
             converted = exported(program, name)
@@ -103,14 +103,19 @@ def lower(program: Program, path: Path, request: Request) -> None:
         classifier = None if labels is None else ct.ClassifierConfig(list(labels))
         outputs = None if classifier else [ct.TensorType(name=n, dtype=np.float32) for n in program.output_names]
         scratch = path.with_name(f"raw-{path.name}")
-        with _own_lowerings(half):
+        with _own_lowerings(half), mending() as mends:
+            passes = mends.pipeline if half else ct.PassPipeline()
+            if states is not None:
+                # It moves every update to where its value is made, and fails where that is after another update. Here
+                # all updates come last, so there is nothing to move.
+                passes.remove_passes({"common::canonicalize_inplace_pattern"})
             try:
                 model = ct.convert(
                     _with_modules(converted),
                     inputs=inputs,
                     outputs=outputs,
                     states=states,
-                    pass_pipeline=pipeline,
+                    pass_pipeline=passes,
                     classifier_config=classifier,
                     convert_to="mlprogram",
                     minimum_deployment_target=target,
@@ -125,7 +130,7 @@ def lower(program: Program, path: Path, request: Request) -> None:
                 if line and line[0].startswith("filesystem error"):  # how the native part says that a disk is full
                     raise OSError(errno.EIO, "the package could not be written; is the disk full?") from error
                 raise Unsupported(f"Core ML cannot express this model: {line[0] if line else error!r}") from error
-    _canonical(scratch, path, request, _sources(model))
+    _canonical(scratch, path, request, _sources(model), mends.done)
     shutil.rmtree(scratch)
     _check_names(path, program, classifier=request.labels is not None)
 
@@ -139,6 +144,14 @@ def count_operators(path: Path) -> dict[str, int]:
     """Operators of the main function by type, those inside loops too, constants left out."""
     counts = Counter(op.type for op in _operations(_main_block(path)))
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def mended(path: Path) -> list[dict[str, str]]:
+    """What of the Neural Engine's rules the lowering has mended: rule, operator's name, change in words."""
+    from edgesmith.exporters.mil.lint import mended_in
+    from edgesmith.exporters.mil.program import load
+
+    return [asdict(one) for one in mended_in(load(path))]
 
 
 def largest_rank(path: Path) -> int:
@@ -496,11 +509,14 @@ def _sources(model: Any) -> dict[str, list[str]]:
     return found
 
 
-def _canonical(source: Path, path: Path, request: Request, sources: Mapping[str, list[str]]) -> None:
+def _canonical(
+    source: Path, path: Path, request: Request, sources: Mapping[str, list[str]], mended: Sequence[Mended]
+) -> None:
     """Copy a package, described, and the same bytes for the same model."""
     from coremltools.proto import Model_pb2
 
     from edgesmith import __version__
+    from edgesmith.exporters.mil.lint import MENDED
     from edgesmith.exporters.mil.program import SOURCES
 
     model = Model_pb2.Model()
@@ -516,6 +532,8 @@ def _canonical(source: Path, path: Path, request: Request, sources: Mapping[str,
     if request.sequence is not None:
         facts["edgesmith.input.normalised"] = request.sequence.normalised
     facts[SOURCES] = json.dumps(sources)
+    if mended:
+        facts[MENDED] = json.dumps([asdict(one) for one in mended])
     for key, value in facts.items():
         metadata.userDefined[key] = value
     metadata.userDefined.pop("com.github.apple.coremltools.conversion_date", None)

@@ -5,6 +5,7 @@
     artifact = edgesmith.export(module, target="onnx", inputs=(x,))
     edgesmith.verify(artifact.path)
     edgesmith.layers(artifact.path)                          what each operator's precision costs
+    edgesmith.lint(artifact.path)                            of a Core ML artifact, or any .mlpackage
     session = edgesmith.StreamingSession(artifact.path)      of a --streaming artifact
 
 Importing the package imports none of the heavy ones; the first call does.
@@ -17,16 +18,18 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from edgesmith.exporters.mil.lint import lint
     from edgesmith.exporters.pipeline import explain, export
     from edgesmith.exporters.pipeline import verify_artifact as verify
     from edgesmith.exporters.pipeline import verify_layers as layers
     from edgesmith.exporters.session import StreamingSession
 
-__all__ = ["StreamingSession", "__version__", "explain", "export", "layers", "verify"]
+__all__ = ["StreamingSession", "__version__", "explain", "export", "layers", "lint", "verify"]
 
 _LAZY = {
     "export": ("pipeline", "export"),
     "explain": ("pipeline", "explain"),
+    "lint": ("mil.lint", "lint"),
     "verify": ("pipeline", "verify_artifact"),
     "layers": ("pipeline", "verify_layers"),
     "StreamingSession": ("session", "StreamingSession"),

@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Never
 import typer
 
 from edgesmith import __version__
-from edgesmith.errors import BackendMissing, BadInput, EdgesmithError
+from edgesmith.errors import BackendMissing, BadInput, EdgesmithError, VerificationFailed
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from edgesmith.exporters.artifact import Artifact
+    from edgesmith.exporters.mil.lint import Report
     from edgesmith.exporters.rewrite import RewriteReport
     from edgesmith.exporters.targets import Target
 
@@ -215,6 +216,31 @@ def verify(
     _print(table)
     if layers:
         _print(_layers_table(operators))
+
+
+@app.command()
+def lint(
+    artifact: Annotated[
+        Path, typer.Argument(help="A Core ML artifact's folder, or any .mlpackage.", show_default=False)
+    ],
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 3 where there are errors or warnings; notes pass.")
+    ] = False,
+    every: Annotated[bool, typer.Option("--all", help="A line for each place, not for each kind of place.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Check a Core ML package against what is published about the Neural Engine."""
+    with _stages() as watch:
+        with watch("import"):
+            from edgesmith.exporters.mil.lint import lint as check
+        with watch("lint"):
+            report = check(artifact)
+    if as_json:
+        print(json.dumps(report.as_json(), indent=2, ensure_ascii=False))
+    else:
+        _print_lint(report, every)
+    if strict and not report.passes:
+        raise typer.Exit(VerificationFailed.exit_code)
 
 
 @app.command()
@@ -460,6 +486,40 @@ def _explain_table(report: RewriteReport) -> Table:
     return table
 
 
+def _print_lint(report: Report, every: bool) -> None:
+    """A table for each severity, what was mended, the rules that were broken, and a line that sums up."""
+    from edgesmith.exporters.mil.lint import group, label
+
+    for severity, count in report.counts.items():
+        found = group([finding for finding in report.findings if finding.severity == severity])
+        if not found:
+            continue
+        table = _table(f"{severity}s: {count}", "rule", "operators", "at" if every else "first at", "found")
+        for one in found:
+            kinds = ", ".join(f"{kind} {number}" for kind, number in one.operators.items())
+            others = f" (and {one.facts - 1} other facts)" if one.facts > 1 else ""
+            for finding in one.findings if every else one.findings[:1]:
+                row = (finding.operator, finding.place, finding.fact)
+                table.add_row(one.rule, *(row if every else (kinds, finding.place, finding.fact + others)))
+        _print(table)
+    if report.mended:
+        table = _table("mended while lowering", "rule", "at", "change")
+        for mended in report.mended:
+            table.add_row(mended.rule, mended.name, mended.change)
+        _print(table)
+    if report.rules:
+        table = _table("rules", "rule", "why", "what to do", "source")
+        for rule in report.rules:
+            table.add_row(rule.name, rule.why, rule.do, "\n".join(map(label, rule.sources)))
+        _print(table)
+    counts = ", ".join(f"{count} {severity}{'s' * (count != 1)}" for severity, count in report.counts.items())
+    own, padded = report.bytes / 2**20, report.padded_bytes / 2**20
+    print(
+        f"{report.path.name}: {counts} in {report.operators} operators. All values take {own:.1f} MiB, with their last"
+        f" axes padded {padded:.1f} MiB. This reads the program; where it runs, a compute plan on the device says."
+    )
+
+
 def _export_table(artifact: Artifact) -> Table:
     manifest = artifact.manifest
     shapes = ", ".join(f"{i['name']} {'x'.join(map(str, i['shape']))}" for i in manifest["model"]["inputs"])
@@ -477,6 +537,8 @@ def _export_table(artifact: Artifact) -> Table:
         if report["rejected"]:
             line += f", rejected {len(report['rejected'])} (first: {report['rejected'][0]['reason']})"
         table.add_row(report["name"], line)
+    if "mended" in manifest:
+        table.add_row("mended", "\n".join(f"{one['name']}: {one['change']}" for one in manifest["mended"]))
     counts = manifest["operators"]
     table.add_row("operators", " -> ".join(f"{stage} {sum(c.values())}" for stage, c in counts.items()))
     for stage, found in counts.items():

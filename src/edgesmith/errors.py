@@ -4,7 +4,7 @@ code  raised as            when
 0                          the artifact was published, or every check passed
 1     (anything else)      a bug in edgesmith; `--debug` shows where
 2     BadInput             a name, option, checkpoint or model that cannot be used
-3     VerificationFailed   numbers part from PyTorch's beyond the threshold; nothing is published
+3     VerificationFailed   numbers part from PyTorch's beyond the threshold; nothing is published. Also lint --strict
 4     BackendMissing       the target's packages are not installed, or cannot work on this machine
 5     OutputError          the output folder cannot be written
 6     Unsupported          the model cannot be captured, or the target refuses one of its operators

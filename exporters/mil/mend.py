@@ -1,0 +1,124 @@
+"""What the Core ML lowering mends of the lint's findings: masks of minus infinity, in half precision.
+
+The Neural Engine's softmax does not handle infinity (rule `infinite-constant`), a finite mask such as -1e9 becomes
+infinite in fp16 (rule `fp16-overflow`), and coremltools leaves an operator with such a constant in fp32 (rule
+`fp32-computation`). A constant whose values below -65504 can reach nothing but softmaxes is therefore written with
+-40000 in their place. The exponential of either is zero beside any score above -39000, so no number changes, but in
+rows that are masked throughout: NaN before, finite now; or, of a finite mask, even before and even up to rounding now.
+
+Other findings are not mended, as what would mend them has a price of its own; docs/lint.md says which.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from edgesmith.exporters.mil.lint import Mended
+from edgesmith.exporters.mil.rules import HALF_MAX, MASK
+
+_PASS = "edgesmith::mend_masks"  # noqa: S105 - a graph pass, no password
+_BEFORE = "common::add_fp16_cast"
+_VIEWS = frozenset({"reshape", "transpose", "expand_dims", "squeeze", "slice_by_index", "slice_by_size", "identity"})
+_JOINING = {"add": ("x", "y"), "select": ("a", "b")}
+"""Operators that put a mask onto scores, and the parameters that the mask may be."""
+
+
+@dataclass
+class Mending:
+    """A conversion that mends: coremltools' passes with ours among them, and what it has done."""
+
+    pipeline: Any
+    done: list[Mended] = field(default_factory=list)
+
+
+@contextlib.contextmanager
+def mending() -> Iterator[Mending]:
+    """Have masks mended by a conversion to half precision that is given `pipeline`."""
+    import coremltools as ct
+    from coremltools.converters.mil.mil.passes.graph_pass import AbstractGraphPass
+    from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
+
+    done: list[Mended] = []
+
+    class MendMasks(AbstractGraphPass):  # type: ignore[misc]
+        """Write -40000 into masks."""
+
+        def apply(self, prog: Any) -> None:
+            for function in prog.functions.values():
+                done.extend(_mend_block(function))
+
+    PASS_REGISTRY.passes[_PASS] = MendMasks
+    try:
+        pipeline = ct.PassPipeline()
+        pipeline.insert_pass(pipeline.passes.index(_BEFORE), _PASS)
+        yield Mending(pipeline, done)
+    finally:
+        del PASS_REGISTRY.passes[_PASS]
+
+
+def _mend_block(block: Any) -> Iterator[Mended]:
+    """Mend the constants of a block and of those inside it."""
+    from coremltools.converters.mil import Builder as mb
+
+    for op in list(block.operations):
+        for inner in op.blocks:
+            yield from _mend_block(inner)
+        if op.op_type != "const" or not _is_mask(op.val.val) or not _only_masks(op.outputs[0]):
+            continue
+        mask, value = op.outputs[0], np.asarray(op.val.val)
+        readers = [child.name for child in mask.child_ops]
+        low = value < -HALF_MAX
+        with block:
+            mended = mb.const(val=np.where(low, value.dtype.type(MASK), value), before_op=op)
+        block.replace_uses_of_var_after_op(anchor_op=op, old_var=mask, new_var=mended)
+        block.remove_ops([op])
+        infinite = bool(np.isneginf(value).any())
+        rule, before = ("infinite-constant", "-inf") if infinite else ("fp16-overflow", f"{value[low].min():.3g}")
+        many = f"{low.sum()} of {value.size} values" if value.size > 1 else "a value"
+        for name in readers:
+            yield Mended(rule, name, f"{many} of {before} in a mask became {MASK:.0f}")
+
+
+def _is_mask(value: Any) -> bool:
+    """Whether a constant has values that fp16 lacks, all of them far below zero."""
+    array = np.asarray(value)
+    if array.dtype.kind != "f" or np.isnan(array).any() or (array > HALF_MAX).any():
+        return False
+    return bool((array < -HALF_MAX).any())
+
+
+def _only_masks(mask: Any) -> bool:
+    """Whether all that reads a constant takes it as a mask of a softmax."""
+    if not mask.child_ops or mask in mask.op.enclosing_block.outputs:
+        return False
+    return all(_takes_mask(op, mask) for op in mask.child_ops)
+
+
+def _takes_mask(op: Any, mask: Any) -> bool:
+    if op.op_type == "scaled_dot_product_attention":
+        return op.attn_mask is mask and mask not in (op.query, op.key, op.value)
+    return _joins(op, mask) and _reaches_softmax(op.outputs[0])
+
+
+def _joins(op: Any, value: Any) -> bool:
+    """Whether an operator puts a value onto another one: a sum, or a choice between the two."""
+    parameters = _JOINING.get(op.op_type, ())
+    return [op.inputs[name] is value for name in parameters].count(True) == 1
+
+
+def _reaches_softmax(value: Any) -> bool:
+    """Whether a value is read, and by nothing but softmaxes, maybe after further masks and changes of shape."""
+    if not value.child_ops or value in value.op.enclosing_block.outputs:
+        return False
+    for op in value.child_ops:
+        if op.op_type == "softmax":
+            continue
+        onwards = (op.op_type in _VIEWS and op.inputs["x"] is value) or _joins(op, value)
+        if not onwards or not _reaches_softmax(op.outputs[0]):
+            return False
+    return True
