@@ -40,10 +40,10 @@ if TYPE_CHECKING:
 
     from edgesmith.exporters.capture import Program
     from edgesmith.exporters.mil.evaluate import Evaluator
+    from edgesmith.exporters.mil.lint import Mended
     from edgesmith.exporters.mil.program import Operation
     from edgesmith.exporters.mil.report import Report
     from edgesmith.exporters.session import Step
-    from edgesmith.exporters.mil.lint import Mended
 
 name = "coreml"
 suffix = ".mlpackage"
@@ -81,8 +81,8 @@ def lower(program: Program, path: Path, request: Request) -> None:
         import numpy as np
 
         from edgesmith.exporters.capture import exported
-        from edgesmith.exporters.mil.states import keep_states
         from edgesmith.exporters.mil.mend import mending
+        from edgesmith.exporters.mil.states import keep_states
 
         target = deployment_target(request.deployment_target)
         _refuse_what_core_ml_lacks(program)
