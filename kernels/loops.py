@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -123,8 +123,9 @@ def torch_loop(
         return i + 1, state, result.index_put((place,), value.unsqueeze(0))
 
     first = torch.zeros((), dtype=torch.int64)
-    _, _, result = while_loop_op(unfinished, body, (first, state, result), (sequence, *constants))
-    return result
+    loop: Any = while_loop_op  # its stubs want a single carried value
+    _, _, filled = loop(unfinished, body, (first, state, result), (sequence, *constants))
+    return cast("Tensor", filled)
 
 
 def coreml_loop(

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import importlib
 import importlib.metadata
@@ -21,6 +22,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import sys
 import tempfile
 import threading
@@ -46,8 +48,10 @@ ENTRY = "main"
 VALUES = "edgesmith.values"
 """The metadata's entry that says which value of the model each operator computes."""
 
+_OVERHEAD = 2**20  # a program without its weights, generously
 _VALUE_OF = "edgesmith_value"  # in `meta["custom"]` of torch's nodes, which survives decomposition
 _INDEX = re.compile(r'"op_id": \{type = "coreai", value = (\d+)')
+_LABEL = re.compile(f'"{_VALUE_OF}": "([^"]+)"')
 _RESOURCE = re.compile(rb"resource_\d+")
 
 
@@ -90,14 +94,13 @@ def convert(program: ExportedProgram, input_names: Sequence[str], output_names: 
         table = _get("coreai_torch", "get_decomp_table")()
         _label_values(program)
         decomposed = program.run_decompositions(table)
-        values: dict[int, str] = {}
 
         class Converter(converter_type):  # type: ignore[misc, valid-type]
-            """Notes, before the converter rewrites the program, which operator computes which value."""
+            """Notes at each operator, before the converter rewrites the program, which value it computes."""
 
             def _get_graph_op(self, *args: Any, **kwargs: Any) -> Any:
                 graph = super()._get_graph_op(*args, **kwargs)
-                values.update(_values_by_index(decomposed, self._values_map))
+                _label_operators(decomposed, self._values_map)
                 return graph
 
         converter = Converter(mode=converter_type.Mode.RELEASE)
@@ -111,13 +114,21 @@ def convert(program: ExportedProgram, input_names: Sequence[str], output_names: 
         except Exception as error:  # ValueError, RuntimeError, KeyError, NotImplementedError, MLIRError alike
             raise Unsupported(f"Core AI cannot express this model: {_first_line(error)}") from error
         _name_composites(converted)
-    return converted, values
+        return converted, _take_labels(converted)
 
 
-def save(converted: Any, folder: Path, values: Mapping[int, str], facts: Mapping[str, Any], licence: str = "") -> None:
+def save(
+    converted: Any,
+    folder: Path,
+    size: int,
+    values: Mapping[int, str],
+    facts: Mapping[str, Any],
+    licence: str = "",
+) -> None:
     """Write what `convert` made as an asset, a folder that is called `.aimodel`.
 
     Args:
+        size: of the weights in bytes; where there is less room, OSError says so.
         values: of `convert`.
         facts: what the metadata say beside.
         licence: of the model.
@@ -129,6 +140,7 @@ def save(converted: Any, folder: Path, values: Mapping[int, str], facts: Mapping
             metadata.set_custom(key, value)
         metadata.set_custom(VALUES, {str(index): value for index, value in values.items()})
 
+    _need_room(folder.parent, size)
     with _quiet(), tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         made = Path(scratch) / "made.aimodel"
         try:
@@ -196,14 +208,15 @@ def with_outputs(folder: Path, names: Sequence[str], result: Path) -> list[str]:
     """
     program = _program(folder)
     main = _main(program, folder)
-    labels = _asset(folder).metadata.custom_metadata.get(VALUES, {})
+    metadata = json.loads((folder / METADATA).read_text(encoding="utf-8"))
+    labels = metadata.get("creatorDefinedMetadata", {}).get(VALUES, {})
     wanted = {int(index): name for index, name in labels.items() if name in set(names)}
     found: dict[str, Any] = {}
     for op in main.bodyRegion.blocks[0].operations:
         index = _INDEX.search(str(op.location))
-        if index and int(index[1]) in wanted and len(op.results) == 1 and _own_name(op.name) not in _SILENT:
+        if index and int(index[1]) in wanted:
             found[wanted[int(index[1])]] = op.results[0]
-    with _quiet(), program._module._context:
+    with _quiet(), program._module._context, main.location:
         outputs = OrderedDict(main.outputs_spec)
         added = {name: value for name, value in found.items() if name not in outputs}
         main.outputs_spec = [*outputs.items(), *added.items()]
@@ -236,6 +249,8 @@ class Session:
         self._types = [described.input_descriptor(name).dtype for name in self.inputs]
 
     async def _load(self, folder: Path) -> Any:
+        if (folder / PROGRAM).is_file():
+            _need_room(Path(tempfile.gettempdir()), (folder / PROGRAM).stat().st_size)
         try:
             model = await self._model.enter_async_context(_asset(folder).executable())
             return model.load_function(ENTRY)
@@ -275,6 +290,15 @@ class Session:
         self.close()
 
 
+def _need_room(folder: Path, size: int) -> None:
+    """Raise OSError where a folder has no room for a program of about so many bytes.
+
+    The packages' native part ends the process when a disk is full, so it must be asked before.
+    """
+    if shutil.disk_usage(folder).free < 1.1 * size + _OVERHEAD:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+
+
 def _label_values(program: ExportedProgram) -> None:
     """Write each node's name where decompositions keep it for what they make of the node."""
     for node in program.graph.nodes:
@@ -282,20 +306,68 @@ def _label_values(program: ExportedProgram) -> None:
             node.meta["custom"] = {**node.meta.get("custom", {}), _VALUE_OF: node.name}
 
 
-def _values_by_index(program: ExportedProgram, computed: Mapping[str, Any]) -> dict[int, str]:
-    """From the number of the operator that computes it to the name of a value, by the converter's map of values."""
+def _label_operators(program: ExportedProgram, computed: Mapping[str, Any]) -> None:
+    """Write the names of values into the locations of the operators that compute them.
+
+    The rewrite that ends a conversion numbers operators anew, and keeps what else locations say.
+
+    Args:
+        computed: the converter's values by the names of the program's nodes.
+    """
+    string = _get("coreai._compiler.ir", "StringAttr")
+    metadata = _get("coreai._compiler.dialects.debuginfo.attrs", "metadata_attr")
     last: dict[str, str] = {}  # of the nodes that a value's decomposition has, the last one is the value
     for node in program.graph.nodes:
         label = node.meta.get("custom", {}).get(_VALUE_OF)
         if node.op == "call_function" and label is not None:
             last[label] = node.name
-    found = {}
     for label, name in last.items():
-        owner = getattr(computed.get(name), "owner", None)
-        index = _INDEX.search(str(getattr(owner, "location", "")))
-        if index:
-            found[int(index[1])] = label
+        op = getattr(computed.get(name), "owner", None)
+        if hasattr(op, "results") and len(op.results) == 1:
+            context = op.location.context
+            note = metadata(_VALUE_OF, data=string.get(label, context=context), context=context)
+            _locate(op, op.location, note)
+
+
+def _take_labels(program: Any) -> dict[int, str]:
+    """Names of values by the numbers of the operators that compute them; no location has them any more.
+
+    A file whose locations say more than numbers is one that the runtime does not survive.
+    """
+    location, string = _get("coreai._compiler.ir", "Location"), _get("coreai._compiler.ir", "DictAttr")
+    attribute = _get("coreai._compiler.ir", "Attribute")
+    metadata = _get("coreai._compiler.dialects.debuginfo.attrs", "metadata_attr")
+    found: dict[int, str] = {}
+    with program._module._context as context:
+        for op in _walk(program._module._body):
+            said = str(op.location)
+            if _VALUE_OF not in said:
+                continue
+            numbers, names = _INDEX.findall(said), _LABEL.findall(said)
+            if numbers and names:
+                found[int(numbers[-1])] = names[-1]
+            number = attribute.parse(f"{numbers[-1] if numbers else 0} : ui64")
+            data = string.get({"type": attribute.parse('"coreai"'), "value": number})
+            _locate(op, location.file("-", 0, 0), metadata("op_id", data=data, context=context))
     return found
+
+
+def _locate(op: Any, source: Any, note: Any) -> None:
+    """Give an operator a location that says `note`."""
+    unit = _get("coreai._compiler.ir", "UnitAttr")
+    make = _get("coreai._compiler.dialects.debuginfo.attrs", "location_attr")
+    context = op.location.context
+    place = make(src=source, scope=unit.get(context=context), metadata=[note], context=context)
+    _get("coreai._compiler._mlir_libs._coreaiIR._bindings.mlir", "set_op_location")(op, place)
+
+
+def _walk(block: Any) -> Iterator[Any]:
+    """The operators of a block and of all regions in it."""
+    for op in block.operations:
+        yield op
+        for region in op.regions:
+            for inner in region.blocks:
+                yield from _walk(inner)
 
 
 def _name_composites(program: Any) -> None:
@@ -310,17 +382,10 @@ def _name_composites(program: Any) -> None:
                 renamed[_symbol(graph)] = f"{kind}_{counts[kind]}"
                 graph.attributes["sym_name"] = string.get(renamed[_symbol(graph)])
                 counts[kind] += 1
-
-        def rename(block: Any) -> None:
-            for op in block.operations:
-                if _own_name(op.name) == "invoke" and _callee(op) in renamed:
-                    callee = f"#param.constant<@{renamed[_callee(op)]}> : !param.symbol"
-                    op.attributes["callee"] = attribute.parse(callee)
-                for region in op.regions:
-                    for inner in region.blocks:
-                        rename(inner)
-
-        rename(program._module._body)
+        for op in _walk(program._module._body):
+            if _own_name(op.name) == "invoke" and _callee(op) in renamed:
+                callee = f"#param.constant<@{renamed[_callee(op)]}> : !param.symbol"
+                op.attributes["callee"] = attribute.parse(callee)
 
 
 def _graphs(program: Any) -> Iterator[Any]:
@@ -397,6 +462,8 @@ def _steady(program: bytes) -> bytes:
     try:
         if program[:4] != b"ML\xefR":
             raise ValueError("another magic number")
+        if _VALUE_OF.encode() in program:
+            raise ValueError("locations keep what is taken from them")
         start = program.index(b"\0", _varint(program, 4)[1]) + 1
         head, sections = program[:start], []
         while start < len(program):

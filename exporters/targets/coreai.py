@@ -50,8 +50,10 @@ def lower(program: Program, path: Path, request: Request) -> None:
     """Write the program as an `.aimodel`."""
     adapter.require()
     _refuse_what_core_ai_lacks(program)
-    converted, values = adapter.convert(_typed(program, request.precision), program.input_names, program.output_names)
-    adapter.save(converted, path, values, _facts(request), request.licence)
+    ready = _typed(program, request.precision)
+    size = sum(value.nbytes for value in (*ready.state_dict.values(), *ready.tensor_constants.values()))
+    converted, values = adapter.convert(ready, program.input_names, program.output_names)
+    adapter.save(converted, path, size, values, _facts(request), request.licence)
 
 
 def check(path: Path) -> None:
