@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib.metadata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -103,7 +103,7 @@ def export(
         labels: class names; a Core ML artifact becomes a classifier, which returns probabilities.
         image_input: take an image (Core ML); mean and deviation are folded in.
         streaming: one step of a sequence model instead of the whole sequence: a frame and states in, a prediction and
-            the next states out (onnx; see streaming.py and session.py).
+            the next states out (onnx, coreai; see streaming.py and session.py).
         deployment_target: oldest system to run on (Core ML), such as `iOS17`.
         device: a name from `profiles/`; it must take the target, and a system newer than the default that all such
             devices have becomes the deployment target.
@@ -196,7 +196,8 @@ def export(
             if step is None:
                 steps.append(_check_file(backend, file, rewritten, reference, given, rule))
             else:
-                steps.append(_check_step("file", describe(step), open_step(file), reference, given, rule))
+                with _opened(backend, file) as call:
+                    steps.append(_check_step("file", describe(step), call, reference, given, rule))
         with watch("publish"):
             artifacts.write_reference(folder, reference, program.inputs)
             manifest = _manifest(
@@ -249,7 +250,8 @@ def verify_artifact(path: str | Path, watch: Watch = silent) -> tuple[Artifact, 
         if streaming is None:
             steps.append(_check_file(backend, artifact.file, None, reference, given, rule))
         else:
-            steps.append(_check_step("file", streaming, open_step(artifact.file), reference, given, rule))
+            with _opened(backend, artifact.file) as call:
+                steps.append(_check_step("file", streaming, call, reference, given, rule))
     return artifact, steps
 
 
@@ -342,7 +344,8 @@ def _checked_options(
     for option, is_given in given.items():
         if is_given and option not in backend.options:
             have = [t.name for t in targets.all_targets().values() if option in t.options]
-            raise BadInput(f"target {backend.name} has no --{option.replace('_', '-')}; {', '.join(have)} does")
+            does = f"{have[0]} does" if len(have) == 1 else f"{', '.join(have)} do"
+            raise BadInput(f"target {backend.name} has no --{option.replace('_', '-')}; {does}")
     if batch < 1:
         raise BadInput(f"--batch must be 1 or more, got {batch}")
     if dynamic_batch and not backend.dynamic_batch:
@@ -594,6 +597,16 @@ def _eager_step(step: StepProgram) -> Call:
         return _arrays(run(step.program, [torch.from_numpy(value) for value in values]))
 
     return call
+
+
+@contextlib.contextmanager
+def _opened(backend: Target, file: Path) -> Iterator[Call]:
+    """One step of a file, in the runtime of a target that has an `open_step` of its own, or else in ONNX Runtime."""
+    call: Call = getattr(backend, "open_step", open_step)(file)
+    try:
+        yield call
+    finally:
+        getattr(call, "close", lambda: None)()
 
 
 def _check_step(

@@ -189,7 +189,11 @@ REFUSED = {
         if case not in ("an unused input", "integers", "own casts")
         for precision in ("fp32", "fp16")
     },
-    "coreai": set(),
+    "coreai": {
+        (case, precision)
+        for case in ("identity", "input and result", "parameter and result", "the same twice")
+        for precision in ("fp32", "fp16")
+    },
 }
 
 

@@ -452,5 +452,5 @@ def test_spikes_in_half_precision_are_refused_with_what_to_do(tmp_path: Path) ->
 
 
 def test_targets_without_streaming_say_which_has_it(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="target coreml has no --streaming; onnx does"):
+    with pytest.raises(BadInput, match="target coreml has no --streaming; coreai, onnx do"):
         edgesmith.export("lmuformer", "coreml", streaming=True, out=tmp_path)

@@ -33,12 +33,11 @@ from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgesmith.errors import BackendMissing, Unsupported
+from edgesmith.errors import BackendMissing, BadInput, Unsupported
 
 if TYPE_CHECKING:
     import numpy as np
     from torch.export import ExportedProgram
-    from torch.fx import Node
 
 TESTED = {"coreai-torch": "0.4.3", "coreai-core": "1.0.0b3"}
 """The distributions that this file was written for, and their versions."""
@@ -249,7 +248,8 @@ class Session:
         described = self._function.desc
         self.inputs = list(described.input_names)
         self.outputs = list(described.output_names)
-        self._types = [described.input_descriptor(name).dtype for name in self.inputs]
+        descriptors = [described.input_descriptor(name) for name in self.inputs]
+        self._types = [(descriptor.dtype, tuple(descriptor.shape)) for descriptor in descriptors]
 
     async def _load(self, folder: Path) -> Any:
         if (folder / PROGRAM).is_file():
@@ -268,8 +268,11 @@ class Session:
         import numpy as np
 
         array_type = _get("coreai.runtime", "NDArray")
-        triples = zip(self.inputs, values, self._types, strict=True)
-        feeds = {name: array_type(np.ascontiguousarray(value, dtype=kind)) for name, value, kind in triples}
+        feeds = {}
+        for name, value, (kind, shape) in zip(self.inputs, values, self._types, strict=True):
+            if value.shape != shape:  # which the runtime itself would not survive
+                raise BadInput(f"{name} must have shape {list(shape)}, got {list(value.shape)}")
+            feeds[name] = array_type(np.array(value, dtype=kind, order="C"))
         try:
             results = self._wait(self._function(feeds))
         except Exception as error:
@@ -302,7 +305,7 @@ def _need_room(folder: Path, size: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
 
 
-def _group_norm(values: Mapping[str, Any], node: Node, location: Any) -> list[Any]:
+def _group_norm(values: Mapping[str, Any], node: Any, location: Any) -> list[Any]:
     """The composite for group norms, over a body that sums in two steps: first each channel, then the channels.
 
     The converter's own body sums a whole group at once, 65536 numbers one after the other in the runtime on Linux,
@@ -310,7 +313,7 @@ def _group_norm(values: Mapping[str, Any], node: Node, location: Any) -> list[An
     """
     import numpy as np
 
-    core = importlib.import_module("coreai._compiler.dialects.coreai")
+    core: Any = importlib.import_module("coreai._compiler.dialects.coreai")
     declare = _get("coreai_torch", "generate_composite_decl")
     given, weight, bias, _, channels, _, groups, eps = node.args
     x = values[str(given)]
@@ -364,7 +367,7 @@ def _label_operators(program: ExportedProgram, computed: Mapping[str, Any]) -> N
         if node.op == "call_function" and label is not None:
             last[label] = node.name
     for label, name in last.items():
-        op = getattr(computed.get(name), "owner", None)
+        op: Any = getattr(computed.get(name), "owner", None)
         if hasattr(op, "results") and len(op.results) == 1:
             context = op.location.context
             note = metadata(_VALUE_OF, data=string.get(label, context=context), context=context)

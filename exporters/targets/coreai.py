@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +28,7 @@ name = "coreai"
 suffix = ".aimodel"
 description = "Core AI, for iPhone, iPad and Mac from iOS 27 and macOS 27 on"
 precisions = ("fp32", "fp16")
-options: frozenset[str] = frozenset({"labels"})
+options: frozenset[str] = frozenset({"labels", "streaming"})
 packages = ("coreai_torch",)  # which asks for the one coreai-core that it goes with
 extra = "coreai"
 runtime = f"Core AI of coreai-core {adapter.TESTED['coreai-core']}, CPU"
@@ -94,10 +94,10 @@ def intermediate(path: Path, names: Sequence[str], inputs: Sequence[np.ndarray])
     return {name: values[name].astype(np.float32) for name in returned}
 
 
-def open_step(path: Path) -> Callable[[Sequence[np.ndarray]], Sequence[np.ndarray]]:
+def open_step(path: Path) -> adapter.Session:
     """A function that runs the file once: the values of all inputs, in order, to those of all outputs.
 
-    The runtime stays loaded for as long as the function is kept.
+    The runtime stays loaded until the function's `close` is called.
     """
     return adapter.Session(path)
 
