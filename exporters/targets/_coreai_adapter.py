@@ -255,7 +255,7 @@ class Session:
         if (folder / PROGRAM).is_file():
             _need_room(Path(tempfile.gettempdir()), (folder / PROGRAM).stat().st_size)
         try:
-            model = await self._model.enter_async_context(_asset(folder).executable())
+            model = await self._model.enter_async_context(_readable(folder).executable())
             return model.load_function(ENTRY)
         except Exception as error:  # RuntimeError, KeyError and what the native part raises
             raise Unsupported(f"Core AI does not load {folder.name}: {_first_line(error)}") from error
@@ -465,7 +465,7 @@ def _own_name(name: str) -> str:
 
 def _program(folder: Path) -> Any:
     """The program in a folder."""
-    asset = _asset(folder)
+    asset = _readable(folder)
     with _quiet():
         try:
             return asset.program
@@ -473,11 +473,13 @@ def _program(folder: Path) -> Any:
             raise _unreadable(folder, error) from error
 
 
-def _asset(folder: Path) -> Any:
+def _readable(folder: Path) -> Any:
+    """The asset in a folder. The packages' native part ends the process over what is no bytecode."""
     kind = _get("coreai.authoring.asset", "AIModelAsset")
     try:
+        _sections((folder / PROGRAM).read_bytes())
         return kind.load(folder)
-    except Exception as error:  # RuntimeError, and what the native part raises
+    except Exception as error:  # OSError, ValueError, IndexError, RuntimeError
         raise _unreadable(folder, error) from error
 
 
@@ -498,27 +500,13 @@ def _main(program: Any, folder: Path) -> Any:
 def _steady(program: bytes) -> bytes:
     """Bytecode with its resources numbered in their order, instead of by a hash that differs from run to run.
 
-    The file is magic number, version, producer and sections; a section is an identifier, whose highest bit says that
-    an alignment follows, its length, and its content. The strings are one section, after which nothing is aligned.
-
     Raises:
-        Unsupported: the bytecode is not of that form.
+        Unsupported: the bytecode is not of the form that `_sections` reads, with nothing aligned after the strings.
     """
     try:
-        if program[:4] != b"ML\xefR":
-            raise ValueError("another magic number")
         if _VALUE_OF.encode() in program:
             raise ValueError("locations keep what is taken from them")
-        start = program.index(b"\0", _varint(program, 4)[1]) + 1
-        head, sections = program[:start], []
-        while start < len(program):
-            begin, identifier = start, program[start]
-            length, start = _varint(program, start + 1)
-            if identifier & 0x80:
-                alignment, start = _varint(program, start)
-                start += -start % alignment
-            sections.append((identifier, program[begin:start], program[start : start + length]))
-            start += length
+        head, sections = _sections(program)
         position = [identifier & 0x7F for identifier, _, _ in sections].index(0)
         if any(identifier & 0x80 for identifier, _, _ in sections[position:]):
             raise ValueError("aligned sections after the strings")
@@ -527,6 +515,32 @@ def _steady(program: bytes) -> bytes:
         return head + b"".join(front + content for _, front, content in sections)
     except (ValueError, IndexError) as error:
         raise _moved(f"the bytecode has another form: {error}") from error
+
+
+def _sections(program: bytes) -> tuple[bytes, list[tuple[int, bytes, bytes]]]:
+    """What comes before the sections, and of each section its identifier, what comes before its content, and that.
+
+    The file is magic number, version, producer and sections; a section is an identifier, whose highest bit says that
+    an alignment follows, its length, and its content. The strings are section 0.
+
+    Raises:
+        ValueError, IndexError: the bytes are something else.
+    """
+    if program[:4] != b"ML\xefR":
+        raise ValueError("it has another magic number")
+    start = program.index(b"\0", _varint(program, 4)[1]) + 1
+    head, sections = program[:start], []
+    while start < len(program):
+        begin, identifier = start, program[start]
+        length, start = _varint(program, start + 1)
+        if identifier & 0x80:
+            alignment, start = _varint(program, start)
+            start += -start % alignment
+        if start + length > len(program):
+            raise ValueError("its last section is cut off")
+        sections.append((identifier, program[begin:start], program[start : start + length]))
+        start += length
+    return head, sections
 
 
 def _numbered(section: bytes) -> bytes:

@@ -86,7 +86,7 @@ def export(
         bool, typer.Option("--image-input", help="Take an image; normalisation is folded in (coreml).")
     ] = False,
     streaming: Annotated[
-        bool, typer.Option("--streaming", help="One step of a sequence model, states in and out (onnx).")
+        bool, typer.Option("--streaming", help="One step of a sequence model, states in and out (onnx, coreai).")
     ] = False,
     labels: Annotated[
         Path | None,
