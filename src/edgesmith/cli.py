@@ -91,7 +91,9 @@ def export(
     labels: Annotated[
         Path | None,
         typer.Option(
-            "--labels", help="Class names, one a line: a classifier (coreml), metadata (onnx).", show_default=False
+            "--labels",
+            help="Class names, one a line: a classifier (coreml), metadata (onnx, coreai).",
+            show_default=False,
         ),
     ] = None,
     deployment_target: Annotated[
