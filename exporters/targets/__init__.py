@@ -165,12 +165,13 @@ def missing_packages(target: Target) -> list[str]:
 
 
 def require(target: Target) -> None:
-    """Raise BackendMissing, with the pip line, where a target's packages are not installed."""
+    """Raise BackendMissing, with the pip line, where a target's packages are not installed or not those it needs."""
     missing = missing_packages(target)
     if missing:
         raise BackendMissing(
             f"target {target.name} needs {', '.join(missing)}, which is not installed: {install_line(target)}"
         )
+    getattr(target, "require", lambda: None)()  # a target that is made for certain versions
 
 
 def install_line(target: Target) -> str:

@@ -46,9 +46,14 @@ costs = Costs(
 dynamic_batch = False
 
 
+def require() -> None:
+    """Raise BackendMissing unless Apple's packages are there in the versions that this target is made for."""
+    adapter.require()
+
+
 def lower(program: Program, path: Path, request: Request) -> None:
     """Write the program as an `.aimodel`."""
-    adapter.require()
+    require()
     _refuse_what_core_ai_lacks(program)
     ready = _typed(program, request.precision)
     size = sum(value.nbytes for value in (*ready.state_dict.values(), *ready.tensor_constants.values()))

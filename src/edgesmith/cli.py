@@ -381,6 +381,7 @@ def _examine(target: Target) -> dict[str, str]:
     import importlib
     import importlib.metadata
     import logging
+    import warnings
 
     from edgesmith.exporters.targets import install_line, require
 
@@ -390,7 +391,9 @@ def _examine(target: Target) -> dict[str, str]:
         versions = []
         logging.disable(logging.ERROR)  # coremltools logs what it lacks off macOS; the row below says it
         for package in target.packages:
-            importlib.import_module(package)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                importlib.import_module(package)
             versions.append(f"{package} {importlib.metadata.version(package)}")
         row["lower"] = f"yes ({', '.join(versions)})"
     except BackendMissing:
