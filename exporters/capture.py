@@ -15,7 +15,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
 from edgesmith.errors import BadInput, Unsupported
-from edgesmith.exporters.graph import operator_name, site
+from edgesmith.exporters.graph import fork, operator_name, site
 from edgesmith.kernels.op import all_ops
 
 
@@ -105,16 +105,30 @@ def run_eager(model: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
 def exported(program: Program, target: str, around: nn.Module | None = None) -> ExportedProgram:
     """The program as torch's exporter and other converters take it: functional ATen and the target's fused ops.
 
-    Fused ops that have no lowering for the target are inlined: their references take their place. With `around`, a
-    module with the program's inputs that calls the program's graph, that module is exported.
+    Fused ops that have no lowering for the target are inlined: a form made for the target, where there is one, or the
+    reference takes their place. With `around`, a module with the program's inputs that calls the program's graph, that
+    module is exported.
 
     Raises:
         Unsupported: as `capture`; also complex numbers, which the rewrites have left because there is no rule for them.
     """
     _refuse_complex(program)
     inlined = {op.overload: op.reference for op in all_ops().values() if target not in op.lowerings}
+    module = _with_own_forms(program.module, target)
     with torch.no_grad(), _without_torchs_own_warnings():
-        return _exported(around or program.module, program.inputs, program.dynamic_batch).run_decompositions(inlined)
+        return _exported(around or module, program.inputs, program.dynamic_batch).run_decompositions(inlined)
+
+
+def _with_own_forms(module: GraphModule, target: str) -> GraphModule:
+    """The graph with calls of the PyTorch functions that a target inlines instead of references."""
+    forms = {op.overload: op.inlined[target] for op in all_ops().values() if target in op.inlined}
+    if not any(node.target in forms for node in module.graph.nodes):
+        return module
+    module = fork(module)
+    for node in module.graph.nodes:
+        node.target = forms.get(node.target, node.target)
+    module.recompile()
+    return module
 
 
 def _refuse_complex(program: Program) -> None:

@@ -103,7 +103,7 @@ def export(
         labels: class names; a Core ML artifact becomes a classifier, which returns probabilities.
         image_input: take an image (Core ML); mean and deviation are folded in.
         streaming: one step of a sequence model instead of the whole sequence: a frame and states in, a prediction and
-            the next states out (onnx; see streaming.py and session.py).
+            the next states out (onnx, coreai; see streaming.py and session.py).
         deployment_target: oldest system to run on (Core ML), such as `iOS17`.
         device: a name from `profiles/`; it must take the target, and a system newer than the default that all such
             devices have becomes the deployment target.
@@ -440,7 +440,8 @@ def _checked_options(
     for option, is_given in given.items():
         if is_given and option not in backend.options:
             have = [t.name for t in targets.all_targets().values() if option in t.options]
-            raise BadInput(f"target {backend.name} has no --{option.replace('_', '-')}; {', '.join(have)} does")
+            does = f"{have[0]} does" if len(have) == 1 else f"{', '.join(have)} do"
+            raise BadInput(f"target {backend.name} has no --{option.replace('_', '-')}; {does}")
     if batch < 1:
         raise BadInput(f"--batch must be 1 or more, got {batch}")
     if dynamic_batch and not backend.dynamic_batch:
@@ -706,7 +707,10 @@ def _check_step_file(
     step = backend.open_step(file)
     if isinstance(step, NotHere):
         return {"step": "eager -> file", "not_checked_here": step.reason}
-    return {**_check_step("file", streaming, step, reference, given, rule), "runtime": backend.runtime}
+    try:
+        return {**_check_step("file", streaming, step, reference, given, rule), "runtime": backend.runtime}
+    finally:
+        step.close()
 
 
 def _eager_step(step: StepProgram) -> Step:

@@ -36,10 +36,12 @@ class Step:
     Attributes:
         call: runs one step.
         forget: gives the states that the runtime itself keeps their first values again.
+        close: lets go of the runtime.
     """
 
     call: Call
     forget: Callable[[], None] = lambda: None
+    close: Callable[[], None] = lambda: None
 
 
 Prediction = np.ndarray | tuple[np.ndarray, ...]

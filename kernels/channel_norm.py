@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from edgesmith.kernels.op import FusedOp, define
@@ -74,6 +75,11 @@ def lower_coreml(x: Any, weight: Any, bias: Any, eps: float = 1e-5) -> Any:
     return mb.layer_norm(x=x, axes=[1], gamma=weight, beta=bias, epsilon=eps)
 
 
+def for_coreai(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
+    """Core AI: its composite for layer norms, which wants the channels last."""
+    return F.layer_norm(x.movedim(1, -1), (x.shape[1],), weight, bias, eps).movedim(-1, 1)
+
+
 OP = define(
     FusedOp(
         name="channel_norm",
@@ -81,6 +87,7 @@ OP = define(
         shape=shape,
         example=example,
         lowerings={"onnx": lower_onnx, "coreml": lower_coreml},
+        inlined={"coreai": for_coreai},
         tolerance=2e-6,
         literals={"eps": 0.1},
         is_pattern=False,  # too many spellings: exporters/rewrites/fuse_channel_norm.py knows them

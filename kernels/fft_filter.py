@@ -264,6 +264,48 @@ def lower_coreml(
     return product(rows, inverse_right)
 
 
+def for_coreai(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    threshold: float = 0.01,
+    dense: bool = False,
+) -> Tensor:
+    """Core AI: real products and grouped convolutions, as for Core ML; the converter folds the weights' layout."""
+    batch, channels, height, width = x.shape
+    blocks = w1.shape[1]
+    bins = width // 2 + 1
+
+    def table(matrix: np.ndarray) -> Tensor:
+        return torch.from_numpy(matrix.copy()).to(x.dtype)
+
+    def layer(value: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        re, im = weight.transpose(2, 3).unbind(0)  # [k, O, I] each
+        matrix = torch.stack((torch.stack((re, -im), dim=3), torch.stack((im, re), dim=3)), dim=2)
+        matrix = matrix.reshape(2 * channels, -1, 1, 1)  # output channels (k, O, part), input channels (I, part)
+        return F.conv2d(value, matrix, bias.permute(1, 2, 0).reshape(-1), groups=blocks)
+
+    if dense:
+        forward, inverse = dense_matrices(height, width)
+        spectrum = x.reshape(batch, channels, height * width) @ table(forward)  # [B, C, 2 H F]
+    else:
+        right, left, inverse_left, inverse_right = separable_matrices(height, width)
+        columns = (x @ table(right)).reshape(batch, channels, 2 * height, bins)
+        spectrum = table(left) @ columns  # [B, C, 2 H, F]
+    parts = spectrum.reshape(batch, 2 * channels, height, bins)
+    mask = layer(F.silu(layer(parts, w1, b1)), w2, b2)
+    mask = mask - mask.clamp(-threshold, threshold) if threshold else mask
+    re, im = spectrum.chunk(2, dim=2)
+    mask_re, mask_im = mask.reshape(spectrum.shape).chunk(2, dim=2)
+    product = torch.cat((re * mask_re - im * mask_im, re * mask_im + im * mask_re), dim=2)
+    if dense:
+        return (product @ table(inverse)).reshape(x.shape)
+    rows = (table(inverse_left) @ product).reshape(batch, channels, height, 2 * bins)
+    return rows @ table(inverse_right)
+
+
 OP = define(
     FusedOp(
         name="fft_filter",
@@ -271,6 +313,7 @@ OP = define(
         shape=shape,
         example=example,
         lowerings={"onnx": lower_onnx, "coreml": lower_coreml},
+        inlined={"coreai": for_coreai},
         tolerance=2e-6,
         literals={"threshold": 0.5},
         forms=({}, {"dense": True}),

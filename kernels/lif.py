@@ -218,6 +218,28 @@ def lower_coreml(
     return mb.cast(x=fired, dtype="fp32")
 
 
+def for_coreai(
+    x: Tensor,
+    tau: float = 2.0,
+    threshold: float = 1.0,
+    reset: float | None = 0.0,
+    decay_input: bool = True,
+    dim: int = -1,
+) -> Tensor:
+    """Core AI: a loop that keeps v and writes the potential before each reset, then one comparison of all."""
+    from edgesmith.kernels.loops import torch_loop
+
+    def step(v: Tensor, current: Tensor) -> tuple[Tensor, Tensor]:
+        charged = charge(current, v, tau, reset, decay_input)
+        _, after = fire(charged, threshold, reset)
+        return after, charged
+
+    currents = x.movedim(dim, 0)
+    start = torch.full_like(currents[0], reset or 0.0)
+    potential = torch_loop(start, currents, step, torch.zeros_like(currents)).movedim(0, dim)
+    return (potential >= threshold).to(x.dtype)
+
+
 OP = define(
     FusedOp(
         name="lif",
@@ -225,6 +247,7 @@ OP = define(
         shape=shape,
         example=example,
         lowerings={"onnx": lower_onnx, "coreml": lower_coreml},
+        inlined={"coreai": for_coreai},
         tolerance=0.0,
         is_pattern=False,
     )

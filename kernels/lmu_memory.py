@@ -203,6 +203,34 @@ def lower_coreml(
     return mb.cast(x=mb.transpose(x=memory, perm=[0, 2, 1]), dtype="fp32")
 
 
+def for_coreai(
+    u: Tensor, impulse: Tensor, a: Tensor | None = None, b: Tensor | None = None, form: str = "convolution"
+) -> Tensor:
+    """Core AI: a convolution, or a loop of one matrix product a step."""
+    from edgesmith.kernels.loops import torch_loop
+
+    if form == "convolution" or a is None or b is None:
+        return reference(u, impulse)
+
+    def step(m: Tensor, signal: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        m = m @ a.T + signal.unsqueeze(-1) * b
+        return m, m
+
+    (batch, length), order = u.shape, impulse.shape[0]
+    if form == "recurrent":
+        start = u.new_zeros(batch, order)
+        return torch_loop(start, u.T, step, u.new_zeros(length, batch, order), (a, b)).permute(1, 2, 0)
+    size, count = chunks(length)
+    before = (count - 1) * size
+    kernel = impulse[:, :before].flip(1).unsqueeze(1)
+    starts = F.conv1d(F.pad(u[:, :before].unsqueeze(1), (before, 0)), kernel, stride=size)  # [B, M, T / L]
+    starts = starts.transpose(1, 2).reshape(batch * count, order)
+    signal = F.pad(u, (0, count * size - length)).reshape(batch * count, size).T  # [L, B T / L]
+    memory = torch_loop(starts, signal, step, u.new_zeros(size, batch * count, order), (a, b))
+    memory = memory.transpose(0, 1).reshape(batch, count * size, order)
+    return memory[:, :length].transpose(1, 2)
+
+
 OP = define(
     FusedOp(
         name="lmu_memory",
@@ -210,6 +238,7 @@ OP = define(
         shape=shape,
         example=example,
         lowerings={"onnx": lower_onnx, "coreml": lower_coreml},
+        inlined={"coreai": for_coreai},
         tolerance=2e-6,
         forms=tuple({"form": form} if form != FORMS[0] else {} for form in FORMS),
         is_pattern=False,

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def onnx_scan(
@@ -83,6 +86,46 @@ def onnx_filled(like: Any, axes: Sequence[int], value: float = 0.0, more: Sequen
         filled = op.ConstantOfShape(shape, value=ir.tensor(np.array([value], real)))
     filled.shape, filled.dtype = ir.Shape(sizes), like.dtype
     return filled
+
+
+def torch_loop(
+    state: Tensor,
+    sequence: Tensor,
+    step: Callable[..., tuple[Tensor, Tensor]],
+    result: Tensor,
+    constants: Sequence[Tensor] = (),
+) -> Tensor:
+    """A loop over one sequence as torch's own `while_loop`, for targets that read PyTorch's graphs.
+
+    Args:
+        state: initial state.
+        sequence: [T, ...], read one slice [...] an iteration.
+        step: from the state, the slice and the constants to the next state and one slice of the result.
+        result: [T, ...], any values, of the result's shape and type.
+        constants: what `step` reads beside.
+
+    Returns:
+        All slices, [T, ...].
+    """
+    import torch
+    from torch._higher_order_ops.while_loop import while_loop_op
+
+    length = sequence.shape[0]
+
+    def unfinished(i: Tensor, *values: Tensor) -> Tensor:
+        return i < length
+
+    def body(
+        i: Tensor, state: Tensor, result: Tensor, sequence: Tensor, *constants: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        place = i.reshape(1)
+        state, value = step(state, sequence[place].squeeze(0), *constants)
+        return i + 1, state, result.index_put((place,), value.unsqueeze(0))
+
+    first = torch.zeros((), dtype=torch.int64)
+    loop: Any = while_loop_op  # its stubs want a single carried value
+    _, _, filled = loop(unfinished, body, (first, state, result), (sequence, *constants))
+    return cast("Tensor", filled)
 
 
 def coreml_loop(

@@ -35,6 +35,8 @@ class FusedOp:
             sentence into the reason for a rejected site.
         example: tensor arguments at a small size, to capture the pattern and to test lowerings.
         lowerings: target name to a function in that target's own terms (see the target's file).
+        inlined: target name to a PyTorch function, called like the reference, that is inlined for that target instead
+            of it: for targets that read ATen and would make something worse of the reference.
         tolerance: largest error against the reference, relative to the reference's peak, in fp32.
         literals: the literal parameters that a site may set, each with a probe: any value other than its default. What
             differs between the reference's graph with the default and with the probe is where a site has its own value.
@@ -48,6 +50,7 @@ class FusedOp:
     shape: Callable[..., tuple[int, ...] | tuple[tuple[int, ...], ...]]
     example: Callable[[], tuple[Tensor, ...]]
     lowerings: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    inlined: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     tolerance: float = 1e-5
     literals: Mapping[str, Any] = field(default_factory=dict)
     forms: tuple[Mapping[str, Any], ...] = ({},)

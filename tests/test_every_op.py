@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
@@ -125,6 +126,40 @@ def test_coreml_lowering_converts_without_a_high_rank(op: FusedOp, flags: Mappin
     program = capture(Call(op, flags), op.example()[:1])
     coreml.lower(program, tmp_path / "op.mlpackage", Request("op", "fp16"))
     assert coreml.largest_rank(tmp_path / "op.mlpackage") <= 4
+
+
+@pytest.mark.parametrize(("op", "flags"), forms(), ids=label)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_coreai_form_equals_the_reference(
+    op: FusedOp, flags: Mapping[str, Any], precision: str, tmp_path: Path
+) -> None:
+    target = targets.get("coreai")
+    if target.cannot_run():
+        pytest.skip(str(target.cannot_run()))
+    x, *_ = op.example()
+    path = tmp_path / "op.aimodel"
+    target.lower(capture(Call(op, flags), (x,)), path, Request("op", precision))
+    outputs = target.run(path, [[x.numpy()]])
+    assert isinstance(outputs, list)
+    allowed = op.tolerance if precision == "fp32" else 5e-3
+    assert furthest(outputs[0], op.reference(*op.example())) <= allowed
+
+
+@pytest.mark.parametrize("length", [5, 50])
+@pytest.mark.parametrize("name", ["lif", "lmu_memory"])
+def test_coreai_files_do_not_grow_with_the_sequence(name: str, length: int, tmp_path: Path) -> None:
+    target = targets.get("coreai")
+    if target.cannot_run():
+        pytest.skip(str(target.cannot_run()))
+    op = all_ops()[name]
+    flags: dict[str, Any] = {"form": "recurrent"} if name == "lmu_memory" else {}
+    call = Call(op, flags)
+    arguments = importlib.import_module(op.reference.__module__).example(length=length)
+    call.weights = nn.ParameterList(arguments[1:])
+    target.lower(capture(call, arguments[:1]), tmp_path / "op.aimodel", Request("op", "fp32"))
+    counts = target.count_operators(tmp_path / "op.aimodel")
+    assert counts["while"] == 1
+    assert sum(counts.values()) <= 25
 
 
 @pytest.mark.parametrize("target", ["onnx", "coreml"])

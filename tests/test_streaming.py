@@ -449,8 +449,3 @@ def test_options_that_a_step_does_not_have_are_answered_before_the_model_is_load
 def test_spikes_in_half_precision_are_refused_with_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(VerificationFailed, match=r"half precision flips spikes; use --precision fp32"):
         edgesmith.export("spiking_lmuformer", "onnx", precision="fp16", frames=40, out=tmp_path)
-
-
-def test_targets_without_streaming_say_which_has_it(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="target coreml has no --streaming; onnx does"):
-        edgesmith.export("lmuformer", "coreml", streaming=True, out=tmp_path)

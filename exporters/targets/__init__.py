@@ -1,5 +1,6 @@
 """Targets: one module of this folder each, found by listing it. A target module is a `Target`.
 
+A module whose name begins with an underscore is none: it is part of the target that imports it.
 Nothing here or at the top of a target module imports torch or the target's own packages, so that listing is instant.
 """
 
@@ -198,7 +199,7 @@ class Target(Protocol):
 def all_targets() -> dict[str, Target]:
     """Every target by name."""
     folder = str(Path(__file__).parent)
-    names = sorted(module.name for module in pkgutil.iter_modules([folder]))
+    names = sorted(module.name for module in pkgutil.iter_modules([folder]) if not module.name.startswith("_"))
     modules = {name: importlib.import_module(f"edgesmith.exporters.targets.{name}") for name in names}
     return {name: cast(Target, module) for name, module in modules.items()}
 
@@ -217,12 +218,13 @@ def missing_packages(target: Target) -> list[str]:
 
 
 def require(target: Target) -> None:
-    """Raise BackendMissing, with the pip line, where a target's packages are not installed."""
+    """Raise BackendMissing, with the pip line, where a target's packages are not installed or not those it needs."""
     missing = missing_packages(target)
     if missing:
         raise BackendMissing(
             f"target {target.name} needs {', '.join(missing)}, which is not installed: {install_line(target)}"
         )
+    getattr(target, "require", lambda: None)()  # a target that is made for certain versions
 
 
 def install_line(target: Target) -> str:

@@ -87,12 +87,14 @@ def export(
         bool, typer.Option("--image-input", help="Take an image; normalisation is folded in (coreml).")
     ] = False,
     streaming: Annotated[
-        bool, typer.Option("--streaming", help="One step of a sequence model, states in and out (onnx).")
+        bool, typer.Option("--streaming", help="One step of a sequence model, states in and out (onnx, coreai).")
     ] = False,
     labels: Annotated[
         Path | None,
         typer.Option(
-            "--labels", help="Class names, one a line: a classifier (coreml), metadata (onnx).", show_default=False
+            "--labels",
+            help="Class names, one a line: a classifier (coreml), metadata (onnx, coreai).",
+            show_default=False,
         ),
     ] = None,
     deployment_target: Annotated[
@@ -415,6 +417,7 @@ def _examine(target: Target) -> dict[str, str]:
     import importlib
     import importlib.metadata
     import logging
+    import warnings
 
     from edgesmith.exporters.targets import install_line, require
 
@@ -424,7 +427,9 @@ def _examine(target: Target) -> dict[str, str]:
         versions = []
         logging.disable(logging.ERROR)  # coremltools logs what it lacks off macOS; the row below says it
         for package in target.packages:
-            importlib.import_module(package)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                importlib.import_module(package)
             versions.append(f"{package} {importlib.metadata.version(package)}")
         row["lower"] = f"yes ({', '.join(versions)})"
     except BackendMissing:
