@@ -76,7 +76,7 @@ def export(
     target: TargetName,
     weights: Weights = None,
     precision: Annotated[
-        str | None, typer.Option("--precision", "-p", help="fp32 or fp16.", show_default="the target's")
+        str | None, typer.Option("--precision", "-p", help="fp32, fp16, or mixed (coreml).", show_default="the target's")
     ] = None,
     input_size: InputSize = None,
     frames: Frames = None,
@@ -87,7 +87,7 @@ def export(
         bool, typer.Option("--image-input", help="Take an image; normalisation is folded in (coreml).")
     ] = False,
     streaming: Annotated[
-        bool, typer.Option("--streaming", help="One step of a sequence model, states in and out (onnx, coreai).")
+        bool, typer.Option("--streaming", help="One step of a sequence model, states in and out.")
     ] = False,
     labels: Annotated[
         Path | None,
