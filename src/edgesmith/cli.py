@@ -76,7 +76,8 @@ def export(
     target: TargetName,
     weights: Weights = None,
     precision: Annotated[
-        str | None, typer.Option("--precision", "-p", help="fp32, fp16, or mixed (coreml).", show_default="the target's")
+        str | None,
+        typer.Option("--precision", "-p", help="fp32, fp16, or mixed (coreml).", show_default="the target's"),
     ] = None,
     input_size: InputSize = None,
     frames: Frames = None,
