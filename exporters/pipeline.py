@@ -559,6 +559,10 @@ STEP_INPUTS = 3
 """Sequences that a step program runs in PyTorch; its file runs all of them."""
 
 
+STEP_FRAMES = 1024
+"""Frames that a slow runtime steps through, in whole sequences, one of them at least."""
+
+
 @dataclass(frozen=True)
 class Rule:
     """How outputs are judged; see verify.py.
@@ -707,6 +711,8 @@ def _check_step_file(
     step = backend.open_step(file)
     if isinstance(step, NotHere):
         return {"step": "eager -> file", "not_checked_here": step.reason}
+    if backend.is_interpreter:
+        reference = reference[: max(1, STEP_FRAMES // given[0][0].shape[1])]
     try:
         return {**_check_step("file", streaming, step, reference, given, rule), "runtime": backend.runtime}
     finally:

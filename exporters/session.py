@@ -1,4 +1,5 @@
-"""Running a step program: frames in one by one, a prediction for each of them out. Needs numpy and ONNX Runtime only.
+"""Running a step program: frames in one by one, a prediction for each of them out. For an ONNX artifact that needs
+numpy and ONNX Runtime only.
 
     session = StreamingSession("artifacts/lmuformer-onnx-fp32-streaming")
     for frame in microphone:                  # [features]
@@ -21,6 +22,8 @@ import numpy as np
 
 from edgesmith.errors import BackendMissing, BadInput
 from edgesmith.exporters import artifact as artifacts
+from edgesmith.exporters import targets
+from edgesmith.exporters.targets import NotHere
 
 CALLER, RUNTIME = "caller", "runtime"
 """Who hands the states from step to step: inputs and outputs, or the runtime, which keeps them."""
@@ -120,15 +123,18 @@ class Stepper:
 
 
 class StreamingSession(Stepper):
-    """A streaming ONNX artifact, ready to run. Not to be shared between threads: it holds one sequence's states.
+    """A streaming artifact, ready to run. Not to be shared between threads: it holds one sequence's states.
+
+    ONNX artifacts run in ONNX Runtime. Those of other targets run in what verifies them here, which is an interpreter:
+    good for looking at numbers, and slow.
 
     Args:
         path: the artifact's folder, or the file in it.
         threads: of ONNX Runtime; one is fastest for a step as small as these.
 
     Raises:
-        BadInput: no artifact, not a streaming one, or not ONNX.
-        BackendMissing: ONNX Runtime is not installed.
+        BadInput: no artifact, or not a streaming one.
+        BackendMissing: what runs it is not installed, or does not run here.
     """
 
     def __init__(self, path: str | Path, threads: int = 1) -> None:
@@ -136,9 +142,19 @@ class StreamingSession(Stepper):
         streaming = self.artifact.manifest.get("streaming")
         if streaming is None:
             raise BadInput(f"{self.artifact.path} is no streaming artifact; export it with --streaming")
-        if self.artifact.target != "onnx":
-            raise BadInput(f"StreamingSession runs onnx artifacts, and this one is for {self.artifact.target}")
-        super().__init__(streaming, open_step(self.artifact.file, threads))
+        if self.artifact.target == "onnx":
+            step: Step | NotHere = open_step(self.artifact.file, threads)
+        else:
+            backend = targets.get(self.artifact.target)
+            targets.require(backend)
+            step = backend.open_step(self.artifact.file)
+        if isinstance(step, NotHere):
+            raise BackendMissing(f"{self.artifact.path} does not run here: {step.reason}")
+        super().__init__(streaming, step)
+
+    def close(self) -> None:
+        """Let go of the runtime."""
+        self._step.close()
 
 
 def open_step(file: Path, threads: int = 1) -> Step:

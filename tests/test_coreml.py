@@ -17,7 +17,7 @@ from edgesmith.errors import BadInput, VerificationFailed
 from edgesmith.exporters import targets
 from edgesmith.exporters.artifact import Artifact
 from edgesmith.exporters.mil.states import SCALE, KeepsStates, held_as
-from edgesmith.exporters.session import Stepper
+from edgesmith.exporters.session import StreamingSession
 from edgesmith.kernels import lif
 
 pytestmark = pytest.mark.skipif(
@@ -159,6 +159,26 @@ def test_layers_show_every_operator(export_small: Callable[..., Artifact]) -> No
         edgesmith.layers(onnx.path)
 
 
+@pytest.mark.parametrize("name", ["efficientvim_m1", "affnet_et", "lmuformer"])
+def test_the_evaluator_and_core_ai_agree(name: str, tmp_path: Path) -> None:
+    """Apple's own runtime, on another file of the same model, is an independent judge of the evaluator."""
+    core_ai = targets.get("coreai")
+    if targets.missing_packages(core_ai):
+        pytest.skip("coreai-torch is not installed")
+    options = {} if name == "lmuformer" else {"input_size": (96, 128)}
+    files = {
+        target: edgesmith.export(name, target, precision="fp32", out=tmp_path, **options).file  # type: ignore[arg-type]
+        for target in ("coreml", "coreai")
+    }
+    shape = (1, 128, 128) if name == "lmuformer" else (1, 3, 96, 128)
+    x = np.random.default_rng(7).standard_normal(shape, dtype=np.float32)
+    outputs = [targets.get(target).run(file, [[x]]) for target, file in files.items()]
+    assert not any(isinstance(one, targets.NotHere) for one in outputs)
+    (ours,), (theirs,) = (one[0] for one in outputs)  # type: ignore[index]
+    assert np.abs(theirs).max() > 0
+    assert np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max()
+
+
 # Step programs
 
 
@@ -196,19 +216,25 @@ def test_steps_carry_their_states(system: str, precision: str, tmp_path: Path) -
     step = artifact.manifest["verification"]["steps"][-1]
     assert step["sequences"] == 8
     assert step["relative_error"] <= (1e-5 if precision == "fp32" else 1e-2)
-    opened = targets.get("coreml").open_step(artifact.file)
-    assert not isinstance(opened, targets.NotHere)
-    stepper, x = Stepper(streaming, opened), np.random.default_rng(0).standard_normal((1, 33, 3)).astype(np.float32)
+    session, x = StreamingSession(artifact.path), np.random.default_rng(0).standard_normal((1, 33, 3), dtype=np.float32)
     with torch.no_grad():
         expected = model(torch.from_numpy(x)).numpy()
     for _ in range(2):  # from a reset on, twice the same
-        last = stepper.run(x)[-1]
+        last = session.run(x)[-1]
         assert np.abs(last - expected).max() <= (1e-5 if precision == "fp32" else 1e-2) * np.abs(expected).max()
 
 
 class Mean(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.mean(1)
+
+
+def test_long_sequences_are_streamed_through_an_interpreter_less_often(tmp_path: Path) -> None:
+    model, x = nn.Sequential(nn.Linear(3, 4), Mean()), torch.randn(1, 400, 3)
+    artifact = edgesmith.export(model, "coreml", inputs=x, name="own", streaming=True, out=tmp_path)
+    *_, program, file = artifact.manifest["verification"]["steps"]
+    assert (program["step"], program["sequences"], program["frames"]) == ("eager -> step program", 3, 400)
+    assert (file["step"], file["sequences"], file["frames"]) == ("eager -> file", 2, 400)
 
 
 def test_two_halves_keep_22_bits() -> None:

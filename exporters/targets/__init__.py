@@ -117,6 +117,7 @@ class Target(Protocol):
         options: names of options that this target can serve beyond every target's.
         packages: import names that lowering needs; `extra` is the pip extra that brings them, None when the base does.
         runtime: what executes the file.
+        is_interpreter: whether that is so slow that fewer long sequences are streamed through it for verification.
         costs: for rewrites that choose between forms.
         dynamic_batch: whether the format takes a free batch axis here.
     """
@@ -129,6 +130,7 @@ class Target(Protocol):
     packages: tuple[str, ...]
     extra: str | None
     runtime: str
+    is_interpreter: bool
     costs: Costs
     dynamic_batch: bool
 

@@ -33,6 +33,7 @@ options: frozenset[str] = frozenset({"labels", "streaming"})
 packages = ("coreai_torch",)  # which asks for the one coreai-core that it goes with
 extra = "coreai"
 runtime = f"Core AI of coreai-core {adapter.TESTED['coreai-core']}, CPU"
+is_interpreter = True
 # Not measured: the runtime here is an interpreter, whose times say nothing of a phone. These are Core ML's, which are
 # assumed too (see coreml.py): the devices are the same.
 costs = Costs(

@@ -35,6 +35,7 @@ options: frozenset[str] = frozenset({"labels", "streaming"})
 packages = ("onnx", "onnxscript", "onnxsim")
 extra = None
 runtime = "ONNX Runtime, CPU"
+is_interpreter = False
 # Measured on ONNX Runtime's CPU provider, one thread: launches, copies by bench/gates.py, products of a batch by
 # bench/filters.py, loops and near matrices by bench/recurrences.py, the rest by bench/dft.py. Depthwise convolutions
 # run at 5 (kernels with one axis) to 30 (with two); taking 5 for both never costs much.
