@@ -94,7 +94,8 @@ def export(
         inputs: example tensors, for a module; its shapes are the artifact's.
         name: what to call a module's artifact; default: its class, in lower case.
         weights: checkpoint of a named model; without it weights are random from a fixed seed.
-        precision: `fp32` or `fp16`; default: the target's.
+        precision: `fp32`, `fp16`, or, for Core ML, `mixed`; default: the model's own, which is fp32 where neurons spike, or
+            the target's.
         input_size: height and width in pixels, of a named image model; default: the published size.
         frames: length of the sequences of a named sequence model; default: the published length.
         batch: images or sequences in one call.
@@ -117,10 +118,12 @@ def export(
     backend = targets.get(target)
     profile = devices.get(device) if device is not None else None
     deployment_target = _checked_device(backend, profile, deployment_target)
+    spec = registry.get(model) if isinstance(model, str) else None
+    if precision is None and spec is not None and spec.precision:
+        precision = spec.precision
     precision = _checked_options(
         backend, precision, batch, dynamic_batch, labels, image_input, deployment_target, features, streaming
     )
-    spec = registry.get(model) if isinstance(model, str) else None
     if spec is None and not isinstance(model, nn.Module):
         raise BadInput(f"model must be a name or a torch.nn.Module, got {type(model).__name__}")
     if spec is None and inputs is None:

@@ -57,6 +57,7 @@ class ModelSpec:
         source, paper, licence: of the original.
         envelope: the key under which the authors' checkpoint files hold the weights of the published accuracies, where
             they hold others too.
+        precision: the default of every target for this model; empty for the target's own.
     """
 
     name: str
@@ -71,6 +72,7 @@ class ModelSpec:
     paper: str
     licence: str
     envelope: str = ""
+    precision: str = ""
 
 
 @cache

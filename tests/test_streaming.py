@@ -17,6 +17,7 @@ from torch.fx import Interpreter, Node
 
 import edgesmith
 from edgesmith.errors import BadInput, Unsupported, VerificationFailed
+from edgesmith.exporters import targets
 from edgesmith.exporters.capture import capture, run
 from edgesmith.exporters.graph import module_path
 from edgesmith.exporters.rewrite import rewrite
@@ -444,6 +445,14 @@ def test_options_that_a_step_does_not_have_are_answered_before_the_model_is_load
         edgesmith.export("casvit_xs", "onnx", streaming=True, out=tmp_path)
     with pytest.raises(BadInput, match="--streaming keeps states of a fixed batch; give --batch N"):
         edgesmith.export("lmuformer", "onnx", streaming=True, dynamic_batch=True, out=tmp_path)
+
+
+def test_spiking_models_are_exported_in_fp32_unless_told_otherwise(tmp_path: Path) -> None:
+    if targets.missing_packages(targets.get("coreml")):
+        pytest.skip("coremltools is not installed")
+    artifact = edgesmith.export("spiking_lmuformer", "coreml", frames=40, out=tmp_path)
+    assert artifact.precision == "fp32"
+    assert artifact.manifest["verification"]["steps"][-1]["snr_db"] is None  # spike for spike
 
 
 def test_spikes_in_half_precision_are_refused_with_what_to_do(tmp_path: Path) -> None:
