@@ -94,8 +94,8 @@ def export(
         inputs: example tensors, for a module; its shapes are the artifact's.
         name: what to call a module's artifact; default: its class, in lower case.
         weights: checkpoint of a named model; without it weights are random from a fixed seed.
-        precision: `fp32`, `fp16`, or, for Core ML, `mixed`; default: the model's own, which is fp32 where neurons spike, or
-            the target's.
+        precision: `fp32`, `fp16`, or, for Core ML, `mixed`; default: the model's own, which is fp32 where neurons
+            spike, or the target's.
         input_size: height and width in pixels, of a named image model; default: the published size.
         frames: length of the sequences of a named sequence model; default: the published length.
         batch: images or sequences in one call.
