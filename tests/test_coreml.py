@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +18,12 @@ import edgesmith
 from edgesmith.errors import BadInput, VerificationFailed
 from edgesmith.exporters import targets
 from edgesmith.exporters.artifact import Artifact
+from edgesmith.exporters.mil import placement
 from edgesmith.exporters.mil.states import SCALE, KeepsStates, held_as
+from edgesmith.exporters.pipeline import verify_layers as layers
 from edgesmith.exporters.session import StreamingSession
 from edgesmith.kernels import lif
+from edgesmith.tests.conftest import Run
 
 pytestmark = pytest.mark.skipif(
     bool(targets.missing_packages(targets.get("coreml"))), reason="coremltools is not installed"
@@ -177,6 +182,83 @@ def test_the_evaluator_and_core_ai_agree(name: str, tmp_path: Path) -> None:
     (ours,), (theirs,) = (one[0] for one in outputs)  # type: ignore[index]
     assert np.abs(theirs).max() > 0
     assert np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max()
+
+
+# Compute plans
+
+
+class RecordedPlan:
+    """A plan as coremltools' MLComputePlan answers: its own classes over what a Mac would have said."""
+
+    def __init__(self, operations: list[tuple[str, str, str | None, float | None]]) -> None:
+        from coremltools.models import compute_plan as ct
+
+        def operation(kind: str, output: str, blocks: list[ct.MLModelStructureProgramBlock]) -> object:
+            outputs = [ct.MLModelStructureProgramNamedValueType(output, ct.MLModelStructureProgramValueType())]
+            return ct.MLModelStructureProgramOperation({}, f"ios17.{kind}", outputs, blocks, None)
+
+        inner = [operation(kind, output, []) for kind, output, *_ in operations[:1]]
+        loop = operation("while_loop", "loop", [ct.MLModelStructureProgramBlock([], inner, ["a"])])
+        made = [loop, *(operation(kind, output, []) for kind, output, *_ in operations[1:])]
+        block = ct.MLModelStructureProgramBlock([], made, [operations[-1][1]])
+        function = ct.MLModelStructureProgramFunction([], block)
+        self.model_structure = ct.MLModelStructure(None, ct.MLModelStructureProgram({"main": function}), None)
+        self.answers = {output: (device, cost) for _, output, device, cost in operations}
+
+    def get_compute_device_usage_for_mlprogram_operation(self, operation: Any) -> Any:
+        from coremltools.models import compute_device, compute_plan
+
+        name, _ = self.answers.get(operation.outputs[0].name, (None, None))
+        if name is None:
+            return None
+        kinds = (name, "MLCPUComputeDevice")
+        classes = [getattr(compute_device, kind) for kind in dict.fromkeys(kinds)]
+        devices = [kind.__new__(kind) for kind in classes]  # their constructors want Apple's objects
+        return compute_plan.MLComputePlanDeviceUsage(devices[0], devices)
+
+    def get_estimated_cost_for_mlprogram_operation(self, operation: Any) -> Any:
+        from coremltools.models import compute_plan
+
+        _, cost = self.answers.get(operation.outputs[0].name, (None, None))
+        return None if cost is None else compute_plan.MLComputePlanCost(cost)
+
+
+def test_a_compute_plan_is_read_operator_by_operator() -> None:
+    plan = RecordedPlan(
+        [
+            ("add", "a", "MLCPUComputeDevice", 0.25),
+            ("const", "w", None, None),
+            ("conv", "b", "MLNeuralEngineComputeDevice", 0.5),
+            ("relu", "c", "MLGPUComputeDevice", None),
+        ]
+    )
+    found = placement.read(plan)
+    assert [(one.output, one.type, one.device, one.cost) for one in found] == [
+        ("a", "add", "cpu", 0.25),
+        ("loop", "while_loop", None, None),
+        ("b", "conv", "neural engine", 0.5),
+        ("c", "relu", "gpu", None),
+    ]
+    assert [one.supported for one in found] == [("cpu",), (), ("neural engine", "cpu"), ("gpu", "cpu")]
+
+
+def test_layers_show_the_plan_where_there_is_one(
+    export_small: Callable[..., Artifact], edgesmith: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = export_small("coreml", precision="fp16")
+    if sys.platform != "darwin":
+        answer = placement.plan(artifact.file)
+        assert isinstance(answer, targets.NotHere)
+        assert "on macOS only" in answer.reason
+    output = next(one["operator"] for one in layers(artifact.path) if one["type"] == "conv")
+    planned = [placement.Placement(output, "conv", "neural engine", ("neural engine", "cpu"), 0.125)]
+    monkeypatch.setattr(placement, "plan", lambda path: planned)
+    shown = edgesmith("verify", str(artifact.path), "--layers").stdout
+    assert "share" in shown
+    rows = json.loads(edgesmith("verify", str(artifact.path), "--layers", "--json").stdout)["operators"]
+    assert [(one["operator"], one["device"], one["cost"]) for one in rows if "device" in one] == [
+        (output, "neural engine", 0.125)
+    ]
 
 
 # Step programs

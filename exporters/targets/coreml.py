@@ -210,7 +210,14 @@ def diagnose(path: Path, inputs: Sequence[np.ndarray]) -> str | None:
 
 
 def layers(path: Path, inputs: Sequence[Sequence[np.ndarray]]) -> list[dict[str, Any]]:
-    """Every operator's range, and its error against an evaluation in fp32, or in fp64 for a program of fp32."""
+    """Every operator's range, and its error against an evaluation in fp32, or in fp64 for a program of fp32.
+
+    On a Mac also the `device` that Core ML plans for it, and its `cost`, a share of the whole time.
+    """
+    from edgesmith.exporters.mil import placement
+
+    planned = placement.plan(path)
+    places = {} if isinstance(planned, NotHere) else {one.output: one for one in planned}
     found = []
     for cost in _compared(path, inputs).operators:
         if cost.met.dtype not in ("fp16", "fp32"):
@@ -219,8 +226,10 @@ def layers(path: Path, inputs: Sequence[Sequence[np.ndarray]]) -> list[dict[str,
         keys = ("minimum", "maximum", "relative_error", "snr_db", "loss_db")
         finite = (None if value is None or not math.isfinite(value) else value for value in figures)
         where = {"operator": cost.met.output, "module": cost.met.source, "type": cost.met.type, "dtype": cost.met.dtype}
-        overflowed = {"overflowed": cost.overflowed} if cost.overflowed else {}
-        found.append(where | dict(zip(keys, finite, strict=True)) | overflowed)
+        more: dict[str, Any] = {"overflowed": cost.overflowed} if cost.overflowed else {}
+        if (place := places.get(cost.met.output)) is not None:
+            more |= {"device": place.device, "cost": place.cost}
+        found.append(where | dict(zip(keys, finite, strict=True)) | more)
     return found
 
 

@@ -560,7 +560,9 @@ def _export_table(artifact: Artifact) -> Table:
 
 
 def _layers_table(operators: list[dict[str, Any]]) -> Table:
-    columns = ("operator", "type", "module", "minimum", "maximum", "error", "SNR, dB", "loses, dB")
+    columns = ["operator", "type", "module", "minimum", "maximum", "error", "SNR, dB", "loses, dB"]
+    is_planned = any("device" in one for one in operators)  # on a Mac
+    columns += ["runs on", "share of time"] if is_planned else []
     table = _table("operators, at their own precision against a wider one", *columns)
 
     def number(value: float | None, form: str) -> str:
@@ -572,7 +574,8 @@ def _layers_table(operators: list[dict[str, Any]]) -> Table:
             extremes[1] += f", {one['overflowed']} overflowed"
         loss = number(one["loss_db"] or None, ".1f")
         figures = (number(one["relative_error"], ".1e"), number(one["snr_db"], ".1f"), loss)
-        table.add_row(one["operator"], f"{one['type']} {one['dtype']}", one["module"] or "", *extremes, *figures)
+        plan = (one.get("device") or "", number(one.get("cost"), ".1%")) if is_planned else ()
+        table.add_row(one["operator"], f"{one['type']} {one['dtype']}", one["module"] or "", *extremes, *figures, *plan)
     return table
 
 
