@@ -184,6 +184,36 @@ def test_the_evaluator_and_core_ai_agree(name: str, tmp_path: Path) -> None:
     assert np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max()
 
 
+class Foreign(nn.Module):
+    """Operators that coremltools has no translation for, as ConvNeXt V2 and GhostNet V2 use them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.scale, self.shift = (
+            nn.Conv2d(3, 4, 3),
+            nn.Parameter(torch.randn(4)),
+            nn.Parameter(torch.randn(4)),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        norm = torch.linalg.vector_norm(y, dim=(2, 3), keepdim=True)
+        broadcast = (1, -1, 1, 1)
+        y = y + torch.addcmul(self.shift.view(broadcast), self.scale.view(broadcast), y * norm)
+        return torch.ops.aten.alias.default(torch.addcmul(y, y, y, value=-0.5))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_operators_that_coremltools_lacks_are_translated(precision: str, tmp_path: Path) -> None:
+    x = torch.randn(1, 3, 8, 9)
+    artifact = edgesmith.export(Foreign(), "coreml", inputs=x, name="foreign", precision=precision, out=tmp_path)
+    step = artifact.manifest["verification"]["steps"][-1]
+    assert step["runtime"] == "edgesmith's evaluator"
+    # coremltools makes a batch norm of a product and a sum, of variance 1 with 1e-5 added to it: 5e-6 of every value.
+    assert step["relative_error"] <= {"fp32": 1e-5, "fp16": 5e-3}[precision]
+
+
 # Compute plans
 
 

@@ -454,11 +454,34 @@ def _own_lowerings(half: bool) -> Iterator[None]:
         if "coreml" in op.lowerings:
             table[f"edgesmith::{op.name}"] = translation(op)
     table["group_norm"] = _group_norm(table["group_norm"])
+    table.setdefault("alias", _alias)
+    table.setdefault("addcmul", _addcmul)
     try:
         yield
     finally:
         table.clear()
         table.update(before)
+
+
+def _alias(context: Any, node: Any) -> None:
+    """The value itself."""
+    from coremltools.converters.mil import Builder as mb
+    from coremltools.converters.mil.frontend.torch.ops import _get_inputs
+
+    context.add(mb.identity(x=_get_inputs(context, node)[0], name=node.name))
+
+
+def _addcmul(context: Any, node: Any) -> None:
+    """X + value a b; `value`, which is 1 if it is not given, comes by name."""
+    from coremltools.converters.mil import Builder as mb
+    from coremltools.converters.mil.frontend.torch.ops import _get_inputs, _get_kwinputs
+
+    x, a, b = _get_inputs(context, node)[:3]
+    value = _get_kwinputs(context, node, "value", default=[1.0])[0]
+    factor = float(getattr(value, "val", value))
+    product = mb.mul(x=a, y=b)
+    product = product if factor == 1 else mb.mul(x=product, y=factor)
+    context.add(mb.add(x=x, y=product, name=node.name))
 
 
 def _group_norm(general: Any) -> Any:
