@@ -176,7 +176,8 @@ def export(
         with watch("capture"):
             program = capture(loaded.module, loaded.inputs, loaded.input_names, loaded.output_names, dynamic_batch)
         with watch("rewrite"):
-            rewritten, reports = rewrite(program, backend.costs, streaming=streaming)
+            costs = backend.costs if precision == "fp32" else replace(backend.costs, tile_gb_s=0.0)
+            rewritten, reports = rewrite(program, costs, streaming=streaming)
             step = to_step(rewritten) if streaming else None
             kept_by = RUNTIME if backend.keeps_states(deployment_target) else CALLER
             streamed = None if step is None else describe(step, kept_by)

@@ -21,6 +21,7 @@
     choose_memory_form  a Legendre memory as convolution, in chunks, step by step or folded into its readout
     dense_transforms    frequency filters that transform a map by one matrix, where the target says cheaper
     share_gates         additive attention with q's and k's gates in common convolutions, where the target says cheaper
+    winograd            convolutions over time with fewer products, where the target says faster
 
 Every rewrite leaves the program's outputs equal but for rounding, and changes nothing when run again.
 """
@@ -91,6 +92,7 @@ def all_rewrites(streaming: bool = False) -> tuple[Rewrite, ...]:
     from edgesmith.exporters.rewrites.reroll import Reroll
     from edgesmith.exporters.rewrites.share_gates import ShareGates
     from edgesmith.exporters.rewrites.unstack import Unstack
+    from edgesmith.exporters.rewrites.winograd import Winograd
     from edgesmith.kernels.op import all_ops
 
     fuses = tuple(Fuse(op) for op in all_ops().values() if op.is_pattern)
@@ -98,7 +100,7 @@ def all_rewrites(streaming: bool = False) -> tuple[Rewrite, ...]:
     places = (FuseChannelNorm(), LiftFlatten(), DropShift())
     fold = (FoldResidual(), FoldAffine(), ConcatLinears(), FoldGroupNorm())
     transforms = (FoldFilters(), Dft(), Unstack(), Einsum())
-    forms = () if streaming else (ChooseMemoryForm(), DenseTransforms(), ShareGates())
+    forms = () if streaming else (ChooseMemoryForm(), DenseTransforms(), ShareGates(), Winograd())
     return (*simplify, *places, *fold, *fuses, *transforms, *forms)
 
 

@@ -42,6 +42,8 @@ class Costs:
         product_us: starting each of the products of a batch, microseconds.
         loop_us: starting one operator in the body of a loop, microseconds.
         read_gb_s: reading a matrix that stays near, for a product with one vector after the other, gigabytes a second.
+        tile_gb_s: transforming tiles of what a convolution reads and writes, gigabytes a second; 0 where convolutions
+            are not to be replaced by their Winograd forms, because the runtime has its own or the precision is low.
     """
 
     launch_us: float
@@ -53,6 +55,7 @@ class Costs:
     product_us: float = 0.0
     loop_us: float = 0.0
     read_gb_s: float = math.inf
+    tile_gb_s: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -37,8 +37,9 @@ extra = None
 runtime = "ONNX Runtime, CPU"
 is_interpreter = False
 # Measured on ONNX Runtime's CPU provider, one thread: launches, copies by bench/gates.py, products of a batch by
-# bench/filters.py, loops and near matrices by bench/recurrences.py, the rest by bench/dft.py. Depthwise convolutions
-# run at 5 (kernels with one axis) to 30 (with two); taking 5 for both never costs much.
+# bench/filters.py, loops and near matrices by bench/recurrences.py, tiles by bench/convolutions.py, the rest by
+# bench/dft.py. Depthwise convolutions run at 5 (kernels with one axis) to 30 (with two); taking 5 for both never costs
+# much.
 costs = Costs(
     launch_us=3.0,
     copy_gb_s=10.0,
@@ -49,6 +50,7 @@ costs = Costs(
     product_us=0.15,
     loop_us=0.8,
     read_gb_s=75.0,
+    tile_gb_s=7.0,
 )
 dynamic_batch = True
 
