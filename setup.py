@@ -20,6 +20,7 @@ setup(
     package_dir=FOLDERS,
     package_data={
         "edgesmith": ["py.typed"],
+        "edgesmith.bench": ["*.schema.json"],
         "edgesmith.models": ["*.toml"],
         "edgesmith.profiles": ["*.toml"],
         "edgesmith.tests": ["golden/*.txt", "fixtures/*"],

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Never
 
 import typer
 
-from edgesmith import __version__
+from edgesmith import __version__, cli_bench
 from edgesmith.errors import BackendMissing, BadInput, EdgesmithError, VerificationFailed
 
 if TYPE_CHECKING:
@@ -334,6 +334,10 @@ def doctor(as_json: Json = False) -> None:
     for row in rows:
         table.add_row(*(str(row[key]) for key in ("target", "lower", "run", "time", "do")))
     _print(table)
+
+
+app.command()(cli_bench.bench)
+app.command()(cli_bench.compare)
 
 
 def main() -> Never:

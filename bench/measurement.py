@@ -1,0 +1,248 @@
+"""A measurement: every sample of every launch, what was timed, where, and in what state the device was.
+
+The file is JSON; `measurement.schema.json` beside this module says what is in it. It is written whole after every
+launch (a temporary file, then a rename), so that what was measured before a run was killed is not lost.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, NoReturn
+
+from edgesmith.errors import BadInput, OutputError
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Cold:
+    """Opening a file alone, in a fresh process: milliseconds to load it and for the first call, most memory held."""
+
+    load_ms: float
+    first_ms: float
+    memory_mib: float
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One file that was timed.
+
+    Attributes:
+        name: what it is called in this measurement: its artifact's folder, numbered where two have the same.
+        sha256: of the file, or of the sorted digests of the files in a package.
+        bytes: of the file or package.
+    """
+
+    name: str
+    model: str
+    target: str
+    precision: str
+    runtime: str
+    sha256: str
+    bytes: int
+    cold: Cold | None = None
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Several calls of one subject in a row, in one round of a launch. at_s: since the first round began."""
+
+    subject: int
+    round: int
+    at_s: float
+    samples_ms: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """Calls that were made before the first that was kept."""
+
+    calls: int
+    ms: float
+    is_steady: bool
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One process: its warm-ups, its slots, and what the system showed before and after (`runner.environment`)."""
+
+    warm: tuple[WarmUp, ...]
+    slots: tuple[Slot, ...]
+    before: Mapping[str, Any] = field(default_factory=dict)
+    after: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where it was measured. machine: a hash that tells two machines with the same parts apart."""
+
+    name: str
+    system: str
+    cpu: str
+    machine: str
+    power_mode: str | None = None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Latencies of some subjects on one device; `complete` is False where the run was interrupted."""
+
+    edgesmith: str
+    started: str
+    device: Device
+    runtimes: Mapping[str, str]
+    threads: int
+    cores: tuple[int, ...] | None
+    seconds: float
+    slot_ms: float
+    seed: int
+    subjects: tuple[Subject, ...]
+    launches: tuple[Launch, ...] = ()
+    complete: bool = False
+
+    def samples(self, subject: int) -> list[list[float]]:
+        """Milliseconds of a subject's calls, launch by launch."""
+        return [
+            [ms for slot in launch.slots if slot.subject == subject for ms in slot.samples_ms]
+            for launch in self.launches
+        ]
+
+    def rounds(self, subject: int) -> list[list[float]]:
+        """Median milliseconds of a subject's slots, launch by launch, round by round."""
+        from statistics import median
+
+        return [
+            [median(slot.samples_ms) for slot in launch.slots if slot.subject == subject] for launch in self.launches
+        ]
+
+
+def write(measurement: Measurement, path: Path) -> None:
+    """Write a measurement, whole or not at all. Raises OutputError where the folder cannot be written."""
+    text = json.dumps({"schema": SCHEMA, **asdict(measurement)}, ensure_ascii=False, allow_nan=False)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
+        ) as file:
+            temporary = Path(file.name)
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        raise OutputError(f"cannot write the measurement {path}: {error.strerror or error}") from error
+
+
+def read(path: Path) -> Measurement:
+    """Read a measurement.
+
+    Raises:
+        BadInput: no such file, no JSON, another schema, or something in it that no measurement holds, with its place.
+    """
+    import jsonschema
+
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+    except OSError as error:
+        raise BadInput(f"cannot read the measurement {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path} is no measurement: it is no text") from error
+    except json.JSONDecodeError as error:
+        raise BadInput(f"{path} is damaged or no measurement: {error.msg} in line {error.lineno}") from error
+    except _NoNumber as error:
+        raise BadInput(f"{path} is no measurement: it holds {error}, and times are finite numbers") from error
+    version = record.get("schema") if isinstance(record, dict) else None
+    if not isinstance(version, int):
+        raise BadInput(f"{path} is no measurement of edgesmith: it names no schema. Make one: edgesmith bench")
+    if version > SCHEMA:
+        raise BadInput(
+            f"{path} has schema {version}, and this edgesmith reads {SCHEMA}: read it with the edgesmith that wrote it,"
+            f" {record.get('edgesmith', 'a newer one')}, or update this one"
+        )
+    errors = jsonschema.Draft202012Validator(schema()).iter_errors(record)
+    worst = jsonschema.exceptions.best_match(errors)
+    if worst is not None:
+        place = ".".join(map(str, worst.absolute_path)) or "the top"
+        raise BadInput(f"{path} is no sound measurement: at {place}, {_shortened(worst.message)}")
+    return _measurement(record, path)
+
+
+@cache
+def schema() -> dict[str, Any]:
+    """The JSON Schema of a measurement."""
+    loaded: dict[str, Any] = json.loads(Path(__file__).with_name("measurement.schema.json").read_text(encoding="utf-8"))
+    return loaded
+
+
+def environment_line(launches: Sequence[Launch]) -> str:
+    """What the system showed while measuring, in a sentence: ranges of load, clock and temperature, time stolen."""
+    states = [state for launch in launches for state in (launch.before, launch.after)]
+    parts = []
+    loads = [state["load"] for state in states if "load" in state]
+    if loads:
+        parts.append(f"load {min(loads):.1f} to {max(loads):.1f}")
+    clocks = [mhz for state in states for mhz in state.get("frequency_mhz", ())]
+    if clocks:
+        parts.append(f"{min(clocks):.0f} to {max(clocks):.0f} MHz")
+    degrees = [value for state in states for value in state.get("temperature_c", {}).values()]
+    if degrees:
+        parts.append(f"{min(degrees):.0f} to {max(degrees):.0f} degrees C")
+    stolen = sum(launch.after.get("stolen_s", 0) - launch.before.get("stolen_s", 0) for launch in launches)
+    if stolen > 0:
+        parts.append(f"{stolen:.2f} s stolen by other machines")
+    preempted = sum(launch.after.get("preempted", 0) - launch.before.get("preempted", 0) for launch in launches)
+    if preempted:
+        parts.append(f"preempted {preempted} times")
+    return ", ".join(parts)
+
+
+class _NoNumber(ValueError):
+    """NaN or an infinity."""
+
+
+def _no_number(name: str) -> NoReturn:
+    raise _NoNumber(name)
+
+
+def _shortened(message: str) -> str:
+    return message if len(message) < 160 else message[:157] + "..."
+
+
+def _measurement(record: dict[str, Any], path: Path) -> Measurement:
+    subjects = tuple(
+        Subject(**{**subject, "cold": None if subject["cold"] is None else Cold(**subject["cold"])})
+        for subject in record["subjects"]
+    )
+    launches = tuple(
+        Launch(
+            tuple(WarmUp(**one) for one in launch["warm"]),
+            tuple(Slot(**{**slot, "samples_ms": tuple(slot["samples_ms"])}) for slot in launch["slots"]),
+            launch["before"],
+            launch["after"],
+        )
+        for launch in record["launches"]
+    )
+    for number, launch in enumerate(launches):
+        counts = dict.fromkeys(range(len(subjects)), 0)
+        for slot in launch.slots:
+            if slot.subject not in counts:
+                raise BadInput(f"{path} is no sound measurement: launch {number} times a subject {slot.subject}")
+            if not all(map(math.isfinite, slot.samples_ms)):  # 1e999 is JSON
+                raise BadInput(f"{path} is no sound measurement: launch {number} holds a time that is not finite")
+            counts[slot.subject] += 1
+        if len(set(counts.values())) > 1:
+            raise BadInput(f"{path} is no sound measurement: launch {number} has not the same rounds for each subject")
+    rest = {key: value for key, value in record.items() if key != "schema"}
+    cores = None if record["cores"] is None else tuple(record["cores"])
+    plain = {**rest, "device": Device(**record["device"]), "subjects": (), "launches": (), "cores": cores}
+    return replace(Measurement(**plain), subjects=subjects, launches=launches)

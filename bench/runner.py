@@ -1,0 +1,223 @@
+"""What runs on the device: opens models, times them in turn, and prints what it finds, one JSON object a line.
+
+One file, and nothing of edgesmith: it is copied to boards, which need Python 3.8, numpy and the runtime.
+
+    python runner.py < plan.json
+
+    plan   {"models": [{"file": ..., "runtime": "onnxruntime"}], "threads": 1, "cores": [0] or null, "seed": 0,
+            "seconds": 2.0, "slot_ms": 30.0}
+    start  {"runtime": {"name", "version"}, "environment": {...}}           once everything is imported
+    open   {"model", "load_ms", "first_ms", "memory_mib"}                   for each model, in the plan's order
+    warm   {"model", "calls", "ms", "is_steady"}                            after the calls that were not kept
+    slot   {"model", "round", "at_s", "samples_ms": [...]}                  several calls of one model in a row
+    end    {"environment": {...}}
+
+A round has one slot for each model, in a new order every time, and lasts as long as its slots; rounds go on until
+`seconds` have passed. The first call of a slot finds the caches full of another model and is not kept.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # Python 3.8 cannot subscript what the annotations name
+    from collections.abc import Callable, Sequence
+
+    Call = Callable[[], Any]
+
+WINDOW_CALLS, WINDOW_MS = 5, 20.0
+"""A window of the warm-up has so many calls, and goes on until so much time has passed."""
+
+STEADY = 0.02
+"""Three windows in a row whose medians neither fall nor rise throughout, or by less than this, are steady."""
+
+WARM_UP_S = 5.0
+"""After so much time a model is timed as it is, and the record says that it was not steady."""
+
+
+def read(path: Path) -> str | None:
+    """The first line of a file of the system's, or None."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return file.readline().strip()
+    except OSError:
+        return None
+
+
+def number(text: str | None, scale: float = 1.0) -> float | None:
+    """A number that the system wrote, or None."""
+    try:
+        return float(text or "") * scale
+    except ValueError:
+        return None
+
+
+def environment() -> dict[str, Any]:
+    """What the system shows of its clock, load and temperature. What it does not show is left out."""
+    found: dict[str, Any] = {"time_s": time.time()}
+    if hasattr(os, "getloadavg"):
+        found["load"] = os.getloadavg()[0]
+    cpus = Path("/sys/devices/system/cpu")
+    frequencies = [number(read(path), 1e-3) for path in sorted(cpus.glob("cpu[0-9]*/cpufreq/scaling_cur_freq"))]
+    listed = Path("/proc/cpuinfo")
+    if not frequencies and listed.exists():
+        lines = listed.read_text(encoding="utf-8", errors="replace").splitlines()
+        frequencies = [number(line.split(":")[1]) for line in lines if line.startswith("cpu MHz")]
+    if frequencies and None not in frequencies:
+        found["frequency_mhz"] = frequencies
+    governor = read(cpus / "cpu0/cpufreq/scaling_governor")
+    if governor:
+        found["governor"] = governor
+    zones: dict[str, float] = {}
+    for zone in sorted(Path("/sys/class/thermal").glob("thermal_zone*")):
+        degrees = number(read(zone / "temp"), 1e-3)
+        if degrees is not None:
+            zones[f"{zone.name} {read(zone / 'type') or ''}".strip()] = degrees
+    if zones:
+        found["temperature_c"] = zones
+    ticks = (read(Path("/proc/stat")) or "").split()
+    if len(ticks) > 8 and ticks[0] == "cpu":
+        found["stolen_s"] = float(ticks[8]) / os.sysconf("SC_CLK_TCK")
+    found["preempted"] = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+    rails = Path("/sys/class/powercap").glob("intel-rapl:?/energy_uj")
+    energy = [number(read(path), 1e-6) for path in sorted(rails)]
+    if energy and None not in energy:
+        found["energy_j"] = sum(joules for joules in energy if joules is not None)
+    return found
+
+
+def memory_mib() -> float:
+    """The most memory that this process has held, MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2.0 ** (20 if sys.platform == "darwin" else 10)
+
+
+def open_onnxruntime(path: str, threads: int, seed: int) -> Call:
+    """A call that runs an ONNX file once, on the CPU; free axes are 1, inputs are normal numbers or zeros."""
+    import numpy
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    draw = numpy.random.RandomState(seed)
+    feeds = {}
+    for value in session.get_inputs():
+        shape = [size if isinstance(size, int) else 1 for size in value.shape]
+        kinds = {"tensor(float)": numpy.float32, "tensor(float16)": numpy.float16, "tensor(double)": numpy.float64}
+        if value.type in kinds:
+            feeds[value.name] = numpy.asarray(draw.standard_normal(shape)).astype(kinds[value.type])
+        else:
+            integers = {"tensor(int64)": numpy.int64, "tensor(int32)": numpy.int32, "tensor(bool)": numpy.bool_}
+            feeds[value.name] = numpy.zeros(shape, integers.get(value.type, numpy.uint8))
+    return lambda: session.run(None, feeds)
+
+
+def version_onnxruntime() -> str:
+    """The runtime's version."""
+    import numpy  # noqa: F401  # so that its import is not timed as loading
+    import onnxruntime
+
+    return str(onnxruntime.__version__)
+
+
+RUNTIMES = {"onnxruntime": (open_onnxruntime, version_onnxruntime)}
+
+
+def slowed(call: Call, share: float) -> Call:
+    """A call that takes `share` longer than it takes: a known slowdown, to test what compares measurements."""
+
+    def run() -> None:
+        start = time.perf_counter_ns()
+        call()
+        until = start + (time.perf_counter_ns() - start) * (1.0 + share)
+        while time.perf_counter_ns() < until:
+            pass
+
+    return run
+
+
+def timed(call: Call) -> float:
+    """Milliseconds of one call."""
+    start = time.perf_counter_ns()
+    call()
+    return (time.perf_counter_ns() - start) / 1e6
+
+
+def median(values: Sequence[float]) -> float:
+    """The middle of some numbers."""
+    ordered = sorted(values)
+    half = len(ordered) // 2
+    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
+
+
+def is_steady(medians: Sequence[float]) -> bool:
+    """Whether the last three windows show no trend: up and down, or within `STEADY` of each other."""
+    if len(medians) < 3:
+        return False
+    a, b, c = medians[-3:]
+    return (b - a) * (c - b) <= 0 or abs(c - a) <= STEADY * min(a, c)
+
+
+def warm_up(call: Call) -> tuple[int, float, bool]:
+    """Call until steady. Returns how many calls that were, how long they took, and whether they became steady."""
+    start, calls = time.perf_counter(), 0
+    medians: list[float] = []
+    while not is_steady(medians) and time.perf_counter() - start < WARM_UP_S:
+        window = [timed(call)]
+        while len(window) < WINDOW_CALLS or sum(window) < WINDOW_MS:
+            window.append(timed(call))
+        calls += len(window)
+        medians.append(median(window))
+    return calls, (time.perf_counter() - start) * 1e3, is_steady(medians)
+
+
+def tell(event: str, **facts: Any) -> None:
+    """Print one event."""
+    print(json.dumps(dict(event=event, **facts)), flush=True)
+
+
+def main() -> None:
+    """Carry out the plan on standard input."""
+    plan = json.load(sys.stdin)
+    if plan.get("cores") and hasattr(os, "sched_setaffinity"):  # macOS pins nothing
+        os.sched_setaffinity(0, plan["cores"])
+    runtimes = {model["runtime"] for model in plan["models"]}
+    versions = {name: RUNTIMES[name][1]() for name in sorted(runtimes)}
+    tell("start", runtimes=versions, environment=environment())
+    calls: list[Call] = []
+    for i, model in enumerate(plan["models"]):
+        start = time.perf_counter()
+        call = RUNTIMES[model["runtime"]][0](model["file"], plan["threads"], plan["seed"])
+        load_ms = (time.perf_counter() - start) * 1e3
+        tell("open", model=i, load_ms=load_ms, first_ms=timed(call), memory_mib=memory_mib())
+        calls.append(slowed(call, model["slowed"]) if model.get("slowed") else call)
+    if plan["seconds"] > 0:
+        for i, call in enumerate(calls):
+            count, spent_ms, steady = warm_up(call)
+            tell("warm", model=i, calls=count, ms=spent_ms, is_steady=steady)
+        order, shuffle = list(range(len(calls))), random.Random(plan["seed"])  # noqa: S311  # an order, no secret
+        start, turn = time.perf_counter(), 0
+        while turn == 0 or time.perf_counter() - start < plan["seconds"]:
+            shuffle.shuffle(order)
+            for i in order:
+                at_s = time.perf_counter() - start
+                calls[i]()
+                samples = [timed(calls[i])]
+                while sum(samples) < plan["slot_ms"]:
+                    samples.append(timed(calls[i]))
+                tell("slot", model=i, round=turn, at_s=at_s, samples_ms=samples)
+            turn += 1
+    tell("end", environment=environment())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""What samples say: intervals without an assumed distribution, and ratios of what was timed in turn.
+
+Samples of one process depend on each other (where its memory lies, what else runs), so a launch is the unit: it gives
+one number, and the launches are exchangeable.
+
+    quantile   the median over launches of each launch's quantile, with the interval between two of those numbers that
+               holds the true median with at least the confidence asked for (order statistics; Hahn and Meeker,
+               "Statistical Intervals", 1991, section 5.2)
+    ratio      head over base: in each launch the median over rounds of log(head / base), which drift cannot move as
+               both sides of a round are neighbours; over launches the mean, with a bootstrap-t interval (Efron and
+               Tibshirani, "An Introduction to the Bootstrap", 1993, section 12.5)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+RESAMPLES = 9999
+FEWEST_LAUNCHES = 6
+"""With fewer a bootstrap has too few launches to draw from."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and the ends of its interval; where there were too few launches for one, those are None."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+def quantile(launches: Sequence[Sequence[float]], share: float, confidence: float = 0.95) -> Interval:
+    """The median over launches of the given quantile of each, in the samples' unit."""
+    values = sorted(float(np.quantile(samples, share)) for samples in launches)
+    rank = order_rank(len(values), confidence)
+    ends = (None, None) if rank is None else (values[rank], values[-1 - rank])
+    return Interval(float(np.median(values)), *ends)
+
+
+def order_rank(count: int, confidence: float) -> int | None:
+    """The largest r for which the r-th smallest and r-th largest of `count`, from 0, hold the median so surely.
+
+    P(the median lies outside) = 2 P(Binomial(count, 1/2) <= r). None where even the extremes do not.
+    """
+    outside, rank = 0.0, None
+    for r in range(count // 2):
+        outside += 2 * math.comb(count, r) / 2**count
+        if outside > 1 - confidence:
+            break
+        rank = r
+    return rank
+
+
+def log_ratios(base: Sequence[Sequence[float]], head: Sequence[Sequence[float]]) -> np.ndarray:
+    """One number for each launch: the median over its rounds of log(head / base), base and head timed in turn."""
+    return np.array(
+        [np.median(np.log(np.asarray(b) / np.asarray(a))) for a, b in zip(base, head, strict=True)], dtype=float
+    )
+
+
+def paired_ratio(ratios: np.ndarray, confidence: float, seed: int = 0) -> Interval:
+    """The exponential of the mean of the launches' log ratios, and its bootstrap-t interval."""
+    return _exponential(float(ratios.mean()), _bootstrap_t([ratios], confidence, seed))
+
+
+def unpaired_ratio(base: Sequence[float], head: Sequence[float], confidence: float, seed: int = 0) -> Interval:
+    """Head over base from medians of launches that were not timed in turn; drift between the two is in neither."""
+    a, b = np.log(np.asarray(base)), np.log(np.asarray(head))
+    return _exponential(float(b.mean() - a.mean()), _bootstrap_t([b, a], confidence, seed))
+
+
+def _exponential(value: float, ends: tuple[float, float] | None) -> Interval:
+    low, high = (None, None) if ends is None else (math.exp(ends[0]), math.exp(ends[1]))
+    return Interval(math.exp(value), low, high)
+
+
+def _bootstrap_t(groups: Sequence[np.ndarray], confidence: float, seed: int) -> tuple[float, float] | None:
+    """Interval of the first group's mean, less the second's where there is one."""
+    if min(map(len, groups)) < FEWEST_LAUNCHES:
+        return None
+    draw = np.random.default_rng(seed)
+    signs = (1.0, -1.0)
+
+    def moments(samples: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        difference = sum(sign * x.mean(axis=-1) for sign, x in zip(signs, samples, strict=False))
+        variance = sum(x.var(axis=-1, ddof=1) / x.shape[-1] for x in samples)
+        return np.asarray(difference), np.sqrt(np.asarray(variance))
+
+    value, error = (float(x) for x in moments(groups))
+    if error == 0:
+        return value, value
+    resampled = [group[draw.integers(0, len(group), (RESAMPLES, len(group)))] for group in groups]
+    means, errors = moments(resampled)
+    kept = errors > 0  # a resample of one launch alone has no deviation
+    pivots = (means[kept] - value) / errors[kept]
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(pivots, [tail, 1 - tail])
+    return value - float(high) * error, value - float(low) * error

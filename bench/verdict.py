@@ -1,0 +1,155 @@
+"""Whether something became slower, from measurements.
+
+    slower         the interval of head / base lies above 1 and the noise floor, and reaches a slowdown by the
+                   threshold or lies above that too
+    faster         the same, the other way round
+    unchanged      a change by the threshold, either way, is ruled out
+    inconclusive   neither: the interval is too wide, or there are too few launches for one
+    not comparable the two were measured on different devices, or otherwise
+
+So a change that is sure but smaller than the threshold passes, and a change of the threshold's size does not have to be
+seen larger than it is to be called. The noise floor is what two measurements of the same file were seen to differ by.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import median
+
+from edgesmith.bench.measurement import Measurement
+from edgesmith.bench.statistics import Interval, log_ratios, paired_ratio, unpaired_ratio
+from edgesmith.errors import BadInput
+
+THRESHOLD = 0.05
+CONFIDENCE = 0.99
+SLOWER, FASTER, UNCHANGED = "slower", "faster", "unchanged"
+INCONCLUSIVE, NOT_COMPARABLE = "inconclusive", "not comparable"
+EXIT_CODES = {SLOWER: 1, FASTER: 0, UNCHANGED: 0, INCONCLUSIVE: 2, NOT_COMPARABLE: 2}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a comparison says.
+
+    Attributes:
+        verdict: one of the five words above.
+        reason: in a sentence.
+        ratio: of head to base, with its interval; None where they are not comparable.
+        base_ms, head_ms: medians over launches of each launch's median.
+        paired: whether the two were timed in turn.
+    """
+
+    verdict: str
+    reason: str
+    base: str
+    head: str
+    ratio: Interval | None = None
+    base_ms: float | None = None
+    head_ms: float | None = None
+    paired: bool = False
+
+    @property
+    def exit_code(self) -> int:
+        """0 where nothing became slower, 1 where it did, 2 where that is not known."""
+        return EXIT_CODES[self.verdict]
+
+
+def compare(
+    base: Measurement,
+    head: Measurement,
+    base_subject: int = 0,
+    head_subject: int = 0,
+    *,
+    threshold: float = THRESHOLD,
+    confidence: float = CONFIDENCE,
+    floor: float = 0.0,
+    despite: frozenset[str] = frozenset(),
+) -> Verdict:
+    """Compare two subjects; they may be of one measurement, where they were timed in turn.
+
+    Args:
+        threshold: the smallest change that matters, as a share: 0.05 for 5 %.
+        confidence: of the interval.
+        floor: noise floor of the device, as a share, see `noise_floor`.
+        despite: names of differences, from `differences`, that are not to stand in the way.
+
+    Raises BadInput where threshold, confidence or floor are out of range.
+    """
+    if not 0 < threshold < 1:
+        raise BadInput(f"the threshold must lie between 0 and 1 (0.05 is 5 %), got {threshold}")
+    if not 0.5 <= confidence < 1:
+        raise BadInput(f"the confidence must be at least 0.5 and less than 1, got {confidence}")
+    if not 0 <= floor < 1:
+        raise BadInput(f"the noise floor must be at least 0 and less than 1, got {floor}")
+    names = base.subjects[base_subject].name, head.subjects[head_subject].name
+    apart = differences(base, head, base_subject, head_subject)
+    blocking = {name: values for name, values in apart.items() if name not in despite}
+    if blocking:
+        name, (one, other) = next(iter(blocking.items()))
+        others = f" (and {', '.join(list(blocking)[1:])})" if len(blocking) > 1 else ""
+        return Verdict(NOT_COMPARABLE, f"{name} differs: {one} and {other}{others}", *names)
+    samples = base.samples(base_subject), head.samples(head_subject)
+    if not samples[0] or not samples[1]:
+        return Verdict(INCONCLUSIVE, "nothing was measured before the run was interrupted", *names)
+    medians = [[median(launch) for launch in side] for side in samples]
+    is_paired = base is head
+    if is_paired:
+        ratio = paired_ratio(log_ratios(base.rounds(base_subject), head.rounds(head_subject)), confidence)
+    else:
+        ratio = unpaired_ratio(medians[0], medians[1], confidence)
+    verdict, reason = _judge(ratio, threshold, floor, min(map(len, medians)))
+    return Verdict(verdict, reason, *names, ratio, median(medians[0]), median(medians[1]), is_paired)
+
+
+def differences(
+    base: Measurement, head: Measurement, base_subject: int, head_subject: int
+) -> dict[str, tuple[str, str]]:
+    """What makes two measurements not comparable, by name: what it is on either side."""
+    a, b = base.subjects[base_subject], head.subjects[head_subject]
+    sides = {
+        "device": (f"{base.device.name}, {base.device.cpu}", f"{head.device.name}, {head.device.cpu}"),
+        "machine": (base.device.machine, head.device.machine),
+        "system": (base.device.system, head.device.system),
+        "power mode": (base.device.power_mode, head.device.power_mode),
+        "threads": (base.threads, head.threads),
+        "cores": (base.cores, head.cores),
+        "runtime": (_runtime(base, base_subject), _runtime(head, head_subject)),
+        "precision": (a.precision, b.precision),
+    }
+    return {name: (str(one), str(other)) for name, (one, other) in sides.items() if one != other}
+
+
+def noise_floor(measurement: Measurement, confidence: float = CONFIDENCE) -> float:
+    """What two subjects of one file differ by, as a share: the farther end of their ratio's interval from 1.
+
+    Raises BadInput where the measurement is not of one file twice, or has too few launches.
+    """
+    digests = {subject.sha256 for subject in measurement.subjects}
+    if len(measurement.subjects) != 2 or len(digests) != 1:
+        raise BadInput(
+            "a noise floor takes a measurement of one artifact against itself: edgesmith bench A --against A"
+        )
+    ratio = paired_ratio(log_ratios(measurement.rounds(0), measurement.rounds(1)), confidence)
+    if ratio.low is None or ratio.high is None:
+        raise BadInput(f"a noise floor takes more launches than the {len(measurement.launches)} of this measurement")
+    return math.exp(max(abs(math.log(ratio.low)), abs(math.log(ratio.high)))) - 1
+
+
+def _runtime(measurement: Measurement, subject: int) -> str:
+    name = measurement.subjects[subject].runtime
+    return f"{name} {measurement.runtimes.get(name, '')}".strip()
+
+
+def _judge(ratio: Interval, threshold: float, floor: float, launches: int) -> tuple[str, str]:
+    if ratio.low is None or ratio.high is None:
+        return INCONCLUSIVE, f"{launches} launches are too few for an interval: measure longer"
+    bounds = f"head takes {ratio.value:.3f} of base's time, {ratio.low:.3f} to {ratio.high:.3f}"
+    if ratio.low > 1 + floor and ratio.high >= 1 + threshold:
+        return SLOWER, bounds
+    if ratio.high < 1 / (1 + floor) and ratio.low <= 1 / (1 + threshold):
+        return FASTER, bounds
+    if 1 / (1 + threshold) < ratio.low and ratio.high < 1 + threshold:
+        return UNCHANGED, f"{bounds}: no change by {threshold:.0%}"
+    inside = "within the noise floor" if ratio.low > 1 or ratio.high < 1 else "on both sides of 1"
+    return INCONCLUSIVE, f"{bounds}, {inside}, and a change by {threshold:.0%} is not ruled out: measure longer"

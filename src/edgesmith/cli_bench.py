@@ -1,0 +1,279 @@
+"""The commands that time artifacts and compare what was timed: `bench` and `compare`."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgesmith.errors import BadInput, OutputError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from edgesmith.bench.measurement import Measurement
+    from edgesmith.bench.verdict import Verdict
+
+INTERRUPTED = 130
+
+Seconds = Annotated[float, typer.Option("--seconds", help="How long it may last, about.")]
+Launches = Annotated[int, typer.Option("--launches", help="Processes, each with all artifacts in turn.")]
+Threads = Annotated[int, typer.Option("--threads", help="Of the runtime.")]
+Cores = Annotated[
+    str | None, typer.Option("--cores", help="Pin to these: 0, or 0,2 or 0-3.", show_default="not pinned")
+]
+Threshold = Annotated[str, typer.Option("--threshold", help="The smallest change that matters: 5% or 0.05.")]
+Confidence = Annotated[float, typer.Option("--confidence", help="Of the ratio's interval.")]
+Floor = Annotated[
+    Path | None,
+    typer.Option("--floor", help="A record of one artifact against itself: the noise floor.", show_default=False),
+]
+Out = Annotated[
+    Path | None, typer.Option("--out", "-o", help="File for the record.", show_default="measurements/TIME.json")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+
+
+def bench(
+    artifacts: Annotated[list[Path], typer.Argument(help="Artifacts: folders, or the files in them.")],
+    against: Annotated[
+        Path | None, typer.Option("--against", help="An artifact to compare the others with.", show_default=False)
+    ] = None,
+    seconds: Seconds = 30.0,
+    launches: Launches = 12,
+    threads: Threads = 1,
+    cores: Cores = None,
+    threshold: Threshold = "5%",
+    confidence: Confidence = 0.99,
+    floor: Floor = None,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Time artifacts on this machine in turn; every sample is kept. With --against, compare them."""
+    from edgesmith.bench.verdict import compare as judged
+
+    share = _share(threshold)
+    paths = [*([against] if against else []), *artifacts]
+    measurement, record = _measured(paths, seconds, launches, threads, cores, out)
+    least = _floor(floor)
+    verdicts = [
+        judged(measurement, measurement, 0, i, threshold=share, confidence=confidence, floor=least)
+        for i in range(1, len(paths) if against else 0)
+    ]
+    code = 0 if measurement.complete else INTERRUPTED
+    if as_json:
+        facts = {"record": str(record), "complete": measurement.complete, "subjects": _figures(measurement)}
+        print(json.dumps({**facts, "verdicts": [_plain(one) for one in verdicts]}, indent=2, ensure_ascii=False))
+        raise typer.Exit(code)
+    _print_measurement(measurement)
+    for one in verdicts:
+        print(f"{one.head} against {one.base}: {one.verdict}: {one.reason}")
+    print(f"record: {record}")
+    raise typer.Exit(code)
+
+
+def compare(
+    base: Annotated[Path, typer.Argument(help="A record, or an artifact.", show_default=False)],
+    head: Annotated[
+        Path | None,
+        typer.Argument(help="The same; none for a record of several artifacts, the first is base.", show_default=False),
+    ] = None,
+    threshold: Threshold = "5%",
+    confidence: Confidence = 0.99,
+    floor: Floor = None,
+    despite: Annotated[
+        list[str] | None,
+        typer.Option("--despite", help="Compare though this differs, such as precision; repeatable."),
+    ] = None,
+    seconds: Seconds = 30.0,
+    launches: Launches = 12,
+    threads: Threads = 1,
+    cores: Cores = None,
+    out: Out = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a table for a pull request.")] = False,
+    junit: Annotated[
+        Path | None, typer.Option("--junit", help="Write a JUnit XML file for a dashboard.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say whether head became slower than base: exit code 0 no, 1 yes, 2 not known or not comparable.
+
+    Two artifacts are measured in turn, which is the comparison to trust. Records of two runs are compared as they are.
+    """
+    from edgesmith.bench import announce
+    from edgesmith.bench import measurement as measurements
+    from edgesmith.bench.verdict import compare as judged
+
+    share, least = _share(threshold), _floor(floor)
+    names = frozenset(despite or ())
+    options: dict[str, Any] = {"threshold": share, "confidence": confidence, "floor": least, "despite": names}
+    if head is None:
+        first = measurements.read(base)
+        if len(first.subjects) < 2:
+            raise BadInput(f"{base} is a record of one artifact: give a second record or artifact to compare it with")
+        verdicts = [judged(first, first, 0, i, **options) for i in range(1, len(first.subjects))]
+    elif _is_record(base) and _is_record(head):
+        first, second = measurements.read(base), measurements.read(head)
+        for path, record in ((base, first), (head, second)):
+            if len(record.subjects) > 1:
+                raise BadInput(f"{path} is a record of {len(record.subjects)} artifacts: compare it alone, or others")
+        verdicts = [judged(first, second, **options)]
+    elif _is_record(base) or _is_record(head):
+        raise BadInput(f"{base} and {head} are a record and an artifact: give two of a kind")
+    else:
+        first, written = _measured([base, head], seconds, launches, threads, cores, out)
+        print(f"record: {written}", file=sys.stderr)
+        verdicts = [judged(first, first, 0, 1, **options)]
+    if junit is not None:
+        try:
+            junit.write_text(announce.junit(verdicts), encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"cannot write {junit}: {error.strerror or error}") from error
+    if as_json:
+        print(json.dumps([_plain(one) for one in verdicts], indent=2, ensure_ascii=False))
+    elif markdown:
+        print(announce.markdown(verdicts, first, share, confidence), end="")
+    else:
+        for one in verdicts:
+            print(f"{one.head} against {one.base}: {one.verdict}: {one.reason}")
+    codes = {one.exit_code for one in verdicts}
+    if not first.complete:
+        raise typer.Exit(INTERRUPTED)
+    raise typer.Exit(1 if 1 in codes else max(codes))
+
+
+def _is_record(path: Path) -> bool:
+    return path.is_file() and path.suffix == ".json"
+
+
+def _measured(
+    paths: Sequence[Path], seconds: float, launches: int, threads: int, cores: str | None, out: Path | None
+) -> tuple[Measurement, Path]:
+    """Measure with a progress bar. Returns the measurement and where its record lies."""
+    from edgesmith.bench import measurement as measurements
+    from edgesmith.bench.measure import measure
+
+    stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
+    record = out if out is not None else Path("measurements") / f"{stamp}.json"
+    if record.suffix != ".json":
+        raise BadInput(f"a record is a .json file, got {record}")
+    with _progress() as told:
+        measurement = measure(
+            paths,
+            seconds=seconds,
+            launches=launches,
+            threads=threads,
+            cores=_cores(cores),
+            record=record,
+            told=told,
+        )
+    if not measurement.complete:
+        measurements.write(measurement, record)
+        done = len(measurement.launches)
+        print(f"interrupted after {done} of {launches} launches, which are kept", file=sys.stderr)
+    return measurement, record
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Any]:
+    """A bar on stderr with the time left."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("measure", total=None)
+        yield lambda done, of: bar.update(task, completed=done, total=of)
+
+
+def _figures(measurement: Measurement) -> list[dict[str, Any]]:
+    """Of each subject: latency by quantile with its interval, throughput, and what opening it took."""
+    from edgesmith.bench.statistics import quantile
+
+    rows = []
+    for i, subject in enumerate(measurement.subjects):
+        launches = measurement.samples(i)
+        figures = (
+            {f"p{share}_ms": asdict(quantile(launches, share / 100)) for share in (50, 90, 99)} if launches else {}
+        )
+        count, total = sum(map(len, launches)), sum(map(sum, launches))
+        rate = {"samples": count, "per_second": 1e3 * count / total} if launches else {}
+        steady = sum(launch.warm[i].is_steady for launch in measurement.launches)
+        rows.append({**asdict(subject), **figures, **rate, "steady_launches": steady})
+    return rows
+
+
+def _print_measurement(measurement: Measurement) -> None:
+    from edgesmith.bench.measurement import environment_line
+    from edgesmith.cli import _print, _table
+
+    def with_ends(figure: dict[str, float | None] | None) -> str:
+        if figure is None:
+            return ""
+        ends = "" if figure["low"] is None else f" ({figure['low']:.3f} to {figure['high']:.3f})"
+        return f"{figure['value']:.3f}{ends}"
+
+    device = measurement.device
+    table: Table = _table(
+        f"{device.name}: {device.cpu}, {measurement.threads} thread{'s' * (measurement.threads != 1)}",
+        *("artifact", "p50, ms", "p90, ms", "p99, ms", "a second", "load, ms", "first, ms", "memory", "file"),
+    )
+    rows = _figures(measurement)
+    for row in rows:
+        cold = row["cold"] or {}
+        table.add_row(
+            row["name"],
+            *(with_ends(row.get(f"p{share}_ms")) for share in (50, 90, 99)),
+            f"{row['per_second']:.1f}" if "per_second" in row else "",
+            f"{cold['load_ms']:.0f}" if cold else "",
+            f"{cold['first_ms']:.1f}" if cold else "",
+            f"{cold['memory_mib']:.0f} MiB" if cold else "",
+            f"{row['bytes'] / 1e6:.2f} MB",
+        )
+    _print(table)
+    launches = len(measurement.launches)
+    print(f"{launches} launches, intervals of 95 %; {environment_line(measurement.launches)}")
+    for row in rows:
+        if row["steady_launches"] < launches:
+            print(f"{row['name']}: not steady after its warm-up in {launches - row['steady_launches']} of {launches}")
+
+
+def _plain(verdict: Verdict) -> dict[str, Any]:
+    return {**asdict(verdict), "exit_code": verdict.exit_code}
+
+
+def _floor(path: Path | None) -> float:
+    from edgesmith.bench.measurement import read
+    from edgesmith.bench.verdict import noise_floor
+
+    return 0.0 if path is None else noise_floor(read(path))
+
+
+def _share(text: str) -> float:
+    """`5%` or `0.05`."""
+    number = text.strip().removesuffix("%")
+    try:
+        value = float(number)
+    except ValueError as error:
+        raise BadInput(f"--threshold must be a share such as 5% or 0.05, got {text!r}") from error
+    return value / 100 if text.strip().endswith("%") else value
+
+
+def _cores(text: str | None) -> list[int] | None:
+    """`0`, `0,2` or `0-3`."""
+    if text is None:
+        return None
+    cores: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        if not first.strip().isdigit() or (dash and not last.strip().isdigit()):
+            raise BadInput(f"--cores must be numbers such as 0, 0,2 or 0-3, got {text!r}")
+        cores += range(int(first), int(last if dash else first) + 1)
+    return cores
