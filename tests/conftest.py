@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import fcntl
+import functools
 import hashlib
 import importlib.util
 import os
@@ -13,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -42,8 +45,29 @@ def pytest_configure(config: pytest.Config) -> None:
     if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: more threads would only get in each other's way
         torch.set_num_threads(1)
         os.environ["OMP_NUM_THREADS"] = "1"
+    if config.getoption("--cov", None):
+        torch.export.export = untraced(torch.export.export)
+        torch.export.ExportedProgram.run_decompositions = untraced(torch.export.ExportedProgram.run_decompositions)
     config.addinivalue_line("markers", "slow: a minute or more")
     config.addinivalue_line("markers", "no_cover: runs untraced; pytest-cov's own, for where it is not installed")
+
+
+def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of torch's without the coverage tracer, under which it takes twice as long.
+
+    What it calls of ours is modules and shape rules, which run outside it too: the figures are the same.
+    """
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        tracer = sys.gettrace()
+        sys.settrace(None)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            sys.settrace(tracer)
+
+    return call
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -51,6 +75,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("slow") or hasattr(getattr(item, "obj", None), "hypothesis"):
             item.add_marker("no_cover")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def translations() -> Iterator[None]:
+    """Read torch's table of ONNX translations once; each export reads 500 functions' sources anew, for a second."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    read_once = functools.cache(ONNXRegistry.from_torchlib)
+
+    def from_torchlib(*opset: int, **named: int) -> ONNXRegistry:
+        registry = copy.copy(read_once(*opset, **named))
+        registry.functions = {target: list(known) for target, known in registry.functions.items()}
+        return registry
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(from_torchlib))
+        yield
 
 
 @pytest.fixture
