@@ -47,8 +47,14 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["OMP_NUM_THREADS"] = "1"
     if config.getoption("--cov", None):
         torch.export.export = untraced(torch.export.export)
-        torch.export.ExportedProgram.run_decompositions = untraced(torch.export.ExportedProgram.run_decompositions)
+        for owner, name in (
+            (torch.export.ExportedProgram, "run_decompositions"),
+            (torch.onnx.ONNXProgram, "optimize"),
+            (torch.fx.GraphModule, "recompile"),
+        ):
+            setattr(owner, name, untraced(getattr(owner, name)))
     config.addinivalue_line("markers", "slow: a minute or more")
+    config.addinivalue_line("markers", "wheel: runs from the built wheel too, outside a checkout")
     config.addinivalue_line("markers", "no_cover: runs untraced; pytest-cov's own, for where it is not installed")
 
 

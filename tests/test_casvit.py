@@ -35,6 +35,7 @@ def test_fixture_is_the_shared_one(parity: Path, fixture_file: Path) -> None:
     assert (parity / "casvit_xs.npz").read_bytes() == fixture_file.read_bytes()
 
 
+@pytest.mark.wheel
 def test_the_authors_outputs_eager_rewritten_and_in_onnx_runtime(
     authors: tuple[torch.Tensor, np.ndarray], authors_checkpoint: Path, tmp_path: Path
 ) -> None:

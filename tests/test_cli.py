@@ -20,6 +20,8 @@ from edgesmith import cli
 from edgesmith.exporters import targets
 from edgesmith.exporters.artifact import Artifact, changed_files, read
 
+pytestmark = pytest.mark.wheel
+
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 SMALL = ("--model", "casvit_xs", "--input-size", "32")
 FOLDER = "artifacts/casvit_xs-onnx-fp32-32x32"

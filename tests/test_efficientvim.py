@@ -48,6 +48,7 @@ def test_fixtures_are_the_shared_ones(parity: Path, fixture: Path) -> None:
     assert (parity / fixture.name).read_bytes() == fixture.read_bytes()
 
 
+@pytest.mark.wheel
 def test_the_authors_outputs_eager_rewritten_and_in_onnx_runtime(
     fixture: Path, checkpoint: Path, rebuild: ModuleType, tmp_path: Path
 ) -> None:
