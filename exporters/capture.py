@@ -116,7 +116,10 @@ def exported(program: Program, target: str, around: nn.Module | None = None) -> 
     inlined = {op.overload: op.reference for op in all_ops().values() if target not in op.lowerings}
     module = _with_own_forms(program.module, target)
     with torch.no_grad(), _without_torchs_own_warnings():
-        return _exported(around or module, program.inputs, program.dynamic_batch).run_decompositions(inlined)
+        written = _exported(around or module, program.inputs, program.dynamic_batch)
+        if target == "onnx" and not inlined:  # torch's exporter traces it once more itself, and the file is the same
+            return written
+        return written.run_decompositions(inlined)
 
 
 def _with_own_forms(module: GraphModule, target: str) -> GraphModule:

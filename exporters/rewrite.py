@@ -29,7 +29,7 @@ Every rewrite leaves the program's outputs equal but for rounding, and changes n
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch.fx import GraphModule
 
@@ -113,8 +113,15 @@ def rewrite(
         rewrites: default: all of them, see `all_rewrites`, also for `streaming`.
     """
     module = fork(program.module)
-    reports = []
+    reports, tidied = [], None
     for rule in all_rewrites(streaming) if rewrites is None else rewrites:
         reports.append(rule.apply(module, costs))
-        module = tidy(module)
+        if _spelled(module) != tidied:  # most rewrites leave most graphs alone, and compiling one takes longer
+            module = tidy(module)
+            tidied = _spelled(module)
     return with_module(program, module), reports
+
+
+def _spelled(module: GraphModule) -> list[tuple[Any, ...]]:
+    """A graph's nodes with all that its code is made of; `repr` because 1, 1.0 and True are equal."""
+    return [(node, node.op, node.name, node.target, repr((node.args, node.kwargs))) for node in module.graph.nodes]

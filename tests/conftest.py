@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import fcntl
+import functools
+import hashlib
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +23,7 @@ from hypothesis import HealthCheck, settings
 from torch import nn
 
 from edgesmith.exporters import targets
-from edgesmith.exporters.artifact import Artifact
+from edgesmith.exporters.artifact import Artifact, read
 from edgesmith.exporters.capture import Program, capture
 
 HERE = Path(__file__).parent
@@ -38,7 +45,59 @@ def pytest_configure(config: pytest.Config) -> None:
     if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: more threads would only get in each other's way
         torch.set_num_threads(1)
         os.environ["OMP_NUM_THREADS"] = "1"
+    if config.getoption("--cov", None):
+        torch.export.export = untraced(torch.export.export)
+        for owner, name in (
+            (torch.export.ExportedProgram, "run_decompositions"),
+            (torch.onnx.ONNXProgram, "optimize"),
+            (torch.fx.GraphModule, "recompile"),
+        ):
+            setattr(owner, name, untraced(getattr(owner, name)))
     config.addinivalue_line("markers", "slow: a minute or more")
+    config.addinivalue_line("markers", "wheel: runs from the built wheel too, outside a checkout")
+    config.addinivalue_line("markers", "no_cover: runs untraced; pytest-cov's own, for where it is not installed")
+
+
+def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of torch's without the coverage tracer, under which it takes twice as long.
+
+    What it calls of ours is modules and shape rules, which run outside it too: the figures are the same.
+    """
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        tracer = sys.gettrace()
+        sys.settrace(None)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            sys.settrace(tracer)
+
+    return call
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave tests untraced that go over the same lines hundreds of times: a tracer nearly doubles what torch takes."""
+    for item in items:
+        if item.get_closest_marker("slow") or hasattr(getattr(item, "obj", None), "hypothesis"):
+            item.add_marker("no_cover")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def translations() -> Iterator[None]:
+    """Read torch's table of ONNX translations once; each export reads 500 functions' sources anew, for a second."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    read_once = functools.cache(ONNXRegistry.from_torchlib)
+
+    def from_torchlib(*opset: int, **named: int) -> ONNXRegistry:
+        registry = copy.copy(read_once(*opset, **named))
+        registry.functions = {target: list(known) for target, known in registry.functions.items()}
+        return registry
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(from_torchlib))
+        yield
 
 
 @pytest.fixture
@@ -116,17 +175,55 @@ def small() -> nn.Module:
     return randomise_(CasViT(depths=(1, 1, 1, 1), dims=(8, 12, 16, 24), num_classes=10))
 
 
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this run of the tests, the same for every worker."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@contextlib.contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """Only one process at a time, for the same file."""
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 @pytest.fixture
-def export_small(small: nn.Module, tmp_path: Path) -> Callable[..., Artifact]:
-    """Export it to a target, which has to be installed."""
+def artifact(small: nn.Module, run_folder: Path, tmp_path: Path) -> Callable[..., Artifact]:
+    """Export a named model, or `small`, where no test of this run has done so before; every test gets its own copy."""
+    import edgesmith
+
+    def export(model: str, target: str, **options: object) -> Artifact:
+        key = hashlib.sha256(repr((model, target, sorted(options.items()))).encode()).hexdigest()[:16]
+        out = run_folder / "artifacts" / key
+        out.mkdir(parents=True, exist_ok=True)
+        with alone(out.with_suffix(".lock")):
+            if not any(out.iterdir()):
+                if model == "small":
+                    x = torch.randn(1, 3, 32, 64)
+                    edgesmith.export(small, target, inputs=x, out=out, **options)  # type: ignore[arg-type]
+                else:
+                    edgesmith.export(model, target, out=out, **options)  # type: ignore[arg-type]
+            (made,) = out.iterdir()
+        return read(shutil.copytree(made, tmp_path / made.name))
+
+    return export
+
+
+@pytest.fixture
+def export_small(small: nn.Module, artifact: Callable[..., Artifact], tmp_path: Path) -> Callable[..., Artifact]:
+    """Export `small` to a target, which has to be installed: anew for inputs of a test's own."""
     import edgesmith
 
     def export(target: str, **options: object) -> Artifact:
         missing = targets.missing_packages(targets.get(target))
         if missing:
             pytest.skip(f"{target}: {', '.join(missing)} not installed")
-        x = options.pop("inputs", torch.randn(1, 3, 32, 64))
-        return edgesmith.export(small, target, inputs=x, out=tmp_path, **options)  # type: ignore[arg-type]
+        if "inputs" in options:
+            return edgesmith.export(small, target, out=tmp_path, **options)  # type: ignore[arg-type]
+        return artifact("small", target, **options)
 
     return export
 

@@ -49,6 +49,7 @@ def test_fixture_is_the_shared_one(parity: Path) -> None:
     assert (parity / "affnet_et.npz").read_bytes() == FIXTURE.read_bytes()
 
 
+@pytest.mark.wheel
 def test_the_authors_outputs_eager_rewritten_and_in_onnx_runtime(
     authors: tuple[Tensor, np.ndarray], checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ import torch
 
 import edgesmith
 from edgesmith.exporters import targets
+from edgesmith.exporters.artifact import Artifact
 from edgesmith.exporters.capture import capture, run
 from edgesmith.exporters.graph import count_operators
 from edgesmith.exporters.rewrite import rewrite
@@ -34,6 +35,7 @@ def test_fixture_is_the_shared_one(parity: Path, fixture_file: Path) -> None:
     assert (parity / "casvit_xs.npz").read_bytes() == fixture_file.read_bytes()
 
 
+@pytest.mark.wheel
 def test_the_authors_outputs_eager_rewritten_and_in_onnx_runtime(
     authors: tuple[torch.Tensor, np.ndarray], authors_checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -81,24 +83,25 @@ def test_onnx_features_equal_eager(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("target", ["onnx", "coreml"])
-def test_operator_counts_of_the_file(target: str, golden: Callable[[str, str], None], tmp_path: Path) -> None:
+def test_operator_counts_of_the_file(
+    target: str, golden: Callable[[str, str], None], artifact: Callable[..., Artifact]
+) -> None:
     backend = targets.get(target)
     if targets.missing_packages(backend):
         pytest.skip(f"{target}: not installed")
-    artifact = edgesmith.export("casvit_xs", target, out=tmp_path)
-    counts = artifact.manifest["operators"]["file"]
+    counts = artifact("casvit_xs", target).manifest["operators"]["file"]
     golden(f"casvit_xs.{target}", "".join(f"{count:5} {op}\n" for op, count in counts.items()))
 
 
-def test_coreml_program_of_xs_keeps_its_limits(tmp_path: Path) -> None:
+def test_coreml_program_of_xs_keeps_its_limits(artifact: Callable[..., Artifact]) -> None:
     pytest.importorskip("coremltools", reason="coremltools is not installed")
     from edgesmith.exporters.targets import coreml
 
-    artifact = edgesmith.export("casvit_xs", "coreml", out=tmp_path)
-    counts = coreml.count_operators(artifact.file)
+    file = artifact("casvit_xs", "coreml").file
+    counts = coreml.count_operators(file)
     assert "batch_norm" not in counts
     assert sum(counts.values()) <= 330
-    assert coreml.largest_rank(artifact.file) <= 4
+    assert coreml.largest_rank(file) <= 4
 
 
 def test_published_program_holds_its_mixers() -> None:

@@ -18,7 +18,9 @@ import torch
 
 from edgesmith import cli
 from edgesmith.exporters import targets
-from edgesmith.exporters.artifact import changed_files, read
+from edgesmith.exporters.artifact import Artifact, changed_files, read
+
+pytestmark = pytest.mark.wheel
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 SMALL = ("--model", "casvit_xs", "--input-size", "32")
@@ -236,10 +238,10 @@ def test_wrong_input_is_one_sentence_with_its_exit_code(
     assert result.stdout == ""
 
 
-def test_a_failed_verification_exits_with_3(edgesmith: Run, tmp_path: Path) -> None:
-    assert edgesmith("export", *SMALL, "--target", "onnx").returncode == 0
-    (tmp_path / FOLDER / "casvit_xs.onnx").write_bytes(b"")
-    result = edgesmith("verify", FOLDER, "--json")
+def test_a_failed_verification_exits_with_3(edgesmith: Run, artifact: Callable[..., Artifact]) -> None:
+    exported = artifact("casvit_xs", "onnx", input_size=(32, 32))
+    exported.file.write_bytes(b"")
+    result = edgesmith("verify", str(exported.path), "--json")
     assert result.returncode == 3
     assert json.loads(result.stdout)["error"].endswith("casvit_xs.onnx was altered")
 

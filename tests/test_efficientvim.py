@@ -13,6 +13,7 @@ import torch
 import edgesmith
 from edgesmith.errors import CheckpointError
 from edgesmith.exporters import targets
+from edgesmith.exporters.artifact import Artifact
 from edgesmith.exporters.capture import capture, run
 from edgesmith.exporters.graph import count_operators
 from edgesmith.exporters.rewrite import rewrite
@@ -47,6 +48,7 @@ def test_fixtures_are_the_shared_ones(parity: Path, fixture: Path) -> None:
     assert (parity / fixture.name).read_bytes() == fixture.read_bytes()
 
 
+@pytest.mark.wheel
 def test_the_authors_outputs_eager_rewritten_and_in_onnx_runtime(
     fixture: Path, checkpoint: Path, rebuild: ModuleType, tmp_path: Path
 ) -> None:
@@ -155,12 +157,13 @@ def test_published_program_holds_its_mixers_and_nothing_foldable() -> None:
 
 
 @pytest.mark.parametrize("target", ["onnx", "coreml"])
-def test_operator_counts_of_the_file(target: str, golden: Callable[[str, str], None], tmp_path: Path) -> None:
+def test_operator_counts_of_the_file(
+    target: str, golden: Callable[[str, str], None], artifact: Callable[..., Artifact]
+) -> None:
     backend = targets.get(target)
     if targets.missing_packages(backend):
         pytest.skip(f"{target}: not installed")
-    artifact = edgesmith.export("efficientvim_m1", target, out=tmp_path)
-    counts = artifact.manifest["operators"]["file"]
+    counts = artifact("efficientvim_m1", target).manifest["operators"]["file"]
     golden(f"efficientvim_m1.{target}", "".join(f"{count:5} {op}\n" for op, count in counts.items()))
     assert sum(counts.values()) <= 300
     assert not {"Einsum", "BatchNormalization", "batch_norm", "einsum"} & set(counts)
@@ -168,11 +171,11 @@ def test_operator_counts_of_the_file(target: str, golden: Callable[[str, str], N
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_coreml_package_keeps_its_limits(name: str, tmp_path: Path) -> None:
+def test_coreml_package_keeps_its_limits(name: str, artifact: Callable[..., Artifact]) -> None:
     pytest.importorskip("coremltools", reason="coremltools is not installed")
     from edgesmith.exporters.targets import coreml
 
-    artifact = edgesmith.export(name, "coreml", out=tmp_path)
-    counts = coreml.count_operators(artifact.file)
+    file = artifact(name, "coreml").file
+    counts = coreml.count_operators(file)
     assert not {"batch_norm", "transpose", "einsum"} & set(counts)
-    assert coreml.largest_rank(artifact.file) <= 4
+    assert coreml.largest_rank(file) <= 4

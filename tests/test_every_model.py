@@ -16,6 +16,8 @@ from edgesmith.exporters.pipeline import explain
 from edgesmith.models import registry
 from edgesmith.models.registry import ImageInput, ModelSpec
 
+pytestmark = pytest.mark.wheel
+
 SPECS = [spec for spec in registry.all_models().values() if isinstance(spec.input, ImageInput)]
 
 # Parameters and multiply-accumulates of the authors' own code as fvcore counts them, millions; and the FLOPs that the

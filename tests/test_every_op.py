@@ -19,6 +19,8 @@ from edgesmith.exporters.graph import count_operators
 from edgesmith.exporters.targets import Request
 from edgesmith.kernels.op import FusedOp, all_ops, find
 
+pytestmark = pytest.mark.wheel
+
 OPS = list(all_ops().values())
 
 

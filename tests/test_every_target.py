@@ -34,6 +34,7 @@ def available(target: Target) -> Target:
     return target
 
 
+@pytest.mark.wheel
 @pytest.mark.parametrize("target", TARGETS, ids=NAMES)
 def test_target_says_what_it_is(target: Target) -> None:
     assert target.suffix.startswith(".")
@@ -43,6 +44,7 @@ def test_target_says_what_it_is(target: Target) -> None:
     assert target.options <= {*Request.__dataclass_fields__, "streaming"}
 
 
+@pytest.mark.wheel
 @pytest.mark.parametrize("target", TARGETS, ids=NAMES)
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_target_exports_verifies_and_says_what_it_did(

@@ -44,6 +44,7 @@ def test_fixture_is_the_shared_one(name: str, parity: Path, fixtures: Path) -> N
     assert (parity / f"{name}.npz").read_bytes() == (fixtures / f"{name}.npz").read_bytes()
 
 
+@pytest.mark.wheel
 @pytest.mark.parametrize("name", NAMES)
 def test_the_authors_outputs_eager_rewritten_and_in_onnx_runtime(
     name: str, rebuild: ModuleType, fixtures: Path, checkpoints: dict[str, Path], tmp_path: Path

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.wheel
+
 FOLDERS = ("bench", "exporters", "kernels", "models", "profiles", "tests")
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from edgesmith.exporters.capture import Program, capture, run
 from edgesmith.exporters.graph import count_operators
@@ -498,6 +499,38 @@ def test_rewrites_leave_the_captured_program_and_the_model_alone(small: nn.Modul
     rewrite(program, CHEAP_COPIES)
     assert count_operators(program.module) == before
     assert all(torch.equal(value, weights[name]) for name, value in small.state_dict().items())
+
+
+def test_a_graph_is_compiled_anew_only_where_a_rewrite_changed_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgesmith.exporters import rewrite as module
+
+    class Double:
+        name = "double"
+
+        def apply(self, module: GraphModule, costs: Costs) -> RewriteReport:
+            for node in module.graph.nodes:
+                if node.target is torch.ops.aten.mul.Tensor and node.args[1] == 1 and type(node.args[1]) is int:
+                    node.update_arg(1, 1.0)  # which is equal, and still another literal
+            return RewriteReport(self.name)
+
+    class Nothing(Double):
+        name = "nothing"
+
+        def apply(self, module: GraphModule, costs: Costs) -> RewriteReport:
+            return RewriteReport(self.name)
+
+    compiled: list[str] = []
+    tidy = module.tidy
+    monkeypatch.setattr(module, "tidy", lambda graph: compiled.append(str(graph.graph)) or tidy(graph))
+    program = capture(Chain(nn.ReLU(), Times()), (torch.randn(3),))
+    result, _ = rewrite(program, Costs(0), (Nothing(), Nothing(), Double(), Nothing()))
+    assert len(compiled) == 2  # the copy itself, and what `Double` did
+    assert "1.0" in result.module.code
+
+
+class Times(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 1
 
 
 def test_rewrites_have_names_of_their_own() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 import edgesmith
 from edgesmith.errors import VerificationFailed
 from edgesmith.exporters import pipeline, verify
+from edgesmith.exporters.artifact import Artifact
 from edgesmith.exporters.capture import Program
 from edgesmith.exporters.graph import aten, operators
 from edgesmith.exporters.pipeline import Rule
@@ -136,8 +138,8 @@ def test_first_divergence_is_none_between_equal_programs(small_program: Program)
     assert verify.first_divergence(small_program, found, names, given, 1e-5) is None
 
 
-def test_verify_reports_an_altered_file(small: nn.Module, tmp_path: Path) -> None:
-    artifact = edgesmith.export(small, "onnx", inputs=torch.randn(1, 3, 32, 32), out=tmp_path)
+def test_verify_reports_an_altered_file(export_small: Callable[..., Artifact]) -> None:
+    artifact = export_small("onnx")
     content = bytearray(artifact.file.read_bytes())
     content[-20] ^= 1
     artifact.file.write_bytes(content)
@@ -145,14 +147,14 @@ def test_verify_reports_an_altered_file(small: nn.Module, tmp_path: Path) -> Non
         edgesmith.verify(artifact.path)
 
 
-def test_verify_fails_on_wrong_numbers_even_when_the_manifest_agrees(small: nn.Module, tmp_path: Path) -> None:
+def test_verify_fails_on_wrong_numbers_even_when_the_manifest_agrees(export_small: Callable[..., Artifact]) -> None:
     """Somebody replaces the model and signs the manifest again: the stored outputs still tell."""
     import onnx
     from onnx import numpy_helper
 
     from edgesmith.exporters import artifact as artifacts
 
-    artifact = edgesmith.export(small, "onnx", inputs=torch.randn(1, 3, 32, 32), out=tmp_path)
+    artifact = export_small("onnx")
     model = onnx.load(str(artifact.file))
     weight = next(w for w in model.graph.initializer if w.name.endswith("fc1.weight"))
     weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * 1.01, weight.name))

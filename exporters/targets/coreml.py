@@ -457,10 +457,31 @@ def _own_lowerings(half: bool) -> Iterator[None]:
     table.setdefault("alias", _alias)
     table.setdefault("addcmul", _addcmul)
     try:
-        yield
+        with _validated_once():
+            yield
     finally:
         table.clear()
         table.update(before)
+
+
+@contextlib.contextmanager
+def _validated_once() -> Iterator[None]:
+    """Validate what coremltools converts at the end, and not after each of its hundred passes: a third of the time."""
+    from coremltools.converters.mil.mil import Program
+
+    validate = Program.validate
+    met: dict[int, Any] = {}
+
+    def remember(program: Any, check_essential_scope: bool = False) -> None:
+        met[id(program)] = program
+
+    Program.validate = remember
+    try:
+        yield
+    finally:
+        Program.validate = validate
+    for program in met.values():
+        program.validate()
 
 
 def _alias(context: Any, node: Any) -> None:
