@@ -73,6 +73,9 @@ DEFAULT_DEPLOYMENT_TARGET = "iOS17"
 _OLDEST = 16
 _STATES = 18
 _SPECIFICATION = "Data/com.apple.CoreML/model.mlmodel"
+# x g + b becomes a batch norm of variance 1 and epsilon 1e-5, which divides every value by sqrt(1.00001). Behind a
+# convolution it is not needed: other passes take product and sum into the weights, exactly.
+_SPOILING_PASS = "common::fuse_elementwise_to_batchnorm"  # noqa: S105 - a graph pass, no password
 
 
 def lower(program: Program, path: Path, request: Request) -> None:
@@ -105,7 +108,7 @@ def lower(program: Program, path: Path, request: Request) -> None:
         outputs = None if classifier else [ct.TensorType(name=n, dtype=np.float32) for n in program.output_names]
         scratch = path.with_name(f"raw-{path.name}")
         with _own_lowerings(half), mending() as mends:
-            passes = mends.pipeline if half else ct.PassPipeline()
+            passes = _passes(mends.pipeline if half else None)
             if states is not None:
                 # It moves every update to where its value is made, and fails where that is after another update. Here
                 # all updates come last, so there is nothing to move.
@@ -351,6 +354,15 @@ def _inputs(program: Program, request: Request) -> list[Any]:
     return [
         ct.TensorType(name=n, shape=tuple(x.shape), dtype=real if x.is_floating_point() else np.int32) for n, x in pairs
     ]
+
+
+def _passes(pipeline: Any = None) -> Any:
+    """Coremltools' passes, or those given, but for the one that spoils numbers."""
+    import coremltools as ct
+
+    pipeline = pipeline or ct.PassPipeline()
+    pipeline.remove_passes({_SPOILING_PASS})
+    return pipeline
 
 
 def _compute_precision(request: Request) -> Any:
