@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib.metadata
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -83,6 +84,7 @@ def export(
     streaming: bool = False,
     deployment_target: str | None = None,
     device: str | None = None,
+    allow_inaccurate: bool = False,
     out: str | Path = "artifacts",
     watch: Watch = silent,
 ) -> Artifact:
@@ -108,12 +110,15 @@ def export(
         deployment_target: oldest system to run on (Core ML), such as `iOS17`.
         device: a name from `profiles/`; it must take the target, and a system newer than the default that all such
             devices have becomes the deployment target.
+        allow_inaccurate: publish a file whose outputs part from PyTorch's beyond the threshold; the manifest's
+            `verification.missed` says by how much, and verifying it raises VerificationFailed as ever.
         out: folder for the artifact's own folder.
         watch: see `Watch`.
 
     Raises:
         BadInput, CheckpointError, BackendMissing, Unsupported, OutputError: see errors.py.
-        VerificationFailed: outputs part from PyTorch's beyond the threshold; nothing is published.
+        VerificationFailed: outputs part from PyTorch's beyond the threshold; nothing is published. Also with
+            `allow_inaccurate` where the program parts before it is lowered: that is no matter of the file's precision.
     """
     backend = targets.get(target)
     profile = devices.get(device) if device is not None else None
@@ -202,7 +207,7 @@ def export(
                 request = _widen(backend, lowered, file, request, given)
         with watch("verify the file"):
             judged = "fp16" if request.half or own == "fp16" else "fp32"
-            rule = replace(rule, precision=judged)
+            rule = replace(rule, precision=judged, collects=allow_inaccurate)
             if streamed is None:
                 steps += _check_file(backend, file, rewritten, reference, given, rule)
             else:
@@ -295,7 +300,8 @@ def verify_artifact(path: str | Path, watch: Watch = silent) -> tuple[Artifact, 
     Raises:
         BadInput: there is no readable artifact.
         BackendMissing: the target's packages are not installed.
-        VerificationFailed: a file is missing or altered, is not valid, or its outputs are beyond the threshold.
+        VerificationFailed: a file is missing or altered, is not valid, or its outputs are beyond the threshold; of
+            outputs it has the figures in `steps`.
     """
     artifact = artifacts.read(path)
     backend = targets.get(artifact.target)
@@ -321,13 +327,20 @@ def verify_artifact(path: str | Path, watch: Watch = silent) -> tuple[Artifact, 
         verification = artifact.manifest["verification"]
         noises = [step["noise"] for step in verification["steps"] if "noise" in step]
         spikes = "edgesmith.lif" in artifact.manifest["operators"]["rewritten"]
-        rule = Rule(verification["judged_as"], spikes, lambda: max(noises, default=None))
+        rule = Rule(verification["judged_as"], spikes, lambda: max(noises, default=None), collects=True)
         streaming = artifact.manifest.get("streaming")
         if streaming is None:
             steps += _check_file(backend, artifact.file, None, reference, given, rule)
         else:
             steps.append(_check_step_file(backend, artifact.file, streaming, reference, given, rule))
+    if sentences := missed(steps):
+        raise VerificationFailed("; ".join(sentences), steps)
     return artifact, steps
+
+
+def missed(steps: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What parts from PyTorch beyond its threshold: a sentence for each such check."""
+    return [f"{step['step']}: {step['missed']}" for step in steps if "missed" in step]
 
 
 TRACE_ERROR = 1e-4
@@ -575,11 +588,13 @@ class Rule:
         spikes: whether there are spiking neurons.
         noise: how far, relative to the peak, eager outputs are from those in float64; asked only when it matters.
             None where that cannot be said.
+        collects: whether a check that fails says so in its entry, under `missed`, instead of raising.
     """
 
     precision: str
     spikes: bool
     noise: Callable[[], float | None]
+    collects: bool = False
 
 
 def _noise(model: nn.Module, given: Sequence[Sequence[Tensor]], reference: verify.Outputs) -> float | None:
@@ -604,7 +619,11 @@ def _check(
     rule: Rule,
     locate: Callable[[], str | None],
 ) -> dict[str, Any]:
-    """One line of the manifest's verification. Raises VerificationFailed with the place where the numbers part."""
+    """One line of the manifest's verification.
+
+    Raises:
+        VerificationFailed: with the place where the numbers part, unless the rule collects failures.
+    """
     thresholds = verify.THRESHOLDS[rule.precision]
     described: dict[str, Any] = {"step": what}
     try:
@@ -628,16 +647,23 @@ def _check(
         if rule.spikes and rule.precision == "fp16":
             failure += " (half precision flips spikes; use --precision fp32)"
         place = locate()
-        raise VerificationFailed(f"{what}: {failure}" + (f"; they part first at {place}" if place else ""))
+        failure += f"; they part first at {place}" if place else ""
+        if not rule.collects:
+            raise VerificationFailed(f"{what}: {failure}")
+        described["missed"] = failure
     return described | describe_figures(figures)
 
 
 def describe_figures(figures: verify.Figures) -> dict[str, Any]:
-    """Figures as the manifest has them: two significant digits, SNR to a tenth of a dB."""
+    """Figures as the manifest has them: two significant digits, SNR to a tenth of a dB; None for what is infinite."""
+
+    def known(value: float | None, digits: Callable[[float], float]) -> float | None:
+        return None if value is None or not math.isfinite(value) else digits(value)
+
     described: dict[str, Any] = {
-        "max_abs_error": float(f"{figures.max_abs_error:.1e}"),
-        "relative_error": float(f"{figures.relative_error:.1e}"),
-        "snr_db": None if figures.snr_db is None else round(figures.snr_db, 1),
+        "max_abs_error": known(figures.max_abs_error, lambda value: float(f"{value:.1e}")),
+        "relative_error": known(figures.relative_error, lambda value: float(f"{value:.1e}")),
+        "snr_db": known(figures.snr_db, lambda value: round(value, 1)),
     }
     if figures.finite < 1:
         described["finite"] = round(figures.finite, 3)
@@ -837,6 +863,7 @@ def _manifest(
                 precision: {"relative_error": t.relative_error, "snr_db": t.snr_db, "top1": "every decided input"}
                 for precision, t in verify.THRESHOLDS.items()
             },
+            **({"missed": sentences} if (sentences := missed(steps)) else {}),
             "steps": list(steps),
         },
     }

@@ -54,6 +54,10 @@ def test_a_network_that_overflows_is_diagnosed_and_mended_by_mixed_precision(tmp
         assert 70_000 < model.loud(torch.relu(model.first(x))).abs().max() < 200_000
     with pytest.raises(VerificationFailed, match=r"error inf .*conv.*, in loud\), which makes .* ends at 65504"):
         edgesmith.export(model, "coreml", inputs=x, precision="fp16", out=tmp_path)
+    allowed = edgesmith.export(model, "coreml", inputs=x, precision="fp16", allow_inaccurate=True, out=tmp_path)
+    (sentence,) = json.loads((allowed.path / "manifest.json").read_text())["verification"]["missed"]
+    assert "ends at 65504" in sentence
+    assert allowed.manifest["verification"]["steps"][-1]["relative_error"] is None  # infinite, which JSON has not
     artifact = edgesmith.export(model, "coreml", inputs=x, precision="mixed", out=tmp_path)
     assert artifact.path.name == "loud-coreml-mixed"
     wide = artifact.manifest["wide"]

@@ -105,6 +105,9 @@ def export(
     device: Annotated[
         str | None, typer.Option("--device", help="Device that it is for, such as iphone15.", show_default=False)
     ] = None,
+    allow_inaccurate: Annotated[
+        bool, typer.Option("--allow-inaccurate", help="Publish a file that misses the thresholds, and say so in it.")
+    ] = False,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the artifact's folder.")] = Path("artifacts"),
     as_json: Json = False,
 ) -> None:
@@ -131,6 +134,7 @@ def export(
             streaming=streaming,
             deployment_target=deployment_target,
             device=device,
+            allow_inaccurate=allow_inaccurate,
             out=out,
             watch=watch,
         )
@@ -138,6 +142,8 @@ def export(
         print(json.dumps({"path": str(artifact.path), **artifact.manifest}, indent=2, ensure_ascii=False))
     else:
         _print(_export_table(artifact))
+    for sentence in artifact.manifest["verification"].get("missed", []):
+        print(f"edgesmith: INACCURATE, published because of --allow-inaccurate: {sentence}", file=sys.stderr)
 
 
 @app.command()
@@ -200,25 +206,35 @@ def verify(
     """Check an artifact again: its files, its format, and its numbers where it can run."""
     from edgesmith.exporters.artifact import read
 
-    read(artifact)  # a wrong path is answered before torch is imported
+    found = read(artifact)  # a wrong path is answered before torch is imported
     with _stages() as watch:
         with watch("import"):
             from edgesmith.exporters import pipeline
-        found, steps = pipeline.verify_artifact(artifact, watch)
+        failure = None
+        try:
+            found, steps = pipeline.verify_artifact(artifact, watch)
+        except VerificationFailed as error:
+            if not error.steps:
+                raise
+            failure, steps = error, [dict(step) for step in error.steps]
         operators = []
         if layers:
             with watch("operators"):
                 operators = pipeline.verify_layers(artifact)
     if as_json:
-        also = {"operators": operators} if layers else {}
+        also: dict[str, Any] = {"operators": operators} if layers else {}
+        also |= {"error": str(failure), "exit_code": failure.exit_code} if failure else {}
         print(json.dumps({"path": str(found.path), "steps": steps, **also}, indent=2, ensure_ascii=False))
-        return
-    table = _table(f"{found.path.name}", "check", "result")
-    for step in steps:
-        table.add_row(step["step"], _describe_step(step))
-    _print(table)
-    if layers:
-        _print(_layers_table(operators))
+    else:
+        table = _table(f"{found.path.name}", "check", "result")
+        for step in steps:
+            table.add_row(step["step"], _describe_step(step))
+        _print(table)
+        if layers:
+            _print(_layers_table(operators))
+    if failure:
+        print(f"edgesmith: {failure}", file=sys.stderr)
+        raise typer.Exit(failure.exit_code)
 
 
 @app.command()
@@ -593,9 +609,15 @@ def _describe_step(step: dict[str, Any]) -> str:
         return f"{step['matching']} files, as published"
     if "max_abs_error" not in step:
         return f"valid, {step['operators']} operators"
-    parts = ["equal"]
-    if step["snr_db"] is not None:
-        parts = [f"max error {step['max_abs_error']:.1e} ({step['relative_error']:.1e} of the peak)"]
+    parts = [f"MISSED: {step['missed']}"] if "missed" in step else []
+    if step["max_abs_error"] is None:
+        parts.append("not finite where PyTorch is")
+    elif step["relative_error"] is None:
+        parts.append(f"max error {step['max_abs_error']:.1e}, and PyTorch has nothing but zeros")
+    elif step["snr_db"] is None:
+        parts.append("equal")
+    else:
+        parts.append(f"max error {step['max_abs_error']:.1e} ({step['relative_error']:.1e} of the peak)")
         parts.append(f"SNR {step['snr_db']:.1f} dB")
     if "finite" in step:
         parts.append(f"compared {step['finite']:.1%} of the values, the others are not finite in PyTorch")
