@@ -82,6 +82,7 @@ def export(
     labels: Sequence[str] | None = None,
     image_input: bool = False,
     streaming: bool = False,
+    with_sequence: bool = False,
     deployment_target: str | None = None,
     device: str | None = None,
     allow_inaccurate: bool = False,
@@ -106,7 +107,9 @@ def export(
         labels: class names; a Core ML artifact becomes a classifier, which returns probabilities.
         image_input: take an image (Core ML); mean and deviation are folded in.
         streaming: one step of a sequence model instead of the whole sequence: a frame and states in, a prediction and
-            the next states out (onnx, coreai; see streaming.py and session.py).
+            the next states out (see streaming.py and session.py).
+        with_sequence: beside the step the whole sequence's program, as two functions of one package that share their
+            weights (Core ML, iOS18 and later).
         deployment_target: oldest system to run on (Core ML), such as `iOS17`.
         device: a name from `profiles/`; it must take the target, and a system newer than the default that all such
             devices have becomes the deployment target.
@@ -127,7 +130,16 @@ def export(
     if precision is None and spec is not None and spec.precision:
         precision = spec.precision
     precision = _checked_options(
-        backend, precision, batch, dynamic_batch, labels, image_input, deployment_target, features, streaming
+        backend,
+        precision,
+        batch,
+        dynamic_batch,
+        labels,
+        image_input,
+        deployment_target,
+        features,
+        streaming,
+        with_sequence,
     )
     if spec is None and not isinstance(model, nn.Module):
         raise BadInput(f"model must be a name or a torch.nn.Module, got {type(model).__name__}")
@@ -154,6 +166,7 @@ def export(
         "labels" if labels is not None else None,
         "image" if image_input else None,
         "streaming" if streaming else None,
+        "with-sequence" if with_sequence else None,
         deployment_target if deployment_target != getattr(backend, "DEFAULT_DEPLOYMENT_TARGET", None) else None,
     )
 
@@ -182,7 +195,8 @@ def export(
             program = capture(loaded.module, loaded.inputs, loaded.input_names, loaded.output_names, dynamic_batch)
         with watch("rewrite"):
             rewritten, reports = rewrite(program, backend.costs, streaming=streaming)
-            step = to_step(rewritten) if streaming else None
+            step = to_step(rewritten, shares_weights=with_sequence) if streaming else None
+            whole = rewrite(program, backend.costs)[0] if with_sequence else None
             kept_by = RUNTIME if backend.keeps_states(deployment_target) else CALLER
             streamed = None if step is None else describe(step, kept_by)
         with watch("verify the program"):
@@ -196,9 +210,11 @@ def export(
             if step is not None:
                 eager = _eager_step(step)
                 steps.append(_check_step("step program", describe(step), eager, reference[:STEP_INPUTS], given, rule))
+            if whole is not None:
+                steps.append(_check_program("sequence program", whole, program, reference, given, rule))
         file = folder / f"{name}{backend.suffix}"
         with watch(f"lower to {target}"):
-            request = replace(request, streaming=streamed)
+            request = replace(request, streaming=streamed, whole=whole)
             lowered = rewritten if step is None else step.program
             backend.lower(lowered, file, request)
             backend.check(file)
@@ -208,13 +224,15 @@ def export(
         with watch("verify the file"):
             judged = "fp16" if request.half or own == "fp16" else "fp32"
             rule = replace(rule, precision=judged, collects=allow_inaccurate)
-            if streamed is None:
-                steps += _check_file(backend, file, rewritten, reference, given, rule)
-            else:
+            if streamed is not None:
                 steps.append(_check_step_file(backend, file, streamed, reference, given, rule))
+            if streamed is None or whole is not None:
+                steps += _check_file(
+                    backend, file, whole or rewritten, reference, given, rule, beside=whole is not None
+                )
         with watch("publish"):
             artifacts.write_reference(folder, reference, program.inputs)
-            artifacts.write_trace(folder, backend.traced(file, _first_call(given, streamed)))
+            artifacts.write_trace(folder, _traced(backend, file, given, streamed, whole is not None))
             manifest = _manifest(
                 loaded, backend, request, program, rewritten, step, reports, file, steps, features, device, judged
             )
@@ -256,12 +274,24 @@ def _first_call(given: Sequence[Sequence[Tensor]], streaming: dict[str, Any] | N
     return [*frame, *(np.full(state["shape"], state["initial"], np.float32) for state in states)]
 
 
+def _traced(
+    backend: Target, file: Path, given: Sequence[Sequence[Tensor]], streaming: dict[str, Any] | None, has_sequence: bool
+) -> dict[str, tuple[float, float]]:
+    """What a target's `traced` says of a file, and of the sequence program in it where there is one beside a step."""
+    found = backend.traced(file, _first_call(given, streaming))
+    if has_sequence:
+        found |= {f"sequence: {place}": one for place, one in backend.traced(file, _first_call(given, None)).items()}
+    return found
+
+
 LAYER_INPUTS = 2
 """Inputs over which `layers` are measured."""
 
 
 def verify_layers(path: str | Path) -> list[dict[str, Any]]:
     """Of every operator of an artifact's file: its range over two seeded inputs, and what its precision costs there.
+
+    Where a file holds a step and its sequence, operators of the sequence's come last and have `function`.
 
     Raises:
         BadInput: there is no readable artifact, or its target does not show its operators.
@@ -272,8 +302,10 @@ def verify_layers(path: str | Path) -> list[dict[str, Any]]:
     targets.require(backend)
     streaming = artifact.manifest.get("streaming")
     _, given = _given(artifact)
-    calls = [[t.numpy() for t in x] for x in given[:LAYER_INPUTS]] if streaming is None else None
-    found = backend.layers(artifact.file, calls or [_first_call(given, streaming)])
+    whole = [[t.numpy() for t in x] for x in given[:LAYER_INPUTS]]
+    found = backend.layers(artifact.file, whole if streaming is None else [_first_call(given, streaming)])
+    if "functions" in artifact.manifest:
+        found += [{"function": "sequence", **one} for one in backend.layers(artifact.file, whole)]
     if not found:
         raise BadInput(f"target {backend.name} does not show its operators one by one; coreml does")
     return found
@@ -329,10 +361,11 @@ def verify_artifact(path: str | Path, watch: Watch = silent) -> tuple[Artifact, 
         spikes = "edgesmith.lif" in artifact.manifest["operators"]["rewritten"]
         rule = Rule(verification["judged_as"], spikes, lambda: max(noises, default=None), collects=True)
         streaming = artifact.manifest.get("streaming")
-        if streaming is None:
-            steps += _check_file(backend, artifact.file, None, reference, given, rule)
-        else:
+        beside = "functions" in artifact.manifest
+        if streaming is not None:
             steps.append(_check_step_file(backend, artifact.file, streaming, reference, given, rule))
+        if streaming is None or beside:
+            steps += _check_file(backend, artifact.file, None, reference, given, rule, beside)
     if sentences := missed(steps):
         raise VerificationFailed("; ".join(sentences), steps)
     return artifact, steps
@@ -354,7 +387,8 @@ def _parted(backend: Target, artifact: Artifact) -> str | None:
     try:
         before = artifacts.read_trace(artifact)
         _, given = _given(artifact)
-        now = backend.traced(artifact.file, _first_call(given, artifact.manifest.get("streaming")))
+        streaming = artifact.manifest.get("streaming")
+        now = _traced(backend, artifact.file, given, streaming, "functions" in artifact.manifest)
     except EdgesmithError as error:  # the file is damaged: the sentence says where
         return str(error)
     except (OSError, KeyError, ValueError):
@@ -442,6 +476,7 @@ def _checked_options(
     deployment_target: str | None,
     features: bool,
     streaming: bool,
+    with_sequence: bool,
 ) -> str:
     """The precision to use. Raises BadInput for what the target or the combination does not have."""
     precision = precision or backend.precisions[0]
@@ -452,6 +487,7 @@ def _checked_options(
         "image_input": image_input,
         "deployment_target": deployment_target is not None,
         "streaming": streaming,
+        "with_sequence": with_sequence,
     }
     for option, is_given in given.items():
         if is_given and option not in backend.options:
@@ -466,6 +502,13 @@ def _checked_options(
         raise BadInput("--precision mixed looks at whole inputs and --streaming has steps; choose fp16 or fp32")
     if streaming and dynamic_batch:
         raise BadInput("--streaming keeps states of a fixed batch; give --batch N instead of --dynamic-batch")
+    if with_sequence and not streaming:
+        raise BadInput("--with-sequence puts the whole sequence's program beside the step; give --streaming too")
+    if with_sequence and not backend.keeps_states(deployment_target):
+        raise BadInput(
+            "--with-sequence makes one package of two functions, which systems from iOS18 on take;"
+            " give --deployment-target iOS18"
+        )
     if labels is not None and features:
         raise BadInput("--labels belongs to logits and --features returns none; choose one")
     if labels is not None and len(set(labels)) != len(labels):
@@ -700,10 +743,16 @@ def _check_file(
     reference: verify.Outputs,
     given: Sequence[Sequence[Tensor]],
     rule: Rule,
+    beside: bool = False,
 ) -> list[dict[str, Any]]:
-    """Check a file in its runtimes, or say why not here. `program` is what it was lowered from, where that is known."""
+    """Check a file in its runtimes, or say why not here.
+
+    Args:
+        program: what it was lowered from, where that is known.
+        beside: whether this is the sequence's function of a file that has a step too.
+    """
     arrays = [[t.numpy() for t in x] for x in given]
-    what = "eager -> file"
+    what = "eager -> sequence in the file" if beside else "eager -> file"
     outputs = backend.run(file, arrays)
     if isinstance(outputs, NotHere):
         return [{"step": what, "not_checked_here": outputs.reason}]
@@ -817,6 +866,7 @@ def _manifest(
         "file": file.name,
         "model": model,
         **({} if request.streaming is None else {"streaming": request.streaming}),
+        **_functions(backend, file, request, model),
         "weights": {
             "origin": weights.origin,
             "sha256": weights.sha256,
@@ -867,6 +917,21 @@ def _manifest(
             "steps": list(steps),
         },
     }
+
+
+def _functions(backend: Target, file: Path, request: Request, step: dict[str, Any]) -> dict[str, Any]:
+    """Inputs, outputs and states of each function of a file that holds a step and its sequence, and what they share."""
+    if request.whole is None or request.streaming is None:
+        return {}
+    whole = request.whole
+    inputs = [{"name": n, "shape": list(x.shape)} for n, x in zip(whole.input_names, whole.inputs, strict=True)]
+    states = [state["name"] for state in request.streaming["states"]]
+    functions = {
+        "default": "step",
+        "step": {"inputs": step["inputs"], "outputs": step["outputs"], "states": states},
+        "sequence": {"inputs": inputs, "outputs": list(whole.output_names), "states": []},
+    }
+    return {"functions": functions | {"shared_bytes": getattr(backend, "shared_bytes", lambda _: 0)(file)}}
 
 
 def _mended(backend: Target, file: Path) -> dict[str, Any]:

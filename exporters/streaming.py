@@ -87,8 +87,12 @@ class StepProgram:
     time_axes: tuple[int | None, ...]
 
 
-def to_step(program: Program) -> StepProgram:
+def to_step(program: Program, shares_weights: bool = False) -> StepProgram:
     """The step program of a sequence program with one input [B, T, F].
+
+    Args:
+        shares_weights: keep the weights of convolutions in the sequence program's order, so that one file can hold
+            both programs and each weight once. The frames are then reordered in every step.
 
     Raises:
         Unsupported: an operator mixes frames in a way that no step can follow.
@@ -102,7 +106,7 @@ def to_step(program: Program) -> StepProgram:
         raise Unsupported(
             f"states are float32, and the model takes {kind}; export model.float(), with --precision fp16"
         )
-    plan = _Plan(tidy(fork(program.module)))
+    plan = _Plan(tidy(fork(program.module)), shares_weights)
     step = _Step(plan, program)
     module = step.build()
     inputs = [program.inputs[0][:, 0].clone()]
@@ -173,9 +177,11 @@ class _Plan:
     """Which values are streams, how much history each of them needs, and how each operator becomes one of a step.
 
     `padded` leads from the streams that a padding makes to those that it pads, which keep the history for both.
+    `shares_weights` is that of `to_step`.
     """
 
     module: GraphModule
+    shares_weights: bool = False
     streams: dict[Node, Stream] = field(default_factory=dict)
     history: dict[Node, int] = field(default_factory=dict)
     emits: dict[Node, Emit] = field(default_factory=dict)
@@ -529,13 +535,25 @@ def _convolution(plan: _Plan, node: Node) -> tuple[Stream, Emit]:
         window = step.last(x, 0, reach + 1)  # [B, (reach + 1) C]
         bias = None if b is None else step.value(b)
         if groups == 1 and (dilation == 1 or kernel == 1):
+            if plan.shares_weights and kernel > 1:
+                window = _turned(step, window, reach + 1)
+                window = step.emit(aten.flatten.using_ints, window, 1)  # [B, C (reach + 1)]
+                return step.emit(
+                    aten.linear.default, window, step.rearranged(w, lambda weight: weight.flatten(1)), bias
+                )
             return step.emit(aten.linear.default, window, step.rearranged(w, _as_product), bias)
-        frames = step.emit(aten.reshape.default, window, [val(window).shape[0], reach + 1, -1])
-        frames = step.emit(aten.permute.default, frames, [0, 2, 1])
-        y = step.emit(aten.conv1d.default, frames, step.value(w), bias, [1], [0], [dilation], groups)
+        y = step.emit(
+            aten.conv1d.default, _turned(step, window, reach + 1), step.value(w), bias, [1], [0], [dilation], groups
+        )
         return step.emit(aten.squeeze.dims, y, [2])
 
     return Stream(2, stream.delay + reach - before), emit
+
+
+def _turned(step: _Step, window: Node, frames: int) -> Node:
+    """A window with its frames along the last axis. [B, K C] -> [B, C, K]"""
+    apart = step.emit(aten.reshape.default, window, [val(window).shape[0], frames, -1])
+    return step.emit(aten.permute.default, apart, [0, 2, 1])
 
 
 def _as_product(weight: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 import sys
 from collections.abc import Callable
@@ -407,3 +408,110 @@ class Passed(nn.Module):
 def test_mixed_precision_and_steps_do_not_go_together(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="--precision mixed looks at whole inputs and --streaming has steps"):
         edgesmith.export("lmuformer", "coreml", streaming=True, precision="mixed", out=tmp_path)
+
+
+# A step and its sequence in one package
+
+
+class Frames(nn.Module):
+    """Convolutions, a hidden layer and the mean over all frames. [B, T, 3] -> [B, 2]"""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.conv, self.ahead = nn.Conv1d(3, 24, 3, padding=1), nn.Conv1d(24, 24, 3, padding=1)
+        self.head = nn.Linear(24, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.ahead(torch.relu(self.conv(x.transpose(1, 2)))))
+        return self.head(y.mean(2))
+
+
+BOTH: dict[str, Any] = {"streaming": True, "with_sequence": True, "deployment_target": "iOS18"}
+
+
+@pytest.fixture(scope="module", params=["fp32", "fp16"])
+def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return edgesmith.export(
+        Frames().eval(),
+        "coreml",
+        inputs=torch.randn(1, 20, 3),
+        name="own",
+        precision=request.param,
+        out=tmp_path_factory.mktemp("both"),
+        **BOTH,
+    )
+
+
+def test_both_functions_are_verified_and_described(both: Artifact) -> None:
+    assert both.path.name == f"own-coreml-{both.precision}-streaming-with-sequence-iOS18"
+    checks = {check["step"]: check for check in both.manifest["verification"]["steps"]}
+    _, again = edgesmith.verify(both.path)
+    for step in ("eager -> file", "eager -> sequence in the file"):
+        assert checks[step]["runtime"] == "edgesmith's evaluator"
+        assert checks[step]["relative_error"] <= (1e-6 if both.precision == "fp32" else 5e-3)
+        assert checks[step] in again
+    functions = both.manifest["functions"]
+    assert functions["default"] == "step"
+    assert [one["shape"] for one in functions["step"]["inputs"]] == [[1, 3], [1]]
+    assert functions["step"]["states"] == [state["name"] for state in both.manifest["streaming"]["states"]]
+    assert functions["sequence"] == {
+        "inputs": [{"name": "x", "shape": [1, 20, 3]}],
+        "outputs": ["output"],
+        "states": [],
+    }
+
+
+def test_a_package_of_both_opens_everywhere(both: Artifact, tmp_path: Path) -> None:
+    session, x = StreamingSession(both.path), np.random.default_rng(0).standard_normal((1, 20, 3), dtype=np.float32)
+    last = session.run(x)[-1]
+    (((whole,),)) = targets.get("coreml").run(both.file, [[x]])  # type: ignore[misc]
+    allowed = {"fp32": 1e-5, "fp16": 1e-2}[both.precision] * np.abs(whole).max()
+    assert np.abs(last - whole).max() <= allowed
+    report = edgesmith.lint(both.path)
+    assert report.operators == sum(both.manifest["operators"]["file"].values())
+    assert {one.function for one in report.findings} == {"step", "sequence"}
+    assert both.precision == "fp32" or not report.counts["error"]
+    rows = edgesmith.layers(both.path)
+    assert {one.get("function") for one in rows} == {None, "sequence"}
+    modules = {one["module"] for one in rows if one.get("function") and one["type"] == "conv"}
+    assert modules == {"conv", "ahead"} or both.precision == "fp16"
+
+
+def test_damage_to_the_sequence_alone_is_named(both: Artifact, tmp_path: Path) -> None:
+    from coremltools.proto import Model_pb2
+
+    copied = Path(shutil.copytree(both.path, tmp_path / "copy"))
+    (specification,) = copied.rglob("model.mlmodel")
+    model = Model_pb2.Model()
+    model.ParseFromString(specification.read_bytes())
+    function = model.mlProgram.functions["sequence"]
+    relus = [op for op in function.block_specializations[function.opset].operations if op.type == "relu"]
+    relus[1].type = "sigmoid"
+    specification.write_bytes(model.SerializeToString(deterministic=True))
+    with pytest.raises(
+        VerificationFailed, match=r"model.mlmodel was altered; its numbers are others from sequence: \S+"
+    ):
+        edgesmith.verify(copied)
+
+
+@pytest.mark.parametrize("name", ["lmuformer", "spiking_lmuformer"])
+def test_a_step_and_its_sequence_share_their_weights(name: str, tmp_path: Path) -> None:
+    both = edgesmith.export(name, "coreml", precision="fp32", frames=40, out=tmp_path, **BOTH)
+    alone = edgesmith.export(name, "coreml", precision="fp32", frames=40, out=tmp_path)
+
+    def size(artifact: Artifact) -> int:
+        return sum(file.stat().st_size for file in artifact.file.rglob("weight.bin"))
+
+    assert both.manifest["functions"]["shared_bytes"] >= 0.9 * size(alone)
+    assert size(both) <= 1.15 * size(alone)
+
+
+def test_what_a_package_of_both_needs_is_said_at_once(tmp_path: Path) -> None:
+    for target, options, sentence in (
+        ("coreml", {"streaming": False}, "--with-sequence puts .* beside the step; give --streaming too"),
+        ("coreml", {"deployment_target": None}, "systems from iOS18 on take; give --deployment-target iOS18"),
+        ("onnx", {"deployment_target": None}, "target onnx has no --with-sequence; coreml does"),
+    ):
+        with pytest.raises(BadInput, match=sentence):
+            edgesmith.export("lmuformer", target, out=tmp_path, **{**BOTH, **options})

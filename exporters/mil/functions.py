@@ -1,9 +1,9 @@
 """Packages of one program each become one package of several functions, which share their weights.
 
-A program points into a blob file (program.py has its layout), so functions share a weight where they point to the same
-blob. Two blobs are one where type and bytes are the same, whatever the shapes: a convolution's [N, C, K] and a product's
-[N, C K] are. (coremltools' save_multifunction shares constants of the same shape only, and takes programs apart and
-writes them anew, which this does not.)
+A program points into a blob file (program.py has its layout), so functions share a weight where they point to the
+same blob. Two blobs are one where type and bytes are the same, whatever the shapes: a convolution's [N, C, K] and a
+product's [N, C K] are. (coremltools' save_multifunction shares constants of the same shape only, and takes programs
+apart and writes them anew, which this does not.)
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def shared_bytes(path: Path) -> int:
     model.ParseFromString((path / SPECIFICATION).read_bytes())
     stored = ((path / SPECIFICATION).parent / WEIGHTS).read_bytes()
     read = [{value.offset for value in _blobs(function)} for function in model.mlProgram.functions.values()]
-    sizes = {offset: BLOB.unpack_from(stored, offset)[2] for offset in set().union(*read)}
+    sizes: dict[int, int] = {offset: BLOB.unpack_from(stored, offset)[2] for offset in set().union(*read)}
     return sum(sizes[offset] for offsets in read for offset in offsets) - sum(sizes.values())
 
 

@@ -66,6 +66,7 @@ class Request:
         image: how the model's input relates to RGB images, where it reads images.
         sequence: what its frames are, where it reads sequences.
         streaming: what the manifest says of a step program, for one.
+        whole: beside a step program, the sequence program that it is the step of, for a file that holds both.
         labels: class names, in the order of the logits.
         image_input: take images instead of normalised tensors.
         deployment_target: oldest system that the file must run on, in the target's own words.
@@ -77,6 +78,7 @@ class Request:
     image: ImageInput | None = None
     sequence: SequenceInput | None = None
     streaming: Mapping[str, Any] | None = None
+    whole: Program | None = None
     wide: Mapping[str, str] = field(default_factory=dict)
     labels: tuple[str, ...] | None = None
     image_input: bool = False

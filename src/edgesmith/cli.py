@@ -90,6 +90,12 @@ def export(
     streaming: Annotated[
         bool, typer.Option("--streaming", help="One step of a sequence model, states in and out.")
     ] = False,
+    with_sequence: Annotated[
+        bool,
+        typer.Option(
+            "--with-sequence", help="With --streaming: the whole sequence's program too, sharing weights (coreml)."
+        ),
+    ] = False,
     labels: Annotated[
         Path | None,
         typer.Option(
@@ -132,6 +138,7 @@ def export(
             labels=names,
             image_input=image_input,
             streaming=streaming,
+            with_sequence=with_sequence,
             deployment_target=deployment_target,
             device=device,
             allow_inaccurate=allow_inaccurate,
@@ -567,6 +574,9 @@ def _export_table(artifact: Artifact) -> Table:
         table.add_row(f"  {stage}", ", ".join(f"{name.removeprefix('aten.')} {n}" for name, n in found.items()))
     if "streaming" in manifest:
         table.add_row("streaming", _describe_streaming(manifest["streaming"]))
+    if "functions" in manifest:
+        shared = manifest["functions"]["shared_bytes"] / 1e6
+        table.add_row("functions", f"step (the default) and sequence; sharing weights saves {shared:.2f} MB")
     for step in manifest["verification"]["steps"]:
         table.add_row(step["step"], _describe_step(step))
     own = [entry for entry in manifest["files"] if entry["path"].startswith(manifest["file"])]
@@ -585,13 +595,14 @@ def _layers_table(operators: list[dict[str, Any]]) -> Table:
         return "" if value is None else f"{value:{form}}"
 
     for one in operators:
+        name = f"{one['function']}: {one['operator']}" if "function" in one else one["operator"]
         extremes = [number(one[key], ".3g") for key in ("minimum", "maximum")]
         if "overflowed" in one:
             extremes[1] += f", {one['overflowed']} overflowed"
         loss = number(one["loss_db"] or None, ".1f")
         figures = (number(one["relative_error"], ".1e"), number(one["snr_db"], ".1f"), loss)
         plan = (one.get("device") or "", number(one.get("cost"), ".1%")) if is_planned else ()
-        table.add_row(one["operator"], f"{one['type']} {one['dtype']}", one["module"] or "", *extremes, *figures, *plan)
+        table.add_row(name, f"{one['type']} {one['dtype']}", one["module"] or "", *extremes, *figures, *plan)
     return table
 
 
