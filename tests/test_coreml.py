@@ -169,6 +169,16 @@ def test_layers_show_every_operator(export_small: Callable[..., Artifact]) -> No
         edgesmith.layers(onnx.path)
 
 
+def test_layers_of_another_target_are_refused_before_anything_is_checked(
+    export_small: Callable[..., Artifact], edgesmith: Run
+) -> None:
+    onnx = export_small("onnx")
+    onnx.file.write_bytes(b"no longer what it was")  # which verify would say first
+    shown = edgesmith("verify", str(onnx.path), "--layers")
+    assert shown.returncode == BadInput.exit_code
+    assert shown.stderr == "edgesmith: target onnx does not show its operators one by one; coreml does\n"
+
+
 @pytest.mark.parametrize("name", ["efficientvim_m1", "affnet_et", "lmuformer"])
 def test_the_evaluator_and_core_ai_agree(name: str, tmp_path: Path) -> None:
     """Apple's own runtime, on another file of the same model, is an independent judge of the evaluator."""

@@ -214,6 +214,10 @@ def verify(
     from edgesmith.exporters.artifact import read
 
     found = read(artifact)  # a wrong path is answered before torch is imported
+    if layers:
+        from edgesmith.exporters import targets as known_targets
+
+        known_targets.require_layers(known_targets.get(found.target))
     with _stages() as watch:
         with watch("import"):
             from edgesmith.exporters import pipeline
