@@ -195,7 +195,7 @@ def export(
             program = capture(loaded.module, loaded.inputs, loaded.input_names, loaded.output_names, dynamic_batch)
         with watch("rewrite"):
             rewritten, reports = rewrite(program, backend.costs, streaming=streaming)
-            step = to_step(rewritten, shares_weights=with_sequence) if streaming else None
+            step = to_step(rewritten, with_sequence, half=precision == "fp16") if streaming else None
             whole = rewrite(program, backend.costs)[0] if with_sequence else None
             kept_by = RUNTIME if backend.keeps_states(deployment_target) else CALLER
             streamed = None if step is None else describe(step, kept_by)

@@ -87,12 +87,14 @@ class StepProgram:
     time_axes: tuple[int | None, ...]
 
 
-def to_step(program: Program, shares_weights: bool = False) -> StepProgram:
+def to_step(program: Program, shares_weights: bool = False, half: bool = False) -> StepProgram:
     """The step program of a sequence program with one input [B, T, F].
 
     Args:
         shares_weights: keep the weights of convolutions in the sequence program's order, so that one file can hold
             both programs and each weight once. The frames are then reordered in every step.
+        half: the step will run in half precision, where a sum over some hundred frames needs a second state, see
+            `_Step.accumulate`.
 
     Raises:
         Unsupported: an operator mixes frames in a way that no step can follow.
@@ -107,7 +109,7 @@ def to_step(program: Program, shares_weights: bool = False) -> StepProgram:
             f"states are float32, and the model takes {kind}; export model.float(), with --precision fp16"
         )
     plan = _Plan(tidy(fork(program.module)), shares_weights)
-    step = _Step(plan, program)
+    step = _Step(plan, program, half)
     module = step.build()
     inputs = [program.inputs[0][:, 0].clone()]
     names = [_singular(program.input_names[0])]
@@ -244,8 +246,9 @@ class _Slot:
 class _Step:
     """The graph of a step while it is built."""
 
-    def __init__(self, plan: _Plan, program: Program) -> None:
+    def __init__(self, plan: _Plan, program: Program, half: bool) -> None:
         self.plan = plan
+        self.half = half
         self.states: list[State] = []
         self._next: list[Node] = []
         self._values: dict[Node, Node] = {}
@@ -347,6 +350,32 @@ class _Step:
             node = self.emit(aten.where.self, belongs, node, slot.before)
         self.follow(slot, node)
         return node
+
+    def accumulate(
+        self, name: str, shape: Sequence[int], value: Node | float, meaning: str, delay: int | None = None
+    ) -> Node:
+        """The sum of a value over all steps so far, in a state; with `delay` over those whose frame belongs.
+
+        In half precision a second state has what rounding has taken from the sum s + x, which is exactly
+        (s - (t - y)) + (x - y) with t = s + x and y = t - s, all rounded (Knuth's TwoSum), and the next step adds it.
+        """
+        slots = [self.state(name, shape, 0.0, meaning)]
+        if self.half:
+            slots.append(self.state(f"{name}_rest", shape, 0.0, f"what rounding has taken from {meaning}"))
+            value = self.emit(aten.add.Tensor, slots[1].before, value)
+        before = slots[0].before
+        sums = [self.emit(aten.add.Tensor, before, value)]
+        if self.half:
+            added = self.emit(aten.sub.Tensor, sums[0], before)
+            of_sum = self.emit(aten.sub.Tensor, before, self.emit(aten.sub.Tensor, sums[0], added))
+            sums.append(self.emit(aten.sub.Tensor, value, added))
+            sums[1] = self.emit(aten.add.Tensor, of_sum, sums[1])
+        for i, slot in enumerate(slots):
+            if delay is None:
+                self.follow(slot, sums[i])
+            else:
+                sums[i] = self.follow_valid(slot, sums[i], delay)
+        return sums[0]
 
     def _is_valid(self, delay: int) -> Node | None:
         """`valid` as a boolean."""
@@ -499,13 +528,12 @@ def _reduce(plan: _Plan, node: Node) -> tuple[Stream, Emit]:
         if others:
             newest = step.emit(node.target, newest, others, keepdim)
         where = module_path(node) or node.name
-        slot = step.state(f"{where}_sum", val(newest).shape, 0.0, f"the sum over all frames so far for {_place(node)}")
-        total = step.follow_valid(slot, step.emit(aten.add.Tensor, slot.before, newest), stream.delay)
+        meaning = f"the sum over all frames so far for {_place(node)}"
+        total = step.accumulate(f"{where}_sum", val(newest).shape, newest, meaning, stream.delay)
         if node.target is aten.mean.dim:
-            slot = step.state(f"{where}_count", (1,), 0.0, f"the number of frames so far for {_place(node)}")
+            meaning = f"the number of frames so far for {_place(node)}"
             valid = step.valid(stream.delay)
-            count = step.emit(aten.add.Tensor, slot.before, 1.0 if valid is None else valid)
-            step.follow(slot, count)
+            count = step.accumulate(f"{where}_count", (1,), 1.0 if valid is None else valid, meaning)
             total = step.emit(aten.div.Tensor, total, step.emit(aten.clamp_min.default, count, 1.0))
         return step.emit(aten.unsqueeze.default, total, stream.axis) if keepdim else total
 

@@ -384,6 +384,20 @@ def test_steps_carry_their_states(system: str, precision: str, tmp_path: Path) -
         assert np.abs(last - expected).max() <= (1e-5 if precision == "fp32" else 1e-2) * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("target", ["coreml", "onnx", "coreai"])
+def test_half_precision_keeps_a_mean_over_thousands_of_frames(target: str, tmp_path: Path) -> None:
+    """One half alone loses what comes after 2048 times its size, the number of frames first of all."""
+    if targets.missing_packages(targets.get(target)):
+        pytest.skip(f"{target} is not installed")
+    system = {"deployment_target": "iOS18"} if target == "coreml" else {}
+    artifact = edgesmith.export(
+        Mean(), target, inputs=torch.randn(1, 40, 3), streaming=True, precision="fp16", out=tmp_path, **system
+    )
+    x = 1 + np.random.default_rng(0).standard_normal((1, 5000, 3), dtype=np.float32)
+    last = StreamingSession(artifact.path).run(x)[-1]
+    assert np.abs(last - x.mean(1)).max() <= 1e-3 * np.abs(x.mean(1)).max()
+
+
 class Mean(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.mean(1)
