@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib.metadata
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -81,8 +82,10 @@ def export(
     labels: Sequence[str] | None = None,
     image_input: bool = False,
     streaming: bool = False,
+    with_sequence: bool = False,
     deployment_target: str | None = None,
     device: str | None = None,
+    allow_inaccurate: bool = False,
     out: str | Path = "artifacts",
     watch: Watch = silent,
 ) -> Artifact:
@@ -104,16 +107,21 @@ def export(
         labels: class names; a Core ML artifact becomes a classifier, which returns probabilities.
         image_input: take an image (Core ML); mean and deviation are folded in.
         streaming: one step of a sequence model instead of the whole sequence: a frame and states in, a prediction and
-            the next states out (onnx, coreai; see streaming.py and session.py).
+            the next states out (see streaming.py and session.py).
+        with_sequence: beside the step the whole sequence's program, as two functions of one package that share their
+            weights (Core ML, iOS18 and later).
         deployment_target: oldest system to run on (Core ML), such as `iOS17`.
         device: a name from `profiles/`; it must take the target, and a system newer than the default that all such
             devices have becomes the deployment target.
+        allow_inaccurate: publish a file whose outputs part from PyTorch's beyond the threshold; the manifest's
+            `verification.missed` says by how much, and verifying it raises VerificationFailed as ever.
         out: folder for the artifact's own folder.
         watch: see `Watch`.
 
     Raises:
         BadInput, CheckpointError, BackendMissing, Unsupported, OutputError: see errors.py.
-        VerificationFailed: outputs part from PyTorch's beyond the threshold; nothing is published.
+        VerificationFailed: outputs part from PyTorch's beyond the threshold; nothing is published. Also with
+            `allow_inaccurate` where the program parts before it is lowered: that is no matter of the file's precision.
     """
     backend = targets.get(target)
     profile = devices.get(device) if device is not None else None
@@ -122,7 +130,16 @@ def export(
     if precision is None and spec is not None and spec.precision:
         precision = spec.precision
     precision = _checked_options(
-        backend, precision, batch, dynamic_batch, labels, image_input, deployment_target, features, streaming
+        backend,
+        precision,
+        batch,
+        dynamic_batch,
+        labels,
+        image_input,
+        deployment_target,
+        features,
+        streaming,
+        with_sequence,
     )
     if spec is None and not isinstance(model, nn.Module):
         raise BadInput(f"model must be a name or a torch.nn.Module, got {type(model).__name__}")
@@ -149,6 +166,7 @@ def export(
         "labels" if labels is not None else None,
         "image" if image_input else None,
         "streaming" if streaming else None,
+        "with-sequence" if with_sequence else None,
         deployment_target if deployment_target != getattr(backend, "DEFAULT_DEPLOYMENT_TARGET", None) else None,
     )
 
@@ -178,7 +196,8 @@ def export(
         with watch("rewrite"):
             costs = backend.costs if precision == "fp32" else replace(backend.costs, tile_gb_s=0.0)
             rewritten, reports = rewrite(program, costs, streaming=streaming)
-            step = to_step(rewritten) if streaming else None
+            step = to_step(rewritten, with_sequence, half=precision == "fp16") if streaming else None
+            whole = rewrite(program, costs)[0] if with_sequence else None
             kept_by = RUNTIME if backend.keeps_states(deployment_target) else CALLER
             streamed = None if step is None else describe(step, kept_by)
         with watch("verify the program"):
@@ -192,9 +211,11 @@ def export(
             if step is not None:
                 eager = _eager_step(step)
                 steps.append(_check_step("step program", describe(step), eager, reference[:STEP_INPUTS], given, rule))
+            if whole is not None:
+                steps.append(_check_program("sequence program", whole, program, reference, given, rule))
         file = folder / f"{name}{backend.suffix}"
         with watch(f"lower to {target}"):
-            request = replace(request, streaming=streamed)
+            request = replace(request, streaming=streamed, whole=whole)
             lowered = rewritten if step is None else step.program
             backend.lower(lowered, file, request)
             backend.check(file)
@@ -203,14 +224,16 @@ def export(
                 request = _widen(backend, lowered, file, request, given)
         with watch("verify the file"):
             judged = "fp16" if request.half or own == "fp16" else "fp32"
-            rule = replace(rule, precision=judged)
-            if streamed is None:
-                steps += _check_file(backend, file, rewritten, reference, given, rule)
-            else:
+            rule = replace(rule, precision=judged, collects=allow_inaccurate)
+            if streamed is not None:
                 steps.append(_check_step_file(backend, file, streamed, reference, given, rule))
+            if streamed is None or whole is not None:
+                steps += _check_file(
+                    backend, file, whole or rewritten, reference, given, rule, beside=whole is not None
+                )
         with watch("publish"):
             artifacts.write_reference(folder, reference, program.inputs)
-            artifacts.write_trace(folder, backend.traced(file, _first_call(given, streamed)))
+            artifacts.write_trace(folder, _traced(backend, file, given, streamed, whole is not None))
             manifest = _manifest(
                 loaded, backend, request, program, rewritten, step, reports, file, steps, features, device, judged
             )
@@ -252,6 +275,16 @@ def _first_call(given: Sequence[Sequence[Tensor]], streaming: dict[str, Any] | N
     return [*frame, *(np.full(state["shape"], state["initial"], np.float32) for state in states)]
 
 
+def _traced(
+    backend: Target, file: Path, given: Sequence[Sequence[Tensor]], streaming: dict[str, Any] | None, has_sequence: bool
+) -> dict[str, tuple[float, float]]:
+    """What a target's `traced` says of a file, and of the sequence program in it where there is one beside a step."""
+    found = backend.traced(file, _first_call(given, streaming))
+    if has_sequence:
+        found |= {f"sequence: {place}": one for place, one in backend.traced(file, _first_call(given, None)).items()}
+    return found
+
+
 LAYER_INPUTS = 2
 """Inputs over which `layers` are measured."""
 
@@ -259,19 +292,22 @@ LAYER_INPUTS = 2
 def verify_layers(path: str | Path) -> list[dict[str, Any]]:
     """Of every operator of an artifact's file: its range over two seeded inputs, and what its precision costs there.
 
+    Where a file holds a step and its sequence, operators of the sequence's come last and have `function`.
+
     Raises:
         BadInput: there is no readable artifact, or its target does not show its operators.
         BackendMissing: the target's packages are not installed.
     """
     artifact = artifacts.read(path)
     backend = targets.get(artifact.target)
+    targets.require_layers(backend)
     targets.require(backend)
     streaming = artifact.manifest.get("streaming")
     _, given = _given(artifact)
-    calls = [[t.numpy() for t in x] for x in given[:LAYER_INPUTS]] if streaming is None else None
-    found = backend.layers(artifact.file, calls or [_first_call(given, streaming)])
-    if not found:
-        raise BadInput(f"target {backend.name} does not show its operators one by one; coreml does")
+    whole = [[t.numpy() for t in x] for x in given[:LAYER_INPUTS]]
+    found = backend.layers(artifact.file, whole if streaming is None else [_first_call(given, streaming)])
+    if "functions" in artifact.manifest:
+        found += [{"function": "sequence", **one} for one in backend.layers(artifact.file, whole)]
     return found
 
 
@@ -296,7 +332,8 @@ def verify_artifact(path: str | Path, watch: Watch = silent) -> tuple[Artifact, 
     Raises:
         BadInput: there is no readable artifact.
         BackendMissing: the target's packages are not installed.
-        VerificationFailed: a file is missing or altered, is not valid, or its outputs are beyond the threshold.
+        VerificationFailed: a file is missing or altered, is not valid, or its outputs are beyond the threshold; of
+            outputs it has the figures in `steps`.
     """
     artifact = artifacts.read(path)
     backend = targets.get(artifact.target)
@@ -322,13 +359,21 @@ def verify_artifact(path: str | Path, watch: Watch = silent) -> tuple[Artifact, 
         verification = artifact.manifest["verification"]
         noises = [step["noise"] for step in verification["steps"] if "noise" in step]
         spikes = "edgesmith.lif" in artifact.manifest["operators"]["rewritten"]
-        rule = Rule(verification["judged_as"], spikes, lambda: max(noises, default=None))
+        rule = Rule(verification["judged_as"], spikes, lambda: max(noises, default=None), collects=True)
         streaming = artifact.manifest.get("streaming")
-        if streaming is None:
-            steps += _check_file(backend, artifact.file, None, reference, given, rule)
-        else:
+        beside = "functions" in artifact.manifest
+        if streaming is not None:
             steps.append(_check_step_file(backend, artifact.file, streaming, reference, given, rule))
+        if streaming is None or beside:
+            steps += _check_file(backend, artifact.file, None, reference, given, rule, beside)
+    if sentences := missed(steps):
+        raise VerificationFailed("; ".join(sentences), steps)
     return artifact, steps
+
+
+def missed(steps: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What parts from PyTorch beyond its threshold: a sentence for each such check."""
+    return [f"{step['step']}: {step['missed']}" for step in steps if "missed" in step]
 
 
 TRACE_ERROR = 1e-4
@@ -342,7 +387,8 @@ def _parted(backend: Target, artifact: Artifact) -> str | None:
     try:
         before = artifacts.read_trace(artifact)
         _, given = _given(artifact)
-        now = backend.traced(artifact.file, _first_call(given, artifact.manifest.get("streaming")))
+        streaming = artifact.manifest.get("streaming")
+        now = _traced(backend, artifact.file, given, streaming, "functions" in artifact.manifest)
     except EdgesmithError as error:  # the file is damaged: the sentence says where
         return str(error)
     except (OSError, KeyError, ValueError):
@@ -430,6 +476,7 @@ def _checked_options(
     deployment_target: str | None,
     features: bool,
     streaming: bool,
+    with_sequence: bool,
 ) -> str:
     """The precision to use. Raises BadInput for what the target or the combination does not have."""
     precision = precision or backend.precisions[0]
@@ -440,6 +487,7 @@ def _checked_options(
         "image_input": image_input,
         "deployment_target": deployment_target is not None,
         "streaming": streaming,
+        "with_sequence": with_sequence,
     }
     for option, is_given in given.items():
         if is_given and option not in backend.options:
@@ -454,6 +502,13 @@ def _checked_options(
         raise BadInput("--precision mixed looks at whole inputs and --streaming has steps; choose fp16 or fp32")
     if streaming and dynamic_batch:
         raise BadInput("--streaming keeps states of a fixed batch; give --batch N instead of --dynamic-batch")
+    if with_sequence and not streaming:
+        raise BadInput("--with-sequence puts the whole sequence's program beside the step; give --streaming too")
+    if with_sequence and not backend.keeps_states(deployment_target):
+        raise BadInput(
+            "--with-sequence makes one package of two functions, which systems from iOS18 on take;"
+            " give --deployment-target iOS18"
+        )
     if labels is not None and features:
         raise BadInput("--labels belongs to logits and --features returns none; choose one")
     if labels is not None and len(set(labels)) != len(labels):
@@ -576,11 +631,13 @@ class Rule:
         spikes: whether there are spiking neurons.
         noise: how far, relative to the peak, eager outputs are from those in float64; asked only when it matters.
             None where that cannot be said.
+        collects: whether a check that fails says so in its entry, under `missed`, instead of raising.
     """
 
     precision: str
     spikes: bool
     noise: Callable[[], float | None]
+    collects: bool = False
 
 
 def _noise(model: nn.Module, given: Sequence[Sequence[Tensor]], reference: verify.Outputs) -> float | None:
@@ -605,7 +662,11 @@ def _check(
     rule: Rule,
     locate: Callable[[], str | None],
 ) -> dict[str, Any]:
-    """One line of the manifest's verification. Raises VerificationFailed with the place where the numbers part."""
+    """One line of the manifest's verification.
+
+    Raises:
+        VerificationFailed: with the place where the numbers part, unless the rule collects failures.
+    """
     thresholds = verify.THRESHOLDS[rule.precision]
     described: dict[str, Any] = {"step": what}
     try:
@@ -629,16 +690,23 @@ def _check(
         if rule.spikes and rule.precision == "fp16":
             failure += " (half precision flips spikes; use --precision fp32)"
         place = locate()
-        raise VerificationFailed(f"{what}: {failure}" + (f"; they part first at {place}" if place else ""))
+        failure += f"; they part first at {place}" if place else ""
+        if not rule.collects:
+            raise VerificationFailed(f"{what}: {failure}")
+        described["missed"] = failure
     return described | describe_figures(figures)
 
 
 def describe_figures(figures: verify.Figures) -> dict[str, Any]:
-    """Figures as the manifest has them: two significant digits, SNR to a tenth of a dB."""
+    """Figures as the manifest has them: two significant digits, SNR to a tenth of a dB; None for what is infinite."""
+
+    def known(value: float | None, digits: Callable[[float], float]) -> float | None:
+        return None if value is None or not math.isfinite(value) else digits(value)
+
     described: dict[str, Any] = {
-        "max_abs_error": float(f"{figures.max_abs_error:.1e}"),
-        "relative_error": float(f"{figures.relative_error:.1e}"),
-        "snr_db": None if figures.snr_db is None else round(figures.snr_db, 1),
+        "max_abs_error": known(figures.max_abs_error, lambda value: float(f"{value:.1e}")),
+        "relative_error": known(figures.relative_error, lambda value: float(f"{value:.1e}")),
+        "snr_db": known(figures.snr_db, lambda value: round(value, 1)),
     }
     if figures.finite < 1:
         described["finite"] = round(figures.finite, 3)
@@ -675,10 +743,16 @@ def _check_file(
     reference: verify.Outputs,
     given: Sequence[Sequence[Tensor]],
     rule: Rule,
+    beside: bool = False,
 ) -> list[dict[str, Any]]:
-    """Check a file in its runtimes, or say why not here. `program` is what it was lowered from, where that is known."""
+    """Check a file in its runtimes, or say why not here.
+
+    Args:
+        program: what it was lowered from, where that is known.
+        beside: whether this is the sequence's function of a file that has a step too.
+    """
     arrays = [[t.numpy() for t in x] for x in given]
-    what = "eager -> file"
+    what = "eager -> sequence in the file" if beside else "eager -> file"
     outputs = backend.run(file, arrays)
     if isinstance(outputs, NotHere):
         return [{"step": what, "not_checked_here": outputs.reason}]
@@ -792,6 +866,7 @@ def _manifest(
         "file": file.name,
         "model": model,
         **({} if request.streaming is None else {"streaming": request.streaming}),
+        **_functions(backend, file, request, model),
         "weights": {
             "origin": weights.origin,
             "sha256": weights.sha256,
@@ -838,9 +913,25 @@ def _manifest(
                 precision: {"relative_error": t.relative_error, "snr_db": t.snr_db, "top1": "every decided input"}
                 for precision, t in verify.THRESHOLDS.items()
             },
+            **({"missed": sentences} if (sentences := missed(steps)) else {}),
             "steps": list(steps),
         },
     }
+
+
+def _functions(backend: Target, file: Path, request: Request, step: dict[str, Any]) -> dict[str, Any]:
+    """Inputs, outputs and states of each function of a file that holds a step and its sequence, and what they share."""
+    if request.whole is None or request.streaming is None:
+        return {}
+    whole = request.whole
+    inputs = [{"name": n, "shape": list(x.shape)} for n, x in zip(whole.input_names, whole.inputs, strict=True)]
+    states = [state["name"] for state in request.streaming["states"]]
+    functions = {
+        "default": "step",
+        "step": {"inputs": step["inputs"], "outputs": step["outputs"], "states": states},
+        "sequence": {"inputs": inputs, "outputs": list(whole.output_names), "states": []},
+    }
+    return {"functions": functions | {"shared_bytes": getattr(backend, "shared_bytes", lambda _: 0)(file)}}
 
 
 def _mended(backend: Target, file: Path) -> dict[str, Any]:

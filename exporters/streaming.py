@@ -87,8 +87,14 @@ class StepProgram:
     time_axes: tuple[int | None, ...]
 
 
-def to_step(program: Program) -> StepProgram:
+def to_step(program: Program, shares_weights: bool = False, half: bool = False) -> StepProgram:
     """The step program of a sequence program with one input [B, T, F].
+
+    Args:
+        shares_weights: keep the weights of convolutions in the sequence program's order, so that one file can hold
+            both programs and each weight once. The frames are then reordered in every step.
+        half: the step will run in half precision, where a sum over some hundred frames needs a second state, see
+            `_Step.accumulate`.
 
     Raises:
         Unsupported: an operator mixes frames in a way that no step can follow.
@@ -102,8 +108,8 @@ def to_step(program: Program) -> StepProgram:
         raise Unsupported(
             f"states are float32, and the model takes {kind}; export model.float(), with --precision fp16"
         )
-    plan = _Plan(tidy(fork(program.module)))
-    step = _Step(plan, program)
+    plan = _Plan(tidy(fork(program.module)), shares_weights)
+    step = _Step(plan, program, half)
     module = step.build()
     inputs = [program.inputs[0][:, 0].clone()]
     names = [_singular(program.input_names[0])]
@@ -173,9 +179,11 @@ class _Plan:
     """Which values are streams, how much history each of them needs, and how each operator becomes one of a step.
 
     `padded` leads from the streams that a padding makes to those that it pads, which keep the history for both.
+    `shares_weights` is that of `to_step`.
     """
 
     module: GraphModule
+    shares_weights: bool = False
     streams: dict[Node, Stream] = field(default_factory=dict)
     history: dict[Node, int] = field(default_factory=dict)
     emits: dict[Node, Emit] = field(default_factory=dict)
@@ -238,8 +246,9 @@ class _Slot:
 class _Step:
     """The graph of a step while it is built."""
 
-    def __init__(self, plan: _Plan, program: Program) -> None:
+    def __init__(self, plan: _Plan, program: Program, half: bool) -> None:
         self.plan = plan
+        self.half = half
         self.states: list[State] = []
         self._next: list[Node] = []
         self._values: dict[Node, Node] = {}
@@ -341,6 +350,32 @@ class _Step:
             node = self.emit(aten.where.self, belongs, node, slot.before)
         self.follow(slot, node)
         return node
+
+    def accumulate(
+        self, name: str, shape: Sequence[int], value: Node | float, meaning: str, delay: int | None = None
+    ) -> Node:
+        """The sum of a value over all steps so far, in a state; with `delay` over those whose frame belongs.
+
+        In half precision a second state has what rounding has taken from the sum s + x, which is exactly
+        (s - (t - y)) + (x - y) with t = s + x and y = t - s, all rounded (Knuth's TwoSum), and the next step adds it.
+        """
+        slots = [self.state(name, shape, 0.0, meaning)]
+        if self.half:
+            slots.append(self.state(f"{name}_rest", shape, 0.0, f"what rounding has taken from {meaning}"))
+            value = self.emit(aten.add.Tensor, slots[1].before, value)
+        before = slots[0].before
+        sums = [self.emit(aten.add.Tensor, before, value)]
+        if self.half:
+            added = self.emit(aten.sub.Tensor, sums[0], before)
+            of_sum = self.emit(aten.sub.Tensor, before, self.emit(aten.sub.Tensor, sums[0], added))
+            sums.append(self.emit(aten.sub.Tensor, value, added))
+            sums[1] = self.emit(aten.add.Tensor, of_sum, sums[1])
+        for i, slot in enumerate(slots):
+            if delay is None:
+                self.follow(slot, sums[i])
+            else:
+                sums[i] = self.follow_valid(slot, sums[i], delay)
+        return sums[0]
 
     def _is_valid(self, delay: int) -> Node | None:
         """`valid` as a boolean."""
@@ -493,13 +528,12 @@ def _reduce(plan: _Plan, node: Node) -> tuple[Stream, Emit]:
         if others:
             newest = step.emit(node.target, newest, others, keepdim)
         where = module_path(node) or node.name
-        slot = step.state(f"{where}_sum", val(newest).shape, 0.0, f"the sum over all frames so far for {_place(node)}")
-        total = step.follow_valid(slot, step.emit(aten.add.Tensor, slot.before, newest), stream.delay)
+        meaning = f"the sum over all frames so far for {_place(node)}"
+        total = step.accumulate(f"{where}_sum", val(newest).shape, newest, meaning, stream.delay)
         if node.target is aten.mean.dim:
-            slot = step.state(f"{where}_count", (1,), 0.0, f"the number of frames so far for {_place(node)}")
+            meaning = f"the number of frames so far for {_place(node)}"
             valid = step.valid(stream.delay)
-            count = step.emit(aten.add.Tensor, slot.before, 1.0 if valid is None else valid)
-            step.follow(slot, count)
+            count = step.accumulate(f"{where}_count", (1,), 1.0 if valid is None else valid, meaning)
             total = step.emit(aten.div.Tensor, total, step.emit(aten.clamp_min.default, count, 1.0))
         return step.emit(aten.unsqueeze.default, total, stream.axis) if keepdim else total
 
@@ -529,13 +563,25 @@ def _convolution(plan: _Plan, node: Node) -> tuple[Stream, Emit]:
         window = step.last(x, 0, reach + 1)  # [B, (reach + 1) C]
         bias = None if b is None else step.value(b)
         if groups == 1 and (dilation == 1 or kernel == 1):
+            if plan.shares_weights and kernel > 1:
+                window = _turned(step, window, reach + 1)
+                window = step.emit(aten.flatten.using_ints, window, 1)  # [B, C (reach + 1)]
+                return step.emit(
+                    aten.linear.default, window, step.rearranged(w, lambda weight: weight.flatten(1)), bias
+                )
             return step.emit(aten.linear.default, window, step.rearranged(w, _as_product), bias)
-        frames = step.emit(aten.reshape.default, window, [val(window).shape[0], reach + 1, -1])
-        frames = step.emit(aten.permute.default, frames, [0, 2, 1])
-        y = step.emit(aten.conv1d.default, frames, step.value(w), bias, [1], [0], [dilation], groups)
+        y = step.emit(
+            aten.conv1d.default, _turned(step, window, reach + 1), step.value(w), bias, [1], [0], [dilation], groups
+        )
         return step.emit(aten.squeeze.dims, y, [2])
 
     return Stream(2, stream.delay + reach - before), emit
+
+
+def _turned(step: _Step, window: Node, frames: int) -> Node:
+    """A window with its frames along the last axis. [B, K C] -> [B, C, K]"""
+    apart = step.emit(aten.reshape.default, window, [val(window).shape[0], frames, -1])
+    return step.emit(aten.permute.default, apart, [0, 2, 1])
 
 
 def _as_product(weight: Tensor) -> Tensor:

@@ -18,8 +18,8 @@ from torch.fx import Interpreter, Node
 import edgesmith
 from edgesmith.errors import BadInput, Unsupported, VerificationFailed
 from edgesmith.exporters import targets
-from edgesmith.exporters.capture import capture, run
-from edgesmith.exporters.graph import module_path
+from edgesmith.exporters.capture import Program, capture, run
+from edgesmith.exporters.graph import constant, module_path
 from edgesmith.exporters.rewrite import rewrite
 from edgesmith.exporters.session import Step, Stepper, StreamingSession
 from edgesmith.exporters.streaming import StepProgram, describe, to_step
@@ -150,6 +150,30 @@ class Causal(nn.Module):
         x = x.transpose(1, 2)
         y = self.wide(torch.tanh(self.causal(F.pad(x, (2, 0)))))
         return self.norm((x + y).transpose(1, 2))
+
+
+@pytest.mark.parametrize("name", ["spiking_lmuformer", "causal"])
+def test_weights_in_the_sequences_order_change_no_number(name: str) -> None:
+    """Those of ordinary convolutions have the sequence's bytes, and every prediction is what it was."""
+    model = Causal(8).eval() if name == "causal" else load(registry.get(name), None, frames=20)[0].eval()
+    x = torch.randn(1, 20, 8 if name == "causal" else 128, generator=torch.Generator().manual_seed(0))
+    rewritten, _ = rewrite(capture(model, (x,), ("frames",)), Costs(0), streaming=True)
+    usual, shared = to_step(rewritten), to_step(rewritten, shares_weights=True)
+    expected, found = (np.concatenate(stepper_of(step).run(x.numpy())) for step in (usual, shared))
+    assert np.abs(found - expected).max() <= 1e-6 * np.abs(expected).max()
+    bytes_of = [
+        {tensor.detach().contiguous().numpy().tobytes() for tensor in constants(program)}
+        for program in (rewritten, usual.program, shared.program)
+    ]
+    sequence, apart, together = bytes_of
+    assert together <= sequence | {one for one in together if len(one) == 4}  # but for the zero of the borders
+    assert not apart <= sequence | {one for one in apart if len(one) == 4}
+
+
+def constants(program: Program) -> list[Tensor]:
+    module = program.module
+    nodes = [node for node in module.graph.nodes if node.op == "get_attr"]
+    return [value for node in nodes if (value := constant(module, node)) is not None]
 
 
 class Layer(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +14,9 @@ from torch import Tensor, nn
 
 import edgesmith
 from edgesmith.errors import VerificationFailed
-from edgesmith.exporters import pipeline, verify
+from edgesmith.exporters import pipeline, targets, verify
 from edgesmith.exporters.artifact import Artifact
-from edgesmith.exporters.capture import Program
+from edgesmith.exporters.capture import Program, run
 from edgesmith.exporters.graph import aten, operators
 from edgesmith.exporters.pipeline import Rule
 from edgesmith.exporters.rewrite import RewriteReport
@@ -23,6 +24,7 @@ from edgesmith.exporters.targets import Costs
 from edgesmith.exporters.verify import THRESHOLDS, Thresholds, judge, measure, seeded_inputs
 from edgesmith.kernels import lif
 from edgesmith.kernels.op import all_ops
+from edgesmith.tests.conftest import Run
 
 GENERATOR = np.random.default_rng(0)
 SCORES = [[GENERATOR.standard_normal((1, 10)).astype(np.float32)] for _ in range(8)]
@@ -289,3 +291,76 @@ def test_at_least_half_of_each_batch_size_must_agree_spike_for_spike() -> None:
     reference: verify.Outputs = [[np.ones((1 + i % 2, 5), np.float32)] for i in range(8)]
     assert verify.is_half([0, 2, 1, 3], reference)
     assert not verify.is_half([0, 2, 4, 6, 1], reference)
+
+
+# files that miss their thresholds
+
+
+class Spikes(nn.Module):
+    """Rates of neurons, of which half precision flips some spikes in every input. [B, 16, 20] -> [B, 2048]"""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.mix = nn.Conv1d(16, 2048, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return lif.OP.overload(4 * self.mix(x), 2.0, 1.0).mean(-1)
+
+
+@pytest.mark.parametrize("target", ["onnx", "coreml", "coreai"])
+def test_an_inaccurate_file_is_published_on_demand_and_never_passes(
+    target: str, tmp_path: Path, edgesmith: Run
+) -> None:
+    if targets.missing_packages(targets.get(target)):
+        pytest.skip(f"{target} is not installed")
+    options = {"inputs": torch.randn(1, 16, 20), "precision": "fp16", "out": tmp_path}
+    with pytest.raises(VerificationFailed, match=r"eager -> file: error 0\.\d+ of the peak, allowed 0.02") as refused:
+        pipeline.export(Spikes(), target, **options)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+    artifact = pipeline.export(Spikes(), target, allow_inaccurate=True, **options)  # type: ignore[arg-type]
+    verification = artifact.manifest["verification"]
+    assert verification["missed"] == [str(refused.value)]
+    assert verification["steps"][-1]["missed"] in str(refused.value)
+    assert verification["steps"][-1]["relative_error"] > 0.02
+    with pytest.raises(VerificationFailed, match="eager -> file: error") as failed:
+        pipeline.verify_artifact(artifact.path)
+    assert failed.value.steps[-1]["relative_error"] == verification["steps"][-1]["relative_error"]
+    shown = edgesmith("verify", str(artifact.path))
+    assert shown.returncode == VerificationFailed.exit_code
+    assert "MISSED: error 0." in shown.stdout
+    assert shown.stderr.splitlines()[-1] == f"edgesmith: {failed.value}"
+    printed = edgesmith("verify", str(artifact.path), "--json")
+    assert printed.returncode == VerificationFailed.exit_code
+    assert json.loads(printed.stdout)["steps"][-1]["missed"]
+    assert json.loads(printed.stdout)["error"] == str(failed.value)
+
+
+def test_an_accurate_file_does_not_say_that_it_was_allowed(small: nn.Module, tmp_path: Path) -> None:
+    options = {"inputs": torch.randn(1, 3, 32, 32), "name": "small"}
+    usual, allowed = (
+        pipeline.export(small, "onnx", allow_inaccurate=flag, out=tmp_path / str(flag), **options)  # type: ignore[arg-type]
+        for flag in (False, True)
+    )
+    assert allowed.manifest == usual.manifest
+    assert "missed" not in allowed.manifest["verification"]
+
+
+def test_what_parts_before_it_is_lowered_is_refused_even_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: nn.Module
+) -> None:
+    """Inaccuracy is a file's: a rewrite that changes numbers is a bug."""
+    monkeypatch.setattr(pipeline, "run", lambda program, x: tuple(1.01 * y for y in run(program, x)))
+    with pytest.raises(VerificationFailed, match="eager -> captured"):
+        pipeline.export(small, "onnx", inputs=torch.randn(1, 3, 32, 32), allow_inaccurate=True, out=tmp_path)
+
+
+def test_the_command_line_says_loudly_that_a_file_is_inaccurate(edgesmith: Run) -> None:
+    arguments = ("export", "-m", "spiking_lmuformer", "-t", "onnx", "-p", "fp16", "--frames", "40")
+    refused = edgesmith(*arguments)
+    assert refused.returncode == VerificationFailed.exit_code
+    assert "of the peak, allowed 0.02" in refused.stderr
+    shown = edgesmith(*arguments, "--allow-inaccurate")
+    assert shown.returncode == 0
+    assert "INACCURATE, published because of --allow-inaccurate: eager -> file: error" in shown.stderr
+    assert "MISSED: error" in shown.stdout

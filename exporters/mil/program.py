@@ -240,7 +240,8 @@ def walk(block: Block) -> Iterator[Operation]:
 
 
 SOURCES = "edgesmith.sources"
-"""User-defined metadata: a JSON object from the model's modules to the names of their operators."""
+"""User-defined metadata: a JSON object from the model's modules to the names of their operators. A package of several
+functions has one for each, whose key ends with a point and the function's name."""
 
 _VARIADIC = frozenset({"values", "loop_vars", "elem_shape"})
 """Parameters of MIL operators that take several operands, and are a tuple with one as well."""
@@ -298,7 +299,9 @@ _LAYOUTS: dict[str, tuple[str, int]] = {
 """How a type is stored: NumPy's name for the bytes, and bits an element."""
 
 _HEADER = struct.Struct("<II")
-_BLOB = struct.Struct("<IIQQQ")
+BLOB = struct.Struct("<IIQQQ")
+"""A blob's metadata: sentinel, type, size, offset of the data, padding in bits."""
+
 _SENTINEL = 0xDEADBEEF
 
 
@@ -438,9 +441,11 @@ class _Reader:
         self.path = path
         self.folder = folder
         self.files: dict[str, _BlobFile] = {}
-        self.sources = _sources(dict(model.description.metadata.userDefined))
+        self.metadata = dict(model.description.metadata.userDefined)
+        self.sources: dict[str, str] = {}
 
     def function(self, name: str, given: Any) -> Function:
+        self.sources = _sources(self.metadata, name)
         if given.opset not in given.block_specializations:
             found = ", ".join(given.block_specializations) or "none"
             raise BadInput(f"{self.path.name}: {name} is written for {given.opset or 'no opset'}, and has {found}")
@@ -589,10 +594,10 @@ def references(inputs: Mapping[str, Operand]) -> Iterator[tuple[str, str]]:
                 yield parameter, one.name
 
 
-def _sources(metadata: Mapping[str, str]) -> dict[str, str]:
-    """From operators' names to the modules that they come from, where the package has a table."""
+def _sources(metadata: Mapping[str, str], function: str) -> dict[str, str]:
+    """From the names of a function's operators to the modules that they come from, where the package has a table."""
     try:
-        table = json.loads(metadata.get(SOURCES, "{}"))
+        table = json.loads(metadata.get(f"{SOURCES}.{function}") or metadata.get(SOURCES, "{}"))
         return {name: module for module, names in table.items() for name in names}
     except (ValueError, AttributeError, TypeError):  # somebody else's entry of the same name
         return {}
@@ -651,7 +656,7 @@ class _BlobFile:
                 f"{self.label} has {len(self.data)} bytes, and a weight is expected at {offset}: the file is cut short"
                 " or the offset is wrong"
             )
-        sentinel, number, size, start, _ = _BLOB.unpack_from(self.data, offset)
+        sentinel, number, size, start, _ = BLOB.unpack_from(self.data, offset)
         if sentinel != _SENTINEL:
             raise BadInput(f"{self.label} has no weight at {offset}: the file or the offset is damaged")
         if start + size > len(self.data):

@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from edgesmith.errors import BackendMissing, unknown
+from edgesmith.errors import BackendMissing, BadInput, unknown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,6 +69,7 @@ class Request:
         image: how the model's input relates to RGB images, where it reads images.
         sequence: what its frames are, where it reads sequences.
         streaming: what the manifest says of a step program, for one.
+        whole: beside a step program, the sequence program that it is the step of, for a file that holds both.
         labels: class names, in the order of the logits.
         image_input: take images instead of normalised tensors.
         deployment_target: oldest system that the file must run on, in the target's own words.
@@ -80,6 +81,7 @@ class Request:
     image: ImageInput | None = None
     sequence: SequenceInput | None = None
     streaming: Mapping[str, Any] | None = None
+    whole: Program | None = None
     wide: Mapping[str, str] = field(default_factory=dict)
     labels: tuple[str, ...] | None = None
     image_input: bool = False
@@ -173,7 +175,7 @@ class Target(Protocol):
         """What every operator met and what its precision costs, in order.
 
         Each has `operator`, `module`, `type`, `dtype`, `minimum`, `maximum`, `relative_error`, `snr_db` and `loss_db`.
-        Empty where the target does not show its operators.
+        Asked of targets that say `shows_operators = True` only.
         """
         ...
 
@@ -230,6 +232,14 @@ def require(target: Target) -> None:
             f"target {target.name} needs {', '.join(missing)}, which is not installed: {install_line(target)}"
         )
     getattr(target, "require", lambda: None)()  # a target that is made for certain versions
+
+
+def require_layers(target: Target) -> None:
+    """Raise BadInput where a target does not show its operators, with the targets that do."""
+    if not getattr(target, "shows_operators", False):
+        shown = [one.name for one in all_targets().values() if getattr(one, "shows_operators", False)]
+        does = f"{shown[0]} does" if len(shown) == 1 else f"{', '.join(shown)} do"
+        raise BadInput(f"target {target.name} does not show its operators one by one; {does}")
 
 
 def install_line(target: Target) -> str:

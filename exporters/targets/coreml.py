@@ -27,7 +27,7 @@ import uuid
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,11 +49,12 @@ name = "coreml"
 suffix = ".mlpackage"
 description = "Core ML ML Program, for iPhone, iPad and Mac"
 precisions = ("fp16", "fp32", "mixed")
-options: frozenset[str] = frozenset({"labels", "image_input", "deployment_target", "streaming"})
+options: frozenset[str] = frozenset({"labels", "image_input", "deployment_target", "streaming", "with_sequence"})
 packages = ("coremltools",)
 extra = "coreml"
 runtime = "edgesmith's evaluator"
 is_interpreter = True
+shows_operators = True
 # Not measured: no Apple device here. A split of channels is a view of a planar tensor, and 2.4 us is CAS-ViT XS's
 # published 0.85 ms on an iPhone over its 350 operators, an upper limit for starting one; 650 is the same time over its
 # 554 million multiply-accumulates, a lower limit. A loop leaves the Neural Engine: each of its operators counts as a
@@ -72,78 +73,105 @@ dynamic_batch = False
 DEFAULT_DEPLOYMENT_TARGET = "iOS17"
 _OLDEST = 16
 _STATES = 18
+MAIN, STEP, SEQUENCE = "main", "step", "sequence"
+"""The function of a package that has one, and those of one that has two: a step is then the default."""
+
 _SPECIFICATION = "Data/com.apple.CoreML/model.mlmodel"
+# x g + b becomes a batch norm of variance 1 and epsilon 1e-5, which divides every value by sqrt(1.00001). Behind a
+# convolution it is not needed: other passes take product and sum into the weights, exactly.
+_SPOILING_PASS = "common::fuse_elementwise_to_batchnorm"  # noqa: S105 - a graph pass, no password
 
 
 def lower(program: Program, path: Path, request: Request) -> None:
-    """Write the program as an `.mlpackage`."""
+    """Write the program as an `.mlpackage`; with `request.whole` it is the function `step`, beside `sequence`."""
+    parts = {MAIN: (program, request)}
+    if request.whole is not None:
+        parts = {STEP: (program, request), SEQUENCE: (request.whole, replace(request, streaming=None))}
+    sources: dict[str, dict[str, list[str]]] = {}
+    written: dict[str, Program] = {}
+    mended: list[Mended] = []
+    packages = {function: path.with_name(f"raw-{function}-{path.name}") for function in parts}
     with _quiet():
-        import coremltools as ct
-        import numpy as np
+        for function, (part, asked) in parts.items():
+            model, written[function], mends = _convert(part, packages[function], asked)
+            sources[function] = _sources(model)
+            mended += mends
+    first = next(iter(packages.values()))
+    if request.whole is not None:
+        from edgesmith.exporters.mil.functions import join
 
-        from edgesmith.exporters.capture import exported
-        from edgesmith.exporters.mil.mend import mending
-        from edgesmith.exporters.mil.states import keep_states
+        join(packages, first / _SPECIFICATION)
+    _canonical(first, path, request, sources, mended)
+    for package in packages.values():
+        shutil.rmtree(package)
+    _check_names(path, written, classifier=request.labels is not None)
 
-        target = deployment_target(request.deployment_target)
-        _refuse_what_core_ml_lacks(program)
-        if request.image_input:
-            program = _scale_input(program, request)
-        half = request.half
-        states = None
-        if request.keeps_states:
-            assert request.streaming is not None
-            program, module = keep_states(program, request.streaming["states"], half)
-            kept = module.named_buffers(recurse=False)
-            states = [ct.StateType(ct.TensorType(shape=tuple(b.shape), dtype=np.float16), name=n) for n, b in kept]
-            converted = exported(program, name, module)
-        else:
-            converted = exported(program, name)
-        inputs = _inputs(program, request)
-        labels = request.labels
-        classifier = None if labels is None else ct.ClassifierConfig(list(labels))
-        outputs = None if classifier else [ct.TensorType(name=n, dtype=np.float32) for n in program.output_names]
-        scratch = path.with_name(f"raw-{path.name}")
-        with _own_lowerings(half), mending() as mends:
-            passes = mends.pipeline if half else ct.PassPipeline()
-            if states is not None:
-                # It moves every update to where its value is made, and fails where that is after another update. Here
-                # all updates come last, so there is nothing to move.
-                passes.remove_passes({"common::canonicalize_inplace_pattern"})
-            try:
-                model = ct.convert(
-                    _with_modules(converted),
-                    inputs=inputs,
-                    outputs=outputs,
-                    states=states,
-                    pass_pipeline=passes,
-                    classifier_config=classifier,
-                    convert_to="mlprogram",
-                    minimum_deployment_target=target,
-                    compute_precision=_compute_precision(request),
-                    skip_model_load=True,
-                    package_dir=str(scratch),
-                )
-            except OSError:
-                raise
-            except Exception as error:  # coremltools raises NotImplementedError, ValueError, RuntimeError alike
-                line = str(error).strip().splitlines()
-                if line and line[0].startswith("filesystem error"):  # how the native part says that a disk is full
-                    raise OSError(errno.EIO, "the package could not be written; is the disk full?") from error
-                raise Unsupported(f"Core ML cannot express this model: {line[0] if line else error!r}") from error
-    _canonical(scratch, path, request, _sources(model), mends.done)
-    shutil.rmtree(scratch)
-    _check_names(path, program, classifier=request.labels is not None)
+
+def _convert(program: Program, package: Path, request: Request) -> tuple[Any, Program, list[Mended]]:
+    """What coremltools makes of the program and saves, the program as it went in, and what was mended."""
+    import coremltools as ct
+    import numpy as np
+
+    from edgesmith.exporters.capture import exported
+    from edgesmith.exporters.mil.mend import mending
+    from edgesmith.exporters.mil.states import keep_states
+
+    target = deployment_target(request.deployment_target)
+    _refuse_what_core_ml_lacks(program)
+    if request.image_input:
+        program = _scale_input(program, request)
+    half = request.half
+    states = None
+    if request.keeps_states:
+        assert request.streaming is not None
+        program, module = keep_states(program, request.streaming["states"], half)
+        kept = module.named_buffers(recurse=False)
+        states = [ct.StateType(ct.TensorType(shape=tuple(b.shape), dtype=np.float16), name=n) for n, b in kept]
+        converted = exported(program, name, module)
+    else:
+        converted = exported(program, name)
+    inputs = _inputs(program, request)
+    labels = request.labels
+    classifier = None if labels is None else ct.ClassifierConfig(list(labels))
+    outputs = None if classifier else [ct.TensorType(name=n, dtype=np.float32) for n in program.output_names]
+    with _own_lowerings(half), mending() as mends:
+        passes = _passes(mends.pipeline if half else None)
+        if states is not None:
+            # It moves every update to where its value is made, and fails where that is after another update. Here
+            # all updates come last, so there is nothing to move.
+            passes.remove_passes({"common::canonicalize_inplace_pattern"})
+        try:
+            model = ct.convert(
+                _with_modules(converted),
+                inputs=inputs,
+                outputs=outputs,
+                states=states,
+                pass_pipeline=passes,
+                classifier_config=classifier,
+                convert_to="mlprogram",
+                minimum_deployment_target=target,
+                compute_precision=_compute_precision(request),
+                skip_model_load=True,
+                package_dir=str(package),
+            )
+        except OSError:
+            raise
+        except Exception as error:  # coremltools raises NotImplementedError, ValueError, RuntimeError alike
+            line = str(error).strip().splitlines()
+            if line and line[0].startswith("filesystem error"):  # how the native part says that a disk is full
+                raise OSError(errno.EIO, "the package could not be written; is the disk full?") from error
+            raise Unsupported(f"Core ML cannot express this model: {line[0] if line else error!r}") from error
+    return model, program, mends.done
 
 
 def check(path: Path) -> None:
     """The package is complete and its program can be read."""
-    _main_block(path)
+    _blocks(path)
 
 
 def count_operators(path: Path) -> dict[str, int]:
-    """Operators of the main function by type, those inside loops too, constants left out."""
-    counts = Counter(op.type for op in _operations(_main_block(path)))
+    """Operators of all functions by type, those inside loops too, constants left out."""
+    counts = Counter(op.type for block in _blocks(path) for op in _operations(block))
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
@@ -157,7 +185,8 @@ def mended(path: Path) -> list[dict[str, str]]:
 
 def largest_rank(path: Path) -> int:
     """The highest rank of any value that an operator other than a constant makes."""
-    ranks = [len(output.type.tensorType.dimensions) for op in _operations(_main_block(path)) for output in op.outputs]
+    made = [output for block in _blocks(path) for op in _operations(block) for output in op.outputs]
+    ranks = [len(output.type.tensorType.dimensions) for output in made]
     return max(ranks, default=0)
 
 
@@ -168,7 +197,7 @@ def cannot_run() -> str | None:
 
 def run(path: Path, inputs: Sequence[Sequence[np.ndarray]]) -> list[list[np.ndarray]] | NotHere:
     """Evaluate the package's program with torch; see mil/evaluate.py."""
-    evaluator = _evaluator(path)
+    evaluator = _evaluator(path, inputs[0])
     return [_arrays(path, evaluator.run(_feeds(evaluator, given))) for given in inputs]
 
 
@@ -184,7 +213,7 @@ def traced(path: Path, inputs: Sequence[np.ndarray]) -> dict[str, tuple[float, f
     """Of every operator with a float result, in the evaluator, the last turn of a loop's."""
     import torch
 
-    evaluator = _evaluator(path)
+    evaluator = _evaluator(path, inputs)
     found: dict[str, tuple[float, float]] = {}
 
     def watch(operation: Operation, results: tuple[Any, ...]) -> None:
@@ -216,7 +245,7 @@ def layers(path: Path, inputs: Sequence[Sequence[np.ndarray]]) -> list[dict[str,
     """
     from edgesmith.exporters.mil import placement
 
-    planned = placement.plan(path)
+    planned = placement.plan(path, _evaluator(path, inputs[0]).function.name)
     places = {} if isinstance(planned, NotHere) else {one.output: one for one in planned}
     found = []
     for cost in _compared(path, inputs).operators:
@@ -236,11 +265,12 @@ def layers(path: Path, inputs: Sequence[Sequence[np.ndarray]]) -> list[dict[str,
 def _compared(path: Path, inputs: Sequence[Sequence[np.ndarray]]) -> Report:
     from edgesmith.exporters.mil.report import compare
 
-    evaluator = _evaluator(path)
-    outputs = (one.type for operation in evaluator.program.operations() for one in operation.outputs)
+    evaluator = _evaluator(path, inputs[0])
+    function = evaluator.function.name
+    outputs = (one.type for operation in evaluator.program.operations(function) for one in operation.outputs)
     half = any(getattr(kind, "dtype", None) == "fp16" for kind in outputs)
     feeds = [_feeds(evaluator, given) for given in inputs]
-    return compare(evaluator.program, feeds, against="fp32" if half else "fp64")
+    return compare(evaluator.program, feeds, function=function, against="fp32" if half else "fp64")
 
 
 def other_runtimes() -> dict[str, Run]:
@@ -271,7 +301,7 @@ def open_step(path: Path) -> Step | NotHere:
 
 def intermediate(path: Path, names: Sequence[str], inputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
     """Values inside the program; coremltools calls most of them as the graph does, with a suffix in half precision."""
-    evaluator = _evaluator(path)
+    evaluator = _evaluator(path, inputs)
     wanted = {f"{name}{suffix}": name for name in names for suffix in ("", "_cast_fp16")}
     found: dict[str, np.ndarray] = {}
 
@@ -284,11 +314,17 @@ def intermediate(path: Path, names: Sequence[str], inputs: Sequence[np.ndarray])
     return found
 
 
-def _evaluator(path: Path) -> Evaluator:
+def _evaluator(path: Path, given: Sequence[np.ndarray] = ()) -> Evaluator:
+    """Of the package's function that takes the given shapes, where it has several, or else of the default one."""
     with _quiet():
         from edgesmith.exporters.mil.evaluate import Evaluator
+        from edgesmith.exporters.mil.program import load
 
-        return Evaluator(path)
+        program = load(path)
+        shapes = [tuple(x.shape) for x in given]
+        takes = {name: [one.shape for one in interface.inputs] for name, interface in program.interfaces.items()}
+        function = next((name for name in takes if len(takes) > 1 and takes[name] == shapes), None)
+        return Evaluator(program, function)
 
 
 def _feeds(evaluator: Evaluator, given: Sequence[np.ndarray]) -> dict[str, Any]:
@@ -353,6 +389,15 @@ def _inputs(program: Program, request: Request) -> list[Any]:
     ]
 
 
+def _passes(pipeline: Any = None) -> Any:
+    """Coremltools' passes, or those given, but for the one that spoils numbers."""
+    import coremltools as ct
+
+    pipeline = pipeline or ct.PassPipeline()
+    pipeline.remove_passes({_SPOILING_PASS})
+    return pipeline
+
+
 def _compute_precision(request: Request) -> Any:
     """Coremltools' word for a precision: fp16 everywhere, nowhere, or but for some operators."""
     import coremltools as ct
@@ -380,19 +425,24 @@ def _refuse_what_core_ml_lacks(program: Program) -> None:
             )
 
 
-def _check_names(path: Path, program: Program, classifier: bool) -> None:
+def _check_names(path: Path, programs: Mapping[str, Program], classifier: bool) -> None:
     """Refuse a package in which coremltools has renamed inputs or outputs: the manifest must be right about them."""
     from coremltools.proto import Model_pb2
 
     model = Model_pb2.Model()
     model.ParseFromString((path / _SPECIFICATION).read_bytes())
-    found = [feature.name for feature in model.description.input]
-    wanted = list(program.input_names)
-    if not classifier:
-        found += [feature.name for feature in model.description.output]
-        wanted += program.output_names
-    if found != wanted:
-        raise Unsupported(f"Core ML calls the inputs and outputs {found}, wanted {wanted}; rename forward's arguments")
+    described = {function.name: function for function in model.description.functions}
+    for function, program in programs.items():
+        features = described.get(function, model.description)
+        found = [feature.name for feature in features.input]
+        wanted = list(program.input_names)
+        if not classifier:
+            found += [feature.name for feature in features.output]
+            wanted += program.output_names
+        if found != wanted:
+            raise Unsupported(
+                f"Core ML calls the inputs and outputs {found}, wanted {wanted}; rename forward's arguments"
+            )
 
 
 def _scale_input(program: Program, request: Request) -> Program:
@@ -564,7 +614,11 @@ def _sources(model: Any) -> dict[str, list[str]]:
 
 
 def _canonical(
-    source: Path, path: Path, request: Request, sources: Mapping[str, list[str]], mended: Sequence[Mended]
+    source: Path,
+    path: Path,
+    request: Request,
+    sources: Mapping[str, Mapping[str, list[str]]],
+    mended: Sequence[Mended],
 ) -> None:
     """Copy a package, described, and the same bytes for the same model."""
     from coremltools.proto import Model_pb2
@@ -585,7 +639,8 @@ def _canonical(
         facts["edgesmith.input.std"] = json.dumps(request.image.std)
     if request.sequence is not None:
         facts["edgesmith.input.normalised"] = request.sequence.normalised
-    facts[SOURCES] = json.dumps(sources)
+    for function, table in sources.items():
+        facts[SOURCES if len(sources) == 1 else f"{SOURCES}.{function}"] = json.dumps(table)
     if mended:
         facts[MENDED] = json.dumps([asdict(one) for one in mended])
     for key, value in facts.items():
@@ -618,8 +673,15 @@ def _operations(block: Any) -> Iterator[Any]:
             yield from _operations(inner)
 
 
-def _main_block(path: Path) -> Any:
-    """The main function's block in a saved package."""
+def shared_bytes(path: Path) -> int:
+    """Bytes that a package of several functions saves, as they share weights."""
+    from edgesmith.exporters.mil.functions import shared_bytes
+
+    return shared_bytes(path)
+
+
+def _blocks(path: Path) -> list[Any]:
+    """Each function's block in a saved package."""
     with _quiet():
         from coremltools.proto import Model_pb2
 
@@ -628,8 +690,10 @@ def _main_block(path: Path) -> Any:
         manifest = json.loads((path / "Manifest.json").read_text(encoding="utf-8"))
         entry = manifest["itemInfoEntries"][manifest["rootModelIdentifier"]]
         model.ParseFromString((path / "Data" / entry["path"]).read_bytes())
-        function = model.mlProgram.functions["main"]
-        return function.block_specializations[function.opset]
+        functions = [function for _, function in sorted(model.mlProgram.functions.items())]
+        if not functions:
+            raise KeyError("functions")
+        return [function.block_specializations[function.opset] for function in functions]
     except Exception as error:  # json, key, protobuf and file errors: the package is broken in one way or another
         raise Unsupported(f"{path.name} is no readable ML Program package: {type(error).__name__} {error}") from error
 
@@ -640,14 +704,19 @@ def _predict(path: Path, inputs: Sequence[Sequence[np.ndarray]]) -> list[list[np
     import numpy as np
     from PIL import Image
 
-    model = ct.models.MLModel(str(path))
-    spec = model.get_spec().description
+    spec = ct.utils.load_spec(str(path)).description
+    metadata = spec.metadata
+    shapes = [tuple(x.shape) for x in inputs[0]]
+    fitting = (f for f in spec.functions if [tuple(i.type.multiArrayType.shape) for i in f.input] == shapes)
+    described = next(fitting, None)
+    spec = described or spec
+    model = ct.models.MLModel(str(path), function_name=described.name if described else None)
     outputs = []
     for given in inputs:
         feeds: dict[str, Any] = {}
         for feature, array in zip(spec.input, given, strict=True):
             if feature.type.WhichOneof("Type") == "imageType":
-                feeds[feature.name] = Image.fromarray(_picture(spec.metadata.userDefined, array))
+                feeds[feature.name] = Image.fromarray(_picture(metadata.userDefined, array))
             else:
                 feeds[feature.name] = array.astype(np.float32)
         result = model.predict(feeds)
@@ -661,7 +730,7 @@ def _predict(path: Path, inputs: Sequence[Sequence[np.ndarray]]) -> list[list[np
 
 def _labels(path: Path) -> list[str]:
     """A classifier's class names, in the order of its scores; none for other models."""
-    for op in _main_block(path).operations:
+    for op in (op for block in _blocks(path) for op in block.operations):
         if op.type == "classify":
             names = op.inputs["classes"].arguments[0].value.immediateValue.list.values
             return [name.immediateValue.tensor.strings.values[0] for name in names]

@@ -90,6 +90,12 @@ def export(
     streaming: Annotated[
         bool, typer.Option("--streaming", help="One step of a sequence model, states in and out.")
     ] = False,
+    with_sequence: Annotated[
+        bool,
+        typer.Option(
+            "--with-sequence", help="With --streaming: the whole sequence's program too, sharing weights (coreml)."
+        ),
+    ] = False,
     labels: Annotated[
         Path | None,
         typer.Option(
@@ -105,6 +111,9 @@ def export(
     device: Annotated[
         str | None, typer.Option("--device", help="Device that it is for, such as iphone15.", show_default=False)
     ] = None,
+    allow_inaccurate: Annotated[
+        bool, typer.Option("--allow-inaccurate", help="Publish a file that misses the thresholds, and say so in it.")
+    ] = False,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the artifact's folder.")] = Path("artifacts"),
     as_json: Json = False,
 ) -> None:
@@ -129,8 +138,10 @@ def export(
             labels=names,
             image_input=image_input,
             streaming=streaming,
+            with_sequence=with_sequence,
             deployment_target=deployment_target,
             device=device,
+            allow_inaccurate=allow_inaccurate,
             out=out,
             watch=watch,
         )
@@ -138,6 +149,8 @@ def export(
         print(json.dumps({"path": str(artifact.path), **artifact.manifest}, indent=2, ensure_ascii=False))
     else:
         _print(_export_table(artifact))
+    for sentence in artifact.manifest["verification"].get("missed", []):
+        print(f"edgesmith: INACCURATE, published because of --allow-inaccurate: {sentence}", file=sys.stderr)
 
 
 @app.command()
@@ -200,25 +213,39 @@ def verify(
     """Check an artifact again: its files, its format, and its numbers where it can run."""
     from edgesmith.exporters.artifact import read
 
-    read(artifact)  # a wrong path is answered before torch is imported
+    found = read(artifact)  # a wrong path is answered before torch is imported
+    if layers:
+        from edgesmith.exporters import targets as known_targets
+
+        known_targets.require_layers(known_targets.get(found.target))
     with _stages() as watch:
         with watch("import"):
             from edgesmith.exporters import pipeline
-        found, steps = pipeline.verify_artifact(artifact, watch)
+        failure = None
+        try:
+            found, steps = pipeline.verify_artifact(artifact, watch)
+        except VerificationFailed as error:
+            if not error.steps:
+                raise
+            failure, steps = error, [dict(step) for step in error.steps]
         operators = []
         if layers:
             with watch("operators"):
                 operators = pipeline.verify_layers(artifact)
     if as_json:
-        also = {"operators": operators} if layers else {}
+        also: dict[str, Any] = {"operators": operators} if layers else {}
+        also |= {"error": str(failure), "exit_code": failure.exit_code} if failure else {}
         print(json.dumps({"path": str(found.path), "steps": steps, **also}, indent=2, ensure_ascii=False))
-        return
-    table = _table(f"{found.path.name}", "check", "result")
-    for step in steps:
-        table.add_row(step["step"], _describe_step(step))
-    _print(table)
-    if layers:
-        _print(_layers_table(operators))
+    else:
+        table = _table(f"{found.path.name}", "check", "result")
+        for step in steps:
+            table.add_row(step["step"], _describe_step(step))
+        _print(table)
+        if layers:
+            _print(_layers_table(operators))
+    if failure:
+        print(f"edgesmith: {failure}", file=sys.stderr)
+        raise typer.Exit(failure.exit_code)
 
 
 @app.command()
@@ -555,6 +582,9 @@ def _export_table(artifact: Artifact) -> Table:
         table.add_row(f"  {stage}", ", ".join(f"{name.removeprefix('aten.')} {n}" for name, n in found.items()))
     if "streaming" in manifest:
         table.add_row("streaming", _describe_streaming(manifest["streaming"]))
+    if "functions" in manifest:
+        shared = manifest["functions"]["shared_bytes"] / 1e6
+        table.add_row("functions", f"step (the default) and sequence; sharing weights saves {shared:.2f} MB")
     for step in manifest["verification"]["steps"]:
         table.add_row(step["step"], _describe_step(step))
     own = [entry for entry in manifest["files"] if entry["path"].startswith(manifest["file"])]
@@ -573,13 +603,14 @@ def _layers_table(operators: list[dict[str, Any]]) -> Table:
         return "" if value is None else f"{value:{form}}"
 
     for one in operators:
+        name = f"{one['function']}: {one['operator']}" if "function" in one else one["operator"]
         extremes = [number(one[key], ".3g") for key in ("minimum", "maximum")]
         if "overflowed" in one:
             extremes[1] += f", {one['overflowed']} overflowed"
         loss = number(one["loss_db"] or None, ".1f")
         figures = (number(one["relative_error"], ".1e"), number(one["snr_db"], ".1f"), loss)
         plan = (one.get("device") or "", number(one.get("cost"), ".1%")) if is_planned else ()
-        table.add_row(one["operator"], f"{one['type']} {one['dtype']}", one["module"] or "", *extremes, *figures, *plan)
+        table.add_row(name, f"{one['type']} {one['dtype']}", one["module"] or "", *extremes, *figures, *plan)
     return table
 
 
@@ -597,9 +628,15 @@ def _describe_step(step: dict[str, Any]) -> str:
         return f"{step['matching']} files, as published"
     if "max_abs_error" not in step:
         return f"valid, {step['operators']} operators"
-    parts = ["equal"]
-    if step["snr_db"] is not None:
-        parts = [f"max error {step['max_abs_error']:.1e} ({step['relative_error']:.1e} of the peak)"]
+    parts = [f"MISSED: {step['missed']}"] if "missed" in step else []
+    if step["max_abs_error"] is None:
+        parts.append("not finite where PyTorch is")
+    elif step["relative_error"] is None:
+        parts.append(f"max error {step['max_abs_error']:.1e}, and PyTorch has nothing but zeros")
+    elif step["snr_db"] is None:
+        parts.append("equal")
+    else:
+        parts.append(f"max error {step['max_abs_error']:.1e} ({step['relative_error']:.1e} of the peak)")
         parts.append(f"SNR {step['snr_db']:.1f} dB")
     if "finite" in step:
         parts.append(f"compared {step['finite']:.1%} of the values, the others are not finite in PyTorch")

@@ -4,7 +4,8 @@ code  raised as            when
 0                          the artifact was published, or every check passed
 1     (anything else)      a bug in edgesmith; `--debug` shows where
 2     BadInput             a name, option, checkpoint or model that cannot be used
-3     VerificationFailed   numbers part from PyTorch's beyond the threshold; nothing is published. Also lint --strict
+3     VerificationFailed   numbers part from PyTorch's beyond the threshold; nothing is published, unless
+                           --allow-inaccurate was given, and verify says 3 then. Also lint --strict
 4     BackendMissing       the target's packages are not installed, or cannot work on this machine
 5     OutputError          the output folder cannot be written
 6     Unsupported          the model cannot be captured, or the target refuses one of its operators
@@ -13,8 +14,9 @@ code  raised as            when
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from typing import Any
 
 
 class EdgesmithError(Exception):
@@ -34,9 +36,17 @@ class CheckpointError(BadInput):
 
 
 class VerificationFailed(EdgesmithError):
-    """Outputs part from PyTorch's beyond the stated threshold."""
+    """Outputs part from PyTorch's beyond the stated threshold.
+
+    Attributes:
+        steps: every check with its figures, as in the manifest's `verification.steps`, where all of them were made.
+    """
 
     exit_code = 3
+
+    def __init__(self, sentence: str, steps: Sequence[Mapping[str, Any]] = ()) -> None:
+        super().__init__(sentence)
+        self.steps = tuple(steps)
 
 
 class BackendMissing(EdgesmithError):
