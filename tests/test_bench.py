@@ -237,6 +237,7 @@ def test_markdown_and_junit_say_what_the_verdicts_do() -> None:
 # records
 
 
+@pytest.mark.wheel
 def test_a_record_is_read_as_it_was_written_and_keeps_to_the_schema(tmp_path: Path) -> None:
     together = noisy(1.0)
     measurement.write(together, tmp_path / "deep" / "record.json")
@@ -343,6 +344,7 @@ def test_a_slowed_call_takes_its_share_longer() -> None:
     assert min(times) >= 3.0  # never faster than that, whatever else runs
 
 
+@pytest.mark.wheel
 def test_every_sample_of_every_launch_is_kept(artifact: Path, tmp_path: Path) -> None:
     steps: list[tuple[int, int]] = []
     record = tmp_path / "record.json"

@@ -67,7 +67,19 @@ def test_extras_are_the_documented_ones_and_every_pin_is_a_version(checkout: Pat
     project = tomllib.loads((checkout / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert set(project["optional-dependencies"]) == {"coreml", "coreai", "tensorrt", "tvm", "all", "dev"}
     names = [re.split(r"[<>=\[]", requirement)[0] for requirement in project["dependencies"]]
-    assert names == ["torch", "onnx", "onnxruntime", "onnxsim", "onnxscript", "numpy", "typer", "rich", "safetensors"]
+    own = [
+        "torch",
+        "onnx",
+        "onnxruntime",
+        "onnxsim",
+        "onnxscript",
+        "numpy",
+        "jsonschema",
+        "typer",
+        "rich",
+        "safetensors",
+    ]
+    assert names == own
     pins = [p for p in (checkout / "constraints.txt").read_text(encoding="utf-8").splitlines() if p and p[0] != "#"]
     assert "torch==2.13.0" in pins
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][A-Za-z0-9.]*", pin) for pin in pins)

@@ -141,19 +141,20 @@ def _convert(program: Program, package: Path, request: Request) -> tuple[Any, Pr
             # all updates come last, so there is nothing to move.
             passes.remove_passes({"common::canonicalize_inplace_pattern"})
         try:
-            model = ct.convert(
-                _with_modules(converted),
-                inputs=inputs,
-                outputs=outputs,
-                states=states,
-                pass_pipeline=passes,
-                classifier_config=classifier,
-                convert_to="mlprogram",
-                minimum_deployment_target=target,
-                compute_precision=_compute_precision(request),
-                skip_model_load=True,
-                package_dir=str(package),
-            )
+            with _validated_once():
+                model = ct.convert(
+                    _with_modules(converted),
+                    inputs=inputs,
+                    outputs=outputs,
+                    states=states,
+                    pass_pipeline=passes,
+                    classifier_config=classifier,
+                    convert_to="mlprogram",
+                    minimum_deployment_target=target,
+                    compute_precision=_compute_precision(request),
+                    skip_model_load=True,
+                    package_dir=str(package),
+                )
         except OSError:
             raise
         except Exception as error:  # coremltools raises NotImplementedError, ValueError, RuntimeError alike
@@ -507,8 +508,7 @@ def _own_lowerings(half: bool) -> Iterator[None]:
     table.setdefault("alias", _alias)
     table.setdefault("addcmul", _addcmul)
     try:
-        with _validated_once():
-            yield
+        yield
     finally:
         table.clear()
         table.update(before)
