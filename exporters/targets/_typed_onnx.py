@@ -42,7 +42,7 @@ def lower(program: Program, path: Path, request: Request) -> None:
 
     from edgesmith.kernels.op import all_ops
 
-    ready = _typed(program, request.precision)
+    ready = _typed(program, request)
     table: dict[Any, Any] = {
         op.overload: op.lowerings[LOWERINGS] for op in all_ops().values() if LOWERINGS in op.lowerings
     }
@@ -72,15 +72,15 @@ def lower(program: Program, path: Path, request: Request) -> None:
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 
-def _typed(program: Program, precision: str) -> ExportedProgram:
-    """The program ready for torch's exporter, in the given precision."""
+def _typed(program: Program, request: Request) -> ExportedProgram:
+    """The program ready for torch's exporter, in the precision that is asked for."""
     from edgesmith.exporters.capture import exported
     from edgesmith.exporters.precision import half
 
-    if precision != "fp16":
+    if request.precision != "fp16":
         return exported(program, LOWERINGS)
     try:
-        return exported(half(program), LOWERINGS)
+        return exported(half(program, request.wide), LOWERINGS)
     except Unsupported as error:
         raise Unsupported(
             "this model cannot be made fp16, most likely because it sets types itself; export it with --precision fp32"
