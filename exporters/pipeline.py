@@ -28,6 +28,7 @@ from edgesmith.exporters import targets, verify
 from edgesmith.exporters.artifact import Artifact
 from edgesmith.exporters.capture import Program, capture, exported, run, run_eager, with_module
 from edgesmith.exporters.graph import count_operators, operators
+from edgesmith.exporters.islands import find_wide
 from edgesmith.exporters.rewrite import RewriteReport, rewrite
 from edgesmith.exporters.session import CALLER, RUNTIME, Step, Stepper
 from edgesmith.exporters.streaming import StepProgram, describe, to_step
@@ -112,7 +113,7 @@ def export(
             weights (Core ML, iOS18 and later).
         deployment_target: oldest system to run on (Core ML), such as `iOS17`.
         device: a name from `profiles/`; it must take the target, and a system newer than the default that all such
-            devices have becomes the deployment target.
+            devices have becomes the deployment target. TensorRT needs one: an engine is for one GPU.
         allow_inaccurate: publish a file whose outputs part from PyTorch's beyond the threshold; the manifest's
             `verification.missed` says by how much, and verifying it raises VerificationFailed as ever.
         out: folder for the artifact's own folder.
@@ -168,6 +169,7 @@ def export(
         "streaming" if streaming else None,
         "with-sequence" if with_sequence else None,
         deployment_target if deployment_target != getattr(backend, "DEFAULT_DEPLOYMENT_TARGET", None) else None,
+        device if hasattr(backend, "check_device") else None,
     )
 
     with artifacts.staging(out, folder_name) as folder:
@@ -188,6 +190,7 @@ def export(
             labels=tuple(labels) if labels is not None else None,
             image_input=image_input,
             deployment_target=deployment_target,
+            compute_capability=profile.cuda.compute_capability if profile and profile.cuda else None,
             licence=spec.licence if spec else "",
             source=spec.source if spec else "",
         )
@@ -214,6 +217,10 @@ def export(
             if whole is not None:
                 steps.append(_check_program("sequence program", whole, program, reference, given, rule))
         file = folder / f"{name}{backend.suffix}"
+        if precision == "fp16" and hasattr(backend, "FINDS_ISLANDS"):
+            with watch("find what must stay fp32"):
+                limit = verify.THRESHOLDS["fp16"].snr_db
+                request = replace(request, wide=find_wide(rewritten, given[:MIXED_INPUTS], limit))
         with watch(f"lower to {target}"):
             request = replace(request, streaming=streamed, whole=whole)
             lowered = rewritten if step is None else step.program
@@ -530,6 +537,8 @@ def _checked_name(model: object, name: str | None) -> str:
 
 def _checked_device(backend: Target, profile: DeviceProfile | None, deployment_target: str | None) -> str | None:
     """The deployment target for a device. Raises BadInput where the device does not take the target."""
+    if hasattr(backend, "check_device"):  # its files are for one kind of device
+        backend.check_device(profile)
     if profile is None:
         return deployment_target
     if backend.name not in profile.targets:
@@ -763,7 +772,8 @@ def _check_file(
         if program is None:
             return None
         # Exporting anew numbers the nodes anew, and those are the names that the file has.
-        lowered = with_module(program, exported(program, backend.name).module(check_guards=False))
+        lowerings = getattr(backend, "LOWERINGS", backend.name)
+        lowered = with_module(program, exported(program, lowerings).module(check_guards=False))
         names = [node.name for node in operators(lowered.module)]
         found = backend.intermediate(file, names, arrays[0])
         limit = verify.THRESHOLDS[rule.precision].relative_error
@@ -772,6 +782,9 @@ def _check_file(
     steps = [{**_check(what, reference, outputs, rule, locate), "runtime": backend.runtime}]
     for runtime, run_there in backend.other_runtimes().items():
         others = run_there(file, arrays)
+        if isinstance(others, NotHere):
+            steps.append({"step": f"eager -> {runtime}", "not_checked_here": others.reason})
+            continue
         steps.append({**_check(what, reference, others, rule, lambda: None), "runtime": runtime})
         steps.append({**_check(f"{backend.runtime} -> {runtime}", outputs, others, rule, lambda: None)})
     return steps
@@ -884,7 +897,7 @@ def _manifest(
             },
         },
         "precision": request.precision,
-        **({"wide": dict(request.wide)} if request.precision == "mixed" else {}),
+        **({"wide": dict(request.wide)} if request.precision == "mixed" or request.wide else {}),
         "tool": {"edgesmith": __version__},
         "versions": _versions(backend),
         "rewrites": [
@@ -896,6 +909,7 @@ def _manifest(
             for report in reports
         ],
         **_mended(backend, file),
+        **({"engine": backend.describe(file)} if hasattr(backend, "describe") else {}),
         "operators": {
             "captured": count_operators(program.module),
             "rewritten": count_operators(rewritten.module),

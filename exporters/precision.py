@@ -2,40 +2,58 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Collection
+
 import torch
+from torch import Tensor
 from torch.fx import Node
 
 from edgesmith.exporters.capture import Program, with_module
 from edgesmith.exporters.graph import add_constant, aten, constant, fork, tidy
 
-_HALF_MAX = torch.finfo(torch.float16).max
+HALF_MAX = torch.finfo(torch.float16).max
 
 
-def half(program: Program) -> Program:
-    """The program with fp16 weights and arithmetic; inputs and outputs stay float32, one cast at each end.
+def half(program: Program, wide: Collection[str] = ()) -> Program:
+    """The program with fp16 weights and arithmetic; inputs, outputs and the nodes in `wide` stay float32.
 
-    Weights beyond the fp16 range become its largest number rather than infinity.
+    A value is cast where it enters or leaves half precision, once, however many nodes read it; between neighbours that
+    are both wide there is no cast. Weights beyond the fp16 range become its largest number rather than infinity.
+
+    Args:
+        program: of float32.
+        wide: names of nodes, as `islands.find_wide` finds them.
     """
     module = fork(program.module)
-    output = module.graph.output_node()
-    singles = [node for node in output.all_input_nodes if node.meta["val"].dtype == torch.float32]
-    replaced: dict[Node, Node] = {}
     for node in list(module.graph.nodes):
-        value = constant(module, node)
-        if node.op == "placeholder" and node.meta["val"].dtype == torch.float32:
-            half_of = _cast(module.graph, node, torch.float16)
-            node.replace_all_uses_with(half_of, delete_user_cb=lambda user, own=half_of: user is not own)
-            replaced[node] = half_of
-        elif value is not None and value.dtype == torch.float32:
-            half_value = value.clamp(-_HALF_MAX, _HALF_MAX).half()
-            new = add_constant(module, f"{node.target}_fp16", half_value, node)
-            node.replace_all_uses_with(new)
-            module.graph.erase_node(node)
-            replaced[node] = new
-    for node in singles:
-        result = replaced.get(node, node)
-        output.replace_input_with(result, _cast(module.graph, result, torch.float32))
+        value = node.meta.get("val")
+        if node.op == "output" or not isinstance(value, Tensor) or value.dtype != torch.float32:
+            continue
+        weight = constant(module, node)
+        is_single = weight is not None or node.op == "placeholder" or is_wide(node, wide)
+        others = [user for user in node.users if (user.op == "output" or is_wide(user, wide)) != is_single]
+        if not others:
+            continue
+        if weight is None:
+            new = _cast(module.graph, node, torch.float16 if is_single else torch.float32)
+        else:
+            new = add_constant(module, f"{node.target}_fp16", round_weight(weight), node)
+        for user in others:
+            user.replace_input_with(node, new)
     return with_module(program, tidy(module))
+
+
+def is_wide(node: Node, wide: Collection[str]) -> bool:
+    """Whether a node stays float32: it is named, or takes one of the results of a node that is."""
+    if node.target is operator.getitem and isinstance(node.args[0], Node):
+        return is_wide(node.args[0], wide)
+    return node.name in wide
+
+
+def round_weight(weight: Tensor) -> Tensor:
+    """A weight in fp16."""
+    return weight.clamp(-HALF_MAX, HALF_MAX).half()
 
 
 def _cast(graph: torch.fx.Graph, node: Node, dtype: torch.dtype) -> Node:

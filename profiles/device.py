@@ -20,12 +20,28 @@ class Systems:
 
 
 @dataclass(frozen=True)
+class Cuda:
+    """What an NVIDIA GPU takes.
+
+    Attributes:
+        compute_capability: such as `8.9`, NVIDIA's SM 8.9.
+        engines: where TensorRT engines for it are built: `ahead`, on any machine, or `on the board`.
+        source: where that is written.
+    """
+
+    compute_capability: str
+    engines: str
+    source: str
+
+
+@dataclass(frozen=True)
 class DeviceProfile:
     """One device.
 
     Attributes:
         targets: formats that it can run.
         systems: None where the format does not depend on the system.
+        cuda: None where it has no NVIDIA GPU.
     """
 
     name: str
@@ -33,6 +49,7 @@ class DeviceProfile:
     soc: str
     targets: tuple[str, ...]
     systems: Systems | None = None
+    cuda: Cuda | None = None
 
 
 @cache
@@ -41,9 +58,14 @@ def all_devices() -> dict[str, DeviceProfile]:
     found = {}
     for path in sorted(Path(__file__).parent.glob("*.toml")):
         facts = tomllib.loads(path.read_text(encoding="utf-8"))
-        systems = facts.pop("systems", None)
+        systems, cuda = facts.pop("systems", None), facts.pop("cuda", None)
         facts["targets"] = tuple(facts["targets"])
-        found[path.stem] = DeviceProfile(path.stem, **facts, systems=Systems(**systems) if systems else None)
+        found[path.stem] = DeviceProfile(
+            path.stem,
+            **facts,
+            systems=Systems(**systems) if systems else None,
+            cuda=Cuda(**cuda) if cuda else None,
+        )
     return found
 
 

@@ -28,6 +28,9 @@ from edgesmith.exporters.capture import Program, capture
 
 HERE = Path(__file__).parent
 
+NEEDED: dict[str, dict[str, object]] = {"tensorrt": {"device": "rtx3080"}}
+"""Options without which a target exports nothing."""
+
 settings.register_profile(
     "edgesmith",
     deadline=None,
@@ -221,6 +224,7 @@ def export_small(small: nn.Module, artifact: Callable[..., Artifact], tmp_path: 
         missing = targets.missing_packages(targets.get(target))
         if missing:
             pytest.skip(f"{target}: {', '.join(missing)} not installed")
+        options = NEEDED.get(target, {}) | options
         if "inputs" in options:
             return edgesmith.export(small, target, out=tmp_path, **options)  # type: ignore[arg-type]
         return artifact("small", target, **options)

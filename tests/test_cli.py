@@ -73,7 +73,8 @@ def test_models_lists_the_published_facts(edgesmith: Run) -> None:
 
 def test_targets_and_devices_are_listed(edgesmith: Run) -> None:
     assert "edgesmith[coreml]" in edgesmith("targets").stdout
-    assert [row["name"] for row in json.loads(edgesmith("targets", "--json").stdout)] == ["coreai", "coreml", "onnx"]
+    names = [row["name"] for row in json.loads(edgesmith("targets", "--json").stdout)]
+    assert names == ["coreai", "coreml", "onnx", "tensorrt"]
     assert "iphone15" in edgesmith("targets", "--devices").stdout
     assert "iOS26" in edgesmith("targets", "--devices", "--json").stdout
 
@@ -147,15 +148,16 @@ def test_export_to_coreml_shows_the_evaluators_figures(process: Run, edgesmith: 
 
 @pytest.mark.slow
 def test_two_processes_write_the_same_bytes(process: Run, tmp_path: Path) -> None:
-    """Other hash seeds, other folders, one of them for Core ML where it is installed."""
-    wanted = [t for t in ("onnx", "coreml") if not targets.missing_packages(targets.get(t))]
+    """Other hash seeds, other folders, for Core ML and TensorRT where they are installed."""
+    wanted = [t for t in ("onnx", "coreml", "tensorrt") if not targets.missing_packages(targets.get(t))]
     assert "onnx" in wanted
     for target in wanted:
         found = []
         for seed in ("1", "2"):
             environment = {**os.environ, "PYTHONHASHSEED": seed}
             out = tmp_path / seed
-            result = process("export", *SMALL, "--target", target, "--out", str(out), env=environment)
+            device = ["--device", "rtx3080"] if target == "tensorrt" else []
+            result = process("export", *SMALL, "--target", target, *device, "--out", str(out), env=environment)
             assert result.returncode == 0, result.stderr
             files = [file for file in out.rglob("*") if file.is_file() and target in str(file)]
             found.append({str(f.relative_to(out)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files})

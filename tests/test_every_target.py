@@ -24,6 +24,8 @@ from edgesmith.models.checkpoint import load
 
 TARGETS = list(targets.all_targets().values())
 NAMES = [target.name for target in TARGETS]
+NEEDED: dict[str, dict[str, object]] = {"tensorrt": {"device": "rtx3080"}}
+"""Options without which a target exports nothing; conftest.py has the same for `export_small`."""
 LABELS = [f"class {i}" for i in range(10)]
 
 
@@ -93,7 +95,9 @@ def test_target_without_its_packages_says_what_to_install(
     with pytest.raises(
         BackendMissing, match=rf"target {target.name} needs {target.packages[0]}.*: pip install"
     ) as raised:
-        edgesmith.export(small, target.name, inputs=torch.randn(1, 3, 32, 32), out=tmp_path)
+        edgesmith.export(
+            small, target.name, inputs=torch.randn(1, 3, 32, 32), out=tmp_path, **NEEDED.get(target.name, {})
+        )
     assert raised.value.exit_code == 4
     assert list(tmp_path.iterdir()) == []
 
@@ -122,7 +126,7 @@ def test_target_on_a_full_disk_is_one_sentence(target: Target, size: str, tmp_pa
     try:
         wide = nn.Sequential(nn.Linear(1500, 1500), nn.Linear(1500, 700))  # 13 MB in fp32, 7 MB in fp16
         with pytest.raises(OutputError, match=r"cannot write to .*(No space left on device|could not be written)"):
-            edgesmith.export(wide, target.name, inputs=torch.randn(1, 1500), out=disk)
+            edgesmith.export(wide, target.name, inputs=torch.randn(1, 1500), out=disk, **NEEDED.get(target.name, {}))
         assert list(disk.iterdir()) == []
     finally:
         subprocess.run(["umount", str(disk)], check=True)
@@ -137,7 +141,7 @@ def test_target_names_the_operator_that_it_refuses(target: Target, tmp_path: Pat
             return torch.special.i1e(torch.linalg.eigvalsh(x))
 
     with pytest.raises(Unsupported, match=r"cannot express this model: .*(eigvalsh|eigh|i1e)") as raised:
-        edgesmith.export(Exotic(), target.name, inputs=torch.eye(3), out=tmp_path)
+        edgesmith.export(Exotic(), target.name, inputs=torch.eye(3), out=tmp_path, **NEEDED.get(target.name, {}))
     assert raised.value.exit_code == 6
     assert list(tmp_path.iterdir()) == []
 
@@ -173,6 +177,7 @@ ODD = {
 REFUSED = {
     # what a target cannot express, or a program that sets types itself and so cannot be made fp16
     "onnx": {("integers", "fp16"), ("double", "fp16")},
+    "tensorrt": {("integers", "fp16"), ("double", "fp16")},
     "coreml": {
         (case, precision)
         for case in ODD
@@ -194,6 +199,7 @@ def test_unusual_modules_are_verified_again_or_refused_in_a_sentence(case: str, 
     function, inputs = ODD[case]
     for precision in ("fp32", "fp16"):
         options = {"inputs": inputs, "precision": precision, "out": tmp_path, "name": "odd"}
+        options |= NEEDED.get(target.name, {})
         if (case, precision) in REFUSED[target.name]:
             with pytest.raises(Unsupported) as raised:
                 edgesmith.export(Lines(function), target.name, **options)  # type: ignore[arg-type]
@@ -316,6 +322,18 @@ def test_coreml_image_normalisation_is_folded_exactly() -> None:
         ("onnx", {"device": "iphone15"}, "iPhone 15 takes coreml, not onnx"),
         ("coreml", {"device": "iphone99"}, "unknown device 'iphone99'. Nearest: iphone1"),
         ("coreml", {"device": "iphone15", "deployment_target": "iOS99"}, "iPhone 15 runs iOS26 at most, got iOS99"),
+        ("tensorrt", {}, "an engine is for one GPU: say which with --device, one of a100, dgx-spark, rtx2080"),
+        ("tensorrt", {"device": "rpi5"}, "Raspberry Pi 5 has no NVIDIA GPU and takes onnx; engines are for a100"),
+        ("tensorrt", {"device": "jetson-orin-nano"}, "engines for Jetson Orin Nano (SM 8.7) are built on the board"),
+        ("tensorrt", {"device": "jetson-thor"}, "engines for Jetson AGX Thor (SM 11.0) are built on the board"),
+        ("tensorrt", {"device": "rtx4070", "precision": "mixed"}, "tensorrt has precisions fp32, fp16, got 'mixed'"),
+        ("tensorrt", {"device": "rtx4070", "dynamic_batch": True}, "target tensorrt takes static shapes only"),
+        (
+            "tensorrt",
+            {"device": "rtx4070", "streaming": True},
+            "target tensorrt has no --streaming; coreai, coreml, onnx",
+        ),
+        ("coreml", {"device": "rtx4070"}, "GeForce RTX 4070 takes onnx, tensorrt, not coreml"),
         ("onnx", {"name": "../x"}, "letters, digits, _ and - only, got '../x'"),
         ("onnx", {"inputs": ()}, "inputs must be tensors"),
     ],

@@ -65,7 +65,8 @@ class Request:
     Attributes:
         name: of the model; also the file's stem.
         precision: `fp32` or `fp16`, of weights and arithmetic, or `mixed`: fp16 but for `wide`; outputs stay float32.
-        wide: operators that stay fp32 in mixed precision, by the target's own names for them, each with the reason.
+        wide: operators that stay fp32 where others are half, by the target's own names for them, or, where the program
+            itself is made half, by its nodes; each with the reason.
         image: how the model's input relates to RGB images, where it reads images.
         sequence: what its frames are, where it reads sequences.
         streaming: what the manifest says of a step program, for one.
@@ -73,6 +74,7 @@ class Request:
         labels: class names, in the order of the logits.
         image_input: take images instead of normalised tensors.
         deployment_target: oldest system that the file must run on, in the target's own words.
+        compute_capability: of the GPU that the file is for, such as `8.9`, where the device has one.
         licence, source: of the model.
     """
 
@@ -86,6 +88,7 @@ class Request:
     labels: tuple[str, ...] | None = None
     image_input: bool = False
     deployment_target: str | None = None
+    compute_capability: str | None = None
     licence: str = ""
     source: str = ""
 
@@ -107,7 +110,7 @@ class NotHere:
     reason: str
 
 
-Run = Callable[[Path, Sequence[Sequence["np.ndarray"]]], "list[list[np.ndarray]]"]
+Run = Callable[[Path, Sequence[Sequence["np.ndarray"]]], "list[list[np.ndarray]] | NotHere"]
 """Executes a file: outputs for each of several input tuples, in float32, in the order of the file's outputs."""
 
 

@@ -165,7 +165,7 @@ def explain(
 ) -> None:
     """Show every site where a rewrite fired, and every near miss with its reason."""
     size = _parse_size(input_size)
-    _check_names(model, target, None)
+    _check_names(model, target, None, for_a_file=False)
     with _stages() as watch:
         with watch("import"):
             from edgesmith.exporters import graph, pipeline
@@ -274,6 +274,39 @@ def lint(
 
 
 @app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(help="An engine, or an artifact's folder.", show_default=False)],
+    device: Annotated[
+        str | None, typer.Option("--device", help="Refuse an engine that this device cannot load.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a TensorRT engine was built with, how, and on which devices it can load."""
+    from edgesmith.exporters import engine
+
+    found = engine.inspect(path, device)
+    if as_json:
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    table = _table(Path(found["path"]).name, "", "")
+    table.show_header = False
+    if "model" in found:
+        table.add_row("model", f"{found['model']}, {found['precision']}")
+    table.add_row("built by", f"TensorRT-RTX {found['version']}")
+    table.add_row("built for", engine.sm(found["compute_capabilities"]))
+    table.add_row("can load on", ", ".join(found["devices"]) or "no device that is known here")
+    table.add_row("size", f"{found['bytes'] / 1e6:.2f} MB")
+    for change in found.get("changed", []):
+        table.add_row("changed", f"{change} since it was published; the rest is the manifest's")
+    if "flags" in found:
+        for row in _engine_rows(found):
+            table.add_row(*row)
+    else:
+        table.add_row("flags", "not in the header, and there is no manifest beside it")
+    _print(table)
+
+
+@app.command()
 def models(as_json: Json = False) -> None:
     """List the models: parameters, MACs, input, published accuracy, source, licence."""
     from dataclasses import asdict
@@ -314,10 +347,11 @@ def targets(
         if as_json:
             print(json.dumps([asdict(profile) for profile in profiles], indent=2))
             return
-        table = _table("devices", "device", "is", "chip", "takes", "systems")
+        table = _table("devices", "device", "is", "chip", "takes", "systems", "SM")
         for profile in profiles:
             systems = f"{profile.systems.oldest} to {profile.systems.newest}" if profile.systems else ""
-            table.add_row(profile.name, profile.title, profile.soc, ", ".join(profile.targets), systems)
+            capability = profile.cuda.compute_capability if profile.cuda else ""
+            table.add_row(profile.name, profile.title, profile.soc, ", ".join(profile.targets), systems, capability)
         _print(table)
         return
     from edgesmith.exporters.targets import all_targets
@@ -412,16 +446,18 @@ def _fail(sentence: str, code: int, arguments: list[str]) -> int:
     return code
 
 
-def _check_names(model: str, target: str, device: str | None) -> None:
+def _check_names(model: str, target: str, device: str | None, for_a_file: bool = True) -> None:
     """Answer wrong names before torch is imported."""
     from edgesmith.exporters import targets as known_targets
     from edgesmith.models import registry
     from edgesmith.profiles import device as devices
 
     registry.get(model)
-    known_targets.require(known_targets.get(target))
-    if device is not None:
-        devices.get(device)
+    backend = known_targets.get(target)
+    known_targets.require(backend)
+    profile = devices.get(device) if device is not None else None
+    if for_a_file and hasattr(backend, "check_device"):
+        backend.check_device(profile)
 
 
 def _parse_size(text: str | None) -> tuple[int, int] | None:
@@ -576,10 +612,18 @@ def _export_table(artifact: Artifact) -> Table:
         table.add_row(report["name"], line)
     if "mended" in manifest:
         table.add_row("mended", "\n".join(f"{one['name']}: {one['change']}" for one in manifest["mended"]))
+    if manifest.get("wide"):
+        reasons = list(manifest["wide"].values())
+        table.add_row("stay fp32", f"{len(reasons)} operators (first: {reasons[0]})")
     counts = manifest["operators"]
     table.add_row("operators", " -> ".join(f"{stage} {sum(c.values())}" for stage, c in counts.items()))
     for stage, found in counts.items():
         table.add_row(f"  {stage}", ", ".join(f"{name.removeprefix('aten.')} {n}" for name, n in found.items()))
+    if "engine" in manifest:
+        built = manifest["engine"]
+        table.add_row("engine", f"TensorRT-RTX {built['version']}, for SM {', '.join(built['compute_capabilities'])}")
+        for row in _engine_rows(built):
+            table.add_row(*row)
     if "streaming" in manifest:
         table.add_row("streaming", _describe_streaming(manifest["streaming"]))
     if "functions" in manifest:
@@ -591,6 +635,27 @@ def _export_table(artifact: Artifact) -> Table:
     table.add_row("size", f"{sum(entry['bytes'] for entry in own) / 1e6:.2f} MB")
     table.add_row("file", str(artifact.file))
     return table
+
+
+def _engine_rows(built: dict[str, Any]) -> list[tuple[str, str]]:
+    """How an engine was built, and what its builder said."""
+
+    def counts(found: dict[str, int]) -> str:
+        return ", ".join(f"{name} {count}" for name, count in found.items())
+
+    def megabytes(key: str) -> str:
+        return "unknown" if built[key] is None else f"{built[key] / 1e6:.2f} MB"
+
+    layers = f"network {built['layers']['network']} -> fused {built['layers']['engine']}"
+    memory = ", ".join(f"{key} {megabytes(f'{key}_bytes')}" for key in ("weights", "activations", "workspace"))
+    return [
+        ("  flags", ", ".join(f"{name} {str(value).lower()}" for name, value in built["flags"].items())),
+        ("  layers", f"{layers}, and {built['synchronisations']} signals and waits"),
+        ("  precisions", counts(built["precisions"])),
+        ("  kernels", counts(built["types"])),
+        ("  memory", memory),
+        *(("  warning", warning) for warning in built["warnings"]),
+    ]
 
 
 def _layers_table(operators: list[dict[str, Any]]) -> Table:

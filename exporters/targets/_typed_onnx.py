@@ -1,0 +1,268 @@
+"""ONNX files with their precision in the graph, for every target that reads ONNX: written, checked, run, looked into.
+
+torch's dynamo exporter with the fused ops' own lowerings, simplified by onnxsim, one self-contained file. Static
+shapes, or a free batch axis. fp16 is typed in the graph, with float32 inputs and outputs. The model's metadata carry
+its name, version, input normalisation and labels. Names of nodes and weights are the model's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgesmith.errors import Unsupported
+from edgesmith.exporters.targets import NotHere, Request
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
+    from torch.export import ExportedProgram
+
+    from edgesmith.exporters.capture import Program
+    from edgesmith.exporters.session import Step
+
+LOWERINGS = "onnx"
+"""Whose lowerings of fused ops these files are made of."""
+
+OPSET = 20
+_LIMIT_BYTES = 2**31 - 2**20
+
+
+def lower(program: Program, path: Path, request: Request) -> None:
+    """Write the program as one ONNX file."""
+    import onnxsim
+    import torch
+
+    from edgesmith.kernels.op import all_ops
+
+    ready = _typed(program, request)
+    table: dict[Any, Any] = {
+        op.overload: op.lowerings[LOWERINGS] for op in all_ops().values() if LOWERINGS in op.lowerings
+    }
+    table[torch.ops.aten.group_norm.default] = _group_norm
+    with _quiet():
+        try:
+            written = torch.onnx.export(
+                ready,
+                input_names=list(program.input_names),
+                output_names=list(program.output_names),
+                custom_translation_table=table,
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+                external_data=False,
+            )
+        except (torch.onnx.OnnxExporterError, RuntimeError, KeyError) as error:
+            cause = str(error.__cause__ or error).strip().splitlines()
+            raise Unsupported(f"ONNX cannot express this model: {cause[0] if cause else error!r}") from error
+        assert written is not None
+        model = written.model_proto
+        if model.ByteSize() > _LIMIT_BYTES:
+            raise Unsupported(f"the model is {model.ByteSize() / 2**30:.1f} GiB; one ONNX file holds less than 2 GiB")
+        _name_nodes(model)
+        model, _ = onnxsim.simplify(model, check_n=0)
+    _annotate(model, request)
+    path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _typed(program: Program, request: Request) -> ExportedProgram:
+    """The program ready for torch's exporter, in the precision that is asked for."""
+    from edgesmith.exporters.capture import exported
+    from edgesmith.exporters.precision import half
+
+    if request.precision != "fp16":
+        return exported(program, LOWERINGS)
+    try:
+        return exported(half(program, request.wide), LOWERINGS)
+    except Unsupported as error:
+        raise Unsupported(
+            "this model cannot be made fp16, most likely because it sets types itself; export it with --precision fp32"
+        ) from error
+
+
+def _group_norm(
+    x: Any, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, cudnn_enabled: bool = True
+) -> Any:
+    """Group norm, each group one instance. The affine is a depthwise convolution: one pass, where torch's has two.
+
+    Neighbouring convolutions keep ONNX Runtime's blocked layout through it, and a sum after them is fused into one.
+    """
+    import numpy as np
+    import onnx_ir as ir
+    from onnxscript import opset20
+
+    op: Any = opset20  # its stubs want numpy's types where the exporter takes values
+    kind = x.dtype.numpy()
+
+    def constant(value: Any) -> Any:
+        return op.Constant(value=ir.tensor(np.asarray(value, dtype=kind)))
+
+    channels, *sizes = x.shape[1:]
+    groups = op.Reshape(x, op.Constant(value_ints=[0, num_groups, -1]))
+    normed = op.InstanceNormalization(groups, constant([1] * num_groups), constant([0] * num_groups), epsilon=eps)
+    normed = op.Reshape(normed, op.Constant(value_ints=[0, *map(int, (channels, *sizes))]))
+    if weight is None and bias is None:
+        return normed
+    weight = constant([1] * channels) if weight is None else weight
+    bias = constant([0] * channels) if bias is None else bias
+    if not sizes:  # [B, C], nothing to convolve over
+        return op.Add(op.Mul(normed, weight), bias)
+    kernel = op.Reshape(weight, op.Constant(value_ints=[-1, 1, *[1] * len(sizes)]))
+    return op.Conv(normed, kernel, bias, group=int(channels), kernel_shape=[1] * len(sizes))
+
+
+def check(path: Path) -> None:
+    """onnx.checker with full shape inference."""
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except Exception as error:  # DecodeError, ValidationError and InferenceError share no base class
+        raise Unsupported(f"{path.name} is no valid ONNX model: {str(error).strip().splitlines()[0]}") from error
+
+
+def count_operators(path: Path) -> dict[str, int]:
+    """Nodes by operator type, those inside loops too."""
+    import onnx
+
+    counts = Counter(node.op_type for node in _nodes(onnx.load(str(path)).graph))
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def cannot_run() -> str | None:
+    """ONNX Runtime is a base dependency."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        return "onnxruntime is not installed: pip install onnxruntime"
+    return None
+
+
+def run(path: Path, inputs: Sequence[Sequence[np.ndarray]]) -> list[list[np.ndarray]] | NotHere:
+    """Execute in ONNX Runtime on the CPU."""
+    reason = cannot_run()
+    if reason is not None:
+        return NotHere(reason)
+    session = _session(str(path))
+    names = [value.name for value in session.get_inputs()]
+    try:
+        return [session.run(None, dict(zip(names, given, strict=True))) for given in inputs]
+    except Exception as error:  # onnxruntime's exceptions share no importable base class
+        raise Unsupported(f"ONNX Runtime does not run the file: {str(error).strip().splitlines()[0]}") from error
+
+
+def open_step(path: Path) -> Step | NotHere:
+    """A step program in ONNX Runtime."""
+    from edgesmith.exporters.session import open_step as opened
+
+    reason = cannot_run()
+    return NotHere(reason) if reason is not None else opened(path)
+
+
+def intermediate(path: Path, names: Sequence[str], inputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """Values inside the file: torch's exporter names a value after the program's node."""
+    import onnx
+
+    model = onnx.shape_inference.infer_shapes(onnx.load(str(path)))
+    inside = {name for node in model.graph.node for name in node.output}
+    known = [name for name in names if name in inside]
+    present = {value.name for value in model.graph.output}
+    model.graph.output.extend(value for value in model.graph.value_info if value.name in set(known) - present)
+    session = _session(model.SerializeToString())
+    wanted = [value.name for value in session.get_outputs() if value.name in known]
+    feeds = {value.name: array for value, array in zip(session.get_inputs(), inputs, strict=True)}
+    return dict(zip(wanted, session.run(wanted, feeds), strict=True))
+
+
+def _session(model: str | bytes) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # a few runs are not worth a busy core
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions share no importable base class
+        raise Unsupported(f"ONNX Runtime does not load the file: {str(error).strip().splitlines()[0]}") from error
+
+
+def _annotate(model: onnx.ModelProto, request: Request) -> None:
+    """Say what the model is; drop what the exporter noted about the machine and the source lines it ran from."""
+    from edgesmith import __version__
+
+    facts = {"name": request.name, "version": __version__, "precision": request.precision}
+    if request.licence:
+        facts |= {"licence": request.licence, "source": request.source}
+    if request.image is not None:
+        facts["input.layout"] = "NCHW, RGB, values in 0..1, then (value - mean) / std"
+        facts["input.mean"] = json.dumps(request.image.mean)
+        facts["input.std"] = json.dumps(request.image.std)
+    if request.sequence is not None:
+        facts["input.layout"] = "batch, frames, features"
+        facts["input.normalised"] = request.sequence.normalised
+    if request.labels is not None:
+        facts["labels"] = json.dumps(request.labels, ensure_ascii=False)
+    del model.metadata_props[:]
+    for key, value in facts.items():
+        model.metadata_props.add(key=f"edgesmith.{key}", value=value)
+    model.producer_name, model.producer_version = "edgesmith", __version__
+    model.graph.name = request.name
+    model.doc_string = model.graph.doc_string = ""
+    for node in _nodes(model.graph):
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for graph in _graphs(model.graph):
+        del graph.metadata_props[:]
+        for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+            value.doc_string = ""
+            del value.metadata_props[:]
+
+
+def _name_nodes(model: onnx.ModelProto) -> None:
+    """Call every node after the module that it comes from, `network.0.0.attn/Conv_7`: profilers show these names."""
+    import ast
+
+    for i, node in enumerate(model.graph.node):
+        scopes = [prop.value for prop in node.metadata_props if prop.key == "pkg.torch.onnx.name_scopes"]
+        path = ast.literal_eval(scopes[0]) if scopes else []  # modules from the outside in, then the node's own name
+        module = str(path[-2]) if len(path) > 1 else ""
+        node.name = f"{module}/{node.op_type}_{i}" if module else f"{node.op_type}_{i}"
+        for graph in _bodies(node):
+            for j, inner in enumerate(_nodes(graph)):
+                inner.name = f"{node.name}/{inner.op_type}_{j}"
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """The nodes of a graph and of the loops in it."""
+    for inner in _graphs(graph):
+        yield from inner.node
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and the graphs of the loops in it."""
+    yield graph
+    for node in graph.node:
+        for body in _bodies(node):
+            yield from _graphs(body)
+
+
+def _bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    return [attribute.g for attribute in node.attribute if attribute.HasField("g")]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's own progress and deprecation warnings off the user's terminal."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

@@ -1,0 +1,207 @@
+"""TensorRT: an engine for one compute capability, built by TensorRT-RTX with no GPU, and the typed ONNX that it is of.
+
+    program -> typed ONNX (_typed_onnx.py) -> network -> engine
+
+The network is strongly typed: types in the graph are the engine's, and no flag changes them. TF32, on by default, is
+switched off, since it keeps 10 of fp32's 23 bits. Nothing is timed while building, so no timing cache is needed and the
+same graph gives the same bytes, whatever the process, its threads and what it built before. TensorRT-RTX compiles
+kernels anew on the device at the first load. No GPU is here: what runs is the typed ONNX, in ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgesmith.errors import BadInput, Unsupported
+from edgesmith.exporters import engine
+from edgesmith.exporters.targets import NotHere, Request, Run, _typed_onnx
+from edgesmith.exporters.targets._typed_onnx import LOWERINGS, cannot_run
+from edgesmith.exporters.targets.onnx import costs
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from edgesmith.exporters.capture import Program
+    from edgesmith.exporters.session import Step
+    from edgesmith.profiles.device import DeviceProfile
+
+__all__ = ["LOWERINGS", "cannot_run", "costs"]  # those of the target onnx: one program for all that read ONNX
+
+name = "tensorrt"
+suffix = ".engine"
+description = "TensorRT-RTX engine for one NVIDIA GPU (--device), with the typed ONNX that it is built of"
+precisions = ("fp32", "fp16")
+options: frozenset[str] = frozenset()
+packages = ("tensorrt_rtx", "onnx", "onnxscript", "onnxsim")
+extra = "tensorrt"
+runtime = "typed ONNX in ONNX Runtime, CPU"
+is_interpreter = False
+dynamic_batch = False
+
+FINDS_ISLANDS = True
+"""Half-precision programs of this target keep in fp32 what calibration inputs say needs it; see islands.py."""
+
+FLAGS = {"strongly_typed": True, "tf32": False, "optimization_level": 3}
+"""How engines are built; a level other than TensorRT's default 3 gives CPU-only builds the same bytes."""
+
+
+def check_device(profile: DeviceProfile | None) -> None:
+    """Raise BadInput where there is no device to build an engine for, or its engines are not built here."""
+    names = ", ".join(device.name for device in engine.ahead())
+    if profile is None:
+        raise BadInput(f"an engine is for one GPU: say which with --device, one of {names}")
+    if profile.cuda is None:
+        raise BadInput(
+            f"{profile.title} has no NVIDIA GPU and takes {', '.join(profile.targets)}; engines are for {names}"
+        )
+    if profile.cuda.engines != "ahead":
+        raise BadInput(
+            f"engines for {profile.title} (SM {profile.cuda.compute_capability}) are built on the board, by its own"
+            " TensorRT; export with --target onnx, copy the file there and type: trtexec --onnx=FILE --stronglyTyped"
+            " --saveEngine=FILE.engine"
+        )
+
+
+def lower(program: Program, path: Path, request: Request) -> None:
+    """Write the typed ONNX beside `path`, and the engine of it."""
+    if request.compute_capability not in engine.CAPABILITIES:
+        raise BadInput(f"TensorRT-RTX builds for SM {', '.join(engine.CAPABILITIES)}, got {request.compute_capability}")
+    _typed_onnx.lower(program, _typed(path), request)
+    content, report = build(_typed(path), request.compute_capability)
+    path.write_bytes(content)
+    engine.write_layers(path.parent, report)
+
+
+def build(onnx: Path, compute_capability: str) -> tuple[bytes, dict[str, Any]]:
+    """The engine of a typed ONNX file, and its build log condensed.
+
+    Raises:
+        Unsupported: the parser or the builder refuses a node.
+    """
+    import tensorrt_rtx as trt
+
+    class Log(trt.ILogger):  # type: ignore[misc]  # the package carries no types
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.lines: list[tuple[str, str]] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            self.lines.append((severity.name, message))
+
+    log = Log()
+    builder = trt.Builder(log)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, log)
+    made_by = f"TensorRT-RTX {trt.__version__}"
+    if not parser.parse_from_file(str(onnx)):
+        raise Unsupported(_refused(made_by, [parser.get_error(i) for i in range(parser.num_errors)]))
+    config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)
+    config.builder_optimization_level = FLAGS["optimization_level"]
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{compute_capability.replace('.', '')}"), 0)
+    built = builder.build_serialized_network(network, config)
+    if built is None:
+        node, cause = engine.refusal(log.lines)
+        hint = "; use --precision fp16" if cause.startswith("FP32") else ""
+        raise Unsupported(f"{made_by} does not build {_place(node)} for SM {compute_capability}: {cause}{hint}")
+    return bytes(built), engine.condense(log.lines, network.num_layers)
+
+
+def _refused(made_by: str, errors: Sequence[Any]) -> str:
+    """A sentence for what the parser of TensorRT-RTX says."""
+    if not errors:
+        return f"{made_by} does not read the typed ONNX, and does not say why"
+    kinds = sorted({error.node_operator() for error in errors})
+    first = errors[0]
+    others = f" (and {len(errors) - 1} other places, of {', '.join(kinds)})" if len(errors) > 1 else ""
+    why = first.desc().strip().splitlines()[-1] if first.desc().strip() else ""
+    reason = f": {why}" if why not in ("", "false") else ""
+    return f"{made_by} has no {first.node_operator()} as at {_place(first.node_name())}{others}{reason}"
+
+
+def _place(node: str) -> str:
+    """A node of the ONNX file with its module, which its name begins with."""
+    module = node.rpartition("/")[0]
+    return f"{node} (module {module})" if module else node or "the network"
+
+
+def check(path: Path) -> None:
+    """The engine's header and length, and the typed ONNX beside it."""
+    engine.read_header(path)
+    _typed_onnx.check(_typed(path))
+
+
+def count_operators(path: Path) -> dict[str, int]:
+    """Nodes of the typed ONNX; layers of the engine are in `describe`."""
+    return _typed_onnx.count_operators(_typed(path))
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """What the manifest says of an engine: its header, how it was built, and the condensed build log."""
+    header = engine.read_header(path)
+    return {
+        "version": header.version,
+        "compute_capabilities": list(header.compute_capabilities),
+        "bytes": header.bytes,
+        "flags": FLAGS,
+        **engine.summarise(engine.read_layers(path.parent)),
+    }
+
+
+def run(path: Path, inputs: Sequence[Sequence[np.ndarray]]) -> list[list[np.ndarray]] | NotHere:
+    """Execute the typed ONNX in ONNX Runtime on the CPU: the same types, not the same kernels."""
+    return _typed_onnx.run(_typed(path), inputs)
+
+
+def other_runtimes() -> dict[str, Run]:
+    """The engine itself, which says that it is not executed here."""
+    return {"engine": _run_engine}
+
+
+def _run_engine(path: Path, inputs: Sequence[Sequence[np.ndarray]]) -> NotHere:
+    capabilities = engine.sm(engine.read_header(path).compute_capabilities)
+    return NotHere(f"engine not executed here: it needs a GPU of {capabilities}; the figures are the typed ONNX's")
+
+
+def wide_operators(path: Path, inputs: Sequence[Sequence[np.ndarray]], snr_db: float) -> dict[str, str]:
+    """None: there is no mixed precision."""
+    return {}
+
+
+def diagnose(path: Path, inputs: Sequence[np.ndarray]) -> str | None:
+    """Nobody can say: ONNX Runtime shows no operator's own precision."""
+    return None
+
+
+def layers(path: Path, inputs: Sequence[Sequence[np.ndarray]]) -> list[dict[str, Any]]:
+    """Nothing: an engine's layers are measured on a GPU."""
+    return []
+
+
+def traced(path: Path, inputs: Sequence[np.ndarray]) -> dict[str, tuple[float, float]]:
+    """Nothing: what parts is found by the graph's names, see `intermediate`."""
+    return {}
+
+
+def keeps_states(deployment_target: str | None) -> bool:
+    """Never: this target has no step programs yet."""
+    return False
+
+
+def open_step(path: Path) -> Step | NotHere:
+    """None: this target has no step programs yet."""
+    return NotHere("target tensorrt has no step programs")
+
+
+def intermediate(path: Path, names: Sequence[str], inputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """Values inside the typed ONNX by the program's node names."""
+    return _typed_onnx.intermediate(_typed(path), names, inputs)
+
+
+def _typed(path: Path) -> Path:
+    """The typed ONNX beside an engine."""
+    return path.with_suffix(".onnx")

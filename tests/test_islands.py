@@ -1,0 +1,129 @@
+"""What stays fp32 in half precision, and how few casts that takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+import edgesmith
+from edgesmith.exporters import verify
+from edgesmith.exporters.capture import Program, capture, run
+from edgesmith.exporters.islands import find_wide
+from edgesmith.exporters.precision import half
+from edgesmith.exporters.targets import Request, _typed_onnx
+from edgesmith.models import registry
+from edgesmith.models.registry import ImageInput
+
+IMAGE_MODELS = [spec.name for spec in registry.all_models().values() if isinstance(spec.input, ImageInput)]
+
+
+def program_of(function: object, *inputs: Tensor) -> Program:
+    class Module(nn.Module):
+        def forward(self, *values: Tensor) -> Tensor:
+            return function(*values)  # type: ignore[operator,no-any-return]
+
+    return capture(Module(), inputs)
+
+
+def casts(program: Program) -> list[torch.dtype]:
+    return [n.kwargs["dtype"] for n in program.module.graph.nodes if n.target is torch.ops.aten._to_copy.default]
+
+
+def typed_onnx(program: Program, wide: dict[str, str], path: Path) -> tuple[list[str], float]:
+    """The cast nodes of the typed ONNX, and its SNR in ONNX Runtime against the program in fp32, in dB."""
+    _typed_onnx.lower(program, path, Request("model", "fp16", wide=wide))
+    kinds = [node.name for node in onnx.load(str(path)).graph.node if node.op_type == "Cast"]
+    given = verify.seeded_inputs(program.inputs, None, False)
+    reference = [[y.numpy() for y in run(program, x)] for x in given]
+    outputs = _typed_onnx.run(path, [[t.numpy() for t in x] for x in given])
+    assert isinstance(outputs, list)
+    snr = verify.measure(reference, outputs, 0.0).snr_db
+    return kinds, float("inf") if snr is None else snr
+
+
+def test_nothing_stays_fp32_where_half_precision_is_good_enough(small_program: Program) -> None:
+    given = verify.seeded_inputs(small_program.inputs, None, False)[:1]
+    assert find_wide(small_program, given, 40.0) == {}
+    assert casts(half(small_program)) == [torch.float16, torch.float32]
+
+
+def test_a_norm_whose_squares_add_up_beyond_half_is_an_island_of_two_casts(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.GroupNorm(1, 64), nn.Conv2d(64, 8, 1)).eval()
+    with torch.no_grad():
+        model[0].weight.mul_(4)
+    program = capture(model, (torch.randn(1, 3, 64, 64),))
+    found = find_wide(program, [program.inputs], 40.0)
+    assert list(found) == ["group_norm"]
+    assert "group_norm at 1 makes" in found["group_norm"]
+    assert "half precision ends at 65504" in found["group_norm"]
+    kinds, snr = typed_onnx(program, found, tmp_path / "model.onnx")
+    assert len(kinds) == 4
+    assert snr >= 40
+
+
+def test_what_makes_and_what_reads_a_value_beyond_half_is_one_island() -> None:
+    program = program_of(lambda x: ((x.sin() * 1e6) / 1e6).cos(), torch.rand(2, 8) + 0.5)
+    found = find_wide(program, [program.inputs], 40.0)
+    assert list(found) == ["mul", "div"]
+    assert "makes" in found["mul"]
+    assert "reads" in found["div"]
+    typed = half(program, found)
+    # in, out of half for the island, back, out: none between mul and div
+    assert casts(typed) == [torch.float16, torch.float32, torch.float16, torch.float32]
+    (exact,), (value,) = run(program, program.inputs), run(typed, program.inputs)
+    assert value.dtype == torch.float32
+    assert float((value - exact).abs().max()) < 2e-3
+
+
+def test_an_operator_that_loses_the_signal_stays_fp32_with_what_makes_its_operands() -> None:
+    program = program_of(lambda x: (x.sin() + 100) - 100, torch.rand(2, 64) + 0.5)
+    found = find_wide(program, [program.inputs], 55.0)
+    assert "sub" in found or "add" in found
+    assert all("loses" in reason for reason in found.values())
+    (exact,), (value,) = run(program, program.inputs), run(half(program, found), program.inputs)
+    snr = verify.measure([[exact.numpy()]], [[value.numpy()]], 0.0).snr_db
+    assert snr is not None
+    assert snr >= 55
+
+
+def test_a_wide_operator_reads_inputs_and_weights_unrounded() -> None:
+    program = capture(nn.Linear(4, 4), (torch.randn(2, 4),))
+    typed = half(program, ["linear"])
+    assert casts(typed) == []
+    assert torch.equal(run(typed, program.inputs)[0], run(program, program.inputs)[0])
+
+
+def test_results_of_a_wide_operator_with_several_are_wide() -> None:
+    program = program_of(lambda x: sum(part.cos() for part in x.sin().split(2, dim=1)), torch.rand(2, 4))
+    split = next(node.name for node in program.module.graph.nodes if "split" in node.name)
+    typed = half(program, [split])
+    (exact,), (value,) = run(program, program.inputs), run(typed, program.inputs)
+    assert float((value - exact).abs().max()) < 5e-3
+    assert casts(typed).count(torch.float32) == 2  # into the island, and at the end
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", IMAGE_MODELS)
+def test_every_image_model_reaches_40_db_with_two_casts_an_island(name: str, tmp_path: Path) -> None:
+    _, program, _ = edgesmith.explain(name, "tensorrt", input_size=(64, 64))
+    found = find_wide(program, verify.seeded_inputs(program.inputs, None, False)[:2], 40.0)
+    kinds, snr = typed_onnx(program, found, tmp_path / "model.onnx")
+    assert len(kinds) <= 2 + 2 * len(found)
+    assert snr >= 40
+
+
+@pytest.mark.slow
+def test_affnet_at_its_own_size_keeps_large_norms_fp32_with_two_casts_an_island(tmp_path: Path) -> None:
+    _, program, _ = edgesmith.explain("affnet_et", "tensorrt")
+    found = find_wide(program, verify.seeded_inputs(program.inputs, None, False)[:2], 40.0)
+    assert found
+    assert all(name.startswith("group_norm") for name in found)
+    kinds, snr = typed_onnx(program, found, tmp_path / "model.onnx")
+    assert len(kinds) == 2 + 2 * len(found)
+    assert snr >= 40
+    assert np.isfinite(snr)

@@ -1,0 +1,257 @@
+"""Target tensorrt: real engines with no GPU, what they say of themselves, and what refuses to become one."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from torch import nn
+
+import edgesmith
+from edgesmith.errors import BadInput, Unsupported
+from edgesmith.exporters import engine, targets
+from edgesmith.exporters.artifact import Artifact
+from edgesmith.profiles import device as devices
+
+BACKEND = targets.get("tensorrt")
+
+
+@pytest.fixture
+def installed() -> None:
+    missing = targets.missing_packages(BACKEND)
+    if missing:
+        pytest.skip(f"tensorrt: {', '.join(missing)} not installed")
+
+
+def one_node(path: Path, operator: str, kind: int = onnx.TensorProto.FLOAT) -> Path:
+    """An ONNX file whose second node, of the module `model.head`, is of a type."""
+    nodes = [
+        onnx.helper.make_node("Relu", ["x"], ["a"], name="model/Relu_0"),
+        onnx.helper.make_node(operator, ["a"], ["y"], name=f"model.head/{operator}_1"),
+    ]
+    values = [onnx.helper.make_tensor_value_info(name, kind, [2, 2]) for name in "xy"]
+    graph = onnx.helper.make_graph(nodes, "g", values[:1], values[1:])
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10), str(path))
+    return path
+
+
+def fields(capability_bits: int, length: int = 64) -> bytes:
+    """A header as engine.py describes it."""
+    head = bytearray(64)
+    head[:4], head[24:28] = b"vtrt", bytes((1, 7, 1, 116))
+    head[16:24], head[32:40] = length.to_bytes(8, "little"), capability_bits.to_bytes(8, "little")
+    return bytes(head)
+
+
+def test_profiles_say_where_engines_are_built() -> None:
+    capabilities = {d.name: d.cuda.compute_capability for d in devices.all_devices().values() if d.cuda}
+    assert {d.name: capabilities[d.name] for d in engine.ahead()} == {
+        "rtx2080": "7.5",
+        "a100": "8.0",
+        "rtx3080": "8.6",
+        "rtx4070": "8.9",
+        "rtx5080": "12.0",
+        "dgx-spark": "12.1",
+    }
+    boards = [d for d in devices.all_devices().values() if d.cuda and d.cuda.engines != "ahead"]
+    assert sorted(d.name for d in boards) == ["jetson-agx-orin", "jetson-orin-nano", "jetson-orin-nx", "jetson-thor"]
+    assert all("tensorrt" not in d.targets and d.cuda.compute_capability not in engine.CAPABILITIES for d in boards)
+    assert all(d.cuda.source for d in devices.all_devices().values() if d.cuda)
+
+
+def test_header_is_read_and_fits_devices(tmp_path: Path) -> None:
+    path = tmp_path / "model.engine"
+    path.write_bytes(fields(0b010100))
+    header = engine.read_header(path)
+    assert header == engine.Header("1.7.1.116", ("8.6", "12.0"), 64)
+    assert [device.name for device in engine.fits(header)] == ["rtx3080", "rtx5080"]
+    assert engine.inspect(path)["devices"] == ["rtx3080", "rtx5080"]
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "sentence"),
+    [
+        (b"ptrt" + bytes(60), Unsupported, "is no engine of TensorRT-RTX: it begins with b'ptrt', not b'vtrt'"),
+        (b"", Unsupported, "is no engine of TensorRT-RTX: it begins with b''"),
+        (fields(4, length=100), Unsupported, "its header says 100 bytes, the file has 64"),
+        (None, BadInput, "wanted an engine of TensorRT-RTX"),
+    ],
+)
+def test_what_is_no_engine_is_one_sentence(
+    content: bytes | None, error: type[Exception], sentence: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.engine"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(error) as raised:
+        engine.inspect(path)
+    assert sentence in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("device", "own"),
+    [
+        ("rtx5080", "GeForce RTX 5080 is SM 12.0"),
+        ("jetson-orin-nano", "Jetson Orin Nano is SM 8.7"),
+        ("rpi5", "Raspberry Pi 5 is without an NVIDIA GPU"),
+    ],
+)
+def test_inspect_refuses_an_engine_for_another_device(
+    device: str, own: str, tmp_path: Path, edgesmith: Callable[..., object]
+) -> None:
+    path = tmp_path / "model.engine"
+    path.write_bytes(fields(0b000100))
+    result = edgesmith("inspect", str(path), "--device", device)
+    assert result.returncode == 2  # type: ignore[attr-defined]
+    expected = f"edgesmith: model.engine is built for SM 8.6 and {own}; it fits rtx3080\n"
+    assert result.stderr == expected  # type: ignore[attr-defined]
+    assert edgesmith("inspect", str(path), "--device", "rtx3080").returncode == 0  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("device", ["rtx2080", "a100", "rtx3080", "rtx4070", "rtx5080", "dgx-spark"])
+def test_every_device_gets_an_engine_for_its_capability_alone(device: str, installed: None, tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 14 * 14, 5))
+    options = {"inputs": torch.randn(1, 3, 16, 16), "name": "model", "precision": "fp16", "out": tmp_path}
+    artifact = edgesmith.export(model, "tensorrt", device=device, **options)  # type: ignore[arg-type]
+    assert artifact.path.name == f"model-tensorrt-fp16-{device}"
+    cuda = devices.get(device).cuda
+    assert cuda is not None
+    assert engine.read_header(artifact.file).compute_capabilities == (cuda.compute_capability,)
+    assert artifact.manifest["target"]["options"]["device"] == device
+
+
+def test_artifact_has_the_typed_onnx_and_says_that_the_engine_was_not_executed(
+    installed: None, export_small: Callable[..., Artifact]
+) -> None:
+    artifact = export_small("tensorrt")
+    files = sorted(file.name for file in artifact.path.iterdir())
+    assert files == ["casvit.engine", "casvit.onnx", "layers.json", "manifest.json", "reference.safetensors"]
+    file, built = artifact.manifest["verification"]["steps"][2:]
+    assert file["runtime"] == "typed ONNX in ONNX Runtime, CPU"
+    assert built["step"] == "eager -> engine"
+    assert built["not_checked_here"].startswith("engine not executed here: it needs a GPU of SM 8.6")
+    _, steps = edgesmith.verify(artifact.path)
+    assert steps[-1] == built
+
+
+def test_manifest_condenses_the_build_log(installed: None, export_small: Callable[..., Artifact]) -> None:
+    artifact = export_small("tensorrt", precision="fp16")
+    built = artifact.manifest["engine"]
+    assert re.fullmatch(r"1\.\d+\.\d+\.\d+", built["version"])
+    assert built["compute_capabilities"] == ["8.6"]
+    assert built["bytes"] == artifact.file.stat().st_size
+    assert built["flags"] == {"strongly_typed": True, "tf32": False, "optimization_level": 3}
+    assert built["layers"]["network"] > built["layers"]["engine"] > 10
+    assert built["precisions"]["fp16"] > built["layers"]["engine"] / 2
+    assert sum(built["precisions"].values()) == sum(built["types"].values()) == built["layers"]["engine"]
+    assert built["weights_bytes"] > 1000
+    assert built["workspace_bytes"] >= 0
+    assert built["activations_bytes"] > 0
+    assert built["warnings"] == []
+    layers = json.loads((artifact.path / engine.LAYERS).read_text(encoding="utf-8"))["layers"]
+    nodes = {node.name for node in onnx.load(str(artifact.path / "casvit.onnx")).graph.node}
+    assert {node for layer in layers for node in layer["nodes"]} <= nodes
+
+
+def test_fp32_means_fp32_and_not_tf32(installed: None, export_small: Callable[..., Artifact]) -> None:
+    assert b"tf32=0" in export_small("tensorrt", precision="fp32").file.read_bytes()
+
+
+def test_inspect_shows_the_manifest_and_what_has_changed(
+    installed: None, export_small: Callable[..., Artifact], edgesmith: Callable[..., object]
+) -> None:
+    artifact = export_small("tensorrt")
+    shown = edgesmith("inspect", str(artifact.path)).stdout  # type: ignore[attr-defined]
+    for part in ("casvit, fp32", "SM 8.6", "rtx3080", "strongly_typed true, tf32 false", "network", "fused"):
+        assert part in shown
+    found = json.loads(edgesmith("inspect", str(artifact.file), "--json").stdout)  # type: ignore[attr-defined]
+    assert found["changed"] == []
+    assert found["layers"] == artifact.manifest["engine"]["layers"]
+    content = bytearray(artifact.file.read_bytes())
+    content[-1] ^= 1
+    artifact.file.write_bytes(content)
+    assert engine.inspect(artifact.path)["changed"] == ["casvit.engine was altered"]
+
+
+def test_parser_names_the_node_and_its_module(installed: None, tmp_path: Path) -> None:
+    from edgesmith.exporters.targets import tensorrt
+
+    with pytest.raises(Unsupported) as raised:
+        tensorrt.build(one_node(tmp_path / "det.onnx", "Det"), "8.6")
+    assert re.fullmatch(
+        r"TensorRT-RTX [\d.]+ has no Det as at model\.head/Det_1 \(module model\.head\)", str(raised.value)
+    )
+
+
+def test_builder_names_the_node_and_the_precision_to_use(installed: None, tmp_path: Path) -> None:
+    """A Turing GPU has no fp32 matrix product in TensorRT-RTX."""
+    with pytest.raises(Unsupported) as raised:
+        edgesmith.export(
+            nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)),
+            "tensorrt",
+            device="rtx2080",
+            inputs=torch.randn(2, 8),
+            out=tmp_path,
+        )
+    assert re.fullmatch(
+        r"TensorRT-RTX [\d.]+ does not build (\d)/Gemm_\d \(module \1\) for SM 7\.5: FP32 GEMM is not supported;"
+        r" use --precision fp16",
+        str(raised.value),
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_for_a_capability_that_nothing_builds_for_is_refused(installed: None, tmp_path: Path) -> None:
+    from edgesmith.exporters.capture import capture
+    from edgesmith.exporters.targets import Request
+
+    program = capture(nn.ReLU(), (torch.randn(2, 2),))
+    with pytest.raises(BadInput, match=r"builds for SM 7\.5, .*, 12\.1, got 8\.7"):
+        BACKEND.lower(program, tmp_path / "x.engine", Request("x", "fp32", compute_capability="8.7"))
+
+
+def test_engine_bytes_do_not_depend_on_what_was_built_before(installed: None, tmp_path: Path) -> None:
+    from edgesmith.exporters.targets import tensorrt
+
+    path = one_node(tmp_path / "a.onnx", "Tanh")
+    first, _ = tensorrt.build(path, "12.0")
+    tensorrt.build(one_node(tmp_path / "b.onnx", "Sigmoid"), "8.6")
+    assert tensorrt.build(path, "12.0")[0] == first
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["affnet_et", "casvit_xs", "efficientvim_m1", "lmuformer", "spiking_lmuformer"])
+def test_one_model_of_each_kind_builds_in_both_precisions_for_two_capabilities(
+    name: str, installed: None, tmp_path: Path
+) -> None:
+    """`python -m edgesmith.bench.engines` does the same with all models."""
+    from edgesmith.bench.engines import CAPABILITIES, PRECISIONS, build_model
+
+    rows = list(build_model(name, tmp_path))
+    assert [(row.precision, row.compute_capability) for row in rows] == [
+        (precision, capability) for precision in PRECISIONS for capability in CAPABILITIES
+    ]
+    assert [row.failure for row in rows] == [""] * 4
+    assert all(row.bytes > 0 and min(row.layers) > 0 for row in rows)  # a loop's body is many layers, fused or not
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "failure"),
+    [
+        ("affnet_et", r"TensorRT-RTX [\d.]+ has no DFT as at node_DFT_\d+ \(and 35 other places, of DFT\): .*"),
+        ("lmuformer", "torch's exporter: .*"),
+    ],
+)
+def test_the_authors_forms_build_no_engine(name: str, failure: str, installed: None, tmp_path: Path) -> None:
+    from edgesmith.bench.engines import build_authors_form
+
+    rows = list(build_authors_form(name, tmp_path))
+    assert [row.compute_capability for row in rows] == ["8.6", "12.0"]
+    assert all(re.fullmatch(failure, row.failure) for row in rows), rows
