@@ -43,7 +43,7 @@ def test_target_says_what_it_is(target: Target) -> None:
     assert target.precisions
     assert set(target.precisions) <= {"fp32", "fp16", "mixed"}
     assert target.costs.launch_us > 0
-    assert target.options <= {*Request.__dataclass_fields__, "streaming"}
+    assert target.options <= {*Request.__dataclass_fields__, "streaming", "with_sequence"}
 
 
 @pytest.mark.wheel
