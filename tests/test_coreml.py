@@ -330,7 +330,7 @@ def test_layers_show_the_plan_where_there_is_one(
         assert "on macOS only" in answer.reason
     output = next(one["operator"] for one in layers(artifact.path) if one["type"] == "conv")
     planned = [placement.Placement(output, "conv", "neural engine", ("neural engine", "cpu"), 0.125)]
-    monkeypatch.setattr(placement, "plan", lambda path: planned)
+    monkeypatch.setattr(placement, "plan", lambda path, function: planned)
     shown = edgesmith("verify", str(artifact.path), "--layers").stdout
     assert "share" in shown
     rows = json.loads(edgesmith("verify", str(artifact.path), "--layers", "--json").stdout)["operators"]
