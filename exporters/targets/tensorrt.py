@@ -11,6 +11,7 @@ kernels anew on the device at the first load. No GPU is here: what runs is the t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from edgesmith.errors import BadInput, Unsupported
 from edgesmith.exporters import engine
 from edgesmith.exporters.targets import NotHere, Request, Run, _typed_onnx
 from edgesmith.exporters.targets._typed_onnx import LOWERINGS, cannot_run
-from edgesmith.exporters.targets.onnx import costs
+from edgesmith.exporters.targets.onnx import costs as _costs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from edgesmith.exporters.session import Step
     from edgesmith.profiles.device import DeviceProfile
 
-__all__ = ["LOWERINGS", "cannot_run", "costs"]  # those of the target onnx: one program for all that read ONNX
+__all__ = ["LOWERINGS", "cannot_run"]  # those of the target onnx
 
 name = "tensorrt"
 suffix = ".engine"
@@ -38,6 +39,9 @@ packages = ("tensorrt_rtx", "onnx", "onnxscript", "onnxsim")
 extra = "tensorrt"
 runtime = "typed ONNX in ONNX Runtime, CPU"
 is_interpreter = False
+costs = replace(
+    _costs, tile_gb_s=0.0
+)  # one program for all that read ONNX, but that TensorRT has Winograd's forms itself
 dynamic_batch = False
 
 FINDS_ISLANDS = True
