@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from edgesmith.errors import BadInput, Unsupported
-from edgesmith.exporters import artifact as artifacts
 from edgesmith.profiles import device as devices
 from edgesmith.profiles.device import DeviceProfile
 
@@ -93,6 +92,8 @@ def inspect(path: str | Path, device: str | None = None) -> dict[str, Any]:
         BadInput: there is no such file, or the device cannot load it.
         Unsupported: the file is no engine.
     """
+    from edgesmith.exporters import artifact as artifacts  # which imports numpy, and listing targets must not
+
     given = Path(path)
     if given.is_dir():
         given = artifacts.read(given).file
