@@ -1,6 +1,6 @@
 """Does TensorRT-RTX build an engine of every model, with no GPU? Sizes, layers and seconds, and what does not build.
 
-    every model x fp32, fp16 x SM 8.6, 12.0      from one typed ONNX for both capabilities
+    every model x fp32, fp16, bf16 x SM 8.6, 12.0      from one typed ONNX for both capabilities, and its SNR
     AFFNet and LMUFormer as their authors run them, by torch's own exporter
 
 python -m edgesmith.bench.engines [model ...]
@@ -12,12 +12,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
 CAPABILITIES = ("8.6", "12.0")
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS = ("fp32", "fp16", "bf16")
 AUTHORS = ("affnet_et", "lmuformer")
 
 
@@ -27,8 +27,9 @@ class Row:
 
     Attributes:
         form: `edgesmith` or `authors`.
-        islands: nodes that stay fp32 in fp16.
+        islands: nodes that stay fp32 in fp16 or bf16.
         casts: in the typed ONNX.
+        snr_db: of the typed ONNX in ONNX Runtime against the program in fp32; None in fp32.
         layers: of the network and of the engine.
         bytes: of the engine.
         seconds: to parse and build.
@@ -41,6 +42,7 @@ class Row:
     compute_capability: str
     islands: int = 0
     casts: int = 0
+    snr_db: float | None = None
     layers: tuple[int, int] = (0, 0)
     bytes: int = 0
     seconds: float = 0.0
@@ -50,21 +52,29 @@ class Row:
 def build_model(name: str, folder: Path, precisions: Sequence[str] = PRECISIONS) -> Iterator[Row]:
     """Engines of a model of the zoo, with random weights."""
     from edgesmith.exporters import verify
+    from edgesmith.exporters.capture import run
     from edgesmith.exporters.islands import find_wide
     from edgesmith.exporters.pipeline import MIXED_INPUTS, explain
+    from edgesmith.exporters.precision import KINDS
     from edgesmith.exporters.targets import Request, _typed_onnx
 
     _, program, _ = explain(name, "tensorrt")
+    given = verify.seeded_inputs(program.inputs, None, False)
+    reference = [[y.numpy() for y in run(program, x)] for x in given]
     for precision in precisions:
-        wide = {}
-        if precision == "fp16":
-            given = verify.seeded_inputs(program.inputs, None, False)[:MIXED_INPUTS]
-            wide = find_wide(program, given, verify.THRESHOLDS["fp16"].snr_db)
+        wide, snr = {}, None
+        if precision in KINDS:
+            wide = find_wide(program, given[:MIXED_INPUTS], verify.THRESHOLDS[precision].snr_db, KINDS[precision])
         path = folder / f"{name}.{precision}.onnx"
         _typed_onnx.lower(program, path, Request(name, precision, wide=wide))
+        if precision in KINDS:
+            outputs = _typed_onnx.run(path, [[t.numpy() for t in x] for x in given])
+            assert isinstance(outputs, list)  # ONNX Runtime is always here
+            snr = verify.measure(reference, outputs, 0.0).snr_db
         casts = _typed_onnx.count_operators(path).get("Cast", 0)
         for capability in CAPABILITIES:
-            yield _build(path, name, "edgesmith", precision, capability, len(wide), casts)
+            row = _build(path, name, "edgesmith", precision, capability)
+            yield replace(row, islands=len(wide), casts=casts, snr_db=snr)
 
 
 def build_authors_form(name: str, folder: Path) -> Iterator[Row]:
@@ -89,7 +99,7 @@ def build_authors_form(name: str, folder: Path) -> Iterator[Row]:
         yield _build(path, name, "authors", "fp32", capability)
 
 
-def _build(path: Path, name: str, form: str, precision: str, capability: str, islands: int = 0, casts: int = 0) -> Row:
+def _build(path: Path, name: str, form: str, precision: str, capability: str) -> Row:
     from edgesmith.errors import Unsupported
     from edgesmith.exporters import engine
     from edgesmith.exporters.targets import tensorrt
@@ -102,7 +112,7 @@ def _build(path: Path, name: str, form: str, precision: str, capability: str, is
     seconds = time.perf_counter() - start
     layers = engine.summarise(report)["layers"]
     both = layers["network"], layers["engine"]
-    return Row(name, form, precision, capability, islands, casts, both, len(content), seconds)
+    return Row(name, form, precision, capability, layers=both, bytes=len(content), seconds=seconds)
 
 
 def main() -> None:
@@ -110,18 +120,19 @@ def main() -> None:
     from edgesmith.models import registry
 
     names = sys.argv[1:] or list(registry.all_models())
-    print("| model | form | precision | SM | fp32 islands | casts | layers, fused | MB | s | |", flush=True)
-    print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
+    print("| model | form | precision | SM | fp32 islands | casts | SNR, dB | layers, fused | MB | s | |", flush=True)
+    print("|---|---|---|---|---|---|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         rows = (row for name in names for row in build_model(name, Path(scratch)))
         authors = (row for name in AUTHORS if name in names for row in build_authors_form(name, Path(scratch)))
         for row in chain(rows, authors):
             cells = [row.model, row.form, row.precision, row.compute_capability]
             if row.failure:
-                cells += ["", "", "", "", "", f"not built: {row.failure}"]
+                cells += ["", "", "", "", "", "", f"not built: {row.failure}"]
             else:
                 before, after = row.layers
-                counts = [str(row.islands), str(row.casts), f"{before} -> {after}"]
+                snr = "" if row.snr_db is None else f"{row.snr_db:.1f}"
+                counts = [str(row.islands), str(row.casts), snr, f"{before} -> {after}"]
                 cells += [*counts, f"{row.bytes / 1e6:.2f}", f"{row.seconds:.1f}", ""]
             print("| " + " | ".join(cells) + " |", flush=True)
 

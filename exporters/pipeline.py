@@ -29,6 +29,7 @@ from edgesmith.exporters.artifact import Artifact
 from edgesmith.exporters.capture import Program, capture, exported, run, run_eager, with_module
 from edgesmith.exporters.graph import count_operators, operators
 from edgesmith.exporters.islands import find_wide
+from edgesmith.exporters.precision import KINDS
 from edgesmith.exporters.rewrite import RewriteReport, rewrite
 from edgesmith.exporters.session import CALLER, RUNTIME, Step, Stepper
 from edgesmith.exporters.streaming import StepProgram, describe, to_step
@@ -98,8 +99,8 @@ def export(
         inputs: example tensors, for a module; its shapes are the artifact's.
         name: what to call a module's artifact; default: its class, in lower case.
         weights: checkpoint of a named model; without it weights are random from a fixed seed.
-        precision: `fp32`, `fp16`, or, for Core ML, `mixed`; default: the model's own, which is fp32 where neurons
-            spike, or the target's.
+        precision: `fp32`, `fp16`, or, for TensorRT, `bf16`, for Core ML, `mixed`; default: the model's own, which is
+            fp32 where neurons spike, or the target's.
         input_size: height and width in pixels, of a named image model; default: the published size.
         frames: length of the sequences of a named sequence model; default: the published length.
         batch: images or sequences in one call.
@@ -199,7 +200,7 @@ def export(
         with watch("rewrite"):
             costs = backend.costs if precision == "fp32" else replace(backend.costs, tile_gb_s=0.0)
             rewritten, reports = rewrite(program, costs, streaming=streaming)
-            step = to_step(rewritten, with_sequence, half=precision == "fp16") if streaming else None
+            step = to_step(rewritten, with_sequence, half=precision in KINDS) if streaming else None
             whole = rewrite(program, costs)[0] if with_sequence else None
             kept_by = RUNTIME if backend.keeps_states(deployment_target) else CALLER
             streamed = None if step is None else describe(step, kept_by)
@@ -217,10 +218,11 @@ def export(
             if whole is not None:
                 steps.append(_check_program("sequence program", whole, program, reference, given, rule))
         file = folder / f"{name}{backend.suffix}"
-        if precision == "fp16" and hasattr(backend, "FINDS_ISLANDS"):
+        if precision in KINDS and step is None and hasattr(backend, "FINDS_ISLANDS"):
             with watch("find what must stay fp32"):
-                limit = verify.THRESHOLDS["fp16"].snr_db
-                request = replace(request, wide=find_wide(rewritten, given[:MIXED_INPUTS], limit))
+                limit = verify.THRESHOLDS[precision].snr_db
+                wide = find_wide(rewritten, given[:MIXED_INPUTS], limit, KINDS[precision])
+                request = replace(request, wide=wide)
         with watch(f"lower to {target}"):
             request = replace(request, streaming=streamed, whole=whole)
             lowered = rewritten if step is None else step.program
@@ -230,7 +232,7 @@ def export(
             with watch("find what must stay fp32"):
                 request = _widen(backend, lowered, file, request, given)
         with watch("verify the file"):
-            judged = "fp16" if request.half or own == "fp16" else "fp32"
+            judged = precision if precision in KINDS else "fp16" if request.half or own == "fp16" else "fp32"
             rule = replace(rule, precision=judged, collects=allow_inaccurate)
             if streamed is not None:
                 steps.append(_check_step_file(backend, file, streamed, reference, given, rule))
@@ -696,7 +698,7 @@ def _check(
     except ValueError as error:
         raise VerificationFailed(f"{what}: {error}") from error
     if failure is not None:
-        if rule.spikes and rule.precision == "fp16":
+        if rule.spikes and rule.precision in KINDS:
             failure += " (half precision flips spikes; use --precision fp32)"
         place = locate()
         failure += f"; they part first at {place}" if place else ""

@@ -1,4 +1,8 @@
-"""Arithmetic in half precision, explicit in the graph: types in the program, not a flag for somebody's converter."""
+"""Arithmetic of 16 bits, explicit in the graph: types in the program, not a flag for somebody's converter.
+
+fp16   11 bits of significand, up to 65504
+bf16    8 bits of significand, the range of fp32
+"""
 
 from __future__ import annotations
 
@@ -14,16 +18,22 @@ from edgesmith.exporters.graph import add_constant, aten, constant, fork, tidy
 
 HALF_MAX = torch.finfo(torch.float16).max
 
+KINDS = {"fp16": torch.float16, "bf16": torch.bfloat16}
+"""Types of 16 bits by the names of their precisions."""
 
-def half(program: Program, wide: Collection[str] = ()) -> Program:
-    """The program with fp16 weights and arithmetic; inputs, outputs and the nodes in `wide` stay float32.
+_NAMES = {kind: name for name, kind in KINDS.items()}
+
+
+def half(program: Program, wide: Collection[str] = (), kind: torch.dtype = torch.float16) -> Program:
+    """The program with weights and arithmetic of 16 bits; inputs, outputs and the nodes in `wide` stay float32.
 
     A value is cast where it enters or leaves half precision, once, however many nodes read it; between neighbours that
-    are both wide there is no cast. Weights beyond the fp16 range become its largest number rather than infinity.
+    are both wide there is no cast. Weights beyond the range of the type become its largest number rather than infinity.
 
     Args:
         program: of float32.
         wide: names of nodes, as `islands.find_wide` finds them.
+        kind: one of `KINDS`.
     """
     module = fork(program.module)
     for node in list(module.graph.nodes):
@@ -36,9 +46,9 @@ def half(program: Program, wide: Collection[str] = ()) -> Program:
         if not others:
             continue
         if weight is None:
-            new = _cast(module.graph, node, torch.float16 if is_single else torch.float32)
+            new = _cast(module.graph, node, kind if is_single else torch.float32)
         else:
-            new = add_constant(module, f"{node.target}_fp16", round_weight(weight), node)
+            new = add_constant(module, f"{node.target}_{_NAMES[kind]}", round_weight(weight, kind), node)
         for user in others:
             user.replace_input_with(node, new)
     return with_module(program, tidy(module))
@@ -51,9 +61,10 @@ def is_wide(node: Node, wide: Collection[str]) -> bool:
     return node.name in wide
 
 
-def round_weight(weight: Tensor) -> Tensor:
-    """A weight in fp16."""
-    return weight.clamp(-HALF_MAX, HALF_MAX).half()
+def round_weight(weight: Tensor, kind: torch.dtype = torch.float16) -> Tensor:
+    """A weight in a type of 16 bits."""
+    limit = torch.finfo(kind).max
+    return weight.clamp(-limit, limit).to(kind)
 
 
 def _cast(graph: torch.fx.Graph, node: Node, dtype: torch.dtype) -> Node:

@@ -157,8 +157,8 @@ class StreamingSession(Stepper):
         self._step.close()
 
 
-def open_step(file: Path, threads: int = 1) -> Step:
-    """One step of an ONNX file, in ONNX Runtime on the CPU."""
+def open_step(file: Path | bytes, threads: int = 1) -> Step:
+    """One step of an ONNX file, or of what such a file holds, in ONNX Runtime on the CPU."""
     try:
         import onnxruntime
     except ImportError as error:
@@ -168,7 +168,8 @@ def open_step(file: Path, threads: int = 1) -> Step:
     options.intra_op_num_threads = threads
     # A memory that hears nothing decays into denormal numbers, over which some processors take their time.
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
-    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    model = file if isinstance(file, bytes) else str(file)
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_inputs()]
 
     def call(values: Sequence[np.ndarray]) -> Sequence[np.ndarray]:

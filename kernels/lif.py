@@ -118,8 +118,8 @@ def lower_onnx(
     from edgesmith.kernels.loops import onnx_filled, onnx_scan
 
     op: Any = opset20
-    half = x.dtype == ir.DataType.FLOAT16
-    real = np.float16 if half else np.float32
+    half = x.dtype != ir.DataType.FLOAT
+    real: Any = x.dtype.numpy().type
     dim = dim % len(x.shape)
 
     def number(value: float, kind: Any = real) -> Any:
@@ -134,7 +134,7 @@ def lower_onnx(
         if exact:
             return value if tau == 1 else make("Mul", value, divisor)
         if wide:
-            return make("Cast", make("Div", make("Cast", value, to=ir.DataType.FLOAT), divisor), to=ir.DataType.FLOAT16)
+            return make("Cast", make("Div", make("Cast", value, to=ir.DataType.FLOAT), divisor), to=x.dtype)
         return make("Div", value, divisor)
 
     if reset is not None and real(reset) == 0:

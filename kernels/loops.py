@@ -76,7 +76,7 @@ def onnx_filled(like: Any, axes: Sequence[int], value: float = 0.0, more: Sequen
 
     op: Any = opset20
     sizes = [like.shape[axis] for axis in axes] + list(more)
-    real = np.float16 if like.dtype == ir.DataType.FLOAT16 else np.float32
+    real = like.dtype.numpy()
     if all(isinstance(n, int) for n in sizes):
         filled = op.Constant(value=ir.tensor(np.full(sizes, value, real)))
     else:

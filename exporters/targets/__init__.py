@@ -64,7 +64,8 @@ class Request:
 
     Attributes:
         name: of the model; also the file's stem.
-        precision: `fp32` or `fp16`, of weights and arithmetic, or `mixed`: fp16 but for `wide`; outputs stay float32.
+        precision: `fp32`, `fp16` or `bf16`, of weights and arithmetic, or `mixed`: fp16 but for `wide`; outputs stay
+            float32.
         wide: operators that stay fp32 where others are half, by the target's own names for them, or, where the program
             itself is made half, by its nodes; each with the reason.
         image: how the model's input relates to RGB images, where it reads images.

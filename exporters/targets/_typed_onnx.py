@@ -40,6 +40,7 @@ def lower(program: Program, path: Path, request: Request) -> None:
     import onnxsim
     import torch
 
+    from edgesmith.exporters.targets import _bf16
     from edgesmith.kernels.op import all_ops
 
     ready = _typed(program, request)
@@ -67,7 +68,11 @@ def lower(program: Program, path: Path, request: Request) -> None:
         if model.ByteSize() > _LIMIT_BYTES:
             raise Unsupported(f"the model is {model.ByteSize() / 2**30:.1f} GiB; one ONNX file holds less than 2 GiB")
         _name_nodes(model)
+        if request.precision == "bf16":
+            _bf16.to_double(model)
         model, _ = onnxsim.simplify(model, check_n=0)
+        if request.precision == "bf16":
+            _bf16.from_double(model)
     _annotate(model, request)
     path.write_bytes(model.SerializeToString(deterministic=True))
 
@@ -75,15 +80,16 @@ def lower(program: Program, path: Path, request: Request) -> None:
 def _typed(program: Program, request: Request) -> ExportedProgram:
     """The program ready for torch's exporter, in the precision that is asked for."""
     from edgesmith.exporters.capture import exported
-    from edgesmith.exporters.precision import half
+    from edgesmith.exporters.precision import KINDS, half
 
-    if request.precision != "fp16":
+    if request.precision not in KINDS:
         return exported(program, LOWERINGS)
     try:
-        return exported(half(program, request.wide), LOWERINGS)
+        return exported(half(program, request.wide, KINDS[request.precision]), LOWERINGS)
     except Unsupported as error:
         raise Unsupported(
-            "this model cannot be made fp16, most likely because it sets types itself; export it with --precision fp32"
+            f"this model cannot be made {request.precision}, most likely because it sets types itself;"
+            " export it with --precision fp32"
         ) from error
 
 
@@ -148,7 +154,7 @@ def run(path: Path, inputs: Sequence[Sequence[np.ndarray]]) -> list[list[np.ndar
     reason = cannot_run()
     if reason is not None:
         return NotHere(reason)
-    session = _session(str(path))
+    session = _session(_computable(path))
     names = [value.name for value in session.get_inputs()]
     try:
         return [session.run(None, dict(zip(names, given, strict=True))) for given in inputs]
@@ -161,7 +167,7 @@ def open_step(path: Path) -> Step | NotHere:
     from edgesmith.exporters.session import open_step as opened
 
     reason = cannot_run()
-    return NotHere(reason) if reason is not None else opened(path)
+    return NotHere(reason) if reason is not None else opened(_computable(path))
 
 
 def intermediate(path: Path, names: Sequence[str], inputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
@@ -173,20 +179,40 @@ def intermediate(path: Path, names: Sequence[str], inputs: Sequence[np.ndarray])
     known = [name for name in names if name in inside]
     present = {value.name for value in model.graph.output}
     model.graph.output.extend(value for value in model.graph.value_info if value.name in set(known) - present)
+    _make_computable(model)
     session = _session(model.SerializeToString())
     wanted = [value.name for value in session.get_outputs() if value.name in known]
     feeds = {value.name: array for value, array in zip(session.get_inputs(), inputs, strict=True)}
     return dict(zip(wanted, session.run(wanted, feeds), strict=True))
 
 
-def _session(model: str | bytes) -> Any:
+def _computable(path: Path) -> Path | bytes:
+    """What ONNX Runtime can run of a file: itself, or, of one in bf16, its stand-in."""
+    import onnx
+
+    model = onnx.load(str(path))
+    return bytes(model.SerializeToString()) if _make_computable(model) else path
+
+
+def _make_computable(model: onnx.ModelProto) -> bool:
+    """Replace bf16 by what computes the same on a CPU; whether there was any."""
+    from edgesmith.exporters.targets import _bf16
+
+    found = _bf16.has_bf16(model)
+    if found:
+        _bf16.to_rounded_float(model)
+    return found
+
+
+def _session(model: Path | bytes) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # a few runs are not worth a busy core
     try:
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        given = model if isinstance(model, bytes) else str(model)
+        return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no importable base class
         raise Unsupported(f"ONNX Runtime does not load the file: {str(error).strip().splitlines()[0]}") from error
 

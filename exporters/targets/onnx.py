@@ -50,6 +50,9 @@ costs = Costs(
 )
 dynamic_batch = True
 
+FINDS_ISLANDS = True
+"""Half-precision programs of this target keep in fp32 what calibration inputs say needs it; see islands.py."""
+
 
 def wide_operators(path: Path, inputs: Sequence[Sequence[np.ndarray]], snr_db: float) -> dict[str, str]:
     """None: there is no mixed precision."""

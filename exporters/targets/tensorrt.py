@@ -33,8 +33,8 @@ __all__ = ["LOWERINGS", "cannot_run"]  # those of the target onnx
 name = "tensorrt"
 suffix = ".engine"
 description = "TensorRT-RTX engine for one NVIDIA GPU (--device), with the typed ONNX that it is built of"
-precisions = ("fp32", "fp16")
-options: frozenset[str] = frozenset()
+precisions = ("fp32", "fp16", "bf16")
+options: frozenset[str] = frozenset({"streaming"})
 packages = ("tensorrt_rtx", "onnx", "onnxscript", "onnxsim")
 extra = "tensorrt"
 runtime = "typed ONNX in ONNX Runtime, CPU"
@@ -192,13 +192,13 @@ def traced(path: Path, inputs: Sequence[np.ndarray]) -> dict[str, tuple[float, f
 
 
 def keeps_states(deployment_target: str | None) -> bool:
-    """Never: this target has no step programs yet."""
+    """Never: states are inputs and outputs."""
     return False
 
 
 def open_step(path: Path) -> Step | NotHere:
-    """None: this target has no step programs yet."""
-    return NotHere("target tensorrt has no step programs")
+    """The typed ONNX of a step program, in ONNX Runtime."""
+    return _typed_onnx.open_step(_typed(path))
 
 
 def intermediate(path: Path, names: Sequence[str], inputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
