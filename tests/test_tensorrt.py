@@ -249,7 +249,7 @@ def test_every_model_builds_in_every_precision_for_two_capabilities(name: str, i
         for row in rows:
             limit = {"fp32": None, "fp16": 40.0, "bf16": 22.0}[row.precision]
             assert (row.snr_db is None) == (limit is None)
-            assert limit is None or row.snr_db is not None and row.snr_db >= limit
+            assert limit is None or (row.snr_db is not None and row.snr_db >= limit)
             assert row.casts <= (2 + 2 * row.islands if limit else 0)
 
 

@@ -1,5 +1,4 @@
-"""bf16 in ONNX files, which nothing on a CPU computes with: ONNX Runtime has no such kernels, so what folds constants has
-none either.
+"""bf16 in ONNX files. ONNX Runtime has no kernels of it on a CPU: neither what runs a file nor what folds it has any.
 
     folding      bf16 becomes double, in which every number of bf16 is exact, and afterwards bf16 again
     executing    bf16 becomes float, and every result of bf16 is rounded to it: computed in fp32, rounded once
