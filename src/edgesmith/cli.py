@@ -77,7 +77,7 @@ def export(
     weights: Weights = None,
     precision: Annotated[
         str | None,
-        typer.Option("--precision", "-p", help="fp32, fp16, or mixed (coreml).", show_default="the target's"),
+        typer.Option("--precision", "-p", help="fp32, fp16, bf16 (tensorrt) or mixed (coreml).", show_default="the target's"),
     ] = None,
     input_size: InputSize = None,
     frames: Frames = None,
