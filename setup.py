@@ -22,7 +22,7 @@ setup(
         "edgesmith": ["py.typed"],
         "edgesmith.bench": ["*.schema.json"],
         "edgesmith.models": ["*.toml"],
-        "edgesmith.profiles": ["*.toml"],
+        "edgesmith.profiles": ["*.toml", "measured/*/*.json"],
         "edgesmith.tests": ["golden/*.txt", "fixtures/*"],
     },
 )

@@ -77,7 +77,9 @@ def export(
     weights: Weights = None,
     precision: Annotated[
         str | None,
-        typer.Option("--precision", "-p", help="fp32, fp16, bf16 (tensorrt) or mixed (coreml).", show_default="the target's"),
+        typer.Option(
+            "--precision", "-p", help="fp32, fp16, bf16 (tensorrt) or mixed (coreml).", show_default="the target's"
+        ),
     ] = None,
     input_size: InputSize = None,
     frames: Frames = None,
@@ -399,6 +401,7 @@ def doctor(as_json: Json = False) -> None:
 
 app.command()(cli_bench.bench)
 app.command()(cli_bench.compare)
+app.command()(cli_bench.profile)
 
 
 def main() -> Never:

@@ -1,4 +1,4 @@
-"""The commands that time artifacts and compare what was timed: `bench` and `compare`."""
+"""The commands that time artifacts and show what was timed: `bench`, `compare` and `profile`."""
 
 from __future__ import annotations
 
@@ -147,6 +147,41 @@ def compare(
     if not first.complete:
         raise typer.Exit(INTERRUPTED)
     raise typer.Exit(1 if 1 in codes else max(codes))
+
+
+def profile(
+    records: Annotated[
+        list[Path] | None, typer.Argument(help="Records of bench to keep as profiles.", show_default=False)
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--folder", help="Where profiles lie.", show_default="the package's own")
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Of this model alone.", show_default=False)] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a table for a README.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show latencies that were measured: model, target, device. With records of `bench`, keep what is in them first."""
+    from edgesmith.bench import measured
+    from edgesmith.bench import measurement as measurements
+    from edgesmith.cli import _print, _table
+
+    place = measured.FOLDER if folder is None else folder
+    kept = [one for path in records or () for one in measured.condense(measurements.read(path))]
+    for one in kept:
+        print(f"kept: {measured.write(one, place)}", file=sys.stderr)
+    found = [one for one in measured.read_all(place) if model in (None, one.model)]
+    if as_json:
+        print(json.dumps([measured.facts(one) for one in found], indent=2, ensure_ascii=False))
+    elif markdown:
+        print(measured.markdown(found), end="")
+    elif not found:
+        print("no profiles here; keep one: edgesmith bench ARTIFACT -o record.json, edgesmith profile record.json")
+    else:
+        table = _table("measured, 95 % intervals", *measured.COLUMNS)
+        for one in found:
+            table.add_row(*measured.row(one))
+        _print(table)
+        print("\n".join(dict.fromkeys(map(measured.describe_device, found))))
 
 
 def _is_record(path: Path) -> bool:

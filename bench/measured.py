@@ -1,0 +1,170 @@
+"""Latencies of models on devices, kept in `profiles/measured/<device>/<model>.<target>.<precision>.json`.
+
+A record of `bench` has every sample, some megabytes of them. Of it, a file for each artifact is kept: the quantiles of
+every launch, from which intervals follow, what opening the file took, and what was timed where. None is an estimate.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from edgesmith import profiles
+from edgesmith.bench.measurement import Cold, Device, Measurement, environment_line
+from edgesmith.bench.statistics import Interval, order_rank
+from edgesmith.errors import BadInput, OutputError
+
+SCHEMA = 1
+
+QUANTILES = (50, 90, 99)
+
+FOLDER = Path(profiles.__file__).parent / "measured"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One artifact on one device.
+
+    Attributes:
+        quantiles_ms: of each launch its p50, p90 and p99, milliseconds.
+        samples: of all launches.
+        state: what the system showed meanwhile, in words.
+        versions: of what ran it.
+    """
+
+    device: Device
+    model: str
+    target: str
+    precision: str
+    runtime: str
+    versions: dict[str, str]
+    threads: int
+    started: str
+    sha256: str
+    bytes: int
+    cold: Cold | None
+    quantiles_ms: tuple[tuple[float, ...], ...]
+    samples: int
+    state: str
+
+    def latency_ms(self, share: int, confidence: float = 0.95) -> Interval:
+        """p50, p90 or p99 with its interval, as `statistics.quantile` has it. Raises KeyError for another share."""
+        import numpy as np
+
+        if share not in QUANTILES:
+            raise KeyError(share)
+        values = sorted(launch[QUANTILES.index(share)] for launch in self.quantiles_ms)
+        rank = order_rank(len(values), confidence)
+        ends = (None, None) if rank is None else (values[rank], values[-1 - rank])
+        return Interval(float(np.median(values)), *ends)
+
+    @property
+    def place(self) -> Path:
+        """Below `measured/`."""
+        return Path(self.device.name) / f"{self.model}.{self.target}.{self.precision}.json"
+
+
+def condense(measurement: Measurement) -> Iterator[Profile]:
+    """A profile of each artifact of a record. Raises BadInput where the record is of an interrupted run."""
+    import numpy as np
+
+    if not measurement.complete:
+        raise BadInput(f"the record of {measurement.started} is of an interrupted run; measure again to keep it")
+    for i, subject in enumerate(measurement.subjects):
+        launches = measurement.samples(i)
+        yield Profile(
+            measurement.device,
+            subject.model,
+            subject.target,
+            subject.precision,
+            subject.runtime,
+            dict(measurement.runtimes),
+            measurement.threads,
+            measurement.started,
+            subject.sha256,
+            subject.bytes,
+            subject.cold,
+            tuple(tuple(round(float(np.quantile(one, q / 100)), 4) for q in QUANTILES) for one in launches),
+            sum(map(len, launches)),
+            environment_line(measurement.launches),
+        )
+
+
+def write(profile: Profile, folder: Path = FOLDER) -> Path:
+    """Keep a profile, in place of an older one. Raises OutputError where the folder cannot be written."""
+    path = folder / profile.place
+    text = json.dumps({"schema": SCHEMA, **asdict(profile)}, indent=1, ensure_ascii=False, allow_nan=False)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"cannot write the profile {path}: {error.strerror or error}") from error
+    return path
+
+
+def read(path: Path) -> Profile:
+    """Read a profile. Raises BadInput where the file is none, is damaged, or is of another schema."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        version = found.pop("schema")
+        if version != SCHEMA:
+            raise BadInput(f"{path} has schema {version}, and this edgesmith reads {SCHEMA}")
+        cold = found.pop("cold")
+        launches = tuple(tuple(float(ms) for ms in launch) for launch in found.pop("quantiles_ms"))
+        if not launches or any(len(launch) != len(QUANTILES) or not min(launch) > 0 for launch in launches):
+            raise BadInput(f"{path} is no profile: each launch has {len(QUANTILES)} times above 0, in milliseconds")
+        device = Device(**found.pop("device"))
+        return Profile(device=device, cold=cold and Cold(**cold), quantiles_ms=launches, **found)
+    except OSError as error:
+        raise BadInput(f"cannot read the profile {path}: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadInput(f"{path} is damaged or no profile; measure again: edgesmith bench, edgesmith profile") from error
+
+
+def read_all(folder: Path = FOLDER) -> list[Profile]:
+    """Every profile below a folder, by device, model, target and precision."""
+    return [read(path) for path in sorted(folder.glob("*/*.json"))]
+
+
+COLUMNS = ("model", "target", "precision", "device", "threads", "p50, ms", "p90, ms", "load, ms", "memory", "file")
+
+
+def row(profile: Profile) -> tuple[str, ...]:
+    """A profile in words, one for each of `COLUMNS`."""
+    p50, p90 = profile.latency_ms(50), profile.latency_ms(90)
+    ends = "" if p50.low is None else f" ({p50.low:.2f} to {p50.high:.2f})"
+    cold = profile.cold
+    return (
+        profile.model,
+        profile.target,
+        profile.precision,
+        profile.device.name,
+        str(profile.threads),
+        f"{p50.value:.2f}{ends}",
+        f"{p90.value:.2f}",
+        f"{cold.load_ms:.0f}" if cold else "",
+        f"{cold.memory_mib:.0f} MiB" if cold else "",
+        f"{profile.bytes / 1e6:.1f} MB",
+    )
+
+
+def markdown(found: Sequence[Profile]) -> str:
+    """The README's table of profiles, and below it what they were measured on."""
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    lines += ["| " + " | ".join(row(profile)) + " |" for profile in found]
+    return "\n".join([*lines, "", *dict.fromkeys(describe_device(profile) for profile in found)]) + "\n"
+
+
+def describe_device(profile: Profile) -> str:
+    """`host`: which processor and runtime, and when."""
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(profile.versions.items()))
+    device = profile.device
+    return f"`{device.name}`: {device.cpu}, {device.system}; {versions}; {profile.started[:10]}."
+
+
+def facts(profile: Profile) -> dict[str, Any]:
+    """A profile as data, with its intervals."""
+    return {**asdict(profile), **{f"p{share}_ms": asdict(profile.latency_ms(share)) for share in QUANTILES}}
