@@ -471,6 +471,7 @@ class Module:
     def open(self, engine: Path) -> Any:
         """The engine, ready to make contexts."""
         self.runtime_object = self.trt.Runtime(self.log)  # engines need it as long as they live
+        self.runtime_object.engine_host_code_allowed = True  # version compatible ones carry code; it is our own
         opened = self.runtime_object.deserialize_cuda_engine(engine.read_bytes())
         if opened is None:
             raise Refusal(f"TensorRT {written(self.version)} does not open the engine that it has built")
@@ -557,6 +558,7 @@ class Trtexec:
     def __init__(self, command: str) -> None:
         self.command = command
         self.compute_capability: str | None = None  # it says so when it builds
+        self.version_compatible = False  # of the engine that it loads
         said = self.run("--help")
         banner = re.search(r"\[TensorRT v(\d+)\]", said)
         if not banner:
@@ -586,6 +588,7 @@ class Trtexec:
         arguments = [f"--onnx={onnx}", f"--saveEngine={engine}", f"--exportLayerInfo={listed}", "--noTF32"]
         arguments += ["--profilingVerbosity=detailed", "--skipInference"]
         arguments += [f"--builderOptimizationLevel={kit['flags']['optimization_level']}"]
+        self.version_compatible = options.version_compatible
         typed = ["--stronglyTyped"] if self.version < (11, 0) else []  # 11 knows nothing else
         weak = [f"--{name.lower()}" for name in weak_flags(kit["precision"])]
         arguments += typed if is_typed(self.version, options) else weak
@@ -604,13 +607,14 @@ class Trtexec:
         log = [(severities.get(severity, "INFO"), message) for severity, message in marked]
         return condense(log, None, read_inspector(information))
 
-    def feed(self, kit: Mapping[str, Any], case: Sequence[Any], scratch: Path) -> str:
-        """The argument that loads one case's inputs."""
+    def load(self, engine: Path, kit: Mapping[str, Any], case: Sequence[Any], scratch: Path) -> list[str]:
+        """The arguments that load an engine and one case's inputs."""
         pairs = []
         for i, (name, value) in enumerate(zip(kit["inputs"], case)):  # noqa: B905  # Python 3.8 has no strict
             value.tofile(str(scratch / f"input{i}.bin"))
             pairs.append(f"{name}:{scratch / f'input{i}.bin'}")
-        return f"--loadInputs={','.join(pairs)}"
+        compatible = ["--versionCompatible"] if self.version_compatible else []
+        return [f"--loadEngine={engine}", f"--loadInputs={','.join(pairs)}", *compatible]
 
     def outputs(self, engine: Path, kit: Mapping[str, Any], cases: Sequence[Sequence[Any]], scratch: Path) -> Outputs:
         """Outputs of every case, in the kit's order, as float32."""
@@ -620,7 +624,7 @@ class Trtexec:
         once = ("--iterations=1", "--warmUp=0", "--duration=0")
         for case in cases:
             out = scratch / "outputs.json"
-            self.run(f"--loadEngine={engine}", self.feed(kit, case, scratch), f"--exportOutput={out}", *once)
+            self.run(*self.load(engine, kit, case, scratch), f"--exportOutput={out}", *once)
             text = re.sub(r"\binf\b", "Infinity", re.sub(r"\b-?nan\b", "NaN", out.read_text(encoding="utf-8")))
             told = {one["name"]: one for one in json.loads(text)}
             missing = [name for name in kit["outputs"] if name not in told]
@@ -639,7 +643,7 @@ class Trtexec:
         before, out = state(), scratch / "times.json"
         warm_ms = 500
         length = (f"--warmUp={warm_ms}", f"--duration={seconds}", "--iterations=1")
-        self.run(f"--loadEngine={engine}", self.feed(kit, case, scratch), f"--exportTimes={out}", *length)
+        self.run(*self.load(engine, kit, case, scratch), f"--exportTimes={out}", *length)
         samples = [float(one["latencyMs"]) for one in json.loads(out.read_text(encoding="utf-8"))]
         slots: list[dict[str, Any]] = []
         spent = 0.0
@@ -1002,7 +1006,7 @@ def time_launches(engine: Path, kit: Mapping[str, Any], options: argparse.Namesp
     seconds = max(options.seconds / options.launches - START_S, 0.3)
     cold, launches = None, []
     for length in (0.0, *[seconds] * options.launches):
-        plan = json.dumps({"engine": str(engine), "seconds": length})
+        plan = json.dumps({"engine": str(engine), "seconds": length, "version_compatible": options.version_compatible})
         command = [sys.executable, str(Path(__file__).resolve()), "--launch", plan]
         done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)  # noqa: S603  # this file
         if done.returncode != 0:
@@ -1022,6 +1026,8 @@ def launch(folder: Path, plan: Mapping[str, Any]) -> None:
     cases, _ = read_cases(kit, folder)
     with tempfile.TemporaryDirectory() as scratch:
         tensorrt = find_tensorrt()
+        if isinstance(tensorrt, Trtexec):
+            tensorrt.version_compatible = plan["version_compatible"]
         print(json.dumps(tensorrt.time(Path(plan["engine"]), kit, cases[0], plan["seconds"], Path(scratch))))
 
 

@@ -263,8 +263,7 @@ def _run_engine(path: Path, inputs: Sequence[Sequence[np.ndarray]]) -> NotHere:
         built = path.parent / engine.BUILT
         if built.is_dir():
             return NotHere(f"the engine in {built.name}/ was checked when it was built; its manifest has the figures")
-        title = kits.read_kit(path.parent)["board"]["title"] if (path.parent / kits.KIT).is_file() else "the device"
-        return NotHere(f"engine not built here: {title} builds its own, with {kits.SCRIPT}")
+        return NotHere(f"engine not built here: the device builds its own, with {kits.SCRIPT}")
     capabilities = engine.sm(engine.read_header(path).compute_capabilities)
     return NotHere(f"engine not executed here: it needs a GPU of {capabilities}; the figures are the typed ONNX's")
 

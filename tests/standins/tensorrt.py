@@ -161,10 +161,15 @@ class OnnxParser:
 
 
 class Runtime:
+    engine_host_code_allowed = False
+
     def __init__(self, logger):
         pass
 
     def deserialize_cuda_engine(self, content):
+        compatible = content[41] >> BuilderFlag.VERSION_COMPATIBLE & 1
+        if compatible and not self.engine_host_code_allowed:
+            return None
         return _Engine(content[HEADER:]) if content[:4] == b"ftrt" else None
 
 
