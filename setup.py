@@ -7,6 +7,7 @@ FOLDERS = {
     "edgesmith.models": "models",
     "edgesmith.profiles": "profiles",
     "edgesmith.exporters": "exporters",
+    "edgesmith.exporters.kit": "exporters/kit",
     "edgesmith.exporters.mil": "exporters/mil",
     "edgesmith.exporters.mil.ops": "exporters/mil/ops",
     "edgesmith.exporters.rewrites": "exporters/rewrites",
@@ -23,6 +24,6 @@ setup(
         "edgesmith.bench": ["*.schema.json"],
         "edgesmith.models": ["*.toml"],
         "edgesmith.profiles": ["*.toml", "measured/*/*.json"],
-        "edgesmith.tests": ["golden/*.txt", "fixtures/*"],
+        "edgesmith.tests": ["golden/*.txt", "fixtures/*", "standins/*"],
     },
 )

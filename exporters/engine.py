@@ -1,12 +1,14 @@
-"""TensorRT-RTX's engine files without TensorRT: what a header says, which devices it fits, what a build log says.
+"""TensorRT's engine files without TensorRT: what headers, builders and inspectors say, and which devices they fit.
 
-    bytes  0..3    "vtrt"
-          16..23   length of the file
-          24..27   version of TensorRT-RTX: 1, 7, 1, 116
-          32..39   compute capabilities that it loads on, a bit each, in the order of `CAPABILITIES`
+    bytes  0..3    "vtrt" TensorRT-RTX; "ftrt" TensorRT
+          16..23   length of the file (TensorRT-RTX)
+          24..27   version: 1, 7, 1, 116 of TensorRT-RTX, 10, 3, 0, 26 of TensorRT
+          32..39   compute capabilities that it loads on, a bit each, in the order of `CAPABILITIES` (TensorRT-RTX)
 
-NVIDIA documents none of it. Fields were told apart by building the same network for each capability and for several,
-with TensorRT-RTX 1.7.1.116; little endian. Builder flags leave no trace in a header, so those are in the manifest.
+NVIDIA documents none of it. TensorRT-RTX's fields were told apart by building the same network for each capability and
+for several, with TensorRT-RTX 1.7.1.116; little endian. Where TensorRT has its version, its maintainers say in
+github.com/NVIDIA/TensorRT/issues/3073. Builder flags leave no trace in a header, nor does TensorRT's GPU, so those are
+in the manifest.
 """
 
 from __future__ import annotations
@@ -14,15 +16,19 @@ from __future__ import annotations
 import json
 import re
 import struct
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from edgesmith.errors import BadInput, Unsupported
+from edgesmith.exporters.kit import KIT, read_kit
+from edgesmith.exporters.kit import build as board
+from edgesmith.exporters.kit.build import NO_VALUE, nodes_of, precision_of, summarise
 from edgesmith.profiles import device as devices
 from edgesmith.profiles.device import DeviceProfile
+
+__all__ = ["NO_VALUE", "summarise"]
 
 CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 """Compute capabilities that TensorRT-RTX builds for, by their bits in a header."""
@@ -30,7 +36,8 @@ CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 LAYERS = "layers.json"
 """Beside an engine: what the builder said of it."""
 
-_MAGIC = b"vtrt"
+RTX, FULL = "TensorRT-RTX", "TensorRT"
+_MAGIC = {b"vtrt": RTX, b"ftrt": FULL}
 _HEADER_BYTES = 64
 
 
@@ -39,14 +46,16 @@ class Header:
     """What an engine says of itself.
 
     Attributes:
-        version: of the TensorRT-RTX that built it.
-        compute_capabilities: on which it loads.
+        version: of what built it.
+        compute_capabilities: on which it loads; empty where the header does not say, as TensorRT's do not.
         bytes: length of the file.
+        made_by: `TensorRT-RTX` or `TensorRT`.
     """
 
     version: str
     compute_capabilities: tuple[str, ...]
     bytes: int
+    made_by: str = RTX
 
 
 def read_header(path: Path) -> Header:
@@ -57,8 +66,14 @@ def read_header(path: Path) -> Header:
         size = path.stat().st_size
     except OSError as error:
         raise BadInput(f"cannot read {path} ({error.strerror}); wanted an engine of TensorRT-RTX") from error
-    if len(head) < _HEADER_BYTES or not head.startswith(_MAGIC):
-        raise Unsupported(f"{path.name} is no engine of TensorRT-RTX: it begins with {head[:4]!r}, not {_MAGIC!r}")
+    made_by = _MAGIC.get(head[:4])
+    if len(head) < _HEADER_BYTES or made_by is None:
+        raise Unsupported(
+            f"{path.name} is no engine of TensorRT-RTX or TensorRT: it begins with {head[:4]!r}, not b'vtrt' or b'ftrt'"
+        )
+    version = ".".join(map(str, head[24:28]))
+    if made_by == FULL:
+        return Header(version, (), size, made_by)
     (length,) = struct.unpack_from("<Q", head, 16)
     if length != size:
         raise Unsupported(
@@ -66,14 +81,12 @@ def read_header(path: Path) -> Header:
         )
     (bits,) = struct.unpack_from("<Q", head, 32)
     known = tuple(capability for i, capability in enumerate(CAPABILITIES) if bits >> i & 1)
-    return Header(".".join(map(str, head[24:28])), known, length)
+    return Header(version, known, length)
 
 
-def fits(header: Header) -> list[DeviceProfile]:
-    """The devices that an engine can load on."""
-    return [
-        d for d in devices.all_devices().values() if d.cuda and d.cuda.compute_capability in header.compute_capabilities
-    ]
+def fits(compute_capabilities: Sequence[str]) -> list[DeviceProfile]:
+    """The devices that an engine for some compute capabilities can load on."""
+    return [d for d in devices.all_devices().values() if d.cuda and d.cuda.compute_capability in compute_capabilities]
 
 
 def ahead() -> list[DeviceProfile]:
@@ -82,50 +95,121 @@ def ahead() -> list[DeviceProfile]:
 
 
 def inspect(path: str | Path, device: str | None = None) -> dict[str, Any]:
-    """What an engine's header and, where it is an artifact's, the manifest say of it, and what it can load on.
+    """What there is to say of an engine, a kit, or an inspector's JSON, by `kind`.
+
+    engine   its header and, where it is an artifact's, its manifest, and what it can load on
+    kit      what a board builds of it, and with which TensorRT
+    layers   what `trtexec --exportLayerInfo` wrote, of any TensorRT, in the form of `layers.json`, and as counts
 
     Args:
-        path: an engine, or an artifact's folder.
-        device: a name from `profiles/` that it must be able to load on.
+        path: an engine, an inspector's JSON, or the folder of an artifact.
+        device: a name from `profiles/` that an engine must be able to load on.
 
     Raises:
         BadInput: there is no such file, or the device cannot load it.
-        Unsupported: the file is no engine.
+        Unsupported: the file is neither an engine nor an inspector's JSON.
     """
     from edgesmith.exporters import artifact as artifacts  # which imports numpy, and listing targets must not
 
     given = Path(path)
+    if given.suffix == ".json" and given.is_file():
+        return {"kind": "layers", "path": str(given), **_inspect_layers(given)}
+    if given.is_dir() and (given / KIT).is_file():
+        return _inspect_kit(given, device)
     if given.is_dir():
         given = artifacts.read(given).file
     header = read_header(given)
-    found = fits(header)
-    if device is not None:
-        _refuse_other(given, header, devices.get(device), found)
-    described: dict[str, Any] = {"path": str(given), **asdict(header), "devices": [profile.name for profile in found]}
     try:
         artifact = artifacts.read(given)
     except BadInput:  # an engine by itself
+        artifact = None
+    if artifact and (artifact.target != "tensorrt" or artifact.file.resolve() != given.resolve()):
+        artifact = None
+    told = artifact.manifest["engine"] if artifact else {}
+    capabilities = header.compute_capabilities or tuple(told.get("compute_capabilities", ()))
+    found = fits(capabilities)
+    if device is not None:
+        compatible = told.get("flags", {}).get("version_compatible", False)
+        _refuse_other(given, header, capabilities, devices.get(device), compatible)
+    described: dict[str, Any] = {
+        "kind": "engine",
+        "path": str(given),
+        **asdict(header),
+        "compute_capabilities": list(capabilities),
+        "devices": [profile.name for profile in found],
+    }
+    if artifact is None:
         return described
-    if artifact.target != "tensorrt" or artifact.file.resolve() != given.resolve():
-        return described
-    manifest = artifact.manifest
     return {
         **described,
         "model": artifact.model,
         "precision": artifact.precision,
         "changed": [change for change in artifacts.changed_files(artifact) if change.startswith(given.name)],
-        **{key: value for key, value in manifest["engine"].items() if key not in described},
+        **{key: value for key, value in told.items() if key not in described},
     }
 
 
-def _refuse_other(path: Path, header: Header, profile: DeviceProfile, found: Sequence[DeviceProfile]) -> None:
-    if profile in found:
-        return
-    own = f"SM {profile.cuda.compute_capability}" if profile.cuda else "without an NVIDIA GPU"
-    names = ", ".join(device.name for device in found) or "no device that is known here"
-    raise BadInput(
-        f"{path.name} is built for {sm(header.compute_capabilities)} and {profile.title} is {own}; it fits {names}"
-    )
+def _inspect_kit(folder: Path, device: str | None) -> dict[str, Any]:
+    """What a kit's kit.json says, and what was built of it beside it."""
+    from edgesmith.exporters import artifact as artifacts
+
+    kit, artifact = read_kit(folder), artifacts.read(folder)
+    if device is not None and device != kit["device"]:
+        raise BadInput(f"{folder.name} is a kit for {kit['device']}, not for {device}; export with --device {device}")
+    built = folder / BUILT
+    return {
+        "kind": "kit",
+        "path": str(folder),
+        **{key: kit[key] for key in ("model", "device", "precision", "board", "flags", "operators", "thresholds")},
+        "changed": artifacts.changed_files(artifact),
+        **({"engine": inspect(built)} if built.is_dir() else {}),
+    }
+
+
+BUILT = "engine"
+"""The folder in a kit with the engine that was built of it on this machine."""
+
+
+def _inspect_layers(path: Path) -> dict[str, Any]:
+    """An inspector's JSON as layers and as counts."""
+    try:
+        information = json.loads(path.read_text(encoding="utf-8"))
+        layers = board.read_inspector(information)
+    except (OSError, ValueError) as error:
+        raise Unsupported(
+            f"{path.name} is no inspector's JSON ({error}); wanted what trtexec --exportLayerInfo writes"
+        ) from error
+    report = board.condense((), None, layers)
+    counts = summarise(report)
+    return {
+        "tensors": board.tensors_of(information),
+        **{key: counts[key] for key in ("precisions", "types", "synchronisations")},
+        "layers": layers,
+    }
+
+
+def _refuse_other(
+    path: Path, header: Header, capabilities: Sequence[str], profile: DeviceProfile, version_compatible: bool
+) -> None:
+    """Raise BadInput where a device cannot load an engine, with the devices that can."""
+    if not capabilities:
+        raise BadInput(
+            f"{path.name} does not say which GPU it is built for, and there is no manifest beside it; TensorRT's"
+            " engines load on the kind of GPU that built them"
+        )
+    found = fits(capabilities)
+    if profile not in found:
+        own = f"SM {profile.cuda.compute_capability}" if profile.cuda else "without an NVIDIA GPU"
+        names = ", ".join(device.name for device in found) or "no device that is known here"
+        raise BadInput(f"{path.name} is built for {sm(capabilities)} and {profile.title} is {own}; it fits {names}")
+    if header.made_by == RTX and profile.cuda and profile.cuda.engines != "ahead":
+        raise BadInput(f"{path.name} is TensorRT-RTX's, and {profile.title} has TensorRT; build a kit on it")
+    has = profile.cuda.tensorrt if profile.cuda else None
+    if header.made_by == FULL and has and not version_compatible and header.version.split(".")[:2] != has.split("."):
+        raise BadInput(
+            f"{path.name} is built by TensorRT {header.version} and {profile.title} has {has} ({profile.system});"
+            " build its kit there"
+        )
 
 
 def sm(compute_capabilities: Sequence[str]) -> str:
@@ -149,18 +233,6 @@ class Layer:
     nodes: tuple[str, ...]
 
 
-NO_VALUE = "none"
-"""The precision of a layer without outputs."""
-
-_PRECISIONS = {"Float": "fp32", "Half": "fp16", "BFloat16": "bf16", "Int8": "int8", "Int32": "int32", "Int64": "int64"}
-
-_MEMORY = {
-    "weights_bytes": re.compile(r"^Total Weights Memory: (\d+) bytes"),
-    "activations_bytes": re.compile(r"^Total Activation Memory: (\d+) bytes"),
-    "workspace_bytes": re.compile(r"^Max Scratch Memory: (\d+) bytes"),
-}
-
-
 def condense(log: Sequence[tuple[str, str]], network_layers: int) -> dict[str, Any]:
     """A build log as data: layers before and after fusion, memory, warnings. What the log does not say is None.
 
@@ -169,18 +241,8 @@ def condense(log: Sequence[tuple[str, str]], network_layers: int) -> dict[str, A
         network_layers: of the network that was built.
     """
     listed = next((message for _, message in log if message.startswith("Layers:")), "")
-    memory: dict[str, int | None] = dict.fromkeys(_MEMORY)
-    for _, message in log:
-        for key, pattern in _MEMORY.items():
-            if match := pattern.match(message):
-                memory[key] = int(match[1])
-    warnings = [message.strip().splitlines()[0] for severity, message in log if severity == "WARNING"]
-    return {
-        "network_layers": network_layers,
-        **memory,
-        "warnings": list(dict.fromkeys(warnings)),
-        "layers": [asdict(_layer(line)) for line in listed.splitlines() if line.startswith("Name: ")],
-    }
+    layers = [asdict(_layer(line)) for line in listed.splitlines() if line.startswith("Name: ")]
+    return board.condense(log, network_layers, layers)
 
 
 def _layer(line: str) -> Layer:
@@ -188,22 +250,7 @@ def _layer(line: str) -> Layer:
     kind = rest.partition(",")[0]
     outputs = rest.partition("Outputs: [")[2].partition("TacticName:")[0]
     found = re.search(r"Datatype: (\w+)", outputs)
-    precision = _PRECISIONS.get(found[1], found[1].lower()) if found else NO_VALUE
-    return Layer(name, kind, precision, tuple(re.findall(r"\[ONNX Layer: ([^\]]+)\]", rest)))
-
-
-def summarise(report: dict[str, Any]) -> dict[str, Any]:
-    """What the manifest has of `condense`: counts instead of layers; what makes no value only keeps streams in step."""
-    layers = [layer for layer in report["layers"] if layer["precision"] != NO_VALUE]
-    precisions, types = (Counter(layer[key] for layer in layers) for key in ("precision", "type"))
-    return {
-        "layers": {"network": report["network_layers"], "engine": len(layers)},
-        "precisions": dict(sorted(precisions.items())),
-        "synchronisations": len(report["layers"]) - len(layers),
-        "types": dict(sorted(types.items(), key=lambda item: (-item[1], item[0]))),
-        **{key: report[key] for key in _MEMORY},
-        "warnings": report["warnings"],
-    }
+    return Layer(name, kind, precision_of(found[1]) if found else NO_VALUE, tuple(nodes_of(rest)))
 
 
 def write_layers(folder: Path, report: dict[str, Any]) -> None:

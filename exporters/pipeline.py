@@ -192,6 +192,7 @@ def export(
             image_input=image_input,
             deployment_target=deployment_target,
             compute_capability=profile.cuda.compute_capability if profile and profile.cuda else None,
+            device=device,
             licence=spec.licence if spec else "",
             source=spec.source if spec else "",
         )
@@ -217,7 +218,8 @@ def export(
                 steps.append(_check_step("step program", describe(step), eager, reference[:STEP_INPUTS], given, rule))
             if whole is not None:
                 steps.append(_check_program("sequence program", whole, program, reference, given, rule))
-        file = folder / f"{name}{backend.suffix}"
+        kits = targets.kits_for(backend, profile)
+        file = folder / f"{name}{kits.KIT_SUFFIX if kits else backend.suffix}"
         if precision in KINDS and step is None and hasattr(backend, "FINDS_ISLANDS"):
             with watch("find what must stay fp32"):
                 limit = verify.THRESHOLDS[precision].snr_db
@@ -243,10 +245,16 @@ def export(
         with watch("publish"):
             artifacts.write_reference(folder, reference, program.inputs)
             artifacts.write_trace(folder, _traced(backend, file, given, streamed, whole is not None))
+            if kits is not None:
+                arrays = [[t.numpy() for t in x] for x in given]
+                kits.pack(file, request, arrays, reference, _limits(rule), bool(spikes))
             manifest = _manifest(
                 loaded, backend, request, program, rewritten, step, reports, file, steps, features, device, judged
             )
             artifacts.write_manifest(folder, manifest)
+            if kits is not None and profile is not None and kits.builds_here(profile):
+                manifest["verification"]["steps"][-1] = kits.build_here(file)
+                artifacts.write_manifest(folder, manifest)
             final = artifacts.publish(folder, out, folder_name)
     return artifacts.read(final)
 
@@ -356,6 +364,11 @@ def verify_artifact(path: str | Path, watch: Watch = silent) -> tuple[Artifact, 
                 + (f"; its numbers are others from {place} on" if place else "")
             )
         steps.append({"step": "files", "matching": len(artifact.sha256)})
+    if artifacts.REFERENCE not in artifact.sha256:
+        raise BadInput(
+            f"{artifact.path} is the engine of a kit, as it was built, and only the kit has PyTorch's outputs: verify"
+            " that, and see the engine with edgesmith inspect"
+        )
     targets.require(backend)
     with watch("format"):
         try:
@@ -708,6 +721,14 @@ def _check(
     return described | describe_figures(figures)
 
 
+def _limits(rule: Rule) -> dict[str, float]:
+    """The thresholds that another machine must hold: eager's own noise, which it cannot measure, is in them."""
+    thresholds = verify.THRESHOLDS[rule.precision]
+    if rule.precision == "fp32" and (noise := rule.noise()) is not None:
+        thresholds = verify.above_noise(thresholds, noise)
+    return {"relative_error": float(f"{thresholds.relative_error:.2g}"), "snr_db": round(thresholds.snr_db, 1)}
+
+
 def describe_figures(figures: verify.Figures) -> dict[str, Any]:
     """Figures as the manifest has them: two significant digits, SNR to a tenth of a dB; None for what is infinite."""
 
@@ -911,7 +932,7 @@ def _manifest(
             for report in reports
         ],
         **_mended(backend, file),
-        **({"engine": backend.describe(file)} if hasattr(backend, "describe") else {}),
+        **(backend.describe(file) if hasattr(backend, "describe") else {}),
         "operators": {
             "captured": count_operators(program.module),
             "rewritten": count_operators(rewritten.module),

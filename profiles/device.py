@@ -24,14 +24,21 @@ class Cuda:
     """What an NVIDIA GPU takes.
 
     Attributes:
-        compute_capability: such as `8.9`, NVIDIA's SM 8.9.
-        engines: where TensorRT engines for it are built: `ahead`, on any machine, or `on the board`.
+        compute_capability: such as `8.9`, NVIDIA's SM 8.9; empty for whatever this machine has.
+        engines: where TensorRT engines for it are built: `ahead`, on any machine, by TensorRT-RTX; `on the board`, by
+            its own TensorRT; `here`, by this machine's TensorRT.
         source: where that is written.
+        tensorrt: the version that its system brings, such as `10.3`, where that is fixed.
+        jetpack: the JetPack that brings it.
+        dla_cores: deep learning accelerators beside the GPU.
     """
 
     compute_capability: str
     engines: str
     source: str
+    tensorrt: str | None = None
+    jetpack: str | None = None
+    dla_cores: int = 0
 
 
 @dataclass(frozen=True)
@@ -51,12 +58,23 @@ class DeviceProfile:
     systems: Systems | None = None
     cuda: Cuda | None = None
 
+    @property
+    def system(self) -> str:
+        """What brings its TensorRT, in words."""
+        return f"JetPack {self.cuda.jetpack}" if self.cuda and self.cuda.jetpack else "its own"
+
+
+TABLES = frozenset({"tensorrt-ops"})
+"""Files of this folder that are no devices."""
+
 
 @cache
 def all_devices() -> dict[str, DeviceProfile]:
     """Every device by name."""
     found = {}
     for path in sorted(Path(__file__).parent.glob("*.toml")):
+        if path.stem in TABLES:
+            continue
         facts = tomllib.loads(path.read_text(encoding="utf-8"))
         systems, cuda = facts.pop("systems", None), facts.pop("cuda", None)
         facts["targets"] = tuple(facts["targets"])

@@ -62,9 +62,16 @@ def test_profiles_say_where_engines_are_built() -> None:
         "rtx5080": "12.0",
         "dgx-spark": "12.1",
     }
-    boards = [d for d in devices.all_devices().values() if d.cuda and d.cuda.engines != "ahead"]
+    boards = [d for d in devices.all_devices().values() if d.cuda and d.cuda.engines == "on the board"]
     assert sorted(d.name for d in boards) == ["jetson-agx-orin", "jetson-orin-nano", "jetson-orin-nx", "jetson-thor"]
-    assert all("tensorrt" not in d.targets and d.cuda.compute_capability not in engine.CAPABILITIES for d in boards)
+    assert all(d.cuda.compute_capability not in engine.CAPABILITIES for d in boards)
+    assert {d.name: (d.cuda.tensorrt, d.cuda.dla_cores) for d in boards} == {
+        "jetson-agx-orin": ("10.3", 2),
+        "jetson-orin-nano": ("10.3", 0),
+        "jetson-orin-nx": ("10.3", 2),
+        "jetson-thor": ("10.13", 0),
+    }
+    assert all("tensorrt" in d.targets for d in devices.all_devices().values() if d.cuda)
     assert all(d.cuda.source for d in devices.all_devices().values() if d.cuda)
 
 
@@ -73,15 +80,15 @@ def test_header_is_read_and_fits_devices(tmp_path: Path) -> None:
     path.write_bytes(fields(0b010100))
     header = engine.read_header(path)
     assert header == engine.Header("1.7.1.116", ("8.6", "12.0"), 64)
-    assert [device.name for device in engine.fits(header)] == ["rtx3080", "rtx5080"]
+    assert [device.name for device in engine.fits(header.compute_capabilities)] == ["rtx3080", "rtx5080"]
     assert engine.inspect(path)["devices"] == ["rtx3080", "rtx5080"]
 
 
 @pytest.mark.parametrize(
     ("content", "error", "sentence"),
     [
-        (b"ptrt" + bytes(60), Unsupported, "is no engine of TensorRT-RTX: it begins with b'ptrt', not b'vtrt'"),
-        (b"", Unsupported, "is no engine of TensorRT-RTX: it begins with b''"),
+        (b"ptrt" + bytes(60), Unsupported, "it begins with b'ptrt', not b'vtrt' or b'ftrt'"),
+        (b"", Unsupported, "is no engine of TensorRT-RTX or TensorRT: it begins with b''"),
         (fields(4, length=100), Unsupported, "its header says 100 bytes, the file has 64"),
         (None, BadInput, "wanted an engine of TensorRT-RTX"),
     ],

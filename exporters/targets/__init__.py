@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from edgesmith.exporters.capture import Program
     from edgesmith.exporters.session import Step
     from edgesmith.models.registry import ImageInput, SequenceInput
+    from edgesmith.profiles.device import DeviceProfile
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class Request:
         image_input: take images instead of normalised tensors.
         deployment_target: oldest system that the file must run on, in the target's own words.
         compute_capability: of the GPU that the file is for, such as `8.9`, where the device has one.
+        device: that the file is for, by its profile's name.
         licence, source: of the model.
     """
 
@@ -90,6 +92,7 @@ class Request:
     image_input: bool = False
     deployment_target: str | None = None
     compute_capability: str | None = None
+    device: str | None = None
     licence: str = ""
     source: str = ""
 
@@ -204,6 +207,47 @@ class Target(Protocol):
     def intermediate(self, path: Path, names: Sequence[str], inputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         """Values inside the file by the program's node names, as far as both know them."""
         ...
+
+
+class MakesKits(Protocol):
+    """What a target has beyond the others that writes kits, for devices that build their own files.
+
+    Attributes:
+        KIT_SUFFIX: of the file in a kit.
+    """
+
+    KIT_SUFFIX: str
+
+    def is_kit(self, profile: DeviceProfile) -> bool:
+        """Whether a kit is written for a device."""
+        ...
+
+    def pack(
+        self,
+        path: Path,
+        request: Request,
+        inputs: Sequence[Sequence[np.ndarray]],
+        outputs: Sequence[Sequence[np.ndarray]],
+        thresholds: Mapping[str, float],
+        spikes: bool,
+    ) -> None:
+        """Make a kit of the lowered file: inputs, PyTorch's outputs, and what the device's own must hold."""
+        ...
+
+    def builds_here(self, profile: DeviceProfile) -> bool:
+        """Whether the device is this machine."""
+        ...
+
+    def build_here(self, path: Path) -> dict[str, Any]:
+        """Build of a kit on this machine. Returns the check of its numbers, as in a manifest."""
+        ...
+
+
+def kits_for(target: Target, profile: DeviceProfile | None) -> MakesKits | None:
+    """The target as a maker of kits, where it writes one for a device."""
+    if profile is None or not hasattr(target, "is_kit") or not target.is_kit(profile):
+        return None
+    return cast(MakesKits, target)
 
 
 @cache

@@ -142,6 +142,13 @@ def count_operators(path: Path) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
+def operators(path: Path) -> list[tuple[str, str]]:
+    """Name and operator type of every node, those inside loops too, in the file's order."""
+    import onnx
+
+    return [(node.name, node.op_type) for node in _nodes(onnx.load(str(path)).graph)]
+
+
 def cannot_run() -> str | None:
     """ONNX Runtime is a base dependency."""
     if importlib.util.find_spec("onnxruntime") is None:

@@ -1,6 +1,10 @@
-"""TensorRT: an engine for one compute capability, built by TensorRT-RTX with no GPU, and the typed ONNX that it is of.
+"""TensorRT: an engine for one compute capability, built by TensorRT-RTX with no GPU, or a kit that a device builds of.
 
-    program -> typed ONNX (_typed_onnx.py) -> network -> engine
+    program -> typed ONNX (_typed_onnx.py) -> network -> engine    MODEL.engine: devices whose engines are made `ahead`
+                                           -> kit (kit/)           MODEL.onnx: those with a TensorRT of their own
+
+`host-gpu` is this machine's GPU: its kit is built here at once, by the same build.py that boards run. What the device's
+TensorRT has no operator for, by profiles/tensorrt-ops.toml, is refused before anything is built.
 
 The network is strongly typed: types in the graph are the engine's, and no flag changes them. TF32, on by default, is
 switched off, since it keeps 10 of fp32's 23 bits. Nothing is timed while building, so no timing cache is needed and the
@@ -10,16 +14,20 @@ kernels anew on the device at the first load. No GPU is here: what runs is the t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgesmith.errors import BadInput, Unsupported
 from edgesmith.exporters import engine
+from edgesmith.exporters import kit as kits
+from edgesmith.exporters.kit import FLAGS
 from edgesmith.exporters.targets import NotHere, Request, Run, _typed_onnx
 from edgesmith.exporters.targets._typed_onnx import LOWERINGS, cannot_run
 from edgesmith.exporters.targets.onnx import costs as _costs
+from edgesmith.profiles import device as devices
+from edgesmith.profiles import operators
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,7 +40,7 @@ __all__ = ["LOWERINGS", "cannot_run"]  # those of the target onnx
 
 name = "tensorrt"
 suffix = ".engine"
-description = "TensorRT-RTX engine for one NVIDIA GPU (--device), with the typed ONNX that it is built of"
+description = "engine for one NVIDIA GPU (--device) with its typed ONNX, or a kit that a Jetson builds its own of"
 precisions = ("fp32", "fp16", "bf16")
 options: frozenset[str] = frozenset({"streaming"})
 packages = ("tensorrt_rtx", "onnx", "onnxscript", "onnxsim")
@@ -47,32 +55,46 @@ dynamic_batch = False
 FINDS_ISLANDS = True
 """Half-precision programs of this target keep in fp32 what calibration inputs say needs it; see islands.py."""
 
-FLAGS = {"strongly_typed": True, "tf32": False, "optimization_level": 3}
-"""How engines are built; a level other than TensorRT's default 3 gives CPU-only builds the same bytes."""
-
 
 def check_device(profile: DeviceProfile | None) -> None:
-    """Raise BadInput where there is no device to build an engine for, or its engines are not built here."""
-    names = ", ".join(device.name for device in engine.ahead())
+    """Raise BadInput where there is no device to build for, BackendMissing where this machine is it, without TensorRT.
+
+    --device                   becomes
+    none, or without a GPU     a sentence with those that there are
+    an RTX or A100             an engine, by TensorRT-RTX
+    a board                    a kit
+    host-gpu                   a kit with its engine, where this machine has TensorRT
+    """
+    names = ", ".join(device.name for device in devices.all_devices().values() if device.cuda)
     if profile is None:
         raise BadInput(f"an engine is for one GPU: say which with --device, one of {names}")
     if profile.cuda is None:
         raise BadInput(
             f"{profile.title} has no NVIDIA GPU and takes {', '.join(profile.targets)}; engines are for {names}"
         )
-    if profile.cuda.engines != "ahead":
-        raise BadInput(
-            f"engines for {profile.title} (SM {profile.cuda.compute_capability}) are built on the board, by its own"
-            " TensorRT; export with --target onnx, copy the file there and type: trtexec --onnx=FILE --stronglyTyped"
-            " --saveEngine=FILE.engine"
-        )
+    if profile.cuda.engines == "here":
+        kits.require_tensorrt()
+
+
+KIT_SUFFIX = ".onnx"
+"""Of a kit's file, the typed ONNX."""
+
+
+def is_kit(profile: DeviceProfile) -> bool:
+    """Whether a device builds for itself, so that a kit is written for it."""
+    return profile.cuda is not None and profile.cuda.engines != "ahead"
 
 
 def lower(program: Program, path: Path, request: Request) -> None:
-    """Write the typed ONNX beside `path`, and the engine of it."""
+    """Write the typed ONNX, and where `path` is an engine's, the engine of it beside it."""
+    if _of_kit(path):
+        _typed_onnx.lower(program, path, request)
+        refuse_operators(path, devices.get(request.device) if request.device else None)
+        return
     if request.compute_capability not in engine.CAPABILITIES:
         raise BadInput(f"TensorRT-RTX builds for SM {', '.join(engine.CAPABILITIES)}, got {request.compute_capability}")
     _typed_onnx.lower(program, _typed(path), request)
+    refuse_operators(_typed(path), None)
     content, report = build(_typed(path), request.compute_capability)
     path.write_bytes(content)
     engine.write_layers(path.parent, report)
@@ -133,9 +155,73 @@ def _place(node: str) -> str:
     return f"{node} (module {module})" if module else node or "the network"
 
 
+def refuse_operators(onnx: Path, profile: DeviceProfile | None) -> None:
+    """Raise Unsupported for an operator that a device's own TensorRT, or without a device TensorRT-RTX, does not have.
+
+    Where nobody knows the version, as for this machine's, build.py looks before it builds.
+    """
+    cuda = profile.cuda if profile else None
+    version = cuda.tensorrt if cuda else None
+    if cuda and version is None:
+        return
+    names = dict(_typed_onnx.operators(onnx))
+    found = {node: why for node, kind in names.items() if (why := operators.lacks(kind, version))}
+    if not found:
+        return
+    first, why = next(iter(found.items()))
+    kinds = sorted({names[node] for node in found})
+    others = f" (and {len(found) - 1} other places, of {', '.join(kinds)})" if len(found) > 1 else ""
+    has = f"TensorRT {version}, which {profile.title} has ({profile.system})," if profile else f"{engine.RTX} 1.7"
+    raise Unsupported(f"{has} has no {names[first]} as at {_place(first)}{others}: {why}")
+
+
+def pack(
+    path: Path,
+    request: Request,
+    inputs: Sequence[Sequence[np.ndarray]],
+    outputs: Sequence[Sequence[np.ndarray]],
+    thresholds: Mapping[str, float],
+    spikes: bool,
+) -> None:
+    """Make a kit of the typed ONNX; see kit/."""
+    assert request.device is not None
+    table = operators.all_operators()
+    since = {name: table[name].since if name in table else None for name in sorted(count_operators(path))}
+    kits.write_kit(
+        path,
+        devices.get(request.device),
+        model=request.name,
+        precision=request.precision,
+        inputs=inputs,
+        outputs=outputs,
+        thresholds=thresholds,
+        spikes=spikes,
+        operators=since,
+    )
+
+
+def builds_here(profile: DeviceProfile) -> bool:
+    """Whether a device is this machine's GPU."""
+    return profile.cuda is not None and profile.cuda.engines == "here"
+
+
+def build_here(path: Path) -> dict[str, Any]:
+    """Build a kit on this machine, into a folder in it. Returns the check of the engine's numbers.
+
+    Raises:
+        Unsupported, VerificationFailed: see kit.build_here.
+    """
+    manifest = kits.build_here(path.parent, path.parent / engine.BUILT)
+    step: dict[str, Any] = manifest["verification"]["steps"][0]
+    return step
+
+
 def check(path: Path) -> None:
-    """The engine's header and length, and the typed ONNX beside it."""
-    engine.read_header(path)
+    """The engine's header and length, or the kit's files, and the typed ONNX."""
+    if not _of_kit(path):
+        engine.read_header(path)
+    elif (path.parent / kits.KIT).is_file():  # lowering alone has not made one yet
+        kits.check_kit(path.parent)
     _typed_onnx.check(_typed(path))
 
 
@@ -145,15 +231,21 @@ def count_operators(path: Path) -> dict[str, int]:
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """What the manifest says of an engine: its header, how it was built, and the condensed build log."""
+    """What the manifest says beyond every target's: of an engine its header, how it was built, and the condensed build
+    log; of a kit, for what it is.
+    """
+    if _of_kit(path):
+        kit = kits.read_kit(path.parent)
+        return {"kit": {key: kit[key] for key in ("board", "flags", "thresholds", "operators")}}
     header = engine.read_header(path)
-    return {
+    built = {
         "version": header.version,
         "compute_capabilities": list(header.compute_capabilities),
         "bytes": header.bytes,
         "flags": FLAGS,
         **engine.summarise(engine.read_layers(path.parent)),
     }
+    return {"engine": built}
 
 
 def run(path: Path, inputs: Sequence[Sequence[np.ndarray]]) -> list[list[np.ndarray]] | NotHere:
@@ -167,6 +259,11 @@ def other_runtimes() -> dict[str, Run]:
 
 
 def _run_engine(path: Path, inputs: Sequence[Sequence[np.ndarray]]) -> NotHere:
+    if _of_kit(path):
+        built = path.parent / engine.BUILT
+        if built.is_dir():
+            return NotHere(f"the engine in {built.name}/ was checked when it was built; its manifest has the figures")
+        return NotHere(f"engine not built here: the device builds its own, with {kits.SCRIPT}")
     capabilities = engine.sm(engine.read_header(path).compute_capabilities)
     return NotHere(f"engine not executed here: it needs a GPU of {capabilities}; the figures are the typed ONNX's")
 
@@ -204,6 +301,11 @@ def open_step(path: Path) -> Step | NotHere:
 def intermediate(path: Path, names: Sequence[str], inputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
     """Values inside the typed ONNX by the program's node names."""
     return _typed_onnx.intermediate(_typed(path), names, inputs)
+
+
+def _of_kit(path: Path) -> bool:
+    """Whether a file is a kit's: the typed ONNX itself."""
+    return path.suffix == ".onnx"
 
 
 def _typed(path: Path) -> Path:

@@ -277,13 +277,18 @@ def lint(
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(help="An engine, or an artifact's folder.", show_default=False)],
+    path: Annotated[
+        Path,
+        typer.Argument(
+            help="An engine, an artifact's folder, or JSON of trtexec --exportLayerInfo.", show_default=False
+        ),
+    ],
     device: Annotated[
         str | None, typer.Option("--device", help="Refuse an engine that this device cannot load.", show_default=False)
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Say what a TensorRT engine was built with, how, and on which devices it can load."""
+    """Say what a TensorRT engine was built with, how, and on which devices it can load; also of kits and inspectors."""
     from edgesmith.exporters import engine
 
     found = engine.inspect(path, device)
@@ -292,19 +297,8 @@ def inspect(
         return
     table = _table(Path(found["path"]).name, "", "")
     table.show_header = False
-    if "model" in found:
-        table.add_row("model", f"{found['model']}, {found['precision']}")
-    table.add_row("built by", f"TensorRT-RTX {found['version']}")
-    table.add_row("built for", engine.sm(found["compute_capabilities"]))
-    table.add_row("can load on", ", ".join(found["devices"]) or "no device that is known here")
-    table.add_row("size", f"{found['bytes'] / 1e6:.2f} MB")
-    for change in found.get("changed", []):
-        table.add_row("changed", f"{change} since it was published; the rest is the manifest's")
-    if "flags" in found:
-        for row in _engine_rows(found):
-            table.add_row(*row)
-    else:
-        table.add_row("flags", "not in the header, and there is no manifest beside it")
+    for row in _inspect_rows(found):
+        table.add_row(*row)
     _print(table)
 
 
@@ -622,6 +616,10 @@ def _export_table(artifact: Artifact) -> Table:
     table.add_row("operators", " -> ".join(f"{stage} {sum(c.values())}" for stage, c in counts.items()))
     for stage, found in counts.items():
         table.add_row(f"  {stage}", ", ".join(f"{name.removeprefix('aten.')} {n}" for name, n in found.items()))
+    if "kit" in manifest:
+        board = manifest["kit"]["board"]
+        has = f", with TensorRT {board['tensorrt']} of JetPack {board['jetpack']}" if board["jetpack"] else ""
+        table.add_row("kit for", f"{board['title']}{has}; copy the folder there and type: python3 build.py --out DIR")
     if "engine" in manifest:
         built = manifest["engine"]
         table.add_row("engine", f"TensorRT-RTX {built['version']}, for SM {', '.join(built['compute_capabilities'])}")
@@ -640,22 +638,73 @@ def _export_table(artifact: Artifact) -> Table:
     return table
 
 
+def _inspect_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """What `engine.inspect` found, by its kind."""
+    if found["kind"] == "layers":
+        return [
+            ("inputs and outputs", ", ".join(found["tensors"])),
+            ("layers", f"{len(found['layers'])}, {found['synchronisations']} of them signals and waits"),
+            ("  precisions", _counts(found["precisions"])),
+            ("  kernels", _counts(found["types"])),
+        ]
+    rows = [("model", f"{found['model']}, {found['precision']}")] if "model" in found else []
+    if found["kind"] == "kit":
+        board = found["board"]
+        brings = f"; JetPack {board['jetpack']} brings TensorRT {board['tensorrt']}" if board["jetpack"] else ""
+        sm = f", SM {board['compute_capability']}" if board["compute_capability"] else ""
+        newest = max((since for since in found["operators"].values() if since), key=_numbers, default="8.6")
+        rows += [
+            ("kit for", f"{found['device']}: {board['title']}{sm}{brings}"),
+            ("needs", f"TensorRT 8.6 or later; its operators {newest}"),
+            ("flags", _flags(found["flags"])),
+        ]
+        rows += [("changed", change) for change in found["changed"]]
+        if "engine" in found:
+            return [*rows, *_inspect_rows(found["engine"])]
+        return [*rows, ("engine", "not built here; on the device: python3 build.py --out DIR")]
+    rows += [
+        ("built by", f"{found['made_by']} {found['version']}"),
+        (
+            "built for",
+            f"SM {', '.join(found['compute_capabilities']) or 'unknown: not in the header, and no manifest'}",
+        ),
+        ("can load on", ", ".join(found["devices"]) or "no device that is known here"),
+        ("size", f"{found['bytes'] / 1e6:.2f} MB"),
+    ]
+    rows += [
+        ("changed", f"{change} since it was published; the rest is the manifest's")
+        for change in found.get("changed", ())
+    ]
+    no_manifest = [("flags", "not in the header, and there is no manifest beside it")]
+    return rows + (_engine_rows(found) if "flags" in found else no_manifest)
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in version.split(".") if part.isdigit()]
+
+
+def _counts(found: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in found.items())
+
+
+def _flags(flags: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {str(value).lower()}" for name, value in flags.items())
+
+
 def _engine_rows(built: dict[str, Any]) -> list[tuple[str, str]]:
     """How an engine was built, and what its builder said."""
-
-    def counts(found: dict[str, int]) -> str:
-        return ", ".join(f"{name} {count}" for name, count in found.items())
 
     def megabytes(key: str) -> str:
         return "unknown" if built[key] is None else f"{built[key] / 1e6:.2f} MB"
 
-    layers = f"network {built['layers']['network']} -> fused {built['layers']['engine']}"
+    before = built["layers"]["network"]
+    layers = f"network {'unknown' if before is None else before} -> fused {built['layers']['engine']}"
     memory = ", ".join(f"{key} {megabytes(f'{key}_bytes')}" for key in ("weights", "activations", "workspace"))
     return [
-        ("  flags", ", ".join(f"{name} {str(value).lower()}" for name, value in built["flags"].items())),
+        ("  flags", _flags(built["flags"])),
         ("  layers", f"{layers}, and {built['synchronisations']} signals and waits"),
-        ("  precisions", counts(built["precisions"])),
-        ("  kernels", counts(built["types"])),
+        ("  precisions", _counts(built["precisions"])),
+        ("  kernels", _counts(built["types"])),
         ("  memory", memory),
         *(("  warning", warning) for warning in built["warnings"]),
     ]

@@ -1,0 +1,1204 @@
+"""Builds the engine of this kit on the machine that it is to run on, checks its numbers, and times it.
+
+    python3 build.py --out DIR
+
+One file: Python 3.8, numpy and this machine's own TensorRT, 8.6 to 11, are all it needs; where the module `tensorrt` is
+missing, the command `trtexec` serves. The kit is what lies beside this file; kit.json lists it.
+
+    typed ONNX -> engine -> its outputs against PyTorch's -> launches of timed calls -> DIR, by one rename
+
+    DIR   MODEL.engine       for this GPU and this version of TensorRT
+          manifest.json      what it was built of and with, on what, and how far its outputs are from PyTorch's
+          measurement.json   every sample; the schema is that of `edgesmith bench`
+          layers.json        the builder's layers, with the nodes in each: one form for every version's inspector
+
+Exit code 0, and DIR is there; or 2, one sentence on stderr, and no DIR. Precision is in the graph: networks are
+strongly typed wherever TensorRT has that (from 9.1), and TF32 is off. A call copies the inputs to the GPU, runs, and
+copies the outputs back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import ctypes.util
+import datetime
+import glob
+import hashlib
+import importlib
+import json
+import os
+import platform
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:  # Python 3.8 cannot subscript what the annotations name
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    Call = Callable[[], Any]
+    Outputs = Sequence[Sequence[Any]]
+
+SCHEMA = 1
+MEASUREMENT_SCHEMA = 1
+OLDEST = (8, 6)
+"""The first TensorRT with layer norms, optimisation levels and engines for other versions."""
+
+STRONGLY_TYPED = (9, 1)
+"""The first that takes a network's types as they are; before it they are the widest that a flag allows."""
+
+TYPED_DLA = (11, 0)
+"""The first whose networks for the DLA are strongly typed; docs.nvidia.com/deeplearning/tensorrt, Strongly Typed
+Networks for DLA."""
+
+NUMBERS = "the engine's numbers are wrong"
+"""How the sentence about an engine that parts from PyTorch begins."""
+
+LAUNCHES, SECONDS, SLOT_MS = 6, 24.0, 30.0
+"""Processes that time the engine, what they may take together, and how long calls are kept together."""
+
+START_S = 2.0
+"""What starting a process and warming up take, about, of the time of a launch."""
+
+
+class Refusal(Exception):
+    """Why there is no engine, in one sentence."""
+
+
+# The inspector's layers, whatever TensorRT wrote them.
+
+NO_VALUE = "none"
+"""The precision of a layer that makes no value, such as a wait for another stream."""
+
+UNKNOWN = "unknown"
+"""The precision of a layer of which only the name was written down."""
+
+PRECISIONS = {
+    "float": "fp32",
+    "fp32": "fp32",
+    "half": "fp16",
+    "fp16": "fp16",
+    "bfloat16": "bf16",
+    "bf16": "bf16",
+    "fp8": "fp8",
+    "fp4": "fp4",
+    "fp4e2m1": "fp4",
+    "int4": "int4",
+    "int8": "int8",
+    "uint8": "uint8",
+    "int32": "int32",
+    "int64": "int64",
+    "bool": "bool",
+}
+
+MEMORY = {
+    "weights_bytes": re.compile(r"Total Weights Memory: (\d+)"),
+    "activations_bytes": re.compile(r"Total Activation Memory: (\d+)"),
+    "workspace_bytes": re.compile(r"Max Scratch Memory: (\d+)"),
+}
+
+
+def precision_of(words: str) -> str:
+    """The precision in `Half`, in `Row major linear FP16 format` and the like; in others their first word."""
+    found = re.findall(r"[A-Za-z0-9]+", words)
+    known = [PRECISIONS[word.lower()] for word in found if word.lower() in PRECISIONS]
+    return known[0] if known else found[0].lower() if found else NO_VALUE
+
+
+def nodes_of(text: str) -> list[str]:
+    """The ONNX nodes that a layer's metadata name."""
+    return re.findall(r"\[ONNX Layer: ([^\]]+)\]", text)
+
+
+def read_inspector(information: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Layers of an engine from its inspector's JSON: name, type, precision of the first output, ONNX nodes.
+
+    TensorRT 8.2 to 10 writes `Format/Datatype` of each tensor, such as `Channel major FP16 format where channel % 8 ==
+    0` or `Half`, and `Bindings`, a list of names. From 11 on those are `Format` and `Datatype`, and `I/O Tensors`, a
+    list of objects. An engine without detailed profiling has names for layers.
+
+    Raises:
+        ValueError: this is no inspector's JSON.
+    """
+    listed = information.get("Layers") if isinstance(information, dict) else None
+    if not isinstance(listed, list):
+        raise ValueError("no list of Layers")
+    found = []
+    for layer in listed:
+        if isinstance(layer, str):
+            found.append({"name": layer, "type": UNKNOWN, "precision": UNKNOWN, "nodes": nodes_of(layer)})
+            continue
+        if not isinstance(layer, dict) or not isinstance(layer.get("Name"), str):
+            raise ValueError("a layer without a Name")
+        outputs = layer.get("Outputs") or [{}]
+        first = outputs[0] if isinstance(outputs[0], dict) else {}
+        words = first.get("Datatype", first.get("DataType", first.get("Format/Datatype", "")))
+        found.append(
+            {
+                "name": layer["Name"],
+                "type": str(layer.get("LayerType", UNKNOWN)),
+                "precision": precision_of(str(words)),
+                "nodes": nodes_of(str(layer.get("Metadata", ""))),
+            }
+        )
+    return found
+
+
+def tensors_of(information: Mapping[str, Any]) -> list[str]:
+    """Names of an engine's inputs and outputs, in either generation's inspector JSON."""
+    if "I/O Tensors" in information:
+        return [str(tensor["Name"]) for tensor in information["I/O Tensors"]]
+    return [str(name) for name in information.get("Bindings", [])]
+
+
+def condense(
+    log: Sequence[tuple[str, str]], network_layers: int | None, layers: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """What layers.json holds: a build log as data, and the layers. What the log does not say is None."""
+    memory: dict[str, int | None] = dict.fromkeys(MEMORY)
+    for _, message in log:
+        for key, pattern in MEMORY.items():
+            match = pattern.match(message)
+            if match:
+                memory[key] = int(match[1])
+    warnings = [message.strip().splitlines()[0] for severity, message in log if severity == "WARNING"]
+    report: dict[str, Any] = {"network_layers": network_layers}
+    report.update(memory)
+    report.update(warnings=list(dict.fromkeys(warnings)), layers=list(layers))
+    return report
+
+
+def summarise(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What a manifest has of `condense`: counts instead of layers; what makes no value only keeps streams in step."""
+    layers = [layer for layer in report["layers"] if layer["precision"] != NO_VALUE]
+    precisions, types = (Counter(layer[key] for layer in layers) for key in ("precision", "type"))
+    found: dict[str, Any] = {
+        "layers": {"network": report["network_layers"], "engine": len(layers)},
+        "precisions": dict(sorted(precisions.items())),
+        "synchronisations": len(report["layers"]) - len(layers),
+        "types": dict(sorted(types.items(), key=lambda item: (-item[1], item[0]))),
+    }
+    found.update({key: report[key] for key in MEMORY})
+    found["warnings"] = report["warnings"]
+    return found
+
+
+# Numbers, by the rules of edgesmith's verify.
+
+
+def measure(reference: Outputs, outputs: Outputs, allowed: float) -> dict[str, Any]:
+    """The largest error, absolute and relative to PyTorch's peak, the SNR in dB, and whether the best classes agree.
+
+    Of several outputs each figure is that of the worst. Classes whose scores lie within twice the allowed error of each
+    other are a tie. `snr_db` is None where the two are equal.
+    """
+    figures = [
+        measure_one([ys[j] for ys in reference], [zs[j] for zs in outputs], allowed) for j in range(len(reference[0]))
+    ]
+    ratios = [one["snr_db"] for one in figures if one["snr_db"] is not None]
+    worst = {key: max(one[key] for one in figures) for key in ("max_abs_error", "relative_error")}
+    worst["snr_db"] = min(ratios) if ratios else None
+    if len(figures) == 1 and "top1" in figures[0]:
+        worst["top1"] = figures[0]["top1"]
+    return worst
+
+
+def measure_one(reference: Sequence[Any], outputs: Sequence[Any], allowed: float) -> dict[str, Any]:
+    """The figures of one output over all cases."""
+    import numpy
+
+    signal_power = noise_power = worst = peak = 0.0
+    for y, z in zip(reference, outputs):  # noqa: B905  # Python 3.8 has no strict
+        if y.shape != z.shape:
+            raise Refusal(f"{NUMBERS}: an output has shape {list(z.shape)} where PyTorch's has {list(y.shape)}")
+        known = numpy.isfinite(y)
+        if not numpy.array_equal(y[~known], z[~known], equal_nan=True) or not numpy.isfinite(z[known]).all():
+            return {"max_abs_error": float("inf"), "relative_error": float("inf"), "snr_db": float("-inf")}
+        a, b = y[known].astype(numpy.float64), z[known].astype(numpy.float64)
+        peak = max(peak, float(numpy.abs(a).max(initial=0.0)))
+        worst = max(worst, float(numpy.abs(a - b).max(initial=0.0)))
+        signal_power += float((a**2).sum())
+        noise_power += float(((a - b) ** 2).sum())
+    snr = None
+    if noise_power > 0:
+        snr = 10 * float(numpy.log10(signal_power / noise_power)) if signal_power > 0 else float("-inf")
+    relative = worst / peak if peak > 0 else (0.0 if worst == 0 else float("inf"))
+    figures: dict[str, Any] = {"max_abs_error": worst, "relative_error": relative, "snr_db": snr}
+    if all(y.ndim == 2 and y.shape[1] > 1 and y.size for y in reference):
+        figures["top1"] = count_top1(reference, outputs, 2 * allowed * peak)
+    return figures
+
+
+def count_top1(reference: Sequence[Any], outputs: Sequence[Any], margin: float) -> dict[str, int]:
+    """How many best classes agree, how many were decided, and how many were ties."""
+    counts = {"agreeing": 0, "decided": 0, "ties": 0}
+    for y, z in zip(reference, outputs):  # noqa: B905  # Python 3.8 has no strict
+        for row, other in zip(y, z):  # noqa: B905
+            best, theirs = int(row.argmax()), int(other.argmax())
+            if best != theirs and float(row[best]) - float(row[theirs]) <= margin:
+                counts["ties"] += 1
+            else:
+                counts["decided"] += 1
+                counts["agreeing"] += best == theirs
+    return counts
+
+
+def judge(figures: Mapping[str, Any], thresholds: Mapping[str, float]) -> str | None:
+    """Why figures do not pass, or None."""
+    if not figures["relative_error"] <= thresholds["relative_error"]:
+        return f"error {figures['relative_error']:.2g} of the peak, allowed {thresholds['relative_error']:.2g}"
+    if figures["snr_db"] is not None and not figures["snr_db"] >= thresholds["snr_db"]:
+        return f"SNR {figures['snr_db']:.1f} dB, wanted {thresholds['snr_db']:.0f} dB"
+    top1 = figures.get("top1")
+    if top1 and top1["agreeing"] != top1["decided"]:
+        return f"top-1 agrees on {top1['agreeing']} of {top1['decided']}"
+    return None
+
+
+def agreeing_cases(reference: Outputs, outputs: Outputs, allowed: float) -> list[int]:
+    """The cases in which all outputs agree up to `allowed` of the peak over all cases."""
+    import numpy
+
+    count = len(reference[0])
+    peaks = [max(float(numpy.abs(ys[j]).max(initial=0.0)) for ys in reference) for j in range(count)]
+    found = []
+    for i, (ys, zs) in enumerate(zip(reference, outputs)):  # noqa: B905  # Python 3.8 has no strict
+        if all(numpy.abs(ys[j] - zs[j]).max(initial=0.0) <= allowed * peaks[j] for j in range(count)):
+            found.append(i)
+    return found
+
+
+def check_numbers(kit: Mapping[str, Any], reference: Outputs, outputs: Outputs) -> dict[str, Any]:
+    """The manifest's figures of an engine. Raises Refusal where they do not pass.
+
+    Where neurons spike, an ulp may flip a spike and what follows; then at least half of the cases must agree spike for
+    spike, and those are judged.
+    """
+    thresholds = kit["thresholds"]
+    allowed = thresholds["relative_error"]
+    figures = measure(reference, outputs, allowed)
+    failure = judge(figures, thresholds)
+    entry: dict[str, Any] = {}
+    if failure and kit["spikes"]:
+        agreeing = agreeing_cases(reference, outputs, allowed)
+        entry["spike_for_spike"] = {"inputs": len(agreeing), "of": len(reference)}
+        if 2 * len(agreeing) >= len(reference):
+            figures = measure([reference[i] for i in agreeing], [outputs[i] for i in agreeing], allowed)
+            failure = judge(figures, thresholds)
+    if failure:
+        raise Refusal(f"{NUMBERS}: {failure}")
+    snr = figures["snr_db"]
+    entry.update(
+        max_abs_error=float(f"{figures['max_abs_error']:.1e}"),
+        relative_error=float(f"{figures['relative_error']:.1e}"),
+        snr_db=None if snr is None else round(snr, 1),
+    )
+    if "top1" in figures:
+        entry["top1"] = figures["top1"]
+    return entry
+
+
+# CUDA's memory, by its runtime library: no package for it is needed.
+
+
+class Cuda:
+    """What is used of libcudart. Raises Refusal where there is none, or where it reports an error."""
+
+    NAMES = ("libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0", "libcudart.so")
+    FOLDERS = ("/usr/local/cuda/lib64", "/usr/local/cuda/targets/aarch64-linux/lib")
+    TO_DEVICE, TO_HOST = 1, 2
+    MAJOR, MINOR = 75, 76  # cudaDevAttrComputeCapability...
+
+    def __init__(self) -> None:
+        found = ctypes.util.find_library("cudart")
+        names = [*([found] if found else []), *self.NAMES]
+        for folder in (*self.FOLDERS, *(f"{path}/nvidia/*/lib" for path in sys.path if path)):
+            names += sorted(glob.glob(f"{folder}/libcudart.so*"))  # noqa: PTH207  # folders with stars in them
+        for name in names:
+            with contextlib.suppress(OSError):
+                self.library = ctypes.CDLL(name)
+                return
+        raise Refusal("CUDA's runtime library libcudart is not on this machine; on a Jetson, JetPack brings it")
+
+    def call(self, name: str, *arguments: Any) -> None:
+        """Call one of the library's functions."""
+        error = getattr(self.library, name)(*arguments)
+        if error != 0:
+            raise Refusal(f"CUDA's {name} failed with error {error}; is there a GPU, and a driver that fits?")
+
+    def allocate(self, size: int, on_host: bool = False) -> int:
+        """The address of new memory: of the GPU, or of the host, and then pinned."""
+        address = ctypes.c_void_p()
+        self.call("cudaMallocHost" if on_host else "cudaMalloc", ctypes.byref(address), ctypes.c_size_t(max(size, 1)))
+        return int(address.value or 0)
+
+    def stream(self) -> int:
+        """A new stream."""
+        handle = ctypes.c_void_p()
+        self.call("cudaStreamCreate", ctypes.byref(handle))
+        return int(handle.value or 0)
+
+    def copy(self, target: int, source: int, size: int, kind: int, stream: int) -> None:
+        """Copy bytes in a stream."""
+        pointers = ctypes.c_void_p(target), ctypes.c_void_p(source)
+        self.call("cudaMemcpyAsync", *pointers, ctypes.c_size_t(size), ctypes.c_int(kind), ctypes.c_void_p(stream))
+
+    def wait(self, stream: int) -> None:
+        """Wait for all that was put into a stream."""
+        self.call("cudaStreamSynchronize", ctypes.c_void_p(stream))
+
+    def compute_capability(self) -> str:
+        """Of the first GPU, such as `8.7`."""
+        values = []
+        for attribute in (self.MAJOR, self.MINOR):
+            value = ctypes.c_int()
+            self.call("cudaDeviceGetAttribute", ctypes.byref(value), ctypes.c_int(attribute), ctypes.c_int(0))
+            values.append(value.value)
+        return f"{values[0]}.{values[1]}"
+
+    def version(self) -> str:
+        """Of the runtime library, such as `12.6`."""
+        value = ctypes.c_int()
+        self.call("cudaRuntimeGetVersion", ctypes.byref(value))
+        return f"{value.value // 1000}.{value.value % 1000 // 10}"
+
+
+def version_of(text: str) -> tuple[int, ...]:
+    """(10, 3, 0) of `10.3.0.26`."""
+    return tuple(int(part) for part in re.findall(r"\d+", text)[:3])
+
+
+def written(version: Sequence[int]) -> str:
+    """`10.3.0` of (10, 3, 0)."""
+    return ".".join(map(str, version))
+
+
+# The two ways to TensorRT. Each builds an engine, runs cases through it, and times it.
+
+
+class Module:
+    """The Python module `tensorrt`."""
+
+    runtime = "tensorrt"
+
+    def __init__(self, trt: Any) -> None:
+        self.trt = trt
+        self.version = version_of(trt.__version__)
+        self.cuda = Cuda()
+        self.compute_capability: str | None = self.cuda.compute_capability()
+        self.log = new_log(trt)
+        if hasattr(trt, "init_libnvinfer_plugins"):  # group norms are a plugin before TensorRT 10
+            trt.init_libnvinfer_plugins(self.log, "")
+
+    def versions(self) -> dict[str, str]:
+        """What a manifest and a measurement name."""
+        return {"tensorrt": str(self.trt.__version__), "cuda": self.cuda.version()}
+
+    def build(self, onnx: Path, engine: Path, options: argparse.Namespace, kit: Mapping[str, Any]) -> dict[str, Any]:
+        """Write the engine. Returns what `layers.json` holds."""
+        trt, flags = self.trt, self.trt.NetworkDefinitionCreationFlag
+        builder = trt.Builder(self.log)
+        cores = getattr(builder, "num_DLA_cores", 0)
+        if options.dla is not None and options.dla >= cores:
+            shows = f"TensorRT {written(self.version)} shows {cores} DLA cores here"
+            raise Refusal(f"{shows}, and core {options.dla} was asked for; leave out --dla")
+        wanted = ["STRONGLY_TYPED"] if is_typed(self.version, options) else []
+        wanted += ["EXPLICIT_BATCH"] if self.version < (10, 0) else []
+        network = builder.create_network(sum(1 << int(getattr(flags, name)) for name in wanted))
+        parser = trt.OnnxParser(network, self.log)
+        if hasattr(trt, "OnnxParserFlag") and hasattr(trt.OnnxParserFlag, "NATIVE_INSTANCENORM"):
+            parser.set_flag(trt.OnnxParserFlag.NATIVE_INSTANCENORM)
+        if not parser.parse(onnx.read_bytes()):
+            raise Refusal(self.refusal(parser))
+        config = self.configure(builder.create_builder_config(), options, kit)
+        built = builder.build_serialized_network(network, config)
+        if built is None:
+            errors = [message for severity, message in self.log.lines if "ERROR" in severity]
+            said = first_line(errors[0]) if errors else "it does not say why"
+            raise Refusal(f"TensorRT {written(self.version)} builds no engine of {onnx.name}: {said}")
+        engine.write_bytes(bytes(built))
+        if options.timing_cache:
+            write_whole(options.timing_cache, bytes(config.get_timing_cache().serialize()))
+        inspector = self.open(engine).create_engine_inspector()
+        information = json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+        return condense(self.log.lines, int(network.num_layers), read_inspector(information))
+
+    def refusal(self, parser: Any) -> str:
+        """A sentence for what the parser says."""
+        made_by = f"TensorRT {written(self.version)}"
+        if not parser.num_errors:
+            return f"{made_by} does not read the kit's ONNX, and does not say why"
+        error = parser.get_error(0)
+        node = error.node_name() if hasattr(error, "node_name") else f"node {error.node()}"
+        operator = f"{error.node_operator()} " if hasattr(error, "node_operator") else ""
+        return f"{made_by} does not read {operator}{node} of the kit's ONNX: {first_line(error.desc())}"
+
+    def configure(self, config: Any, options: argparse.Namespace, kit: Mapping[str, Any]) -> Any:
+        """The builder's settings."""
+        trt = self.trt
+        config.clear_flag(trt.BuilderFlag.TF32)
+        config.builder_optimization_level = kit["flags"]["optimization_level"]
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+        if options.workspace:
+            config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace << 20)
+        if not is_typed(self.version, options):
+            for name in weak_flags(kit["precision"]):
+                config.set_flag(getattr(trt.BuilderFlag, name))
+        if options.version_compatible:
+            config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+        if options.hardware_compatible:
+            config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+        if options.dla is not None:
+            config.default_device_type = trt.DeviceType.DLA
+            config.DLA_core = options.dla
+            config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
+        cache = options.timing_cache
+        content = cache.read_bytes() if cache and cache.is_file() else b""
+        if not config.set_timing_cache(config.create_timing_cache(content), False):
+            raise Refusal(f"{cache} is a timing cache of another GPU or TensorRT; choose another --timing-cache")
+        return config
+
+    def open(self, engine: Path) -> Any:
+        """The engine, ready to make contexts."""
+        self.runtime_object = self.trt.Runtime(self.log)  # engines need it as long as they live
+        self.runtime_object.engine_host_code_allowed = True  # version compatible ones carry code; it is our own
+        opened = self.runtime_object.deserialize_cuda_engine(engine.read_bytes())
+        if opened is None:
+            raise Refusal(f"TensorRT {written(self.version)} does not open the engine that it has built")
+        return opened
+
+    def prepare(self, engine: Path, kit: Mapping[str, Any]) -> tuple[dict[str, Any], Call]:
+        """Pinned arrays by tensor's name, and a call that copies in, runs, and copies out."""
+        import numpy
+
+        cuda, opened = self.cuda, self.open(engine)
+        context, stream = opened.create_execution_context(), cuda.stream()
+        arrays: dict[str, Any] = {}
+        copies: dict[bool, list[tuple[int, int, int]]] = {True: [], False: []}
+        for i in range(opened.num_io_tensors):
+            name = opened.get_tensor_name(i)
+            kind = numpy.dtype(self.trt.nptype(opened.get_tensor_dtype(name)))
+            shape = tuple(opened.get_tensor_shape(name))
+            size = kind.itemsize * int(numpy.prod(shape, dtype=numpy.int64))
+            host, device = cuda.allocate(size, on_host=True), cuda.allocate(size)
+            content = (ctypes.c_byte * max(size, 1)).from_address(host)
+            arrays[name] = numpy.frombuffer(content, kind, size // kind.itemsize).reshape(shape)
+            context.set_tensor_address(name, device)
+            copies[opened.get_tensor_mode(name) == self.trt.TensorIOMode.INPUT].append((host, device, size))
+        missing = [name for name in (*kit["inputs"], *kit["outputs"]) if name not in arrays]
+        if missing:
+            raise Refusal(f"the engine has no tensor {missing[0]}; it has {', '.join(arrays)}")
+
+        def call() -> None:
+            for host, device, size in copies[True]:
+                cuda.copy(device, host, size, cuda.TO_DEVICE, stream)
+            if not context.execute_async_v3(stream):
+                raise Refusal("TensorRT does not run the engine that it has built")
+            for host, device, size in copies[False]:
+                cuda.copy(host, device, size, cuda.TO_HOST, stream)
+            cuda.wait(stream)
+
+        call.owners = opened, context  # type: ignore[attr-defined]
+        return arrays, call
+
+    def outputs(self, engine: Path, kit: Mapping[str, Any], cases: Sequence[Sequence[Any]], scratch: Path) -> Outputs:
+        """Outputs of every case, in the kit's order, as float32."""
+        import numpy
+
+        arrays, call = self.prepare(engine, kit)
+        found = []
+        for case in cases:
+            for name, value in zip(kit["inputs"], case):  # noqa: B905  # Python 3.8 has no strict
+                arrays[name][...] = value
+            call()
+            found.append([numpy.array(arrays[name], numpy.float32) for name in kit["outputs"]])
+        return found
+
+    def time(
+        self, engine: Path, kit: Mapping[str, Any], case: Sequence[Any], seconds: float, scratch: Path
+    ) -> dict[str, Any]:
+        """One launch: this process has just started."""
+        before = state()
+        start = time.perf_counter()
+        arrays, call = self.prepare(engine, kit)
+        load_ms = (time.perf_counter() - start) * 1e3
+        for name, value in zip(kit["inputs"], case):  # noqa: B905  # Python 3.8 has no strict
+            arrays[name][...] = value
+        cold = {"load_ms": load_ms, "first_ms": timed(call), "memory_mib": memory_mib()}
+        if seconds <= 0:
+            return {"cold": cold}
+        calls, ms, steady = warm_up(call)
+        slots: list[dict[str, Any]] = []
+        start = time.perf_counter()
+        while not slots or time.perf_counter() - start < seconds:
+            at_s = time.perf_counter() - start
+            samples = [timed(call)]
+            while sum(samples) < SLOT_MS:
+                samples.append(timed(call))
+            slots.append({"subject": 0, "round": len(slots), "at_s": at_s, "samples_ms": samples})
+        warm = [{"calls": calls, "ms": ms, "is_steady": steady}]
+        return {"cold": cold, "launch": {"warm": warm, "slots": slots, "before": before, "after": state()}}
+
+
+class Trtexec:
+    """The command `trtexec`, for machines without the module. It writes outputs with six digits."""
+
+    runtime = "trtexec"
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+        self.compute_capability: str | None = None  # it says so when it builds
+        self.version_compatible = False  # of the engine that it loads
+        said = self.run("--help")
+        banner = re.search(r"\[TensorRT v(\d+)\]", said)
+        if not banner:
+            raise Refusal(f"{command} does not say which TensorRT it is of; wanted [TensorRT v...] in its first line")
+        number = int(banner[1])
+        parts = (number // 1000, number // 100 % 10, number % 100)
+        self.version = parts if number < 10000 else (number // 10000, number // 100 % 100, number % 100)
+
+    def versions(self) -> dict[str, str]:
+        """What a manifest and a measurement name."""
+        return {"trtexec": written(self.version)}
+
+    def run(self, *arguments: str) -> str:
+        """What the command says. Raises Refusal where it fails."""
+        done = subprocess.run(  # noqa: S603  # TensorRT's own command
+            [self.command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", check=False
+        )
+        if done.returncode != 0 and arguments != ("--help",):
+            errors = [line for line in done.stdout.splitlines() if "[E]" in line]
+            said = re.sub(r"^(\[[^\]]*\] *)+", "", errors[0]) if errors else "it does not say why"
+            raise Refusal(f"trtexec of TensorRT {written(self.version)} failed with {done.returncode}: {said}")
+        return done.stdout
+
+    def build(self, onnx: Path, engine: Path, options: argparse.Namespace, kit: Mapping[str, Any]) -> dict[str, Any]:
+        """Write the engine. Returns what `layers.json` holds."""
+        listed = engine.with_suffix(".layers")
+        arguments = [f"--onnx={onnx}", f"--saveEngine={engine}", f"--exportLayerInfo={listed}", "--noTF32"]
+        arguments += ["--profilingVerbosity=detailed", "--skipInference"]
+        arguments += [f"--builderOptimizationLevel={kit['flags']['optimization_level']}"]
+        self.version_compatible = options.version_compatible
+        typed = ["--stronglyTyped"] if self.version < (11, 0) else []  # 11 knows nothing else
+        weak = [f"--{name.lower()}" for name in weak_flags(kit["precision"])]
+        arguments += typed if is_typed(self.version, options) else weak
+        arguments += [f"--memPoolSize=workspace:{options.workspace}"] if options.workspace else []
+        arguments += ["--versionCompatible"] if options.version_compatible else []
+        arguments += ["--hardwareCompatibilityLevel=ampere+"] if options.hardware_compatible else []
+        arguments += [f"--useDLACore={options.dla}", "--allowGPUFallback"] if options.dla is not None else []
+        arguments += [f"--timingCacheFile={options.timing_cache}"] if options.timing_cache else []
+        said = self.run(*arguments)
+        found = re.search(r"Compute Capability: (\d+\.\d+)", said)
+        self.compute_capability = found[1] if found else None
+        information = json.loads(listed.read_text(encoding="utf-8"))
+        listed.unlink()
+        severities = {"W": "WARNING", "E": "ERROR"}
+        marked = re.findall(r"^(?:\[[^\]]*\] *)*\[([VIWE])\] (?:\[TRT\] )?(.*)$", said, flags=re.MULTILINE)
+        log = [(severities.get(severity, "INFO"), message) for severity, message in marked]
+        return condense(log, None, read_inspector(information))
+
+    def load(self, engine: Path, kit: Mapping[str, Any], case: Sequence[Any], scratch: Path) -> list[str]:
+        """The arguments that load an engine and one case's inputs."""
+        pairs = []
+        for i, (name, value) in enumerate(zip(kit["inputs"], case)):  # noqa: B905  # Python 3.8 has no strict
+            value.tofile(str(scratch / f"input{i}.bin"))
+            pairs.append(f"{name}:{scratch / f'input{i}.bin'}")
+        compatible = ["--versionCompatible"] if self.version_compatible else []
+        return [f"--loadEngine={engine}", f"--loadInputs={','.join(pairs)}", *compatible]
+
+    def outputs(self, engine: Path, kit: Mapping[str, Any], cases: Sequence[Sequence[Any]], scratch: Path) -> Outputs:
+        """Outputs of every case, in the kit's order, as float32."""
+        import numpy
+
+        found = []
+        once = ("--iterations=1", "--warmUp=0", "--duration=0")
+        for case in cases:
+            out = scratch / "outputs.json"
+            self.run(*self.load(engine, kit, case, scratch), f"--exportOutput={out}", *once)
+            text = re.sub(r"\binf\b", "Infinity", re.sub(r"\b-?nan\b", "NaN", out.read_text(encoding="utf-8")))
+            told = {one["name"]: one for one in json.loads(text)}
+            missing = [name for name in kit["outputs"] if name not in told]
+            if missing:
+                raise Refusal(f"trtexec shows no output {missing[0]}; it has {', '.join(told)}")
+            shapes = {name: [int(n) for n in re.findall(r"\d+", one["dimensions"])] for name, one in told.items()}
+            found.append([numpy.array(told[n]["values"], numpy.float32).reshape(shapes[n]) for n in kit["outputs"]])
+        return found
+
+    def time(
+        self, engine: Path, kit: Mapping[str, Any], case: Sequence[Any], seconds: float, scratch: Path
+    ) -> dict[str, Any]:
+        """One launch: a process of trtexec's. It says nothing of loading, nor of its warm-up."""
+        if seconds <= 0:
+            return {"cold": None}
+        before, out = state(), scratch / "times.json"
+        warm_ms = 500
+        length = (f"--warmUp={warm_ms}", f"--duration={seconds}", "--iterations=1")
+        self.run(*self.load(engine, kit, case, scratch), f"--exportTimes={out}", *length)
+        samples = [float(one["latencyMs"]) for one in json.loads(out.read_text(encoding="utf-8"))]
+        slots: list[dict[str, Any]] = []
+        spent = 0.0
+        while samples:
+            kept = [samples.pop(0)]
+            while samples and sum(kept) < SLOT_MS:
+                kept.append(samples.pop(0))
+            slots.append({"subject": 0, "round": len(slots), "at_s": spent / 1e3, "samples_ms": kept})
+            spent += sum(kept)
+        warm = [{"calls": 0, "ms": float(warm_ms), "is_steady": False}]
+        return {"cold": None, "launch": {"warm": warm, "slots": slots, "before": before, "after": state()}}
+
+
+def new_log(trt: Any) -> Any:
+    """A logger that keeps what TensorRT says, and prints none of it."""
+
+    class Log(trt.ILogger):  # type: ignore[misc]  # known at run time only
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.lines: list[tuple[str, str]] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            self.lines.append((severity.name, message))
+
+    return Log()
+
+
+def is_typed(version: Sequence[int], options: argparse.Namespace) -> bool:
+    """Whether the network is strongly typed."""
+    return tuple(version) >= (STRONGLY_TYPED if options.dla is None else TYPED_DLA)
+
+
+def weak_flags(precision: str) -> list[str]:
+    """What a builder must be allowed where types in the graph alone do not allow it."""
+    return {"fp32": [], "fp16": ["FP16"], "bf16": ["BF16"], "int8": ["INT8", "FP16"]}.get(precision, ["FP16"])
+
+
+def first_line(text: str) -> str:
+    """What an error says, without the places in TensorRT's sources."""
+    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
+    return lines[-1].split(" In ")[0].rstrip(" .") if lines else "it does not say why"
+
+
+TRTEXEC = ("/usr/src/tensorrt/bin/trtexec", "/opt/tensorrt/bin/trtexec")
+"""Where JetPack and NVIDIA's containers keep it, when it is not on the PATH."""
+
+
+def find_trtexec() -> str | None:
+    """Where the command is, or None."""
+    return shutil.which("trtexec") or next((path for path in TRTEXEC if os.access(path, os.X_OK)), None)
+
+
+def find_tensorrt() -> Module | Trtexec:
+    """This machine's TensorRT. Raises Refusal where there is none, or where it is too old."""
+    found: Module | Trtexec
+    try:
+        found = Module(importlib.import_module("tensorrt"))
+    except ImportError:
+        command = find_trtexec()
+        if command is None:
+            raise Refusal(
+                "TensorRT is not on this machine: there is neither the Python module tensorrt nor the command trtexec;"
+                " on a Jetson type: sudo apt-get install tensorrt python3-libnvinfer"
+            ) from None
+        found = Trtexec(command)
+    if found.version < OLDEST:
+        raise Refusal(f"TensorRT {written(found.version)} is too old: this kit needs {written(OLDEST)} or later")
+    return found
+
+
+# The machine, as the manifest and the measurement show it. Functions that runner.py has too are the same there.
+
+WINDOW_CALLS, WINDOW_MS = 5, 20.0
+"""A window of the warm-up has so many calls, and goes on until so much time has passed."""
+
+STEADY = 0.02
+"""Three windows in a row whose medians neither fall nor rise throughout, or by less than this, are steady."""
+
+WARM_UP_S = 5.0
+"""After so much time a model is timed as it is, and the record says that it was not steady."""
+
+
+def read(path: Path) -> str | None:
+    """The first line of a file of the system's, or None."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return file.readline().strip()
+    except OSError:
+        return None
+
+
+def number(text: str | None, scale: float = 1.0) -> float | None:
+    """A number that the system wrote, or None."""
+    try:
+        return float(text or "") * scale
+    except ValueError:
+        return None
+
+
+def environment() -> dict[str, Any]:
+    """What the system shows of its clock, load and temperature. What it does not show is left out."""
+    found: dict[str, Any] = {"time_s": time.time()}
+    if hasattr(os, "getloadavg"):
+        found["load"] = os.getloadavg()[0]
+    cpus = Path("/sys/devices/system/cpu")
+    frequencies = [number(read(path), 1e-3) for path in sorted(cpus.glob("cpu[0-9]*/cpufreq/scaling_cur_freq"))]
+    listed = Path("/proc/cpuinfo")
+    if not frequencies and listed.exists():
+        lines = listed.read_text(encoding="utf-8", errors="replace").splitlines()
+        frequencies = [number(line.split(":")[1]) for line in lines if line.startswith("cpu MHz")]
+    if frequencies and None not in frequencies:
+        found["frequency_mhz"] = frequencies
+    governor = read(cpus / "cpu0/cpufreq/scaling_governor")
+    if governor:
+        found["governor"] = governor
+    zones: dict[str, float] = {}
+    for zone in sorted(Path("/sys/class/thermal").glob("thermal_zone*")):
+        degrees = number(read(zone / "temp"), 1e-3)
+        if degrees is not None:
+            zones[f"{zone.name} {read(zone / 'type') or ''}".strip()] = degrees
+    if zones:
+        found["temperature_c"] = zones
+    ticks = (read(Path("/proc/stat")) or "").split()
+    if len(ticks) > 8 and ticks[0] == "cpu":
+        found["stolen_s"] = float(ticks[8]) / os.sysconf("SC_CLK_TCK")
+    found["preempted"] = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+    rails = Path("/sys/class/powercap").glob("intel-rapl:?/energy_uj")
+    energy = [number(read(path), 1e-6) for path in sorted(rails)]
+    if energy and None not in energy:
+        found["energy_j"] = sum(joules for joules in energy if joules is not None)
+    return found
+
+
+def memory_mib() -> float:
+    """The most memory that this process has held, MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2.0 ** (20 if sys.platform == "darwin" else 10)
+
+
+def timed(call: Call) -> float:
+    """Milliseconds of one call."""
+    start = time.perf_counter_ns()
+    call()
+    return (time.perf_counter_ns() - start) / 1e6
+
+
+def median(values: Sequence[float]) -> float:
+    """The middle of some numbers."""
+    ordered = sorted(values)
+    half = len(ordered) // 2
+    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
+
+
+def is_steady(medians: Sequence[float]) -> bool:
+    """Whether the last three windows show no trend: up and down, or within `STEADY` of each other."""
+    if len(medians) < 3:
+        return False
+    a, b, c = medians[-3:]
+    return (b - a) * (c - b) <= 0 or abs(c - a) <= STEADY * min(a, c)
+
+
+def warm_up(call: Call) -> tuple[int, float, bool]:
+    """Call until steady. Returns how many calls that were, how long they took, and whether they became steady."""
+    start, calls = time.perf_counter(), 0
+    medians: list[float] = []
+    while not is_steady(medians) and time.perf_counter() - start < WARM_UP_S:
+        window = [timed(call)]
+        while len(window) < WINDOW_CALLS or sum(window) < WINDOW_MS:
+            window.append(timed(call))
+        calls += len(window)
+        medians.append(median(window))
+    return calls, (time.perf_counter() - start) * 1e3, is_steady(medians)
+
+
+def state() -> dict[str, Any]:
+    """What the system shows, and the GPU's clock and temperature where it shows those."""
+    found = environment()
+    for pattern in ("*gpu*/cur_freq", "*ga10b*/cur_freq"):
+        for path in sorted(Path("/sys/class/devfreq").glob(pattern)):
+            hertz = number(read(path), 1e-6)
+            if hertz is not None:
+                found["gpu_frequency_mhz"] = hertz
+    if "gpu_frequency_mhz" not in found:
+        values = told("nvidia-smi", "--query-gpu=clocks.sm,temperature.gpu", "--format=csv,noheader,nounits").split(",")
+        for key, value in zip(("gpu_frequency_mhz", "gpu_temperature_c"), values):  # noqa: B905  # Python 3.8
+            if number(value) is not None:
+                found[key] = number(value)
+    return found
+
+
+def told(*command: str) -> str:
+    """The first line that a command prints; nothing where there is no such command, or it fails."""
+    if shutil.which(command[0]) is None:
+        return ""
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)  # noqa: S603  # the system's own
+    lines = done.stdout.strip().splitlines()
+    return lines[0].strip() if done.returncode == 0 and lines else ""
+
+
+def describe_machine(kit: Mapping[str, Any], tensorrt: Module | Trtexec) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The device of the measurement, and further facts for the manifest."""
+    model = (read(Path("/proc/device-tree/model")) or "").strip("\0 ")
+    listed = Path("/proc/cpuinfo")
+    lines = listed.read_text(encoding="utf-8", errors="replace").splitlines() if listed.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith(("model name", "Model"))]
+    device = {
+        "name": kit["device"],
+        "system": f"{platform.system()} {platform.release()}",
+        "cpu": names[0] if names else platform.machine(),
+        "machine": hashlib.sha256(f"{platform.node()} {uuid.getnode():x}".encode()).hexdigest()[:12],
+        "power_mode": told("nvpmodel", "-q") or None,
+    }
+    facts: dict[str, Any] = dict(device, board=model or None, compute_capability=tensorrt.compute_capability)
+    facts["l4t"] = read(Path("/etc/nv_tegra_release"))
+    facts["gpu"] = told("nvidia-smi", "--query-gpu=name", "--format=csv,noheader") or None
+    return device, facts
+
+
+# The kit, and what becomes of it.
+
+
+def read_kit(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """kit.json and manifest.json. Raises Refusal where a file of the kit is missing or is not what it was."""
+    found = []
+    for name in ("kit.json", "manifest.json"):
+        try:
+            found.append(json.loads((folder / name).read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise Refusal(f"the kit is not whole: {name} is missing; copy its folder again") from None
+        except (OSError, ValueError) as error:
+            raise Refusal(f"the kit is damaged: {name} cannot be read ({error}); copy its folder again") from error
+    kit, manifest = found
+    if kit.get("schema") != SCHEMA:
+        raise Refusal(f"kit.json has schema {kit.get('schema')}, and this build.py reads {SCHEMA}: copy the kit whole")
+    for name, digest in kit["files"].items():
+        try:
+            content = (folder / name).read_bytes()
+        except OSError:
+            raise Refusal(f"the kit is not whole: {name} is missing; copy its folder again") from None
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise Refusal(f"the kit is damaged: {name} is not what it was; copy its folder again")
+    return kit, manifest
+
+
+def read_cases(kit: Mapping[str, Any], folder: Path) -> tuple[list[list[Any]], list[list[Any]]]:
+    """Inputs and PyTorch's outputs of every case."""
+    import numpy
+
+    with numpy.load(str(folder / "cases.npz"), allow_pickle=False) as arrays:
+        count = 1 + max(int(name.split("_")[1].split(".")[0]) for name in arrays.files)
+        inputs = [[arrays[f"input_{i}.{j}"] for j in range(len(kit["inputs"]))] for i in range(count)]
+        outputs = [[arrays[f"output_{i}.{j}"] for j in range(len(kit["outputs"]))] for i in range(count)]
+    return inputs, outputs
+
+
+def check_options(kit: Mapping[str, Any], options: argparse.Namespace) -> None:
+    """Raise Refusal for options that the device does not have."""
+    board = kit["board"]
+    if options.dla is not None:
+        cores = board["dla_cores"]
+        if options.dla not in range(cores):
+            has = f"DLA cores 0 to {cores - 1}" if cores else "no DLA"
+            raise Refusal(f"{board['title']} has {has}, got --dla {options.dla}")
+        if kit["precision"] == "fp32":
+            raise Refusal("a DLA computes in fp16 and int8, and this kit is fp32: export with --precision fp16")
+    if options.hardware_compatible and board["jetpack"]:
+        raise Refusal("TensorRT has no hardware compatibility on JetPack; leave out --hardware-compatible")
+    for name in ("seconds", "launches"):
+        if getattr(options, name) <= 0:
+            raise Refusal(f"--{name} must be more than 0, got {getattr(options, name)}")
+
+
+def check_operators(kit: Mapping[str, Any], tensorrt: Module | Trtexec) -> None:
+    """Raise Refusal for an operator that this TensorRT does not have."""
+    for operator, since in kit["operators"].items():
+        if since is not None and tensorrt.version < version_of(since):
+            raise Refusal(f"TensorRT {written(tensorrt.version)} has no {operator}; TensorRT has it from {since} on")
+
+
+def check_gpu(kit: Mapping[str, Any], tensorrt: Module | Trtexec) -> None:
+    """Raise Refusal where the kit is for another GPU."""
+    wanted, own = kit["board"]["compute_capability"], tensorrt.compute_capability
+    if wanted and own and wanted != own:
+        raise Refusal(
+            f"this GPU is SM {own}, and the kit is for {kit['board']['title']}, SM {wanted}: build it there, or export"
+            " with the --device of this one"
+        )
+
+
+def sha256(path: Path) -> str:
+    """The digest of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file by a rename."""
+    handle, temporary = tempfile.mkstemp(dir=str(path.parent), prefix=f".{path.name}.")
+    with os.fdopen(handle, "wb") as file:
+        file.write(content)
+    Path(temporary).replace(path)
+
+
+def write_json(path: Path, content: Any, indent: int | None = 2) -> None:
+    """Write a file of JSON."""
+    path.write_text(json.dumps(content, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def staging(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that becomes it, or goes. Those of runs that were killed go too.
+
+    Raises:
+        Refusal: `out` is there and not empty, or cannot be written.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise Refusal(f"{out} is there already; choose another --out, or remove it")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        for left in out.parent.glob(f".{out.name}.*.partial"):
+            remove_leftover(left)
+        folder = Path(tempfile.mkdtemp(dir=str(out.parent), prefix=f".{out.name}.", suffix=".partial"))
+    except OSError as error:
+        raise Refusal(f"cannot write to {out.parent}: {error.strerror or error}") from error
+    held = lock(folder)
+    try:
+        yield folder
+        folder.chmod(0o755)
+        folder.replace(out)
+    except OSError as error:
+        raise Refusal(f"cannot write to {out.parent}: {error.strerror or error}; nothing was written") from error
+    finally:
+        shutil.rmtree(str(folder), ignore_errors=True)
+        if held is not None:
+            os.close(held)
+
+
+def lock(folder: Path) -> int | None:
+    """A lock that ends with this process; None where another process holds it, or there are no locks."""
+    import fcntl
+
+    handle = os.open(str(folder), os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
+
+
+def remove_leftover(folder: Path) -> None:
+    """Remove a staging folder whose process is gone."""
+    held = lock(folder)
+    if held is not None:
+        shutil.rmtree(str(folder), ignore_errors=True)
+        os.close(held)
+
+
+def time_launches(engine: Path, kit: Mapping[str, Any], options: argparse.Namespace) -> tuple[Any, list[Any], float]:
+    """Time the engine in processes of their own: the cold start, the launches, and seconds of rounds in each."""
+    seconds = max(options.seconds / options.launches - START_S, 0.3)
+    cold, launches = None, []
+    for length in (0.0, *[seconds] * options.launches):
+        plan = json.dumps({"engine": str(engine), "seconds": length, "version_compatible": options.version_compatible})
+        command = [sys.executable, str(Path(__file__).resolve()), "--launch", plan]
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)  # noqa: S603  # this file
+        if done.returncode != 0:
+            said = done.stderr.strip().splitlines()
+            raise Refusal(f"timing the engine failed: {said[-1] if said else f'exit code {done.returncode}'}")
+        result = json.loads(done.stdout)
+        if length:
+            launches.append(result["launch"])
+        else:
+            cold = result["cold"]
+    return cold, launches, seconds
+
+
+def launch(folder: Path, plan: Mapping[str, Any]) -> None:
+    """Carry out one launch, and print what it found."""
+    kit, _ = read_kit(folder)
+    cases, _ = read_cases(kit, folder)
+    with tempfile.TemporaryDirectory() as scratch:
+        tensorrt = find_tensorrt()
+        if isinstance(tensorrt, Trtexec):
+            tensorrt.version_compatible = plan["version_compatible"]
+        print(json.dumps(tensorrt.time(Path(plan["engine"]), kit, cases[0], plan["seconds"], Path(scratch))))
+
+
+def build(folder: Path, options: argparse.Namespace) -> None:
+    """Build, check, time, and write `options.out`."""
+    now = datetime.datetime.now(datetime.timezone.utc)  # noqa: UP017  # Python 3.8 has no datetime.UTC
+    kit, base = read_kit(folder)
+    check_options(kit, options)
+    with staging(options.out) as made:
+        tensorrt = find_tensorrt()
+        check_gpu(kit, tensorrt)
+        check_operators(kit, tensorrt)
+        engine = made / f"{kit['model']}.engine"
+        tell(f"building with TensorRT {written(tensorrt.version)} ...")
+        report = tensorrt.build(folder / kit["onnx"], engine, options, kit)
+        check_gpu(kit, tensorrt)
+        tell("checking its numbers ...")
+        cases, reference = read_cases(kit, folder)
+        with tempfile.TemporaryDirectory() as scratch:
+            outputs = tensorrt.outputs(engine, kit, cases, Path(scratch))
+        figures = check_numbers(kit, reference, outputs)
+        tell("timing it ...")
+        cold, launches, seconds = time_launches(engine, kit, options)
+        device, facts = describe_machine(kit, tensorrt)
+        write_json(made / "layers.json", report, 1)
+        subject = {
+            "name": options.out.name,
+            "model": kit["model"],
+            "target": "tensorrt",
+            "precision": kit["precision"],
+            "runtime": tensorrt.runtime,
+            "sha256": sha256(engine),
+            "bytes": engine.stat().st_size,
+            "cold": cold,
+        }
+        measurement = {
+            "schema": MEASUREMENT_SCHEMA,
+            "edgesmith": str(base["tool"]["edgesmith"]),
+            "complete": True,
+            "started": now.isoformat(timespec="seconds"),
+            "device": device,
+            "runtimes": tensorrt.versions(),
+            "threads": 1,
+            "cores": None,
+            "seconds": seconds,
+            "slot_ms": SLOT_MS,
+            "seed": 0,
+            "subjects": [subject],
+            "launches": launches,
+        }
+        write_json(made / "measurement.json", measurement, None)
+        write_json(made / "manifest.json", manifest_of(made, kit, base, options, tensorrt, report, figures, facts))
+        for path in made.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    middle = median([ms for one in launches for slot in one["slots"] for ms in slot["samples_ms"]])
+    built = f"TensorRT {written(tensorrt.version)}, SM {tensorrt.compute_capability or 'unknown'}"
+    print(f"{options.out}: {built}, error {figures['relative_error']:.1e} of the peak, {middle:.3f} ms")
+
+
+def manifest_of(
+    made: Path,
+    kit: Mapping[str, Any],
+    base: Mapping[str, Any],
+    options: argparse.Namespace,
+    tensorrt: Module | Trtexec,
+    report: Mapping[str, Any],
+    figures: Mapping[str, Any],
+    facts: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What manifest.json says of the engine, which lies in `made`; what it is of comes from the kit's."""
+    engine = made / f"{kit['model']}.engine"
+    summary = {
+        "version": tensorrt.versions()[tensorrt.runtime],
+        "compute_capabilities": [tensorrt.compute_capability] if tensorrt.compute_capability else [],
+        "bytes": engine.stat().st_size,
+        "flags": {
+            "strongly_typed": is_typed(tensorrt.version, options),
+            "tf32": False,
+            "optimization_level": kit["flags"]["optimization_level"],
+            "version_compatible": options.version_compatible,
+            "hardware_compatible": options.hardware_compatible,
+            "dla": options.dla,
+        },
+    }
+    summary.update(summarise(report))
+    place = facts["board"] or facts["gpu"] or kit["device"]
+    step: dict[str, Any] = {"step": "eager -> engine"}
+    step.update(figures, runtime=f"TensorRT {written(tensorrt.version)} on {place}")
+    verification = {key: base["verification"][key] for key in ("inputs", "judged_as")}
+    limits = dict(kit["thresholds"], top1="every decided input")
+    verification.update(thresholds={base["verification"]["judged_as"]: limits}, steps=[step])
+    manifest = {"schema": base["schema"], "file": engine.name}
+    manifest.update({key: base[key] for key in ("model", "weights", "target", "precision", "tool")})
+    manifest.update(
+        versions=tensorrt.versions(),
+        engine=summary,
+        kit={"onnx": kit["files"][kit["onnx"]], "cases": kit["files"]["cases.npz"]},
+        device=facts,
+        verification=verification,
+        files=[
+            {"path": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)} for path in sorted(made.iterdir())
+        ],
+    )
+    return manifest
+
+
+def tell(sentence: str) -> None:
+    """Show progress, where somebody looks."""
+    if sys.stderr.isatty():
+        print(sentence, file=sys.stderr, flush=True)
+
+
+class Parser(argparse.ArgumentParser):
+    """Answers wrong options in one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        raise Refusal(f"{message}; see: python3 build.py --help")
+
+
+def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
+    """What was typed."""
+    parser = Parser(description="Builds, checks and times the engine of this kit on this machine.")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where the engine and its records go; must be new")
+    parser.add_argument("--workspace", type=int, metavar="MIB", help="limit of the builder's scratch memory")
+    parser.add_argument("--timing-cache", type=Path, metavar="FILE", help="read, where it exists, and written anew")
+    parser.add_argument(
+        "--version-compatible", action="store_true", help="for later TensorRTs of the same major version"
+    )
+    parser.add_argument(
+        "--hardware-compatible", action="store_true", help="for every GPU from SM 8.0 on; not on JetPack"
+    )
+    parser.add_argument("--dla", type=int, metavar="CORE", help="run on a DLA what can; the rest stays on the GPU")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help=f"to time for, about; default {SECONDS:.0f}")
+    parser.add_argument("--launches", type=int, default=LAUNCHES, help=f"processes to time in; default {LAUNCHES}")
+    parser.add_argument("--launch", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.out is None and options.launch is None:
+        parser.error("say where the engine goes with --out DIR")
+    if options.out is not None:
+        options.out = options.out.resolve()
+    return options
+
+
+def interrupted(*_: Any) -> NoReturn:
+    """Leave as Ctrl-C does, so that nothing half-written stays."""
+    raise KeyboardInterrupt
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Carry out what was typed. Returns the exit code."""
+    for name in ("SIGTERM", "SIGHUP"):  # a connection that is lost hangs up
+        signal.signal(getattr(signal, name), interrupted)
+    folder = Path(__file__).resolve().parent
+    try:
+        options = parse_options(sys.argv[1:] if arguments is None else arguments)
+        if options.launch:
+            launch(folder, json.loads(options.launch))
+        else:
+            build(folder, options)
+    except Refusal as refusal:
+        sentence = str(refusal)
+    except KeyboardInterrupt:
+        sentence = "interrupted; nothing was written"
+    except Exception as error:  # TensorRT's own are of many kinds
+        sentence = f"the build stopped: {type(error).__name__}: {first_line(str(error))}; nothing was written"
+    else:
+        return 0
+    print(f"build.py: {' '.join(sentence.split())}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""One table of target x device x precision: each combination is written, or refused in one sentence."""
+
+from __future__ import annotations
+
+import re
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import edgesmith
+from edgesmith.errors import EdgesmithError
+from edgesmith.exporters import artifact as artifacts
+from edgesmith.exporters import targets
+from edgesmith.exporters.kit import build as board
+from edgesmith.profiles import device as devices
+
+PHONES = ("iphone12", "iphone13", "iphone14", "iphone15", "iphone16", "iphone17")
+GPUS = ("rtx2080", "a100", "rtx3080", "rtx4070", "rtx5080", "dgx-spark")
+BOARDS = ("jetson-orin-nano", "jetson-orin-nx", "jetson-agx-orin", "jetson-thor")
+HOST = "host-gpu"
+PI = "rpi5"
+
+WRITTEN = ""
+NO_GPU = r"(iPhone \d+|Raspberry Pi 5) has no NVIDIA GPU and takes (coreml|onnx); engines are for a100, .*"
+
+TABLE: list[tuple[str, tuple[str | None, ...], str]] = [
+    ("onnx", (None, PI, *GPUS, *BOARDS), WRITTEN),
+    ("onnx", PHONES, r"iPhone \d+ takes coreml, not onnx; choose --target"),
+    ("onnx", (HOST,), r"this machine's GPU takes tensorrt, not onnx; choose --target"),
+    ("coreml", (None, *PHONES), WRITTEN),
+    ("coreml", (PI,), r"Raspberry Pi 5 takes onnx, not coreml; choose --target"),
+    ("coreml", (*GPUS, *BOARDS), r".* takes onnx, tensorrt, not coreml; choose --target"),
+    ("coreml", (HOST,), r"this machine's GPU takes tensorrt, not coreml; choose --target"),
+    ("coreai", (None,), WRITTEN),
+    ("coreai", (*PHONES, PI, HOST, *GPUS, *BOARDS), r".* takes [a-z, ]+, not coreai; choose --target"),
+    ("tensorrt", (*GPUS, *BOARDS), WRITTEN),
+    ("tensorrt", (None,), r"an engine is for one GPU: say which with --device, one of a100, .*"),
+    ("tensorrt", (*PHONES, PI), NO_GPU),
+    ("tensorrt", (HOST,), r"--device host-gpu builds with this machine's TensorRT, and there is neither .*"),
+]
+"""What each target says of each device; where the device is right, each of the target's precisions is written."""
+
+
+class Reached(Exception):
+    """Nothing has refused the combination."""
+
+
+def test_table_has_every_target_and_device_once() -> None:
+    pairs = [(target, device) for target, named, _ in TABLE for device in named]
+    assert len(pairs) == len(set(pairs))
+    assert set(pairs) == {(t, d) for t in targets.all_targets() for d in (None, *devices.all_devices())}
+
+
+@pytest.mark.parametrize(("target", "named", "sentence"), TABLE, ids=[f"{t}-{d[0]}" for t, d, _ in TABLE])
+def test_a_combination_is_written_or_refused_in_one_sentence(
+    target: str, named: tuple[str | None, ...], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = targets.get(target)
+    missing = targets.missing_packages(backend)
+    if missing:
+        pytest.skip(f"{target}: {', '.join(missing)} not installed")
+
+    def staging(out: Path, name: str) -> AbstractContextManager[Path]:
+        raise Reached(name)
+
+    monkeypatch.setattr(artifacts, "staging", staging)
+    monkeypatch.setattr(board, "find_trtexec", lambda: None)
+    for device in named:
+        for precision in (*backend.precisions, "int3"):
+            expected = sentence
+            if not sentence and precision not in backend.precisions:
+                expected = rf"target {target} has precisions {', '.join(backend.precisions)}, got '{precision}'"
+            options = {"inputs": torch.zeros(1, 4), "device": device, "precision": precision, "out": tmp_path}
+            with pytest.raises((Reached, EdgesmithError)) as raised:
+                edgesmith.export(nn.Linear(4, 4), target, **options)  # type: ignore[arg-type]
+            if expected:
+                assert not isinstance(raised.value, Reached), (device, precision)
+                assert re.fullmatch(expected, str(raised.value)), (device, precision)
+            else:
+                assert isinstance(raised.value, Reached), (device, precision, raised.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_board_never_gets_an_engine_of_tensorrt_rtx() -> None:
+    backend = targets.get("tensorrt")
+    for name in (*BOARDS, HOST):
+        assert targets.kits_for(backend, devices.get(name)) is backend, name
+    assert backend.suffix != backend.KIT_SUFFIX  # type: ignore[attr-defined]
+    for name in GPUS:
+        assert targets.kits_for(backend, devices.get(name)) is None, name

@@ -1,0 +1,606 @@
+"""Kits: what they hold, and what becomes of them with tests/standins, which says that it is no TensorRT."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import edgesmith
+from edgesmith.bench import measurement, runner
+from edgesmith.errors import BackendMissing, BadInput, Unsupported, VerificationFailed
+from edgesmith.exporters import artifact as artifacts
+from edgesmith.exporters import engine, kit, targets, verify
+from edgesmith.exporters.artifact import Artifact
+from edgesmith.exporters.kit import build as board
+
+STANDINS = Path(__file__).parent / "standins"
+QUICK = ("--launches", "1", "--seconds", "0.1")
+BUILT = ["casvit.engine", "layers.json", "manifest.json", "measurement.json"]
+
+
+@pytest.fixture
+def orin(export_small: Callable[..., Artifact]) -> Artifact:
+    return export_small("tensorrt", device="jetson-orin-nano", precision="fp16")
+
+
+def environment(**settings: str) -> dict[str, str]:
+    """A machine with a stand-in for TensorRT."""
+    return {**os.environ, "PYTHONPATH": str(STANDINS), **{f"STANDIN_{key}": value for key, value in settings.items()}}
+
+
+def build(folder: Path, *options: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """Run a kit's build.py as a board does, into `built` beside it."""
+    command = [sys.executable, str(folder / "build.py"), *options]
+    if "--out" not in options:
+        command += ["--out", str(folder.parent / "built")]
+    return subprocess.run(command, capture_output=True, text=True, env=environment(**settings), check=False)
+
+
+def refused(done: subprocess.CompletedProcess[str], folder: Path) -> str:
+    """The sentence of a build that has left nothing behind."""
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.startswith("build.py: ")
+    assert done.stderr.count("\n") == 1
+    left = [path.name for path in folder.parent.iterdir() if path.name not in (folder.name, "bin", "building")]
+    assert left == []
+    return done.stderr.removeprefix("build.py: ").rstrip("\n")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The engine that the stand-in builds of a kit, once for the tests that only read it."""
+    return {}
+
+
+@pytest.fixture
+def built(made: dict[str, Path], orin: Artifact, tmp_path: Path, run_folder: Path) -> Path:
+    if "orin" not in made:
+        done = build(orin.path, *QUICK, "--version-compatible")
+        assert done.returncode == 0, done.stderr
+        made["orin"] = Path(shutil.copytree(tmp_path / "built", run_folder / f"built-{os.getpid()}"))
+        shutil.rmtree(tmp_path / "built")
+    return Path(shutil.copytree(made["orin"], tmp_path / "built"))
+
+
+# what a kit is
+
+
+def test_a_kit_holds_what_the_board_needs_and_no_engine(orin: Artifact) -> None:
+    files = sorted(path.name for path in orin.path.iterdir())
+    assert files == [
+        "README.md",
+        "build.py",
+        "cases.npz",
+        "casvit.onnx",
+        "kit.json",
+        "manifest.json",
+        "reference.safetensors",
+    ]
+    found = kit.read_kit(orin.path)
+    assert (found["schema"], found["model"], found["device"], found["precision"]) == (
+        1,
+        "casvit",
+        "jetson-orin-nano",
+        "fp16",
+    )
+    assert found["board"]["compute_capability"] == "8.7"
+    assert found["board"]["tensorrt"] == "10.3"
+    assert found["thresholds"] == {"relative_error": 0.02, "snr_db": 40.0}
+    assert found["flags"] == {"strongly_typed": True, "tf32": False, "optimization_level": 3}
+    assert found["operators"]["Gelu"] == "10.0"
+    assert set(found["files"]) == {"README.md", "build.py", "cases.npz", "casvit.onnx"}
+    assert not any(path.read_bytes()[:4] in (b"vtrt", b"ftrt") for path in orin.path.iterdir())
+    assert "engine" not in orin.manifest
+    assert orin.manifest["kit"]["board"] == found["board"]
+
+
+def test_a_kits_cases_are_the_seeded_inputs_and_pytorchs_outputs(orin: Artifact) -> None:
+    inputs, outputs = board.read_cases(kit.read_kit(orin.path), orin.path)
+    reference, examples = artifacts.read_reference(orin)
+    given = verify.seeded_inputs(examples)
+    assert all(
+        np.array_equal(a, b.numpy()) for x, y in zip(inputs, given, strict=True) for a, b in zip(x, y, strict=True)
+    )
+    assert all(np.array_equal(a, b) for x, y in zip(outputs, reference, strict=True) for a, b in zip(x, y, strict=True))
+
+
+def test_a_kit_verifies_and_says_that_the_engine_is_not_built_here(orin: Artifact) -> None:
+    _, steps = edgesmith.verify(orin.path)
+    assert steps[2]["runtime"] == "typed ONNX in ONNX Runtime, CPU"
+    assert steps[3] == {
+        "step": "eager -> engine",
+        "not_checked_here": "engine not built here: the device builds its own, with build.py",
+    }
+    assert steps[2:] == orin.manifest["verification"]["steps"][2:]
+
+
+def test_a_kit_has_the_same_bytes_again(orin: Artifact, tmp_path: Path) -> None:
+    from edgesmith.profiles import device as devices
+
+    found = kit.read_kit(orin.path)
+    again = tmp_path / "again"
+    again.mkdir()
+    shutil.copy(orin.file, again)
+    inputs, outputs = board.read_cases(found, orin.path)
+    same = {key: found[key] for key in ("model", "precision", "thresholds", "spikes", "operators")}
+    kit.write_kit(again / orin.file.name, devices.get("jetson-orin-nano"), inputs=inputs, outputs=outputs, **same)
+    for name in (*found["files"], "kit.json"):
+        assert (again / name).read_bytes() == (orin.path / name).read_bytes(), name
+
+
+def test_a_damaged_file_of_a_kit_is_found_here_too(orin: Artifact) -> None:
+    damage(orin.path / "cases.npz")
+    with pytest.raises(Unsupported, match=r"cases\.npz of the kit .* is damaged"):
+        targets.get("tensorrt").check(orin.file)
+    with pytest.raises(VerificationFailed, match=r"cases\.npz was altered"):
+        edgesmith.verify(orin.path)
+
+
+def test_a_fp32_kit_allows_the_models_own_noise(export_small: Callable[..., Artifact]) -> None:
+    found = kit.read_kit(export_small("tensorrt", device="jetson-thor", precision="fp32").path)
+    assert found["thresholds"] == {"relative_error": 1e-5, "snr_db": 100.0}
+    noisy = verify.above_noise(verify.THRESHOLDS["fp32"], 1e-5)
+    assert noisy.relative_error == pytest.approx(4e-5)
+    from edgesmith.exporters.pipeline import Rule, _limits
+
+    assert _limits(Rule("fp32", False, lambda: 1e-5)) == {"relative_error": 4e-5, "snr_db": 88.0}
+    assert _limits(Rule("fp16", False, lambda: 1e-5)) == {"relative_error": 2e-2, "snr_db": 40.0}
+
+
+def test_readme_is_one_page_and_names_what_the_board_has(orin: Artifact, export_small: Callable[..., Artifact]) -> None:
+    text = (orin.path / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 60
+    assert "JetPack 6.2 brings TensorRT 10.3" in text
+    assert "--dla" not in text
+    assert "--hardware-compatible" not in text
+
+
+# building
+
+
+def test_a_build_writes_an_engine_with_its_records(built: Path, orin: Artifact) -> None:
+    assert sorted(path.name for path in built.iterdir()) == BUILT
+    artifact = artifacts.read(built)
+    assert artifacts.changed_files(artifact) == []
+    manifest = artifact.manifest
+    assert (artifact.model, artifact.target, artifact.precision) == ("casvit", "tensorrt", "fp16")
+    assert manifest["weights"] == orin.manifest["weights"]
+    assert manifest["target"]["options"]["device"] == "jetson-orin-nano"
+    assert manifest["versions"] == {"tensorrt": "10.3.0.26", "cuda": "12.6"}
+    assert manifest["kit"]["onnx"] == kit.read_kit(orin.path)["files"]["casvit.onnx"]
+    (step,) = manifest["verification"]["steps"]
+    figures = orin.manifest["verification"]["steps"][2]  # the stand-in's numbers are ONNX Runtime's
+    assert {key: step[key] for key in ("max_abs_error", "relative_error", "snr_db", "top1")} == {
+        key: figures[key] for key in ("max_abs_error", "relative_error", "snr_db", "top1")
+    }
+    assert step["runtime"] == "TensorRT 10.3.0 on jetson-orin-nano"
+    flags = manifest["engine"]["flags"]
+    assert flags["strongly_typed"]
+    assert flags["version_compatible"]
+    assert not flags["tf32"]
+
+
+def test_a_builds_measurement_is_one_of_edgesmiths(built: Path) -> None:
+    record = measurement.read(built / "measurement.json")
+    assert record.complete
+    assert record.device.name == "jetson-orin-nano"
+    assert record.runtimes == {"tensorrt": "10.3.0.26", "cuda": "12.6"}
+    (subject,) = record.subjects
+    assert (subject.model, subject.target, subject.runtime) == ("casvit", "tensorrt", "tensorrt")
+    assert subject.sha256 == artifacts.read(built).sha256["casvit.engine"]
+    assert subject.cold is not None
+    assert subject.cold.load_ms > 0
+    assert len(record.launches) == 1
+    assert len(record.samples(0)[0]) >= 3
+
+
+def test_a_builds_layers_have_the_schema_of_every_engine(
+    built: Path, installed: None, export_small: Callable[..., Artifact]
+) -> None:
+    ahead = engine.read_layers(export_small("tensorrt", precision="fp16").path)
+    found = engine.read_layers(built)
+    assert found.keys() == ahead.keys()
+    assert found["layers"][0].keys() == ahead["layers"][0].keys()
+    nodes = {node for layer in found["layers"] for node in layer["nodes"]}
+    assert "stages.0.0.mixer/Conv_1" in nodes or len(nodes) > 100
+    counts = engine.summarise(found)
+    assert counts["precisions"]["fp16"] > 100
+    assert artifacts.read(built).manifest["engine"]["layers"] == counts["layers"]
+
+
+@pytest.fixture
+def installed() -> None:
+    missing = targets.missing_packages(targets.get("tensorrt"))
+    if missing:
+        pytest.skip(f"tensorrt: {', '.join(missing)} not installed")
+
+
+def test_an_engine_of_a_kit_is_inspected_and_not_verified(built: Path) -> None:
+    found = engine.inspect(built)
+    assert found["made_by"] == "TensorRT"
+    assert found["version"] == "10.3.0.26"
+    assert found["compute_capabilities"] == ["8.7"]
+    assert found["devices"] == ["jetson-agx-orin", "jetson-orin-nano", "jetson-orin-nx"]
+    assert engine.inspect(built, "jetson-agx-orin")["changed"] == []
+    with pytest.raises(BadInput, match="only the kit has PyTorch's outputs: verify that"):
+        edgesmith.verify(built)
+
+
+def test_an_engine_for_another_gpu_or_tensorrt_is_refused_with_what_it_fits(built: Path) -> None:
+    with pytest.raises(BadInput, match=r"SM 8\.7 and Jetson AGX Thor is SM 11\.0; it fits jetson-agx-orin, jetson-or"):
+        engine.inspect(built, "jetson-thor")
+    path = built / "casvit.engine"
+    content = bytearray(path.read_bytes())
+    content[25] = 7
+    path.write_bytes(content)
+    assert engine.inspect(built, "jetson-orin-nano")["version"] == "10.7.0.26"  # it is version compatible
+    manifest = json.loads((built / "manifest.json").read_text(encoding="utf-8"))
+    manifest["engine"]["flags"]["version_compatible"] = False
+    (built / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    with pytest.raises(BadInput, match=r"TensorRT 10\.7\.0\.26 and Jetson Orin Nano has 10\.3 \(JetPack 6\.2\)"):
+        engine.inspect(built, "jetson-orin-nano")
+    (built / "manifest.json").unlink()
+    assert engine.inspect(path)["devices"] == []
+    with pytest.raises(BadInput, match="does not say which GPU it is built for"):
+        engine.inspect(path, "jetson-orin-nano")
+
+
+def test_a_kit_is_inspected(orin: Artifact, built: Path, edgesmith: Callable[..., Any]) -> None:
+    shown = edgesmith("inspect", str(orin.path)).stdout
+    for part in ("casvit, fp16", "Jetson Orin Nano, SM 8.7", "JetPack 6.2 brings TensorRT 10.3", "not built here"):
+        assert part in shown
+    assert "TensorRT 10.3.0.26" in edgesmith("inspect", str(built)).stdout
+    wrong = edgesmith("inspect", str(orin.path), "--device", "jetson-thor")
+    assert wrong.returncode == 2
+    assert "is a kit for jetson-orin-nano, not for jetson-thor" in wrong.stderr
+
+
+# what goes wrong on the board
+
+
+def test_no_tensorrt_is_one_sentence_and_nothing_half_written(orin: Artifact, tmp_path: Path) -> None:
+    bare = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"PATH": str(tmp_path / "bin")}
+    command = [sys.executable, str(orin.path / "build.py"), "--out", str(tmp_path / "built")]
+    done = subprocess.run(command, capture_output=True, text=True, env=bare, check=False)
+    assert refused(done, orin.path) == (
+        "TensorRT is not on this machine: there is neither the Python module tensorrt nor the command trtexec; on a"
+        " Jetson type: sudo apt-get install tensorrt python3-libnvinfer"
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"VERSION": "8.5.3.1"}, "TensorRT 8.5.3 is too old: this kit needs 8.6 or later"),
+        ({"VERSION": "9.3.0.1"}, "TensorRT 9.3.0 has no Gelu; TensorRT has it from 10.0 on"),
+        ({"LACKS": "Split"}, "TensorRT 10.3.0 does not read Split "),
+        ({"SM": "8.6"}, "this GPU is SM 8.6, and the kit is for Jetson Orin Nano, SM 8.7: build it there"),
+        ({"NO_CUDA": "1"}, "CUDA's runtime library libcudart is not on this machine"),
+        ({"SCALE": "1.1"}, "the engine's numbers are wrong: error 0.1 of the peak, allowed 0.02"),
+        ({"SCALE": "nan"}, "the engine's numbers are wrong: error inf of the peak"),
+    ],
+)
+def test_what_goes_wrong_is_one_sentence_and_nothing_half_written(
+    settings: dict[str, str], sentence: str, orin: Artifact
+) -> None:
+    said = refused(build(orin.path, *QUICK, **settings), orin.path)
+    assert said.startswith(sentence)
+
+
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("harm", "sentence"),
+    [
+        (
+            lambda kit: damage(kit / "casvit.onnx"),
+            "the kit is damaged: casvit.onnx is not what it was; copy its folder",
+        ),
+        (lambda kit: damage(kit / "cases.npz"), "the kit is damaged: cases.npz is not what it was"),
+        (lambda kit: (kit / "casvit.onnx").unlink(), "the kit is not whole: casvit.onnx is missing; copy its folder"),
+        (lambda kit: (kit / "manifest.json").unlink(), "the kit is not whole: manifest.json is missing"),
+        (lambda kit: (kit / "kit.json").write_text('{"schema": 1'), "the kit is damaged: kit.json cannot be read"),
+        (
+            lambda kit: (kit / "kit.json").write_text('{"schema": 9}'),
+            "kit.json has schema 9, and this build.py reads 1",
+        ),
+    ],
+)
+def test_a_damaged_kit_is_one_sentence(harm: Callable[[Path], object], sentence: str, orin: Artifact) -> None:
+    harm(orin.path)
+    assert refused(build(orin.path), orin.path).startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--dla", "0"), "Jetson Orin Nano has no DLA, got --dla 0"),
+        (("--hardware-compatible",), "TensorRT has no hardware compatibility on JetPack"),
+        (("--seconds", "0"), "--seconds must be more than 0, got 0.0"),
+        (("--launches", "0"), "--launches must be more than 0, got 0"),
+        (("--fp16",), "unrecognized arguments: --fp16; see: python3 build.py --help"),
+        (("--workspace", "much"), "argument --workspace: invalid int value: 'much'"),
+    ],
+)
+def test_wrong_options_are_one_sentence(options: tuple[str, ...], sentence: str, orin: Artifact) -> None:
+    assert refused(build(orin.path, *options), orin.path).startswith(sentence)
+
+
+def test_where_the_engine_goes_must_be_new(orin: Artifact, tmp_path: Path) -> None:
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "file").write_text("mine")
+    done = build(orin.path, "--out", str(taken))
+    assert done.returncode == 2
+    assert done.stderr == f"build.py: {taken} is there already; choose another --out, or remove it\n"
+    assert [path.name for path in taken.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupted_build_leaves_nothing(number: signal.Signals, orin: Artifact, tmp_path: Path) -> None:
+    process = start(orin.path, tmp_path)
+    process.send_signal(number)
+    stdout, stderr = process.communicate()
+    done = subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+    assert refused(done, orin.path) == "interrupted; nothing was written"
+
+
+def test_what_a_killed_build_left_goes_with_the_next_one(orin: Artifact, tmp_path: Path) -> None:
+    process = start(orin.path, tmp_path)
+    process.kill()
+    process.communicate()
+    assert len(list(tmp_path.glob(".built.*.partial"))) == 1
+    assert not (tmp_path / "built").exists()
+    refused(build(orin.path, SCALE="2"), orin.path)
+
+
+def start(folder: Path, scratch: Path) -> subprocess.Popen[str]:
+    """A build that has come to where TensorRT takes its time."""
+    (scratch / "building").unlink(missing_ok=True)
+    process = subprocess.Popen(
+        [sys.executable, str(folder / "build.py"), "--out", str(scratch / "built")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(WAIT=str(scratch / "building")),
+    )
+    while not (scratch / "building").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    return process
+
+
+# how it builds
+
+
+SETTINGS = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+import build
+from pathlib import Path
+kit, _ = build.read_kit(Path(sys.argv[1]))
+found = []
+for arguments in json.loads(sys.argv[2]):
+    options = build.parse_options(["--out", "x", *arguments])
+    tensorrt = build.find_tensorrt()
+    engine = Path(sys.argv[3]) / "model.engine"
+    report = tensorrt.build(Path(sys.argv[1]) / kit["onnx"], engine, options, kit)
+    found.append([list(engine.read_bytes()[40:48]), report["layers"][:3]])
+print(json.dumps(found))
+"""
+
+
+def settings(folder: Path, scratch: Path, *options: list[str], version: str) -> list[Any]:
+    """What the stand-in was asked for with options (see its `_settings`), and the first layers that it showed."""
+    command = [sys.executable, "-c", SETTINGS, str(folder), json.dumps(options), str(scratch)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(VERSION=version), check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)  # type: ignore[no-any-return]
+
+
+def test_networks_are_strongly_typed_wherever_tensorrt_has_that(orin: Artifact, tmp_path: Path) -> None:
+    """Byte 0: strongly typed. Byte 1, a bit each: TF32, GPU fallback, version compatible, FP16. Byte 2: DLA."""
+    plain: list[str] = []
+    ten = settings(orin.path, tmp_path, plain, ["--version-compatible"], ["--dla", "1"], version="10.3.0.26")
+    assert [one[:3] for one, _ in ten] == [[1, 0, 0], [1, 4, 0], [0, 2 + 8, 1]]
+    eleven = settings(orin.path, tmp_path, plain, ["--dla", "0"], version="11.4.1.10")
+    assert [one[:3] for one, _ in eleven] == [[1, 0, 0], [1, 2, 1]]
+    eight = settings(orin.path, tmp_path, plain, version="8.6.1.6")
+    assert [one[:3] for one, _ in eight] == [[0, 8, 0]]
+    assert ten[0][1] == eleven[0][1] == eight[0][1]  # two generations of inspectors, one form of layers
+
+
+def test_a_timing_cache_is_read_and_written(orin: Artifact, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    settings(orin.path, tmp_path, ["--timing-cache", str(cache)], version="10.3.0.26")
+    first = cache.read_bytes()
+    settings(orin.path, tmp_path, ["--timing-cache", str(cache)], version="10.3.0.26")
+    assert first.startswith(b"timing cache")
+    assert len(cache.read_bytes()) > len(first)
+    cache.write_bytes(b"of another machine")
+    done = build(orin.path, "--timing-cache", str(cache))
+    assert done.returncode == 2
+    assert "is a timing cache of another GPU or TensorRT; choose another --timing-cache" in done.stderr
+    assert cache.read_bytes() == b"of another machine"
+
+
+@pytest.fixture
+def trtexec(tmp_path: Path) -> dict[str, str]:
+    """A machine with a stand-in for trtexec, and no module."""
+    command = tmp_path / "bin" / "trtexec"
+    command.parent.mkdir()
+    lines = (STANDINS / "trtexec").read_text(encoding="utf-8").splitlines()
+    command.write_text("\n".join([f"#!{sys.executable}", *lines[1:]]), encoding="utf-8")
+    command.chmod(0o755)
+    bare = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    return {**bare, "PATH": f"{command.parent}:{os.environ['PATH']}"}
+
+
+def test_trtexec_serves_where_the_module_is_missing(orin: Artifact, tmp_path: Path, trtexec: dict[str, str]) -> None:
+    command = [sys.executable, str(orin.path / "build.py"), "--out", str(tmp_path / "built"), *QUICK]
+    done = subprocess.run(command, capture_output=True, text=True, env=trtexec, check=False)
+    assert done.returncode == 0, done.stderr
+    artifact = artifacts.read(tmp_path / "built")
+    assert sorted(path.name for path in artifact.path.iterdir()) == BUILT
+    assert artifact.manifest["engine"]["version"] == "10.3.0"
+    assert artifact.manifest["engine"]["compute_capabilities"] == ["8.7"]
+    assert artifact.manifest["engine"]["weights_bytes"] == 4096
+    assert artifact.manifest["engine"]["warnings"] == ["a warning of the stand-in"]
+    record = measurement.read(tmp_path / "built" / "measurement.json")
+    assert record.runtimes == {"trtexec": "10.3.0"}
+    assert record.subjects[0].cold is None
+    assert record.samples(0)[0][:3] == [1.02, 1.03, 1.04]
+
+
+def test_what_trtexec_says_is_passed_on(orin: Artifact, tmp_path: Path, trtexec: dict[str, str]) -> None:
+    command = [sys.executable, str(orin.path / "build.py"), "--out", str(tmp_path / "built")]
+    for settings, sentence in (
+        ({"STANDIN_LACKS": "Split"}, "failed with 1: ModelImporter.cpp:948: no importer for Split"),
+        ({"STANDIN_NUMBER": "8503"}, "TensorRT 8.5.3 is too old"),
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, env={**trtexec, **settings}, check=False)
+        assert sentence in refused(done, orin.path)
+
+
+# this machine's own GPU
+
+
+def test_host_gpu_without_tensorrt_says_what_to_do(
+    small: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(board, "find_trtexec", lambda: None)
+    with pytest.raises(
+        BackendMissing, match="--device host-gpu builds with this machine's TensorRT, and there is neither"
+    ):
+        edgesmith.export(small, "tensorrt", device="host-gpu", inputs=torch.randn(1, 3, 32, 64), out=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def with_tensorrt(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """This machine has a stand-in for TensorRT."""
+    monkeypatch.syspath_prepend(str(STANDINS))
+    monkeypatch.setenv("PYTHONPATH", str(STANDINS))
+    monkeypatch.setenv("STANDIN_SM", "8.9")
+    monkeypatch.setattr(kit, "OPTIONS", QUICK)
+    return monkeypatch
+
+
+def test_host_gpu_is_a_kit_with_its_engine(installed: None, with_tensorrt: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 5))
+    options = {"inputs": torch.randn(1, 3, 8, 8), "name": "model", "device": "host-gpu", "out": tmp_path}
+    artifact = edgesmith.export(model, "tensorrt", **options)  # type: ignore[arg-type]
+    assert sorted(path.name for path in (artifact.path / "engine").iterdir()) == ["model.engine", *BUILT[1:]]
+    last = artifact.manifest["verification"]["steps"][-1]
+    assert last["step"] == "eager -> engine"
+    assert last["relative_error"] <= 1e-6
+    assert last["runtime"] == "TensorRT 10.3.0 on host-gpu"
+    _, steps = edgesmith.verify(artifact.path)
+    assert "was checked when it was built" in steps[-1]["not_checked_here"]
+    assert engine.inspect(artifact.path)["engine"]["devices"] == ["rtx4070"]
+    with_tensorrt.setenv("STANDIN_SCALE", "1.5")
+    with pytest.raises(VerificationFailed, match=r"the engine's numbers are wrong: error 0\.5 of the peak"):
+        edgesmith.export(model, "tensorrt", **options | {"name": "wrong"})  # type: ignore[arg-type]
+    assert [path.name for path in tmp_path.iterdir()] == [artifact.path.name]
+
+
+# one file, and the same rules as edgesmith's
+
+
+def test_build_py_is_a_python_3_8_program_of_its_own() -> None:
+    source = Path(board.__file__).read_text(encoding="utf-8")
+    tree = ast.parse(source, feature_version=(3, 8))
+    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    names |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    modules = {name.split(".")[0] for name in names}
+    assert modules - sys.stdlib_module_names == {"numpy"}
+    later = {"removeprefix", "removesuffix", "is_relative_to", "bit_count", "pairwise"}  # of Python 3.9 and after
+    assert not {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)} & later
+
+
+def test_build_py_times_as_the_runner_does() -> None:
+    shared = ("read", "number", "environment", "memory_mib", "timed", "median", "is_steady", "warm_up")
+    for name in shared:
+        assert inspect.getsource(getattr(board, name)) == inspect.getsource(getattr(runner, name)), name
+    for name in ("WINDOW_CALLS", "WINDOW_MS", "STEADY", "WARM_UP_S"):
+        assert getattr(board, name) == getattr(runner, name)
+    from edgesmith.bench import measure
+
+    assert board.SLOT_MS == measure.SLOT_MS
+    assert board.MEASUREMENT_SCHEMA == measurement.SCHEMA
+    assert board.SCHEMA == artifacts.SCHEMA
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-6, 1e-3, 0.3])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("shapes", [((1, 10),), ((2, 4), (2, 3, 5))])
+def test_build_py_judges_as_edgesmith_does(scale: float, precision: str, shapes: tuple[Any, ...]) -> None:
+    draw = np.random.default_rng(3)
+    reference = [[draw.standard_normal(shape).astype(np.float32) for shape in shapes] for _ in range(8)]
+    outputs = [
+        [y + np.float32(scale) * draw.standard_normal(y.shape).astype(np.float32) for y in ys] for ys in reference
+    ]
+    thresholds = verify.THRESHOLDS[precision]
+    limits = {"relative_error": thresholds.relative_error, "snr_db": thresholds.snr_db}
+    figures = verify.measure(reference, outputs, thresholds.relative_error)
+    own = board.measure(reference, outputs, thresholds.relative_error)
+    assert own["max_abs_error"] == figures.max_abs_error
+    assert own["relative_error"] == figures.relative_error
+    assert own["snr_db"] == figures.snr_db
+    assert own.get("top1", {}).get("agreeing") == figures.agreeing
+    assert board.judge(own, limits) == verify.judge(figures, thresholds)
+    assert board.agreeing_cases(reference, outputs, 1e-2) == verify.agreeing_inputs(reference, outputs, 1e-2)
+
+
+def test_build_py_takes_half_of_the_cases_of_a_spiking_model() -> None:
+    reference = [[np.full((1, 4), i + 1.0, np.float32)] for i in range(8)]
+    outputs = [[y + (1.0 if i < 4 else 0.0) for y in ys] for i, ys in enumerate(reference)]
+    limits = {"thresholds": {"relative_error": 1e-5, "snr_db": 100.0}}
+    entry = board.check_numbers({**limits, "spikes": True}, reference, outputs)
+    assert entry["spike_for_spike"] == {"inputs": 4, "of": 8}
+    with pytest.raises(board.Refusal, match="numbers are wrong"):
+        board.check_numbers({**limits, "spikes": False}, reference, outputs)
+    outputs[4][0] += 1.0
+    with pytest.raises(board.Refusal, match="numbers are wrong"):
+        board.check_numbers({**limits, "spikes": True}, reference, outputs)
+
+
+def test_build_py_describes_figures_as_a_manifest_does() -> None:
+    from edgesmith.exporters.pipeline import describe_figures
+
+    draw = np.random.default_rng(1)
+    reference = [[draw.standard_normal((1, 10)).astype(np.float32)] for _ in range(3)]
+    outputs = [[y * np.float32(1.0001) for y in ys] for ys in reference]
+    entry = board.check_numbers(
+        {"thresholds": {"relative_error": 1e-2, "snr_db": 40.0}, "spikes": False}, reference, outputs
+    )
+    assert entry == describe_figures(verify.measure(reference, outputs, 1e-2))
+
+
+def test_versions_are_read() -> None:
+    assert board.version_of("10.3.0.26") == (10, 3, 0)
+    assert board.is_typed((10, 3, 0), SimpleNamespace(dla=None))  # type: ignore[arg-type]
+    assert not board.is_typed((8, 6, 1), SimpleNamespace(dla=None))  # type: ignore[arg-type]
+    assert not board.is_typed((10, 3, 0), SimpleNamespace(dla=0))  # type: ignore[arg-type]
+    assert board.is_typed((11, 4, 1), SimpleNamespace(dla=0))  # type: ignore[arg-type]
