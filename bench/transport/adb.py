@@ -38,7 +38,7 @@ class Adb(Remote):
         self._command(["mkdir", "-p", str(PurePosixPath(name).parent)])
         self._adb("push", str(file), f"{self.folder}/{name}")
 
-    def _fetch(self, name: str, file: Path) -> None:
+    def _fetch(self, name: str, file: Path, size: int) -> None:
         self._adb("pull", str(PurePosixPath(self.folder) / name), str(file))
 
     def _adb(self, *arguments: str) -> None:

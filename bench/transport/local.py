@@ -29,6 +29,8 @@ class Local:
             said = Errors(process, heard)
             give(process, given.encode())
             for raw in process.stdout:
+                if not raw.endswith(b"\n") and process.wait() != 0:
+                    break  # half a line of what was killed is none
                 yield raw.decode(errors="replace").rstrip("\r\n")
             code = process.wait()
         if code != 0:

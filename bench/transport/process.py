@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -22,7 +24,7 @@ def started(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
             yield process
         finally:
             if process.poll() is None:
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)  # and what it has started, which may hold its pipes open
 
 
 def give(process: subprocess.Popen[bytes], text: bytes, close: bool = True) -> None:
@@ -51,11 +53,12 @@ class Errors(Thread):
         self.start()
 
     def run(self) -> None:
-        for raw in self._pipe:
-            line = raw.decode(errors="replace").rstrip("\r\n")
-            self._lines.append(line)
-            if self._heard is not None:
-                self._heard(line)
+        with suppress(ValueError):  # closed at the end of its block
+            for raw in self._pipe:
+                line = raw.decode(errors="replace").rstrip("\r\n")
+                self._lines.append(line)
+                if self._heard is not None:
+                    self._heard(line)
 
     def lines(self) -> list[str]:
         """Every line, once the pipe has ended."""

@@ -10,17 +10,18 @@ connection ends, as its stdin ends then:
 
 A device's login shell may be any, so what it is asked is always the same: to start `sh`, which reads a line from its
 stdin and carries it out; that line is ours to quote. Commands frame what they write, as login scripts may write too,
-and end with their exit code: where that does not come, the connection was cut.
+and end with their exit code: where the end of either does not come, the connection was cut. The marks are drawn anew
+for each connection, so that no output holds them.
 
-    stdout      noise  BEGIN  output
+    stdout      noise  BEGIN  output  END
     stderr      noise  BEGIN  errors  END code
 """
 
 from __future__ import annotations
 
 import hashlib
+import secrets
 import shlex
-import shutil
 import subprocess
 import time
 from abc import ABC, abstractmethod
@@ -36,15 +37,19 @@ from edgesmith.errors import BackendMissing, DeviceFailed, EdgesmithError, Outpu
 SHELL = """exec sh -c 'IFS= read -r line; eval "$line"'"""
 """Every login shell takes this for the same: nothing in it is special between single quotes."""
 
-BEGIN, END, SAYS = "edgesmith-begin", "edgesmith-end", "edgesmith-keeper:"
+SAYS = "edgesmith-keeper:"
 OLDEST_PYTHON = (3, 8)
 KEPT_S = 60
 PAUSES_S = (1, 2, 4)
 """Between a cut and the attempts to connect again."""
 
+CUT_S = 5
+"""What ends a channel ends the connection within this time, or does not."""
+
 CHUNK = 1 << 20
 NO_ROOM = ("No space left on device", "Disk quota exceeded", "File too large", "Read-only file system")
 
+NEWLINE = r"newline=$(printf '\n.'); newline=${newline%.};"
 KEEPER = r"""
 export LC_ALL=C; trap "" HUP PIPE; umask 077;
 for old in "$parent"/edgesmith.*;
@@ -88,6 +93,7 @@ class Remote(ABC):
         self.address, self.name = address, address.name
         self.python: Sequence[str] = (address.python,)
         self.folder = ""
+        self.begin, self.end = (f"edgesmith-{word}-{secrets.token_hex(8)}" for word in ("begin", "end"))
         self._stack = ExitStack()
         self._keeper: subprocess.Popen[bytes] | None = None
         self._errors: Errors | None = None
@@ -161,7 +167,7 @@ class Remote(ABC):
         def attempt() -> bool:
             try:
                 wanted = self._look(name)
-                self._fetch(name, file)
+                self._fetch(name, file, wanted[0])
             except CommandFailed as error:
                 raise DeviceFailed(f"{name} cannot be read on {self.name}: {error.last_line}") from error
             is_whole = (file.stat().st_size, _digest(file)) == wanted
@@ -191,16 +197,13 @@ class Remote(ABC):
     def run(self, command: Sequence[str], given: str = "", heard: Heard | None = None) -> Iterator[str]:
         with self._session(_quoted(command), heard) as session:
             session.give(given.encode())
-            for raw in session.output:
-                if not raw.endswith(b"\n"):
-                    session.check()  # half a line of what was cut off is none
-                yield raw.decode(errors="replace").rstrip("\r\n")
+            yield from session.lines()
             session.check()
 
     def _send(self, file: Path, name: str) -> None:
         """Append to a file there what it lacks."""
-        there = shlex.quote(name)
-        parent = shlex.quote(str(PurePosixPath(name).parent))
+        there = _quote(name)
+        parent = _quote(str(PurePosixPath(name).parent))
         (size,) = self._shell(f"mkdir -p {parent} && if [ -e {there} ]; then wc -c <{there}; else echo 0; fi")
         if int(size) > file.stat().st_size:
             self._command(["rm", "-f", name])
@@ -210,17 +213,16 @@ class Remote(ABC):
             while (chunk := source.read(CHUNK)) and session.give(chunk, close=False):
                 pass
             session.give(b"")
-            session.output.read()
             session.check()
 
-    def _fetch(self, name: str, file: Path) -> None:
-        """Append to a file here what it lacks."""
+    def _fetch(self, name: str, file: Path, size: int) -> None:
+        """Append to a file here what it lacks of so many bytes."""
         with file.open("ab") as target:
-            line = f"tail -c +{target.tell() + 1} {shlex.quote(name)}"
+            line = f"tail -c +{target.tell() + 1} {_quote(name)}"
             with self._session(line) as session:
                 session.give(b"")
-                shutil.copyfileobj(session.output, target, CHUNK)
-                target.flush()
+                while chunk := session.output.read(min(CHUNK, size - target.tell())):
+                    target.write(chunk)
                 session.check()
 
     def _look(self, name: str) -> tuple[int, str]:
@@ -237,17 +239,18 @@ class Remote(ABC):
         """What a line for the shell there writes."""
         with self._session(line) as session:
             session.give(b"")
-            lines = [raw.decode(errors="replace").strip() for raw in session.output]
+            lines = list(session.lines())
             session.check()
         return lines
 
     @contextmanager
     def _session(self, line: str, heard: Heard | None = None) -> Iterator[_Session]:
-        folder = shlex.quote(self.folder)
+        folder = _quote(self.folder)
+        begin, end = self.begin, self.end
         framed = (
-            f"cd {folder} || {{ echo {END} 1 >&2; exit 1; }}; echo {BEGIN}; echo {BEGIN} >&2;"
-            f" true 2>/dev/null >.run.$$; {line}; code=$?; rm -f {folder}/.run.$$;"
-            f" printf '\\n{END} %d\\n' $code >&2; exit $code"
+            f"{NEWLINE} export TMPDIR={folder}; cd {folder} || {{ echo {end} 1 >&2; printf %s {end}; exit 1; }};"
+            f" echo {begin}; echo {begin} >&2; true 2>/dev/null >.run.$$; {line}; code=$?; rm -f {folder}/.run.$$;"
+            f" printf %s {end}; printf '\\n%s %d\\n' {end} $code >&2; exit $code"
         )
         with started(self._channel()) as process:
             give(process, f"{framed}\n".encode(), close=False)
@@ -257,13 +260,13 @@ class Remote(ABC):
         """Connect and start a keeper, of `self.folder` where there is one. Raises what `_why` says."""
         parent = '"${TMPDIR:-/tmp}"' if self.address.folder is None else _quoted([self.address.folder])
         # Android has no /tmp, and older ones no TMPDIR either
-        line = f'parent={parent}; [ -d "$parent" ] || parent=/data/local/tmp; folder={shlex.quote(self.folder)};'
+        line = f'parent={parent}; [ -d "$parent" ] || parent=/data/local/tmp; folder={_quote(self.folder)};'
         if self.address.folder is not None:
-            line = f"parent={parent}; folder={shlex.quote(self.folder)};"
+            line = f"parent={parent}; folder={_quote(self.folder)};"
         script = KEEPER.replace("\n", " ").replace("SAYS", SAYS).replace("KEPT_S", str(KEPT_S))
         self._keeper = self._stack.enter_context(started(self._connection()))
         self._errors = Errors(self._keeper)
-        give(self._keeper, f"{line} {script}\n".encode(), close=False)
+        give(self._keeper, f"{NEWLINE} {line} {script}\n".encode(), close=False)
         assert self._keeper.stdout is not None
         for raw in self._keeper.stdout:
             said = raw.decode(errors="replace").strip()
@@ -326,10 +329,10 @@ class Remote(ABC):
         assert self._keeper is not None
         assert self._errors is not None
         try:
-            self._keeper.wait(5)  # what ends a channel ends the connection at about the same time, or does not
+            self._keeper.wait(CUT_S)
         except subprocess.TimeoutExpired:
             return DeviceFailed(f"what ran on {self.name} was ended from outside")
-        why = [line for line in (*said, *self._errors.lines()) if line and not line.startswith((BEGIN, END))]
+        why = [line for line in (*said, *self._errors.lines()) if line and not line.startswith((self.begin, self.end))]
         return CutOff(f"the connection to {self.name} was cut" + (f" ({why[-1].rstrip('.')})" if why else ""))
 
 
@@ -339,10 +342,10 @@ class _Session:
     def __init__(self, process: subprocess.Popen[bytes], remote: Remote, heard: Heard | None) -> None:
         assert process.stdout is not None
         self._process, self._remote, self._heard = process, remote, heard
-        self._is_begun = False
+        self._is_begun = self._is_whole = False
         self._errors = Errors(process, self._hear)
         self.output: IO[bytes] = process.stdout
-        while (line := self.output.readline()) and line.strip() != BEGIN.encode():
+        while (line := self.output.readline()) and line.strip() != remote.begin.encode():
             pass
 
     def give(self, text: bytes, close: bool = True) -> bool:
@@ -351,29 +354,45 @@ class _Session:
         assert self._process.stdin is not None
         return not self._process.stdin.closed
 
+    def lines(self) -> Iterator[str]:
+        """What it writes to stdout, line by line; half a line that was cut off is none."""
+        end = self._remote.end.encode()
+        for raw in self.output:
+            self._is_whole = raw.endswith(end)
+            line = raw.removesuffix(end)
+            if line.endswith(b"\n") or (self._is_whole and line):
+                yield line.decode(errors="replace").rstrip("\r\n")
+
     def check(self) -> None:
         """Raise CommandFailed or CutOff, unless it ended with 0."""
+        if not self._is_whole:
+            self._is_whole = self.output.read().endswith(self._remote.end.encode())
         self._process.wait()
-        lines = self._errors.lines()
-        if not lines or not lines[-1].startswith(f"{END} "):
+        lines, end = self._errors.lines(), self._remote.end
+        if not self._is_whole or not lines or not lines[-1].startswith(end):
             raise self._remote._cut(lines)
         code = int(lines[-1].split()[1])
         if code != 0:
-            begin = lines.index(BEGIN) + 1 if BEGIN in lines else 0
+            begin = lines.index(self._remote.begin) + 1 if self._remote.begin in lines else 0
             raise CommandFailed(code, "\n".join(lines[begin:-1]).rstrip("\n"))
 
     def _hear(self, line: str) -> None:
-        if line == BEGIN:
+        if line == self._remote.begin:
             self._is_begun = True
-        elif self._is_begun and line and not line.startswith(f"{END} ") and self._heard is not None:
+        elif self._is_begun and line and not line.startswith(self._remote.end) and self._heard is not None:
             self._heard(line)
+
+
+def _quote(word: str) -> str:
+    """A word for a POSIX shell, on one line: where it breaks lines stands `NEWLINE`'s variable."""
+    return shlex.quote(word).replace("\n", "'\"$newline\"'")
 
 
 def _quoted(command: Sequence[str]) -> str:
     """A command for a POSIX shell, where `~/` at the beginning is the home there."""
     first, *rest = command
     home, first = ('"$HOME"/', first[2:]) if first.startswith("~/") else ("", first)
-    return " ".join([home + (shlex.quote(first) if first or not home else ""), *map(shlex.quote, rest)])
+    return " ".join([home + (_quote(first) if first or not home else ""), *map(_quote, rest)])
 
 
 def _digest(file: Path) -> str:
