@@ -13,6 +13,7 @@ FOLDERS = {
     "edgesmith.exporters.rewrites": "exporters/rewrites",
     "edgesmith.exporters.targets": "exporters/targets",
     "edgesmith.bench": "bench",
+    "edgesmith.bench.transport": "bench/transport",
     "edgesmith.tests": "tests",
 }
 

@@ -1,4 +1,4 @@
-"""Timing artifacts on this machine: one process after the other, in each the artifacts in turn.
+"""Timing artifacts on a device (transport/): one process after the other, in each the artifacts in turn.
 
     cold      every artifact alone in a fresh process: loading, the first call, memory
     launch    a fresh process with all of them: warm up until steady, then rounds with one slot for each (runner.py)
@@ -12,26 +12,24 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-import os
-import platform
-import subprocess
-import sys
-import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from edgesmith import __version__
 from edgesmith.bench import measurement as measurements
+from edgesmith.bench import runner
 from edgesmith.bench.measurement import Cold, Device, Launch, Measurement, Slot, Subject, WarmUp
-from edgesmith.errors import BackendMissing, BadInput, Unsupported
+from edgesmith.bench.transport import Address, CommandFailed, CutOff, Transport, connect
+from edgesmith.bench.transport.local import Local
+from edgesmith.errors import BackendMissing, BadInput, DeviceFailed, Unsupported
 from edgesmith.exporters import artifact as artifacts
 from edgesmith.exporters import targets
 from edgesmith.exporters.artifact import Artifact
 
-RUNNER = Path(__file__).with_name("runner.py")
+RUNNER = Path(runner.__file__)
+HERE = Address("host", "host")
 RUNTIMES = {"onnx": "onnxruntime"}
 """The runner's name of what runs a target's files."""
 
@@ -47,6 +45,7 @@ Told = Callable[[int, int], None]
 def measure(
     paths: Sequence[str | Path],
     *,
+    device: Address = HERE,
     seconds: float = 30.0,
     launches: int = LAUNCHES,
     threads: int = 1,
@@ -54,10 +53,11 @@ def measure(
     record: Path | None = None,
     told: Told | None = None,
 ) -> Measurement:
-    """Time artifacts in turn on this machine.
+    """Time artifacts in turn on a device.
 
     Args:
         paths: artifacts' folders or files; the same one may be given twice.
+        device: where, see `transport.parse`.
         seconds: how long it may last, about; each launch gets its share.
         launches: processes.
         threads: of the runtime.
@@ -71,29 +71,35 @@ def measure(
         BadInput: no artifact, one that cannot be timed here, or an option out of range.
         BackendMissing: the runtime is not installed.
         Unsupported: the runtime does not load or run a file.
+        DeviceFailed: there is no way to the device, or it was cut off; launches that were complete are in `record`.
+        OutputError: there is no room on the device.
     """
     if not paths:
         raise BadInput("there is nothing to measure: give one or more artifacts")
     for name, value in (("seconds", seconds), ("launches", launches), ("threads", threads)):
         if not value > 0:
             raise BadInput(f"{name} must be more than 0, got {value}")
-    present = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    missing = sorted(set(cores or ()) - set(present))
-    if missing:
-        raise BadInput(f"there is no core {missing[0]} to pin to; this process may use {present or 'what it is given'}")
     found = [artifacts.read(path) for path in paths]
-    subjects = subjects_of(found)
-    plan = {
-        "models": [
-            {"file": str(one.file.resolve()), "runtime": subject.runtime}
-            for one, subject in zip(found, subjects, strict=True)
-        ],
-        "threads": threads,
-        "cores": None if cores is None else list(cores),
-        "slot_ms": SLOT_MS,
-        "seed": 0,
-    }
-    return run_plan(plan, subjects, max(seconds / launches - LAUNCH_COST_S, 0.3), launches, record, told)
+    subjects = subjects_of(found, is_here=device.kind == "host")
+    if device.kind == "host":
+        _check_cores(cores, runner.usable_cores())
+    with connect(device) as where:
+        about = this_machine()
+        if device.kind != "host":  # what it lacks is said before anything large is copied
+            about, usable = ask(where, sorted({subject.runtime for subject in subjects}))
+            _check_cores(cores, usable)
+        plan = {
+            "models": [
+                {"file": _put(one, where), "runtime": subject.runtime}
+                for one, subject in zip(found, subjects, strict=True)
+            ],
+            "threads": threads,
+            "cores": None if cores is None else list(cores),
+            "slot_ms": SLOT_MS,
+            "seed": 0,
+        }
+        each_s = max(seconds / launches - LAUNCH_COST_S, 0.3)
+        return run_plan(plan, subjects, each_s, launches, record, told, where, about)
 
 
 def run_plan(
@@ -103,14 +109,20 @@ def run_plan(
     launches: int,
     record: Path | None = None,
     told: Told | None = None,
+    where: Transport | None = None,
+    device: Device | None = None,
 ) -> Measurement:
-    """Carry out a runner's plan: cold starts, then so many launches of so many seconds of rounds each."""
+    """Carry out a runner's plan: cold starts, then so many launches of so many seconds of rounds each.
+
+    The plan's files lie on the device `where`, which `device` describes; without them both are this machine.
+    """
+    where = where or Local()
     total = len(subjects) + launches
     told = told or (lambda *_: None)
     result = Measurement(
         edgesmith=__version__,
         started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        device=this_machine(),
+        device=device or this_machine(),
         runtimes={},
         threads=plan["threads"],
         cores=None if plan["cores"] is None else tuple(plan["cores"]),
@@ -122,7 +134,7 @@ def run_plan(
     told(0, total)
     try:
         for i, model in enumerate(plan["models"]):
-            events = list(_events({**plan, "models": [model], "seconds": 0}))
+            events = list(_events({**plan, "models": [model], "seconds": 0}, where))
             opened = next(event for event in events if event["event"] == "open")
             cold = Cold(opened["load_ms"], opened["first_ms"], opened["memory_mib"])
             runtimes = {**result.runtimes, **events[0]["runtimes"]}
@@ -130,7 +142,7 @@ def run_plan(
             result = replace(result, subjects=tuple(changed), runtimes=runtimes)
             told(i + 1, total)
         for number in range(launches):
-            launch = _launch(list(_events({**plan, "seconds": seconds, "seed": plan["seed"] + number})))
+            launch = _launch(list(_events({**plan, "seconds": seconds, "seed": plan["seed"] + number}, where)))
             result = replace(result, launches=(*result.launches, launch), complete=number + 1 == launches)
             if record is not None:
                 measurements.write(result, record)
@@ -138,29 +150,47 @@ def run_plan(
     except KeyboardInterrupt:
         if not result.launches:
             raise
+    except CutOff as error:
+        done = len(result.launches)
+        kept = f"; {done} of {launches} launches are in {record}" if done and record is not None else ""
+        raise DeviceFailed(f"{error} while measuring{kept}") from error
     return result
 
 
 def this_machine() -> Device:
     """The machine that this runs on."""
-    return Device(
-        name="host",
-        system=f"{platform.system()} {platform.release()}",
-        cpu=_processor(),
-        machine=hashlib.sha256(f"{platform.node()} {uuid.getnode():x}".encode()).hexdigest()[:12],
-    )
+    return Device(name="host", **runner.machine())
 
 
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith(("model name", "Model"))]
-    return names[0] if names else platform.machine()
+def ask(where: Transport, runtimes: Sequence[str]) -> tuple[Device, list[int]]:
+    """What a device is, and the cores that a process may use there. Raises BackendMissing where it lacks a runtime."""
+    events = list(_events({"models": [], "runtimes": list(runtimes), "seconds": 0, "seed": 0}, where))
+    about = next(event for event in events if event["event"] == "about")
+    return Device(name=where.name, **about["machine"]), about["cores"]
 
 
-def subjects_of(found: Sequence[Artifact]) -> list[Subject]:
+def _check_cores(cores: Sequence[int] | None, usable: Sequence[int]) -> None:
+    missing = sorted(set(cores or ()) - set(usable))
+    if missing:
+        raise BadInput(f"there is no core {missing[0]} to pin to; a process may use {usable or 'what it is given'}")
+
+
+def _put(artifact: Artifact, where: Transport) -> str:
+    """Have an artifact's file on the device, and those that belong to it beside it. Returns its path there."""
+    folder = hashlib.sha256("".join(entry["sha256"] for entry in _own(artifact)).encode()).hexdigest()[:12]
+    paths = {
+        entry["path"]: where.put(artifact.path / entry["path"], f"{folder}/{entry['path']}") for entry in _own(artifact)
+    }
+    return paths[artifact.manifest["file"]]
+
+
+def _own(artifact: Artifact) -> list[dict[str, Any]]:
+    """The entries of an artifact's manifest that are its file or package."""
+    own = [entry for entry in artifact.manifest["files"] if entry["path"].startswith(artifact.manifest["file"])]
+    return sorted(own, key=lambda entry: str(entry["path"]))
+
+
+def subjects_of(found: Sequence[Artifact], is_here: bool = True) -> list[Subject]:
     """What a record says of artifacts. Raises BadInput for one that cannot be timed here, BackendMissing."""
     subjects: list[Subject] = []
     for artifact in found:
@@ -168,11 +198,11 @@ def subjects_of(found: Sequence[Artifact]) -> list[Subject]:
         if artifact.target not in RUNTIMES:
             why = f"{target.runtime} is an interpreter, whose times say nothing" if target.is_interpreter else "no way"
             raise BadInput(f"{artifact.path.name} cannot be timed here ({why}): {' and '.join(RUNTIMES)} can")
-        reason = target.cannot_run()
+        reason = target.cannot_run() if is_here else None
         if reason is not None:
             raise BackendMissing(reason)
-        own = [entry for entry in artifact.manifest["files"] if entry["path"].startswith(artifact.manifest["file"])]
-        digests = [entry["sha256"] for entry in sorted(own, key=lambda entry: str(entry["path"]))]
+        own = _own(artifact)
+        digests = [entry["sha256"] for entry in own]
         digest = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
         names = [subject.name for subject in subjects]
         name, count = artifact.path.name, 1
@@ -193,37 +223,21 @@ def subjects_of(found: Sequence[Artifact]) -> list[Subject]:
     return subjects
 
 
-def _events(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _events(plan: dict[str, Any], where: Transport) -> Iterator[dict[str, Any]]:
     """What the runner tells of a plan, as it does. Raises Unsupported with its last line where it fails."""
-    with _process([sys.executable, "-P", str(RUNNER)]) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stderr is not None
-        process.stdin.write(json.dumps(plan))
-        process.stdin.close()
-        for line in process.stdout:
-            yield json.loads(line)
-        said = process.stderr.read().strip().splitlines()
-    if process.returncode != 0:
-        raise Unsupported(f"the runner stopped with {process.returncode}: {said[-1] if said else 'it said nothing'}")
-
-
-@contextmanager
-def _process(command: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
-    """A process that does not outlive the block."""
-    with subprocess.Popen(  # noqa: S603  # this Python, our own file
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        encoding="utf-8",
-        start_new_session=True,  # Ctrl-C is for us, and what was measured is kept
-    ) as process:
-        try:
-            yield process
-        except BaseException:
-            process.kill()
-            raise
+    on = "" if where.name == "host" else f" on {where.name}"
+    try:
+        script = where.put(RUNNER, RUNNER.name)
+        for line in where.run([*where.python, script], json.dumps(plan)):
+            event = json.loads(line)
+            if event["event"] == "lacks":
+                raise BackendMissing(
+                    f"{where.python[0]}{on} cannot import {event['runtime']} ({event['why']}): install it there with"
+                    f" {where.python[0]} -m pip install {event['runtime']}, or name another interpreter with --python"
+                )
+            yield event
+    except CommandFailed as error:
+        raise Unsupported(f"the runner stopped{on} with {error.code}: {error.last_line}") from error
 
 
 def _launch(events: Sequence[dict[str, Any]]) -> Launch:

@@ -5,8 +5,10 @@ One file, and nothing of edgesmith: it is copied to boards, which need Python 3.
     python runner.py < plan.json
 
     plan   {"models": [{"file": ..., "runtime": "onnxruntime"}], "threads": 1, "cores": [0] or null, "seed": 0,
-            "seconds": 2.0, "slot_ms": 30.0}
-    start  {"runtime": {"name", "version"}, "environment": {...}}           once everything is imported
+            "seconds": 2.0, "slot_ms": 30.0, "runtimes": ["onnxruntime"]}       the last where there is no model
+    lacks  {"runtime", "why"}                                               instead of all others: cannot be imported
+    start  {"runtimes": {name: version}, "environment": {...}}              once everything is imported
+    about  {"machine": {...}, "cores": [0, 1]}                              only where the plan has no model
     open   {"model", "load_ms", "first_ms", "memory_mib"}                   for each model, in the plan's order
     warm   {"model", "calls", "ms", "is_steady"}                            after the calls that were not kept
     slot   {"model", "round", "at_s", "samples_ms": [...]}                  several calls of one model in a row
@@ -18,12 +20,15 @@ A round has one slot for each model, in a new order every time, and lasts as lon
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import platform
 import random
 import resource
 import sys
 import time
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +96,33 @@ def environment() -> dict[str, Any]:
     if energy and None not in energy:
         found["energy_j"] = sum(joules for joules in energy if joules is not None)
     return found
+
+
+def machine() -> dict[str, str]:
+    """What the machine is: its system, its processor or board, and a hash that tells two of a kind apart."""
+    node = uuid.getnode()
+    own = f"{node:x}" if not node >> 40 & 1 else read(Path("/etc/machine-id")) or ""  # that bit marks a random number
+    return {
+        "system": f"{platform.system()} {platform.release()}",
+        "cpu": processor(),
+        "machine": hashlib.sha256(f"{platform.node()} {own}".encode()).hexdigest()[:12],
+    }
+
+
+def processor() -> str:
+    """The board's name where the system has one, else the processor's."""
+    board = (read(Path("/proc/device-tree/model")) or "").strip("\0")
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return board or platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith(("model name", "Model"))]
+    return board or (names[0] if names else platform.machine())
+
+
+def usable_cores() -> list[int]:
+    """The cores that this process may use; none where the system does not say."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 
 def memory_mib() -> float:
@@ -190,9 +222,16 @@ def main() -> None:
     plan = json.load(sys.stdin)
     if plan.get("cores") and hasattr(os, "sched_setaffinity"):  # macOS pins nothing
         os.sched_setaffinity(0, plan["cores"])
-    runtimes = {model["runtime"] for model in plan["models"]}
-    versions = {name: RUNTIMES[name][1]() for name in sorted(runtimes)}
+    versions = {}
+    for name in sorted({model["runtime"] for model in plan["models"]}.union(plan.get("runtimes", ()))):
+        try:
+            versions[name] = RUNTIMES[name][1]()
+        except ImportError as error:
+            tell("lacks", runtime=name, why=str(error))
+            return
     tell("start", runtimes=versions, environment=environment())
+    if not plan["models"]:
+        tell("about", machine=machine(), cores=usable_cores())
     calls: list[Call] = []
     for i, model in enumerate(plan["models"]):
         start = time.perf_counter()

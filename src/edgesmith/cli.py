@@ -37,7 +37,8 @@ app = typer.Typer(
     name="edgesmith",
     help="From a PyTorch definition to verified files for phones and edge boards.",
     epilog="Exit codes: 0 done, 2 bad input, 3 verification failed, 4 backend missing, 5 output not writable,"
-    " 6 model or operator unsupported, 130 interrupted, 1 a bug. --debug, anywhere, shows the traceback.",
+    " 6 model or operator unsupported, 7 device failed, 130 interrupted, 1 a bug. --debug, anywhere, shows the"
+    " traceback.",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -396,6 +397,7 @@ def doctor(as_json: Json = False) -> None:
 app.command()(cli_bench.bench)
 app.command()(cli_bench.compare)
 app.command()(cli_bench.profile)
+app.command()(cli_bench.build_on)
 
 
 def main() -> Never:

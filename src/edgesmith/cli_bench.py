@@ -1,4 +1,4 @@
-"""The commands that time artifacts and show what was timed: `bench`, `compare` and `profile`."""
+"""The commands that time artifacts and show what was timed: `bench`, `compare`, `profile`; `build-on`, on a board."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from edgesmith.bench.measurement import Measurement
+    from edgesmith.bench.transport import Address
     from edgesmith.bench.verdict import Verdict
 
 INTERRUPTED = 130
@@ -38,6 +39,27 @@ Floor = Annotated[
 Out = Annotated[
     Path | None, typer.Option("--out", "-o", help="File for the record.", show_default="measurements/TIME.json")
 ]
+_FAR = "Another device"
+Where = Annotated[str, typer.Option("--device", help="host, ssh://user@host:port or adb:SERIAL.", rich_help_panel=_FAR)]
+Python = Annotated[
+    str | None,
+    typer.Option(
+        "--python", help="Its interpreter, such as ~/venv/bin/python.", show_default="python3", rich_help_panel=_FAR
+    ),
+]
+RemoteTmp = Annotated[
+    str | None,
+    typer.Option(
+        "--remote-tmp", help="Where files lie there while it runs.", show_default="its TMPDIR", rich_help_panel=_FAR
+    ),
+]
+SshConfig = Annotated[
+    Path | None, typer.Option("--ssh-config", help="As ssh -F.", show_default=False, rich_help_panel=_FAR)
+]
+SshOptions = Annotated[
+    list[str] | None,
+    typer.Option("--ssh-option", help="As ssh -o; repeatable.", show_default=False, rich_help_panel=_FAR),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 
@@ -54,14 +76,20 @@ def bench(
     confidence: Confidence = 0.99,
     floor: Floor = None,
     out: Out = None,
+    device: Where = "host",
+    python: Python = None,
+    remote_tmp: RemoteTmp = None,
+    ssh_config: SshConfig = None,
+    ssh_option: SshOptions = None,
     as_json: Json = False,
 ) -> None:
-    """Time artifacts on this machine in turn; every sample is kept. With --against, compare them."""
+    """Time artifacts in turn; every sample is kept. With --against, compare them."""
     from edgesmith.bench.verdict import compare as judged
 
+    where = _address(device, python, remote_tmp, ssh_config, ssh_option)
     share = _share(threshold)
     paths = [*([against] if against else []), *artifacts]
-    measurement, record = _measured(paths, seconds, launches, threads, cores, out)
+    measurement, record = _measured(paths, seconds, launches, threads, cores, out, where)
     least = _floor(floor)
     verdicts = [
         judged(measurement, measurement, 0, i, threshold=share, confidence=confidence, floor=least)
@@ -97,6 +125,11 @@ def compare(
     threads: Threads = 1,
     cores: Cores = None,
     out: Out = None,
+    device: Where = "host",
+    python: Python = None,
+    remote_tmp: RemoteTmp = None,
+    ssh_config: SshConfig = None,
+    ssh_option: SshOptions = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a table for a pull request.")] = False,
     junit: Annotated[
         Path | None, typer.Option("--junit", help="Write a JUnit XML file for a dashboard.", show_default=False)
@@ -111,6 +144,7 @@ def compare(
     from edgesmith.bench import measurement as measurements
     from edgesmith.bench.verdict import compare as judged
 
+    where = _address(device, python, remote_tmp, ssh_config, ssh_option)
     share, least = _share(threshold), _floor(floor)
     names = frozenset(despite or ())
     options: dict[str, Any] = {"threshold": share, "confidence": confidence, "floor": least, "despite": names}
@@ -128,7 +162,7 @@ def compare(
     elif _is_record(base) or _is_record(head):
         raise BadInput(f"{base} and {head} are a record and an artifact: give two of a kind")
     else:
-        first, written = _measured([base, head], seconds, launches, threads, cores, out)
+        first, written = _measured([base, head], seconds, launches, threads, cores, out, where)
         print(f"record: {written}", file=sys.stderr)
         verdicts = [judged(first, first, 0, 1, **options)]
     if junit is not None:
@@ -184,12 +218,54 @@ def profile(
         print("\n".join(dict.fromkeys(map(measured.describe_device, found))))
 
 
+def build_on(
+    device: Annotated[str, typer.Argument(help="ssh://user@host:port or adb:SERIAL.", show_default=False)],
+    kit: Annotated[Path, typer.Argument(help="A kit's folder.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the result's folder.")] = Path("artifacts"),
+    python: Python = None,
+    remote_tmp: RemoteTmp = None,
+    ssh_config: SshConfig = None,
+    ssh_option: SshOptions = None,
+    as_json: Json = False,
+) -> None:
+    """Have a board build a kit's engine, and bring the engine and its measurement back."""
+    from edgesmith.bench import measurement as measurements
+    from edgesmith.bench.build_on import MEASUREMENT
+    from edgesmith.bench.build_on import build_on as build
+
+    where = _address(device, python, remote_tmp, ssh_config, ssh_option)
+    if where.kind == "host":
+        raise BadInput(f"build-on is for another device; on this machine run python3 {kit / 'build.py'} --out DIR")
+    built = build(where, kit, out, lambda line: print(line, file=sys.stderr, flush=True))
+    record = built / MEASUREMENT
+    measurement = measurements.read(record)
+    if as_json:
+        print(json.dumps({"result": str(built), "record": str(record), "subjects": _figures(measurement)}, indent=2))
+        return
+    _print_measurement(measurement)
+    print(f"{built}")
+
+
+def _address(
+    device: str, python: str | None, folder: str | None, config: Path | None, options: list[str] | None
+) -> Address:
+    from edgesmith.bench import transport
+
+    return transport.parse(device, python=python, folder=folder, config=config, options=options or ())
+
+
 def _is_record(path: Path) -> bool:
     return path.is_file() and path.suffix == ".json"
 
 
 def _measured(
-    paths: Sequence[Path], seconds: float, launches: int, threads: int, cores: str | None, out: Path | None
+    paths: Sequence[Path],
+    seconds: float,
+    launches: int,
+    threads: int,
+    cores: str | None,
+    out: Path | None,
+    device: Address,
 ) -> tuple[Measurement, Path]:
     """Measure with a progress bar. Returns the measurement and where its record lies."""
     from edgesmith.bench import measurement as measurements
@@ -202,6 +278,7 @@ def _measured(
     with _progress() as told:
         measurement = measure(
             paths,
+            device=device,
             seconds=seconds,
             launches=launches,
             threads=threads,

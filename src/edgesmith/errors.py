@@ -9,6 +9,7 @@ code  raised as            when
 4     BackendMissing       the target's packages are not installed, or cannot work on this machine
 5     OutputError          the output folder cannot be written
 6     Unsupported          the model cannot be captured, or the target refuses one of its operators
+7     DeviceFailed         a device cannot be reached, is another than the known one, is cut off, or fails
 130                        interrupted (Ctrl-C)
 """
 
@@ -65,6 +66,12 @@ class Unsupported(EdgesmithError):
     """A model that torch.export cannot capture, or an operator that a target refuses."""
 
     exit_code = 6
+
+
+class DeviceFailed(EdgesmithError):
+    """A device cannot be reached, is not the one that is known, is cut off, or fails at what it was asked."""
+
+    exit_code = 7
 
 
 def unknown(kind: str, name: str, known: Iterable[str], listed_by: str) -> BadInput:

@@ -1,0 +1,175 @@
+"""Devices near and far: how files get there, how commands run there, and that nothing stays there.
+
+    host                        this machine: nothing is copied                              local.py
+    ssh://[user@]host[:port]    OpenSSH's own client, one connection, host keys checked      ssh.py
+    adb:SERIAL                  what `adb devices` lists                                     adb.py
+
+The far ones need Python 3.8 and the runtime there, and nothing of edgesmith: one file, `runner.py`, is copied. Times
+are taken there, so what a connection costs is in none of them. What the two share, and how a folder there is removed
+even when the connection is cut, is in remote.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from edgesmith.errors import BadInput, DeviceFailed
+
+Heard = Callable[[str], None]
+"""Hears what a command writes to stderr, line by line."""
+
+
+class CommandFailed(Exception):
+    """A command on the device ended with a code other than 0; callers make a sentence of it.
+
+    Attributes:
+        code: its exit code.
+        said: what it wrote to stderr.
+    """
+
+    def __init__(self, code: int, said: str) -> None:
+        super().__init__(f"exit code {code}: {said}")
+        self.code, self.said = code, said
+
+    @property
+    def last_line(self) -> str:
+        """The last line of what it said, which in a traceback is the error."""
+        lines = self.said.strip().splitlines()
+        return lines[-1].strip() if lines else "it said nothing"
+
+
+class CutOff(DeviceFailed):
+    """The connection ended before the command did."""
+
+
+class Transport(Protocol):
+    """Where commands run: connected by `connect`, cleaned up when its block ends.
+
+    Attributes:
+        name: what a record calls the device.
+        python: what starts Python there.
+    """
+
+    name: str
+    python: Sequence[str]
+
+    def put(self, file: Path, name: str) -> str:
+        """Copy a file into this run's folder there, or the rest of one. Returns its path there.
+
+        Raises:
+            OutputError: there is no room for it.
+            DeviceFailed: it did not arrive whole.
+        """
+        ...
+
+    def get(self, name: str, file: Path) -> None:
+        """Copy a file of this run's folder here. Raises DeviceFailed where it does not arrive whole."""
+        ...
+
+    def run(self, command: Sequence[str], given: str = "", heard: Heard | None = None) -> Iterator[str]:
+        """The lines that a command writes to stdout, as it does; `given` is its stdin.
+
+        Raises:
+            CommandFailed: its exit code is not 0.
+            CutOff: the connection ended first; the command is ended there.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Address:
+    """Which device, and how it is reached.
+
+    Attributes:
+        kind: `host`, `ssh` or `adb`.
+        name: what a record calls it: `host`, the host's name without the user, or the serial number.
+        user: None for what OpenSSH's configuration says; port too.
+        python: the interpreter there; `~/` is the home there.
+        folder: where this run's folder is made there; None for its TMPDIR or /tmp.
+        config: a configuration file for OpenSSH in the place of the user's.
+        options: further options for OpenSSH, such as `IdentityFile=~/.ssh/board`; those that edgesmith sets stay.
+    """
+
+    kind: str
+    name: str
+    user: str | None = None
+    port: int | None = None
+    python: str = "python3"
+    folder: str | None = None
+    config: Path | None = None
+    options: tuple[str, ...] = ()
+
+
+def parse(
+    device: str,
+    *,
+    python: str | None = None,
+    folder: str | None = None,
+    config: Path | None = None,
+    options: Sequence[str] = (),
+) -> Address:
+    """The address of a device such as `ssh://me@board:2222`.
+
+    Raises:
+        BadInput: no such form, or an option that the device has no use for.
+    """
+    wanted = "--device must be host, ssh://[user@]host[:port] or adb:SERIAL"
+    if config is not None or options:
+        if not device.startswith("ssh:"):
+            raise BadInput(f"--ssh-config and --ssh-option are for --device ssh://..., got --device {device}")
+        for option in options:
+            if not re.match(r"[A-Za-z]+[= ]", option):
+                raise BadInput(f"--ssh-option must be KEY=VALUE as in ssh_config, got {option!r}")
+        if config is not None and not config.is_file():
+            raise BadInput(f"there is no file {config} for --ssh-config")
+    given = {"python": python or "python3", "folder": folder, "config": config, "options": tuple(options)}
+    if device == "host":
+        if python is not None or folder is not None:
+            raise BadInput("--python and --remote-tmp are for devices that are not this machine")
+        return Address("host", "host")
+    if device.startswith("adb:") and re.fullmatch(r"[\w.:\[\]%-]+", device[4:]) and device[4] != "-":
+        return Address("adb", device[4:], **given)  # type: ignore[arg-type]  # a dict of mixed values
+    try:
+        url = urlsplit(device)
+        user, host, port = url.username, url.hostname, url.port
+    except ValueError as error:
+        raise BadInput(f"{wanted}, got {device!r} ({error})") from error
+    # What ssh gets, it may hand to a shell for ProxyCommand or Match exec: names only, and no options.
+    is_host = url.scheme == "ssh" and re.fullmatch(r"[\w.%:][\w.%:-]*", host or "", re.ASCII)
+    is_user = user is None or re.fullmatch(r"[\w.][\w.@+-]*", user, re.ASCII)
+    if not is_host or not is_user or url.path.strip("/") or url.query or url.fragment or url.password is not None:
+        raise BadInput(f"{wanted}, got {device!r}")
+    name = url.netloc.rpartition("@")[2].removesuffix(f":{port}").strip("[]")  # hostname is lower case, aliases may not
+    return Address("ssh", name, user, port, **given)  # type: ignore[arg-type]
+
+
+@contextmanager
+def connect(address: Address) -> Iterator[Transport]:
+    """A device for as long as the block lasts; what was copied there is removed after it.
+
+    Raises:
+        BackendMissing: `ssh` or `adb` is not installed here, or Python 3.8 not there.
+        DeviceFailed: the device cannot be reached, is not the one known, or refuses.
+        OutputError: there is no room on it.
+    """
+    if address.kind == "host":
+        from edgesmith.bench.transport.local import Local
+
+        yield Local()
+        return
+    if address.kind == "ssh":
+        from edgesmith.bench.transport.ssh import Ssh as Kind
+    else:
+        from edgesmith.bench.transport.adb import Adb as Kind  # type: ignore[assignment]
+    remote = Kind(address)
+    try:
+        remote.open()
+        yield remote
+    finally:
+        remote.close()

@@ -1,0 +1,66 @@
+"""Processes on this machine whose two outputs are read as they come, and which do not outlive their block."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from threading import Thread
+
+
+@contextmanager
+def started(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A process with pipes; what has not ended with the block is killed."""
+    with subprocess.Popen(  # noqa: S603  # a list, no shell; callers name what they start
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C is for us: what was measured is kept, and what was copied removed
+    ) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)  # and what it has started, which may hold its pipes open
+
+
+def give(process: subprocess.Popen[bytes], text: bytes, close: bool = True) -> None:
+    """Write to a process's stdin. One that has ended reads nothing; why it has, its exit code and stderr say."""
+    assert process.stdin is not None
+    try:
+        process.stdin.write(text)
+        process.stdin.flush()
+        if close:
+            process.stdin.close()
+    except BrokenPipeError:
+        with suppress(BrokenPipeError):
+            process.stdin.close()  # else what is left in the buffer is tried once more at the end of the block
+    except ValueError:  # closed before
+        pass
+
+
+class Errors(Thread):
+    """Reads a process's stderr beside the program, so that the process never waits; lines are kept and passed on."""
+
+    def __init__(self, process: subprocess.Popen[bytes], heard: Callable[[str], None] | None = None) -> None:
+        super().__init__(daemon=True)
+        assert process.stderr is not None
+        self._pipe, self._heard = process.stderr, heard
+        self._lines: list[str] = []
+        self.start()
+
+    def run(self) -> None:
+        with suppress(ValueError):  # closed at the end of its block
+            for raw in self._pipe:
+                line = raw.decode(errors="replace").rstrip("\r\n")
+                self._lines.append(line)
+                if self._heard is not None:
+                    self._heard(line)
+
+    def lines(self) -> list[str]:
+        """Every line, once the pipe has ended."""
+        self.join()
+        return self._lines
