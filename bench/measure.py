@@ -1,6 +1,7 @@
 """Timing artifacts on this machine: one process after the other, in each the artifacts in turn.
 
     cold      every artifact alone in a fresh process: loading, the first call, memory
+    profile   every artifact alone in another, where time per operator is asked for
     launch    a fresh process with all of them: warm up until steady, then rounds with one slot for each (runner.py)
 
 Launches are what statistics count, as a process keeps its luck: the same file measured twice in one process differs by
@@ -17,7 +18,7 @@ import platform
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,8 @@ from typing import Any
 
 from edgesmith import __version__
 from edgesmith.bench import measurement as measurements
-from edgesmith.bench.measurement import Cold, Device, Launch, Measurement, Slot, Subject, WarmUp
+from edgesmith.bench.measurement import Cold, Device, Launch, Measurement, Operator, Profile, Slot, Subject, WarmUp
+from edgesmith.bench.operators import place_operators
 from edgesmith.errors import BackendMissing, BadInput, Unsupported
 from edgesmith.exporters import artifact as artifacts
 from edgesmith.exporters import targets
@@ -37,6 +39,7 @@ RUNTIMES = {"onnx": "onnxruntime"}
 
 LAUNCHES = 12
 SLOT_MS = 30.0
+PROFILE_S = 1.0
 LAUNCH_COST_S = 1.5
 """What starting a process and warming up take, about, of the time that a measurement may last."""
 
@@ -51,6 +54,7 @@ def measure(
     launches: int = LAUNCHES,
     threads: int = 1,
     cores: Sequence[int] | None = None,
+    operators: bool = False,
     record: Path | None = None,
     told: Told | None = None,
 ) -> Measurement:
@@ -62,6 +66,7 @@ def measure(
         launches: processes.
         threads: of the runtime.
         cores: pin the processes to these.
+        operators: also the time per operator, in a process of its own for each artifact.
         record: write the measurement here after each launch.
 
     Returns:
@@ -92,19 +97,25 @@ def measure(
         "cores": None if cores is None else list(cores),
         "slot_ms": SLOT_MS,
         "seed": 0,
+        "operators": operators,
     }
     return run_plan(plan, subjects, max(seconds / launches - LAUNCH_COST_S, 0.3), launches, record, told)
 
 
 def run_plan(
-    plan: dict[str, Any],
+    plan: Mapping[str, Any],
     subjects: Sequence[Subject],
     seconds: float,
     launches: int,
     record: Path | None = None,
     told: Told | None = None,
 ) -> Measurement:
-    """Carry out a runner's plan: cold starts, then so many launches of so many seconds of rounds each."""
+    """Carry out a runner's plan: cold starts, then so many launches of so many seconds of rounds each.
+
+    With `operators` in the plan every cold start is followed by a launch for the time per operator.
+    """
+    plan = dict(plan)
+    profiled = plan.pop("operators", False)
     total = len(subjects) + launches
     told = told or (lambda *_: None)
     result = Measurement(
@@ -126,7 +137,8 @@ def run_plan(
             opened = next(event for event in events if event["event"] == "open")
             cold = Cold(opened["load_ms"], opened["first_ms"], opened["memory_mib"])
             runtimes = {**result.runtimes, **events[0]["runtimes"]}
-            changed = [replace(s, cold=cold) if j == i else s for j, s in enumerate(result.subjects)]
+            profile = _profile({**plan, "models": [model], "seconds": PROFILE_S}) if profiled else None
+            changed = [replace(s, cold=cold, profile=profile) if j == i else s for j, s in enumerate(result.subjects)]
             result = replace(result, subjects=tuple(changed), runtimes=runtimes)
             told(i + 1, total)
         for number in range(launches):
@@ -224,6 +236,13 @@ def _process(command: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
         except BaseException:
             process.kill()
             raise
+
+
+def _profile(plan: dict[str, Any]) -> Profile:
+    """Time per operator of a plan's one model."""
+    told = next(event for event in _events({**plan, "operators": True}) if event["event"] == "operators")
+    found = [Operator(one["name"], one["type"], None, None, one["ms"]) for one in told["operators"]]
+    return Profile(told["calls"], told["call_ms"], place_operators(found, Path(plan["models"][0]["file"])))
 
 
 def _launch(events: Sequence[dict[str, Any]]) -> Launch:
