@@ -12,6 +12,7 @@ FOLDERS = {
     "edgesmith.exporters.rewrites": "exporters/rewrites",
     "edgesmith.exporters.targets": "exporters/targets",
     "edgesmith.bench": "bench",
+    "edgesmith.bench.report": "bench/report",
     "edgesmith.tests": "tests",
 }
 
@@ -21,6 +22,7 @@ setup(
     package_data={
         "edgesmith": ["py.typed"],
         "edgesmith.bench": ["*.schema.json"],
+        "edgesmith.bench.report": ["*.html", "*.css"],
         "edgesmith.models": ["*.toml"],
         "edgesmith.profiles": ["*.toml"],
         "edgesmith.tests": ["golden/*.txt", "fixtures/*"],

@@ -211,13 +211,13 @@ def _opened(file: Path, create: bool) -> Iterator[sqlite3.Connection]:
     try:
         if create:
             file.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(file)
+        connection = sqlite3.connect(file if create else f"{file.resolve().as_uri()}?mode=ro", uri=not create)
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version > SCHEMA:
             raise BadInput(f"{file} has schema {version}, and this edgesmith reads {SCHEMA}: update edgesmith")
         with connection:
             if version == 0:
-                if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                if not create or connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
                     raise BadInput(f"{file} is no history of edgesmith: it is another program's database")
                 connection.execute(_table())
                 connection.execute(f"PRAGMA user_version = {SCHEMA}")

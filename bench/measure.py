@@ -184,8 +184,6 @@ def subjects_of(found: Sequence[Artifact]) -> list[Subject]:
         if reason is not None:
             raise BackendMissing(reason)
         own = [entry for entry in artifact.manifest["files"] if entry["path"].startswith(artifact.manifest["file"])]
-        digests = [entry["sha256"] for entry in sorted(own, key=lambda entry: str(entry["path"]))]
-        digest = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
         names = [subject.name for subject in subjects]
         name, count = artifact.path.name, 1
         while name in names:
@@ -198,7 +196,7 @@ def subjects_of(found: Sequence[Artifact]) -> list[Subject]:
                 target=artifact.target,
                 precision=artifact.precision,
                 runtime=RUNTIMES[artifact.target],
-                sha256=digest,
+                sha256=artifact.digest,
                 bytes=sum(entry["bytes"] for entry in own),
             )
         )

@@ -38,9 +38,9 @@ def place_operators(found: Iterable[Operator], file: Path) -> tuple[Operator, ..
     import onnx
 
     graph = onnx.load(str(file), load_external_data=False).graph
-    nodes = {node.name: node for node in graph.node}
+    nodes: dict[str, NodeProto] = {node.name: node for node in graph.node}
     ops = ops_of_nodes(graph)
-    makers = {value: node for node in graph.node for value in node.output}
+    makers: dict[str, NodeProto] = {value: node for node in graph.node for value in node.output}
     by_length = sorted(ops, key=len, reverse=True)
 
     def node_of(one: Operator) -> NodeProto | None:
@@ -49,7 +49,7 @@ def place_operators(found: Iterable[Operator], file: Path) -> tuple[Operator, ..
         node = makers.get(one.name.removeprefix("InsertedPrecisionFreeCast_").removesuffix("_nchwc"))
         if node is None:
             return next((nodes[name] for name in by_length if one.name.startswith(f"{name}/")), None)
-        first = node
+        first: NodeProto | None = node
         while first is not None and first.op_type != one.type.removeprefix("Fused"):
             first = makers.get(first.input[0]) if first.input else None
         return first or node

@@ -399,6 +399,7 @@ def doctor(as_json: Json = False) -> None:
 
 app.command()(cli_bench.bench)
 app.command()(cli_bench.compare)
+app.command()(cli_report.report)
 app.add_typer(cli_report.history, name="history")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +12,22 @@ import typer
 
 if TYPE_CHECKING:
     from edgesmith.bench.history import Series
+
+
+def report(
+    folder: Annotated[
+        Path, typer.Argument(help="Where artifacts, records and histories lie, at any depth.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page.")] = Path("report.html"),
+) -> None:
+    """Write one HTML page of what lies below a folder; it needs no network and no script."""
+    from edgesmith.bench.report.page import write_report
+
+    found = write_report(folder, out)
+    for name, reason in found.unread:
+        print(f"not read: {name}: {reason}", file=sys.stderr)
+    print(out)
+
 
 history = typer.Typer(invoke_without_command=True, help="Latencies over time, and where they changed for good.")
 
