@@ -14,6 +14,7 @@ FOLDERS = {
     "edgesmith.exporters.targets": "exporters/targets",
     "edgesmith.bench": "bench",
     "edgesmith.bench.transport": "bench/transport",
+    "edgesmith.bench.report": "bench/report",
     "edgesmith.tests": "tests",
 }
 
@@ -23,6 +24,7 @@ setup(
     package_data={
         "edgesmith": ["py.typed"],
         "edgesmith.bench": ["*.schema.json"],
+        "edgesmith.bench.report": ["*.html", "*.css"],
         "edgesmith.models": ["*.toml"],
         "edgesmith.profiles": ["*.toml", "measured/*/*.json"],
         "edgesmith.tests": ["golden/*.txt", "fixtures/*", "standins/*"],

@@ -1,6 +1,7 @@
 """Timing artifacts on a device (transport/): one process after the other, in each the artifacts in turn.
 
     cold      every artifact alone in a fresh process: loading, the first call, memory
+    profile   every artifact alone in another, where time per operator is asked for
     launch    a fresh process with all of them: warm up until steady, then rounds with one slot for each (runner.py)
 
 Launches are what statistics count, as a process keeps its luck: the same file measured twice in one process differs by
@@ -12,7 +13,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from typing import Any
 from edgesmith import __version__
 from edgesmith.bench import measurement as measurements
 from edgesmith.bench import runner
-from edgesmith.bench.measurement import Cold, Device, Launch, Measurement, Slot, Subject, WarmUp
+from edgesmith.bench.measurement import Cold, Device, Launch, Measurement, Operator, Profile, Slot, Subject, WarmUp
+from edgesmith.bench.operators import place_operators
 from edgesmith.bench.transport import Address, CommandFailed, CutOff, Transport, connect
 from edgesmith.bench.transport.local import Local
 from edgesmith.errors import BackendMissing, BadInput, DeviceFailed, Unsupported
@@ -35,6 +37,7 @@ RUNTIMES = {"onnx": "onnxruntime"}
 
 LAUNCHES = 12
 SLOT_MS = 30.0
+PROFILE_S = 1.0
 LAUNCH_COST_S = 1.5
 """What starting a process and warming up take, about, of the time that a measurement may last."""
 
@@ -50,6 +53,7 @@ def measure(
     launches: int = LAUNCHES,
     threads: int = 1,
     cores: Sequence[int] | None = None,
+    operators: bool = False,
     record: Path | None = None,
     told: Told | None = None,
 ) -> Measurement:
@@ -62,6 +66,7 @@ def measure(
         launches: processes.
         threads: of the runtime.
         cores: pin the processes to these.
+        operators: also the time per operator, in a process of its own for each artifact.
         record: write the measurement here after each launch.
 
     Returns:
@@ -99,11 +104,12 @@ def measure(
             "seed": 0,
         }
         each_s = max(seconds / launches - LAUNCH_COST_S, 0.3)
-        return run_plan(plan, subjects, each_s, launches, record, told, where, about)
+        profiled = [one.file for one in found] if operators else ()
+        return run_plan(plan, subjects, each_s, launches, record, told, where, about, profiled)
 
 
 def run_plan(
-    plan: dict[str, Any],
+    plan: Mapping[str, Any],
     subjects: Sequence[Subject],
     seconds: float,
     launches: int,
@@ -111,10 +117,12 @@ def run_plan(
     told: Told | None = None,
     where: Transport | None = None,
     device: Device | None = None,
+    profiled: Sequence[Path] = (),
 ) -> Measurement:
     """Carry out a runner's plan: cold starts, then so many launches of so many seconds of rounds each.
 
     The plan's files lie on the device `where`, which `device` describes; without them both are this machine.
+    `profiled`: the same files here, where each cold start is to be followed by a launch for the time per operator.
     """
     where = where or Local()
     total = len(subjects) + launches
@@ -138,7 +146,9 @@ def run_plan(
             opened = next(event for event in events if event["event"] == "open")
             cold = Cold(opened["load_ms"], opened["first_ms"], opened["memory_mib"])
             runtimes = {**result.runtimes, **events[0]["runtimes"]}
-            changed = [replace(s, cold=cold) if j == i else s for j, s in enumerate(result.subjects)]
+            alone = {**plan, "models": [model], "seconds": PROFILE_S}
+            profile = _profile(alone, where, profiled[i]) if profiled else None
+            changed = [replace(s, cold=cold, profile=profile) if j == i else s for j, s in enumerate(result.subjects)]
             result = replace(result, subjects=tuple(changed), runtimes=runtimes)
             told(i + 1, total)
         for number in range(launches):
@@ -202,8 +212,6 @@ def subjects_of(found: Sequence[Artifact], is_here: bool = True) -> list[Subject
         if reason is not None:
             raise BackendMissing(reason)
         own = _own(artifact)
-        digests = [entry["sha256"] for entry in own]
-        digest = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
         names = [subject.name for subject in subjects]
         name, count = artifact.path.name, 1
         while name in names:
@@ -216,7 +224,7 @@ def subjects_of(found: Sequence[Artifact], is_here: bool = True) -> list[Subject
                 target=artifact.target,
                 precision=artifact.precision,
                 runtime=RUNTIMES[artifact.target],
-                sha256=digest,
+                sha256=artifact.digest,
                 bytes=sum(entry["bytes"] for entry in own),
             )
         )
@@ -238,6 +246,13 @@ def _events(plan: dict[str, Any], where: Transport) -> Iterator[dict[str, Any]]:
             yield event
     except CommandFailed as error:
         raise Unsupported(f"the runner stopped{on} with {error.code}: {error.last_line}") from error
+
+
+def _profile(plan: dict[str, Any], where: Transport, file: Path) -> Profile:
+    """Time per operator of a plan's one model, which lies in `file` here too."""
+    told = next(event for event in _events({**plan, "operators": True}, where) if event["event"] == "operators")
+    found = [Operator(one["name"], one["type"], None, None, one["ms"]) for one in told["operators"]]
+    return Profile(told["calls"], told["call_ms"], place_operators(found, file))
 
 
 def _launch(events: Sequence[dict[str, Any]]) -> Launch:

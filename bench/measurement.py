@@ -31,6 +31,34 @@ class Cold:
 
 
 @dataclass(frozen=True)
+class Operator:
+    """One operator as the runtime runs it, which may have renamed or joined what the file holds.
+
+    Attributes:
+        name: the runtime's.
+        type: the runtime's, such as Conv or FusedMatMul.
+        op: what the operator is part of in the program: a fused op, or a plain one; None where that is not known.
+        module: of the model; None for what the runtime put in by itself.
+        ms: median over calls of what it took in one.
+    """
+
+    name: str
+    type: str
+    op: str | None
+    module: str | None
+    ms: float
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Time per operator, from a launch of its own. call_ms: a whole call of it, of which recording is a part."""
+
+    calls: int
+    call_ms: float
+    operators: tuple[Operator, ...]
+
+
+@dataclass(frozen=True)
 class Subject:
     """One file that was timed.
 
@@ -38,6 +66,7 @@ class Subject:
         name: what it is called in this measurement: its artifact's folder, numbered where two have the same.
         sha256: of the file, or of the sorted digests of the files in a package.
         bytes: of the file or package.
+        profile: time per operator, where it was asked for.
     """
 
     name: str
@@ -48,6 +77,7 @@ class Subject:
     sha256: str
     bytes: int
     cold: Cold | None = None
+    profile: Profile | None = None
 
 
 @dataclass(frozen=True)
@@ -125,7 +155,11 @@ class Measurement:
 
 def write(measurement: Measurement, path: Path) -> None:
     """Write a measurement, whole or not at all. Raises OutputError where the folder cannot be written."""
-    text = json.dumps({"schema": SCHEMA, **asdict(measurement)}, ensure_ascii=False, allow_nan=False)
+    record = {"schema": SCHEMA, **asdict(measurement)}
+    for subject in record["subjects"]:
+        if subject["profile"] is None:  # such a record is what it was before there were profiles
+            del subject["profile"]
+    text = json.dumps(record, ensure_ascii=False, allow_nan=False)
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -220,7 +254,13 @@ def _shortened(message: str) -> str:
 
 def _measurement(record: dict[str, Any], path: Path) -> Measurement:
     subjects = tuple(
-        Subject(**{**subject, "cold": None if subject["cold"] is None else Cold(**subject["cold"])})
+        Subject(
+            **{
+                **subject,
+                "cold": None if subject["cold"] is None else Cold(**subject["cold"]),
+                "profile": _profile(subject.get("profile")),
+            }
+        )
         for subject in record["subjects"]
     )
     launches = tuple(
@@ -246,3 +286,10 @@ def _measurement(record: dict[str, Any], path: Path) -> Measurement:
     cores = None if record["cores"] is None else tuple(record["cores"])
     plain = {**rest, "device": Device(**record["device"]), "subjects": (), "launches": (), "cores": cores}
     return replace(Measurement(**plain), subjects=subjects, launches=launches)
+
+
+def _profile(record: dict[str, Any] | None) -> Profile | None:
+    if record is None:
+        return None
+    operators = tuple(Operator(**one) for one in record["operators"])
+    return Profile(record["calls"], record["call_ms"], operators)

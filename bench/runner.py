@@ -5,13 +5,15 @@ One file, and nothing of edgesmith: it is copied to boards, which need Python 3.
     python runner.py < plan.json
 
     plan   {"models": [{"file": ..., "runtime": "onnxruntime"}], "threads": 1, "cores": [0] or null, "seed": 0,
-            "seconds": 2.0, "slot_ms": 30.0, "runtimes": ["onnxruntime"]}       the last where there is no model
+            "seconds": 2.0, "slot_ms": 30.0, "runtimes": ["onnxruntime"]}       the last where there is no model;
+                                                                            with "operators": true those are timed alone
     lacks  {"runtime", "why"}                                               instead of all others: cannot be imported
     start  {"runtimes": {name: version}, "environment": {...}}              once everything is imported
     about  {"machine": {...}, "cores": [0, 1]}                              only where the plan has no model
     open   {"model", "load_ms", "first_ms", "memory_mib"}                   for each model, in the plan's order
     warm   {"model", "calls", "ms", "is_steady"}                            after the calls that were not kept
     slot   {"model", "round", "at_s", "samples_ms": [...]}                  several calls of one model in a row
+    operators  {"model", "calls", "call_ms", "operators": [{"name", "type", "ms"}]}   of a plan that asks for them
     end    {"environment": {...}}
 
 A round has one slot for each model, in a new order every time, and lasts as long as its slots; rounds go on until
@@ -27,6 +29,7 @@ import platform
 import random
 import resource
 import sys
+import tempfile
 import time
 import uuid
 from pathlib import Path
@@ -45,6 +48,9 @@ STEADY = 0.02
 
 WARM_UP_S = 5.0
 """After so much time a model is timed as it is, and the record says that it was not steady."""
+
+FEWEST_PROFILED, MOST_PROFILED = 5, 200
+"""Calls of which the time per operator is recorded; a profile holds a million events, and loops write many."""
 
 
 def read(path: Path) -> str | None:
@@ -131,15 +137,22 @@ def memory_mib() -> float:
     return peak / 2.0 ** (20 if sys.platform == "darwin" else 10)
 
 
-def open_onnxruntime(path: str, threads: int, seed: int) -> Call:
-    """A call that runs an ONNX file once, on the CPU; free axes are 1, inputs are normal numbers or zeros."""
-    import numpy
+def session_onnxruntime(path: str, threads: int, **settings: Any) -> Any:
+    """A session of an ONNX file on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    for name, value in settings.items():
+        setattr(options, name, value)
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def call_onnxruntime(session: Any, seed: int) -> Call:
+    """A call that runs a session once; free axes are 1, inputs are normal numbers or zeros."""
+    import numpy
+
     draw = numpy.random.RandomState(seed)
     feeds = {}
     for value in session.get_inputs():
@@ -153,6 +166,51 @@ def open_onnxruntime(path: str, threads: int, seed: int) -> Call:
     return lambda: session.run(None, feeds)
 
 
+def open_onnxruntime(path: str, threads: int, seed: int) -> Call:
+    """A call that runs an ONNX file once."""
+    return call_onnxruntime(session_onnxruntime(path, threads), seed)
+
+
+def operators_onnxruntime(path: str, threads: int, seed: int, seconds: float) -> dict[str, Any]:
+    """Time per operator from ONNX Runtime's profile, of calls after the warm-up. Recording slows each call a little."""
+    with tempfile.TemporaryDirectory() as folder:
+        prefix = str(Path(folder) / "profile")
+        session = session_onnxruntime(path, threads, enable_profiling=True, profile_file_prefix=prefix)
+        call = call_onnxruntime(session, seed)
+        warm, _, _ = warm_up(call)
+        start, calls = time.perf_counter(), 0
+        while calls < FEWEST_PROFILED or (calls < MOST_PROFILED and time.perf_counter() - start < seconds):
+            call()
+            calls += 1
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    return time_operators(events, warm)
+
+
+def time_operators(events: Sequence[dict[str, Any]], skipped: int) -> dict[str, Any]:
+    """Medians over calls of what each operator took in one, from a profile's events (times in microseconds).
+
+    The first `skipped` calls are left out, and what runs inside another operator (the body of a loop) is part of that.
+    """
+    runs = sorted((event for event in events if event["name"] == "model_run"), key=lambda event: event["ts"])[skipped:]
+    nodes = [event for event in events if event["cat"] == "Node" and event["name"].endswith("_kernel_time")]
+    nodes.sort(key=lambda event: (event["ts"], -event["dur"]))
+    spent: dict[tuple[str, str], list[float]] = {}
+    number, until = 0, 0.0
+    for node in nodes:
+        while number < len(runs) and node["ts"] >= runs[number]["ts"] + runs[number]["dur"]:
+            number += 1
+        if number == len(runs) or node["ts"] < max(until, runs[number]["ts"]):
+            continue
+        until = node["ts"] + node["dur"]
+        key = (node["name"][: -len("_kernel_time")], node["args"].get("op_name", ""))
+        spent.setdefault(key, [0.0] * len(runs))[number] += node["dur"] / 1e3
+    return {
+        "calls": len(runs),
+        "call_ms": median([event["dur"] / 1e3 for event in runs]),
+        "operators": [{"name": name, "type": kind, "ms": median(times)} for (name, kind), times in spent.items()],
+    }
+
+
 def version_onnxruntime() -> str:
     """The runtime's version."""
     import numpy  # noqa: F401  # so that its import is not timed as loading
@@ -162,6 +220,7 @@ def version_onnxruntime() -> str:
 
 
 RUNTIMES = {"onnxruntime": (open_onnxruntime, version_onnxruntime)}
+PROFILES = {"onnxruntime": operators_onnxruntime}
 
 
 def slowed(call: Call, share: float) -> Call:
@@ -232,6 +291,12 @@ def main() -> None:
     tell("start", runtimes=versions, environment=environment())
     if not plan["models"]:
         tell("about", machine=machine(), cores=usable_cores())
+    if plan.get("operators"):
+        for i, model in enumerate(plan["models"]):
+            profile = PROFILES[model["runtime"]]
+            tell("operators", model=i, **profile(model["file"], plan["threads"], plan["seed"], plan["seconds"]))
+        tell("end", environment=environment())
+        return
     calls: list[Call] = []
     for i, model in enumerate(plan["models"]):
         start = time.perf_counter()

@@ -68,6 +68,12 @@ class Artifact:
         return str(self.manifest["precision"])
 
     @property
+    def digest(self) -> str:
+        """sha256 of the target's file, or of the sorted digests of the files in its package."""
+        digests = [self.sha256[path] for path in sorted(self.sha256) if path.startswith(self.manifest["file"])]
+        return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+    @property
     def sha256(self) -> dict[str, str]:
         """sha256 of every file, by its path in the folder."""
         return {entry["path"]: entry["sha256"] for entry in self.manifest["files"]}

@@ -75,6 +75,8 @@ def test_extras_are_the_documented_ones_and_every_pin_is_a_version(checkout: Pat
         "onnxscript",
         "numpy",
         "jsonschema",
+        "jinja2",
+        "ruptures",
         "typer",
         "rich",
         "safetensors",

@@ -18,7 +18,7 @@ from edgesmith.errors import BadInput, OutputError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from edgesmith.bench.measurement import Measurement
+    from edgesmith.bench.measurement import Measurement, Profile
     from edgesmith.bench.transport import Address
     from edgesmith.bench.verdict import Verdict
 
@@ -75,6 +75,9 @@ def bench(
     threshold: Threshold = "5%",
     confidence: Confidence = 0.99,
     floor: Floor = None,
+    ops: Annotated[
+        bool, typer.Option("--ops", help="Also the time per operator, by op and by module, in processes of its own.")
+    ] = False,
     out: Out = None,
     device: Where = "host",
     python: Python = None,
@@ -89,7 +92,7 @@ def bench(
     where = _address(device, python, remote_tmp, ssh_config, ssh_option)
     share = _share(threshold)
     paths = [*([against] if against else []), *artifacts]
-    measurement, record = _measured(paths, seconds, launches, threads, cores, out, where)
+    measurement, record = _measured(paths, seconds, launches, threads, cores, out, where, ops)
     least = _floor(floor)
     verdicts = [
         judged(measurement, measurement, 0, i, threshold=share, confidence=confidence, floor=least)
@@ -266,6 +269,7 @@ def _measured(
     cores: str | None,
     out: Path | None,
     device: Address,
+    ops: bool = False,
 ) -> tuple[Measurement, Path]:
     """Measure with a progress bar. Returns the measurement and where its record lies."""
     from edgesmith.bench import measurement as measurements
@@ -283,6 +287,7 @@ def _measured(
             launches=launches,
             threads=threads,
             cores=_cores(cores),
+            operators=ops,
             record=record,
             told=told,
         )
@@ -355,6 +360,24 @@ def _print_measurement(measurement: Measurement) -> None:
     for row in rows:
         if row["steady_launches"] < launches:
             print(f"{row['name']}: not steady after its warm-up in {launches - row['steady_launches']} of {launches}")
+    for subject in measurement.subjects:
+        if subject.profile is not None:
+            _print_profile(subject.name, subject.profile)
+
+
+def _print_profile(name: str, profile: Profile) -> None:
+    """What operators take, by op and by module, as shares of all of them."""
+    from edgesmith.bench.operators import group_by_module, group_by_op
+    from edgesmith.cli import _print, _table
+
+    total = sum(one.ms for one in profile.operators) or 1.0  # a profile counts in microseconds
+    of_call = f"{total:.3f} ms of a call's {profile.call_ms:.3f} ms"
+    print(f"\n{name}: operators take {of_call}, {profile.calls} calls recorded")
+    for kind, groups in (("op", group_by_op(profile.operators)), ("module", group_by_module(profile.operators))):
+        table = _table("", kind, "ms", "share", "operators")
+        for group, (ms, count) in groups.items():
+            table.add_row(group, f"{ms:.3f}", f"{ms / total:.1%}", str(count))
+        _print(table)
 
 
 def _plain(verdict: Verdict) -> dict[str, Any]:

@@ -1,0 +1,240 @@
+"""Latencies over time: one SQLite file, and where in it something changed for good.
+
+    point    one subject of one record: its p50 with interval, p90, p99, and what made it
+    series   the points of one model, target, precision, thread count, runtime and device, in order of time
+    change   a place from which on a series lies elsewhere
+
+Changes are looked for in the logarithms of p50 by kernel change-point detection (Celisse et al., "New efficient
+algorithms for multiple change-point detection with reproducing kernels", 2018) as ruptures has it. The kernel is
+Gaussian and two spreads wide, so that single slow runs count little; the spread is what neighbours differ by. Of 400
+series of 20 points without a change, with outliers or heavy tails or without, less than one in a hundred show one; a
+step by five spreads shows after three further points, by two and a half after about eight.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import sqlite3
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple, dataclass, fields
+from itertools import groupby, pairwise
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from edgesmith.bench import measurement as measurements
+from edgesmith.bench.statistics import quantile
+from edgesmith.errors import BadInput, OutputError
+
+SCHEMA = 1
+FEWEST = 3
+"""Points on either side of a change."""
+
+PENALTY = 0.8
+"""Of each change, times the logarithm of the number of points."""
+
+WIDTH = 2.0
+"""Of the kernel, in spreads."""
+
+LEAST_SPREAD = 0.005
+"""Runs that differ by less than half a per cent are equal, however often they do."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """What the points of one series have in common; name: the artifact's folder, which says what is not the default."""
+
+    device: str
+    cpu: str
+    power_mode: str
+    name: str
+    model: str
+    target: str
+    precision: str
+    threads: int
+    cores: str
+    runtime: str
+
+
+@dataclass(frozen=True)
+class Point:
+    """One subject of one record.
+
+    Attributes:
+        started: UTC, ISO 8601.
+        p50_ms: with `low_ms` and `high_ms` the median and its interval of 95 %, None where there were too few launches.
+        edgesmith, version: of edgesmith and of the runtime.
+        sha256: of the file that was timed.
+        record: sha256 of the record.
+    """
+
+    started: str
+    p50_ms: float
+    low_ms: float | None
+    high_ms: float | None
+    p90_ms: float
+    p99_ms: float
+    launches: int
+    edgesmith: str
+    version: str
+    sha256: str
+    record: str
+
+
+@dataclass(frozen=True)
+class Change:
+    """From point `at` on, p50 is `after_ms` where it was `before_ms`: medians up to the changes on either side.
+
+    cause: what else is new at that point: "file", "edgesmith" and "runtime", those that are.
+    """
+
+    at: int
+    before_ms: float
+    after_ms: float
+    cause: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points of one key, oldest first, and the changes among them."""
+
+    key: Key
+    points: tuple[Point, ...]
+    changes: tuple[Change, ...]
+
+
+def add(file: Path, record: Path) -> int:
+    """Add every subject of a record to a history, which is made where there is none. Returns how many were new.
+
+    Raises:
+        BadInput: the record is none, or without launches; the file is no history, or a later version's.
+        OutputError: the file cannot be written.
+    """
+    measurement = measurements.read(record)
+    if not measurement.launches:
+        raise BadInput(f"{record} holds no launch: it was interrupted before anything was timed. Measure again")
+    digest = hashlib.sha256(record.read_bytes()).hexdigest()
+    rows, known = [], set()
+    for i, subject in enumerate(measurement.subjects):
+        if subject.sha256 in known:  # a file against itself
+            continue
+        known.add(subject.sha256)
+        samples = measurement.samples(i)
+        p50 = quantile(samples, 0.5)
+        key = Key(
+            device=measurement.device.name,
+            cpu=measurement.device.cpu,
+            power_mode=measurement.device.power_mode or "",
+            name=subject.name.split(" (")[0],
+            model=subject.model,
+            target=subject.target,
+            precision=subject.precision,
+            threads=measurement.threads,
+            cores="" if measurement.cores is None else ",".join(map(str, measurement.cores)),
+            runtime=subject.runtime,
+        )
+        point = Point(
+            started=measurement.started,
+            p50_ms=p50.value,
+            low_ms=p50.low,
+            high_ms=p50.high,
+            p90_ms=quantile(samples, 0.9).value,
+            p99_ms=quantile(samples, 0.99).value,
+            launches=len(samples),
+            edgesmith=measurement.edgesmith,
+            version=measurement.runtimes.get(subject.runtime, ""),
+            sha256=subject.sha256,
+            record=digest,
+        )
+        rows.append((*astuple(key), *astuple(point)))
+    with _opened(file, create=True) as history:
+        before = history.total_changes
+        marks = ", ".join("?" * len(rows[0]))
+        history.executemany(f"INSERT OR IGNORE INTO points VALUES ({marks})", rows)  # noqa: S608  # question marks
+        return history.total_changes - before
+
+
+def read(file: Path) -> list[Series]:
+    """Every series of a history, by key. Raises BadInput where there is none."""
+    columns = len(fields(Key))
+    with _opened(file, create=False) as history:
+        order = ", ".join(str(i + 1) for i in range(columns))
+        rows = history.execute(f"SELECT * FROM points ORDER BY {order}, started, rowid").fetchall()  # noqa: S608
+    found = []
+    for key, own in groupby(rows, key=lambda row: row[:columns]):
+        points = tuple(Point(*row[columns:]) for row in own)
+        found.append(Series(Key(*key), points, find_changes(points)))
+    return found
+
+
+def find_changes(points: Sequence[Point]) -> tuple[Change, ...]:
+    """Where p50 moves for good, and between which medians."""
+    starts = change_points([point.p50_ms for point in points])
+    ends = [0, *starts, len(points)]
+    medians = [median(point.p50_ms for point in points[a:b]) for a, b in pairwise(ends)]
+    return tuple(
+        Change(at, medians[i], medians[i + 1], _differences(points[at - 1], points[at])) for i, at in enumerate(starts)
+    )
+
+
+def change_points(values_ms: Sequence[float]) -> list[int]:
+    """Indices at which another level begins; see the top of this file."""
+    import ruptures
+
+    if len(values_ms) < 2 * FEWEST:
+        return []
+    levels = np.log(np.asarray(values_ms, dtype=float))
+    spread = max(float(np.median(np.abs(np.diff(levels)))) / (0.6745 * math.sqrt(2)), LEAST_SPREAD)
+    kernel = ruptures.KernelCPD(kernel="rbf", params={"gamma": 1 / (2 * (WIDTH * spread) ** 2)}, min_size=FEWEST)
+    found = kernel.fit(levels).predict(pen=PENALTY * math.log(len(levels)))
+    return [int(index) for index in found[:-1]]
+
+
+def _differences(before: Point, after: Point) -> tuple[str, ...]:
+    sides = {
+        "file": (before.sha256, after.sha256),
+        "edgesmith": (before.edgesmith, after.edgesmith),
+        "runtime": (before.version, after.version),
+    }
+    return tuple(name for name, (one, other) in sides.items() if one != other)
+
+
+@contextlib.contextmanager
+def _opened(file: Path, create: bool) -> Iterator[sqlite3.Connection]:
+    """A history, whose changes are kept where the block ends well."""
+    if not create and not file.is_file():
+        raise BadInput(f"there is no history at {file}: start one with edgesmith history add RECORD")
+    connection = None
+    try:
+        if create:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(file if create else f"{file.resolve().as_uri()}?mode=ro", uri=not create)
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version > SCHEMA:
+            raise BadInput(f"{file} has schema {version}, and this edgesmith reads {SCHEMA}: update edgesmith")
+        with connection:
+            if version == 0:
+                if not create or connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                    raise BadInput(f"{file} is no history of edgesmith: it is another program's database")
+                connection.execute(_table())
+                connection.execute(f"PRAGMA user_version = {SCHEMA}")
+            yield connection
+    except sqlite3.OperationalError as error:
+        raise OutputError(f"cannot use the history {file}: {error}") from error
+    except sqlite3.DatabaseError as error:
+        raise BadInput(f"{file} is damaged or no history of edgesmith: {error}") from error
+    except OSError as error:
+        raise OutputError(f"cannot write the history {file}: {error.strerror or error}") from error
+    finally:
+        if connection is not None:
+            connection.close()
+
+
+def _table() -> str:
+    """The one table: a column for each field of a key and a point, each subject of a record once."""
+    kinds = {"str": "TEXT NOT NULL", "int": "INTEGER NOT NULL", "float": "REAL NOT NULL", "float | None": "REAL"}
+    columns = [f"{field.name} {kinds[str(field.type)]}" for kind in (Key, Point) for field in fields(kind)]
+    return f"CREATE TABLE points ({', '.join(columns)}, UNIQUE (record, sha256))"

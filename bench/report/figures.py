@@ -1,0 +1,219 @@
+"""Figures as SVG that stands in the page: no script, no font and no colour of its own.
+
+Colours are the style sheet's, by class, so that a figure is light or dark as the page is. A figure is 360 units wide:
+on a phone a unit is about a pixel, and text as large as the page's. Marks differ in number or shape, never in colour
+alone. Each has a title and a sentence for those who do not see it; its data stand in a table beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
+
+import numpy as np
+
+WIDTH, HEIGHT = 360.0, 230.0
+LEFT, RIGHT, TOP, BOTTOM = 52.0, 12.0, 16.0, 42.0
+BINS = 40
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What one side of a figure shows: its words, its ends, and where it has ticks. is_log: powers of ten are even."""
+
+    label: str
+    low: float
+    high: float
+    is_log: bool = False
+
+    def share(self, value: float) -> float:
+        """How far along the axis a value lies, from 0 to 1."""
+        if self.is_log:
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low)
+
+    @property
+    def ticks(self) -> list[float]:
+        """Round numbers between the ends, about five."""
+        if self.is_log:
+            powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+            for steps in ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)):
+                found = [s * 10.0**p for p in powers for s in steps if self.low <= s * 10.0**p <= self.high]
+                if len(found) >= 3:
+                    return found[:: math.ceil(len(found) / 6)]
+        span = self.high - self.low
+        size = 10.0 ** math.floor(math.log10(span / 4))
+        step = next(step for step in (size, 2 * size, 5 * size, 10 * size) if span / step <= 5)
+        first = math.ceil(self.low / step - 1e-9)
+        return [i * step for i in range(first, first + 7) if i * step <= self.high + step * 1e-9]
+
+
+def axis(label: str, values: Sequence[float], is_log: bool = False) -> Axis:
+    """An axis that holds some numbers with a margin on either side."""
+    low, high = min(values), max(values)
+    if is_log:
+        margin = max((high / low) ** 0.08, 1.1)
+        return Axis(label, low / margin, high * margin, is_log=True)
+    margin = max((high - low) * 0.08, abs(high) * 0.01, 1e-9)
+    return Axis(label, low - margin, high + margin)
+
+
+def number(value: float) -> str:
+    """A number of about three digits, without a power of ten where it reads well."""
+    return (
+        f"{value:.3g}"
+        if value == 0 or 1e-3 <= abs(value) < 1e4
+        else f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-").replace("e+0", "e")
+    )
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One numbered point of a scatter plot."""
+
+    number: int
+    x: float
+    y: float
+    in_front: bool
+
+
+def draw_scatter(name: str, title: str, summary: str, x: Axis, y: Axis, marks: Sequence[Mark]) -> Element:
+    """Numbered points, and steps along the front of those that no other beats on both axes."""
+    svg, at = _frame(name, title, summary, x, y)
+    front = sorted((mark for mark in marks if mark.in_front), key=lambda mark: mark.x)
+    if len(front) > 1:
+        _add(svg, "polyline", {"class": "front", "points": " ".join(_pair(*at(mark.x, mark.y)) for mark in front)})
+    for mark in marks:
+        px, py = at(mark.x, mark.y)
+        kind = "mark" if mark.in_front else "mark beaten"
+        _add(svg, "circle", {"class": kind, "cx": _n(px), "cy": _n(py), "r": "9"})
+        _add(svg, "text", {"class": f"on-{kind}", "x": _n(px), "y": _n(py + 4)}, str(mark.number))
+    return svg
+
+
+def draw_histogram(
+    name: str, title: str, summary: str, samples_ms: Sequence[float], quantiles: Sequence[tuple[str, float]]
+) -> Element:
+    """How often a call took how long; the slowest half per cent is not drawn, lest the rest be one bar."""
+    low, high = min(samples_ms), float(np.quantile(samples_ms, 0.995))
+    high = max(high, low * 1.01)
+    counts, edges = np.histogram([ms for ms in samples_ms if ms <= high], bins=BINS, range=(low, high))
+    x = axis("milliseconds of a call", [low, high])
+    y = Axis("calls", 0.0, float(counts.max()) * 1.12)
+    svg, at = _frame(name, title, summary, x, y)
+    for count, left, right in zip(counts, edges, edges[1:], strict=False):
+        (x0, y0), (x1, _) = at(float(left), float(count)), at(float(right), 0.0)
+        size = {"x": _n(x0), "y": _n(y0), "width": _n(max(x1 - x0 - 0.5, 0.5)), "height": _n(at(left, 0.0)[1] - y0)}
+        _add(svg, "rect", {"class": "fill", **size})
+    previous, row = -math.inf, 0
+    for word, value in quantiles:
+        if value > high:
+            continue
+        px = at(value, 0.0)[0]
+        row = row + 1 if px - previous < 26 else 0  # words side by side must not touch
+        previous = px
+        _add(svg, "line", {"class": "limit", "x1": _n(px), "x2": _n(px), "y1": _n(TOP), "y2": _n(HEIGHT - BOTTOM)})
+        _add(svg, "text", {"class": "note", "x": _n(px + 3), "y": _n(TOP + 9 + 12 * row)}, word)
+    return svg
+
+
+def draw_launches(name: str, title: str, summary: str, launches: Sequence[Sequence[float]]) -> Element:
+    """Every round of every launch in turn, and each launch's median; launches are told apart by their background."""
+    values = [ms for launch in launches for ms in launch]
+    x = Axis("rounds, launch after launch", 0.0, float(max(len(values), 1)))
+    y = axis("milliseconds", [*np.quantile(values, [0.0, 0.99]), *(median(launch) for launch in launches)])
+    svg, at = _frame(name, title, summary, x, y, ticks=False)
+    start = 0
+    for i, launch in enumerate(launches):
+        (x0, top), (x1, bottom) = at(start, y.high), at(start + len(launch), y.low)
+        if i % 2:
+            size = {"x": _n(x0), "y": _n(top), "width": _n(x1 - x0), "height": _n(bottom - top)}
+            _add(svg, "rect", {"class": "band", **size})
+        places = [at(start + r + 0.5, min(ms, y.high)) for r, ms in enumerate(launch)]
+        kind = "dots many" if len(values) > 200 else "dots"
+        _add(svg, "path", {"class": kind, "d": "".join(f"M{_n(px)} {_n(py)}h0" for px, py in places)})
+        py = at(0.0, median(launch))[1]
+        _add(svg, "line", {"class": "level", "x1": _n(x0), "x2": _n(x1), "y1": _n(py), "y2": _n(py)})
+        if len(launches) <= 20:
+            _add(
+                svg, "text", {"class": "tick middle", "x": _n((x0 + x1) / 2), "y": _n(HEIGHT - BOTTOM + 14)}, str(i + 1)
+            )
+        start += len(launch)
+    return svg
+
+
+def draw_history(
+    name: str,
+    title: str,
+    summary: str,
+    values: Sequence[tuple[float, float | None, float | None]],
+    starts: Sequence[int],
+    words: Sequence[str],
+) -> Element:
+    """A point with its interval for each run, the median of each stretch, and a line where a new one begins."""
+    ends = [ms for value in values for ms in value if ms is not None]
+    x, y = Axis("runs, oldest first", -0.5, len(values) - 0.5), axis("p50, milliseconds", ends)
+    svg, at = _frame(name, title, summary, x, y, ticks=False)
+    for i, (value, low, high) in enumerate(values):
+        if low is not None and high is not None:
+            px = at(i, value)[0]
+            line = {"x1": _n(px), "x2": _n(px), "y1": _n(at(i, low)[1]), "y2": _n(at(i, high)[1])}
+            _add(svg, "line", {"class": "interval", **line})
+    borders = [0, *starts, len(values)]
+    for a, b in pairwise(borders):
+        py = at(0, median(value for value, _, _ in values[a:b]))[1]
+        line = {"x1": _n(at(a - 0.5, y.low)[0]), "x2": _n(at(b - 0.5, y.low)[0]), "y1": _n(py), "y2": _n(py)}
+        _add(svg, "line", {"class": "level", **line})
+    for i, (value, _, _) in enumerate(values):
+        px, py = at(i, value)
+        _add(svg, "circle", {"class": "mark", "cx": _n(px), "cy": _n(py), "r": "3"})
+    for start, word in zip(starts, words, strict=True):
+        px = at(start - 0.5, y.low)[0]
+        _add(svg, "line", {"class": "limit", "x1": _n(px), "x2": _n(px), "y1": _n(TOP), "y2": _n(HEIGHT - BOTTOM)})
+        _add(svg, "text", {"class": "note end", "x": _n(px - 3), "y": _n(TOP + 9)}, word)
+    return svg
+
+
+Place = Callable[[float, float], tuple[float, float]]
+
+
+def _frame(name: str, title: str, summary: str, x: Axis, y: Axis, ticks: bool = True) -> tuple[Element, Place]:
+    """An empty figure with its axes, and what finds a point's place in it."""
+    view = f"0 0 {_n(WIDTH)} {_n(HEIGHT)}"
+    svg = Element("svg", {"viewBox": view, "role": "img", "aria-labelledby": f"{name}-title {name}-desc"})
+    _add(svg, "title", {"id": f"{name}-title"}, title)
+    _add(svg, "desc", {"id": f"{name}-desc"}, summary)
+
+    def at(x_value: float, y_value: float) -> tuple[float, float]:
+        across, up = x.share(x_value), y.share(y_value)
+        return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
+
+    for tick in y.ticks:
+        py = at(x.low, tick)[1]
+        _add(svg, "line", {"class": "grid", "x1": _n(LEFT), "x2": _n(WIDTH - RIGHT), "y1": _n(py), "y2": _n(py)})
+        _add(svg, "text", {"class": "tick end", "x": _n(LEFT - 5), "y": _n(py + 4)}, number(tick))
+    for tick in x.ticks if ticks else []:
+        px = at(tick, y.low)[0]
+        _add(svg, "line", {"class": "grid", "x1": _n(px), "x2": _n(px), "y1": _n(TOP), "y2": _n(HEIGHT - BOTTOM)})
+        _add(svg, "text", {"class": "tick middle", "x": _n(px), "y": _n(HEIGHT - BOTTOM + 14)}, number(tick))
+    _add(svg, "text", {"class": "label middle", "x": _n((LEFT + WIDTH - RIGHT) / 2), "y": _n(HEIGHT - 8)}, x.label)
+    turned = f"translate(11 {_n((TOP + HEIGHT - BOTTOM) / 2)}) rotate(-90)"
+    _add(svg, "text", {"class": "label middle", "transform": turned}, y.label)
+    return svg, at
+
+
+def _add(parent: Element, tag: str, attributes: dict[str, str], text: str | None = None) -> None:
+    ElementTree.SubElement(parent, tag, attributes).text = text
+
+
+def _n(value: float) -> str:
+    return f"{value:.1f}".removesuffix(".0")
+
+
+def _pair(x: float, y: float) -> str:
+    return f"{_n(x)},{_n(y)}"

@@ -1,0 +1,657 @@
+"""One HTML page of what lies below a folder: artifacts, records and histories, each found by what it is.
+
+    artifact   a folder with manifest.json            checks, rewrites, sizes; of a Core ML package also the lint
+    record     a .json file of `edgesmith bench`      devices, samples, operators
+    history    a .sqlite file of `edgesmith history`  series and changes
+
+The page is whole: no script, nothing from the network, the same bytes for the same folder. It is a list of sections of
+blocks (tables, figures with their tables, folded lists), which `page.html` writes with everything escaped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
+
+from edgesmith import __version__
+from edgesmith.bench import history as histories
+from edgesmith.bench import measurement as measurements
+from edgesmith.bench.history import Series
+from edgesmith.bench.measurement import Device, Measurement, Profile, environment_line
+from edgesmith.bench.operators import group_by_module, group_by_op
+from edgesmith.bench.report import figures
+from edgesmith.bench.report.figures import Mark, axis, number
+from edgesmith.bench.statistics import Interval, quantile
+from edgesmith.errors import BadInput, EdgesmithError, OutputError
+from edgesmith.exporters import artifact as artifacts
+from edgesmith.exporters.artifact import Artifact
+from edgesmith.models import registry
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+LEAST_ERROR = 1e-9
+"""Where equal files stand on an axis of powers of ten."""
+
+MOST_OPERATORS = 30
+"""Operators of one profile that the page lists; the record has all."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What lies below a folder, each with its path in it. unread: what looks like ours and is damaged, and how."""
+
+    artifacts: tuple[tuple[str, Artifact], ...]
+    records: tuple[tuple[str, Measurement], ...]
+    histories: tuple[tuple[str, tuple[Series, ...]], ...]
+    unread: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Share:
+    """A table's cell that is a bar. value: of the whole; of_longest: of the table's longest bar."""
+
+    value: float
+    of_longest: float
+
+
+Cell = str | Share
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under columns; the first cell of a row names it. figures: columns, from 0, that stand to the right."""
+
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    figures: tuple[int, ...] = ()
+    kind: str = "table"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawing, and its data as a table that unfolds. legend: what the numbers in it stand for."""
+
+    name: str
+    title: str
+    summary: str
+    svg: Markup
+    table: Table
+    legend: tuple[str, ...] = ()
+    kind: str = "figure"
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Figures side by side, where there is room."""
+
+    figures: tuple[Figure, ...]
+    kind: str = "figures"
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph, or a heading where `level` is a heading's."""
+
+    text: str
+    level: int = 0
+    kind: str = "text"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two tables side by side, where there is room."""
+
+    tables: tuple[Table, Table]
+    kind: str = "pair"
+
+
+@dataclass(frozen=True)
+class Folded:
+    """Tables under a line that unfolds them."""
+
+    summary: str
+    tables: tuple[Table, ...]
+    kind: str = "folded"
+
+
+Block = Table | Figures | Text | Pair | Folded
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page. name: its anchor."""
+
+    name: str
+    title: str
+    blocks: tuple[Block, ...] = field(default=())
+
+
+def write_report(folder: Path, out: Path) -> Found:
+    """Write the page of a folder. Returns what it shows.
+
+    Raises:
+        BadInput: there is no such folder, or nothing in it that a page could show.
+        OutputError: the page cannot be written.
+    """
+    found = find(folder)
+    if not (found.artifacts or found.records or found.histories):
+        why = f"; {found.unread[0][0]}: {found.unread[0][1]}" if found.unread else ""
+        raise BadInput(f"nothing to report below {folder}: wanted artifacts, records of bench or a history{why}")
+    page = render(found)
+    temporary = None
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=out.parent, delete=False) as file:
+            temporary = Path(file.name)
+            file.write(page)
+        temporary.chmod(0o644)
+        temporary.replace(out)
+    except OSError as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        raise OutputError(f"cannot write the report {out}: {error.strerror or error}") from error
+    return found
+
+
+def find(folder: Path) -> Found:
+    """Everything below a folder that the page shows, in order of paths. Raises BadInput where there is no folder."""
+    if not folder.is_dir():
+        raise BadInput(f"no folder {folder}: wanted one with artifacts, records of bench or a history below it")
+    made: list[tuple[str, Artifact]] = []
+    records: list[tuple[str, Measurement]] = []
+    kept: list[tuple[str, tuple[Series, ...]]] = []
+    unread: list[tuple[str, str]] = []
+    for path in _candidates(folder):
+        name = path.relative_to(folder).as_posix()
+        try:
+            if path.name == artifacts.MANIFEST:
+                made.append((path.parent.relative_to(folder).as_posix(), artifacts.read(path.parent)))
+            elif path.suffix == ".sqlite":
+                kept.append((name, tuple(histories.read(path))))
+            elif _is_record(path):
+                records.append((name, measurements.read(path)))
+        except EdgesmithError as error:
+            unread.append((name, str(error).replace(str(path), path.name)))
+    return Found(tuple(made), tuple(records), tuple(kept), tuple(unread))
+
+
+def _candidates(folder: Path) -> Iterator[Path]:
+    """Manifests, and .json and .sqlite files outside artifacts; hidden folders are somebody's own."""
+    for place, inner, files in os.walk(folder):
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        if artifacts.MANIFEST in files:
+            inner.clear()
+            yield Path(place) / artifacts.MANIFEST
+            continue
+        yield from (Path(place) / name for name in sorted(files) if name.endswith((".json", ".sqlite")))
+
+
+def _is_record(path: Path) -> bool:
+    """Whether a JSON file is a record, or damaged, which only reading it as one can say in a sentence."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return True
+    return isinstance(content, dict) and {"launches", "subjects"} <= content.keys()
+
+
+def render(found: Found) -> str:
+    """The page, as text."""
+    import jinja2
+
+    # `select_autoescape` goes by the name: everything in page.html is escaped but the style sheet and the drawings.
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    style = (Path(__file__).with_name("page.css")).read_text(encoding="utf-8")
+    sections = [section for section in _sections(found) if section.blocks]
+    counts = (
+        (len(found.artifacts), "artifact"),
+        (len(found.records), "record"),
+        (sum(len(series) for _, series in found.histories), "series of a history"),
+    )
+    said = ", ".join(f"{count} {word}{'s' * (count > 1 and word[-1] != 'y')}" for count, word in counts if count)
+    return environment.get_template("page.html").render(
+        style=_markup(style), sections=sections, summary=said, version=__version__
+    )
+
+
+def _sections(found: Found) -> Iterator[Section]:
+    yield Section("artifacts", "Artifacts", tuple(_artifact_blocks(found.artifacts)))
+    yield Section("tradeoffs", "Latency against error and accuracy", tuple(_tradeoff_blocks(found)))
+    yield Section("devices", "Devices", tuple(_device_blocks(found.records)))
+    yield Section("operators", "Time per operator", tuple(_operator_blocks(found.records)))
+    yield Section("samples", "Samples", tuple(_sample_blocks(found.records)))
+    yield Section("history", "History", tuple(_history_blocks(found.histories)))
+    yield Section("rewrites", "Rewrites", tuple(_rewrite_blocks(found.artifacts)))
+    yield Section("checks", "Checks against PyTorch", tuple(_check_blocks(found.artifacts)))
+    yield Section("lint", "Neural Engine lint", tuple(_lint_blocks(found.artifacts)))
+    yield Section("unread", "Not read", tuple(_unread_blocks(found.unread)))
+
+
+def _artifact_blocks(found: Sequence[tuple[str, Artifact]]) -> Iterator[Block]:
+    rows = []
+    for name, artifact in found:
+        manifest = artifact.manifest
+        step = _file_step(artifact)
+        size = sum(one["bytes"] for one in manifest["files"] if one["path"].startswith(manifest["file"]))
+        counts = manifest["operators"]
+        rows.append(
+            (
+                name,
+                artifact.model,
+                artifact.target,
+                artifact.precision,
+                f"{size / 1e6:.2f}",
+                " -> ".join(str(sum(one.values())) for one in counts.values()),
+                _error(step),
+                _snr(step),
+                _top1(step),
+                manifest["weights"]["origin"],
+            )
+        )
+    columns = (
+        "artifact",
+        "model",
+        "target",
+        "precision",
+        "size, MB",
+        "operators",
+        "error",
+        "SNR, dB",
+        "top-1 as PyTorch",
+    )
+    if rows:
+        yield Text(
+            "Operators are those captured, after the rewrites, and in the file. The error is the file's, relative to"
+            " PyTorch's largest output, on eight seeded inputs."
+        )
+        yield Table("Artifacts", (*columns, "weights"), tuple(rows), figures=(4, 6, 7, 8))
+
+
+def _tradeoff_blocks(found: Found) -> Iterator[Block]:
+    """What was measured on a device for a task, against the file's error and the model's published accuracy."""
+    made = {artifact.digest: artifact for _, artifact in found.artifacts}
+    models, several = registry.all_models(), len(found.records) > 1
+    drawn: list[Figure] = []
+    for device, subjects in _by_device(found.records).items():
+        errors: dict[str, list[Point]] = {}
+        accuracies: dict[str, list[Point]] = {}
+        for name, measurement, i in subjects:
+            samples = measurement.samples(i)
+            if not samples:
+                continue
+            subject = measurement.subjects[i]
+            spec = models.get(subject.model)
+            task = spec.task if spec else subject.model
+            label = subject.name + (f"{_how(measurement)}, {name}" if several else "")
+            p50 = quantile(samples, 0.5)
+            step = _file_step(made[subject.sha256]) if subject.sha256 in made else None
+            if step and step["relative_error"] is not None:
+                errors.setdefault(task, []).append((label, p50, max(float(step["relative_error"]), LEAST_ERROR)))
+            if spec and spec.top1:
+                accuracies.setdefault(task, []).append((label, p50, max(spec.top1)))
+        for kind, tasks in (("error", errors), ("accuracy", accuracies)):
+            drawn += [
+                _tradeoff(f"{kind}-{len(drawn) + i}", f"{task}, {device}", kind, points)
+                for i, (task, points) in enumerate(tasks.items())
+            ]
+    if drawn:
+        yield Text(
+            "A line joins the front: files that no other beats on both axes. Errors are the files' own, against"
+            " PyTorch. Accuracies are those that the models' authors published for their best weights, whatever weights"
+            " a file here has."
+        )
+        yield Figures(tuple(drawn))
+
+
+Point = tuple[str, Interval, float]
+"""What was measured, its p50, and its error or accuracy."""
+
+
+def _tradeoff(name: str, where: str, kind: str, points: Sequence[Point]) -> Figure:
+    best = min if kind == "error" else max
+    sign = 1 if kind == "error" else -1
+
+    def is_beaten(one: Point) -> bool:
+        sides = one[1].value, sign * one[2]
+        others = ((p50.value, sign * value) for _, p50, value in points)
+        return any(a <= sides[0] and b <= sides[1] and (a, b) != sides for a, b in others)
+
+    marks = [Mark(i, p50.value, y, not is_beaten((word, p50, y))) for i, (word, p50, y) in enumerate(points, 1)]
+    x = axis("p50, milliseconds", [mark.x for mark in marks], is_log=True)
+    words = "error, relative to the peak" if kind == "error" else "top-1, published, per cent"
+    y = axis(words, [mark.y for mark in marks], is_log=kind == "error")
+    form = number if kind == "error" else (lambda value: f"{value:.1f}")
+    front = sum(mark.in_front for mark in marks)
+    extreme = best(points, key=lambda one: one[2])
+    fastest = min(points, key=lambda one: one[1].value)
+    title = f"Latency against {kind}: {where}"
+    summary = (
+        f"{len(points)} point{'s' * (len(points) != 1)}, {front} in front."
+        f" Fastest: {fastest[0]} with {fastest[1].value:.2f} ms."
+        f" {'Least error' if kind == 'error' else 'Most accurate'}: {extreme[0]} with {form(extreme[2])}."
+    )
+    rows = tuple(
+        (f"{mark.number}", word, _interval(p50), form(value), "yes" if mark.in_front else "no")
+        for mark, (word, p50, value) in zip(marks, points, strict=True)
+    )
+    table = Table(title, ("point", "measured", "p50, ms", words, "in front"), rows, figures=(2, 3))
+    svg = figures.draw_scatter(name, title, summary, x, y, marks)
+    return Figure(name, title, summary, _drawing(svg), table, tuple(word for word, _, _ in points))
+
+
+def _device_blocks(records: Sequence[tuple[str, Measurement]]) -> Iterator[Block]:
+    """A table of what was measured on each device. Estimates take a heading and a table of their own."""
+    times = ("p50, ms", "p90, ms", "p99, ms", "a second", "load, ms", "first call, ms")
+    rest = ("memory, MiB", "file, MB", "precision", "runtime", "threads", "launches", "record")
+    for title, subjects in _by_device(records).items():
+        rows = []
+        for name, measurement, i in subjects:
+            subject, samples = measurement.subjects[i], measurement.samples(i)
+            spent = sum(map(sum, samples))
+            cold = subject.cold
+            rows.append(
+                (
+                    subject.name,
+                    *(_interval(quantile(samples, share)) if samples else "" for share in (0.5, 0.9, 0.99)),
+                    f"{1e3 * sum(map(len, samples)) / spent:.1f}" if spent else "",
+                    f"{cold.load_ms:.0f}" if cold else "",
+                    f"{cold.first_ms:.1f}" if cold else "",
+                    f"{cold.memory_mib:.0f}" if cold else "",
+                    f"{subject.bytes / 1e6:.2f}",
+                    subject.precision,
+                    f"{subject.runtime} {measurement.runtimes.get(subject.runtime, '')}".strip(),
+                    str(measurement.threads) + ("" if measurement.cores is None else ", pinned"),
+                    str(len(samples)) + ("" if measurement.complete else ", interrupted"),
+                    name,
+                )
+            )
+        yield Text(title, level=3)
+        yield Text(subjects[0][1].device.system)
+        yield Text("Measured", level=4)
+        yield Table(f"Measured on {title}", ("artifact", *times, *rest), tuple(rows), figures=tuple(range(1, 9)))
+
+
+def _operator_blocks(records: Sequence[tuple[str, Measurement]]) -> Iterator[Block]:
+    for name, measurement in records:
+        for subject in measurement.subjects:
+            if subject.profile is None:
+                continue
+            profile = subject.profile
+            total = sum(one.ms for one in profile.operators)
+            yield Text(f"{subject.name}{_how(measurement)}, {name}", level=3)
+            yield Text(
+                f"Operators take {total:.3f} ms of a call's {profile.call_ms:.3f} ms; medians of {profile.calls} calls,"
+                " recorded apart from the samples."
+            )
+            yield Pair(
+                (
+                    _bars(f"By op: {subject.name}", "op", group_by_op(profile.operators)),
+                    _bars(f"By module: {subject.name}", "module", group_by_module(profile.operators)),
+                )
+            )
+            yield Folded(
+                f"The {min(MOST_OPERATORS, len(profile.operators))} slowest of {len(profile.operators)} operators",
+                (_slowest(subject.name, profile),),
+            )
+
+
+def _bars(caption: str, kind: str, groups: dict[str, tuple[float, int]]) -> Table:
+    total = sum(ms for ms, _ in groups.values()) or 1.0
+    longest = max((ms for ms, _ in groups.values()), default=0.0) or 1.0
+    rows = tuple(
+        (group, Share(ms / total, ms / longest), f"{ms:.3f}", str(count)) for group, (ms, count) in groups.items()
+    )
+    return Table(caption, (kind, "share", "ms", "operators"), rows, figures=(2, 3))
+
+
+def _slowest(name: str, profile: Profile) -> Table:
+    slowest = sorted(profile.operators, key=lambda one: (-one.ms, one.name))[:MOST_OPERATORS]
+    rows = tuple((one.name, one.type, one.op or "", one.module or "", f"{one.ms:.3f}") for one in slowest)
+    return Table(f"Slowest operators of {name}", ("operator", "type", "op", "module", "ms"), rows, figures=(4,))
+
+
+def _sample_blocks(records: Sequence[tuple[str, Measurement]]) -> Iterator[Block]:
+    for r, (name, measurement) in enumerate(records, 1):
+        if not measurement.launches:
+            continue
+        yield Text(f"{name}{_how(measurement)}", level=3)
+        state = environment_line(measurement.launches)
+        yield Text(f"Begun {measurement.started}, {len(measurement.launches)} launches; {state or 'nothing is known'}.")
+        drawn = []
+        for i, subject in enumerate(measurement.subjects):
+            drawn += [_distribution(f"samples-{r}-{i}", subject.name, measurement.samples(i))]
+            drawn += [_launches(f"launches-{r}-{i}", subject.name, measurement, i)]
+        yield Figures(tuple(drawn))
+
+
+def _distribution(name: str, subject: str, launches: Sequence[Sequence[float]]) -> Figure:
+    samples = [ms for launch in launches for ms in launch]
+    found = {f"p{share}": quantile([samples], share / 100).value for share in (50, 90, 99)}
+    ends = {"fastest": min(samples), **found, "slowest": max(samples)}
+    title = f"Samples: {subject}"
+    summary = f"{len(samples)} calls: {', '.join(f'{word} {value:.3f} ms' for word, value in ends.items())}."
+    rows = tuple((word, f"{value:.3f}") for word, value in ends.items())
+    svg = figures.draw_histogram(name, title, summary, samples, tuple(found.items()))
+    return Figure(name, title, summary, _drawing(svg), Table(title, ("quantile", "ms"), rows, figures=(1,)))
+
+
+def _launches(name: str, subject: str, measurement: Measurement, i: int) -> Figure:
+    rounds, samples = measurement.rounds(i), measurement.samples(i)
+    medians = [median(launch) for launch in samples]
+    title = f"Launch by launch: {subject}"
+    summary = (
+        f"Medians of {len(medians)} launches lie between {min(medians):.3f} and {max(medians):.3f} ms;"
+        " a dot is the median of a round, a line that of a launch."
+    )
+    rows = tuple(
+        (
+            str(n),
+            f"{median(own):.3f}",
+            f"{quantile([own], 0.9).value:.3f}",
+            f"{min(own):.3f}",
+            f"{max(own):.3f}",
+            str(len(own)),
+            "yes" if launch.warm[i].is_steady else "no",
+            number(launch.before["load"]) if "load" in launch.before else "",
+        )
+        for n, (own, launch) in enumerate(zip(samples, measurement.launches, strict=True), 1)
+    )
+    columns = ("launch", "median, ms", "p90, ms", "fastest, ms", "slowest, ms", "calls", "steady", "load before")
+    table = Table(title, columns, rows, figures=(1, 2, 3, 4, 5, 7))
+    return Figure(name, title, summary, _drawing(figures.draw_launches(name, title, summary, rounds)), table)
+
+
+def _history_blocks(found: Sequence[tuple[str, Sequence[Series]]]) -> Iterator[Block]:
+    for h, (file, several) in enumerate(found, 1):
+        yield Text(file, level=3)
+        drawn = []
+        for s, series in enumerate(several, 1):
+            key = series.key
+            title = f"{key.name} on {key.device} ({key.cpu}), {_threads(key.threads)}"
+            words = [f"{change.after_ms / change.before_ms - 1:+.1%}" for change in series.changes]
+            first, last = series.points[0].started[:10], series.points[-1].started[:10]
+            changes = ", ".join(
+                f"{word} at {series.points[change.at].started}"
+                + (f" (new: {', '.join(change.cause)})" if change.cause else "")
+                for word, change in zip(words, series.changes, strict=True)
+            )
+            runs = f"{len(series.points)} run{'s' * (len(series.points) != 1)}"
+            summary = f"{runs}, {first} to {last}. Changes: {changes or 'none'}."
+            marks = dict(zip((change.at for change in series.changes), words, strict=True))
+            rows = tuple(
+                (
+                    point.started,
+                    _interval(Interval(point.p50_ms, point.low_ms, point.high_ms)),
+                    f"{point.p90_ms:.3f}",
+                    point.edgesmith,
+                    point.version,
+                    point.sha256[:8],
+                    marks.get(i, ""),
+                )
+                for i, point in enumerate(series.points)
+            )
+            columns = ("measured", "p50, ms", "p90, ms", "edgesmith", "runtime", "file", "change")
+            values = [(point.p50_ms, point.low_ms, point.high_ms) for point in series.points]
+            name = f"history-{h}-{s}"
+            starts = [change.at for change in series.changes]
+            svg = figures.draw_history(name, title, summary, values, starts, words)
+            table = Table(title, columns, rows, figures=(1, 2, 6))
+            drawn.append(Figure(name, title, summary, _drawing(svg), table))
+        if drawn:
+            yield Figures(tuple(drawn))
+
+
+def _rewrite_blocks(found: Sequence[tuple[str, Artifact]]) -> Iterator[Block]:
+    rows, folded = [], []
+    for name, artifact in found:
+        rewrites = artifact.manifest["rewrites"]
+        counts = [
+            ", ".join(f"{one['name']} {len(one[kind])}" for one in rewrites if one[kind]) or "none"
+            for kind in ("applied", "rejected")
+        ]
+        rows.append((name, *counts))
+        misses = tuple((one["name"], entry["site"], entry["reason"]) for one in rewrites for entry in one["rejected"])
+        sites = tuple((one["name"], entry["site"], entry["note"]) for one in rewrites for entry in one["applied"])
+        tables = (
+            Table(f"Near misses in {name}", ("rewrite", "site", "why not"), misses),
+            Table(f"Sites in {name}", ("rewrite", "site", "how"), sites),
+        )
+        said = f"{name}: {len(sites)} sites, {len(misses)} near misses"
+        folded.append(Folded(said, tuple(table for table in tables if table.rows)))
+    if rows:
+        yield Table("Rewrites", ("artifact", "fired, at so many sites", "near misses"), tuple(rows))
+        yield from (one for one in folded if one.tables)
+
+
+def _check_blocks(found: Sequence[tuple[str, Artifact]]) -> Iterator[Block]:
+    rows = []
+    for name, artifact in found:
+        for step in artifact.manifest["verification"]["steps"]:
+            said = step.get("runtime", "")
+            if "missed" in step:
+                said = f"MISSED: {step['missed']}"
+            elif "not_checked_here" in step:
+                said = f"not checked here: {step['not_checked_here']}"
+            elif "operators" in step:
+                said = f"valid, {step['operators']} operators"
+            rows.append((name, step["step"], _error(step), _snr(step), _top1(step), said))
+    if rows:
+        columns = ("artifact", "check", "error", "SNR, dB", "top-1", "in, or why not")
+        yield Table("Checks against PyTorch", columns, tuple(rows), figures=(2, 3, 4))
+
+
+def _lint_blocks(found: Sequence[tuple[str, Artifact]]) -> Iterator[Block]:
+    from edgesmith.exporters.mil.lint import group, label, lint
+
+    for name, artifact in found:
+        if artifact.target != "coreml":
+            continue
+        yield Text(name, level=3)
+        try:
+            report = lint(artifact.path)
+        except EdgesmithError as error:
+            yield Text(f"Not checked: {str(error).replace(str(artifact.path), name)}")
+            continue
+        counts = ", ".join(f"{count} {severity}{'s' * (count != 1)}" for severity, count in report.counts.items())
+        yield Text(f"{counts} in {report.operators} operators. This reads the program, and measures nothing.")
+        rules = {rule.name: rule for rule in report.rules}
+        rows = tuple(
+            (
+                rules[one.rule].severity,
+                one.rule,
+                str(len(one.findings)),
+                f"{one.findings[0].place}: {one.findings[0].fact}",
+                rules[one.rule].do,
+                ", ".join(map(label, rules[one.rule].sources)),
+            )
+            for one in group(report.findings)
+        )
+        if rows:
+            columns = ("severity", "rule", "places", "first", "what to do", "source")
+            yield Table(f"Lint findings of {name}", columns, rows, figures=(2,))
+
+
+def _unread_blocks(unread: Sequence[tuple[str, str]]) -> Iterator[Block]:
+    if unread:
+        yield Table("Files that could not be read", ("file", "why"), tuple(unread))
+
+
+def _by_device(records: Sequence[tuple[str, Measurement]]) -> dict[str, list[tuple[str, Measurement, int]]]:
+    """Subjects by the device that they were measured on; machines with the same parts are told apart by a number."""
+    devices: dict[Device, list[tuple[str, Measurement, int]]] = {}
+    for name, measurement in records:
+        own = devices.setdefault(measurement.device, [])
+        own += [(name, measurement, i) for i in range(len(measurement.subjects))]
+    titled: dict[str, list[tuple[str, Measurement, int]]] = {}
+    for device, subjects in devices.items():
+        title = f"{device.name} ({device.cpu}{', ' + device.power_mode if device.power_mode else ''})"
+        count = 1 + sum(known == title or known.startswith(f"{title}, machine") for known in titled)
+        titled[title if count == 1 else f"{title}, machine {count}"] = subjects
+    return titled
+
+
+def _file_step(artifact: Artifact) -> dict[str, Any] | None:
+    """The check of the file itself: the last of PyTorch against it that has figures."""
+    steps = [one for one in artifact.manifest["verification"]["steps"] if one["step"].startswith("eager -> ")]
+    own = [one for one in steps if "relative_error" in one and one["step"].split(" -> ")[1] not in _PROGRAMS]
+    return own[-1] if own else None
+
+
+_PROGRAMS = ("captured", "rewritten", "step")
+
+
+def _error(step: dict[str, Any] | None) -> str:
+    value = step.get("relative_error") if step else None
+    return "" if value is None else number(value)
+
+
+def _snr(step: dict[str, Any] | None) -> str:
+    if not step or "snr_db" not in step:
+        return ""
+    return "equal" if step["snr_db"] is None else f"{step['snr_db']:.1f}"
+
+
+def _top1(step: dict[str, Any] | None) -> str:
+    top1 = step.get("top1") if step else None
+    return f"{top1['agreeing']}/{top1['decided']}" if top1 else ""
+
+
+def _interval(found: Interval) -> str:
+    ends = "" if found.low is None else f" ({found.low:.3f} to {found.high:.3f})"
+    return f"{found.value:.3f}{ends}"
+
+
+def _how(measurement: Measurement) -> str:
+    pinned = "" if measurement.cores is None else f" on cores {', '.join(map(str, measurement.cores))}"
+    return f", {_threads(measurement.threads)}{pinned}"
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' * (count != 1)}"
+
+
+def _drawing(svg: ElementTree.Element) -> Markup:
+    return _markup(ElementTree.tostring(svg, encoding="unicode"))
+
+
+def _markup(text: str) -> Markup:
+    """Text that is markup already: our style sheet, or what ElementTree wrote and escaped."""
+    from markupsafe import Markup
+
+    return Markup(text)  # noqa: S704  # see above

@@ -1,0 +1,302 @@
+"""The page: what it finds, what it shows, and how a browser takes it."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgesmith import cli
+from edgesmith.bench import history, measurement
+from edgesmith.bench.measurement import Measurement, Operator, Profile
+from edgesmith.bench.report import figures
+from edgesmith.bench.report.page import find, write_report
+from edgesmith.errors import BadInput, OutputError
+from edgesmith.exporters.artifact import Artifact
+from edgesmith.tests.test_bench import noisy, recorded
+
+HOSTILE = '<script>alert("&amp;")</script>'
+
+
+@dataclass(frozen=True)
+class Made:
+    """A folder with something of everything, and the anchors of the figures that its page must have."""
+
+    folder: Path
+    figures: tuple[str, ...]
+
+
+def measured(artifact: Artifact) -> Measurement:
+    """A record of an artifact, of a model with a published accuracy, and of a file with a hostile name."""
+    record = noisy(1.2)
+    operators = (
+        Operator("a/Conv_0", "Conv", "conv2d", "a.0", 1.25),
+        Operator("ReorderInput_token_1", "ReorderInput", None, None, 0.25),
+        Operator("b/Mul_1", "Mul", HOSTILE, "b." + "long_name_of_a_module." * 9, 0.5),
+    )
+    first = replace(record.subjects[0], name=artifact.path.name, sha256=artifact.digest)
+    first = replace(first, profile=Profile(5, 2.5, operators))
+    names = [replace(record.subjects[1], name="casvit_xs-onnx-fp32", model="casvit_xs")]
+    names += [replace(names[0], name=HOSTILE, model="casvit_t", sha256="f" * 64)]
+    launches = tuple(
+        replace(
+            launch,
+            warm=(*launch.warm, launch.warm[0]),
+            slots=(*launch.slots, *(replace(slot, subject=2) for slot in launch.slots if slot.subject == 0)),
+        )
+        for launch in record.launches
+    )
+    return replace(record, subjects=(first, *names), launches=launches)
+
+
+@pytest.fixture
+def made(export_small: Callable[..., Artifact], tmp_path: Path) -> Made:
+    folder = tmp_path / "everything"
+    for target in ("onnx", "coreml"):
+        artifact = export_small(target)
+        shutil.copytree(artifact.path, folder / "artifacts" / artifact.path.name)
+        if target == "onnx":
+            measurement.write(measured(artifact), folder / "measurements" / "record.json")
+    for day in range(1, 13):
+        record = recorded([[5.0 + 0.01 * (day % 3) + (day > 7)] * 3] * 6, started=f"2026-01-{day:02d}")
+        measurement.write(record, tmp_path / "day.json")
+        history.add(folder / "history.sqlite", tmp_path / "day.json")
+    (folder / "cut.json").write_text('{"schema": 1, "laun')
+    (folder / "settings.json").write_text('{"theirs": true}')
+    samples = tuple(f"{kind}-1-{i}" for i in range(3) for kind in ("samples", "launches"))
+    return Made(folder, ("error-0", "accuracy-1", *samples, "history-1-1"))
+
+
+class Outline(HTMLParser):
+    """Tags that are open, identifiers, and heading levels of a page; strict about what is closed."""
+
+    void = frozenset({"meta", "link"})
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.levels: list[int] = []
+        self.tags: set[str] = set()
+        self.addresses: list[str] = []
+        self.feed(page)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.ids += [value or "" for name, value in attrs if name == "id"]
+        self.addresses += [value or "" for name, value in attrs if name in ("href", "src")]
+        if tag in ("h1", "h2", "h3", "h4"):
+            self.levels.append(int(tag[1]))
+        if tag not in self.void:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        self.open.pop()
+
+
+@pytest.mark.wheel
+def test_the_page_shows_what_the_folder_holds_and_brings_nothing_from_elsewhere(made: Made, tmp_path: Path) -> None:
+    found = write_report(made.folder, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    outline = Outline(page)
+    assert [name for name, _ in found.unread] == ["cut.json"]
+    assert "settings.json" not in page
+    assert "script" not in outline.tags
+    assert all(address.startswith(("#", "data:")) for address in outline.addresses)
+    assert len(outline.ids) == len(set(outline.ids))
+    assert {address[1:] for address in outline.addresses if address.startswith("#")} <= set(outline.ids)
+    assert outline.levels[0] == 1
+    assert all(b - a <= 1 for a, b in zip(outline.levels, outline.levels[1:], strict=False))
+    assert {name for name in outline.ids if name in made.figures} == set(made.figures)
+    sections = ("artifacts", "tradeoffs", "devices", "operators", "samples", "history", "rewrites", "checks", "lint")
+    assert {*sections, "unread"} <= set(outline.ids)
+    for said in ("fuse_additive_attention 4", "singleton-last-axis", "+20.0%", "ONNX Runtime, CPU", "Measured on host"):
+        assert said in page, said
+    assert "&lt;script&gt;alert(&#34;&amp;amp;&#34;)&lt;/script&gt;" in page
+
+
+def test_the_same_folder_gives_the_same_bytes_wherever_it_lies(made: Made, tmp_path: Path) -> None:
+    write_report(made.folder, tmp_path / "one.html")
+    moved = shutil.copytree(made.folder, tmp_path / "another" / "place")
+    write_report(moved, tmp_path / "other.html")
+    assert (tmp_path / "one.html").read_bytes() == (tmp_path / "other.html").read_bytes()
+
+
+def test_what_cannot_be_reported_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(BadInput, match="no folder"):
+        find(tmp_path / "none")
+    with pytest.raises(BadInput, match="nothing to report"):
+        write_report(tmp_path, tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
+    measurement.write(noisy(1.0), tmp_path / "record.json")
+    with pytest.raises(OutputError, match="cannot write the report"):
+        write_report(tmp_path, tmp_path / "record.json" / "report.html")
+    (tmp_path / "manifest.json").write_text("{}")
+    assert cli.run(["report", str(tmp_path), "--out", str(tmp_path / "report.html")]) == 2
+    assert "nothing to report" in capsys.readouterr().err  # a folder with a manifest is an artifact, and only that
+
+
+def test_the_command_names_what_it_could_not_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    measurement.write(noisy(1.0), tmp_path / "in" / "record.json")
+    sqlite3.connect(tmp_path / "in" / "other.sqlite").execute("CREATE TABLE a (b)").connection.close()
+    assert cli.run(["report", str(tmp_path / "in"), "-o", str(tmp_path / "report.html")]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.strip() == str(tmp_path / "report.html")
+    assert "other.sqlite: other.sqlite is no history" in shown.err
+
+
+def test_an_interrupted_record_and_equal_samples_have_a_page(tmp_path: Path) -> None:
+    measurement.write(replace(noisy(1.0), launches=(), complete=False), tmp_path / "empty.json")
+    measurement.write(recorded([[5.0] * 3] * 6), tmp_path / "equal.json")
+    write_report(tmp_path, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "0, interrupted" in page
+    assert "samples-2-0" in Outline(page).ids
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "is_log", "expected"),
+    [
+        (0.0, 10.0, False, [0, 2, 4, 6, 8, 10]),
+        (19.3, 27.9, False, [20, 22, 24, 26]),
+        (1e-7, 1e-3, True, [1e-7, 1e-6, 1e-5, 1e-4, 1e-3]),
+        (4.0, 30.0, True, [5, 10, 20]),
+    ],
+)
+def test_ticks_are_round_numbers_within_the_axis(low: float, high: float, is_log: bool, expected: list[float]) -> None:
+    assert figures.Axis("", low, high, is_log).ticks == pytest.approx(expected)
+
+
+# in a browser
+
+CONTRAST = """
+() => {
+  const parse = (text) => (text.match(/[\\d.]+/g) || [0, 0, 0, 0]).map(Number);
+  const light = ([r, g, b]) => {
+    const [x, y, z] = [r, g, b].map((v) => v / 255).map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * x + 0.7152 * y + 0.0722 * z;
+  };
+  const behind = (element) => {
+    if (element.matches("svg .on-mark")) return parse(getComputedStyle(element.previousElementSibling).fill);
+    for (let at = element; at; at = at.parentElement) {
+      const color = parse(getComputedStyle(at).backgroundColor);
+      if (color.length < 4 || color[3] > 0) return color;
+    }
+    return [255, 255, 255];
+  };
+  const found = [];
+  for (const element of document.querySelectorAll("body *")) {
+    const own = [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
+    if (!own || element.matches("title, desc, style, .skip, .unseen") || !element.getClientRects().length) continue;
+    const style = getComputedStyle(element);
+    const ink = light(parse(element.matches("svg text") ? style.fill : style.color));
+    const paper = light(behind(element));
+    const ratio = (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05);
+    if (ratio < 4.5) found.push([element.tagName, element.textContent.slice(0, 30), ratio]);
+  }
+  return found;
+}
+"""
+
+OUTSIDE = """
+() => [...document.querySelectorAll("figure svg")].flatMap((svg) => {
+  const frame = svg.getBoundingClientRect();
+  return [...svg.querySelectorAll("text")].filter((text) => {
+    const box = text.getBoundingClientRect();
+    return box.left < frame.left - 1 || box.right > frame.right + 1
+      || box.top < frame.top - 1 || box.bottom > frame.bottom + 1;
+  }).map((text) => text.textContent);
+})
+"""
+
+UNNAMED = """
+() => [...document.querySelectorAll("svg[role=img], figure, section, [role=region]")].filter((element) => {
+  const names = (element.getAttribute("aria-labelledby") || "").split(" ").filter(Boolean);
+  const said = names.map((name) => (document.getElementById(name) || {textContent: ""}).textContent.trim());
+  return !(element.getAttribute("aria-label") || (said.length && said.every(Boolean)));
+}).map((element) => element.outerHTML.slice(0, 80))
+"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("no Chromium on this machine: the page is not opened in a browser")
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: extra dev")
+    with api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+def test_a_browser_shows_the_page_on_a_phone_and_a_desk_in_light_and_dark(
+    browser: Any, made: Made, tmp_path: Path
+) -> None:
+    out = tmp_path / "report.html"
+    write_report(made.folder, out)
+    papers = set()
+    for width in (390, 1440):
+        for scheme in ("light", "dark"):
+            where = f"{width} px, {scheme}"
+            page = browser.new_page(viewport={"width": width, "height": 844}, color_scheme=scheme)
+            said: list[str] = []
+            asked: list[str] = []
+            page.on("console", lambda message, said=said: said.append(message.text))
+            page.on("pageerror", lambda error, said=said: said.append(str(error)))
+            page.on("request", lambda request, asked=asked: asked.append(request.url))
+            page.goto(out.as_uri())
+            for unfolded in (False, True):
+                page.evaluate("open => document.querySelectorAll('details').forEach(d => d.open = open)", unfolded)
+                wide = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
+                assert wide[0] <= wide[1], f"{where}: scrolls sideways, unfolded: {unfolded}"
+                assert page.evaluate(CONTRAST) == [], where
+            shown = page.evaluate("[...document.querySelectorAll('figure')].map(f => f.id)")
+            assert tuple(shown) == made.figures, where
+            sizes = page.evaluate(
+                "[...document.querySelectorAll('figure svg')].map(s => s.getBoundingClientRect().height)"
+            )
+            assert len(sizes) == len(made.figures)
+            assert min(sizes) > 150, where
+            assert page.evaluate("[...document.querySelectorAll('figure')].every(f => f.querySelector('table'))")
+            assert page.evaluate(OUTSIDE) == [], where
+            assert page.evaluate(UNNAMED) == [], where
+            assert said == [], where
+            assert asked == [out.as_uri()], where
+            papers.add(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+            page.close()
+    assert len(papers) == 2  # a light one and a dark one
+
+
+def test_the_page_is_read_with_the_keyboard(browser: Any, made: Made, tmp_path: Path) -> None:
+    out = tmp_path / "report.html"
+    write_report(made.folder, out)
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.goto(out.as_uri())
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    assert page.evaluate("document.activeElement.getBoundingClientRect().left") >= 0  # seen once it has the focus
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "content"
+    assert page.evaluate("[...document.querySelectorAll('[tabindex]')].every(e => e.tabIndex <= 0)")
+    visited = []
+    for _ in range(6):
+        page.keyboard.press("Tab")
+        visited.append(page.evaluate("document.activeElement.getBoundingClientRect().top + scrollY"))
+    assert visited == sorted(visited)  # from top to bottom
+    first = page.locator("figure summary").first
+    first.focus()
+    page.keyboard.press("Enter")
+    assert first.evaluate("summary => summary.parentElement.open")
+    page.close()
