@@ -59,7 +59,8 @@ def test_profiles_say_where_engines_are_built() -> None:
         "dgx-spark": "12.1",
     }
     boards = [d for d in devices.all_devices().values() if d.cuda and d.cuda.engines != "ahead"]
-    assert sorted(d.name for d in boards) == ["jetson-agx-orin", "jetson-orin-nano", "jetson-orin-nx", "jetson-thor"]
+    names = ("agx-orin", "agx-xavier", "nano", "orin-nano", "orin-nx", "thor", "tx2", "xavier-nx")
+    assert sorted(d.name for d in boards) == [f"jetson-{name}" for name in names]
     assert all("tensorrt" not in d.targets and d.cuda.compute_capability not in engine.CAPABILITIES for d in boards)
     assert all(d.cuda.source for d in devices.all_devices().values() if d.cuda)
 

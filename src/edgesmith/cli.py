@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Never
 
 import typer
 
-from edgesmith import __version__, cli_bench
+from edgesmith import __version__, cli_bench, cli_devices
 from edgesmith.errors import BackendMissing, BadInput, EdgesmithError, VerificationFailed
 
 if TYPE_CHECKING:
@@ -399,6 +399,7 @@ def doctor(as_json: Json = False) -> None:
 
 app.command()(cli_bench.bench)
 app.command()(cli_bench.compare)
+app.command()(cli_devices.devices)
 
 
 def main() -> Never:
