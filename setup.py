@@ -20,7 +20,7 @@ setup(
     package_dir=FOLDERS,
     package_data={
         "edgesmith": ["py.typed"],
-        "edgesmith.bench": ["*.schema.json"],
+        "edgesmith.bench": ["*.schema.json", "data/*"],
         "edgesmith.models": ["*.toml"],
         "edgesmith.profiles": ["*.toml"],
         "edgesmith.tests": ["golden/*.txt", "fixtures/*"],

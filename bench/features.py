@@ -1,4 +1,4 @@
-"""Work of the published models' operators: what a fit of latencies needs, counted once and kept in data/features-TARGET.json.
+"""Work of the published models' operators, counted once: data/features-TARGET.json, which latencies are fitted with.
 
 For every row of data/published.csv whose model data/models.toml knows, the model is built without weights, captured and
 rewritten as an export does, lowered in half precision to what such a device runs (Core ML for phones of Apple, ONNX for
@@ -20,10 +20,8 @@ import importlib.util
 import json
 import sys
 import tempfile
-import tomllib
 import types
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,12 +76,12 @@ def write(path: Path, known: dict[str, Any]) -> None:
 
 def count(name: str, target: str) -> dict[str, Any]:
     """Parameters, multiply-accumulates and operators of a model, such as `resnet18@224`, lowered to a target."""
+    import torch
+
     from edgesmith.exporters import targets
     from edgesmith.exporters.capture import capture
     from edgesmith.exporters.rewrite import rewrite
     from edgesmith.exporters.work import read_work
-
-    import torch
 
     timms, _, reads = name.partition("@")
     size = int(reads.split()[0])
@@ -101,7 +99,7 @@ def count(name: str, target: str) -> dict[str, Any]:
 
 
 def build(name: str, size: int, backbone: bool) -> nn.Module:
-    """timm's model without weights, branches merged as its authors deploy it."""
+    """Timm's model without weights, branches merged as its authors deploy it."""
     import torch
 
     with _no_torchvision():
@@ -111,10 +109,7 @@ def build(name: str, size: int, backbone: bool) -> nn.Module:
     torch.manual_seed(0)
     variant, _, setting = name.partition(":")
     sized = {"img_size": size} if variant.startswith(_SIZED) else {}
-    if setting:
-        module = _widened(variant, float(setting.partition("=")[2]))
-    else:
-        module = timm.create_model(variant, **sized)
+    module = _widened(variant, float(setting.partition("=")[2])) if setting else timm.create_model(variant, **sized)
     module = reparameterize_model(module.eval())
     return _Backbone(module) if backbone else module
 

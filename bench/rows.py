@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -76,8 +76,27 @@ def read_rows() -> tuple[Row, ...]:
                 "(backbone)" in given["model"],
                 "",
             )
-            rows.append(row)
+            rows.append(replace(row, why_not=_why_not(row)))
     return tuple(rows)
+
+
+def _why_not(row: Row) -> str:
+    """Why a row is not fitted on."""
+    if not row.model_of_timm:
+        return "its model cannot be built here"
+    if not row.size:
+        return "its input is not stated"
+    if not row.profile:
+        return "its device has no profile"
+    if "fallback" in row.notes:
+        return "its source's other figures say that part of the model fell back to the CPU"
+    if row.precision.startswith(("palettized", "sparse", "w8", "fp32")) and row.fit != "raspberry":
+        return "compressed weights or another precision"
+    if "TensorRT 3" in row.runtime:
+        return "TensorRT 3: depthwise convolutions were not supported as such"
+    if "assumed" in row.notes:
+        return "its input is a guess"
+    return ""
 
 
 def _models() -> dict[str, tuple[str, str]]:
@@ -96,9 +115,12 @@ _PROFILES = {
     "iPhone 15 Pro": "iphone15pro",
     "iPhone 17 Pro": "iphone17pro",
     "Galaxy S23": "galaxy-s23",
+    "QCS8550 (Proxy)": "galaxy-s23",
     "Galaxy S24": "galaxy-s24",
     "Galaxy S25": "galaxy-s25",
     "Jetson Nano": "jetson-nano",
+    "Jetson TX2": "jetson-tx2",
+    "Jetson AGX Xavier": "jetson-agx-xavier",
     "Jetson Xavier NX": "jetson-xavier-nx",
     "Jetson Orin Nano": "jetson-orin-nano",
     "Jetson Orin NX 16GB": "jetson-orin-nx",

@@ -6,7 +6,7 @@
     conv        convolutions with a kernel, one group                 outputs x C_in/groups x kernel
     pointwise   convolutions of one place, one group                  the same
     depthwise   as many groups as channels                            the same
-    grouped     other groups; transposed convolutions too             the same; transposed: inputs x C_out/groups x kernel
+    grouped     other groups; transposed convolutions                 the same; inputs x C_out/groups x kernel
     linear      products with weights                                 outputs x K
     matmul      products of two activations, attention                outputs x K, attention both of its products
     softmax     softmax, log softmax
@@ -19,8 +19,8 @@
     view        the same numbers in another shape
 
 A *fused* operator works, number by number, on what one operator before it makes for it alone: compilers do that while
-the number is at hand. It writes nothing then, in the account, and reads only its other operands. The pair x * f(x) counts
-as such an operator. Bytes are counted in the types that the file declares.
+the number is at hand. It writes nothing then, in the account, and reads only its other operands. The pair x * f(x)
+counts as such an operator. Bytes are counted in the types that the file declares.
 """
 
 from __future__ import annotations
@@ -162,8 +162,10 @@ def _is_gated(nodes: Sequence[_Node], found: Sequence[Work], readers: Sequence[i
         return False
     first, last = readers
     made = {value.name for value in nodes[first].outputs}
-    return found[first].kind == "unary" and found[last].kind == "binary" and any(
-        value.name in made for value in nodes[last].operands
+    return (
+        found[first].kind == "unary"
+        and found[last].kind == "binary"
+        and any(value.name in made for value in nodes[last].operands)
     )
 
 
@@ -285,14 +287,13 @@ _MIL = _kinds(
 def _onnx_nodes(file: Path) -> list[_Node]:
     try:
         import onnx
-        from google.protobuf.message import DecodeError
     except ImportError as error:
         raise BackendMissing('reading an ONNX file needs onnx: pip install "edgesmith"') from error
     try:
         model = onnx.load(str(file))
-    except (DecodeError, OSError) as error:
+        graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    except Exception as error:  # protobuf and onnx raise errors of their own
         raise BadInput(f"{file} is not an ONNX file that can be read: {error}") from error
-    graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     values = {}
     for info in (*graph.input, *graph.value_info, *graph.output):
         kind = info.type.tensor_type
@@ -357,7 +358,9 @@ def _mil_nodes(file: Path) -> list[_Node]:
     values: dict[str, _Value] = {}
 
     def tensor(name: str, kind: Any, site: str, constant: bool = False) -> _Value:
-        if not isinstance(kind, TensorType):  # a state, a list, a dictionary: what it holds is moved by no operator here
+        if not isinstance(
+            kind, TensorType
+        ):  # a state, a list, a dictionary: what it holds is moved by no operator here
             return _Value(name, (0,), 0, constant)
         shape = None if kind.shape is None else list(kind.shape)
         return _Value(name, _fixed(shape, site, file), _MIL_BITS.get(kind.dtype, 0), constant)
@@ -372,7 +375,9 @@ def _mil_nodes(file: Path) -> list[_Node]:
             continue
         outputs = tuple(tensor(v.name, v.type, operation.site, stored) for v in operation.outputs)
         if operation.type.startswith("constexpr_"):  # stored smaller than what it stands for
-            held = sum(values[o.name].bytes for o in operation.inputs.values() if isinstance(o, Ref) and o.name in values)
+            held = sum(
+                values[o.name].bytes for o in operation.inputs.values() if isinstance(o, Ref) and o.name in values
+            )
             outputs = tuple(
                 replace(v, bits=held * 8 // max(v.size, 1) if held * 8 >= v.size else v.bits) for v in outputs
             )
@@ -450,5 +455,7 @@ _MIL_BITS = {
 def _fixed(shape: Sequence[int | None] | None, site: str, file: Path) -> tuple[int, ...]:
     """A shape without free axes."""
     if shape is None or any(size is None for size in shape):
-        raise Unsupported(f"{file.name}: the size of what {site} reads or makes is decided by a run; give the batch a size")
+        raise Unsupported(
+            f"{file.name}: the size of what {site} reads or makes is decided by a run; give the batch a size"
+        )
     return tuple(size for size in shape if size is not None)

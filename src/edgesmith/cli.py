@@ -400,6 +400,7 @@ def doctor(as_json: Json = False) -> None:
 app.command()(cli_bench.bench)
 app.command()(cli_bench.compare)
 app.command()(cli_devices.devices)
+app.command()(cli_devices.estimate)
 
 
 def main() -> Never:
