@@ -23,7 +23,7 @@ setup(
     package_dir=FOLDERS,
     package_data={
         "edgesmith": ["py.typed"],
-        "edgesmith.bench": ["*.schema.json"],
+        "edgesmith.bench": ["*.schema.json", "data/*"],
         "edgesmith.bench.report": ["*.html", "*.css"],
         "edgesmith.models": ["*.toml"],
         "edgesmith.profiles": ["*.toml", "measured/*/*.json"],

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -42,6 +43,23 @@ class Cuda:
 
 
 @dataclass(frozen=True)
+class Figure:
+    """One figure of a device, and where it is from: exactly one of the three is said.
+
+    Attributes:
+        value: in the unit that its name ends with; None where nobody gives it.
+        source: where it is written.
+        derived: how it follows from other figures.
+        unsourced: that, or why, it has no source.
+    """
+
+    value: float | None = None
+    source: str = ""
+    derived: str = ""
+    unsourced: str = ""
+
+
+@dataclass(frozen=True)
 class DeviceProfile:
     """One device.
 
@@ -49,6 +67,11 @@ class DeviceProfile:
         targets: formats that it can run.
         systems: None where the format does not depend on the system.
         cuda: None where it has no NVIDIA GPU.
+        reach: how it is spoken to: `ssh`, `adb`, or `mac`, through a Mac that it is connected to.
+        fit: the published latencies that estimates for it are fitted on (bench/estimate.py); None where there are none.
+        peak: what a processor could do at the clocks below, dense: `gpu_fp16_tflops`, `npu_int8_tops` ...
+        memory: `bandwidth_gb_s` in 10^9 bytes a second, `capacity_gb`.
+        clocks: of the fastest core, `cpu_ghz`, `gpu_ghz`.
     """
 
     name: str
@@ -57,6 +80,11 @@ class DeviceProfile:
     targets: tuple[str, ...]
     systems: Systems | None = None
     cuda: Cuda | None = None
+    reach: str = "ssh"
+    fit: str | None = None
+    peak: Mapping[str, Figure] = field(default_factory=dict)
+    memory: Mapping[str, Figure] = field(default_factory=dict)
+    clocks: Mapping[str, Figure] = field(default_factory=dict)
 
     @property
     def system(self) -> str:
@@ -78,6 +106,8 @@ def all_devices() -> dict[str, DeviceProfile]:
         facts = tomllib.loads(path.read_text(encoding="utf-8"))
         systems, cuda = facts.pop("systems", None), facts.pop("cuda", None)
         facts["targets"] = tuple(facts["targets"])
+        for table in ("peak", "memory", "clocks"):
+            facts[table] = {name: Figure(**figure) for name, figure in facts.get(table, {}).items()}
         found[path.stem] = DeviceProfile(
             path.stem,
             **facts,
@@ -91,5 +121,5 @@ def get(name: str) -> DeviceProfile:
     """The device called `name`. Raises BadInput with the nearest names when there is none."""
     devices = all_devices()
     if name not in devices:
-        raise unknown("device", name, devices, "edgesmith targets --devices")
+        raise unknown("device", name, devices, "edgesmith devices")
     return devices[name]

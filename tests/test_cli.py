@@ -38,7 +38,8 @@ def imported_by(arguments: list[str]) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["export", "--help"], ["models"], ["targets"], ["targets", "--devices"], ["--version"]]
+    "arguments",
+    [["--help"], ["export", "--help"], ["models"], ["targets"], ["targets", "--devices"], ["devices"], ["--version"]],
 )
 def test_commands_that_only_list_import_nothing_heavy(arguments: list[str]) -> None:
     heavy = {"torch", "onnx", "onnxruntime", "onnxsim", "onnxscript", "coremltools", "numpy", "safetensors"}

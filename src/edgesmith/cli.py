@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Never
 
 import typer
 
-from edgesmith import __version__, cli_bench, cli_report
+from edgesmith import __version__, cli_bench, cli_devices, cli_report
 from edgesmith.errors import BackendMissing, BadInput, EdgesmithError, VerificationFailed
 
 if TYPE_CHECKING:
@@ -400,6 +400,8 @@ app.command()(cli_bench.profile)
 app.command()(cli_bench.build_on)
 app.command()(cli_report.report)
 app.add_typer(cli_report.history, name="history")
+app.command()(cli_devices.devices)
+app.command()(cli_devices.estimate)
 
 
 def main() -> Never:

@@ -1,0 +1,300 @@
+"""What a call of an artifact may take on a device that is not here: an estimate, and never a measurement.
+
+The time is the roofline's (roofline.py) with the device's own figures (profiles/) and coefficients fitted on published
+latencies (fit.py; data/estimates.json). With it goes how far such estimates were off on published rows that they were
+not fitted on: the row's whole family of models left out of the fit, and, for a device of which nobody published a
+latency, its device too. The interval holds as many of those rows as it says.
+
+An estimate has its own words and its own schema, estimate.schema.json; `measurement.read` and `compare` refuse it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from edgesmith.bench.roofline import Operator, Rates, parts
+from edgesmith.errors import BadInput, Unsupported
+from edgesmith.profiles.device import DeviceProfile
+from edgesmith.profiles.device import get as get_device
+
+SCHEMA = "edgesmith.estimate.1"
+COEFFICIENTS = Path(__file__).parent / "data" / "estimates.json"
+COVERAGE = 0.8
+COSTLIEST = 3
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Rows that are fitted together: what they ran, and which of a device's figures their roofline has.
+
+    Attributes:
+        target: what an artifact for such a device is.
+        precision: of those rows' arithmetic.
+        runtime: in words.
+        peak: the profile's figure, in 10^12 operations a second; None where nobody gives one: the factor has it then.
+    """
+
+    target: str
+    precision: str
+    runtime: str
+    peak: str | None
+
+
+KINDS: Mapping[str, Kind] = {
+    "iphone": Kind(
+        "coreml", "fp16", "Core ML with all of its units, which is the Neural Engine for most", "npu_fp16_tflops"
+    ),
+    "jetson": Kind("onnx", "fp16", "TensorRT on the board's GPU", "gpu_fp16_tflops"),
+    "snapdragon": Kind("onnx", "fp16", "ONNX Runtime's QNN provider on the NPU", None),
+    "raspberry": Kind("onnx", "fp32", "ONNX Runtime's CPU provider, threads as it chooses", "cpu_fp32_tflops"),
+}
+NOMINAL_TFLOPS = 10.0
+"""Stands for a peak that nobody gives; a device's factor makes up for it."""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """How far estimates were off on published rows that they were not fitted on.
+
+    Attributes:
+        what: what was left out of the fit together with a row.
+        rows, models, families: how many.
+        median_error: of |estimate / published - 1|.
+        rank_correlation: Spearman's, between estimates and published latencies.
+        logs: log(estimate / published) of every row, in order.
+    """
+
+    what: str
+    rows: int
+    models: int
+    families: int
+    median_error: float
+    rank_correlation: float
+    logs: tuple[float, ...]
+
+    def sentence(self) -> str:
+        """The figures in words."""
+        return (
+            f"{self.median_error:.0%} in the median, rank correlation {self.rank_correlation:.2f}, over {self.rows}"
+            f" rows of {self.models} models, {self.what} left out of each fit"
+        )
+
+    def span(self, coverage: float) -> tuple[float, float]:
+        """Factors of an estimate between which that share of these rows' published latencies lies."""
+        ordered = sorted(self.logs)
+
+        def quantile(share: float) -> float:
+            place = share * (len(ordered) - 1)
+            low = math.floor(place)
+            high = min(low + 1, len(ordered) - 1)
+            return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+
+        outside = (1 - coverage) / 2
+        return math.exp(-quantile(1 - outside)), math.exp(-quantile(outside))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One operator's estimated share of a call. `bound`: what takes its time, a launch, computing or memory."""
+
+    name: str
+    type: str
+    module: str | None
+    ms: float
+    share: float
+    bound: str
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a call of an artifact may take on a device. Milliseconds, of one call with the artifact's own batch.
+
+    Attributes:
+        model, precision, sha256: the artifact's.
+        device, title: the profile's name, and what it is.
+        runtime: which the published rows ran in.
+        p50_ms, interval_ms: estimated; the interval has `coverage` of the rows in `left_out`.
+        call_ms: of that what a call costs by itself, whatever it computes.
+        macs, operators: of the artifact's program.
+        costliest: the operators that cost most.
+        left_out: how far such estimates were off.
+        notes: what makes this one worse than those.
+    """
+
+    model: str
+    precision: str
+    sha256: str
+    device: str
+    title: str
+    runtime: str
+    p50_ms: float
+    interval_ms: tuple[float, float]
+    coverage: float
+    call_ms: float
+    macs: int
+    operators: int
+    costliest: tuple[Cost, ...]
+    left_out: LeftOut
+    notes: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """As estimate.schema.json describes it; every figure's name says that it is estimated."""
+        left = asdict(self.left_out)
+        del left["logs"]
+        return {
+            "schema": SCHEMA,
+            "is": "an estimate: nothing was run",
+            "artifact": {"model": self.model, "precision": self.precision, "sha256": self.sha256},
+            "device": {"name": self.device, "title": self.title, "runtime": self.runtime},
+            "estimated_p50_ms": self.p50_ms,
+            "estimated_interval_ms": list(self.interval_ms),
+            "interval_coverage": self.coverage,
+            "estimated_call_ms": self.call_ms,
+            "macs": self.macs,
+            "operators": self.operators,
+            "costliest": [
+                {
+                    "operator": cost.name,
+                    "type": cost.type,
+                    "module": cost.module,
+                    "estimated_ms": cost.ms,
+                    "estimated_share": cost.share,
+                    "bound": cost.bound,
+                }
+                for cost in self.costliest
+            ],
+            "error_on_rows_not_fitted_on": left,
+            "notes": list(self.notes),
+        }
+
+
+def estimate(path: str | Path, device: str) -> Estimate:
+    """Estimate what a call of an artifact takes on a device.
+
+    Raises:
+        BadInput: no artifact, an unknown device, or an artifact that the device does not take or the rows are not of.
+        Unsupported: a device of which no such latencies are published, or a program that cannot be counted.
+    """
+    profile = get_device(device)
+    kind = kind_of(profile)
+    from edgesmith.exporters.artifact import read
+
+    artifact = read(path)
+    if artifact.target != kind.target:
+        raise BadInput(
+            f"estimates for {profile.title} are for target {kind.target}, this artifact is for {artifact.target}"
+        )
+    if artifact.precision != kind.precision:
+        raise BadInput(
+            f"estimates for {profile.title} are fitted on latencies in {kind.precision}, this artifact is in"
+            f" {artifact.precision}; export with --precision {kind.precision}"
+        )
+    from edgesmith.exporters.work import Work, read_work
+
+    work = read_work(artifact.file)
+    assert profile.fit is not None
+    fitted = coefficients(profile.fit)
+    rates = rates_of(profile, kind, fitted["factors"].get(profile.name, 1.0))
+    found = fitted["coefficients"]
+
+    def cost(one: Work) -> tuple[float, str]:
+        launch, compute, move = parts(operator_of(one), rates, found)
+        sides = {"its launch": launch, "computing": compute, "memory": move}
+        if launch + max(compute, move) == 0:
+            return 0.0, "nothing"
+        most = max(sides, key=lambda side: sides[side])
+        return rates.factor * (launch + max(compute, move)), most
+
+    costs = [cost(one) for one in work]
+    call = rates.factor * found.get("call", 0.0)
+    total = call + sum(ms for ms, _ in costs)
+    order = sorted(range(len(work)), key=lambda i: -costs[i][0])[:COSTLIEST]
+    measured = profile.name in fitted["factors"]
+    left = LeftOut(**fitted["left_out"]["family" if measured else "family and device"])
+    low, high = left.span(COVERAGE)
+    return Estimate(
+        artifact.model,
+        artifact.precision,
+        _digest(artifact.sha256, artifact.manifest["file"]),
+        profile.name,
+        profile.title,
+        kind.runtime,
+        total,
+        (total * low, total * high),
+        COVERAGE,
+        call,
+        sum(one.macs for one in work),
+        len(work),
+        tuple(
+            Cost(work[i].name, work[i].type, work[i].module, costs[i][0], costs[i][0] / total, costs[i][1])
+            for i in order
+        ),
+        left,
+        tuple(_notes(profile, kind, fitted, total, measured)),
+    )
+
+
+def _notes(profile: DeviceProfile, kind: Kind, fitted: Mapping[str, Any], total: float, measured: bool) -> list[str]:
+    """What sets this estimate apart from those whose errors are known."""
+    notes = []
+    if not measured:
+        notes.append(
+            f"no latency of {profile.title} is published here: its profile's figures alone tell it from others"
+        )
+    lowest, highest = fitted["range_ms"]
+    if not lowest <= total <= highest:
+        notes.append(f"beyond the published rows, which take {lowest:.2f} to {highest:.1f} ms: the error may be larger")
+    figures = {"bandwidth_gb_s": profile.memory["bandwidth_gb_s"]}
+    if kind.peak:
+        figures[kind.peak] = profile.peak[kind.peak]
+    for name, figure in figures.items():
+        if not figure.source:
+            notes.append(f"{name} of {profile.title} has no source: {figure.derived or figure.unsourced}")
+    return notes
+
+
+def kind_of(profile: DeviceProfile) -> Kind:
+    """What is fitted for a device. Raises Unsupported where nothing is."""
+    if profile.fit is None:
+        raise Unsupported(
+            f"no estimate for {profile.title}: no latencies of such a device are published here to fit one on;"
+            " measure with: edgesmith bench"
+        )
+    return KINDS[profile.fit]
+
+
+def rates_of(profile: DeviceProfile, kind: Kind, factor: float = 1.0) -> Rates:
+    """A device's figures for its roofline."""
+    peak = NOMINAL_TFLOPS if kind.peak is None else profile.peak[kind.peak].value
+    bandwidth = profile.memory["bandwidth_gb_s"].value
+    assert peak is not None, profile.name
+    assert bandwidth is not None, profile.name
+    return Rates(peak / 2 * 1e3, bandwidth, factor)
+
+
+def operator_of(work: Any) -> Operator:
+    """What of an operator's work counts."""
+    return Operator(work.kind, work.fused, work.macs, work.weight_bytes, work.read_bytes + work.written_bytes)
+
+
+@cache
+def coefficients(fit: str) -> dict[str, Any]:
+    """What was fitted: `coefficients`, `factors` by device, `range_ms`, `left_out`."""
+    found: dict[str, Any] = json.loads(COEFFICIENTS.read_text(encoding="utf-8"))["fits"][fit]
+    for one in found["left_out"].values():
+        one["logs"] = tuple(one["logs"])
+    return found
+
+
+def _digest(digests: Mapping[str, str], file: str) -> str:
+    """sha256 of the file, or of the sorted digests of the files in a package."""
+    import hashlib
+
+    own: Sequence[str] = [digest for name, digest in sorted(digests.items()) if name.split("/")[0] == file]
+    return own[0] if len(own) == 1 else hashlib.sha256("".join(own).encode()).hexdigest()
