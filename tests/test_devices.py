@@ -17,28 +17,31 @@ from edgesmith.exporters import targets
 from edgesmith.exporters.kit import build as board
 from edgesmith.profiles import device as devices
 
-PHONES = ("iphone12", "iphone13", "iphone14", "iphone15", "iphone16", "iphone17")
+PHONES = tuple(
+    f"iphone{n}" for n in ("12", "12pro", "13", "13pro", "14", "14pro", "15", "15pro", "16", "16pro", "17", "17pro")
+)
+MACS = ("m1", "m2", "m3", "m4")
 GPUS = ("rtx2080", "a100", "rtx3080", "rtx4070", "rtx5080", "dgx-spark")
 BOARDS = ("jetson-orin-nano", "jetson-orin-nx", "jetson-agx-orin", "jetson-thor")
+OLD_BOARDS = ("jetson-nano", "jetson-tx2", "jetson-xavier-nx", "jetson-agx-xavier")
+CPUS = ("rpi4", "rpi5", "galaxy-s23", "galaxy-s24", "galaxy-s25")
 HOST = "host-gpu"
-PI = "rpi5"
 
 WRITTEN = ""
-NO_GPU = r"(iPhone \d+|Raspberry Pi 5) has no NVIDIA GPU and takes (coreml|onnx); engines are for a100, .*"
+OTHER = r".* takes [a-z, ]+, not {}; choose --target"
+FOR = r"engines are for a100, dgx-spark, host-gpu, jetson-agx-orin, .*rtx5080"
 
 TABLE: list[tuple[str, tuple[str | None, ...], str]] = [
-    ("onnx", (None, PI, *GPUS, *BOARDS), WRITTEN),
-    ("onnx", PHONES, r"iPhone \d+ takes coreml, not onnx; choose --target"),
-    ("onnx", (HOST,), r"this machine's GPU takes tensorrt, not onnx; choose --target"),
-    ("coreml", (None, *PHONES), WRITTEN),
-    ("coreml", (PI,), r"Raspberry Pi 5 takes onnx, not coreml; choose --target"),
-    ("coreml", (*GPUS, *BOARDS), r".* takes onnx, tensorrt, not coreml; choose --target"),
-    ("coreml", (HOST,), r"this machine's GPU takes tensorrt, not coreml; choose --target"),
-    ("coreai", (None,), WRITTEN),
-    ("coreai", (*PHONES, PI, HOST, *GPUS, *BOARDS), r".* takes [a-z, ]+, not coreai; choose --target"),
+    ("onnx", (None, *CPUS, *MACS, *GPUS, *BOARDS, *OLD_BOARDS), WRITTEN),
+    ("onnx", (*PHONES, HOST), OTHER.format("onnx")),
+    ("coreml", (None, *PHONES, *MACS), WRITTEN),
+    ("coreml", (*CPUS, *GPUS, *BOARDS, *OLD_BOARDS, HOST), OTHER.format("coreml")),
+    ("coreai", (None, *MACS), WRITTEN),
+    ("coreai", (*PHONES, *CPUS, HOST, *GPUS, *BOARDS, *OLD_BOARDS), OTHER.format("coreai")),
     ("tensorrt", (*GPUS, *BOARDS), WRITTEN),
     ("tensorrt", (None,), r"an engine is for one GPU: say which with --device, one of a100, .*"),
-    ("tensorrt", (*PHONES, PI), NO_GPU),
+    ("tensorrt", (*PHONES, *MACS, *CPUS), rf".* has no NVIDIA GPU and takes (coreml|onnx).*; {FOR}"),
+    ("tensorrt", OLD_BOARDS, rf".* has a TensorRT of before 8\.6, .*; it takes onnx, and {FOR}"),
     ("tensorrt", (HOST,), r"--device host-gpu builds with this machine's TensorRT, and there is neither .*"),
 ]
 """What each target says of each device; where the device is right, each of the target's precisions is written."""

@@ -61,16 +61,22 @@ def check_device(profile: DeviceProfile | None) -> None:
 
     --device                   becomes
     none, or without a GPU     a sentence with those that there are
+    an older board             a sentence: its TensorRT is older than what kits and opset 20 need
     an RTX or A100             an engine, by TensorRT-RTX
     a board                    a kit
     host-gpu                   a kit with its engine, where this machine has TensorRT
     """
-    names = ", ".join(device.name for device in devices.all_devices().values() if device.cuda)
+    names = ", ".join(device.name for device in devices.all_devices().values() if name in device.targets)
     if profile is None:
         raise BadInput(f"an engine is for one GPU: say which with --device, one of {names}")
     if profile.cuda is None:
         raise BadInput(
             f"{profile.title} has no NVIDIA GPU and takes {', '.join(profile.targets)}; engines are for {names}"
+        )
+    if name not in profile.targets:
+        raise BadInput(
+            f"{profile.title} has a TensorRT of before 8.6, which is the first that kits are built with; it takes"
+            f" {', '.join(profile.targets)}, and engines are for {names}"
         )
     if profile.cuda.engines == "here":
         kits.require_tensorrt()
