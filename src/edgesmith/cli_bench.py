@@ -40,9 +40,7 @@ Out = Annotated[
     Path | None, typer.Option("--out", "-o", help="File for the record.", show_default="measurements/TIME.json")
 ]
 _FAR = "Another device"
-Where = Annotated[
-    str, typer.Option("--device", help="host, ssh://user@host:port or adb:SERIAL.", rich_help_panel=_FAR)
-]
+Where = Annotated[str, typer.Option("--device", help="host, ssh://user@host:port or adb:SERIAL.", rich_help_panel=_FAR)]
 Python = Annotated[
     str | None,
     typer.Option(
