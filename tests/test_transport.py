@@ -258,6 +258,9 @@ def test_options_of_another_kind_of_device_are_refused(tmp_path: Path) -> None:
         parse("adb:X", options=["Port=3"])
     with pytest.raises(BadInput, match="KEY=VALUE"):
         parse("ssh://board", options=["-v"])
+    for option in ({"python": "venv/bin/python"}, {"folder": "scratch"}):
+        with pytest.raises(BadInput, match="a path there that begins with / or ~/"):
+            parse("ssh://board", **option)
     with pytest.raises(BadInput, match="no file"):
         parse("ssh://board", config=tmp_path / "none")
 
@@ -350,6 +353,17 @@ def test_a_core_that_is_not_there_is_refused_before_anything_is_timed(board: Boa
     with pytest.raises(BadInput, match="no core 4096"):
         measure.measure([small_onnx], device=board.address, cores=[4096])
     assert not board.left()
+
+
+def test_after_a_cut_nothing_connects_by_itself(board: Board) -> None:
+    with connect(board.address) as where:
+        assert isinstance(where, remote.Remote)
+        assert where._keeper is not None
+        board.cut()
+        where._keeper.wait()  # until then there is a socket, which answers no more
+        with pytest.raises(CutOff):
+            list(where.run(["true"]))
+    until(lambda: not board.left())
 
 
 def failing(kind: str, boards: Boards, keys: Keys) -> tuple[Board, list[str]]:
