@@ -21,14 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
-from torch import nn
 
-import edgesmith
 from edgesmith import cli
 from edgesmith.bench import build_on, measure, measurement, runner
 from edgesmith.bench.transport import Address, CommandFailed, CutOff, Transport, connect, parse, remote
 from edgesmith.errors import BackendMissing, BadInput, DeviceFailed, EdgesmithError, OutputError, Unsupported
+from edgesmith.exporters.artifact import Artifact
 
 HERE = Path(__file__).parent
 QUICK = ["--seconds", "0.1", "--launches", "1"]
@@ -180,12 +178,9 @@ def board(boards: Boards) -> Board:
     return boards()
 
 
-@pytest.fixture(scope="module")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    out = tmp_path_factory.mktemp("artifacts")
-    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3))
-    return edgesmith.export(model, "onnx", inputs=(torch.randn(1, 3, 24, 24),), name="tiny", out=out).path
+@pytest.fixture
+def small_onnx(export_small: Callable[..., Artifact]) -> Path:
+    return export_small("onnx").path
 
 
 @pytest.fixture
@@ -263,6 +258,9 @@ def test_options_of_another_kind_of_device_are_refused(tmp_path: Path) -> None:
         parse("adb:X", options=["Port=3"])
     with pytest.raises(BadInput, match="KEY=VALUE"):
         parse("ssh://board", options=["-v"])
+    for option in ({"python": "venv/bin/python"}, {"folder": "scratch"}):
+        with pytest.raises(BadInput, match="a path there that begins with / or ~/"):
+            parse("ssh://board", **option)
     with pytest.raises(BadInput, match="no file"):
         parse("ssh://board", config=tmp_path / "none")
 
@@ -328,12 +326,12 @@ def test_lines_come_as_they_are_written(device: Transport) -> None:
 
 @pytest.mark.parametrize("delay_s", [0.0, 0.02])
 def test_bench_over_ssh_writes_the_same_record_and_times_no_connection(
-    delay_s: float, board: Board, artifact: Path, here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    delay_s: float, board: Board, small_onnx: Path, here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     relay = f"{sys.executable} {HERE / 'relay.py'} {board.port} {tmp_path / 'counts'} --delay-s {delay_s}"
     options = ["--ssh-option", f"ProxyCommand={relay}"] if delay_s else []
     record = tmp_path / "record.json"
-    assert cli.run(["bench", str(artifact), *board.options, *options, *QUICK, "--out", str(record), "--json"]) == 0
+    assert cli.run(["bench", str(small_onnx), *board.options, *options, *QUICK, "--out", str(record), "--json"]) == 0
     assert not board.left()
     assert not list(here.iterdir())
     made = measurement.read(record)
@@ -342,7 +340,7 @@ def test_bench_over_ssh_writes_the_same_record_and_times_no_connection(
     assert made.device == measurement.Device("127.0.0.1", **runner.machine())
     assert made.runtimes.keys() == {"onnxruntime"}
     (subject,) = made.subjects
-    assert subject.sha256 == hashlib.sha256(next(artifact.glob("*.onnx")).read_bytes()).hexdigest()
+    assert subject.sha256 == hashlib.sha256(next(small_onnx.glob("*.onnx")).read_bytes()).hexdigest()
     assert subject.cold is not None
     (samples,) = made.samples(0)
     assert samples
@@ -351,10 +349,21 @@ def test_bench_over_ssh_writes_the_same_record_and_times_no_connection(
         assert len(list((tmp_path / "counts").iterdir())) == 1  # one connection
 
 
-def test_a_core_that_is_not_there_is_refused_before_anything_is_timed(board: Board, artifact: Path) -> None:
+def test_a_core_that_is_not_there_is_refused_before_anything_is_timed(board: Board, small_onnx: Path) -> None:
     with pytest.raises(BadInput, match="no core 4096"):
-        measure.measure([artifact], device=board.address, cores=[4096])
+        measure.measure([small_onnx], device=board.address, cores=[4096])
     assert not board.left()
+
+
+def test_after_a_cut_nothing_connects_by_itself(board: Board) -> None:
+    with connect(board.address) as where:
+        assert isinstance(where, remote.Remote)
+        assert where._keeper is not None
+        board.cut()
+        where._keeper.wait()  # until then there is a socket, which answers no more
+        with pytest.raises(CutOff):
+            list(where.run(["true"]))
+    until(lambda: not board.left())
 
 
 def failing(kind: str, boards: Boards, keys: Keys) -> tuple[Board, list[str]]:
@@ -416,7 +425,7 @@ def test_what_stands_in_the_way_is_one_sentence_and_leaves_nothing(
     said: str,
     boards: Boards,
     keys: Keys,
-    artifact: Path,
+    small_onnx: Path,
     here: Path,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
@@ -424,7 +433,7 @@ def test_what_stands_in_the_way_is_one_sentence_and_leaves_nothing(
     board, options = failing(kind, boards, keys)
     known = board.config.with_name("known_hosts").read_bytes()
     record = tmp_path / "record.json"
-    assert cli.run(["bench", str(artifact), *board.options, *options, *QUICK, "--out", str(record)]) == code
+    assert cli.run(["bench", str(small_onnx), *board.options, *options, *QUICK, "--out", str(record)]) == code
     assert said in one_sentence(capfd.readouterr().err)
     assert not record.exists()
     assert not board.left()
@@ -434,7 +443,7 @@ def test_what_stands_in_the_way_is_one_sentence_and_leaves_nothing(
 
 @pytest.mark.parametrize("kib", [0, 8, 40])
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(
-    kib: int, board: Board, artifact: Path, here: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    kib: int, board: Board, small_onnx: Path, here: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     full = tmp_path / "full"
     full.mkdir()
@@ -447,9 +456,9 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(
     if mounted.returncode != 0:
         pytest.skip(f"no file system of {kib} KiB can be mounted here: {mounted.stderr.strip()}")
     try:
-        big = shutil.copytree(artifact, tmp_path / artifact.name)
-        with next(big.glob("*.onnx")).open("ab") as file:
-            file.write(bytes(100_000))
+        big = shutil.copytree(small_onnx, tmp_path / "big")
+        (file,) = big.glob("*.onnx")
+        file.write_bytes(file.read_bytes() + bytes(100_000))
         record = tmp_path / "record.json"
         arguments = ["bench", str(big), *board.options, "--remote-tmp", str(full), *QUICK, "--out", str(record)]
         assert cli.run(arguments) == OutputError.exit_code
@@ -457,7 +466,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(
         which = {
             0: "no folder can be made on 127.0.0.1",
             8: "has no room for runner.py",
-            40: "has no room for tiny.onnx",
+            40: f"has no room for {file.name}",
         }
         assert which[kib] in said
         assert "No space left on device" in said
@@ -483,14 +492,14 @@ def is_running(folder: str) -> bool:
 
 @pytest.mark.parametrize("how", ["cut", "cut in the first launch", "Ctrl-C", "killed"])
 def test_a_bench_that_ends_early_keeps_whole_launches_and_leaves_nothing(
-    how: str, board: Board, artifact: Path, here: Path, tmp_path: Path
+    how: str, board: Board, small_onnx: Path, here: Path, tmp_path: Path
 ) -> None:
     record = tmp_path / "record.json"
     launches = 1 if how == "cut in the first launch" else 300
     spent = ["--seconds", str(2 * launches), "--launches", str(launches)]
     if launches == 1:
         spent[1] = "36000"
-    process = bench(str(artifact), *board.options, *spent, "--out", str(record))
+    process = bench(str(small_onnx), *board.options, *spent, "--out", str(record))
     until(record.exists if launches > 1 else lambda: is_running(str(board.tmp)), process)
     if how.startswith("cut"):
         board.cut()
@@ -602,11 +611,11 @@ def test_half_a_line_of_what_was_cut_off_is_none(
 
 
 def test_bench_by_adb_writes_the_same_record(
-    adb: Path, artifact: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    adb: Path, small_onnx: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     record = tmp_path / "record.json"
     options = ["--device", "adb:STANDIN", "--remote-tmp", str(adb), "--python", sys.executable, "--out", str(record)]
-    assert cli.run(["bench", str(artifact), *options, *QUICK]) == 0, capfd.readouterr().err
+    assert cli.run(["bench", str(small_onnx), *options, *QUICK]) == 0, capfd.readouterr().err
     made = measurement.read(record)
     assert made.complete
     assert made.device == measurement.Device("STANDIN", **runner.machine())

@@ -128,6 +128,9 @@ def parse(
                 raise BadInput(f"--ssh-option must be KEY=VALUE as in ssh_config, got {option!r}")
         if config is not None and not config.is_file():
             raise BadInput(f"there is no file {config} for --ssh-config")
+    for name, value in (("--python", python), ("--remote-tmp", folder)):
+        if value is not None and not value.startswith(("/", "~/")) and ("/" in value or name == "--remote-tmp"):
+            raise BadInput(f"{name} must be a path there that begins with / or ~/, got {value!r}")
     given = {"python": python or "python3", "folder": folder, "config": config, "options": tuple(options)}
     if device == "host":
         if python is not None or folder is not None:

@@ -24,7 +24,8 @@ def started(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
             yield process
         finally:
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)  # and what it has started, which may hold its pipes open
+                with suppress(ProcessLookupError, PermissionError):  # ended just now
+                    os.killpg(process.pid, signal.SIGKILL)  # and what it has started, which may hold its pipes open
 
 
 def give(process: subprocess.Popen[bytes], text: bytes, close: bool = True) -> None:

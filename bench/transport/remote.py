@@ -49,6 +49,9 @@ CUT_S = 5
 CHUNK = 1 << 20
 NO_ROOM = ("No space left on device", "Disk quota exceeded", "File too large", "Read-only file system")
 
+USUAL_PARENT = '"${TMPDIR:-/tmp}"; [ -d "$parent" ] || parent=/data/local/tmp'
+"""Android has no /tmp, and older ones no TMPDIR either."""
+
 NEWLINE = r"newline=$(printf '\n.'); newline=${newline%.};"
 KEEPER = r"""
 export LC_ALL=C; trap "" HUP PIPE; umask 077;
@@ -248,8 +251,8 @@ class Remote(ABC):
         folder = _quote(self.folder)
         begin, end = self.begin, self.end
         framed = (
-            f"{NEWLINE} export TMPDIR={folder}; cd {folder} || {{ echo {end} 1 >&2; printf %s {end}; exit 1; }};"
-            f" echo {begin}; echo {begin} >&2; true 2>/dev/null >.run.$$; {line}; code=$?; rm -f {folder}/.run.$$;"
+            f"{NEWLINE} echo {begin}; echo {begin} >&2; export TMPDIR={folder}; if cd {folder};"
+            f" then true 2>/dev/null >.run.$$; {line}; code=$?; rm -f {folder}/.run.$$; else code=1; fi;"
             f" printf %s {end}; printf '\\n%s %d\\n' {end} $code >&2; exit $code"
         )
         with started(self._channel()) as process:
@@ -258,11 +261,8 @@ class Remote(ABC):
 
     def _start(self) -> None:
         """Connect and start a keeper, of `self.folder` where there is one. Raises what `_why` says."""
-        parent = '"${TMPDIR:-/tmp}"' if self.address.folder is None else _quoted([self.address.folder])
-        # Android has no /tmp, and older ones no TMPDIR either
-        line = f'parent={parent}; [ -d "$parent" ] || parent=/data/local/tmp; folder={_quote(self.folder)};'
-        if self.address.folder is not None:
-            line = f"parent={parent}; folder={_quote(self.folder)};"
+        parent = USUAL_PARENT if self.address.folder is None else _quoted([self.address.folder])
+        line = f"parent={parent}; folder={_quote(self.folder)};"
         script = KEEPER.replace("\n", " ").replace("SAYS", SAYS).replace("KEPT_S", str(KEPT_S))
         self._keeper = self._stack.enter_context(started(self._connection()))
         self._errors = Errors(self._keeper)
@@ -283,11 +283,9 @@ class Remote(ABC):
         else:
             self._keeper.wait()
             raise self._why(self._errors.lines())
-        lines = self._errors.lines()
-        raise OutputError(
-            f"no folder can be made on {self.name} ({_no_room(lines) or lines[-1]}): choose another place with"
-            " --remote-tmp"
-        )
+        lines = self._errors.lines() or ["nobody said why"]
+        why = _no_room(lines) or lines[-1]
+        raise OutputError(f"no folder can be made on {self.name} ({why}): choose another place with --remote-tmp")
 
     def _reconnect(self, cut: CutOff) -> None:
         """Connect again after a cut, to the folder that is still there. Raises the cut where that cannot be done."""

@@ -8,7 +8,7 @@ code  raised as            when
                            --allow-inaccurate was given, and verify says 3 then. Also lint --strict
 4     BackendMissing       the target's packages are not installed, or cannot work on this machine
 5     OutputError          the output folder cannot be written
-6     Unsupported          the model cannot be captured, or the target refuses one of its operators
+6     Unsupported          the model cannot be captured, or the target or board refuses it
 7     DeviceFailed         a device cannot be reached, is another than the known one, is cut off, or fails
 130                        interrupted (Ctrl-C)
 """
@@ -63,7 +63,7 @@ class OutputError(EdgesmithError):
 
 
 class Unsupported(EdgesmithError):
-    """A model that torch.export cannot capture, or an operator that a target refuses."""
+    """A model that torch.export cannot capture, an operator that a target refuses, or a kit that a board does."""
 
     exit_code = 6
 
