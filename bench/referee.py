@@ -1,11 +1,12 @@
-"""Does MLPerf's LoadGen see the same latency as we do? SingleStream on the same session, in turn with our own slots.
+"""Does MLPerf's LoadGen see the same latency as we do? SingleStream on the same session, call by call in turn with us.
 
     python -m edgesmith.bench.referee ARTIFACT [launches] [seconds]
 
 LoadGen (`pip install mlcommons-loadgen`) issues one query after the other and reports the 90th percentile of the time
-from issuing a query until its completion was told. In each launch, a fresh process, our turns and LoadGen's alternate
-for so many seconds; a turn of ours is calls timed as `runner.py` times them. A launch gives the median over its turns
-of log(LoadGen's p90 / ours), and the ratio is that of `statistics.paired_ratio`. The bar is five per cent.
+from issuing a query until its completion was told. Once it was told, and before LoadGen issues the next, we make a call
+of our own and time it as `runner.py` does, so that what the machine does to one side it does to the other. A launch is
+a fresh process that gives log(LoadGen's p90 / ours); the ratio over launches is that of `statistics.paired_ratio`. The
+bar is five per cent.
 """
 
 from __future__ import annotations
@@ -17,18 +18,16 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from edgesmith.bench import runner
-from edgesmith.bench.statistics import Interval, paired_ratio
+from edgesmith.bench.statistics import paired_ratio
 from edgesmith.errors import BackendMissing, BadInput, Unsupported
 from edgesmith.exporters import artifact as artifacts
 
-TURN_S = 2.0
 BAR = 0.05
 CONFIDENCE = 0.95
 
@@ -36,30 +35,25 @@ CONFIDENCE = 0.95
 def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> None:
     """Run the launches and print each one's figures, then the ratio."""
     if list(arguments[:1]) == ["--launch"]:
-        print(json.dumps(run_launch(Path(arguments[1]), float(arguments[2]), int(arguments[3]))))
+        call = runner.open_onnxruntime(arguments[1], 1, int(arguments[3]))
+        runner.warm_up(call)
+        print(json.dumps(stream(call, float(arguments[2]))))
         return
     launches = int(arguments[1]) if len(arguments) > 1 else 8
-    seconds = float(arguments[2]) if len(arguments) > 2 else 24.0
+    seconds = float(arguments[2]) if len(arguments) > 2 else 20.0
+    before = os.getloadavg()[0]
     found = compare_with_loadgen(Path(arguments[0]), launches, seconds)
-    print(f"load before and after: {', '.join(f'{load:.1f}' for load in found[2])}")
-    for ours, theirs in zip(*found[:2], strict=True):
-        print(f"p90, median of turns: ours {np.median(ours):.3f} ms, LoadGen's {np.median(theirs):.3f} ms")
-    ratio = ratio_of(*found[:2])
+    print(f"load {before:.1f} before, {os.getloadavg()[0]:.1f} after")
+    for ours, theirs, calls in found:
+        print(f"p90 of {calls} calls: ours {ours:.3f} ms, LoadGen's {theirs:.3f} ms")
+    ratio = paired_ratio(np.array([np.log(theirs / ours) for ours, theirs, _ in found]), CONFIDENCE)
     ends = "" if ratio.low is None or ratio.high is None else f" ({ratio.low:.4f} to {ratio.high:.4f})"
     verdict = "within" if abs(ratio.value - 1) <= BAR else "beyond"
     print(f"LoadGen's p90 is {ratio.value:.4f}{ends} of ours, {verdict} {BAR:.0%}")
 
 
-def ratio_of(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> Interval:
-    """LoadGen's p90 over ours, from the turns of each launch."""
-    logs = [np.median(np.log(np.asarray(b) / np.asarray(a))) for a, b in zip(ours, theirs, strict=True)]
-    return paired_ratio(np.asarray(logs), CONFIDENCE)
-
-
-def compare_with_loadgen(
-    path: Path, launches: int, seconds: float
-) -> tuple[list[list[float]], list[list[float]], tuple[float, float]]:
-    """The p90 of each turn in milliseconds, launch by launch, ours and LoadGen's, and the load before and after.
+def compare_with_loadgen(path: Path, launches: int, seconds: float) -> list[tuple[float, float, int]]:
+    """For each launch our p90 and LoadGen's, milliseconds, and of how many calls each.
 
     Raises:
         BadInput: no artifact, or of another target than onnx.
@@ -71,51 +65,32 @@ def compare_with_loadgen(
         raise BadInput(f"{path} is an artifact for {artifact.target}: the referee runs ONNX files")
     if importlib.util.find_spec("mlperf_loadgen") is None:
         raise BackendMissing("the referee is MLPerf's LoadGen: pip install mlcommons-loadgen")
-    before = os.getloadavg()[0]
-    ours, theirs = [], []
+    found: list[tuple[float, float, int]] = []
     for number in range(launches):
         command = [sys.executable, "-P", "-m", "edgesmith.bench.referee", "--launch", str(artifact.file)]
         command += [str(seconds), str(number)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  # this Python
         if done.returncode:
             raise Unsupported(f"a launch of the referee failed: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
-        turns = json.loads(done.stdout.strip().splitlines()[-1])
-        ours.append(turns["ours"])
-        theirs.append(turns["loadgen"])
-    return ours, theirs, (before, os.getloadavg()[0])
-
-
-def run_launch(file: Path, seconds: float, number: int) -> dict[str, list[float]]:
-    """Turns of both sides on one session: the p90 of each in milliseconds."""
-    call = runner.open_onnxruntime(str(file), 1, number)
-    runner.warm_up(call)
-    found: dict[str, list[float]] = {"ours": [], "loadgen": []}
-    turn_s = min(TURN_S, seconds / 2)
-    start, turn = time.perf_counter(), number
-    while not found["ours"] or time.perf_counter() - start < seconds:
-        sides = (("ours", time_turn), ("loadgen", stream_turn))
-        for side, run in sides if turn % 2 else sides[::-1]:
-            found[side].append(run(call, turn_s))
-        turn += 1
+        ours, theirs, calls = json.loads(done.stdout.strip().splitlines()[-1])
+        found.append((ours, theirs, calls))
     return found
 
 
-def time_turn(call: runner.Call, seconds: float) -> float:
-    """The p90 of calls timed one by one for so many seconds, milliseconds."""
-    start, samples = time.perf_counter(), [runner.timed(call)]
-    while time.perf_counter() - start < seconds:
-        samples.append(runner.timed(call))
-    return float(np.quantile(samples, 0.9))
+def stream(call: runner.Call, seconds: float, own: runner.Call | None = None) -> tuple[float, float, int]:
+    """Our p90 and LoadGen's of a call, milliseconds, from one run of SingleStream, and of how many calls each.
 
-
-def stream_turn(call: runner.Call, seconds: float) -> float:
-    """The p90 that LoadGen reports of SingleStream for so many seconds, milliseconds."""
+    own: what we time between LoadGen's queries, if it is another call than theirs.
+    """
     import mlperf_loadgen as loadgen
+
+    samples: list[float] = []
 
     def issue(queries: Sequence[loadgen.QuerySample]) -> None:
         for query in queries:
             call()
             loadgen.QuerySamplesComplete([loadgen.QuerySampleResponse(query.id, 0, 0)])
+            samples.append(runner.timed(own or call))
 
     settings = loadgen.TestSettings()
     settings.scenario = loadgen.TestScenario.SingleStream
@@ -136,7 +111,7 @@ def stream_turn(call: runner.Call, seconds: float) -> float:
     found = re.search(r"^90\.00 percentile latency \(ns\)\s*:\s*(\d+)", summary, flags=re.MULTILINE)
     if found is None:
         raise Unsupported(f"LoadGen's summary names no 90th percentile: {summary[:200]!r}")
-    return int(found[1]) / 1e6
+    return float(np.quantile(samples, 0.9)), int(found[1]) / 1e6, len(samples)
 
 
 if __name__ == "__main__":
