@@ -263,6 +263,10 @@ def _measurement(record: dict[str, Any], path: Path) -> Measurement:
         )
         for subject in record["subjects"]
     )
+    for subject in subjects:
+        known = (*(asdict(subject.cold).values() if subject.cold else ()), *_times(subject.profile))
+        if not all(map(math.isfinite, known)):
+            raise BadInput(f"{path} is no sound measurement: a figure of {subject.name} is not finite")
     launches = tuple(
         Launch(
             tuple(WarmUp(**one) for one in launch["warm"]),
@@ -286,6 +290,10 @@ def _measurement(record: dict[str, Any], path: Path) -> Measurement:
     cores = None if record["cores"] is None else tuple(record["cores"])
     plain = {**rest, "device": Device(**record["device"]), "subjects": (), "launches": (), "cores": cores}
     return replace(Measurement(**plain), subjects=subjects, launches=launches)
+
+
+def _times(profile: Profile | None) -> tuple[float, ...]:
+    return () if profile is None else (profile.call_ms, *(one.ms for one in profile.operators))
 
 
 def _profile(record: dict[str, Any] | None) -> Profile | None:

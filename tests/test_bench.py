@@ -254,6 +254,8 @@ def damaged(record: dict[str, Any], how: str) -> str:
         slot["samples_ms"] = [-1.0]
     elif how == "zero":
         slot["samples_ms"] = [0.0]
+    elif how == "endless start":
+        record["subjects"][0]["cold"]["load_ms"] = 424242
     elif how == "stranger":
         slot["subject"] = 7
     elif how == "uneven":
@@ -267,6 +269,8 @@ def damaged(record: dict[str, Any], how: str) -> str:
         return text.replace(json.dumps(slot["samples_ms"][0]), "NaN", 1)
     if how == "infinite":
         return text.replace(json.dumps(slot["samples_ms"][0]), "1e999", 1)
+    if how == "endless start":
+        return text.replace("424242", "1e999")
     return text[: len(text) // 2] if how == "truncated" else text
 
 
@@ -282,6 +286,7 @@ def damaged(record: dict[str, Any], how: str) -> str:
         ("none", "'threads' is a required property"),
         ("nan", "it holds NaN"),
         ("infinite", "not finite"),
+        ("endless start", "a figure of s0 is not finite"),
         ("truncated", "damaged"),
     ],
 )

@@ -165,6 +165,16 @@ def test_an_interrupted_record_and_equal_samples_have_a_page(tmp_path: Path) -> 
     assert "samples-2-0" in Outline(page).ids
 
 
+def test_only_an_artifact_s_own_record_is_looked_for_beside_its_manifest(tmp_path: Path) -> None:
+    built = tmp_path / "kit-built"
+    for name in ("measurement.json", "layers.json", "deeper/record.json"):
+        measurement.write(noisy(1.0), built / name)
+    (built / "manifest.json").write_text("{}")
+    found = find(tmp_path)
+    assert [name for name, _ in found.records] == ["kit-built/measurement.json"]
+    assert [name for name, _ in found.unread] == ["kit-built/manifest.json"]
+
+
 @pytest.mark.parametrize(
     ("low", "high", "is_log", "expected"),
     [

@@ -185,12 +185,15 @@ def find(folder: Path) -> Found:
 
 
 def _candidates(folder: Path) -> Iterator[Path]:
-    """Manifests, and .json and .sqlite files outside artifacts; hidden folders are somebody's own."""
+    """Manifests, and .json and .sqlite files outside artifacts; hidden folders are somebody's own.
+
+    What else lies in an artifact's folder is described by its manifest, but for the record that a board's build has.
+    """
     for place, inner, files in os.walk(folder):
         inner[:] = sorted(name for name in inner if not name.startswith("."))
         if artifacts.MANIFEST in files:
             inner.clear()
-            yield Path(place) / artifacts.MANIFEST
+            yield from (Path(place) / name for name in (artifacts.MANIFEST, "measurement.json") if name in files)
             continue
         yield from (Path(place) / name for name in sorted(files) if name.endswith((".json", ".sqlite")))
 
