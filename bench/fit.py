@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -105,17 +104,22 @@ def _factors(cases: Sequence[Case], ratios: Any) -> dict[str, float]:
     return {device: math.exp(value - mean) for device, value in logs.items()}
 
 
-def left_out(cases: Sequence[Case], other_device: bool = False) -> list[float]:
-    """An estimate for each case, from a fit without its family, and without its device where that is asked for."""
-    groups = Counter((case.row.family, case.row.device if other_device else "") for case in cases)
+def left_out(cases: Sequence[Case], other_device: bool = False, asked: Sequence[Case] | None = None) -> list[float]:
+    """An estimate for each case, from a fit without its family, and without its device where that is called for.
+
+    Args:
+        asked: estimate these instead of `cases`, which alone are fitted on.
+    """
+    asked = cases if asked is None else asked
+    groups = dict.fromkeys((case.row.family, case.row.device if other_device else "") for case in asked)
     made: dict[tuple[str, str], Fit] = {}
     for family, device in groups:
         made[family, device] = fit([c for c in cases if c.row.family != family and c.row.device != device])
-    return [made[c.row.family, c.row.device if other_device else ""].predict(c) for c in cases]
+    return [made[c.row.family, c.row.device if other_device else ""].predict(c) for c in asked]
 
 
-def cases_of(kind: str) -> list[Case]:
-    """The rows of a kind that are fitted on, with what they computed and on what.
+def cases_of(kind: str, why_not: str = "") -> list[Case]:
+    """The rows of a kind that are fitted on, or that are not for one reason, with what they computed and on what.
 
     A model that was not counted in the kind's own format is taken as it is in another: they have the same work, but for
     a few moves and views.
@@ -126,7 +130,7 @@ def cases_of(kind: str) -> list[Case]:
     return [
         Case(row, _in(of.precision, counted[key(row)]), rates_of(get_device(row.profile), of))
         for row in read_rows()
-        if row.fit == kind and not row.why_not and key(row) in counted
+        if row.fit == kind and row.why_not == why_not and key(row) in counted
     ]
 
 
