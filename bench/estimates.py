@@ -20,7 +20,7 @@ from typing import Any
 
 from edgesmith.bench.estimate import COEFFICIENTS, COVERAGE, KINDS, LeftOut
 from edgesmith.bench.fit import Case, cases_of, fit, left_out
-from edgesmith.bench.rows import read_rows
+from edgesmith.bench.rows import FELL_BACK, read_rows
 
 BARS = {"iphone": (0.25, 0.9)}
 """What is asked of a kind: median error at most, rank correlation at least."""
@@ -33,9 +33,11 @@ def main() -> None:
     made = {}
     for kind in KINDS:
         cases = cases_of(kind)
-        without_family = describe(cases, left_out(cases), "its family of models")
+        estimates = left_out(cases)
+        without_family = describe(cases, estimates, "its family of models")
         without_device = describe(cases, left_out(cases, other_device=True), "its family of models and its device")
-        show(kind, cases, without_family, without_device)
+        show(kind, cases, estimates, without_family, without_device)
+        show_others(kind, cases, estimates)
         made[kind] = coefficients(cases, without_family, without_device)
     if "--write" in sys.argv[1:]:
         write(made)
@@ -93,8 +95,10 @@ def rounded(value: float) -> float:
     return float(f"{value:.{DIGITS}g}")
 
 
-def show(kind: str, cases: Sequence[Case], without_family: LeftOut, without_device: LeftOut) -> None:
-    """Figures of a kind, its bar, its families, and the rows that are not used."""
+def show(
+    kind: str, cases: Sequence[Case], estimates: Sequence[float], without_family: LeftOut, without_device: LeftOut
+) -> None:
+    """Figures of a kind, its bar, its families and devices."""
     print(f"{kind}: {KINDS[kind].runtime}, {KINDS[kind].precision}")
     for one in (without_family, without_device):
         low, high = one.span(COVERAGE)
@@ -103,12 +107,19 @@ def show(kind: str, cases: Sequence[Case], without_family: LeftOut, without_devi
         error, rank = BARS[kind]
         held = without_family.median_error <= error and without_family.rank_correlation >= rank
         print(f"  bar: median error <= {error:.0%}, rank correlation >= {rank}: {'held' if held else 'MISSED'}")
-    estimates = left_out(cases)
-    for group, name in (("family", "family"), ("device", "device")):
-        print(f"  {name:<20} rows  median error  median of estimate / published")
+    for group in ("family", "device"):
+        print(f"  {group:<20} rows  median error  median of estimate / published")
         for value in sorted({getattr(case.row, group) for case in cases}):
             of = [e / c.row.latency_ms for e, c in zip(estimates, cases, strict=True) if getattr(c.row, group) == value]
             print(f"  {value:<20} {len(of):4}  {median(abs(r - 1) for r in of):12.0%}  {median(of):.2f}")
+
+
+def show_others(kind: str, cases: Sequence[Case], estimates: Sequence[float]) -> None:
+    """The rows that are not used, and what they would do to the error."""
+    fallen = cases_of(kind, FELL_BACK)
+    if fallen:
+        all_of = describe([*cases, *fallen], [*estimates, *left_out(cases, asked=fallen)], "its family of models")
+        print(f"  with {len(fallen)} rows that are not fitted on, as {FELL_BACK}: {all_of.sentence()}")
     used = {id(case.row) for case in cases}
     rest = [row for row in read_rows() if row.fit == kind and id(row) not in used]
     reasons = Counter(row.why_not or "its model cannot be captured or lowered" for row in rest)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -25,8 +24,8 @@ import numpy as np
 
 from edgesmith.bench.estimate import KINDS, rates_of
 from edgesmith.bench.features import file_of, key
-from edgesmith.bench.roofline import Coefficients, Operator, Rates, predict, terms
-from edgesmith.bench.rows import Row, read_rows
+from edgesmith.bench.roofline import GROUPS, PRODUCTS, Coefficients, Operator, Rates, predict, terms
+from edgesmith.bench.rows import FORMATS, Row, read_rows
 from edgesmith.profiles.device import get as get_device
 
 ROUNDS = 8
@@ -72,19 +71,27 @@ def fit(cases: Sequence[Case]) -> Fit:
         names = sorted({name for row in rows for name in row})
         scale = np.array([factors[case.row.device] for case in cases]) / published
         matrix = np.array([[row.get(name, 0.0) for name in names] for row in rows]) * scale[:, None]
-        prior = np.diag([DOUBT / PRIOR[name.split(".")[0]] for name in names])
+        doubts = np.diag([DOUBT / PRIOR[name.split(".")[0]] for name in names])
         root = np.sqrt(weights)
         solution, _ = nnls(
-            np.vstack([matrix * root[:, None], prior]), np.concatenate([root, np.full(len(names), DOUBT)])
+            np.vstack([matrix * root[:, None], doubts]), np.concatenate([root, np.full(len(names), DOUBT)])
         )
-        found = dict(zip(names, map(float, solution), strict=True))
+        found = prior_of_all() | dict(zip(names, map(float, solution), strict=True))
         plain = np.array([predict(case.operators, case.rates, found) for case in cases])
         factors = _factors(cases, published / plain)
         ratio = np.array([factors[case.row.device] for case in cases]) * plain / published
         weights = 1 / np.maximum(np.abs(np.log(ratio)), 0.05) / np.maximum(ratio, 0.3)
         weights /= weights.mean()
     assert found is not None
-    return Fit({name: value for name, value in found.items() if value > 0}, factors)
+    return Fit(found, factors)
+
+
+def prior_of_all() -> dict[str, float]:
+    """PRIOR for every coefficient that an operator can have: what no row has must not come for free."""
+    groups = sorted(set(GROUPS.values()))
+    names = ["call", "weights", *(f"compute.{kind}" for kind in PRODUCTS)]
+    names += [f"{part}.{group}" for part in ("launch", "moved") for group in groups]
+    return {name: PRIOR[name.split(".")[0]] for name in names}
 
 
 def _factors(cases: Sequence[Case], ratios: Any) -> dict[str, float]:
@@ -97,24 +104,42 @@ def _factors(cases: Sequence[Case], ratios: Any) -> dict[str, float]:
     return {device: math.exp(value - mean) for device, value in logs.items()}
 
 
-def left_out(cases: Sequence[Case], other_device: bool = False) -> list[float]:
-    """An estimate for each case, from a fit without its family, and without its device where that is asked for."""
-    groups = Counter((case.row.family, case.row.device if other_device else "") for case in cases)
+def left_out(cases: Sequence[Case], other_device: bool = False, asked: Sequence[Case] | None = None) -> list[float]:
+    """An estimate for each case, from a fit without its family, and without its device where that is called for.
+
+    Args:
+        asked: estimate these instead of `cases`, which alone are fitted on.
+    """
+    asked = cases if asked is None else asked
+    groups = dict.fromkeys((case.row.family, case.row.device if other_device else "") for case in asked)
     made: dict[tuple[str, str], Fit] = {}
     for family, device in groups:
         made[family, device] = fit([c for c in cases if c.row.family != family and c.row.device != device])
-    return [made[c.row.family, c.row.device if other_device else ""].predict(c) for c in cases]
+    return [made[c.row.family, c.row.device if other_device else ""].predict(c) for c in asked]
 
 
-def cases_of(kind: str) -> list[Case]:
-    """The rows of a kind that are fitted on, with what they computed and on what."""
+def cases_of(kind: str, why_not: str = "") -> list[Case]:
+    """The rows of a kind that are fitted on, or that are not for one reason, with what they computed and on what.
+
+    A model that was not counted in the kind's own format is taken as it is in another: they have the same work, but for
+    a few moves and views.
+    """
     of = KINDS[kind]
-    counted = _counted(of.target)
+    others = [target for target in sorted(set(FORMATS.values())) if target != of.target]
+    counted = {name: found for target in (*others, of.target) for name, found in _counted(target).items()}
     return [
-        Case(row, counted[key(row)], rates_of(get_device(row.profile), of))
+        Case(row, _in(of.precision, counted[key(row)]), rates_of(get_device(row.profile), of))
         for row in read_rows()
-        if row.fit == kind and not row.why_not and key(row) in counted
+        if row.fit == kind and row.why_not == why_not and key(row) in counted
     ]
+
+
+def _in(precision: str, operators: tuple[Operator, ...]) -> tuple[Operator, ...]:
+    """Operators as they are in a precision; they were counted in fp16."""
+    wider = {"fp16": 1, "fp32": 2}[precision]
+    return tuple(
+        replace(one, weight_bytes=wider * one.weight_bytes, moved_bytes=wider * one.moved_bytes) for one in operators
+    )
 
 
 @cache

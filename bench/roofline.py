@@ -34,6 +34,9 @@ GROUPS: Mapping[str, str] = {
 }
 """Groups of kinds (exporters/work.py) that share what a launch and a byte cost."""
 
+PRODUCTS = ("conv", "pointwise", "depthwise", "grouped", "linear", "matmul")
+"""Kinds that have multiply-accumulates."""
+
 
 @dataclass(frozen=True)
 class Operator:

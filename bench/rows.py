@@ -18,6 +18,8 @@ DATA = Path(__file__).parent / "data"
 FORMATS: Mapping[str, str] = {"iphone": "coreml", "snapdragon": "onnx", "jetson": "onnx", "raspberry": "onnx"}
 """What the devices of a fit run."""
 
+FELL_BACK = "other figures of its model or paper say that part of it fell back to the CPU"
+
 
 @dataclass(frozen=True)
 class Row:
@@ -89,7 +91,7 @@ def _why_not(row: Row) -> str:
     if not row.profile:
         return "its device has no profile"
     if "fallback" in row.notes:
-        return "its source's other figures say that part of the model fell back to the CPU"
+        return FELL_BACK
     if row.precision.startswith(("palettized", "sparse", "w8", "fp32")) and row.fit != "raspberry":
         return "compressed weights or another precision"
     if "TensorRT 3" in row.runtime:

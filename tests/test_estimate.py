@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from edgesmith.bench import estimate as estimates
 from edgesmith.bench import estimates as command
 from edgesmith.bench import fit as fitting
 from edgesmith.bench import measurement
+from edgesmith.bench.features import file_of, key
 from edgesmith.bench.roofline import GROUPS, Operator, Rates, parts, predict, terms
 from edgesmith.bench.rows import FORMATS, read_rows
 from edgesmith.errors import BadInput, Unsupported
@@ -211,8 +213,9 @@ def test_a_fit_finds_the_times_that_rows_were_made_of() -> None:
     found = fitting.fit(cases)
     errors = [abs(found.predict(case) / case.row.latency_ms - 1) for case in cases]
     assert np.median(errors) < 0.05
-    assert found.factors["slow"] / found.factors["fast"] == pytest.approx(1.3, rel=0.03)
-    assert all(value > 0 for value in found.coefficients.values())
+    assert found.factors["slow"] / found.factors["fast"] == pytest.approx(1.3, rel=0.06)  # drawn towards 1
+    assert all(value >= 0 for value in found.coefficients.values())
+    assert found.coefficients["compute.matmul"] == fitting.PRIOR["compute"]  # no row has one on that side
 
 
 def test_a_family_is_left_out_of_its_own_estimates() -> None:
@@ -269,6 +272,28 @@ def test_a_model_is_in_one_family_whatever_papers_call_it() -> None:
         if row.model_of_timm:
             families.setdefault(row.model_of_timm, set()).add(row.family)
     assert {model: of for model, of in families.items() if len(of) > 1} == {}
+
+
+def test_the_models_that_were_counted_are_the_published_ones() -> None:
+    """Parameters and multiply-accumulates as their papers print them, to a digit or two."""
+    with (Path(estimates.__file__).parent / "data" / "published.csv").open(encoding="utf-8", newline="") as file:
+        published = list(csv.DictReader(file))
+    counted = {
+        name: entry
+        for target in FORMATS.values()
+        for name, entry in json.loads(file_of(target).read_text(encoding="utf-8")).items()
+    }
+    misprinted = ("MobileNetV4 paper", "MobileOne-S4")  # 1.5 G for what its own paper and others give as 2.98 G
+    checked = 0
+    for row, text in zip(read_rows(), published, strict=True):
+        entry = counted.get(key(row)) if not row.why_not else None
+        if entry is None or (row.source.startswith(misprinted[0]) and row.model == misprinted[1]):
+            continue
+        for figure, unit, name in ((entry["params"], 1e6, "params_m"), (entry["macs"], 1e9, "macs_g")):
+            if text[name] and not (row.backbone and name == "params_m"):  # without the head's
+                assert figure / unit == pytest.approx(float(text[name]), rel=0.3, abs=0.1), (row.model, row.source)
+                checked += 1
+    assert checked > 200
 
 
 @pytest.mark.parametrize("kind", sorted(estimates.KINDS))
