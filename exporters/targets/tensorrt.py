@@ -33,7 +33,7 @@ __all__ = ["LOWERINGS", "cannot_run"]  # those of the target onnx
 name = "tensorrt"
 suffix = ".engine"
 description = "TensorRT-RTX engine for one NVIDIA GPU (--device), with the typed ONNX that it is built of"
-precisions = ("fp32", "fp16")
+precisions = ("fp32", "fp16", "int8")
 options: frozenset[str] = frozenset()
 packages = ("tensorrt_rtx", "onnx", "onnxscript", "onnxsim")
 extra = "tensorrt"
@@ -46,6 +46,9 @@ dynamic_batch = False
 
 FINDS_ISLANDS = True
 """Half-precision programs of this target keep in fp32 what calibration inputs say needs it; see islands.py."""
+
+LARGEST_INT8_WEIGHT = 127
+"""8 bits, symmetric; TensorRT adds up in 32."""
 
 FLAGS = {"strongly_typed": True, "tf32": False, "optimization_level": 3}
 """How engines are built; a level other than TensorRT's default 3 gives CPU-only builds the same bytes."""
@@ -144,6 +147,11 @@ def count_operators(path: Path) -> dict[str, int]:
     return _typed_onnx.count_operators(_typed(path))
 
 
+def count_macs(path: Path) -> dict[str, int]:
+    """Multiplications of the typed ONNX, all and int8."""
+    return _typed_onnx.count_macs(_typed(path))
+
+
 def describe(path: Path) -> dict[str, Any]:
     """What the manifest says of an engine: its header, how it was built, and the condensed build log."""
     header = engine.read_header(path)
@@ -158,7 +166,7 @@ def describe(path: Path) -> dict[str, Any]:
 
 def run(path: Path, inputs: Sequence[Sequence[np.ndarray]]) -> list[list[np.ndarray]] | NotHere:
     """Execute the typed ONNX in ONNX Runtime on the CPU: the same types, not the same kernels."""
-    return _typed_onnx.run(_typed(path), inputs)
+    return _typed_onnx.run(_typed(path), inputs, as_written=True)
 
 
 def other_runtimes() -> dict[str, Run]:
