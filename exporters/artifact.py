@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 MANIFEST = "manifest.json"
 REFERENCE = "reference.safetensors"
+INPUTS = "inputs.safetensors"
 TRACE = "trace.json"
 _STAGING = ".edgesmith-"
 
@@ -160,6 +161,28 @@ def read_reference(artifact: Artifact) -> tuple[list[list[np.ndarray]], list[Ten
             examples[number] = torch.zeros(value.tolist(), dtype=getattr(torch, leaf))
     ordered = [[one[j] for j in sorted(one)] for _, one in sorted(outputs.items())]
     return ordered, [examples[k] for k in sorted(examples)]
+
+
+def write_inputs(folder: Path, given: Sequence[Sequence[Tensor]]) -> None:
+    """Keep inputs that do not follow from seeds: those of a calibration set that a file is judged by."""
+    from safetensors.torch import save
+
+    tensors = {f"input_{i}.{k}": value.contiguous() for i, one in enumerate(given) for k, value in enumerate(one)}
+    (folder / INPUTS).write_bytes(save(tensors))
+
+
+def read_inputs(artifact: Artifact) -> list[list[Tensor]] | None:
+    """What `write_inputs` kept; None where inputs follow from seeds."""
+    from safetensors.torch import load_file
+
+    file = artifact.path / INPUTS
+    if not file.is_file():
+        return None
+    found: dict[int, dict[int, Tensor]] = {}
+    for name, value in load_file(file).items():
+        owner, _, place = name.partition(".")
+        found.setdefault(int(owner.removeprefix("input_")), {})[int(place)] = value
+    return [[one[k] for k in sorted(one)] for _, one in sorted(found.items())]
 
 
 def write_trace(folder: Path, trace: Mapping[str, tuple[float, float]]) -> None:

@@ -9,12 +9,13 @@ import contextlib
 import copy
 import importlib.metadata
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,8 +25,10 @@ from torch.nn.parameter import is_lazy
 from edgesmith import __version__
 from edgesmith.errors import BadInput, EdgesmithError, Unsupported, VerificationFailed
 from edgesmith.exporters import artifact as artifacts
+from edgesmith.exporters import calibration as calibrations
 from edgesmith.exporters import targets, verify
 from edgesmith.exporters.artifact import Artifact
+from edgesmith.exporters.calibration import Calibration
 from edgesmith.exporters.capture import Program, capture, exported, run, run_eager, with_module
 from edgesmith.exporters.graph import count_operators, operators
 from edgesmith.exporters.islands import find_wide
@@ -39,6 +42,9 @@ from edgesmith.models.checkpoint import Weights, fingerprint, load
 from edgesmith.models.registry import ImageInput, ModelSpec, SequenceInput
 from edgesmith.profiles import device as devices
 from edgesmith.profiles.device import DeviceProfile
+
+if TYPE_CHECKING:
+    from edgesmith.exporters.quantise import Quantised
 
 Watch = Callable[[str], AbstractContextManager[None]]
 """Called with each stage's name; entered when the stage starts and left when it ends."""
@@ -87,6 +93,7 @@ def export(
     with_sequence: bool = False,
     deployment_target: str | None = None,
     device: str | None = None,
+    calibration: str | Path | None = None,
     allow_inaccurate: bool = False,
     out: str | Path = "artifacts",
     watch: Watch = silent,
@@ -99,8 +106,8 @@ def export(
         inputs: example tensors, for a module; its shapes are the artifact's.
         name: what to call a module's artifact; default: its class, in lower case.
         weights: checkpoint of a named model; without it weights are random from a fixed seed.
-        precision: `fp32`, `fp16`, or, for TensorRT, `bf16`, for Core ML, `mixed`; default: the model's own, which is
-            fp32 where neurons spike, or the target's.
+        precision: `fp32`, `fp16`, for TensorRT `bf16`, for Core ML `mixed`, for ONNX and TensorRT `int8`; default: the
+            model's own, which is fp32 where neurons spike, or the target's.
         input_size: height and width in pixels, of a named image model; default: the published size.
         frames: length of the sequences of a named sequence model; default: the published length.
         batch: images or sequences in one call.
@@ -115,6 +122,8 @@ def export(
         deployment_target: oldest system to run on (Core ML), such as `iOS17`.
         device: a name from `profiles/`; it must take the target, and a system newer than the default that all such
             devices have becomes the deployment target. TensorRT needs one: an engine is for one GPU.
+        calibration: a folder of images or an `.npz` that int8 is calibrated and judged on (calibration.py); without it
+            random inputs are, with a warning.
         allow_inaccurate: publish a file whose outputs part from PyTorch's beyond the threshold; the manifest's
             `verification.missed` says by how much, and verifying it raises VerificationFailed as ever.
         out: folder for the artifact's own folder.
@@ -142,6 +151,7 @@ def export(
         features,
         streaming,
         with_sequence,
+        calibration,
     )
     if spec is None and not isinstance(model, nn.Module):
         raise BadInput(f"model must be a name or a torch.nn.Module, got {type(model).__name__}")
@@ -173,6 +183,8 @@ def export(
         device if hasattr(backend, "check_device") else None,
     )
 
+    calibrated: Calibration | None = None
+    quantised: Quantised | None = None
     with artifacts.staging(out, folder_name) as folder:
         with watch("load"):
             if spec is not None and shape is not None:
@@ -207,6 +219,9 @@ def export(
             streamed = None if step is None else describe(step, kept_by)
         with watch("verify the program"):
             given = verify.seeded_inputs(program.inputs, request.image if image_input else None, dynamic_batch)
+            if precision == "int8":
+                calibrated = _calibration(calibration, program, request)
+                given = calibrated.held_out or given
             reference = [_arrays(run_eager(loaded.module, x)) for x in given]
             own = "fp16" if _is_half(loaded.module) else "fp32"
             spikes = "edgesmith.lif" in count_operators(rewritten.module)
@@ -225,25 +240,29 @@ def export(
                 limit = verify.THRESHOLDS[precision].snr_db
                 wide = find_wide(rewritten, given[:MIXED_INPUTS], limit, KINDS[precision])
                 request = replace(request, wide=wide)
+        lowered = rewritten if step is None else step.program
+        if calibrated is not None:
+            with watch("quantise"):
+                quantised = _quantise(rewritten, calibrated, backend)
+                lowered, request = quantised.program, replace(request, wide=quantised.kept)
         with watch(f"lower to {target}"):
             request = replace(request, streaming=streamed, whole=whole)
-            lowered = rewritten if step is None else step.program
             backend.lower(lowered, file, request)
             backend.check(file)
         if precision == "mixed":
             with watch("find what must stay fp32"):
                 request = _widen(backend, lowered, file, request, given)
         with watch("verify the file"):
-            judged = precision if precision in KINDS else "fp16" if request.half or own == "fp16" else "fp32"
+            judged = precision if precision in (*KINDS, "int8") else "fp16" if request.half or own == "fp16" else "fp32"
             rule = replace(rule, precision=judged, collects=allow_inaccurate)
             if streamed is not None:
                 steps.append(_check_step_file(backend, file, streamed, reference, given, rule))
             if streamed is None or whole is not None:
-                steps += _check_file(
-                    backend, file, whole or rewritten, reference, given, rule, beside=whole is not None
-                )
+                steps += _check_file(backend, file, whole or lowered, reference, given, rule, beside=whole is not None)
         with watch("publish"):
             artifacts.write_reference(folder, reference, program.inputs)
+            if calibrated is not None and calibrated.held_out is not None:
+                artifacts.write_inputs(folder, calibrated.held_out)
             artifacts.write_trace(folder, _traced(backend, file, given, streamed, whole is not None))
             if kits is not None:
                 arrays = [[t.numpy() for t in x] for x in given]
@@ -251,12 +270,54 @@ def export(
             manifest = _manifest(
                 loaded, backend, request, program, rewritten, step, reports, file, steps, features, device, judged
             )
+            if calibrated is not None and quantised is not None:
+                manifest |= _describe_int8(backend, file, calibrated, quantised)
+                if calibrated.held_out is not None:
+                    held_out = f"of the calibration set, kept in {artifacts.INPUTS}"
+                    manifest["verification"]["inputs"] = {"count": len(given), "held_out": held_out}
             artifacts.write_manifest(folder, manifest)
             if kits is not None and profile is not None and kits.builds_here(profile):
                 manifest["verification"]["steps"][-1] = kits.build_here(file)
                 artifacts.write_manifest(folder, manifest)
             final = artifacts.publish(folder, out, folder_name)
     return artifacts.read(final)
+
+
+def _calibration(path: str | Path | None, program: Program, request: Request) -> Calibration:
+    """What int8 is calibrated and judged on; a warning where that is random."""
+    found = calibrations.load(
+        None if path is None else Path(path),
+        program.input_names,
+        program.inputs,
+        request.image,
+        program.dynamic_batch,
+    )
+    if path is None:
+        warnings.warn(calibrations.WARNING, calibrations.RandomCalibration, stacklevel=3)
+    return found
+
+
+def _quantise(program: Program, calibrated: Calibration, backend: Target) -> Quantised:
+    from edgesmith.exporters.quantise import quantise
+
+    largest = getattr(backend, "LARGEST_INT8_WEIGHT")  # noqa: B009  # a target that has int8 has it, and others have not
+    return quantise(program, calibrated.inputs, verify.THRESHOLDS["int8"].snr_db, largest)
+
+
+def _describe_int8(backend: Target, file: Path, calibrated: Calibration, quantised: Quantised) -> dict[str, Any]:
+    """What the manifest says of an int8 file: how much of it is int8, and by what data."""
+    macs: dict[str, int] = getattr(backend, "count_macs")(file)  # noqa: B009  # as above
+    return {
+        "int8": {
+            "layers": quantised.layers,
+            "sums": quantised.sums,
+            "macs": macs,
+            "share_of_macs": round(macs["int8"] / macs["all"], 4),
+            "weight_bits": 8 if getattr(backend, "LARGEST_INT8_WEIGHT", 127) > 63 else 7,
+            "snr_db": None if quantised.snr_db is None else round(quantised.snr_db, 1),
+            "calibration": calibrated.described,
+        }
+    }
 
 
 MIXED_INPUTS = 2
@@ -334,6 +395,9 @@ def _given(artifact: Artifact) -> tuple[verify.Outputs, list[list[Tensor]]]:
     options = artifact.manifest["target"]["options"]
     reads = registry.get(artifact.model).input if options["image_input"] else None
     image = reads if isinstance(reads, ImageInput) else None
+    kept = artifacts.read_inputs(artifact)
+    if kept is not None:
+        return reference, kept
     given = verify.seeded_inputs(examples, image, options["batch"] == "dynamic", len(reference))
     return reference, given
 
@@ -499,6 +563,7 @@ def _checked_options(
     features: bool,
     streaming: bool,
     with_sequence: bool,
+    calibration: str | Path | None,
 ) -> str:
     """The precision to use. Raises BadInput for what the target or the combination does not have."""
     precision = precision or backend.precisions[0]
@@ -520,8 +585,12 @@ def _checked_options(
         raise BadInput(f"--batch must be 1 or more, got {batch}")
     if dynamic_batch and not backend.dynamic_batch:
         raise BadInput(f"target {backend.name} takes static shapes only; give --batch N instead of --dynamic-batch")
-    if streaming and precision == "mixed":
-        raise BadInput("--precision mixed looks at whole inputs and --streaming has steps; choose fp16 or fp32")
+    if streaming and precision in ("mixed", "int8"):
+        raise BadInput(f"--precision {precision} looks at whole inputs and --streaming has steps; choose fp16 or fp32")
+    if calibration is not None and precision != "int8":
+        raise BadInput(f"--calibration is for --precision int8, got {precision}")
+    if calibration is not None:
+        calibrations.check_path(Path(calibration))
     if streaming and dynamic_batch:
         raise BadInput("--streaming keeps states of a fixed batch; give --batch N instead of --dynamic-batch")
     if with_sequence and not streaming:
@@ -711,8 +780,9 @@ def _check(
     except ValueError as error:
         raise VerificationFailed(f"{what}: {error}") from error
     if failure is not None:
-        if rule.spikes and rule.precision in KINDS:
-            failure += " (half precision flips spikes; use --precision fp32)"
+        if rule.spikes and rule.precision != "fp32":
+            words = "int8" if rule.precision == "int8" else "half precision"
+            failure += f" ({words} flips spikes; use --precision fp32)"
         place = locate()
         failure += f"; they part first at {place}" if place else ""
         if not rule.collects:

@@ -50,8 +50,14 @@ class Thresholds:
 
 # fp32: folding and another order of summation move a result of some hundred layers by a few ulp of its peak (6e-8);
 # 1e-5 is thirty times what the zoo shows. fp16: half has 11 bits, 66 dB, and a deep network keeps about 60 of them;
-# 40 dB is where published accuracy starts to move. bf16: three bits fewer, so eight times the error, 18 dB.
-THRESHOLDS = {"fp32": Thresholds(1e-5, 100.0), "fp16": Thresholds(2e-2, 40.0), "bf16": Thresholds(0.16, 22.0)}
+# 40 dB is where published accuracy starts to move. bf16: three bits fewer, so eight times the error, 18 dB. int8: a
+# layer with 8 bits has some 40 dB, and their noise adds up.
+THRESHOLDS = {
+    "fp32": Thresholds(1e-5, 100.0),
+    "fp16": Thresholds(2e-2, 40.0),
+    "bf16": Thresholds(0.16, 22.0),
+    "int8": Thresholds(2e-1, 20.0),
+}
 
 
 NOISE_FACTOR = 4.0

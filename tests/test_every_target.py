@@ -41,7 +41,7 @@ def available(target: Target) -> Target:
 def test_target_says_what_it_is(target: Target) -> None:
     assert target.suffix.startswith(".")
     assert target.precisions
-    assert set(target.precisions) <= {"fp32", "fp16", "mixed"}
+    assert set(target.precisions) <= {"fp32", "fp16", "mixed", "int8"}
     assert target.costs.launch_us > 0
     assert target.options <= {*Request.__dataclass_fields__, "streaming", "with_sequence"}
 
@@ -310,7 +310,7 @@ def test_coreml_image_normalisation_is_folded_exactly() -> None:
     ("target", "options", "sentence"),
     [
         ("onxx", {}, "unknown target 'onxx'. Nearest: onnx"),
-        ("onnx", {"precision": "int4"}, "target onnx has precisions fp32, fp16, got 'int4'"),
+        ("onnx", {"precision": "int4"}, "target onnx has precisions fp32, fp16, int8, got 'int4'"),
         ("onnx", {"deployment_target": "iOS17"}, "target onnx has no --deployment-target; coreml does"),
         ("coreml", {"dynamic_batch": True}, "target coreml takes static shapes only"),
         ("coreml", {"deployment_target": "iOS3"}, "unknown deployment target 'iOS3'. There are iOS16, iOS17"),
@@ -324,7 +324,11 @@ def test_coreml_image_normalisation_is_folded_exactly() -> None:
         ("coreml", {"device": "iphone15", "deployment_target": "iOS99"}, "iPhone 15 runs iOS26 at most, got iOS99"),
         ("tensorrt", {}, "an engine is for one GPU: say which with --device, one of a100, dgx-spark, host-gpu, jetson"),
         ("tensorrt", {"device": "rpi5"}, "Raspberry Pi 5 has no NVIDIA GPU and takes onnx; engines are for a100"),
-        ("tensorrt", {"device": "rtx4070", "precision": "mixed"}, "tensorrt has precisions fp32, fp16, got 'mixed'"),
+        (
+            "tensorrt",
+            {"device": "rtx4070", "precision": "mixed"},
+            "tensorrt has precisions fp32, fp16, bf16, int8, got 'mixed'",
+        ),
         ("tensorrt", {"device": "rtx4070", "dynamic_batch": True}, "target tensorrt takes static shapes only"),
         (
             "tensorrt",

@@ -65,10 +65,10 @@ class Request:
 
     Attributes:
         name: of the model; also the file's stem.
-        precision: `fp32`, `fp16` or `bf16`, of weights and arithmetic, or `mixed`: fp16 but for `wide`; outputs stay
-            float32.
-        wide: operators that stay fp32 where others are half, by the target's own names for them, or, where the program
-            itself is made half, by its nodes; each with the reason.
+        precision: `fp32`, `fp16` or `bf16`, of weights and arithmetic, or `mixed`: fp16 but for `wide`, or `int8`:
+            layers of integers in float32; outputs stay float32.
+        wide: operators that stay fp32 where others are half or int8, by the target's own names for them, or, where the
+            program itself is made half or int8, by its nodes; each with the reason.
         image: how the model's input relates to RGB images, where it reads images.
         sequence: what its frames are, where it reads sequences.
         streaming: what the manifest says of a step program, for one.
@@ -99,7 +99,7 @@ class Request:
     @property
     def half(self) -> bool:
         """Whether most of the arithmetic is of half precision."""
-        return self.precision != "fp32"
+        return self.precision not in ("fp32", "int8")
 
     @property
     def keeps_states(self) -> bool:

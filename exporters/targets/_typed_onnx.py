@@ -1,8 +1,9 @@
 """ONNX files with their precision in the graph, for every target that reads ONNX: written, checked, run, looked into.
 
 torch's dynamo exporter with the fused ops' own lowerings, simplified by onnxsim, one self-contained file. Static
-shapes, or a free batch axis. fp16 is typed in the graph, with float32 inputs and outputs. The model's metadata carry
-its name, version, input normalisation and labels. Names of nodes and weights are the model's own.
+shapes, or a free batch axis. fp16 is typed in the graph, with float32 inputs and outputs; int8 is QuantizeLinear and
+DequantizeLinear in it, see quantise.py. The model's metadata carry its name, version, input normalisation and labels.
+Names of nodes and weights are the model's own.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import importlib.util
 import json
 import logging
+import math
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -156,12 +158,65 @@ def cannot_run() -> str | None:
     return None
 
 
-def run(path: Path, inputs: Sequence[Sequence[np.ndarray]]) -> list[list[np.ndarray]] | NotHere:
-    """Execute in ONNX Runtime on the CPU."""
+def count_macs(path: Path) -> dict[str, int]:
+    """Multiplications of a file for its first batch: `all`, and `int8`, those between two values that are dequantised.
+
+    Counted are convolutions and matrix products, in the bodies of loops as often as these run.
+    """
+    import onnx
+
+    model = onnx.shape_inference.infer_shapes(onnx.load(str(path)))
+    counts = {"int8": 0, "all": 0}
+    _count_macs(model.graph, {}, 1, counts)
+    return counts
+
+
+def _count_macs(graph: onnx.GraphProto, outer: dict[str, list[int]], times: int, counts: dict[str, int]) -> None:
+    shapes = dict(outer)
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        shapes[value.name] = [d.dim_value or 1 for d in value.type.tensor_type.shape.dim]
+    shapes |= {one.name: list(one.dims) for one in graph.initializer}
+    makers = {name: node for node in graph.node for name in node.output}
+
+    def is_int8(name: str) -> bool:
+        made = makers.get(name)
+        while made is not None and made.op_type in ("Transpose", "Reshape"):  # of a weight
+            made = makers.get(made.input[0])
+        return made is not None and made.op_type == "DequantizeLinear"
+
+    for node in graph.node:
+        for body in _bodies(node):
+            steps = shapes.get(node.input[-1], [1]) if node.op_type == "Scan" else [1]
+            axes = [list(a.ints) for a in node.attribute if a.name == "scan_input_axes"]
+            _count_macs(body, shapes, times * steps[axes[0][0] if axes else 0], counts)
+        if node.op_type not in ("Conv", "ConvTranspose", "MatMul", "Gemm"):
+            continue
+        left, right, made = (shapes.get(name, []) for name in (*node.input[:2], node.output[0]))
+        if node.op_type in ("MatMul", "Gemm"):
+            flags = {attribute.name: attribute.i for attribute in node.attribute}
+            each = left[-2] if flags.get("transA") else left[-1]
+        else:
+            made = left if node.op_type == "ConvTranspose" else made
+            each = math.prod(right[1:])
+        macs = times * math.prod(made) * each
+        counts["all"] += macs
+        if is_int8(node.input[0]) and is_int8(node.input[1]):
+            counts["int8"] += macs
+
+
+def run(
+    path: Path, inputs: Sequence[Sequence[np.ndarray]], as_written: bool = False
+) -> list[list[np.ndarray]] | NotHere:
+    """Execute in ONNX Runtime on the CPU.
+
+    Args:
+        as_written: compute int8 as the file spells it, in float between its roundings, instead of in kernels for
+            integers, which on x86 without VNNI add two products in 16 bits and saturate.
+    """
     reason = cannot_run()
     if reason is not None:
         return NotHere(reason)
-    session = _session(_computable(path))
+    session = _session(_computable(path), as_written)
     names = [value.name for value in session.get_inputs()]
     try:
         return [session.run(None, dict(zip(names, given, strict=True))) for given in inputs]
@@ -211,12 +266,14 @@ def _make_computable(model: onnx.ModelProto) -> bool:
     return found
 
 
-def _session(model: Path | bytes) -> Any:
+def _session(model: Path | bytes, as_written: bool = False) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # a few runs are not worth a busy core
+    if as_written:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
         given = model if isinstance(model, bytes) else str(model)
         return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])

@@ -41,7 +41,7 @@ __all__ = ["LOWERINGS", "cannot_run"]  # those of the target onnx
 name = "tensorrt"
 suffix = ".engine"
 description = "engine for one NVIDIA GPU (--device) with its typed ONNX, or a kit that a Jetson builds its own of"
-precisions = ("fp32", "fp16", "bf16")
+precisions = ("fp32", "fp16", "bf16", "int8")
 options: frozenset[str] = frozenset({"streaming"})
 packages = ("tensorrt_rtx", "onnx", "onnxscript", "onnxsim")
 extra = "tensorrt"
@@ -54,6 +54,9 @@ dynamic_batch = False
 
 FINDS_ISLANDS = True
 """Half-precision programs of this target keep in fp32 what calibration inputs say needs it; see islands.py."""
+
+LARGEST_INT8_WEIGHT = 127
+"""8 bits, symmetric; TensorRT adds up in 32."""
 
 
 def check_device(profile: DeviceProfile | None) -> None:
@@ -236,6 +239,11 @@ def count_operators(path: Path) -> dict[str, int]:
     return _typed_onnx.count_operators(_typed(path))
 
 
+def count_macs(path: Path) -> dict[str, int]:
+    """Multiplications of the typed ONNX, all and int8."""
+    return _typed_onnx.count_macs(_typed(path))
+
+
 def describe(path: Path) -> dict[str, Any]:
     """What the manifest says beyond every target's: of an engine its header, how it was built, and the condensed build
     log; of a kit, for what it is.
@@ -256,7 +264,7 @@ def describe(path: Path) -> dict[str, Any]:
 
 def run(path: Path, inputs: Sequence[Sequence[np.ndarray]]) -> list[list[np.ndarray]] | NotHere:
     """Execute the typed ONNX in ONNX Runtime on the CPU: the same types, not the same kernels."""
-    return _typed_onnx.run(_typed(path), inputs)
+    return _typed_onnx.run(_typed(path), inputs, as_written=True)
 
 
 def other_runtimes() -> dict[str, Run]:

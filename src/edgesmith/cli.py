@@ -12,6 +12,7 @@ import math
 import os
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Never
@@ -79,7 +80,10 @@ def export(
     precision: Annotated[
         str | None,
         typer.Option(
-            "--precision", "-p", help="fp32, fp16, bf16 (tensorrt) or mixed (coreml).", show_default="the target's"
+            "--precision",
+            "-p",
+            help="fp32, fp16, bf16 (tensorrt), mixed (coreml), int8 (onnx, tensorrt).",
+            show_default="the target's",
         ),
     ] = None,
     input_size: InputSize = None,
@@ -114,6 +118,14 @@ def export(
     device: Annotated[
         str | None, typer.Option("--device", help="Device that it is for, such as iphone15.", show_default=False)
     ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibration",
+            help="Folder of images, or .npz, that int8 is calibrated and judged on.",
+            show_default="random inputs",
+        ),
+    ] = None,
     allow_inaccurate: Annotated[
         bool, typer.Option("--allow-inaccurate", help="Publish a file that misses the thresholds, and say so in it.")
     ] = False,
@@ -126,8 +138,12 @@ def export(
     _check_names(model, target, device)
     with _stages() as watch:
         with watch("import"):
+            from edgesmith.exporters import calibration as calibrations
             from edgesmith.exporters import pipeline
 
+        if precision == "int8" and calibration is None:
+            print(f"edgesmith: WARNING: {calibrations.WARNING}", file=sys.stderr)
+            warnings.simplefilter("ignore", calibrations.RandomCalibration)  # which says the same
         artifact = pipeline.export(
             model,
             target,
@@ -144,6 +160,7 @@ def export(
             with_sequence=with_sequence,
             deployment_target=deployment_target,
             device=device,
+            calibration=calibration,
             allow_inaccurate=allow_inaccurate,
             out=out,
             watch=watch,
@@ -618,6 +635,8 @@ def _export_table(artifact: Artifact) -> Table:
     if manifest.get("wide"):
         reasons = list(manifest["wide"].values())
         table.add_row("stay fp32", f"{len(reasons)} operators (first: {reasons[0]})")
+    if "int8" in manifest:
+        table.add_row("int8", _describe_int8(manifest["int8"]))
     counts = manifest["operators"]
     table.add_row("operators", " -> ".join(f"{stage} {sum(c.values())}" for stage, c in counts.items()))
     for stage, found in counts.items():
@@ -742,6 +761,13 @@ def _describe_streaming(streaming: dict[str, Any]) -> str:
     size = sum(4 * math.prod(state["shape"]) for state in states)
     delay = f"predictions {streaming['delay']} steps behind" if streaming["delay"] else "predictions at once"
     return f"{len(states)} states, {size / 1024:.1f} KiB; {delay}; run it with edgesmith.StreamingSession"
+
+
+def _describe_int8(int8: dict[str, Any]) -> str:
+    data = int8["calibration"]
+    words = f"{int8['layers']} layers, {int8['share_of_macs']:.1%} of the MACs, {int8['weight_bits']}-bit weights"
+    judged = f"calibrated on {data['calls']} calls, judged on {data['held_out']} others"
+    return f"{words}; {judged}" + (f"\nWARNING: {data['warning']}" if "warning" in data else "")
 
 
 def _describe_step(step: dict[str, Any]) -> str:

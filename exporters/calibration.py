@@ -1,0 +1,227 @@
+"""Inputs to calibrate int8 on: a folder of images, an `.npz`, or, with a warning, random numbers.
+
+    folder    every file in it and below, in the order of their paths: decoded by Pillow, as RGB, resized so that
+              CROP of it covers the input, cropped in the middle, normalised as the model wants it
+    .npz      one array for each input by its name, [N, ...]: N samples, each of the input's shape without its batch
+    random    seeded like the inputs of verification, with other seeds
+
+Samples fill batches in order; what is left over is not used. Every HELD_OUT-th call, COUNT of verify.py at most, is
+kept out of calibration: int8 is judged on those. Of a large set LIMIT calls are used, evenly spread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgesmith.errors import BackendMissing, BadInput
+from edgesmith.exporters import verify
+from edgesmith.models.registry import ImageInput
+
+CROP = 0.875
+HELD_OUT = 4
+LIMIT = 128
+RANDOM = 8
+"""Random inputs: more of them say nothing new."""
+
+WARNING = (
+    "int8 was calibrated on random inputs: its ranges fit noise, and its accuracy on real data is unknown;"
+    " give real ones with --calibration FOLDER_OR_NPZ"
+)
+
+
+class RandomCalibration(UserWarning):
+    """Nobody gave data to calibrate on."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What int8 is made and judged on.
+
+    Attributes:
+        inputs: to calibrate on, one list of tensors for each call.
+        held_out: to judge on; None for the seeded inputs of verification.
+        described: for the manifest.
+    """
+
+    inputs: list[list[Tensor]]
+    held_out: list[list[Tensor]] | None
+    described: dict[str, Any]
+
+
+def check_path(path: Path) -> None:
+    """Raise BadInput for what is neither a folder nor an `.npz`."""
+    if not path.exists():
+        raise BadInput(f"--calibration: there is no {path}; wanted a folder of images or an .npz")
+    if path.is_file() and path.suffix.lower() != ".npz":
+        raise BadInput(f"--calibration must be a folder of images or an .npz, got the file {path}")
+
+
+def load(
+    path: Path | None, names: Sequence[str], examples: Sequence[Tensor], image: ImageInput | None, dynamic_batch: bool
+) -> Calibration:
+    """Inputs like the examples from a folder or an `.npz`, or random ones without a path.
+
+    Args:
+        names: of the inputs.
+        examples: [B, ...] each.
+        image: how an image becomes the one input, for models that read images.
+
+    Raises:
+        BadInput: a file that cannot be used, or too few of them.
+    """
+    if path is None:
+        seeded = verify.seeded_inputs(examples, None, dynamic_batch, verify.COUNT + RANDOM)
+        return Calibration(
+            seeded[verify.COUNT :],
+            None,
+            {
+                "source": "random",
+                "calls": RANDOM,
+                "held_out": verify.COUNT,
+                "seeds": f"{verify.COUNT} to {verify.COUNT + RANDOM - 1}",
+                "warning": WARNING,
+            },
+        )
+    check_path(path)
+    if path.is_dir():
+        return _from_folder(path, examples, image)
+    return _from_npz(path, names, examples)
+
+
+def _from_folder(path: Path, examples: Sequence[Tensor], image: ImageInput | None) -> Calibration:
+    if image is None:
+        raise BadInput(f"--calibration {path} is a folder of images, and this model reads none; give an .npz")
+    files = sorted(
+        (file for file in path.rglob("*") if file.is_file() and not _is_hidden(file, path)),
+        key=lambda file: file.relative_to(path).as_posix(),
+    )
+    batch = examples[0].shape[0]
+    calls = _calls(len(files), batch, f"{path} holds", "images")
+    used = [files[i] for call in calls for i in call]
+    digest = hashlib.sha256()
+    samples = []
+    for file in used:
+        content = _read(file)
+        digest.update(f"{file.relative_to(path).as_posix()}\n".encode() + hashlib.sha256(content).digest())
+        samples.append(_pixels(file, content, image, (examples[0].shape[2], examples[0].shape[3])))
+    given = [[torch.from_numpy(np.stack(samples[i : i + batch]))] for i in range(0, len(samples), batch)]
+    facts = {
+        "source": "images",
+        "files": len(files),
+        "preprocessing": f"resized to {1 / CROP:.3g} of the input's size, cropped in the middle, normalised",
+    }
+    return _split(given, facts, digest.hexdigest())
+
+
+def _is_hidden(file: Path, root: Path) -> bool:
+    return any(part.startswith(".") for part in file.relative_to(root).parts)
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise BadInput(
+            f"--calibration: cannot read {file} ({error.strerror}); remove it or give another set"
+        ) from error
+
+
+def _pixels(file: Path, content: bytes, image: ImageInput, size: tuple[int, int]) -> np.ndarray:
+    """An image as the model reads it, [3, H, W] float32."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise BackendMissing("reading images needs pillow, which is not installed: pip install pillow") from error
+    height, width = size
+    try:
+        with Image.open(io.BytesIO(content)) as opened:
+            rgb = opened.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise BadInput(
+            f"--calibration: {file} is no image that Pillow can read; remove it or give another set"
+        ) from error
+    scale = max(width / CROP / rgb.width, height / CROP / rgb.height)
+    wide, high = max(width, round(rgb.width * scale)), max(height, round(rgb.height * scale))
+    left, top = (wide - width) // 2, (high - height) // 2
+    cropped = rgb.resize((wide, high), Image.Resampling.BICUBIC).crop((left, top, left + width, top + height))
+    values = np.asarray(cropped, dtype=np.float32) / 255
+    mean, std = (np.asarray(one, dtype=np.float32) for one in (image.mean, image.std))
+    return np.ascontiguousarray(((values - mean) / std).transpose(2, 0, 1))
+
+
+def _from_npz(path: Path, names: Sequence[str], examples: Sequence[Tensor]) -> Calibration:
+    content = _read(path)
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as opened:
+            arrays = {name: opened[name] for name in opened.files}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise BadInput(f"--calibration: {path} is no .npz of plain arrays; write it with numpy.savez") from error
+    if missing := [name for name in names if name not in arrays]:
+        raise BadInput(
+            f"--calibration: {path} has {', '.join(arrays) or 'no arrays'}, and the model's inputs are"
+            f" {', '.join(names)}; {', '.join(missing)} is missing"
+        )
+    chosen = [_checked(path, name, arrays[name], example) for name, example in zip(names, examples, strict=True)]
+    sizes = [len(array) for array in chosen]
+    if len(set(sizes)) > 1:
+        counts = ", ".join(f"{name} {size}" for name, size in zip(names, sizes, strict=True))
+        raise BadInput(f"--calibration: every array of {path} must have as many samples as the others, got {counts}")
+    batch = max((example.shape[0] for example in examples if example.dim()), default=1)
+    calls = _calls(sizes[0], batch, f"{path} holds", "samples")
+
+    def tensor(array: np.ndarray, example: Tensor, call: Sequence[int]) -> Tensor:
+        taken = array[list(call)] if example.dim() else array[call[0]]
+        return torch.from_numpy(np.ascontiguousarray(taken)).to(example.dtype)
+
+    given = [[tensor(a, e, call) for a, e in zip(chosen, examples, strict=True)] for call in calls]
+    return _split(given, {"source": "npz", "samples": sizes[0]}, hashlib.sha256(content).hexdigest())
+
+
+def _checked(path: Path, name: str, array: np.ndarray, example: Tensor) -> np.ndarray:
+    """An array whose samples are what an input takes."""
+    wanted = list(example.shape[1:])
+    if not array.ndim or list(array.shape[1:]) != wanted:
+        shape = ", ".join(["N", *map(str, wanted)])
+        raise BadInput(f"--calibration: {name} in {path} must be [{shape}], got {list(array.shape)}")
+    kind = "f" if example.is_floating_point() else "b" if example.dtype == torch.bool else "iu"
+    if array.dtype.kind not in kind:
+        words = {"f": "floating point", "b": "booleans", "iu": "integers"}[kind]
+        raise BadInput(f"--calibration: {name} in {path} must be {words}, got {array.dtype}")
+    if kind == "f" and not np.isfinite(array).all():
+        raise BadInput(f"--calibration: {name} in {path} has values that are not finite; remove those samples")
+    return array
+
+
+def _calls(count: int, batch: int, where: str, what: str) -> list[list[int]]:
+    """Which samples make which call. Raises BadInput for fewer than two calls."""
+    calls = count // batch
+    if calls < 2:
+        raise BadInput(
+            f"--calibration: {where} {count} {what}; wanted {2 * batch} at least, one batch of {batch} to calibrate on"
+            " and one to judge by"
+        )
+    every = max(1.0, calls / LIMIT)
+    chosen = [int(i * every) for i in range(min(calls, LIMIT))]
+    return [list(range(i * batch, (i + 1) * batch)) for i in chosen]
+
+
+def _split(given: list[list[Tensor]], facts: dict[str, Any], digest: str) -> Calibration:
+    """Keep every HELD_OUT-th call out, the last one where there are fewer."""
+    every = min(HELD_OUT, len(given))
+    held = list(range(every - 1, len(given), every))
+    if len(held) > verify.COUNT:
+        held = held[:: len(held) // verify.COUNT][: verify.COUNT]
+    out = set(held)
+    rest = [one for i, one in enumerate(given) if i not in out]
+    described = {**facts, "calls": len(rest), "held_out": len(held), "sha256": digest}
+    return Calibration(rest, [given[i] for i in held], described)

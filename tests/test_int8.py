@@ -1,0 +1,555 @@
+"""int8: what is quantised and what stays float, calibration data, and the figures that three models have to reach."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import edgesmith
+from edgesmith.errors import BadInput, Unsupported
+from edgesmith.exporters import calibration, targets, verify
+from edgesmith.exporters.artifact import Artifact
+from edgesmith.exporters.capture import Program, capture, run
+from edgesmith.exporters.graph import count_operators
+from edgesmith.exporters.quantise import (
+    Histogram,
+    find_layers,
+    observe,
+    open_fused,
+    quantise,
+    round_weight,
+    sensitivities,
+)
+from edgesmith.exporters.targets import Request, _typed_onnx
+from edgesmith.kernels.op import all_ops
+from edgesmith.models import registry
+
+IMAGE = registry.get("casvit_xs").input
+QUANTISE, DEQUANTISE, WEIGHT = (
+    f"quantized_decomposed.{name}"
+    for name in ("quantize_per_tensor", "dequantize_per_tensor", "dequantize_per_channel")
+)
+
+
+class Layers(nn.Module):
+    """Every kind of layer: convolutions, one depthwise, a sum behind one, linear, a product, a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.local = nn.Conv2d(16, 16, 3, padding=1, groups=16, bias=False)
+        self.point = nn.Conv2d(16, 16, 1)
+        self.linear, self.head = nn.Linear(16, 12), nn.Linear(12, 10)
+        self.matrix = nn.Parameter(torch.randn(12, 12) / 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        x = x + self.point(F.gelu(self.local(x)))
+        rows: Tensor = self.linear(x.flatten(2).transpose(1, 2)) @ self.matrix
+        out: Tensor = self.head(rows.mean(1))
+        return out
+
+
+def inputs_of(program: Program, count: int = 8, first: int = 8) -> list[list[Tensor]]:
+    return verify.seeded_inputs(program.inputs, None, False, first + count)[first:]
+
+
+def snr_db(reference: Program, other: Program | Path, as_written: bool = False) -> float:
+    """Of a program or a file against a program in float, over inputs that nothing was calibrated on."""
+    given = verify.seeded_inputs(reference.inputs, None, False)
+    expected = [[y.numpy() for y in run(reference, x)] for x in given]
+    if isinstance(other, Path):
+        outputs = _typed_onnx.run(other, [[t.numpy() for t in x] for x in given], as_written)
+    else:
+        outputs = [[y.numpy() for y in run(other, x)] for x in given]
+    assert isinstance(outputs, list)
+    found = verify.measure(expected, outputs, 0.0).snr_db
+    return float("inf") if found is None else found
+
+
+def program_of(function: Callable[..., Any], *inputs: Tensor, **weights: Tensor) -> Program:
+    class Module(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weights = nn.ParameterDict(weights)
+
+        def forward(self, *values: Tensor) -> Any:
+            return function(*values, **dict(self.weights.items()))
+
+    return capture(Module(), inputs)
+
+
+@pytest.fixture(scope="module")
+def layers() -> Program:
+    return capture(Layers().eval(), (torch.randn(1, 3, 16, 16),))
+
+
+def test_layers_and_the_sum_behind_one_read_int8(layers: Program) -> None:
+    found = quantise(layers, inputs_of(layers), 20.0)
+    assert (found.layers, found.sums, found.kept) == (6, 1, {})
+    counts = count_operators(found.program.module)
+    assert counts[QUANTISE] == counts[DEQUANTISE] == 6  # the stem's output is rounded once for two readers
+    assert counts[WEIGHT] == 6
+    (add,) = (node for node in found.program.module.graph.nodes if node.target is torch.ops.aten.add.Tensor)
+    assert [str(source.target) for source in add.all_input_nodes] == [f"{DEQUANTISE}.default", "aten.conv2d.default"]
+    weights = {name: tensor.dtype for name, tensor in found.program.module.state_dict().items()}
+    assert sum(dtype == torch.int8 for name, dtype in weights.items() if name.endswith("_int8")) == 6
+    assert not any(name.endswith(".weight") for name in weights)
+    assert snr_db(layers, found.program) > 40
+
+
+def test_quantising_leaves_the_program_alone_and_is_the_same_again(layers: Program) -> None:
+    before = layers.module.code
+    first, second = (quantise(layers, inputs_of(layers), 20.0).program.module for _ in range(2))
+    assert layers.module.code == before
+    assert first.code == second.code
+    a, b = first.state_dict(), second.state_dict()
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_quantised_program_has_no_layer_left_to_quantise(layers: Program) -> None:
+    found = quantise(layers, inputs_of(layers), 20.0)
+    assert find_layers(found.program.module) == []
+
+
+def test_what_has_no_constant_float_weight_stays_float() -> None:
+    def function(x: Tensor, y: Tensor, table: Tensor, up: Tensor, kernel: Tensor, deep: Tensor) -> Tensor:
+        x = F.conv2d(x, y)  # a weight that is an input
+        x = F.conv_transpose2d(x, up)
+        x = x @ x.transpose(2, 3)  # two activations
+        x = F.layer_norm(x, x.shape[-1:])
+        x = x + table[torch.tensor([0, 1, 2, 3, 4, 5, 6, 7])]
+        x = deep @ x  # a stack of matrices has no one axis of output channels
+        return F.conv2d(x.double(), kernel.double()).float() + F.conv2d(kernel, kernel).sum()
+
+    g = torch.Generator().manual_seed(0)
+    shapes = {"table": (8, 8), "up": (4, 4, 1, 1), "kernel": (4, 4, 1, 1), "deep": (4, 8, 8)}
+    weights = {name: torch.randn(shape, generator=g) for name, shape in shapes.items()}
+    program = program_of(function, torch.randn(1, 4, 8, 8), torch.randn(4, 4, 1, 1), **weights)
+    assert find_layers(program.module) == []
+    with pytest.raises(Unsupported, match="int8 is for convolutions and products with constant float32 weights"):
+        quantise(program, inputs_of(program, 2), 20.0)
+
+
+def test_fused_ops_stay_float_but_for_the_layers_inside_those_that_may_be_int8() -> None:
+    ops, generator = all_ops(), torch.Generator().manual_seed(0)
+    attention, channels = ops["additive_attention"].example()[1:], 4
+    spectrum = ops["fft_filter"].example()[1:]
+    norm = torch.ones(6), torch.zeros(6)
+    project = torch.randn(12, 6, 1, 1, generator=generator)
+
+    def function(x: Tensor, **w: Tensor) -> Tensor:
+        x = torch.ops.edgesmith.fft_filter(x, *(w[f"f{i}"] for i in range(len(spectrum))))
+        x = torch.ops.edgesmith.channel_norm(x, w["n0"], w["n1"])
+        x = torch.ops.edgesmith.lif(x)
+        return torch.ops.edgesmith.additive_attention(F.conv2d(x, w["p"]), *(w[f"a{i}"] for i in range(len(attention))))
+
+    named = {f"{k}{i}": t for k, ts in (("f", spectrum), ("n", norm), ("a", attention)) for i, t in enumerate(ts)}
+    program = program_of(function, torch.randn(1, 6, 5, 6), p=project, **named)
+    found = quantise(program, inputs_of(program), 20.0)
+    counts = count_operators(found.program.module)
+    kept = ("fft_filter", "channel_norm", "lif")
+    assert [counts[f"edgesmith.{name}"] for name in kept] == [1, 1, 1]
+    assert "edgesmith.additive_attention" not in counts
+    assert counts[WEIGHT] == found.layers + 0 == 1 + 8  # the projection, and eight convolutions of attention
+    assert channels * 3 == project.shape[0]
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_weight_keeps_each_output_channels_peak(axis: int) -> None:
+    weight = torch.randn(5, 4) * torch.tensor([1e-3, 1, 1e3, 1]).reshape(1, 4)
+    weight[2, :] = 0 if axis == 0 else weight[2, :]
+    numbers, scales = round_weight(weight, axis)
+    assert numbers.dtype == torch.int8
+    assert scales.shape == (weight.shape[axis],)
+    assert scales.min() > 0
+    back = numbers * (scales.unsqueeze(1) if axis == 0 else scales)
+    steps = scales.unsqueeze(1) if axis == 0 else scales
+    assert bool(((back - weight).abs() <= steps / 2 * 1.0001).all())
+    assert int(round_weight(weight, axis, 63)[0].abs().max()) == 63
+
+
+def test_histogram_finds_percentiles_of_what_grows() -> None:
+    histogram = Histogram()
+    values = [torch.randn(1, 7, 64, 64, generator=torch.Generator().manual_seed(i)) * 10.0**i for i in range(4)]
+    for value in values:
+        histogram.add(value)
+    exact = torch.cat([value.flatten() for value in values]).abs()
+    for per_cent in (50.0, 99.0, 99.99):
+        expected = float(np.percentile(exact.numpy(), per_cent))
+        assert abs(histogram.percentile(per_cent) - expected) <= 0.05 * expected + 2 * histogram.width
+    assert histogram.percentile(100) >= float(exact.max()) - 2 * histogram.width
+
+
+def test_histogram_of_zeros_and_of_what_is_not_finite() -> None:
+    histogram = Histogram()
+    histogram.add(torch.zeros(3))
+    histogram.add(torch.tensor([float("nan"), float("inf")]))
+    assert histogram.percentile(99.99) == 0
+    histogram.add(torch.tensor([0.0, 1.0, float("inf")]))
+    assert histogram.percentile(99.99) == pytest.approx(1, rel=1e-3)
+
+
+def test_an_outlier_does_not_set_the_range() -> None:
+    program = program_of(lambda x, w: F.conv2d(x, w), torch.randn(1, 4, 64, 64), w=torch.randn(4, 4, 1, 1))
+    given = inputs_of(program, 4)
+    given[0][0][0, 0, 0, 0] = 1e4
+    (scale,) = observe(program, find_layers(program.module), given).scales.values()
+    assert 3 / 127 < scale < 6 / 127
+
+
+def test_biases_take_back_the_mean_error_of_what_came_before(layers: Program) -> None:
+    """On the calibration inputs the int8 head has its mean where the float head has it."""
+    given = inputs_of(layers)
+    found = quantise(layers, given, 20.0, 63)
+    exact = torch.stack([run(layers, x)[0] for x in given]).mean(0)
+    mean = torch.stack([run(found.program, x)[0] for x in given]).mean(0)
+    error = torch.stack([run(found.program, x)[0] - run(layers, x)[0] for x in given]).abs().mean()
+    assert float((mean - exact).abs().max()) < 1e-5
+    assert float(error) > 1e-4
+
+
+class Spread(nn.Module):
+    """One channel is a thousand times the others and is read by nobody but a layer whose weights ignore it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.spread, self.last = (nn.Conv2d(8, 8, 1) for _ in range(3))
+        with torch.no_grad():
+            self.first.weight[0] *= 3000
+            self.spread.weight[:, 0] = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.spread(self.first(x))
+        z: Tensor = self.last(F.relu(y))
+        return y + z
+
+
+def test_a_layer_that_int8_spoils_stays_float_with_the_reason() -> None:
+    program = capture(Spread().eval(), (torch.randn(1, 8, 16, 16),))
+    given = inputs_of(program)
+    found = quantise(program, given, 20.0)
+    assert list(found.kept) == ["conv2d_1"]
+    assert found.kept["conv2d_1"].startswith("conv2d at spread alone leaves ")
+    assert (found.layers, found.snr_db is not None and found.snr_db > 20) == (2, True)
+    assert snr_db(program, found.program) >= 20
+
+
+def test_sensitivity_is_the_noise_of_one_layer_alone(layers: Program) -> None:
+    program = open_fused(layers)
+    given = inputs_of(program, 2)
+    found = find_layers(program.module)
+    costs = sensitivities(program, found, observe(program, found, given), given)
+    assert costs.keys() == {layer.node.name for layer in found} | {"add"}
+    assert all(1e-8 < cost < 1e-2 for cost in costs.values())
+
+
+def test_a_bar_that_nothing_reaches_leaves_all_layers_float_and_says_how_far_it_is(layers: Program) -> None:
+    found = quantise(layers, inputs_of(layers, 4), 200.0)
+    assert len(found.kept) == 7
+    assert (found.layers, found.sums) == (0, 0)
+
+
+def test_file_computes_what_the_program_does_and_kernels_for_integers_do_not_saturate(
+    layers: Program, tmp_path: Path
+) -> None:
+    found = quantise(layers, inputs_of(layers), 20.0, targets.get("onnx").LARGEST_INT8_WEIGHT)  # type: ignore[attr-defined]
+    path = tmp_path / "model.onnx"
+    _typed_onnx.lower(found.program, path, Request("model", "int8"))
+    _typed_onnx.check(path)
+    assert snr_db(found.program, path, as_written=True) > 60
+    assert snr_db(layers, path) > 35  # whatever kernels this processor has
+    kinds = {one.name: one.data_type for one in onnx.load(str(path)).graph.initializer}
+    assert kinds["stem.weight_int8"] == onnx.TensorProto.INT8
+    assert sum(kind == onnx.TensorProto.FLOAT for name, kind in kinds.items() if name.endswith("weight")) == 0
+    macs = _typed_onnx.count_macs(path)
+    assert macs["int8"] == macs["all"] == 256 * (3 * 16 * 9 + 16 * 9 + 16 * 16 + 16 * 12 + 12 * 12) + 12 * 10
+
+
+def test_macs_of_float_layers_are_not_counted_as_int8(layers: Program, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    _typed_onnx.lower(layers, path, Request("model", "fp32"))
+    macs = _typed_onnx.count_macs(path)
+    assert macs["int8"] == 0
+    assert macs["all"] > 0
+
+
+def random_calibration() -> Any:
+    return pytest.warns(calibration.RandomCalibration, match="calibrated on random inputs")
+
+
+@pytest.mark.parametrize("target", ["onnx", "tensorrt"])
+def test_export_writes_the_same_bytes_again_and_warns_without_data(target: str, tmp_path: Path) -> None:
+    if targets.missing_packages(targets.get(target)):
+        pytest.skip(f"{target} is not installed")
+    options: dict[str, Any] = {"device": "rtx5080"} if target == "tensorrt" else {}
+    options |= {"inputs": torch.randn(1, 3, 16, 16), "precision": "int8", "out": tmp_path, "name": "layers"}
+    with random_calibration():
+        artifact = edgesmith.export(Layers(), target, **options)
+    first = {file.name: file.read_bytes() for file in artifact.path.iterdir()}
+    manifest = artifact.manifest
+    assert manifest["precision"] == "int8"
+    assert manifest["verification"]["judged_as"] == "int8"
+    assert manifest["verification"]["thresholds"]["int8"] == {
+        "relative_error": 0.2,
+        "snr_db": 20.0,
+        "top1": "every decided input",
+    }
+    found = manifest["int8"]
+    assert (found["layers"], found["sums"], found["share_of_macs"]) == (6, 1, 1.0)
+    assert found["weight_bits"] == {"onnx": 7, "tensorrt": 8}[target]
+    assert found["calibration"]["source"] == "random"
+    assert found["calibration"]["seeds"] == "8 to 15"
+    assert "real data is unknown" in found["calibration"]["warning"]
+    assert "wide" not in manifest
+    assert manifest["verification"]["steps"][2]["snr_db"] > 30
+    assert manifest["operators"]["file"]["QuantizeLinear"] == 6
+    _, steps = edgesmith.verify(artifact.path)
+    assert steps[2] == manifest["verification"]["steps"][2]
+    with random_calibration():
+        again = edgesmith.export(Layers(), target, **options)
+    assert {file.name: file.read_bytes() for file in again.path.iterdir()} == first
+
+
+def test_layers_that_stay_float_are_listed_in_the_manifest(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"inputs": torch.randn(1, 8, 16, 16), "precision": "int8", "out": tmp_path}
+    with random_calibration():
+        artifact = edgesmith.export(Spread(), "onnx", **options)
+    assert list(artifact.manifest["wide"]) == ["conv2d_1"]
+    assert artifact.manifest["int8"]["share_of_macs"] == round(2 / 3, 4)
+
+
+def pictures(folder: Path, count: int = 9) -> Path:
+    """Images of several kinds, sizes and modes."""
+    image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+    rng = np.random.default_rng(0)
+    (folder / "more").mkdir(parents=True)
+    for i in range(count):
+        pixels = rng.integers(0, 256, (40 + i, 50 - i, 3), dtype=np.uint8)
+        place = folder / ("more" if i % 2 else "")
+        picture = image.fromarray(pixels)
+        if i == 3:
+            picture = picture.convert("L")
+        picture.save(place / f"{i}.{'png' if i % 3 else 'jpg'}")
+    (folder / ".DS_Store").write_bytes(b"hidden")
+    return folder
+
+
+def test_folder_of_images_is_read_in_order_cropped_and_normalised(tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+    red = image.new("RGB", (90, 60), (255, 0, 0))
+    (tmp_path / "a").mkdir()
+    for name in ("b.png", "a/z.png", "c.png", "d.png"):
+        red.save(tmp_path / name)
+    image.new("RGB", (60, 60), (0, 0, 255)).save(tmp_path / "a/z.png")  # the first of the paths
+    found = calibration.load(tmp_path, ["image"], [torch.zeros(1, 3, 32, 64)], IMAGE, False)
+    assert [len(found.inputs), len(found.held_out or [])] == [3, 1]
+    blue, red_one = found.inputs[0][0], found.inputs[1][0]
+    assert blue.shape == (1, 3, 32, 64)
+    mean, std = torch.tensor(IMAGE.mean), torch.tensor(IMAGE.std)
+    assert torch.allclose(red_one[0, :, 5, 5], (torch.tensor([1.0, 0, 0]) - mean) / std)
+    assert torch.allclose(blue[0, :, 5, 5], (torch.tensor([0, 0, 1.0]) - mean) / std)
+
+
+def test_hash_of_a_folder_changes_with_its_images_and_with_nothing_else(tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "set")
+    options: tuple[Any, ...] = (["image"], [torch.zeros(1, 3, 32, 32)], IMAGE, False)
+    first, again = (calibration.load(folder, *options) for _ in range(2))
+    assert first.described == again.described
+    assert all(
+        torch.equal(a, b) for x, y in zip(first.inputs, again.inputs, strict=True) for a, b in zip(x, y, strict=True)
+    )
+    assert first.described["calls"] + first.described["held_out"] == 9
+    (folder / "0.jpg").unlink()
+    assert calibration.load(folder, *options).described["sha256"] != first.described["sha256"]
+
+
+def test_export_with_images_is_judged_on_those_held_out_and_verified_again_without_the_folder(
+    tmp_path: Path, small: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = verify.seeded_inputs([torch.zeros(1, 3, 32, 64)], None, False, 8)
+    path = tmp_path / "set.npz"
+    np.savez(path, x=np.concatenate([3 * x[0].numpy() + 1 for x in given]))
+    out = tmp_path / "out"
+    artifact = edgesmith.export(
+        small, "onnx", inputs=torch.randn(1, 3, 32, 64), precision="int8", calibration=path, out=out
+    )
+    path.unlink()
+    verification = artifact.manifest["verification"]
+    assert verification["inputs"]["count"] == 2
+    assert (artifact.path / "inputs.safetensors").is_file()
+    assert artifact.manifest["int8"]["calibration"].keys() == {"source", "samples", "calls", "held_out", "sha256"}
+    assert verification["steps"][2]["snr_db"] >= 20
+    _, steps = edgesmith.verify(artifact.path)
+    assert steps[2] == verification["steps"][2]
+
+
+def test_images_calibrate_a_named_model_from_the_command_line(
+    tmp_path: Path, edgesmith: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = pictures(tmp_path / "set", 4)
+    result = edgesmith(
+        *("export", "-m", "efficientvim_m1", "-t", "onnx", "-p", "int8", "--input-size", "32"),
+        *("--calibration", str(folder), "--json"),
+    )
+    assert result.returncode == 0, result.stderr
+    assert "WARNING" not in result.stderr
+    assert json.loads(result.stdout)["int8"]["calibration"]["source"] == "images"
+
+
+def test_without_data_the_command_line_warns_loudly(edgesmith: Callable[..., Any]) -> None:
+    result = edgesmith("export", "-m", "lmuformer", "-t", "onnx", "-p", "int8", "--frames", "16")
+    assert "edgesmith: WARNING: int8 was calibrated on random inputs" in result.stderr
+    assert result.returncode == 0, result.stderr
+    assert "7-bit weights; calibrated on 8 calls, judged on 8 others" in " ".join(result.stdout.split())
+    assert "WARNING: int8 was calibrated on random inputs" in " ".join(result.stdout.split())
+
+
+def test_samples_fill_batches_and_every_fourth_call_is_held_out(tmp_path: Path) -> None:
+    path = tmp_path / "set.npz"
+    np.savez(path, a=np.arange(34, dtype=np.float64).reshape(17, 2), b=np.arange(17))
+    examples = [torch.zeros(2, 2), torch.zeros(2, dtype=torch.int64)]
+    found = calibration.load(path, ["a", "b"], examples, None, False)
+    assert found.held_out is not None
+    assert [x[1].tolist() for x in found.inputs] == [[0, 1], [2, 3], [4, 5], [8, 9], [10, 11], [12, 13]]
+    assert [x[1].tolist() for x in found.held_out] == [[6, 7], [14, 15]]
+    assert found.inputs[1][0].dtype == torch.float32
+    assert found.inputs[1][0].tolist() == [[4, 5], [6, 7]]
+    assert {key: found.described[key] for key in ("samples", "calls", "held_out")} == {
+        "samples": 17,
+        "calls": 6,
+        "held_out": 2,
+    }
+
+
+def test_a_large_set_is_thinned_evenly_and_holds_out_as_many_as_verification_takes(tmp_path: Path) -> None:
+    path = tmp_path / "set.npz"
+    np.savez(path, x=np.arange(1000, dtype=np.float32).reshape(1000, 1))
+    found = calibration.load(path, ["x"], [torch.zeros(1, 1)], None, False)
+    assert found.held_out is not None
+    assert (len(found.inputs) + len(found.held_out), len(found.held_out)) == (calibration.LIMIT, verify.COUNT)
+    assert float(max(x[0].max() for x in found.inputs)) > 900
+
+
+ARRAY = np.zeros((4, 3, 32, 32), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("files", "sentence"),
+    [
+        ({}, "there is no .*set; wanted a folder of images or an .npz"),
+        ({"set": b"x"}, "must be a folder of images or an .npz, got the file .*set"),
+        ({"set/a.png": None}, "set holds 1 images; wanted 2 at least"),
+        ({"set/.hidden": b"x"}, "set holds 0 images; wanted 2 at least"),
+        ({"set/a.png": None, "set/b.txt": b"words"}, r"b\.txt is no image that Pillow can read; remove it"),
+        ({"set/a.png": None, "set/b.png": "cut"}, r"b\.png is no image that Pillow can read; remove it"),
+        ({"set.npz": b"PK none"}, r"set\.npz is no \.npz of plain arrays; write it with numpy\.savez"),
+        ({"set.npz": {}}, "has no arrays, and the model's inputs are image; image is missing"),
+        ({"set.npz": {"picture": ARRAY}}, "has picture, and the model's inputs are image; image is missing"),
+        ({"set.npz": {"image": ARRAY[:, :, :16]}}, r"image .* must be \[N, 3, 32, 32\], got \[4, 3, 16, 32\]"),
+        ({"set.npz": {"image": ARRAY.astype(np.uint8)}}, "image in .* must be floating point, got uint8"),
+        ({"set.npz": {"image": ARRAY / 0}}, "has values that are not finite; remove those samples"),
+        ({"set.npz": {"image": ARRAY[:1]}}, "set.npz holds 1 samples; wanted 2 at least"),
+        ({"set.npz": {"image": np.array([ARRAY], dtype=object)}}, r"is no \.npz of plain arrays"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_wrong_calibration_data_is_one_sentence(
+    files: dict[str, Any], sentence: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    path = tmp_path / "set"
+    for name, content in files.items():
+        file = tmp_path / name
+        path = file if file.parent == tmp_path else file.parent
+        file.parent.mkdir(exist_ok=True)
+        if isinstance(content, dict):
+            np.savez(file, **content)
+        elif isinstance(content, bytes):
+            file.write_bytes(content)
+        else:
+            image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+            image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(file)
+            if content == "cut":
+                file.write_bytes(file.read_bytes()[:60])
+    with pytest.raises(BadInput, match=sentence) as raised:
+        calibration.load(path, ["image"], [torch.zeros(1, 3, 32, 32)], IMAGE, False)
+    assert "\n" not in str(raised.value)
+
+
+def test_images_are_refused_for_a_model_that_reads_none(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"is a folder of images, and this model reads none; give an \.npz"):
+        calibration.load(tmp_path, ["x"], [torch.zeros(1, 4)], None, False)
+
+
+def test_arrays_of_different_lengths_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "set.npz"
+    np.savez(path, a=np.zeros((3, 2), np.float32), b=np.zeros((4, 2), np.float32))
+    with pytest.raises(BadInput, match="must have as many samples as the others, got a 3, b 4"):
+        calibration.load(path, ["a", "b"], [torch.zeros(1, 2)] * 2, None, False)
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "sentence"),
+    [
+        ("onnx", {"calibration": "x.npz"}, "--calibration is for --precision int8, got fp32"),
+        ("onnx", {"precision": "int8", "calibration": "none"}, "--calibration: there is no none"),
+        ("onnx", {"precision": "int8", "streaming": True}, "--precision int8 looks at whole inputs"),
+        ("coreml", {"precision": "int8"}, "target coreml has precisions fp16, fp32, mixed, got 'int8'"),
+    ],
+)
+def test_wrong_options_are_one_sentence(
+    target: str, options: dict[str, Any], sentence: str, layers: Program, tmp_path: Path
+) -> None:
+    if targets.missing_packages(targets.get(target)):
+        pytest.skip(f"{target} is not installed")
+    with pytest.raises(BadInput) as raised:
+        edgesmith.export(Layers(), target, inputs=torch.randn(1, 3, 16, 16), out=tmp_path / "out", **options)
+    assert sentence in str(raised.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_without_layers_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    with (
+        pytest.raises(Unsupported, match="this model has none; use --precision fp32"),
+        pytest.warns(calibration.RandomCalibration),
+    ):
+        edgesmith.export(nn.ReLU(), "onnx", inputs=torch.randn(1, 4), precision="int8", out=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["casvit_xs", "efficientvim_m1", "affnet_et"])
+def test_three_models_reach_20_db_with_four_fifths_of_their_macs_in_int8(
+    name: str, fixtures: Path, rebuild: Any, artifact: Callable[..., Artifact], tmp_path: Path
+) -> None:
+    """At the published size, on held-out inputs, with weights whose every branch counts; engines for two capabilities.
+
+    Random initial weights leave the residual branches of CAS-ViT nearly silent; those of the fixtures do not.
+    """
+    state, _, _, meta = rebuild.load(fixtures / f"{name}.npz")
+    weights = tmp_path / "weights.pth"
+    torch.save({meta["envelope"]: state} if meta["envelope"] else state, weights)
+    with random_calibration():
+        made = edgesmith.export(name, "onnx", weights=weights, precision="int8", out=tmp_path / "out")
+    assert made.manifest["verification"]["steps"][-1]["snr_db"] >= 20
+    assert made.manifest["int8"]["share_of_macs"] >= 0.8
+    counts = made.manifest["operators"]["file"]
+    assert counts["DequantizeLinear"] > counts["QuantizeLinear"] > 20
+    tensorrt = targets.get("tensorrt")
+    if targets.missing_packages(tensorrt):
+        pytest.skip("tensorrt_rtx is not installed")
+    for capability in ("8.6", "12.0"):
+        content, _ = tensorrt.build(made.file, capability)  # type: ignore[attr-defined]
+        assert content.startswith(b"vtrt")
