@@ -12,11 +12,12 @@ import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgesmith.errors import Unsupported
-from edgesmith.exporters.targets import Costs, NotHere, Request, Run
+from edgesmith.exporters.targets import Costs, NotHere, Request
 from edgesmith.exporters.targets import _coreai_adapter as adapter
+from edgesmith.exporters.targets._plain import diagnose, keeps_states, layers, other_runtimes, traced, wide_operators
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
     from edgesmith.exporters.capture import Program
     from edgesmith.exporters.session import Step
+
+__all__ = ["diagnose", "keeps_states", "layers", "other_runtimes", "traced", "wide_operators"]  # nothing of its own
 
 name = "coreai"
 suffix = ".aimodel"
@@ -116,36 +119,6 @@ def open_step(path: Path) -> Step | NotHere:
         return [value.astype(np.float32) for value in session(values)]
 
     return Step(call, close=session.close)
-
-
-def keeps_states(deployment_target: str | None) -> bool:
-    """Never: states are inputs and outputs."""
-    return False
-
-
-def wide_operators(path: Path, inputs: Sequence[Sequence[np.ndarray]], snr_db: float) -> dict[str, str]:
-    """None: there is no mixed precision."""
-    return {}
-
-
-def diagnose(path: Path, inputs: Sequence[np.ndarray]) -> str | None:
-    """Nobody can say: the runtime computes in the file's own precision only."""
-    return None
-
-
-def layers(path: Path, inputs: Sequence[Sequence[np.ndarray]]) -> list[dict[str, Any]]:
-    """Nothing."""
-    return []
-
-
-def traced(path: Path, inputs: Sequence[np.ndarray]) -> dict[str, tuple[float, float]]:
-    """Nothing: what parts is found by the graph's names, see `intermediate`."""
-    return {}
-
-
-def other_runtimes() -> dict[str, Run]:
-    """None."""
-    return {}
 
 
 def _typed(program: Program, precision: str) -> ExportedProgram:

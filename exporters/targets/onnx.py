@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from edgesmith.exporters.targets import Costs, Run
+from edgesmith.exporters.targets import Costs
+from edgesmith.exporters.targets._plain import diagnose, keeps_states, layers, other_runtimes, traced, wide_operators
 from edgesmith.exporters.targets._typed_onnx import (
     OPSET,
     cannot_run,
@@ -19,10 +16,8 @@ from edgesmith.exporters.targets._typed_onnx import (
     run,
 )
 
-if TYPE_CHECKING:
-    import numpy as np
-
 __all__ = ["cannot_run", "check", "count_macs", "count_operators", "intermediate", "lower", "open_step", "run"]
+__all__ += ["diagnose", "keeps_states", "layers", "other_runtimes", "traced", "wide_operators"]
 
 name = "onnx"
 suffix = ".onnx"
@@ -57,33 +52,3 @@ FINDS_ISLANDS = True
 LARGEST_INT8_WEIGHT = 63
 """7 bits: kernels for x86 without VNNI add two products in 16 bits, and with 8 bits of both they saturate: 18 dB where
 50 were due, on AVX2. ONNX Runtime's "Quantize ONNX models" calls it reduce_range."""
-
-
-def wide_operators(path: Path, inputs: Sequence[Sequence[np.ndarray]], snr_db: float) -> dict[str, str]:
-    """None: there is no mixed precision."""
-    return {}
-
-
-def diagnose(path: Path, inputs: Sequence[np.ndarray]) -> str | None:
-    """Nobody can say: ONNX Runtime shows no operator's own precision."""
-    return None
-
-
-def layers(path: Path, inputs: Sequence[Sequence[np.ndarray]]) -> list[dict[str, Any]]:
-    """Nothing."""
-    return []
-
-
-def traced(path: Path, inputs: Sequence[np.ndarray]) -> dict[str, tuple[float, float]]:
-    """Nothing: what parts is found by the graph's names, see `intermediate`."""
-    return {}
-
-
-def other_runtimes() -> dict[str, Run]:
-    """None."""
-    return {}
-
-
-def keeps_states(deployment_target: str | None) -> bool:
-    """Never: states are inputs and outputs."""
-    return False

@@ -24,6 +24,7 @@ from edgesmith.exporters import engine
 from edgesmith.exporters import kit as kits
 from edgesmith.exporters.kit import FLAGS
 from edgesmith.exporters.targets import NotHere, Request, Run, _typed_onnx
+from edgesmith.exporters.targets._plain import diagnose, keeps_states, layers, traced, wide_operators
 from edgesmith.exporters.targets._typed_onnx import LOWERINGS, cannot_run
 from edgesmith.exporters.targets.onnx import costs as _costs
 from edgesmith.profiles import device as devices
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from edgesmith.exporters.session import Step
     from edgesmith.profiles.device import DeviceProfile
 
-__all__ = ["LOWERINGS", "cannot_run"]  # those of the target onnx
+__all__ = ["LOWERINGS", "cannot_run", "diagnose", "keeps_states", "layers", "traced", "wide_operators"]  # of others
 
 name = "tensorrt"
 suffix = ".engine"
@@ -280,31 +281,6 @@ def _run_engine(path: Path, inputs: Sequence[Sequence[np.ndarray]]) -> NotHere:
         return NotHere(f"engine not built here: the device builds its own, with {kits.SCRIPT}")
     capabilities = engine.sm(engine.read_header(path).compute_capabilities)
     return NotHere(f"engine not executed here: it needs a GPU of {capabilities}; the figures are the typed ONNX's")
-
-
-def wide_operators(path: Path, inputs: Sequence[Sequence[np.ndarray]], snr_db: float) -> dict[str, str]:
-    """None: there is no mixed precision."""
-    return {}
-
-
-def diagnose(path: Path, inputs: Sequence[np.ndarray]) -> str | None:
-    """Nobody can say: ONNX Runtime shows no operator's own precision."""
-    return None
-
-
-def layers(path: Path, inputs: Sequence[Sequence[np.ndarray]]) -> list[dict[str, Any]]:
-    """Nothing: an engine's layers are measured on a GPU."""
-    return []
-
-
-def traced(path: Path, inputs: Sequence[np.ndarray]) -> dict[str, tuple[float, float]]:
-    """Nothing: what parts is found by the graph's names, see `intermediate`."""
-    return {}
-
-
-def keeps_states(deployment_target: str | None) -> bool:
-    """Never: states are inputs and outputs."""
-    return False
 
 
 def open_step(path: Path) -> Step | NotHere:
