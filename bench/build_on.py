@@ -1,6 +1,7 @@
 """Building an engine on the board that it is for: a kit goes there, what it builds comes back.
 
-    KIT/    kit.json {"schema": 1, "model", "device", "files": {name: sha256}}, build.py, README.md and the files listed
+    KIT/    kit.json {"schema": 1, "model", "device", "files": {name: sha256}}, build.py, README.md and the files listed;
+            manifest.json where the kit is an artifact
     there   python3 build.py --out RESULT     0: RESULT is whole; 2: a sentence on stderr, and no RESULT
     here    OUT/<kit>-built/                  what RESULT held: engine, manifest.json, measurement.json
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -82,7 +83,7 @@ def read_kit(path: Path) -> Kit:
     return Kit(path, facts["model"], facts["device"], files)
 
 
-def build_on(board: Address, path: Path, out: Path, told: Told | None = None) -> Path:
+def build_on(board: Address, path: Path, out: Path, told: Told | None = None, options: Sequence[str] = ()) -> Path:
     """Have a board build a kit.
 
     Args:
@@ -90,6 +91,7 @@ def build_on(board: Address, path: Path, out: Path, told: Told | None = None) ->
         path: the kit's folder.
         out: where the result's folder is made, in one step.
         told: hears what happens.
+        options: of build.py, such as `--dla 0`.
 
     Returns:
         The result's folder, `out/<the kit's name>-built`.
@@ -104,10 +106,11 @@ def build_on(board: Address, path: Path, out: Path, told: Told | None = None) ->
     told = told or (lambda _: None)
     name = f"{path.resolve().name}-built"
     with artifacts.staging(out, name) as folder, connect(board) as where:
-        for file in sorted({DESCRIPTION, SCRIPT, *kit.files}):
+        described = [file for file in (DESCRIPTION, MANIFEST) if (path / file).is_file()]
+        for file in sorted({*described, SCRIPT, *kit.files}):
             told(f"copying {file}, {(path / file).stat().st_size / 1e6:.2f} MB")
             where.put(path / file, f"{KIT}/{file}")
-        _build(where, told)
+        _build(where, told, options)
         for file in _listed(where):
             told(f"bringing {file}")
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
@@ -116,9 +119,9 @@ def build_on(board: Address, path: Path, out: Path, told: Told | None = None) ->
         return artifacts.publish(folder, out, name)
 
 
-def _build(where: Transport, told: Told) -> None:
+def _build(where: Transport, told: Told, options: Sequence[str]) -> None:
     try:
-        for line in where.run([*where.python, f"{KIT}/{SCRIPT}", "--out", RESULT], heard=told):
+        for line in where.run([*where.python, f"{KIT}/{SCRIPT}", "--out", RESULT, *options], heard=told):
             told(line)
     except CommandFailed as error:
         if error.code == 2:

@@ -713,6 +713,40 @@ def test_a_board_builds_a_kit_and_the_result_comes_back(
     assert f"{built} is in the way" in capfd.readouterr().err
 
 
+def test_a_kit_of_ours_is_built_over_ssh_with_a_stand_in_for_tensorrt(
+    boards: Boards, export_small: Callable[..., Artifact], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """tests/standins has TensorRT's interface and ONNX Runtime's numbers; without it the board has no TensorRT."""
+    kit = export_small("tensorrt", device="jetson-orin-nano", precision="fp16").path
+    out = tmp_path / "out"
+
+    def build_on_board(board: Board) -> int:
+        arguments = ["build-on", board.url, str(kit), "--out", str(out), "--ssh-config", str(board.config)]
+        return cli.run([*arguments, "--", "--launches", "1", "--seconds", "0.1"])
+
+    without = boards()
+    assert build_on_board(without) == Unsupported.exit_code
+    said = one_sentence(capfd.readouterr().err.splitlines()[-1])
+    assert "127.0.0.1 does not build the kit: " in said
+    assert "TensorRT" in said
+    assert not list(out.iterdir())
+    assert not without.left()
+
+    board = boards(f'PYTHONPATH={HERE / "standins"} exec {sys.executable} "$@"')
+    assert build_on_board(board) == 0, capfd.readouterr().err
+    (built,) = out.iterdir()
+    manifest = json.loads((built / "manifest.json").read_text())
+    assert {path.name for path in built.iterdir()} == {
+        "casvit.engine",
+        "layers.json",
+        "manifest.json",
+        "measurement.json",
+    }
+    assert manifest["kit"]["onnx"] == build_on.read_kit(kit).files["casvit.onnx"]
+    assert len(measurement.read(built / "measurement.json").launches) == 1
+    assert not board.left()
+
+
 @pytest.mark.parametrize(
     ("build", "kind", "said"),
     [

@@ -224,6 +224,9 @@ def profile(
 def build_on(
     device: Annotated[str, typer.Argument(help="ssh://user@host:port or adb:SERIAL.", show_default=False)],
     kit: Annotated[Path, typer.Argument(help="A kit's folder.", show_default=False)],
+    options: Annotated[
+        list[str] | None, typer.Argument(help="After --: options of build.py, such as --dla 0.", show_default=False)
+    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the result's folder.")] = Path("artifacts"),
     python: Python = None,
     remote_tmp: RemoteTmp = None,
@@ -239,7 +242,7 @@ def build_on(
     where = _address(device, python, remote_tmp, ssh_config, ssh_option)
     if where.kind == "host":
         raise BadInput(f"build-on is for another device; on this machine run python3 {kit / 'build.py'} --out DIR")
-    built = build(where, kit, out, lambda line: print(line, file=sys.stderr, flush=True))
+    built = build(where, kit, out, lambda line: print(line, file=sys.stderr, flush=True), options or ())
     record = built / MEASUREMENT
     measurement = measurements.read(record)
     if as_json:
