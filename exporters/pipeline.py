@@ -243,12 +243,12 @@ def export(
         with watch("publish"):
             artifacts.write_reference(folder, reference, program.inputs)
             artifacts.write_trace(folder, _traced(backend, file, given, streamed, whole is not None))
-            if kits is not None:
-                arrays = [[t.numpy() for t in x] for x in given]
-                kits.pack(file, request, arrays, reference, _limits(rule), bool(spikes))
             manifest = _manifest(
                 loaded, backend, request, program, rewritten, step, reports, file, steps, features, device, judged
             )
+            if kits is not None:
+                arrays = [[t.numpy() for t in x] for x in given]
+                manifest |= kits.pack(file, request, arrays, reference, _limits(rule), spikes, manifest)
             artifacts.write_manifest(folder, manifest)
             if kits is not None and profile is not None and kits.builds_here(profile):
                 manifest["verification"]["steps"][-1] = kits.build_here(file)
