@@ -246,13 +246,14 @@ def export(
             manifest = _manifest(
                 loaded, backend, request, program, rewritten, step, reports, file, steps, features, device, judged
             )
-            if kits is not None:
+            artifacts.write_manifest(folder, manifest)
+            if kits is not None and profile is not None:
                 arrays = [[t.numpy() for t in x] for x in given]
                 manifest |= kits.pack(file, request, arrays, reference, _limits(rule), spikes, manifest)
-            artifacts.write_manifest(folder, manifest)
-            if kits is not None and profile is not None and kits.builds_here(profile):
-                manifest["verification"]["steps"][-1] = kits.build_here(file)
                 artifacts.write_manifest(folder, manifest)
+                if kits.builds_here(profile):
+                    manifest["verification"]["steps"][-1] = kits.build_here(file)
+                    artifacts.write_manifest(folder, manifest)
             final = artifacts.publish(folder, out, folder_name)
     return artifacts.read(final)
 
