@@ -264,9 +264,6 @@ def export(
             if calibrated is not None and calibrated.held_out is not None:
                 artifacts.write_inputs(folder, calibrated.held_out)
             artifacts.write_trace(folder, _traced(backend, file, given, streamed, whole is not None))
-            if kits is not None:
-                arrays = [[t.numpy() for t in x] for x in given]
-                kits.pack(file, request, arrays, reference, _limits(rule), bool(spikes))
             manifest = _manifest(
                 loaded, backend, request, program, rewritten, step, reports, file, steps, features, device, judged
             )
@@ -276,9 +273,13 @@ def export(
                     held_out = f"of the calibration set, kept in {artifacts.INPUTS}"
                     manifest["verification"]["inputs"] = {"count": len(given), "held_out": held_out}
             artifacts.write_manifest(folder, manifest)
-            if kits is not None and profile is not None and kits.builds_here(profile):
-                manifest["verification"]["steps"][-1] = kits.build_here(file)
+            if kits is not None and profile is not None:
+                arrays = [[t.numpy() for t in x] for x in given]
+                manifest |= kits.pack(file, request, arrays, reference, _limits(rule), spikes, manifest)
                 artifacts.write_manifest(folder, manifest)
+                if kits.builds_here(profile):
+                    manifest["verification"]["steps"][-1] = kits.build_here(file)
+                    artifacts.write_manifest(folder, manifest)
             final = artifacts.publish(folder, out, folder_name)
     return artifacts.read(final)
 

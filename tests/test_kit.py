@@ -72,7 +72,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture
 def built(made: dict[str, Path], orin: Artifact, tmp_path: Path, run_folder: Path) -> Path:
     if "orin" not in made:
-        done = build(orin.path, *QUICK, "--version-compatible")
+        copied = tmp_path / "copied"  # what `build-on` copies: kit.json, and the files that it lists
+        copied.mkdir()
+        for name in ("kit.json", *kit.read_kit(orin.path)["files"]):
+            shutil.copy(orin.path / name, copied)
+        done = build(copied, *QUICK, "--version-compatible")
         assert done.returncode == 0, done.stderr
         made["orin"] = Path(shutil.copytree(tmp_path / "built", run_folder / f"built-{os.getpid()}"))
         shutil.rmtree(tmp_path / "built")
@@ -140,6 +144,7 @@ def test_a_kit_has_the_same_bytes_again(orin: Artifact, tmp_path: Path) -> None:
     shutil.copy(orin.file, again)
     inputs, outputs = board.read_cases(found, orin.path)
     same = {key: found[key] for key in ("model", "precision", "thresholds", "spikes", "operators")}
+    same["manifest"] = orin.manifest
     kit.write_kit(again / orin.file.name, devices.get("jetson-orin-nano"), inputs=inputs, outputs=outputs, **same)
     for name in (*found["files"], "kit.json"):
         assert (again / name).read_bytes() == (orin.path / name).read_bytes(), name
@@ -317,7 +322,8 @@ def damage(path: Path) -> None:
         ),
         (lambda kit: damage(kit / "cases.npz"), "the kit is damaged: cases.npz is not what it was"),
         (lambda kit: (kit / "casvit.onnx").unlink(), "the kit is not whole: casvit.onnx is missing; copy its folder"),
-        (lambda kit: (kit / "manifest.json").unlink(), "the kit is not whole: manifest.json is missing"),
+        (lambda kit: (kit / "kit.json").unlink(), "the kit is not whole: kit.json is missing"),
+        (lambda kit: (kit / "kit.json").write_text("[]"), "the kit is damaged: kit.json cannot be read"),
         (lambda kit: (kit / "kit.json").write_text('{"schema": 1'), "the kit is damaged: kit.json cannot be read"),
         (
             lambda kit: (kit / "kit.json").write_text('{"schema": 9}'),
@@ -547,7 +553,6 @@ def test_build_py_times_as_the_runner_does() -> None:
 
     assert board.SLOT_MS == measure.SLOT_MS
     assert board.MEASUREMENT_SCHEMA == measurement.SCHEMA
-    assert board.SCHEMA == artifacts.SCHEMA
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-6, 1e-3, 0.3])
@@ -569,6 +574,16 @@ def test_build_py_judges_as_edgesmith_does(scale: float, precision: str, shapes:
     assert own.get("top1", {}).get("agreeing") == figures.agreeing
     assert board.judge(own, limits) == verify.judge(figures, thresholds)
     assert board.agreeing_cases(reference, outputs, 1e-2) == verify.agreeing_inputs(reference, outputs, 1e-2)
+
+
+def test_build_py_takes_as_a_tie_what_edgesmith_does() -> None:
+    allowed, top = 1e-2, 1.0
+    gaps = (1.9, 2.1)  # of what is allowed: a tie, and a decision
+    reference = [[np.array([[top, top - gap * allowed, 0.0]], np.float32)] for gap in gaps]
+    outputs = [[y[:, [1, 0, 2]] for y in ys] for ys in reference]
+    figures = verify.measure(reference, outputs, allowed)
+    assert (figures.agreeing, figures.decided, figures.ties) == (0, 1, 1)
+    assert board.measure(reference, outputs, allowed)["top1"] == {"agreeing": 0, "decided": 1, "ties": 1}
 
 
 def test_build_py_takes_half_of_the_cases_of_a_spiking_model() -> None:

@@ -2,7 +2,7 @@
 
     kit.json     {"schema": 1, "model", "device", "precision", "onnx", "inputs", "outputs", "board": {...},
                   "thresholds": {"relative_error", "snr_db"}, "spikes", "flags", "operators": {name: since},
-                  "files": {name: sha256}}
+                  "manifest": {...}, "files": {name: sha256}}       what to copy: kit.json and `files`
     MODEL.onnx   the typed ONNX
     cases.npz    input_I.J and output_I.J: the seeded inputs, and PyTorch's outputs
     build.py     what runs on the board; README.md: one page
@@ -65,8 +65,9 @@ def write_kit(
     thresholds: Mapping[str, float],
     spikes: bool,
     operators: Mapping[str, str | None],
-) -> None:
-    """Make a kit of the typed ONNX in its folder.
+    manifest: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Make a kit of the typed ONNX in its folder. Returns what kit.json says.
 
     Args:
         profile: the device that builds of it.
@@ -74,9 +75,12 @@ def write_kit(
         thresholds: `relative_error` and `snr_db` that the engine's outputs must hold.
         spikes: whether neurons spike, so that an ulp may show.
         operators: that the file uses, each with the TensorRT since which there is one, where that is known.
+        manifest: the artifact's; the engine's repeats what it is of.
     """
     import numpy as np
     from onnx import load
+
+    from edgesmith.exporters import artifact as artifacts  # which imports numpy, and listing targets must not
 
     folder = onnx.parent
     graph = load(str(onnx)).graph
@@ -105,12 +109,18 @@ def write_kit(
         "spikes": spikes,
         "flags": FLAGS,
         "operators": dict(operators),
+        "manifest": {
+            "schema": artifacts.SCHEMA,
+            **{key: manifest[key] for key in ("model", "weights", "target", "precision", "tool")},
+            "verification": {key: manifest["verification"][key] for key in ("inputs", "judged_as")},
+        },
     }
     (folder / README).write_text(_readme(kit, profile), encoding="utf-8")
     names = (onnx.name, CASES, SCRIPT, README)
     digests = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
-    text = json.dumps({**kit, "files": digests}, indent=2, ensure_ascii=False)
-    (folder / KIT).write_text(text + "\n", encoding="utf-8")
+    kit["files"] = digests
+    (folder / KIT).write_text(json.dumps(kit, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return kit
 
 
 def check_kit(folder: Path) -> None:

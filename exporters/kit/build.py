@@ -3,7 +3,7 @@
     python3 build.py --out DIR
 
 One file: Python 3.8, numpy and this machine's own TensorRT, 8.6 to 11, are all it needs; where the module `tensorrt` is
-missing, the command `trtexec` serves. The kit is what lies beside this file; kit.json lists it.
+missing, the command `trtexec` serves. The kit is kit.json beside this file, and the files that it lists.
 
     typed ONNX -> engine -> its outputs against PyTorch's -> launches of timed calls -> DIR, by one rename
 
@@ -865,27 +865,25 @@ def describe_machine(kit: Mapping[str, Any], tensorrt: Module | Trtexec) -> tupl
 # The kit, and what becomes of it.
 
 
-def read_kit(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """kit.json and manifest.json. Raises Refusal where a file of the kit is missing or is not what it was."""
-    found = []
-    for name in ("kit.json", "manifest.json"):
-        try:
-            found.append(json.loads((folder / name).read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            raise Refusal(f"the kit is not whole: {name} is missing; copy its folder again") from None
-        except (OSError, ValueError) as error:
-            raise Refusal(f"the kit is damaged: {name} cannot be read ({error}); copy its folder again") from error
-    kit, manifest = found
-    if kit.get("schema") != SCHEMA:
-        raise Refusal(f"kit.json has schema {kit.get('schema')}, and this build.py reads {SCHEMA}: copy the kit whole")
-    for name, digest in kit["files"].items():
+def read_kit(folder: Path) -> dict[str, Any]:
+    """kit.json. Raises Refusal where it, or a file of the kit, is missing or is not what it was."""
+    try:
+        kit: dict[str, Any] = json.loads((folder / "kit.json").read_text(encoding="utf-8"))
+        schema, files = kit.get("schema"), kit.get("files", {})
+    except FileNotFoundError:
+        raise Refusal("the kit is not whole: kit.json is missing; copy its folder again") from None
+    except (OSError, ValueError, AttributeError) as error:
+        raise Refusal(f"the kit is damaged: kit.json cannot be read ({error}); copy its folder again") from error
+    if schema != SCHEMA:
+        raise Refusal(f"kit.json has schema {schema}, and this build.py reads {SCHEMA}: copy the kit whole")
+    for name, digest in files.items():
         try:
             content = (folder / name).read_bytes()
         except OSError:
             raise Refusal(f"the kit is not whole: {name} is missing; copy its folder again") from None
         if hashlib.sha256(content).hexdigest() != digest:
             raise Refusal(f"the kit is damaged: {name} is not what it was; copy its folder again")
-    return kit, manifest
+    return kit
 
 
 def read_cases(kit: Mapping[str, Any], folder: Path) -> tuple[list[list[Any]], list[list[Any]]]:
@@ -1022,7 +1020,7 @@ def time_launches(engine: Path, kit: Mapping[str, Any], options: argparse.Namesp
 
 def launch(folder: Path, plan: Mapping[str, Any]) -> None:
     """Carry out one launch, and print what it found."""
-    kit, _ = read_kit(folder)
+    kit = read_kit(folder)
     cases, _ = read_cases(kit, folder)
     with tempfile.TemporaryDirectory() as scratch:
         tensorrt = find_tensorrt()
@@ -1034,7 +1032,7 @@ def launch(folder: Path, plan: Mapping[str, Any]) -> None:
 def build(folder: Path, options: argparse.Namespace) -> None:
     """Build, check, time, and write `options.out`."""
     now = datetime.datetime.now(datetime.timezone.utc)  # noqa: UP017  # Python 3.8 has no datetime.UTC
-    kit, base = read_kit(folder)
+    kit = read_kit(folder)
     check_options(kit, options)
     with staging(options.out) as made:
         tensorrt = find_tensorrt()
@@ -1065,7 +1063,7 @@ def build(folder: Path, options: argparse.Namespace) -> None:
         }
         measurement = {
             "schema": MEASUREMENT_SCHEMA,
-            "edgesmith": str(base["tool"]["edgesmith"]),
+            "edgesmith": kit["manifest"]["tool"]["edgesmith"],
             "complete": True,
             "started": now.isoformat(timespec="seconds"),
             "device": device,
@@ -1079,7 +1077,7 @@ def build(folder: Path, options: argparse.Namespace) -> None:
             "launches": launches,
         }
         write_json(made / "measurement.json", measurement, None)
-        write_json(made / "manifest.json", manifest_of(made, kit, base, options, tensorrt, report, figures, facts))
+        write_json(made / "manifest.json", manifest_of(made, kit, options, tensorrt, report, figures, facts))
         for path in made.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
@@ -1091,14 +1089,14 @@ def build(folder: Path, options: argparse.Namespace) -> None:
 def manifest_of(
     made: Path,
     kit: Mapping[str, Any],
-    base: Mapping[str, Any],
     options: argparse.Namespace,
     tensorrt: Module | Trtexec,
     report: Mapping[str, Any],
     figures: Mapping[str, Any],
     facts: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What manifest.json says of the engine, which lies in `made`; what it is of comes from the kit's."""
+    """What manifest.json says of the engine, which lies in `made`; what it is of, the kit says."""
+    base = kit["manifest"]
     engine = made / f"{kit['model']}.engine"
     summary = {
         "version": tensorrt.versions()[tensorrt.runtime],

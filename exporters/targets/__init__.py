@@ -230,8 +230,12 @@ class MakesKits(Protocol):
         outputs: Sequence[Sequence[np.ndarray]],
         thresholds: Mapping[str, float],
         spikes: bool,
-    ) -> None:
-        """Make a kit of the lowered file: inputs, PyTorch's outputs, and what the device's own must hold."""
+        manifest: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """Make a kit of the lowered file: inputs, PyTorch's outputs, and what the device's own must hold.
+
+        Returns what comes into the manifest.
+        """
         ...
 
     def builds_here(self, profile: DeviceProfile) -> bool:

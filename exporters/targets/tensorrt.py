@@ -192,12 +192,13 @@ def pack(
     outputs: Sequence[Sequence[np.ndarray]],
     thresholds: Mapping[str, float],
     spikes: bool,
-) -> None:
-    """Make a kit of the typed ONNX; see kit/."""
+    manifest: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Make a kit of the typed ONNX; see kit/. Returns what the manifest says of it."""
     assert request.device is not None
     table = operators.all_operators()
     since = {name: table[name].since if name in table else None for name in sorted(count_operators(path))}
-    kits.write_kit(
+    kit = kits.write_kit(
         path,
         devices.get(request.device),
         model=request.name,
@@ -207,7 +208,9 @@ def pack(
         thresholds=thresholds,
         spikes=spikes,
         operators=since,
+        manifest=manifest,
     )
+    return {"kit": {key: kit[key] for key in ("board", "flags", "thresholds", "operators")}}
 
 
 def builds_here(profile: DeviceProfile) -> bool:
@@ -246,12 +249,9 @@ def count_macs(path: Path) -> dict[str, int]:
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """What the manifest says beyond every target's: of an engine its header, how it was built, and the condensed build
-    log; of a kit, for what it is.
-    """
+    """What the manifest says of an engine: header, how it was built, the condensed build log. Of a kit, see `pack`."""
     if _of_kit(path):
-        kit = kits.read_kit(path.parent)
-        return {"kit": {key: kit[key] for key in ("board", "flags", "thresholds", "operators")}}
+        return {}
     header = engine.read_header(path)
     built = {
         "version": header.version,
