@@ -215,7 +215,7 @@ def test_a_fit_finds_the_times_that_rows_were_made_of() -> None:
     assert np.median(errors) < 0.05
     assert found.factors["slow"] / found.factors["fast"] == pytest.approx(1.3, rel=0.06)  # drawn towards 1
     assert all(value >= 0 for value in found.coefficients.values())
-    assert found.coefficients["compute.matmul"] == fitting.PRIOR["compute"]  # no row has one on that side
+    assert found.coefficients["launch.views"] == fitting.PRIOR["launch"]  # no row has one
 
 
 def test_a_family_is_left_out_of_its_own_estimates() -> None:
@@ -283,11 +283,12 @@ def test_the_models_that_were_counted_are_the_published_ones() -> None:
         for target in FORMATS.values()
         for name, entry in json.loads(file_of(target).read_text(encoding="utf-8")).items()
     }
-    misprinted = ("MobileNetV4 paper", "MobileOne-S4")  # 1.5 G for what its own paper and others give as 2.98 G
+    # 1.5 G for what its own paper and others give as 2.98 G; 0.7 G for what others give as 1.0 and 1.1 G
+    misprinted = {("MobileNetV4", "MobileOne-S4"), ("SwiftFormer", "MobileViT-XS")}
     checked = 0
     for row, text in zip(read_rows(), published, strict=True):
         entry = counted.get(key(row)) if not row.why_not else None
-        if entry is None or (row.source.startswith(misprinted[0]) and row.model == misprinted[1]):
+        if entry is None or (row.source.split()[0], row.model) in misprinted:
             continue
         for figure, unit, name in ((entry["params"], 1e6, "params_m"), (entry["macs"], 1e9, "macs_g")):
             if text[name] and not (row.backbone and name == "params_m"):  # without the head's
