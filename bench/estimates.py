@@ -85,6 +85,7 @@ def coefficients(cases: Sequence[Case], without_family: LeftOut, without_device:
     return {
         "coefficients": {name: rounded(value) for name, value in sorted(found.coefficients.items())},
         "factors": {name: rounded(math.exp(sum(v) / len(v))) for name, v in sorted(profiles.items())},
+        "rows": dict(sorted(Counter(case.row.profile for case in cases).items())),
         "range_ms": [min(latencies), max(latencies)],
         "left_out": {"family": asdict(without_family), "family and device": asdict(without_device)},
     }

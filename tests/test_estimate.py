@@ -304,7 +304,8 @@ def test_the_coefficients_that_ship_are_those_of_the_rows(kind: str) -> None:
     ours = estimates.coefficients(kind)
     for part in ("coefficients", "factors"):
         assert made[part] == pytest.approx(ours[part], rel=0.01, abs=1e-4)
-    assert made["range_ms"] == ours["range_ms"]
+    for part in ("rows", "range_ms"):
+        assert made[part] == ours[part]
 
 
 def test_the_errors_that_ship_are_those_of_rows_left_out() -> None:
@@ -342,7 +343,10 @@ def test_an_unmeasured_device_has_the_error_of_unmeasured_devices(export_small: 
     made = export_small("coreml")
     found = estimates.estimate(made.path, "iphone15")
     assert found.left_out.what == "its family of models and its device"
-    assert any("no latency of iPhone 15" in note for note in found.notes)
+    assert any("no latencies of iPhone 15" in note for note in found.notes)
+    one = estimates.estimate(made.path, "iphone14pro")
+    assert one.left_out == found.left_out
+    assert any("1 latency of iPhone 14 Pro" in note for note in one.notes)
     assert estimates.estimate(made.path, "iphone13").left_out.what == "its family of models"
 
 
