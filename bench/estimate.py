@@ -2,8 +2,8 @@
 
 The time is the roofline's (roofline.py) with the device's own figures (profiles/) and coefficients fitted on published
 latencies (fit.py; data/estimates.json). With it goes how far such estimates were off on published rows that they were
-not fitted on: the row's whole family of models left out of the fit, and, for a device of which nobody published a
-latency, its device too. The interval holds as many of those rows as it says.
+not fitted on: the row's whole family of models left out of the fit, and, for a device of which hardly a latency
+is published, its device too. The interval holds as many of those rows as it says.
 
 An estimate has its own words and its own schema, estimate.schema.json; `measurement.read` and `compare` refuse it.
 """
@@ -27,6 +27,8 @@ SCHEMA = "edgesmith.estimate.1"
 COEFFICIENTS = Path(__file__).parent / "data" / "estimates.json"
 COVERAGE = 0.8
 COSTLIEST = 3
+FEW_ROWS = 5
+"""A device with fewer rows counts as one that nobody measured."""
 
 
 @dataclass(frozen=True)
@@ -215,7 +217,7 @@ def estimate(path: str | Path, device: str) -> Estimate:
     call = rates.factor * found.get("call", 0.0)
     total = call + sum(ms for ms, _ in costs)
     order = sorted(range(len(work)), key=lambda i: -costs[i][0])[:COSTLIEST]
-    measured = profile.name in fitted["factors"]
+    measured = fitted["rows"].get(profile.name, 0) >= FEW_ROWS
     left = LeftOut(**fitted["left_out"]["family" if measured else "family and device"])
     low, high = left.span(COVERAGE)
     return Estimate(
@@ -244,9 +246,9 @@ def _notes(profile: DeviceProfile, kind: Kind, fitted: Mapping[str, Any], total:
     """What sets this estimate apart from those whose errors are known."""
     notes = []
     if not measured:
-        notes.append(
-            f"no latency of {profile.title} is published here: its profile's figures alone tell it from others"
-        )
+        rows = fitted["rows"].get(profile.name, 0)
+        count = f"{rows or 'no'} {'latency' if rows == 1 else 'latencies'}"
+        notes.append(f"{count} of {profile.title} in the published rows: its figures tell it from other devices")
     lowest, highest = fitted["range_ms"]
     if not lowest <= total <= highest:
         notes.append(f"beyond the published rows, which take {lowest:.2f} to {highest:.1f} ms: the error may be larger")
@@ -285,7 +287,7 @@ def operator_of(work: Any) -> Operator:
 
 @cache
 def coefficients(fit: str) -> dict[str, Any]:
-    """What was fitted: `coefficients`, `factors` by device, `range_ms`, `left_out`."""
+    """What was fitted: `coefficients`, `factors` and `rows` by device, `range_ms`, `left_out`."""
     found: dict[str, Any] = json.loads(COEFFICIENTS.read_text(encoding="utf-8"))["fits"][fit]
     for one in found["left_out"].values():
         one["logs"] = tuple(one["logs"])

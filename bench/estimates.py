@@ -85,6 +85,7 @@ def coefficients(cases: Sequence[Case], without_family: LeftOut, without_device:
     return {
         "coefficients": {name: rounded(value) for name, value in sorted(found.coefficients.items())},
         "factors": {name: rounded(math.exp(sum(v) / len(v))) for name, v in sorted(profiles.items())},
+        "rows": dict(sorted(Counter(case.row.profile for case in cases).items())),
         "range_ms": [min(latencies), max(latencies)],
         "left_out": {"family": asdict(without_family), "family and device": asdict(without_device)},
     }
@@ -122,7 +123,7 @@ def show_others(kind: str, cases: Sequence[Case], estimates: Sequence[float]) ->
         print(f"  with {len(fallen)} rows that are not fitted on, as {FELL_BACK}: {all_of.sentence()}")
     used = {id(case.row) for case in cases}
     rest = [row for row in read_rows() if row.fit == kind and id(row) not in used]
-    reasons = Counter(row.why_not or "its model cannot be captured or lowered" for row in rest)
+    reasons = Counter(row.why_not or "bench/features.py has not counted its model, or could not" for row in rest)
     for reason, count in reasons.most_common():
         print(f"  {count:4} rows not used: {reason}")
     print()

@@ -215,7 +215,7 @@ def test_a_fit_finds_the_times_that_rows_were_made_of() -> None:
     assert np.median(errors) < 0.05
     assert found.factors["slow"] / found.factors["fast"] == pytest.approx(1.3, rel=0.06)  # drawn towards 1
     assert all(value >= 0 for value in found.coefficients.values())
-    assert found.coefficients["compute.matmul"] == fitting.PRIOR["compute"]  # no row has one on that side
+    assert found.coefficients["launch.views"] == fitting.PRIOR["launch"]  # no row has one
 
 
 def test_a_family_is_left_out_of_its_own_estimates() -> None:
@@ -283,11 +283,12 @@ def test_the_models_that_were_counted_are_the_published_ones() -> None:
         for target in FORMATS.values()
         for name, entry in json.loads(file_of(target).read_text(encoding="utf-8")).items()
     }
-    misprinted = ("MobileNetV4 paper", "MobileOne-S4")  # 1.5 G for what its own paper and others give as 2.98 G
+    # 1.5 G for what its own paper and others give as 2.98 G; 0.7 G for what others give as 1.0 and 1.1 G
+    misprinted = {("MobileNetV4", "MobileOne-S4"), ("SwiftFormer", "MobileViT-XS")}
     checked = 0
     for row, text in zip(read_rows(), published, strict=True):
         entry = counted.get(key(row)) if not row.why_not else None
-        if entry is None or (row.source.startswith(misprinted[0]) and row.model == misprinted[1]):
+        if entry is None or (row.source.split()[0], row.model) in misprinted:
             continue
         for figure, unit, name in ((entry["params"], 1e6, "params_m"), (entry["macs"], 1e9, "macs_g")):
             if text[name] and not (row.backbone and name == "params_m"):  # without the head's
@@ -303,7 +304,8 @@ def test_the_coefficients_that_ship_are_those_of_the_rows(kind: str) -> None:
     ours = estimates.coefficients(kind)
     for part in ("coefficients", "factors"):
         assert made[part] == pytest.approx(ours[part], rel=0.01, abs=1e-4)
-    assert made["range_ms"] == ours["range_ms"]
+    for part in ("rows", "range_ms"):
+        assert made[part] == ours[part]
 
 
 def test_the_errors_that_ship_are_those_of_rows_left_out() -> None:
@@ -341,7 +343,10 @@ def test_an_unmeasured_device_has_the_error_of_unmeasured_devices(export_small: 
     made = export_small("coreml")
     found = estimates.estimate(made.path, "iphone15")
     assert found.left_out.what == "its family of models and its device"
-    assert any("no latency of iPhone 15" in note for note in found.notes)
+    assert any("no latencies of iPhone 15" in note for note in found.notes)
+    one = estimates.estimate(made.path, "iphone14pro")
+    assert one.left_out == found.left_out
+    assert any("1 latency of iPhone 14 Pro" in note for note in one.notes)
     assert estimates.estimate(made.path, "iphone13").left_out.what == "its family of models"
 
 

@@ -68,7 +68,8 @@ def estimate(
 def _print_estimate(found: Estimate) -> None:
     from edgesmith.cli import _print, _table
 
-    table = _table(f"{found.model}, {found.precision}, on {found.title}: ESTIMATED, nothing was run", "", "estimated")
+    print(f"{found.model}, {found.precision}, on {found.title}: ESTIMATED, nothing was run")
+    table = _table("", "", "estimated")
     low, high = found.interval_ms
     table.add_row("p50", f"{found.p50_ms:.2f} ms")
     table.add_row(f"interval of {found.coverage:.0%}", f"{low:.2f} to {high:.2f} ms")
