@@ -1,7 +1,6 @@
 """Building an engine on the board that it is for: a kit goes there, what it builds comes back.
 
-    KIT/    kit.json {"schema": 1, "model", "device", "files": {name: sha256}}, build.py, README.md and the files listed;
-            manifest.json where the kit is an artifact
+    KIT/    kit.json {"schema": 1, "model", "device", "files": {name: sha256}}, build.py, README.md and the files listed
     there   python3 build.py --out RESULT     0: RESULT is whole; 2: a sentence on stderr, and no RESULT
     here    OUT/<kit>-built/                  what RESULT held: engine, manifest.json, measurement.json
 
@@ -106,8 +105,7 @@ def build_on(board: Address, path: Path, out: Path, told: Told | None = None, op
     told = told or (lambda _: None)
     name = f"{path.resolve().name}-built"
     with artifacts.staging(out, name) as folder, connect(board) as where:
-        described = [file for file in (DESCRIPTION, MANIFEST) if (path / file).is_file()]
-        for file in sorted({*described, SCRIPT, *kit.files}):
+        for file in sorted({DESCRIPTION, SCRIPT, *kit.files}):
             told(f"copying {file}, {(path / file).stat().st_size / 1e6:.2f} MB")
             where.put(path / file, f"{KIT}/{file}")
         _build(where, told, options)
