@@ -403,7 +403,7 @@ import json, sys
 sys.path.insert(0, sys.argv[1])
 import build
 from pathlib import Path
-kit, _ = build.read_kit(Path(sys.argv[1]))
+kit = build.read_kit(Path(sys.argv[1]))
 found = []
 for arguments in json.loads(sys.argv[2]):
     options = build.parse_options(["--out", "x", *arguments])
