@@ -274,8 +274,11 @@ def export(
                     manifest["verification"]["inputs"] = {"count": len(given), "held_out": held_out}
             artifacts.write_manifest(folder, manifest)
             if kits is not None and profile is not None:
-                arrays = [[t.numpy() for t in x] for x in given]
-                manifest |= kits.pack(file, request, arrays, reference, _limits(rule), spikes, manifest)
+                if step is None or streamed is None:
+                    arrays, expected = [[t.numpy() for t in x] for x in given], reference
+                else:
+                    arrays, expected = _step_cases(step, streamed, given)
+                manifest |= kits.pack(file, request, arrays, expected, _limits(rule), spikes, manifest)
                 artifacts.write_manifest(folder, manifest)
                 if kits.builds_here(profile):
                     manifest["verification"]["steps"][-1] = kits.build_here(file)
@@ -911,6 +914,22 @@ def _eager_step(step: StepProgram) -> Step:
         return _arrays(run(step.program, [torch.from_numpy(value) for value in values]))
 
     return Step(call)
+
+
+def _step_cases(
+    step: StepProgram, streaming: dict[str, Any], given: Sequence[Sequence[Tensor]]
+) -> tuple[list[list[np.ndarray]], verify.Outputs]:
+    """The first steps of a sequence in PyTorch, each by itself: its inputs with the states before it, its outputs."""
+    call = _eager_step(step).call
+    frames = given[0][0].numpy()
+    inputs, outputs = [_first_call(given, streaming)], []
+    for i in range(len(given)):
+        outputs.append(list(call(inputs[i])))
+        count = len(streaming["states"])
+        states = outputs[i][len(outputs[i]) - count :]
+        between = inputs[i][1 : len(inputs[i]) - count]  # whether this is a frame of the sequence, which it is
+        inputs.append([frames[:, (i + 1) % frames.shape[1]], *between, *states])
+    return inputs[: len(given)], outputs
 
 
 def _check_step(

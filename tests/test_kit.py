@@ -115,6 +115,21 @@ def test_a_kit_holds_what_the_board_needs_and_no_engine(orin: Artifact) -> None:
     assert orin.manifest["kit"]["board"] == found["board"]
 
 
+def test_a_kit_of_a_step_has_steps_as_its_cases_and_is_built(tmp_path: Path) -> None:
+    options = {"device": "jetson-orin-nano", "frames": 12, "streaming": True, "out": tmp_path}
+    made = edgesmith.export("lmuformer_psmnist", "tensorrt", **options)  # type: ignore[arg-type]
+    described = kit.read_kit(made.path)
+    inputs, outputs = board.read_cases(described, made.path)
+    assert len(inputs) == len(outputs) == 8
+    states = len(made.manifest["streaming"]["states"])
+    assert states > 0
+    for before, after in zip(outputs, inputs[1:], strict=False):
+        for mine, theirs in zip(before[-states:], after[-states:], strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+    done = build(made.path, *QUICK)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_kits_cases_are_the_seeded_inputs_and_pytorchs_outputs(orin: Artifact) -> None:
     inputs, outputs = board.read_cases(kit.read_kit(orin.path), orin.path)
     reference, examples = artifacts.read_reference(orin)
