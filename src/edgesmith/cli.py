@@ -134,11 +134,12 @@ def export(
     _check_names(model, target, device)
     with _stages() as watch:
         with watch("import"):
+            from edgesmith.exporters import calibration as calibrations
             from edgesmith.exporters import pipeline
 
         if precision == "int8" and calibration is None:
-            print(f"edgesmith: WARNING: {pipeline.calibrations.WARNING}", file=sys.stderr)
-            warnings.simplefilter("ignore", pipeline.calibrations.RandomCalibration)  # which says the same
+            print(f"edgesmith: WARNING: {calibrations.WARNING}", file=sys.stderr)
+            warnings.simplefilter("ignore", calibrations.RandomCalibration)  # which says the same
         artifact = pipeline.export(
             model,
             target,
