@@ -16,7 +16,8 @@ noise at the outputs that one layer alone makes. Independent noises add up, so h
 
     10 log10(signal / (noise - sum of what goes))
 
-and is measured again. Sums save no multiplication and go first; then layers by noise per multiplication.
+and is measured again. Sums save no multiplication and go first; then layers by noise per multiplication; last what
+makes less than an even share of the noise that is allowed.
 
 Sources: Nagel et al., "A White Paper on Neural Network Quantization", arXiv 2106.08295, section 3 (symmetric ranges,
 bias correction); NVIDIA, "Working with Quantized Types", TensorRT documentation (where Q and DQ go).
@@ -146,7 +147,7 @@ def quantise(
             break
         if costs is None:
             costs = sensitivities(program, layers, seen, inputs[:SENSITIVITY_INPUTS])
-        more = _choose(program, layers, seen, costs, kept, found.snr_db, snr_db + MARGIN_DB)
+        more = _choose(layers, seen, costs, kept, found.snr_db, snr_db + MARGIN_DB)
         if not more:
             break
         kept |= more
@@ -510,7 +511,6 @@ def _behind(module: GraphModule, start: Node, value: Tensor, values: Mapping[Nod
 
 
 def _choose(
-    program: Program,
     layers: Sequence[Layer],
     seen: Seen,
     costs: Mapping[str, float],
@@ -518,20 +518,25 @@ def _choose(
     now_db: float,
     wanted_db: float,
 ) -> dict[str, str]:
-    """What else has to be float, with the reasons: sums first, then layers, until the rest should be good enough."""
+    """What else has to be float, with the reasons, until the rest should be good enough.
+
+    What makes less than its even share of the noise that is allowed comes last, since little would be gained.
+    """
     chosen = [layer for layer in layers if layer.node.name not in kept]
     sums = [reader for readers in find_sums(chosen).values() for reader, _ in readers if reader.name not in kept]
-    by_noise = sorted(dict.fromkeys(sums), key=lambda node: -costs[node.name])
-    by_share = sorted(chosen, key=lambda layer: -costs[layer.node.name] / seen.macs[layer.node.name])
+    ordered = sorted(dict.fromkeys(sums), key=lambda node: -costs[node.name])
+    ordered += sorted((layer.node for layer in chosen), key=lambda node: -costs[node.name] / seen.macs[node.name])
     noise = 10 ** (-now_db / 10) if math.isfinite(now_db) else math.inf
-    alone = sum(costs[node.name] for node in (*by_noise, *(layer.node for layer in by_share)))
+    allowed = 10 ** (-wanted_db / 10)
+    alone = sum(costs[node.name] for node in ordered)
     factor = noise / alone if alone and math.isfinite(noise) else 1.0
-    left = 1.0
+    share = allowed / max(len(ordered), 1)
+    ordered.sort(key=lambda node: costs[node.name] * factor <= share)
     found: dict[str, str] = {}
-    for node in (*by_noise, *(layer.node for layer in by_share)):
-        if noise * left <= 10 ** (-wanted_db / 10):
+    for node in ordered:
+        if noise <= allowed:
             break
-        left -= costs[node.name] * factor / noise
+        noise -= costs[node.name] * factor
         found[node.name] = (
             f"{operator_name(node).removeprefix('aten.')} at {site(node)} alone leaves"
             f" {-10 * math.log10(max(costs[node.name], 1e-30)):.1f} dB"
