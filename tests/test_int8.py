@@ -398,7 +398,7 @@ def test_export_with_images_is_judged_on_those_held_out_and_verified_again_witho
 def test_images_calibrate_a_named_model_from_the_command_line(
     tmp_path: Path, edgesmith: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = pictures(tmp_path / "set", 4)
+    folder = pictures(tmp_path / "set", 16)
     result = edgesmith(
         *("export", "-m", "efficientvim_m1", "-t", "onnx", "-p", "int8", "--input-size", "32"),
         *("--calibration", str(folder), "--json"),
