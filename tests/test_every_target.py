@@ -41,7 +41,7 @@ def available(target: Target) -> Target:
 def test_target_says_what_it_is(target: Target) -> None:
     assert target.suffix.startswith(".")
     assert target.precisions
-    assert set(target.precisions) <= {"fp32", "fp16", "mixed", "int8"}
+    assert set(target.precisions) <= {"fp32", "fp16", "bf16", "mixed", "int8"}
     assert target.costs.launch_us > 0
     assert target.options <= {*Request.__dataclass_fields__, "streaming", "with_sequence"}
 
@@ -332,8 +332,8 @@ def test_coreml_image_normalisation_is_folded_exactly() -> None:
         ("tensorrt", {"device": "rtx4070", "dynamic_batch": True}, "target tensorrt takes static shapes only"),
         (
             "tensorrt",
-            {"device": "rtx4070", "streaming": True},
-            "target tensorrt has no --streaming; coreai, coreml, onnx",
+            {"device": "rtx4070", "streaming": True, "with_sequence": True},
+            "target tensorrt has no --with-sequence; coreml does",
         ),
         ("coreml", {"device": "rtx4070"}, "GeForce RTX 4070 takes onnx, tensorrt, not coreml"),
         ("onnx", {"name": "../x"}, "letters, digits, _ and - only, got '../x'"),
