@@ -18,7 +18,7 @@ from xml.etree.ElementTree import Element
 import numpy as np
 
 WIDTH, HEIGHT = 360.0, 230.0
-LEFT, RIGHT, TOP, BOTTOM = 52.0, 12.0, 16.0, 42.0
+LEFT, RIGHT, TOP, BOTTOM = 62.0, 12.0, 16.0, 42.0
 BINS = 40
 
 
