@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -181,6 +182,18 @@ def test_a_change_within_the_noise_floor_is_not_called() -> None:
 def test_false_alarms_are_rarer_than_one_in_a_hundred() -> None:
     verdicts = [compare(m, m, 0, 1).verdict for m in (noisy(1.0, spread=0.05, seed=seed) for seed in range(300))]
     assert verdicts.count(SLOWER) + verdicts.count(FASTER) <= 8  # 3 expected at 99 %; 9 have a probability of 0.4 %
+
+
+def test_busy_loops_are_calibrated_by_a_pilot(monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgesmith.bench import false_alarms
+
+    took = {2: 1.01, 3: 1.0625}  # loops of 2 % and 5 %
+    monkeypatch.setattr(false_alarms, "record", lambda *_: noisy(1.0))
+    monkeypatch.setattr(false_alarms, "compare", lambda *of: SimpleNamespace(ratio=SimpleNamespace(value=took[of[3]])))
+    assert false_alarms.calibrated(Path("artifact"), Path("kept.json")) == pytest.approx((0, 0, 0.04, 0.04))
+    took[3] = 0.99
+    with pytest.raises(RuntimeError, match=r"slowed by 5% took 0\.990 of the time"):
+        false_alarms.calibrated(Path("artifact"), Path("kept.json"))
 
 
 @pytest.mark.parametrize(
