@@ -20,6 +20,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 aten = torch.ops.aten
 
+CONVOLUTIONS = frozenset({aten.conv1d.default, aten.conv2d.default, aten.conv3d.default})
+
 
 def fork(module: GraphModule) -> GraphModule:
     """A graph that can be edited without touching `module`; tensors are shared until they are replaced."""

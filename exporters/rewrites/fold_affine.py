@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from edgesmith.exporters.graph import (
+    CONVOLUTIONS,
     Emitter,
     arguments,
     aten,
@@ -39,7 +40,6 @@ from edgesmith.exporters.rewrites.fold_batchnorm import fold_forwards
 from edgesmith.exporters.targets import Costs
 
 LARGEST = 64.0
-_CONVOLUTIONS = frozenset({aten.conv1d.default, aten.conv2d.default, aten.conv3d.default})
 
 
 @dataclass(frozen=True)
@@ -251,7 +251,7 @@ def _layer(value: Node) -> Node | None:
 
 def _own_axis(layer: Node) -> int | None:
     """The axis of a layer's output that its rows make, or None for what is no layer."""
-    if layer.target in _CONVOLUTIONS:
+    if layer.target in CONVOLUTIONS:
         return 1 if rank(layer) == rank(layer.args[1]) else None
     if layer.target is aten.linear.default:
         return rank(layer) - 1

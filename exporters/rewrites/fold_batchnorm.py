@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from edgesmith.exporters.graph import (
+    CONVOLUTIONS,
     Emitter,
     arguments,
     aten,
@@ -32,8 +33,6 @@ from edgesmith.exporters.graph import (
 from edgesmith.exporters.rewrite import Rejection, RewriteReport
 from edgesmith.exporters.targets import Costs
 from edgesmith.kernels import lmu_memory
-
-_CONVOLUTIONS = frozenset({aten.conv1d.default, aten.conv2d.default, aten.conv3d.default})
 
 
 class FoldBatchnorm:
@@ -124,7 +123,7 @@ def _fold_backwards(module: GraphModule, norm: Node, scale: Tensor, shift: Tenso
     if x.target is lmu_memory.OP.overload:
         return _fold_into_memory(module, norm, x, scale, shift)
     is_linear = x.target is aten.linear.default and rank(x) == 2
-    if x.target not in _CONVOLUTIONS and not is_linear:
+    if x.target not in CONVOLUTIONS and not is_linear:
         return f"what it reads is {operator_name(x) if x.op == 'call_function' else 'an input'}, not a convolution"
     if len(x.users) > 1:
         return f"the convolution before it is also read by {readers(x)}"
@@ -204,7 +203,7 @@ def _cannot_take(module: GraphModule, reader: Node, value: Node, shift: Tensor) 
     if reader.target is aten.linear.default:
         if rank(value) != 2:
             return f"{reader.name} (aten.linear) does not mix the normalised axis"
-    elif reader.target not in _CONVOLUTIONS:
+    elif reader.target not in CONVOLUTIONS:
         name = operator_name(reader) if reader.op == "call_function" else "the output"
         return f"{name} reads it, which cannot carry a scale and a shift"
     x, w, b, *rest = arguments(reader)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from edgesmith.exporters.graph import (
+    CONVOLUTIONS,
     arguments,
     aten,
     constant,
@@ -29,8 +30,6 @@ from edgesmith.exporters.graph import (
 from edgesmith.exporters.rewrite import Rejection, RewriteReport
 from edgesmith.exporters.rewrites.fold_affine import Scaled, as_scaled
 from edgesmith.exporters.targets import Costs
-
-_CONVOLUTIONS = frozenset({aten.conv1d.default, aten.conv2d.default, aten.conv3d.default})
 
 
 class FoldResidual:
@@ -50,7 +49,7 @@ class FoldResidual:
             first, second = (term for term in terms if term is not None)
             for skip, branch in ((first, second), (second, first)):
                 conv = branch.value
-                if conv.target not in _CONVOLUTIONS or conv.args[0] is not skip.value:
+                if conv.target not in CONVOLUTIONS or conv.args[0] is not skip.value:
                     continue
                 reason = _cannot_take(module, node, branch)
                 if reason is not None:
