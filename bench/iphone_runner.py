@@ -10,9 +10,10 @@ Every launch launches the app anew. A call is one request to it, which takes sec
 the app counts around Core ML's prediction are kept; so a slot goes on until those reach `slot_ms`, and warming up is
 steady after three calls that are, or ends after MOST_WARM.
 
-coremltools' device support is called experimental by itself. What is used of it, of version 9.0: `Device.get_devices`,
+coremltools calls its device support experimental. What is used of it, of version 9.0: `Device.get_devices`,
 `Device.prepare_for_model_debugging`, `MLModelAsyncWrapper.from_spec_or_path`, its `load`, `predict`, `unload`, and the
-durations that it keeps; a test holds the stand-in of all this to the real signatures.
+durations that it keeps; a test holds these calls to its signatures. It asks twenty times for an answer, half a second
+apart, and no longer: a package that the phone takes longer to load is a failure.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import hashlib
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -58,7 +60,14 @@ async def carry_out(plan: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
         await time_all(plan, device)
         tell("end", environment=environment())
     finally:
-        device.session.stop()
+        stop(device)
+
+
+def stop(device: Any) -> None:
+    """End the app. coremltools ends the shell that it gave the command to, and a shell may have left that running."""
+    device.session.stop()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.killpg(0, signal.SIGTERM)  # what this process has started; edgesmith starts it in a group of its own
 
 
 async def prepare(facts: Mapping[str, Any]) -> Any:

@@ -292,7 +292,7 @@ def _events(plan: dict[str, Any], where: Transport) -> Iterator[dict[str, Any]]:
             event = json.loads(line)
             if event["event"] == "failed":
                 raise CutOff(f"{where.name} does not do what coremltools asks of it ({event['why']})")
-            if event["event"] == "lacks" and event["is_final"]:
+            if event["event"] == "lacks" and event.get("is_final"):
                 raise BackendMissing(f"{event['runtime']} times nothing{on}: {event['why']}")
             if event["event"] == "lacks":
                 raise BackendMissing(

@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import struct
 import sys
 import time
@@ -71,7 +72,11 @@ def devicectl(arguments: list[str]) -> int:
         result = {"installedApplications": [{"bundleID": "com.example.runner", "databaseUUID": "1"}]}
     elif verbs == "device process launch":
         log("launch")
-        while True:  # until the session is stopped, as with --console
+        (PHONE / "running").mkdir(exist_ok=True)
+        mark = PHONE / "running" / str(os.getpid())
+        mark.touch()
+        signal.signal(signal.SIGTERM, lambda *_: (mark.unlink(), sys.exit(0)))
+        while True:  # until it is ended, as with --console
             time.sleep(60)
     elif verbs == "device copy to":
         source, target = Path(option(arguments, "--source")), PHONE / option(arguments, "--destination")

@@ -152,7 +152,7 @@ def _phone(listed: dict[str, Any]) -> Phone | None:
     """An entry of devicectl's list, where it is an iPhone."""
     hardware, own = listed.get("hardwareProperties", {}), listed.get("deviceProperties", {})
     connection = listed.get("connectionProperties", {})
-    if hardware.get("deviceType") != "iPhone" or not hardware.get("udid"):
+    if str(hardware.get("deviceType")).casefold() != "iphone" or not hardware.get("udid"):
         return None
     model = hardware.get("marketingName") or hardware.get("productType") or "iPhone"
     hindrance = None
