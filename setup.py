@@ -27,6 +27,6 @@ setup(
         "edgesmith.bench.report": ["*.html", "*.css"],
         "edgesmith.models": ["*.toml"],
         "edgesmith.profiles": ["*.toml", "measured/*/*.json"],
-        "edgesmith.tests": ["golden/*.txt", "fixtures/*", "standins/*"],
+        "edgesmith.tests": ["golden/*.txt", "fixtures/*", "standins/*", "standins/mac/*"],
     },
 )

@@ -134,7 +134,7 @@ def add(file: Path, record: Path) -> int:
             precision=subject.precision,
             threads=measurement.threads,
             cores="" if measurement.cores is None else ",".join(map(str, measurement.cores)),
-            runtime=subject.runtime,
+            runtime=subject.runs_by,
         )
         point = Point(
             started=measurement.started,

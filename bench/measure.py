@@ -29,14 +29,20 @@ from edgesmith.errors import BackendMissing, BadInput, DeviceFailed, Unsupported
 from edgesmith.exporters import artifact as artifacts
 from edgesmith.exporters import targets
 from edgesmith.exporters.artifact import Artifact
+from edgesmith.exporters.targets import Target
 
-RUNNER = Path(runner.__file__)
 HERE = Address("host", "host")
-RUNTIMES = {"onnx": "onnxruntime"}
+RUNTIMES = {"onnx": "onnxruntime", "coreml": "coremltools"}
 """The runner's name of what runs a target's files."""
+
+COMPUTE_UNITS = ("ALL", "CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE")
+"""What Core ML may be held to, by coremltools' names."""
 
 LAUNCHES = 12
 SLOT_MS = 30.0
+ONE_CALL_MS = 1e-3
+"""A slot of one call: on an iPhone each takes seconds, whatever the app's own time is."""
+
 PROFILE_S = 1.0
 LAUNCH_COST_S = 1.5
 """What starting a process and warming up take, about, of the time that a measurement may last."""
@@ -54,6 +60,7 @@ def measure(
     threads: int = 1,
     cores: Sequence[int] | None = None,
     operators: bool = False,
+    compute_units: str | None = None,
     record: Path | None = None,
     told: Told | None = None,
 ) -> Measurement:
@@ -67,6 +74,7 @@ def measure(
         threads: of the runtime.
         cores: pin the processes to these.
         operators: also the time per operator, in a process of its own for each artifact.
+        compute_units: that Core ML may use, one of `COMPUTE_UNITS`; all without it.
         record: write the measurement here after each launch.
 
     Returns:
@@ -85,22 +93,23 @@ def measure(
         if not value > 0:
             raise BadInput(f"{name} must be more than 0, got {value}")
     found = [artifacts.read(path) for path in paths]
-    subjects = subjects_of(found, is_here=device.kind == "host")
-    if device.kind == "host":
+    subjects = subjects_of(found, device.is_here, compute_units)
+    _check_options(found, subjects, device, threads, operators)
+    if device.is_here:
         _check_cores(cores, runner.usable_cores())
     with connect(device) as where:
-        about = this_machine()
-        if device.kind != "host":  # what it lacks is said before anything large is copied
+        about = replace(this_machine(), name=device.name)
+        if not device.is_here:  # what it lacks is said before anything large is copied
             about, usable = ask(where, sorted({subject.runtime for subject in subjects}))
             _check_cores(cores, usable)
         plan = {
             "models": [
-                {"file": _put(one, where), "runtime": subject.runtime}
+                {"file": _put(one, where), "runtime": subject.runtime, **_options(subject)}
                 for one, subject in zip(found, subjects, strict=True)
             ],
             "threads": threads,
             "cores": None if cores is None else list(cores),
-            "slot_ms": SLOT_MS,
+            "slot_ms": ONE_CALL_MS if device.kind == "iphone" else SLOT_MS,
             "seed": 0,
         }
         each_s = max(seconds / launches - LAUNCH_COST_S, 0.3)
@@ -191,7 +200,37 @@ def _put(artifact: Artifact, where: Transport) -> str:
     paths = {
         entry["path"]: where.put(artifact.path / entry["path"], f"{folder}/{entry['path']}") for entry in _own(artifact)
     }
-    return paths[artifact.manifest["file"]]
+    file: str = artifact.manifest["file"]
+    if file in paths:
+        return paths[file]
+    name, there = next(iter(paths.items()))  # a package is a folder of those
+    return there.removesuffix(name) + file
+
+
+def _options(subject: Subject) -> dict[str, Any]:
+    """What its runtime is told beside the file."""
+    return {} if subject.compute_units is None else {"options": {"compute_units": subject.compute_units}}
+
+
+def _check_options(
+    found: Sequence[Artifact], subjects: Sequence[Subject], device: Address, threads: int, operators: bool
+) -> None:
+    """Refuse what a runtime, or the device, has no use for."""
+    for artifact, subject in zip(found, subjects, strict=True):
+        if device.kind == "iphone" and subject.target != "coreml":
+            raise BadInput(f"{subject.name} is for {subject.target}, and an iPhone takes coreml: export it for that")
+        if device.kind == "iphone":  # what coremltools' app takes and gives
+            given = artifact.manifest["target"]["options"]
+            for option, what in (("image_input", "takes an image"), ("labels", "answers with labels")):
+                if given.get(option):
+                    raise BadInput(
+                        f"{subject.name} {what}, and coremltools has an iPhone take and give arrays alone: export it"
+                        f" without --{option.replace('_', '-')}"
+                    )
+        if operators and subject.runtime not in runner.PROFILES:
+            raise BadInput(f"--ops: {subject.runtime} does not time operators; {' and '.join(runner.PROFILES)} does")
+        if threads != 1 and subject.target == "coreml":
+            raise BadInput(f"--threads: Core ML starts as many as it likes, got {threads}; --compute-units holds it")
 
 
 def _own(artifact: Artifact) -> list[dict[str, Any]]:
@@ -200,15 +239,27 @@ def _own(artifact: Artifact) -> list[dict[str, Any]]:
     return sorted(own, key=lambda entry: str(entry["path"]))
 
 
-def subjects_of(found: Sequence[Artifact], is_here: bool = True) -> list[Subject]:
+def cannot_time(target: Target) -> str | None:
+    """Why a target's files cannot be timed on this machine, or None."""
+    if target.name not in RUNTIMES:
+        why = f"{target.runtime} is an interpreter, whose times say nothing"
+        return why if target.is_interpreter else "bench has nothing that runs such files"
+    reason: str | None = getattr(target, "cannot_time", target.cannot_run)()
+    return reason
+
+
+def subjects_of(found: Sequence[Artifact], is_here: bool = True, compute_units: str | None = None) -> list[Subject]:
     """What a record says of artifacts. Raises BadInput for one that cannot be timed here, BackendMissing."""
     subjects: list[Subject] = []
+    if compute_units is not None and compute_units not in COMPUTE_UNITS:
+        raise BadInput(f"--compute-units must be one of {', '.join(COMPUTE_UNITS)}, got {compute_units!r}")
+    if compute_units is not None and (other := next((one for one in found if one.target != "coreml"), None)):
+        raise BadInput(f"--compute-units is for Core ML, and {other.path.name} is for {other.target}")
     for artifact in found:
         target = targets.get(artifact.target)
+        reason = cannot_time(target) if is_here or artifact.target not in RUNTIMES else None
         if artifact.target not in RUNTIMES:
-            why = f"{target.runtime} is an interpreter, whose times say nothing" if target.is_interpreter else "no way"
-            raise BadInput(f"{artifact.path.name} cannot be timed here ({why}): {' and '.join(RUNTIMES)} can")
-        reason = target.cannot_run() if is_here else None
+            raise BadInput(f"{artifact.path.name} cannot be timed here ({reason}): {' and '.join(RUNTIMES)} can")
         if reason is not None:
             raise BackendMissing(reason)
         own = _own(artifact)
@@ -226,6 +277,7 @@ def subjects_of(found: Sequence[Artifact], is_here: bool = True) -> list[Subject
                 runtime=RUNTIMES[artifact.target],
                 sha256=artifact.digest,
                 bytes=sum(entry["bytes"] for entry in own),
+                compute_units=(compute_units or COMPUTE_UNITS[0]) if artifact.target == "coreml" else None,
             )
         )
     return subjects
@@ -233,11 +285,15 @@ def subjects_of(found: Sequence[Artifact], is_here: bool = True) -> list[Subject
 
 def _events(plan: dict[str, Any], where: Transport) -> Iterator[dict[str, Any]]:
     """What the runner tells of a plan, as it does. Raises Unsupported with its last line where it fails."""
-    on = "" if where.name == "host" else f" on {where.name}"
+    on = "" if where.is_here else f" on {where.name}"
     try:
-        script = where.put(RUNNER, RUNNER.name)
+        script = where.put(where.runner, where.runner.name)
         for line in where.run([*where.python, script], json.dumps(plan)):
             event = json.loads(line)
+            if event["event"] == "failed":
+                raise CutOff(f"{where.name} does not do what coremltools asks of it ({event['why']})")
+            if event["event"] == "lacks" and event.get("is_final"):
+                raise BackendMissing(f"{event['runtime']} times nothing{on}: {event['why']}")
             if event["event"] == "lacks":
                 raise BackendMissing(
                     f"{where.python[0]}{on} cannot import {event['runtime']} ({event['why']}): install it there with"

@@ -1,5 +1,7 @@
 """Latencies of models on devices, kept in `profiles/measured/<device>/<model>.<target>.<precision>.json`.
 
+Core ML on fewer compute units than all has them in the file's name too: `casvit_xs.coreml.fp16.cpu_only.json`.
+
 A record of `bench` has every sample, some megabytes of them. Of it, a file for each artifact is kept: the quantiles of
 every launch, from which intervals follow, what opening the file took, and what was timed where. None is an estimate.
 """
@@ -49,6 +51,7 @@ class Profile:
     quantiles_ms: tuple[tuple[float, ...], ...]
     samples: int
     state: str
+    compute_units: str | None = None
 
     def latency_ms(self, share: int, confidence: float = 0.95) -> Interval:
         """p50, p90 or p99 with its interval, as `statistics.quantile` has it. Raises KeyError for another share."""
@@ -64,7 +67,8 @@ class Profile:
     @property
     def place(self) -> Path:
         """Below `measured/`."""
-        return Path(self.device.name) / f"{self.model}.{self.target}.{self.precision}.json"
+        units = "" if self.compute_units in (None, "ALL") else f".{self.compute_units.lower()}"
+        return Path(self.device.name) / f"{self.model}.{self.target}.{self.precision}{units}.json"
 
 
 def condense(measurement: Measurement) -> Iterator[Profile]:
@@ -90,13 +94,15 @@ def condense(measurement: Measurement) -> Iterator[Profile]:
             tuple(tuple(round(float(np.quantile(one, q / 100)), 4) for q in QUANTILES) for one in launches),
             sum(map(len, launches)),
             environment_line(measurement.launches),
+            subject.compute_units,
         )
 
 
 def write(profile: Profile, folder: Path = FOLDER) -> Path:
     """Keep a profile, in place of an older one. Raises OutputError where the folder cannot be written."""
     path = folder / profile.place
-    text = json.dumps({"schema": SCHEMA, **asdict(profile)}, indent=1, ensure_ascii=False, allow_nan=False)
+    facts = {name: value for name, value in asdict(profile).items() if (name, value) != ("compute_units", None)}
+    text = json.dumps({"schema": SCHEMA, **facts}, indent=1, ensure_ascii=False, allow_nan=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text + "\n", encoding="utf-8")
@@ -139,14 +145,14 @@ def row(profile: Profile) -> tuple[str, ...]:
     cold = profile.cold
     return (
         profile.model,
-        profile.target,
+        profile.target if profile.compute_units in (None, "ALL") else f"{profile.target}, {profile.compute_units}",
         profile.precision,
         profile.device.name,
         str(profile.threads),
         f"{p50.value:.2f}{ends}",
         f"{p90.value:.2f}",
         f"{cold.load_ms:.0f}" if cold else "",
-        f"{cold.memory_mib:.0f} MiB" if cold else "",
+        f"{cold.memory_mib:.0f} MiB" if cold and cold.memory_mib is not None else "",
         f"{profile.bytes / 1e6:.1f} MB",
     )
 

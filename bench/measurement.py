@@ -23,11 +23,14 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Cold:
-    """Opening a file alone, in a fresh process: milliseconds to load it and for the first call, most memory held."""
+    """Opening a file alone, in a fresh process: milliseconds to load it and for the first call, most memory held.
+
+    What holds memory is known of processes, and not of an app on a phone: None there.
+    """
 
     load_ms: float
     first_ms: float
-    memory_mib: float
+    memory_mib: float | None
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,8 @@ class Subject:
         sha256: of the file, or of the sorted digests of the files in a package.
         bytes: of the file or package.
         profile: time per operator, where it was asked for.
+        compute_units: that Core ML was allowed, by coremltools' name: `ALL`, `CPU_ONLY`, `CPU_AND_GPU`, `CPU_AND_NE`;
+            None of other runtimes.
     """
 
     name: str
@@ -78,6 +83,12 @@ class Subject:
     bytes: int
     cold: Cold | None = None
     profile: Profile | None = None
+    compute_units: str | None = None
+
+    @property
+    def runs_by(self) -> str:
+        """The runtime, and the compute units where it has some."""
+        return self.runtime if self.compute_units is None else f"{self.runtime}, {self.compute_units}"
 
 
 @dataclass(frozen=True)
@@ -157,8 +168,9 @@ def write(measurement: Measurement, path: Path) -> None:
     """Write a measurement, whole or not at all. Raises OutputError where the folder cannot be written."""
     record = {"schema": SCHEMA, **asdict(measurement)}
     for subject in record["subjects"]:
-        if subject["profile"] is None:  # such a record is what it was before there were profiles
-            del subject["profile"]
+        for key in ("profile", "compute_units"):
+            if subject[key] is None:  # such a record is what it was before there were these
+                del subject[key]
     text = json.dumps(record, ensure_ascii=False, allow_nan=False)
     temporary = None
     try:
@@ -265,7 +277,7 @@ def _measurement(record: dict[str, Any], path: Path) -> Measurement:
     )
     for subject in subjects:
         known = (*(asdict(subject.cold).values() if subject.cold else ()), *_times(subject.profile))
-        if not all(map(math.isfinite, known)):
+        if not all(math.isfinite(value) for value in known if value is not None):
             raise BadInput(f"{path} is no sound measurement: a figure of {subject.name} is not finite")
     launches = tuple(
         Launch(

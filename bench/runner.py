@@ -7,7 +7,9 @@ One file, and nothing of edgesmith: it is copied to boards, which need Python 3.
     plan   {"models": [{"file": ..., "runtime": "onnxruntime"}], "threads": 1, "cores": [0] or null, "seed": 0,
             "seconds": 2.0, "slot_ms": 30.0, "runtimes": ["onnxruntime"]}       the last where there is no model;
                                                                             with "operators": true those are timed alone
-    lacks  {"runtime", "why"}                                               instead of all others: cannot be imported
+            a model may have "options" of its runtime, such as {"compute_units": "ALL"}
+    lacks  {"runtime", "why", "is_final"}                                   instead of all others: cannot be imported,
+                                                                            or, where final, not by installing anything
     start  {"runtimes": {name: version}, "environment": {...}}              once everything is imported
     about  {"machine": {...}, "cores": [0, 1]}                              only where the plan has no model
     open   {"model", "load_ms", "first_ms", "memory_mib"}                   for each model, in the plan's order
@@ -28,6 +30,7 @@ import os
 import platform
 import random
 import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -117,6 +120,9 @@ def machine() -> dict[str, str]:
 
 def processor() -> str:
     """The board's name where the system has one, else the processor's."""
+    if sys.platform == "darwin":
+        asked = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], stdout=subprocess.PIPE, check=False)  # noqa: S607
+        return asked.stdout.decode().strip() or platform.machine()
     board = (read(Path("/proc/device-tree/model")) or "").strip("\0")
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
@@ -219,7 +225,79 @@ def version_onnxruntime() -> str:
     return str(onnxruntime.__version__)
 
 
-RUNTIMES = {"onnxruntime": (open_onnxruntime, version_onnxruntime)}
+FLOATS = {65552: "float16", 65568: "float32", 65600: "float64"}
+"""Core ML's numbers for types of arrays, and below for grey images: ArrayDataType, ColorSpace of FeatureTypes.proto."""
+GREY = 10
+
+
+class NotHere(ImportError):
+    """What no package that could be installed would bring."""
+
+
+def version_coremltools() -> str:
+    """The package's version. Raises NotHere where there is no Core ML, ImportError for a package that times nothing."""
+    import coremltools
+    from coremltools.models import model
+
+    if getattr(model, "_MLModelProxy", None) is None:
+        if sys.platform == "darwin":
+            raise NotHere("this coremltools is built without Core ML for this Python; another Python may have it")
+        raise NotHere(f"Core ML is part of macOS, not of {platform.system()}")
+    if not hasattr(model.MLModel, "last_predict_duration_in_nano_seconds"):
+        raise ImportError(f"coremltools {coremltools.__version__} does not say how long Core ML takes, and 9 does")
+    return str(coremltools.__version__)
+
+
+def feeds_coremltools(description: Any, seed: int) -> dict[str, Any]:
+    """What the inputs that a package describes take: normal numbers, zeros where they are integers, grey images."""
+    import numpy
+
+    draw = numpy.random.RandomState(seed)
+    feeds: dict[str, Any] = {}
+    for feature in description.input:
+        if feature.type.WhichOneof("Type") == "imageType":
+            from PIL import Image
+
+            image = feature.type.imageType
+            mode = "L" if image.colorSpace == GREY else "RGB"
+            feeds[feature.name] = Image.new(mode, (image.width, image.height), 128 if mode == "L" else (128, 128, 128))
+        else:
+            array = feature.type.multiArrayType
+            values = numpy.asarray(draw.standard_normal(tuple(array.shape)))
+            kind = FLOATS.get(array.dataType)
+            feeds[feature.name] = values.astype(kind) if kind else numpy.zeros(values.shape, "int32")
+    return feeds
+
+
+def described_coremltools(spec: Any) -> Any:
+    """The description of the function that a package runs by default, or of its only one."""
+    default = spec.description.defaultFunctionName
+    return next((one for one in spec.description.functions if one.name == default), spec.description)
+
+
+def open_coremltools(path: str, threads: int, seed: int, compute_units: str = "ALL") -> Call:
+    """A call that runs an ML Program once, and returns the milliseconds that Core ML itself took for it.
+
+    What Python and coremltools add, copies of inputs and outputs, no app has to pay.
+    """
+    import coremltools
+
+    model = coremltools.models.MLModel(path, compute_units=coremltools.ComputeUnit[compute_units])
+    described = described_coremltools(model.get_spec())
+    feeds = feeds_coremltools(described, seed)
+    state = model.make_state() if len(described.state) else None
+
+    def call() -> float:
+        model.predict(feeds, state)
+        return float(model.last_predict_duration_in_nano_seconds) / 1e6
+
+    return call
+
+
+RUNTIMES = {
+    "onnxruntime": (open_onnxruntime, version_onnxruntime),
+    "coremltools": (open_coremltools, version_coremltools),
+}
 PROFILES = {"onnxruntime": operators_onnxruntime}
 
 
@@ -237,10 +315,10 @@ def slowed(call: Call, share: float) -> Call:
 
 
 def timed(call: Call) -> float:
-    """Milliseconds of one call."""
+    """Milliseconds of one call: those that it returns, where its runtime has counted them."""
     start = time.perf_counter_ns()
-    call()
-    return (time.perf_counter_ns() - start) / 1e6
+    own = call()
+    return own if isinstance(own, float) else (time.perf_counter_ns() - start) / 1e6
 
 
 def median(values: Sequence[float]) -> float:
@@ -279,6 +357,8 @@ def tell(event: str, **facts: Any) -> None:
 def main() -> None:
     """Carry out the plan on standard input."""
     plan = json.load(sys.stdin)
+    sys.stdout = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no event
     if plan.get("cores") and hasattr(os, "sched_setaffinity"):  # macOS pins nothing
         os.sched_setaffinity(0, plan["cores"])
     versions = {}
@@ -286,7 +366,7 @@ def main() -> None:
         try:
             versions[name] = RUNTIMES[name][1]()
         except ImportError as error:
-            tell("lacks", runtime=name, why=str(error))
+            tell("lacks", runtime=name, why=str(error), is_final=isinstance(error, NotHere))
             return
     tell("start", runtimes=versions, environment=environment())
     if not plan["models"]:
@@ -300,7 +380,8 @@ def main() -> None:
     calls: list[Call] = []
     for i, model in enumerate(plan["models"]):
         start = time.perf_counter()
-        call = RUNTIMES[model["runtime"]][0](model["file"], plan["threads"], plan["seed"])
+        open_model = RUNTIMES[model["runtime"]][0]
+        call = open_model(model["file"], plan["threads"], plan["seed"], **model.get("options", {}))
         load_ms = (time.perf_counter() - start) * 1e3
         tell("open", model=i, load_ms=load_ms, first_ms=timed(call), memory_mib=memory_mib())
         calls.append(slowed(call, model["slowed"]) if model.get("slowed") else call)

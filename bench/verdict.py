@@ -115,6 +115,7 @@ def differences(
         "threads": (base.threads, head.threads),
         "cores": (base.cores, head.cores),
         "runtime": (_runtime(base, base_subject), _runtime(head, head_subject)),
+        "compute units": (a.compute_units, b.compute_units),
         "precision": (a.precision, b.precision),
     }
     return {name: (str(one), str(other)) for name, (one, other) in sides.items() if one != other}

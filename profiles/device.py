@@ -67,7 +67,8 @@ class DeviceProfile:
         targets: formats that it can run.
         systems: None where the format does not depend on the system.
         cuda: None where it has no NVIDIA GPU.
-        reach: how it is spoken to: `ssh`, `adb`, or `mac`, through a Mac that it is connected to.
+        reach: how it is spoken to: `ssh`, `adb`, `mac`, through a Mac that it is connected to, or `mac or ssh`, a Mac.
+        models: what Android calls it, with `*` for any further letters.
         fit: the published latencies that estimates for it are fitted on (bench/estimate.py); None where there are none.
         peak: what a processor could do at the clocks below, dense: `gpu_fp16_tflops`, `npu_int8_tops` ...
         memory: `bandwidth_gb_s` in 10^9 bytes a second, `capacity_gb`.
@@ -82,6 +83,7 @@ class DeviceProfile:
     cuda: Cuda | None = None
     reach: str = "ssh"
     fit: str | None = None
+    models: tuple[str, ...] = ()
     peak: Mapping[str, Figure] = field(default_factory=dict)
     memory: Mapping[str, Figure] = field(default_factory=dict)
     clocks: Mapping[str, Figure] = field(default_factory=dict)
@@ -105,7 +107,7 @@ def all_devices() -> dict[str, DeviceProfile]:
             continue
         facts = tomllib.loads(path.read_text(encoding="utf-8"))
         systems, cuda = facts.pop("systems", None), facts.pop("cuda", None)
-        facts["targets"] = tuple(facts["targets"])
+        facts["targets"], facts["models"] = tuple(facts["targets"]), tuple(facts.get("models", ()))
         for table in ("peak", "memory", "clocks"):
             facts[table] = {name: Figure(**figure) for name, figure in facts.get(table, {}).items()}
         found[path.stem] = DeviceProfile(

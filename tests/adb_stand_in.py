@@ -1,7 +1,7 @@
 """A stand-in for Android's adb, for tests: this machine plays the device `STANDIN`, and no phone is there.
 
-It answers what edgesmith asks of adb, `get-state`, `push`, `pull` and `shell -T`, with adb's exit codes and words. What
-a real adb does otherwise, no test here says. ADB_STAND_IN_DAMAGES makes every push lose its last byte.
+It answers what edgesmith asks of adb, `devices -l`, `get-state`, `push`, `pull` and `shell -T`, with adb's exit codes
+and words. What a real adb does otherwise, no test here says. ADB_STAND_IN_DAMAGES makes every push lose its last byte.
 """
 
 from __future__ import annotations
@@ -12,9 +12,26 @@ import subprocess
 import sys
 from pathlib import Path
 
+LISTED = """\
+* daemon not running; starting now at tcp:5037
+* daemon started successfully
+List of devices attached
+STANDIN                device usb:1-1 product:dm1qxxx model:SM_S911B device:dm1q transport_id:1
+R5CX10ABCDE            device usb:1-2 product:e1sxxx model:SM_S921B device:e1s transport_id:2
+R5CX10ABCDF            device usb:1-3 product:e1qsqw model:SM_S921U1 device:e1q transport_id:3
+ZY22ABC                unauthorized usb:1-4 transport_id:4
+0123456789ABCDEF       no permissions (user in plugdev group; are your udev rules wrong?); see [http://x.y/z] usb:1-5
+192.168.1.20:5555      offline
+emulator-5554          recovery product:sdk model:sdk_gphone64 transport_id:6
+
+"""
+
 
 def main() -> int:
     """Carry out one command."""
+    if sys.argv[1:] == ["devices", "-l"]:
+        print(LISTED, end="")
+        return 0
     flag, serial, verb, *rest = sys.argv[1:]
     if flag != "-s" or serial != "STANDIN":
         print(f"error: device '{serial}' not found", file=sys.stderr)

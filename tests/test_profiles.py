@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from edgesmith.bench import runner
 from edgesmith.exporters import targets
 from edgesmith.profiles import device as devices
 
@@ -48,7 +49,8 @@ def test_every_device_takes_targets_that_exist_and_is_reached_in_a_known_way(nam
     profile = PROFILES[name]
     assert profile.targets
     assert set(profile.targets) <= set(targets.all_targets())
-    assert profile.reach in {"ssh", "adb", "mac"}
+    assert profile.reach in {"ssh", "adb", "mac", "mac or ssh"}
+    assert not profile.models or profile.reach == "adb"
     assert not (profile.systems and not profile.systems.source)
 
 
@@ -68,7 +70,7 @@ def test_phones_of_one_chip_have_its_figures() -> None:
 
 
 def test_no_profile_has_a_table_that_nobody_reads() -> None:
-    known = {"title", "soc", "targets", "reach", "fit", "systems", "cuda", "peak", "memory", "clocks"}
+    known = {"title", "soc", "targets", "reach", "models", "fit", "systems", "cuda", "peak", "memory", "clocks"}
     for name in PROFILES:
         path = Path(devices.__file__).with_name(f"{name}.toml")
         assert set(tomllib.loads(path.read_text(encoding="utf-8"))) <= known, path.name
@@ -82,7 +84,7 @@ def test_devices_lists_all_of_them_and_the_machine_itself(
     assert re.search(r"^ +host ", shown, re.MULTILINE)
     for name in PROFILES:
         assert name in shown
-    rows = json.loads(edgesmith("devices", "--json").stdout)
+    rows = json.loads(edgesmith("devices", "--json").stdout)["devices"]
     assert [row["name"] for row in rows] == ["host", *PROFILES]
     assert rows[1 + list(PROFILES).index("iphone15")]["peak"]["npu_fp16_tflops"]["value"] == 17.0
 
@@ -99,3 +101,6 @@ def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _reached(PROFILES["galaxy-s24"]) == "adb"
     monkeypatch.setattr(sys, "platform", "darwin")
     assert _reached(PROFILES["iphone15"]) == "this Mac"
+    monkeypatch.setattr(runner, "processor", lambda: "Apple M3")
+    assert _reached(PROFILES["m3"]) == "itself: --device mac"
+    assert _reached(PROFILES["m4"]) == "ssh"

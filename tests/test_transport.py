@@ -214,6 +214,8 @@ def one_sentence(error: str) -> str:
     ("device", "expected"),
     [
         ("host", Address("host", "host")),
+        ("mac", Address("mac", "mac")),
+        ("mac:iphone15pro", Address("iphone", "iphone15pro")),
         ("ssh://board", Address("ssh", "board")),
         ("ssh://me@board.local:2222/", Address("ssh", "board.local", "me", 2222)),
         ("ssh://Alias", Address("ssh", "Alias")),
@@ -230,7 +232,8 @@ def test_a_device_is_named_as_its_user_knows_it(device: str, expected: Address) 
     "device",
     [
         "board",
-        "mac",
+        "macbook",
+        "mac:",
         "ssh:board",
         "ssh://",
         "ssh://-oProxyCommand=x",
@@ -247,7 +250,8 @@ def test_a_device_is_named_as_its_user_knows_it(device: str, expected: Address) 
     ],
 )
 def test_what_is_no_device_is_refused(device: str) -> None:
-    with pytest.raises(BadInput, match=r"must be host, ssh://\[user@\]host\[:port\] or adb:SERIAL, got"):
+    wanted = r"must be host, mac, mac:IPHONE, ssh://\[user@\]host\[:port\] or adb:SERIAL, got"
+    with pytest.raises(BadInput, match=wanted):
         parse(device)
 
 
@@ -347,6 +351,37 @@ def test_bench_over_ssh_writes_the_same_record_and_times_no_connection(
     if delay_s:
         assert statistics.median(samples) < 1e3 * delay_s  # each answer took at least so long
         assert len(list((tmp_path / "counts").iterdir())) == 1  # one connection
+
+
+@pytest.fixture
+def small_coreml(export_small: Callable[..., Artifact]) -> Path:
+    return export_small("coreml").path
+
+
+def test_a_mac_over_ssh_is_given_whole_packages_and_times_them(
+    boards: Boards, small_coreml: Path, here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """tests/standins/mac has coremltools find a Core ML there, which is none: no Mac was ever asked."""
+    if sys.platform == "darwin":
+        pytest.skip("this is a Mac, whose own Core ML stands where the stand-in would")
+    mac = boards(f'PYTHONPATH={HERE / "standins" / "mac"} exec {sys.executable} "$@"')
+    options = [*mac.options, *QUICK, "--compute-units", "cpu_and_ne", "--out", str(tmp_path / "record.json")]
+    assert cli.run(["bench", str(small_coreml), *options]) == 0, capsys.readouterr().err
+    assert not mac.left()
+    assert not list(here.iterdir())
+    made = measurement.read(tmp_path / "record.json")
+    assert (made.device.name, made.runtimes.keys()) == ("127.0.0.1", {"coremltools"})
+    assert made.subjects[0].compute_units == "CPU_AND_NE"
+    assert made.samples(0)[0]
+
+
+def test_a_board_without_core_ml_says_so(board: Board, small_coreml: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if sys.platform == "darwin":
+        pytest.skip("this is a Mac")
+    assert cli.run(["bench", str(small_coreml), *board.options, *QUICK]) == 4
+    said = one_sentence(capsys.readouterr().err)
+    assert said == "edgesmith: coremltools times nothing on 127.0.0.1: Core ML is part of macOS, not of Linux"
+    assert not board.left()
 
 
 def test_a_core_that_is_not_there_is_refused_before_anything_is_timed(board: Board, small_onnx: Path) -> None:

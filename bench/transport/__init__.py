@@ -1,16 +1,22 @@
 """Devices near and far: how files get there, how commands run there, and that nothing stays there.
 
     host                        this machine: nothing is copied                              local.py
+    mac                         this machine where it is a Mac                               local.py
+    mac:IPHONE                  an iPhone that this Mac drives, by coremltools               iphone.py
     ssh://[user@]host[:port]    OpenSSH's own client, one connection, host keys checked      ssh.py
     adb:SERIAL                  what `adb devices` lists                                     adb.py
 
-The far ones need Python 3.8 and the runtime there, and nothing of edgesmith: one file, `runner.py`, is copied. Times
-are taken there, so what a connection costs is in none of them. What the two share, and how a folder there is removed
-even when the connection is cut, is in remote.py.
+IPHONE is its name, its UDID, or its model as `edgesmith devices` calls it, where one such iPhone is connected. What is
+connected here is asked in attached.py.
+
+The far ones, the last two, need Python 3.8 and the runtime there, and nothing of edgesmith: one file, `runner.py`, is
+copied. Times are taken there, so what a connection costs is in none of them. What the two share, and how a folder there
+is removed even when the connection is cut, is in remote.py.
 """
 
 from __future__ import annotations
 
+import platform
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +25,10 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from edgesmith.errors import BadInput, DeviceFailed
+from edgesmith.bench import runner
+from edgesmith.errors import BackendMissing, BadInput, DeviceFailed
+
+RUNNER = Path(runner.__file__)
 
 Heard = Callable[[str], None]
 """Hears what a command writes to stderr, line by line."""
@@ -53,11 +62,15 @@ class Transport(Protocol):
 
     Attributes:
         name: what a record calls the device.
+        is_here: whether it is this machine.
         python: what starts Python there.
+        runner: what carries out a plan there.
     """
 
     name: str
+    is_here: bool
     python: Sequence[str]
+    runner: Path
 
     def put(self, file: Path, name: str) -> str:
         """Copy a file into this run's folder there, or the rest of one. Returns its path there.
@@ -87,13 +100,15 @@ class Address:
     """Which device, and how it is reached.
 
     Attributes:
-        kind: `host`, `ssh` or `adb`.
-        name: what a record calls it: `host`, the host's name without the user, or the serial number.
+        kind: `host`, `mac`, `iphone`, `ssh` or `adb`.
+        name: what a record calls it: `host`, `mac`, the host's name without the user, or the serial number; of an
+            iPhone whatever tells which, as a record calls it by its model.
         user: None for what OpenSSH's configuration says; port too.
         python: the interpreter there; `~/` is the home there.
         folder: where this run's folder is made there; None for its TMPDIR or /tmp.
         config: a configuration file for OpenSSH in the place of the user's.
         options: further options for OpenSSH, such as `IdentityFile=~/.ssh/board`; those that edgesmith sets stay.
+        signing: what Xcode signs the app with that runs on an iPhone, such as `team=ABCDE12345`; see `SIGNING`.
     """
 
     kind: str
@@ -104,6 +119,17 @@ class Address:
     folder: str | None = None
     config: Path | None = None
     options: tuple[str, ...] = ()
+    signing: tuple[str, ...] = ()
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is this machine."""
+        return self.kind in ("host", "mac")
+
+
+SIGNING = {"team": r"\w+", "bundle": r"[\w.-]+", "profile": r"[\w-]+"}
+"""An Apple developer team's identifier, an app's of one's own, and a provisioning profile's UUID where Xcode is not to
+make one. coremltools puts them into a command for a shell, so they are held to the characters that such have."""
 
 
 def parse(
@@ -113,13 +139,21 @@ def parse(
     folder: str | None = None,
     config: Path | None = None,
     options: Sequence[str] = (),
+    signing: Sequence[str] = (),
 ) -> Address:
     """The address of a device such as `ssh://me@board:2222`.
 
     Raises:
         BadInput: no such form, or an option that the device has no use for.
     """
-    wanted = "--device must be host, ssh://[user@]host[:port] or adb:SERIAL"
+    wanted = "--device must be host, mac, mac:IPHONE, ssh://[user@]host[:port] or adb:SERIAL"
+    is_phone = device.startswith("mac:")
+    if signing and not is_phone:
+        raise BadInput(f"--sign is for --device mac:IPHONE, got --device {device}")
+    for one in signing:
+        key, _, said = one.partition("=")
+        if key not in SIGNING or not re.fullmatch(SIGNING[key], said, re.ASCII):
+            raise BadInput(f"--sign must be team=ID, bundle=com.example.runner or profile=UUID, got {one!r}")
     if config is not None or options:
         if not device.startswith("ssh:"):
             raise BadInput(f"--ssh-config and --ssh-option are for --device ssh://..., got --device {device}")
@@ -132,10 +166,14 @@ def parse(
         if value is not None and not value.startswith(("/", "~/")) and ("/" in value or name == "--remote-tmp"):
             raise BadInput(f"{name} must be a path there that begins with / or ~/, got {value!r}")
     given = {"python": python or "python3", "folder": folder, "config": config, "options": tuple(options)}
-    if device == "host":
+    if device in ("host", "mac") or is_phone:
         if python is not None or folder is not None:
             raise BadInput("--python and --remote-tmp are for devices that are not this machine")
-        return Address("host", "host")
+        if is_phone:
+            if not device[4:].strip() or not device.isprintable():
+                raise BadInput(f"{wanted}, got {device!r}")
+            return Address("iphone", device[4:].strip(), signing=tuple(signing))
+        return Address(device, device)
     if device.startswith("adb:") and re.fullmatch(r"[\w.:\[\]%-]+", device[4:]) and device[4] != "-":
         return Address("adb", device[4:], **given)  # type: ignore[arg-type]  # a dict of mixed values
     try:
@@ -157,14 +195,26 @@ def connect(address: Address) -> Iterator[Transport]:
     """A device for as long as the block lasts; what was copied there is removed after it.
 
     Raises:
-        BackendMissing: `ssh` or `adb` is not installed here, or Python 3.8 not there.
+        BackendMissing: `ssh`, `adb` or what drives an iPhone is not installed here, or Python 3.8 not there.
         DeviceFailed: the device cannot be reached, is not the one known, or refuses.
         OutputError: there is no room on it.
     """
-    if address.kind == "host":
+    if address.kind in ("mac", "iphone") and platform.system() != "Darwin":
+        form = "mac" if address.kind == "mac" else "mac:IPHONE"
+        raise BackendMissing(
+            f"--device {form} takes a Mac, and this is {platform.system()}: install edgesmith on a Mac, or reach one"
+            " with --device ssh://user@mac"
+        )
+    if address.is_here:
         from edgesmith.bench.transport.local import Local
 
-        yield Local()
+        yield Local(address.name)
+        return
+    if address.kind == "iphone":
+        from edgesmith.bench.transport.iphone import IPhone
+
+        with IPhone(address) as phone:
+            yield phone
         return
     if address.kind == "ssh":
         from edgesmith.bench.transport.ssh import Ssh as Kind

@@ -7,15 +7,19 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from edgesmith.bench.transport import CommandFailed, Heard
+from edgesmith.bench.transport import RUNNER, CommandFailed, Heard
 from edgesmith.bench.transport.process import Errors, give, started
 
 
 class Local:
     """The machine that this runs on."""
 
-    name = "host"
+    is_here = True
+    runner = RUNNER
     python: Sequence[str] = (sys.executable, "-P")  # -P: what lies beside the runner shadows no module of Python's
+
+    def __init__(self, name: str = "host") -> None:
+        self.name = name
 
     def put(self, file: Path, name: str) -> str:
         return str(file.resolve())

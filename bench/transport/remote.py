@@ -30,7 +30,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from edgesmith.bench.transport import Address, CommandFailed, CutOff, Heard
+from edgesmith.bench.transport import RUNNER, Address, CommandFailed, CutOff, Heard
 from edgesmith.bench.transport.process import Errors, give, started
 from edgesmith.errors import BackendMissing, DeviceFailed, EdgesmithError, OutputError
 
@@ -91,6 +91,9 @@ class Remote(ABC):
         python: the interpreter there.
         folder: this run's folder there.
     """
+
+    is_here = False
+    runner = RUNNER
 
     def __init__(self, address: Address) -> None:
         self.address, self.name = address, address.name

@@ -274,6 +274,13 @@ def _compared(path: Path, inputs: Sequence[Sequence[np.ndarray]]) -> Report:
     return compare(evaluator.program, feeds, function=function, against="fp32" if half else "fp64")
 
 
+def cannot_time() -> str | None:
+    """Why Core ML itself, which alone is timed, is not on this machine, or None."""
+    if platform.system() == "Darwin":
+        return None
+    return f"Core ML is part of macOS, and this is {platform.system()}: time it on a Mac, --device ssh://user@mac"
+
+
 def other_runtimes() -> dict[str, Run]:
     """Apple's own, on a Mac."""
     return {"Core ML": _predict} if platform.system() == "Darwin" else {}

@@ -507,6 +507,7 @@ def _examine(target: Target) -> dict[str, str]:
     import logging
     import warnings
 
+    from edgesmith.bench.measure import RUNTIMES, cannot_time
     from edgesmith.exporters.targets import install_line, require
 
     row = {"lower": "", "run": "", "time": "", "do": ""}
@@ -527,7 +528,9 @@ def _examine(target: Target) -> dict[str, str]:
     finally:
         logging.disable(logging.NOTSET)
     reason = target.cannot_run()
-    row["run"] = row["time"] = f"no: {reason}" if reason else f"yes ({target.runtime})"
+    row["run"] = f"no: {reason}" if reason else f"yes ({target.runtime})"
+    unable = cannot_time(target)
+    row["time"] = f"no: {unable}" if unable else f"yes ({RUNTIMES[target.name]})"
     if reason and not row["do"]:
         row["do"] = "copy the artifact to a machine that can, and type: edgesmith verify ARTIFACT"
     return row

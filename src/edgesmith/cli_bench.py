@@ -40,7 +40,10 @@ Out = Annotated[
     Path | None, typer.Option("--out", "-o", help="File for the record.", show_default="measurements/TIME.json")
 ]
 _FAR = "Another device"
-Where = Annotated[str, typer.Option("--device", help="host, ssh://user@host:port or adb:SERIAL.", rich_help_panel=_FAR)]
+Where = Annotated[
+    str,
+    typer.Option("--device", help="host, mac, mac:IPHONE, ssh://user@host:port or adb:SERIAL.", rich_help_panel=_FAR),
+]
 Python = Annotated[
     str | None,
     typer.Option(
@@ -60,6 +63,21 @@ SshOptions = Annotated[
     list[str] | None,
     typer.Option("--ssh-option", help="As ssh -o; repeatable.", show_default=False, rich_help_panel=_FAR),
 ]
+Sign = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--sign",
+        help="For the app on an iPhone: team=ID, bundle=com.example.runner, profile=UUID; repeatable.",
+        show_default=False,
+        rich_help_panel=_FAR,
+    ),
+]
+Units = Annotated[
+    str | None,
+    typer.Option(
+        "--compute-units", help="Core ML alone: all, cpu_only, cpu_and_gpu or cpu_and_ne.", show_default="all"
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 
@@ -72,6 +90,7 @@ def bench(
     launches: Launches = 12,
     threads: Threads = 1,
     cores: Cores = None,
+    units: Units = None,
     threshold: Threshold = "5%",
     confidence: Confidence = 0.99,
     floor: Floor = None,
@@ -84,15 +103,16 @@ def bench(
     remote_tmp: RemoteTmp = None,
     ssh_config: SshConfig = None,
     ssh_option: SshOptions = None,
+    sign: Sign = None,
     as_json: Json = False,
 ) -> None:
     """Time artifacts in turn; every sample is kept. With --against, compare them."""
     from edgesmith.bench.verdict import compare as judged
 
-    where = _address(device, python, remote_tmp, ssh_config, ssh_option)
+    where = _address(device, python, remote_tmp, ssh_config, ssh_option, sign)
     share = _share(threshold)
     paths = [*([against] if against else []), *artifacts]
-    measurement, record = _measured(paths, seconds, launches, threads, cores, out, where, ops)
+    measurement, record = _measured(paths, seconds, launches, threads, cores, out, where, units, ops)
     least = _floor(floor)
     verdicts = [
         judged(measurement, measurement, 0, i, threshold=share, confidence=confidence, floor=least)
@@ -127,12 +147,14 @@ def compare(
     launches: Launches = 12,
     threads: Threads = 1,
     cores: Cores = None,
+    units: Units = None,
     out: Out = None,
     device: Where = "host",
     python: Python = None,
     remote_tmp: RemoteTmp = None,
     ssh_config: SshConfig = None,
     ssh_option: SshOptions = None,
+    sign: Sign = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a table for a pull request.")] = False,
     junit: Annotated[
         Path | None, typer.Option("--junit", help="Write a JUnit XML file for a dashboard.", show_default=False)
@@ -147,7 +169,7 @@ def compare(
     from edgesmith.bench import measurement as measurements
     from edgesmith.bench.verdict import compare as judged
 
-    where = _address(device, python, remote_tmp, ssh_config, ssh_option)
+    where = _address(device, python, remote_tmp, ssh_config, ssh_option, sign)
     share, least = _share(threshold), _floor(floor)
     names = frozenset(despite or ())
     options: dict[str, Any] = {"threshold": share, "confidence": confidence, "floor": least, "despite": names}
@@ -165,7 +187,7 @@ def compare(
     elif _is_record(base) or _is_record(head):
         raise BadInput(f"{base} and {head} are a record and an artifact: give two of a kind")
     else:
-        first, written = _measured([base, head], seconds, launches, threads, cores, out, where)
+        first, written = _measured([base, head], seconds, launches, threads, cores, out, where, units)
         print(f"record: {written}", file=sys.stderr)
         verdicts = [judged(first, first, 0, 1, **options)]
     if junit is not None:
@@ -240,7 +262,7 @@ def build_on(
     from edgesmith.bench.build_on import build_on as build
 
     where = _address(device, python, remote_tmp, ssh_config, ssh_option)
-    if where.kind == "host":
+    if where.kind not in ("ssh", "adb"):
         raise BadInput(f"build-on is for another device; on this machine run python3 {kit / 'build.py'} --out DIR")
     built = build(where, kit, out, lambda line: print(line, file=sys.stderr, flush=True), options or ())
     record = built / MEASUREMENT
@@ -253,11 +275,17 @@ def build_on(
 
 
 def _address(
-    device: str, python: str | None, folder: str | None, config: Path | None, options: list[str] | None
+    device: str,
+    python: str | None,
+    folder: str | None,
+    config: Path | None,
+    options: list[str] | None,
+    signing: list[str] | None = None,
 ) -> Address:
     from edgesmith.bench import transport
 
-    return transport.parse(device, python=python, folder=folder, config=config, options=options or ())
+    given: dict[str, Any] = {"options": options or (), "signing": signing or ()}
+    return transport.parse(device, python=python, folder=folder, config=config, **given)
 
 
 def _is_record(path: Path) -> bool:
@@ -272,6 +300,7 @@ def _measured(
     cores: str | None,
     out: Path | None,
     device: Address,
+    units: str | None = None,
     ops: bool = False,
 ) -> tuple[Measurement, Path]:
     """Measure with a progress bar. Returns the measurement and where its record lies."""
@@ -291,6 +320,7 @@ def _measured(
             threads=threads,
             cores=_cores(cores),
             operators=ops,
+            compute_units=None if units is None else units.upper().replace("-", "_"),
             record=record,
             told=told,
         )
@@ -341,8 +371,10 @@ def _print_measurement(measurement: Measurement) -> None:
         return f"{figure['value']:.3f}{ends}"
 
     device = measurement.device
+    threads = f"{measurement.threads} thread{'s' * (measurement.threads != 1)}"
+    held_to = dict.fromkeys(one.compute_units or threads for one in measurement.subjects)
     table: Table = _table(
-        f"{device.name}: {device.cpu}, {measurement.threads} thread{'s' * (measurement.threads != 1)}",
+        f"{device.name}: {device.cpu}, {', '.join(held_to)}",
         *("artifact", "p50, ms", "p90, ms", "p99, ms", "a second", "load, ms", "first, ms", "memory", "file"),
     )
     rows = _figures(measurement)
@@ -354,7 +386,7 @@ def _print_measurement(measurement: Measurement) -> None:
             f"{row['per_second']:.1f}" if "per_second" in row else "",
             f"{cold['load_ms']:.0f}" if cold else "",
             f"{cold['first_ms']:.1f}" if cold else "",
-            f"{cold['memory_mib']:.0f} MiB" if cold else "",
+            f"{cold['memory_mib']:.0f} MiB" if cold.get("memory_mib") is not None else "",
             f"{row['bytes'] / 1e6:.2f} MB",
         )
     _print(table)

@@ -20,12 +20,20 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 
 def devices(as_json: Json = False) -> None:
-    """List the devices: what they take, their figures' gaps, and how they are reached from here."""
+    """List the devices: what they take, their figures' gaps, how they are reached from here, and those attached."""
+    from edgesmith.bench.transport.attached import attached
     from edgesmith.profiles.device import all_devices
 
     profiles = list(all_devices().values())
+    found, notes = attached()
+    notes.append(_over_ssh())
     if as_json:
-        print(json.dumps([_host(), *({**asdict(p), "reached": _reached(p)} for p in profiles)], indent=2))
+        facts = {
+            "devices": [_host(), *({**asdict(p), "reached": _reached(p)} for p in profiles)],
+            "attached": [asdict(one) for one in found],
+            "notes": notes,
+        }
+        print(json.dumps(facts, indent=2, ensure_ascii=False))
         return
     from edgesmith.cli import _print, _table
 
@@ -46,8 +54,17 @@ def devices(as_json: Json = False) -> None:
     _print(table)
     print(
         "estimates: the published latencies that `edgesmith estimate` is fitted on. sourced: figures with a source, of"
-        " all that a profile has; --json shows each. Nothing was contacted."
+        " all that a profile has; --json shows each.\n"
     )
+    if found:
+        table = _table("attached here", "--device", "is", "profile", "state")
+        table.columns[0].no_wrap = True
+        for one in found:
+            table.add_row(one.device, one.title, one.profile or "", one.hindrance or "ready")
+        _print(table)
+    else:
+        print("attached here: nothing that was found")
+    print("\n".join(f"note: {note}" for note in notes))
 
 
 def estimate(
@@ -84,6 +101,11 @@ def _print_estimate(found: Estimate) -> None:
         print(f"note: {note}")
 
 
+def _over_ssh() -> str:
+    how = "devices over SSH are in no list: edgesmith bench ARTIFACT --device ssh://user@host"
+    return how if shutil.which("ssh") else f"{how}; there is no ssh here: install openssh-client"
+
+
 def _host() -> dict[str, Any]:
     return {
         "name": "host",
@@ -98,6 +120,12 @@ def _reached(profile: DeviceProfile) -> str:
     """What of the way to a device is here: the program that would carry files and commands; nothing is contacted."""
     if profile.reach == "mac":
         return "this Mac" if sys.platform == "darwin" else "a Mac: not here"
+    if profile.reach == "mac or ssh":
+        from edgesmith.bench.runner import processor
+
+        if sys.platform == "darwin" and processor() == profile.soc:
+            return "itself: --device mac"
+        return "ssh" if shutil.which("ssh") else "ssh: not installed here"
     return profile.reach if shutil.which(profile.reach) else f"{profile.reach}: not installed here"
 
 
