@@ -47,7 +47,7 @@ class Kind:
     """Rows that are fitted together: what they ran, and which of a device's figures their roofline has.
 
     Attributes:
-        target: what an artifact for such a device is.
+        target: what an artifact for such a device is, or one of `also`, which have the same ONNX file.
         precision: of those rows' arithmetic.
         runtime: in words.
         peak: the profile's figure, in 10^12 operations a second; None where nobody gives one: the factor has it then.
@@ -57,13 +57,14 @@ class Kind:
     precision: str
     runtime: str
     peak: str | None
+    also: tuple[str, ...] = ()
 
 
 KINDS: Mapping[str, Kind] = {
     "iphone": Kind(
         "coreml", "fp16", "Core ML with all of its units, which is the Neural Engine for most", "npu_fp16_tflops"
     ),
-    "jetson": Kind("onnx", "fp16", "TensorRT on the board's GPU", "gpu_fp16_tflops"),
+    "jetson": Kind("onnx", "fp16", "TensorRT on the board's GPU", "gpu_fp16_tflops", also=("tensorrt",)),
     "snapdragon": Kind("onnx", "fp16", "ONNX Runtime's QNN provider on the NPU", None),
     "raspberry": Kind("onnx", "fp32", "ONNX Runtime's CPU provider, threads as it chooses", "cpu_fp32_tflops"),
 }
@@ -221,7 +222,7 @@ def _checked(artifact: Artifact, profile: DeviceProfile) -> Kind:
     """The kind whose rows an artifact on a device is like. Raises BadInput or Unsupported where there is none."""
     kind = kind_of(profile)
     wanted = f"export with --target {kind.target} --precision {kind.precision}"
-    if artifact.target != kind.target:
+    if artifact.target not in (kind.target, *kind.also):
         raise BadInput(
             f"estimates for {profile.title} are for target {kind.target}, this artifact is for {artifact.target};"
             f" {wanted}"
@@ -239,10 +240,15 @@ def _counted(artifact: Artifact) -> list[Work]:
     from edgesmith.exporters.artifact import changed_files
     from edgesmith.exporters.work import read_work
 
-    changed = [sentence for sentence in changed_files(artifact) if sentence.startswith(artifact.file.name)]
+    file = artifact.file.with_suffix(".onnx") if artifact.target == "tensorrt" else artifact.file  # what engines are of
+    if artifact.target == "tensorrt" and file.name not in artifact.sha256:
+        raise BadInput(
+            f"{artifact.path} has no {file.name}, whose operators would be counted; estimate the kit instead"
+        )
+    changed = [sentence for sentence in changed_files(artifact) if sentence.startswith(file.name)]
     if changed:
         raise BadInput(f"{artifact.path}: {changed[0]} since it was exported; export the model again")
-    return read_work(artifact.file)
+    return read_work(file)
 
 
 def _estimate(artifact: Artifact, work: Sequence[Work], profile: DeviceProfile, kind: Kind) -> Estimate:

@@ -408,6 +408,25 @@ def test_a_saved_estimate_that_is_not_sound_is_one_sentence(
         estimates.read(tmp_path / "none.json")
 
 
+def test_a_kit_and_an_engine_are_estimated_by_the_onnx_that_they_are_built_of(
+    export_small: Callable[..., Artifact], tmp_path: Path
+) -> None:
+    kit = export_small("tensorrt", device="jetson-orin-nano", precision="fp16")
+    found = estimates.estimate(kit.path, "jetson-orin-nano")
+    plain = estimates.estimate(export_small("onnx", precision="fp16").path, "jetson-orin-nano")
+    assert found.p50_ms == pytest.approx(plain.p50_ms, rel=0.01)
+    assert found.sha256 == kit.digest
+    engine = export_small("tensorrt", precision="fp16")
+    assert engine.file.suffix == ".engine"
+    assert estimates.estimate(engine.path, "jetson-orin-nano").macs == found.macs
+    with pytest.raises(BadInput, match="are for target onnx, this artifact is for tensorrt"):
+        estimates.estimate(kit.path, "galaxy-s24")
+    manifest = {**kit.manifest, "files": [one for one in kit.manifest["files"] if not one["path"].endswith(".onnx")]}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BadInput, match=r"has no .*\.onnx, whose operators would be counted; estimate the kit instead"):
+        estimates.estimate(tmp_path, "jetson-orin-nano")
+
+
 @pytest.mark.parametrize(
     ("target", "cut", "device"),
     [("coreml", "*.mlpackage/**/weight.bin", "iphone13"), ("onnx", "*.onnx", "rpi5")],

@@ -232,6 +232,19 @@ def test_a_page_of_a_saved_estimate_alone_names_the_artifact_by_what_it_says(mad
     assert "<p>1 estimate</p>" in page
 
 
+def test_the_costliest_operators_of_many_artifacts_unfold(made: Made, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for i in range(8):
+        one = replace(made.saved, model=f"model_{i}", sha256=f"{i:064x}")
+        (tmp_path / "in" / f"{i}.json").write_text(json.dumps(one.as_json()))
+    write_report(tmp_path / "in", tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    folded = page.split("<summary>ESTIMATED: the operators that cost most</summary>")[1]
+    assert "<caption><strong" in folded.split("</details>")[0]
+    tables = [rows for _, caption, _, rows in Tables(page).found if caption.startswith("ESTIMATED ")]
+    assert [len(rows) for rows in tables] == [8, 24]
+
+
 def test_estimates_that_cannot_be_asked_for_are_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     measurement.write(noisy(1.0), tmp_path / "in" / "record.json")
     for device, sentence in (
