@@ -12,16 +12,21 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from edgesmith.bench import checked
 from edgesmith.bench.roofline import Operator, Rates, parts
-from edgesmith.errors import BadInput, Unsupported
+from edgesmith.errors import BadInput, EdgesmithError, Unsupported
 from edgesmith.profiles.device import DeviceProfile
 from edgesmith.profiles.device import get as get_device
+
+if TYPE_CHECKING:
+    from edgesmith.exporters.artifact import Artifact
+    from edgesmith.exporters.work import Work
 
 SCHEMA = "edgesmith.estimate.1"
 COEFFICIENTS = Path(__file__).parent / "data" / "estimates.json"
@@ -30,13 +35,19 @@ COSTLIEST = 3
 FEW_ROWS = 5
 """A device with fewer rows counts as one that nobody measured."""
 
+HOST = "host"
+"""What `edgesmith devices` calls this machine; it has no profile."""
+
+MOST = 1e18
+"""No figure of an estimate is larger, whatever its unit."""
+
 
 @dataclass(frozen=True)
 class Kind:
     """Rows that are fitted together: what they ran, and which of a device's figures their roofline has.
 
     Attributes:
-        target: what an artifact for such a device is.
+        target: what an artifact for such a device is, or one of `also`, which have the same ONNX file.
         precision: of those rows' arithmetic.
         runtime: in words.
         peak: the profile's figure, in 10^12 operations a second; None where nobody gives one: the factor has it then.
@@ -46,13 +57,14 @@ class Kind:
     precision: str
     runtime: str
     peak: str | None
+    also: tuple[str, ...] = ()
 
 
 KINDS: Mapping[str, Kind] = {
     "iphone": Kind(
         "coreml", "fp16", "Core ML with all of its units, which is the Neural Engine for most", "npu_fp16_tflops"
     ),
-    "jetson": Kind("onnx", "fp16", "TensorRT on the board's GPU", "gpu_fp16_tflops"),
+    "jetson": Kind("onnx", "fp16", "TensorRT on the board's GPU", "gpu_fp16_tflops", also=("tensorrt",)),
     "snapdragon": Kind("onnx", "fp16", "ONNX Runtime's QNN provider on the NPU", None),
     "raspberry": Kind("onnx", "fp32", "ONNX Runtime's CPU provider, threads as it chooses", "cpu_fp32_tflops"),
 }
@@ -69,7 +81,7 @@ class LeftOut:
         rows, models, families: how many.
         median_error: of |estimate / published - 1|.
         rank_correlation: Spearman's, between estimates and published latencies.
-        logs: log(estimate / published) of every row, in order.
+        logs: log(estimate / published) of every row, in order; empty in an estimate that was read from a file.
     """
 
     what: str
@@ -78,7 +90,7 @@ class LeftOut:
     families: int
     median_error: float
     rank_correlation: float
-    logs: tuple[float, ...]
+    logs: tuple[float, ...] = ()
 
     def sentence(self) -> str:
         """The figures in words."""
@@ -183,23 +195,63 @@ def estimate(path: str | Path, device: str) -> Estimate:
         BadInput: no artifact, an unknown device, or an artifact that the device does not take or the rows are not of.
         Unsupported: a device of which no such latencies are published, or a program that cannot be counted.
     """
-    profile = get_device(device)
-    kind = kind_of(profile)
-    from edgesmith.exporters.artifact import read
+    profile = profile_of(device)
+    kind_of(profile)
+    from edgesmith.exporters.artifact import read as read_artifact
 
-    artifact = read(path)
-    if artifact.target != kind.target:
+    (found,) = estimate_each(read_artifact(path), [profile])
+    if isinstance(found, EdgesmithError):
+        raise found
+    return found
+
+
+def estimate_each(artifact: Artifact, profiles: Sequence[DeviceProfile]) -> Iterator[Estimate | EdgesmithError]:
+    """An estimate of an artifact on each device, or why there is none. Its operators are counted once, if at all."""
+    work: list[Work] | None = None
+    for profile in profiles:
+        try:
+            kind = _checked(artifact, profile)
+            work = _counted(artifact) if work is None else work
+        except EdgesmithError as error:
+            yield error
+        else:
+            yield _estimate(artifact, work, profile, kind)
+
+
+def _checked(artifact: Artifact, profile: DeviceProfile) -> Kind:
+    """The kind whose rows an artifact on a device is like. Raises BadInput or Unsupported where there is none."""
+    kind = kind_of(profile)
+    wanted = f"export with --target {kind.target} --precision {kind.precision}"
+    if artifact.target not in (kind.target, *kind.also):
         raise BadInput(
-            f"estimates for {profile.title} are for target {kind.target}, this artifact is for {artifact.target}"
+            f"estimates for {profile.title} are for target {kind.target}, this artifact is for {artifact.target};"
+            f" {wanted}"
         )
     if artifact.precision != kind.precision:
         raise BadInput(
             f"estimates for {profile.title} are fitted on latencies in {kind.precision}, this artifact is in"
-            f" {artifact.precision}; export with --precision {kind.precision}"
+            f" {artifact.precision}; {wanted}"
         )
-    from edgesmith.exporters.work import Work, read_work
+    return kind
 
-    work = read_work(artifact.file)
+
+def _counted(artifact: Artifact) -> list[Work]:
+    """The work of an artifact's operators. Raises BadInput where its file is not what was exported."""
+    from edgesmith.exporters.artifact import changed_files
+    from edgesmith.exporters.work import read_work
+
+    file = artifact.file.with_suffix(".onnx") if artifact.target == "tensorrt" else artifact.file  # what engines are of
+    if artifact.target == "tensorrt" and file.name not in artifact.sha256:
+        raise BadInput(
+            f"{artifact.path} has no {file.name}, whose operators would be counted; estimate the kit instead"
+        )
+    changed = [sentence for sentence in changed_files(artifact) if sentence.startswith(file.name)]
+    if changed:
+        raise BadInput(f"{artifact.path}: {changed[0]} since it was exported; export the model again")
+    return read_work(file)
+
+
+def _estimate(artifact: Artifact, work: Sequence[Work], profile: DeviceProfile, kind: Kind) -> Estimate:
     assert profile.fit is not None
     fitted = coefficients(profile.fit)
     rates = rates_of(profile, kind, fitted["factors"].get(profile.name, 1.0))
@@ -223,7 +275,7 @@ def estimate(path: str | Path, device: str) -> Estimate:
     return Estimate(
         artifact.model,
         artifact.precision,
-        _digest(artifact.sha256, artifact.manifest["file"]),
+        artifact.digest,
         profile.name,
         profile.title,
         kind.runtime,
@@ -242,13 +294,77 @@ def estimate(path: str | Path, device: str) -> Estimate:
     )
 
 
+def read(path: Path) -> Estimate:
+    """Read what `edgesmith estimate --json` printed.
+
+    Raises:
+        BadInput: no such file, no JSON, another schema, or something in it that no estimate holds, with its place.
+    """
+    record = checked.load(path, "estimate")
+    named = record.get("schema") if isinstance(record, dict) else None
+    if not is_estimate(record):
+        raise BadInput(f"{path} is no estimate of edgesmith. Make one: edgesmith estimate ARTIFACT --device D --json")
+    if named != SCHEMA:
+        raise BadInput(
+            f"{path} has schema {named}, and this edgesmith reads {SCHEMA}: make it anew with edgesmith estimate"
+            " --json, or update this one"
+        )
+    checked.check(record, schema(), path, "estimate")
+    if not all(abs(one) < MOST for one in _numbers(record)):  # 1e999 is JSON
+        raise BadInput(f"{path} is no sound estimate: it holds a figure beyond {MOST:.0e}")
+    low, high = record["estimated_interval_ms"]
+    if not low <= record["estimated_p50_ms"] <= high:
+        raise BadInput(f"{path} is no sound estimate: its p50 is outside of its interval")
+    artifact, device = record["artifact"], record["device"]
+    return Estimate(
+        artifact["model"],
+        artifact["precision"],
+        artifact["sha256"],
+        device["name"],
+        device["title"],
+        device["runtime"],
+        record["estimated_p50_ms"],
+        (low, high),
+        record["interval_coverage"],
+        record["estimated_call_ms"],
+        record["macs"],
+        record["operators"],
+        tuple(
+            Cost(one["operator"], one["type"], one["module"], one["estimated_ms"], one["estimated_share"], one["bound"])
+            for one in record["costliest"]
+        ),
+        LeftOut(**record["error_on_rows_not_fitted_on"]),
+        tuple(record["notes"]),
+    )
+
+
+def is_estimate(content: Any) -> bool:
+    """Whether JSON says that it is an estimate, of whichever version."""
+    return isinstance(content, dict) and str(content.get("schema", "")).startswith(SCHEMA.rpartition(".")[0] + ".")
+
+
+@cache
+def schema() -> dict[str, Any]:
+    """The JSON Schema of an estimate."""
+    loaded: dict[str, Any] = json.loads(Path(__file__).with_name("estimate.schema.json").read_text(encoding="utf-8"))
+    return loaded
+
+
+def _numbers(content: Any) -> Iterator[float]:
+    if isinstance(content, dict | list):
+        for one in content.values() if isinstance(content, dict) else content:
+            yield from _numbers(one)
+    elif isinstance(content, int | float):
+        yield content
+
+
 def _notes(profile: DeviceProfile, kind: Kind, fitted: Mapping[str, Any], total: float, measured: bool) -> list[str]:
     """What sets this estimate apart from those whose errors are known."""
     notes = []
     if not measured:
         rows = fitted["rows"].get(profile.name, 0)
         count = f"{rows or 'no'} {'latency' if rows == 1 else 'latencies'}"
-        notes.append(f"{count} of {profile.title} in the published rows: its figures tell it from other devices")
+        notes.append(f"{count} of {profile.title} in the published rows: only its figures tell it from other devices")
     lowest, highest = fitted["range_ms"]
     if not lowest <= total <= highest:
         notes.append(f"beyond the published rows, which take {lowest:.2f} to {highest:.1f} ms: the error may be larger")
@@ -257,8 +373,16 @@ def _notes(profile: DeviceProfile, kind: Kind, fitted: Mapping[str, Any], total:
         figures[kind.peak] = profile.peak[kind.peak]
     for name, figure in figures.items():
         if not figure.source:
-            notes.append(f"{name} of {profile.title} has no source: {figure.derived or figure.unsourced}")
+            why = f"is derived: {figure.derived}" if figure.derived else f"has no source: {figure.unsourced}"
+            notes.append(f"{name} of {profile.title} {why}")
     return notes
+
+
+def profile_of(device: str) -> DeviceProfile:
+    """A device by its name. Raises BadInput where it is unknown, or this machine, which can be measured."""
+    if device == HOST:
+        raise BadInput("no estimate for this machine: it is here; measure with: edgesmith bench")
+    return get_device(device)
 
 
 def kind_of(profile: DeviceProfile) -> Kind:
@@ -292,11 +416,3 @@ def coefficients(fit: str) -> dict[str, Any]:
     for one in found["left_out"].values():
         one["logs"] = tuple(one["logs"])
     return found
-
-
-def _digest(digests: Mapping[str, str], file: str) -> str:
-    """sha256 of the file, or of the sorted digests of the files in a package."""
-    import hashlib
-
-    own: Sequence[str] = [digest for name, digest in sorted(digests.items()) if name.split("/")[0] == file]
-    return own[0] if len(own) == 1 else hashlib.sha256("".join(own).encode()).hexdigest()

@@ -1,32 +1,29 @@
 """Work of the published models' operators, counted once: data/features-TARGET.json, which latencies are fitted with.
 
-For every row of data/published.csv whose model data/models.toml knows, the model is built without weights, captured and
-rewritten as an export does, lowered in half precision to what such a device runs (Core ML for phones of Apple, ONNX for
-the rest), and its file counted by `exporters.work`. Equal operators are one entry:
+For every row of data/published.csv that is fitted on or held against the fit (rows.py), its model is built without
+weights, captured and rewritten as an export does, lowered in half precision to what such a device runs (Core ML for
+phones of Apple, ONNX for the rest), and its file counted by `exporters.work`. Equal operators are one entry:
 
     [kind, fused, macs, weight bytes, read bytes, written bytes, times]
 
-timm has the models and is needed here only:
+timm has the models, torchvision a few more; they are needed here only:
 
-pip install --no-deps -c constraints.txt timm huggingface_hub PyYAML
+pip install --no-deps -c constraints.txt timm torchvision huggingface_hub PyYAML
 python -m edgesmith.bench.features [target ...]        # adds what is missing
 """
 
 from __future__ import annotations
 
-import importlib.abc
-import importlib.machinery
-import importlib.util
+import importlib
 import json
 import sys
 import tempfile
-import types
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgesmith.bench.rows import FORMATS, Row, read_rows
+from edgesmith.bench.rows import FELL_BACK, FORMATS, Row, read_rows
 from edgesmith.errors import Unsupported
 
 if TYPE_CHECKING:
@@ -39,7 +36,8 @@ BACKBONE = 512
 
 def main() -> None:
     """Count what is missing, and write a file anew after each of its models."""
-    wanted = list(dict.fromkeys((FORMATS[row.fit], key(row)) for row in read_rows() if row.model_of_timm and row.size))
+    rows = [row for why_not in ("", FELL_BACK) for row in read_rows() if row.why_not == why_not]
+    wanted = list(dict.fromkeys((FORMATS[row.fit], key(row)) for row in rows if row.model_of_timm and row.size))
     for target in sys.argv[1:] or sorted(set(FORMATS.values())):
         path = file_of(target)
         known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -65,7 +63,7 @@ def file_of(target: str) -> Path:
 
 
 def key(row: Row) -> str:
-    """A model as features know it: timm's name, and what it reads."""
+    """A model as features know it: its name in timm or torchvision, and what it reads."""
     return f"{row.model_of_timm}@{row.size}{' backbone' if row.backbone else ''}"
 
 
@@ -84,9 +82,9 @@ def count(name: str, target: str) -> dict[str, Any]:
     from edgesmith.exporters.rewrite import rewrite
     from edgesmith.exporters.work import read_work
 
-    timms, _, reads = name.partition("@")
+    plain, _, reads = name.partition("@")
     size = int(reads.split()[0])
-    module = build(timms, size, reads.endswith("backbone"))
+    module = build(plain, size, reads.endswith("backbone"))
     params = sum(p.numel() for p in module.parameters())
     backend = targets.get(target)
     program = capture(module, (torch.randn(1, 3, size, size),))
@@ -108,20 +106,34 @@ def count(name: str, target: str) -> dict[str, Any]:
 
 
 def build(name: str, size: int, backbone: bool) -> nn.Module:
-    """Timm's model without weights, branches merged as its authors deploy it."""
+    """A model of timm's or torchvision's without weights, branches merged as its authors deploy it."""
     import torch
 
-    with _no_torchvision():
-        import timm
-        from timm.utils.model import reparameterize_model
-
+    _import_torchvision()
     torch.manual_seed(0)
+    if name.startswith(TORCHVISION):
+        from torchvision.models import get_model
+
+        plain = name.removeprefix(TORCHVISION)
+        made: nn.Module = get_model(plain, weights=None, **_HEADLESS.get(plain, {})).eval()
+        return made
+    import timm
+    from timm.utils.model import reparameterize_model
+
     variant, _, setting = name.partition(":")
     sized = {"img_size": size} if variant.startswith(_SIZED) else {}
     module = _widened(variant, float(setting.partition("=")[2])) if setting else timm.create_model(variant, **sized)
     module = reparameterize_model(module.eval())
+    if variant.startswith("efficientformer_"):
+        _fit_attention(module, size // 32)
     return _Backbone(module) if backbone else module
 
+
+TORCHVISION = "torchvision."
+"""What the names of torchvision's models begin with in data/models.toml."""
+
+_HEADLESS = {"googlenet": {"aux_logits": False, "init_weights": False}}
+"""Without the heads that only training has."""
 
 _SIZED = ("deit", "vit_", "beit", "swin", "efficientformer", "sequencer", "vit_base_mci")
 """Models that are built for one size, when theirs is not the one asked for."""
@@ -135,6 +147,19 @@ def _widened(variant: str, multiplier: float) -> nn.Module:
     else:
         made = mobilenetv3._gen_mobilenet_v3(variant, multiplier)
     return made
+
+
+def _fit_attention(module: nn.Module, side: int) -> None:
+    """Give EfficientFormer's attention a table of offsets for another map than timm's 7 x 7; in place."""
+    from timm.models.efficientformer import Attention
+
+    for parent in list(module.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, Attention):
+                width = child.qkv.in_features
+                made = Attention(width, child.key_dim, child.num_heads, child.attn_ratio, side)
+                made.eval()  # which timm's returns nothing from
+                setattr(parent, name, made)
 
 
 def _Backbone(module: Any) -> nn.Module:  # noqa: N802 - a class that is made when torch is there
@@ -156,42 +181,19 @@ def _Backbone(module: Any) -> nn.Module:  # noqa: N802 - a class that is made wh
     return Backbone()
 
 
-class _no_torchvision:  # noqa: N801 - used as a function
-    """timm imports torchvision for what building a model never calls; where it is missing, names stand in for it."""
+def _import_torchvision() -> None:
+    """Import torchvision, whose operators are built for one build of torch, without them where they do not load.
 
-    def __enter__(self) -> None:
-        if importlib.util.find_spec("torchvision") is None:
-            sys.meta_path.append(_StandIns())
+    Two of them have to be declared all the same. No model here calls one.
+    """
+    import torch
 
-    def __exit__(self, *error: object) -> None:
-        sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _StandIns)]
-
-
-class _Name(type):
-    """A class whose attributes are classes of the same kind, each always the same one."""
-
-    def __getattr__(cls, name: str) -> type:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        made = _Name(name, (), {})
-        setattr(cls, name, made)
-        return made
-
-
-class _StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    def find_spec(self, name: str, path: object = None, target: object = None) -> Any:
-        if name.split(".")[0] == "torchvision":
-            return importlib.machinery.ModuleSpec(name, self, is_package=True)
-        return None
-
-    def create_module(self, spec: Any) -> types.ModuleType:
-        module = types.ModuleType(spec.name)
-        names = _Name("names", (), {})
-        module.__getattr__ = lambda name: getattr(names, name)  # type: ignore[method-assign]
-        return module
-
-    def exec_module(self, module: types.ModuleType) -> None:
-        """Nothing to run."""
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError:
+        for name in ("nms", "qnms"):
+            torch.library.define(f"torchvision::{name}", "(Tensor boxes, Tensor scores, float threshold) -> Tensor")
+        importlib.import_module("torchvision")
 
 
 if __name__ == "__main__":

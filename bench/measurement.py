@@ -14,8 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from edgesmith.bench import checked
 from edgesmith.errors import BadInput, OutputError
 
 SCHEMA = 1
@@ -195,18 +196,7 @@ def read(path: Path) -> Measurement:
     Raises:
         BadInput: no such file, no JSON, another schema, or something in it that no measurement holds, with its place.
     """
-    import jsonschema
-
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
-    except OSError as error:
-        raise BadInput(f"cannot read the measurement {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{path} is no measurement: it is no text") from error
-    except json.JSONDecodeError as error:
-        raise BadInput(f"{path} is damaged or no measurement: {error.msg} in line {error.lineno}") from error
-    except _NoNumber as error:
-        raise BadInput(f"{path} is no measurement: it holds {error}, and times are finite numbers") from error
+    record = checked.load(path, "measurement")
     version = record.get("schema") if isinstance(record, dict) else None
     if not isinstance(version, int):
         raise BadInput(f"{path} is no measurement of edgesmith: it names no schema. Make one: edgesmith bench")
@@ -215,11 +205,7 @@ def read(path: Path) -> Measurement:
             f"{path} has schema {version}, and this edgesmith reads {SCHEMA}: read it with the edgesmith that wrote it,"
             f" {record.get('edgesmith', 'a newer one')}, or update this one"
         )
-    errors = jsonschema.Draft202012Validator(schema()).iter_errors(record)
-    worst = jsonschema.exceptions.best_match(errors)
-    if worst is not None:
-        place = ".".join(map(str, worst.absolute_path)) or "the top"
-        raise BadInput(f"{path} is no sound measurement: at {place}, {_shortened(worst.message)}")
+    checked.check(record, schema(), path, "measurement")
     return _measurement(record, path)
 
 
@@ -250,18 +236,6 @@ def environment_line(launches: Sequence[Launch]) -> str:
     if preempted:
         parts.append(f"preempted {preempted} times")
     return ", ".join(parts)
-
-
-class _NoNumber(ValueError):
-    """NaN or an infinity."""
-
-
-def _no_number(name: str) -> NoReturn:
-    raise _NoNumber(name)
-
-
-def _shortened(message: str) -> str:
-    return message if len(message) < 160 else message[:157] + "..."
 
 
 def _measurement(record: dict[str, Any], path: Path) -> Measurement:

@@ -31,7 +31,7 @@ class Row:
         profile: our name of the device; "" where there is none.
         latency_ms: of one inference, batch 1.
         family: of the model; "" where it is not known.
-        model_of_timm: what timm calls it; "" where it is not known.
+        model_of_timm: what timm calls it, or torchvision, after its own name; "" where it is not known.
         size: height and width of the input, pixels; 0 where it is not stated.
         backbone: up to the last feature map only.
         why_not: why it is not fitted on; "" where it is.
@@ -102,7 +102,7 @@ def _why_not(row: Row) -> str:
 
 
 def _models() -> dict[str, tuple[str, str]]:
-    """Family and timm's name by published name."""
+    """Family and name in timm or torchvision, by published name."""
     families = tomllib.loads((DATA / "models.toml").read_text(encoding="utf-8"))
     return {name.casefold(): (family, model) for family, names in families.items() for name, model in names.items()}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -316,6 +317,16 @@ def test_the_errors_that_ship_are_those_of_rows_left_out() -> None:
     assert ours["logs"] == pytest.approx(left.logs, abs=0.02)
 
 
+def test_the_readme_s_errors_are_those_that_ship(checkout: Path) -> None:
+    text = (checkout / "README.md").read_text(encoding="utf-8")
+    for kind in estimates.KINDS:
+        left = estimates.coefficients(kind)["left_out"]
+        one, other = (estimates.LeftOut(**left[name]) for name in ("family", "family and device"))
+        row = f"| {one.rows}, {one.models} | {one.median_error * 100:.0f} % | {one.rank_correlation:.2f} |"
+        row += f" {other.median_error * 100:.0f} %, {other.rank_correlation:.2f} |"
+        assert row in text, kind
+
+
 # What a user gets
 
 
@@ -361,6 +372,94 @@ def test_an_estimate_is_no_record(export_small: Callable[..., Artifact], tmp_pat
     assert not jsonschema.Draft202012Validator(records).is_valid(made.as_json())
 
 
+def test_a_saved_estimate_is_read_as_it_was_printed(export_small: Callable[..., Artifact], tmp_path: Path) -> None:
+    made = estimates.estimate(export_small("coreml").path, "iphone13")
+    path = tmp_path / "estimate.json"
+    path.write_text(json.dumps(made.as_json()), encoding="utf-8")
+    found = estimates.read(path)
+    assert found.as_json() == made.as_json()
+    assert found == replace(made, left_out=replace(made.left_out, logs=()))
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"schema": "edgesmith.estimate.2"}, "has schema edgesmith.estimate.2, and this edgesmith reads"),
+        ({"schema": 1}, "is no estimate of edgesmith"),
+        ({"estimated_p50_ms": math.nan}, "it holds NaN, and times are finite numbers"),
+        ({"estimated_call_ms": 1e300}, "it holds a figure beyond 1e"),
+        ({"estimated_p50_ms": -1.0}, "at estimated_p50_ms, -1.0 is less than"),
+        ({"estimated_p50_ms": 1e6}, "its p50 is outside of its interval"),
+        ({"note": "none"}, "at the top, Additional properties"),
+    ],
+)
+def test_a_saved_estimate_that_is_not_sound_is_one_sentence(
+    changed: dict[str, Any], sentence: str, export_small: Callable[..., Artifact], tmp_path: Path
+) -> None:
+    made = estimates.estimate(export_small("coreml").path, "iphone13").as_json()
+    path = tmp_path / "estimate.json"
+    path.write_text(json.dumps({**made, **changed}), encoding="utf-8")
+    with pytest.raises(BadInput, match=sentence):
+        estimates.read(path)
+    path.write_text(json.dumps(made)[:200], encoding="utf-8")
+    with pytest.raises(BadInput, match="is damaged or no estimate"):
+        estimates.read(path)
+    with pytest.raises(BadInput, match="cannot read the estimate"):
+        estimates.read(tmp_path / "none.json")
+
+
+def test_a_kit_and_an_engine_are_estimated_by_the_onnx_that_they_are_built_of(
+    export_small: Callable[..., Artifact], tmp_path: Path
+) -> None:
+    kit = export_small("tensorrt", device="jetson-orin-nano", precision="fp16")
+    found = estimates.estimate(kit.path, "jetson-orin-nano")
+    plain = estimates.estimate(export_small("onnx", precision="fp16").path, "jetson-orin-nano")
+    assert found.p50_ms == pytest.approx(plain.p50_ms, rel=0.01)
+    assert found.sha256 == kit.digest
+    engine = export_small("tensorrt", precision="fp16")
+    assert engine.file.suffix == ".engine"
+    assert estimates.estimate(engine.path, "jetson-orin-nano").macs == found.macs
+    with pytest.raises(BadInput, match="are for target onnx, this artifact is for tensorrt"):
+        estimates.estimate(kit.path, "galaxy-s24")
+    manifest = {**kit.manifest, "files": [one for one in kit.manifest["files"] if not one["path"].endswith(".onnx")]}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BadInput, match=r"has no .*\.onnx, whose operators would be counted; estimate the kit instead"):
+        estimates.estimate(tmp_path, "jetson-orin-nano")
+
+
+@pytest.mark.parametrize(
+    ("target", "cut", "device"),
+    [("coreml", "*.mlpackage/**/weight.bin", "iphone13"), ("onnx", "*.onnx", "rpi5")],
+)
+def test_a_file_that_is_not_what_was_exported_is_one_sentence(
+    target: str, cut: str, device: str, export_small: Callable[..., Artifact], tmp_path: Path, edgesmith: Run
+) -> None:
+    folder = shutil.copytree(export_small(target).path, tmp_path / "made")
+    (file,) = folder.glob(cut)
+    file.write_bytes(file.read_bytes()[:-100])
+    found = edgesmith("estimate", str(folder), "--device", device)
+    assert found.returncode == 2
+    name = file.relative_to(folder).as_posix()
+    assert f"{folder}: {name} was altered since it was exported; export the model again" in " ".join(
+        found.stderr.split()
+    )
+
+
+def test_an_artifact_on_several_devices_is_counted_once(
+    export_small: Callable[..., Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, counted = export_small("coreml"), []
+    monkeypatch.setattr("edgesmith.exporters.work.read_work", lambda file: counted.append(file) or read_work(file))
+    profiles = [devices.get(name) for name in ("iphone13", "rtx3080", "iphone15", "jetson-nano")]
+    one, refused, other, taken = estimates.estimate_each(made, profiles)
+    assert counted == [made.file]
+    assert isinstance(one, estimates.Estimate)
+    assert isinstance(other, estimates.Estimate)
+    assert one == estimates.estimate(made.path, "iphone13")
+    assert isinstance(refused, Unsupported)
+    assert isinstance(taken, BadInput)
+
+
 @pytest.mark.parametrize(
     ("target", "precision", "device", "error", "sentence"),
     [
@@ -368,6 +467,7 @@ def test_an_estimate_is_no_record(export_small: Callable[..., Artifact], tmp_pat
         ("onnx", "fp32", "jetson-nano", BadInput, "fitted on latencies in fp16, this artifact is in fp32"),
         ("onnx", "fp32", "rtx3080", Unsupported, "no estimate for GeForce RTX 3080: no latencies of such a device"),
         ("onnx", "fp32", "iphone99", BadInput, "unknown device 'iphone99'"),
+        ("onnx", "fp32", "host", BadInput, "no estimate for this machine: it is here; measure with: edgesmith bench"),
     ],
 )
 def test_what_cannot_be_estimated_is_one_sentence(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -13,10 +14,11 @@ from typing import Any
 import pytest
 
 from edgesmith import cli
-from edgesmith.bench import history, measurement
+from edgesmith.bench import estimate, history, measurement
+from edgesmith.bench.estimate import Estimate
 from edgesmith.bench.measurement import Measurement, Operator, Profile
 from edgesmith.bench.report import figures
-from edgesmith.bench.report.page import find, write_report
+from edgesmith.bench.report.page import Found, find, write_report
 from edgesmith.errors import BadInput, OutputError
 from edgesmith.exporters.artifact import Artifact
 from edgesmith.tests.test_bench import noisy, recorded
@@ -26,10 +28,18 @@ HOSTILE = '<script>alert("&amp;")</script>'
 
 @dataclass(frozen=True)
 class Made:
-    """A folder with something of everything, and the anchors of the figures that its page must have."""
+    """A folder with something of everything, and the anchors of the figures that its page must have.
+
+    devices: that its artifacts are estimated for; saved: the estimate that lies in it.
+    """
 
     folder: Path
     figures: tuple[str, ...]
+    saved: Estimate
+    devices: tuple[str, ...] = ("iphone13", "jetson-orin-nano", "rtx3080", "iphone13")
+
+    def write(self, out: Path) -> Found:
+        return write_report(self.folder, out, self.devices)
 
 
 def measured(artifact: Artifact) -> Measurement:
@@ -67,10 +77,16 @@ def made(export_small: Callable[..., Artifact], tmp_path: Path) -> Made:
         record = recorded([[5.0 + 0.01 * (day % 3) + (day > 7)] * 3] * 6, started=f"2026-01-{day:02d}")
         measurement.write(record, tmp_path / "day.json")
         history.add(folder / "history.sqlite", tmp_path / "day.json")
+    computed = estimate.estimate(folder / "artifacts" / artifact.path.name, "iphone13")
+    costliest = (replace(computed.costliest[0], module=HOSTILE), *computed.costliest[1:])
+    saved = replace(computed, p50_ms=1.25 * computed.p50_ms, costliest=costliest)
+    for name, one in (("of-another-version", saved), ("the-same", computed)):
+        (folder / f"{name}.json").write_text(json.dumps(one.as_json()))
     (folder / "cut.json").write_text('{"schema": 1, "laun')
+    (folder / "later.json").write_text('{"schema": "edgesmith.estimate.2"}')
     (folder / "settings.json").write_text('{"theirs": true}')
     samples = tuple(f"{kind}-1-{i}" for i in range(3) for kind in ("samples", "launches"))
-    return Made(folder, ("error-0", "accuracy-1", *samples, "history-1-1"))
+    return Made(folder, ("error-0", "accuracy-1", "estimated-error-0", *samples, "history-1-1"), saved)
 
 
 class Outline(HTMLParser):
@@ -107,10 +123,10 @@ class Outline(HTMLParser):
 
 @pytest.mark.wheel
 def test_the_page_shows_what_the_folder_holds_and_brings_nothing_from_elsewhere(made: Made, tmp_path: Path) -> None:
-    found = write_report(made.folder, tmp_path / "report.html")
+    found = made.write(tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     outline = Outline(page)
-    assert [name for name, _ in found.unread] == ["cut.json"]
+    assert [name for name, _ in found.unread] == ["cut.json", "later.json"]
     assert "settings.json" not in page
     assert "script" not in outline.tags
     assert all(address.startswith(("#", "data:")) for address in outline.addresses)
@@ -119,18 +135,125 @@ def test_the_page_shows_what_the_folder_holds_and_brings_nothing_from_elsewhere(
     assert outline.levels[0] == 1
     assert all(b - a <= 1 for a, b in zip(outline.levels, outline.levels[1:], strict=False))
     assert {name for name in outline.ids if name in made.figures} == set(made.figures)
-    sections = ("artifacts", "tradeoffs", "devices", "operators", "samples", "history", "rewrites", "checks", "lint")
-    assert {*sections, "unread"} <= set(outline.ids)
+    sections = ("artifacts", "tradeoffs", "devices", "estimates", "operators", "samples", "history", "rewrites")
+    assert {*sections, "checks", "lint", "unread"} <= set(outline.ids)
     for said in ("fuse_additive_attention 4", "singleton-last-axis", "+20.0%", "ONNX Runtime, CPU", "Measured on host"):
         assert said in page, said
     assert "&lt;script&gt;alert(&#34;&amp;amp;&#34;)&lt;/script&gt;" in page
 
 
 def test_the_same_folder_gives_the_same_bytes_wherever_it_lies(made: Made, tmp_path: Path) -> None:
-    write_report(made.folder, tmp_path / "one.html")
+    made.write(tmp_path / "one.html")
     moved = shutil.copytree(made.folder, tmp_path / "another" / "place")
-    write_report(moved, tmp_path / "other.html")
+    replace(made, folder=moved).write(tmp_path / "other.html")
     assert (tmp_path / "one.html").read_bytes() == (tmp_path / "other.html").read_bytes()
+
+
+class Tables(HTMLParser):
+    """Every table of a page: the section that it is in, its caption, its columns, and the words of its rows."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.section = ""
+        self.found: list[tuple[str, str, list[str], list[list[str]]]] = []
+        self.at: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.at.append(tag)
+        if tag == "section":
+            self.section = dict(attrs)["id"] or ""
+        elif tag == "table":
+            self.found.append((self.section, "", [], []))
+        elif tag == "tr" and "tbody" in self.at:
+            self.found[-1][3].append([])
+        elif tag in ("th", "td"):
+            (self.found[-1][3][-1] if "tbody" in self.at else self.found[-1][2]).append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        while self.at.pop() != tag:
+            pass
+
+    def handle_data(self, data: str) -> None:
+        if "caption" in self.at:
+            section, caption, columns, rows = self.found[-1]
+            self.found[-1] = (section, caption + data, columns, rows)
+        elif "th" in self.at or "td" in self.at:
+            cells = self.found[-1][3][-1] if "tbody" in self.at else self.found[-1][2]
+            cells[-1] += data
+
+
+@pytest.mark.wheel
+def test_estimates_stand_apart_from_measurements_and_say_what_they_are(made: Made, tmp_path: Path) -> None:
+    made.write(tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    tables = Tables(page).found
+    said = [(section, caption) for section, caption, _, _ in tables]
+    assert all(
+        ("ESTIMATED " in caption) == (section == "estimates") for section, caption in said if "Not" not in caption
+    )
+    assert not any(
+        "measured" in word.lower() for s, c, columns, _ in tables if s == "estimates" for word in (c, *columns)
+    )
+
+    (table,) = [one for one in tables if one[1] == "ESTIMATED iPhone 13, estimated"]
+    assert table[2][:3] == ["artifact", "p50, ms", "80% interval, ms"]
+    rows = {(row[0], row[-1]): row for row in table[3]}
+    coreml, onnx = (f"artifacts/{path.name}" for path in sorted((made.folder / "artifacts").iterdir()))
+    low, high = made.saved.interval_ms
+    assert rows[coreml, "this page"][1] == f"{made.saved.p50_ms / 1.25:.2f}"
+    assert rows[coreml, "of-another-version.json"][1:3] == [f"{made.saved.p50_ms:.2f}", f"{low:.2f} to {high:.2f}"]
+    reason = next(row for row in table[3] if row[0] == onnx)
+    assert reason[1].startswith(
+        "not estimated: estimates for iPhone 13 are for target coreml, this artifact is for onnx"
+    )
+    assert len(table[3]) == 3  # what says the same as the page is not shown twice
+
+    (costliest,) = [one for one in tables if one[1].startswith("ESTIMATED Operators that cost most on iPhone 13")]
+    assert [row[0] for row in costliest[3]] == [coreml] * 6
+    assert [row[1] for row in costliest[3][:3]] == [cost.type for cost in made.saved.costliest]
+    assert costliest[3][3][2] == HOSTILE
+    assert made.saved.left_out.sentence() in page
+
+    refused = {caption: rows for _, caption, _, rows in tables if caption.startswith("Not estimated for ")}
+    assert list(refused) == ["Not estimated for Jetson Orin Nano"]
+    assert "are for target onnx" in refused["Not estimated for Jetson Orin Nano"][0][1]
+    assert "this artifact is in fp32" in refused["Not estimated for Jetson Orin Nano"][1][1]
+    assert "<p>No artifact is estimated: no estimate for GeForce RTX 3080: no latencies of such a device" in page
+    assert "later.json has schema edgesmith.estimate.2, and this edgesmith reads edgesmith.estimate.1" in page
+
+
+def test_a_page_of_a_saved_estimate_alone_names_the_artifact_by_what_it_says(made: Made, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    shutil.copy(made.folder / "of-another-version.json", tmp_path / "in" / "one.json")
+    write_report(tmp_path / "in", tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert f"{made.saved.model}, fp16, not in this folder" in page
+    assert "<p>1 estimate</p>" in page
+
+
+def test_the_costliest_operators_of_many_artifacts_unfold(made: Made, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for i in range(8):
+        one = replace(made.saved, model=f"model_{i}", sha256=f"{i:064x}")
+        (tmp_path / "in" / f"{i}.json").write_text(json.dumps(one.as_json()))
+    write_report(tmp_path / "in", tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    folded = page.split("<summary>ESTIMATED: the operators that cost most</summary>")[1]
+    assert "<caption><strong" in folded.split("</details>")[0]
+    tables = [rows for _, caption, _, rows in Tables(page).found if caption.startswith("ESTIMATED ")]
+    assert [len(rows) for rows in tables] == [8, 24]
+
+
+def test_estimates_that_cannot_be_asked_for_are_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    measurement.write(noisy(1.0), tmp_path / "in" / "record.json")
+    for device, sentence in (
+        ("iphone99", "unknown device 'iphone99'. Nearest: iphone"),
+        ("iphone15", "nothing to estimate below"),
+    ):
+        assert cli.run(["report", str(tmp_path / "in"), "--estimate", device, "-o", str(tmp_path / "report.html")]) == 2
+        assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "report.html").exists()
 
 
 def test_what_cannot_be_reported_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -255,7 +378,7 @@ def test_a_browser_shows_the_page_on_a_phone_and_a_desk_in_light_and_dark(
     browser: Any, made: Made, tmp_path: Path
 ) -> None:
     out = tmp_path / "report.html"
-    write_report(made.folder, out)
+    made.write(out)
     papers = set()
     for width in (390, 1440):
         for scheme in ("light", "dark"):
@@ -291,7 +414,7 @@ def test_a_browser_shows_the_page_on_a_phone_and_a_desk_in_light_and_dark(
 
 def test_the_page_is_read_with_the_keyboard(browser: Any, made: Made, tmp_path: Path) -> None:
     out = tmp_path / "report.html"
-    write_report(made.folder, out)
+    made.write(out)
     page = browser.new_page(viewport={"width": 390, "height": 844})
     page.goto(out.as_uri())
     page.keyboard.press("Tab")

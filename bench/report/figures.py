@@ -74,16 +74,20 @@ def number(value: float) -> str:
 
 @dataclass(frozen=True)
 class Mark:
-    """One numbered point of a scatter plot."""
+    """One numbered point of a scatter plot. span: along x where it is only an estimate; None where it was measured."""
 
     number: int
     x: float
     y: float
     in_front: bool
+    span: tuple[float, float] | None = None
 
 
 def draw_scatter(name: str, title: str, summary: str, x: Axis, y: Axis, marks: Sequence[Mark]) -> Element:
-    """Numbered points, and steps along the front of those that no other beats on both axes."""
+    """Numbered points, and a line along the front of those that no other beats on both axes.
+
+    What was measured is a disc; an estimate is a square on a bar as long as its span.
+    """
     svg, at = _frame(name, title, summary, x, y)
     front = sorted((mark for mark in marks if mark.in_front), key=lambda mark: mark.x)
     if len(front) > 1:
@@ -91,7 +95,13 @@ def draw_scatter(name: str, title: str, summary: str, x: Axis, y: Axis, marks: S
     for mark in marks:
         px, py = at(mark.x, mark.y)
         kind = "mark" if mark.in_front else "mark beaten"
-        _add(svg, "circle", {"class": kind, "cx": _n(px), "cy": _n(py), "r": "9"})
+        if mark.span is None:
+            _add(svg, "circle", {"class": kind, "cx": _n(px), "cy": _n(py), "r": "9"})
+        else:
+            kind += " guess"
+            (x1, _), (x2, _) = (at(end, mark.y) for end in mark.span)
+            _add(svg, "line", {"class": "interval", "x1": _n(x1), "x2": _n(x2), "y1": _n(py), "y2": _n(py)})
+            _add(svg, "rect", {"class": kind, "x": _n(px - 8), "y": _n(py - 8), "width": "16", "height": "16"})
         _add(svg, "text", {"class": f"on-{kind}", "x": _n(px), "y": _n(py + 4)}, str(mark.number))
     return svg
 

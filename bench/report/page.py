@@ -2,10 +2,12 @@
 
     artifact   a folder with manifest.json            checks, rewrites, sizes; of a Core ML package also the lint
     record     a .json file of `edgesmith bench`      devices, samples, operators
+    estimate   a .json file of `edgesmith estimate`   devices that were not measured
     history    a .sqlite file of `edgesmith history`  series and changes
 
 The page is whole: no script, nothing from the network, the same bytes for the same folder. It is a list of sections of
-blocks (tables, figures with their tables, folded lists), which `page.html` writes with everything escaped.
+blocks (blocks.py), which `page.html` writes with everything escaped. Estimates have a section of their own
+(estimated.py): those that lie in the folder, and of every artifact for the devices that were asked for.
 """
 
 from __future__ import annotations
@@ -14,31 +16,44 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
-from xml.etree import ElementTree
+from typing import Any
 
 from edgesmith import __version__
+from edgesmith.bench import estimate as estimates
 from edgesmith.bench import history as histories
 from edgesmith.bench import measurement as measurements
+from edgesmith.bench.estimate import Estimate
 from edgesmith.bench.history import Series
 from edgesmith.bench.measurement import Device, Measurement, Profile, environment_line
 from edgesmith.bench.operators import group_by_module, group_by_op
 from edgesmith.bench.report import figures
-from edgesmith.bench.report.figures import Mark, axis, number
+from edgesmith.bench.report.blocks import (
+    Block,
+    Figure,
+    Figures,
+    Folded,
+    Pair,
+    Section,
+    Share,
+    Table,
+    Text,
+    drawing,
+    interval,
+    markup,
+)
+from edgesmith.bench.report.estimated import Entry, estimate_blocks, list_entries
+from edgesmith.bench.report.figures import number
+from edgesmith.bench.report.tradeoff import LEAST_ERROR, Point, draw_tradeoff
 from edgesmith.bench.statistics import Interval, quantile
 from edgesmith.errors import BadInput, EdgesmithError, OutputError
 from edgesmith.exporters import artifact as artifacts
 from edgesmith.exporters.artifact import Artifact
 from edgesmith.models import registry
 
-if TYPE_CHECKING:
-    from markupsafe import Markup
-
-LEAST_ERROR = 1e-9
-"""Where equal files stand on an axis of powers of ten."""
+WANTED = "artifacts, records of bench, estimates or a history"
 
 MOST_OPERATORS = 30
 """Operators of one profile that the page lists; the record has all."""
@@ -52,101 +67,27 @@ class Found:
     records: tuple[tuple[str, Measurement], ...]
     histories: tuple[tuple[str, tuple[Series, ...]], ...]
     unread: tuple[tuple[str, str], ...]
+    estimates: tuple[tuple[str, Estimate], ...] = ()
 
 
-@dataclass(frozen=True)
-class Share:
-    """A table's cell that is a bar. value: of the whole; of_longest: of the table's longest bar."""
+def write_report(folder: Path, out: Path, devices: Sequence[str] = ()) -> Found:
+    """Write the page of a folder. Returns what lies in it.
 
-    value: float
-    of_longest: float
-
-
-Cell = str | Share
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows under columns; the first cell of a row names it. figures: columns, from 0, that stand to the right."""
-
-    caption: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    figures: tuple[int, ...] = ()
-    kind: str = "table"
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A drawing, and its data as a table that unfolds. legend: what the numbers in it stand for."""
-
-    name: str
-    title: str
-    summary: str
-    svg: Markup
-    table: Table
-    legend: tuple[str, ...] = ()
-    kind: str = "figure"
-
-
-@dataclass(frozen=True)
-class Figures:
-    """Figures side by side, where there is room."""
-
-    figures: tuple[Figure, ...]
-    kind: str = "figures"
-
-
-@dataclass(frozen=True)
-class Text:
-    """A paragraph, or a heading where `level` is a heading's."""
-
-    text: str
-    level: int = 0
-    kind: str = "text"
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two tables side by side, where there is room."""
-
-    tables: tuple[Table, Table]
-    kind: str = "pair"
-
-
-@dataclass(frozen=True)
-class Folded:
-    """Tables under a line that unfolds them."""
-
-    summary: str
-    tables: tuple[Table, ...]
-    kind: str = "folded"
-
-
-Block = Table | Figures | Text | Pair | Folded
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of the page. name: its anchor."""
-
-    name: str
-    title: str
-    blocks: tuple[Block, ...] = field(default=())
-
-
-def write_report(folder: Path, out: Path) -> Found:
-    """Write the page of a folder. Returns what it shows.
+    Args:
+        devices: names of profiles; the page has an estimate of every artifact for each, or why there is none.
 
     Raises:
-        BadInput: there is no such folder, or nothing in it that a page could show.
+        BadInput: there is no such folder or device, or nothing in the folder that a page could show.
         OutputError: the page cannot be written.
     """
+    profiles = [estimates.profile_of(name) for name in dict.fromkeys(devices)]
     found = find(folder)
-    if not (found.artifacts or found.records or found.histories):
+    if not (found.artifacts or found.records or found.histories or found.estimates):
         why = f"; {found.unread[0][0]}: {found.unread[0][1]}" if found.unread else ""
-        raise BadInput(f"nothing to report below {folder}: wanted artifacts, records of bench or a history{why}")
-    page = render(found)
+        raise BadInput(f"nothing to report below {folder}: wanted {WANTED}{why}")
+    if profiles and not found.artifacts:
+        raise BadInput(f"nothing to estimate below {folder}: wanted artifacts, as `edgesmith export` writes them")
+    page = render(found, list_entries(found.artifacts, found.estimates, profiles))
     temporary = None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -165,10 +106,11 @@ def write_report(folder: Path, out: Path) -> Found:
 def find(folder: Path) -> Found:
     """Everything below a folder that the page shows, in order of paths. Raises BadInput where there is no folder."""
     if not folder.is_dir():
-        raise BadInput(f"no folder {folder}: wanted one with artifacts, records of bench or a history below it")
+        raise BadInput(f"no folder {folder}: wanted one with {WANTED} below it")
     made: list[tuple[str, Artifact]] = []
     records: list[tuple[str, Measurement]] = []
     kept: list[tuple[str, tuple[Series, ...]]] = []
+    guessed: list[tuple[str, Estimate]] = []
     unread: list[tuple[str, str]] = []
     for path in _candidates(folder):
         name = path.relative_to(folder).as_posix()
@@ -177,11 +119,13 @@ def find(folder: Path) -> Found:
                 made.append((path.parent.relative_to(folder).as_posix(), artifacts.read(path.parent)))
             elif path.suffix == ".sqlite":
                 kept.append((name, tuple(histories.read(path))))
+            elif _is_estimate(path):
+                guessed.append((name, estimates.read(path)))
             elif _is_record(path):
                 records.append((name, measurements.read(path)))
         except EdgesmithError as error:
             unread.append((name, str(error).replace(str(path), path.name)))
-    return Found(tuple(made), tuple(records), tuple(kept), tuple(unread))
+    return Found(tuple(made), tuple(records), tuple(kept), tuple(unread), tuple(guessed))
 
 
 def _candidates(folder: Path) -> Iterator[Path]:
@@ -207,8 +151,16 @@ def _is_record(path: Path) -> bool:
     return isinstance(content, dict) and {"launches", "subjects"} <= content.keys()
 
 
-def render(found: Found) -> str:
-    """The page, as text."""
+def _is_estimate(path: Path) -> bool:
+    """Whether a JSON file says that it is an estimate."""
+    try:
+        return estimates.is_estimate(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return False
+
+
+def render(found: Found, entries: Sequence[Entry] = ()) -> str:
+    """The page, as text. entries: what its section of estimates shows."""
     import jinja2
 
     # `select_autoescape` goes by the name: everything in page.html is escaped but the style sheet and the drawings.
@@ -221,22 +173,26 @@ def render(found: Found) -> str:
         undefined=jinja2.StrictUndefined,
     )
     style = (Path(__file__).with_name("page.css")).read_text(encoding="utf-8")
-    sections = [section for section in _sections(found) if section.blocks]
+    sections = [section for section in _sections(found, entries) if section.blocks]
     counts = (
         (len(found.artifacts), "artifact"),
         (len(found.records), "record"),
+        (sum(isinstance(one.found, Estimate) for one in entries), "estimate"),
         (sum(len(series) for _, series in found.histories), "series of a history"),
     )
     said = ", ".join(f"{count} {word}{'s' * (count > 1 and word[-1] != 'y')}" for count, word in counts if count)
     return environment.get_template("page.html").render(
-        style=_markup(style), sections=sections, summary=said, version=__version__
+        style=markup(style), sections=sections, summary=said, version=__version__
     )
 
 
-def _sections(found: Found) -> Iterator[Section]:
+def _sections(found: Found, entries: Sequence[Entry]) -> Iterator[Section]:
     yield Section("artifacts", "Artifacts", tuple(_artifact_blocks(found.artifacts)))
     yield Section("tradeoffs", "Latency against error and accuracy", tuple(_tradeoff_blocks(found)))
     yield Section("devices", "Devices", tuple(_device_blocks(found.records)))
+    errors = {artifact.digest: _relative_error(artifact) for _, artifact in found.artifacts}
+    blocks = tuple(estimate_blocks(entries, errors))
+    yield Section("estimates", "Devices that are not here", blocks, badge="ESTIMATED")
     yield Section("operators", "Time per operator", tuple(_operator_blocks(found.records)))
     yield Section("samples", "Samples", tuple(_sample_blocks(found.records)))
     yield Section("history", "History", tuple(_history_blocks(found.histories)))
@@ -303,14 +259,14 @@ def _tradeoff_blocks(found: Found) -> Iterator[Block]:
             task = spec.task if spec else subject.model
             label = subject.name + (f"{_how(measurement)}, {name}" if several else "")
             p50 = quantile(samples, 0.5)
-            step = _file_step(made[subject.sha256]) if subject.sha256 in made else None
-            if step and step["relative_error"] is not None:
-                errors.setdefault(task, []).append((label, p50, max(float(step["relative_error"]), LEAST_ERROR)))
+            error = _relative_error(made[subject.sha256]) if subject.sha256 in made else None
+            if error is not None:
+                errors.setdefault(task, []).append((label, p50, max(error, LEAST_ERROR)))
             if spec and spec.top1:
                 accuracies.setdefault(task, []).append((label, p50, max(spec.top1)))
         for kind, tasks in (("error", errors), ("accuracy", accuracies)):
             drawn += [
-                _tradeoff(f"{kind}-{len(drawn) + i}", f"{task}, {device}", kind, points)
+                draw_tradeoff(f"{kind}-{len(drawn) + i}", f"{task}, {device}", kind, points)
                 for i, (task, points) in enumerate(tasks.items())
             ]
     if drawn:
@@ -322,44 +278,8 @@ def _tradeoff_blocks(found: Found) -> Iterator[Block]:
         yield Figures(tuple(drawn))
 
 
-Point = tuple[str, Interval, float]
-"""What was measured, its p50, and its error or accuracy."""
-
-
-def _tradeoff(name: str, where: str, kind: str, points: Sequence[Point]) -> Figure:
-    best = min if kind == "error" else max
-    sign = 1 if kind == "error" else -1
-
-    def is_beaten(one: Point) -> bool:
-        sides = one[1].value, sign * one[2]
-        others = ((p50.value, sign * value) for _, p50, value in points)
-        return any(a <= sides[0] and b <= sides[1] and (a, b) != sides for a, b in others)
-
-    marks = [Mark(i, p50.value, y, not is_beaten((word, p50, y))) for i, (word, p50, y) in enumerate(points, 1)]
-    x = axis("p50, milliseconds", [mark.x for mark in marks], is_log=True)
-    words = "error, relative to the peak" if kind == "error" else "top-1, published, per cent"
-    y = axis(words, [mark.y for mark in marks], is_log=kind == "error")
-    form = number if kind == "error" else (lambda value: f"{value:.1f}")
-    front = sum(mark.in_front for mark in marks)
-    extreme = best(points, key=lambda one: one[2])
-    fastest = min(points, key=lambda one: one[1].value)
-    title = f"Latency against {kind}: {where}"
-    summary = (
-        f"{len(points)} point{'s' * (len(points) != 1)}, {front} in front."
-        f" Fastest: {fastest[0]} with {fastest[1].value:.2f} ms."
-        f" {'Least error' if kind == 'error' else 'Most accurate'}: {extreme[0]} with {form(extreme[2])}."
-    )
-    rows = tuple(
-        (f"{mark.number}", word, _interval(p50), form(value), "yes" if mark.in_front else "no")
-        for mark, (word, p50, value) in zip(marks, points, strict=True)
-    )
-    table = Table(title, ("point", "measured", "p50, ms", words, "in front"), rows, figures=(2, 3))
-    svg = figures.draw_scatter(name, title, summary, x, y, marks)
-    return Figure(name, title, summary, _drawing(svg), table, tuple(word for word, _, _ in points))
-
-
 def _device_blocks(records: Sequence[tuple[str, Measurement]]) -> Iterator[Block]:
-    """A table of what was measured on each device. Estimates take a heading and a table of their own."""
+    """A table of what was measured on each device. Estimates have a section of their own."""
     times = ("p50, ms", "p90, ms", "p99, ms", "a second", "load, ms", "first call, ms")
     rest = ("memory, MiB", "file, MB", "precision", "runtime", "threads", "launches", "record")
     for title, subjects in _by_device(records).items():
@@ -371,7 +291,7 @@ def _device_blocks(records: Sequence[tuple[str, Measurement]]) -> Iterator[Block
             rows.append(
                 (
                     subject.name,
-                    *(_interval(quantile(samples, share)) if samples else "" for share in (0.5, 0.9, 0.99)),
+                    *(interval(quantile(samples, share)) if samples else "" for share in (0.5, 0.9, 0.99)),
                     f"{1e3 * sum(map(len, samples)) / spent:.1f}" if spent else "",
                     f"{cold.load_ms:.0f}" if cold else "",
                     f"{cold.first_ms:.1f}" if cold else "",
@@ -451,7 +371,7 @@ def _distribution(name: str, subject: str, launches: Sequence[Sequence[float]]) 
     summary = f"{len(samples)} calls: {', '.join(f'{word} {value:.3f} ms' for word, value in ends.items())}."
     rows = tuple((word, f"{value:.3f}") for word, value in ends.items())
     svg = figures.draw_histogram(name, title, summary, samples, tuple(found.items()))
-    return Figure(name, title, summary, _drawing(svg), Table(title, ("quantile", "ms"), rows, figures=(1,)))
+    return Figure(name, title, summary, drawing(svg), Table(title, ("quantile", "ms"), rows, figures=(1,)))
 
 
 def _launches(name: str, subject: str, measurement: Measurement, i: int) -> Figure:
@@ -477,7 +397,7 @@ def _launches(name: str, subject: str, measurement: Measurement, i: int) -> Figu
     )
     columns = ("launch", "median, ms", "p90, ms", "fastest, ms", "slowest, ms", "calls", "steady", "load before")
     table = Table(title, columns, rows, figures=(1, 2, 3, 4, 5, 7))
-    return Figure(name, title, summary, _drawing(figures.draw_launches(name, title, summary, rounds)), table)
+    return Figure(name, title, summary, drawing(figures.draw_launches(name, title, summary, rounds)), table)
 
 
 def _history_blocks(found: Sequence[tuple[str, Sequence[Series]]]) -> Iterator[Block]:
@@ -500,7 +420,7 @@ def _history_blocks(found: Sequence[tuple[str, Sequence[Series]]]) -> Iterator[B
             rows = tuple(
                 (
                     point.started,
-                    _interval(Interval(point.p50_ms, point.low_ms, point.high_ms)),
+                    interval(Interval(point.p50_ms, point.low_ms, point.high_ms)),
                     f"{point.p90_ms:.3f}",
                     point.edgesmith,
                     point.version,
@@ -515,7 +435,7 @@ def _history_blocks(found: Sequence[tuple[str, Sequence[Series]]]) -> Iterator[B
             starts = [change.at for change in series.changes]
             svg = figures.draw_history(name, title, summary, values, starts, words)
             table = Table(title, columns, rows, figures=(1, 2, 6))
-            drawn.append(Figure(name, title, summary, _drawing(svg), table))
+            drawn.append(Figure(name, title, summary, drawing(svg), table))
         if drawn:
             yield Figures(tuple(drawn))
 
@@ -619,6 +539,12 @@ def _file_step(artifact: Artifact) -> dict[str, Any] | None:
 _PROGRAMS = ("captured", "rewritten", "step")
 
 
+def _relative_error(artifact: Artifact) -> float | None:
+    """The file's own error, relative to PyTorch's largest output."""
+    value = (_file_step(artifact) or {}).get("relative_error")
+    return None if value is None else float(value)
+
+
 def _error(step: dict[str, Any] | None) -> str:
     value = step.get("relative_error") if step else None
     return "" if value is None else number(value)
@@ -635,11 +561,6 @@ def _top1(step: dict[str, Any] | None) -> str:
     return f"{top1['agreeing']}/{top1['decided']}" if top1 else ""
 
 
-def _interval(found: Interval) -> str:
-    ends = "" if found.low is None else f" ({found.low:.3f} to {found.high:.3f})"
-    return f"{found.value:.3f}{ends}"
-
-
 def _how(measurement: Measurement) -> str:
     pinned = "" if measurement.cores is None else f" on cores {', '.join(map(str, measurement.cores))}"
     return f", {_threads(measurement.threads)}{pinned}"
@@ -647,14 +568,3 @@ def _how(measurement: Measurement) -> str:
 
 def _threads(count: int) -> str:
     return f"{count} thread{'s' * (count != 1)}"
-
-
-def _drawing(svg: ElementTree.Element) -> Markup:
-    return _markup(ElementTree.tostring(svg, encoding="unicode"))
-
-
-def _markup(text: str) -> Markup:
-    """Text that is markup already: our style sheet, or what ElementTree wrote and escaped."""
-    from markupsafe import Markup
-
-    return Markup(text)  # noqa: S704  # see above

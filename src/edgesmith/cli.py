@@ -446,7 +446,10 @@ def run(arguments: list[str], debug: bool = False) -> int:
             raise
         return _fail(str(error), error.exit_code, arguments)
     except _USAGE_ERROR as error:
-        return _fail(f"{error.format_message()} See: edgesmith --help", BadInput.exit_code, arguments)
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "edgesmith"
+        said = error.format_message().rstrip(".")
+        return _fail(f"{said}. See: {command} --help", BadInput.exit_code, arguments)
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted; nothing was published", INTERRUPTED, arguments)
     except BrokenPipeError:  # `edgesmith models | head`

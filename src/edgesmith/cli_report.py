@@ -16,14 +16,24 @@ if TYPE_CHECKING:
 
 def report(
     folder: Annotated[
-        Path, typer.Argument(help="Where artifacts, records and histories lie, at any depth.", show_default=False)
+        Path,
+        typer.Argument(help="Where artifacts, records, estimates and histories lie, at any depth.", show_default=False),
     ],
+    estimate: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Also estimate every artifact for this device, apart from what was measured; may be repeated. Names:"
+            " edgesmith devices.",
+            metavar="DEVICE",
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="The page.")] = Path("report.html"),
 ) -> None:
     """Write one HTML page of what lies below a folder; it needs no network and no script."""
     from edgesmith.bench.report.page import write_report
 
-    found = write_report(folder, out)
+    found = write_report(folder, out, estimate or ())
     for name, reason in found.unread:
         print(f"not read: {name}: {reason}", file=sys.stderr)
     print(out)
