@@ -22,12 +22,16 @@ A round has one slot for each model, in a new order every time, and lasts as lon
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import platform
 import random
+import re
 import resource
+import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -51,6 +55,13 @@ WARM_UP_S = 5.0
 
 FEWEST_PROFILED, MOST_PROFILED = 5, 200
 """Calls of which the time per operator is recorded; a profile holds a million events, and loops write many."""
+
+
+ROOT = Path("/")
+"""Where the system shows its settings and sensors."""
+
+TOLD_S = 5.0
+"""What a command of the system's may take."""
 
 
 def read(path: Path) -> str | None:
@@ -104,14 +115,76 @@ def environment() -> dict[str, Any]:
     return found
 
 
-def machine() -> dict[str, str]:
-    """What the machine is: its system, its processor or board, and a hash that tells two of a kind apart."""
+def told(*command: str) -> str:
+    """What a command of the system's prints; nothing where there is none, it fails, or takes too long."""
+    found = shutil.which(command[0], path=f"{os.environ.get('PATH', os.defpath)}{os.pathsep}/usr/sbin")
+    if found is None:
+        return ""
+    try:
+        done = subprocess.run(  # noqa: S603  # the system's own
+            [found, *command[1:]],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            encoding="utf-8",
+            errors="replace",
+            timeout=TOLD_S,
+            check=False,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def power_mode() -> str | None:
+    """How the machine is set to trade speed for power, in the system's words; None where it shows nothing without root.
+
+    Jetson   MAXN_SUPER          `nvpmodel -q`, which may say more before and after; without that command, as in
+                                 containers, what it keeps: /var/lib/nvpmodel/status, with names in /etc/nvpmodel.conf
+    macOS    low power           `pmset -g`: powermode 0 to 2 where there is a high power mode, else lowpowermode 0, 1
+    Android  battery saver off   `settings get global low_power`, and what follows
+    Linux    balanced, governor powersave, no boost         ACPI's platform profile, cpufreq's governors, boost
+
+    NVIDIA, Jetson Linux Developer Guide, Supported Modes and Power Efficiency; pmset(1), and
+    github.com/alfredapp/low-power-mode-workflow/issues/4; Android's Settings.Global; Linux' ABI/testing/
+    sysfs-platform_profile, admin-guide/pm/cpufreq and intel_pstate.
+    """
+    mode = re.search(r"^NV Power Mode: *(\S+)", told("nvpmodel", "-q"), re.MULTILINE)
+    if mode:
+        return mode[1]
+    kept = re.search(r"pmode:(\d+)", read(ROOT / "var/lib/nvpmodel/status") or "")
+    if kept:
+        with contextlib.suppress(OSError):
+            modes = (ROOT / "etc/nvpmodel.conf").read_text(encoding="utf-8", errors="replace")
+            named = re.search(rf"^< *POWER_MODEL +ID={int(kept[1])} +NAME=(\S+) *>", modes, re.MULTILINE)
+            if named:
+                return named[1]
+        return f"nvpmodel {int(kept[1])}"
+    mode = re.search(r"^ *(?:low)?powermode +([012])\b", told("pmset", "-g"), re.MULTILINE)
+    if mode:
+        return ("automatic", "low power", "high power")[int(mode[1])]
+    found = []
+    if (ROOT / "system/build.prop").exists():
+        saver = told("settings", "get", "global", "low_power")
+        found += [f"battery saver {'on' if saver == '1' else 'off'}"] if saver in ("0", "1") else []
+    cpus = ROOT / "sys/devices/system/cpu"
+    found += [read(ROOT / "sys/firmware/acpi/platform_profile") or ""]
+    governors = {read(path) or "" for path in cpus.glob("cpu[0-9]*/cpufreq/scaling_governor")} - {""}
+    found += [f"governor {' and '.join(sorted(governors))}"] if governors else []
+    is_off = read(cpus / "intel_pstate/no_turbo") == "1" or read(cpus / "cpufreq/boost") == "0"
+    found += ["no boost"] if is_off else []
+    return ", ".join(part for part in found if part) or None
+
+
+def machine() -> dict[str, Any]:
+    """What the machine is: its system, its processor or board, its power mode, and a hash that tells two apart."""
     node = uuid.getnode()
     own = f"{node:x}" if not node >> 40 & 1 else read(Path("/etc/machine-id")) or ""  # that bit marks a random number
     return {
         "system": f"{platform.system()} {platform.release()}",
         "cpu": processor(),
         "machine": hashlib.sha256(f"{platform.node()} {own}".encode()).hexdigest()[:12],
+        "power_mode": power_mode(),
     }
 
 

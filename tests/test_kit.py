@@ -559,10 +559,11 @@ def test_build_py_is_a_python_3_8_program_of_its_own() -> None:
 
 
 def test_build_py_times_as_the_runner_does() -> None:
-    shared = ("read", "number", "environment", "memory_mib", "timed", "median", "is_steady", "warm_up")
+    shared = ["read", "number", "environment", "memory_mib", "timed", "median", "is_steady", "warm_up"]
+    shared += ["told", "power_mode"]
     for name in shared:
         assert inspect.getsource(getattr(board, name)) == inspect.getsource(getattr(runner, name)), name
-    for name in ("WINDOW_CALLS", "WINDOW_MS", "STEADY", "WARM_UP_S"):
+    for name in ("WINDOW_CALLS", "WINDOW_MS", "STEADY", "WARM_UP_S", "ROOT", "TOLD_S"):
         assert getattr(board, name) == getattr(runner, name)
     from edgesmith.bench import measure
 

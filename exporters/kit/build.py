@@ -725,6 +725,12 @@ STEADY = 0.02
 WARM_UP_S = 5.0
 """After so much time a model is timed as it is, and the record says that it was not steady."""
 
+ROOT = Path("/")
+"""Where the system shows its settings and sensors."""
+
+TOLD_S = 5.0
+"""What a command of the system's may take."""
+
 
 def read(path: Path) -> str | None:
     """The first line of a file of the system's, or None."""
@@ -827,7 +833,10 @@ def state() -> dict[str, Any]:
             if hertz is not None:
                 found["gpu_frequency_mhz"] = hertz
     if "gpu_frequency_mhz" not in found:
-        values = told("nvidia-smi", "--query-gpu=clocks.sm,temperature.gpu", "--format=csv,noheader,nounits").split(",")
+        lines = told(
+            "nvidia-smi", "--query-gpu=clocks.sm,temperature.gpu", "--format=csv,noheader,nounits"
+        ).splitlines()
+        values = lines[0].split(",") if lines else []
         for key, value in zip(("gpu_frequency_mhz", "gpu_temperature_c"), values):  # noqa: B905  # Python 3.8
             if number(value) is not None:
                 found[key] = number(value)
@@ -835,12 +844,64 @@ def state() -> dict[str, Any]:
 
 
 def told(*command: str) -> str:
-    """The first line that a command prints; nothing where there is no such command, or it fails."""
-    if shutil.which(command[0]) is None:
+    """What a command of the system's prints; nothing where there is none, it fails, or takes too long."""
+    found = shutil.which(command[0], path=f"{os.environ.get('PATH', os.defpath)}{os.pathsep}/usr/sbin")
+    if found is None:
         return ""
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)  # noqa: S603  # the system's own
-    lines = done.stdout.strip().splitlines()
-    return lines[0].strip() if done.returncode == 0 and lines else ""
+    try:
+        done = subprocess.run(  # noqa: S603  # the system's own
+            [found, *command[1:]],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            encoding="utf-8",
+            errors="replace",
+            timeout=TOLD_S,
+            check=False,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def power_mode() -> str | None:
+    """How the machine is set to trade speed for power, in the system's words; None where it shows nothing without root.
+
+    Jetson   MAXN_SUPER          `nvpmodel -q`, which may say more before and after; without that command, as in
+                                 containers, what it keeps: /var/lib/nvpmodel/status, with names in /etc/nvpmodel.conf
+    macOS    low power           `pmset -g`: powermode 0 to 2 where there is a high power mode, else lowpowermode 0, 1
+    Android  battery saver off   `settings get global low_power`, and what follows
+    Linux    balanced, governor powersave, no boost         ACPI's platform profile, cpufreq's governors, boost
+
+    NVIDIA, Jetson Linux Developer Guide, Supported Modes and Power Efficiency; pmset(1), and
+    github.com/alfredapp/low-power-mode-workflow/issues/4; Android's Settings.Global; Linux' ABI/testing/
+    sysfs-platform_profile, admin-guide/pm/cpufreq and intel_pstate.
+    """
+    mode = re.search(r"^NV Power Mode: *(\S+)", told("nvpmodel", "-q"), re.MULTILINE)
+    if mode:
+        return mode[1]
+    kept = re.search(r"pmode:(\d+)", read(ROOT / "var/lib/nvpmodel/status") or "")
+    if kept:
+        with contextlib.suppress(OSError):
+            modes = (ROOT / "etc/nvpmodel.conf").read_text(encoding="utf-8", errors="replace")
+            named = re.search(rf"^< *POWER_MODEL +ID={int(kept[1])} +NAME=(\S+) *>", modes, re.MULTILINE)
+            if named:
+                return named[1]
+        return f"nvpmodel {int(kept[1])}"
+    mode = re.search(r"^ *(?:low)?powermode +([012])\b", told("pmset", "-g"), re.MULTILINE)
+    if mode:
+        return ("automatic", "low power", "high power")[int(mode[1])]
+    found = []
+    if (ROOT / "system/build.prop").exists():
+        saver = told("settings", "get", "global", "low_power")
+        found += [f"battery saver {'on' if saver == '1' else 'off'}"] if saver in ("0", "1") else []
+    cpus = ROOT / "sys/devices/system/cpu"
+    found += [read(ROOT / "sys/firmware/acpi/platform_profile") or ""]
+    governors = {read(path) or "" for path in cpus.glob("cpu[0-9]*/cpufreq/scaling_governor")} - {""}
+    found += [f"governor {' and '.join(sorted(governors))}"] if governors else []
+    is_off = read(cpus / "intel_pstate/no_turbo") == "1" or read(cpus / "cpufreq/boost") == "0"
+    found += ["no boost"] if is_off else []
+    return ", ".join(part for part in found if part) or None
 
 
 def describe_machine(kit: Mapping[str, Any], tensorrt: Module | Trtexec) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -854,11 +915,11 @@ def describe_machine(kit: Mapping[str, Any], tensorrt: Module | Trtexec) -> tupl
         "system": f"{platform.system()} {platform.release()}",
         "cpu": names[0] if names else platform.machine(),
         "machine": hashlib.sha256(f"{platform.node()} {uuid.getnode():x}".encode()).hexdigest()[:12],
-        "power_mode": told("nvpmodel", "-q") or None,
+        "power_mode": power_mode(),
     }
     facts: dict[str, Any] = dict(device, board=model or None, compute_capability=tensorrt.compute_capability)
     facts["l4t"] = read(Path("/etc/nv_tegra_release"))
-    facts["gpu"] = told("nvidia-smi", "--query-gpu=name", "--format=csv,noheader") or None
+    facts["gpu"] = told("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").partition("\n")[0] or None
     return device, facts
 
 

@@ -341,8 +341,9 @@ def _print_measurement(measurement: Measurement) -> None:
         return f"{figure['value']:.3f}{ends}"
 
     device = measurement.device
+    mode = f", {device.power_mode}" if device.power_mode else ""
     table: Table = _table(
-        f"{device.name}: {device.cpu}, {measurement.threads} thread{'s' * (measurement.threads != 1)}",
+        f"{device.name}: {device.cpu}{mode}, {measurement.threads} thread{'s' * (measurement.threads != 1)}",
         *("artifact", "p50, ms", "p90, ms", "p99, ms", "a second", "load, ms", "first, ms", "memory", "file"),
     )
     rows = _figures(measurement)
