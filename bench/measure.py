@@ -22,18 +22,30 @@ from edgesmith import __version__
 from edgesmith.bench import measurement as measurements
 from edgesmith.bench import runner
 from edgesmith.bench.measurement import Cold, Device, Launch, Measurement, Operator, Profile, Slot, Subject, WarmUp
-from edgesmith.bench.operators import place_operators
+from edgesmith.bench.operators import place_layers, place_operators
 from edgesmith.bench.transport import Address, CommandFailed, CutOff, Transport, connect
 from edgesmith.bench.transport.local import Local
 from edgesmith.errors import BackendMissing, BadInput, DeviceFailed, Unsupported
 from edgesmith.exporters import artifact as artifacts
+from edgesmith.exporters import engine as engines
 from edgesmith.exporters import targets
 from edgesmith.exporters.artifact import Artifact
 
 RUNNER = Path(runner.__file__)
 HERE = Address("host", "host")
 RUNTIMES = {"onnx": "onnxruntime"}
-"""The runner's name of what runs a target's files."""
+"""The runner's name of what runs a target's files. Engines say themselves which TensorRT they are of."""
+
+ENGINE_TARGET = "tensorrt"
+
+ENGINES = {engines.RTX: "tensorrt_rtx", engines.FULL: "tensorrt"}
+"""The runner's name of what runs an engine."""
+
+INSTALL = {
+    "tensorrt": "numpy tensorrt (on a Jetson: sudo apt-get install tensorrt python3-libnvinfer)",
+    "tensorrt_rtx": "numpy tensorrt-rtx",
+}
+"""What to install for a runtime, where that is not its name alone."""
 
 LAUNCHES = 12
 SLOT_MS = 30.0
@@ -84,7 +96,7 @@ def measure(
     for name, value in (("seconds", seconds), ("launches", launches), ("threads", threads)):
         if not value > 0:
             raise BadInput(f"{name} must be more than 0, got {value}")
-    found = [artifacts.read(path) for path in paths]
+    found = [_with_engine(artifacts.read(path)) for path in paths]
     subjects = subjects_of(found, is_here=device.kind == "host")
     if device.kind == "host":
         _check_cores(cores, runner.usable_cores())
@@ -200,30 +212,55 @@ def _own(artifact: Artifact) -> list[dict[str, Any]]:
     return sorted(own, key=lambda entry: str(entry["path"]))
 
 
+def _with_engine(artifact: Artifact) -> Artifact:
+    """What can be timed of an artifact: of a kit, the engine built of it here. Raises BadInput where there is none."""
+    if artifact.target != ENGINE_TARGET or artifact.file.suffix == targets.get(ENGINE_TARGET).suffix:
+        return artifact
+    built = artifact.path / engines.BUILT
+    if not built.is_dir():
+        raise BadInput(
+            f"{artifact.path.name} is a kit, and there is no engine in it to time: build it on its board with edgesmith"
+            f" build-on ssh://user@board {artifact.path}, and time what comes back"
+        )
+    return artifacts.read(built)
+
+
+def runtime_of(artifact: Artifact) -> str:
+    """The runner's name of what runs an artifact's file. Raises BadInput where nothing does, Unsupported: no engine."""
+    if artifact.target == ENGINE_TARGET:
+        return ENGINES[engines.read_header(artifact.file).made_by]
+    if artifact.target not in RUNTIMES:
+        target = targets.get(artifact.target)
+        why = f"{target.runtime} is an interpreter, whose times say nothing" if target.is_interpreter else "no way"
+        known = ", ".join((*RUNTIMES, ENGINE_TARGET))
+        raise BadInput(f"{artifact.path.name} cannot be timed here ({why}); what can: {known}")
+    return RUNTIMES[artifact.target]
+
+
 def subjects_of(found: Sequence[Artifact], is_here: bool = True) -> list[Subject]:
     """What a record says of artifacts. Raises BadInput for one that cannot be timed here, BackendMissing."""
     subjects: list[Subject] = []
     for artifact in found:
-        target = targets.get(artifact.target)
-        if artifact.target not in RUNTIMES:
-            why = f"{target.runtime} is an interpreter, whose times say nothing" if target.is_interpreter else "no way"
-            raise BadInput(f"{artifact.path.name} cannot be timed here ({why}): {' and '.join(RUNTIMES)} can")
-        reason = target.cannot_run() if is_here else None
+        runtime = runtime_of(artifact)
+        is_engine = runtime in ENGINES.values()  # the runner says what it lacks for those
+        reason = targets.get(artifact.target).cannot_run() if is_here and not is_engine else None
         if reason is not None:
             raise BackendMissing(reason)
         own = _own(artifact)
         names = [subject.name for subject in subjects]
-        name, count = artifact.path.name, 1
+        of_kit = artifact.path.name == engines.BUILT and (artifact.path.parent / artifacts.MANIFEST).is_file()
+        title = artifact.path.parent.name if of_kit else artifact.path.name
+        name, count = title, 1
         while name in names:
             count += 1
-            name = f"{artifact.path.name} ({count})"
+            name = f"{title} ({count})"
         subjects.append(
             Subject(
                 name=name,
                 model=artifact.model,
                 target=artifact.target,
                 precision=artifact.precision,
-                runtime=RUNTIMES[artifact.target],
+                runtime=runtime,
                 sha256=artifact.digest,
                 bytes=sum(entry["bytes"] for entry in own),
             )
@@ -239,20 +276,30 @@ def _events(plan: dict[str, Any], where: Transport) -> Iterator[dict[str, Any]]:
         for line in where.run([*where.python, script], json.dumps(plan)):
             event = json.loads(line)
             if event["event"] == "lacks":
-                raise BackendMissing(
-                    f"{where.python[0]}{on} cannot import {event['runtime']} ({event['why']}): install it there with"
-                    f" {where.python[0]} -m pip install {event['runtime']}, or name another interpreter with --python"
-                )
+                raise BackendMissing(_lack(event, where.python[0], on))
             yield event
     except CommandFailed as error:
         raise Unsupported(f"the runner stopped{on} with {error.code}: {error.last_line}") from error
+
+
+def _lack(event: Mapping[str, Any], python: str, on: str) -> str:
+    """A sentence for what the runner says a runtime lacks."""
+    runtime = event["runtime"]
+    if event["can_import"]:
+        return f"{runtime} cannot work{on or ' here'}: {event['why']}"
+    other = ", or name another interpreter with --python" if on else ""
+    return (
+        f"{python}{on} cannot import {runtime} ({event['why']}): install it there with"
+        f" {python} -m pip install {INSTALL.get(runtime, runtime)}{other}"
+    )
 
 
 def _profile(plan: dict[str, Any], where: Transport, file: Path) -> Profile:
     """Time per operator of a plan's one model, which lies in `file` here too."""
     told = next(event for event in _events({**plan, "operators": True}, where) if event["event"] == "operators")
     found = [Operator(one["name"], one["type"], None, None, one["ms"]) for one in told["operators"]]
-    return Profile(told["calls"], told["call_ms"], place_operators(found, file))
+    place = place_layers if plan["models"][0]["runtime"] in ENGINES.values() else place_operators
+    return Profile(told["calls"], told["call_ms"], place(found, file))
 
 
 def _launch(events: Sequence[dict[str, Any]]) -> Launch:

@@ -1,13 +1,15 @@
 """What runs on the device: opens models, times them in turn, and prints what it finds, one JSON object a line.
 
-One file, and nothing of edgesmith: it is copied to boards, which need Python 3.8, numpy and the runtime.
+One file, and nothing of edgesmith: it is copied to boards, which need Python 3.8, numpy and the runtime; for engines
+that is the module `tensorrt` or `tensorrt_rtx`, and CUDA's libcudart.
 
     python runner.py < plan.json
 
     plan   {"models": [{"file": ..., "runtime": "onnxruntime"}], "threads": 1, "cores": [0] or null, "seed": 0,
             "seconds": 2.0, "slot_ms": 30.0, "runtimes": ["onnxruntime"]}       the last where there is no model;
-                                                                            with "operators": true those are timed alone
-    lacks  {"runtime", "why"}                                               instead of all others: cannot be imported
+                                                                            "operators": true: those are timed alone
+    lacks  {"runtime", "why", "can_import"}                                 instead of all others: what cannot be
+                                                                            imported, or cannot work here
     start  {"runtimes": {name: version}, "environment": {...}}              once everything is imported
     about  {"machine": {...}, "cores": [0, 1]}                              only where the plan has no model
     open   {"model", "load_ms", "first_ms", "memory_mib"}                   for each model, in the plan's order
@@ -23,7 +25,11 @@ A round has one slot for each model, in a new order every time, and lasts as lon
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import ctypes.util
+import glob
 import hashlib
+import importlib
 import json
 import os
 import platform
@@ -36,6 +42,7 @@ import sys
 import tempfile
 import time
 import uuid
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,12 +63,15 @@ WARM_UP_S = 5.0
 FEWEST_PROFILED, MOST_PROFILED = 5, 200
 """Calls of which the time per operator is recorded; a profile holds a million events, and loops write many."""
 
-
 ROOT = Path("/")
 """Where the system shows its settings and sensors."""
 
 TOLD_S = 5.0
 """What a command of the system's may take."""
+
+
+class Refusal(Exception):
+    """Why a model cannot be timed here, in one sentence."""
 
 
 def read(path: Path) -> str | None:
@@ -292,8 +302,217 @@ def version_onnxruntime() -> str:
     return str(onnxruntime.__version__)
 
 
-RUNTIMES = {"onnxruntime": (open_onnxruntime, version_onnxruntime)}
-PROFILES = {"onnxruntime": operators_onnxruntime}
+# Engines. What is called the same in edgesmith's kit/build.py has the same text there.
+
+
+class Cuda:
+    """What is used of libcudart. Raises Refusal where there is none, or where it reports an error."""
+
+    NAMES = ("libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0", "libcudart.so")
+    FOLDERS = ("/usr/local/cuda/lib64", "/usr/local/cuda/targets/aarch64-linux/lib")
+    TO_DEVICE, TO_HOST = 1, 2
+    MAJOR, MINOR = 75, 76  # cudaDevAttrComputeCapability...
+
+    def __init__(self) -> None:
+        found = ctypes.util.find_library("cudart")
+        names = [*([found] if found else []), *self.NAMES]
+        for folder in (*self.FOLDERS, *(f"{path}/nvidia/*/lib" for path in sys.path if path)):
+            names += sorted(glob.glob(f"{folder}/libcudart.so*"))  # noqa: PTH207  # folders with stars in them
+        for name in names:
+            with contextlib.suppress(OSError):
+                self.library = ctypes.CDLL(name)
+                return
+        raise Refusal("CUDA's runtime library libcudart is not on this machine; on a Jetson, JetPack brings it")
+
+    def call(self, name: str, *arguments: Any) -> None:
+        """Call one of the library's functions."""
+        error = getattr(self.library, name)(*arguments)
+        if error != 0:
+            raise Refusal(f"CUDA's {name} failed with error {error}; is there a GPU, and a driver that fits?")
+
+    def allocate(self, size: int, on_host: bool = False) -> int:
+        """The address of new memory: of the GPU, or of the host, and then pinned."""
+        address = ctypes.c_void_p()
+        self.call("cudaMallocHost" if on_host else "cudaMalloc", ctypes.byref(address), ctypes.c_size_t(max(size, 1)))
+        return int(address.value or 0)
+
+    def stream(self) -> int:
+        """A new stream."""
+        handle = ctypes.c_void_p()
+        self.call("cudaStreamCreate", ctypes.byref(handle))
+        return int(handle.value or 0)
+
+    def copy(self, target: int, source: int, size: int, kind: int, stream: int) -> None:
+        """Copy bytes in a stream."""
+        pointers = ctypes.c_void_p(target), ctypes.c_void_p(source)
+        self.call("cudaMemcpyAsync", *pointers, ctypes.c_size_t(size), ctypes.c_int(kind), ctypes.c_void_p(stream))
+
+    def wait(self, stream: int) -> None:
+        """Wait for all that was put into a stream."""
+        self.call("cudaStreamSynchronize", ctypes.c_void_p(stream))
+
+    def compute_capability(self) -> str:
+        """Of the first GPU, such as `8.7`."""
+        values = []
+        for attribute in (self.MAJOR, self.MINOR):
+            value = ctypes.c_int()
+            self.call("cudaDeviceGetAttribute", ctypes.byref(value), ctypes.c_int(attribute), ctypes.c_int(0))
+            values.append(value.value)
+        return f"{values[0]}.{values[1]}"
+
+    def version(self) -> str:
+        """Of the runtime library, such as `12.6`."""
+        value = ctypes.c_int()
+        self.call("cudaRuntimeGetVersion", ctypes.byref(value))
+        return f"{value.value // 1000}.{value.value % 1000 // 10}"
+
+
+def new_log(trt: Any) -> Any:
+    """A logger that keeps what TensorRT says, and prints none of it."""
+
+    class Log(trt.ILogger):  # type: ignore[misc]  # known at run time only
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.lines: list[tuple[str, str]] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            self.lines.append((severity.name, message))
+
+    return Log()
+
+
+def first_line(text: str) -> str:
+    """What an error says, without the places in TensorRT's sources."""
+    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
+    return lines[-1].split(" In ")[0].rstrip(" .") if lines else "it does not say why"
+
+
+def bind(trt: Any, cuda: Cuda, engine: Any, profiler: Any = None) -> tuple[dict[str, Any], Call]:
+    """Pinned arrays by tensor's name, and a call that copies in, runs, and copies out."""
+    import numpy
+
+    context, stream = engine.create_execution_context(), cuda.stream()
+    if context is None:
+        raise Refusal("TensorRT cannot prepare the engine to run; is there too little memory on this GPU?")
+    if profiler is not None:
+        context.profiler = profiler
+    arrays: dict[str, Any] = {}
+    copies: dict[bool, list[tuple[int, int, int]]] = {True: [], False: []}
+    for i in range(engine.num_io_tensors):
+        name = engine.get_tensor_name(i)
+        kind = numpy.dtype(trt.nptype(engine.get_tensor_dtype(name)))
+        shape = tuple(engine.get_tensor_shape(name))
+        size = kind.itemsize * int(numpy.prod(shape, dtype=numpy.int64))
+        host, device = cuda.allocate(size, on_host=True), cuda.allocate(size)
+        content = (ctypes.c_byte * max(size, 1)).from_address(host)
+        arrays[name] = numpy.frombuffer(content, kind, size // kind.itemsize).reshape(shape)
+        context.set_tensor_address(name, device)
+        copies[engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT].append((host, device, size))
+
+    def call() -> None:
+        for host, device, size in copies[True]:
+            cuda.copy(device, host, size, cuda.TO_DEVICE, stream)
+        if not context.execute_async_v3(stream):
+            raise Refusal("TensorRT does not run the engine")
+        for host, device, size in copies[False]:
+            cuda.copy(host, device, size, cuda.TO_HOST, stream)
+        cuda.wait(stream)
+
+    call.owners = engine, context  # type: ignore[attr-defined]
+    return arrays, call
+
+
+def open_tensorrt(path: str, trt: Any) -> tuple[Any, Any]:
+    """An engine, and the runtime that must live as long as it does. Raises Refusal where TensorRT does not open it."""
+    log = new_log(trt)
+    if hasattr(trt, "init_libnvinfer_plugins"):  # group norms are a plugin before TensorRT 10
+        trt.init_libnvinfer_plugins(log, "")
+    owner = trt.Runtime(log)
+    if hasattr(owner, "engine_host_code_allowed"):  # version compatible engines carry code
+        owner.engine_host_code_allowed = True
+    engine = owner.deserialize_cuda_engine(Path(path).read_bytes())
+    if engine is None:
+        errors = [message for severity, message in log.lines if "ERROR" in severity]
+        said = first_line(errors[0]) if errors else "it does not say why"
+        raise Refusal(f"{trt.__name__} {trt.__version__} does not open {Path(path).name}: {said}")
+    return engine, owner
+
+
+def call_tensorrt(path: str, seed: int, module: str, profiler: Any = None) -> Call:
+    """A call that copies an engine's inputs to the GPU, runs it, copies the outputs back, and waits for all of that.
+
+    Its wall clock time on the host is the sample, as in a kit's measurement.json and in what `trtexec` calls latency.
+    Host memory is pinned. Inputs are normal numbers, or zeros where they are integers.
+    """
+    import numpy
+
+    trt: Any = importlib.import_module(module)
+    engine, owner = open_tensorrt(path, trt)
+    arrays, call = bind(trt, Cuda(), engine, profiler)
+    draw = numpy.random.RandomState(seed)
+    for name, array in arrays.items():
+        if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
+            array[...] = draw.standard_normal(array.shape) if array.dtype.kind == "f" else 0
+    call.runtime = owner  # type: ignore[attr-defined]
+    return call
+
+
+def open_engine(path: str, threads: int, seed: int, module: str) -> Call:
+    """A call that runs an engine once; threads are the GPU's own."""
+    return call_tensorrt(path, seed, module)
+
+
+def operators_engine(path: str, threads: int, seed: int, seconds: float, module: str) -> dict[str, Any]:
+    """Time per layer on the GPU, from TensorRT's profiler, of calls after the warm-up.
+
+    With a profiler attached, enqueueing waits for the layers' times (`enqueue_emits_profile`), so calls take longer;
+    what they take beside the layers is copying and launching.
+    """
+    trt: Any = importlib.import_module(module)
+
+    class Layers(trt.IProfiler):  # type: ignore[misc]  # known at run time only
+        def __init__(self) -> None:
+            trt.IProfiler.__init__(self)
+            self.ms: dict[str, float] = {}
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            self.ms[layer_name] = self.ms.get(layer_name, 0.0) + ms
+
+    layers = Layers()
+    call = call_tensorrt(path, seed, module, layers)
+    warm_up(call)
+    start = time.perf_counter()
+    calls: list[float] = []
+    spent: dict[str, list[float]] = {}
+    while len(calls) < FEWEST_PROFILED or (len(calls) < MOST_PROFILED and time.perf_counter() - start < seconds):
+        layers.ms = {}
+        calls.append(timed(call))
+        for name, ms in layers.ms.items():
+            spent.setdefault(name, []).append(ms)
+    operators = [{"name": name, "type": "", "ms": median(times)} for name, times in spent.items()]
+    return {"calls": len(calls), "call_ms": median(calls), "operators": operators}
+
+
+def version_engine(module: str) -> str:
+    """The runtime's version. Raises ImportError where it is not installed, Refusal where there is no GPU for it."""
+    import numpy  # noqa: F401  # so that its import is not timed as loading
+
+    trt: Any = importlib.import_module(module)
+    Cuda().compute_capability()
+    return str(trt.__version__)
+
+
+ENGINES = ("tensorrt", "tensorrt_rtx")
+"""Modules that run engines: those of TensorRT, and of TensorRT-RTX."""
+
+RUNTIMES: dict[str, tuple[Callable[[str, int, int], Call], Callable[[], str]]] = {
+    "onnxruntime": (open_onnxruntime, version_onnxruntime),
+    **{name: (partial(open_engine, module=name), partial(version_engine, name)) for name in ENGINES},
+}
+PROFILES: dict[str, Callable[[str, int, int, float], dict[str, Any]]] = {
+    "onnxruntime": operators_onnxruntime,
+    **{name: partial(operators_engine, module=name) for name in ENGINES},
+}
 
 
 def slowed(call: Call, share: float) -> Call:
@@ -358,8 +577,8 @@ def main() -> None:
     for name in sorted({model["runtime"] for model in plan["models"]}.union(plan.get("runtimes", ()))):
         try:
             versions[name] = RUNTIMES[name][1]()
-        except ImportError as error:
-            tell("lacks", runtime=name, why=str(error))
+        except (ImportError, Refusal) as error:
+            tell("lacks", runtime=name, why=str(error), can_import=not isinstance(error, ImportError))
             return
     tell("start", runtimes=versions, environment=environment())
     if not plan["models"]:
@@ -397,4 +616,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Refusal as refusal:
+        sys.exit(str(refusal))

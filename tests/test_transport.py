@@ -746,6 +746,19 @@ def test_a_kit_of_ours_is_built_over_ssh_with_a_stand_in_for_tensorrt(
     assert len(measurement.read(built / "measurement.json").launches) == 1
     assert not board.left()
 
+    record = tmp_path / "record.json"
+    assert cli.run(["bench", str(built), *board.options, *QUICK, "--ops", "--out", str(record)]) == 0, (
+        capfd.readouterr().err
+    )
+    made = measurement.read(record)
+    assert (made.device.name, made.subjects[0].runtime) == ("127.0.0.1", "tensorrt")
+    assert made.subjects[0].sha256 == measurement.read(built / "measurement.json").subjects[0].sha256
+    assert made.subjects[0].profile is not None
+    assert cli.run(["bench", str(built), *without.options, *QUICK, "--out", str(record)]) == BackendMissing.exit_code
+    assert "on 127.0.0.1 cannot import tensorrt (No module named 'tensorrt')" in capfd.readouterr().err
+    assert not board.left()
+    assert not without.left()
+
 
 @pytest.mark.parametrize(
     ("build", "kind", "said"),

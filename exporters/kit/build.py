@@ -479,36 +479,10 @@ class Module:
 
     def prepare(self, engine: Path, kit: Mapping[str, Any]) -> tuple[dict[str, Any], Call]:
         """Pinned arrays by tensor's name, and a call that copies in, runs, and copies out."""
-        import numpy
-
-        cuda, opened = self.cuda, self.open(engine)
-        context, stream = opened.create_execution_context(), cuda.stream()
-        arrays: dict[str, Any] = {}
-        copies: dict[bool, list[tuple[int, int, int]]] = {True: [], False: []}
-        for i in range(opened.num_io_tensors):
-            name = opened.get_tensor_name(i)
-            kind = numpy.dtype(self.trt.nptype(opened.get_tensor_dtype(name)))
-            shape = tuple(opened.get_tensor_shape(name))
-            size = kind.itemsize * int(numpy.prod(shape, dtype=numpy.int64))
-            host, device = cuda.allocate(size, on_host=True), cuda.allocate(size)
-            content = (ctypes.c_byte * max(size, 1)).from_address(host)
-            arrays[name] = numpy.frombuffer(content, kind, size // kind.itemsize).reshape(shape)
-            context.set_tensor_address(name, device)
-            copies[opened.get_tensor_mode(name) == self.trt.TensorIOMode.INPUT].append((host, device, size))
+        arrays, call = bind(self.trt, self.cuda, self.open(engine))
         missing = [name for name in (*kit["inputs"], *kit["outputs"]) if name not in arrays]
         if missing:
             raise Refusal(f"the engine has no tensor {missing[0]}; it has {', '.join(arrays)}")
-
-        def call() -> None:
-            for host, device, size in copies[True]:
-                cuda.copy(device, host, size, cuda.TO_DEVICE, stream)
-            if not context.execute_async_v3(stream):
-                raise Refusal("TensorRT does not run the engine that it has built")
-            for host, device, size in copies[False]:
-                cuda.copy(host, device, size, cuda.TO_HOST, stream)
-            cuda.wait(stream)
-
-        call.owners = opened, context  # type: ignore[attr-defined]
         return arrays, call
 
     def outputs(self, engine: Path, kit: Mapping[str, Any], cases: Sequence[Sequence[Any]], scratch: Path) -> Outputs:
@@ -655,6 +629,41 @@ class Trtexec:
             spent += sum(kept)
         warm = [{"calls": 0, "ms": float(warm_ms), "is_steady": False}]
         return {"cold": None, "launch": {"warm": warm, "slots": slots, "before": before, "after": state()}}
+
+
+def bind(trt: Any, cuda: Cuda, engine: Any, profiler: Any = None) -> tuple[dict[str, Any], Call]:
+    """Pinned arrays by tensor's name, and a call that copies in, runs, and copies out."""
+    import numpy
+
+    context, stream = engine.create_execution_context(), cuda.stream()
+    if context is None:
+        raise Refusal("TensorRT cannot prepare the engine to run; is there too little memory on this GPU?")
+    if profiler is not None:
+        context.profiler = profiler
+    arrays: dict[str, Any] = {}
+    copies: dict[bool, list[tuple[int, int, int]]] = {True: [], False: []}
+    for i in range(engine.num_io_tensors):
+        name = engine.get_tensor_name(i)
+        kind = numpy.dtype(trt.nptype(engine.get_tensor_dtype(name)))
+        shape = tuple(engine.get_tensor_shape(name))
+        size = kind.itemsize * int(numpy.prod(shape, dtype=numpy.int64))
+        host, device = cuda.allocate(size, on_host=True), cuda.allocate(size)
+        content = (ctypes.c_byte * max(size, 1)).from_address(host)
+        arrays[name] = numpy.frombuffer(content, kind, size // kind.itemsize).reshape(shape)
+        context.set_tensor_address(name, device)
+        copies[engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT].append((host, device, size))
+
+    def call() -> None:
+        for host, device, size in copies[True]:
+            cuda.copy(device, host, size, cuda.TO_DEVICE, stream)
+        if not context.execute_async_v3(stream):
+            raise Refusal("TensorRT does not run the engine")
+        for host, device, size in copies[False]:
+            cuda.copy(host, device, size, cuda.TO_HOST, stream)
+        cuda.wait(stream)
+
+    call.owners = engine, context  # type: ignore[attr-defined]
+    return arrays, call
 
 
 def new_log(trt: Any) -> Any:
