@@ -3,6 +3,8 @@
     cold      every artifact alone in a fresh process: loading, the first call, memory
     profile   every artifact alone in another, where time per operator is asked for
     launch    a fresh process with all of them: warm up until steady, then rounds with one slot for each (runner.py)
+    energy    every artifact alone, three times in turn, where the device has a meter: sensors of boards may average
+              over longer than a slot, and to read them while times are taken would be seen in those
 
 Launches are what statistics count, as a process keeps its luck: the same file measured twice in one process differs by
 what its memory happened to be given. The record is written after each of them.
@@ -21,7 +23,19 @@ from typing import Any
 from edgesmith import __version__
 from edgesmith.bench import measurement as measurements
 from edgesmith.bench import runner
-from edgesmith.bench.measurement import Cold, Device, Launch, Measurement, Operator, Profile, Slot, Subject, WarmUp
+from edgesmith.bench.measurement import (
+    Cold,
+    Device,
+    Energy,
+    Launch,
+    Measurement,
+    Metered,
+    Operator,
+    Profile,
+    Slot,
+    Subject,
+    WarmUp,
+)
 from edgesmith.bench.operators import place_layers, place_operators
 from edgesmith.bench.transport import Address, CommandFailed, CutOff, Transport, connect
 from edgesmith.bench.transport.local import Local
@@ -50,6 +64,7 @@ INSTALL = {
 LAUNCHES = 12
 SLOT_MS = 30.0
 PROFILE_S = 1.0
+ENERGY_RUNS = 3
 LAUNCH_COST_S = 1.5
 """What starting a process and warming up take, about, of the time that a measurement may last."""
 
@@ -66,6 +81,7 @@ def measure(
     threads: int = 1,
     cores: Sequence[int] | None = None,
     operators: bool = False,
+    energy: bool = False,
     record: Path | None = None,
     told: Told | None = None,
 ) -> Measurement:
@@ -79,6 +95,7 @@ def measure(
         threads: of the runtime.
         cores: pin the processes to these.
         operators: also the time per operator, in a process of its own for each artifact.
+        energy: also joules per inference, in processes of its own, where the device has a meter.
         record: write the measurement here after each launch.
 
     Returns:
@@ -117,7 +134,7 @@ def measure(
         }
         each_s = max(seconds / launches - LAUNCH_COST_S, 0.3)
         profiled = [one.file for one in found] if operators else ()
-        return run_plan(plan, subjects, each_s, launches, record, told, where, about, profiled)
+        return run_plan(plan, subjects, each_s, launches, record, told, where, about, profiled, energy=energy)
 
 
 def run_plan(
@@ -130,14 +147,18 @@ def run_plan(
     where: Transport | None = None,
     device: Device | None = None,
     profiled: Sequence[Path] = (),
+    *,
+    energy: bool = False,
 ) -> Measurement:
     """Carry out a runner's plan: cold starts, then so many launches of so many seconds of rounds each.
 
     The plan's files lie on the device `where`, which `device` describes; without them both are this machine.
     `profiled`: the same files here, where each cold start is to be followed by a launch for the time per operator.
+    `energy`: runs of a meter follow, where the device shows one.
     """
     where = where or Local()
     total = len(subjects) + launches
+    meters: dict[str, str] = {}
     told = told or (lambda *_: None)
     result = Measurement(
         edgesmith=__version__,
@@ -158,17 +179,29 @@ def run_plan(
             opened = next(event for event in events if event["event"] == "open")
             cold = Cold(opened["load_ms"], opened["first_ms"], opened["memory_mib"])
             runtimes = {**result.runtimes, **events[0]["runtimes"]}
+            meters |= events[0]["meters"] if energy else {}
             alone = {**plan, "models": [model], "seconds": PROFILE_S}
             profile = _profile(alone, where, profiled[i]) if profiled else None
             changed = [replace(s, cold=cold, profile=profile) if j == i else s for j, s in enumerate(result.subjects)]
             result = replace(result, subjects=tuple(changed), runtimes=runtimes)
             told(i + 1, total)
+        turns = [i for _ in range(ENERGY_RUNS) for i, subject in enumerate(subjects) if subject.runtime in meters]
+        total += len(turns)
         for number in range(launches):
             launch = _launch(list(_events({**plan, "seconds": seconds, "seed": plan["seed"] + number}, where)))
-            result = replace(result, launches=(*result.launches, launch), complete=number + 1 == launches)
+            whole = number + 1 == launches and not turns
+            result = replace(result, launches=(*result.launches, launch), complete=whole)
             if record is not None:
                 measurements.write(result, record)
             told(len(subjects) + number + 1, total)
+        for number, i in enumerate(turns):
+            alone = {**plan, "models": [plan["models"][i]], "seconds": seconds, "energy": True}
+            runs = _metered(list(_events(alone, where)))
+            changed = [_with_energy(s, meters[s.runtime], runs) if j == i else s for j, s in enumerate(result.subjects)]
+            result = replace(result, subjects=tuple(changed), complete=number + 1 == len(turns))
+            told(len(subjects) + launches + number + 1, total)
+        if turns and record is not None:
+            measurements.write(result, record)
     except KeyboardInterrupt:
         if not result.launches:
             raise
@@ -292,6 +325,17 @@ def _lack(event: Mapping[str, Any], python: str, on: str) -> str:
         f"{python}{on} cannot import {runtime} ({event['why']}): install it there with"
         f" {python} -m pip install {INSTALL.get(runtime, runtime)}{other}"
     )
+
+
+def _metered(events: Sequence[Mapping[str, Any]]) -> tuple[Metered, ...]:
+    """What a meter counted in a process; nothing where it could not be read throughout."""
+    told = (event for event in events if event["event"] == "energy" and event["joules"] is not None)
+    return tuple(Metered(event["calls"], event["seconds"], event["joules"]) for event in told)
+
+
+def _with_energy(subject: Subject, source: str, runs: tuple[Metered, ...]) -> Subject:
+    known = (*(subject.energy.runs if subject.energy else ()), *runs)
+    return replace(subject, energy=Energy(source, known) if known else None)
 
 
 def _profile(plan: dict[str, Any], where: Transport, file: Path) -> Profile:

@@ -7,15 +7,17 @@ that is the module `tensorrt` or `tensorrt_rtx`, and CUDA's libcudart.
 
     plan   {"models": [{"file": ..., "runtime": "onnxruntime"}], "threads": 1, "cores": [0] or null, "seed": 0,
             "seconds": 2.0, "slot_ms": 30.0, "runtimes": ["onnxruntime"]}       the last where there is no model;
-                                                                            "operators": true: those are timed alone
+                                                                            "operators": true: those are timed alone,
+                                                                            "energy": true: calls are metered alone
     lacks  {"runtime", "why", "can_import"}                                 instead of all others: what cannot be
                                                                             imported, or cannot work here
-    start  {"runtimes": {name: version}, "environment": {...}}              once everything is imported
+    start  {"runtimes": {name: version}, "environment": {...}, "meters": {name: what it covers}}    once all is imported
     about  {"machine": {...}, "cores": [0, 1]}                              only where the plan has no model
     open   {"model", "load_ms", "first_ms", "memory_mib"}                   for each model, in the plan's order
     warm   {"model", "calls", "ms", "is_steady"}                            after the calls that were not kept
     slot   {"model", "round", "at_s", "samples_ms": [...]}                  several calls of one model in a row
     operators  {"model", "calls", "call_ms", "operators": [{"name", "type", "ms"}]}   of a plan that asks for them
+    energy {"model", "calls", "seconds", "joules"}                          of a plan that asks for it
     end    {"environment": {...}}
 
 A round has one slot for each model, in a new order every time, and lasts as long as its slots; rounds go on until
@@ -40,6 +42,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from functools import partial
@@ -50,6 +53,7 @@ if TYPE_CHECKING:  # Python 3.8 cannot subscript what the annotations name
     from collections.abc import Callable, Sequence
 
     Call = Callable[[], Any]
+    Joules = Callable[[], float | None]
 
 WINDOW_CALLS, WINDOW_MS = 5, 20.0
 """A window of the warm-up has so many calls, and goes on until so much time has passed."""
@@ -62,6 +66,36 @@ WARM_UP_S = 5.0
 
 FEWEST_PROFILED, MOST_PROFILED = 5, 200
 """Calls of which the time per operator is recorded; a profile holds a million events, and loops write many."""
+
+SETTLE_S = 1.0
+"""Calls go on for so long before power is sampled: sensors show averages, an INA3221 of up to 1024 conversions."""
+
+METERED_S = 2.0
+"""The longest that a meter runs at once.
+
+RAPL's counters go on every millisecond or so, and go round in some 60 s at full load: Intel SDM, volume 3B, Package
+RAPL Domain.
+"""
+
+BETWEEN_S = 0.1
+"""Between two looks at power rails, on average.
+
+A look is some transfers on the board's I2C bus: at this rate they are a small part of what is metered, and a run of two
+seconds has twenty of them.
+"""
+
+TOTALS = (
+    ("VDD_IN",),
+    ("POM_5V_IN",),
+    ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"),
+    ("GPU", "CPU", "SOC", "CV", "VDDRQ", "SYS5V"),
+)
+"""Power rails that add up to a Jetson's module: of Orin Nano and NX, Xavier NX, TX2; Nano; AGX Orin; AGX Xavier.
+
+A rail that others feed is counted in them, as AGX Orin's VDDQ_VDD2_1V8AO is in VIN_SYS_5V0. NVIDIA, Jetson Linux
+Developer Guide, Power Monitor; forums.developer.nvidia.com/t/200883 (VDD_IN), 73608 (POM_5V_IN), 81016 (AGX Xavier). A
+board with other rails, as Thor, is not metered: nobody says which of them add up.
+"""
 
 ROOT = Path("/")
 """Where the system shows its settings and sensors."""
@@ -118,10 +152,6 @@ def environment() -> dict[str, Any]:
     if len(ticks) > 8 and ticks[0] == "cpu":
         found["stolen_s"] = float(ticks[8]) / os.sysconf("SC_CLK_TCK")
     found["preempted"] = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
-    rails = Path("/sys/class/powercap").glob("intel-rapl:?/energy_uj")
-    energy = [number(read(path), 1e-6) for path in sorted(rails)]
-    if energy and None not in energy:
-        found["energy_j"] = sum(joules for joules in energy if joules is not None)
     return found
 
 
@@ -515,6 +545,128 @@ PROFILES: dict[str, Callable[[str, int, int, float], dict[str, Any]]] = {
 }
 
 
+# Energy. A meter covers what it covers, whatever runs there: nothing is subtracted.
+
+
+def rapl() -> list[Path]:
+    """Counters of energy of processors' packages and their memory, where they can be read (since Linux 5.10 by root).
+
+    `core` and `uncore` are parts of a package, `psys` has packages in it. kernel.org: power/powercap.
+    """
+    zones = sorted((ROOT / "sys/class/powercap").glob("intel-rapl:*"))
+    wanted = [zone for zone in zones if (read(zone / "name") or "").startswith(("package", "dram"))]
+    return wanted if all(read(zone / "energy_uj") for zone in wanted) else []
+
+
+def count_joules(zones: Sequence[Path]) -> Joules:
+    """Start counting; the result says what was counted, joules. A counter that has gone round began anew at 0."""
+
+    def counts() -> list[float | None]:
+        return [number(read(zone / "energy_uj"), 1e-6) for zone in zones]
+
+    first, ranges = counts(), [number(read(zone / "max_energy_range_uj"), 1e-6) for zone in zones]
+
+    def stop() -> float | None:
+        joules = 0.0
+        for before, after, whole in zip(first, counts(), ranges):  # noqa: B905  # Python 3.8 has no strict
+            if before is None or after is None or (after < before and whole is None):
+                return None
+            joules += after - before + (whole or 0.0) * (after < before)
+        return joules
+
+    return stop
+
+
+def rails() -> dict[str, tuple[Path, ...]]:
+    """Power rails that add up to a board, by their names: files whose product, in thousandths each, is its power.
+
+    INA3221 sensors show mV and mA (kernel.org: hwmon/ina3221), and before JetPack 5 mW (NVIDIA's ina3221x).
+    """
+    drivers = ROOT / "sys/bus/i2c/drivers"
+    found: dict[str | None, tuple[Path, ...]] = {}
+    for label in sorted(drivers.glob("ina3221/*/hwmon/hwmon*/in[123]_label")):
+        channel = label.name[2]
+        found[read(label)] = (label.with_name(f"in{channel}_input"), label.with_name(f"curr{channel}_input"))
+    for label in sorted(drivers.glob("ina3221x/*/iio*/rail_name_[012]")):
+        found[read(label)] = (label.with_name(f"in_power{label.name[-1]}_input"),)
+    names = next((total for total in TOTALS if all(name in found for name in total)), ())
+    chosen = {name: found[name] for name in names}
+    return chosen if watts(chosen) is not None else {}
+
+
+def watts(board: dict[str, tuple[Path, ...]]) -> float | None:
+    """The power of all rails now; None where one cannot be read."""
+    total = 0.0
+    for files in board.values():
+        power = 1.0
+        for file in files:
+            value = number(read(file), 1e-3)
+            if value is None:
+                return None
+            power *= value
+        total += power
+    return total
+
+
+def integrate(board: dict[str, tuple[Path, ...]]) -> Joules:
+    """Start sampling rails' power in a thread; the result ends that and says the energy, joules.
+
+    Looks are at uneven times, so that they do not fall in step with calls.
+    """
+    points: list[tuple[float, float | None]] = []
+    ended, draw = threading.Event(), random.Random(0)  # noqa: S311  # moments, no secret
+
+    def look() -> None:
+        points.append((time.perf_counter(), watts(board)))
+
+    def sample() -> None:
+        while not ended.wait(draw.uniform(0.5, 1.5) * BETWEEN_S):
+            look()
+
+    def stop() -> float | None:
+        ended.set()
+        thread.join()
+        look()
+        known = [(at, power) for at, power in points if power is not None]
+        if len(known) < len(points):
+            return None
+        pairs = zip(known, known[1:])  # noqa: B905, RUF007  # Python 3.8 has neither
+        return sum((b - a) * (first + then) / 2 for (a, first), (b, then) in pairs)
+
+    thread = threading.Thread(target=sample, daemon=True)
+    look()
+    thread.start()
+    return stop
+
+
+def meter(runtime: str) -> tuple[str, Callable[[], Joules]] | None:
+    """What a machine's meter covers, and what starts it; None where it has none of what a runtime computes on.
+
+    A board's rails have all of it, RAPL's counters what a processor does, but no card.
+    """
+    board = rails()
+    if board:
+        return f"rails {' + '.join(board)} (INA3221)", partial(integrate, board)
+    zones = rapl() if runtime not in ENGINES else []
+    if zones:
+        return f"{' + '.join(read(zone / 'name') or '' for zone in zones)} (RAPL)", partial(count_joules, zones)
+    return None
+
+
+def metered(call: Call, start: Callable[[], Joules], seconds: float) -> dict[str, Any]:
+    """Energy of calls one after the other: all that the meter covers, whatever else runs there or idles."""
+    warm_up(call)
+    begun = time.perf_counter()
+    while time.perf_counter() - begun < min(seconds, SETTLE_S):
+        call()
+    stop, begun, calls = start(), time.perf_counter(), 0
+    while calls == 0 or time.perf_counter() - begun < min(seconds, METERED_S):
+        call()
+        calls += 1
+    spent = time.perf_counter() - begun
+    return {"calls": calls, "seconds": spent, "joules": stop()}
+
+
 def slowed(call: Call, share: float) -> Call:
     """A call that takes `share` longer than it takes: a known slowdown, to test what compares measurements."""
 
@@ -580,13 +732,23 @@ def main() -> None:
         except (ImportError, Refusal) as error:
             tell("lacks", runtime=name, why=str(error), can_import=not isinstance(error, ImportError))
             return
-    tell("start", runtimes=versions, environment=environment())
+    meters = {name: meter(name) for name in versions}
+    shown = {name: found[0] for name, found in meters.items() if found}
+    tell("start", runtimes=versions, environment=environment(), meters=shown)
     if not plan["models"]:
         tell("about", machine=machine(), cores=usable_cores())
     if plan.get("operators"):
         for i, model in enumerate(plan["models"]):
             profile = PROFILES[model["runtime"]]
             tell("operators", model=i, **profile(model["file"], plan["threads"], plan["seed"], plan["seconds"]))
+        tell("end", environment=environment())
+        return
+    if plan.get("energy"):
+        for i, model in enumerate(plan["models"]):
+            found, name = meters[model["runtime"]], model["runtime"]
+            if found:
+                call = RUNTIMES[name][0](model["file"], plan["threads"], plan["seed"])
+                tell("energy", model=i, **metered(call, found[1], plan["seconds"]))
         tell("end", environment=environment())
         return
     calls: list[Call] = []

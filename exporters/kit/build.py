@@ -50,7 +50,7 @@ if TYPE_CHECKING:  # Python 3.8 cannot subscript what the annotations name
     Outputs = Sequence[Sequence[Any]]
 
 SCHEMA = 1
-MEASUREMENT_SCHEMA = 1
+MEASUREMENT_SCHEMA = 2
 OLDEST = (8, 6)
 """The first TensorRT with layer norms, optimisation levels and engines for other versions."""
 
@@ -785,10 +785,6 @@ def environment() -> dict[str, Any]:
     if len(ticks) > 8 and ticks[0] == "cpu":
         found["stolen_s"] = float(ticks[8]) / os.sysconf("SC_CLK_TCK")
     found["preempted"] = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
-    rails = Path("/sys/class/powercap").glob("intel-rapl:?/energy_uj")
-    energy = [number(read(path), 1e-6) for path in sorted(rails)]
-    if energy and None not in energy:
-        found["energy_j"] = sum(joules for joules in energy if joules is not None)
     return found
 
 
