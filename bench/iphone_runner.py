@@ -190,12 +190,12 @@ def main() -> None:
     os.dup2(2, 1)  # what libraries print is no event
     try:
         asyncio.run(carry_out(plan, facts))
-    except runner.NotHere as error:
-        tell("lacks", runtime="coremltools", why=str(error), is_final=True)
+    except runner.Refusal as error:
+        tell("lacks", runtime="coremltools", why=str(error), can_import=True)
     except ImportError as error:
-        tell("lacks", runtime="coremltools", why=str(error), is_final=False)
+        tell("lacks", runtime="coremltools", why=str(error), can_import=False)
     except Lacking as error:
-        tell("lacks", runtime="coremltools", why=str(error), is_final=True)
+        tell("lacks", runtime="coremltools", why=str(error), can_import=True)
     except Exception as error:  # devicectl's, the app's, or what coremltools makes of an answer that it does not expect
         tell("failed", why=last_line(error))
 

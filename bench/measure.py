@@ -3,6 +3,8 @@
     cold      every artifact alone in a fresh process: loading, the first call, memory
     profile   every artifact alone in another, where time per operator is asked for
     launch    a fresh process with all of them: warm up until steady, then rounds with one slot for each (runner.py)
+    energy    every artifact alone, three times in turn, where the device has a meter: sensors of boards may average
+              over longer than a slot, and to read them while times are taken would be seen in those
 
 Launches are what statistics count, as a process keeps its luck: the same file measured twice in one process differs by
 what its memory happened to be given. The record is written after each of them.
@@ -21,19 +23,43 @@ from typing import Any
 from edgesmith import __version__
 from edgesmith.bench import measurement as measurements
 from edgesmith.bench import runner
-from edgesmith.bench.measurement import Cold, Device, Launch, Measurement, Operator, Profile, Slot, Subject, WarmUp
-from edgesmith.bench.operators import place_operators
+from edgesmith.bench.measurement import (
+    Cold,
+    Device,
+    Energy,
+    Launch,
+    Measurement,
+    Metered,
+    Operator,
+    Profile,
+    Slot,
+    Subject,
+    WarmUp,
+)
+from edgesmith.bench.operators import place_layers, place_operators
 from edgesmith.bench.transport import Address, CommandFailed, CutOff, Transport, connect
 from edgesmith.bench.transport.local import Local
 from edgesmith.errors import BackendMissing, BadInput, DeviceFailed, Unsupported
 from edgesmith.exporters import artifact as artifacts
+from edgesmith.exporters import engine as engines
 from edgesmith.exporters import targets
 from edgesmith.exporters.artifact import Artifact
 from edgesmith.exporters.targets import Target
 
 HERE = Address("host", "host")
 RUNTIMES = {"onnx": "onnxruntime", "coreml": "coremltools"}
-"""The runner's name of what runs a target's files."""
+"""The runner's name of what runs a target's files. Engines say themselves which TensorRT they are of."""
+
+ENGINE_TARGET = "tensorrt"
+
+ENGINES = {engines.RTX: "tensorrt_rtx", engines.FULL: "tensorrt"}
+"""The runner's name of what runs an engine."""
+
+INSTALL = {
+    "tensorrt": "numpy tensorrt (on a Jetson: sudo apt-get install tensorrt python3-libnvinfer)",
+    "tensorrt_rtx": "numpy tensorrt-rtx",
+}
+"""What to install for a runtime, where that is not its name alone."""
 
 COMPUTE_UNITS = ("ALL", "CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE")
 """What Core ML may be held to, by coremltools' names."""
@@ -44,6 +70,7 @@ ONE_CALL_MS = 1e-3
 """A slot of one call: on an iPhone each takes seconds, whatever the app's own time is."""
 
 PROFILE_S = 1.0
+ENERGY_RUNS = 3
 LAUNCH_COST_S = 1.5
 """What starting a process and warming up take, about, of the time that a measurement may last."""
 
@@ -61,6 +88,7 @@ def measure(
     cores: Sequence[int] | None = None,
     operators: bool = False,
     compute_units: str | None = None,
+    energy: bool = False,
     record: Path | None = None,
     told: Told | None = None,
 ) -> Measurement:
@@ -75,6 +103,7 @@ def measure(
         cores: pin the processes to these.
         operators: also the time per operator, in a process of its own for each artifact.
         compute_units: that Core ML may use, one of `COMPUTE_UNITS`; all without it.
+        energy: also joules per inference, in processes of its own, where the device has a meter.
         record: write the measurement here after each launch.
 
     Returns:
@@ -92,7 +121,7 @@ def measure(
     for name, value in (("seconds", seconds), ("launches", launches), ("threads", threads)):
         if not value > 0:
             raise BadInput(f"{name} must be more than 0, got {value}")
-    found = [artifacts.read(path) for path in paths]
+    found = [_with_engine(artifacts.read(path)) for path in paths]
     subjects = subjects_of(found, device.is_here, compute_units)
     _check_options(found, subjects, device, threads, operators)
     if device.is_here:
@@ -114,7 +143,7 @@ def measure(
         }
         each_s = max(seconds / launches - LAUNCH_COST_S, 0.3)
         profiled = [one.file for one in found] if operators else ()
-        return run_plan(plan, subjects, each_s, launches, record, told, where, about, profiled)
+        return run_plan(plan, subjects, each_s, launches, record, told, where, about, profiled, energy=energy)
 
 
 def run_plan(
@@ -127,14 +156,18 @@ def run_plan(
     where: Transport | None = None,
     device: Device | None = None,
     profiled: Sequence[Path] = (),
+    *,
+    energy: bool = False,
 ) -> Measurement:
     """Carry out a runner's plan: cold starts, then so many launches of so many seconds of rounds each.
 
     The plan's files lie on the device `where`, which `device` describes; without them both are this machine.
     `profiled`: the same files here, where each cold start is to be followed by a launch for the time per operator.
+    `energy`: runs of a meter follow, where the device shows one.
     """
     where = where or Local()
     total = len(subjects) + launches
+    meters: dict[str, str] = {}
     told = told or (lambda *_: None)
     result = Measurement(
         edgesmith=__version__,
@@ -155,17 +188,29 @@ def run_plan(
             opened = next(event for event in events if event["event"] == "open")
             cold = Cold(opened["load_ms"], opened["first_ms"], opened["memory_mib"])
             runtimes = {**result.runtimes, **events[0]["runtimes"]}
+            meters |= events[0]["meters"] if energy else {}
             alone = {**plan, "models": [model], "seconds": PROFILE_S}
             profile = _profile(alone, where, profiled[i]) if profiled else None
             changed = [replace(s, cold=cold, profile=profile) if j == i else s for j, s in enumerate(result.subjects)]
             result = replace(result, subjects=tuple(changed), runtimes=runtimes)
             told(i + 1, total)
+        turns = [i for _ in range(ENERGY_RUNS) for i, subject in enumerate(subjects) if subject.runtime in meters]
+        total += len(turns)
         for number in range(launches):
             launch = _launch(list(_events({**plan, "seconds": seconds, "seed": plan["seed"] + number}, where)))
-            result = replace(result, launches=(*result.launches, launch), complete=number + 1 == launches)
+            whole = number + 1 == launches and not turns
+            result = replace(result, launches=(*result.launches, launch), complete=whole)
             if record is not None:
                 measurements.write(result, record)
             told(len(subjects) + number + 1, total)
+        for number, i in enumerate(turns):
+            alone = {**plan, "models": [plan["models"][i]], "seconds": seconds, "energy": True}
+            runs = _metered(list(_events(alone, where)))
+            changed = [_with_energy(s, meters[s.runtime], runs) if j == i else s for j, s in enumerate(result.subjects)]
+            result = replace(result, subjects=tuple(changed), complete=number + 1 == len(turns))
+            told(len(subjects) + launches + number + 1, total)
+        if turns and record is not None:
+            measurements.write(result, record)
     except KeyboardInterrupt:
         if not result.launches:
             raise
@@ -241,11 +286,51 @@ def _own(artifact: Artifact) -> list[dict[str, Any]]:
 
 def cannot_time(target: Target) -> str | None:
     """Why a target's files cannot be timed on this machine, or None."""
+    if target.name == ENGINE_TARGET:
+        return _cannot_time_engines()
     if target.name not in RUNTIMES:
         why = f"{target.runtime} is an interpreter, whose times say nothing"
         return why if target.is_interpreter else "bench has nothing that runs such files"
     reason: str | None = getattr(target, "cannot_time", target.cannot_run)()
     return reason
+
+
+def _cannot_time_engines() -> str | None:
+    """Why neither TensorRT runs engines on this machine, or None: what the one says that can be imported."""
+    why = "neither tensorrt nor tensorrt_rtx is installed"
+    for module in ENGINES.values():
+        try:
+            runner.version_engine(module)
+        except ImportError:
+            continue
+        except runner.Refusal as refusal:
+            why = str(refusal)
+            continue
+        return None
+    return why
+
+
+def _with_engine(artifact: Artifact) -> Artifact:
+    """What can be timed of an artifact: of a kit, the engine built of it here. Raises BadInput where there is none."""
+    if artifact.target != ENGINE_TARGET or artifact.file.suffix == targets.get(ENGINE_TARGET).suffix:
+        return artifact
+    built = artifact.path / engines.BUILT
+    if not built.is_dir():
+        raise BadInput(
+            f"{artifact.path.name} is a kit, and there is no engine in it to time: build it on its board with edgesmith"
+            f" build-on ssh://user@board {artifact.path}, and time what comes back"
+        )
+    return artifacts.read(built)
+
+
+def runtime_of(artifact: Artifact) -> str:
+    """The runner's name of what runs an artifact's file. Raises BadInput where nothing does, Unsupported: no engine."""
+    if artifact.target == ENGINE_TARGET:
+        return ENGINES[engines.read_header(artifact.file).made_by]
+    if artifact.target not in RUNTIMES:
+        why, known = cannot_time(targets.get(artifact.target)), ", ".join((*RUNTIMES, ENGINE_TARGET))
+        raise BadInput(f"{artifact.path.name} cannot be timed here ({why}); what can: {known}")
+    return RUNTIMES[artifact.target]
 
 
 def subjects_of(found: Sequence[Artifact], is_here: bool = True, compute_units: str | None = None) -> list[Subject]:
@@ -256,25 +341,26 @@ def subjects_of(found: Sequence[Artifact], is_here: bool = True, compute_units: 
     if compute_units is not None and (other := next((one for one in found if one.target != "coreml"), None)):
         raise BadInput(f"--compute-units is for Core ML, and {other.path.name} is for {other.target}")
     for artifact in found:
-        target = targets.get(artifact.target)
-        reason = cannot_time(target) if is_here or artifact.target not in RUNTIMES else None
-        if artifact.target not in RUNTIMES:
-            raise BadInput(f"{artifact.path.name} cannot be timed here ({reason}): {' and '.join(RUNTIMES)} can")
+        runtime = runtime_of(artifact)
+        is_engine = runtime in ENGINES.values()  # the runner says what it lacks for those
+        reason = cannot_time(targets.get(artifact.target)) if is_here and not is_engine else None
         if reason is not None:
             raise BackendMissing(reason)
         own = _own(artifact)
         names = [subject.name for subject in subjects]
-        name, count = artifact.path.name, 1
+        of_kit = artifact.path.name == engines.BUILT and (artifact.path.parent / artifacts.MANIFEST).is_file()
+        title = artifact.path.parent.name if of_kit else artifact.path.name
+        name, count = title, 1
         while name in names:
             count += 1
-            name = f"{artifact.path.name} ({count})"
+            name = f"{title} ({count})"
         subjects.append(
             Subject(
                 name=name,
                 model=artifact.model,
                 target=artifact.target,
                 precision=artifact.precision,
-                runtime=RUNTIMES[artifact.target],
+                runtime=runtime,
                 sha256=artifact.digest,
                 bytes=sum(entry["bytes"] for entry in own),
                 compute_units=(compute_units or COMPUTE_UNITS[0]) if artifact.target == "coreml" else None,
@@ -292,23 +378,42 @@ def _events(plan: dict[str, Any], where: Transport) -> Iterator[dict[str, Any]]:
             event = json.loads(line)
             if event["event"] == "failed":
                 raise CutOff(f"{where.name} does not do what coremltools asks of it ({event['why']})")
-            if event["event"] == "lacks" and event.get("is_final"):
-                raise BackendMissing(f"{event['runtime']} times nothing{on}: {event['why']}")
             if event["event"] == "lacks":
-                raise BackendMissing(
-                    f"{where.python[0]}{on} cannot import {event['runtime']} ({event['why']}): install it there with"
-                    f" {where.python[0]} -m pip install {event['runtime']}, or name another interpreter with --python"
-                )
+                raise BackendMissing(_lack(event, where.python[0], on))
             yield event
     except CommandFailed as error:
         raise Unsupported(f"the runner stopped{on} with {error.code}: {error.last_line}") from error
+
+
+def _lack(event: Mapping[str, Any], python: str, on: str) -> str:
+    """A sentence for what the runner says a runtime lacks."""
+    runtime = event["runtime"]
+    if event["can_import"]:
+        return f"{runtime} cannot work{on or ' here'}: {event['why']}"
+    other = ", or name another interpreter with --python" if on else ""
+    return (
+        f"{python}{on} cannot import {runtime} ({event['why']}): install it there with"
+        f" {python} -m pip install {INSTALL.get(runtime, runtime)}{other}"
+    )
+
+
+def _metered(events: Sequence[Mapping[str, Any]]) -> tuple[Metered, ...]:
+    """What a meter counted in a process; nothing where it could not be read throughout."""
+    told = (event for event in events if event["event"] == "energy" and event["joules"] is not None)
+    return tuple(Metered(event["calls"], event["seconds"], event["joules"]) for event in told)
+
+
+def _with_energy(subject: Subject, source: str, runs: tuple[Metered, ...]) -> Subject:
+    known = (*(subject.energy.runs if subject.energy else ()), *runs)
+    return replace(subject, energy=Energy(source, known) if known else None)
 
 
 def _profile(plan: dict[str, Any], where: Transport, file: Path) -> Profile:
     """Time per operator of a plan's one model, which lies in `file` here too."""
     told = next(event for event in _events({**plan, "operators": True}, where) if event["event"] == "operators")
     found = [Operator(one["name"], one["type"], None, None, one["ms"]) for one in told["operators"]]
-    return Profile(told["calls"], told["call_ms"], place_operators(found, file))
+    place = place_layers if plan["models"][0]["runtime"] in ENGINES.values() else place_operators
+    return Profile(told["calls"], told["call_ms"], place(found, file))
 
 
 def _launch(events: Sequence[dict[str, Any]]) -> Launch:

@@ -168,7 +168,8 @@ def describe_device(profile: Profile) -> str:
     """`host`: which processor and runtime, and when."""
     versions = ", ".join(f"{name} {version}" for name, version in sorted(profile.versions.items()))
     device = profile.device
-    return f"`{device.name}`: {device.cpu}, {device.system}; {versions}; {profile.started[:10]}."
+    mode = f", {device.power_mode}" if device.power_mode else ""
+    return f"`{device.name}`: {device.cpu}{mode}, {device.system}; {versions}; {profile.started[:10]}."
 
 
 def facts(profile: Profile) -> dict[str, Any]:

@@ -14,12 +14,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from edgesmith.bench import checked
 from edgesmith.errors import BadInput, OutputError
 
-SCHEMA = 1
+SCHEMA = 2
+"""2 has energy and compute units, which readers of 1 refuse. What has neither reads the same in both."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,38 @@ class Profile:
 
 
 @dataclass(frozen=True)
+class Metered:
+    """Calls one after the other in a process of their own, and what a meter counted meanwhile."""
+
+    calls: int
+    seconds: float
+    joules: float
+
+
+@dataclass(frozen=True)
+class Energy:
+    """What calls of a subject alone cost. Nothing is subtracted: idling and whatever else ran there are in it.
+
+    Attributes:
+        source: what the meter covers, and its kind.
+        runs: in turn with those of the other subjects.
+    """
+
+    source: str
+    runs: tuple[Metered, ...]
+
+    @property
+    def joules(self) -> float:
+        """Of one inference: the median over the runs."""
+        return median(run.joules / run.calls for run in self.runs)
+
+    @property
+    def watts(self) -> float:
+        """Meanwhile: the median over the runs."""
+        return median(run.joules / run.seconds for run in self.runs)
+
+
+@dataclass(frozen=True)
 class Subject:
     """One file that was timed.
 
@@ -73,6 +107,7 @@ class Subject:
         profile: time per operator, where it was asked for.
         compute_units: that Core ML was allowed, by coremltools' name: `ALL`, `CPU_ONLY`, `CPU_AND_GPU`, `CPU_AND_NE`;
             None of other runtimes.
+        energy: where it was asked for and the device has a meter.
     """
 
     name: str
@@ -85,6 +120,7 @@ class Subject:
     cold: Cold | None = None
     profile: Profile | None = None
     compute_units: str | None = None
+    energy: Energy | None = None
 
     @property
     def runs_by(self) -> str:
@@ -158,8 +194,6 @@ class Measurement:
 
     def rounds(self, subject: int) -> list[list[float]]:
         """Median milliseconds of a subject's slots, launch by launch, round by round."""
-        from statistics import median
-
         return [
             [median(slot.samples_ms) for slot in launch.slots if slot.subject == subject] for launch in self.launches
         ]
@@ -169,8 +203,8 @@ def write(measurement: Measurement, path: Path) -> None:
     """Write a measurement, whole or not at all. Raises OutputError where the folder cannot be written."""
     record = {"schema": SCHEMA, **asdict(measurement)}
     for subject in record["subjects"]:
-        for key in ("profile", "compute_units"):
-            if subject[key] is None:  # such a record is what it was before there were these
+        for key in ("profile", "energy", "compute_units"):  # such a record is what it was before there were any
+            if subject[key] is None:
                 del subject[key]
     text = json.dumps(record, ensure_ascii=False, allow_nan=False)
     temporary = None
@@ -202,8 +236,8 @@ def read(path: Path) -> Measurement:
         raise BadInput(f"{path} is no measurement of edgesmith: it names no schema. Make one: edgesmith bench")
     if version > SCHEMA:
         raise BadInput(
-            f"{path} has schema {version}, and this edgesmith reads {SCHEMA}: read it with the edgesmith that wrote it,"
-            f" {record.get('edgesmith', 'a newer one')}, or update this one"
+            f"{path} has schema {version}, and this edgesmith reads 1 to {SCHEMA}: read it with the edgesmith that"
+            f" wrote it, {record.get('edgesmith', 'a newer one')}, or update this one"
         )
     checked.check(record, schema(), path, "measurement")
     return _measurement(record, path)
@@ -245,12 +279,16 @@ def _measurement(record: dict[str, Any], path: Path) -> Measurement:
                 **subject,
                 "cold": None if subject["cold"] is None else Cold(**subject["cold"]),
                 "profile": _profile(subject.get("profile")),
+                "energy": _energy(subject.get("energy")),
             }
         )
         for subject in record["subjects"]
     )
     for subject in subjects:
         known = (*(asdict(subject.cold).values() if subject.cold else ()), *_times(subject.profile))
+        known += tuple(
+            value for run in (subject.energy.runs if subject.energy else ()) for value in asdict(run).values()
+        )
         if not all(math.isfinite(value) for value in known if value is not None):
             raise BadInput(f"{path} is no sound measurement: a figure of {subject.name} is not finite")
     launches = tuple(
@@ -287,3 +325,7 @@ def _profile(record: dict[str, Any] | None) -> Profile | None:
         return None
     operators = tuple(Operator(**one) for one in record["operators"])
     return Profile(record["calls"], record["call_ms"], operators)
+
+
+def _energy(record: dict[str, Any] | None) -> Energy | None:
+    return None if record is None else Energy(record["source"], tuple(Metered(**run) for run in record["runs"]))

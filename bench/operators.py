@@ -1,4 +1,6 @@
-"""Which module and which op of the program an operator of ONNX Runtime's belongs to.
+"""Which module and which op of the program an operator of a runtime's belongs to.
+
+ONNX Runtime's operators are found by the ONNX file that it runs:
 
     name in the profile                        is                                       found by
     network.0.0.attn/Mul_24                    a node of the file                       its name
@@ -10,18 +12,32 @@
 A node's module is what its name begins with. Its op is what it was lowered from. The values that end a lowering carry
 the name of a node of the program (`additive_attention_3`, `conv2d`); those inside it are `val_N`, or `NAME__K` where an
 op has several results. So nodes of one module that such values connect are one op, called after the value that ends it.
+
+TensorRT's layers are found by the names of ONNX nodes, in what the builder wrote down of a layer (`layers.json`), else
+in the layer's own name:
+
+    stages.0/Conv_1 + stages.0/Relu_2          nodes that TensorRT joined; PWN(a, b) and {ForeignNode[a...b]} are others
+    __myl_CastTranMulAdd_myl0_3                the same, named in layers.json only
+    Reformatting CopyNode for Input Tensor 0   from one layout to another: no module, no op
+
+Nothing says how a layer's time is shared among what was joined. Its op is all of their ops, `conv2d + relu`, and its
+module what their modules have in common.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgesmith.bench.measurement import Operator
+from edgesmith.exporters import artifact as artifacts
+from edgesmith.exporters import engine as engines
 
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto
@@ -31,6 +47,12 @@ INSIDE = re.compile(r"val_\d+.*|(?P<op>.+?)(_\d+)?__\d+")
 
 LAYOUT = "layout"
 """What operators that only change the layout are listed under."""
+
+JOINED = re.compile(r" \+ |, |\.\.\.|[()\[\]{}]")
+"""What stands between nodes in a layer's name."""
+
+MOST_JOINED = 3
+"""Ops of one layer that are named; of further ones, how many there are."""
 
 
 def place_operators(found: Iterable[Operator], file: Path) -> tuple[Operator, ...]:
@@ -59,6 +81,65 @@ def place_operators(found: Iterable[Operator], file: Path) -> tuple[Operator, ..
         return one if node is None else replace(one, op=ops[node.name], module=_module(node))
 
     return tuple(place(one) for one in found)
+
+
+def place_layers(found: Iterable[Operator], file: Path) -> tuple[Operator, ...]:
+    """Layers with type, module and op, as layers.json beside an engine and the ONNX file that it is of say.
+
+    Where that file is not at hand, an op is what its nodes' names say: `conv` of `stages.0/Conv_1`.
+    """
+    import onnx
+
+    listed = engines.read_layers(file.parent)["layers"] if (file.parent / engines.LAYERS).is_file() else []
+    layers = {layer["name"]: layer for layer in listed}
+    source = _typed_onnx(file)
+    ops = ops_of_nodes(onnx.load(str(source), load_external_data=False).graph) if source else {}
+    known = ops.keys() | {node for layer in listed for node in layer["nodes"]}
+
+    def place(one: Operator) -> Operator:
+        layer = layers.get(one.name, {"type": "", "nodes": ()})
+        named = replace(one, type=one.type or layer["type"])
+        parts = [] if one.name.startswith("Reformatting ") else JOINED.split(one.name)
+        nodes = [node for node in layer["nodes"] or parts if node in known]
+        if not nodes:
+            return named
+        joined = list(dict.fromkeys(ops.get(node) or _kind(node) for node in nodes))
+        more = [f"{len(joined) - MOST_JOINED} more"] if len(joined) > MOST_JOINED else []
+        return replace(named, op=" + ".join(joined[:MOST_JOINED] + more), module=_common(map(_module_of, nodes)))
+
+    return tuple(place(one) for one in found)
+
+
+def _typed_onnx(engine: Path) -> Path | None:
+    """The ONNX file that an engine is of: beside it, in the kit around it, or in the kit that `build-on` was given."""
+    beside = engine.with_suffix(".onnx")
+    if beside.is_file():
+        return beside
+    built = artifacts.read(engine)
+    wanted = built.manifest.get("kit", {}).get("onnx")
+    kits = (built.path.parent, built.path.with_name(built.path.name.removesuffix("-built")))
+    for kit in kits:
+        onnx = kit / beside.name
+        if onnx.is_file() and hashlib.sha256(onnx.read_bytes()).hexdigest() == wanted:
+            return onnx
+    return None
+
+
+def _common(modules: Iterable[str | None]) -> str | None:
+    """The first names of their paths that modules share; None where they share none."""
+    paths = [module.split(".") if module else [] for module in modules]
+    same = takewhile(lambda names: len(set(names)) == 1, zip(*paths, strict=False))
+    return ".".join(names[0] for names in same) or None
+
+
+def _kind(node: str) -> str:
+    """`conv` of `stages.0/Conv_1`."""
+    return re.sub(r"_\d+$", "", node.rpartition("/")[2]).lower()
+
+
+def _module_of(name: str) -> str | None:
+    module, slash, _ = name.rpartition("/")
+    return module if slash else None
 
 
 def ops_of_nodes(graph: GraphProto) -> dict[str, str]:
@@ -91,8 +172,7 @@ def ops_of_nodes(graph: GraphProto) -> dict[str, str]:
 
 
 def _module(node: NodeProto) -> str | None:
-    module, slash, _ = node.name.rpartition("/")
-    return module if slash else None
+    return _module_of(node.name)
 
 
 def _of_several(value: str) -> re.Match[str] | None:
@@ -119,7 +199,7 @@ def _called(nodes: Sequence[NodeProto], results: set[str], several: set[str]) ->
 
 def group_by_op(operators: Sequence[Operator]) -> dict[str, tuple[float, int]]:
     """Milliseconds and number of the operators of each op, the most first."""
-    return _grouped(operators, lambda one: one.op or (LAYOUT if "Reorder" in one.type else one.type))
+    return _grouped(operators, lambda one: one.op or (LAYOUT if _is_layout(one) else one.type or "(no op)"))
 
 
 def group_by_module(operators: Sequence[Operator], most: int = 16) -> dict[str, tuple[float, int]]:
@@ -140,8 +220,12 @@ def group_by_module(operators: Sequence[Operator], most: int = 16) -> dict[str, 
 
 def _shortened(one: Operator, depth: int) -> str:
     if one.module is None:
-        return LAYOUT if "Reorder" in one.type else "(no module)"
+        return LAYOUT if one.op is None and _is_layout(one) else "(no module)"
     return ".".join(one.module.split(".")[:depth])
+
+
+def _is_layout(one: Operator) -> bool:
+    return "Reorder" in one.type or "Reformat" in one.type + one.name
 
 
 def _grouped(operators: Sequence[Operator], key: Callable[[Operator], str]) -> dict[str, tuple[float, int]]:

@@ -1,21 +1,24 @@
 """What runs on the device: opens models, times them in turn, and prints what it finds, one JSON object a line.
 
-One file, and nothing of edgesmith: it is copied to boards, which need Python 3.8, numpy and the runtime.
+One file, and nothing of edgesmith: it is copied to boards, which need Python 3.8, numpy and the runtime; for engines
+that is the module `tensorrt` or `tensorrt_rtx`, and CUDA's libcudart.
 
     python runner.py < plan.json
 
     plan   {"models": [{"file": ..., "runtime": "onnxruntime"}], "threads": 1, "cores": [0] or null, "seed": 0,
             "seconds": 2.0, "slot_ms": 30.0, "runtimes": ["onnxruntime"]}       the last where there is no model;
-                                                                            with "operators": true those are timed alone
+                                                                            "operators": true: those are timed alone,
+                                                                            "energy": true: calls are metered alone
             a model may have "options" of its runtime, such as {"compute_units": "ALL"}
-    lacks  {"runtime", "why", "is_final"}                                   instead of all others: cannot be imported,
-                                                                            or, where final, not by installing anything
-    start  {"runtimes": {name: version}, "environment": {...}}              once everything is imported
+    lacks  {"runtime", "why", "can_import"}                                 instead of all others: what cannot be
+                                                                            imported, or cannot work here
+    start  {"runtimes": {name: version}, "environment": {...}, "meters": {name: what it covers}}    once all is imported
     about  {"machine": {...}, "cores": [0, 1]}                              only where the plan has no model
     open   {"model", "load_ms", "first_ms", "memory_mib"}                   for each model, in the plan's order
     warm   {"model", "calls", "ms", "is_steady"}                            after the calls that were not kept
     slot   {"model", "round", "at_s", "samples_ms": [...]}                  several calls of one model in a row
     operators  {"model", "calls", "call_ms", "operators": [{"name", "type", "ms"}]}   of a plan that asks for them
+    energy {"model", "calls", "seconds", "joules"}                          of a plan that asks for it
     end    {"environment": {...}}
 
 A round has one slot for each model, in a new order every time, and lasts as long as its slots; rounds go on until
@@ -24,17 +27,26 @@ A round has one slot for each model, in a new order every time, and lasts as lon
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import ctypes.util
+import glob
 import hashlib
+import importlib
 import json
 import os
 import platform
 import random
+import re
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +54,7 @@ if TYPE_CHECKING:  # Python 3.8 cannot subscript what the annotations name
     from collections.abc import Callable, Sequence
 
     Call = Callable[[], Any]
+    Joules = Callable[[], float | None]
 
 WINDOW_CALLS, WINDOW_MS = 5, 20.0
 """A window of the warm-up has so many calls, and goes on until so much time has passed."""
@@ -54,6 +67,46 @@ WARM_UP_S = 5.0
 
 FEWEST_PROFILED, MOST_PROFILED = 5, 200
 """Calls of which the time per operator is recorded; a profile holds a million events, and loops write many."""
+
+SETTLE_S = 1.0
+"""Calls go on for so long before power is sampled: sensors show averages, an INA3221 of up to 1024 conversions."""
+
+METERED_S = 2.0
+"""The longest that a meter runs at once.
+
+RAPL's counters go on every millisecond or so, and go round in some 60 s at full load: Intel SDM, volume 3B, Package
+RAPL Domain.
+"""
+
+BETWEEN_S = 0.1
+"""Between two looks at power rails, on average.
+
+A look is some transfers on the board's I2C bus: at this rate they are a small part of what is metered, and a run of two
+seconds has twenty of them.
+"""
+
+TOTALS = (
+    ("VDD_IN",),
+    ("POM_5V_IN",),
+    ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"),
+    ("GPU", "CPU", "SOC", "CV", "VDDRQ", "SYS5V"),
+)
+"""Power rails that add up to a Jetson's module: of Orin Nano and NX, Xavier NX, TX2; Nano; AGX Orin; AGX Xavier.
+
+A rail that others feed is counted in them, as AGX Orin's VDDQ_VDD2_1V8AO is in VIN_SYS_5V0. NVIDIA, Jetson Linux
+Developer Guide, Power Monitor; forums.developer.nvidia.com/t/200883 (VDD_IN), 73608 (POM_5V_IN), 81016 (AGX Xavier). A
+board with other rails, as Thor, is not metered: nobody says which of them add up.
+"""
+
+ROOT = Path("/")
+"""Where the system shows its settings and sensors."""
+
+TOLD_S = 5.0
+"""What a command of the system's may take."""
+
+
+class Refusal(Exception):
+    """Why a model cannot be timed here, in one sentence."""
 
 
 def read(path: Path) -> str | None:
@@ -100,21 +153,79 @@ def environment() -> dict[str, Any]:
     if len(ticks) > 8 and ticks[0] == "cpu":
         found["stolen_s"] = float(ticks[8]) / os.sysconf("SC_CLK_TCK")
     found["preempted"] = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
-    rails = Path("/sys/class/powercap").glob("intel-rapl:?/energy_uj")
-    energy = [number(read(path), 1e-6) for path in sorted(rails)]
-    if energy and None not in energy:
-        found["energy_j"] = sum(joules for joules in energy if joules is not None)
     return found
 
 
-def machine() -> dict[str, str]:
-    """What the machine is: its system, its processor or board, and a hash that tells two of a kind apart."""
+def told(*command: str) -> str:
+    """What a command of the system's prints; nothing where there is none, it fails, or takes too long."""
+    found = shutil.which(command[0], path=f"{os.environ.get('PATH', os.defpath)}{os.pathsep}/usr/sbin")
+    if found is None:
+        return ""
+    try:
+        done = subprocess.run(  # noqa: S603  # the system's own
+            [found, *command[1:]],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            encoding="utf-8",
+            errors="replace",
+            timeout=TOLD_S,
+            check=False,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def power_mode() -> str | None:
+    """How the machine is set to trade speed for power, in the system's words; None where it shows nothing without root.
+
+    Jetson   MAXN_SUPER          `nvpmodel -q`, which may say more before and after; without that command, as in
+                                 containers, what it keeps: /var/lib/nvpmodel/status, with names in /etc/nvpmodel.conf
+    macOS    low power           `pmset -g`: powermode 0 to 2 where there is a high power mode, else lowpowermode 0, 1
+    Android  battery saver off   `settings get global low_power`, and what follows
+    Linux    balanced, governor powersave, no boost         ACPI's platform profile, cpufreq's governors, boost
+
+    NVIDIA, Jetson Linux Developer Guide, Supported Modes and Power Efficiency; pmset(1), and
+    github.com/alfredapp/low-power-mode-workflow/issues/4; Android's Settings.Global; Linux' ABI/testing/
+    sysfs-platform_profile, admin-guide/pm/cpufreq and intel_pstate.
+    """
+    mode = re.search(r"^NV Power Mode: *(\S+)", told("nvpmodel", "-q"), re.MULTILINE)
+    if mode:
+        return mode[1]
+    kept = re.search(r"pmode:(\d+)", read(ROOT / "var/lib/nvpmodel/status") or "")
+    if kept:
+        with contextlib.suppress(OSError):
+            modes = (ROOT / "etc/nvpmodel.conf").read_text(encoding="utf-8", errors="replace")
+            named = re.search(rf"^< *POWER_MODEL +ID={int(kept[1])} +NAME=(\S+) *>", modes, re.MULTILINE)
+            if named:
+                return named[1]
+        return f"nvpmodel {int(kept[1])}"
+    mode = re.search(r"^ *(?:low)?powermode +([012])\b", told("pmset", "-g"), re.MULTILINE)
+    if mode:
+        return ("automatic", "low power", "high power")[int(mode[1])]
+    found = []
+    if (ROOT / "system/build.prop").exists():
+        saver = told("settings", "get", "global", "low_power")
+        found += [f"battery saver {'on' if saver == '1' else 'off'}"] if saver in ("0", "1") else []
+    cpus = ROOT / "sys/devices/system/cpu"
+    found += [read(ROOT / "sys/firmware/acpi/platform_profile") or ""]
+    governors = {read(path) or "" for path in cpus.glob("cpu[0-9]*/cpufreq/scaling_governor")} - {""}
+    found += [f"governor {' and '.join(sorted(governors))}"] if governors else []
+    is_off = read(cpus / "intel_pstate/no_turbo") == "1" or read(cpus / "cpufreq/boost") == "0"
+    found += ["no boost"] if is_off else []
+    return ", ".join(part for part in found if part) or None
+
+
+def machine() -> dict[str, Any]:
+    """What the machine is: its system, its processor or board, its power mode, and a hash that tells two apart."""
     node = uuid.getnode()
     own = f"{node:x}" if not node >> 40 & 1 else read(Path("/etc/machine-id")) or ""  # that bit marks a random number
     return {
         "system": f"{platform.system()} {platform.release()}",
         "cpu": processor(),
         "machine": hashlib.sha256(f"{platform.node()} {own}".encode()).hexdigest()[:12],
+        "power_mode": power_mode(),
     }
 
 
@@ -230,19 +341,15 @@ FLOATS = {65552: "float16", 65568: "float32", 65600: "float64"}
 GREY = 10
 
 
-class NotHere(ImportError):
-    """What no package that could be installed would bring."""
-
-
 def version_coremltools() -> str:
-    """The package's version. Raises NotHere where there is no Core ML, ImportError for a package that times nothing."""
+    """The package's version. Raises Refusal where there is no Core ML, ImportError for a package that times nothing."""
     import coremltools
     from coremltools.models import model
 
     if getattr(model, "_MLModelProxy", None) is None:
         if sys.platform == "darwin":
-            raise NotHere("this coremltools is built without Core ML for this Python; another Python may have it")
-        raise NotHere(f"Core ML is part of macOS, not of {platform.system()}")
+            raise Refusal("this coremltools is built without Core ML for this Python; another Python may have it")
+        raise Refusal(f"Core ML is part of macOS, not of {platform.system()}")
     if not hasattr(model.MLModel, "last_predict_duration_in_nano_seconds"):
         raise ImportError(f"coremltools {coremltools.__version__} does not say how long Core ML takes, and 9 does")
     return str(coremltools.__version__)
@@ -294,11 +401,340 @@ def open_coremltools(path: str, threads: int, seed: int, compute_units: str = "A
     return call
 
 
-RUNTIMES = {
+# Engines. What is called the same in edgesmith's kit/build.py has the same text there.
+
+
+class Cuda:
+    """What is used of libcudart. Raises Refusal where there is none, or where it reports an error."""
+
+    NAMES = ("libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0", "libcudart.so")
+    FOLDERS = ("/usr/local/cuda/lib64", "/usr/local/cuda/targets/aarch64-linux/lib")
+    TO_DEVICE, TO_HOST = 1, 2
+    MAJOR, MINOR = 75, 76  # cudaDevAttrComputeCapability...
+
+    def __init__(self) -> None:
+        found = ctypes.util.find_library("cudart")
+        names = [*([found] if found else []), *self.NAMES]
+        for folder in (*self.FOLDERS, *(f"{path}/nvidia/*/lib" for path in sys.path if path)):
+            names += sorted(glob.glob(f"{folder}/libcudart.so*"))  # noqa: PTH207  # folders with stars in them
+        for name in names:
+            with contextlib.suppress(OSError):
+                self.library = ctypes.CDLL(name)
+                return
+        raise Refusal("CUDA's runtime library libcudart is not on this machine; on a Jetson, JetPack brings it")
+
+    def call(self, name: str, *arguments: Any) -> None:
+        """Call one of the library's functions."""
+        error = getattr(self.library, name)(*arguments)
+        if error != 0:
+            raise Refusal(f"CUDA's {name} failed with error {error}; is there a GPU, and a driver that fits?")
+
+    def allocate(self, size: int, on_host: bool = False) -> int:
+        """The address of new memory: of the GPU, or of the host, and then pinned."""
+        address = ctypes.c_void_p()
+        self.call("cudaMallocHost" if on_host else "cudaMalloc", ctypes.byref(address), ctypes.c_size_t(max(size, 1)))
+        return int(address.value or 0)
+
+    def stream(self) -> int:
+        """A new stream."""
+        handle = ctypes.c_void_p()
+        self.call("cudaStreamCreate", ctypes.byref(handle))
+        return int(handle.value or 0)
+
+    def copy(self, target: int, source: int, size: int, kind: int, stream: int) -> None:
+        """Copy bytes in a stream."""
+        pointers = ctypes.c_void_p(target), ctypes.c_void_p(source)
+        self.call("cudaMemcpyAsync", *pointers, ctypes.c_size_t(size), ctypes.c_int(kind), ctypes.c_void_p(stream))
+
+    def wait(self, stream: int) -> None:
+        """Wait for all that was put into a stream."""
+        self.call("cudaStreamSynchronize", ctypes.c_void_p(stream))
+
+    def compute_capability(self) -> str:
+        """Of the first GPU, such as `8.7`."""
+        values = []
+        for attribute in (self.MAJOR, self.MINOR):
+            value = ctypes.c_int()
+            self.call("cudaDeviceGetAttribute", ctypes.byref(value), ctypes.c_int(attribute), ctypes.c_int(0))
+            values.append(value.value)
+        return f"{values[0]}.{values[1]}"
+
+    def version(self) -> str:
+        """Of the runtime library, such as `12.6`."""
+        value = ctypes.c_int()
+        self.call("cudaRuntimeGetVersion", ctypes.byref(value))
+        return f"{value.value // 1000}.{value.value % 1000 // 10}"
+
+
+def new_log(trt: Any) -> Any:
+    """A logger that keeps what TensorRT says, and prints none of it."""
+
+    class Log(trt.ILogger):  # type: ignore[misc]  # known at run time only
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.lines: list[tuple[str, str]] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            self.lines.append((severity.name, message))
+
+    return Log()
+
+
+def first_line(text: str) -> str:
+    """What an error says, without the places in TensorRT's sources."""
+    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
+    return lines[-1].split(" In ")[0].rstrip(" .") if lines else "it does not say why"
+
+
+def bind(trt: Any, cuda: Cuda, engine: Any, profiler: Any = None) -> tuple[dict[str, Any], Call]:
+    """Pinned arrays by tensor's name, and a call that copies in, runs, and copies out."""
+    import numpy
+
+    context, stream = engine.create_execution_context(), cuda.stream()
+    if context is None:
+        raise Refusal("TensorRT cannot prepare the engine to run; is there too little memory on this GPU?")
+    if profiler is not None:
+        context.profiler = profiler
+    arrays: dict[str, Any] = {}
+    copies: dict[bool, list[tuple[int, int, int]]] = {True: [], False: []}
+    for i in range(engine.num_io_tensors):
+        name = engine.get_tensor_name(i)
+        kind = numpy.dtype(trt.nptype(engine.get_tensor_dtype(name)))
+        shape = tuple(engine.get_tensor_shape(name))
+        size = kind.itemsize * int(numpy.prod(shape, dtype=numpy.int64))
+        host, device = cuda.allocate(size, on_host=True), cuda.allocate(size)
+        content = (ctypes.c_byte * max(size, 1)).from_address(host)
+        arrays[name] = numpy.frombuffer(content, kind, size // kind.itemsize).reshape(shape)
+        context.set_tensor_address(name, device)
+        copies[engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT].append((host, device, size))
+
+    def call() -> None:
+        for host, device, size in copies[True]:
+            cuda.copy(device, host, size, cuda.TO_DEVICE, stream)
+        if not context.execute_async_v3(stream):
+            raise Refusal("TensorRT does not run the engine")
+        for host, device, size in copies[False]:
+            cuda.copy(host, device, size, cuda.TO_HOST, stream)
+        cuda.wait(stream)
+
+    call.owners = engine, context  # type: ignore[attr-defined]
+    return arrays, call
+
+
+def open_tensorrt(path: str, trt: Any) -> tuple[Any, Any]:
+    """An engine, and the runtime that must live as long as it does. Raises Refusal where TensorRT does not open it."""
+    log = new_log(trt)
+    if hasattr(trt, "init_libnvinfer_plugins"):  # group norms are a plugin before TensorRT 10
+        trt.init_libnvinfer_plugins(log, "")
+    owner = trt.Runtime(log)
+    if hasattr(owner, "engine_host_code_allowed"):  # version compatible engines carry code
+        owner.engine_host_code_allowed = True
+    engine = owner.deserialize_cuda_engine(Path(path).read_bytes())
+    if engine is None:
+        errors = [message for severity, message in log.lines if "ERROR" in severity]
+        said = first_line(errors[0]) if errors else "it does not say why"
+        raise Refusal(f"{trt.__name__} {trt.__version__} does not open {Path(path).name}: {said}")
+    return engine, owner
+
+
+def call_tensorrt(path: str, seed: int, module: str, profiler: Any = None) -> Call:
+    """A call that copies an engine's inputs to the GPU, runs it, copies the outputs back, and waits for all of that.
+
+    Its wall clock time on the host is the sample, as in a kit's measurement.json and in what `trtexec` calls latency.
+    Host memory is pinned. Inputs are normal numbers, or zeros where they are integers.
+    """
+    import numpy
+
+    trt: Any = importlib.import_module(module)
+    engine, owner = open_tensorrt(path, trt)
+    arrays, call = bind(trt, Cuda(), engine, profiler)
+    draw = numpy.random.RandomState(seed)
+    for name, array in arrays.items():
+        if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
+            array[...] = draw.standard_normal(array.shape) if array.dtype.kind == "f" else 0
+    call.runtime = owner  # type: ignore[attr-defined]
+    return call
+
+
+def open_engine(path: str, threads: int, seed: int, module: str) -> Call:
+    """A call that runs an engine once; threads are the GPU's own."""
+    return call_tensorrt(path, seed, module)
+
+
+def operators_engine(path: str, threads: int, seed: int, seconds: float, module: str) -> dict[str, Any]:
+    """Time per layer on the GPU, from TensorRT's profiler, of calls after the warm-up.
+
+    With a profiler attached, enqueueing waits for the layers' times (`enqueue_emits_profile`), so calls take longer;
+    what they take beside the layers is copying and launching.
+    """
+    trt: Any = importlib.import_module(module)
+
+    class Layers(trt.IProfiler):  # type: ignore[misc]  # known at run time only
+        def __init__(self) -> None:
+            trt.IProfiler.__init__(self)
+            self.ms: dict[str, float] = {}
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            self.ms[layer_name] = self.ms.get(layer_name, 0.0) + ms
+
+    layers = Layers()
+    call = call_tensorrt(path, seed, module, layers)
+    warm_up(call)
+    start = time.perf_counter()
+    calls: list[float] = []
+    spent: dict[str, list[float]] = {}
+    while len(calls) < FEWEST_PROFILED or (len(calls) < MOST_PROFILED and time.perf_counter() - start < seconds):
+        layers.ms = {}
+        calls.append(timed(call))
+        for name, ms in layers.ms.items():
+            spent.setdefault(name, []).append(ms)
+    operators = [{"name": name, "type": "", "ms": median(times)} for name, times in spent.items()]
+    return {"calls": len(calls), "call_ms": median(calls), "operators": operators}
+
+
+def version_engine(module: str) -> str:
+    """The runtime's version. Raises ImportError where it is not installed, Refusal where there is no GPU for it."""
+    import numpy  # noqa: F401  # so that its import is not timed as loading
+
+    trt: Any = importlib.import_module(module)
+    Cuda().compute_capability()
+    return str(trt.__version__)
+
+
+ENGINES = ("tensorrt", "tensorrt_rtx")
+"""Modules that run engines: those of TensorRT, and of TensorRT-RTX."""
+
+RUNTIMES: dict[str, tuple[Callable[..., Call], Callable[[], str]]] = {
     "onnxruntime": (open_onnxruntime, version_onnxruntime),
     "coremltools": (open_coremltools, version_coremltools),
+    **{name: (partial(open_engine, module=name), partial(version_engine, name)) for name in ENGINES},
 }
-PROFILES = {"onnxruntime": operators_onnxruntime}
+PROFILES: dict[str, Callable[[str, int, int, float], dict[str, Any]]] = {
+    "onnxruntime": operators_onnxruntime,
+    **{name: partial(operators_engine, module=name) for name in ENGINES},
+}
+
+
+# Energy. A meter covers what it covers, whatever runs there: nothing is subtracted.
+
+
+def rapl() -> list[Path]:
+    """Counters of energy of processors' packages and their memory, where they can be read (since Linux 5.10 by root).
+
+    `core` and `uncore` are parts of a package, `psys` has packages in it. kernel.org: power/powercap.
+    """
+    zones = sorted((ROOT / "sys/class/powercap").glob("intel-rapl:*"))
+    wanted = [zone for zone in zones if (read(zone / "name") or "").startswith(("package", "dram"))]
+    return wanted if all(read(zone / "energy_uj") for zone in wanted) else []
+
+
+def count_joules(zones: Sequence[Path]) -> Joules:
+    """Start counting; the result says what was counted, joules. A counter that has gone round began anew at 0."""
+
+    def counts() -> list[float | None]:
+        return [number(read(zone / "energy_uj"), 1e-6) for zone in zones]
+
+    first, ranges = counts(), [number(read(zone / "max_energy_range_uj"), 1e-6) for zone in zones]
+
+    def stop() -> float | None:
+        joules = 0.0
+        for before, after, whole in zip(first, counts(), ranges):  # noqa: B905  # Python 3.8 has no strict
+            if before is None or after is None or (after < before and whole is None):
+                return None
+            joules += after - before + (whole or 0.0) * (after < before)
+        return joules
+
+    return stop
+
+
+def rails() -> dict[str, tuple[Path, ...]]:
+    """Power rails that add up to a board, by their names: files whose product, in thousandths each, is its power.
+
+    INA3221 sensors show mV and mA (kernel.org: hwmon/ina3221), and before JetPack 5 mW (NVIDIA's ina3221x).
+    """
+    drivers = ROOT / "sys/bus/i2c/drivers"
+    found: dict[str | None, tuple[Path, ...]] = {}
+    for label in sorted(drivers.glob("ina3221/*/hwmon/hwmon*/in[123]_label")):
+        channel = label.name[2]
+        found[read(label)] = (label.with_name(f"in{channel}_input"), label.with_name(f"curr{channel}_input"))
+    for label in sorted(drivers.glob("ina3221x/*/iio*/rail_name_[012]")):
+        found[read(label)] = (label.with_name(f"in_power{label.name[-1]}_input"),)
+    names = next((total for total in TOTALS if all(name in found for name in total)), ())
+    chosen = {name: found[name] for name in names}
+    return chosen if watts(chosen) is not None else {}
+
+
+def watts(board: dict[str, tuple[Path, ...]]) -> float | None:
+    """The power of all rails now; None where one cannot be read."""
+    total = 0.0
+    for files in board.values():
+        power = 1.0
+        for file in files:
+            value = number(read(file), 1e-3)
+            if value is None:
+                return None
+            power *= value
+        total += power
+    return total
+
+
+def integrate(board: dict[str, tuple[Path, ...]]) -> Joules:
+    """Start sampling rails' power in a thread; the result ends that and says the energy, joules.
+
+    Looks are at uneven times, so that they do not fall in step with calls.
+    """
+    points: list[tuple[float, float | None]] = []
+    ended, draw = threading.Event(), random.Random(0)  # noqa: S311  # moments, no secret
+
+    def look() -> None:
+        points.append((time.perf_counter(), watts(board)))
+
+    def sample() -> None:
+        while not ended.wait(draw.uniform(0.5, 1.5) * BETWEEN_S):
+            look()
+
+    def stop() -> float | None:
+        ended.set()
+        thread.join()
+        look()
+        known = [(at, power) for at, power in points if power is not None]
+        if len(known) < len(points):
+            return None
+        pairs = zip(known, known[1:])  # noqa: B905, RUF007  # Python 3.8 has neither
+        return sum((b - a) * (first + then) / 2 for (a, first), (b, then) in pairs)
+
+    thread = threading.Thread(target=sample, daemon=True)
+    look()
+    thread.start()
+    return stop
+
+
+def meter(runtime: str) -> tuple[str, Callable[[], Joules]] | None:
+    """What a machine's meter covers, and what starts it; None where it has none of what a runtime computes on.
+
+    A board's rails have all of it, RAPL's counters what a processor does, but no card.
+    """
+    board = rails()
+    if board:
+        return f"rails {' + '.join(board)} (INA3221)", partial(integrate, board)
+    zones = rapl() if runtime not in ENGINES else []
+    if zones:
+        return f"{' + '.join(read(zone / 'name') or '' for zone in zones)} (RAPL)", partial(count_joules, zones)
+    return None
+
+
+def metered(call: Call, start: Callable[[], Joules], seconds: float) -> dict[str, Any]:
+    """Energy of calls one after the other: all that the meter covers, whatever else runs there or idles."""
+    warm_up(call)
+    begun = time.perf_counter()
+    while time.perf_counter() - begun < min(seconds, SETTLE_S):
+        call()
+    stop, begun, calls = start(), time.perf_counter(), 0
+    while calls == 0 or time.perf_counter() - begun < min(seconds, METERED_S):
+        call()
+        calls += 1
+    spent = time.perf_counter() - begun
+    return {"calls": calls, "seconds": spent, "joules": stop()}
 
 
 def slowed(call: Call, share: float) -> Call:
@@ -365,16 +801,27 @@ def main() -> None:
     for name in sorted({model["runtime"] for model in plan["models"]}.union(plan.get("runtimes", ()))):
         try:
             versions[name] = RUNTIMES[name][1]()
-        except ImportError as error:
-            tell("lacks", runtime=name, why=str(error), is_final=isinstance(error, NotHere))
+        except (ImportError, Refusal) as error:
+            tell("lacks", runtime=name, why=str(error), can_import=not isinstance(error, ImportError))
             return
-    tell("start", runtimes=versions, environment=environment())
+    meters = {name: meter(name) for name in versions}
+    shown = {name: found[0] for name, found in meters.items() if found}
+    tell("start", runtimes=versions, environment=environment(), meters=shown)
     if not plan["models"]:
         tell("about", machine=machine(), cores=usable_cores())
     if plan.get("operators"):
         for i, model in enumerate(plan["models"]):
             profile = PROFILES[model["runtime"]]
             tell("operators", model=i, **profile(model["file"], plan["threads"], plan["seed"], plan["seconds"]))
+        tell("end", environment=environment())
+        return
+    if plan.get("energy"):
+        for i, model in enumerate(plan["models"]):
+            found, name = meters[model["runtime"]], model["runtime"]
+            if found:
+                open_model = RUNTIMES[name][0]
+                call = open_model(model["file"], plan["threads"], plan["seed"], **model.get("options", {}))
+                tell("energy", model=i, **metered(call, found[1], plan["seconds"]))
         tell("end", environment=environment())
         return
     calls: list[Call] = []
@@ -405,4 +852,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Refusal as refusal:
+        sys.exit(str(refusal))

@@ -111,7 +111,7 @@ def differences(
         "device": (f"{base.device.name}, {base.device.cpu}", f"{head.device.name}, {head.device.cpu}"),
         "machine": (base.device.machine, head.device.machine),
         "system": (base.device.system, head.device.system),
-        "power mode": (base.device.power_mode, head.device.power_mode),
+        "power mode": (base.device.power_mode or "not known", head.device.power_mode or "not known"),
         "threads": (base.threads, head.threads),
         "cores": (base.cores, head.cores),
         "runtime": (_runtime(base, base_subject), _runtime(head, head_subject)),

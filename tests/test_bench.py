@@ -262,7 +262,7 @@ def test_a_record_is_read_as_it_was_written_and_keeps_to_the_schema(tmp_path: Pa
 def damaged(record: dict[str, Any], how: str) -> str:
     slot = record["launches"][0]["slots"][0]
     if how == "future":
-        record["schema"] = 2
+        record["schema"] = measurement.SCHEMA + 1
     elif how == "negative":
         slot["samples_ms"] = [-1.0]
     elif how == "zero":
@@ -290,7 +290,7 @@ def damaged(record: dict[str, Any], how: str) -> str:
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        ("future", "schema 2, and this edgesmith reads 1"),
+        ("future", "schema 3, and this edgesmith reads 1 to 2"),
         ("negative", "launches.0.slots.0.samples_ms.0, -1.0"),
         ("zero", "launches.0.slots.0.samples_ms.0, 0.0"),
         ("stranger", "times a subject 7"),

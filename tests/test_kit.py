@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import importlib.util
 import inspect
 import json
 import os
@@ -22,7 +24,10 @@ import torch
 from torch import nn
 
 import edgesmith
-from edgesmith.bench import measurement, runner
+from edgesmith import cli
+from edgesmith.bench import measure, measurement, runner
+from edgesmith.bench.transport import Address
+from edgesmith.bench.transport.local import Local
 from edgesmith.errors import BackendMissing, BadInput, Unsupported, VerificationFailed
 from edgesmith.exporters import artifact as artifacts
 from edgesmith.exporters import engine, kit, targets, verify
@@ -502,6 +507,162 @@ def test_what_trtexec_says_is_passed_on(orin: Artifact, tmp_path: Path, trtexec:
         assert sentence in refused(done, orin.path)
 
 
+# bench
+
+
+@pytest.fixture
+def with_module(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Processes find a stand-in for the module `tensorrt`."""
+    monkeypatch.setenv("PYTHONPATH", str(STANDINS))
+    return monkeypatch
+
+
+def timed(engine: Path, tmp_path: Path, *options: str) -> tuple[int, Path]:
+    """The exit code of bench, and where its record is."""
+    record = tmp_path / "record.json"
+    code = cli.run(["bench", str(engine), "--seconds", "0.1", "--launches", "1", "--out", str(record), *options])
+    return code, record
+
+
+def test_bench_times_an_engine_that_came_back_from_a_board(
+    built: Path, with_module: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    code, record = timed(built, tmp_path, "--ops")
+    assert code == 0
+    made = measurement.read(record)
+    assert made.runtimes == {"tensorrt": "10.3.0.26"}
+    (subject,) = made.subjects
+    assert (subject.name, subject.model, subject.target, subject.precision) == ("built", "casvit", "tensorrt", "fp16")
+    assert subject.sha256 == measurement.read(built / "measurement.json").subjects[0].sha256
+    assert subject.cold is not None
+    assert len(made.samples(0)[0]) >= 3
+    profile = subject.profile
+    assert profile is not None
+    assert profile.calls >= runner.FEWEST_PROFILED
+    assert {one.ms for one in profile.operators} == {1.0}
+    assert len(profile.operators) == artifacts.read(built).manifest["engine"]["layers"]["engine"]
+    assert {one.type for one in profile.operators} == {"kgen"}
+    assert "network.2.0.local_perception.network.4" in {one.module for one in profile.operators}
+    kinds = {one.op for one in profile.operators}
+    assert "conv" in kinds  # its kit is not at hand, and with it the file that says more than names of nodes
+    assert "additive_attention" not in kinds
+
+
+def test_layers_are_ops_of_the_program_where_the_kit_is_beside_its_engine(
+    built: Path, orin: Artifact, with_module: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    kits = tmp_path / "made"
+    kit = shutil.copytree(orin.path, kits / "small-kit")
+    engine = Path(shutil.copytree(built, kits / "small-kit-built"))
+    assert timed(engine, tmp_path, "--ops")[0] == 0
+    profile = measurement.read(tmp_path / "record.json").subjects[0].profile
+    assert profile is not None
+    assert "additive_attention" in {one.op for one in profile.operators}
+    assert all(one.op is not None for one in profile.operators)
+    damage(Path(kit) / "casvit.onnx")  # it is not what the engine was built of
+    assert timed(engine, tmp_path, "--ops")[0] == 0
+    profile = measurement.read(tmp_path / "record.json").subjects[0].profile
+    assert profile is not None
+    assert "additive_attention" not in {one.op for one in profile.operators}
+
+
+@pytest.mark.parametrize(
+    ("settings", "code", "sentence"),
+    [
+        ({"NO_CUDA": "1"}, 4, "tensorrt cannot work here: CUDA's runtime library libcudart is not on this machine"),
+        ({"OTHER": "1"}, 6, "tensorrt 10.3.0.26 does not open casvit.engine: IRuntime::deserializeCudaEngine: Error"),
+    ],
+)
+def test_an_engine_that_cannot_be_timed_is_one_sentence(
+    settings: dict[str, str],
+    code: int,
+    sentence: str,
+    built: Path,
+    with_module: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for key, value in settings.items():
+        with_module.setenv(f"STANDIN_{key}", value)
+    found, record = timed(built, tmp_path)
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert found == code
+    assert sentence in said
+    assert "Traceback" not in said
+    assert not record.exists()
+
+
+class Far(Local):
+    """A stand-in for a device: this machine, under another name."""
+
+    name = "jetson"
+
+    def __init__(self) -> None:
+        self.copied: list[str] = []
+
+    def put(self, file: Path, name: str) -> str:
+        self.copied.append(name)
+        return super().put(file, name)
+
+
+def test_what_a_device_lacks_for_an_engine_is_said_before_it_is_copied(
+    built: Path, with_module: pytest.MonkeyPatch
+) -> None:
+    far = Far()
+    with_module.setattr(measure, "connect", lambda _: contextlib.nullcontext(far))
+    with_module.setenv("STANDIN_NO_CUDA", "1")
+    with pytest.raises(BackendMissing, match=r"^tensorrt cannot work on jetson: CUDA's .* is not on"):
+        measure.measure([built], device=Address("ssh", "jetson"))
+    with_module.delenv("PYTHONPATH")
+    if importlib.util.find_spec("tensorrt") is None:
+        said = (
+            r"on jetson cannot import tensorrt \(No module named 'tensorrt'\): install it there with .* \(on a Jetson: "
+        )
+        with pytest.raises(BackendMissing, match=said):
+            measure.measure([built], device=Address("ssh", "jetson"))
+    assert set(far.copied) == {"runner.py"}
+
+
+def test_a_kit_without_an_engine_is_not_timed(
+    orin: Artifact, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert timed(orin.path, tmp_path)[0] == 2
+    said = capsys.readouterr().err
+    assert f"{orin.path.name} is a kit, and there is no engine in it to time: build it on its board with" in said
+
+
+def test_an_engine_of_tensorrt_rtx_is_for_its_own_module(
+    installed: None, export_small: Callable[..., Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = export_small("tensorrt", precision="fp16")
+    assert measure.runtime_of(made) == "tensorrt_rtx"
+    assert made.file.read_bytes()[:4] == b"vtrt"
+    # The stand-in for it is the other's: its engines have ONNX behind the header, TensorRT-RTX's do not.
+    (tmp_path / "tensorrt_rtx.py").write_text((STANDINS / "tensorrt.py").read_text(encoding="utf-8"))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    made.file.write_bytes(b"vtrt".ljust(64, b"\0") + made.file.with_suffix(".onnx").read_bytes())
+    monkeypatch.setattr(engine, "read_header", lambda _: engine.Header("1.7.1.116", ("8.6",), 1))
+    assert timed(made.path, tmp_path, "--ops")[0] == 0
+    record = measurement.read(tmp_path / "record.json")
+    assert record.subjects[0].runtime == "tensorrt_rtx"
+    assert list(record.runtimes) == ["tensorrt_rtx"]
+    profile = record.subjects[0].profile
+    assert profile is not None
+    assert "additive_attention" in {one.op for one in profile.operators}  # by the typed ONNX beside it
+
+
+def test_tensorrt_rtx_without_a_gpu_is_one_sentence(
+    installed: None, export_small: Callable[..., Artifact], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No stand-in: TensorRT-RTX's own module, and CUDA's library where it is installed."""
+    with contextlib.suppress(runner.Refusal):
+        runner.Cuda().compute_capability()
+        pytest.skip("there is a GPU here")
+    code, _ = timed(export_small("tensorrt", precision="fp16").path, tmp_path)
+    assert code == BackendMissing.exit_code
+    assert "tensorrt_rtx cannot work here: CUDA's " in capsys.readouterr().err
+
+
 # this machine's own GPU
 
 
@@ -538,6 +699,10 @@ def test_host_gpu_is_a_kit_with_its_engine(installed: None, with_tensorrt: pytes
     _, steps = edgesmith.verify(artifact.path)
     assert "was checked when it was built" in steps[-1]["not_checked_here"]
     assert engine.inspect(artifact.path)["engine"]["devices"] == ["rtx4070"]
+    assert timed(artifact.path, tmp_path / "record")[0] == 0
+    record = measurement.read(tmp_path / "record" / "record.json")
+    assert record.subjects[0].name == artifact.path.name
+    shutil.rmtree(tmp_path / "record")
     with_tensorrt.setenv("STANDIN_SCALE", "1.5")
     with pytest.raises(VerificationFailed, match=r"the engine's numbers are wrong: error 0\.5 of the peak"):
         edgesmith.export(model, "tensorrt", **options | {"name": "wrong"})  # type: ignore[arg-type]
@@ -559,10 +724,11 @@ def test_build_py_is_a_python_3_8_program_of_its_own() -> None:
 
 
 def test_build_py_times_as_the_runner_does() -> None:
-    shared = ("read", "number", "environment", "memory_mib", "timed", "median", "is_steady", "warm_up")
+    shared = ["read", "number", "environment", "memory_mib", "timed", "median", "is_steady", "warm_up"]
+    shared += ["told", "power_mode", "Cuda", "bind", "new_log", "first_line"]
     for name in shared:
         assert inspect.getsource(getattr(board, name)) == inspect.getsource(getattr(runner, name)), name
-    for name in ("WINDOW_CALLS", "WINDOW_MS", "STEADY", "WARM_UP_S"):
+    for name in ("WINDOW_CALLS", "WINDOW_MS", "STEADY", "WARM_UP_S", "ROOT", "TOLD_S"):
         assert getattr(board, name) == getattr(runner, name)
     from edgesmith.bench import measure
 

@@ -17,8 +17,9 @@ import edgesmith
 from edgesmith import cli
 from edgesmith.bench import measurement, runner
 from edgesmith.bench.measurement import Operator
-from edgesmith.bench.operators import group_by_module, group_by_op, ops_of_nodes, place_operators
+from edgesmith.bench.operators import group_by_module, group_by_op, ops_of_nodes, place_layers, place_operators
 from edgesmith.errors import BadInput
+from edgesmith.exporters import engine as engines
 from edgesmith.exporters.artifact import Artifact
 
 
@@ -96,6 +97,74 @@ def test_groups_add_up_and_modules_are_joined_by_the_first_names_of_their_paths(
     assert group_by_module(operators) == {**deep, "layout": (0.5, 1)}
     flat = {"s.0": (6.0, 3), "(no module)": (5.0, 1), "s.1": (4.0, 1), "layout": (0.5, 1)}
     assert group_by_module(operators, most=4) == flat
+
+
+def engine_with(folder: Path, *layers: tuple[str, str, list[str]]) -> Path:
+    """Where an engine would lie, with what the builder wrote down of its layers: name, type, ONNX nodes."""
+    listed = [{"name": name, "type": kind, "precision": "fp16", "nodes": nodes} for name, kind, nodes in layers]
+    (folder / "layers.json").write_text(json.dumps({"layers": listed}))
+    return folder / "model.engine"
+
+
+def test_layers_of_an_engine_are_all_that_was_joined_in_them(tmp_path: Path) -> None:
+    names = ["s.0/Conv_0", "s.0/Relu_1", "s.1.a/Conv_2", "s.1.b/Sigmoid_3", "s.1.b/Mul_4", "head/Gemm_5"]
+    values = ["x", "conv2d", "relu", "conv2d_1", "sigmoid", "mul", "logits"]
+    made = [
+        helper.make_node(name.rpartition("/")[2].partition("_")[0], [read], [written], name=name)
+        for name, read, written in zip(names, values, values[1:], strict=False)
+    ]
+    value = helper.make_tensor_value_info("logits", 1, [1])
+    file = engine_with(
+        tmp_path,
+        ("s.0/Conv_0 + s.0/Relu_1", "CaskConvolution", []),
+        ("__myl_CastConvMul_myl0_0", "kgen", [*names[2:5], "s.1.b/Cast_99"]),
+        ("Reformatting CopyNode for Input Tensor 0 to s.0/Conv_0 + s.0/Relu_1", "Reformat", []),
+        ("signal", "signal", []),
+        ("head/Gemm_5", "MatrixMultiply", []),
+    )
+    onnx.save(helper.make_model(helper.make_graph(made, "g", [], [value])), str(tmp_path / "model.onnx"))
+    listed = json.loads((tmp_path / "layers.json").read_text())["layers"]
+    seen = [layer["name"] for layer in listed] + [
+        "PWN(s.1.b/Sigmoid_3, s.1.b/Mul_4)",
+        "{ForeignNode[s.0/Conv_0...head/Gemm_5]}",
+    ]
+    found = place_layers([Operator(name, "", None, None, 1.0) for name in seen], file)
+    assert [(one.type, one.op, one.module) for one in found] == [
+        ("CaskConvolution", "conv2d + relu", "s.0"),
+        ("kgen", "conv2d + sigmoid + mul + 1 more", "s.1"),
+        ("Reformat", None, None),
+        ("signal", None, None),
+        ("MatrixMultiply", "gemm", "head"),
+        ("", "sigmoid + mul", "s.1.b"),
+        ("", "conv2d + gemm", None),
+    ]
+    assert group_by_op(found)["layout"] == (1.0, 1)
+    assert group_by_module(found)["layout"] == (1.0, 1)
+
+
+def test_layers_that_tensorrt_recorded_are_placed_by_the_names_of_their_nodes(fixtures: Path, tmp_path: Path) -> None:
+    (layer,) = engines.inspect(fixtures / "inspector_11.json")["layers"]
+    manifest = {"schema": 1, "file": "model.engine", "model": {"name": "m"}, "target": {"name": "tensorrt"}}
+    manifest |= {"precision": "fp16", "files": [], "verification": {}}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    file = engine_with(tmp_path, (layer["name"], layer["type"], layer["nodes"]))
+    (found,) = place_layers([Operator(layer["name"], "", None, None, 1.0)], file)
+    assert (found.type, found.op, found.module) == ("kgen", "cast + transpose + conv", None)
+
+    layers = engines.inspect(fixtures / "inspector_10.json")["layers"]
+    file = engine_with(tmp_path, *((layer["name"], layer["type"], layer["nodes"]) for layer in layers))
+    made = [
+        helper.make_node("QuantizeLinear", ["w", "s"], ["quantize"], name="QuantizeLinear_20"),
+        helper.make_node("Conv", ["x", "quantize"], ["conv2d"], name="Conv_22"),
+    ]
+    value = helper.make_tensor_value_info("conv2d", 1, [1])
+    onnx.save(helper.make_model(helper.make_graph(made, "g", [], [value])), str(tmp_path / "model.onnx"))
+    placed = place_layers([Operator(layer["name"], "", None, None, 1.0) for layer in layers], file)
+    assert [(one.type, one.op) for one in placed] == [
+        ("Reformat", None),
+        ("CaskConvolution", "quantize + conv"),  # beside the weight's name
+        ("NoOp", None),
+    ]
 
 
 def test_bench_ops_keeps_time_per_operator_beside_the_samples(

@@ -380,7 +380,7 @@ def test_a_board_without_core_ml_says_so(board: Board, small_coreml: Path, capsy
         pytest.skip("this is a Mac")
     assert cli.run(["bench", str(small_coreml), *board.options, *QUICK]) == 4
     said = one_sentence(capsys.readouterr().err)
-    assert said == "edgesmith: coremltools times nothing on 127.0.0.1: Core ML is part of macOS, not of Linux"
+    assert said == "edgesmith: coremltools cannot work on 127.0.0.1: Core ML is part of macOS, not of Linux"
     assert not board.left()
 
 
@@ -780,6 +780,19 @@ def test_a_kit_of_ours_is_built_over_ssh_with_a_stand_in_for_tensorrt(
     assert manifest["kit"]["onnx"] == build_on.read_kit(kit).files["casvit.onnx"]
     assert len(measurement.read(built / "measurement.json").launches) == 1
     assert not board.left()
+
+    record = tmp_path / "record.json"
+    assert cli.run(["bench", str(built), *board.options, *QUICK, "--ops", "--out", str(record)]) == 0, (
+        capfd.readouterr().err
+    )
+    made = measurement.read(record)
+    assert (made.device.name, made.subjects[0].runtime) == ("127.0.0.1", "tensorrt")
+    assert made.subjects[0].sha256 == measurement.read(built / "measurement.json").subjects[0].sha256
+    assert made.subjects[0].profile is not None
+    assert cli.run(["bench", str(built), *without.options, *QUICK, "--out", str(record)]) == BackendMissing.exit_code
+    assert "on 127.0.0.1 cannot import tensorrt (No module named 'tensorrt')" in capfd.readouterr().err
+    assert not board.left()
+    assert not without.left()
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from edgesmith.bench import history as histories
 from edgesmith.bench import measurement as measurements
 from edgesmith.bench.estimate import Estimate
 from edgesmith.bench.history import Series
-from edgesmith.bench.measurement import Device, Measurement, Profile, environment_line
+from edgesmith.bench.measurement import Device, Energy, Measurement, Profile, environment_line
 from edgesmith.bench.operators import group_by_module, group_by_op
 from edgesmith.bench.report import figures
 from edgesmith.bench.report.blocks import (
@@ -283,6 +283,8 @@ def _device_blocks(records: Sequence[tuple[str, Measurement]]) -> Iterator[Block
     times = ("p50, ms", "p90, ms", "p99, ms", "a second", "load, ms", "first call, ms")
     rest = ("memory, MiB", "file, MB", "precision", "runtime", "threads", "launches", "record")
     for title, subjects in _by_device(records).items():
+        sources = {one.source: None for _, measurement, i in subjects if (one := measurement.subjects[i].energy)}
+        metered = ("energy, mJ", "power, W") if sources else ()
         rows = []
         for name, measurement, i in subjects:
             subject, samples = measurement.subjects[i], measurement.samples(i)
@@ -297,6 +299,7 @@ def _device_blocks(records: Sequence[tuple[str, Measurement]]) -> Iterator[Block
                     f"{cold.first_ms:.1f}" if cold else "",
                     f"{cold.memory_mib:.0f}" if cold and cold.memory_mib is not None else "",
                     f"{subject.bytes / 1e6:.2f}",
+                    *(_energy(subject.energy) if sources else ()),
                     subject.precision,
                     f"{subject.runs_by} {measurement.runtimes.get(subject.runtime, '')}".strip(),
                     str(measurement.threads) + ("" if measurement.cores is None else ", pinned"),
@@ -307,7 +310,16 @@ def _device_blocks(records: Sequence[tuple[str, Measurement]]) -> Iterator[Block
         yield Text(title, level=3)
         yield Text(subjects[0][1].device.system)
         yield Text("Measured", level=4)
-        yield Table(f"Measured on {title}", ("artifact", *times, *rest), tuple(rows), figures=tuple(range(1, 9)))
+        columns = ("artifact", *times, *rest[:2], *metered, *rest[2:])
+        yield Table(f"Measured on {title}", columns, tuple(rows), figures=tuple(range(1, 9 + len(metered))))
+        if sources:
+            covered = "; ".join(sources)
+            yield Text(f"Energy is an inference's share of {covered}, with all that idles or runs there.")
+
+
+def _energy(energy: Energy | None) -> tuple[str, str]:
+    """Millijoules of an inference, and watts meanwhile."""
+    return (f"{1e3 * energy.joules:.4g}", f"{energy.watts:.3g}") if energy else ("", "")
 
 
 def _operator_blocks(records: Sequence[tuple[str, Measurement]]) -> Iterator[Block]:

@@ -50,7 +50,7 @@ if TYPE_CHECKING:  # Python 3.8 cannot subscript what the annotations name
     Outputs = Sequence[Sequence[Any]]
 
 SCHEMA = 1
-MEASUREMENT_SCHEMA = 1
+MEASUREMENT_SCHEMA = 2
 OLDEST = (8, 6)
 """The first TensorRT with layer norms, optimisation levels and engines for other versions."""
 
@@ -479,36 +479,10 @@ class Module:
 
     def prepare(self, engine: Path, kit: Mapping[str, Any]) -> tuple[dict[str, Any], Call]:
         """Pinned arrays by tensor's name, and a call that copies in, runs, and copies out."""
-        import numpy
-
-        cuda, opened = self.cuda, self.open(engine)
-        context, stream = opened.create_execution_context(), cuda.stream()
-        arrays: dict[str, Any] = {}
-        copies: dict[bool, list[tuple[int, int, int]]] = {True: [], False: []}
-        for i in range(opened.num_io_tensors):
-            name = opened.get_tensor_name(i)
-            kind = numpy.dtype(self.trt.nptype(opened.get_tensor_dtype(name)))
-            shape = tuple(opened.get_tensor_shape(name))
-            size = kind.itemsize * int(numpy.prod(shape, dtype=numpy.int64))
-            host, device = cuda.allocate(size, on_host=True), cuda.allocate(size)
-            content = (ctypes.c_byte * max(size, 1)).from_address(host)
-            arrays[name] = numpy.frombuffer(content, kind, size // kind.itemsize).reshape(shape)
-            context.set_tensor_address(name, device)
-            copies[opened.get_tensor_mode(name) == self.trt.TensorIOMode.INPUT].append((host, device, size))
+        arrays, call = bind(self.trt, self.cuda, self.open(engine))
         missing = [name for name in (*kit["inputs"], *kit["outputs"]) if name not in arrays]
         if missing:
             raise Refusal(f"the engine has no tensor {missing[0]}; it has {', '.join(arrays)}")
-
-        def call() -> None:
-            for host, device, size in copies[True]:
-                cuda.copy(device, host, size, cuda.TO_DEVICE, stream)
-            if not context.execute_async_v3(stream):
-                raise Refusal("TensorRT does not run the engine that it has built")
-            for host, device, size in copies[False]:
-                cuda.copy(host, device, size, cuda.TO_HOST, stream)
-            cuda.wait(stream)
-
-        call.owners = opened, context  # type: ignore[attr-defined]
         return arrays, call
 
     def outputs(self, engine: Path, kit: Mapping[str, Any], cases: Sequence[Sequence[Any]], scratch: Path) -> Outputs:
@@ -657,6 +631,41 @@ class Trtexec:
         return {"cold": None, "launch": {"warm": warm, "slots": slots, "before": before, "after": state()}}
 
 
+def bind(trt: Any, cuda: Cuda, engine: Any, profiler: Any = None) -> tuple[dict[str, Any], Call]:
+    """Pinned arrays by tensor's name, and a call that copies in, runs, and copies out."""
+    import numpy
+
+    context, stream = engine.create_execution_context(), cuda.stream()
+    if context is None:
+        raise Refusal("TensorRT cannot prepare the engine to run; is there too little memory on this GPU?")
+    if profiler is not None:
+        context.profiler = profiler
+    arrays: dict[str, Any] = {}
+    copies: dict[bool, list[tuple[int, int, int]]] = {True: [], False: []}
+    for i in range(engine.num_io_tensors):
+        name = engine.get_tensor_name(i)
+        kind = numpy.dtype(trt.nptype(engine.get_tensor_dtype(name)))
+        shape = tuple(engine.get_tensor_shape(name))
+        size = kind.itemsize * int(numpy.prod(shape, dtype=numpy.int64))
+        host, device = cuda.allocate(size, on_host=True), cuda.allocate(size)
+        content = (ctypes.c_byte * max(size, 1)).from_address(host)
+        arrays[name] = numpy.frombuffer(content, kind, size // kind.itemsize).reshape(shape)
+        context.set_tensor_address(name, device)
+        copies[engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT].append((host, device, size))
+
+    def call() -> None:
+        for host, device, size in copies[True]:
+            cuda.copy(device, host, size, cuda.TO_DEVICE, stream)
+        if not context.execute_async_v3(stream):
+            raise Refusal("TensorRT does not run the engine")
+        for host, device, size in copies[False]:
+            cuda.copy(host, device, size, cuda.TO_HOST, stream)
+        cuda.wait(stream)
+
+    call.owners = engine, context  # type: ignore[attr-defined]
+    return arrays, call
+
+
 def new_log(trt: Any) -> Any:
     """A logger that keeps what TensorRT says, and prints none of it."""
 
@@ -725,6 +734,12 @@ STEADY = 0.02
 WARM_UP_S = 5.0
 """After so much time a model is timed as it is, and the record says that it was not steady."""
 
+ROOT = Path("/")
+"""Where the system shows its settings and sensors."""
+
+TOLD_S = 5.0
+"""What a command of the system's may take."""
+
 
 def read(path: Path) -> str | None:
     """The first line of a file of the system's, or None."""
@@ -770,10 +785,6 @@ def environment() -> dict[str, Any]:
     if len(ticks) > 8 and ticks[0] == "cpu":
         found["stolen_s"] = float(ticks[8]) / os.sysconf("SC_CLK_TCK")
     found["preempted"] = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
-    rails = Path("/sys/class/powercap").glob("intel-rapl:?/energy_uj")
-    energy = [number(read(path), 1e-6) for path in sorted(rails)]
-    if energy and None not in energy:
-        found["energy_j"] = sum(joules for joules in energy if joules is not None)
     return found
 
 
@@ -827,7 +838,10 @@ def state() -> dict[str, Any]:
             if hertz is not None:
                 found["gpu_frequency_mhz"] = hertz
     if "gpu_frequency_mhz" not in found:
-        values = told("nvidia-smi", "--query-gpu=clocks.sm,temperature.gpu", "--format=csv,noheader,nounits").split(",")
+        lines = told(
+            "nvidia-smi", "--query-gpu=clocks.sm,temperature.gpu", "--format=csv,noheader,nounits"
+        ).splitlines()
+        values = lines[0].split(",") if lines else []
         for key, value in zip(("gpu_frequency_mhz", "gpu_temperature_c"), values):  # noqa: B905  # Python 3.8
             if number(value) is not None:
                 found[key] = number(value)
@@ -835,12 +849,64 @@ def state() -> dict[str, Any]:
 
 
 def told(*command: str) -> str:
-    """The first line that a command prints; nothing where there is no such command, or it fails."""
-    if shutil.which(command[0]) is None:
+    """What a command of the system's prints; nothing where there is none, it fails, or takes too long."""
+    found = shutil.which(command[0], path=f"{os.environ.get('PATH', os.defpath)}{os.pathsep}/usr/sbin")
+    if found is None:
         return ""
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)  # noqa: S603  # the system's own
-    lines = done.stdout.strip().splitlines()
-    return lines[0].strip() if done.returncode == 0 and lines else ""
+    try:
+        done = subprocess.run(  # noqa: S603  # the system's own
+            [found, *command[1:]],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            encoding="utf-8",
+            errors="replace",
+            timeout=TOLD_S,
+            check=False,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def power_mode() -> str | None:
+    """How the machine is set to trade speed for power, in the system's words; None where it shows nothing without root.
+
+    Jetson   MAXN_SUPER          `nvpmodel -q`, which may say more before and after; without that command, as in
+                                 containers, what it keeps: /var/lib/nvpmodel/status, with names in /etc/nvpmodel.conf
+    macOS    low power           `pmset -g`: powermode 0 to 2 where there is a high power mode, else lowpowermode 0, 1
+    Android  battery saver off   `settings get global low_power`, and what follows
+    Linux    balanced, governor powersave, no boost         ACPI's platform profile, cpufreq's governors, boost
+
+    NVIDIA, Jetson Linux Developer Guide, Supported Modes and Power Efficiency; pmset(1), and
+    github.com/alfredapp/low-power-mode-workflow/issues/4; Android's Settings.Global; Linux' ABI/testing/
+    sysfs-platform_profile, admin-guide/pm/cpufreq and intel_pstate.
+    """
+    mode = re.search(r"^NV Power Mode: *(\S+)", told("nvpmodel", "-q"), re.MULTILINE)
+    if mode:
+        return mode[1]
+    kept = re.search(r"pmode:(\d+)", read(ROOT / "var/lib/nvpmodel/status") or "")
+    if kept:
+        with contextlib.suppress(OSError):
+            modes = (ROOT / "etc/nvpmodel.conf").read_text(encoding="utf-8", errors="replace")
+            named = re.search(rf"^< *POWER_MODEL +ID={int(kept[1])} +NAME=(\S+) *>", modes, re.MULTILINE)
+            if named:
+                return named[1]
+        return f"nvpmodel {int(kept[1])}"
+    mode = re.search(r"^ *(?:low)?powermode +([012])\b", told("pmset", "-g"), re.MULTILINE)
+    if mode:
+        return ("automatic", "low power", "high power")[int(mode[1])]
+    found = []
+    if (ROOT / "system/build.prop").exists():
+        saver = told("settings", "get", "global", "low_power")
+        found += [f"battery saver {'on' if saver == '1' else 'off'}"] if saver in ("0", "1") else []
+    cpus = ROOT / "sys/devices/system/cpu"
+    found += [read(ROOT / "sys/firmware/acpi/platform_profile") or ""]
+    governors = {read(path) or "" for path in cpus.glob("cpu[0-9]*/cpufreq/scaling_governor")} - {""}
+    found += [f"governor {' and '.join(sorted(governors))}"] if governors else []
+    is_off = read(cpus / "intel_pstate/no_turbo") == "1" or read(cpus / "cpufreq/boost") == "0"
+    found += ["no boost"] if is_off else []
+    return ", ".join(part for part in found if part) or None
 
 
 def describe_machine(kit: Mapping[str, Any], tensorrt: Module | Trtexec) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -854,11 +920,11 @@ def describe_machine(kit: Mapping[str, Any], tensorrt: Module | Trtexec) -> tupl
         "system": f"{platform.system()} {platform.release()}",
         "cpu": names[0] if names else platform.machine(),
         "machine": hashlib.sha256(f"{platform.node()} {uuid.getnode():x}".encode()).hexdigest()[:12],
-        "power_mode": told("nvpmodel", "-q") or None,
+        "power_mode": power_mode(),
     }
     facts: dict[str, Any] = dict(device, board=model or None, compute_capability=tensorrt.compute_capability)
     facts["l4t"] = read(Path("/etc/nv_tegra_release"))
-    facts["gpu"] = told("nvidia-smi", "--query-gpu=name", "--format=csv,noheader") or None
+    facts["gpu"] = told("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").partition("\n")[0] or None
     return device, facts
 
 

@@ -533,7 +533,7 @@ def _examine(target: Target) -> dict[str, str]:
     reason = target.cannot_run()
     row["run"] = f"no: {reason}" if reason else f"yes ({target.runtime})"
     unable = cannot_time(target)
-    row["time"] = f"no: {unable}" if unable else f"yes ({RUNTIMES[target.name]})"
+    row["time"] = f"no: {unable}" if unable else f"yes ({RUNTIMES.get(target.name, target.name)})"
     if reason and not row["do"]:
         row["do"] = "copy the artifact to a machine that can, and type: edgesmith verify ARTIFACT"
     return row

@@ -112,7 +112,7 @@ def bench(
     where = _address(device, python, remote_tmp, ssh_config, ssh_option, sign)
     share = _share(threshold)
     paths = [*([against] if against else []), *artifacts]
-    measurement, record = _measured(paths, seconds, launches, threads, cores, out, where, units, ops)
+    measurement, record = _measured(paths, seconds, launches, threads, cores, out, where, units, ops, energy=True)
     least = _floor(floor)
     verdicts = [
         judged(measurement, measurement, 0, i, threshold=share, confidence=confidence, floor=least)
@@ -302,6 +302,7 @@ def _measured(
     device: Address,
     units: str | None = None,
     ops: bool = False,
+    energy: bool = False,
 ) -> tuple[Measurement, Path]:
     """Measure with a progress bar. Returns the measurement and where its record lies."""
     from edgesmith.bench import measurement as measurements
@@ -321,6 +322,7 @@ def _measured(
             cores=_cores(cores),
             operators=ops,
             compute_units=None if units is None else units.upper().replace("-", "_"),
+            energy=energy,
             record=record,
             told=told,
         )
@@ -356,7 +358,8 @@ def _figures(measurement: Measurement) -> list[dict[str, Any]]:
         count, total = sum(map(len, launches)), sum(map(sum, launches))
         rate = {"samples": count, "per_second": 1e3 * count / total} if launches else {}
         steady = sum(launch.warm[i].is_steady for launch in measurement.launches)
-        rows.append({**asdict(subject), **figures, **rate, "steady_launches": steady})
+        spent = {"energy_j": subject.energy.joules, "power_w": subject.energy.watts} if subject.energy else {}
+        rows.append({**asdict(subject), **figures, **rate, **spent, "steady_launches": steady})
     return rows
 
 
@@ -370,14 +373,16 @@ def _print_measurement(measurement: Measurement) -> None:
         ends = "" if figure["low"] is None else f" ({figure['low']:.3f} to {figure['high']:.3f})"
         return f"{figure['value']:.3f}{ends}"
 
-    device = measurement.device
+    device, rows = measurement.device, _figures(measurement)
+    is_metered = any("energy_j" in row for row in rows)
     threads = f"{measurement.threads} thread{'s' * (measurement.threads != 1)}"
     held_to = dict.fromkeys(one.compute_units or threads for one in measurement.subjects)
+    mode = f", {device.power_mode}" if device.power_mode else ""
     table: Table = _table(
-        f"{device.name}: {device.cpu}, {', '.join(held_to)}",
+        f"{device.name}: {device.cpu}{mode}, {', '.join(held_to)}",
         *("artifact", "p50, ms", "p90, ms", "p99, ms", "a second", "load, ms", "first, ms", "memory", "file"),
+        *(("energy, mJ", "power, W") if is_metered else ()),
     )
-    rows = _figures(measurement)
     for row in rows:
         cold = row["cold"] or {}
         table.add_row(
@@ -388,10 +393,15 @@ def _print_measurement(measurement: Measurement) -> None:
             f"{cold['first_ms']:.1f}" if cold else "",
             f"{cold['memory_mib']:.0f} MiB" if cold.get("memory_mib") is not None else "",
             f"{row['bytes'] / 1e6:.2f} MB",
+            *((f"{1e3 * row['energy_j']:.4g}", f"{row['power_w']:.3g}") if "energy_j" in row else ()),
         )
     _print(table)
     launches = len(measurement.launches)
     print(f"{launches} launches, intervals of 95 %; {environment_line(measurement.launches)}")
+    for source in sorted({row["energy"]["source"] for row in rows if "energy_j" in row}):
+        print(
+            f"energy: an inference's share of {source}, with all that idles or runs there, over calls without a pause"
+        )
     for row in rows:
         if row["steady_launches"] < launches:
             print(f"{row['name']}: not steady after its warm-up in {launches - row['steady_launches']} of {launches}")
