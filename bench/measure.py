@@ -188,7 +188,7 @@ def run_plan(
             opened = next(event for event in events if event["event"] == "open")
             cold = Cold(opened["load_ms"], opened["first_ms"], opened["memory_mib"])
             runtimes = {**result.runtimes, **events[0]["runtimes"]}
-            meters |= events[0]["meters"] if energy else {}
+            meters |= events[0].get("meters", {}) if energy else {}  # an iPhone has none
             alone = {**plan, "models": [model], "seconds": PROFILE_S}
             profile = _profile(alone, where, profiled[i]) if profiled else None
             changed = [replace(s, cold=cold, profile=profile) if j == i else s for j, s in enumerate(result.subjects)]

@@ -595,9 +595,10 @@ def test_an_engine_that_cannot_be_timed_is_one_sentence(
 class Far(Local):
     """A stand-in for a device: this machine, under another name."""
 
-    name = "jetson"
+    is_here = False
 
     def __init__(self) -> None:
+        super().__init__("jetson")
         self.copied: list[str] = []
 
     def put(self, file: Path, name: str) -> str:

@@ -309,12 +309,13 @@ def test_an_iphone_that_stops_keeps_whole_launches(
     package: Path, phones: Phones, edgesmith: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     phones(listed())
-    monkeypatch.setenv("STANDIN_FAILS", "Prediction:7")  # cold 1; the first launch 1 + 3 + at least 1
+    monkeypatch.setenv("STANDIN_FAILS", "Prediction:40")  # cold 1, each of 9 launches 1 + 3 to 10 + at least 1
     options = ["--device", f"mac:{UDID}", *SIGNED, "--seconds", "0.1", "--launches", "9", "-o", "r.json"]
     said = one_sentence(edgesmith("bench", str(package), *options), 7)
     assert "iphone15pro does not do what coremltools asks of it (the phone does no Prediction) while measuring" in said
-    assert "1 of 9 launches are in r.json" in said
-    assert len(measurement.read(tmp_path / "r.json").launches) == 1
+    kept = len(measurement.read(tmp_path / "r.json").launches)
+    assert 1 <= kept < 9
+    assert f"{kept} of 9 launches are in r.json" in said
 
 
 def test_an_app_that_nobody_signs_is_a_sentence_about_signing(package: Path, phones: Phones, edgesmith: Run) -> None:

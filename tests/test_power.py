@@ -19,6 +19,7 @@ from edgesmith import cli
 from edgesmith.bench import measure, measured, measurement, runner, verdict
 from edgesmith.bench.measurement import Energy, Metered
 from edgesmith.bench.report.page import write_report
+from edgesmith.bench.transport.local import Local
 from edgesmith.errors import BadInput
 from edgesmith.exporters.artifact import Artifact
 from edgesmith.exporters.kit import build as board
@@ -264,7 +265,7 @@ def metered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     source = Path(runner.__file__).read_text(encoding="utf-8")
     assert source.count('ROOT = Path("/")') == 1
     (tmp_path / "runner.py").write_text(source.replace('ROOT = Path("/")', f"ROOT = Path({str(root)!r})"))
-    monkeypatch.setattr(measure, "RUNNER", tmp_path / "runner.py")
+    monkeypatch.setattr(Local, "runner", tmp_path / "runner.py")
     return root
 
 
@@ -312,7 +313,7 @@ def test_a_host_without_a_meter_is_asked_for_no_energy(
 ) -> None:
     source = Path(runner.__file__).read_text(encoding="utf-8")
     (tmp_path / "runner.py").write_text(source.replace('ROOT = Path("/")', f"ROOT = Path({str(tmp_path)!r})"))
-    monkeypatch.setattr(measure, "RUNNER", tmp_path / "runner.py")
+    monkeypatch.setattr(Local, "runner", tmp_path / "runner.py")
     steps: list[tuple[int, int]] = []
     made = measure.measure(
         [export_small("onnx").path],

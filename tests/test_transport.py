@@ -476,7 +476,7 @@ def test_what_stands_in_the_way_is_one_sentence_and_leaves_nothing(
     assert board.config.with_name("known_hosts").read_bytes() == known
 
 
-@pytest.mark.parametrize("kib", [0, 8, 40])
+@pytest.mark.parametrize("kib", [0, 8, 60])
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(
     kib: int, board: Board, small_onnx: Path, here: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -501,7 +501,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(
         which = {
             0: "no folder can be made on 127.0.0.1",
             8: "has no room for runner.py",
-            40: f"has no room for {file.name}",
+            60: f"has no room for {file.name}",
         }
         assert which[kib] in said
         assert "No space left on device" in said
