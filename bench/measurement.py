@@ -217,6 +217,7 @@ def write(measurement: Measurement, path: Path) -> None:
             file.write(text + "\n")
             file.flush()
             os.fsync(file.fileno())
+        temporary.chmod(0o644)  # others may read it, as what is no secret
         temporary.replace(path)
     except OSError as error:
         if temporary is not None:

@@ -67,7 +67,8 @@ class DeviceProfile:
         targets: formats that it can run.
         systems: None where the format does not depend on the system.
         cuda: None where it has no NVIDIA GPU.
-        reach: how it is spoken to: `ssh`, `adb`, `mac`, through a Mac that it is connected to, or `mac or ssh`, a Mac.
+        reach: how it is spoken to: `ssh`, `adb`, `mac`, through a Mac that it is connected to, `mac or ssh`, a Mac, or
+            `itself`, this machine.
         models: what Android calls it, with `*` for any further letters.
         fit: the published latencies that estimates for it are fitted on (bench/estimate.py); None where there are none.
         peak: what a processor could do at the clocks below, dense: `gpu_fp16_tflops`, `npu_int8_tops` ...

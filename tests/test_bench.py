@@ -447,6 +447,7 @@ def test_a_bench_that_is_ended_leaves_what_it_measured(how: signal.Signals, arti
     if how is signal.SIGINT:
         assert process.returncode == 130
         assert f"interrupted after {len(kept.launches)} of 300 launches, which are kept" in err
+        assert "nothing was published" not in err
         assert str(record) in out
 
 

@@ -450,6 +450,8 @@ def run(arguments: list[str], debug: bool = False) -> int:
         command = context.command_path if context else "edgesmith"
         said = error.format_message().rstrip(".")
         return _fail(f"{said}. See: {command} --help", BadInput.exit_code, arguments)
+    except cli_bench.Interrupted:
+        return INTERRUPTED
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted; nothing was published", INTERRUPTED, arguments)
     except BrokenPipeError:  # `edgesmith models | head`

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from edgesmith.bench.transport import Address
     from edgesmith.bench.verdict import Verdict
 
-INTERRUPTED = 130
+
+class Interrupted(Exception):
+    """Ctrl-C came while something was measured; what was is kept, and that is said."""
+
 
 Seconds = Annotated[float, typer.Option("--seconds", help="How long it may last, about.")]
 Launches = Annotated[int, typer.Option("--launches", help="Processes, each with all artifacts in turn.")]
@@ -118,16 +121,16 @@ def bench(
         judged(measurement, measurement, 0, i, threshold=share, confidence=confidence, floor=least)
         for i in range(1, len(paths) if against else 0)
     ]
-    code = 0 if measurement.complete else INTERRUPTED
     if as_json:
         facts = {"record": str(record), "complete": measurement.complete, "subjects": _figures(measurement)}
         print(json.dumps({**facts, "verdicts": [_plain(one) for one in verdicts]}, indent=2, ensure_ascii=False))
-        raise typer.Exit(code)
-    _print_measurement(measurement)
-    for one in verdicts:
-        print(f"{one.head} against {one.base}: {one.verdict}: {one.reason}")
-    print(f"record: {record}")
-    raise typer.Exit(code)
+    else:
+        _print_measurement(measurement)
+        for one in verdicts:
+            print(f"{one.head} against {one.base}: {one.verdict}: {one.reason}")
+        print(f"record: {record}")
+    if not measurement.complete:
+        raise Interrupted
 
 
 def compare(
@@ -182,7 +185,10 @@ def compare(
         first, second = measurements.read(base), measurements.read(head)
         for path, record in ((base, first), (head, second)):
             if len(record.subjects) > 1:
-                raise BadInput(f"{path} is a record of {len(record.subjects)} artifacts: compare it alone, or others")
+                raise BadInput(
+                    f"{path} is a record of {len(record.subjects)} artifacts, which compare takes alone; two records have"
+                    " to be of one artifact each"
+                )
         verdicts = [judged(first, second, **options)]
     elif _is_record(base) or _is_record(head):
         raise BadInput(f"{base} and {head} are a record and an artifact: give two of a kind")
@@ -204,7 +210,7 @@ def compare(
             print(f"{one.head} against {one.base}: {one.verdict}: {one.reason}")
     codes = {one.exit_code for one in verdicts}
     if not first.complete:
-        raise typer.Exit(INTERRUPTED)
+        raise Interrupted
     raise typer.Exit(1 if 1 in codes else max(codes))
 
 
@@ -237,6 +243,7 @@ def profile(
         print("no profiles here; keep one: edgesmith bench ARTIFACT -o record.json, edgesmith profile record.json")
     else:
         table = _table("measured, 95 % intervals", *measured.COLUMNS)
+        table.columns[0].no_wrap = True
         for one in found:
             table.add_row(*measured.row(one))
         _print(table)
@@ -383,6 +390,7 @@ def _print_measurement(measurement: Measurement) -> None:
         *("artifact", "p50, ms", "p90, ms", "p99, ms", "a second", "load, ms", "first, ms", "memory", "file"),
         *(("energy, mJ", "power, W") if is_metered else ()),
     )
+    table.columns[0].no_wrap = True
     for row in rows:
         cold = row["cold"] or {}
         table.add_row(

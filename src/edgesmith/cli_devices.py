@@ -118,6 +118,8 @@ def _host() -> dict[str, Any]:
 
 def _reached(profile: DeviceProfile) -> str:
     """What of the way to a device is here: the program that would carry files and commands; nothing is contacted."""
+    if profile.reach == "itself":
+        return profile.reach
     if profile.reach == "mac":
         return "this Mac" if sys.platform == "darwin" else "a Mac: not here"
     if profile.reach == "mac or ssh":
