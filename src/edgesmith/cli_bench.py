@@ -186,8 +186,8 @@ def compare(
         for path, record in ((base, first), (head, second)):
             if len(record.subjects) > 1:
                 raise BadInput(
-                    f"{path} is a record of {len(record.subjects)} artifacts, which compare takes alone; two records have"
-                    " to be of one artifact each"
+                    f"{path} is a record of {len(record.subjects)} artifacts, which compare takes alone; two records"
+                    " have to be of one artifact each"
                 )
         verdicts = [judged(first, second, **options)]
     elif _is_record(base) or _is_record(head):
