@@ -21,8 +21,9 @@ def markdown(verdicts: Sequence[Verdict], measurement: Measurement | None, thres
     notes = [f"Medians, and {confidence:.0%} intervals of their ratio; a change by {threshold:.1%} matters."]
     if measurement is not None:
         device = measurement.device
-        threads = f"{measurement.threads} thread{'s' * (measurement.threads != 1)}"
-        notes.append(f"{len(measurement.launches)} launches on {device.name} ({device.cpu}), {threads}.")
+        ways = dict.fromkeys(measurement.held_to(i) for i in range(len(measurement.subjects)))
+        where = ", ".join(filter(None, (f"{device.name} ({device.cpu})", device.power_mode, *ways)))
+        notes.append(f"{len(measurement.launches)} launches on {where}.")
     others = [f"{one.head}: {one.reason}." for one in verdicts if one.verdict not in (SLOWER, FASTER, UNCHANGED)]
     return "\n".join([*rows, "", " ".join(notes), *others]) + "\n"
 

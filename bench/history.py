@@ -26,6 +26,7 @@ from statistics import median
 import numpy as np
 
 from edgesmith.bench import measurement as measurements
+from edgesmith.bench.measurement import in_words
 from edgesmith.bench.statistics import quantile
 from edgesmith.errors import BadInput, OutputError
 
@@ -57,6 +58,13 @@ class Key:
     threads: int
     cores: str
     runtime: str
+
+    @property
+    def words(self) -> str:
+        """What was timed, on what, and held to what; what is usual is left out."""
+        threads = in_words(self.target, self.threads, self.cores)
+        where = (self.device, self.cpu, self.power_mode, self.runtime, threads)
+        return ", ".join((self.name, *filter(None, where)))
 
 
 @dataclass(frozen=True)
@@ -128,7 +136,7 @@ def add(file: Path, record: Path) -> int:
             device=measurement.device.name,
             cpu=measurement.device.cpu,
             power_mode=measurement.device.power_mode or "",
-            name=subject.name.split(" (")[0],
+            name=subject.name,
             model=subject.model,
             target=subject.target,
             precision=subject.precision,

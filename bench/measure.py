@@ -37,12 +37,12 @@ from edgesmith.bench.measurement import (
     WarmUp,
 )
 from edgesmith.bench.operators import place_layers, place_operators
-from edgesmith.bench.transport import Address, CommandFailed, CutOff, Transport, connect
+from edgesmith.bench.transport import RUNNER, Address, CommandFailed, CutOff, Transport, connect
 from edgesmith.bench.transport.local import Local
-from edgesmith.errors import BackendMissing, BadInput, DeviceFailed, Unsupported
+from edgesmith.errors import BackendMissing, BadInput, DeviceFailed, EdgesmithError, Unsupported
 from edgesmith.exporters import artifact as artifacts
 from edgesmith.exporters import engine as engines
-from edgesmith.exporters import targets
+from edgesmith.exporters import session, targets
 from edgesmith.exporters.artifact import Artifact
 from edgesmith.exporters.targets import Target
 
@@ -56,6 +56,7 @@ ENGINES = {engines.RTX: "tensorrt_rtx", engines.FULL: "tensorrt"}
 """The runner's name of what runs an engine."""
 
 INSTALL = {
+    "coremltools": "coremltools pillow",
     "tensorrt": "numpy tensorrt (on a Jetson: sudo apt-get install tensorrt python3-libnvinfer)",
     "tensorrt_rtx": "numpy tensorrt-rtx",
 }
@@ -71,11 +72,17 @@ ONE_CALL_MS = 1e-3
 
 PROFILE_S = 1.0
 ENERGY_RUNS = 3
+ENERGY_S = 2.0
+"""Of a run: what the runner takes at the most; it calls for a second before."""
+
 LAUNCH_COST_S = 1.5
 """What starting a process and warming up take, about, of the time that a measurement may last."""
 
 Told = Callable[[int, int], None]
 """Hears how many launches are done, of how many."""
+
+Noted = Callable[[str], None]
+"""Hears a sentence on what is missing from a measurement, and why."""
 
 
 def measure(
@@ -91,6 +98,7 @@ def measure(
     energy: bool = False,
     record: Path | None = None,
     told: Told | None = None,
+    noted: Noted | None = None,
 ) -> Measurement:
     """Time artifacts in turn on a device.
 
@@ -105,6 +113,7 @@ def measure(
         compute_units: that Core ML may use, one of `COMPUTE_UNITS`; all without it.
         energy: also joules per inference, in processes of its own, where the device has a meter.
         record: write the measurement here after each launch.
+        told, noted: hear how far it is, and what is missing from it.
 
     Returns:
         The measurement; after Ctrl-C what was measured until then, with `complete` False.
@@ -143,7 +152,9 @@ def measure(
         }
         each_s = max(seconds / launches - LAUNCH_COST_S, 0.3)
         profiled = [one.file for one in found] if operators else ()
-        return run_plan(plan, subjects, each_s, launches, record, told, where, about, profiled, energy=energy)
+        return run_plan(
+            plan, subjects, each_s, launches, record, told, where, about, profiled, energy=energy, noted=noted
+        )
 
 
 def run_plan(
@@ -158,6 +169,7 @@ def run_plan(
     profiled: Sequence[Path] = (),
     *,
     energy: bool = False,
+    noted: Noted | None = None,
 ) -> Measurement:
     """Carry out a runner's plan: cold starts, then so many launches of so many seconds of rounds each.
 
@@ -168,7 +180,7 @@ def run_plan(
     where = where or Local()
     total = len(subjects) + launches
     meters: dict[str, str] = {}
-    told = told or (lambda *_: None)
+    told, noted = told or (lambda *_: None), noted or (lambda _: None)
     result = Measurement(
         edgesmith=__version__,
         started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -198,17 +210,21 @@ def run_plan(
         total += len(turns)
         for number in range(launches):
             launch = _launch(list(_events({**plan, "seconds": seconds, "seed": plan["seed"] + number}, where)))
-            whole = number + 1 == launches and not turns
-            result = replace(result, launches=(*result.launches, launch), complete=whole)
+            result = replace(result, launches=(*result.launches, launch), complete=number + 1 == launches)
             if record is not None:
                 measurements.write(result, record)
             told(len(subjects) + number + 1, total)
         for number, i in enumerate(turns):
-            alone = {**plan, "models": [plan["models"][i]], "seconds": seconds, "energy": True}
-            runs = _metered(list(_events(alone, where)))
+            alone = {**plan, "models": [plan["models"][i]], "seconds": ENERGY_S, "energy": True}
+            try:
+                runs = _metered(list(_events(alone, where)))
+                told(len(subjects) + launches + number + 1, total)
+            except (KeyboardInterrupt, EdgesmithError) as error:  # times are all there, and energy is an addition
+                noted(f"no energy: {str(error) or 'interrupted'} while it was metered")
+                result = replace(result, subjects=tuple(replace(one, energy=None) for one in result.subjects))
+                break
             changed = [_with_energy(s, meters[s.runtime], runs) if j == i else s for j, s in enumerate(result.subjects)]
-            result = replace(result, subjects=tuple(changed), complete=number + 1 == len(turns))
-            told(len(subjects) + launches + number + 1, total)
+            result = replace(result, subjects=tuple(changed))
         if turns and record is not None:
             measurements.write(result, record)
     except KeyboardInterrupt:
@@ -274,6 +290,10 @@ def _check_options(
                     )
         if operators and subject.runtime not in runner.PROFILES:
             raise BadInput(f"--ops: {subject.runtime} does not time operators; {' and '.join(runner.PROFILES)} does")
+        if device.kind == "iphone" and artifact.manifest.get("streaming", {}).get("kept_by") == session.RUNTIME:
+            raise BadInput(f"{subject.name} keeps states, which coremltools has an iPhone forget: time it on a Mac")
+        if threads != 1 and subject.target == ENGINE_TARGET:
+            raise BadInput(f"--threads: an engine runs on the GPU, and has none, got {threads}")
         if threads != 1 and subject.target == "coreml":
             raise BadInput(f"--threads: Core ML starts as many as it likes, got {threads}; --compute-units holds it")
 
@@ -303,8 +323,8 @@ def _cannot_time_engines() -> str | None:
             runner.version_engine(module)
         except ImportError:
             continue
-        except runner.Refusal as refusal:
-            why = str(refusal)
+        except Exception as error:  # a broken installation can raise anything at import
+            why = str(error) if isinstance(error, runner.Refusal) else f"{type(error).__name__}: {error}"
             continue
         return None
     return why
@@ -379,7 +399,8 @@ def _events(plan: dict[str, Any], where: Transport) -> Iterator[dict[str, Any]]:
             if event["event"] == "failed":
                 raise CutOff(f"{where.name} does not do what coremltools asks of it ({event['why']})")
             if event["event"] == "lacks":
-                raise BackendMissing(_lack(event, where.python[0], on))
+                far = on if where.runner == RUNNER else ""  # what drives a phone is here
+                raise BackendMissing(_lack(event, where.python[0], far))
             yield event
     except CommandFailed as error:
         raise Unsupported(f"the runner stopped{on} with {error.code}: {error.last_line}") from error

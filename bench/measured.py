@@ -1,6 +1,7 @@
 """Latencies of models on devices, kept in `profiles/measured/<device>/<model>.<target>.<precision>.json`.
 
-Core ML on fewer compute units than all has them in the file's name too: `casvit_xs.coreml.fp16.cpu_only.json`.
+What is not usual is in the name too: `casvit_xs.coreml.fp16.cpu_only.json`, `casvit_xs.onnx.fp32.2threads.json`, and a
+power mode, `casvit_xs.tensorrt.fp16.15w.json`.
 
 A record of `bench` has every sample, some megabytes of them. Of it, a file for each artifact is kept: the quantiles of
 every launch, from which intervals follow, what opening the file took, and what was timed where. None is an estimate.
@@ -9,13 +10,14 @@ every launch, from which intervals follow, what opening the file took, and what 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from edgesmith import profiles
-from edgesmith.bench.measurement import Cold, Device, Measurement, environment_line
+from edgesmith.bench.measurement import UNTHREADED, Cold, Device, Measurement, environment_line
 from edgesmith.bench.statistics import Interval, order_rank
 from edgesmith.errors import BadInput, OutputError
 
@@ -67,8 +69,11 @@ class Profile:
     @property
     def place(self) -> Path:
         """Below `measured/`."""
-        units = "" if self.compute_units in (None, "ALL") else f".{self.compute_units.lower()}"
-        return Path(self.device.name) / f"{self.model}.{self.target}.{self.precision}{units}.json"
+        words = [self.model, self.target, self.precision]
+        words += [] if self.compute_units in (None, "ALL") else [self.compute_units.lower()]
+        words += [] if self.threads == 1 or self.target in UNTHREADED else [f"{self.threads}threads"]
+        words += [re.sub(r"[^a-z0-9]+", "-", self.device.power_mode.lower())] if self.device.power_mode else []
+        return Path(self.device.name) / ".".join([*words, "json"])
 
 
 def condense(measurement: Measurement) -> Iterator[Profile]:
@@ -147,8 +152,8 @@ def row(profile: Profile) -> tuple[str, ...]:
         profile.model,
         profile.target if profile.compute_units in (None, "ALL") else f"{profile.target}, {profile.compute_units}",
         profile.precision,
-        profile.device.name,
-        str(profile.threads),
+        ", ".join(filter(None, (profile.device.name, profile.device.power_mode))),
+        "" if profile.target in UNTHREADED else str(profile.threads),
         f"{p50.value:.2f}{ends}",
         f"{p90.value:.2f}",
         f"{cold.load_ms:.0f}" if cold else "",

@@ -20,6 +20,9 @@ from typing import Any
 from edgesmith.bench import checked
 from edgesmith.errors import BadInput, OutputError
 
+UNTHREADED = ("coreml", "tensorrt")
+"""Targets whose runtimes start what threads they like, or none."""
+
 SCHEMA = 2
 """2 has energy and compute units, which readers of 1 refuse. What has neither reads the same in both."""
 
@@ -185,6 +188,12 @@ class Measurement:
     launches: tuple[Launch, ...] = ()
     complete: bool = False
 
+    def held_to(self, subject: int) -> str:
+        """What the runtime of a subject was held to, in words: compute units, or threads; nothing for engines."""
+        one = self.subjects[subject]
+        cores = "" if self.cores is None else ", ".join(map(str, self.cores))
+        return one.compute_units or in_words(one.target, self.threads, cores)
+
     def samples(self, subject: int) -> list[list[float]]:
         """Milliseconds of a subject's calls, launch by launch."""
         return [
@@ -197,6 +206,12 @@ class Measurement:
         return [
             [median(slot.samples_ms) for slot in launch.slots if slot.subject == subject] for launch in self.launches
         ]
+
+
+def in_words(target: str, threads: int, cores: str) -> str:
+    """Threads, and the cores that they were pinned to, of a target that can be held to them; else nothing."""
+    pinned = f" on cores {cores}" if cores else ""
+    return "" if target in UNTHREADED else f"{threads} thread{'s' * (threads != 1)}{pinned}"
 
 
 def write(measurement: Measurement, path: Path) -> None:
@@ -302,6 +317,8 @@ def _measurement(record: dict[str, Any], path: Path) -> Measurement:
         for launch in record["launches"]
     )
     for number, launch in enumerate(launches):
+        if len(launch.warm) != len(subjects):
+            raise BadInput(f"{path} is no sound measurement: launch {number} has not a warm-up for each subject")
         counts = dict.fromkeys(range(len(subjects)), 0)
         for slot in launch.slots:
             if slot.subject not in counts:

@@ -62,6 +62,8 @@ def check_latency(
 
     try:
         measured = measure([base, head], **options)
+        if not measured.complete:  # Ctrl-C, of which pytest has to hear
+            raise KeyboardInterrupt
         verdict = compare(measured, measured, 0, 1, threshold=threshold, confidence=confidence, floor=floor)
     except EdgesmithError as error:
         pytest.fail(str(error), pytrace=False)

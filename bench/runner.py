@@ -363,7 +363,10 @@ def feeds_coremltools(description: Any, seed: int) -> dict[str, Any]:
     feeds: dict[str, Any] = {}
     for feature in description.input:
         if feature.type.WhichOneof("Type") == "imageType":
-            from PIL import Image
+            try:
+                from PIL import Image
+            except ImportError as error:
+                raise Refusal("an image as input needs Pillow: python3 -m pip install pillow") from error
 
             image = feature.type.imageType
             mode = "L" if image.colorSpace == GREY else "RGB"
@@ -801,8 +804,10 @@ def main() -> None:
     for name in sorted({model["runtime"] for model in plan["models"]}.union(plan.get("runtimes", ()))):
         try:
             versions[name] = RUNTIMES[name][1]()
-        except (ImportError, Refusal) as error:
-            tell("lacks", runtime=name, why=str(error), can_import=not isinstance(error, ImportError))
+        except Exception as error:  # a broken installation can raise anything at import
+            known = isinstance(error, (ImportError, Refusal))
+            why = str(error) if known else f"{type(error).__name__}: {error}"
+            tell("lacks", runtime=name, why=why, can_import=not isinstance(error, ImportError))
             return
     meters = {name: meter(name) for name in versions}
     shown = {name: found[0] for name, found in meters.items() if found}

@@ -76,12 +76,7 @@ def compare(
 
     Raises BadInput where threshold, confidence or floor are out of range.
     """
-    if not 0 < threshold < 1:
-        raise BadInput(f"the threshold must lie between 0 and 1 (0.05 is 5 %), got {threshold}")
-    if not 0.5 <= confidence < 1:
-        raise BadInput(f"the confidence must be at least 0.5 and less than 1, got {confidence}")
-    if not 0 <= floor < 1:
-        raise BadInput(f"the noise floor must be at least 0 and less than 1, got {floor}")
+    check_options(threshold, confidence, floor)
     names = base.subjects[base_subject].name, head.subjects[head_subject].name
     apart = differences(base, head, base_subject, head_subject)
     blocking = {name: values for name, values in apart.items() if name not in despite}
@@ -100,6 +95,16 @@ def compare(
         ratio = unpaired_ratio(medians[0], medians[1], confidence)
     verdict, reason = _judge(ratio, threshold, floor, min(map(len, medians)))
     return Verdict(verdict, reason, *names, ratio, median(medians[0]), median(medians[1]), is_paired)
+
+
+def check_options(threshold: float, confidence: float, floor: float) -> None:
+    """Raise BadInput for what `compare` cannot take, before anything is measured for it."""
+    if not 0 < threshold < 1:
+        raise BadInput(f"the threshold must lie between 0 and 1 (0.05 is 5 %), got {threshold}")
+    if not 0.5 <= confidence < 1:
+        raise BadInput(f"the confidence must be at least 0.5 and less than 1, got {confidence}")
+    if not 0 <= floor < 1:
+        raise BadInput(f"the noise floor must be at least 0 and less than 1, got {floor}")
 
 
 def differences(

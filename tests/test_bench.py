@@ -216,6 +216,38 @@ def test_what_was_measured_otherwise_is_not_comparable_unless_told(facts: dict[s
     assert compare(base, head, despite=frozenset({name})).verdict != NOT_COMPARABLE
 
 
+@pytest.mark.parametrize("complete", [True, False])
+def test_records_that_were_kept_are_judged_by_what_is_in_them(
+    complete: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, ratio in (("base", 1.0), ("head", 1.3)):
+        one = recorded([[5.0 * ratio * (1 + i / 1000)] for i in range(12)])
+        measurement.write(replace(one, complete=complete), tmp_path / f"{name}.json")
+    assert cli.run(["compare", str(tmp_path / "base.json"), str(tmp_path / "head.json")]) == 1
+    assert "slower" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", [["--threshold", "500%"], ["--confidence", "2"], ["--floor", "missing.json"]])
+@pytest.mark.parametrize("command", [["compare", "a", "b"], ["bench", "a", "--against", "b"]])
+def test_what_cannot_be_judged_is_said_before_anything_is_measured(
+    command: list[str], option: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(*_: object, **__: object) -> Measurement:
+        raise AssertionError("measured")
+
+    monkeypatch.setattr("edgesmith.bench.measure.measure", measured)
+    assert cli.run([*command, *option]) == 2
+
+
+def test_a_record_without_a_warm_up_is_refused(tmp_path: Path) -> None:
+    one = noisy(1.0)
+    measurement.write(
+        replace(one, launches=tuple(replace(launch, warm=()) for launch in one.launches)), tmp_path / "r.json"
+    )
+    with pytest.raises(BadInput, match="launch 0 has not a warm-up for each subject"):
+        measurement.read(tmp_path / "r.json")
+
+
 @pytest.mark.parametrize("option", [{"threshold": 0.0}, {"threshold": 5.0}, {"confidence": 1.0}, {"floor": -0.1}])
 def test_an_option_out_of_range_is_refused(option: dict[str, float]) -> None:
     together = noisy(1.0)

@@ -241,6 +241,17 @@ def test_wrong_input_is_one_sentence_with_its_exit_code(
     assert result.stdout == ""
 
 
+def test_doctor_survives_a_broken_tensorrt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tensorrt.py").write_text("raise OSError('libnvinfer.so.10: cannot open shared object file')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    assert cli.run(["doctor", "--json"]) == 0
+    (row,) = [one for one in json.loads(capsys.readouterr().out)["targets"] if one["target"] == "tensorrt"]
+    assert row["time"] == "no: OSError: libnvinfer.so.10: cannot open shared object file"
+
+
 def test_a_failed_verification_exits_with_3(edgesmith: Run, artifact: Callable[..., Artifact]) -> None:
     exported = artifact("casvit_xs", "onnx", input_size=(32, 32))
     exported.file.write_bytes(b"")

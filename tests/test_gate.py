@@ -58,6 +58,12 @@ def test_what_is_not_known_is_a_skip_and_no_pass(timed: Any) -> None:
         check_latency("base", "head")
 
 
+def test_an_interrupt_is_no_pass(timed: Any) -> None:
+    timed(1.0, complete=False)
+    with pytest.raises(KeyboardInterrupt):
+        check_latency("base", "head")
+
+
 def test_no_artifact_fails_with_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(pytest.fail.Exception, match="no artifact at"):
         check_latency(tmp_path, tmp_path)

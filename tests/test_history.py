@@ -89,6 +89,17 @@ def test_a_record_counts_once_and_a_file_against_itself_too(tmp_path: Path) -> N
     assert [point.p50_ms for point in series.points] == [5.0]
 
 
+def test_base_and_head_of_a_record_are_two_series(tmp_path: Path) -> None:
+    names = [
+        replace(one, name=name) for one, name in zip(recorded([[5.0]], [[9.0]]).subjects, ("m", "m (2)"), strict=True)
+    ]
+    days = [replace(recorded([[5.0]], [[9.0]]), subjects=tuple(names), started=f"2026-01-0{i}") for i in (1, 2, 3)]
+    found = {
+        series.key.name: [point.p50_ms for point in series.points] for series in history.read(added(tmp_path, *days))
+    }
+    assert found == {"m": [5.0] * 3, "m (2)": [9.0] * 3}
+
+
 def test_what_is_no_history_is_refused_in_a_sentence(tmp_path: Path) -> None:
     measurement.write(on_day(1, 5.0), tmp_path / "record.json")
     measurement.write(replace(on_day(1, 5.0), launches=()), tmp_path / "empty.json")

@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ from torch import nn
 import edgesmith
 from edgesmith import cli
 from edgesmith.bench import measure, measurement, runner
+from edgesmith.bench.report.page import find, write_report
 from edgesmith.bench.transport import Address
 from edgesmith.bench.transport.local import Local
 from edgesmith.errors import BackendMissing, BadInput, Unsupported, VerificationFailed
@@ -83,7 +85,8 @@ def built(made: dict[str, Path], orin: Artifact, tmp_path: Path, run_folder: Pat
             shutil.copy(orin.path / name, copied)
         done = build(copied, *QUICK, "--version-compatible")
         assert done.returncode == 0, done.stderr
-        made["orin"] = Path(shutil.copytree(tmp_path / "built", run_folder / f"built-{os.getpid()}"))
+        kept = tempfile.mkdtemp(dir=run_folder)  # the module's fixtures may be made twice in a worker
+        made["orin"] = Path(shutil.copytree(tmp_path / "built", kept, dirs_exist_ok=True))
         shutil.rmtree(tmp_path / "built")
     return Path(shutil.copytree(made["orin"], tmp_path / "built"))
 
@@ -708,6 +711,10 @@ def test_host_gpu_is_a_kit_with_its_engine(installed: None, with_tensorrt: pytes
     with pytest.raises(VerificationFailed, match=r"the engine's numbers are wrong: error 0\.5 of the peak"):
         edgesmith.export(model, "tensorrt", **options | {"name": "wrong"})  # type: ignore[arg-type]
     assert [path.name for path in tmp_path.iterdir()] == [artifact.path.name]
+    name = artifact.path.name
+    assert [made for made, _ in find(tmp_path).artifacts] == [name, f"{name}/engine"]
+    write_report(tmp_path, tmp_path / "page.html")  # a build has neither operators nor rewrites to show
+    assert f"{name}/engine" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
 # one file, and the same rules as edgesmith's
@@ -726,7 +733,7 @@ def test_build_py_is_a_python_3_8_program_of_its_own() -> None:
 
 def test_build_py_times_as_the_runner_does() -> None:
     shared = ["read", "number", "environment", "memory_mib", "timed", "median", "is_steady", "warm_up"]
-    shared += ["told", "power_mode", "Cuda", "bind", "new_log", "first_line"]
+    shared += ["machine", "processor", "told", "power_mode", "Cuda", "bind", "new_log", "first_line"]
     for name in shared:
         assert inspect.getsource(getattr(board, name)) == inspect.getsource(getattr(runner, name)), name
     for name in ("WINDOW_CALLS", "WINDOW_MS", "STEADY", "WARM_UP_S", "ROOT", "TOLD_S"):

@@ -134,6 +134,20 @@ def test_command_keeps_records_and_shows_them(edgesmith: Callable[..., Any], tmp
     assert edgesmith("profile", *where, "--markdown").stdout == measured.markdown(measured.read_all(tmp_path / "kept"))
 
 
+def test_what_was_measured_otherwise_is_kept_beside_it(tmp_path: Path) -> None:
+    plain = record()
+    slow = replace(plain, device=replace(plain.device, power_mode="15 W, low"))
+    kept = [
+        measured.write(one, tmp_path).name
+        for m in (plain, slow, replace(plain, threads=2))
+        for one in measured.condense(m)
+    ]
+    assert len(set(kept)) == len(kept)
+    assert sum(name.endswith(".15-w-low.json") for name in kept) == len(plain.subjects)
+    assert sum(name.endswith(".2threads.json") for name in kept) == len(plain.subjects)
+    assert {measured.row(one)[3] for one in measured.read_all(tmp_path)} == {"host", "host, 15 W, low"}
+
+
 def test_newer_measurement_replaces_an_older_one(tmp_path: Path) -> None:
     first = next(measured.condense(record()))
     measured.write(first, tmp_path)

@@ -302,10 +302,13 @@ def test_a_bench_interrupted_while_it_meters_keeps_its_launches(
         if done == 3:  # cold, launch, a run of the meter
             raise KeyboardInterrupt
 
-    path = tmp_path / "record.json"
-    made = measure.measure([export_small("onnx").path], seconds=0.1, launches=1, energy=True, record=path, told=told)
-    assert (made.complete, len(made.launches)) == (False, 1)
-    assert not measurement.read(path).complete
+    path, said = tmp_path / "record.json", list[str]()
+    made = measure.measure(
+        [export_small("onnx").path], seconds=0.1, launches=1, energy=True, record=path, told=told, noted=said.append
+    )
+    assert (made.complete, len(made.launches), made.subjects[0].energy) == (True, 1, None)
+    assert said == ["no energy: interrupted while it was metered"]
+    assert measurement.read(path) == made
 
 
 def test_a_host_without_a_meter_is_asked_for_no_energy(

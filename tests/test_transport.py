@@ -219,6 +219,8 @@ def one_sentence(error: str) -> str:
         ("ssh://board", Address("ssh", "board")),
         ("ssh://me@board.local:2222/", Address("ssh", "board.local", "me", 2222)),
         ("ssh://Alias", Address("ssh", "Alias")),
+        ("ssh://board:", Address("ssh", "board")),
+        ("ssh://me@board:0022", Address("ssh", "board", "me", 22)),
         ("ssh://me@[fe80::1%eth0]:22", Address("ssh", "fe80::1%eth0", "me", 22)),
         ("adb:R58M42ABCDE", Address("adb", "R58M42ABCDE")),
         ("adb:192.168.1.5:5555", Address("adb", "192.168.1.5:5555")),

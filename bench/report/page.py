@@ -50,6 +50,7 @@ from edgesmith.bench.report.tradeoff import LEAST_ERROR, Point, draw_tradeoff
 from edgesmith.bench.statistics import Interval, quantile
 from edgesmith.errors import BadInput, EdgesmithError, OutputError
 from edgesmith.exporters import artifact as artifacts
+from edgesmith.exporters import engine as engines
 from edgesmith.exporters.artifact import Artifact
 from edgesmith.models import registry
 
@@ -131,12 +132,13 @@ def find(folder: Path) -> Found:
 def _candidates(folder: Path) -> Iterator[Path]:
     """Manifests, and .json and .sqlite files outside artifacts; hidden folders are somebody's own.
 
-    What else lies in an artifact's folder is described by its manifest, but for the record that a board's build has.
+    What else lies in an artifact's folder is described by its manifest, but for the record that a board's build has,
+    and for such a build in a kit.
     """
     for place, inner, files in os.walk(folder):
         inner[:] = sorted(name for name in inner if not name.startswith("."))
         if artifacts.MANIFEST in files:
-            inner.clear()
+            inner[:] = [name for name in inner if name == engines.BUILT]
             yield from (Path(place) / name for name in (artifacts.MANIFEST, "measurement.json") if name in files)
             continue
         yield from (Path(place) / name for name in sorted(files) if name.endswith((".json", ".sqlite")))
@@ -208,7 +210,7 @@ def _artifact_blocks(found: Sequence[tuple[str, Artifact]]) -> Iterator[Block]:
         manifest = artifact.manifest
         step = _file_step(artifact)
         size = sum(one["bytes"] for one in manifest["files"] if one["path"].startswith(manifest["file"]))
-        counts = manifest["operators"]
+        counts = manifest.get("operators", {})  # what a board built of a kit has none, nor rewrites: the kit has
         rows.append(
             (
                 name,
@@ -257,7 +259,7 @@ def _tradeoff_blocks(found: Found) -> Iterator[Block]:
             subject = measurement.subjects[i]
             spec = models.get(subject.model)
             task = spec.task if spec else subject.model
-            label = subject.name + (f"{_how(measurement)}, {name}" if several else "")
+            label = subject.name + (f"{_how(measurement, i)}, {name}" if several else "")
             p50 = quantile(samples, 0.5)
             error = _relative_error(made[subject.sha256]) if subject.sha256 in made else None
             if error is not None:
@@ -324,12 +326,12 @@ def _energy(energy: Energy | None) -> tuple[str, str]:
 
 def _operator_blocks(records: Sequence[tuple[str, Measurement]]) -> Iterator[Block]:
     for name, measurement in records:
-        for subject in measurement.subjects:
+        for i, subject in enumerate(measurement.subjects):
             if subject.profile is None:
                 continue
             profile = subject.profile
             total = sum(one.ms for one in profile.operators)
-            yield Text(f"{subject.name}{_how(measurement)}, {name}", level=3)
+            yield Text(f"{subject.name}{_how(measurement, i)}, {name}", level=3)
             yield Text(
                 f"Operators take {total:.3f} ms of a call's {profile.call_ms:.3f} ms; medians of {profile.calls} calls,"
                 " recorded apart from the samples."
@@ -365,7 +367,8 @@ def _sample_blocks(records: Sequence[tuple[str, Measurement]]) -> Iterator[Block
     for r, (name, measurement) in enumerate(records, 1):
         if not measurement.launches:
             continue
-        yield Text(f"{name}{_how(measurement)}", level=3)
+        ways = dict.fromkeys(_how(measurement, i) for i in range(len(measurement.subjects)))
+        yield Text(f"{name}{''.join(ways)}", level=3)
         state = environment_line(measurement.launches)
         yield Text(f"Begun {measurement.started}, {len(measurement.launches)} launches; {state or 'nothing is known'}.")
         drawn = []
@@ -417,8 +420,7 @@ def _history_blocks(found: Sequence[tuple[str, Sequence[Series]]]) -> Iterator[B
         yield Text(file, level=3)
         drawn = []
         for s, series in enumerate(several, 1):
-            key = series.key
-            title = f"{key.name} on {key.device} ({key.cpu}), {_threads(key.threads)}"
+            title = series.key.words
             words = [f"{change.after_ms / change.before_ms - 1:+.1%}" for change in series.changes]
             first, last = series.points[0].started[:10], series.points[-1].started[:10]
             changes = ", ".join(
@@ -455,7 +457,9 @@ def _history_blocks(found: Sequence[tuple[str, Sequence[Series]]]) -> Iterator[B
 def _rewrite_blocks(found: Sequence[tuple[str, Artifact]]) -> Iterator[Block]:
     rows, folded = [], []
     for name, artifact in found:
-        rewrites = artifact.manifest["rewrites"]
+        rewrites = artifact.manifest.get("rewrites")
+        if rewrites is None:
+            continue
         counts = [
             ", ".join(f"{one['name']} {len(one[kind])}" for one in rewrites if one[kind]) or "none"
             for kind in ("applied", "rejected")
@@ -573,10 +577,6 @@ def _top1(step: dict[str, Any] | None) -> str:
     return f"{top1['agreeing']}/{top1['decided']}" if top1 else ""
 
 
-def _how(measurement: Measurement) -> str:
-    pinned = "" if measurement.cores is None else f" on cores {', '.join(map(str, measurement.cores))}"
-    return f", {_threads(measurement.threads)}{pinned}"
-
-
-def _threads(count: int) -> str:
-    return f"{count} thread{'s' * (count != 1)}"
+def _how(measurement: Measurement, subject: int) -> str:
+    held_to = measurement.held_to(subject)
+    return f", {held_to}" if held_to else ""

@@ -186,7 +186,7 @@ def parse(
     is_user = user is None or re.fullmatch(r"[\w.][\w.@+-]*", user, re.ASCII)
     if not is_host or not is_user or url.path.strip("/") or url.query or url.fragment or url.password is not None:
         raise BadInput(f"{wanted}, got {device!r}")
-    name = url.netloc.rpartition("@")[2].removesuffix(f":{port}").strip("[]")  # hostname is lower case, aliases may not
+    name = re.sub(r":\d*$", "", url.netloc.rpartition("@")[2]).strip("[]")  # hostname is lower case, aliases may not
     return Address("ssh", name, user, port, **given)  # type: ignore[arg-type]
 
 

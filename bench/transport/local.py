@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from edgesmith.bench.transport import RUNNER, CommandFailed, Heard
 from edgesmith.bench.transport.process import Errors, give, started
+
+
+def _scratch() -> tempfile.TemporaryDirectory[str]:
+    """Where a command's temporary files lie, so that none outlives a command that is killed."""
+    return tempfile.TemporaryDirectory(prefix="edgesmith-", ignore_cleanup_errors=True)
 
 
 class Local:
@@ -28,7 +34,7 @@ class Local:
         shutil.copyfile(name, file)
 
     def run(self, command: Sequence[str], given: str = "", heard: Heard | None = None) -> Iterator[str]:
-        with started(command) as process:
+        with _scratch() as scratch, started(command, TMPDIR=scratch) as process:
             assert process.stdout is not None
             said = Errors(process, heard)
             give(process, given.encode())

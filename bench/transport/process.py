@@ -11,13 +11,14 @@ from threading import Thread
 
 
 @contextmanager
-def started(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
-    """A process with pipes; what has not ended with the block is killed."""
+def started(command: Sequence[str], **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process with pipes, `environment` on top of ours; what has not ended with the block is killed."""
     with subprocess.Popen(  # noqa: S603  # a list, no shell; callers name what they start
         command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        env={**os.environ, **environment},
         start_new_session=True,  # Ctrl-C is for us: what was measured is kept, and what was copied removed
     ) as process:
         try:

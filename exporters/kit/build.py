@@ -909,19 +909,36 @@ def power_mode() -> str | None:
     return ", ".join(part for part in found if part) or None
 
 
+def machine() -> dict[str, Any]:
+    """What the machine is: its system, its processor or board, its power mode, and a hash that tells two apart."""
+    node = uuid.getnode()
+    own = f"{node:x}" if not node >> 40 & 1 else read(Path("/etc/machine-id")) or ""  # that bit marks a random number
+    return {
+        "system": f"{platform.system()} {platform.release()}",
+        "cpu": processor(),
+        "machine": hashlib.sha256(f"{platform.node()} {own}".encode()).hexdigest()[:12],
+        "power_mode": power_mode(),
+    }
+
+
+def processor() -> str:
+    """The board's name where the system has one, else the processor's."""
+    if sys.platform == "darwin":
+        asked = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], stdout=subprocess.PIPE, check=False)  # noqa: S607
+        return asked.stdout.decode().strip() or platform.machine()
+    board = (read(Path("/proc/device-tree/model")) or "").strip("\0")
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return board or platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith(("model name", "Model"))]
+    return board or (names[0] if names else platform.machine())
+
+
 def describe_machine(kit: Mapping[str, Any], tensorrt: Module | Trtexec) -> tuple[dict[str, Any], dict[str, Any]]:
     """The device of the measurement, and further facts for the manifest."""
     model = (read(Path("/proc/device-tree/model")) or "").strip("\0 ")
-    listed = Path("/proc/cpuinfo")
-    lines = listed.read_text(encoding="utf-8", errors="replace").splitlines() if listed.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith(("model name", "Model"))]
-    device = {
-        "name": kit["device"],
-        "system": f"{platform.system()} {platform.release()}",
-        "cpu": names[0] if names else platform.machine(),
-        "machine": hashlib.sha256(f"{platform.node()} {uuid.getnode():x}".encode()).hexdigest()[:12],
-        "power_mode": power_mode(),
-    }
+    device = dict(name=kit["device"], **machine())
     facts: dict[str, Any] = dict(device, board=model or None, compute_capability=tensorrt.compute_capability)
     facts["l4t"] = read(Path("/etc/nv_tegra_release"))
     facts["gpu"] = told("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").partition("\n")[0] or None

@@ -110,13 +110,14 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Time artifacts in turn; every sample is kept. With --against, compare them."""
+    from edgesmith.bench.verdict import check_options
     from edgesmith.bench.verdict import compare as judged
 
     where = _address(device, python, remote_tmp, ssh_config, ssh_option, sign)
-    share = _share(threshold)
+    share, least = _share(threshold), _floor(floor)
+    check_options(share, confidence, least)
     paths = [*([against] if against else []), *artifacts]
     measurement, record = _measured(paths, seconds, launches, threads, cores, out, where, units, ops, energy=True)
-    least = _floor(floor)
     verdicts = [
         judged(measurement, measurement, 0, i, threshold=share, confidence=confidence, floor=least)
         for i in range(1, len(paths) if against else 0)
@@ -170,12 +171,15 @@ def compare(
     """
     from edgesmith.bench import announce
     from edgesmith.bench import measurement as measurements
+    from edgesmith.bench.verdict import check_options
     from edgesmith.bench.verdict import compare as judged
 
     where = _address(device, python, remote_tmp, ssh_config, ssh_option, sign)
     share, least = _share(threshold), _floor(floor)
+    check_options(share, confidence, least)
     names = frozenset(despite or ())
     options: dict[str, Any] = {"threshold": share, "confidence": confidence, "floor": least, "despite": names}
+    is_measured = head is not None and not _is_record(base) and not _is_record(head)
     if head is None:
         first = measurements.read(base)
         if len(first.subjects) < 2:
@@ -196,11 +200,6 @@ def compare(
         first, written = _measured([base, head], seconds, launches, threads, cores, out, where, units)
         print(f"record: {written}", file=sys.stderr)
         verdicts = [judged(first, first, 0, 1, **options)]
-    if junit is not None:
-        try:
-            junit.write_text(announce.junit(verdicts), encoding="utf-8")
-        except OSError as error:
-            raise OutputError(f"cannot write {junit}: {error.strerror or error}") from error
     if as_json:
         print(json.dumps([_plain(one) for one in verdicts], indent=2, ensure_ascii=False))
     elif markdown:
@@ -208,8 +207,13 @@ def compare(
     else:
         for one in verdicts:
             print(f"{one.head} against {one.base}: {one.verdict}: {one.reason}")
+    if junit is not None:
+        try:
+            junit.write_text(announce.junit(verdicts), encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"cannot write {junit}: {error.strerror or error}") from error
     codes = {one.exit_code for one in verdicts}
-    if not first.complete:
+    if is_measured and not first.complete:
         raise Interrupted
     raise typer.Exit(1 if 1 in codes else max(codes))
 
@@ -332,6 +336,7 @@ def _measured(
             energy=energy,
             record=record,
             told=told,
+            noted=lambda sentence: print(f"note: {sentence}", file=sys.stderr),
         )
     if not measurement.complete:
         measurements.write(measurement, record)
@@ -382,11 +387,9 @@ def _print_measurement(measurement: Measurement) -> None:
 
     device, rows = measurement.device, _figures(measurement)
     is_metered = any("energy_j" in row for row in rows)
-    threads = f"{measurement.threads} thread{'s' * (measurement.threads != 1)}"
-    held_to = dict.fromkeys(one.compute_units or threads for one in measurement.subjects)
-    mode = f", {device.power_mode}" if device.power_mode else ""
+    held_to = dict.fromkeys(measurement.held_to(i) for i in range(len(measurement.subjects)))
     table: Table = _table(
-        f"{device.name}: {device.cpu}{mode}, {', '.join(held_to)}",
+        f"{device.name}: {', '.join(filter(None, (device.cpu, device.power_mode, *held_to)))}",
         *("artifact", "p50, ms", "p90, ms", "p99, ms", "a second", "load, ms", "first, ms", "memory", "file"),
         *(("energy, mJ", "power, W") if is_metered else ()),
     )

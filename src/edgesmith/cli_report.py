@@ -77,10 +77,7 @@ def add(
 def _print_series(series: Series) -> None:
     from edgesmith.cli import _print, _table
 
-    key = series.key
-    threads = f"{key.threads} thread{'s' * (key.threads != 1)}"
-    where = ", ".join(part for part in (key.device, key.cpu, key.power_mode, key.runtime, threads) if part)
-    table = _table(f"{key.name}, {where}", "measured", "p50, ms", "p90, ms", "edgesmith", "runtime", "file", "")
+    table = _table(series.key.words, "measured", "p50, ms", "p90, ms", "edgesmith", "runtime", "file", "")
     changes = {change.at: change for change in series.changes}
     for i, point in enumerate(series.points):
         ends = "" if point.low_ms is None else f" ({point.low_ms:.3f} to {point.high_ms:.3f})"
