@@ -3,7 +3,7 @@
 A case draws one site of an operator: tensors, attributes, and the same operation written with torch's own functions.
 Sites of a whole family go into one program, in fp32 and in fp16, since conversion costs far more than evaluation.
 
-    fp32   within 1e-6 of the peak of the reference, which is evaluated in double precision
+    fp32   within 1e-6 of the peak of the reference, or of the site's scale; it is evaluated in double precision
     fp16   within one unit in the last place of what torch gives for half-precision operands, where it has the operator
            as one function on the CPU, and otherwise of the reference in double precision, rounded to half
     others equal
@@ -52,6 +52,7 @@ class Site:
         reference: the same from the tensors, in torch's functions; None where `check` judges.
         half: torch has this as one function for half precision on the CPU, which judges then.
         check: looks at the results themselves, where there are no numbers to compare with.
+        scale: the largest number on the way to the results, where it may be larger than they are: fp32 rounds that.
     """
 
     tensors: dict[str, Any]
@@ -59,6 +60,7 @@ class Site:
     reference: Reference | None
     half: bool = False
     check: Callable[..., None] | None = None
+    scale: float = 0.0
 
 
 @dataclass
@@ -1657,7 +1659,7 @@ def judge(placed: Placed, results: list[Tensor]) -> None:
             assert units <= 1, f"{placed}: {units} units in the last place apart"
         else:
             error = float((result.double() - expected.double()).abs().max())
-            peak = float(expected.double().abs().max())
+            peak = max(float(expected.double().abs().max()), site.scale)
             assert error <= 1e-6 * peak, f"{placed}: off by {error:.3g}, where the peak is {peak:.3g}"
 
 

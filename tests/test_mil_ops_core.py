@@ -431,11 +431,13 @@ def rnn(draw: Draw) -> Site:
         module.load_state_dict(state)
         with torch.no_grad():
             out, last = module(x.flip(0) if back else x, initial_h[None])
+        peaks.append(float(out.abs().max()))
         return out if whole else out[-1:], last[0]
 
-    return Site(
-        {"x": draw.floats([frames, batch, width]), "initial_h": draw.floats([batch, hidden])}, attributes, reference
-    )
+    peaks: list[float] = []
+    given = {"x": draw.floats([frames, batch, width]), "initial_h": draw.floats([batch, hidden])}
+    reference(*(t.double() for t in given.values()))
+    return Site(given, attributes, reference, scale=peaks[0])  # with relu an earlier frame may be larger than the last
 
 
 @case("recurrence", "gru", since=17)
