@@ -170,8 +170,8 @@ class _Seen:
                 return {node.name: f"{_where(node)} loses {loss:.1f} dB" for node, loss in makers.items()}
         return {}
 
-    def _narrow(self, node: Node) -> set[Node]:
-        found, seen, waiting = set(), set(), [node]
+    def _narrow(self, node: Node) -> list[Node]:
+        found, seen, waiting = list[Node](), set(), [node]
         while waiting:
             one = waiting.pop()
             if one in seen or one.op != "call_function":
@@ -180,7 +180,7 @@ class _Seen:
             if is_wide(one, self.wide):
                 waiting += one.all_input_nodes
             else:
-                found.add(one)
+                found.append(one)
         return found
 
 

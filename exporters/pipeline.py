@@ -35,7 +35,7 @@ from edgesmith.exporters.islands import find_wide
 from edgesmith.exporters.precision import KINDS
 from edgesmith.exporters.rewrite import RewriteReport, rewrite
 from edgesmith.exporters.session import CALLER, RUNTIME, Step, Stepper
-from edgesmith.exporters.streaming import StepProgram, describe, to_step
+from edgesmith.exporters.streaming import StepProgram, describe, is_rest, to_step
 from edgesmith.exporters.targets import NotHere, Request, Target
 from edgesmith.models import registry
 from edgesmith.models.checkpoint import Weights, fingerprint, load
@@ -256,9 +256,13 @@ def export(
             judged = precision if precision in (*KINDS, "int8") else "fp16" if request.half or own == "fp16" else "fp32"
             rule = replace(rule, precision=judged, collects=allow_inaccurate)
             if streamed is not None:
-                steps.append(_check_step_file(backend, file, streamed, reference, given, rule))
+                steps += _check_step_file(backend, file, streamed, reference, given, rule)
             if streamed is None or whole is not None:
                 steps += _check_file(backend, file, whole or lowered, reference, given, rule, beside=whole is not None)
+        if kits is not None and (sentences := missed(steps)):
+            raise VerificationFailed(
+                f"{'; '.join(sentences)}; a board refuses what it builds of that, so no kit is written", steps
+            )
         with watch("publish"):
             artifacts.write_reference(folder, reference, program.inputs)
             if calibrated is not None and calibrated.held_out is not None:
@@ -274,14 +278,19 @@ def export(
                     manifest["verification"]["inputs"] = {"count": len(given), "held_out": held_out}
             artifacts.write_manifest(folder, manifest)
             if kits is not None and profile is not None:
+                unjudged = frozenset[str]()
                 if step is None or streamed is None:
                     arrays, expected = [[t.numpy() for t in x] for x in given], reference
                 else:
                     arrays, expected = _step_cases(step, streamed, given)
-                manifest |= kits.pack(file, request, arrays, expected, _limits(rule), spikes, manifest)
+                    # What rounding has taken from a sum is another number in every runtime; the sum itself is judged.
+                    unjudged = frozenset(state["next"] for state in streamed["states"] if is_rest(state["name"]))
+                manifest |= kits.pack(file, request, arrays, expected, _limits(rule), spikes, manifest, unjudged)
                 artifacts.write_manifest(folder, manifest)
                 if kits.builds_here(profile):
-                    manifest["verification"]["steps"][-1] = kits.build_here(file)
+                    built = kits.build_here(file)
+                    others = [one for one in manifest["verification"]["steps"] if one["step"] != built["step"]]
+                    manifest["verification"]["steps"] = [*others, built]
                     artifacts.write_manifest(folder, manifest)
             final = artifacts.publish(folder, out, folder_name)
     return artifacts.read(final)
@@ -453,7 +462,7 @@ def verify_artifact(path: str | Path, watch: Watch = silent) -> tuple[Artifact, 
         streaming = artifact.manifest.get("streaming")
         beside = "functions" in artifact.manifest
         if streaming is not None:
-            steps.append(_check_step_file(backend, artifact.file, streaming, reference, given, rule))
+            steps += _check_step_file(backend, artifact.file, streaming, reference, given, rule)
         if streaming is None or beside:
             steps += _check_file(backend, artifact.file, None, reference, given, rule, beside)
     if sentences := missed(steps):
@@ -894,15 +903,22 @@ def _check_step_file(
     reference: verify.Outputs,
     given: Sequence[Sequence[Tensor]],
     rule: Rule,
-) -> dict[str, Any]:
-    """Check a step program's file in its runtime, or say why not here."""
+) -> list[dict[str, Any]]:
+    """Check a step program's file in its runtime, or say why not here; and which others did not execute it."""
+    elsewhere = {name: run_there(file, []) for name, run_there in backend.other_runtimes().items()}
+    unseen = [
+        {"step": f"eager -> {name}", "not_checked_here": found.reason}
+        for name, found in elsewhere.items()
+        if isinstance(found, NotHere)
+    ]
     step = backend.open_step(file)
     if isinstance(step, NotHere):
-        return {"step": "eager -> file", "not_checked_here": step.reason}
+        return [{"step": "eager -> file", "not_checked_here": step.reason}, *unseen]
     if backend.is_interpreter:
         reference = reference[: max(1, STEP_FRAMES // given[0][0].shape[1])]
     try:
-        return {**_check_step("file", streaming, step, reference, given, rule), "runtime": backend.runtime}
+        checked = _check_step("file", streaming, step, reference, given, rule)
+        return [{**checked, "runtime": backend.runtime}, *unseen]
     finally:
         step.close()
 

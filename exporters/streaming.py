@@ -124,6 +124,14 @@ def to_step(program: Program, shares_weights: bool = False, half: bool = False) 
     return StepProgram(stepped, tuple(step.states), plan.delay, plan.time_axes)
 
 
+_REST = "_rest"
+
+
+def is_rest(state: str) -> bool:
+    """Whether a state of this name has what rounding has taken from a sum in another."""
+    return state.endswith(_REST)
+
+
 def describe(step: StepProgram, kept_by: str = CALLER) -> dict[str, Any]:
     """What the manifest says of a step program whose states `kept_by` hands on, and `session.Stepper` runs it by."""
     frame = {"name": step.program.input_names[0], "shape": list(step.program.inputs[0].shape)}
@@ -361,7 +369,7 @@ class _Step:
         """
         slots = [self.state(name, shape, 0.0, meaning)]
         if self.half:
-            slots.append(self.state(f"{name}_rest", shape, 0.0, f"what rounding has taken from {meaning}"))
+            slots.append(self.state(f"{name}{_REST}", shape, 0.0, f"what rounding has taken from {meaning}"))
             value = self.emit(aten.add.Tensor, slots[1].before, value)
         before = slots[0].before
         sums = [self.emit(aten.add.Tensor, before, value)]

@@ -484,6 +484,24 @@ def trtexec(tmp_path: Path) -> dict[str, str]:
     return {**bare, "PATH": f"{command.parent}:{os.environ['PATH']}"}
 
 
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_a_kit_of_a_step_in_half_precision_is_built_and_judges_no_rounding(precision: str, tmp_path: Path) -> None:
+    options = {"device": "jetson-orin-nano", "frames": 12, "streaming": True, "precision": precision, "out": tmp_path}
+    made = edgesmith.export("lmuformer_psmnist", "tensorrt", **options)  # type: ignore[arg-type]
+    steps = [one["step"] for one in made.manifest["verification"]["steps"]]
+    assert steps[-2:] == ["eager -> file", "eager -> engine"]
+    assert "engine not built here" in made.manifest["verification"]["steps"][-1]["not_checked_here"]
+    rests = {state["next"] for state in made.manifest["streaming"]["states"] if state["name"].endswith("_rest")}
+    described = kit.read_kit(made.path)
+    assert rests
+    assert not rests & set(described["outputs"])
+    inputs, outputs = board.read_cases(described, made.path)
+    assert (len(inputs[0]), len(outputs[0])) == (len(described["inputs"]), len(described["outputs"]))
+    if precision == "fp16":  # the stand-in computes as ONNX Runtime does, which has no bf16
+        done = build(made.path, *QUICK)
+        assert done.returncode == 0, done.stderr
+
+
 def test_trtexec_serves_where_the_module_is_missing(orin: Artifact, tmp_path: Path, trtexec: dict[str, str]) -> None:
     command = [sys.executable, str(orin.path / "build.py"), "--out", str(tmp_path / "built"), *QUICK]
     done = subprocess.run(command, capture_output=True, text=True, env=trtexec, check=False)

@@ -336,6 +336,15 @@ def test_an_inaccurate_file_is_published_on_demand_and_never_passes(
     assert json.loads(printed.stdout)["error"] == str(failed.value)
 
 
+def test_no_kit_is_written_of_what_its_board_would_refuse(tmp_path: Path) -> None:
+    if targets.missing_packages(targets.get("tensorrt")):
+        pytest.skip("tensorrt is not installed")
+    options = {"inputs": torch.randn(1, 16, 20), "precision": "fp16", "out": tmp_path, "device": "jetson-orin-nano"}
+    with pytest.raises(VerificationFailed, match="a board refuses what it builds of that, so no kit is written"):
+        pipeline.export(Spikes(), "tensorrt", allow_inaccurate=True, **options)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_accurate_file_does_not_say_that_it_was_allowed(small: nn.Module, tmp_path: Path) -> None:
     options = {"inputs": torch.randn(1, 3, 32, 32), "name": "small"}
     usual, allowed = (

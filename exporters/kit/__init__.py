@@ -17,7 +17,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +66,7 @@ def write_kit(
     spikes: bool,
     operators: Mapping[str, str | None],
     manifest: Mapping[str, Any],
+    unjudged: Collection[str] = (),
 ) -> dict[str, Any]:
     """Make a kit of the typed ONNX in its folder. Returns what kit.json says.
 
@@ -76,6 +77,7 @@ def write_kit(
         spikes: whether neurons spike, so that an ulp may show.
         operators: that the file uses, each with the TensorRT since which there is one, where that is known.
         manifest: the artifact's; the engine's repeats what it is of.
+        unjudged: names of outputs that no threshold holds for, and that the cases leave out.
     """
     import numpy as np
     from onnx import load
@@ -84,8 +86,9 @@ def write_kit(
 
     folder = onnx.parent
     graph = load(str(onnx)).graph
+    judged = {i: value.name for i, value in enumerate(graph.output) if value.name not in unjudged}
     arrays = {f"input_{i}.{j}": x for i, one in enumerate(inputs) for j, x in enumerate(one)}
-    arrays |= {f"output_{i}.{j}": y for i, one in enumerate(outputs) for j, y in enumerate(one)}
+    arrays |= {f"output_{i}.{j}": one[k] for i, one in enumerate(outputs) for j, k in enumerate(judged)}
     np.savez(folder / CASES, allow_pickle=False, **{name: np.ascontiguousarray(x) for name, x in arrays.items()})
     shutil.copyfile(board.__file__, folder / SCRIPT)
     cuda = profile.cuda
@@ -97,7 +100,7 @@ def write_kit(
         "precision": precision,
         "onnx": onnx.name,
         "inputs": [value.name for value in graph.input],
-        "outputs": [value.name for value in graph.output],
+        "outputs": list(judged.values()),
         "board": {
             "title": profile.title,
             "compute_capability": cuda.compute_capability or None,

@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 import math
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -231,9 +231,11 @@ class MakesKits(Protocol):
         thresholds: Mapping[str, float],
         spikes: bool,
         manifest: Mapping[str, Any],
+        unjudged: Collection[str],
     ) -> dict[str, Any]:
         """Make a kit of the lowered file: inputs, PyTorch's outputs, and what the device's own must hold.
 
+        `unjudged` are names of outputs that are another number in every runtime.
         Returns what comes into the manifest.
         """
         ...

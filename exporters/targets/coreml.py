@@ -707,6 +707,8 @@ def _blocks(path: Path) -> list[Any]:
 
 def _predict(path: Path, inputs: Sequence[Sequence[np.ndarray]]) -> list[list[np.ndarray]]:  # pragma: no cover - macOS
     """Execute with Apple's runtime."""
+    if not inputs:
+        return []
     import coremltools as ct
     import numpy as np
     from PIL import Image

@@ -14,7 +14,7 @@ kernels anew on the device at the first load. No GPU is here: what runs is the t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -193,6 +193,7 @@ def pack(
     thresholds: Mapping[str, float],
     spikes: bool,
     manifest: Mapping[str, Any],
+    unjudged: Collection[str],
 ) -> dict[str, Any]:
     """Make a kit of the typed ONNX; see kit/. Returns what the manifest says of it."""
     assert request.device is not None
@@ -209,6 +210,7 @@ def pack(
         spikes=spikes,
         operators=since,
         manifest=manifest,
+        unjudged=unjudged,
     )
     return {"kit": {key: kit[key] for key in ("board", "flags", "thresholds", "operators")}}
 
