@@ -141,6 +141,93 @@ def test_what_has_no_constant_float_weight_stays_float() -> None:
         quantise(program, inputs_of(program, 2), 20.0)
 
 
+class ComputedBias(nn.Module):
+    """Two layers, and between them a convolution whose bias follows from the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.bias, self.middle, self.last = nn.Linear(3, 16), nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.conv2d(x, self.middle.weight, 0.05 * self.bias(x.mean((0, 2, 3))))
+        out: Tensor = self.last(x)
+        return out
+
+
+def test_a_layer_whose_bias_is_computed_stays_float_with_the_reason_and_keeps_the_bias(tmp_path: Path) -> None:
+    program = capture(ComputedBias().eval(), (torch.randn(1, 3, 8, 8),))
+    assert [layer.node.name for layer in find_layers(program.module)] == ["linear", "conv2d_1"]
+    found = quantise(program, inputs_of(program), 20.0)
+    assert found.kept == {"conv2d": "conv2d at conv2d has a computed bias"}
+    assert found.layers == 2
+    assert "mul" in found.program.module.code  # the bias
+    assert snr_db(program, found.program) > 30
+    with random_calibration():
+        artifact = edgesmith.export(
+            ComputedBias(), "onnx", inputs=torch.randn(1, 3, 8, 8), precision="int8", out=tmp_path
+        )
+    assert artifact.manifest["wide"] == found.kept
+    assert artifact.manifest["verification"]["steps"][-1]["snr_db"] > 30
+
+
+def test_a_model_whose_only_layer_has_a_computed_bias_is_refused() -> None:
+    program = program_of(
+        lambda x, b, w: F.conv2d(x, w, b), torch.randn(1, 4, 8, 8), torch.randn(4), w=torch.randn(4, 4, 1, 1)
+    )
+    with pytest.raises(Unsupported, match="no computed bias, and this model has none"):
+        quantise(program, inputs_of(program, 2), 20.0)
+
+
+@pytest.mark.parametrize("shape", [(12,), (6, 12), (6, 1), (1,)])
+def test_addmm_is_a_layer_whatever_the_shape_of_its_bias(shape: tuple[int, ...], tmp_path: Path) -> None:
+    g = torch.Generator().manual_seed(0)
+    program = program_of(
+        lambda x, w, b: torch.addmm(b, x, w),
+        torch.randn(6, 16),
+        w=torch.randn(16, 12, generator=g) / 4,
+        b=3 * torch.randn(shape, generator=g),
+    )
+    (layer,) = find_layers(program.module)
+    assert (layer.data, layer.weight, layer.bias, layer.axis) == (1, 2, 0, 1)
+    given = inputs_of(program)
+    found = quantise(program, given, 20.0)
+    assert (found.layers, found.kept) == (1, {})
+    assert snr_db(program, found.program) > 35
+    error = torch.stack([run(found.program, x)[0] - run(program, x)[0] for x in given]).mean((0, 1))
+    assert float(error.abs().max()) < 1e-5  # the bias was corrected
+    costs = sensitivities(program, [layer], observe(program, [layer], given), given)
+    assert 1e-8 < costs["addmm"] < 1e-2
+    path = tmp_path / "model.onnx"
+    _typed_onnx.lower(found.program, path, Request("model", "int8"))
+    assert snr_db(found.program, path, as_written=True) > 60
+
+
+class Addmm(nn.Module):
+    """The three that are float: a computed bias, and factors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.weight, self.first = nn.Parameter(torch.randn(16, 16) / 4), nn.Linear(16, 16)
+        self.bias = nn.Parameter(torch.randn(16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.addmm(x, torch.relu(self.first(x)), self.weight)
+        y = torch.addmm(self.bias, y, self.weight, beta=0.5)
+        return torch.addmm(self.bias, y, self.weight, alpha=3, beta=0)
+
+
+def test_addmm_with_a_computed_bias_or_with_factors_stays_float(tmp_path: Path) -> None:
+    program = capture(Addmm().eval(), (torch.randn(8, 16),))
+    assert [layer.node.name for layer in find_layers(program.module)] == ["linear"]
+    assert quantise(program, inputs_of(program), 20.0).kept == {"addmm": "addmm at addmm has a computed bias"}
+    with random_calibration():
+        artifact = edgesmith.export(Addmm(), "onnx", inputs=torch.randn(8, 16), precision="int8", out=tmp_path)
+    assert artifact.manifest["int8"]["layers"] == 1
+    assert artifact.manifest["verification"]["steps"][-1]["snr_db"] > 30
+
+
 def test_fused_ops_stay_float_but_for_the_layers_inside_those_that_may_be_int8() -> None:
     ops, generator = all_ops(), torch.Generator().manual_seed(0)
     attention, channels = ops["additive_attention"].example()[1:], 4
