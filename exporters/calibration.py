@@ -1,7 +1,7 @@
 """Inputs to calibrate int8 on: a folder of images, an `.npz`, or, with a warning, random numbers.
 
-    folder    every file in it and below, in the order of their paths: decoded by Pillow, as RGB, resized so that
-              CROP of it covers the input, cropped in the middle, normalised as the model wants it
+    folder    every file in it and below, in the order of their paths: decoded by Pillow, as RGB of 8 bits, resized so
+              that CROP of it covers the input, cropped in the middle, normalised as the model wants it
     .npz      one array for each input by its name, [N, ...]: N samples, each of the input's shape without its batch
     random    seeded like the inputs of verification, with other seeds
 
@@ -17,7 +17,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,7 +27,13 @@ from edgesmith.errors import BackendMissing, BadInput
 from edgesmith.exporters import verify
 from edgesmith.models.registry import ImageInput
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 CROP = 0.875
+BITS_PER_SAMPLE = 258
+"""A TIFF's tag."""
+
 HELD_OUT = 4
 LIMIT = 128
 RANDOM = 8
@@ -145,18 +151,38 @@ def _pixels(file: Path, content: bytes, image: ImageInput, size: tuple[int, int]
     height, width = size
     try:
         with Image.open(io.BytesIO(content)) as opened:
-            rgb = opened.convert("RGB")
+            rgb = _shades(opened, file).convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise BadInput(
             f"--calibration: {file} is no image that Pillow can read; remove it or give another set"
         ) from error
     scale = max(width / CROP / rgb.width, height / CROP / rgb.height)
-    wide, high = max(width, round(rgb.width * scale)), max(height, round(rgb.height * scale))
-    left, top = (wide - width) // 2, (high - height) // 2
-    cropped = rgb.resize((wide, high), Image.Resampling.BICUBIC).crop((left, top, left + width, top + height))
+    left, top = (rgb.width - width / scale) / 2, (rgb.height - height / scale) / 2
+    middle = (left, top, left + width / scale, top + height / scale)  # or a long thin image would fill the memory
+    cropped = rgb.resize((width, height), Image.Resampling.BICUBIC, box=middle)
     values = np.asarray(cropped, dtype=np.float32) / 255
     mean, std = (np.asarray(one, dtype=np.float32) for one in (image.mean, image.std))
     return np.ascontiguousarray(((values - mean) / std).transpose(2, 0, 1))
+
+
+def _shades(opened: Image.Image, file: Path) -> Image.Image:
+    """An image that Pillow can make RGB of. It cuts wider numbers off at 255, and what they mean is known of some only.
+
+    Pillow drops an image's transparency, as training pipelines do: what is transparent has the colour that is stored.
+    """
+    from PIL import Image
+
+    if opened.mode.startswith("I;16") or (opened.mode == "I" and opened.format in ("PNG", "PPM")):  # both have 16 bits
+        bits = getattr(opened, "tag_v2", {}).get(BITS_PER_SAMPLE, (16,))[0]  # a TIFF's may be 12
+        numbers = np.asarray(opened).astype(np.float32) * (255 / (2**bits - 1))
+        return Image.fromarray(numbers.round().astype(np.uint8))
+    if opened.mode in ("I", "F"):
+        raise BadInput(
+            f"--calibration: {file} must have 8 or 16 bits a channel, got "
+            f"{'floating point' if opened.mode == 'F' else '32-bit integers'}, which have no white; convert it or"
+            " remove it"
+        )
+    return opened
 
 
 def _from_npz(path: Path, names: Sequence[str], examples: Sequence[Tensor]) -> Calibration:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -447,6 +449,76 @@ def test_folder_of_images_is_read_in_order_cropped_and_normalised(tmp_path: Path
     mean, std = torch.tensor(IMAGE.mean), torch.tensor(IMAGE.std)
     assert torch.allclose(red_one[0, :, 5, 5], (torch.tensor([1.0, 0, 0]) - mean) / std)
     assert torch.allclose(blue[0, :, 5, 5], (torch.tensor([0, 0, 1.0]) - mean) / std)
+
+
+def twelve_bits(path: Path) -> None:
+    """A TIFF of 12 bits a sample, two samples in three bytes, 40 by 40, by hand: Pillow reads such and writes none."""
+    numbers = np.round(np.linspace(0, 4095, 1600)).astype(np.uint16)
+    a, b = numbers[::2], numbers[1::2]
+    pixels = np.stack([a >> 4, (a & 15) << 4 | b >> 8, b & 255], 1).astype(np.uint8).tobytes()
+    tags = ((256, 40), (257, 40), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, 40), (279, len(pixels)))
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    directory = struct.pack("<H", len(tags)) + entries + bytes(4)
+    path.write_bytes(b"II*\0" + struct.pack("<I", 8 + len(pixels)) + pixels + directory)
+
+
+@pytest.mark.parametrize("kind", ["png", "tif", "big endian tif", "pgm", "12 bits", "8 bits"])
+def test_images_of_more_than_8_bits_are_scaled_to_their_own_white(kind: str, tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+    ramp = np.linspace(0, 1, 1600).reshape(40, 40)
+    sixteen = np.round(ramp * 65535).astype(np.uint16)
+    path = tmp_path / "a"
+    if kind == "12 bits":
+        twelve_bits(path)
+    elif kind == "big endian tif":
+        image.frombytes("I;16B", (40, 40), sixteen.astype(">u2").tobytes()).save(path, "TIFF")
+    elif kind == "8 bits":
+        image.fromarray(np.round(ramp * 255).astype(np.uint8)).save(path, "PNG")
+    else:
+        image.fromarray(sixteen).save(path, {"png": "PNG", "tif": "TIFF", "pgm": "PPM"}[kind])
+    values = seen(path)
+    assert float((values[0] - values[2]).abs().max()) < 1e-6
+    rows = values[1].mean(1)
+    assert float((rows + rows.flip(0) - 1).abs().max()) < 0.01  # dark is as far from black as light from white
+    assert 0.05 < float(values.min()) < 0.08  # an eighth of the rows is cut away
+    assert 0.92 < float(values.max()) < 0.95
+
+
+def seen(path: Path) -> Tensor:
+    """What a model with 35 by 35 inputs reads of an image, its normalisation undone, [3, 35, 35] from 0 to 1."""
+    shutil.copy(path, path.with_name("b"))
+    found = calibration.load(path.parent, ["image"], [torch.zeros(1, 3, 35, 35)], IMAGE, False)
+    mean, std = (torch.tensor(value).reshape(3, 1, 1) for value in (IMAGE.mean, IMAGE.std))
+    return found.inputs[0][0][0] * std + mean
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
+def test_images_of_every_mode_have_their_colour(mode: str, tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+    colour = (255, 0, 0) if mode in ("P", "RGB", "RGBA", "CMYK") else (255, 255, 255)
+    picture = image.new("RGB", (40, 40), colour).convert(mode)
+    picture.save(tmp_path / "a", "TIFF" if mode == "CMYK" else "PNG")
+    assert torch.allclose(seen(tmp_path / "a"), torch.tensor(colour).reshape(3, 1, 1) / 255, atol=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "what"), [(np.float32, "floating point"), (np.int32, "32-bit integers")])
+def test_images_without_a_known_white_are_refused(dtype: Any, what: str, tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+    image.fromarray(np.ones((40, 40), dtype)).save(tmp_path / "a.tif")
+    with pytest.raises(BadInput, match=rf"a\.tif must have 8 or 16 bits a channel, got {what}.*; convert it or remove"):
+        seen(tmp_path / "a.tif")
+
+
+def test_a_long_thin_image_is_not_enlarged_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+    image.new("RGB", (1, 20000), (0, 255, 0)).save(tmp_path / "a.png")
+    sizes = []
+    resize = image.Image.resize
+    monkeypatch.setattr(
+        image.Image, "resize", lambda self, size, *a, **k: sizes.append(size) or resize(self, size, *a, **k)
+    )
+    assert torch.allclose(seen(tmp_path / "a.png"), torch.tensor([0.0, 1, 0]).reshape(3, 1, 1), atol=1e-6)
+    assert sizes == [(35, 35)] * 2
 
 
 def test_hash_of_a_folder_changes_with_its_images_and_with_nothing_else(tmp_path: Path) -> None:
