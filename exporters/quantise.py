@@ -37,7 +37,7 @@ from torch.ao.quantization.fx import _decomposed as _registers_operators  # noqa
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
-from edgesmith.errors import Unsupported
+from edgesmith.errors import BadInput, Unsupported
 from edgesmith.exporters.capture import Program, capture, with_module
 from edgesmith.exporters.graph import (
     Emitter,
@@ -131,6 +131,7 @@ def quantise(
 
     Raises:
         Unsupported: there is no layer that could be int8.
+        BadInput: the program does not run on an input, such as an index into a table that ends before it.
     """
     program = open_fused(program)
     layers = find_layers(program.module)
@@ -139,7 +140,13 @@ def quantise(
             "int8 is for convolutions and products with constant float32 weights and no computed bias, and this model"
             " has none; use --precision fp32"
         )
-    seen = observe(program, layers, inputs, largest_weight)
+    try:
+        seen = observe(program, layers, inputs, largest_weight)
+    except (IndexError, RuntimeError) as error:
+        raise BadInput(
+            f"--calibration: the model does not run on what it was given ({str(error).partition(chr(10))[0]});"
+            " give samples that it takes"
+        ) from error
     kept = find_computed_biases(program.module)
     costs: dict[str, float] | None = None
     for _ in range(ROUNDS):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import struct
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -644,6 +646,179 @@ def test_wrong_calibration_data_is_one_sentence(
     with pytest.raises(BadInput, match=sentence) as raised:
         calibration.load(path, ["image"], [torch.zeros(1, 3, 32, 32)], IMAGE, False)
     assert "\n" not in str(raised.value)
+
+
+def packed(**members: bytes) -> bytes:
+    """A zip with these members, whose names get `.npy`."""
+    with io.BytesIO() as file:
+        with zipfile.ZipFile(file, "w") as archive:
+            for name, content in members.items():
+                archive.writestr(f"{name}.npy", content)
+        return file.getvalue()
+
+
+def npy(array: np.ndarray) -> bytes:
+    with io.BytesIO() as file:
+        np.save(file, array)
+        return file.getvalue()
+
+
+def with_byte(content: bytes, local: int, central: int, value: int) -> bytes:
+    """A zip of one member with a byte of its two headers changed, at these offsets in them."""
+    changed = bytearray(content)
+    changed[local] = value
+    changed[content.rindex(b"PK\1\2") + central] = value
+    return bytes(changed)
+
+
+ROWS = np.zeros((4, 16), np.float32)
+PACKED = packed(x=npy(ROWS))
+DAMAGED = io.BytesIO()
+np.savez_compressed(DAMAGED, x=np.random.default_rng(0).random((4, 16)))
+DAMAGED_BYTES = DAMAGED.getvalue()[:100] + bytes(20) + DAMAGED.getvalue()[120:]
+HUGE = npy(ROWS).replace(b"(4, 16), }" + b" " * 20, b"(4" + b"0" * 15 + b", 16), }" + b" " * 5)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (
+            npy(ROWS),
+            r"is a single array \(\.npy\), wanted an \.npz .*; write it with numpy\.savez\('set\.npz', x=array\)",
+        ),
+        (with_byte(PACKED, 6, 8, 1), "is encrypted, or compressed in a way that Python's zipfile does not know; write"),
+        (
+            with_byte(PACKED, 8, 10, 99),
+            "is encrypted, or compressed in a way that Python's zipfile does not know; write",
+        ),
+        (packed(x=b"words"), r"x in .* is a file that holds no array; write it with numpy\.savez"),
+        (packed(x=npy(ROWS)[:90]), r"is no \.npz of plain arrays; write it with numpy\.savez"),
+        (
+            packed(x=npy(ROWS).replace(b"(4, 16)", b"(4] 16)")),
+            r"is no \.npz of plain arrays; write it with numpy\.savez",
+        ),
+        (packed(x=HUGE), "does not fit into memory; give fewer samples"),
+        (DAMAGED_BYTES, r"is no \.npz of plain arrays; write it with numpy\.savez"),
+        (PACKED[:-30], r"is no \.npz of plain arrays; write it with numpy\.savez"),
+        (b"", r"is no \.npz of plain arrays; write it with numpy\.savez"),
+        (packed(x=npy(np.zeros(4, [("x", "f4", 16)]))), r"x in .* must be \[N, 16\], got \[4\]"),
+        (packed(x=npy(np.zeros((4, 16), [("x", "f4")]))), "x in .* must be floating point, got "),
+        (
+            packed(x=npy(np.full((4, 16), 1e39))),
+            r"x in .* has 1e\+39, and float32 ends at 3\.40.*; remove those samples",
+        ),
+        (packed(x=npy(np.full((4, 16), -1e39))), r"x in .* has -1e\+39, and float32 ends at -3\.40.*; remove"),
+        (packed(x=npy(np.full((4, 16), np.longdouble("1e4000")))), r"x in .* has 1e\+4000, and float32 ends at 3\.40"),
+    ],
+)
+def test_npz_that_cannot_be_used_is_one_sentence(content: bytes, sentence: str, tmp_path: Path) -> None:
+    if "4000" in sentence and np.finfo(np.longdouble).max <= np.finfo(np.float64).max:
+        pytest.skip("long doubles have 64 bits here")
+    path = tmp_path / "set.npz"
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match=sentence) as raised:
+        calibration.load(path, ["x"], [torch.zeros(1, 16)], None, False)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "end"),
+    [(torch.int64, 2**63, 2**63 - 1), (torch.int32, 2**31, 2**31 - 1), (torch.uint8, -1, 0)],
+)
+def test_integers_that_an_input_does_not_hold_are_refused(
+    dtype: torch.dtype, value: int, end: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "set.npz"
+    np.savez(path, x=np.full((4, 16), value, np.int64 if value < 0 else np.uint64))
+    with pytest.raises(BadInput, match=rf"x in .* has {value}, and {str(dtype)[6:]} ends at {end}; remove those"):
+        calibration.load(path, ["x"], [torch.zeros(1, 16, dtype=dtype)], None, False)
+
+
+@pytest.mark.parametrize("kind", [">f4", ">f8", "<f2", ">f2", "g", ">i4", ">u8", "u1", "?"])
+def test_numbers_of_every_width_and_order_of_bytes_are_read(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "set.npz"
+    values = np.arange(64).reshape(4, 16) % (2 if kind == "?" else 64)
+    np.savez(path, x=np.asfortranarray(values.astype(kind)))
+    dtype = {"f": torch.float32, "b": torch.bool}.get(np.dtype(kind).kind, torch.int64)
+    ((first,),) = calibration.load(path, ["x"], [torch.zeros(2, 16, dtype=dtype)], None, False).inputs
+    assert first.dtype == dtype
+    assert torch.equal(first.long(), torch.from_numpy(values[:2]))
+
+
+def test_an_array_that_is_no_input_need_not_be_readable(tmp_path: Path) -> None:
+    path = tmp_path / "set.npz"
+    np.savez(path, x=ROWS, names=np.array(["a", None], dtype=object))
+    assert len(calibration.load(path, ["x"], [torch.zeros(1, 16)], None, False).inputs) == 3
+
+
+def test_a_single_array_ends_the_command_line_with_2(tmp_path: Path, edgesmith: Callable[..., Any]) -> None:
+    path = tmp_path / "set.npz"
+    path.write_bytes(npy(ROWS))
+    options = (
+        "-t",
+        "onnx",
+        "-p",
+        "int8",
+        "--input-size",
+        "32",
+        "--calibration",
+        str(path),
+        "-o",
+        str(tmp_path / "out"),
+    )
+    result = edgesmith("export", "-m", "efficientvim_m1", *options)
+    assert result.returncode == 2
+    assert "is a single array (.npy), wanted an .npz" in " ".join(result.stderr.split())
+    assert "Traceback" not in result.stderr
+
+
+def test_inputs_fill_calls_by_their_own_first_axes(tmp_path: Path) -> None:
+    path = tmp_path / "set.npz"
+    np.savez(path, a=np.arange(8.0).reshape(8, 1), b=np.arange(16.0), c=np.arange(4))
+    examples = [torch.zeros(2, 1), torch.zeros(4), torch.tensor(3)]
+    found = calibration.load(path, ["a", "b", "c"], examples, None, False)
+    calls = [*found.inputs, *(found.held_out or [])]
+    assert [x[0].flatten().tolist() for x in calls] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert [x[1].tolist() for x in calls] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15]]
+    assert [x[2].item() for x in calls] == [0, 1, 2, 3]
+    assert all(tuple(x.shape) == tuple(e.shape) for call in calls for x, e in zip(call, examples, strict=True))
+
+
+def test_arrays_that_fill_different_numbers_of_calls_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "set.npz"
+    np.savez(path, a=np.zeros((64, 16), np.float32), b=np.zeros(64, np.float32))
+    sentence = "must have as many batches as the others, got a 64 in batches of 1, b 64 in batches of 16"
+    with pytest.raises(BadInput, match=sentence):
+        calibration.load(path, ["a", "b"], [torch.zeros(1, 16), torch.zeros(16)], None, False)
+    with pytest.raises(BadInput, match="the input a has a batch of 0, which no samples fill; leave the option out"):
+        calibration.load(path, ["a"], [torch.zeros(0, 16)], None, False)
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(16, 16)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        out: Tensor = self.linear(a * b)
+        return out
+
+
+def test_export_calibrates_inputs_with_different_first_axes(tmp_path: Path) -> None:
+    path, rng = tmp_path / "set.npz", np.random.default_rng(0)
+    np.savez(path, a=rng.standard_normal((8, 16), np.float32), b=rng.standard_normal(8 * 16, np.float32))
+    options: dict[str, Any] = {"precision": "int8", "calibration": path, "out": tmp_path / "out"}
+    made = edgesmith.export(Scaled(), "onnx", inputs=(torch.randn(1, 16), torch.randn(16)), **options)
+    assert made.manifest["int8"]["calibration"]["calls"] == 6
+    assert made.manifest["verification"]["steps"][-1]["snr_db"] >= 20
+
+
+def test_a_sample_that_the_model_does_not_take_is_one_sentence() -> None:
+    program = capture(nn.Sequential(nn.Embedding(10, 16), nn.Linear(16, 4)), (torch.zeros(1, 3, dtype=torch.int64),))
+    given = [[torch.full((1, 3), i)] for i in (5, 99)]
+    with pytest.raises(BadInput, match=r"does not run on what it was given \(index out of range.*\); give samples"):
+        quantise(program, given, 20.0)
 
 
 def test_images_are_refused_for_a_model_that_reads_none(tmp_path: Path) -> None:
