@@ -5,8 +5,9 @@
     y   = f(s x_q, s_c W_q, b')             b' = b - E[f(s x_q, s_c W_q, b) - f(x, W, b)]       bias correction
 
 w is 127, or 63 for runtimes whose kernels add two products in 16 bits. Biases are corrected in order, each for what is
-left after those before. Layers are convolutions and products with constant weights. A value is rounded once, however
-many layers read it; a sum behind a layer reads the rounded value too, so that a residual need only be kept in int8.
+left after those before. Layers are convolutions and products with constant weights, and a constant bias or none: b'
+cannot stand for a bias that is computed. A value is rounded once, however many layers read it; a sum behind a layer
+reads the rounded value too, so that a residual need only be kept in int8.
 Everything else stays float, and so do the fused ops in FLOAT; layers inside the others are layers like any. Zero points
 are 0, as TensorRT wants it. In the graph these are PyTorch's own operators, `quantized_decomposed`, which torch's ONNX
 exporter writes as QuantizeLinear and DequantizeLinear.
@@ -36,7 +37,7 @@ from torch.ao.quantization.fx import _decomposed as _registers_operators  # noqa
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
-from edgesmith.errors import Unsupported
+from edgesmith.errors import BadInput, Unsupported
 from edgesmith.exporters.capture import Program, capture, with_module
 from edgesmith.exporters.graph import (
     Emitter,
@@ -130,16 +131,23 @@ def quantise(
 
     Raises:
         Unsupported: there is no layer that could be int8.
+        BadInput: the program does not run on an input, such as an index into a table that ends before it.
     """
     program = open_fused(program)
     layers = find_layers(program.module)
     if not layers:
         raise Unsupported(
-            "int8 is for convolutions and products with constant float32 weights, and this model has none;"
-            " use --precision fp32"
+            "int8 is for convolutions and products with constant float32 weights and no computed bias, and this model"
+            " has none; use --precision fp32"
         )
-    seen = observe(program, layers, inputs, largest_weight)
-    kept: dict[str, str] = {}
+    try:
+        seen = observe(program, layers, inputs, largest_weight)
+    except (IndexError, RuntimeError) as error:
+        raise BadInput(
+            f"--calibration: the model does not run on what it was given ({str(error).partition(chr(10))[0]});"
+            " give samples that it takes"
+        ) from error
+    kept = find_computed_biases(program.module)
     costs: dict[str, float] | None = None
     for _ in range(ROUNDS):
         found = _apply(program, layers, seen, kept, inputs[:CORRECTION_INPUTS])
@@ -168,7 +176,25 @@ def open_fused(program: Program) -> Program:
 
 def find_layers(module: GraphModule) -> list[Layer]:
     """The layers that can be int8, in order: float32, with constant weights that have an axis of output channels."""
-    found = []
+    return [layer for layer in _candidates(module) if not _has_computed_bias(module, layer)]
+
+
+def find_computed_biases(module: GraphModule) -> dict[str, str]:
+    """What would be a layer but for a bias that is no constant, by node name, each with the reason to stay float."""
+    return {
+        layer.node.name: f"{operator_name(layer.node).removeprefix('aten.')} at {site(layer.node)} has a computed bias"
+        for layer in _candidates(module)
+        if _has_computed_bias(module, layer)
+    }
+
+
+def _has_computed_bias(module: GraphModule, layer: Layer) -> bool:
+    bias = arguments(layer.node)[layer.bias] if layer.bias >= 0 else None
+    return bias is not None and constant(module, bias) is None
+
+
+def _candidates(module: GraphModule) -> Iterator[Layer]:
+    """Layers, whatever their bias."""
     for node in module.graph.nodes:
         for data, weight, bias, axis in _places(node):
             given = arguments(node)
@@ -177,9 +203,8 @@ def find_layers(module: GraphModule) -> list[Layer]:
             if numbers is None or numbers.dtype != torch.float32 or not numbers.numel():
                 continue
             if isinstance(read, Node) and constant(module, read) is None and val(read).dtype == torch.float32:
-                found.append(Layer(node, data, weight, bias, axis))
+                yield Layer(node, data, weight, bias, axis)
                 break
-    return found
 
 
 def _places(node: Node) -> list[tuple[int, int, int, int]]:
@@ -193,7 +218,7 @@ def _places(node: Node) -> list[tuple[int, int, int, int]]:
     if node.target is aten.addmm.default and arguments(node)[3:] == (1, 1):
         return [(1, 2, 0, 1)]
     if node.target in (aten.matmul.default, aten.mm.default):
-        a, b = (val(side).dim() for side in node.args[:2])
+        a, b = (val(side).dim() for side in arguments(node))
         return ([(0, 1, -1, 1)] if b == 2 and a >= 2 else []) + ([(1, 0, -1, 0)] if a == 2 and b >= 2 else [])
     return []
 
@@ -367,7 +392,7 @@ def _apply(
         weight = _round_weight(module, node, layer, seen.largest_weight)
         args = list(arguments(node))
         args[layer.data], args[layer.weight] = rounded[layer.value], weight
-        node.args, node.kwargs = tuple(args), {}
+        node.args, node.kwargs = _by_kind(node, args)
         corrected[node] = layer, seen.means[layer.node]
     count = 0
     for value, readers in find_sums(chosen).items():
@@ -395,6 +420,14 @@ def _apply(
         node.update_arg(layer.bias, add_constant(module, name, bias.float(), node))
     snr = _snr_db(seen.outputs, outputs)
     return Quantised(with_module(program, tidy(module)), dict(kept), len(chosen), count, snr)
+
+
+def _by_kind(node: Node, values: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """All arguments of an operator, as `arguments` has them, apart: those by position and those by keyword only."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    named = list(zip(node.target._schema.arguments, values, strict=True))
+    by_position = tuple(value for argument, value in named if not argument.kwarg_only)
+    return by_position, {argument.name: value for argument, value in named if argument.kwarg_only}
 
 
 def _round_value(module: GraphModule, node: Node, scale: float) -> Node:
@@ -469,8 +502,9 @@ def sensitivities(
             if layer.value not in rounded:
                 rounded[layer.value] = _as_int8(values[layer.value], seen.scales[layer.value])
 
-        def noise(node: Node, args: Sequence[Any], values: dict[Node, Any] = values, j: int = j) -> float:
-            made = node.target(*torch.fx.map_arg(tuple(args), values.__getitem__))  # type: ignore[operator]
+        def noise(node: Node, given: Sequence[Any], values: dict[Node, Any] = values, j: int = j) -> float:
+            args, kwargs = torch.fx.map_arg(_by_kind(node, given), values.__getitem__)
+            made = node.target(*args, **kwargs)  # type: ignore[operator]
             outputs = _behind(program.module, node, made, values)
             relative = zip(_noise(seen.outputs[j : j + 1], [outputs]), signal, strict=True)  # noqa: B023
             return max(n / s if s else 0.0 for n, s in relative)
@@ -484,7 +518,7 @@ def sensitivities(
                 args[layer.data], args[layer.weight] = rounded[layer.value], numbers * scales.reshape(broadcast)
                 found[layer.node.name] = found.get(layer.node.name, 0.0) + noise(layer.node, args)
             for reader, i in sums:
-                args = list(reader.args)
+                args = list(arguments(reader))
                 args[i] = rounded[args[i]]
                 found[reader.name] = found.get(reader.name, 0.0) + noise(reader, args)
     return {name: value / len(inputs) for name, value in found.items()}

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
+import struct
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -139,6 +143,93 @@ def test_what_has_no_constant_float_weight_stays_float() -> None:
     assert find_layers(program.module) == []
     with pytest.raises(Unsupported, match="int8 is for convolutions and products with constant float32 weights"):
         quantise(program, inputs_of(program, 2), 20.0)
+
+
+class ComputedBias(nn.Module):
+    """Two layers, and between them a convolution whose bias follows from the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.bias, self.middle, self.last = nn.Linear(3, 16), nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.conv2d(x, self.middle.weight, 0.05 * self.bias(x.mean((0, 2, 3))))
+        out: Tensor = self.last(x)
+        return out
+
+
+def test_a_layer_whose_bias_is_computed_stays_float_with_the_reason_and_keeps_the_bias(tmp_path: Path) -> None:
+    program = capture(ComputedBias().eval(), (torch.randn(1, 3, 8, 8),))
+    assert [layer.node.name for layer in find_layers(program.module)] == ["linear", "conv2d_1"]
+    found = quantise(program, inputs_of(program), 20.0)
+    assert found.kept == {"conv2d": "conv2d at conv2d has a computed bias"}
+    assert found.layers == 2
+    assert "mul" in found.program.module.code  # the bias
+    assert snr_db(program, found.program) > 30
+    with random_calibration():
+        artifact = edgesmith.export(
+            ComputedBias(), "onnx", inputs=torch.randn(1, 3, 8, 8), precision="int8", out=tmp_path
+        )
+    assert artifact.manifest["wide"] == found.kept
+    assert artifact.manifest["verification"]["steps"][-1]["snr_db"] > 30
+
+
+def test_a_model_whose_only_layer_has_a_computed_bias_is_refused() -> None:
+    program = program_of(
+        lambda x, b, w: F.conv2d(x, w, b), torch.randn(1, 4, 8, 8), torch.randn(4), w=torch.randn(4, 4, 1, 1)
+    )
+    with pytest.raises(Unsupported, match="no computed bias, and this model has none"):
+        quantise(program, inputs_of(program, 2), 20.0)
+
+
+@pytest.mark.parametrize("shape", [(12,), (6, 12), (6, 1), (1,)])
+def test_addmm_is_a_layer_whatever_the_shape_of_its_bias(shape: tuple[int, ...], tmp_path: Path) -> None:
+    g = torch.Generator().manual_seed(0)
+    program = program_of(
+        lambda x, w, b: torch.addmm(b, x, w),
+        torch.randn(6, 16),
+        w=torch.randn(16, 12, generator=g) / 4,
+        b=3 * torch.randn(shape, generator=g),
+    )
+    (layer,) = find_layers(program.module)
+    assert (layer.data, layer.weight, layer.bias, layer.axis) == (1, 2, 0, 1)
+    given = inputs_of(program)
+    found = quantise(program, given, 20.0)
+    assert (found.layers, found.kept) == (1, {})
+    assert snr_db(program, found.program) > 35
+    error = torch.stack([run(found.program, x)[0] - run(program, x)[0] for x in given]).mean((0, 1))
+    assert float(error.abs().max()) < 1e-5  # the bias was corrected
+    costs = sensitivities(program, [layer], observe(program, [layer], given), given)
+    assert 1e-8 < costs["addmm"] < 1e-2
+    path = tmp_path / "model.onnx"
+    _typed_onnx.lower(found.program, path, Request("model", "int8"))
+    assert snr_db(found.program, path, as_written=True) > 60
+
+
+class Addmm(nn.Module):
+    """The three that are float: a computed bias, and factors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.weight, self.first = nn.Parameter(torch.randn(16, 16) / 4), nn.Linear(16, 16)
+        self.bias = nn.Parameter(torch.randn(16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.addmm(x, torch.relu(self.first(x)), self.weight)
+        y = torch.addmm(self.bias, y, self.weight, beta=0.5)
+        return torch.addmm(self.bias, y, self.weight, alpha=3, beta=0)
+
+
+def test_addmm_with_a_computed_bias_or_with_factors_stays_float(tmp_path: Path) -> None:
+    program = capture(Addmm().eval(), (torch.randn(8, 16),))
+    assert [layer.node.name for layer in find_layers(program.module)] == ["linear"]
+    assert quantise(program, inputs_of(program), 20.0).kept == {"addmm": "addmm at addmm has a computed bias"}
+    with random_calibration():
+        artifact = edgesmith.export(Addmm(), "onnx", inputs=torch.randn(8, 16), precision="int8", out=tmp_path)
+    assert artifact.manifest["int8"]["layers"] == 1
+    assert artifact.manifest["verification"]["steps"][-1]["snr_db"] > 30
 
 
 def test_fused_ops_stay_float_but_for_the_layers_inside_those_that_may_be_int8() -> None:
@@ -362,6 +453,76 @@ def test_folder_of_images_is_read_in_order_cropped_and_normalised(tmp_path: Path
     assert torch.allclose(blue[0, :, 5, 5], (torch.tensor([0, 0, 1.0]) - mean) / std)
 
 
+def twelve_bits(path: Path) -> None:
+    """A TIFF of 12 bits a sample, two samples in three bytes, 40 by 40, by hand: Pillow reads such and writes none."""
+    numbers = np.round(np.linspace(0, 4095, 1600)).astype(np.uint16)
+    a, b = numbers[::2], numbers[1::2]
+    pixels = np.stack([a >> 4, (a & 15) << 4 | b >> 8, b & 255], 1).astype(np.uint8).tobytes()
+    tags = ((256, 40), (257, 40), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, 40), (279, len(pixels)))
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    directory = struct.pack("<H", len(tags)) + entries + bytes(4)
+    path.write_bytes(b"II*\0" + struct.pack("<I", 8 + len(pixels)) + pixels + directory)
+
+
+@pytest.mark.parametrize("kind", ["png", "tif", "big endian tif", "pgm", "12 bits", "8 bits"])
+def test_images_of_more_than_8_bits_are_scaled_to_their_own_white(kind: str, tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+    ramp = np.linspace(0, 1, 1600).reshape(40, 40)
+    sixteen = np.round(ramp * 65535).astype(np.uint16)
+    path = tmp_path / "a"
+    if kind == "12 bits":
+        twelve_bits(path)
+    elif kind == "big endian tif":
+        image.frombytes("I;16B", (40, 40), sixteen.astype(">u2").tobytes()).save(path, "TIFF")
+    elif kind == "8 bits":
+        image.fromarray(np.round(ramp * 255).astype(np.uint8)).save(path, "PNG")
+    else:
+        image.fromarray(sixteen).save(path, {"png": "PNG", "tif": "TIFF", "pgm": "PPM"}[kind])
+    values = seen(path)
+    assert float((values[0] - values[2]).abs().max()) < 1e-6
+    rows = values[1].mean(1)
+    assert float((rows + rows.flip(0) - 1).abs().max()) < 0.01  # dark is as far from black as light from white
+    assert 0.05 < float(values.min()) < 0.08  # an eighth of the rows is cut away
+    assert 0.92 < float(values.max()) < 0.95
+
+
+def seen(path: Path) -> Tensor:
+    """What a model with 35 by 35 inputs reads of an image, its normalisation undone, [3, 35, 35] from 0 to 1."""
+    shutil.copy(path, path.with_name("b"))
+    found = calibration.load(path.parent, ["image"], [torch.zeros(1, 3, 35, 35)], IMAGE, False)
+    mean, std = (torch.tensor(value).reshape(3, 1, 1) for value in (IMAGE.mean, IMAGE.std))
+    return found.inputs[0][0][0] * std + mean
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
+def test_images_of_every_mode_have_their_colour(mode: str, tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+    colour = (255, 0, 0) if mode in ("P", "RGB", "RGBA", "CMYK") else (255, 255, 255)
+    picture = image.new("RGB", (40, 40), colour).convert(mode)
+    picture.save(tmp_path / "a", "TIFF" if mode == "CMYK" else "PNG")
+    assert torch.allclose(seen(tmp_path / "a"), torch.tensor(colour).reshape(3, 1, 1) / 255, atol=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "what"), [(np.float32, "floating point"), (np.int32, "32-bit integers")])
+def test_images_without_a_known_white_are_refused(dtype: Any, what: str, tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+    image.fromarray(np.ones((40, 40), dtype)).save(tmp_path / "a.tif")
+    with pytest.raises(BadInput, match=rf"a\.tif must have 8 or 16 bits a channel, got {what}.*; convert it or remove"):
+        seen(tmp_path / "a.tif")
+
+
+def test_a_long_thin_image_is_not_enlarged_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+    image.new("RGB", (1, 20000), (0, 255, 0)).save(tmp_path / "a.png")
+    sizes = []
+    resize = image.Image.resize
+    monkeypatch.setattr(
+        image.Image, "resize", lambda self, size, *a, **k: sizes.append(size) or resize(self, size, *a, **k)
+    )
+    assert torch.allclose(seen(tmp_path / "a.png"), torch.tensor([0.0, 1, 0]).reshape(3, 1, 1), atol=1e-6)
+    assert sizes == [(35, 35)] * 2
+
+
 def test_hash_of_a_folder_changes_with_its_images_and_with_nothing_else(tmp_path: Path) -> None:
     folder = pictures(tmp_path / "set")
     options: tuple[Any, ...] = (["image"], [torch.zeros(1, 3, 32, 32)], IMAGE, False)
@@ -485,6 +646,179 @@ def test_wrong_calibration_data_is_one_sentence(
     with pytest.raises(BadInput, match=sentence) as raised:
         calibration.load(path, ["image"], [torch.zeros(1, 3, 32, 32)], IMAGE, False)
     assert "\n" not in str(raised.value)
+
+
+def packed(**members: bytes) -> bytes:
+    """A zip with these members, whose names get `.npy`."""
+    with io.BytesIO() as file:
+        with zipfile.ZipFile(file, "w") as archive:
+            for name, content in members.items():
+                archive.writestr(f"{name}.npy", content)
+        return file.getvalue()
+
+
+def npy(array: np.ndarray) -> bytes:
+    with io.BytesIO() as file:
+        np.save(file, array)
+        return file.getvalue()
+
+
+def with_byte(content: bytes, local: int, central: int, value: int) -> bytes:
+    """A zip of one member with a byte of its two headers changed, at these offsets in them."""
+    changed = bytearray(content)
+    changed[local] = value
+    changed[content.rindex(b"PK\1\2") + central] = value
+    return bytes(changed)
+
+
+ROWS = np.zeros((4, 16), np.float32)
+PACKED = packed(x=npy(ROWS))
+DAMAGED = io.BytesIO()
+np.savez_compressed(DAMAGED, x=np.random.default_rng(0).random((4, 16)))
+DAMAGED_BYTES = DAMAGED.getvalue()[:100] + bytes(20) + DAMAGED.getvalue()[120:]
+HUGE = npy(ROWS).replace(b"(4, 16), }" + b" " * 20, b"(4" + b"0" * 15 + b", 16), }" + b" " * 5)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (
+            npy(ROWS),
+            r"is a single array \(\.npy\), wanted an \.npz .*; write it with numpy\.savez\('set\.npz', x=array\)",
+        ),
+        (with_byte(PACKED, 6, 8, 1), "is encrypted, or compressed in a way that Python's zipfile does not know; write"),
+        (
+            with_byte(PACKED, 8, 10, 99),
+            "is encrypted, or compressed in a way that Python's zipfile does not know; write",
+        ),
+        (packed(x=b"words"), r"x in .* is a file that holds no array; write it with numpy\.savez"),
+        (packed(x=npy(ROWS)[:90]), r"is no \.npz of plain arrays; write it with numpy\.savez"),
+        (
+            packed(x=npy(ROWS).replace(b"(4, 16)", b"(4] 16)")),
+            r"is no \.npz of plain arrays; write it with numpy\.savez",
+        ),
+        (packed(x=HUGE), "does not fit into memory; give fewer samples"),
+        (DAMAGED_BYTES, r"is no \.npz of plain arrays; write it with numpy\.savez"),
+        (PACKED[:-30], r"is no \.npz of plain arrays; write it with numpy\.savez"),
+        (b"", r"is no \.npz of plain arrays; write it with numpy\.savez"),
+        (packed(x=npy(np.zeros(4, [("x", "f4", 16)]))), r"x in .* must be \[N, 16\], got \[4\]"),
+        (packed(x=npy(np.zeros((4, 16), [("x", "f4")]))), "x in .* must be floating point, got "),
+        (
+            packed(x=npy(np.full((4, 16), 1e39))),
+            r"x in .* has 1e\+39, and float32 ends at 3\.40.*; remove those samples",
+        ),
+        (packed(x=npy(np.full((4, 16), -1e39))), r"x in .* has -1e\+39, and float32 ends at -3\.40.*; remove"),
+        (packed(x=npy(np.full((4, 16), np.longdouble("1e4000")))), r"x in .* has 1e\+4000, and float32 ends at 3\.40"),
+    ],
+)
+def test_npz_that_cannot_be_used_is_one_sentence(content: bytes, sentence: str, tmp_path: Path) -> None:
+    if "4000" in sentence and np.finfo(np.longdouble).max <= np.finfo(np.float64).max:
+        pytest.skip("long doubles have 64 bits here")
+    path = tmp_path / "set.npz"
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match=sentence) as raised:
+        calibration.load(path, ["x"], [torch.zeros(1, 16)], None, False)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "end"),
+    [(torch.int64, 2**63, 2**63 - 1), (torch.int32, 2**31, 2**31 - 1), (torch.uint8, -1, 0)],
+)
+def test_integers_that_an_input_does_not_hold_are_refused(
+    dtype: torch.dtype, value: int, end: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "set.npz"
+    np.savez(path, x=np.full((4, 16), value, np.int64 if value < 0 else np.uint64))
+    with pytest.raises(BadInput, match=rf"x in .* has {value}, and {str(dtype)[6:]} ends at {end}; remove those"):
+        calibration.load(path, ["x"], [torch.zeros(1, 16, dtype=dtype)], None, False)
+
+
+@pytest.mark.parametrize("kind", [">f4", ">f8", "<f2", ">f2", "g", ">i4", ">u8", "u1", "?"])
+def test_numbers_of_every_width_and_order_of_bytes_are_read(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "set.npz"
+    values = np.arange(64).reshape(4, 16) % (2 if kind == "?" else 64)
+    np.savez(path, x=np.asfortranarray(values.astype(kind)))
+    dtype = {"f": torch.float32, "b": torch.bool}.get(np.dtype(kind).kind, torch.int64)
+    ((first,),) = calibration.load(path, ["x"], [torch.zeros(2, 16, dtype=dtype)], None, False).inputs
+    assert first.dtype == dtype
+    assert torch.equal(first.long(), torch.from_numpy(values[:2]))
+
+
+def test_an_array_that_is_no_input_need_not_be_readable(tmp_path: Path) -> None:
+    path = tmp_path / "set.npz"
+    np.savez(path, x=ROWS, names=np.array(["a", None], dtype=object))
+    assert len(calibration.load(path, ["x"], [torch.zeros(1, 16)], None, False).inputs) == 3
+
+
+def test_a_single_array_ends_the_command_line_with_2(tmp_path: Path, edgesmith: Callable[..., Any]) -> None:
+    path = tmp_path / "set.npz"
+    path.write_bytes(npy(ROWS))
+    options = (
+        "-t",
+        "onnx",
+        "-p",
+        "int8",
+        "--input-size",
+        "32",
+        "--calibration",
+        str(path),
+        "-o",
+        str(tmp_path / "out"),
+    )
+    result = edgesmith("export", "-m", "efficientvim_m1", *options)
+    assert result.returncode == 2
+    assert "is a single array (.npy), wanted an .npz" in " ".join(result.stderr.split())
+    assert "Traceback" not in result.stderr
+
+
+def test_inputs_fill_calls_by_their_own_first_axes(tmp_path: Path) -> None:
+    path = tmp_path / "set.npz"
+    np.savez(path, a=np.arange(8.0).reshape(8, 1), b=np.arange(16.0), c=np.arange(4))
+    examples = [torch.zeros(2, 1), torch.zeros(4), torch.tensor(3)]
+    found = calibration.load(path, ["a", "b", "c"], examples, None, False)
+    calls = [*found.inputs, *(found.held_out or [])]
+    assert [x[0].flatten().tolist() for x in calls] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert [x[1].tolist() for x in calls] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15]]
+    assert [x[2].item() for x in calls] == [0, 1, 2, 3]
+    assert all(tuple(x.shape) == tuple(e.shape) for call in calls for x, e in zip(call, examples, strict=True))
+
+
+def test_arrays_that_fill_different_numbers_of_calls_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "set.npz"
+    np.savez(path, a=np.zeros((64, 16), np.float32), b=np.zeros(64, np.float32))
+    sentence = "must have as many batches as the others, got a 64 in batches of 1, b 64 in batches of 16"
+    with pytest.raises(BadInput, match=sentence):
+        calibration.load(path, ["a", "b"], [torch.zeros(1, 16), torch.zeros(16)], None, False)
+    with pytest.raises(BadInput, match="the input a has a batch of 0, which no samples fill; leave the option out"):
+        calibration.load(path, ["a"], [torch.zeros(0, 16)], None, False)
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(16, 16)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        out: Tensor = self.linear(a * b)
+        return out
+
+
+def test_export_calibrates_inputs_with_different_first_axes(tmp_path: Path) -> None:
+    path, rng = tmp_path / "set.npz", np.random.default_rng(0)
+    np.savez(path, a=rng.standard_normal((8, 16), np.float32), b=rng.standard_normal(8 * 16, np.float32))
+    options: dict[str, Any] = {"precision": "int8", "calibration": path, "out": tmp_path / "out"}
+    made = edgesmith.export(Scaled(), "onnx", inputs=(torch.randn(1, 16), torch.randn(16)), **options)
+    assert made.manifest["int8"]["calibration"]["calls"] == 6
+    assert made.manifest["verification"]["steps"][-1]["snr_db"] >= 20
+
+
+def test_a_sample_that_the_model_does_not_take_is_one_sentence() -> None:
+    program = capture(nn.Sequential(nn.Embedding(10, 16), nn.Linear(16, 4)), (torch.zeros(1, 3, dtype=torch.int64),))
+    given = [[torch.full((1, 3), i)] for i in (5, 99)]
+    with pytest.raises(BadInput, match=r"does not run on what it was given \(index out of range.*\); give samples"):
+        quantise(program, given, 20.0)
 
 
 def test_images_are_refused_for_a_model_that_reads_none(tmp_path: Path) -> None:
