@@ -35,6 +35,7 @@ from edgesmith.exporters import artifact as artifacts
 from edgesmith.exporters import engine, kit, targets, verify
 from edgesmith.exporters.artifact import Artifact
 from edgesmith.exporters.kit import build as board
+from edgesmith.profiles import operators
 
 STANDINS = Path(__file__).parent / "standins"
 QUICK = ("--launches", "1", "--seconds", "0.1")
@@ -330,6 +331,74 @@ def test_what_goes_wrong_is_one_sentence_and_nothing_half_written(
     assert said.startswith(sentence)
 
 
+def test_what_fills_the_folder_fails_in_its_own_words(tmp_path: Path) -> None:
+    out = tmp_path / "built"
+    with pytest.raises(OSError, match="No space left"), board.staging(out):
+        raise OSError(28, "No space left on device")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(board.Refusal, match=f"cannot write to {tmp_path}: .*; nothing was written"), board.staging(out):
+        out.write_bytes(b"somebody's")
+    assert [path.name for path in tmp_path.iterdir()] == ["built"]
+
+
+def test_a_timing_cache_that_cannot_be_written_is_one_sentence(
+    orin: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = build(orin.path, "--timing-cache", "/dev/full/cache")
+    assert refused(done, orin.path).startswith("--timing-cache /dev/full/cache can be neither read nor written")
+    monkeypatch.setattr(board.os, "access", lambda path, mode: False)
+    with pytest.raises(board.Refusal, match="its permissions forbid it"):
+        board.check_cache(tmp_path / "cache")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
+def test_a_dla_computes_in_fp16_and_int8(precision: str) -> None:
+    options = board.parse_options(["--out", "x", "--dla", "1"])
+    kit = {"board": {"dla_cores": 2, "title": "Orin", "jetpack": "6.2"}, "precision": precision}
+    if precision in ("fp16", "int8"):
+        board.check_options(kit, options)
+        return
+    with pytest.raises(board.Refusal, match=f"^a DLA computes in fp16 and int8, and this kit is {precision}: export "):
+        board.check_options(kit, options)
+
+
+@pytest.mark.parametrize(
+    ("version", "has"),
+    [
+        ((8, 6, 1), True),
+        ((10, 7, 0), True),
+        ((10, 8, 0), False),
+        ((11, 0, 0), False),
+        ((11, 4, 0), False),
+        ((11, 4, 1), True),
+        ((11, 5, 0), True),
+    ],
+)
+def test_some_tensorrts_have_no_dla(version: tuple[int, ...], has: bool) -> None:
+    tensorrt = SimpleNamespace(version=version)
+    board.check_dla(board.parse_options(["--out", "x"]), tensorrt)  # type: ignore[arg-type]
+    options = board.parse_options(["--out", "x", "--dla", "0"])
+    if has:
+        board.check_dla(options, tensorrt)  # type: ignore[arg-type]
+        return
+    with pytest.raises(board.Refusal, match=r"has no DLA; TensorRT has it up to 10\.7 and from 11\.4\.1 on: leave out"):
+        board.check_dla(options, tensorrt)  # type: ignore[arg-type]
+
+
+def test_an_operator_that_no_tensorrt_has_is_refused_before_it_is_built() -> None:
+    kit = {"operators": {"Conv": "7.2", "Det": operators.NEVER, "Own": None}}
+    with pytest.raises(board.Refusal, match=r"^TensorRT 10\.3\.0 has no Det; no TensorRT up to 11\.4 has it$"):
+        board.check_operators(kit, SimpleNamespace(version=(10, 3, 0)))  # type: ignore[arg-type]
+    board.check_operators(kit, SimpleNamespace(version=(11, 5, 0)))  # type: ignore[arg-type]
+    assert board.NEVER == operators.NEVER
+    assert board.written(board.NEWEST) in (operators.lacks("Det", "10.3") or "")
+
+
+def test_the_numbers_of_trtexec_that_are_none_are_read() -> None:
+    found = json.loads(board.to_json('[{"name": "nan", "values": [1.5, nan, -nan, inf, -inf]}]'))[0]
+    np.testing.assert_array_equal(found["values"], [1.5, np.nan, np.nan, np.inf, -np.inf])
+
+
 def damage(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -364,6 +433,8 @@ def test_a_damaged_kit_is_one_sentence(harm: Callable[[Path], object], sentence:
     [
         (("--dla", "0"), "Jetson Orin Nano has no DLA, got --dla 0"),
         (("--hardware-compatible",), "TensorRT has no hardware compatibility on JetPack"),
+        (("--timing-cache", "nodir/cache"), "--timing-cache nodir/cache can be neither read nor written: there is no"),
+        (("--timing-cache", "."), "--timing-cache . can be neither read nor written: it is a folder"),
         (("--seconds", "0"), "--seconds must be more than 0, got 0.0"),
         (("--launches", "0"), "--launches must be more than 0, got 0"),
         (("--fp16",), "unrecognized arguments: --fp16; see: python3 build.py --help"),
