@@ -275,9 +275,13 @@ def test_an_engine_for_another_gpu_or_tensorrt_is_refused_with_what_it_fits(buil
         engine.inspect(built, "jetson-thor")
     path = built / "casvit.engine"
     content = bytearray(path.read_bytes())
+    content[25] = 0
+    path.write_bytes(content)
+    assert engine.inspect(built, "jetson-orin-nano")["version"] == "10.0.0.26"  # it is version compatible
     content[25] = 7
     path.write_bytes(content)
-    assert engine.inspect(built, "jetson-orin-nano")["version"] == "10.7.0.26"  # it is version compatible
+    with pytest.raises(BadInput, match=r"10\.7\.0\.26, for later TensorRTs .* too, and Jetson Orin Nano has 10\.3"):
+        engine.inspect(built, "jetson-orin-nano")
     manifest = json.loads((built / "manifest.json").read_text(encoding="utf-8"))
     manifest["engine"]["flags"]["version_compatible"] = False
     (built / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
@@ -297,6 +301,12 @@ def test_a_kit_is_inspected(orin: Artifact, built: Path, edgesmith: Callable[...
     wrong = edgesmith("inspect", str(orin.path), "--device", "jetson-thor")
     assert wrong.returncode == 2
     assert "is a kit for jetson-orin-nano, not for jetson-thor" in wrong.stderr
+    assert "TensorRT 10.3 or later" in shown  # its means; Gelu needs 10.0
+    described = kit.read_kit(orin.path)
+    del described["operators"]
+    (orin.path / "kit.json").write_text(json.dumps(described), encoding="utf-8")
+    with pytest.raises(BadInput, match=r"kit\.json is damaged: it has no operators; export the model again$"):
+        engine.inspect(orin.path)
 
 
 # what goes wrong on the board
