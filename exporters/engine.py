@@ -13,25 +13,33 @@ in the manifest.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import re
 import struct
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from edgesmith.errors import BadInput, Unsupported
+from edgesmith.errors import BackendMissing, BadInput, Unsupported
 from edgesmith.exporters.kit import KIT, read_kit
 from edgesmith.exporters.kit import build as board
 from edgesmith.exporters.kit.build import NO_VALUE, nodes_of, precision_of, summarise
 from edgesmith.profiles import device as devices
 from edgesmith.profiles.device import DeviceProfile
 
+if TYPE_CHECKING:
+    from edgesmith.exporters.artifact import Artifact
+
 __all__ = ["NO_VALUE", "summarise"]
 
 CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 """Compute capabilities that TensorRT-RTX builds for, by their bits in a header."""
+
+AMPERE = (8, 0)
+"""The oldest compute capability that hardware compatible engines are for."""
 
 LAYERS = "layers.json"
 """Beside an engine: what the builder said of it."""
@@ -84,9 +92,29 @@ def read_header(path: Path) -> Header:
     return Header(version, known, length)
 
 
-def fits(compute_capabilities: Sequence[str]) -> list[DeviceProfile]:
-    """The devices that an engine for some compute capabilities can load on."""
-    return [d for d in devices.all_devices().values() if d.cuda and d.cuda.compute_capability in compute_capabilities]
+def fits(compute_capabilities: Sequence[str], hardware_compatible: bool = False) -> list[DeviceProfile]:
+    """The devices whose GPU takes an engine for some compute capabilities.
+
+    Args:
+        hardware_compatible: built for every GPU from SM 8.0 on, which TensorRT does not do for and on JetPack; NVIDIA's
+            documentation of TensorRT, Hardware Compatibility.
+    """
+    found = [d for d in devices.all_devices().values() if d.cuda and d.cuda.compute_capability]
+    return [d for d in found if _takes(d, compute_capabilities, hardware_compatible)]
+
+
+def _takes(profile: DeviceProfile, compute_capabilities: Sequence[str], hardware_compatible: bool) -> bool:
+    cuda = profile.cuda
+    if cuda is None or not cuda.compute_capability:
+        return False
+    is_wide = hardware_compatible and cuda.jetpack is None and bool(compute_capabilities)
+    return cuda.compute_capability in compute_capabilities or (
+        is_wide and min(map(_parts, (*compute_capabilities, cuda.compute_capability))) >= AMPERE
+    )
+
+
+def _parts(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")[:2]))
 
 
 def ahead() -> list[DeviceProfile]:
@@ -106,7 +134,8 @@ def inspect(path: str | Path, device: str | None = None) -> dict[str, Any]:
         device: a name from `profiles/` that an engine must be able to load on.
 
     Raises:
-        BadInput: there is no such file, or the device cannot load it.
+        BadInput: there is no such file, its manifest is damaged, or the device cannot load it.
+        BackendMissing: the device is this machine's GPU, and there is nothing that finds it.
         Unsupported: the file is neither an engine nor an inspector's JSON.
     """
     from edgesmith.exporters import artifact as artifacts  # which imports numpy, and listing targets must not
@@ -125,12 +154,12 @@ def inspect(path: str | Path, device: str | None = None) -> dict[str, Any]:
         artifact = None
     if artifact and (artifact.target != "tensorrt" or artifact.file.resolve() != given.resolve()):
         artifact = None
-    told = artifact.manifest["engine"] if artifact else {}
+    told = _told(artifact) if artifact else {}
     capabilities = header.compute_capabilities or tuple(told.get("compute_capabilities", ()))
-    found = fits(capabilities)
+    flags = told.get("flags", {})
+    found = _loading(header, capabilities, flags)
     if device is not None:
-        compatible = told.get("flags", {}).get("version_compatible", False)
-        _refuse_other(given, header, capabilities, devices.get(device), compatible)
+        _refuse_other(given, header, capabilities, devices.get(device), flags)
     described: dict[str, Any] = {
         "kind": "engine",
         "path": str(given),
@@ -149,18 +178,54 @@ def inspect(path: str | Path, device: str | None = None) -> dict[str, Any]:
     }
 
 
+TOLD: dict[str, type | tuple[type, ...]] = {
+    "compute_capabilities": list,
+    "flags": dict,
+    "layers": dict,
+    "precisions": dict,
+    "types": dict,
+    "synchronisations": int,
+    **dict.fromkeys(board.MEMORY, (int, type(None))),
+    "warnings": list,
+}
+"""What a manifest has of an engine, and of which type; without the first two nobody knows what it loads on."""
+
+
+def _told(artifact: Artifact) -> dict[str, Any]:
+    """What a manifest says of its engine. Raises BadInput where that is not what it must be."""
+    told = artifact.manifest.get("engine")
+    if not isinstance(told, dict):
+        raise BadInput(f"{artifact.path / 'manifest.json'} says nothing of the engine; build or export it again")
+    wrong = [key for key in ("compute_capabilities", "flags") if key not in told]
+    wrong += [key for key, kind in TOLD.items() if key in told and not isinstance(told[key], kind)]
+    if not wrong and not all(isinstance(one, str) for one in told["compute_capabilities"]):
+        wrong.append("compute_capabilities")
+    if not wrong and "layers" in told and not {"network", "engine"} <= told["layers"].keys():
+        wrong.append("layers")
+    if wrong:
+        raise BadInput(
+            f"{artifact.path / 'manifest.json'} is damaged: the engine's {wrong[0]} are missing or not what edgesmith"
+            " writes; build or export it again"
+        )
+    return told
+
+
 def _inspect_kit(folder: Path, device: str | None) -> dict[str, Any]:
     """What a kit's kit.json says, and what was built of it beside it."""
     from edgesmith.exporters import artifact as artifacts
 
     kit, artifact = read_kit(folder), artifacts.read(folder)
+    shown = ("model", "device", "precision", "board", "flags", "operators", "thresholds")
+    lacking = [key for key in shown if key not in kit]
+    if lacking:
+        raise BadInput(f"{folder / KIT} is damaged: it has no {lacking[0]}; export the model again")
     if device is not None and device != kit["device"]:
         raise BadInput(f"{folder.name} is a kit for {kit['device']}, not for {device}; export with --device {device}")
     built = folder / BUILT
     return {
         "kind": "kit",
         "path": str(folder),
-        **{key: kit[key] for key in ("model", "device", "precision", "board", "flags", "operators", "thresholds")},
+        **{key: kit[key] for key in shown},
         "changed": artifacts.changed_files(artifact),
         **({"engine": inspect(built)} if built.is_dir() else {}),
     }
@@ -175,6 +240,7 @@ def _inspect_layers(path: Path) -> dict[str, Any]:
     try:
         information = json.loads(path.read_text(encoding="utf-8"))
         layers = board.read_inspector(information)
+        tensors = board.tensors_of(information)
     except (OSError, ValueError) as error:
         raise Unsupported(
             f"{path.name} is no inspector's JSON ({error}); wanted what trtexec --exportLayerInfo writes"
@@ -182,14 +248,14 @@ def _inspect_layers(path: Path) -> dict[str, Any]:
     report = board.condense((), None, layers)
     counts = summarise(report)
     return {
-        "tensors": board.tensors_of(information),
+        "tensors": tensors,
         **{key: counts[key] for key in ("precisions", "types", "synchronisations")},
         "layers": layers,
     }
 
 
 def _refuse_other(
-    path: Path, header: Header, capabilities: Sequence[str], profile: DeviceProfile, version_compatible: bool
+    path: Path, header: Header, capabilities: Sequence[str], profile: DeviceProfile, flags: Mapping[str, Any]
 ) -> None:
     """Raise BadInput where a device cannot load an engine, with the devices that can."""
     if not capabilities:
@@ -197,19 +263,70 @@ def _refuse_other(
             f"{path.name} does not say which GPU it is built for, and there is no manifest beside it; TensorRT's"
             " engines load on the kind of GPU that built them"
         )
-    found = fits(capabilities)
-    if profile not in found:
+    is_wide = bool(flags.get("hardware_compatible"))
+    found = _loading(header, capabilities, flags)
+    has = profile.cuda.tensorrt if profile.cuda else None
+    if profile.cuda and profile.cuda.engines == "here":
+        profile, has = _this_machine(path, profile, capabilities, header.made_by)
+    if not _takes(profile, capabilities, is_wide):
         own = f"SM {profile.cuda.compute_capability}" if profile.cuda else "without an NVIDIA GPU"
         names = ", ".join(device.name for device in found) or "no device that is known here"
-        raise BadInput(f"{path.name} is built for {sm(capabilities)} and {profile.title} is {own}; it fits {names}")
-    if header.made_by == RTX and profile.cuda and profile.cuda.engines != "ahead":
-        raise BadInput(f"{path.name} is TensorRT-RTX's, and {profile.title} has TensorRT; build a kit on it")
-    has = profile.cuda.tensorrt if profile.cuda else None
-    if header.made_by == FULL and has and not version_compatible and header.version.split(".")[:2] != has.split("."):
+        wide = ", and for every GPU from SM 8.0 on but a Jetson's," if is_wide else ""
         raise BadInput(
-            f"{path.name} is built by TensorRT {header.version} and {profile.title} has {has} ({profile.system});"
+            f"{path.name} is built for {sm(capabilities)}{wide} and {profile.title} is {own}; it fits {names}"
+        )
+    if header.made_by == RTX and profile.cuda and profile.cuda.engines == "on the board":
+        raise BadInput(f"{path.name} is TensorRT-RTX's, and {profile.title} has TensorRT; build a kit on it")
+    if header.made_by == FULL and has and not _loads(header.version, has, bool(flags.get("version_compatible"))):
+        later = ", for later TensorRTs of the same major version too," if flags.get("version_compatible") else ""
+        by = f" ({profile.system})" if profile.cuda and profile.cuda.jetpack else ""
+        raise BadInput(
+            f"{path.name} is built by TensorRT {header.version}{later} and {profile.title} has {has}{by};"
             " build its kit there"
         )
+
+
+def _loading(header: Header, capabilities: Sequence[str], flags: Mapping[str, Any]) -> list[DeviceProfile]:
+    """The devices that can load an engine: their GPU takes it, and their TensorRT, where their system fixes that."""
+    is_later = bool(flags.get("version_compatible"))
+    fixed = {d.name: d.cuda.tensorrt for d in devices.all_devices().values() if d.cuda and header.made_by == FULL}
+    return [
+        d
+        for d in fits(capabilities, bool(flags.get("hardware_compatible")))
+        if not (has := fixed.get(d.name)) or _loads(header.version, has, is_later)
+    ]
+
+
+def _loads(built_by: str, has: str, version_compatible: bool) -> bool:
+    """Whether a TensorRT loads what another one has built: its own, or what an earlier one has built to that end.
+
+    >>> _loads("10.0.1.6", "10.3", True), _loads("10.13.0.35", "10.3", True), _loads("10.0.1.6", "10.3", False)
+    (True, False, False)
+    """
+    built, own = _parts(built_by), _parts(has)
+    return built == own or (version_compatible and built[0] == own[0] and built < own)
+
+
+def _this_machine(
+    path: Path, profile: DeviceProfile, capabilities: Sequence[str], made_by: str
+) -> tuple[DeviceProfile, str | None]:
+    """The profile of this machine with the GPU that CUDA finds, and its TensorRT, where it is a module here.
+
+    Raises:
+        BackendMissing: nothing here can be asked.
+    """
+    assert profile.cuda is not None
+    try:
+        own = board.Cuda().compute_capability()
+    except board.Refusal as refusal:
+        raise BackendMissing(
+            f"{path.name} is built for {sm(capabilities)}, and which GPU this machine has cannot be found: {refusal}"
+        ) from refusal
+    has = None
+    if made_by == FULL:
+        with contextlib.suppress(ImportError, AttributeError):
+            has = str(importlib.import_module("tensorrt").__version__)
+    return replace(profile, cuda=replace(profile.cuda, compute_capability=own)), has
 
 
 def sm(compute_capabilities: Sequence[str]) -> str:

@@ -120,7 +120,21 @@ def test_a_layer_without_outputs_is_counted_as_a_signal() -> None:
     assert board.summarise(report)["synchronisations"] == 1
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"Layers": 3}', '{"Layers": [{"LayerType": "kgen"}]}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        '{"Layers": 3}',
+        '{"Layers": [{"LayerType": "kgen"}]}',
+        '{"Layers": [{"Name": "a", "Outputs": {"Name": "y"}}]}',
+        '{"Layers": [], "I/O Tensors": ["x"]}',
+        '{"Layers": [], "I/O Tensors": [{}]}',
+        '{"Layers": [], "I/O Tensors": {"Name": "x"}}',
+        '{"Layers": [], "Bindings": null}',
+        '{"Layers": [], "Bindings": [3]}',
+    ],
+)
 def test_what_is_no_inspectors_json_is_one_sentence(content: str, tmp_path: Path) -> None:
     path = tmp_path / "layers.json"
     path.write_text(content, encoding="utf-8")

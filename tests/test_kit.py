@@ -35,6 +35,7 @@ from edgesmith.exporters import artifact as artifacts
 from edgesmith.exporters import engine, kit, targets, verify
 from edgesmith.exporters.artifact import Artifact
 from edgesmith.exporters.kit import build as board
+from edgesmith.profiles import operators
 
 STANDINS = Path(__file__).parent / "standins"
 QUICK = ("--launches", "1", "--seconds", "0.1")
@@ -274,9 +275,13 @@ def test_an_engine_for_another_gpu_or_tensorrt_is_refused_with_what_it_fits(buil
         engine.inspect(built, "jetson-thor")
     path = built / "casvit.engine"
     content = bytearray(path.read_bytes())
+    content[25] = 0
+    path.write_bytes(content)
+    assert engine.inspect(built, "jetson-orin-nano")["version"] == "10.0.0.26"  # it is version compatible
     content[25] = 7
     path.write_bytes(content)
-    assert engine.inspect(built, "jetson-orin-nano")["version"] == "10.7.0.26"  # it is version compatible
+    with pytest.raises(BadInput, match=r"10\.7\.0\.26, for later TensorRTs .* too, and Jetson Orin Nano has 10\.3"):
+        engine.inspect(built, "jetson-orin-nano")
     manifest = json.loads((built / "manifest.json").read_text(encoding="utf-8"))
     manifest["engine"]["flags"]["version_compatible"] = False
     (built / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
@@ -296,6 +301,12 @@ def test_a_kit_is_inspected(orin: Artifact, built: Path, edgesmith: Callable[...
     wrong = edgesmith("inspect", str(orin.path), "--device", "jetson-thor")
     assert wrong.returncode == 2
     assert "is a kit for jetson-orin-nano, not for jetson-thor" in wrong.stderr
+    assert "TensorRT 10.3 or later" in shown  # its means; Gelu needs 10.0
+    described = kit.read_kit(orin.path)
+    del described["operators"]
+    (orin.path / "kit.json").write_text(json.dumps(described), encoding="utf-8")
+    with pytest.raises(BadInput, match=r"kit\.json is damaged: it has no operators; export the model again$"):
+        engine.inspect(orin.path)
 
 
 # what goes wrong on the board
@@ -328,6 +339,74 @@ def test_what_goes_wrong_is_one_sentence_and_nothing_half_written(
 ) -> None:
     said = refused(build(orin.path, *QUICK, **settings), orin.path)
     assert said.startswith(sentence)
+
+
+def test_what_fills_the_folder_fails_in_its_own_words(tmp_path: Path) -> None:
+    out = tmp_path / "built"
+    with pytest.raises(OSError, match="No space left"), board.staging(out):
+        raise OSError(28, "No space left on device")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(board.Refusal, match=f"cannot write to {tmp_path}: .*; nothing was written"), board.staging(out):
+        out.write_bytes(b"somebody's")
+    assert [path.name for path in tmp_path.iterdir()] == ["built"]
+
+
+def test_a_timing_cache_that_cannot_be_written_is_one_sentence(
+    orin: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = build(orin.path, "--timing-cache", "/dev/full/cache")
+    assert refused(done, orin.path).startswith("--timing-cache /dev/full/cache can be neither read nor written")
+    monkeypatch.setattr(board.os, "access", lambda path, mode: False)
+    with pytest.raises(board.Refusal, match="its permissions forbid it"):
+        board.check_cache(tmp_path / "cache")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
+def test_a_dla_computes_in_fp16_and_int8(precision: str) -> None:
+    options = board.parse_options(["--out", "x", "--dla", "1"])
+    kit = {"board": {"dla_cores": 2, "title": "Orin", "jetpack": "6.2"}, "precision": precision}
+    if precision in ("fp16", "int8"):
+        board.check_options(kit, options)
+        return
+    with pytest.raises(board.Refusal, match=f"^a DLA computes in fp16 and int8, and this kit is {precision}: export "):
+        board.check_options(kit, options)
+
+
+@pytest.mark.parametrize(
+    ("version", "has"),
+    [
+        ((8, 6, 1), True),
+        ((10, 7, 0), True),
+        ((10, 8, 0), False),
+        ((11, 0, 0), False),
+        ((11, 4, 0), False),
+        ((11, 4, 1), True),
+        ((11, 5, 0), True),
+    ],
+)
+def test_some_tensorrts_have_no_dla(version: tuple[int, ...], has: bool) -> None:
+    tensorrt = SimpleNamespace(version=version)
+    board.check_dla(board.parse_options(["--out", "x"]), tensorrt)  # type: ignore[arg-type]
+    options = board.parse_options(["--out", "x", "--dla", "0"])
+    if has:
+        board.check_dla(options, tensorrt)  # type: ignore[arg-type]
+        return
+    with pytest.raises(board.Refusal, match=r"has no DLA; TensorRT has it up to 10\.7 and from 11\.4\.1 on: leave out"):
+        board.check_dla(options, tensorrt)  # type: ignore[arg-type]
+
+
+def test_an_operator_that_no_tensorrt_has_is_refused_before_it_is_built() -> None:
+    kit = {"operators": {"Conv": "7.2", "Det": operators.NEVER, "Own": None}}
+    with pytest.raises(board.Refusal, match=r"^TensorRT 10\.3\.0 has no Det; no TensorRT up to 11\.4 has it$"):
+        board.check_operators(kit, SimpleNamespace(version=(10, 3, 0)))  # type: ignore[arg-type]
+    board.check_operators(kit, SimpleNamespace(version=(11, 5, 0)))  # type: ignore[arg-type]
+    assert board.NEVER == operators.NEVER
+    assert board.written(board.NEWEST) in (operators.lacks("Det", "10.3") or "")
+
+
+def test_the_numbers_of_trtexec_that_are_none_are_read() -> None:
+    found = json.loads(board.to_json('[{"name": "nan", "values": [1.5, nan, -nan, inf, -inf]}]'))[0]
+    np.testing.assert_array_equal(found["values"], [1.5, np.nan, np.nan, np.inf, -np.inf])
 
 
 def damage(path: Path) -> None:
@@ -364,6 +443,8 @@ def test_a_damaged_kit_is_one_sentence(harm: Callable[[Path], object], sentence:
     [
         (("--dla", "0"), "Jetson Orin Nano has no DLA, got --dla 0"),
         (("--hardware-compatible",), "TensorRT has no hardware compatibility on JetPack"),
+        (("--timing-cache", "nodir/cache"), "--timing-cache nodir/cache can be neither read nor written: there is no"),
+        (("--timing-cache", "."), "--timing-cache . can be neither read nor written: it is a folder"),
         (("--seconds", "0"), "--seconds must be more than 0, got 0.0"),
         (("--launches", "0"), "--launches must be more than 0, got 0"),
         (("--fp16",), "unrecognized arguments: --fp16; see: python3 build.py --help"),

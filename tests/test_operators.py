@@ -6,6 +6,7 @@ import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from torch import nn
@@ -81,6 +82,9 @@ def test_the_column_of_tensorrt_rtx_is_what_its_parser_says() -> None:
         ("Conv", "8.6", None),
         ("LayerNormalization", "8.5", "TensorRT has it from 8.6 on"),
         ("LayerNormalization", "10.3", None),
+        ("ReduceMean", "9.3", "TensorRT has it from 10.3 on"),  # axes as an input are passed over before
+        ("ReduceSum", "8.6", None),
+        ("ReduceLogSumExp", "10.13", "TensorRT has it from 10.15 on"),
         ("STFT", "10.3", "TensorRT has it from 10.5 on"),
         ("STFT", "10.13", None),  # no comparison of text
         ("DFT", "10.13", "TensorRT has it from 11.2 on"),
@@ -117,6 +121,41 @@ def test_export_refuses_what_the_devices_tensorrt_lacks(device: str, sentence: s
     with pytest.raises(Unsupported, match=rf"^{sentence}$"):
         edgesmith.export(Bits(), "tensorrt", device=device, inputs=torch.randn(2, 3), out=tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+class Reductions(nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        x = nn.functional.pad(x, (1, 2, 0, 1))
+        return x.mean(2), x.sum(1), x.amax(1), x.amin(1), x.prod(1), torch.linalg.vector_norm(x, dim=1)
+
+
+def test_axes_are_inputs_of_reductions_and_not_of_pads(tmp_path: Path) -> None:
+    """The form that the table's rows are about."""
+    artifact = edgesmith.export(Reductions(), "onnx", inputs=torch.randn(2, 3, 8, 8), out=tmp_path, name="r")
+    nodes = onnx.load(str(artifact.file)).graph.node
+    reductions = [node for node in nodes if node.op_type.startswith("Reduce")]
+    assert len(reductions) == 6
+    assert all(len(node.input) == 2 for node in reductions)
+    assert not any(attribute.name == "axes" for node in reductions for attribute in node.attribute)
+    assert [len([name for name in node.input if name]) <= 3 for node in nodes if node.op_type == "Pad"] == [True]
+
+
+@pytest.mark.parametrize("operator", [name for name in operators.all_operators() if name.startswith("Reduce")])
+def test_tensorrt_rtx_reads_the_axes_of_reductions(operator: str) -> None:
+    if targets.missing_packages(targets.get("tensorrt")):
+        pytest.skip("tensorrt_rtx is not installed")
+    import tensorrt_rtx as trt
+
+    node = onnx.helper.make_node(operator, ["x", "axes"], ["y"])
+    values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2, None, 4]) for name in "xy"]
+    values[0].type.tensor_type.shape.dim[1].dim_value = 3
+    axes = onnx.helper.make_tensor("axes", onnx.TensorProto.INT64, [1], [1])
+    graph = onnx.helper.make_graph([node], "g", values[:1], values[1:], [axes])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    log = trt.Logger(trt.Logger.ERROR)
+    network = trt.Builder(log).create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    assert trt.OnnxParser(network, log).parse(model.SerializeToString())
+    assert tuple(network.get_output(0).shape) == (2, 1, 4)
 
 
 def test_a_kit_knows_since_when_there_are_its_operators(export_small: Callable[..., Artifact]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,9 +14,10 @@ import torch
 from torch import nn
 
 import edgesmith
-from edgesmith.errors import BadInput, Unsupported
+from edgesmith.errors import BackendMissing, BadInput, Unsupported
 from edgesmith.exporters import engine, targets
 from edgesmith.exporters.artifact import Artifact
+from edgesmith.exporters.kit import build as board
 from edgesmith.models import registry
 from edgesmith.models.registry import ImageInput
 from edgesmith.profiles import device as devices
@@ -123,6 +125,123 @@ def test_inspect_refuses_an_engine_for_another_device(
     expected = f"edgesmith: model.engine is built for SM 8.6 and {own}; it fits rtx3080\n"
     assert result.stderr == expected  # type: ignore[attr-defined]
     assert edgesmith("inspect", str(path), "--device", "rtx3080").returncode == 0  # type: ignore[attr-defined]
+
+
+def full(folder: Path, version: str, capability: str = "8.6", **flags: bool) -> Path:
+    """An engine's header of TensorRT with a manifest, as a kit's build.py leaves them; there is no engine in it."""
+    folder.mkdir()
+    (folder / "m.engine").write_bytes(b"ftrt".ljust(24, b"\0") + bytes(map(int, version.split("."))).ljust(40, b"\0"))
+    nothing = {"precisions": {}, "types": {}, "synchronisations": 0, "warnings": []}
+    memory = dict.fromkeys(("weights_bytes", "activations_bytes", "workspace_bytes"))
+    layers = {"network": None, "engine": 0}
+    told = {"compute_capabilities": [capability], "flags": flags, "layers": layers, **nothing, **memory}
+    manifest = {"schema": 1, "file": "m.engine", "model": {"name": "m"}, "target": {"name": "tensorrt"}}
+    manifest |= {"precision": "fp16", "files": [], "verification": {}, "engine": told}
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    return folder
+
+
+def test_a_hardware_compatible_engine_is_for_every_gpu_from_ampere_on_but_a_jetsons(tmp_path: Path) -> None:
+    wide = full(tmp_path / "wide", "10.3.0.26", hardware_compatible=True)
+    assert engine.inspect(wide)["devices"] == ["a100", "dgx-spark", "rtx3080", "rtx4070", "rtx5080"]
+    for device in ("a100", "rtx4070"):
+        assert engine.inspect(wide, device)["compute_capabilities"] == ["8.6"]
+    for device, own in (("rtx2080", "SM 7.5"), ("jetson-orin-nano", "SM 8.7")):
+        with pytest.raises(
+            BadInput, match=rf"every GPU from SM 8\.0 on but a Jetson's, and .* is {own}; it fits a100, "
+        ):
+            engine.inspect(wide, device)
+    narrow = full(tmp_path / "narrow", "10.3.0.26", hardware_compatible=False)
+    assert engine.inspect(narrow)["devices"] == ["rtx3080"]
+    with pytest.raises(BadInput, match=r"is built for SM 8\.6 and GeForce RTX 4070 is SM 8\.9; it fits rtx3080"):
+        engine.inspect(narrow, "rtx4070")
+
+
+@pytest.mark.parametrize(
+    ("version", "compatible", "loads"),
+    [
+        ("10.3.0.26", False, True),
+        ("10.0.1.6", False, False),
+        ("10.0.1.6", True, True),
+        ("10.13.0.35", True, False),
+        ("11.0.0.1", True, False),
+        ("9.3.0.1", True, False),
+    ],
+)
+def test_a_version_compatible_engine_is_for_later_tensorrts_only(
+    version: str, compatible: bool, loads: bool, tmp_path: Path
+) -> None:
+    path = full(tmp_path / "e", version, "8.7", version_compatible=compatible)
+    assert engine.inspect(path)["devices"] == ["jetson-agx-orin", "jetson-orin-nano", "jetson-orin-nx"] * loads
+    if loads:
+        assert engine.inspect(path, "jetson-orin-nano")["version"] == version
+        return
+    later = ", for later TensorRTs of the same major version too," if compatible else ""
+    with pytest.raises(BadInput) as raised:
+        engine.inspect(path, "jetson-orin-nano")
+    assert str(raised.value) == (
+        f"m.engine is built by TensorRT {version}{later} and Jetson Orin Nano has 10.3 (JetPack 6.2);"
+        " build its kit there"
+    )
+
+
+def test_whether_this_machines_gpu_loads_an_engine_is_asked_of_cuda(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from types import ModuleType, SimpleNamespace
+
+    path = full(tmp_path / "e", "10.3.0.26")
+
+    def no_cuda() -> None:
+        raise board.Refusal("there is no CUDA")
+
+    monkeypatch.setattr(board, "Cuda", no_cuda)
+    with pytest.raises(BackendMissing) as raised:
+        engine.inspect(path, "host-gpu")
+    assert str(raised.value) == (
+        "m.engine is built for SM 8.6, and which GPU this machine has cannot be found: there is no CUDA"
+    )
+    monkeypatch.setattr(board, "Cuda", lambda: SimpleNamespace(compute_capability=lambda: "8.9"))
+    with pytest.raises(BadInput, match=r"is built for SM 8\.6 and this machine's GPU is SM 8\.9; it fits rtx3080$"):
+        engine.inspect(path, "host-gpu")
+    monkeypatch.setattr(board, "Cuda", lambda: SimpleNamespace(compute_capability=lambda: "8.6"))
+    module = ModuleType("tensorrt")
+    module.__version__ = "10.7.0.1"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "tensorrt", module)
+    with pytest.raises(
+        BadInput, match=r"by TensorRT 10\.3\.0\.26 and this machine's GPU has 10\.7\.0\.1; build its kit"
+    ):
+        engine.inspect(path, "host-gpu")
+    module.__version__ = "10.3.1.2"  # type: ignore[attr-defined]
+    assert engine.inspect(path, "host-gpu")["devices"] == ["rtx3080"]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda manifest: manifest.pop("engine"), "manifest.json says nothing of the engine; build or export it again"),
+        (lambda manifest: manifest.update(engine=[]), "manifest.json says nothing of the engine"),
+        (
+            lambda manifest: manifest["engine"].pop("flags"),
+            "manifest.json is damaged: the engine's flags are missing or",
+        ),
+        (lambda manifest: manifest["engine"].update(layers={}), "the engine's layers are missing or not what"),
+        (lambda manifest: manifest["engine"].update(compute_capabilities=[8.6]), "the engine's compute_capabilities"),
+    ],
+)
+def test_a_damaged_manifest_is_one_sentence(
+    change: Callable[[dict[str, object]], object], sentence: str, tmp_path: Path, edgesmith: Callable[..., object]
+) -> None:
+    path = full(tmp_path / "e", "10.3.0.26")
+    assert edgesmith("inspect", str(path)).returncode == 0  # type: ignore[attr-defined]
+    manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+    change(manifest)
+    (path / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    done = edgesmith("inspect", str(path))
+    assert done.returncode == BadInput.exit_code  # type: ignore[attr-defined]
+    assert sentence in done.stderr  # type: ignore[attr-defined]
+    assert done.stderr.startswith("edgesmith: ")  # type: ignore[attr-defined]
+    assert done.stderr.count("\n") == 1  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("device", ["rtx2080", "a100", "rtx3080", "rtx4070", "rtx5080", "dgx-spark"])

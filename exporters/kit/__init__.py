@@ -136,6 +136,12 @@ def check_kit(folder: Path) -> None:
             raise Unsupported(f"{name} of the kit {folder.name} is damaged; export it again")
 
 
+def needs(kit: Mapping[str, Any]) -> str:
+    """The oldest TensorRT that has all operators of a kit, in words."""
+    since = [board.version_of(one) for one in kit["operators"].values() if one and one != board.NEVER]
+    return f"TensorRT {board.written(max([board.OLDEST, *since]))}"
+
+
 def require_tensorrt() -> None:
     """Raise BackendMissing where this machine has no TensorRT to build with."""
     import importlib.util
@@ -170,10 +176,11 @@ def _readme(kit: Mapping[str, Any], profile: DeviceProfile) -> str:
     cuda = profile.cuda
     assert cuda is not None
     sm = f" (SM {cuda.compute_capability})" if cuda.compute_capability else ""
-    brings = f"{profile.system} brings TensorRT {cuda.tensorrt}." if cuda.tensorrt else "TensorRT 8.6 to 11 will do."
+    brings = f"{profile.system} brings TensorRT {cuda.tensorrt}." if cuda.tensorrt else f"{needs(kit)} to 11 will do."
     limits = kit["thresholds"]
     dla = (
-        f"\n- `--dla 0` (to {cuda.dla_cores - 1}): run on a DLA what can, and the rest on the GPU. fp16 and int8 only."
+        f"\n- `--dla 0` (to {cuda.dla_cores - 1}): run on a DLA what can, and the rest on the GPU. fp16 and int8 only,"
+        f" and TensorRT up to 10.7 or from {board.written(board.TYPED_DLA)} on."
         if cuda.dla_cores
         else ""
     )

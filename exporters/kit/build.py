@@ -2,8 +2,9 @@
 
     python3 build.py --out DIR
 
-One file: Python 3.8, numpy and this machine's own TensorRT, 8.6 to 11, are all it needs; where the module `tensorrt` is
-missing, the command `trtexec` serves. The kit is kit.json beside this file, and the files that it lists.
+One file: Python 3.8, numpy and this machine's own TensorRT, 8.6 to 11, are all it needs, if that has the operators that
+kit.json lists: means and maxima over axes only from 10.3 on. Where the module `tensorrt` is missing, the command
+`trtexec` serves. The kit is kit.json beside this file, and the files that it lists.
 
     typed ONNX -> engine -> its outputs against PyTorch's -> launches of timed calls -> DIR, by one rename
 
@@ -57,9 +58,13 @@ OLDEST = (8, 6)
 STRONGLY_TYPED = (9, 1)
 """The first that takes a network's types as they are; before it they are the widest that a flag allows."""
 
-TYPED_DLA = (11, 0)
-"""The first whose networks for the DLA are strongly typed; docs.nvidia.com/deeplearning/tensorrt, Strongly Typed
-Networks for DLA."""
+WITHOUT_DLA, TYPED_DLA = (10, 8), (11, 4, 1)
+"""The first that has no DLA on a Jetson, and the first that has one again, from JetPack 7.2.2 on and strongly typed;
+docs.nvidia.com/deeplearning/tensorrt/11.4.1, Working with DLA: 10.7 was the last 10.x with one, 11.0 to 11.3 have none,
+11.4.0 has it on Windows alone."""
+
+NEVER, NEWEST = "never", (11, 4)
+"""Since when there is an operator that no TensorRT has, and the newest TensorRT that was asked."""
 
 NUMBERS = "the engine's numbers are wrong"
 """How the sentence about an engine that parts from PyTorch begins."""
@@ -141,6 +146,8 @@ def read_inspector(information: Mapping[str, Any]) -> list[dict[str, Any]]:
         if not isinstance(layer, dict) or not isinstance(layer.get("Name"), str):
             raise ValueError("a layer without a Name")
         outputs = layer.get("Outputs") or [{}]
+        if not isinstance(outputs, list):
+            raise ValueError(f"the Outputs of {layer['Name']} are no list")
         first = outputs[0] if isinstance(outputs[0], dict) else {}
         words = first.get("Datatype", first.get("DataType", first.get("Format/Datatype", "")))
         found.append(
@@ -155,10 +162,19 @@ def read_inspector(information: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def tensors_of(information: Mapping[str, Any]) -> list[str]:
-    """Names of an engine's inputs and outputs, in either generation's inspector JSON."""
-    if "I/O Tensors" in information:
-        return [str(tensor["Name"]) for tensor in information["I/O Tensors"]]
-    return [str(name) for name in information.get("Bindings", [])]
+    """Names of an engine's inputs and outputs, in either generation's inspector JSON.
+
+    Raises:
+        ValueError: this is no inspector's JSON.
+    """
+    key = "I/O Tensors" if "I/O Tensors" in information else "Bindings"
+    listed = information.get(key, [])
+    if not isinstance(listed, list):
+        raise ValueError(f"{key} is no list")
+    names = listed if key == "Bindings" else [one.get("Name") if isinstance(one, dict) else None for one in listed]
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{key} has a tensor without a name")
+    return list(names)
 
 
 def condense(
@@ -428,7 +444,13 @@ class Module:
             raise Refusal(f"TensorRT {written(self.version)} builds no engine of {onnx.name}: {said}")
         engine.write_bytes(bytes(built))
         if options.timing_cache:
-            write_whole(options.timing_cache, bytes(config.get_timing_cache().serialize()))
+            try:
+                write_whole(options.timing_cache, bytes(config.get_timing_cache().serialize()))
+            except OSError as error:
+                said = error.strerror or str(error)
+                raise Refusal(
+                    f"cannot write --timing-cache {options.timing_cache}: {said}; nothing was written"
+                ) from error
         inspector = self.open(engine).create_engine_inspector()
         information = json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
         return condense(self.log.lines, int(network.num_layers), read_inspector(information))
@@ -599,8 +621,7 @@ class Trtexec:
         for case in cases:
             out = scratch / "outputs.json"
             self.run(*self.load(engine, kit, case, scratch), f"--exportOutput={out}", *once)
-            text = re.sub(r"\binf\b", "Infinity", re.sub(r"\b-?nan\b", "NaN", out.read_text(encoding="utf-8")))
-            told = {one["name"]: one for one in json.loads(text)}
+            told = {one["name"]: one for one in json.loads(to_json(out.read_text(encoding="utf-8")))}
             missing = [name for name in kit["outputs"] if name not in told]
             if missing:
                 raise Refusal(f"trtexec shows no output {missing[0]}; it has {', '.join(told)}")
@@ -629,6 +650,11 @@ class Trtexec:
             spent += sum(kept)
         warm = [{"calls": 0, "ms": float(warm_ms), "is_steady": False}]
         return {"cold": None, "launch": {"warm": warm, "slots": slots, "before": before, "after": state()}}
+
+
+def to_json(text: str) -> str:
+    """What trtexec writes, with `nan`, `-nan`, `inf` and `-inf` as Python reads them."""
+    return re.sub(r"\binf\b", "Infinity", re.sub(r"-?\bnan\b", "NaN", text))
 
 
 def bind(trt: Any, cuda: Cuda, engine: Any, profiler: Any = None) -> tuple[dict[str, Any], Call]:
@@ -988,19 +1014,49 @@ def check_options(kit: Mapping[str, Any], options: argparse.Namespace) -> None:
         if options.dla not in range(cores):
             has = f"DLA cores 0 to {cores - 1}" if cores else "no DLA"
             raise Refusal(f"{board['title']} has {has}, got --dla {options.dla}")
-        if kit["precision"] == "fp32":
-            raise Refusal("a DLA computes in fp16 and int8, and this kit is fp32: export with --precision fp16")
+        if kit["precision"] not in ("fp16", "int8"):
+            raise Refusal(
+                f"a DLA computes in fp16 and int8, and this kit is {kit['precision']}: export with --precision fp16"
+            )
     if options.hardware_compatible and board["jetpack"]:
         raise Refusal("TensorRT has no hardware compatibility on JetPack; leave out --hardware-compatible")
     for name in ("seconds", "launches"):
         if getattr(options, name) <= 0:
             raise Refusal(f"--{name} must be more than 0, got {getattr(options, name)}")
+    if options.timing_cache is not None:
+        check_cache(options.timing_cache)
+
+
+def check_cache(cache: Path) -> None:
+    """Raise Refusal where a timing cache cannot be read or written: what it is for takes minutes before it is."""
+    if cache.is_dir():
+        why = "it is a folder"
+    elif not cache.parent.is_dir():
+        why = f"there is no folder {cache.parent}"
+    elif not os.access(str(cache.parent), os.W_OK) or (cache.exists() and not os.access(str(cache), os.R_OK)):
+        why = "its permissions forbid it"
+    else:
+        return
+    raise Refusal(f"--timing-cache {cache} can be neither read nor written: {why}")
+
+
+def check_dla(options: argparse.Namespace, tensorrt: Module | Trtexec) -> None:
+    """Raise Refusal where a DLA is asked of a TensorRT that has none."""
+    if options.dla is not None and WITHOUT_DLA <= tensorrt.version < TYPED_DLA:
+        raise Refusal(
+            f"TensorRT {written(tensorrt.version)} has no DLA; TensorRT has it up to 10.7 and from"
+            f" {written(TYPED_DLA)} on: leave out --dla"
+        )
 
 
 def check_operators(kit: Mapping[str, Any], tensorrt: Module | Trtexec) -> None:
     """Raise Refusal for an operator that this TensorRT does not have."""
     for operator, since in kit["operators"].items():
-        if since is not None and tensorrt.version < version_of(since):
+        if since == NEVER:
+            if tensorrt.version[:2] <= NEWEST:  # of a newer one its parser knows
+                none = f"no TensorRT up to {written(NEWEST)} has it"
+                raise Refusal(f"TensorRT {written(tensorrt.version)} has no {operator}; {none}")
+        elif since is not None and tensorrt.version < version_of(since):
             raise Refusal(f"TensorRT {written(tensorrt.version)} has no {operator}; TensorRT has it from {since} on")
 
 
@@ -1037,7 +1093,7 @@ def staging(out: Path) -> Iterator[Path]:
     """A folder beside `out` that becomes it, or goes. Those of runs that were killed go too.
 
     Raises:
-        Refusal: `out` is there and not empty, or cannot be written.
+        Refusal: `out` is there and not empty, or cannot be written. Errors of what fills the folder are passed on.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise Refusal(f"{out} is there already; choose another --out, or remove it")
@@ -1051,10 +1107,11 @@ def staging(out: Path) -> Iterator[Path]:
     held = lock(folder)
     try:
         yield folder
-        folder.chmod(0o755)
-        folder.replace(out)
-    except OSError as error:
-        raise Refusal(f"cannot write to {out.parent}: {error.strerror or error}; nothing was written") from error
+        try:
+            folder.chmod(0o755)
+            folder.replace(out)
+        except OSError as error:
+            raise Refusal(f"cannot write to {out.parent}: {error.strerror or error}; nothing was written") from error
     finally:
         shutil.rmtree(str(folder), ignore_errors=True)
         if held is not None:
@@ -1120,6 +1177,7 @@ def build(folder: Path, options: argparse.Namespace) -> None:
     with staging(options.out) as made:
         tensorrt = find_tensorrt()
         check_gpu(kit, tensorrt)
+        check_dla(options, tensorrt)
         check_operators(kit, tensorrt)
         engine = made / f"{kit['model']}.engine"
         tell(f"building with TensorRT {written(tensorrt.version)} ...")

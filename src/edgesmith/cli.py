@@ -673,6 +673,8 @@ def _export_table(artifact: Artifact) -> Table:
 
 def _inspect_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     """What `engine.inspect` found, by its kind."""
+    from edgesmith.exporters.kit import needs
+
     if found["kind"] == "layers":
         return [
             ("inputs and outputs", ", ".join(found["tensors"])),
@@ -685,10 +687,9 @@ def _inspect_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         board = found["board"]
         brings = f"; JetPack {board['jetpack']} brings TensorRT {board['tensorrt']}" if board["jetpack"] else ""
         sm = f", SM {board['compute_capability']}" if board["compute_capability"] else ""
-        newest = max((since for since in found["operators"].values() if since), key=_numbers, default="8.6")
         rows += [
             ("kit for", f"{found['device']}: {board['title']}{sm}{brings}"),
-            ("needs", f"TensorRT 8.6 or later; its operators {newest}"),
+            ("needs", f"{needs(found)} or later"),
             ("flags", _flags(found["flags"])),
         ]
         rows += [("changed", change) for change in found["changed"]]
@@ -712,10 +713,6 @@ def _inspect_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     return rows + (_engine_rows(found) if "flags" in found else no_manifest)
 
 
-def _numbers(version: str) -> list[int]:
-    return [int(part) for part in version.split(".") if part.isdigit()]
-
-
 def _counts(found: dict[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in found.items())
 
@@ -725,22 +722,22 @@ def _flags(flags: dict[str, Any]) -> str:
 
 
 def _engine_rows(built: dict[str, Any]) -> list[tuple[str, str]]:
-    """How an engine was built, and what its builder said."""
+    """How an engine was built, and what its builder said, as far as the manifest has it."""
 
     def megabytes(key: str) -> str:
-        return "unknown" if built[key] is None else f"{built[key] / 1e6:.2f} MB"
+        return "unknown" if built.get(key) is None else f"{built[key] / 1e6:.2f} MB"
 
-    before = built["layers"]["network"]
-    layers = f"network {'unknown' if before is None else before} -> fused {built['layers']['engine']}"
+    rows = [("  flags", _flags(built["flags"]))]
+    if "layers" in built:
+        before = built["layers"]["network"]
+        layers = f"network {'unknown' if before is None else before} -> fused {built['layers']['engine']}"
+        rows.append(("  layers", f"{layers}, and {built.get('synchronisations', 'unknown')} signals and waits"))
+    rows += [(f"  {title}", _counts(built[key])) for title, key in ENGINE_COUNTS.items() if key in built]
     memory = ", ".join(f"{key} {megabytes(f'{key}_bytes')}" for key in ("weights", "activations", "workspace"))
-    return [
-        ("  flags", _flags(built["flags"])),
-        ("  layers", f"{layers}, and {built['synchronisations']} signals and waits"),
-        ("  precisions", _counts(built["precisions"])),
-        ("  kernels", _counts(built["types"])),
-        ("  memory", memory),
-        *(("  warning", warning) for warning in built["warnings"]),
-    ]
+    return [*rows, ("  memory", memory), *(("  warning", warning) for warning in built.get("warnings", ()))]
+
+
+ENGINE_COUNTS = {"precisions": "precisions", "kernels": "types"}
 
 
 def _layers_table(operators: list[dict[str, Any]]) -> Table:
