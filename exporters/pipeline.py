@@ -211,7 +211,7 @@ def export(
         with watch("capture"):
             program = capture(loaded.module, loaded.inputs, loaded.input_names, loaded.output_names, dynamic_batch)
         with watch("rewrite"):
-            costs = backend.costs if precision == "fp32" else replace(backend.costs, tile_gb_s=0.0)
+            costs = backend.costs if precision == "fp32" else replace(backend.costs, tile_gb_s=0.0, fetch_gb_s=math.inf)
             rewritten, reports = rewrite(program, costs, streaming=streaming)
             step = to_step(rewritten, with_sequence, half=precision in KINDS) if streaming else None
             whole = rewrite(program, costs)[0] if with_sequence else None

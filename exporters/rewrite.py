@@ -14,6 +14,7 @@
     concat_linears      L1(x) + L2(y) -> L([x | y])
     fold_group_norm     conv(g n(x) + b) -> conv'(n(x)), n the normalisation of a group norm without its affine
     fuse                the graph of a fused op's reference -> that fused op
+    compose_layers      conv1x1(conv1x1(x)) -> conv1x1'(x), also through a concatenation, where that multiplies less
     fold_filters        irfft(rfft(x) * constant) -> a circular convolution or a matrix, where the target says cheaper
     dft                 torch.fft transforms -> matrix products; complex values -> pairs of real ones
     unstack             f(stack(a, b))[..., 0] -> f(a), where nothing reads the whole
@@ -22,6 +23,7 @@
     dense_transforms    frequency filters that transform a map by one matrix, where the target says cheaper
     share_gates         additive attention with q's and k's gates in common convolutions, where the target says cheaper
     winograd            convolutions over time with fewer products, where the target says faster
+    tile_channels       the widest maps in tiles of channels, where the target gains by less memory in use
 
 Every rewrite leaves the program's outputs equal but for rounding, and changes nothing when run again.
 """
@@ -73,6 +75,7 @@ def all_rewrites(streaming: bool = False) -> tuple[Rewrite, ...]:
     """
     from edgesmith.exporters.rewrites.canonicalise import Canonicalise
     from edgesmith.exporters.rewrites.choose_memory_form import ChooseMemoryForm
+    from edgesmith.exporters.rewrites.compose_layers import ComposeLayers
     from edgesmith.exporters.rewrites.concat_linears import ConcatLinears
     from edgesmith.exporters.rewrites.dense_transforms import DenseTransforms
     from edgesmith.exporters.rewrites.dft import Dft
@@ -91,6 +94,7 @@ def all_rewrites(streaming: bool = False) -> tuple[Rewrite, ...]:
     from edgesmith.exporters.rewrites.merge_linears import MergeLinears
     from edgesmith.exporters.rewrites.reroll import Reroll
     from edgesmith.exporters.rewrites.share_gates import ShareGates
+    from edgesmith.exporters.rewrites.tile_channels import TileChannels
     from edgesmith.exporters.rewrites.unstack import Unstack
     from edgesmith.exporters.rewrites.winograd import Winograd
     from edgesmith.kernels.op import all_ops
@@ -100,8 +104,8 @@ def all_rewrites(streaming: bool = False) -> tuple[Rewrite, ...]:
     places = (FuseChannelNorm(), LiftFlatten(), DropShift())
     fold = (FoldResidual(), FoldAffine(), ConcatLinears(), FoldGroupNorm())
     transforms = (FoldFilters(), Dft(), Unstack(), Einsum())
-    forms = () if streaming else (ChooseMemoryForm(), DenseTransforms(), ShareGates(), Winograd())
-    return (*simplify, *places, *fold, *fuses, *transforms, *forms)
+    forms = () if streaming else (ChooseMemoryForm(), DenseTransforms(), ShareGates(), Winograd(), TileChannels())
+    return (*simplify, *places, *fold, *fuses, ComposeLayers(), *transforms, *forms)
 
 
 def rewrite(

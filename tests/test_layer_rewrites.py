@@ -497,6 +497,107 @@ def test_a_head_that_is_broadcast_stays_and_is_explained() -> None:
     assert "b is broadcast" in reasons(reports["concat_linears"])
 
 
+# compose_layers
+
+
+@given(
+    widths=st.tuples(*[st.integers(1, 6)] * 4),
+    kernels=st.sampled_from([(1, 1), (1, 3), (3, 1)]),
+    stride=st.integers(1, 2),
+    padding=st.integers(0, 1),
+    biases=st.tuples(st.booleans(), st.booleans()),
+    beside=st.sampled_from(["nothing", "before", "after"]),
+    axes=st.integers(1, 2),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=300)
+def test_two_convolutions_with_nothing_between_are_one_where_that_multiplies_no_more(
+    widths: tuple[int, int, int, int],
+    kernels: tuple[int, int],
+    stride: int,
+    padding: int,
+    biases: tuple[bool, bool],
+    beside: str,
+    axes: int,
+    seed: int,
+) -> None:
+    torch.manual_seed(seed)
+    inside, middle, out, more = widths
+    conv = nn.Conv1d if axes == 1 else nn.Conv2d
+    settings = [{"stride": stride, "padding": padding} if k > 1 else {} for k in kernels]
+    first = conv(inside, middle, kernels[0], bias=biases[0], **settings[0])
+    second = conv(middle + more * (beside != "nothing"), out, kernels[1], bias=biases[1], **settings[1])
+
+    def pair(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor:
+        y = first(x)
+        z = x.mean() * torch.ones(2, more, *y.shape[2:])
+        return second({"nothing": y, "before": torch.cat((z, y), 1), "after": torch.cat((y, z), 1)}[beside])
+
+    x = torch.randn(2, inside, *[7, 6][:axes])
+    counts, reports, _ = apply(Do(pair, first=first, second=second), x)
+    (left,) = (count for name, count in counts.items() if name.startswith("aten.conv"))
+    made = first(x)
+    places = [y[0, 0].numel() for y in (made, second(torch.ones(2, second.in_channels, *made.shape[2:])))]
+    apart = middle * (inside * kernels[0] ** axes * places[0] + out * kernels[1] ** axes * places[1])
+    is_near = inside * out * max(kernels) ** axes * places[1] <= apart and (beside == "nothing" or kernels[0] == 1)
+    is_blocked = biases[0] and padding > 0 and kernels[1] > 1
+    assert left == (1 if is_near and not is_blocked else 2)
+    assert ("pads with zeros" in reasons(reports["compose_layers"])) == (is_near and is_blocked)
+
+
+def test_chains_of_layers_are_one_layer() -> None:
+    convs = nn.Sequential(nn.Conv2d(6, 6, 1), nn.Conv2d(6, 6, 3, stride=2), nn.Conv2d(6, 6, 1))
+    linears = nn.Sequential(nn.Linear(6, 9), nn.Linear(9, 4), nn.Linear(4, 4))
+    model = Do(lambda x, convs, linears: linears(convs(x).movedim(1, -1)), convs=convs, linears=linears)
+    counts, reports, _ = apply(model, torch.randn(2, 6, 5, 5))
+    assert (counts["aten.conv2d"], counts["aten.linear"]) == (1, 1)
+    assert [site for site, _ in reports["compose_layers"].applied] == [
+        "convs.0, convs.1",
+        "convs.1, convs.2",
+        "linears.0, linears.1",
+        "linears.1, linears.2",
+    ]
+
+
+def test_a_fusion_takes_every_projection_that_it_concatenates() -> None:
+    def fusion(x: Tensor, a: nn.Module, b: nn.Module, fuse: nn.Module) -> Tensor:
+        return fuse(torch.cat((a(x), x, b(x.relu())), 1))
+
+    layers = {"a": nn.Conv2d(3, 5, 1), "b": nn.Conv2d(3, 7, 1), "fuse": nn.Conv2d(15, 4, 3, stride=2)}
+    counts, _, _ = apply(Do(fusion, **layers), torch.randn(2, 3, 5, 5))
+    assert counts == {"aten.conv2d": 1, "aten.cat": 1, "aten.relu": 1}
+
+
+def test_layers_that_narrow_on_the_way_stay() -> None:
+    model = nn.Sequential(nn.Conv2d(16, 2, 1), nn.Conv2d(2, 16, 1), nn.Flatten(2), nn.Linear(16, 2), nn.Linear(2, 16))
+    counts, reports, _ = apply(model, torch.randn(2, 16, 4, 4))
+    assert (counts["aten.conv2d"], counts["aten.linear"]) == (2, 2)
+    assert (reports["compose_layers"].applied, reports["compose_layers"].rejected) == ((), ())
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (lambda x, a, b: (b(y := a(x)), y), "is read by"),
+        (lambda x, a, b: (b(y := a(x)), y.relu()), "is read by"),
+        (lambda x, a, b: F.conv2d(torch.cat((y := a(x), y), 1), b.weight.repeat(1, 2, 1, 1)), "twice"),
+        (lambda x, a, b: F.conv2d(a(x), b.weight * x.mean()), None),  # computed weights
+        (lambda x, a, b: F.conv2d(a(x), b.weight[:, :1].contiguous(), groups=4), None),
+        (lambda x, a, b: b(torch.cat((a(x)[..., :2], a(x)[..., 2:]), 3)), None),  # another axis
+        (lambda x, a, b: b(a(x)[0]), None),  # no batch
+    ],
+    ids=["returned", "read", "read twice", "computed", "groups", "axis", "no batch"],
+)
+def test_pairs_of_layers_that_cannot_be_one_stay_and_near_misses_are_explained(
+    function: Callable[..., object], reason: str | None
+) -> None:
+    model = Do(function, a=nn.Conv2d(4, 4, 1), b=nn.Conv2d(4, 4, 1))
+    _, reports, _ = apply(model, torch.randn(1, 4, 3, 4))
+    report = reports["compose_layers"]
+    assert not report.applied
+    assert (reason in reasons(report)) if reason else not report.rejected
+
+
 # fuse_hidden_state_mixer
 
 

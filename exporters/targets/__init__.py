@@ -45,6 +45,8 @@ class Costs:
         read_gb_s: reading a matrix that stays near, for a product with one vector after the other, gigabytes a second.
         tile_gb_s: transforming tiles of what a convolution reads and writes, gigabytes a second; 0 where convolutions
             are not to be replaced by their Winograd forms, because the runtime has its own or the precision is low.
+        fetch_gb_s: getting memory that activations lie in into the caches and out again, gigabytes a second; infinite
+            where the runtime does not work through whole maps operator by operator.
     """
 
     launch_us: float
@@ -57,6 +59,7 @@ class Costs:
     loop_us: float = 0.0
     read_gb_s: float = math.inf
     tile_gb_s: float = 0.0
+    fetch_gb_s: float = math.inf
 
 
 @dataclass(frozen=True)

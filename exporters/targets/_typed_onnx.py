@@ -98,9 +98,10 @@ def _typed(program: Program, request: Request) -> ExportedProgram:
 def _group_norm(
     x: Any, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, cudnn_enabled: bool = True
 ) -> Any:
-    """Group norm, each group one instance. The affine is a depthwise convolution: one pass, where torch's has two.
+    """Group norm, each group one instance. The affine of each channel is a batch norm whose statistics are 0 and 1.
 
-    Neighbouring convolutions keep ONNX Runtime's blocked layout through it, and a sum after them is fused into one.
+    That is one pass over the map as it lies. A product and a sum are two, and for a depthwise convolution ONNX Runtime
+    goes over to its blocked layout and back again.
     """
     import numpy as np
     import onnx_ir as ir
@@ -118,12 +119,9 @@ def _group_norm(
     normed = op.Reshape(normed, op.Constant(value_ints=[0, *map(int, (channels, *sizes))]))
     if weight is None and bias is None:
         return normed
-    weight = constant([1] * channels) if weight is None else weight
-    bias = constant([0] * channels) if bias is None else bias
-    if not sizes:  # [B, C], nothing to convolve over
-        return op.Add(op.Mul(normed, weight), bias)
-    kernel = op.Reshape(weight, op.Constant(value_ints=[-1, 1, *[1] * len(sizes)]))
-    return op.Conv(normed, kernel, bias, group=int(channels), kernel_shape=[1] * len(sizes))
+    ones, zeros = constant([1] * channels), constant([0] * channels)
+    scale, shift = (ones if weight is None else weight), (zeros if bias is None else bias)
+    return op.BatchNormalization(normed, scale, shift, zeros, ones, epsilon=0.0)
 
 
 def check(path: Path) -> None:

@@ -43,6 +43,7 @@ costs = Costs(
     loop_us=0.8,
     read_gb_s=75.0,
     tile_gb_s=7.0,
+    fetch_gb_s=5.0,
 )
 dynamic_batch = True
 

@@ -14,6 +14,7 @@ kernels anew on the device at the first load. No GPU is here: what runs is the t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -48,9 +49,8 @@ packages = ("tensorrt_rtx", "onnx", "onnxscript", "onnxsim")
 extra = "tensorrt"
 runtime = "typed ONNX in ONNX Runtime, CPU"
 is_interpreter = False
-costs = replace(
-    _costs, tile_gb_s=0.0
-)  # one program for all that read ONNX, but that TensorRT has Winograd's forms itself
+# One program for all that read ONNX, but that TensorRT has Winograd's forms, and tiles, of its own.
+costs = replace(_costs, tile_gb_s=0.0, fetch_gb_s=math.inf)
 dynamic_batch = False
 
 FINDS_ISLANDS = True
