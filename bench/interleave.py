@@ -1,9 +1,12 @@
-"""Timing things against each other in one process: in turn, round by round, so that drift hits all alike."""
+"""Timing things against each other: in turn, round by round, so that drift hits all alike; and in several processes."""
 
 from __future__ import annotations
 
+import json
 import statistics
-from collections.abc import Callable, Mapping
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
@@ -29,6 +32,28 @@ def ratio(samples: Samples, slow: str, fast: str) -> tuple[float, float, float]:
     ratios = [a / b for a, b in zip(samples[slow], samples[fast], strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4)
     return low, middle, high
+
+
+def in_a_process(module: str, *arguments: object) -> Samples:
+    """What `python -m module --launch arguments` prints as JSON.
+
+    Where a process finds its memory changes an inference by several percent for as long as it lives.
+    """
+    call = [sys.executable, "-m", module, "--launch", *map(str, arguments)]
+    done = subprocess.run(call, stdout=subprocess.PIPE, text=True, check=True)  # noqa: S603  # a program of this folder
+    samples: Samples = json.loads(done.stdout)
+    return samples
+
+
+def over_processes(runs: Sequence[Samples], slow: str, fast: str) -> tuple[float, float, float]:
+    """Of each process's median ratio: first quartile, median, third quartile."""
+    low, middle, high = statistics.quantiles([ratio(run, slow, fast)[1] for run in runs], n=4, method="inclusive")
+    return low, middle, high
+
+
+def medians(runs: Sequence[Samples]) -> dict[str, float]:
+    """Of each process's median: the median, milliseconds by name."""
+    return {name: statistics.median(statistics.median(run[name]) for run in runs) for name in runs[0]}
 
 
 def onnx_call(file: Path, feeds: Mapping[str, Any]) -> Callable[[], object]:

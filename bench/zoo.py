@@ -6,26 +6,34 @@ lmuformer            against eager PyTorch with the authors' FFT memory, which n
 spiking_lmuformer    against eager PyTorch with the FFT memory and neurons in a plain loop; and the time to load
 a step               of both, against the whole sequence of 128 and of 1,000 frames: among others, and the first one
 
-python -m edgesmith.bench.zoo [rounds]
+Both run in turn in one process, and one process after the other does that: where a process finds its memory changes an
+inference by several percent for as long as it lives. A ratio is the median of each process's rounds, and of those the
+median and quartiles.
+
+python -m edgesmith.bench.zoo [rounds] [launches]
 """
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
-from edgesmith.bench.interleave import Samples, interleaved, onnx_call, ratio
+from edgesmith.bench.interleave import Samples, in_a_process, interleaved, medians, onnx_call, over_processes
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 FRAMES = (128, 1000)
+
+PLAIN = "plain.onnx"
+"""What torch's exporter alone makes."""
 
 STEPS = 50
 """Steps in a row, of which one is timed."""
@@ -42,7 +50,7 @@ def plain_export(model: nn.Module, x: Tensor, folder: Path) -> Path:
     """What torch's exporter alone makes of a model."""
     import torch
 
-    path = folder / "plain.onnx"
+    path = folder / PLAIN
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(model, (x,), str(path), dynamo=True, verbose=False, external_data=False)
@@ -125,69 +133,120 @@ def same_numbers(model: nn.Module, x: Tensor) -> nn.Module:
     return model
 
 
-def against_plain_export(name: str, rounds: int, folder: Path) -> Samples:
+@dataclass(frozen=True)
+class Comparison:
+    """Two things that are timed against each other.
+
+    Attributes:
+        slow, fast: of the samples, whose ratio is asked for.
+        prepare: writes the files into a folder.
+        measure: times them, in so many rounds, in a process that did not write them.
+    """
+
+    slow: str
+    fast: str
+    prepare: Callable[[Path], None]
+    measure: Callable[[Path, int], Samples]
+
+
+def _file(folder: Path) -> Path:
+    """The one ONNX file of an artifact somewhere below a folder."""
+    (found,) = folder.rglob("*.onnx")
+    return found
+
+
+def _inputs(name: str) -> tuple[nn.Module, Tensor]:
+    import torch
+
+    from edgesmith.models import registry
+    from edgesmith.models.checkpoint import load
+
+    spec = registry.get(name)
+    torch.manual_seed(0)
+    return load(spec, None)[0], torch.randn(1, *spec.input.shape)
+
+
+def against_plain_export(name: str) -> Comparison:
     """An image model: ours, and torch's own export of the authors' form."""
-    import torch
 
-    from edgesmith.models import registry
-    from edgesmith.models.checkpoint import load
+    def prepare(folder: Path) -> None:
+        model, x = _inputs(name)
+        plain_export(same_numbers(model, x), x, folder)
+        exported(name, folder / "ours")
 
-    spec = registry.get(name)
-    model, _ = load(spec, None)
-    x = torch.randn(1, *spec.input.shape)
-    plain = plain_export(same_numbers(model, x), x, folder)
-    calls = {
-        "theirs": onnx_call(plain, {"x": x.numpy()}),
-        "ours": onnx_call(exported(name, folder), {"image": x.numpy()}),
-    }
-    return interleaved(calls, rounds)
+    def measure(folder: Path, rounds: int) -> Samples:
+        _, x = _inputs(name)
+        theirs = onnx_call(folder / PLAIN, {"x": x.numpy()})
+        return interleaved({"theirs": theirs, "ours": onnx_call(_file(folder / "ours"), {"image": x.numpy()})}, rounds)
+
+    return Comparison("theirs", "ours", prepare, measure)
 
 
-def against_eager(name: str, rounds: int, folder: Path) -> Samples:
+def against_eager(name: str) -> Comparison:
     """A sequence model: ours, the authors' form in eager PyTorch; and, afterwards, loading our file."""
-    import torch
 
-    from edgesmith.models import registry
-    from edgesmith.models.checkpoint import load
+    def prepare(folder: Path) -> None:
+        exported(name, folder)
 
-    spec = registry.get(name)
-    model, _ = load(spec, None)
-    x = torch.randn(1, *spec.input.shape)
-    model = same_numbers(model, x)
-    file = exported(name, folder)
+    def measure(folder: Path, rounds: int) -> Samples:
+        import torch
 
-    def eager() -> object:
-        with torch.no_grad():
-            return model(x)
+        model, x = _inputs(name)
+        model, file, feeds = same_numbers(model, x), _file(folder), {"frames": x.numpy()}
 
-    feeds = {"frames": x.numpy()}
-    samples = interleaved({"theirs": eager, "ours": onnx_call(file, feeds)}, rounds)
-    return samples | interleaved({"load": lambda: onnx_call(file, feeds)}, min(rounds, 10))
+        def eager() -> object:
+            with torch.no_grad():
+                return model(x)
+
+        samples = interleaved({"theirs": eager, "ours": onnx_call(file, feeds)}, rounds)
+        return samples | interleaved({"load": lambda: onnx_call(file, feeds)}, min(rounds, 10))
+
+    return Comparison("theirs", "ours", prepare, measure)
 
 
-def step_against_sequence(name: str, frames: int, rounds: int, folder: Path) -> Samples:
+def step_against_sequence(name: str, frames: int) -> Comparison:
     """One step of the streaming artifact against the whole sequence.
 
     `first` is the step right after the sequence, which finds the weights wherever that has left them; `step` is one of
     the `STEPS` after it.
     """
-    import numpy as np
 
-    from edgesmith.exporters.session import StreamingSession
+    def prepare(folder: Path) -> None:
+        exported(name, folder / "step", streaming=True)
+        exported(name, folder / "sequence", frames)
 
-    session = StreamingSession(exported(name, folder, streaming=True))
-    x = np.random.default_rng(0).standard_normal((1, frames, 128), dtype=np.float32)
-    whole = onnx_call(exported(name, folder, frames), {"frames": x})
+    def measure(folder: Path, rounds: int) -> Samples:
+        import numpy as np
 
-    def step() -> object:
-        return session.step(x[0, 0])
+        from edgesmith.exporters.session import StreamingSession
 
-    def steps() -> None:
-        for _ in range(STEPS):
-            step()
+        session = StreamingSession(_file(folder / "step"))
+        x = np.random.default_rng(0).standard_normal((1, frames, 128), dtype=np.float32)
+        whole = onnx_call(_file(folder / "sequence"), {"frames": x})
 
-    samples = interleaved({"sequence": whole, "first": step, "step": steps}, rounds)
-    return samples | {"step": [time / STEPS for time in samples["step"]]}
+        def step() -> object:
+            return session.step(x[0, 0])
+
+        def steps() -> None:
+            for _ in range(STEPS):
+                step()
+
+        samples = interleaved({"sequence": whole, "first": step, "step": steps}, rounds)
+        return samples | {"step": [time / STEPS for time in samples["step"]]}
+
+    return Comparison("sequence", "step", prepare, measure)
+
+
+COMPARISONS = {
+    "affnet_et": against_plain_export("affnet_et"),
+    "efficientvim_m1": against_plain_export("efficientvim_m1"),
+    "lmuformer": against_eager("lmuformer"),
+    "spiking_lmuformer": against_eager("spiking_lmuformer"),
+} | {
+    f"{name}, {frames} frames": step_against_sequence(name, frames)
+    for name in ("lmuformer", "spiking_lmuformer")
+    for frames in FRAMES
+}
 
 
 def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> None:
@@ -195,27 +254,19 @@ def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> None:
     import torch
 
     torch.set_num_threads(1)
-    rounds = int(arguments[0]) if arguments else 60
-    comparisons: list[tuple[str, str, str, Callable[[Path], Samples]]] = [
-        (name, "theirs", "ours", partial(against, name, rounds))
-        for against, names in (
-            (against_plain_export, ("affnet_et", "efficientvim_m1")),
-            (against_eager, ("lmuformer", "spiking_lmuformer")),
-        )
-        for name in names
-    ]
-    comparisons += [
-        (f"{name}, {frames} frames", "sequence", "step", partial(step_against_sequence, name, frames, rounds))
-        for name in ("lmuformer", "spiking_lmuformer")
-        for frames in FRAMES
-    ]
-    print("median ms, and the first over the second, median and quartiles over rounds")
-    for title, slow, fast, run in comparisons:
-        with tempfile.TemporaryDirectory() as folder:
-            samples = run(Path(folder))
-        low, middle, high = ratio(samples, slow, fast)
-        medians = ", ".join(f"{name} {sorted(values)[len(values) // 2]:.2f}" for name, values in samples.items())
-        print(f"{title:<32} {medians:<46} {middle:6.2f} x   ({low:.2f} to {high:.2f})", flush=True)
+    if "--launch" in arguments[:1]:
+        _, title, folder, count = arguments
+        print(json.dumps(COMPARISONS[title].measure(Path(folder), int(count))))
+        return
+    rounds, launches = (int(given) for given in (*arguments, *("25", "12")[len(arguments) :]))
+    print(f"median ms, and the first over the second, median and quartiles of {launches} processes")
+    for title, comparison in COMPARISONS.items():
+        with tempfile.TemporaryDirectory() as name:
+            comparison.prepare(Path(name))
+            runs = [in_a_process("edgesmith.bench.zoo", title, name, rounds) for _ in range(launches)]
+        low, middle, high = over_processes(runs, comparison.slow, comparison.fast)
+        figures = ", ".join(f"{key} {median:.2f}" for key, median in medians(runs).items())
+        print(f"{title:<32} {figures:<46} {middle:6.2f} x   ({low:.2f} to {high:.2f})", flush=True)
 
 
 if __name__ == "__main__":
