@@ -47,7 +47,8 @@ def in_a_process(module: str, *arguments: object) -> Samples:
 
 def over_processes(runs: Sequence[Samples], slow: str, fast: str) -> tuple[float, float, float]:
     """Of each process's median ratio: first quartile, median, third quartile."""
-    low, middle, high = statistics.quantiles([ratio(run, slow, fast)[1] for run in runs], n=4, method="inclusive")
+    ratios = [ratio(run, slow, fast)[1] for run in runs]
+    low, middle, high = statistics.quantiles(ratios if len(ratios) > 1 else 2 * ratios, n=4, method="inclusive")
     return low, middle, high
 
 

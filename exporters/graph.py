@@ -188,6 +188,17 @@ def val(node: object) -> Tensor:
     return value
 
 
+def numbers(shape: Iterable[Any]) -> int | None:
+    """How many numbers a shape holds, free axes at their examples; None where a size depends on the data."""
+    count = 1
+    for size in shape:
+        hint = size if isinstance(size, int) else size.node.hint
+        if hint is None:
+            return None
+        count *= int(hint)
+    return count
+
+
 def rank(node: object) -> int:
     """Number of dimensions of a node's value."""
     return val(node).dim()

@@ -14,7 +14,7 @@
     concat_linears      L1(x) + L2(y) -> L([x | y])
     fold_group_norm     conv(g n(x) + b) -> conv'(n(x)), n the normalisation of a group norm without its affine
     fuse                the graph of a fused op's reference -> that fused op
-    compose_layers      conv1x1(conv1x1(x)) -> conv1x1'(x), also through a concatenation, where that multiplies less
+    compose_layers      conv1x1(conv1x1(x)) -> conv1x1'(x), also through a concatenation, where that is no dearer
     fold_filters        irfft(rfft(x) * constant) -> a circular convolution or a matrix, where the target says cheaper
     dft                 torch.fft transforms -> matrix products; complex values -> pairs of real ones
     unstack             f(stack(a, b))[..., 0] -> f(a), where nothing reads the whole

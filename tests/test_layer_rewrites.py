@@ -539,7 +539,9 @@ def test_two_convolutions_with_nothing_between_are_one_where_that_multiplies_no_
     made = first(x)
     places = [y[0, 0].numel() for y in (made, second(torch.ones(2, second.in_channels, *made.shape[2:])))]
     apart = middle * (inside * kernels[0] ** axes * places[0] + out * kernels[1] ** axes * places[1])
-    is_near = inside * out * max(kernels) ** axes * places[1] <= apart and (beside == "nothing" or kernels[0] == 1)
+    is_near = inside * out * max(kernels) ** axes * places[1] <= apart
+    if beside != "nothing":  # copies are dear here, and a wide input would be copied
+        is_near = is_near and kernels[0] == 1 and inside <= middle
     is_blocked = biases[0] and padding > 0 and kernels[1] > 1
     assert left == (1 if is_near and not is_blocked else 2)
     assert ("pads with zeros" in reasons(reports["compose_layers"])) == (is_near and is_blocked)
@@ -568,6 +570,33 @@ def test_a_fusion_takes_every_projection_that_it_concatenates() -> None:
     assert counts == {"aten.conv2d": 1, "aten.cat": 1, "aten.relu": 1}
 
 
+def test_a_layer_takes_those_before_it_until_none_is_left() -> None:
+    model = nn.Sequential(nn.Linear(8, 2), nn.Linear(2, 8), nn.Linear(8, 1))
+    assert apply(model, torch.randn(3, 8))[0] == {"aten.linear": 1}
+    layers = {"a": nn.Conv2d(3, 5, 1), "b": nn.Conv2d(5, 7, 1), "fuse": nn.Conv2d(10, 1, 1)}
+    model = Do(lambda x, a, b, fuse: fuse(torch.cat((b(a(x)), x), 1)), **layers)
+    assert apply(model, torch.randn(2, 3, 5, 5))[0] == {"aten.conv2d": 1, "aten.cat": 1}
+
+
+def test_a_projection_before_a_concatenation_stays_where_that_would_copy_more_than_is_saved() -> None:
+    layers = {"a": nn.Conv2d(256, 64, 1), "fuse": nn.Conv2d(80, 85, 1)}
+    model = Do(lambda x, a, fuse: fuse(torch.cat((a(x), x[:, :16]), 1)), **layers).eval()
+    program = capture(model, (torch.randn(1, 256, 64, 64),))
+    for costs, count in ((targets.get("onnx").costs, 2), (targets.get("coreml").costs, 1)):
+        rewritten, _ = rewrite(program, costs)
+        assert count_operators(rewritten.module)["aten.conv2d"] == count
+
+
+def test_weights_that_would_leave_their_type_stay_apart() -> None:
+    convs = [nn.Conv2d(8, 8, 1, bias=False) for _ in range(2)]
+    for conv in convs:
+        nn.init.constant_(conv.weight, 200)
+    model = nn.Sequential(*convs).half()
+    counts, reports, _ = apply(model, 1e-3 * torch.randn(1, 8, 3, 3).half())
+    assert counts["aten.conv2d"] == 2
+    assert "leaves the range of torch.float16" in reasons(reports["compose_layers"])
+
+
 def test_layers_that_narrow_on_the_way_stay() -> None:
     model = nn.Sequential(nn.Conv2d(16, 2, 1), nn.Conv2d(2, 16, 1), nn.Flatten(2), nn.Linear(16, 2), nn.Linear(2, 16))
     counts, reports, _ = apply(model, torch.randn(2, 16, 4, 4))
@@ -583,10 +612,12 @@ def test_layers_that_narrow_on_the_way_stay() -> None:
         (lambda x, a, b: F.conv2d(torch.cat((y := a(x), y), 1), b.weight.repeat(1, 2, 1, 1)), "twice"),
         (lambda x, a, b: F.conv2d(a(x), b.weight * x.mean()), None),  # computed weights
         (lambda x, a, b: F.conv2d(a(x), b.weight[:, :1].contiguous(), groups=4), None),
-        (lambda x, a, b: b(torch.cat((a(x)[..., :2], a(x)[..., 2:]), 3)), None),  # another axis
-        (lambda x, a, b: b(a(x)[0]), None),  # no batch
+        (lambda x, a, b: b(torch.cat((a(x), a(x.relu())), 3)), None),  # another axis
+        (lambda x, a, b: b(a(x[0])), None),  # no batch
+        (lambda x, a, b: b(torch.cat((torch.zeros(0), a(x)), 1)), None),  # an empty vector, which torch lets pass
+        (lambda x, a, b: b(a(x[:, x[0, :, 0, 0] > -9][..., x[0, 0, 0] > -9])), None),  # sizes depend on the data
     ],
-    ids=["returned", "read", "read twice", "computed", "groups", "axis", "no batch"],
+    ids=["returned", "read", "read twice", "computed", "groups", "axis", "no batch", "empty", "data"],
 )
 def test_pairs_of_layers_that_cannot_be_one_stay_and_near_misses_are_explained(
     function: Callable[..., object], reason: str | None

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -62,13 +63,23 @@ def depthwise(hidden: int, stride: int = 2, bias: bool = True) -> nn.Conv2d:
 def test_what_is_in_use_is_what_an_operator_reads_and_makes_and_what_is_read_later() -> None:
     def function(x: Tensor) -> Tensor:
         a, b = x.split([1, 3], 1)  # [1, 1, 8], [1, 3, 8]: 128 bytes, and x as many
-        y = a.relu()  # 32 bytes; a and b are one value here
-        z = torch.cat((y, y), 1)  # 64
-        return b.mean() + z  # 64, and 4 for the mean
+        y = F.silu(a)  # 32; a and b are one value here
+        z = torch.cat((y, y), 1).unsqueeze(0).flatten(0, 1)  # 64, and two views of it
+        return (b.mean() + z.relu()).exp()  # 64 for the sum, 4 for the mean; the ReLU is where z was
 
     program = capture(_Function(function), (torch.randn(1, 4, 8),))
-    names = {node.name: count for node, count in memory(program.module).items() if "getitem" not in node.name}
-    assert list(names.values()) == [256, 160, 128 + 32 + 64, 128 + 64 + 4, 64 + 4 + 64]
+    in_use = {node.name: count for node, count in memory(program.module).items() if "getitem" not in node.name}
+    assert in_use == {
+        "split_with_sizes": 128 + 128,
+        "silu": 128 + 32,
+        "cat": 128 + 32 + 64,
+        "unsqueeze": 128 + 64,
+        "flatten": 128 + 64,
+        "mean": 128 + 64 + 4,
+        "relu": 64 + 4,
+        "add": 64 + 4 + 64,
+        "exp": 64 + 64,
+    }
 
 
 class _Function(nn.Module):
@@ -182,3 +193,27 @@ def test_tiles_name_the_layers_that_they_come_from() -> None:
         "middle.1.weight",
         "middle.1.bias",
     }
+
+
+def test_what_stands_beside_a_chain_is_counted() -> None:
+    def beside(x: Tensor, e: nn.Module, d: nn.Module, o: nn.Module, p: nn.Module) -> tuple[Tensor, Tensor]:
+        y = e(x)
+        z = o(x[:, :8].mean((2, 3), keepdim=True) + x[:, 8:16])  # while y waits
+        return p(d(F.silu(y))), z
+
+    torch.manual_seed(0)
+    layers = {"e": nn.Conv2d(40, 16, 1), "d": depthwise(16), "o": nn.Conv2d(8, 40, 1), "p": nn.Conv2d(16, 2, 1)}
+    model = _Function(lambda x: beside(x, **layers))
+    model.layers = nn.ModuleDict(layers)
+    x = torch.randn(1, 40, 16, 16)
+    made, report = tiled(model, x)
+    assert peak(made) <= peak(capture(model.eval(), (x,)))
+    for _, note in report.applied:
+        before, after = (float(part.split()[0]) for part in note.split(" in use, "))
+        assert after < before
+
+
+def test_sizes_that_depend_on_the_data_leave_a_program_as_it_is() -> None:
+    model = nn.Sequential(Bottleneck(2, 16, nn.SiLU(), depthwise(16)), _Function(lambda y: y[y > 0]))
+    _, report = tiled(model, torch.randn(1, 2, 8, 8))
+    assert (report.applied, report.rejected) == ((), ())

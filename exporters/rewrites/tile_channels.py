@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from operator import getitem
 from typing import Any
 
@@ -28,6 +27,8 @@ from edgesmith.exporters.graph import (
     arguments,
     aten,
     constant,
+    fork,
+    numbers,
     rank,
     site,
     stand_for,
@@ -50,37 +51,31 @@ ACTIVATIONS = frozenset(
         aten.leaky_relu.default,
     }
 )
+IN_PLACE = ACTIVATIONS - {aten.silu.default, aten.gelu.default}
+"""What runtimes compute where its input lies, or inside of the convolution before it."""
+
+VIEWS = frozenset(
+    {
+        aten.flatten.using_ints,
+        aten.unflatten.int,
+        aten.view.default,
+        aten.reshape.default,
+        aten.squeeze.dim,
+        aten.squeeze.dims,
+        aten.unsqueeze.default,
+    }
+)
 POOLS = frozenset({aten.max_pool2d.default, aten.avg_pool2d.default})
 
 SMALLEST = 2
 """Of a tile, in vectors of `Costs.columns` channels: convolutions with fewer rows are slower."""
 
 
-@dataclass(frozen=True)
-class Chain:
-    """A dense convolution and what follows it channel by channel, to the first of its smallest values."""
-
-    nodes: tuple[Node, ...]
-    x: int
-    sizes: tuple[int, ...]
-    outside: int
-    keeps_x: bool
-
-    def peak(self, tiles: int) -> int:
-        """Most bytes in use at once, in so many tiles; one tile is the chain as it is."""
-        kept = self.x if self.keeps_x else 0
-        peak = 0 if tiles == 1 else self.outside + kept + 2 * self.sizes[-1]  # the concatenation
-        for tile in range(tiles):
-            done = self.sizes[-1] * tile // tiles
-            for i, size in enumerate(self.sizes):
-                reads = 0 if i == 0 else self.sizes[i - 1] // tiles
-                holds_x = self.x if i == 0 or tile < tiles - 1 else kept
-                peak = max(peak, self.outside + done + holds_x + reads + size // tiles)
-        return peak
-
-
 class TileChannels:
-    """Tile the chain at which the program's memory peaks, until that is not worth it: then it is a near miss."""
+    """Tile the chain at which the program's memory peaks, until that is not worth it: then it is a near miss.
+
+    Where two places are equally wide, neither alone lowers the peak, and both stay.
+    """
 
     name = "tile_channels"
 
@@ -88,92 +83,105 @@ class TileChannels:
         """Tile in place."""
         applied: list[tuple[str, str]] = []
         rejected: list[Rejection] = []
-        while math.isfinite(costs.fetch_gb_s) and not rejected:
-            in_use = memory(module)
-            at = max(in_use, key=in_use.__getitem__, default=None)
-            chain = None if at is None else _chain_at(module, at, in_use)
-            if chain is None:
+        if not math.isfinite(costs.fetch_gb_s) or not _is_known(module):
+            return RewriteReport(self.name)
+        while not rejected:
+            chain = _widest(module)
+            if not chain:
                 break
-            width = int(val(chain.nodes[0]).shape[1])
-            whole = max(in_use.values())
-            elsewhere = max((n for node, n in in_use.items() if node not in chain.nodes), default=0)
-            gains = {}
+            width = int(val(chain[0]).shape[1])
+            whole = max(memory(module).values())
+            peaks, gains = {}, {}
             for tiles in range(2, width // (SMALLEST * costs.columns) + 1):
                 if width % (tiles * costs.columns):
                     continue
-                saved = (whole - max(chain.peak(tiles), elsewhere)) / (costs.fetch_gb_s * 1e3)
-                launches = (tiles - 1) * len(chain.nodes) + 1
-                gains[tiles] = saved, launches * costs.launch_us + 2 * chain.sizes[-1] / (costs.copy_gb_s * 1e3)
-            where = site(*chain.nodes)
+                trial = fork(module)
+                _tile(trial, _widest(trial), tiles)
+                peaks[tiles] = max(memory(trial).values())
+                saved = (whole - peaks[tiles]) / (costs.fetch_gb_s * 1e3)
+                launches = (tiles - 1) * len(chain) + 1
+                gains[tiles] = saved, launches * costs.launch_us + 2 * _bytes(chain[-1]) / (costs.copy_gb_s * 1e3)
             if not gains:
                 break
             best = max(gains, key=lambda tiles: gains[tiles][0] - gains[tiles][1])
             saved, paid = gains[best]
-            peaks = f"{whole / 1e6:.3g} MB in use, {max(chain.peak(best), elsewhere) / 1e6:.3g} MB in {best} tiles"
-            figures = f"{peaks}: saves {saved:.0f} us, costs {paid:.0f} us"
+            figures = (
+                f"{whole / 1e6:.3g} MB in use, {peaks[best] / 1e6:.3g} MB in {best} tiles:"
+                f" saves {saved:.0f} us, costs {paid:.0f} us"
+            )
             if saved > paid:
+                applied.append((site(*chain), figures))
                 _tile(module, chain, best)
-                applied.append((where, figures))
             else:
-                rejected.append(Rejection(where, figures))
+                rejected.append(Rejection(site(*chain), figures))
         return RewriteReport(self.name, tuple(applied), tuple(rejected))
 
 
 def memory(module: GraphModule) -> dict[Node, int]:
-    """Bytes of activations in use while each operator runs: what it reads, what it makes, what others still need."""
+    """Bytes of activations in use while each operator runs: what it reads, what it makes, what others still need.
+
+    Views and items of tuples are their tensor's memory, and so is what an operator of `IN_PLACE` alone reads. A size
+    that depends on the data counts as nothing.
+    """
     order = list(module.graph.nodes)
-    last = {_base(read): node for node in order for read in node.all_input_nodes}
+    last = {_owner(read): node for node in order for read in node.all_input_nodes}
     held, in_use = 0, {}
     for node in order:
         held += _bytes(node)
         if node.op == "call_function":
             in_use[node] = held
-        held -= sum(_bytes(read) for read in {_base(n) for n in node.all_input_nodes} if last[read] is node)
+        held -= sum(_bytes(read) for read in {_owner(n) for n in node.all_input_nodes} if last[read] is node)
     return in_use
 
 
-def _base(node: Node) -> Node:
-    """The node that owns a node's memory: an item of a tuple is the tuple's."""
-    while node.target is getitem:
-        node = node.args[0]  # type: ignore[assignment]  # a node, as in every captured graph
+def _owner(node: Node) -> Node:
+    """The node that owns a node's memory."""
+    while _borrows(node):
+        node = node.args[0]  # type: ignore[assignment]  # a node: what such an operator reads
     return node
 
 
+def _borrows(node: Node) -> bool:
+    """Whether a value lies where what it is made of does."""
+    if node.target in IN_PLACE:
+        (read,) = node.all_input_nodes
+        return len(read.users) == 1 and read.op == "call_function" and not _borrows(read)
+    return node.target is getitem or node.target in VIEWS
+
+
 def _bytes(node: Node) -> int:
-    if node.op not in ("call_function", "placeholder") or node.target is getitem:
+    """Bytes that a node takes for itself."""
+    if node.op not in ("call_function", "placeholder") or _borrows(node):
         return 0
-    value: Any = node.meta["val"]
-    tensors: Sequence[Tensor] = value if isinstance(value, list | tuple) else [value]
-    return sum(
-        math.prod(int(getattr(getattr(n, "node", None), "hint", n)) for n in t.shape) * t.element_size()
-        for t in tensors
-        if isinstance(t, Tensor)
-    )
+    return sum((numbers(tensor.shape) or 0) * tensor.element_size() for tensor in _tensors(node))
 
 
-def _chain_at(module: GraphModule, at: Node, in_use: dict[Node, int]) -> Chain | None:
-    """The chain that a node belongs to, where it has one that ends smaller than it begins."""
-    start = at
-    while _is_each_channels_own(module, start):
-        start = start.args[0]  # type: ignore[assignment]  # what such an operator reads
-    if not _is_expansion(module, start):
-        return None
-    nodes = [start]
-    while len(nodes[-1].users) == 1:
-        (reader,) = nodes[-1].users
+def _tensors(node: Node) -> list[Tensor]:
+    value: Any = node.meta.get("val")
+    return [item for item in (value if isinstance(value, list | tuple) else [value]) if isinstance(item, Tensor)]
+
+
+def _is_known(module: GraphModule) -> bool:
+    """Whether no size depends on the data."""
+    return all(numbers(tensor.shape) is not None for node in module.graph.nodes for tensor in _tensors(node))
+
+
+def _widest(module: GraphModule) -> list[Node]:
+    """The chain at which memory peaks, to the first of its smallest values; empty where it does not end smaller."""
+    in_use = memory(module)
+    at = max(in_use, key=in_use.__getitem__, default=None)
+    while at is not None and _is_each_channels_own(module, at):
+        at = at.args[0]  # type: ignore[assignment]  # what such an operator reads
+    if at is None or not _is_expansion(module, at):
+        return []
+    chain = [at]
+    while len(chain[-1].users) == 1:
+        (reader,) = chain[-1].users
         if not _is_each_channels_own(module, reader):
             break
-        nodes.append(reader)
-    sizes = [_bytes(node) for node in nodes]
-    end = sizes.index(min(sizes))
-    if end == 0 or at not in nodes[: end + 1]:
-        return None
-    x = start.args[0]
-    assert isinstance(x, Node)
-    order = {node: i for i, node in enumerate(module.graph.nodes)}
-    keeps_x = max(order[user] for user in x.users) > order[nodes[end]]
-    outside = in_use[start] - _bytes(_base(x)) - sizes[0]
-    return Chain(tuple(nodes[: end + 1]), _bytes(_base(x)), tuple(sizes[: end + 1]), outside, keeps_x)
+        chain.append(reader)
+    sizes = [sum((numbers(tensor.shape) or 0) for tensor in _tensors(node)) for node in chain]
+    return chain[: sizes.index(min(sizes)) + 1] if min(sizes) < sizes[0] else []
 
 
 def _is_expansion(module: GraphModule, node: Node) -> bool:
@@ -196,26 +204,27 @@ def _is_each_channels_own(module: GraphModule, node: Node) -> bool:
     return node.target in ACTIVATIONS or (node.target in POOLS and rank(node) == 4)
 
 
-def _tile(module: GraphModule, chain: Chain, tiles: int) -> None:
-    end = chain.nodes[-1]
-    emit = Emitter(module, before=end)
-    rows = int(val(chain.nodes[0]).shape[1]) // tiles
+def _tile(module: GraphModule, chain: Sequence[Node], tiles: int) -> None:
+    """Put a chain's tiles and their concatenation where it begins, so that what it reads is needed no longer."""
+    start, end = chain[0], chain[-1]
+    emit = Emitter(module, before=start)
+    width = int(val(start).shape[1]) // tiles
     parts = []
     for tile in range(tiles):
-        value = chain.nodes[0].args[0]
-        for node in chain.nodes:
+        value = start.args[0]
+        for node in chain:
             emit.source = node
             args = (value, *node.args[1:])
             if node.target in CONVOLUTIONS:
                 _, w, b, *settings, groups = arguments(node)
-                own = slice(tile * rows, (tile + 1) * rows)
-                args = (value, *(_rows(emit, held, own) for held in (w, b)), *settings, rows if groups > 1 else 1)
+                own = slice(tile * width, (tile + 1) * width)
+                args = (value, *(_rows(emit, held, own) for held in (w, b)), *settings, width if groups > 1 else 1)
             value = emit(node.target, *args, **node.kwargs)
         parts.append(value)
     joined = emit(aten.cat.default, parts, 1)
     stand_for(joined, end)
     end.replace_all_uses_with(joined)
-    for node in reversed(chain.nodes):
+    for node in reversed(chain):
         module.graph.erase_node(node)
 
 
