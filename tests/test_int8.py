@@ -322,7 +322,7 @@ class Spread(nn.Module):
             self.spread.weight[:, 0] = 0
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.spread(self.first(x))
+        y = self.spread(F.leaky_relu(self.first(x), 0.5))
         z: Tensor = self.last(F.relu(y))
         return y + z
 
