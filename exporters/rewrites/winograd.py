@@ -5,7 +5,7 @@
     V = B^T x    [B, n, C, T/m]     one convolution of stride m over time, the same for every channel
     U = G W      [n, C', C]         in float64, while compiling
     M = U V      [B, n, C', T/m]    n products instead of m r, each of C' C T/m
-    y = A^T M    [B, C', T]         one transposed convolution of stride m
+    y = A^T M    [B, C', T]         one product for all channels, then tiles in their order
 
 Evaluating both polynomials at n - 1 points and at infinity, multiplying there and interpolating (Toom and Cook) gives
 the three matrices. Points are a trade: more of them save more and round worse. With 0, 3/4, -3/4, 3/2, -3/2 a tile of
@@ -40,8 +40,8 @@ POINTS = {
 }
 """Finite points, by how many there are with infinity."""
 
-LAUNCHES = 5
-"""Operators of the form: two for the tiles' axis, two transforms and the product."""
+LAUNCHES = 7
+"""Operators of the form: one before and three after its transforms and products, two and one."""
 
 
 class Winograd:
@@ -166,10 +166,11 @@ def _replace(module: GraphModule, node: Node, weight: Tensor, tile: int) -> None
         x, padding = emit(aten.constant_pad_nd.default, x, [padding, padding + extra]), 0
     tiles = emit.constant(f"{where}.tiles", b.float().reshape(points, 1, 1, points))
     transformed = emit.constant(f"{where}.transformed", torch.einsum("nr,oir->noi", g, weight.double()).float())
-    joined = emit.constant(f"{where}.joined", a.T.float().reshape(points, 1, 1, tile))
+    joined = emit.constant(f"{where}.joined", a.float())
     v = emit(aten.conv2d.default, emit(aten.unsqueeze.default, x, 1), tiles, None, [1, tile], [0, padding])
     product = emit(aten.matmul.default, transformed, v)  # [B, n, C', tiles]
-    y = emit(aten.squeeze.dim, emit(aten.conv_transpose2d.input, product, joined, None, [1, tile]), 1)
+    y = emit(aten.matmul.default, joined, emit(aten.flatten.using_ints, product, 2))  # [B, m, C' tiles]
+    y = emit(aten.reshape.default, emit(aten.transpose.int, y, 1, 2), [-1, weight.shape[0], length + extra])
     if extra:
         y = emit(aten.slice.Tensor, y, 2, 0, length)
     if bias is not None:
