@@ -155,27 +155,33 @@ def _file(folder: Path) -> Path:
     return found
 
 
-def _inputs(name: str) -> tuple[nn.Module, Tensor]:
-    import torch
-
+def _model(name: str) -> nn.Module:
+    """A model with random weights."""
     from edgesmith.models import registry
     from edgesmith.models.checkpoint import load
 
-    spec = registry.get(name)
-    torch.manual_seed(0)
-    return load(spec, None)[0], torch.randn(1, *spec.input.shape)
+    return load(registry.get(name), None)[0]
+
+
+def _input(name: str) -> Tensor:
+    """Random numbers for a model."""
+    import torch
+
+    from edgesmith.models import registry
+
+    return torch.randn(1, *registry.get(name).input.shape, generator=torch.Generator().manual_seed(0))
 
 
 def against_plain_export(name: str) -> Comparison:
     """An image model: ours, and torch's own export of the authors' form."""
 
     def prepare(folder: Path) -> None:
-        model, x = _inputs(name)
-        plain_export(same_numbers(model, x), x, folder)
+        x = _input(name)
+        plain_export(same_numbers(_model(name), x), x, folder)
         exported(name, folder / "ours")
 
     def measure(folder: Path, rounds: int) -> Samples:
-        _, x = _inputs(name)
+        x = _input(name)
         theirs = onnx_call(folder / PLAIN, {"x": x.numpy()})
         return interleaved({"theirs": theirs, "ours": onnx_call(_file(folder / "ours"), {"image": x.numpy()})}, rounds)
 
@@ -191,8 +197,8 @@ def against_eager(name: str) -> Comparison:
     def measure(folder: Path, rounds: int) -> Samples:
         import torch
 
-        model, x = _inputs(name)
-        model, file, feeds = same_numbers(model, x), _file(folder), {"frames": x.numpy()}
+        x = _input(name)
+        model, file, feeds = same_numbers(_model(name), x), _file(folder), {"frames": x.numpy()}
 
         def eager() -> object:
             with torch.no_grad():

@@ -50,7 +50,7 @@ class ComposeLayers:
             found = True
             while found:
                 found, missed = False, []
-                for first, start in reversed(_layers_before(module, second)):  # columns before keep their places
+                for first, start in _layers_before(module, second):
                     where = f"{site(first)}, {site(second)}"
                     before, after = _products(first, second)
                     if after > before or _saved_us(first, second, before - after, costs) <= 0:

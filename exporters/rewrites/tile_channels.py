@@ -7,8 +7,7 @@ convolutions, pools. A runtime that runs operator by operator holds the whole of
 is done, and two tiles. It pays with more launches and one concatenation, so a chain has to end smaller than it begins.
 
 What is in use at once is the memory that an inference walks through, and where something else ran before, none of it is
-in the caches: bytes saved are fetched at `Costs.fetch_gb_s`, which `bench/tiles.py` measures on ONNX Runtime's CPU.
-Letters: C channels, T tiles.
+in the caches: bytes saved would have been fetched at `Costs.fetch_gb_s`. `bench/tiles.py` times what is chosen so.
 """
 
 from __future__ import annotations

@@ -30,8 +30,8 @@ runtime = "ONNX Runtime, CPU"
 is_interpreter = False
 # Measured on ONNX Runtime's CPU provider, one thread: launches, copies by bench/gates.py, products of a batch by
 # bench/filters.py, loops and near matrices by bench/recurrences.py, tiles by bench/convolutions.py, the rest by
-# bench/dft.py. Depthwise convolutions run at 5 (kernels with one axis) to 30 (with two); taking 5 for both never costs
-# much.
+# bench/dft.py. Fetching is what AFFNet-ET's tiles gained by each byte less; bench/tiles.py tries it elsewhere.
+# Depthwise convolutions run at 5 (kernels with one axis) to 30 (with two); taking 5 for both never costs much.
 costs = Costs(
     launch_us=3.0,
     copy_gb_s=10.0,
