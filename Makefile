@@ -1,6 +1,6 @@
 # make check: formatting, lint, types, layers, tests. PYTHON chooses the environment.
 PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
-FOLDERS := kernels models profiles exporters bench tests
+FOLDERS := kernels models profiles exporters bench
 
 .PHONY: check static format lint types layers test links
 
@@ -26,6 +26,6 @@ test:
 
 # What setup.py does for an installed package, for tools that read source trees: one import root.
 links:
-	mkdir -p .links/edgesmith
+	rm -rf .links && mkdir -p .links/edgesmith
 	$(foreach folder,$(FOLDERS),ln -sfn ../../$(folder) .links/edgesmith/$(folder);)
-	ln -sf $(addprefix ../../,$(wildcard src/edgesmith/*.*)) .links/edgesmith/
+	ln -sfn $(addprefix ../../,$(filter-out %/__pycache__,$(wildcard src/edgesmith/*))) .links/edgesmith/

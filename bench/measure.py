@@ -41,10 +41,11 @@ from edgesmith.bench.transport import RUNNER, Address, CommandFailed, CutOff, Tr
 from edgesmith.bench.transport.local import Local
 from edgesmith.errors import BackendMissing, BadInput, DeviceFailed, EdgesmithError, Unsupported
 from edgesmith.exporters import artifact as artifacts
-from edgesmith.exporters import engine as engines
-from edgesmith.exporters import session, targets
+from edgesmith.exporters import targets
 from edgesmith.exporters.artifact import Artifact
+from edgesmith.exporters.streaming import session
 from edgesmith.exporters.targets import Target
+from edgesmith.exporters.tensorrt import engine as engines
 
 HERE = Address("host", "host")
 RUNTIMES = {"onnx": "onnxruntime", "coreml": "coremltools"}

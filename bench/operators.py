@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING
 
 from edgesmith.bench.measurement import Operator
 from edgesmith.exporters import artifact as artifacts
-from edgesmith.exporters import engine as engines
+from edgesmith.exporters.tensorrt import engine as engines
 
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto

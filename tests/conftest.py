@@ -25,7 +25,7 @@ from torch import nn
 
 from edgesmith.exporters import targets
 from edgesmith.exporters.artifact import Artifact, read
-from edgesmith.exporters.capture import Program, capture
+from edgesmith.exporters.graph.capture import Program, capture
 
 HERE = Path(__file__).parent
 

@@ -13,8 +13,8 @@ from torch import Tensor
 import edgesmith
 from edgesmith.errors import CheckpointError
 from edgesmith.exporters import targets
-from edgesmith.exporters.capture import run
-from edgesmith.exporters.rewrite import RewriteReport
+from edgesmith.exporters.graph.capture import run
+from edgesmith.exporters.rewrites.rewrite import RewriteReport
 from edgesmith.models import registry
 from edgesmith.models.affnet import AFFNet
 from edgesmith.models.checkpoint import load

@@ -185,7 +185,7 @@ def test_false_alarms_are_rarer_than_one_in_a_hundred() -> None:
 
 
 def test_busy_loops_are_calibrated_by_a_pilot(monkeypatch: pytest.MonkeyPatch) -> None:
-    from edgesmith.bench import false_alarms
+    from edgesmith.bench.experiments import false_alarms
 
     took = {2: 1.01, 3: 1.0625}  # loops of 2 % and 5 %
     monkeypatch.setattr(false_alarms, "record", lambda *_: noisy(1.0))
@@ -533,7 +533,7 @@ def test_records_of_two_runs_are_compared_or_refused(tmp_path: Path, capsys: pyt
 @settings(max_examples=60)
 @given(st.sampled_from(["0", "1,3", "0-2", "0-1,4", "x", "1-", "-1", "", "1,,2"]))
 def test_cores_are_numbers_and_ranges(text: str) -> None:
-    from edgesmith.cli_bench import _cores
+    from edgesmith.cli.bench import _cores
 
     known = {"0": [0], "1,3": [1, 3], "0-2": [0, 1, 2], "0-1,4": [0, 1, 4]}
     if text in known:

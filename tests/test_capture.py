@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgesmith.errors import BadInput, Unsupported
-from edgesmith.exporters.capture import capture, exported, run
-from edgesmith.exporters.graph import count_operators, module_path, operators
+from edgesmith.exporters.graph.capture import capture, exported, run
+from edgesmith.exporters.graph.edit import count_operators, module_path, operators
 
 
 class Lines(nn.Module):

@@ -20,8 +20,8 @@ import edgesmith
 from edgesmith import cli
 from edgesmith.errors import BackendMissing, BadInput, Unsupported, VerificationFailed
 from edgesmith.exporters import targets
-from edgesmith.exporters.capture import capture, exported
-from edgesmith.exporters.graph import operators
+from edgesmith.exporters.graph.capture import capture, exported
+from edgesmith.exporters.graph.edit import operators
 from edgesmith.exporters.targets import NotHere, Request, coreai
 from edgesmith.exporters.targets import _coreai_adapter as adapter
 from edgesmith.kernels import lif

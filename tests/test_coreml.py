@@ -13,18 +13,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import Run
 from torch import Tensor, nn
 
 import edgesmith
 from edgesmith.errors import BadInput, VerificationFailed
 from edgesmith.exporters import targets
 from edgesmith.exporters.artifact import Artifact
+from edgesmith.exporters.export import verify_layers as layers
 from edgesmith.exporters.mil import placement
 from edgesmith.exporters.mil.states import SCALE, KeepsStates, held_as
-from edgesmith.exporters.pipeline import verify_layers as layers
-from edgesmith.exporters.session import StreamingSession
+from edgesmith.exporters.streaming.session import StreamingSession
 from edgesmith.kernels import lif
-from edgesmith.tests.conftest import Run
 
 pytestmark = pytest.mark.skipif(
     bool(targets.missing_packages(targets.get("coreml"))), reason="coremltools is not installed"

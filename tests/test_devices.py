@@ -14,7 +14,7 @@ import edgesmith
 from edgesmith.errors import EdgesmithError
 from edgesmith.exporters import artifact as artifacts
 from edgesmith.exporters import targets
-from edgesmith.exporters.kit import build as board
+from edgesmith.exporters.tensorrt.kit import build as board
 from edgesmith.profiles import device as devices
 
 PHONES = tuple(

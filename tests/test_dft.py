@@ -16,16 +16,17 @@ from torch import Tensor, nn
 from torch.testing._internal.common_methods_invocations import op_db
 
 from edgesmith import errors
-from edgesmith.exporters import pipeline
-from edgesmith.exporters.capture import Program, capture, run
-from edgesmith.exporters.graph import count_operators
-from edgesmith.exporters.precision import half
-from edgesmith.exporters.rewrite import RewriteReport, rewrite
+from edgesmith.exporters import export as pipeline
+from edgesmith.exporters.costs import Costs
+from edgesmith.exporters.graph.capture import Program, capture, run
+from edgesmith.exporters.graph.edit import count_operators
+from edgesmith.exporters.precision.half import half
 from edgesmith.exporters.rewrites import fold_filters
 from edgesmith.exporters.rewrites.dft import Dft
 from edgesmith.exporters.rewrites.fold_constants import FoldConstants
+from edgesmith.exporters.rewrites.rewrite import RewriteReport, rewrite
 from edgesmith.exporters.rewrites.unstack import Unstack
-from edgesmith.exporters.targets import Costs, onnx
+from edgesmith.exporters.targets import onnx
 
 DEAR_LAUNCHES, DEAR_PRODUCTS = Costs(launch_us=1e6), Costs(launch_us=1e-6, gmac_s=1e-3, stream_gb_s=1e9)
 

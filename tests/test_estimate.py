@@ -16,16 +16,16 @@ import numpy as np
 import onnx
 import pytest
 
-from edgesmith.bench import estimate as estimates
-from edgesmith.bench import estimates as command
-from edgesmith.bench import fit as fitting
 from edgesmith.bench import measurement
-from edgesmith.bench.features import file_of, key
-from edgesmith.bench.roofline import GROUPS, Operator, Rates, parts, predict, terms
-from edgesmith.bench.rows import FORMATS, read_rows
+from edgesmith.bench.estimation import estimate as estimates
+from edgesmith.bench.estimation import estimates as command
+from edgesmith.bench.estimation import fit as fitting
+from edgesmith.bench.estimation.features import file_of, key
+from edgesmith.bench.estimation.roofline import GROUPS, Operator, Rates, parts, predict, terms
+from edgesmith.bench.estimation.rows import FORMATS, read_rows
+from edgesmith.bench.estimation.work import KINDS, read_work
 from edgesmith.errors import BadInput, Unsupported
 from edgesmith.exporters.artifact import Artifact
-from edgesmith.exporters.work import KINDS, read_work
 from edgesmith.profiles import device as devices
 
 if TYPE_CHECKING:
@@ -449,7 +449,9 @@ def test_an_artifact_on_several_devices_is_counted_once(
     export_small: Callable[..., Artifact], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, counted = export_small("coreml"), []
-    monkeypatch.setattr("edgesmith.exporters.work.read_work", lambda file: counted.append(file) or read_work(file))
+    monkeypatch.setattr(
+        "edgesmith.bench.estimation.work.read_work", lambda file: counted.append(file) or read_work(file)
+    )
     profiles = [devices.get(name) for name in ("iphone13", "rtx3080", "iphone15", "jetson-nano")]
     one, refused, other, taken = estimates.estimate_each(made, profiles)
     assert counted == [made.file]

@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from edgesmith.errors import BadInput
-from edgesmith.exporters.graph import count_operators
-from edgesmith.exporters.pipeline import explain
+from edgesmith.exporters.export import explain
+from edgesmith.exporters.graph.edit import count_operators
 from edgesmith.models import registry
 from edgesmith.models.registry import ImageInput, ModelSpec
 

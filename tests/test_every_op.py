@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from edgesmith.exporters import targets
-from edgesmith.exporters.capture import capture
-from edgesmith.exporters.graph import count_operators
+from edgesmith.exporters.graph.capture import capture
+from edgesmith.exporters.graph.edit import count_operators
 from edgesmith.exporters.targets import Request
 from edgesmith.kernels.op import FusedOp, all_ops, find
 

@@ -292,7 +292,7 @@ def test_coreml_classifier_takes_an_image_and_returns_labels(tmp_path: Path) -> 
 
 def test_coreml_image_normalisation_is_folded_exactly() -> None:
     """The scaled program on (pixels / 255 - mean) equals the model on the normalised image, padding included."""
-    from edgesmith.exporters.capture import capture, run
+    from edgesmith.exporters.graph.capture import capture, run
     from edgesmith.exporters.targets.coreml import _scale_input
 
     spec = registry.get("casvit_xs")

@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from edgesmith.exporters import targets
-from edgesmith.exporters.capture import capture, run
-from edgesmith.exporters.graph import arguments, count_operators, operators
-from edgesmith.exporters.rewrite import rewrite
+from edgesmith.exporters.costs import Costs
+from edgesmith.exporters.graph.capture import capture, run
+from edgesmith.exporters.graph.edit import arguments, count_operators, operators
 from edgesmith.exporters.rewrites.dense_transforms import DenseTransforms, macs
 from edgesmith.exporters.rewrites.fuse import Fuse
-from edgesmith.exporters.targets import Costs, Request
+from edgesmith.exporters.rewrites.rewrite import rewrite
+from edgesmith.exporters.targets import Request
 from edgesmith.kernels import fft_filter
 
 OP = fft_filter.OP

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from test_bench import noisy
 from torch import nn
 
 import edgesmith
 from edgesmith.bench import measure as measures
 from edgesmith.bench import measurement
 from edgesmith.bench.pytest_plugin import check_latency
-from edgesmith.tests.test_bench import noisy
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_bench import recorded
 
 from edgesmith import cli
 from edgesmith.bench import history, measurement
 from edgesmith.bench.measurement import Measurement
 from edgesmith.errors import BadInput, OutputError
-from edgesmith.tests.test_bench import recorded
 
 
 def on_day(day: int, ms: float, version: str = "1", **facts: object) -> Measurement:

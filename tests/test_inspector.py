@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from edgesmith.errors import Unsupported
-from edgesmith.exporters import engine
-from edgesmith.exporters.kit import build as board
+from edgesmith.exporters.tensorrt import engine
+from edgesmith.exporters.tensorrt.kit import build as board
 
 
 def load(path: Path) -> dict[str, Any]:

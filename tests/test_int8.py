@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 import edgesmith
 from edgesmith.errors import BadInput, Unsupported
-from edgesmith.exporters import calibration, targets, verify
-from edgesmith.exporters.capture import Program, capture, run
-from edgesmith.exporters.graph import count_operators
-from edgesmith.exporters.quantise import (
+from edgesmith.exporters import targets
+from edgesmith.exporters.graph.capture import Program, capture, run
+from edgesmith.exporters.graph.edit import count_operators
+from edgesmith.exporters.precision import calibration
+from edgesmith.exporters.precision.int8 import (
     Histogram,
     find_layers,
     observe,
@@ -33,6 +34,7 @@ from edgesmith.exporters.quantise import (
     sensitivities,
 )
 from edgesmith.exporters.targets import Request, _typed_onnx
+from edgesmith.exporters.verification import check as verify
 from edgesmith.kernels.op import all_ops
 from edgesmith.models import registry
 

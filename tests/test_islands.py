@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 import edgesmith
-from edgesmith.exporters import verify
-from edgesmith.exporters.capture import Program, capture, run
-from edgesmith.exporters.islands import find_wide
-from edgesmith.exporters.precision import half
+from edgesmith.exporters.graph.capture import Program, capture, run
+from edgesmith.exporters.precision.half import half
+from edgesmith.exporters.precision.islands import find_wide
 from edgesmith.exporters.targets import Request, _typed_onnx
+from edgesmith.exporters.verification import check as verify
 
 
 def program_of(function: object, *inputs: Tensor) -> Program:

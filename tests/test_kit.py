@@ -32,9 +32,11 @@ from edgesmith.bench.transport import Address
 from edgesmith.bench.transport.local import Local
 from edgesmith.errors import BackendMissing, BadInput, Unsupported, VerificationFailed
 from edgesmith.exporters import artifact as artifacts
-from edgesmith.exporters import engine, kit, targets, verify
+from edgesmith.exporters import targets
 from edgesmith.exporters.artifact import Artifact
-from edgesmith.exporters.kit import build as board
+from edgesmith.exporters.tensorrt import engine, kit
+from edgesmith.exporters.tensorrt.kit import build as board
+from edgesmith.exporters.verification import check as verify
 from edgesmith.profiles import operators
 
 STANDINS = Path(__file__).parent / "standins"
@@ -183,7 +185,7 @@ def test_a_damaged_file_of_a_kit_is_found_here_too(orin: Artifact) -> None:
 
 
 def test_a_kit_allows_the_models_own_noise() -> None:
-    from edgesmith.exporters.pipeline import Rule, _limits
+    from edgesmith.exporters.export import Rule, _limits
 
     assert _limits(Rule("fp32", False, lambda: 1e-7)) == {"relative_error": 1e-5, "snr_db": 100.0}
     assert _limits(Rule("fp32", False, lambda: 1e-5)) == {"relative_error": 4e-5, "snr_db": 88.0}
@@ -888,7 +890,7 @@ def test_build_py_takes_half_of_the_cases_of_a_spiking_model() -> None:
 
 
 def test_build_py_describes_figures_as_a_manifest_does() -> None:
-    from edgesmith.exporters.pipeline import describe_figures
+    from edgesmith.exporters.export import describe_figures
 
     draw = np.random.default_rng(1)
     reference = [[draw.standard_normal((1, 10)).astype(np.float32)] for _ in range(3)]

@@ -16,12 +16,13 @@ from torch._higher_order_ops.scan import scan
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from edgesmith.exporters import targets
-from edgesmith.exporters.capture import Program, capture, run
-from edgesmith.exporters.graph import count_operators
-from edgesmith.exporters.rewrite import RewriteReport, rewrite
+from edgesmith.exporters.costs import Costs
+from edgesmith.exporters.graph.capture import Program, capture, run
+from edgesmith.exporters.graph.edit import count_operators
 from edgesmith.exporters.rewrites.fold_constants import FoldConstants
 from edgesmith.exporters.rewrites.reroll import Reroll
-from edgesmith.exporters.targets import Costs, Request
+from edgesmith.exporters.rewrites.rewrite import RewriteReport, rewrite
+from edgesmith.exporters.targets import Request
 from edgesmith.kernels import lif
 
 Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]

@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch._higher_order_ops.scan import scan
 
-from edgesmith.exporters.capture import Program, capture, run
-from edgesmith.exporters.graph import arguments, count_operators, operators
-from edgesmith.exporters.rewrite import RewriteReport, rewrite
+from edgesmith.exporters.costs import Costs
+from edgesmith.exporters.graph.capture import Program, capture, run
+from edgesmith.exporters.graph.edit import arguments, count_operators, operators
 from edgesmith.exporters.rewrites.fold_constants import FoldConstants
 from edgesmith.exporters.rewrites.reroll import Reroll
-from edgesmith.exporters.targets import Costs, Request, onnx
+from edgesmith.exporters.rewrites.rewrite import RewriteReport, rewrite
+from edgesmith.exporters.targets import Request, onnx
 from edgesmith.kernels import lmu_memory
 from edgesmith.kernels.lmu_memory import FORMS, chunks, impulse_response
 

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import edgesmith
 from edgesmith.errors import BadInput, CheckpointError
 from edgesmith.exporters import targets
-from edgesmith.exporters.capture import run
+from edgesmith.exporters.graph.capture import run
 from edgesmith.kernels.lmu_memory import impulse_response
 from edgesmith.models import registry
 from edgesmith.models.checkpoint import load

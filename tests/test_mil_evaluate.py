@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_mil_program import block, edit, save
 from torch import Tensor
 
 from edgesmith.errors import BadInput, Unsupported
-from edgesmith.exporters import verify
 from edgesmith.exporters.mil import evaluate as module
 from edgesmith.exporters.mil.evaluate import Evaluator
 from edgesmith.exporters.mil.ops import control
 from edgesmith.exporters.mil.program import load
-from edgesmith.tests.test_mil_program import block, edit, save
+from edgesmith.exporters.verification import check as verify
 
 ct = pytest.importorskip("coremltools")
 
@@ -45,7 +45,7 @@ def types() -> Any:
 def test_a_packages_numbers_are_pytorchs(
     small: Any, small_program: Any, tmp_path: Path, precision: str, decibels: float
 ) -> None:
-    from edgesmith.exporters.rewrite import rewrite
+    from edgesmith.exporters.rewrites.rewrite import rewrite
     from edgesmith.exporters.targets import Request, coreml
 
     program, _ = rewrite(small_program, coreml.costs)
@@ -69,8 +69,8 @@ def test_a_packages_numbers_are_pytorchs(
 
 
 def test_a_recurrent_models_loops_are_run(tmp_path: Path) -> None:
-    from edgesmith.exporters.capture import capture
-    from edgesmith.exporters.rewrite import rewrite
+    from edgesmith.exporters.graph.capture import capture
+    from edgesmith.exporters.rewrites.rewrite import rewrite
     from edgesmith.exporters.targets import Request, coreml
     from edgesmith.models.lmuformer import spiking_lmuformer
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from test_mil_program import save
 
 from edgesmith.exporters.mil.evaluate import Evaluator
 from edgesmith.exporters.mil.functions import SPECIFICATION, WEIGHTS, join, shared_bytes
 from edgesmith.exporters.mil.program import load
-from edgesmith.tests.test_mil_program import save
 
 ct = pytest.importorskip("coremltools")
 

@@ -14,9 +14,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from test_mil_ops import Case, Draw, Placed, Site, build, judge
 from torch import Tensor
-
-from edgesmith.tests.test_mil_ops import Case, Draw, Placed, Site, build, judge
 
 ct = pytest.importorskip("coremltools")
 

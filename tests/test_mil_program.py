@@ -415,7 +415,7 @@ def test_our_packages_name_modules(small_program: Any, tmp_path: Path) -> None:
 
 
 def _paths(program: Any) -> set[str]:
-    from edgesmith.exporters.graph import module_path
+    from edgesmith.exporters.graph.edit import module_path
 
     return {module_path(node) for node in program.module.graph.nodes}
 

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_mil_program import save
 from torch import Tensor, nn
 
 from edgesmith.errors import BadInput
 from edgesmith.exporters.mil.evaluate import Evaluator
 from edgesmith.exporters.mil.program import load
 from edgesmith.exporters.mil.report import ROUNDING_DB, compare, ranges
-from edgesmith.tests.test_mil_program import save
 
 ct = pytest.importorskip("coremltools")
 
@@ -52,7 +52,7 @@ class Hot(nn.Module):
 
 
 def written(model: nn.Module, path: Path) -> Path:
-    from edgesmith.exporters.capture import capture
+    from edgesmith.exporters.graph.capture import capture
     from edgesmith.exporters.targets import Request, coreml
 
     program = capture(model.eval(), (torch.ones(1, 4, 2, 2),), ("x",), ("y",))

@@ -19,8 +19,8 @@ from edgesmith.bench import measurement, runner
 from edgesmith.bench.measurement import Operator
 from edgesmith.bench.operators import group_by_module, group_by_op, ops_of_nodes, place_layers, place_operators
 from edgesmith.errors import BadInput
-from edgesmith.exporters import engine as engines
 from edgesmith.exporters.artifact import Artifact
+from edgesmith.exporters.tensorrt import engine as engines
 
 
 def run(ts: int, dur: int) -> dict[str, Any]:

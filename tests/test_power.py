@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from test_bench import noisy
 
 from edgesmith import cli
 from edgesmith.bench import measure, measured, measurement, runner, verdict
@@ -22,8 +23,7 @@ from edgesmith.bench.report.page import write_report
 from edgesmith.bench.transport.local import Local
 from edgesmith.errors import BadInput
 from edgesmith.exporters.artifact import Artifact
-from edgesmith.exporters.kit import build as board
-from edgesmith.tests.test_bench import noisy
+from edgesmith.exporters.tensorrt.kit import build as board
 
 CPU = "sys/devices/system/cpu"
 INA = "sys/bus/i2c/drivers/ina3221"

@@ -90,7 +90,7 @@ def test_devices_lists_all_of_them_and_the_machine_itself(
 
 
 def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    from edgesmith.cli_devices import _reached
+    from edgesmith.cli.devices import _reached
 
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setattr(sys, "platform", "linux")

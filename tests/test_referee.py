@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from edgesmith.bench import referee
+from edgesmith.bench.experiments import referee
 from edgesmith.errors import BadInput
 from edgesmith.exporters.artifact import Artifact
 

@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_bench import noisy, recorded
 
 from edgesmith import cli
-from edgesmith.bench import estimate, history, measurement
-from edgesmith.bench.estimate import Estimate
+from edgesmith.bench import history, measurement
+from edgesmith.bench.estimation import estimate
+from edgesmith.bench.estimation.estimate import Estimate
 from edgesmith.bench.measurement import Measurement, Operator, Profile
 from edgesmith.bench.report import figures
 from edgesmith.bench.report.page import Found, find, write_report
 from edgesmith.errors import BadInput, OutputError
 from edgesmith.exporters.artifact import Artifact
-from edgesmith.tests.test_bench import noisy, recorded
 
 HOSTILE = '<script>alert("&amp;")</script>'
 

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from edgesmith.exporters.capture import Program, capture, run
-from edgesmith.exporters.graph import count_operators
-from edgesmith.exporters.rewrite import RewriteReport, all_rewrites, rewrite
+from edgesmith.exporters.costs import Costs
+from edgesmith.exporters.graph.capture import Program, capture, run
+from edgesmith.exporters.graph.edit import count_operators
 from edgesmith.exporters.rewrites.fold_constants import FoldConstants
-from edgesmith.exporters.targets import Costs
+from edgesmith.exporters.rewrites.rewrite import RewriteReport, all_rewrites, rewrite
 from edgesmith.kernels import additive_attention
 from edgesmith.models.casvit import AdditiveTokenMixer, CasViT
 
@@ -502,7 +502,7 @@ def test_rewrites_leave_the_captured_program_and_the_model_alone(small: nn.Modul
 
 
 def test_a_graph_is_compiled_anew_only_where_a_rewrite_changed_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    from edgesmith.exporters import rewrite as module
+    from edgesmith.exporters.rewrites import rewrite as module
 
     class Double:
         name = "double"

@@ -18,12 +18,12 @@ from torch.fx import Interpreter, Node
 import edgesmith
 from edgesmith.errors import BadInput, Unsupported, VerificationFailed
 from edgesmith.exporters import targets
-from edgesmith.exporters.capture import Program, capture, run
-from edgesmith.exporters.graph import constant, module_path
-from edgesmith.exporters.rewrite import rewrite
-from edgesmith.exporters.session import Step, Stepper, StreamingSession
-from edgesmith.exporters.streaming import StepProgram, describe, to_step
-from edgesmith.exporters.targets import Costs
+from edgesmith.exporters.costs import Costs
+from edgesmith.exporters.graph.capture import Program, capture, run
+from edgesmith.exporters.graph.edit import constant, module_path
+from edgesmith.exporters.rewrites.rewrite import rewrite
+from edgesmith.exporters.streaming.session import Step, Stepper, StreamingSession
+from edgesmith.exporters.streaming.step_program import StepProgram, describe, to_step
 from edgesmith.kernels import lif, lmu_memory
 from edgesmith.models import registry
 from edgesmith.models.checkpoint import load

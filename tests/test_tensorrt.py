@@ -15,9 +15,10 @@ from torch import nn
 
 import edgesmith
 from edgesmith.errors import BackendMissing, BadInput, Unsupported
-from edgesmith.exporters import engine, targets
+from edgesmith.exporters import targets
 from edgesmith.exporters.artifact import Artifact
-from edgesmith.exporters.kit import build as board
+from edgesmith.exporters.tensorrt import engine
+from edgesmith.exporters.tensorrt.kit import build as board
 from edgesmith.models import registry
 from edgesmith.models.registry import ImageInput
 from edgesmith.profiles import device as devices
@@ -338,7 +339,7 @@ def test_builder_names_the_node_and_the_precision_to_use(installed: None, tmp_pa
 
 
 def test_a_file_for_a_capability_that_nothing_builds_for_is_refused(installed: None, tmp_path: Path) -> None:
-    from edgesmith.exporters.capture import capture
+    from edgesmith.exporters.graph.capture import capture
     from edgesmith.exporters.targets import Request
 
     program = capture(nn.ReLU(), (torch.randn(2, 2),))
@@ -362,7 +363,7 @@ def test_every_model_builds_in_every_precision_for_two_capabilities(name: str, i
 
     bf16 of one model of each kind. Spiking models miss any SNR in half precision, and export refuses them for it.
     """
-    from edgesmith.bench.engines import CAPABILITIES, build_model
+    from edgesmith.bench.experiments.engines import CAPABILITIES, build_model
 
     precisions = ("fp32", "fp16", "bf16") if name in ONE_OF_EACH_KIND else ("fp32", "fp16")
     rows = list(build_model(name, tmp_path, precisions))
@@ -388,7 +389,7 @@ def test_every_model_builds_in_every_precision_for_two_capabilities(name: str, i
     ],
 )
 def test_the_authors_forms_build_no_engine(name: str, failure: str, installed: None, tmp_path: Path) -> None:
-    from edgesmith.bench.engines import build_authors_form
+    from edgesmith.bench.experiments.engines import build_authors_form
 
     rows = list(build_authors_form(name, tmp_path))
     assert [row.compute_capability for row in rows] == ["8.6", "12.0"]

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from edgesmith.exporters.capture import Program, capture, run
-from edgesmith.exporters.graph import count_operators
-from edgesmith.exporters.rewrite import RewriteReport, rewrite
+from edgesmith.exporters.costs import Costs
+from edgesmith.exporters.graph.capture import Program, capture, run
+from edgesmith.exporters.graph.edit import count_operators
+from edgesmith.exporters.rewrites.rewrite import RewriteReport, rewrite
 from edgesmith.exporters.rewrites.tile_channels import TileChannels, memory
-from edgesmith.exporters.targets import Costs
 
 EAGER = Costs(launch_us=1e-6, columns=1, fetch_gb_s=1e-6)
 """Costs under which every byte less is worth a tile."""

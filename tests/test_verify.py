@@ -10,21 +10,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import Run
 from torch import Tensor, nn
 
 import edgesmith
 from edgesmith.errors import VerificationFailed
-from edgesmith.exporters import pipeline, targets, verify
+from edgesmith.exporters import export as pipeline
+from edgesmith.exporters import targets
 from edgesmith.exporters.artifact import Artifact
-from edgesmith.exporters.capture import Program, run
-from edgesmith.exporters.graph import aten, operators
-from edgesmith.exporters.pipeline import Rule
-from edgesmith.exporters.rewrite import RewriteReport
-from edgesmith.exporters.targets import Costs
-from edgesmith.exporters.verify import THRESHOLDS, Thresholds, judge, measure, seeded_inputs
+from edgesmith.exporters.costs import Costs
+from edgesmith.exporters.export import Rule
+from edgesmith.exporters.graph.capture import Program, run
+from edgesmith.exporters.graph.edit import aten, operators
+from edgesmith.exporters.rewrites.rewrite import RewriteReport
+from edgesmith.exporters.verification import check as verify
+from edgesmith.exporters.verification.check import THRESHOLDS, Thresholds, judge, measure, seeded_inputs
 from edgesmith.kernels import lif
 from edgesmith.kernels.op import all_ops
-from edgesmith.tests.conftest import Run
 
 GENERATOR = np.random.default_rng(0)
 SCORES = [[GENERATOR.standard_normal((1, 10)).astype(np.float32)] for _ in range(8)]
@@ -108,7 +110,7 @@ class Break:
 def test_a_wrong_rewrite_stops_the_export_and_is_located(
     small: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edgesmith.exporters import rewrite
+    from edgesmith.exporters.rewrites import rewrite
 
     rules = (*rewrite.all_rewrites(), Break(aten.gelu.default, aten.relu.default))
     monkeypatch.setattr(rewrite, "all_rewrites", lambda streaming: rules)

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 import edgesmith
 from edgesmith.exporters import targets
-from edgesmith.exporters.capture import Program, capture, run
-from edgesmith.exporters.graph import count_operators
-from edgesmith.exporters.rewrite import RewriteReport, rewrite
+from edgesmith.exporters.costs import Costs
+from edgesmith.exporters.graph.capture import Program, capture, run
+from edgesmith.exporters.graph.edit import count_operators
+from edgesmith.exporters.rewrites.rewrite import RewriteReport, rewrite
 from edgesmith.exporters.rewrites.winograd import POINTS, Winograd, estimate, matrices
-from edgesmith.exporters.targets import Costs, Request, onnx
+from edgesmith.exporters.targets import Request, onnx
 from edgesmith.kernels import lif
 
 CHEAP_TILES = Costs(launch_us=0, gmac_s=1, tile_gb_s=1e6)

@@ -151,8 +151,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write(given.out, given.root, given.zoo_only, given.models, given.keep)
         return 0
     old, new = (json.loads(path.read_text(encoding="utf-8")) for path in (given.before, given.after))
-    lines = differences(old, {name: files for name, files in new.items() if name in old})
-    print("\n".join(lines) or f"{sum(map(len, new.values()))} files of {len(new)} variants are the same")
+    both = [name for name in old if name in new]
+    lines = differences({name: old[name] for name in both}, {name: new[name] for name in both})
+    print("\n".join(lines) or f"{sum(len(new[name]) for name in both)} files of {len(both)} variants are the same")
+    if alone := sorted({*old} ^ {*new}):
+        print(f"only in one of the two: {', '.join(alone)}", file=sys.stderr)
     return 1 if lines else 0
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from edgesmith.bench.estimate import Estimate, LeftOut, estimate_each
+from edgesmith.bench.estimation.estimate import Estimate, LeftOut, estimate_each
 from edgesmith.bench.report.blocks import Block, Cell, Figure, Figures, Folded, Reason, Share, Table, Text
 from edgesmith.bench.report.tradeoff import LEAST_ERROR, Point, draw_tradeoff
 from edgesmith.bench.statistics import Interval

@@ -22,10 +22,10 @@ from statistics import median
 from typing import Any
 
 from edgesmith import __version__
-from edgesmith.bench import estimate as estimates
 from edgesmith.bench import history as histories
 from edgesmith.bench import measurement as measurements
-from edgesmith.bench.estimate import Estimate
+from edgesmith.bench.estimation import estimate as estimates
+from edgesmith.bench.estimation.estimate import Estimate
 from edgesmith.bench.history import Series
 from edgesmith.bench.measurement import Device, Energy, Measurement, Profile, environment_line
 from edgesmith.bench.operators import group_by_module, group_by_op
@@ -50,8 +50,8 @@ from edgesmith.bench.report.tradeoff import LEAST_ERROR, Point, draw_tradeoff
 from edgesmith.bench.statistics import Interval, quantile
 from edgesmith.errors import BadInput, EdgesmithError, OutputError
 from edgesmith.exporters import artifact as artifacts
-from edgesmith.exporters import engine as engines
 from edgesmith.exporters.artifact import Artifact
+from edgesmith.exporters.tensorrt import engine as engines
 from edgesmith.models import registry
 
 WANTED = "artifacts, records of bench, estimates or a history"

@@ -26,10 +26,10 @@ import torch
 from torch import Tensor
 
 from edgesmith.errors import BadInput
-from edgesmith.exporters import verify
 from edgesmith.exporters.mil.evaluate import BLOCK, Evaluator, Step
 from edgesmith.exporters.mil.ops import carrier
 from edgesmith.exporters.mil.program import MlProgram, Operation, TensorType, load, references
+from edgesmith.exporters.verification import check as verify
 
 HALF_MAX = 65504.0
 """The largest fp16 number."""

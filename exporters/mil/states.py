@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgesmith.exporters.capture import Program
+from edgesmith.exporters.graph.capture import Program
 
 SCALE = 2048.0
 

@@ -18,9 +18,9 @@ from typing import Any
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from edgesmith.exporters.graph import arguments, aten, operators, rank, site, stand_for, val
-from edgesmith.exporters.rewrite import RewriteReport
-from edgesmith.exporters.targets import Costs
+from edgesmith.exporters.costs import Costs
+from edgesmith.exporters.graph.edit import arguments, aten, operators, rank, site, stand_for, val
+from edgesmith.exporters.rewrites.rewrite import RewriteReport
 
 
 class Canonicalise:

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_map
 
-from edgesmith.exporters.graph import Emitter, aten, constant, rank, site, val
+from edgesmith.exporters.graph.edit import Emitter, aten, constant, rank, site, val
 from edgesmith.exporters.rewrites.canonicalise import reshaping
 
 Half = Node | float

@@ -12,10 +12,21 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from edgesmith.exporters.graph import Emitter, arguments, aten, constant, operators, rank, readers, site, stand_for, val
-from edgesmith.exporters.rewrite import Rejection, RewriteReport
+from edgesmith.exporters.costs import Costs
+from edgesmith.exporters.graph.edit import (
+    Emitter,
+    arguments,
+    aten,
+    constant,
+    operators,
+    rank,
+    readers,
+    site,
+    stand_for,
+    val,
+)
 from edgesmith.exporters.rewrites.merge_linears import fold_factor
-from edgesmith.exporters.targets import Costs
+from edgesmith.exporters.rewrites.rewrite import Rejection, RewriteReport
 
 
 class ConcatLinears:

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from torch.fx import GraphModule
 
-from edgesmith.exporters.graph import arguments, operators, site, val
-from edgesmith.exporters.rewrite import Rejection, RewriteReport
-from edgesmith.exporters.targets import Costs
+from edgesmith.exporters.costs import Costs
+from edgesmith.exporters.graph.edit import arguments, operators, site, val
+from edgesmith.exporters.rewrites.rewrite import Rejection, RewriteReport
 from edgesmith.kernels import fft_filter
 
 SAVED_LAUNCHES = 4

@@ -20,10 +20,9 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_map
 
-from edgesmith.exporters import fourier
-from edgesmith.exporters.fourier import Axis, Stage
-from edgesmith.exporters.graph import arguments, aten, constant, operator_name, rank, site, stand_for, val
-from edgesmith.exporters.rewrite import Rejection, RewriteReport
+from edgesmith.exporters.costs import Costs
+from edgesmith.exporters.graph.edit import arguments, aten, constant, operator_name, rank, site, stand_for, val
+from edgesmith.exporters.rewrites import fourier
 from edgesmith.exporters.rewrites.complex_values import (
     RULES,
     Arithmetic,
@@ -34,7 +33,8 @@ from edgesmith.exporters.rewrites.complex_values import (
     is_complex,
     multiply,
 )
-from edgesmith.exporters.targets import Costs
+from edgesmith.exporters.rewrites.fourier import Axis, Stage
+from edgesmith.exporters.rewrites.rewrite import Rejection, RewriteReport
 
 _JOINTS = frozenset({"aten.complex", "aten.real", "aten.imag", "getitem"})
 """What puts values together and takes them apart, also around an operator without a rule: nothing to report."""

@@ -12,9 +12,9 @@ import math
 import torch
 from torch.fx import GraphModule, Node
 
-from edgesmith.exporters.graph import arguments, aten, constant, operator_name, operators, rank, site, val
-from edgesmith.exporters.rewrite import Rejection, RewriteReport
-from edgesmith.exporters.targets import Costs
+from edgesmith.exporters.costs import Costs
+from edgesmith.exporters.graph.edit import arguments, aten, constant, operator_name, operators, rank, site, val
+from edgesmith.exporters.rewrites.rewrite import Rejection, RewriteReport
 
 _SOFTMAX = frozenset({aten.softmax.int, aten._softmax.default})
 

@@ -17,10 +17,10 @@ from typing import Any
 
 from torch.fx import GraphModule, Node
 
-from edgesmith.exporters.graph import arguments, aten, operators, rank, site, stand_for, val
-from edgesmith.exporters.rewrite import Rejection, RewriteReport
+from edgesmith.exporters.costs import Costs
+from edgesmith.exporters.graph.edit import arguments, aten, operators, rank, site, stand_for, val
 from edgesmith.exporters.rewrites.complex_values import Arithmetic, NoRule
-from edgesmith.exporters.targets import Costs
+from edgesmith.exporters.rewrites.rewrite import Rejection, RewriteReport
 
 
 class Einsum:

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from edgesmith.exporters.graph import Emitter, arguments, aten, constant, operators, rank, site, stand_for, val
-from edgesmith.exporters.rewrite import Rejection, RewriteReport
-from edgesmith.exporters.targets import Costs
+from edgesmith.exporters.costs import Costs
+from edgesmith.exporters.graph.edit import Emitter, arguments, aten, constant, operators, rank, site, stand_for, val
+from edgesmith.exporters.rewrites.rewrite import Rejection, RewriteReport
 from edgesmith.kernels import lmu_memory
 from edgesmith.kernels.lmu_memory import impulse_response
 

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from edgesmith.exporters.graph import (
+from edgesmith.exporters.costs import Costs
+from edgesmith.exporters.graph.edit import (
     CONVOLUTIONS,
     Emitter,
     arguments,
@@ -35,9 +36,8 @@ from edgesmith.exporters.graph import (
     stand_for,
     val,
 )
-from edgesmith.exporters.rewrite import Rejection, RewriteReport
 from edgesmith.exporters.rewrites.fold_batchnorm import fold_forwards
-from edgesmith.exporters.targets import Costs
+from edgesmith.exporters.rewrites.rewrite import Rejection, RewriteReport
 
 LARGEST = 64.0
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
-from edgesmith.exporters.graph import add_constant, constant, operators, site, stand_for
-from edgesmith.exporters.rewrite import RewriteReport
-from edgesmith.exporters.targets import Costs
+from edgesmith.exporters.costs import Costs
+from edgesmith.exporters.graph.edit import add_constant, constant, operators, site, stand_for
+from edgesmith.exporters.rewrites.rewrite import RewriteReport
 
 LARGEST = 2**24
 """Elements up to which a result is stored. A file of 64 MiB is worth no multiplication that it saves."""

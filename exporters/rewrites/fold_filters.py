@@ -23,13 +23,23 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from edgesmith.exporters import fourier
-from edgesmith.exporters.fourier import Axis, Price
-from edgesmith.exporters.graph import arguments, aten, constant, operator_name, operators, rank, site, stand_for, val
-from edgesmith.exporters.rewrite import Rejection, RewriteReport
+from edgesmith.exporters.costs import Costs
+from edgesmith.exporters.graph.edit import (
+    arguments,
+    aten,
+    constant,
+    operator_name,
+    operators,
+    rank,
+    site,
+    stand_for,
+    val,
+)
+from edgesmith.exporters.rewrites import fourier
 from edgesmith.exporters.rewrites.complex_values import Arithmetic, NoRule
 from edgesmith.exporters.rewrites.dft import hints, is_transform, transform_axes
-from edgesmith.exporters.targets import Costs
+from edgesmith.exporters.rewrites.fourier import Axis, Price
+from edgesmith.exporters.rewrites.rewrite import Rejection, RewriteReport
 
 FORMS = ("transforms", "matrix", "convolution")
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import torch
 from torch.fx import GraphModule
 
-from edgesmith.exporters.graph import arguments, aten, constant, operators, site
-from edgesmith.exporters.rewrite import RewriteReport
+from edgesmith.exporters.costs import Costs
+from edgesmith.exporters.graph.edit import arguments, aten, constant, operators, site
 from edgesmith.exporters.rewrites.fold_batchnorm import fold_forwards
-from edgesmith.exporters.targets import Costs
+from edgesmith.exporters.rewrites.rewrite import RewriteReport
 
 
 class FoldGroupNorm:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from edgesmith.exporters.graph import (
+from edgesmith.exporters.costs import Costs
+from edgesmith.exporters.graph.edit import (
     CONVOLUTIONS,
     arguments,
     aten,
@@ -27,9 +28,8 @@ from edgesmith.exporters.graph import (
     stand_for,
     val,
 )
-from edgesmith.exporters.rewrite import Rejection, RewriteReport
 from edgesmith.exporters.rewrites.fold_affine import Scaled, as_scaled
-from edgesmith.exporters.targets import Costs
+from edgesmith.exporters.rewrites.rewrite import Rejection, RewriteReport
 
 
 class FoldResidual:

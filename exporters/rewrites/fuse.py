@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
-from edgesmith.exporters.capture import capture
-from edgesmith.exporters.graph import operators, site, stand_for, val
-from edgesmith.exporters.match import Comparison, Place, compare, differences, escapes, literal_at, outputs_of
-from edgesmith.exporters.rewrite import Rejection, RewriteReport
+from edgesmith.exporters.costs import Costs
+from edgesmith.exporters.graph.capture import capture
+from edgesmith.exporters.graph.edit import operators, site, stand_for, val
+from edgesmith.exporters.graph.match import Comparison, Place, compare, differences, escapes, literal_at, outputs_of
 from edgesmith.exporters.rewrites.canonicalise import pattern_form
-from edgesmith.exporters.targets import Costs
+from edgesmith.exporters.rewrites.rewrite import Rejection, RewriteReport
 from edgesmith.kernels.op import FusedOp, all_ops
 
 NEAR = 0.5

@@ -15,7 +15,8 @@ from typing import Any
 
 from torch.fx import GraphModule, Node
 
-from edgesmith.exporters.graph import (
+from edgesmith.exporters.costs import Costs
+from edgesmith.exporters.graph.edit import (
     arguments,
     aten,
     constant,
@@ -27,8 +28,7 @@ from edgesmith.exporters.graph import (
     stand_for,
     val,
 )
-from edgesmith.exporters.rewrite import RewriteReport
-from edgesmith.exporters.targets import Costs
+from edgesmith.exporters.rewrites.rewrite import RewriteReport
 from edgesmith.kernels import channel_norm
 
 _ELEMENTWISE = frozenset({aten.relu.default, aten.silu.default, aten.gelu.default, aten.sigmoid.default})

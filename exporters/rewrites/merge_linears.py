@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from edgesmith.exporters.graph import (
+from edgesmith.exporters.costs import Costs
+from edgesmith.exporters.graph.edit import (
     arguments,
     aten,
     constant,
@@ -27,8 +28,7 @@ from edgesmith.exporters.graph import (
     stand_for,
     val,
 )
-from edgesmith.exporters.rewrite import Rejection, RewriteReport
-from edgesmith.exporters.targets import Costs
+from edgesmith.exporters.rewrites.rewrite import Rejection, RewriteReport
 
 Outcome = tuple[str, str] | Rejection | None
 

@@ -26,7 +26,8 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
-from edgesmith.exporters.graph import (
+from edgesmith.exporters.costs import Costs
+from edgesmith.exporters.graph.edit import (
     Emitter,
     arguments,
     aten,
@@ -38,8 +39,7 @@ from edgesmith.exporters.graph import (
     stand_for,
     val,
 )
-from edgesmith.exporters.rewrite import Rejection, RewriteReport
-from edgesmith.exporters.targets import Costs
+from edgesmith.exporters.rewrites.rewrite import Rejection, RewriteReport
 from edgesmith.kernels import lif, lmu_memory
 
 FEWEST = 3

@@ -12,9 +12,9 @@ from math import prod
 
 from torch.fx import GraphModule
 
-from edgesmith.exporters.graph import operators, site, val
-from edgesmith.exporters.rewrite import Rejection, RewriteReport
-from edgesmith.exporters.targets import Costs
+from edgesmith.exporters.costs import Costs
+from edgesmith.exporters.graph.edit import operators, site, val
+from edgesmith.exporters.rewrites.rewrite import Rejection, RewriteReport
 from edgesmith.kernels import additive_attention
 
 SAVED_LAUNCHES = 1

@@ -20,7 +20,8 @@ from typing import Any
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from edgesmith.exporters.graph import (
+from edgesmith.exporters.costs import Costs
+from edgesmith.exporters.graph.edit import (
     CONVOLUTIONS,
     Emitter,
     arguments,
@@ -33,8 +34,7 @@ from edgesmith.exporters.graph import (
     stand_for,
     val,
 )
-from edgesmith.exporters.rewrite import Rejection, RewriteReport
-from edgesmith.exporters.targets import Costs
+from edgesmith.exporters.rewrites.rewrite import Rejection, RewriteReport
 
 ACTIVATIONS = frozenset(
     {

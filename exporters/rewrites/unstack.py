@@ -13,10 +13,10 @@ from typing import Any
 
 from torch.fx import GraphModule, Node
 
-from edgesmith.exporters.graph import aten, constant, operators, rank, site, stand_for, val
-from edgesmith.exporters.rewrite import RewriteReport
+from edgesmith.exporters.costs import Costs
+from edgesmith.exporters.graph.edit import aten, constant, operators, rank, site, stand_for, val
 from edgesmith.exporters.rewrites.complex_values import Arithmetic
-from edgesmith.exporters.targets import Costs
+from edgesmith.exporters.rewrites.rewrite import RewriteReport
 
 
 class Unstack:

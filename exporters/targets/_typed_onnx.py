@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     import onnx
     from torch.export import ExportedProgram
 
-    from edgesmith.exporters.capture import Program
-    from edgesmith.exporters.session import Step
+    from edgesmith.exporters.graph.capture import Program
+    from edgesmith.exporters.streaming.session import Step
 
 LOWERINGS = "onnx"
 """Whose lowerings of fused ops these files are made of."""
@@ -81,8 +81,8 @@ def lower(program: Program, path: Path, request: Request) -> None:
 
 def _typed(program: Program, request: Request) -> ExportedProgram:
     """The program ready for torch's exporter, in the precision that is asked for."""
-    from edgesmith.exporters.capture import exported
-    from edgesmith.exporters.precision import KINDS, half
+    from edgesmith.exporters.graph.capture import exported
+    from edgesmith.exporters.precision.half import KINDS, half
 
     if request.precision not in KINDS:
         return exported(program, LOWERINGS)
@@ -224,7 +224,7 @@ def run(
 
 def open_step(path: Path) -> Step | NotHere:
     """A step program in ONNX Runtime."""
-    from edgesmith.exporters.session import open_step as opened
+    from edgesmith.exporters.streaming.session import open_step as opened
 
     reason = cannot_run()
     return NotHere(reason) if reason is not None else opened(_computable(path))

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgesmith.errors import Unsupported
-from edgesmith.exporters.targets import Costs, NotHere, Request
+from edgesmith.exporters.costs import Costs
+from edgesmith.exporters.targets import NotHere, Request
 from edgesmith.exporters.targets import _coreai_adapter as adapter
 from edgesmith.exporters.targets._plain import diagnose, keeps_states, layers, other_runtimes, traced, wide_operators
 
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     import numpy as np
     from torch.export import ExportedProgram
 
-    from edgesmith.exporters.capture import Program
-    from edgesmith.exporters.session import Step
+    from edgesmith.exporters.graph.capture import Program
+    from edgesmith.exporters.streaming.session import Step
 
 __all__ = ["diagnose", "keeps_states", "layers", "other_runtimes", "traced", "wide_operators"]  # nothing of its own
 
@@ -108,7 +109,7 @@ def open_step(path: Path) -> Step | NotHere:
     """A step program in Core AI's runtime, which stays loaded until it is closed."""
     import numpy as np
 
-    from edgesmith.exporters.session import Step
+    from edgesmith.exporters.streaming.session import Step
 
     reason = cannot_run()
     if reason is not None:
@@ -123,8 +124,8 @@ def open_step(path: Path) -> Step | NotHere:
 
 def _typed(program: Program, precision: str) -> ExportedProgram:
     """The program as torch exports it, in the given precision."""
-    from edgesmith.exporters.capture import exported
-    from edgesmith.exporters.precision import half
+    from edgesmith.exporters.graph.capture import exported
+    from edgesmith.exporters.precision.half import half
 
     if precision != "fp16":
         return exported(program, name)

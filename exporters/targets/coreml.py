@@ -32,18 +32,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgesmith.errors import BadInput, Unsupported
-from edgesmith.exporters.targets import Costs, NotHere, Request, Run
+from edgesmith.exporters.costs import Costs
+from edgesmith.exporters.targets import NotHere, Request, Run
 
 if TYPE_CHECKING:
     import numpy as np
     from torch.export import ExportedProgram
 
-    from edgesmith.exporters.capture import Program
+    from edgesmith.exporters.graph.capture import Program
     from edgesmith.exporters.mil.evaluate import Evaluator
     from edgesmith.exporters.mil.lint import Mended
     from edgesmith.exporters.mil.program import Operation
     from edgesmith.exporters.mil.report import Report
-    from edgesmith.exporters.session import Step
+    from edgesmith.exporters.streaming.session import Step
 
 name = "coreml"
 suffix = ".mlpackage"
@@ -112,7 +113,7 @@ def _convert(program: Program, package: Path, request: Request) -> tuple[Any, Pr
     import coremltools as ct
     import numpy as np
 
-    from edgesmith.exporters.capture import exported
+    from edgesmith.exporters.graph.capture import exported
     from edgesmith.exporters.mil.mend import mending
     from edgesmith.exporters.mil.states import keep_states
 
@@ -293,7 +294,7 @@ def keeps_states(deployment_target: str | None) -> bool:
 
 def open_step(path: Path) -> Step | NotHere:
     """A step program in the evaluator."""
-    from edgesmith.exporters.session import Step
+    from edgesmith.exporters.streaming.session import Step
 
     evaluator = _evaluator(path)
     states = evaluator.make_states()
@@ -457,8 +458,8 @@ def _scale_input(program: Program, request: Request) -> Program:
     """The program for inputs that still have to be divided by the standard deviations."""
     import torch
 
-    from edgesmith.exporters.capture import with_module
-    from edgesmith.exporters.graph import fork, tidy
+    from edgesmith.exporters.graph.capture import with_module
+    from edgesmith.exporters.graph.edit import fork, tidy
     from edgesmith.exporters.rewrites.fold_batchnorm import fold_forwards
 
     assert request.image is not None
@@ -590,7 +591,7 @@ def _group_norm(general: Any) -> Any:
 
 def _with_modules(program: ExportedProgram) -> ExportedProgram:
     """The program with each node's module in the place of its stack trace."""
-    from edgesmith.exporters.graph import module_path
+    from edgesmith.exporters.graph.edit import module_path
 
     for node in program.graph.nodes:
         node.meta["stack_trace"] = module_path(node)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgesmith.exporters.targets import Costs
+from edgesmith.exporters.costs import Costs
 from edgesmith.exporters.targets._plain import diagnose, keeps_states, layers, other_runtimes, traced, wide_operators
 from edgesmith.exporters.targets._typed_onnx import (
     OPSET,

@@ -21,21 +21,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgesmith.errors import BadInput, Unsupported
-from edgesmith.exporters import engine
-from edgesmith.exporters import kit as kits
-from edgesmith.exporters.kit import FLAGS
 from edgesmith.exporters.targets import NotHere, Request, Run, _typed_onnx
 from edgesmith.exporters.targets._plain import diagnose, keeps_states, layers, traced, wide_operators
 from edgesmith.exporters.targets._typed_onnx import LOWERINGS, cannot_run
 from edgesmith.exporters.targets.onnx import costs as _costs
+from edgesmith.exporters.tensorrt import engine
+from edgesmith.exporters.tensorrt import kit as kits
+from edgesmith.exporters.tensorrt.kit import FLAGS
 from edgesmith.profiles import device as devices
 from edgesmith.profiles import operators
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from edgesmith.exporters.capture import Program
-    from edgesmith.exporters.session import Step
+    from edgesmith.exporters.graph.capture import Program
+    from edgesmith.exporters.streaming.session import Step
     from edgesmith.profiles.device import DeviceProfile
 
 __all__ = ["LOWERINGS", "cannot_run", "diagnose", "keeps_states", "layers", "traced", "wide_operators"]  # of others

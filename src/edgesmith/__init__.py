@@ -18,21 +18,21 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from edgesmith.exporters.export import explain, export
+    from edgesmith.exporters.export import verify_artifact as verify
+    from edgesmith.exporters.export import verify_layers as layers
     from edgesmith.exporters.mil.lint import lint
-    from edgesmith.exporters.pipeline import explain, export
-    from edgesmith.exporters.pipeline import verify_artifact as verify
-    from edgesmith.exporters.pipeline import verify_layers as layers
-    from edgesmith.exporters.session import StreamingSession
+    from edgesmith.exporters.streaming.session import StreamingSession
 
 __all__ = ["StreamingSession", "__version__", "explain", "export", "layers", "lint", "verify"]
 
 _LAZY = {
-    "export": ("pipeline", "export"),
-    "explain": ("pipeline", "explain"),
+    "export": ("export", "export"),
+    "explain": ("export", "explain"),
     "lint": ("mil.lint", "lint"),
-    "verify": ("pipeline", "verify_artifact"),
-    "layers": ("pipeline", "verify_layers"),
-    "StreamingSession": ("session", "StreamingSession"),
+    "verify": ("export", "verify_artifact"),
+    "layers": ("export", "verify_layers"),
+    "StreamingSession": ("streaming.session", "StreamingSession"),
 }
 
 

@@ -1,0 +1,1 @@
+"""Latencies that nobody measured here: rooflines fitted on published ones."""

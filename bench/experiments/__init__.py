@@ -1,0 +1,1 @@
+"""Measurements behind the choices of the compiler, each a command."""

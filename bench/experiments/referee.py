@@ -1,0 +1,118 @@
+"""Does MLPerf's LoadGen see the same latency as we do? SingleStream on the same session, call by call in turn with us.
+
+    python -m edgesmith.bench.experiments.referee ARTIFACT [launches] [seconds]
+
+LoadGen (`pip install mlcommons-loadgen`) issues one query after the other and reports the 90th percentile of the time
+from issuing a query until its completion was told. Once it was told, and before LoadGen issues the next, we make a call
+of our own and time it as `runner.py` does, so that what the machine does to one side it does to the other. A launch is
+a fresh process that gives log(LoadGen's p90 / ours); the ratio over launches is that of `statistics.paired_ratio`. The
+bar is five per cent.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from edgesmith.bench import runner
+from edgesmith.bench.statistics import paired_ratio
+from edgesmith.errors import BackendMissing, BadInput, Unsupported
+from edgesmith.exporters import artifact as artifacts
+
+BAR = 0.05
+CONFIDENCE = 0.95
+
+
+def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> None:
+    """Run the launches and print each one's figures, then the ratio."""
+    if list(arguments[:1]) == ["--launch"]:
+        call = runner.open_onnxruntime(arguments[1], 1, int(arguments[3]))
+        runner.warm_up(call)
+        print(json.dumps(stream(call, float(arguments[2]))))
+        return
+    launches = int(arguments[1]) if len(arguments) > 1 else 8
+    seconds = float(arguments[2]) if len(arguments) > 2 else 20.0
+    before = os.getloadavg()[0]
+    found = compare_with_loadgen(Path(arguments[0]), launches, seconds)
+    print(f"load {before:.1f} before, {os.getloadavg()[0]:.1f} after")
+    for ours, theirs, calls in found:
+        print(f"p90 of {calls} calls: ours {ours:.3f} ms, LoadGen's {theirs:.3f} ms")
+    ratio = paired_ratio(np.array([np.log(theirs / ours) for ours, theirs, _ in found]), CONFIDENCE)
+    ends = "" if ratio.low is None or ratio.high is None else f" ({ratio.low:.4f} to {ratio.high:.4f})"
+    verdict = "within" if abs(ratio.value - 1) <= BAR else "beyond"
+    print(f"LoadGen's p90 is {ratio.value:.4f}{ends} of ours, {verdict} {BAR:.0%}")
+
+
+def compare_with_loadgen(path: Path, launches: int, seconds: float) -> list[tuple[float, float, int]]:
+    """For each launch our p90 and LoadGen's, milliseconds, and of how many calls each.
+
+    Raises:
+        BadInput: no artifact, or of another target than onnx.
+        BackendMissing: LoadGen is not installed.
+        Unsupported: a launch failed.
+    """
+    artifact = artifacts.read(path)
+    if artifact.target != "onnx":
+        raise BadInput(f"{path} is an artifact for {artifact.target}: the referee runs ONNX files")
+    if importlib.util.find_spec("mlperf_loadgen") is None:
+        raise BackendMissing("the referee is MLPerf's LoadGen: pip install mlcommons-loadgen")
+    found: list[tuple[float, float, int]] = []
+    for number in range(launches):
+        command = [sys.executable, "-P", "-m", "edgesmith.bench.experiments.referee", "--launch", str(artifact.file)]
+        command += [str(seconds), str(number)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  # this Python
+        if done.returncode:
+            raise Unsupported(f"a launch of the referee failed: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
+        ours, theirs, calls = json.loads(done.stdout.strip().splitlines()[-1])
+        found.append((ours, theirs, calls))
+    return found
+
+
+def stream(call: runner.Call, seconds: float, own: runner.Call | None = None) -> tuple[float, float, int]:
+    """Our p90 and LoadGen's of a call, milliseconds, from one run of SingleStream, and of how many calls each.
+
+    own: what we time between LoadGen's queries, if it is another call than theirs.
+    """
+    import mlperf_loadgen as loadgen
+
+    samples: list[float] = []
+
+    def issue(queries: Sequence[loadgen.QuerySample]) -> None:
+        for query in queries:
+            call()
+            loadgen.QuerySamplesComplete([loadgen.QuerySampleResponse(query.id, 0, 0)])
+            samples.append(runner.timed(own or call))
+
+    settings = loadgen.TestSettings()
+    settings.scenario = loadgen.TestScenario.SingleStream
+    settings.mode = loadgen.TestMode.PerformanceOnly
+    settings.min_duration_ms = round(seconds * 1e3)
+    settings.min_query_count = 1
+    with tempfile.TemporaryDirectory() as folder:
+        logs = loadgen.LogSettings()
+        logs.log_output.outdir = folder
+        logs.log_output.copy_summary_to_stdout = False
+        logs.enable_trace = False
+        sut = loadgen.ConstructSUT(issue, lambda: None)
+        qsl = loadgen.ConstructQSL(1, 1, lambda _: None, lambda _: None)
+        loadgen.StartTestWithLogSettings(sut, qsl, settings, logs)
+        loadgen.DestroyQSL(qsl)
+        loadgen.DestroySUT(sut)
+        summary = (Path(folder) / "mlperf_log_summary.txt").read_text(encoding="utf-8")
+    found = re.search(r"^90\.00 percentile latency \(ns\)\s*:\s*(\d+)", summary, flags=re.MULTILINE)
+    if found is None:
+        raise Unsupported(f"LoadGen's summary names no 90th percentile: {summary[:200]!r}")
+    return float(np.quantile(samples, 0.9)), int(found[1]) / 1e6, len(samples)
+
+
+if __name__ == "__main__":
+    main()

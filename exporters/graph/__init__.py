@@ -1,0 +1,1 @@
+"""Captured graphs: capturing, editing, matching and interpreting them."""

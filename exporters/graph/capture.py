@@ -1,0 +1,254 @@
+"""nn.Module and example inputs to a captured program, by torch.export, and back again for lowering."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.fx import GraphModule
+
+from edgesmith.errors import BadInput, Unsupported
+from edgesmith.exporters.graph.edit import fork, operator_name, site
+from edgesmith.kernels.op import all_ops
+
+
+@dataclass(frozen=True)
+class Program:
+    """A captured model.
+
+    Attributes:
+        module: the graph (see graph.py); callable like the model, and returns what the model returns.
+        inputs: example inputs, the shapes that the program is made for.
+        input_names, output_names: what an artifact calls them.
+        dynamic_batch: the first axis of every input is free; all other shapes are static.
+    """
+
+    module: GraphModule
+    inputs: tuple[Tensor, ...]
+    input_names: tuple[str, ...]
+    output_names: tuple[str, ...]
+    dynamic_batch: bool = False
+
+
+def capture(
+    model: nn.Module,
+    inputs: Sequence[Tensor],
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    dynamic_batch: bool = False,
+) -> Program:
+    """Capture a model in eval mode. The model itself is left as it was.
+
+    Args:
+        model: any module that torch.export accepts.
+        inputs: example tensors, [B, ...] each. With `dynamic_batch`, B must be 2 or more: torch.export would take a
+            batch of 1 for a constant.
+        input_names: default: the names of the parameters of `forward`.
+        output_names: default: `output`, or `output_0`, `output_1` ...
+
+    Raises:
+        BadInput: inputs that the model's own code rejects.
+        Unsupported: code that torch.export cannot capture; the sentence names the place.
+    """
+    inputs = tuple(x.detach().clone() for x in inputs)
+    _check(model, inputs, dynamic_batch)
+    outputs = run_eager(model, inputs)
+    with evaluating(model):
+        graph = _export(model, inputs, dynamic_batch)
+    if input_names is None:
+        input_names = [n.name for n in graph.graph.nodes if n.op == "placeholder"]
+    if output_names is None:
+        stem = "result" if any(name.startswith("output") for name in input_names) else "output"
+        output_names = [stem] if len(outputs) == 1 else [f"{stem}_{i}" for i in range(len(outputs))]
+    return Program(graph, inputs, tuple(input_names), tuple(output_names), dynamic_batch)
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; afterwards every submodule is in the mode that it was in."""
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+
+
+def run_eager(model: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """A model's own outputs in eval mode, flat. Inputs and buffers are afterwards what they were.
+
+    Raises:
+        BadInput: the model does not run on such inputs, or returns something else than real tensors.
+    """
+    buffers = {buffer: buffer.clone() for buffer in model.buffers()}
+    with evaluating(model):
+        try:
+            outputs = model(*(x.clone() for x in inputs))
+        except Exception as error:
+            shapes = ", ".join(str(list(x.shape)) for x in inputs)
+            raise BadInput(f"the model does not run on inputs of shape {shapes}: {_first_line(error)}") from error
+        finally:
+            for buffer, before in buffers.items():
+                buffer.copy_(before)
+    return _flat(outputs)
+
+
+def exported(program: Program, target: str, around: nn.Module | None = None) -> ExportedProgram:
+    """The program as torch's exporter and other converters take it: functional ATen and the target's fused ops.
+
+    Fused ops that have no lowering for the target are inlined: a form made for the target, where there is one, or the
+    reference takes their place. With `around`, a module with the program's inputs that calls the program's graph, that
+    module is exported.
+
+    Raises:
+        Unsupported: as `capture`; also complex numbers, which the rewrites have left because there is no rule for them.
+    """
+    _refuse_complex(program)
+    inlined = {op.overload: op.reference for op in all_ops().values() if target not in op.lowerings}
+    module = _with_own_forms(program.module, target)
+    with torch.no_grad(), _without_torchs_own_warnings():
+        written = _exported(around or module, program.inputs, program.dynamic_batch)
+        if target == "onnx" and not inlined:  # torch's exporter traces it once more itself, and the file is the same
+            return written
+        return written.run_decompositions(inlined)
+
+
+def _with_own_forms(module: GraphModule, target: str) -> GraphModule:
+    """The graph with calls of the PyTorch functions that a target inlines instead of references."""
+    forms = {op.overload: op.inlined[target] for op in all_ops().values() if target in op.inlined}
+    if not any(node.target in forms for node in module.graph.nodes):
+        return module
+    module = fork(module)
+    for node in module.graph.nodes:
+        node.target = forms.get(node.target, node.target)
+    module.recompile()
+    return module
+
+
+def _refuse_complex(program: Program) -> None:
+    """Converters fail somewhere on complex numbers, or write what nothing runs; say which operator needs them."""
+    joints = {"aten.complex", "aten.real", "aten.imag"}
+    for node in program.module.graph.nodes:
+        leaves = torch.utils._pytree.tree_leaves(node.meta.get("val"))
+        if operator_name(node) not in joints and any(isinstance(v, Tensor) and v.is_complex() for v in leaves):
+            what = f"the input {node.name}" if node.op == "placeholder" else f"{operator_name(node)} at {site(node)}"
+            raise Unsupported(
+                f"{what} is complex, which no target here takes, and has no form in real numbers here;"
+                " compute with real and imaginary parts instead (torch.view_as_real), or see edgesmith explain"
+            )
+
+
+def with_module(program: Program, module: nn.Module) -> Program:
+    """The same program over another graph."""
+    assert isinstance(module, GraphModule)
+    return replace(program, module=module)
+
+
+def run(program: Program, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Run a program's graph; its outputs in the order of `output_names`."""
+    with torch.no_grad():
+        return _flat(program.module(*inputs))
+
+
+def _check(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) -> None:
+    """Answer in one sentence what torch would answer in a page."""
+    tensors = (*inputs, *model.parameters(), *model.buffers())
+    if any(nn.parameter.is_lazy(tensor) for tensor in tensors):
+        raise BadInput("the model has lazy parameters without a shape; run it once before exporting it")
+    if any(tensor.dtype == torch.bfloat16 for tensor in tensors):
+        raise BadInput("the model computes in bfloat16, which no target here takes; convert it with .float()")
+    if any(x.is_complex() for x in inputs):
+        raise BadInput("the model takes complex numbers, which no target here has; give it both halves as tensors")
+    own = (*model.named_children(), *model.named_parameters(recurse=False), *model.named_buffers(recurse=False))
+    reserved = [name for name, _ in own if hasattr(GraphModule, name) or name == "meta"]
+    if reserved and not isinstance(model, GraphModule):
+        raise BadInput(f"the model has a member called {reserved[0]!r}, which torch.fx keeps for itself; rename it")
+    if dynamic_batch and any(x.dim() and x.shape[0] < 2 for x in inputs):
+        raise BadInput("a dynamic batch needs example inputs with a batch of 2 or more")
+
+
+def _export(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) -> GraphModule:
+    """The unlifted graph of a model, free of side effects."""
+    program = _exported(model, inputs, dynamic_batch)
+    written = list(program.graph_signature.buffers_to_mutate.values())
+    if written:
+        raise Unsupported(
+            f"the model writes to its buffer {written[0]!r} in forward, and a file keeps no state;"
+            " make it an input and an output"
+        )
+    graph = program.module(check_guards=False)
+    assert isinstance(graph, GraphModule)
+    for node in list(graph.graph.nodes):  # torch's own checks of what `val` says of each value
+        if node.target is torch.ops.aten._assert_tensor_metadata.default:
+            graph.graph.erase_node(node)
+    for node in list(graph.graph.nodes):  # a model that works in place on its input: its caller's is left alone
+        if node.target is torch.ops.aten.copy_.default and node.args[0].op == "placeholder":
+            node.replace_all_uses_with(node.args[1])
+            graph.graph.erase_node(node)
+    graph.recompile()
+    return graph
+
+
+def _exported(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) -> ExportedProgram:
+    try:
+        with _without_torchs_own_warnings():
+            shapes = _dynamic_shapes(model, inputs) if dynamic_batch else None
+            program = torch.export.export(model, inputs, dynamic_shapes=shapes)
+            if any(_mutates(node) for node in program.graph.nodes):  # foreign models: relu_, add_ ...
+                program = program.run_decompositions({})
+    except Exception as error:
+        raise Unsupported(
+            f"torch.export cannot capture {type(model).__name__}: {_first_line(error)}"
+            " Rewrite that line with static shapes and without data-dependent control flow; --debug shows the trace."
+        ) from error
+    return program
+
+
+@contextlib.contextmanager
+def _without_torchs_own_warnings() -> Iterator[None]:
+    """torch.export warns of renamings inside torch that its callers can do nothing about."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", category=UserWarning)
+        warnings.simplefilter("ignore", category=FutureWarning)
+        yield
+
+
+def _dynamic_shapes(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
+    """A free first axis for every input, nested as torch.export wants it: those for *args in a tuple of their own."""
+    axes = [{0: Dim("batch", min=1)} if x.dim() else None for x in inputs]
+    kinds = [p.kind for p in inspect.signature(model.forward).parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL not in kinds:
+        return tuple(axes)
+    named = kinds.index(inspect.Parameter.VAR_POSITIONAL)
+    return (*axes[:named], tuple(axes[named:]))
+
+
+def _mutates(node: torch.fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and bool(node.target._schema.is_mutable)
+
+
+def _flat(outputs: Any) -> list[Tensor]:
+    leaves = torch.utils._pytree.tree_leaves(outputs)
+    if not leaves or not all(isinstance(leaf, Tensor) for leaf in leaves):
+        raise BadInput(
+            f"the model must return a tensor or a nest of tensors, got {type(outputs).__name__};"
+            " wrap it in a module that returns tensors"
+        )
+    if any(leaf.is_complex() for leaf in leaves):
+        raise BadInput("the model returns complex numbers, which no target here has; return torch.view_as_real(...)")
+    return leaves
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    line = next((part.strip() for part in text if part.strip()), type(error).__name__)
+    return line if line.endswith((".", "!", "?")) else line + "."

@@ -1,0 +1,1 @@
+"""Number formats: which there are, how a program is typed, and what stays fp32."""

@@ -1,0 +1,312 @@
+"""Inputs to calibrate int8 on: a folder of images, an `.npz`, or, with a warning, random numbers.
+
+    folder    every file in it and below, in the order of their paths: decoded by Pillow, as RGB of 8 bits, resized so
+              that CROP of it covers the input, cropped in the middle, normalised as the model wants it
+    .npz      one array for each input by its name, [N, ...]: N samples, each of the input's shape without its batch. An
+              input's batch is its first axis, 1 for a scalar; where inputs differ in it, N does in the same proportion
+    random    seeded like the inputs of verification, with other seeds
+
+Samples fill batches in order; what is left over is not used. Every HELD_OUT-th call, COUNT of verify.py at most, is
+kept out of calibration: int8 is judged on those. Of a large set LIMIT calls are used, evenly spread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import lzma
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgesmith.errors import BackendMissing, BadInput
+from edgesmith.exporters.verification import check as verify
+from edgesmith.models.registry import ImageInput
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+CROP = 0.875
+BITS_PER_SAMPLE = 258
+"""A TIFF's tag."""
+
+HELD_OUT = 4
+LIMIT = 128
+RANDOM = 8
+"""Random inputs: more of them say nothing new."""
+
+WARNING = (
+    "int8 was calibrated on random inputs: its ranges fit noise, and its accuracy on real data is unknown;"
+    " give real ones with --calibration FOLDER_OR_NPZ"
+)
+
+
+NPY = b"\x93NUMPY"
+UNREADABLE = (
+    *(OSError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+    *(ValueError, KeyError, TypeError, OverflowError, SyntaxError, tokenize.TokenError),
+)
+"""What is raised for a file that is no `.npz` or a damaged one, and by NumPy for a header that is no Python literal."""
+
+
+class RandomCalibration(UserWarning):
+    """Nobody gave data to calibrate on."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What int8 is made and judged on.
+
+    Attributes:
+        inputs: to calibrate on, one list of tensors for each call.
+        held_out: to judge on; None for the seeded inputs of verification.
+        described: for the manifest.
+    """
+
+    inputs: list[list[Tensor]]
+    held_out: list[list[Tensor]] | None
+    described: dict[str, Any]
+
+
+def check_path(path: Path) -> None:
+    """Raise BadInput for what is neither a folder nor an `.npz`."""
+    if not path.exists():
+        raise BadInput(f"--calibration: there is no {path}; wanted a folder of images or an .npz")
+    if path.is_file() and path.suffix.lower() != ".npz":
+        raise BadInput(f"--calibration must be a folder of images or an .npz, got the file {path}")
+
+
+def load(
+    path: Path | None, names: Sequence[str], examples: Sequence[Tensor], image: ImageInput | None, dynamic_batch: bool
+) -> Calibration:
+    """Inputs like the examples from a folder or an `.npz`, or random ones without a path.
+
+    Args:
+        names: of the inputs.
+        examples: [B, ...] each.
+        image: how an image becomes the one input, for models that read images.
+
+    Raises:
+        BadInput: a file that cannot be used, or too few of them.
+    """
+    if path is None:
+        seeded = verify.seeded_inputs(examples, None, dynamic_batch, verify.COUNT + RANDOM)
+        return Calibration(
+            seeded[verify.COUNT :],
+            None,
+            {
+                "source": "random",
+                "calls": RANDOM,
+                "held_out": verify.COUNT,
+                "seeds": f"{verify.COUNT} to {verify.COUNT + RANDOM - 1}",
+                "warning": WARNING,
+            },
+        )
+    check_path(path)
+    if path.is_dir():
+        return _from_folder(path, examples, image)
+    return _from_npz(path, names, examples)
+
+
+def _from_folder(path: Path, examples: Sequence[Tensor], image: ImageInput | None) -> Calibration:
+    if image is None:
+        raise BadInput(f"--calibration {path} is a folder of images, and this model reads none; give an .npz")
+    files = sorted(
+        (file for file in path.rglob("*") if file.is_file() and not _is_hidden(file, path)),
+        key=lambda file: file.relative_to(path).as_posix(),
+    )
+    batch = examples[0].shape[0]
+    calls = _calls(len(files), batch, f"{path} holds", "images")
+    used = [file for i in calls for file in files[i * batch : (i + 1) * batch]]
+    digest = hashlib.sha256()
+    samples = []
+    for file in used:
+        content = _read(file)
+        digest.update(f"{file.relative_to(path).as_posix()}\n".encode() + hashlib.sha256(content).digest())
+        samples.append(_pixels(file, content, image, (examples[0].shape[2], examples[0].shape[3])))
+    given = [[torch.from_numpy(np.stack(samples[i : i + batch]))] for i in range(0, len(samples), batch)]
+    facts = {
+        "source": "images",
+        "files": len(files),
+        "preprocessing": f"resized to {1 / CROP:.3g} of the input's size, cropped in the middle, normalised",
+    }
+    return _split(given, facts, digest.hexdigest())
+
+
+def _is_hidden(file: Path, root: Path) -> bool:
+    return any(part.startswith(".") for part in file.relative_to(root).parts)
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise BadInput(
+            f"--calibration: cannot read {file} ({error.strerror}); remove it or give another set"
+        ) from error
+
+
+def _pixels(file: Path, content: bytes, image: ImageInput, size: tuple[int, int]) -> np.ndarray:
+    """An image as the model reads it, [3, H, W] float32."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise BackendMissing("reading images needs pillow, which is not installed: pip install pillow") from error
+    height, width = size
+    try:
+        with Image.open(io.BytesIO(content)) as opened:
+            rgb = _shades(opened, file).convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise BadInput(
+            f"--calibration: {file} is no image that Pillow can read; remove it or give another set"
+        ) from error
+    scale = max(width / CROP / rgb.width, height / CROP / rgb.height)
+    left, top = (rgb.width - width / scale) / 2, (rgb.height - height / scale) / 2
+    middle = (left, top, left + width / scale, top + height / scale)  # or a long thin image would fill the memory
+    cropped = rgb.resize((width, height), Image.Resampling.BICUBIC, box=middle)
+    values = np.asarray(cropped, dtype=np.float32) / 255
+    mean, std = (np.asarray(one, dtype=np.float32) for one in (image.mean, image.std))
+    return np.ascontiguousarray(((values - mean) / std).transpose(2, 0, 1))
+
+
+def _shades(opened: Image.Image, file: Path) -> Image.Image:
+    """An image that Pillow can make RGB of. It cuts wider numbers off at 255, and what they mean is known of some only.
+
+    Pillow drops an image's transparency, as training pipelines do: what is transparent has the colour that is stored.
+    """
+    from PIL import Image
+
+    if opened.mode.startswith("I;16") or (opened.mode == "I" and opened.format in ("PNG", "PPM")):  # both have 16 bits
+        bits = getattr(opened, "tag_v2", {}).get(BITS_PER_SAMPLE, (16,))[0]  # a TIFF's may be 12
+        numbers = np.asarray(opened).astype(np.float32) * (255 / (2**bits - 1))
+        return Image.fromarray(numbers.round().astype(np.uint8))
+    if opened.mode in ("I", "F"):
+        raise BadInput(
+            f"--calibration: {file} must have 8 or 16 bits a channel, got "
+            f"{'floating point' if opened.mode == 'F' else '32-bit integers'}, which have no white; convert it or"
+            " remove it"
+        )
+    return opened
+
+
+def _from_npz(path: Path, names: Sequence[str], examples: Sequence[Tensor]) -> Calibration:
+    content = _read(path)
+    arrays = _arrays(path, content, names)
+    chosen = [_checked(path, name, array, e) for name, array, e in zip(names, arrays, examples, strict=True)]
+    sizes = [len(array) for array in chosen]
+    batches = [example.shape[0] if example.dim() else 1 for example in examples]
+    if len({Fraction(size, batch) for size, batch in zip(sizes, batches, strict=True)}) > 1:
+        counts = ", ".join(
+            f"{name} {size}" + (f" in batches of {batch}" if len(set(batches)) > 1 else "")
+            for name, size, batch in zip(names, sizes, batches, strict=True)
+        )
+        what = "samples" if len(set(batches)) == 1 else "batches"
+        raise BadInput(f"--calibration: every array of {path} must have as many {what} as the others, got {counts}")
+    widest = max(range(len(names)), key=batches.__getitem__)
+    calls = _calls(sizes[widest], batches[widest], f"{path} holds", "samples")
+
+    def tensor(k: int, i: int) -> Tensor:
+        taken = chosen[k][i * batches[k] : (i + 1) * batches[k]] if examples[k].dim() else chosen[k][i]
+        return _as_tensor(taken, examples[k])
+
+    given = [[tensor(k, i) for k in range(len(names))] for i in calls]
+    return _split(given, {"source": "npz", "samples": sizes[widest]}, hashlib.sha256(content).hexdigest())
+
+
+def _arrays(path: Path, content: bytes, names: Sequence[str]) -> list[np.ndarray]:
+    """Each input's array, as it was written. Other arrays of the file are not read."""
+    if content.startswith(NPY):
+        raise BadInput(
+            f"--calibration: {path} is a single array (.npy), wanted an .npz with an array for each input; write it"
+            f" with numpy.savez({path.name!r}, {names[0]}=array)"
+        )
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as opened:
+            found = list(opened.files)
+            arrays = {name: opened[name] for name in names if name in found}
+    except RuntimeError as error:  # zipfile's, of passwords and methods
+        raise BadInput(
+            f"--calibration: {path} is encrypted, or compressed in a way that Python's zipfile does not know; write it"
+            " with numpy.savez"
+        ) from error
+    except MemoryError as error:
+        raise BadInput(f"--calibration: {path} does not fit into memory; give fewer samples") from error
+    except UNREADABLE as error:
+        raise BadInput(f"--calibration: {path} is no .npz of plain arrays; write it with numpy.savez") from error
+    if missing := [name for name in names if name not in arrays]:
+        raise BadInput(
+            f"--calibration: {path} has {', '.join(found) or 'no arrays'}, and the model's inputs are"
+            f" {', '.join(names)}; {', '.join(missing)} is missing"
+        )
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):  # NumPy gives the bytes of what is no array
+            raise BadInput(f"--calibration: {name} in {path} is a file that holds no array; write it with numpy.savez")
+    return [arrays[name] for name in names]
+
+
+def _checked(path: Path, name: str, array: np.ndarray, example: Tensor) -> np.ndarray:
+    """An array whose samples are what an input takes."""
+    wanted = list(example.shape[1:])
+    if not array.ndim or list(array.shape[1:]) != wanted:
+        shape = ", ".join(["N", *map(str, wanted)])
+        raise BadInput(f"--calibration: {name} in {path} must be [{shape}], got {list(array.shape)}")
+    if example.dim() and not example.shape[0]:
+        raise BadInput(f"--calibration: the input {name} has a batch of 0, which no samples fill; leave the option out")
+    kind = "f" if example.is_floating_point() else "b" if example.dtype == torch.bool else "iu"
+    if array.dtype.kind not in kind:
+        words = {"f": "floating point", "b": "booleans", "iu": "integers"}[kind]
+        raise BadInput(f"--calibration: {name} in {path} must be {words}, got {array.dtype}")
+    if kind == "f" and not np.isfinite(array).all():
+        raise BadInput(f"--calibration: {name} in {path} has values that are not finite; remove those samples")
+    if array.size and kind != "b":
+        limits = torch.finfo(example.dtype) if kind == "f" else torch.iinfo(example.dtype)
+        for value in (array.min(), array.max()):
+            if not limits.min <= value.item() <= limits.max:
+                raise BadInput(
+                    f"--calibration: {name} in {path} has {value!s}, and {_dtype(example)} ends at"
+                    f" {limits.max if value > 0 else limits.min}; remove those samples"
+                )
+    return array
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _as_tensor(array: np.ndarray, example: Tensor) -> Tensor:
+    """An array as an input's type has it. PyTorch reads this machine's order of bytes, and at most 64 bits."""
+    dtype = np.dtype(np.float64) if array.dtype.kind == "f" and array.itemsize > 8 else array.dtype.newbyteorder("=")
+    return torch.from_numpy(np.array(array, dtype, order="C")).to(example.dtype)
+
+
+def _calls(count: int, batch: int, where: str, what: str) -> list[int]:
+    """Which batches are used. Raises BadInput for fewer than two."""
+    calls = count // batch
+    if calls < 2:
+        raise BadInput(
+            f"--calibration: {where} {count} {what}; wanted {2 * batch} at least, one batch of {batch} to calibrate on"
+            " and one to judge by"
+        )
+    every = max(1.0, calls / LIMIT)
+    return [int(i * every) for i in range(min(calls, LIMIT))]
+
+
+def _split(given: list[list[Tensor]], facts: dict[str, Any], digest: str) -> Calibration:
+    """Keep every HELD_OUT-th call out, the last one where there are fewer."""
+    every = min(HELD_OUT, len(given))
+    held = list(range(every - 1, len(given), every))
+    if len(held) > verify.COUNT:
+        held = held[:: len(held) // verify.COUNT][: verify.COUNT]
+    out = set(held)
+    rest = [one for i, one in enumerate(given) if i not in out]
+    described = {**facts, "calls": len(rest), "held_out": len(held), "sha256": digest}
+    return Calibration(rest, [given[i] for i in held], described)

@@ -1,0 +1,76 @@
+"""Arithmetic of 16 bits, explicit in the graph: types in the program, not a flag for somebody's converter.
+
+fp16   11 bits of significand, up to 65504
+bf16    8 bits of significand, the range of fp32
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Collection
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from edgesmith.exporters.graph.capture import Program, with_module
+from edgesmith.exporters.graph.edit import add_constant, aten, constant, fork, tidy
+
+HALF_MAX = torch.finfo(torch.float16).max
+
+KINDS = {"fp16": torch.float16, "bf16": torch.bfloat16}
+"""Types of 16 bits by the names of their precisions."""
+
+_NAMES = {kind: name for name, kind in KINDS.items()}
+
+
+def half(program: Program, wide: Collection[str] = (), kind: torch.dtype = torch.float16) -> Program:
+    """The program with weights and arithmetic of 16 bits; inputs, outputs and the nodes in `wide` stay float32.
+
+    A value is cast where it enters or leaves half precision, once, however many nodes read it; between neighbours that
+    are both wide there is no cast. Weights beyond the range of the type become its largest number rather than infinity.
+
+    Args:
+        program: of float32.
+        wide: names of nodes, as `islands.find_wide` finds them.
+        kind: one of `KINDS`.
+    """
+    module = fork(program.module)
+    for node in list(module.graph.nodes):
+        value = node.meta.get("val")
+        if node.op == "output" or not isinstance(value, Tensor) or value.dtype != torch.float32:
+            continue
+        weight = constant(module, node)
+        is_single = weight is not None or node.op == "placeholder" or is_wide(node, wide)
+        others = [user for user in node.users if (user.op == "output" or is_wide(user, wide)) != is_single]
+        if not others:
+            continue
+        if weight is None:
+            new = _cast(module.graph, node, kind if is_single else torch.float32)
+        else:
+            new = add_constant(module, f"{node.target}_{_NAMES[kind]}", round_weight(weight, kind), node)
+        for user in others:
+            user.replace_input_with(node, new)
+    return with_module(program, tidy(module))
+
+
+def is_wide(node: Node, wide: Collection[str]) -> bool:
+    """Whether a node stays float32: it is named, or takes one of the results of a node that is."""
+    if node.target is operator.getitem and isinstance(node.args[0], Node):
+        return is_wide(node.args[0], wide)
+    return node.name in wide
+
+
+def round_weight(weight: Tensor, kind: torch.dtype = torch.float16) -> Tensor:
+    """A weight in a type of 16 bits."""
+    limit = torch.finfo(kind).max
+    return weight.clamp(-limit, limit).to(kind)
+
+
+def _cast(graph: torch.fx.Graph, node: Node, dtype: torch.dtype) -> Node:
+    """A cast of `node`, after it; after all placeholders when it is one."""
+    after = [n for n in graph.nodes if n.op == "placeholder"][-1] if node.op == "placeholder" else node
+    with graph.inserting_after(after):
+        cast = graph.call_function(aten._to_copy.default, (node,), {"dtype": dtype})
+    cast.meta["val"] = node.meta["val"].to(dtype)
+    return cast

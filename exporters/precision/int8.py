@@ -1,0 +1,578 @@
+"""int8, explicit in the graph: which layers, with which ranges, and what stays float by measurement.
+
+    x_q = clamp(round(x / s), -128, 127)    s = the RANGE_PERCENT percentile of |x| / 127       one s a tensor
+    W_q = round(W / s_c)                    s_c = max |W_c| / w                                 one an output channel c
+    y   = f(s x_q, s_c W_q, b')             b' = b - E[f(s x_q, s_c W_q, b) - f(x, W, b)]       bias correction
+
+w is 127, or 63 for runtimes whose kernels add two products in 16 bits. Biases are corrected in order, each for what is
+left after those before. Layers are convolutions and products with constant weights, and a constant bias or none: b'
+cannot stand for a bias that is computed. A value is rounded once, however many layers read it; a sum behind a layer
+reads the rounded value too, so that a residual need only be kept in int8.
+Everything else stays float, and so do the fused ops in FLOAT; layers inside the others are layers like any. Zero points
+are 0, as TensorRT wants it. In the graph these are PyTorch's own operators, `quantized_decomposed`, which torch's ONNX
+exporter writes as QuantizeLinear and DequantizeLinear.
+
+While the outputs miss the wanted SNR on the calibration inputs, what costs most goes back to float, by sensitivity: the
+noise at the outputs that one layer alone makes. Independent noises add up, so how many have to go follows from
+
+    10 log10(signal / (noise - sum of what goes))
+
+and is measured again. Sums save no multiplication and go first; then layers by noise per multiplication; last what
+makes less than an even share of the noise that is allowed.
+
+Sources: Nagel et al., "A White Paper on Neural Network Quantization", arXiv 2106.08295, section 3 (symmetric ranges,
+bias correction); NVIDIA, "Working with Quantized Types", TensorRT documentation (where Q and DQ go).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.ao.quantization.fx import _decomposed as _registers_operators  # noqa: F401  # torch.ops.quantized_decomposed
+from torch.fx import GraphModule, Node
+from torch.utils._pytree import tree_leaves
+
+from edgesmith.errors import BadInput, Unsupported
+from edgesmith.exporters.graph.capture import Program, capture, with_module
+from edgesmith.exporters.graph.edit import (
+    Emitter,
+    add_constant,
+    arguments,
+    aten,
+    constant,
+    fork,
+    operator_name,
+    site,
+    tidy,
+    val,
+)
+from edgesmith.kernels.op import all_ops, find
+
+LEAST, MOST = -128, 127
+RANGE_PERCENT = 99.99
+"""How much of a value's numbers, by magnitude, its range has to hold."""
+
+MARGIN_DB = 1.5
+"""How much better than wanted the outputs have to be on the calibration inputs, since others are what is judged."""
+
+CORRECTION_INPUTS = 8
+"""Inputs over which biases are corrected and the whole is measured; layers alone over SENSITIVITY_INPUTS of them."""
+
+SENSITIVITY_INPUTS = 2
+
+ROUNDS = 6
+"""How often layers may go back to float before the rest is left as it is; verification then says what is missing."""
+
+FLOAT = {
+    "fft_filter": "a filter's spectrum spans too many magnitudes",
+    "lmu_memory": "a memory adds up its own rounding, frame by frame",
+    "lif": "a threshold turns rounding into spikes",
+    "channel_norm": "a norm divides by what would be rounded",
+}
+"""Fused ops that stay float as they are, each with the reason."""
+
+_quantised = torch.ops.quantized_decomposed
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A node that can compute in int8.
+
+    Attributes:
+        data, weight, bias: positions among the node's arguments; bias -1 where the operator has none.
+        axis: of the weight's output channels.
+    """
+
+    node: Node
+    data: int
+    weight: int
+    bias: int
+    axis: int
+
+    @property
+    def value(self) -> Node:
+        """What it reads beside its weight."""
+        read: Node = arguments(self.node)[self.data]
+        return read
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """A program in int8 with what was found out about it.
+
+    Attributes:
+        kept: layers and sums that stay float, by node name, each with the reason in words.
+        layers, sums: how many are int8.
+        snr_db: of the worst output on the calibration inputs, against the program in float; None where equal.
+    """
+
+    program: Program
+    kept: Mapping[str, str]
+    layers: int
+    sums: int
+    snr_db: float | None
+
+
+def quantise(
+    program: Program, inputs: Sequence[Sequence[Tensor]], snr_db: float, largest_weight: int = MOST
+) -> Quantised:
+    """The program with int8 layers; as few of them as the inputs ask for stay float.
+
+    Args:
+        program: rewritten, of float32.
+        inputs: for calibration, one tuple for each call.
+        snr_db: what every output should reach against the same program in float.
+        largest_weight: w above.
+
+    Raises:
+        Unsupported: there is no layer that could be int8.
+        BadInput: the program does not run on an input, such as an index into a table that ends before it.
+    """
+    program = open_fused(program)
+    layers = find_layers(program.module)
+    if not layers:
+        raise Unsupported(
+            "int8 is for convolutions and products with constant float32 weights and no computed bias, and this model"
+            " has none; use --precision fp32"
+        )
+    try:
+        seen = observe(program, layers, inputs, largest_weight)
+    except (IndexError, RuntimeError) as error:
+        raise BadInput(
+            f"--calibration: the model does not run on what it was given ({str(error).partition(chr(10))[0]});"
+            " give samples that it takes"
+        ) from error
+    kept = find_computed_biases(program.module)
+    costs: dict[str, float] | None = None
+    for _ in range(ROUNDS):
+        found = _apply(program, layers, seen, kept, inputs[:CORRECTION_INPUTS])
+        if found.snr_db is None or found.snr_db >= snr_db + MARGIN_DB:
+            break
+        if costs is None:
+            costs = sensitivities(program, layers, seen, inputs[:SENSITIVITY_INPUTS])
+        more = _choose(layers, seen, costs, kept, found.snr_db, snr_db + MARGIN_DB)
+        if not more:
+            break
+        kept |= more
+    return found
+
+
+def open_fused(program: Program) -> Program:
+    """The program with the references of those fused ops in place whose layers can be int8."""
+    references = {op.overload: op.reference for name, op in all_ops().items() if name not in FLOAT}
+    if not any(node.target in references for node in program.module.graph.nodes):
+        return program
+    module = fork(program.module)
+    for node in module.graph.nodes:
+        node.target = references.get(node.target, node.target)
+    module.recompile()
+    return capture(module, program.inputs, program.input_names, program.output_names, program.dynamic_batch)
+
+
+def find_layers(module: GraphModule) -> list[Layer]:
+    """The layers that can be int8, in order: float32, with constant weights that have an axis of output channels."""
+    return [layer for layer in _candidates(module) if not _has_computed_bias(module, layer)]
+
+
+def find_computed_biases(module: GraphModule) -> dict[str, str]:
+    """What would be a layer but for a bias that is no constant, by node name, each with the reason to stay float."""
+    return {
+        layer.node.name: f"{operator_name(layer.node).removeprefix('aten.')} at {site(layer.node)} has a computed bias"
+        for layer in _candidates(module)
+        if _has_computed_bias(module, layer)
+    }
+
+
+def _has_computed_bias(module: GraphModule, layer: Layer) -> bool:
+    bias = arguments(layer.node)[layer.bias] if layer.bias >= 0 else None
+    return bias is not None and constant(module, bias) is None
+
+
+def _candidates(module: GraphModule) -> Iterator[Layer]:
+    """Layers, whatever their bias."""
+    for node in module.graph.nodes:
+        for data, weight, bias, axis in _places(node):
+            given = arguments(node)
+            numbers = constant(module, given[weight])
+            read = given[data]
+            if numbers is None or numbers.dtype != torch.float32 or not numbers.numel():
+                continue
+            if isinstance(read, Node) and constant(module, read) is None and val(read).dtype == torch.float32:
+                yield Layer(node, data, weight, bias, axis)
+                break
+
+
+def _places(node: Node) -> list[tuple[int, int, int, int]]:
+    """Where an operator may have its data, weight, bias and output channels: one way or several."""
+    if node.target in (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default):
+        return [(0, 1, 2, 0)]
+    if node.target is aten.convolution.default and not arguments(node)[6]:
+        return [(0, 1, 2, 0)]
+    if node.target is aten.linear.default:
+        return [(0, 1, 2, 0)]
+    if node.target is aten.addmm.default and arguments(node)[3:] == (1, 1):
+        return [(1, 2, 0, 1)]
+    if node.target in (aten.matmul.default, aten.mm.default):
+        a, b = (val(side).dim() for side in arguments(node))
+        return ([(0, 1, -1, 1)] if b == 2 and a >= 2 else []) + ([(1, 0, -1, 0)] if a == 2 and b >= 2 else [])
+    return []
+
+
+def find_sums(layers: Sequence[Layer]) -> dict[Node, list[tuple[Node, int]]]:
+    """Of every value that layers read, the sums behind layers that read it too, each with the position."""
+    behind = {layer.node for layer in layers}
+    found: dict[Node, list[tuple[Node, int]]] = {}
+    for value in dict.fromkeys(layer.value for layer in layers):
+        for user in value.users:
+            if user.target is not aten.add.Tensor or len(user.args) < 2 or user.kwargs:
+                continue
+            for i in (0, 1):
+                other = user.args[1 - i]
+                if user.args[i] is value and other in behind and val(user).shape == val(value).shape:
+                    found.setdefault(value, []).append((user, i))
+    return found
+
+
+class Histogram:
+    """How often a value's magnitudes occur, over any number of tensors. Zeros do not count.
+
+    The width of the bins is a power of two, and doubles when a magnitude lies beyond them, so that no count moves. Of a
+    large tensor SAMPLES numbers are counted, evenly spread: with all of them calibration takes twice as long.
+    """
+
+    BINS = 4096
+    SAMPLES = 2**16
+
+    def __init__(self) -> None:
+        self.counts = torch.zeros(self.BINS, dtype=torch.int64)
+        self.width = 0.0
+
+    def add(self, value: Tensor) -> None:
+        step = max(1, value.numel() // self.SAMPLES)
+        while math.gcd(step, value.numel()) > 1:  # or it would see some columns of a map more often than others
+            step += 1
+        sizes = value.detach().flatten()[::step].abs().nan_to_num(0.0, 0.0, 0.0)
+        peak = float(sizes.max()) if sizes.numel() else 0.0
+        if not peak:
+            return
+        self.width = self.width or 2.0 ** math.ceil(math.log2(peak / self.BINS))
+        while peak > self.BINS * self.width:
+            self.counts = torch.cat((self.counts.reshape(-1, 2).sum(1), torch.zeros_like(self.counts[::2])))
+            self.width *= 2
+        self.counts += torch.histc(sizes, self.BINS, 0, self.BINS * self.width).long()
+        self.counts[0] -= int((sizes == 0).sum())
+
+    def percentile(self, per_cent: float) -> float:
+        """The smallest edge of a bin below which that share of the magnitudes lies; 0 where there were only zeros."""
+        total = int(self.counts.sum())
+        if not total:
+            return 0.0
+        needed = math.ceil(total * per_cent / 100)
+        index = int(torch.searchsorted(self.counts.cumsum(0), needed))
+        return (index + 1) * self.width
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a program met in float over the calibration inputs.
+
+    Attributes:
+        scales: of every value that a layer reads.
+        macs: multiplications of every layer, by node name.
+        means: of every layer's output by channel, over CORRECTION_INPUTS.
+        outputs: for each of these inputs.
+        largest_weight: as an integer.
+    """
+
+    scales: Mapping[Node, float]
+    macs: Mapping[str, int]
+    means: Mapping[Node, Tensor]
+    outputs: Sequence[Sequence[Tensor]]
+    largest_weight: int
+
+
+def observe(
+    program: Program, layers: Sequence[Layer], inputs: Sequence[Sequence[Tensor]], largest_weight: int = MOST
+) -> Seen:
+    """Run a program in float: ranges over all inputs, means of outputs over the first few."""
+    macs: dict[str, int] = {}
+    outputs: list[list[Tensor]] = []
+    histograms = {layer.value: Histogram() for layer in layers}
+    by_node = {layer.node: layer for layer in layers}
+    sums: dict[Node, list[Tensor]] = {}
+    for i, given in enumerate(inputs):
+        for node, (value,) in _walk(program.module, [given]):
+            if node in histograms:
+                histograms[node].add(value)
+            if node in by_node and i < CORRECTION_INPUTS:
+                layer = by_node[node]
+                weight = constant(program.module, arguments(node)[layer.weight])
+                assert weight is not None
+                macs[node.name] = value.numel() * weight.numel() // weight.shape[layer.axis]
+                sums.setdefault(node, []).append(_by_channel(layer, value))
+            if node.op == "output" and i < CORRECTION_INPUTS:
+                outputs.append([y.double() for y in tree_leaves(value)])
+    scales = {node: _scale(histogram.percentile(RANGE_PERCENT)) for node, histogram in histograms.items()}
+    means = {node: torch.stack(parts).mean(0) for node, parts in sums.items()}
+    return Seen(scales, macs, means, outputs, largest_weight)
+
+
+def _scale(limit: float) -> float:
+    """The scale of a range, as a float32 has it; 1 for what was always zero."""
+    return float(torch.tensor(limit / MOST)) if limit / MOST > torch.finfo(torch.float32).tiny else 1.0
+
+
+def _channel_axis(layer: Layer, value: Tensor) -> int:
+    """Where a layer's output has its channels: the second axis of maps, the last but one or the last of products."""
+    if layer.node.target in (aten.linear.default, aten.addmm.default):
+        return value.dim() - 1
+    if layer.bias < 0:
+        return value.dim() - 1 if layer.axis else value.dim() - 2
+    return 1 if value.dim() == val(arguments(layer.node)[layer.weight]).dim() else 0  # a convolution without a batch
+
+
+def _by_channel(layer: Layer, value: Tensor) -> Tensor:
+    """The mean of every output channel."""
+    axis = _channel_axis(layer, value)
+    return value.mean([i for i in range(value.dim()) if i != axis]).double()
+
+
+def _walk(module: GraphModule, given: Sequence[Sequence[Tensor]]) -> Iterator[tuple[Node, list[Any]]]:
+    """Every node's value for several calls at once, in order. A caller may change the list that it gets."""
+    values: dict[Node, list[Any]] = {}
+    last = {source: node for node in module.graph.nodes for source in node.all_input_nodes}
+    placeholders = iter(range(len(given[0])))
+    with torch.no_grad():
+        for node in module.graph.nodes:
+            if node.op == "placeholder":
+                i = next(placeholders)
+                values[node] = [one[i] for one in given]
+            elif node.op == "get_attr":
+                values[node] = [constant(module, node)] * len(given)
+            else:
+                values[node] = [_call(node, {n: values[n][i] for n in node.all_input_nodes}) for i in range(len(given))]
+            yield node, values[node]
+            for source in node.all_input_nodes:
+                if last[source] is node:
+                    del values[source]
+
+
+def _call(node: Node, values: Mapping[Node, Any]) -> Any:
+    """What a node makes of its operands' values; of the output node, what the program returns."""
+    args, kwargs = torch.fx.map_arg((node.args, node.kwargs), values.__getitem__)
+    if node.op == "output":
+        return args[0]
+    assert callable(node.target)
+    op = find(node.target)
+    return (op.reference if op is not None else node.target)(*args, **kwargs)
+
+
+def _apply(
+    program: Program,
+    layers: Sequence[Layer],
+    seen: Seen,
+    kept: Mapping[str, str],
+    inputs: Sequence[Sequence[Tensor]],
+) -> Quantised:
+    """Quantise all but what is kept, correct the biases, and measure."""
+    module = fork(program.module)
+    twins = dict(zip(program.module.graph.nodes, module.graph.nodes, strict=True))
+    chosen = [layer for layer in layers if layer.node.name not in kept]
+    rounded: dict[Node, Node] = {}
+    for value in dict.fromkeys(layer.value for layer in chosen):
+        rounded[value] = _round_value(module, twins[value], seen.scales[value])
+    corrected: dict[Node, tuple[Layer, Tensor]] = {}
+    for layer in chosen:
+        node = twins[layer.node]
+        weight = _round_weight(module, node, layer, seen.largest_weight)
+        args = list(arguments(node))
+        args[layer.data], args[layer.weight] = rounded[layer.value], weight
+        node.args, node.kwargs = _by_kind(node, args)
+        corrected[node] = layer, seen.means[layer.node]
+    count = 0
+    for value, readers in find_sums(chosen).items():
+        for reader, i in readers:
+            if reader.name not in kept:
+                twins[reader].update_arg(i, rounded[value])
+                count += 1
+    outputs: list[list[Tensor]] = []
+    biases: dict[Node, Tensor] = {}
+    for node, values in _walk(module, inputs):
+        if node in corrected:
+            layer, mean = corrected[node]
+            wrong = torch.stack([_by_channel(layer, value) for value in values]).mean(0) - mean
+            if layer.bias >= 0:
+                axis = _channel_axis(layer, values[0])
+                shift = wrong.float().reshape(-1, *[1] * (values[0].dim() - 1 - axis))
+                values[:] = [value - shift for value in values]
+                old = constant(module, arguments(node)[layer.bias])
+                biases[node] = (old if old is not None else torch.zeros_like(mean)).double() - wrong
+        if node.op == "output":
+            outputs = [[y.double() for y in tree_leaves(value)] for value in values]
+    for node, bias in biases.items():
+        layer, _ = corrected[node]
+        name = f"{arguments(node)[layer.weight].meta['weight']}_bias"
+        node.update_arg(layer.bias, add_constant(module, name, bias.float(), node))
+    snr = _snr_db(seen.outputs, outputs)
+    return Quantised(with_module(program, tidy(module)), dict(kept), len(chosen), count, snr)
+
+
+def _by_kind(node: Node, values: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """All arguments of an operator, as `arguments` has them, apart: those by position and those by keyword only."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    named = list(zip(node.target._schema.arguments, values, strict=True))
+    by_position = tuple(value for argument, value in named if not argument.kwarg_only)
+    return by_position, {argument.name: value for argument, value in named if argument.kwarg_only}
+
+
+def _round_value(module: GraphModule, node: Node, scale: float) -> Node:
+    """A value as int8 holds it, after the node that makes it; after all placeholders when it is one."""
+    after = [n for n in module.graph.nodes if n.op == "placeholder"][-1] if node.op == "placeholder" else node
+    emit = Emitter(module, after.next)
+    emit.source = node
+    numbers = emit(_quantised.quantize_per_tensor.default, node, scale, 0, LEAST, MOST, torch.int8)
+    return emit(_quantised.dequantize_per_tensor.default, numbers, scale, 0, LEAST, MOST, torch.int8)
+
+
+def _round_weight(module: GraphModule, node: Node, layer: Layer, largest: int) -> Node:
+    """A layer's weight as int8 numbers with a scale for each output channel."""
+    read = arguments(node)[layer.weight]
+    weight = constant(module, read)
+    assert weight is not None
+    numbers, scales = round_weight(weight, layer.axis, largest)
+    emit = Emitter(module, node)
+    name = str(read.target)
+    held = emit.constant(f"{name}_int8", numbers)
+    factors = emit.constant(f"{name}_scale", scales)
+    zeros = emit.constant(f"{name}_zero", torch.zeros_like(scales, dtype=torch.int8))
+    made = emit(_quantised.dequantize_per_channel.default, held, factors, zeros, layer.axis, LEAST, MOST, torch.int8)
+    made.meta["weight"] = name
+    return made
+
+
+def round_weight(weight: Tensor, axis: int, largest: int = MOST) -> tuple[Tensor, Tensor]:
+    """int8 numbers of a weight's shape and float32 scales [C], C the channels along `axis`."""
+    peaks = weight.movedim(axis, 0).flatten(1).abs().amax(1)
+    scales = torch.where(peaks > 0, peaks / largest, torch.ones_like(peaks)).clamp(min=torch.finfo(torch.float32).tiny)
+    broadcast = scales.reshape([-1 if i == axis else 1 for i in range(weight.dim())])
+    return (weight / broadcast).round().clamp(-largest, largest).to(torch.int8), scales
+
+
+def _snr_db(reference: Sequence[Sequence[Tensor]], outputs: Sequence[Sequence[Tensor]]) -> float | None:
+    """Of the worst output; None where all are equal."""
+    ratios = [_ratio(*pair) for pair in zip(_power(reference), _noise(reference, outputs), strict=True)]
+    worst = min(ratios)
+    return None if worst == math.inf else worst
+
+
+def _ratio(signal: float, noise: float) -> float:
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal > 0 and math.isfinite(noise) else -math.inf
+
+
+def _power(outputs: Sequence[Sequence[Tensor]]) -> list[float]:
+    return [sum(float(y.square().sum()) for y in each) for each in zip(*outputs, strict=True)]
+
+
+def _noise(reference: Sequence[Sequence[Tensor]], outputs: Sequence[Sequence[Tensor]]) -> list[float]:
+    pairs = zip(zip(*reference, strict=True), zip(*outputs, strict=True), strict=True)
+    return [sum(float((z - y).square().sum()) for y, z in zip(*pair, strict=True)) for pair in pairs]
+
+
+def sensitivities(
+    program: Program, layers: Sequence[Layer], seen: Seen, inputs: Sequence[Sequence[Tensor]]
+) -> dict[str, float]:
+    """By node name, the noise that a layer or a sum alone makes at the outputs, relative to the signal: of the worst.
+
+    Everything else stays float, so that only what is behind it has to be computed again.
+    """
+    found: dict[str, float] = {}
+    sums = [(reader, i) for readers in find_sums(layers).values() for reader, i in readers]
+    for j, given in enumerate(inputs):
+        values = {node: value for node, (value,) in _walk(program.module, [given])}
+        signal = _power(seen.outputs[j : j + 1])
+        rounded: dict[Node, Tensor] = {}
+        for layer in layers:
+            if layer.value not in rounded:
+                rounded[layer.value] = _as_int8(values[layer.value], seen.scales[layer.value])
+
+        def noise(node: Node, given: Sequence[Any], values: dict[Node, Any] = values, j: int = j) -> float:
+            args, kwargs = torch.fx.map_arg(_by_kind(node, given), values.__getitem__)
+            made = node.target(*args, **kwargs)  # type: ignore[operator]
+            outputs = _behind(program.module, node, made, values)
+            relative = zip(_noise(seen.outputs[j : j + 1], [outputs]), signal, strict=True)  # noqa: B023
+            return max(n / s if s else 0.0 for n, s in relative)
+
+        with torch.no_grad():
+            for layer in layers:
+                args: list[Any] = list(arguments(layer.node))
+                weight = values[args[layer.weight]]
+                numbers, scales = round_weight(weight, layer.axis, seen.largest_weight)
+                broadcast = [-1 if i == layer.axis else 1 for i in range(weight.dim())]
+                args[layer.data], args[layer.weight] = rounded[layer.value], numbers * scales.reshape(broadcast)
+                found[layer.node.name] = found.get(layer.node.name, 0.0) + noise(layer.node, args)
+            for reader, i in sums:
+                args = list(arguments(reader))
+                args[i] = rounded[args[i]]
+                found[reader.name] = found.get(reader.name, 0.0) + noise(reader, args)
+    return {name: value / len(inputs) for name, value in found.items()}
+
+
+def _as_int8(value: Tensor, scale: float) -> Tensor:
+    return (value / scale).round().clamp(LEAST, MOST) * scale
+
+
+def _behind(module: GraphModule, start: Node, value: Tensor, values: Mapping[Node, Any]) -> list[Tensor]:
+    """The outputs when one node has another value."""
+    changed: dict[Node, Any] = {start: value}
+    result: Any = None
+    waiting = False
+    for node in module.graph.nodes:
+        if node is start:
+            waiting = True
+        elif waiting and any(source in changed for source in node.all_input_nodes):
+            made = _call(node, {n: changed.get(n, values.get(n)) for n in node.all_input_nodes})
+            changed[node] = made
+            if node.op == "output":
+                result = made
+    return [y.double() for y in tree_leaves(values[module.graph.output_node()] if result is None else result)]
+
+
+def _choose(
+    layers: Sequence[Layer],
+    seen: Seen,
+    costs: Mapping[str, float],
+    kept: Mapping[str, str],
+    now_db: float,
+    wanted_db: float,
+) -> dict[str, str]:
+    """What else has to be float, with the reasons, until the rest should be good enough.
+
+    What makes less than its even share of the noise that is allowed comes last, since little would be gained.
+    """
+    chosen = [layer for layer in layers if layer.node.name not in kept]
+    sums = [reader for readers in find_sums(chosen).values() for reader, _ in readers if reader.name not in kept]
+    ordered = sorted(dict.fromkeys(sums), key=lambda node: -costs[node.name])
+    ordered += sorted((layer.node for layer in chosen), key=lambda node: -costs[node.name] / seen.macs[node.name])
+    noise = 10 ** (-now_db / 10) if math.isfinite(now_db) else math.inf
+    allowed = 10 ** (-wanted_db / 10)
+    alone = sum(costs[node.name] for node in ordered)
+    factor = noise / alone if alone and math.isfinite(noise) else 1.0
+    share = allowed / max(len(ordered), 1)
+    ordered.sort(key=lambda node: costs[node.name] * factor <= share)
+    found: dict[str, str] = {}
+    for node in ordered:
+        if noise <= allowed:
+            break
+        noise -= costs[node.name] * factor
+        found[node.name] = (
+            f"{operator_name(node).removeprefix('aten.')} at {site(node)} alone leaves"
+            f" {-10 * math.log10(max(costs[node.name], 1e-30)):.1f} dB"
+        )
+    return found

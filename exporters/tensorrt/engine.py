@@ -1,0 +1,394 @@
+"""TensorRT's engine files without TensorRT: what headers, builders and inspectors say, and which devices they fit.
+
+    bytes  0..3    "vtrt" TensorRT-RTX; "ftrt" TensorRT
+          16..23   length of the file (TensorRT-RTX)
+          24..27   version: 1, 7, 1, 116 of TensorRT-RTX, 10, 3, 0, 26 of TensorRT
+          32..39   compute capabilities that it loads on, a bit each, in the order of `CAPABILITIES` (TensorRT-RTX)
+
+NVIDIA documents none of it. TensorRT-RTX's fields were told apart by building the same network for each capability and
+for several, with TensorRT-RTX 1.7.1.116; little endian. Where TensorRT has its version, its maintainers say in
+github.com/NVIDIA/TensorRT/issues/3073. Builder flags leave no trace in a header, nor does TensorRT's GPU, so those are
+in the manifest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import re
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgesmith.errors import BackendMissing, BadInput, Unsupported
+from edgesmith.exporters.tensorrt.kit import KIT, read_kit
+from edgesmith.exporters.tensorrt.kit import build as board
+from edgesmith.exporters.tensorrt.kit.build import NO_VALUE, nodes_of, precision_of, summarise
+from edgesmith.profiles import device as devices
+from edgesmith.profiles.device import DeviceProfile
+
+if TYPE_CHECKING:
+    from edgesmith.exporters.artifact import Artifact
+
+__all__ = ["NO_VALUE", "summarise"]
+
+CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+"""Compute capabilities that TensorRT-RTX builds for, by their bits in a header."""
+
+AMPERE = (8, 0)
+"""The oldest compute capability that hardware compatible engines are for."""
+
+LAYERS = "layers.json"
+"""Beside an engine: what the builder said of it."""
+
+RTX, FULL = "TensorRT-RTX", "TensorRT"
+_MAGIC = {b"vtrt": RTX, b"ftrt": FULL}
+_HEADER_BYTES = 64
+
+
+@dataclass(frozen=True)
+class Header:
+    """What an engine says of itself.
+
+    Attributes:
+        version: of what built it.
+        compute_capabilities: on which it loads; empty where the header does not say, as TensorRT's do not.
+        bytes: length of the file.
+        made_by: `TensorRT-RTX` or `TensorRT`.
+    """
+
+    version: str
+    compute_capabilities: tuple[str, ...]
+    bytes: int
+    made_by: str = RTX
+
+
+def read_header(path: Path) -> Header:
+    """The header of an engine file. Raises Unsupported where the file is none, or is cut short."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEADER_BYTES)
+        size = path.stat().st_size
+    except OSError as error:
+        raise BadInput(f"cannot read {path} ({error.strerror}); wanted an engine of TensorRT-RTX") from error
+    made_by = _MAGIC.get(head[:4])
+    if len(head) < _HEADER_BYTES or made_by is None:
+        raise Unsupported(
+            f"{path.name} is no engine of TensorRT-RTX or TensorRT: it begins with {head[:4]!r}, not b'vtrt' or b'ftrt'"
+        )
+    version = ".".join(map(str, head[24:28]))
+    if made_by == FULL:
+        return Header(version, (), size, made_by)
+    (length,) = struct.unpack_from("<Q", head, 16)
+    if length != size:
+        raise Unsupported(
+            f"{path.name} is damaged: its header says {length} bytes, the file has {size}; export it again"
+        )
+    (bits,) = struct.unpack_from("<Q", head, 32)
+    known = tuple(capability for i, capability in enumerate(CAPABILITIES) if bits >> i & 1)
+    return Header(version, known, length)
+
+
+def fits(compute_capabilities: Sequence[str], hardware_compatible: bool = False) -> list[DeviceProfile]:
+    """The devices whose GPU takes an engine for some compute capabilities.
+
+    Args:
+        hardware_compatible: built for every GPU from SM 8.0 on, which TensorRT does not do for and on JetPack; NVIDIA's
+            documentation of TensorRT, Hardware Compatibility.
+    """
+    found = [d for d in devices.all_devices().values() if d.cuda and d.cuda.compute_capability]
+    return [d for d in found if _takes(d, compute_capabilities, hardware_compatible)]
+
+
+def _takes(profile: DeviceProfile, compute_capabilities: Sequence[str], hardware_compatible: bool) -> bool:
+    cuda = profile.cuda
+    if cuda is None or not cuda.compute_capability:
+        return False
+    is_wide = hardware_compatible and cuda.jetpack is None and bool(compute_capabilities)
+    return cuda.compute_capability in compute_capabilities or (
+        is_wide and min(map(_parts, (*compute_capabilities, cuda.compute_capability))) >= AMPERE
+    )
+
+
+def _parts(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")[:2]))
+
+
+def ahead() -> list[DeviceProfile]:
+    """The devices that engines can be built for here."""
+    return [d for d in devices.all_devices().values() if d.cuda and d.cuda.engines == "ahead"]
+
+
+def inspect(path: str | Path, device: str | None = None) -> dict[str, Any]:
+    """What there is to say of an engine, a kit, or an inspector's JSON, by `kind`.
+
+    engine   its header and, where it is an artifact's, its manifest, and what it can load on
+    kit      what a board builds of it, and with which TensorRT
+    layers   what `trtexec --exportLayerInfo` wrote, of any TensorRT, in the form of `layers.json`, and as counts
+
+    Args:
+        path: an engine, an inspector's JSON, or the folder of an artifact.
+        device: a name from `profiles/` that an engine must be able to load on.
+
+    Raises:
+        BadInput: there is no such file, its manifest is damaged, or the device cannot load it.
+        BackendMissing: the device is this machine's GPU, and there is nothing that finds it.
+        Unsupported: the file is neither an engine nor an inspector's JSON.
+    """
+    from edgesmith.exporters import artifact as artifacts  # which imports numpy, and listing targets must not
+
+    given = Path(path)
+    if given.suffix == ".json" and given.is_file():
+        return {"kind": "layers", "path": str(given), **_inspect_layers(given)}
+    if given.is_dir() and (given / KIT).is_file():
+        return _inspect_kit(given, device)
+    if given.is_dir():
+        given = artifacts.read(given).file
+    header = read_header(given)
+    try:
+        artifact = artifacts.read(given)
+    except BadInput:  # an engine by itself
+        artifact = None
+    if artifact and (artifact.target != "tensorrt" or artifact.file.resolve() != given.resolve()):
+        artifact = None
+    told = _told(artifact) if artifact else {}
+    capabilities = header.compute_capabilities or tuple(told.get("compute_capabilities", ()))
+    flags = told.get("flags", {})
+    found = _loading(header, capabilities, flags)
+    if device is not None:
+        _refuse_other(given, header, capabilities, devices.get(device), flags)
+    described: dict[str, Any] = {
+        "kind": "engine",
+        "path": str(given),
+        **asdict(header),
+        "compute_capabilities": list(capabilities),
+        "devices": [profile.name for profile in found],
+    }
+    if artifact is None:
+        return described
+    return {
+        **described,
+        "model": artifact.model,
+        "precision": artifact.precision,
+        "changed": [change for change in artifacts.changed_files(artifact) if change.startswith(given.name)],
+        **{key: value for key, value in told.items() if key not in described},
+    }
+
+
+TOLD: dict[str, type | tuple[type, ...]] = {
+    "compute_capabilities": list,
+    "flags": dict,
+    "layers": dict,
+    "precisions": dict,
+    "types": dict,
+    "synchronisations": int,
+    **dict.fromkeys(board.MEMORY, (int, type(None))),
+    "warnings": list,
+}
+"""What a manifest has of an engine, and of which type; without the first two nobody knows what it loads on."""
+
+
+def _told(artifact: Artifact) -> dict[str, Any]:
+    """What a manifest says of its engine. Raises BadInput where that is not what it must be."""
+    told = artifact.manifest.get("engine")
+    if not isinstance(told, dict):
+        raise BadInput(f"{artifact.path / 'manifest.json'} says nothing of the engine; build or export it again")
+    wrong = [key for key in ("compute_capabilities", "flags") if key not in told]
+    wrong += [key for key, kind in TOLD.items() if key in told and not isinstance(told[key], kind)]
+    if not wrong and not all(isinstance(one, str) for one in told["compute_capabilities"]):
+        wrong.append("compute_capabilities")
+    if not wrong and "layers" in told and not {"network", "engine"} <= told["layers"].keys():
+        wrong.append("layers")
+    if wrong:
+        raise BadInput(
+            f"{artifact.path / 'manifest.json'} is damaged: the engine's {wrong[0]} are missing or not what edgesmith"
+            " writes; build or export it again"
+        )
+    return told
+
+
+def _inspect_kit(folder: Path, device: str | None) -> dict[str, Any]:
+    """What a kit's kit.json says, and what was built of it beside it."""
+    from edgesmith.exporters import artifact as artifacts
+
+    kit, artifact = read_kit(folder), artifacts.read(folder)
+    shown = ("model", "device", "precision", "board", "flags", "operators", "thresholds")
+    lacking = [key for key in shown if key not in kit]
+    if lacking:
+        raise BadInput(f"{folder / KIT} is damaged: it has no {lacking[0]}; export the model again")
+    if device is not None and device != kit["device"]:
+        raise BadInput(f"{folder.name} is a kit for {kit['device']}, not for {device}; export with --device {device}")
+    built = folder / BUILT
+    return {
+        "kind": "kit",
+        "path": str(folder),
+        **{key: kit[key] for key in shown},
+        "changed": artifacts.changed_files(artifact),
+        **({"engine": inspect(built)} if built.is_dir() else {}),
+    }
+
+
+BUILT = "engine"
+"""The folder in a kit with the engine that was built of it on this machine."""
+
+
+def _inspect_layers(path: Path) -> dict[str, Any]:
+    """An inspector's JSON as layers and as counts."""
+    try:
+        information = json.loads(path.read_text(encoding="utf-8"))
+        layers = board.read_inspector(information)
+        tensors = board.tensors_of(information)
+    except (OSError, ValueError) as error:
+        raise Unsupported(
+            f"{path.name} is no inspector's JSON ({error}); wanted what trtexec --exportLayerInfo writes"
+        ) from error
+    report = board.condense((), None, layers)
+    counts = summarise(report)
+    return {
+        "tensors": tensors,
+        **{key: counts[key] for key in ("precisions", "types", "synchronisations")},
+        "layers": layers,
+    }
+
+
+def _refuse_other(
+    path: Path, header: Header, capabilities: Sequence[str], profile: DeviceProfile, flags: Mapping[str, Any]
+) -> None:
+    """Raise BadInput where a device cannot load an engine, with the devices that can."""
+    if not capabilities:
+        raise BadInput(
+            f"{path.name} does not say which GPU it is built for, and there is no manifest beside it; TensorRT's"
+            " engines load on the kind of GPU that built them"
+        )
+    is_wide = bool(flags.get("hardware_compatible"))
+    found = _loading(header, capabilities, flags)
+    has = profile.cuda.tensorrt if profile.cuda else None
+    if profile.cuda and profile.cuda.engines == "here":
+        profile, has = _this_machine(path, profile, capabilities, header.made_by)
+    if not _takes(profile, capabilities, is_wide):
+        own = f"SM {profile.cuda.compute_capability}" if profile.cuda else "without an NVIDIA GPU"
+        names = ", ".join(device.name for device in found) or "no device that is known here"
+        wide = ", and for every GPU from SM 8.0 on but a Jetson's," if is_wide else ""
+        raise BadInput(
+            f"{path.name} is built for {sm(capabilities)}{wide} and {profile.title} is {own}; it fits {names}"
+        )
+    if header.made_by == RTX and profile.cuda and profile.cuda.engines == "on the board":
+        raise BadInput(f"{path.name} is TensorRT-RTX's, and {profile.title} has TensorRT; build a kit on it")
+    if header.made_by == FULL and has and not _loads(header.version, has, bool(flags.get("version_compatible"))):
+        later = ", for later TensorRTs of the same major version too," if flags.get("version_compatible") else ""
+        by = f" ({profile.system})" if profile.cuda and profile.cuda.jetpack else ""
+        raise BadInput(
+            f"{path.name} is built by TensorRT {header.version}{later} and {profile.title} has {has}{by};"
+            " build its kit there"
+        )
+
+
+def _loading(header: Header, capabilities: Sequence[str], flags: Mapping[str, Any]) -> list[DeviceProfile]:
+    """The devices that can load an engine: their GPU takes it, and their TensorRT, where their system fixes that."""
+    is_later = bool(flags.get("version_compatible"))
+    fixed = {d.name: d.cuda.tensorrt for d in devices.all_devices().values() if d.cuda and header.made_by == FULL}
+    return [
+        d
+        for d in fits(capabilities, bool(flags.get("hardware_compatible")))
+        if not (has := fixed.get(d.name)) or _loads(header.version, has, is_later)
+    ]
+
+
+def _loads(built_by: str, has: str, version_compatible: bool) -> bool:
+    """Whether a TensorRT loads what another one has built: its own, or what an earlier one has built to that end.
+
+    >>> _loads("10.0.1.6", "10.3", True), _loads("10.13.0.35", "10.3", True), _loads("10.0.1.6", "10.3", False)
+    (True, False, False)
+    """
+    built, own = _parts(built_by), _parts(has)
+    return built == own or (version_compatible and built[0] == own[0] and built < own)
+
+
+def _this_machine(
+    path: Path, profile: DeviceProfile, capabilities: Sequence[str], made_by: str
+) -> tuple[DeviceProfile, str | None]:
+    """The profile of this machine with the GPU that CUDA finds, and its TensorRT, where it is a module here.
+
+    Raises:
+        BackendMissing: nothing here can be asked.
+    """
+    assert profile.cuda is not None
+    try:
+        own = board.Cuda().compute_capability()
+    except board.Refusal as refusal:
+        raise BackendMissing(
+            f"{path.name} is built for {sm(capabilities)}, and which GPU this machine has cannot be found: {refusal}"
+        ) from refusal
+    has = None
+    if made_by == FULL:
+        with contextlib.suppress(ImportError, AttributeError):
+            has = str(importlib.import_module("tensorrt").__version__)
+    return replace(profile, cuda=replace(profile.cuda, compute_capability=own)), has
+
+
+def sm(compute_capabilities: Sequence[str]) -> str:
+    """`SM 8.6`, or several."""
+    return "SM " + ", ".join(compute_capabilities)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of an engine.
+
+    Attributes:
+        type: of kernel, in the builder's words.
+        precision: of its first output, such as `fp16`; `none` where it has none.
+        nodes: of the ONNX file, that became part of it.
+    """
+
+    name: str
+    type: str
+    precision: str
+    nodes: tuple[str, ...]
+
+
+def condense(log: Sequence[tuple[str, str]], network_layers: int) -> dict[str, Any]:
+    """A build log as data: layers before and after fusion, memory, warnings. What the log does not say is None.
+
+    Args:
+        log: (severity, message), with detailed profiling; TensorRT-RTX 1.7 lists the layers in one message.
+        network_layers: of the network that was built.
+    """
+    listed = next((message for _, message in log if message.startswith("Layers:")), "")
+    layers = [asdict(_layer(line)) for line in listed.splitlines() if line.startswith("Name: ")]
+    return board.condense(log, network_layers, layers)
+
+
+def _layer(line: str) -> Layer:
+    name, _, rest = line.removeprefix("Name: ").partition(", LayerType: ")
+    kind = rest.partition(",")[0]
+    outputs = rest.partition("Outputs: [")[2].partition("TacticName:")[0]
+    found = re.search(r"Datatype: (\w+)", outputs)
+    return Layer(name, kind, precision_of(found[1]) if found else NO_VALUE, tuple(nodes_of(rest)))
+
+
+def write_layers(folder: Path, report: dict[str, Any]) -> None:
+    """Keep a condensed log beside the engine."""
+    (folder / LAYERS).write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_layers(folder: Path) -> dict[str, Any]:
+    """What `write_layers` kept."""
+    report: dict[str, Any] = json.loads((folder / LAYERS).read_text(encoding="utf-8"))
+    return report
+
+
+def refusal(log: Sequence[tuple[str, str]]) -> tuple[str, str]:
+    """Why a builder made no engine: the node, empty where it does not say, and the cause without places in its source.
+
+    >>> refusal([("ERROR", "Myelin ([p.cpp:3: f] Cannot compile operation 'a/Gemm_1' for Turing: no GEMM. In g at h)")])
+    ('a/Gemm_1', 'no GEMM')
+    """
+    errors = [message for severity, message in log if severity in ("ERROR", "INTERNAL_ERROR")]
+    message = errors[0] if errors else "it says nothing"
+    node = re.search(r"'([^']+)'|\{ForeignNode\[([^\]]+)\]\}", message)
+    cause = message.split(" In ")[0].strip().splitlines()[0].rsplit(": ", 1)[-1].rstrip(" .)")
+    return (node[1] or node[2]) if node else "", cause

@@ -1,0 +1,136 @@
+"""The commands about devices that may be far away: `devices` and `estimate`. Neither measures anything."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from edgesmith.bench.estimation.estimate import Estimate
+    from edgesmith.profiles.device import DeviceProfile
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+
+
+def devices(as_json: Json = False) -> None:
+    """List the devices: what they take, their figures' gaps, how they are reached from here, and those attached."""
+    from edgesmith.bench.transport.attached import attached
+    from edgesmith.profiles.device import all_devices
+
+    profiles = list(all_devices().values())
+    found, notes = attached()
+    notes.append(_over_ssh())
+    if as_json:
+        facts = {
+            "devices": [_host(), *({**asdict(p), "reached": _reached(p)} for p in profiles)],
+            "attached": [asdict(one) for one in found],
+            "notes": notes,
+        }
+        print(json.dumps(facts, indent=2, ensure_ascii=False))
+        return
+    from edgesmith.cli.app import _print, _table
+
+    table = _table("devices", "device", "is", "chip", "takes", "estimates", "sourced", "reached by")
+    table.columns[0].no_wrap = True
+    host = _host()
+    table.add_row(host["name"], host["title"], host["soc"], "see doctor", "", "", host["reached"])
+    for profile in profiles:
+        table.add_row(
+            profile.name,
+            profile.title,
+            profile.soc,
+            ", ".join(profile.targets),
+            profile.fit or "",
+            _known(profile),
+            _reached(profile),
+        )
+    _print(table)
+    print(
+        "estimates: the published latencies that `edgesmith estimate` is fitted on. sourced: figures with a source, of"
+        " all that a profile has; --json shows each.\n"
+    )
+    if found:
+        table = _table("attached here", "--device", "is", "profile", "state")
+        table.columns[0].no_wrap = True
+        for one in found:
+            table.add_row(one.device, one.title, one.profile or "", one.hindrance or "ready")
+        _print(table)
+    else:
+        print("attached here: nothing that was found")
+    print("\n".join(f"note: {note}" for note in notes))
+
+
+def estimate(
+    artifact: Annotated[Path, typer.Argument(help="An artifact's folder, or the file in it.", show_default=False)],
+    device: Annotated[str, typer.Option("--device", help="Name from `edgesmith devices`.", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    """Estimate, not measure, how long a call takes on a device: a roofline fitted on published latencies."""
+    from edgesmith.bench.estimation.estimate import estimate as estimated
+
+    found = estimated(artifact, device)
+    if as_json:
+        print(json.dumps(found.as_json(), indent=2, ensure_ascii=False))
+        return
+    _print_estimate(found)
+
+
+def _print_estimate(found: Estimate) -> None:
+    from edgesmith.cli.app import _print, _table
+
+    print(f"{found.model}, {found.precision}, on {found.title}: ESTIMATED, nothing was run")
+    table = _table("", "", "estimated")
+    low, high = found.interval_ms
+    table.add_row("p50", f"{found.p50_ms:.2f} ms")
+    table.add_row(f"interval of {found.coverage:.0%}", f"{low:.2f} to {high:.2f} ms")
+    table.add_row("a call by itself", f"{found.call_ms:.2f} ms")
+    for cost in found.costliest:
+        place = "module not known" if cost.module is None else cost.module or "the model itself"
+        table.add_row(f"{cost.type}, {place}", f"{cost.ms:.3f} ms, {cost.share:.0%}, {cost.bound}")
+    _print(table)
+    print(f"computed by {found.runtime}; {found.macs / 1e6:.0f} M multiply-accumulates in {found.operators} operators")
+    print(f"error on published rows that it was not fitted on: {found.left_out.sentence()}")
+    for note in found.notes:
+        print(f"note: {note}")
+
+
+def _over_ssh() -> str:
+    how = "devices over SSH are in no list: edgesmith bench ARTIFACT --device ssh://user@host"
+    return how if shutil.which("ssh") else f"{how}; there is no ssh here: install openssh-client"
+
+
+def _host() -> dict[str, Any]:
+    return {
+        "name": "host",
+        "title": "this machine",
+        "soc": f"{platform.system()}, {platform.machine()}",
+        "targets": [],
+        "reached": "itself",
+    }
+
+
+def _reached(profile: DeviceProfile) -> str:
+    """What of the way to a device is here: the program that would carry files and commands; nothing is contacted."""
+    if profile.reach == "itself":
+        return profile.reach
+    if profile.reach == "mac":
+        return "this Mac" if sys.platform == "darwin" else "a Mac: not here"
+    if profile.reach == "mac or ssh":
+        from edgesmith.bench.runner import processor
+
+        if sys.platform == "darwin" and processor() == profile.soc:
+            return "itself: --device mac"
+        return "ssh" if shutil.which("ssh") else "ssh: not installed here"
+    return profile.reach if shutil.which(profile.reach) else f"{profile.reach}: not installed here"
+
+
+def _known(profile: DeviceProfile) -> str:
+    figures = [*profile.peak.values(), *profile.memory.values(), *profile.clocks.values()]
+    return f"{sum(bool(figure.source) for figure in figures)} of {len(figures)}"
