@@ -18,6 +18,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from edgesmith.exporters.graph.interpret import Values, held, run_graph
+
 aten = torch.ops.aten
 
 CONVOLUTIONS = frozenset({aten.conv1d.default, aten.conv2d.default, aten.conv3d.default})
@@ -56,10 +58,8 @@ def constant(module: GraphModule, node: object) -> Tensor | None:
     """The tensor behind a `get_attr` node, or None for anything else."""
     if not isinstance(node, Node) or node.op != "get_attr":
         return None
-    value: Any = module
-    for part in str(node.target).split("."):
-        value = getattr(value, part)
-    return value.detach() if isinstance(value, Tensor) else None
+    value = held(module, node)
+    return value if isinstance(value, Tensor) else None
 
 
 def add_constant(module: GraphModule, name: str, value: Tensor, before: Node) -> Node:
@@ -150,20 +150,15 @@ class Emitter:
         """What a plain PyTorch function of some values returns, as nodes, in the nest in which it returns them."""
         examples = [torch.zeros(tuple(arg.meta["val"].shape), dtype=arg.meta["val"].dtype) for arg in args]
         traced = make_fx(function)(*examples)
-        known: dict[Node, Any] = {}
-        given = iter(args)
-        for node in traced.graph.nodes:
-            if node.op == "placeholder":
-                known[node] = next(given)
-            elif node.op == "get_attr":
-                known[node] = self.constant(
-                    f"{module_path(self.source)}.{node.name}", getattr(traced, str(node.target))
-                )
-            elif node.op == "call_function":
-                inputs, named = torch.fx.map_arg((node.args, node.kwargs), known.__getitem__)
-                known[node] = self(node.target, *inputs, **named)
-        (returned,) = traced.graph.output_node().args
-        return torch.fx.map_arg(returned, known.__getitem__)
+
+        def emit(node: Node, values: Values, call: int) -> Node:
+            inputs, named = torch.fx.map_arg((node.args, node.kwargs), values)
+            return self(node.target, *inputs, **named)
+
+        def hold(node: Node) -> Node:
+            return self.constant(f"{module_path(self.source)}.{node.name}", held(traced, node))
+
+        return run_graph(traced, args, emit, hold)
 
     def _fake(self, value: Any) -> Any:
         if isinstance(value, Tensor) and not isinstance(value, FakeTensor):
