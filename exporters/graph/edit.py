@@ -24,6 +24,9 @@ aten = torch.ops.aten
 
 CONVOLUTIONS = frozenset({aten.conv1d.default, aten.conv2d.default, aten.conv3d.default})
 
+COMMUTATIVE = frozenset({aten.add.Tensor, aten.mul.Tensor})
+"""Operators whose first two arguments may change places; a sum's `alpha` is 1 then."""
+
 
 def fork(module: GraphModule) -> GraphModule:
     """A graph that can be edited without touching `module`; tensors are shared until they are replaced."""
@@ -191,6 +194,12 @@ def arguments(node: Node) -> tuple[Any, ...]:
     return tuple(values)
 
 
+def defaults(node: Node) -> tuple[Any, ...]:
+    """The default of each argument of an operator; None where there is none."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    return tuple(argument.default_value for argument in node.target._schema.arguments)
+
+
 def val(node: object) -> Tensor:
     """The fake tensor of a node: its shape and dtype."""
     assert isinstance(node, Node)
@@ -212,6 +221,11 @@ def numbers(shape: Iterable[Any]) -> int | None:
 def example_sizes(shape: Iterable[Any]) -> list[int]:
     """The sizes of a shape, free axes at those of the example that the program was captured with."""
     return [int(size if isinstance(size, int) else size.node.hint) for size in shape]
+
+
+def same_shape(a: Any, b: Any) -> bool:
+    """Whether two shapes, or tensors', are equal, without asking (and thereby fixing) what a free axis equals."""
+    return [str(n) for n in getattr(a, "shape", a)] == [str(n) for n in getattr(b, "shape", b)]
 
 
 def rank(node: object) -> int:

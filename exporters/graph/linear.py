@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 from torch import Tensor
@@ -83,12 +82,12 @@ class Linear:
         assert weight is not None
         return weight
 
-    @cached_property
+    @property
     def weight(self) -> Tensor:
         """The weight in float64."""
         return self.own_weight.double()
 
-    @cached_property
+    @property
     def bias(self) -> Tensor | None:
         """The bias [C'] in float64; None where there is none."""
         bias = constant(self.module, self.bias_node)
@@ -105,9 +104,19 @@ class Linear:
         return int(arguments(self.node)[6]) if self.node.target in CONVOLUTIONS else 1
 
     @property
-    def axis(self) -> int | None:
-        """The axis of the output that its channels are; None for a convolution without a batch."""
-        return channel_axis(self.node, self.at)
+    def pads(self) -> bool:
+        """Whether it is a convolution that pads with zeros, on any axis and at either end."""
+        if self.node.target not in CONVOLUTIONS:
+            return False
+        padding = arguments(self.node)[4]
+        return any(p != 0 for p in (padding if isinstance(padding, list | tuple) else [padding]))
+
+    @property
+    def axis(self) -> int:
+        """The axis of the output that its channels are; 0 for a convolution without a batch."""
+        if self.node.target in CONVOLUTIONS or self.node.target is aten.convolution.default:
+            return 1 if rank(self.node) == self.own_weight.dim() else 0
+        return rank(self.node) - (2 if self.at.bias < 0 and self.at.rows == 0 else 1)
 
     def of_rows(self, factors: Tensor) -> Tensor:
         """Numbers [C'] or [1], one for each output channel, shaped so that they broadcast with the weight."""
@@ -125,7 +134,7 @@ class Linear:
         """Let the layer f yield scale * f(x) + shift; both [C'] or [1]."""
         bias = None if self.bias is None else self.bias * scale
         if shift is not None:
-            bias = (shift if bias is None else bias + shift).expand(self.channels)
+            bias = add_biases(bias, shift.expand(self.channels))
         self.write(self.weight * self.of_rows(scale), bias)
 
     def divide_output(self, scale: Tensor) -> None:
@@ -134,12 +143,12 @@ class Linear:
 
     def scale_input(self, scale: Tensor, shift: Tensor) -> None:
         """Let the layer f yield f(scale * x + shift), per channel of x. Not where it pads, unless the shift is 0."""
-        out, width = self.weight.shape[:2]
-        grouped = self.weight.reshape(self.groups, out // self.groups, width, -1)
+        weight = self.weight
+        out, width = weight.shape[:2]
+        grouped = weight.reshape(self.groups, out // self.groups, width, -1)
         per_group = (self.groups, 1, width, 1)
-        weight = (grouped * scale.reshape(per_group)).reshape(self.weight.shape)
         bias = (grouped * shift.reshape(per_group)).sum((2, 3)).reshape(out)
-        self.write(weight, bias if self.bias is None else bias + self.bias)
+        self.write((grouped * scale.reshape(per_group)).reshape(weight.shape), add_biases(bias, self.bias))
 
 
 def as_layer(module: GraphModule, node: object) -> Linear | None:
@@ -176,17 +185,16 @@ def _spellings(node: Node) -> list[Spelling]:
     return []
 
 
-def channel_axis(node: Node, at: Spelling = _BY_ROWS) -> int | None:
-    """The axis of an operator's output that its channels are; None for what is no layer, or has no batch.
+def channel_axis(node: Node) -> int | None:
+    """The axis of an operator's output that its channels are; None for what is no layer, or has no batch."""
+    if node.target in CONVOLUTIONS:
+        return 1 if rank(node) == rank(node.args[1]) else None
+    return rank(node) - 1 if node.target is aten.linear.default else None
 
-    Args:
-        node: an operator; whether its weight is constant does not matter.
-    """
-    if node.target in CONVOLUTIONS or node.target is aten.convolution.default:
-        return 1 if rank(node) == rank(arguments(node)[1]) else None
-    if node.target in (aten.matmul.default, aten.mm.default) and at.rows == 0:
-        return rank(node) - 2
-    return rank(node) - 1 if _spellings(node) else None
+
+def add_biases(one: Tensor | None, two: Tensor | None) -> Tensor | None:
+    """The sum of two biases, either of which may be absent."""
+    return two if one is None else one if two is None else one + two
 
 
 def along(values: Tensor, axis: int, dims: int) -> Tensor:

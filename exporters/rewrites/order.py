@@ -41,31 +41,31 @@ from torch.fx import GraphModule
 from edgesmith.exporters.costs import Costs
 from edgesmith.exporters.graph.capture import Program, with_module
 from edgesmith.exporters.graph.edit import fork, tidy
-from edgesmith.exporters.rewrites.canonicalise import Canonicalise
+from edgesmith.exporters.rewrites.canonicalise import canonicalise
 from edgesmith.exporters.rewrites.choose_memory_form import ChooseMemoryForm
-from edgesmith.exporters.rewrites.compose_layers import ComposeLayers
-from edgesmith.exporters.rewrites.concat_linears import ConcatLinears
-from edgesmith.exporters.rewrites.dense_transforms import DenseTransforms
-from edgesmith.exporters.rewrites.dft import Dft
+from edgesmith.exporters.rewrites.compose_layers import compose_layers
+from edgesmith.exporters.rewrites.concat_linears import concat_linears
+from edgesmith.exporters.rewrites.dense_transforms import dense_transforms
+from edgesmith.exporters.rewrites.dft import dft
 from edgesmith.exporters.rewrites.drop_shift import drop_shift
-from edgesmith.exporters.rewrites.einsum import Einsum
+from edgesmith.exporters.rewrites.einsum import einsum
 from edgesmith.exporters.rewrites.find_memory import FindMemory
-from edgesmith.exporters.rewrites.fold_affine import FoldAffine
-from edgesmith.exporters.rewrites.fold_batchnorm import FoldBatchnorm
-from edgesmith.exporters.rewrites.fold_constants import FoldConstants
-from edgesmith.exporters.rewrites.fold_filters import FoldFilters
-from edgesmith.exporters.rewrites.fold_group_norm import FoldGroupNorm
-from edgesmith.exporters.rewrites.fold_residual import FoldResidual
-from edgesmith.exporters.rewrites.fuse import Fuse
-from edgesmith.exporters.rewrites.fuse_channel_norm import FuseChannelNorm
-from edgesmith.exporters.rewrites.lift_flatten import LiftFlatten
-from edgesmith.exporters.rewrites.merge_linears import MergeLinears
+from edgesmith.exporters.rewrites.fold_affine import fold_affine
+from edgesmith.exporters.rewrites.fold_batchnorm import fold_batchnorm
+from edgesmith.exporters.rewrites.fold_constants import fold_constants
+from edgesmith.exporters.rewrites.fold_filters import fold_filters
+from edgesmith.exporters.rewrites.fold_group_norm import fold_group_norm
+from edgesmith.exporters.rewrites.fold_residual import fold_residual
+from edgesmith.exporters.rewrites.fuse import fuse
+from edgesmith.exporters.rewrites.fuse_channel_norm import fuse_channel_norm
+from edgesmith.exporters.rewrites.lift_flatten import lift_flatten
+from edgesmith.exporters.rewrites.merge_linears import merge_linears
 from edgesmith.exporters.rewrites.reroll import Reroll
 from edgesmith.exporters.rewrites.rewrite import Fired, Rejection, Rewrite, RewriteReport
-from edgesmith.exporters.rewrites.share_gates import ShareGates
-from edgesmith.exporters.rewrites.tile_channels import TileChannels
-from edgesmith.exporters.rewrites.unstack import Unstack
-from edgesmith.exporters.rewrites.winograd import Winograd
+from edgesmith.exporters.rewrites.share_gates import share_gates
+from edgesmith.exporters.rewrites.tile_channels import tile_channels
+from edgesmith.exporters.rewrites.unstack import unstack
+from edgesmith.exporters.rewrites.winograd import winograd
 from edgesmith.kernels.op import all_ops
 from edgesmith.plugins import leave_out, load_plugins
 
@@ -87,29 +87,29 @@ def _of(rule: Any, for_sequences: bool = False) -> Rewrite:
 
 ORDER: tuple[Rewrite, ...] = (
     _of(FindMemory()),
-    _of(FoldConstants()),
+    fold_constants,
     _of(Reroll()),
-    _of(Canonicalise()),
-    _of(MergeLinears()),
-    _of(FoldBatchnorm()),
-    _of(FuseChannelNorm()),
-    _of(LiftFlatten()),
+    canonicalise,
+    merge_linears,
+    fold_batchnorm,
+    fuse_channel_norm,
+    lift_flatten,
     drop_shift,
-    _of(FoldResidual()),
-    _of(FoldAffine()),
-    _of(ConcatLinears()),
-    _of(FoldGroupNorm()),
-    *(_of(Fuse(op)) for op in all_ops().values() if op.is_pattern),
-    _of(ComposeLayers()),
-    _of(FoldFilters()),
-    _of(Dft()),
-    _of(Unstack()),
-    _of(Einsum()),
+    fold_residual,
+    fold_affine,
+    concat_linears,
+    fold_group_norm,
+    *(fuse(op) for op in all_ops().values() if op.is_pattern),
+    compose_layers,
+    fold_filters,
+    dft,
+    unstack,
+    einsum,
     _of(ChooseMemoryForm(), for_sequences=True),
-    _of(DenseTransforms(), for_sequences=True),
-    _of(ShareGates(), for_sequences=True),
-    _of(Winograd(), for_sequences=True),
-    _of(TileChannels(), for_sequences=True),
+    dense_transforms,
+    share_gates,
+    winograd,
+    tile_channels,
 )
 
 
