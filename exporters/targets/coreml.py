@@ -461,6 +461,7 @@ def _scale_input(program: Program, request: Request) -> Program:
     from edgesmith.exporters.graph.capture import with_module
     from edgesmith.exporters.graph.edit import fork, tidy
     from edgesmith.exporters.rewrites.fold_batchnorm import fold_forwards
+    from edgesmith.exporters.rewrites.rewrite import Reject
 
     assert request.image is not None
     if program.inputs[0].shape[0] != 1:
@@ -468,9 +469,12 @@ def _scale_input(program: Program, request: Request) -> Program:
     module = fork(program.module)
     (image,) = (node for node in module.graph.nodes if node.op == "placeholder")
     scale = 1 / torch.tensor(request.image.std, dtype=torch.float64)
-    reason = fold_forwards(module, image, scale, torch.zeros_like(scale))
-    if reason is not None:
-        raise Unsupported(f"the standard deviations cannot be folded into the first convolution: {reason}")
+    try:
+        fold_forwards(module, image, scale, torch.zeros_like(scale))
+    except Reject as declined:
+        raise Unsupported(
+            f"the standard deviations cannot be folded into the first convolution: {declined.reason}"
+        ) from None
     return with_module(program, tidy(module))
 
 
