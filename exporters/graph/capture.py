@@ -168,12 +168,19 @@ def _check(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) ->
         raise BadInput("the model computes in bfloat16, which no target here takes; convert it with .float()")
     if any(x.is_complex() for x in inputs):
         raise BadInput("the model takes complex numbers, which no target here has; give it both halves as tensors")
-    own = (*model.named_children(), *model.named_parameters(recurse=False), *model.named_buffers(recurse=False))
-    reserved = [name for name, _ in own if hasattr(GraphModule, name) or name == "meta"]
-    if reserved and not isinstance(model, GraphModule):
+    reserved = _reserved_members(model)
+    if reserved:
         raise BadInput(f"the model has a member called {reserved[0]!r}, which torch.fx keeps for itself; rename it")
     if dynamic_batch and any(x.dim() and x.shape[0] < 2 for x in inputs):
         raise BadInput("a dynamic batch needs example inputs with a batch of 2 or more")
+
+
+def _reserved_members(model: nn.Module) -> list[str]:
+    """Names of a model's own members that a graph's module could not have."""
+    if isinstance(model, GraphModule):
+        return []
+    own = (*model.named_children(), *model.named_parameters(recurse=False), *model.named_buffers(recurse=False))
+    return [name for name, _ in own if hasattr(GraphModule, name) or name == "meta"]
 
 
 def _export(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) -> GraphModule:
