@@ -1,4 +1,4 @@
-"""The whole protocol of a target: what it can do, as declared fields and methods with defaults, and what its files answer.
+"""The whole protocol of a target: what it can do, as fields and methods with defaults, and what its files answer.
 
     Target       facts, and the questions that need no program       one value `TARGET` a module of this folder
     Request      what a target writes into a file beside the program
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgesmith.errors import BackendMissing, Unsupported
+from edgesmith.errors import BackendMissing, BadInput, Unsupported
 from edgesmith.exporters.costs import Costs
 
 if TYPE_CHECKING:
@@ -239,6 +239,7 @@ class Target(ABC):
         deployment_targets: oldest systems that a file can be made for, in order.
         default_deployment_target: of those.
         timed_by: what a benchmark runs its files in.
+        marks_device: whether files for different devices differ, so that the artifact's folder names the device.
     """
 
     name: str
@@ -261,6 +262,7 @@ class Target(ABC):
     classifies: bool = False
     deployment_targets: tuple[str, ...] = ()
     default_deployment_target: str | None = None
+    marks_device: bool = False
 
     @abstractmethod
     def lower(self, program: Program, path: Path, request: Request) -> None:
@@ -291,21 +293,23 @@ class Target(ABC):
         return f'pip install "edgesmith[{self.extra}]"' if self.extra else "pip install --force-reinstall edgesmith"
 
     def require(self) -> None:
-        """Raise BackendMissing, with the pip line, where packages are not installed or not those that it is made for."""
+        """Raise BackendMissing, with the pip line, where packages are missing or not those that it is made for."""
         if missing := self.missing_packages():
             raise BackendMissing(
                 f"target {self.name} needs {', '.join(missing)}, which is not installed: {self.install_line()}"
             )
 
     def check_device(self, profile: DeviceProfile | None) -> None:
-        """Raise BadInput where the target's files are for one kind of device, and not for this one; asked first of all.
+        """Raise BadInput where a device does not take the target's files; asked first of all.
 
-        BackendMissing where this machine is the device and lacks what it builds with.
+        Args:
+            profile: None where no device was named.
+
+        Raises:
+            BackendMissing: the device is this machine, and it lacks what its files are built with.
         """
-
-    def marks_device(self) -> bool:
-        """Return whether files for different devices differ, so that the artifact's folder names the device."""
-        return False
+        if profile is not None and self.name not in profile.targets:
+            raise BadInput(f"{profile.title} takes {', '.join(profile.targets)}, not {self.name}; choose --target")
 
     def keeps_states(self, deployment_target: str | None) -> bool:
         """Return whether the runtime keeps the states of a step program; otherwise they are inputs and outputs."""
@@ -330,6 +334,6 @@ def cannot_return(program: Program, format_name: str) -> None:
     for output_name, value in zip(program.output_names, values, strict=True):
         if value.op != "call_function" or values.count(value) > 1:
             raise Unsupported(
-                f"{format_name} cannot return {output_name} ({value.name}): it is an input, a constant, or returned twice;"
-                " return each computed value once"
+                f"{format_name} cannot return {output_name} ({value.name}): it is an input, a constant, or returned"
+                " twice; return each computed value once"
             )
