@@ -33,7 +33,8 @@ from edgesmith.exporters.precision import calibration as calibrations
 from edgesmith.exporters.precision.calibration import Calibration
 from edgesmith.exporters.precision.half import KINDS
 from edgesmith.exporters.precision.islands import find_wide
-from edgesmith.exporters.rewrites.rewrite import RewriteReport, rewrite
+from edgesmith.exporters.rewrites.order import rewrite
+from edgesmith.exporters.rewrites.rewrite import RewriteReport
 from edgesmith.exporters.streaming.session import CALLER, RUNTIME, Step, Stepper
 from edgesmith.exporters.streaming.step_program import StepProgram, describe, is_rest, to_step
 from edgesmith.exporters.targets import NotHere, Request, Target
