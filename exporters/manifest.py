@@ -1,7 +1,7 @@
 """The manifest of an artifact as a typed record: what it is made of, for what, and how it was checked.
 
-It holds no time, path or machine name, so the same command gives the same bytes. `read` and `write` are the only ways in
-and out; `manifest.schema.json` is its JSON Schema, closed: what it does not name is refused.
+It holds no time, path or machine name, so the same command gives the same bytes. `read` and `write` are the only ways
+in and out; `manifest.schema.json` is its JSON Schema, closed: what it does not name is refused.
 
     schema 2   `keep_fp32`, `legalized`
     schema 1   called them `wide` and `mended`; still read

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from edgesmith.errors import BadInput
 from edgesmith.exporters import targets
+from edgesmith.exporters.costs import Costs
 from edgesmith.exporters.precision import table as precisions
 from edgesmith.exporters.precision.table import FP32, Precision
 from edgesmith.exporters.targets.target import Target
@@ -121,7 +122,7 @@ class ExportOptions:
         Args are the attributes of the class, but for:
             target, precision, device: names from `edgesmith targets` and `edgesmith devices`. The default precision is
                 the model's own, which is fp32 where neurons spike, or the target's. TensorRT needs a device: an engine
-                is for one GPU. A system newer than the default that all such devices have becomes the deployment target.
+                is for one GPU. A newer system that all such devices have becomes the deployment target.
             input_size: height and width in pixels, of a named image model; default: the published size.
             frames: length of the sequences of a named sequence model; default: the published length.
 
@@ -203,6 +204,11 @@ class ExportOptions:
     def sequence(self) -> SequenceInput | None:
         """What the model's frames are, where it reads sequences."""
         return self.spec.input if self.spec and isinstance(self.spec.input, SequenceInput) else None
+
+    @property
+    def costs(self) -> Costs:
+        """What the target pays, as far as the precision may choose forms by it."""
+        return self.precision.costs(self.target.costs)
 
     @property
     def folder_name(self) -> str:

@@ -1,4 +1,4 @@
-"""What an export makes: a file of the whole model, of one step, or of a step beside its sequence. A value that is asked.
+"""What an export makes, as a value that is asked: a file of the whole model, a step, or a step beside its sequence.
 
     WholeModel         inputs to outputs
     OneStep            a frame and states to a prediction and the next states
@@ -9,7 +9,6 @@ The same value is made anew from a manifest, without the programs, when an artif
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +19,10 @@ from edgesmith.exporters.graph.capture import Program, run
 from edgesmith.exporters.graph.edit import count_operators
 from edgesmith.exporters.manifest import CheckRecord, FunctionsRecord, Manifest, NamedShape
 from edgesmith.exporters.options import ExportOptions
-from edgesmith.exporters.rewrites.rewrite import rewrite
+from edgesmith.exporters.rewrites.order import rewrite
 from edgesmith.exporters.streaming.description import StreamingDescription
-from edgesmith.exporters.streaming.session import CALLER, RUNTIME, Step
 from edgesmith.exporters.streaming.step_program import StepProgram, describe, is_rest, to_step
+from edgesmith.exporters.streaming.stepper import CALLER, RUNTIME, Step
 from edgesmith.exporters.targets.target import Target, TargetFile
 from edgesmith.exporters.verification.check import (
     STEP_INPUTS,
@@ -250,7 +249,7 @@ def derive(captured: Program, rewritten: Program, options: ExportOptions) -> Pro
     description = describe(step, kept_by)
     if not options.with_sequence:
         return OneStep(step.program, description, step)
-    sequence, _ = rewrite(captured, options.precision.costs(options.target.costs))
+    sequence, _ = rewrite(captured, options.costs)
     return StepWithSequence(step.program, description, step, sequence)
 
 

@@ -19,18 +19,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from edgesmith.errors import unknown
 from edgesmith.exporters.costs import Costs
-from edgesmith.plugins import load_plugins
+from edgesmith.plugins import leave_out, load_plugins
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from edgesmith.exporters.graph.capture import Program
+    from edgesmith.exporters.precision.calibration import Calibration
 
 Calls = Sequence[Sequence["Tensor"]]
 """The inputs of several calls."""
@@ -44,18 +45,26 @@ class Thresholds:
     snr_db: float
 
 
+class CountsMacs(Protocol):
+    """A lowered file, as far as a precision asks it."""
+
+    def count_macs(self) -> dict[str, int]:
+        """Return the multiply-accumulates of the first batch: `all`, and `int8`."""
+        ...
+
+
 @dataclass(frozen=True)
 class Typed:
     """A program in its precision.
 
     Attributes:
         keep_fp32: what stays fp32, each with the reason; None where the precision keeps nothing back.
-        described: what the manifest says of how it was made.
+        describe: from the lowered file to what the manifest says of how it was made.
     """
 
     program: Program
     keep_fp32: Mapping[str, str] | None = None
-    described: Mapping[str, Any] = field(default_factory=dict)
+    describe: Callable[[CountsMacs], Mapping[str, Any]] = lambda _: {}
 
 
 @dataclass(frozen=True)
@@ -63,8 +72,8 @@ class TypingTask:
     """What a program is typed for, and by what.
 
     Attributes:
-        inputs: of the calls that verification judges by.
-        calibration: of those that a precision may look at beside them; empty where it needs none.
+        inputs: of a few of the calls that verification judges by.
+        calibration: the data of the caller's; None where the precision needs none.
         thresholds: that every output has to reach.
         is_step: whether the program is one step of a sequence, to which whole inputs say nothing.
         types_programs, finds_islands, largest_int8_weight: of the target, see `Target`.
@@ -73,7 +82,7 @@ class TypingTask:
     """
 
     inputs: Calls
-    calibration: Calls
+    calibration: Calibration | None
     thresholds: Thresholds
     is_step: bool
     types_programs: bool
@@ -146,15 +155,15 @@ class Precision:
 
 
 def _half(program: Program, task: TypingTask) -> Typed:
-    from edgesmith.exporters.precision.half import type_float16
+    from edgesmith.exporters.precision.islands import type_half
 
-    return type_float16(program, task)
+    return type_half(program, task, "float16")
 
 
 def _bfloat16(program: Program, task: TypingTask) -> Typed:
-    from edgesmith.exporters.precision.half import type_bfloat16
+    from edgesmith.exporters.precision.islands import type_half
 
-    return type_bfloat16(program, task)
+    return type_half(program, task, "bfloat16")
 
 
 def _mixed(program: Program, task: TypingTask) -> Typed:
@@ -218,7 +227,12 @@ GROUP = "edgesmith.precisions"
 def all_precisions() -> dict[str, Precision]:
     """Return every precision by name: those of this table, and those of installed plugins."""
     found = {one.name: one for one in (FP32, FP16, BF16, MIXED, INT8)}
-    return found | {one.name: one for one in load_plugins(GROUP, Precision, taken=found).values()}
+    for entry, plugin in load_plugins(GROUP, Precision).items():
+        if plugin.name in found:
+            leave_out(GROUP, entry, f"there is a precision {plugin.name} already; give it another name")
+        else:
+            found[plugin.name] = plugin
+    return found
 
 
 def get(name: str) -> Precision:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from edgesmith.exporters.graph.capture import Program
+    from edgesmith.exporters.manifest import CheckRecord
     from edgesmith.exporters.precision.table import Precision
     from edgesmith.exporters.streaming.description import StreamingDescription
     from edgesmith.exporters.streaming.stepper import Step
@@ -112,8 +113,12 @@ class TargetFile(ABC):
         """Return the outputs of several calls, in float32, in the order of the file's outputs."""
 
     @abstractmethod
-    def open_step(self) -> Step | NotHere:
-        """Return the step program of the file, ready to run; its values are float32."""
+    def open_step(self, threads: int = 1) -> Step | NotHere:
+        """Return the step program of the file, ready to run; its values are float32.
+
+        Args:
+            threads: of the runtime, where it takes a number.
+        """
 
     def other_runtimes(self) -> dict[str, Run]:
         """Return what else can execute the file, or says why not here, by name."""
@@ -182,13 +187,26 @@ class Delivery:
     def accept(self, missed: Sequence[str]) -> None:
         """Raise VerificationFailed where what is published must not miss a threshold."""
 
-    def complete(self, file: TargetFile, package: Package) -> dict[str, Any]:
-        """Write what belongs beside the file. Returns what the manifest says of it.
+    def complete(self, file: TargetFile, package: Package) -> Delivered:
+        """Write what belongs beside the file.
 
         Raises:
             Unsupported, VerificationFailed: where the device is this machine, and its own file cannot be built.
         """
-        return {}
+        return Delivered()
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """What came of a delivery.
+
+    Attributes:
+        entries: for the manifest.
+        checks: of a file that the device, this machine, has built; they replace those of the same name.
+    """
+
+    entries: Mapping[str, Any] = field(default_factory=dict)
+    checks: Sequence[CheckRecord] = ()
 
 
 @dataclass(frozen=True)
@@ -238,7 +256,8 @@ class Target(ABC):
             metadata.
         deployment_targets: oldest systems that a file can be made for, in order.
         default_deployment_target: of those.
-        timed_by: what a benchmark runs its files in.
+        timed_by: what a benchmark's runner runs its files in, by the runner's name; empty where nothing does.
+        runs_alone: whether its files run without the packages that lowering needs.
         marks_device: whether files for different devices differ, so that the artifact's folder names the device.
     """
 
@@ -248,8 +267,8 @@ class Target(ABC):
     precisions: tuple[str, ...]
     packages: tuple[str, ...]
     runtime: str
-    timed_by: str
     costs: Costs
+    timed_by: str = ""
     options: frozenset[str] = frozenset()
     extra: str | None = None
     lowerings: str = ""
@@ -262,6 +281,7 @@ class Target(ABC):
     classifies: bool = False
     deployment_targets: tuple[str, ...] = ()
     default_deployment_target: str | None = None
+    runs_alone: bool = False
     marks_device: bool = False
 
     @abstractmethod

@@ -1,7 +1,7 @@
 """Are the numbers still PyTorch's? Eager against captured, rewritten and the file, by the figures of figures.py.
 
-Beyond a threshold, the first position where the two programs diverge is looked for by name. Two kinds of models need more
-than a threshold:
+Beyond a threshold, the first position where the two programs diverge is looked for by name. Two kinds of models need
+more than a threshold:
 
     noise    a model may magnify rounding so that PyTorch itself is further from its own result in float64 than fp32's
              threshold. Nothing can be asked to be closer to it than that: the threshold is then NOISE_FACTOR times
@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from edgesmith.errors import BadInput, VerificationFailed
@@ -30,7 +29,7 @@ from edgesmith.exporters.graph.edit import operators
 from edgesmith.exporters.manifest import CheckRecord, FiguresRecord
 from edgesmith.exporters.precision.table import Precision, Thresholds
 from edgesmith.exporters.streaming.description import StreamingDescription
-from edgesmith.exporters.streaming.session import Step, Stepper
+from edgesmith.exporters.streaming.stepper import Step, Stepper
 from edgesmith.exporters.targets.target import NotHere, Target, TargetFile
 from edgesmith.exporters.verification.divergence import captured_names, first_divergence, values
 from edgesmith.exporters.verification.figures import (
@@ -177,7 +176,7 @@ def _judge(
 
 
 def describe_figures(figures: Figures) -> FiguresRecord:
-    """Return figures as the manifest has them: two significant digits, SNR to a tenth of a dB; null for the infinite."""
+    """Return figures as the manifest has them: two significant digits, SNR to 0.1 dB, null for what is infinite."""
 
     def known(value: float | None, digits: Callable[[float], float]) -> float | None:
         return None if value is None or not math.isfinite(value) else digits(value)

@@ -19,10 +19,10 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from edgesmith.exporters.export import explain, export
-    from edgesmith.exporters.export import verify_artifact as verify
-    from edgesmith.exporters.export import verify_layers as layers
     from edgesmith.exporters.mil.lint import lint
     from edgesmith.exporters.streaming.session import StreamingSession
+    from edgesmith.exporters.verification.artifact import verify_artifact as verify
+    from edgesmith.exporters.verification.artifact import verify_layers as layers
 
 __all__ = ["StreamingSession", "__version__", "explain", "export", "layers", "lint", "verify"]
 
@@ -30,8 +30,8 @@ _LAZY = {
     "export": ("export", "export"),
     "explain": ("export", "explain"),
     "lint": ("mil.lint", "lint"),
-    "verify": ("export", "verify_artifact"),
-    "layers": ("export", "verify_layers"),
+    "verify": ("verification.artifact", "verify_artifact"),
+    "layers": ("verification.artifact", "verify_layers"),
     "StreamingSession": ("streaming.session", "StreamingSession"),
 }
 
