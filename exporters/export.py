@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from edgesmith.exporters.artifact import Artifact, staging
 from edgesmith.exporters.graph.capture import Program, capture
+from edgesmith.exporters.judge import appoint
 from edgesmith.exporters.load import load
 from edgesmith.exporters.lowering import Lowering
 from edgesmith.exporters.options import ExportOptions, takes
@@ -14,7 +15,6 @@ from edgesmith.exporters.products import derive
 from edgesmith.exporters.publish import Export, publish
 from edgesmith.exporters.rewrites.order import rewrite
 from edgesmith.exporters.rewrites.rewrite import RewriteReport
-from edgesmith.exporters.verification.judge import appoint
 
 
 @takes(ExportOptions.checked)

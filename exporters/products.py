@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from edgesmith.exporters.figures import Outputs
 from edgesmith.exporters.graph.capture import Program, run
 from edgesmith.exporters.graph.edit import count_operators
 from edgesmith.exporters.manifest import CheckRecord, FunctionsRecord, Manifest, NamedShape
@@ -34,7 +35,6 @@ from edgesmith.exporters.verification.check import (
     check_step,
     check_step_file,
 )
-from edgesmith.exporters.verification.figures import Outputs
 
 LAYER_INPUTS = 2
 """Inputs over which `layers` are measured."""

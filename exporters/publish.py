@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from edgesmith import __version__
+from edgesmith._version import __version__
 from edgesmith.exporters import artifact as artifacts
 from edgesmith.exporters.artifact import Artifact
 from edgesmith.exporters.graph.capture import Program
 from edgesmith.exporters.graph.edit import count_operators
+from edgesmith.exporters.judge import Judge
 from edgesmith.exporters.load import Loaded
 from edgesmith.exporters.manifest import SCHEMA, CheckRecord, Manifest, ModelRecord, RewriteRecord, TargetRecord, missed
 from edgesmith.exporters.options import ExportOptions
@@ -21,7 +22,6 @@ from edgesmith.exporters.precision.table import Typed
 from edgesmith.exporters.products import Product
 from edgesmith.exporters.rewrites.rewrite import RewriteReport
 from edgesmith.exporters.targets.target import Package, Request, Target, TargetFile
-from edgesmith.exporters.verification.judge import Judge
 
 
 @dataclass(frozen=True)

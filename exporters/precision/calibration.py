@@ -6,7 +6,7 @@
               input's batch is its first axis, 1 for a scalar; where inputs differ in it, N does in the same proportion
     random    seeded like the inputs of verification, with other seeds
 
-Samples fill batches in order; what is left over is not used. Every HELD_OUT-th call, COUNT of verification/inputs.py at
+Samples fill batches in order; what is left over is not used. Every HELD_OUT-th call, COUNT of inputs.py at
 most, is kept out of calibration: int8 is judged on those. Of a large set LIMIT calls are used, evenly spread.
 """
 
@@ -31,7 +31,7 @@ from torch import Tensor
 
 from edgesmith.errors import BackendMissing, BadInput
 from edgesmith.exporters.graph.capture import Program
-from edgesmith.exporters.verification.inputs import COUNT, seeded_inputs
+from edgesmith.exporters.inputs import COUNT, seeded_inputs
 from edgesmith.models.registry import ImageInput
 
 if TYPE_CHECKING:

@@ -275,7 +275,7 @@ def _session(model: Path | bytes, as_written: bool = False) -> Any:
 
 def _annotate(model: onnx.ModelProto, request: Request) -> None:
     """Say what the model is; drop what the exporter noted about the machine and the source lines it ran from."""
-    from edgesmith import __version__
+    from edgesmith._version import __version__
 
     facts = {"name": request.name, "version": __version__, "precision": request.precision.name}
     if request.licence:

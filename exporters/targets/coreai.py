@@ -104,7 +104,7 @@ class CoreAiFile(TargetFile):
 
 def _facts(request: Request) -> dict[str, str]:
     """What the file says of itself."""
-    from edgesmith import __version__
+    from edgesmith._version import __version__
 
     facts = {
         "edgesmith.name": request.name,

@@ -24,15 +24,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from edgesmith.errors import BadInput, VerificationFailed
-from edgesmith.exporters.graph.capture import Program, exported, run, run_eager, with_module
-from edgesmith.exporters.graph.edit import operators
-from edgesmith.exporters.manifest import CheckRecord, FiguresRecord
-from edgesmith.exporters.precision.table import Precision, Thresholds
-from edgesmith.exporters.streaming.description import StreamingDescription
-from edgesmith.exporters.streaming.stepper import Step, Stepper
-from edgesmith.exporters.targets.target import NotHere, Target, TargetFile
-from edgesmith.exporters.verification.divergence import captured_names, first_divergence, values
-from edgesmith.exporters.verification.figures import (
+from edgesmith.exporters.figures import (
     Figures,
     Outputs,
     above_noise,
@@ -41,6 +33,14 @@ from edgesmith.exporters.verification.figures import (
     judge,
     measure,
 )
+from edgesmith.exporters.graph.capture import Program, exported, run, run_eager, with_module
+from edgesmith.exporters.graph.edit import operators
+from edgesmith.exporters.manifest import CheckRecord, FiguresRecord
+from edgesmith.exporters.precision.table import Precision, Thresholds
+from edgesmith.exporters.streaming.description import StreamingDescription
+from edgesmith.exporters.streaming.stepper import Step, Stepper
+from edgesmith.exporters.targets.target import NotHere, Target, TargetFile
+from edgesmith.exporters.verification.divergence import captured_names, first_divergence, values
 
 STEP_INPUTS = 3
 """Sequences that a step program runs in PyTorch; its file runs all of them."""

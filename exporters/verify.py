@@ -14,13 +14,13 @@ from edgesmith.errors import BadInput, EdgesmithError, Unsupported, Verification
 from edgesmith.exporters import artifact as artifacts
 from edgesmith.exporters import targets
 from edgesmith.exporters.artifact import Artifact
+from edgesmith.exporters.inputs import seeded_inputs
 from edgesmith.exporters.manifest import CheckRecord, missed
 from edgesmith.exporters.options import Watch, silent
 from edgesmith.exporters.precision import table as precisions
 from edgesmith.exporters.products import read_product
 from edgesmith.exporters.targets.target import Target
 from edgesmith.exporters.verification.check import AcceptanceCriteria, Evidence
-from edgesmith.exporters.verification.inputs import seeded_inputs
 from edgesmith.kernels.op import spikes_in
 from edgesmith.models import registry
 from edgesmith.models.registry import ImageInput

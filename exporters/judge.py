@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from edgesmith.exporters.graph.capture import Program, run_eager
 from edgesmith.exporters.graph.edit import count_operators
+from edgesmith.exporters.inputs import COUNT, describe_inputs, seeded_inputs
 from edgesmith.exporters.load import Loaded
 from edgesmith.exporters.manifest import CheckRecord, InputsRecord
 from edgesmith.exporters.options import ExportOptions
@@ -21,7 +22,6 @@ from edgesmith.exporters.verification.check import (
     check_program,
     measure_noise,
 )
-from edgesmith.exporters.verification.inputs import COUNT, describe_inputs, seeded_inputs
 from edgesmith.kernels.op import spikes_in
 
 if TYPE_CHECKING:
