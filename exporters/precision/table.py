@@ -18,68 +18,18 @@ Nothing here imports torch. A precision that is made elsewhere is found by the e
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgesmith.errors import unknown
 from edgesmith.exporters.costs import Costs
+from edgesmith.exporters.precision.task import Thresholds, Typed, TypingTask
 from edgesmith.plugins import load_plugins
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from edgesmith.exporters.graph.capture import Program
-
-Calls = Sequence[Sequence["Tensor"]]
-"""The inputs of several calls."""
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """What passes: largest error relative to the reference's peak, smallest SNR in dB, and every decided top-1."""
-
-    relative_error: float
-    snr_db: float
-
-
-@dataclass(frozen=True)
-class Typed:
-    """A program in its precision.
-
-    Attributes:
-        keep_fp32: what stays fp32, each with the reason; None where the precision keeps nothing back.
-        described: what the manifest says of how it was made.
-    """
-
-    program: Program
-    keep_fp32: Mapping[str, str] | None = None
-    described: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class TypingTask:
-    """What a program is typed for, and by what.
-
-    Attributes:
-        inputs: of the calls that verification judges by.
-        calibration: of those that a precision may look at beside them; empty where it needs none.
-        thresholds: that every output has to reach.
-        is_step: whether the program is one step of a sequence, to which whole inputs say nothing.
-        types_programs, finds_islands, largest_int8_weight: of the target, see `Target`.
-        lossy_operators: lowers the program with some operators kept in fp32, and returns those that still spoil its
-            numbers, each with the reason. Of targets whose converter types the program.
-    """
-
-    inputs: Calls
-    calibration: Calls
-    thresholds: Thresholds
-    is_step: bool
-    types_programs: bool
-    finds_islands: bool
-    largest_int8_weight: int | None
-    lossy_operators: Callable[[Mapping[str, str]], Mapping[str, str]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,15 +96,15 @@ class Precision:
 
 
 def _half(program: Program, task: TypingTask) -> Typed:
-    from edgesmith.exporters.precision.half import type_float16
+    from edgesmith.exporters.precision.islands import type_half
 
-    return type_float16(program, task)
+    return type_half(program, task, "float16")
 
 
 def _bfloat16(program: Program, task: TypingTask) -> Typed:
-    from edgesmith.exporters.precision.half import type_bfloat16
+    from edgesmith.exporters.precision.islands import type_half
 
-    return type_bfloat16(program, task)
+    return type_half(program, task, "bfloat16")
 
 
 def _mixed(program: Program, task: TypingTask) -> Typed:
