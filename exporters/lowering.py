@@ -9,7 +9,7 @@ from pathlib import Path
 from edgesmith.exporters.artifact import remove
 from edgesmith.exporters.judge import Judge
 from edgesmith.exporters.options import ExportOptions
-from edgesmith.exporters.precision.table import Typed, TypingTask
+from edgesmith.exporters.precision.task import Typed, TypingTask
 from edgesmith.exporters.products import Product
 from edgesmith.exporters.targets.target import Request, TargetFile
 

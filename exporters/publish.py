@@ -18,7 +18,7 @@ from edgesmith.exporters.load import Loaded
 from edgesmith.exporters.manifest import SCHEMA, CheckRecord, Manifest, ModelRecord, RewriteRecord, TargetRecord, missed
 from edgesmith.exporters.options import ExportOptions
 from edgesmith.exporters.precision import table as precisions
-from edgesmith.exporters.precision.table import Typed
+from edgesmith.exporters.precision.task import Typed
 from edgesmith.exporters.products import Product
 from edgesmith.exporters.rewrites.rewrite import RewriteReport
 from edgesmith.exporters.targets.target import Package, Request, Target, TargetFile

@@ -51,7 +51,7 @@ from edgesmith.exporters.graph.edit import (
     tidy,
     val,
 )
-from edgesmith.exporters.precision.table import CountsMacs, Typed, TypingTask
+from edgesmith.exporters.precision.task import CountsMacs, Typed, TypingTask
 from edgesmith.kernels.op import all_ops, find
 
 LEAST, MOST = -128, 127
