@@ -26,11 +26,12 @@ import torch
 from torch import Tensor
 
 from edgesmith.errors import BadInput
+from edgesmith.exporters.figures import Figures, measure
 from edgesmith.exporters.mil.evaluate import BLOCK, Evaluator, Step
 from edgesmith.exporters.mil.ops import carrier
 from edgesmith.exporters.mil.program import MlProgram, Operation, TensorType, load, references
 from edgesmith.exporters.precision.policy import HALF_MAX, ROUNDING_DB
-from edgesmith.exporters.verification import check as verify
+from edgesmith.exporters.precision.table import FP16
 
 LOSS_DB = 20.0
 """What an operator may lose before a report points at it, unless a caller says otherwise: a factor of ten in error."""
@@ -106,8 +107,8 @@ class OutputFigures:
     """Figures of one output of the program: at declared precision against the wide one, and against references."""
 
     name: str
-    rounding: verify.Figures
-    against_reference: verify.Figures | None
+    rounding: Figures
+    against_reference: Figures | None
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ def compare(
     accumulate_block: int = BLOCK,
     against: str = "fp32",
     limit_db: float = LOSS_DB,
-    allowed: float = verify.THRESHOLDS["fp16"].relative_error,
+    allowed: float = FP16.limits().relative_error,
 ) -> Report:
     """Evaluate a package at declared precision and in fp32 or fp64, and compare operator by operator.
 
@@ -188,7 +189,7 @@ def compare(
         function, accumulate, accumulate_block: those of the `Evaluator` at declared precision.
         against: "fp32" or "fp64", the precision of the other one.
         limit_db: see `Report`.
-        allowed: the relative error up to which another best class is a tie, see `verify.measure`.
+        allowed: the relative error up to which another best class is a tie, see `measure`.
 
     Raises:
         BadInput, Unsupported: as for `ranges`; BadInput also where references and outputs do not fit together.
@@ -237,10 +238,10 @@ def _output_figures(
         reference = None
         if references is not None:
             try:
-                reference = verify.measure([[outs[j]] for outs in references], ours, allowed)
+                reference = measure([[outs[j]] for outs in references], ours, allowed)
             except (IndexError, ValueError) as error:
                 raise BadInput(f"the references do not fit the output {name}: {error}") from error
-        found.append(OutputFigures(name, verify.measure([[outs[j]] for outs in wides], ours, allowed), reference))
+        found.append(OutputFigures(name, measure([[outs[j]] for outs in wides], ours, allowed), reference))
     return tuple(found)
 
 

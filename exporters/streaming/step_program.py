@@ -24,7 +24,7 @@ import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -45,6 +45,7 @@ from edgesmith.exporters.graph.edit import (
     tidy,
     val,
 )
+from edgesmith.exporters.streaming.description import FrameDescription, StreamingDescription
 from edgesmith.exporters.streaming.stepper import CALLER
 from edgesmith.kernels import channel_norm, lif, lmu_memory
 
@@ -132,9 +133,9 @@ def is_rest(state: str) -> bool:
     return state.endswith(_REST)
 
 
-def describe(step: StepProgram, kept_by: str = CALLER) -> dict[str, Any]:
+def describe(step: StepProgram, kept_by: Literal["caller", "runtime"] = CALLER) -> StreamingDescription:
     """What the manifest says of a step program whose states `kept_by` hands on, and `session.Stepper` runs it by."""
-    frame = {"name": step.program.input_names[0], "shape": list(step.program.inputs[0].shape)}
+    frame: FrameDescription = {"name": step.program.input_names[0], "shape": list(step.program.inputs[0].shape)}
     return {
         "delay": step.delay,
         "frame": frame,

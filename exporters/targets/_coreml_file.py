@@ -79,7 +79,7 @@ class CoreMlFile(TargetFile):
         evaluator = self._evaluator(calls[0])
         return [self._outputs(evaluator.run(_feeds(evaluator, given))) for given in calls]
 
-    def open_step(self) -> Step | NotHere:
+    def open_step(self, threads: int = 1) -> Step | NotHere:
         """Return the default function in the evaluator, with states of its own."""
         evaluator = self._evaluator()
         states = evaluator.make_states()
