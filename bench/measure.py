@@ -43,7 +43,7 @@ from edgesmith.errors import BackendMissing, BadInput, DeviceFailed, EdgesmithEr
 from edgesmith.exporters import artifact as artifacts
 from edgesmith.exporters import targets
 from edgesmith.exporters.artifact import Artifact
-from edgesmith.exporters.streaming import session
+from edgesmith.exporters.streaming import description
 from edgesmith.exporters.targets import Target
 from edgesmith.exporters.tensorrt import engine as engines
 
@@ -291,7 +291,7 @@ def _check_options(
                     )
         if operators and subject.runtime not in runner.PROFILES:
             raise BadInput(f"--ops: {subject.runtime} does not time operators; {' and '.join(runner.PROFILES)} does")
-        if device.kind == "iphone" and artifact.manifest.get("streaming", {}).get("kept_by") == session.RUNTIME:
+        if device.kind == "iphone" and artifact.manifest.get("streaming", {}).get("kept_by") == description.RUNTIME:
             raise BadInput(f"{subject.name} keeps states, which coremltools has an iPhone forget: time it on a Mac")
         if threads != 1 and subject.target == ENGINE_TARGET:
             raise BadInput(f"--threads: an engine runs on the GPU, and has none, got {threads}")

@@ -7,45 +7,25 @@ numpy and ONNX Runtime only.
     last = session.finish()                   # the predictions of the last `delay` frames
     session.reset()                           # and the next sequence may begin
 
-A prediction takes every frame up to its own and the `delay` frames after it, as the convolutions do. The size of
-the states and the time of a step do not depend on how many frames came before.
+A prediction depends on all frames before its own, and on the `delay` frames after it that convolutions look ahead to.
+The size of the states and the time of a step do not depend on how many frames came before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from edgesmith.errors import BackendMissing, BadInput
 from edgesmith.exporters import artifact as artifacts
 from edgesmith.exporters import targets
+from edgesmith.exporters.streaming import description
+from edgesmith.exporters.streaming.description import CALLER, RUNTIME, StreamingDescription
+from edgesmith.exporters.streaming.step import Step
 from edgesmith.exporters.targets import NotHere
 
-CALLER, RUNTIME = "caller", "runtime"
-"""Who hands the states from step to step: inputs and outputs, or the runtime, which keeps them."""
-
-Call = Callable[[Sequence[np.ndarray]], Sequence[np.ndarray]]
-"""One step: the values of all inputs, in order, to the values of all outputs."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """A step program, opened in a runtime.
-
-    Attributes:
-        call: runs one step.
-        forget: gives the states that the runtime itself keeps their first values again.
-        close: lets go of the runtime.
-    """
-
-    call: Call
-    forget: Callable[[], None] = lambda: None
-    close: Callable[[], None] = lambda: None
-
+__all__ = ["CALLER", "RUNTIME", "Prediction", "Step", "Stepper", "StreamingSession"]
 
 Prediction = np.ndarray | tuple[np.ndarray, ...]
 """What a step predicts: an array, or one for each of several outputs."""
@@ -55,15 +35,15 @@ class Stepper:
     """Drives a step program: holds its states, and knows when predictions begin and end.
 
     Args:
-        streaming: the manifest's `streaming`: `delay`, `frame`, `states` and who keeps them.
+        streaming: what the manifest says of the program.
         step: the program.
     """
 
-    def __init__(self, streaming: Mapping[str, Any], step: Step) -> None:
-        self.delay = int(streaming["delay"])
+    def __init__(self, streaming: StreamingDescription, step: Step) -> None:
+        self.delay = streaming["delay"]
+        self._streaming = streaming
         self._shape = tuple(streaming["frame"]["shape"])
-        given = streaming["states"] if streaming["kept_by"] == CALLER else []
-        self._initial = [np.full(state["shape"], state["initial"], np.float32) for state in given]
+        self._initial = description.initial_states(streaming)
         self._step = step
         self.reset()
 
@@ -75,7 +55,7 @@ class Stepper:
         self._is_finished = False
 
     def step(self, frame: np.ndarray) -> Prediction | None:
-        """The prediction for the frame `delay` steps ago; None where there was none yet.
+        """Return the prediction for the frame `delay` steps ago; None where there was none yet.
 
         Args:
             frame: the next frame, [features], [batch, features] or [batch, 1, features].
@@ -96,7 +76,7 @@ class Stepper:
         return self._advance(given.reshape(self._shape), is_frame=True)
 
     def finish(self) -> list[Prediction]:
-        """The predictions for the last frames, `delay` of them or as many as there were frames; ends the sequence."""
+        """Return the predictions for the last frames, `delay` of them or all there were; ends the sequence."""
         if self._is_finished:
             return []
         missing = self.delay - min(self._frames, self.delay)
@@ -105,14 +85,13 @@ class Stepper:
         return [prediction for prediction in steps[missing:] if prediction is not None]
 
     def run(self, sequence: np.ndarray) -> list[Prediction]:
-        """The predictions for every frame of a sequence [batch, frames, features], from a reset to the last one."""
+        """Return the predictions for every frame of a sequence [batch, frames, features], from a reset to the end."""
         self.reset()
         steps = [self.step(sequence[:, t]) for t in range(sequence.shape[1])]
         return [prediction for prediction in steps if prediction is not None] + self.finish()
 
     def _advance(self, frame: np.ndarray, is_frame: bool) -> Prediction | None:
-        flag = [np.full((1,), float(is_frame), np.float32)] if self.delay else []
-        values = self._step.call([frame, *flag, *self._states])
+        values = self._step.call(description.inputs_of_call(self._streaming, frame, self._states, is_frame))
         count = len(values) - len(self._states)
         self._states = list(values[count:])
         self._frames += is_frame
@@ -139,15 +118,15 @@ class StreamingSession(Stepper):
 
     def __init__(self, path: str | Path, threads: int = 1) -> None:
         self.artifact = artifacts.read(path)
-        streaming = self.artifact.manifest.get("streaming")
+        streaming = description.read(self.artifact.manifest)
         if streaming is None:
             raise BadInput(f"{self.artifact.path} is no streaming artifact; export it with --streaming")
-        if self.artifact.target == "onnx":
-            step: Step | NotHere = open_step(self.artifact.file, threads)
-        else:
-            backend = targets.get(self.artifact.target)
-            targets.require(backend)
-            step = backend.open_step(self.artifact.file)
+        backend = targets.get(self.artifact.target)
+        try:
+            step = backend.open_step(self.artifact.file, threads)
+        except ImportError as error:
+            line = targets.install_line(backend)
+            raise BackendMissing(f"{self.artifact.path} needs {error.name}, which is not installed: {line}") from error
         if isinstance(step, NotHere):
             raise BackendMissing(f"{self.artifact.path} does not run here: {step.reason}")
         super().__init__(streaming, step)
@@ -155,25 +134,3 @@ class StreamingSession(Stepper):
     def close(self) -> None:
         """Let go of the runtime."""
         self._step.close()
-
-
-def open_step(file: Path | bytes, threads: int = 1) -> Step:
-    """One step of an ONNX file, or of what such a file holds, in ONNX Runtime on the CPU."""
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise BackendMissing("StreamingSession needs onnxruntime: pip install onnxruntime") from error
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = threads
-    # A memory that hears nothing decays into denormal numbers, over which some processors take their time.
-    options.add_session_config_entry("session.set_denormal_as_zero", "1")
-    model = file if isinstance(file, bytes) else str(file)
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    names = [value.name for value in session.get_inputs()]
-
-    def call(values: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
-        outputs: Sequence[np.ndarray] = session.run(None, dict(zip(names, values, strict=True)))
-        return outputs
-
-    return Step(call)

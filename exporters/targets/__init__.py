@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from edgesmith.exporters.graph.capture import Program
-    from edgesmith.exporters.streaming.session import Step
+    from edgesmith.exporters.streaming.step import Step
     from edgesmith.models.registry import ImageInput, SequenceInput
     from edgesmith.profiles.device import DeviceProfile
 
@@ -168,8 +168,8 @@ class Target(Protocol):
         """Whether the runtime keeps the states of a step program; otherwise they are inputs and outputs."""
         ...
 
-    def open_step(self, path: Path) -> Step | NotHere:
-        """A step program, ready to run; its values are float32."""
+    def open_step(self, path: Path, threads: int = 1) -> Step | NotHere:
+        """A step program, ready to run; its values are float32. `threads` is for runtimes that can be told."""
         ...
 
     def intermediate(self, path: Path, names: Sequence[str], inputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:

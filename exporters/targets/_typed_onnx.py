@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgesmith.errors import Unsupported
+from edgesmith.exporters.streaming.step import Step
 from edgesmith.exporters.targets import NotHere, Request
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from edgesmith.exporters.graph.capture import Program
-    from edgesmith.exporters.streaming.session import Step
 
 LOWERINGS = "onnx"
 """Whose lowerings of fused ops these files are made of."""
@@ -214,7 +214,7 @@ def run(
     reason = cannot_run()
     if reason is not None:
         return NotHere(reason)
-    session = _session(_computable(path), as_written)
+    session = _session(computable(path), as_written)
     names = [value.name for value in session.get_inputs()]
     try:
         return [session.run(None, dict(zip(names, given, strict=True))) for given in inputs]
@@ -222,12 +222,27 @@ def run(
         raise Unsupported(f"ONNX Runtime does not run the file: {str(error).strip().splitlines()[0]}") from error
 
 
-def open_step(path: Path) -> Step | NotHere:
-    """A step program in ONNX Runtime."""
-    from edgesmith.exporters.streaming.session import open_step as opened
-
+def open_step(path: Path | bytes, threads: int = 1) -> Step | NotHere:
+    """A step program in ONNX Runtime on the CPU, of a file or of a file's bytes; needs numpy and ONNX Runtime only."""
     reason = cannot_run()
-    return NotHere(reason) if reason is not None else opened(_computable(path))
+    if reason is not None:
+        return NotHere(reason)
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    # A memory that hears nothing decays into denormal numbers, over which some processors take their time.
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    model = path if isinstance(path, bytes) else str(path)
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_inputs()]
+
+    def call(values: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+        outputs: Sequence[np.ndarray] = session.run(None, dict(zip(names, values, strict=True)))
+        return outputs
+
+    return Step(call)
 
 
 def intermediate(path: Path, names: Sequence[str], inputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
@@ -246,7 +261,7 @@ def intermediate(path: Path, names: Sequence[str], inputs: Sequence[np.ndarray])
     return dict(zip(wanted, session.run(wanted, feeds), strict=True))
 
 
-def _computable(path: Path) -> Path | bytes:
+def computable(path: Path) -> Path | bytes:
     """What ONNX Runtime can run of a file: itself, or, of one in bf16, its stand-in."""
     import onnx
 

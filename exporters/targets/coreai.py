@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from edgesmith.errors import Unsupported
 from edgesmith.exporters.costs import Costs
+from edgesmith.exporters.streaming.step import Step
 from edgesmith.exporters.targets import NotHere, Request
 from edgesmith.exporters.targets import _coreai_adapter as adapter
 from edgesmith.exporters.targets._plain import diagnose, keeps_states, layers, other_runtimes, traced, wide_operators
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from edgesmith.exporters.graph.capture import Program
-    from edgesmith.exporters.streaming.session import Step
 
 __all__ = ["diagnose", "keeps_states", "layers", "other_runtimes", "traced", "wide_operators"]  # nothing of its own
 
@@ -105,11 +105,9 @@ def intermediate(path: Path, names: Sequence[str], inputs: Sequence[np.ndarray])
     return {name: values[name].astype(np.float32) for name in returned}
 
 
-def open_step(path: Path) -> Step | NotHere:
+def open_step(path: Path, threads: int = 1) -> Step | NotHere:
     """A step program in Core AI's runtime, which stays loaded until it is closed."""
     import numpy as np
-
-    from edgesmith.exporters.streaming.session import Step
 
     reason = cannot_run()
     if reason is not None:

@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgesmith.errors import BadInput, Unsupported
 from edgesmith.exporters.costs import Costs
+from edgesmith.exporters.streaming.step import Step
 from edgesmith.exporters.targets import NotHere, Request, Run
 
 if TYPE_CHECKING:
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
     from edgesmith.exporters.mil.lint import Mended
     from edgesmith.exporters.mil.program import Operation
     from edgesmith.exporters.mil.report import Report
-    from edgesmith.exporters.streaming.session import Step
 
 name = "coreml"
 suffix = ".mlpackage"
@@ -292,10 +292,8 @@ def keeps_states(deployment_target: str | None) -> bool:
     return int((deployment_target or DEFAULT_DEPLOYMENT_TARGET).removeprefix("iOS")) >= _STATES
 
 
-def open_step(path: Path) -> Step | NotHere:
+def open_step(path: Path, threads: int = 1) -> Step | NotHere:
     """A step program in the evaluator."""
-    from edgesmith.exporters.streaming.session import Step
-
     evaluator = _evaluator(path)
     states = evaluator.make_states()
 

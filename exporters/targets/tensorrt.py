@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from edgesmith.exporters.graph.capture import Program
-    from edgesmith.exporters.streaming.session import Step
+    from edgesmith.exporters.streaming.step import Step
     from edgesmith.profiles.device import DeviceProfile
 
 __all__ = ["LOWERINGS", "cannot_run", "diagnose", "keeps_states", "layers", "traced", "wide_operators"]  # of others
@@ -285,9 +285,9 @@ def _run_engine(path: Path, inputs: Sequence[Sequence[np.ndarray]]) -> NotHere:
     return NotHere(f"engine not executed here: it needs a GPU of {capabilities}; the figures are the typed ONNX's")
 
 
-def open_step(path: Path) -> Step | NotHere:
+def open_step(path: Path, threads: int = 1) -> Step | NotHere:
     """The typed ONNX of a step program, in ONNX Runtime."""
-    return _typed_onnx.open_step(_typed(path))
+    return _typed_onnx.open_step(_typed_onnx.computable(_typed(path)), threads)
 
 
 def intermediate(path: Path, names: Sequence[str], inputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
