@@ -30,7 +30,7 @@ from edgesmith.exporters.graph.edit import constant, count_operators, operator_n
 from edgesmith.exporters.precision.half import half, is_wide, round_weight
 from edgesmith.exporters.precision.policy import INPUTS, ROUNDING_DB, Seen, choose, find
 from edgesmith.exporters.precision.task import Typed, TypingTask
-from edgesmith.kernels.op import all_ops
+from edgesmith.kernels.op import all_ops, spikes_in
 
 
 def type_half(program: Program, task: TypingTask, dtype_name: str) -> Typed:
@@ -67,7 +67,7 @@ def find_islands(
         snr_db: what every output has to reach against the same program in fp32.
         dtype: float16 or bfloat16.
     """
-    spikes = "edgesmith.lif" in count_operators(program.module)
+    spikes = spikes_in(count_operators(program.module))
 
     def measure(kept: Mapping[str, str]) -> dict[str, str]:
         evaluation = _Evaluation(program, kept, dtype)

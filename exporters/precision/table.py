@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from edgesmith.errors import unknown
 from edgesmith.exporters.costs import Costs
 from edgesmith.exporters.precision.task import Thresholds, Typed, TypingTask
-from edgesmith.plugins import load_plugins
+from edgesmith.plugins import leave_out, load_plugins
 
 if TYPE_CHECKING:
     from edgesmith.exporters.graph.capture import Program
@@ -168,7 +168,12 @@ GROUP = "edgesmith.precisions"
 def all_precisions() -> dict[str, Precision]:
     """Return every precision by name: those of this table, and those of installed plugins."""
     found = {one.name: one for one in (FP32, FP16, BF16, MIXED, INT8)}
-    return found | {one.name: one for one in load_plugins(GROUP, Precision, taken=found).values()}
+    for entry, plugin in load_plugins(GROUP, Precision).items():
+        if plugin.name in found:
+            leave_out(GROUP, entry, f"there is a precision {plugin.name} already; give it another name")
+        else:
+            found[plugin.name] = plugin
+    return found
 
 
 def get(name: str) -> Precision:

@@ -6,13 +6,14 @@ Nothing here imports torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from edgesmith.exporters.graph.capture import Program
+    from edgesmith.exporters.precision.calibration import Calibration
 
 Calls = Sequence[Sequence["Tensor"]]
 """The inputs of several calls."""
@@ -26,18 +27,26 @@ class Thresholds:
     snr_db: float
 
 
+class CountsMacs(Protocol):
+    """A lowered file, as far as a precision asks it."""
+
+    def count_macs(self) -> dict[str, int]:
+        """Return the multiply-accumulates of the first batch: `all`, and `int8`."""
+        ...
+
+
 @dataclass(frozen=True)
 class Typed:
     """A program in its precision.
 
     Attributes:
         keep_fp32: what stays fp32, each with the reason; None where the precision keeps nothing back.
-        described: what the manifest says of how it was made.
+        describe: from the lowered file to what the manifest says of how it was made.
     """
 
     program: Program
     keep_fp32: Mapping[str, str] | None = None
-    described: Mapping[str, Any] = field(default_factory=dict)
+    describe: Callable[[CountsMacs], Mapping[str, Any]] = lambda _: {}
 
 
 @dataclass(frozen=True)
@@ -45,8 +54,8 @@ class TypingTask:
     """What a program is typed for, and by what.
 
     Attributes:
-        inputs: of the calls that verification judges by.
-        calibration: of those that a precision may look at beside them; empty where it needs none.
+        inputs: of a few of the calls that verification judges by.
+        calibration: the data of the caller's; None where the precision needs none.
         thresholds: that every output has to reach.
         is_step: whether the program is one step of a sequence, to which whole inputs say nothing.
         types_programs, finds_islands, largest_int8_weight: of the target, see `Target`.
@@ -55,7 +64,7 @@ class TypingTask:
     """
 
     inputs: Calls
-    calibration: Calls
+    calibration: Calibration | None
     thresholds: Thresholds
     is_step: bool
     types_programs: bool

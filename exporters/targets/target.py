@@ -1,4 +1,4 @@
-"""The whole protocol of a target: what it can do, as declared fields and methods with defaults, and what its files answer.
+"""The whole protocol of a target: what it can do, as fields and methods with defaults, and what its files answer.
 
     Target       facts, and the questions that need no program       one value `TARGET` a module of this folder
     Request      what a target writes into a file beside the program
@@ -18,13 +18,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgesmith.errors import BackendMissing, Unsupported
+from edgesmith.errors import BackendMissing, BadInput, Unsupported
 from edgesmith.exporters.costs import Costs
 
 if TYPE_CHECKING:
     import numpy as np
 
     from edgesmith.exporters.graph.capture import Program
+    from edgesmith.exporters.manifest import CheckRecord
     from edgesmith.exporters.precision.table import Precision
     from edgesmith.exporters.streaming.description import StreamingDescription
     from edgesmith.exporters.streaming.stepper import Step
@@ -112,8 +113,12 @@ class TargetFile(ABC):
         """Return the outputs of several calls, in float32, in the order of the file's outputs."""
 
     @abstractmethod
-    def open_step(self) -> Step | NotHere:
-        """Return the step program of the file, ready to run; its values are float32."""
+    def open_step(self, threads: int = 1) -> Step | NotHere:
+        """Return the step program of the file, ready to run; its values are float32.
+
+        Args:
+            threads: of the runtime, where it takes a number.
+        """
 
     def other_runtimes(self) -> dict[str, Run]:
         """Return what else can execute the file, or says why not here, by name."""
@@ -182,13 +187,26 @@ class Delivery:
     def accept(self, missed: Sequence[str]) -> None:
         """Raise VerificationFailed where what is published must not miss a threshold."""
 
-    def complete(self, file: TargetFile, package: Package) -> dict[str, Any]:
-        """Write what belongs beside the file. Returns what the manifest says of it.
+    def complete(self, file: TargetFile, package: Package) -> Delivered:
+        """Write what belongs beside the file.
 
         Raises:
             Unsupported, VerificationFailed: where the device is this machine, and its own file cannot be built.
         """
-        return {}
+        return Delivered()
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """What came of a delivery.
+
+    Attributes:
+        entries: for the manifest.
+        checks: of a file that the device, this machine, has built; they replace those of the same name.
+    """
+
+    entries: Mapping[str, Any] = field(default_factory=dict)
+    checks: Sequence[CheckRecord] = ()
 
 
 @dataclass(frozen=True)
@@ -238,7 +256,9 @@ class Target(ABC):
             metadata.
         deployment_targets: oldest systems that a file can be made for, in order.
         default_deployment_target: of those.
-        timed_by: what a benchmark runs its files in.
+        timed_by: what a benchmark's runner runs its files in, by the runner's name; empty where nothing does.
+        runs_alone: whether its files run without the packages that lowering needs.
+        marks_device: whether files for different devices differ, so that the artifact's folder names the device.
     """
 
     name: str
@@ -247,8 +267,8 @@ class Target(ABC):
     precisions: tuple[str, ...]
     packages: tuple[str, ...]
     runtime: str
-    timed_by: str
     costs: Costs
+    timed_by: str = ""
     options: frozenset[str] = frozenset()
     extra: str | None = None
     lowerings: str = ""
@@ -261,6 +281,8 @@ class Target(ABC):
     classifies: bool = False
     deployment_targets: tuple[str, ...] = ()
     default_deployment_target: str | None = None
+    runs_alone: bool = False
+    marks_device: bool = False
 
     @abstractmethod
     def lower(self, program: Program, path: Path, request: Request) -> None:
@@ -291,21 +313,23 @@ class Target(ABC):
         return f'pip install "edgesmith[{self.extra}]"' if self.extra else "pip install --force-reinstall edgesmith"
 
     def require(self) -> None:
-        """Raise BackendMissing, with the pip line, where packages are not installed or not those that it is made for."""
+        """Raise BackendMissing, with the pip line, where packages are missing or not those that it is made for."""
         if missing := self.missing_packages():
             raise BackendMissing(
                 f"target {self.name} needs {', '.join(missing)}, which is not installed: {self.install_line()}"
             )
 
     def check_device(self, profile: DeviceProfile | None) -> None:
-        """Raise BadInput where the target's files are for one kind of device, and not for this one; asked first of all.
+        """Raise BadInput where a device does not take the target's files; asked first of all.
 
-        BackendMissing where this machine is the device and lacks what it builds with.
+        Args:
+            profile: None where no device was named.
+
+        Raises:
+            BackendMissing: the device is this machine, and it lacks what its files are built with.
         """
-
-    def marks_device(self) -> bool:
-        """Return whether files for different devices differ, so that the artifact's folder names the device."""
-        return False
+        if profile is not None and self.name not in profile.targets:
+            raise BadInput(f"{profile.title} takes {', '.join(profile.targets)}, not {self.name}; choose --target")
 
     def keeps_states(self, deployment_target: str | None) -> bool:
         """Return whether the runtime keeps the states of a step program; otherwise they are inputs and outputs."""
@@ -330,6 +354,6 @@ def cannot_return(program: Program, format_name: str) -> None:
     for output_name, value in zip(program.output_names, values, strict=True):
         if value.op != "call_function" or values.count(value) > 1:
             raise Unsupported(
-                f"{format_name} cannot return {output_name} ({value.name}): it is an input, a constant, or returned twice;"
-                " return each computed value once"
+                f"{format_name} cannot return {output_name} ({value.name}): it is an input, a constant, or returned"
+                " twice; return each computed value once"
             )

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgesmith.errors import BackendMissing, BadInput, Unsupported, VerificationFailed
+from edgesmith.exporters.manifest import SCHEMA
 from edgesmith.exporters.tensorrt.kit import build as board
 
 if TYPE_CHECKING:
@@ -82,8 +83,6 @@ def write_kit(
     import numpy as np
     from onnx import load
 
-    from edgesmith.exporters import artifact as artifacts  # which imports numpy, and listing targets must not
-
     folder = onnx.parent
     graph = load(str(onnx)).graph
     judged = {i: value.name for i, value in enumerate(graph.output) if value.name not in unjudged}
@@ -113,7 +112,7 @@ def write_kit(
         "flags": FLAGS,
         "operators": dict(operators),
         "manifest": {
-            "schema": artifacts.SCHEMA,
+            "schema": SCHEMA,
             **{key: manifest[key] for key in ("model", "weights", "target", "precision", "tool")},
             "verification": {key: manifest["verification"][key] for key in ("inputs", "judged_as")},
         },
