@@ -29,8 +29,8 @@ from edgesmith.exporters.streaming.description import (
     initial_states,
     inputs_of_call,
 )
-from edgesmith.exporters.streaming.step_program import StepProgram, describe, to_step
 from edgesmith.exporters.streaming.step import Step
+from edgesmith.exporters.streaming.step_program import StepProgram, describe, to_step
 from edgesmith.exporters.targets.target import Target, TargetFile
 from edgesmith.exporters.verification.check import (
     STEP_INPUTS,

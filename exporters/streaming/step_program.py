@@ -39,8 +39,6 @@ from edgesmith.exporters.streaming.description import CALLER, IS_FRAME, KeptBy, 
 from edgesmith.exporters.streaming.rules import rule_for
 
 
-
-
 @dataclass(frozen=True)
 class StepProgram:
     """A step program and how to drive it.

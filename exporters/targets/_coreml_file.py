@@ -138,7 +138,7 @@ class CoreMlFile(TargetFile):
         """Name the first operator that leaves the range of half precision, or else the first that loses 20 dB."""
         found = self._compared([inputs])
         if (cost := found.first_overflow) is not None:
-            return f"{cost.met.site}, which makes {cost.wide.peak:.3g} where half precision ends at 65504"
+            return f"{cost.met.site}, which makes {cost.exact.peak:.3g} where half precision ends at 65504"
         if (cost := found.first_loss) is not None:
             return f"{cost.met.site}, which loses {cost.loss_db:.1f} dB to its precision"
         return None
