@@ -18,13 +18,14 @@ from statistics import median
 from typing import Any
 
 from edgesmith.bench import checked
+from edgesmith.board.common import MEASUREMENT_SCHEMA
 from edgesmith.errors import BadInput, OutputError
 
 UNTHREADED = ("coreml", "tensorrt")
 """Targets whose runtimes start what threads they like, or none."""
 
-SCHEMA = 2
-"""2 has energy and compute units, which readers of 1 refuse. What has neither reads the same in both."""
+SCHEMA = MEASUREMENT_SCHEMA
+"""2 has energy and compute units, which readers of 1 refuse. A record with neither reads the same in both."""
 
 
 @dataclass(frozen=True)

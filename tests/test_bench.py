@@ -39,6 +39,8 @@ from edgesmith.bench.statistics import (
     unpaired_ratio,
 )
 from edgesmith.bench.verdict import FASTER, INCONCLUSIVE, NOT_COMPARABLE, SLOWER, UNCHANGED, compare, noise_floor
+from edgesmith.board.common import is_steady, timed
+from edgesmith.board.join import join
 from edgesmith.errors import BadInput, OutputError, Unsupported
 
 QUICK = {"threads": 1, "cores": None, "slot_ms": 2.0, "seed": 0}
@@ -362,8 +364,7 @@ def test_a_record_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
 
 
 def test_the_runner_is_a_python_3_8_program_of_its_own() -> None:
-    source = Path(runner.__file__).read_text(encoding="utf-8")
-    tree = ast.parse(source, feature_version=(3, 8))
+    tree = ast.parse(join(Path(runner.__file__)), feature_version=(3, 8))
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     names |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert not [name for name in names if name.startswith("edgesmith")]
@@ -380,7 +381,7 @@ def test_the_runner_is_a_python_3_8_program_of_its_own() -> None:
     ],
 )
 def test_steady_is_three_windows_without_a_trend(medians: list[float], expected: bool) -> None:
-    assert runner.is_steady(medians) == expected
+    assert is_steady(medians) == expected
 
 
 def test_a_slowed_call_takes_its_share_longer() -> None:
@@ -390,7 +391,7 @@ def test_a_slowed_call_takes_its_share_longer() -> None:
             pass
 
     slow = runner.slowed(call, 0.5)
-    times = [runner.timed(slow) for _ in range(9)]
+    times = [timed(slow) for _ in range(9)]
     assert min(times) >= 3.0  # never faster than that, whatever else runs
 
 

@@ -10,8 +10,8 @@ IPHONE is its name, its UDID, or its model as `edgesmith devices` calls it, wher
 connected here is asked in attached.py.
 
 The far ones, the last two, need Python 3.8 and the runtime there, and nothing of edgesmith: one file, `runner.py`, is
-copied. Times are taken there, so what a connection costs is in none of them. What the two share, and how a folder there
-is removed even when the connection is cut, is in remote.py.
+joined (board/join.py) and copied. Times are taken there, so a connection's cost is in none of them. remote.py has what
+the two share, and how a folder there is removed even when the connection is cut.
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from edgesmith.bench import runner
+from edgesmith.board.join import join
 from edgesmith.errors import BackendMissing, BadInput, DeviceFailed
-
-RUNNER = Path(runner.__file__)
 
 Heard = Callable[[str], None]
 """Hears what a command writes to stderr, line by line."""
@@ -64,13 +63,17 @@ class Transport(Protocol):
         name: what a record calls the device.
         is_here: whether it is this machine.
         python: what starts Python there.
-        runner: what carries out a plan there.
+        runs_there: its runner is a process on it, and not one here that drives it.
     """
 
     name: str
     is_here: bool
     python: Sequence[str]
-    runner: Path
+    runs_there: bool
+
+    def write_runner(self, folder: Path) -> Path:
+        """Write the file that carries out a plan into a folder here. Returns its path."""
+        ...
 
     def put(self, file: Path, name: str) -> str:
         """Copy a file into this run's folder there, or the rest of one. Returns its path there.
@@ -188,6 +191,14 @@ def parse(
         raise BadInput(f"{wanted}, got {device!r}")
     name = re.sub(r":\d*$", "", url.netloc.rpartition("@")[2]).strip("[]")  # hostname is lower case, aliases may not
     return Address("ssh", name, user, port, **given)  # type: ignore[arg-type]
+
+
+def write_runner(folder: Path) -> Path:
+    """Join runner.py into one file in a folder. Returns its path."""
+    source = Path(runner.__file__)
+    file = folder / source.name
+    file.write_text(join(source), encoding="utf-8")
+    return file
 
 
 @contextmanager

@@ -202,17 +202,14 @@ def pack(
     kit = kits.write_kit(
         path,
         devices.get(request.device),
-        model=request.name,
-        precision=request.precision,
-        inputs=inputs,
-        outputs=outputs,
+        kits.Cases(inputs, outputs, unjudged),
         thresholds=thresholds,
         spikes=spikes,
         operators=since,
         manifest=manifest,
-        unjudged=unjudged,
     )
-    return {"kit": {key: kit[key] for key in ("board", "flags", "thresholds", "operators")}}
+    shown = {"board": kit["board"], "flags": kit["flags"], "thresholds": kit["thresholds"]}
+    return {"kit": {**shown, "operators": kit["operators"]}}
 
 
 def builds_here(profile: DeviceProfile) -> bool:
