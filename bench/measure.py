@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edgesmith import __version__
+from edgesmith._version import __version__
 from edgesmith.bench import measurement as measurements
 from edgesmith.bench import runner
 from edgesmith.bench.measurement import (
@@ -43,9 +43,8 @@ from edgesmith.bench.transport.local import Local
 from edgesmith.board.common import SLOT_MS, Refusal, machine
 from edgesmith.errors import BackendMissing, BadInput, DeviceFailed, EdgesmithError, Unsupported
 from edgesmith.exporters import artifact as artifacts
-from edgesmith.exporters import targets
+from edgesmith.exporters import session, targets
 from edgesmith.exporters.artifact import Artifact
-from edgesmith.exporters.streaming import session
 from edgesmith.exporters.targets import Target
 from edgesmith.exporters.tensorrt import engine as engines
 

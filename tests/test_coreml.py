@@ -23,7 +23,7 @@ from edgesmith.exporters.artifact import Artifact
 from edgesmith.exporters.export import verify_layers as layers
 from edgesmith.exporters.mil import placement
 from edgesmith.exporters.mil.states import SCALE, KeepsStates, held_as
-from edgesmith.exporters.streaming.session import StreamingSession
+from edgesmith.exporters.session import StreamingSession
 from edgesmith.kernels import lif
 
 pytestmark = pytest.mark.skipif(

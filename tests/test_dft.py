@@ -24,7 +24,8 @@ from edgesmith.exporters.precision.half import half
 from edgesmith.exporters.rewrites import fold_filters
 from edgesmith.exporters.rewrites.dft import Dft
 from edgesmith.exporters.rewrites.fold_constants import FoldConstants
-from edgesmith.exporters.rewrites.rewrite import RewriteReport, rewrite
+from edgesmith.exporters.rewrites.order import rewrite
+from edgesmith.exporters.rewrites.rewrite import RewriteReport
 from edgesmith.exporters.rewrites.unstack import Unstack
 from edgesmith.exporters.targets import onnx
 

@@ -16,7 +16,7 @@ from edgesmith.exporters import targets
 from edgesmith.exporters.artifact import Artifact
 from edgesmith.exporters.graph.capture import capture, run
 from edgesmith.exporters.graph.edit import count_operators
-from edgesmith.exporters.rewrites.rewrite import rewrite
+from edgesmith.exporters.rewrites.order import rewrite
 from edgesmith.exporters.targets import Request
 from edgesmith.models import registry
 from edgesmith.models.checkpoint import load

@@ -22,7 +22,7 @@ from edgesmith.exporters.graph.capture import capture, run
 from edgesmith.exporters.graph.edit import arguments, count_operators, operators
 from edgesmith.exporters.rewrites.dense_transforms import DenseTransforms, macs
 from edgesmith.exporters.rewrites.fuse import Fuse
-from edgesmith.exporters.rewrites.rewrite import rewrite
+from edgesmith.exporters.rewrites.order import rewrite
 from edgesmith.exporters.targets import Request
 from edgesmith.kernels import fft_filter
 

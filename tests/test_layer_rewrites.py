@@ -21,7 +21,8 @@ from edgesmith.exporters import targets
 from edgesmith.exporters.costs import Costs
 from edgesmith.exporters.graph.capture import Program, capture, run
 from edgesmith.exporters.graph.edit import count_operators
-from edgesmith.exporters.rewrites.rewrite import RewriteReport, rewrite
+from edgesmith.exporters.rewrites.order import rewrite
+from edgesmith.exporters.rewrites.rewrite import RewriteReport
 from edgesmith.exporters.targets import Request
 from edgesmith.kernels import channel_norm, hidden_state_mixer
 from edgesmith.models.efficientvim import ChannelNorm, EfficientViM, HiddenStateMixer

@@ -18,8 +18,9 @@ from edgesmith.exporters.costs import Costs
 from edgesmith.exporters.graph.capture import Program, capture, run
 from edgesmith.exporters.graph.edit import arguments, count_operators, operators
 from edgesmith.exporters.rewrites.fold_constants import FoldConstants
+from edgesmith.exporters.rewrites.order import rewrite
 from edgesmith.exporters.rewrites.reroll import Reroll
-from edgesmith.exporters.rewrites.rewrite import RewriteReport, rewrite
+from edgesmith.exporters.rewrites.rewrite import RewriteReport
 from edgesmith.exporters.targets import Request, onnx
 from edgesmith.kernels import lmu_memory
 from edgesmith.kernels.lmu_memory import FORMS, chunks, impulse_response

@@ -45,7 +45,7 @@ def types() -> Any:
 def test_a_packages_numbers_are_pytorchs(
     small: Any, small_program: Any, tmp_path: Path, precision: str, decibels: float
 ) -> None:
-    from edgesmith.exporters.rewrites.rewrite import rewrite
+    from edgesmith.exporters.rewrites.order import rewrite
     from edgesmith.exporters.targets import Request, coreml
 
     program, _ = rewrite(small_program, coreml.costs)
@@ -70,7 +70,7 @@ def test_a_packages_numbers_are_pytorchs(
 
 def test_a_recurrent_models_loops_are_run(tmp_path: Path) -> None:
     from edgesmith.exporters.graph.capture import capture
-    from edgesmith.exporters.rewrites.rewrite import rewrite
+    from edgesmith.exporters.rewrites.order import rewrite
     from edgesmith.exporters.targets import Request, coreml
     from edgesmith.models.lmuformer import spiking_lmuformer
 

@@ -16,7 +16,8 @@ from edgesmith.exporters.costs import Costs
 from edgesmith.exporters.graph.capture import Program, capture, run
 from edgesmith.exporters.graph.edit import count_operators
 from edgesmith.exporters.rewrites.fold_constants import FoldConstants
-from edgesmith.exporters.rewrites.rewrite import RewriteReport, all_rewrites, rewrite
+from edgesmith.exporters.rewrites.order import all_rewrites, rewrite
+from edgesmith.exporters.rewrites.rewrite import RewriteReport
 from edgesmith.kernels import additive_attention
 from edgesmith.models.casvit import AdditiveTokenMixer, CasViT
 
@@ -502,7 +503,7 @@ def test_rewrites_leave_the_captured_program_and_the_model_alone(small: nn.Modul
 
 
 def test_a_graph_is_compiled_anew_only_where_a_rewrite_changed_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    from edgesmith.exporters.rewrites import rewrite as module
+    from edgesmith.exporters.rewrites import order as module
 
     class Double:
         name = "double"

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from edgesmith.exporters.costs import Costs
 from edgesmith.exporters.graph.capture import Program, capture, run
 from edgesmith.exporters.graph.edit import count_operators
-from edgesmith.exporters.rewrites.rewrite import RewriteReport, rewrite
+from edgesmith.exporters.rewrites.order import rewrite
+from edgesmith.exporters.rewrites.rewrite import RewriteReport
 from edgesmith.exporters.rewrites.tile_channels import TileChannels, memory
 
 EAGER = Costs(launch_us=1e-6, columns=1, fetch_gb_s=1e-6)

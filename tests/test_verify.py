@@ -110,10 +110,10 @@ class Break:
 def test_a_wrong_rewrite_stops_the_export_and_is_located(
     small: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edgesmith.exporters.rewrites import rewrite
+    from edgesmith.exporters.rewrites import order
 
-    rules = (*rewrite.all_rewrites(), Break(aten.gelu.default, aten.relu.default))
-    monkeypatch.setattr(rewrite, "all_rewrites", lambda streaming: rules)
+    rules = (*order.all_rewrites(), Break(aten.gelu.default, aten.relu.default))
+    monkeypatch.setattr(order, "all_rewrites", lambda streaming: rules)
     with pytest.raises(VerificationFailed, match=r"eager -> rewritten: .* part first at network.0.0.local_perception"):
         edgesmith.export(small, "onnx", inputs=torch.randn(1, 3, 32, 32), out=tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -17,7 +17,8 @@ from edgesmith.exporters import targets
 from edgesmith.exporters.costs import Costs
 from edgesmith.exporters.graph.capture import Program, capture, run
 from edgesmith.exporters.graph.edit import count_operators
-from edgesmith.exporters.rewrites.rewrite import RewriteReport, rewrite
+from edgesmith.exporters.rewrites.order import rewrite
+from edgesmith.exporters.rewrites.rewrite import RewriteReport
 from edgesmith.exporters.rewrites.winograd import POINTS, Winograd, estimate, matrices
 from edgesmith.exporters.targets import Request, onnx
 from edgesmith.kernels import lif

@@ -80,7 +80,7 @@ def count(name: str, target: str) -> dict[str, Any]:
     from edgesmith.bench.estimation.work import read_work
     from edgesmith.exporters import targets
     from edgesmith.exporters.graph.capture import capture
-    from edgesmith.exporters.rewrites.rewrite import rewrite
+    from edgesmith.exporters.rewrites.order import rewrite
 
     plain, _, reads = name.partition("@")
     size = int(reads.split()[0])

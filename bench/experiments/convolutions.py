@@ -38,7 +38,7 @@ def measure(channels: int, width: int, length: int, kernel: int, rounds: int) ->
     from torch import nn
 
     from edgesmith.exporters.graph.capture import capture
-    from edgesmith.exporters.rewrites.rewrite import rewrite
+    from edgesmith.exporters.rewrites.order import rewrite
     from edgesmith.exporters.rewrites.winograd import POINTS, Winograd, estimate
     from edgesmith.exporters.targets import Request, onnx
 

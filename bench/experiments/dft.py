@@ -63,7 +63,7 @@ def session(model: Any, x: Any, rewrites: tuple[Any, ...] = ()) -> tuple[Callabl
 
     from edgesmith.exporters.graph.capture import capture
     from edgesmith.exporters.rewrites.fold_constants import FoldConstants
-    from edgesmith.exporters.rewrites.rewrite import rewrite
+    from edgesmith.exporters.rewrites.order import rewrite
     from edgesmith.exporters.targets import Request, onnx
 
     program, reports = rewrite(capture(model.eval(), (x,), ("x",)), onnx.costs, (FoldConstants(), *rewrites))

@@ -79,7 +79,7 @@ def memories(length: int, order: int, width: int, others: int, rounds: int) -> t
     from edgesmith.exporters.costs import Costs
     from edgesmith.exporters.graph.capture import capture
     from edgesmith.exporters.rewrites.choose_memory_form import ChooseMemoryForm
-    from edgesmith.exporters.rewrites.rewrite import rewrite
+    from edgesmith.exporters.rewrites.order import rewrite
     from edgesmith.exporters.targets import Request, onnx
     from edgesmith.kernels import lmu_memory
     from edgesmith.models.lmuformer import legendre

@@ -45,7 +45,7 @@ def _export(name: str, paths: dict[str, Path]) -> None:
 
     from edgesmith.exporters import targets
     from edgesmith.exporters.graph.capture import capture
-    from edgesmith.exporters.rewrites.rewrite import rewrite
+    from edgesmith.exporters.rewrites.order import rewrite
     from edgesmith.exporters.targets import Request
     from edgesmith.models import registry
     from edgesmith.models.checkpoint import load

@@ -41,7 +41,7 @@ def prepare(name: str, size: int, folder: Path) -> str:
     import torch
 
     from edgesmith.exporters.graph.capture import capture
-    from edgesmith.exporters.rewrites.rewrite import all_rewrites, rewrite
+    from edgesmith.exporters.rewrites.order import all_rewrites, rewrite
     from edgesmith.exporters.rewrites.tile_channels import TileChannels
     from edgesmith.exporters.targets import Request, onnx
     from edgesmith.models import registry

@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from edgesmith import __version__
+from edgesmith._version import __version__
 from edgesmith.bench import history as histories
 from edgesmith.bench import measurement as measurements
 from edgesmith.bench.estimation import estimate as estimates

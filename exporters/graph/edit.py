@@ -37,6 +37,21 @@ def tidy(module: GraphModule) -> GraphModule:
     return GraphModule(module, module.graph)
 
 
+def sweep(module: GraphModule) -> None:
+    """Erase operators whose value nobody reads, and constants that only those read.
+
+    A constant that nobody has ever read stays until `tidy`: a rewrite may look for it by its numbers.
+    """
+    for node in reversed(module.graph.nodes):
+        if node.op != "call_function" or node.users or node.is_impure():
+            continue
+        read = node.all_input_nodes
+        module.graph.erase_node(node)
+        for source in read:
+            if source.op == "get_attr" and not source.users:
+                module.graph.erase_node(source)
+
+
 def constant(module: GraphModule, node: object) -> Tensor | None:
     """The tensor behind a `get_attr` node, or None for anything else."""
     if not isinstance(node, Node) or node.op != "get_attr":
@@ -114,7 +129,7 @@ class Emitter:
         with self.module.graph.inserting_before(self.before):
             node = self.module.graph.call_function(target, args, kwargs)
         node.meta.update({key: self.source.meta[key] for key in _PLACE if key in self.source.meta})
-        node.meta["equals"] = ""  # no captured value, unless `stand_for` says so
+        changed(node)  # unless `stand_for` says what it equals
         with self._mode, enable_python_dispatcher():  # without which some operators would fix a free axis
             real, other = torch.fx.map_arg((args, kwargs), lambda n: self._fake(n.meta["val"]))
             node.meta["val"] = target(*real, **other)
@@ -199,6 +214,11 @@ def numbers(shape: Iterable[Any]) -> int | None:
     return count
 
 
+def example_sizes(shape: Iterable[Any]) -> list[int]:
+    """The sizes of a shape, free axes at those of the example that the program was captured with."""
+    return [int(size if isinstance(size, int) else size.node.hint) for size in shape]
+
+
 def rank(node: object) -> int:
     """Number of dimensions of a node's value."""
     return val(node).dim()
@@ -260,3 +280,19 @@ def stand_for(node: Node, captured: Node) -> None:
     for key in ("val", "nn_module_stack", "stack_trace"):
         if key in captured.meta and (key == "val" or key not in node.meta):
             node.meta[key] = captured.meta[key]
+
+
+def changed(node: Node) -> None:
+    """Record that `node` now yields another value than any node of the captured graph."""
+    node.meta["equals"] = ""
+
+
+def is_changed(node: Node) -> bool:
+    """Whether a node yields a value that no node of the captured graph has."""
+    return equals(node) == ""
+
+
+def replace(node: Node, by: Node) -> None:
+    """Let `by`, which yields what `node` did, be read in its place."""
+    stand_for(by, node)
+    node.replace_all_uses_with(by)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from edgesmith.exporters.targets import NotHere
+from edgesmith.exporters.targets.target import NotHere
 
 _DEVICES = {
     "MLNeuralEngineComputeDevice": "neural engine",

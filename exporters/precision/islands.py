@@ -28,8 +28,9 @@ from edgesmith.exporters.graph.capture import Program
 from edgesmith.exporters.graph.edit import constant, count_operators, operator_name, site
 from edgesmith.exporters.mil.mixed import LIMITS_DB
 from edgesmith.exporters.mil.report import ROUNDING_DB
-from edgesmith.exporters.precision.half import is_wide, round_weight
-from edgesmith.kernels.op import all_ops
+from edgesmith.exporters.precision.half import half, is_wide, round_weight
+from edgesmith.exporters.precision.table import Typed, TypingTask
+from edgesmith.kernels.op import all_ops, spikes_in
 
 ROUNDS = 8
 """How often it may look again with what it has found kept wide."""
@@ -46,7 +47,7 @@ def find_wide(
         snr_db: what every output has to reach against the same program in fp32.
         kind: float16 or bfloat16.
     """
-    spikes = "edgesmith.lif" in count_operators(program.module)
+    spikes = spikes_in(count_operators(program.module))
     found: dict[str, str] = {}
     for _ in range(ROUNDS):
         seen = _Seen(program, found, kind)
@@ -223,3 +224,25 @@ def _largest_sum(func: Any, args: Sequence[Any], result: Any) -> float:
     if name == "aten::native_layer_norm":
         return _peak(args[0].square().flatten(-len(args[1])).sum(-1))
     return 0.0
+
+
+def type_half(program: Program, task: TypingTask, dtype: str) -> Typed:
+    """Return the program in a type of 16 bits, with islands where the target finds them."""
+    if not task.types_programs:
+        return Typed(program)
+    kind = getattr(torch, dtype)
+    kept: dict[str, str] = {}
+    if task.finds_islands and not task.is_step:
+        kept = find_wide(program, task.inputs, task.thresholds.snr_db, kind)
+    return Typed(half(program, kept, kind), kept or None)
+
+
+def type_mixed(program: Program, task: TypingTask) -> Typed:
+    """Return the program with what its converter has to keep in fp32."""
+    kept: dict[str, str] = {}
+    for _ in range(ROUNDS):
+        found = task.lossy_operators(kept)
+        if not found.keys() - kept.keys():
+            break
+        kept = {**found, **kept}
+    return Typed(program, kept)

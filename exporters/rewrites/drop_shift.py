@@ -13,38 +13,26 @@ import torch
 from torch.fx import GraphModule, Node
 
 from edgesmith.exporters.costs import Costs
-from edgesmith.exporters.graph.edit import arguments, aten, constant, operator_name, operators, rank, site, val
-from edgesmith.exporters.rewrites.rewrite import Rejection, RewriteReport
-
-_SOFTMAX = frozenset({aten.softmax.int, aten._softmax.default})
+from edgesmith.exporters.graph.edit import arguments, aten, constant, operator_name, rank, site, val
+from edgesmith.exporters.rewrites.rewrite import Reject, rewrites
 
 
-class DropShift:
+@rewrites(aten.softmax.int, aten._softmax.default, rule="softmax(x + c) -> softmax(x)", again=True)
+def drop_shift(module: GraphModule, node: Node, costs: Costs) -> str | None:
     """See above. A near miss is a sum with a constant that varies along the axis, or is not finite."""
-
-    name = "drop_shift"
-
-    def apply(self, module: GraphModule, costs: Costs) -> RewriteReport:
-        """Drop in place; a row may be shifted more than once."""
-        applied, rejected = [], []
-        for node in operators(module):
-            while node.target in _SOFTMAX:
-                total, axis = arguments(node)[:2]
-                if total.target not in (aten.add.Tensor, aten.sub.Tensor):
-                    break
-                first, second, alpha = arguments(total)
-                is_sum = total.target is aten.add.Tensor and alpha == 1
-                orders = ((first, second), (second, first)) if is_sum else ((first, second),)
-                kept = next((x for x, c in orders if _is_shift(module, c, x, node, axis)), None)
-                if kept is None:
-                    if any(constant(module, c) is not None for _, c in orders):
-                        reason = f"what {total.name} adds varies along axis {axis}, or is not finite"
-                        rejected.append(Rejection(site(total), reason))
-                    break
-                applied.append((site(node), f"{operator_name(total)} before the softmax -> nothing"))
-                node.update_arg(0, kept)
-        module.graph.eliminate_dead_code()
-        return RewriteReport(self.name, tuple(applied), tuple(rejected))
+    total, axis = arguments(node)[:2]
+    if total.target not in (aten.add.Tensor, aten.sub.Tensor):
+        return None
+    first, second, alpha = arguments(total)
+    is_sum = total.target is aten.add.Tensor and alpha == 1
+    orders = ((first, second), (second, first)) if is_sum else ((first, second),)
+    kept = next((x for x, c in orders if _is_shift(module, c, x, node, axis)), None)
+    if kept is not None:
+        node.update_arg(0, kept)
+        return f"{operator_name(total)} before the softmax -> nothing"
+    if any(constant(module, c) is not None for _, c in orders):
+        raise Reject(f"what {total.name} adds varies along axis {axis}, or is not finite", at=site(total))
+    return None
 
 
 def _is_shift(module: GraphModule, c: object, x: object, softmax: Node, axis: int) -> bool:

@@ -1,43 +1,40 @@
-"""The rewrites, in order, and what they report.
+"""One way to write a rewrite: a function over one node, or a search over a whole graph.
 
-    find_memory         irfft(rfft(u) * H) -> lmu_memory
-    fold_constants      what is computed from parameters alone becomes a parameter
-    reroll              an unrolled loop, or a scan, of one step -> lif, lmu_memory
-    canonicalise        one spelling for pools, splits and dropouts, so that patterns need only one
-    merge_linears       (L1(x) + L2(x)) * s  ->  L(x)
-    fold_batchnorm      BN(conv(x)) -> conv'(x);  conv(BN(x)) -> conv'(x);  linear(mean(BN(x))) -> linear'(mean(x))
-    fuse_channel_norm   a layer norm that is spelled out -> one operator
-    lift_flatten        conv1d(flatten(x)) -> flatten(conv2d(x)): chains of maps stay maps
-    drop_shift          softmax(x + c) -> softmax(x)
-    fold_residual       s x + t conv(x) -> conv'(x)
-    fold_affine         s f(x) + c -> f'(x), and what is left of layer scales
-    concat_linears      L1(x) + L2(y) -> L([x | y])
-    fold_group_norm     conv(g n(x) + b) -> conv'(n(x)), n the normalisation of a group norm without its affine
-    fuse                the graph of a fused op's reference -> that fused op
-    compose_layers      conv1x1(conv1x1(x)) -> conv1x1'(x), also through a concatenation, where that is no dearer
-    fold_filters        irfft(rfft(x) * constant) -> a circular convolution or a matrix, where the target says cheaper
-    dft                 torch.fft transforms -> matrix products; complex values -> pairs of real ones
-    unstack             f(stack(a, b))[..., 0] -> f(a), where nothing reads the whole
-    einsum              einsum(A, B) -> matmul(A', B')
-    choose_memory_form  a Legendre memory as convolution, in chunks, step by step or folded into its readout
-    dense_transforms    frequency filters that transform a map by one matrix, where the target says cheaper
-    share_gates         additive attention with q's and k's gates in common convolutions, where the target says cheaper
-    winograd            convolutions over time with fewer products, where the target says faster
-    tile_channels       the widest maps in tiles of channels, where the target gains by less memory in use
+    @rewrites(aten.softmax.int, rule="softmax(x + c) -> softmax(x)", again=True)
+    def drop_shift(module: GraphModule, node: Node, costs: Costs) -> str | None:
+        ...
+        return "a sum before the softmax -> nothing"
 
-Every rewrite leaves the program's outputs equal but for rounding, and changes nothing when run again.
+A function looks at one node and edits the graph around it. It returns
+
+    None                  the node is no site
+    a note                it fired, and how; `Fired(site, note)` where the site is not the node's own
+    raise Reject(reason)  the node is nearly a site, and why it is none; nothing is changed
+
+A search (`@searches`) is a generator over the whole graph of what it did, `Fired`, and of near misses, `Rejection`:
+for what is chosen among several places, or shares something between them.
+
+Parameters of a module are replaced, never written to, because they may be the caller's. Every rewrite leaves the
+program's outputs equal but for rounding, and changes nothing when run again. See order.py for all of them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from edgesmith.exporters.costs import Costs
-from edgesmith.exporters.graph.capture import Program, with_module
-from edgesmith.exporters.graph.edit import fork, tidy
+from edgesmith.exporters.graph.edit import operators, site, sweep
+
+
+class Fired(NamedTuple):
+    """A site where a rewrite fired, and a note on how."""
+
+    site: str
+    note: str
 
 
 @dataclass(frozen=True)
@@ -46,6 +43,19 @@ class Rejection:
 
     site: str
     reason: str
+
+
+class Reject(Exception):
+    """Declines a place where a rewrite nearly fires.
+
+    Attributes:
+        reason: a clause for the report.
+        at: the place, where it is not the site of the node that the rewrite looks at.
+    """
+
+    def __init__(self, reason: str, at: str | None = None) -> None:
+        super().__init__(reason)
+        self.reason, self.at = reason, at
 
 
 @dataclass(frozen=True)
@@ -57,75 +67,108 @@ class RewriteReport:
     rejected: tuple[Rejection, ...] = ()
 
 
-class Rewrite(Protocol):
-    """One rewrite: a name, and a function that edits a graph in place and reports."""
+Search = Callable[..., Iterator[Fired | Rejection]]
+"""From a module, the target's costs and a rewrite's own options to what was done and nearly done, one by one."""
+
+ToSite = Callable[..., str | Fired | None]
+"""From a module, one of its nodes, the target's costs and a rewrite's own options to a note; raises `Reject`."""
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """One rewrite, as `@rewrites` and `@searches` make it.
+
+    Attributes:
+        name: in reports and manifests.
+        rule: the one line that says what becomes of what.
+        search: one pass over a graph.
+        until_stable: passes are repeated until one changes nothing; near misses are those of the last pass.
+        for_sequences: chooses a form for a whole sequence or map, so it is left out where a step is to be made.
+        after: of a plugin, the name of the rewrite right behind which it runs.
+        options: given to `search` by name.
+    """
 
     name: str
+    rule: str
+    search: Search
+    until_stable: bool = False
+    for_sequences: bool = False
+    after: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def apply(self, module: GraphModule, costs: Costs) -> RewriteReport:
-        """Edit `module`; parameters are replaced, never written to, because they may be the caller's."""
-        ...
+        """Edit a graph in place, leave no dead operator in it, and report."""
+        sweep(module)
+        fired: list[tuple[str, str]] = []
+        while True:
+            outcomes = list(self.search(module, costs, **self.options))
+            sweep(module)
+            new = [outcome for outcome in outcomes if isinstance(outcome, Fired)]
+            fired += new
+            if not new or not self.until_stable:
+                rejected = tuple(outcome for outcome in outcomes if isinstance(outcome, Rejection))
+                return RewriteReport(self.name, tuple(fired), rejected)
+
+    def with_options(self, **options: Any) -> Rewrite:
+        """Return the same rewrite with options of its own function set, for measurements and tests."""
+        return replace(self, options={**self.options, **options})
 
 
-def all_rewrites(streaming: bool = False) -> tuple[Rewrite, ...]:
-    """The rewrites in the order in which they run.
-
-    Args:
-        streaming: leave out those that choose a form for a whole sequence, because a step will be made of it.
-    """
-    from edgesmith.exporters.rewrites.canonicalise import Canonicalise
-    from edgesmith.exporters.rewrites.choose_memory_form import ChooseMemoryForm
-    from edgesmith.exporters.rewrites.compose_layers import ComposeLayers
-    from edgesmith.exporters.rewrites.concat_linears import ConcatLinears
-    from edgesmith.exporters.rewrites.dense_transforms import DenseTransforms
-    from edgesmith.exporters.rewrites.dft import Dft
-    from edgesmith.exporters.rewrites.drop_shift import DropShift
-    from edgesmith.exporters.rewrites.einsum import Einsum
-    from edgesmith.exporters.rewrites.find_memory import FindMemory
-    from edgesmith.exporters.rewrites.fold_affine import FoldAffine
-    from edgesmith.exporters.rewrites.fold_batchnorm import FoldBatchnorm
-    from edgesmith.exporters.rewrites.fold_constants import FoldConstants
-    from edgesmith.exporters.rewrites.fold_filters import FoldFilters
-    from edgesmith.exporters.rewrites.fold_group_norm import FoldGroupNorm
-    from edgesmith.exporters.rewrites.fold_residual import FoldResidual
-    from edgesmith.exporters.rewrites.fuse import Fuse
-    from edgesmith.exporters.rewrites.fuse_channel_norm import FuseChannelNorm
-    from edgesmith.exporters.rewrites.lift_flatten import LiftFlatten
-    from edgesmith.exporters.rewrites.merge_linears import MergeLinears
-    from edgesmith.exporters.rewrites.reroll import Reroll
-    from edgesmith.exporters.rewrites.share_gates import ShareGates
-    from edgesmith.exporters.rewrites.tile_channels import TileChannels
-    from edgesmith.exporters.rewrites.unstack import Unstack
-    from edgesmith.exporters.rewrites.winograd import Winograd
-    from edgesmith.kernels.op import all_ops
-
-    fuses = tuple(Fuse(op) for op in all_ops().values() if op.is_pattern)
-    simplify = (FindMemory(), FoldConstants(), Reroll(), Canonicalise(), MergeLinears(), FoldBatchnorm())
-    places = (FuseChannelNorm(), LiftFlatten(), DropShift())
-    fold = (FoldResidual(), FoldAffine(), ConcatLinears(), FoldGroupNorm())
-    transforms = (FoldFilters(), Dft(), Unstack(), Einsum())
-    forms = () if streaming else (ChooseMemoryForm(), DenseTransforms(), ShareGates(), Winograd(), TileChannels())
-    return (*simplify, *places, *fold, *fuses, ComposeLayers(), *transforms, *forms)
-
-
-def rewrite(
-    program: Program, costs: Costs, rewrites: tuple[Rewrite, ...] | None = None, streaming: bool = False
-) -> tuple[Program, list[RewriteReport]]:
-    """Run the rewrites on a copy of the program's graph. Returns the new program and one report for each rewrite.
+def rewrites(
+    *overloads: Any,
+    rule: str,
+    name: str | None = None,
+    backwards: bool = False,
+    again: bool = False,
+    until_stable: bool = False,
+    for_sequences: bool = False,
+    after: str | None = None,
+) -> Callable[[ToSite], Rewrite]:
+    """Make a rewrite of a function over one node, called as `function(module, node, costs)`.
 
     Args:
-        rewrites: default: all of them, see `all_rewrites`, also for `streaming`.
+        overloads: the operators that it looks at; none for all of them.
+        rule: see `Rewrite`; so are `until_stable`, `for_sequences` and `after`.
+        name: default: the function's own.
+        backwards: nodes come in reverse order of the program. Nodes made meanwhile do not come in the same pass.
+        again: a node at which it fired comes again until it does not.
     """
-    module = fork(program.module)
-    reports, tidied = [], None
-    for rule in all_rewrites(streaming) if rewrites is None else rewrites:
-        reports.append(rule.apply(module, costs))
-        if _spelled(module) != tidied:  # most rewrites leave most graphs alone, and compiling one takes longer
-            module = tidy(module)
-            tidied = _spelled(module)
-    return with_module(program, module), reports
+
+    def decorate(function: ToSite) -> Rewrite:
+        def search(module: GraphModule, costs: Costs, **options: Any) -> Iterator[Fired | Rejection]:
+            nodes = [node for node in operators(module) if not overloads or node.target in overloads]
+            for node in reversed(nodes) if backwards else nodes:
+                while not node._erased:
+                    outcome = attempt(node, function, module, node, costs, **options)
+                    if outcome is not None:
+                        yield outcome
+                    if not isinstance(outcome, Fired):
+                        break
+                    sweep(module)  # what is dead must not count as a reader
+                    if not again:
+                        break
+
+        return Rewrite(name or function.__name__, rule, search, until_stable, for_sequences, after)
+
+    return decorate
 
 
-def _spelled(module: GraphModule) -> list[tuple[Any, ...]]:
-    """A graph's nodes with all that its code is made of; `repr` because 1, 1.0 and True are equal."""
-    return [(node, node.op, node.name, node.target, repr((node.args, node.kwargs))) for node in module.graph.nodes]
+def searches(
+    *, rule: str, name: str | None = None, for_sequences: bool = False, after: str | None = None
+) -> Callable[[Search], Rewrite]:
+    """Make a rewrite of a generator over a whole graph, called as `search(module, costs)`. Arguments as `rewrites`."""
+
+    def decorate(search: Search) -> Rewrite:
+        return Rewrite(name or search.__name__, rule, search, False, for_sequences, after)
+
+    return decorate
+
+
+def attempt(node: Node, function: ToSite, *args: Any, **options: Any) -> Fired | Rejection | None:
+    """Return what came of a function that looks at one node: see the module's docstring."""
+    where = site(node)
+    try:
+        note = function(*args, **options)
+    except Reject as declined:
+        return Rejection(where if declined.at is None else declined.at, declined.reason)
+    return Fired(where, note) if isinstance(note, str) else note

@@ -45,7 +45,7 @@ from edgesmith.exporters.graph.edit import (
     tidy,
     val,
 )
-from edgesmith.exporters.streaming.session import CALLER
+from edgesmith.exporters.streaming.stepper import CALLER
 from edgesmith.kernels import channel_norm, lif, lmu_memory
 
 IS_FRAME = "is_frame"

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from edgesmith.exporters.mil.lint import Mended
     from edgesmith.exporters.mil.program import Operation
     from edgesmith.exporters.mil.report import Report
-    from edgesmith.exporters.streaming.session import Step
+    from edgesmith.exporters.session import Step
 
 name = "coreml"
 suffix = ".mlpackage"
@@ -294,7 +294,7 @@ def keeps_states(deployment_target: str | None) -> bool:
 
 def open_step(path: Path) -> Step | NotHere:
     """A step program in the evaluator."""
-    from edgesmith.exporters.streaming.session import Step
+    from edgesmith.exporters.session import Step
 
     evaluator = _evaluator(path)
     states = evaluator.make_states()
@@ -631,7 +631,7 @@ def _canonical(
     """Copy a package, described, and the same bytes for the same model."""
     from coremltools.proto import Model_pb2
 
-    from edgesmith import __version__
+    from edgesmith._version import __version__
     from edgesmith.exporters.mil.lint import MENDED
     from edgesmith.exporters.mil.program import SOURCES
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgesmith.board.join import join
 from edgesmith.errors import BackendMissing, Unsupported, VerificationFailed
+from edgesmith.exporters.manifest import SCHEMA
 from edgesmith.exporters.tensorrt.kit import build
 from edgesmith.exporters.tensorrt.kit.record import KIT, Flags, Kit, read_kit, write_record
 
@@ -80,8 +81,6 @@ def write_kit(
     """
     from onnx import load
 
-    from edgesmith.exporters import artifact as artifacts  # which imports numpy, and listing targets must not
-
     folder = onnx.parent
     graph = load(str(onnx)).graph
     judged = {i: value.name for i, value in enumerate(graph.output) if value.name not in cases.unjudged}
@@ -107,7 +106,7 @@ def write_kit(
         "flags": FLAGS,
         "operators": dict(operators),
         "manifest": {
-            "schema": artifacts.SCHEMA,
+            "schema": SCHEMA,
             "model": manifest["model"],
             "weights": manifest["weights"],
             "target": manifest["target"],

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Never
 
 import typer
 
-from edgesmith import __version__
+from edgesmith._version import __version__
 from edgesmith.cli import bench as cli_bench
 from edgesmith.cli import devices as cli_devices
 from edgesmith.cli import report as cli_report

@@ -1,31 +1,19 @@
-"""Running a step program: frames in one by one, a prediction for each of them out. For an ONNX artifact that needs
-numpy and ONNX Runtime only.
-
-    session = StreamingSession("artifacts/lmuformer-onnx-fp32-streaming")
-    for frame in microphone:                  # [features]
-        prediction = session.step(frame)      # None for the first `delay` frames
-    last = session.finish()                   # the predictions of the last `delay` frames
-    session.reset()                           # and the next sequence may begin
-
-A prediction takes every frame up to its own and the `delay` frames after it, as the convolutions do. The size of
-the states and the time of a step do not depend on how many frames came before.
-"""
+"""Driving a step program, whatever runs it: frames in one by one, a prediction for each of them out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 
 from edgesmith.errors import BackendMissing, BadInput
-from edgesmith.exporters import artifact as artifacts
-from edgesmith.exporters import targets
-from edgesmith.exporters.targets import NotHere
+from edgesmith.exporters.streaming.description import StreamingDescription
 
-CALLER, RUNTIME = "caller", "runtime"
+CALLER: Literal["caller"] = "caller"
+RUNTIME: Literal["runtime"] = "runtime"
 """Who hands the states from step to step: inputs and outputs, or the runtime, which keeps them."""
 
 Call = Callable[[Sequence[np.ndarray]], Sequence[np.ndarray]]
@@ -59,7 +47,7 @@ class Stepper:
         step: the program.
     """
 
-    def __init__(self, streaming: Mapping[str, Any], step: Step) -> None:
+    def __init__(self, streaming: StreamingDescription, step: Step) -> None:
         self.delay = int(streaming["delay"])
         self._shape = tuple(streaming["frame"]["shape"])
         given = streaming["states"] if streaming["kept_by"] == CALLER else []
@@ -122,42 +110,7 @@ class Stepper:
         return predictions[0] if count == 1 else predictions
 
 
-class StreamingSession(Stepper):
-    """A streaming artifact, ready to run. Not to be shared between threads: it holds one sequence's states.
-
-    ONNX artifacts run in ONNX Runtime. Those of other targets run in what verifies them here, which is an interpreter:
-    good for looking at numbers, and slow.
-
-    Args:
-        path: the artifact's folder, or the file in it.
-        threads: of ONNX Runtime; one is fastest for a step as small as these.
-
-    Raises:
-        BadInput: no artifact, or not a streaming one.
-        BackendMissing: what runs it is not installed, or does not run here.
-    """
-
-    def __init__(self, path: str | Path, threads: int = 1) -> None:
-        self.artifact = artifacts.read(path)
-        streaming = self.artifact.manifest.get("streaming")
-        if streaming is None:
-            raise BadInput(f"{self.artifact.path} is no streaming artifact; export it with --streaming")
-        if self.artifact.target == "onnx":
-            step: Step | NotHere = open_step(self.artifact.file, threads)
-        else:
-            backend = targets.get(self.artifact.target)
-            targets.require(backend)
-            step = backend.open_step(self.artifact.file)
-        if isinstance(step, NotHere):
-            raise BackendMissing(f"{self.artifact.path} does not run here: {step.reason}")
-        super().__init__(streaming, step)
-
-    def close(self) -> None:
-        """Let go of the runtime."""
-        self._step.close()
-
-
-def open_step(file: Path | bytes, threads: int = 1) -> Step:
+def open_onnx_step(file: Path | bytes, threads: int = 1) -> Step:
     """One step of an ONNX file, or of what such a file holds, in ONNX Runtime on the CPU."""
     try:
         import onnxruntime

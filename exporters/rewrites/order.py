@@ -1,0 +1,161 @@
+"""The rewrites, in their order, and running them.
+
+    find_memory         irfft(rfft(u) * H) -> lmu_memory
+    fold_constants      what is computed from parameters alone becomes a parameter
+    reroll              an unrolled loop, or a scan, of one step -> lif, lmu_memory
+    canonicalise        one spelling for pools, splits and dropouts, so that patterns need only one
+    merge_linears       (L1(x) + L2(x)) * s  ->  L(x)
+    fold_batchnorm      BN(conv(x)) -> conv'(x);  conv(BN(x)) -> conv'(x);  linear(mean(BN(x))) -> linear'(mean(x))
+    fuse_channel_norm   a layer norm that is spelled out -> one operator
+    lift_flatten        conv1d(flatten(x)) -> flatten(conv2d(x)): chains of maps stay maps
+    drop_shift          softmax(x + c) -> softmax(x)
+    fold_residual       s x + t conv(x) -> conv'(x)
+    fold_affine         s f(x) + c -> f'(x), and what is left of layer scales
+    concat_linears      L1(x) + L2(y) -> L([x | y])
+    fold_group_norm     conv(g n(x) + b) -> conv'(n(x)), n the normalisation of a group norm without its affine
+    fuse                the graph of a fused op's reference -> that fused op
+    compose_layers      conv1x1(conv1x1(x)) -> conv1x1'(x), also through a concatenation, where that is no dearer
+    fold_filters        irfft(rfft(x) * constant) -> a circular convolution or a matrix, where the target says cheaper
+    dft                 torch.fft transforms -> matrix products; complex values -> pairs of real ones
+    unstack             f(stack(a, b))[..., 0] -> f(a), where nothing reads the whole
+    einsum              einsum(A, B) -> matmul(A', B')
+    choose_memory_form  a Legendre memory as convolution, in chunks, step by step or folded into its readout
+    dense_transforms    frequency filters that transform a map by one matrix, where the target says cheaper
+    share_gates         additive attention with q's and k's gates in common convolutions, where the target says cheaper
+    winograd            convolutions over time with fewer products, where the target says faster
+    tile_channels       the widest maps in tiles of channels, where the target gains by less memory in use
+
+Another package's rewrites come from the entry points `edgesmith.rewrites`: each is a `Rewrite`, which runs right behind
+the one that its `after` names, else behind `fold_batchnorm`, where graphs are in their simplest spelling and nothing is
+fused yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import Any
+
+from torch.fx import GraphModule
+
+from edgesmith.exporters.costs import Costs
+from edgesmith.exporters.graph.capture import Program, with_module
+from edgesmith.exporters.graph.edit import fork, tidy
+from edgesmith.exporters.rewrites.canonicalise import Canonicalise
+from edgesmith.exporters.rewrites.choose_memory_form import ChooseMemoryForm
+from edgesmith.exporters.rewrites.compose_layers import ComposeLayers
+from edgesmith.exporters.rewrites.concat_linears import ConcatLinears
+from edgesmith.exporters.rewrites.dense_transforms import DenseTransforms
+from edgesmith.exporters.rewrites.dft import Dft
+from edgesmith.exporters.rewrites.drop_shift import drop_shift
+from edgesmith.exporters.rewrites.einsum import Einsum
+from edgesmith.exporters.rewrites.find_memory import FindMemory
+from edgesmith.exporters.rewrites.fold_affine import FoldAffine
+from edgesmith.exporters.rewrites.fold_batchnorm import FoldBatchnorm
+from edgesmith.exporters.rewrites.fold_constants import FoldConstants
+from edgesmith.exporters.rewrites.fold_filters import FoldFilters
+from edgesmith.exporters.rewrites.fold_group_norm import FoldGroupNorm
+from edgesmith.exporters.rewrites.fold_residual import FoldResidual
+from edgesmith.exporters.rewrites.fuse import Fuse
+from edgesmith.exporters.rewrites.fuse_channel_norm import FuseChannelNorm
+from edgesmith.exporters.rewrites.lift_flatten import LiftFlatten
+from edgesmith.exporters.rewrites.merge_linears import MergeLinears
+from edgesmith.exporters.rewrites.reroll import Reroll
+from edgesmith.exporters.rewrites.rewrite import Fired, Rejection, Rewrite, RewriteReport
+from edgesmith.exporters.rewrites.share_gates import ShareGates
+from edgesmith.exporters.rewrites.tile_channels import TileChannels
+from edgesmith.exporters.rewrites.unstack import Unstack
+from edgesmith.exporters.rewrites.winograd import Winograd
+from edgesmith.kernels.op import all_ops
+from edgesmith.plugins import leave_out, load_plugins
+
+PLUGINS = "edgesmith.rewrites"
+SIMPLE = "fold_batchnorm"
+"""The rewrite behind which those of other packages run that name none."""
+
+
+def _of(rule: Any, for_sequences: bool = False) -> Rewrite:
+    """A class with a name and `apply` as a rewrite."""
+
+    def search(module: GraphModule, costs: Costs) -> Iterator[Fired | Rejection]:
+        report = rule.apply(module, costs)
+        yield from (Fired(*one) for one in report.applied)
+        yield from report.rejected
+
+    return Rewrite(rule.name, "", search, for_sequences=for_sequences)
+
+
+ORDER: tuple[Rewrite, ...] = (
+    _of(FindMemory()),
+    _of(FoldConstants()),
+    _of(Reroll()),
+    _of(Canonicalise()),
+    _of(MergeLinears()),
+    _of(FoldBatchnorm()),
+    _of(FuseChannelNorm()),
+    _of(LiftFlatten()),
+    drop_shift,
+    _of(FoldResidual()),
+    _of(FoldAffine()),
+    _of(ConcatLinears()),
+    _of(FoldGroupNorm()),
+    *(_of(Fuse(op)) for op in all_ops().values() if op.is_pattern),
+    _of(ComposeLayers()),
+    _of(FoldFilters()),
+    _of(Dft()),
+    _of(Unstack()),
+    _of(Einsum()),
+    _of(ChooseMemoryForm(), for_sequences=True),
+    _of(DenseTransforms(), for_sequences=True),
+    _of(ShareGates(), for_sequences=True),
+    _of(Winograd(), for_sequences=True),
+    _of(TileChannels(), for_sequences=True),
+)
+
+
+def all_rewrites(streaming: bool = False) -> tuple[Rewrite, ...]:
+    """Return the rewrites in the order in which they run, those of other packages among them.
+
+    Args:
+        streaming: leave out those that choose a form for a whole sequence, because a step will be made of it.
+    """
+    return tuple(rule for rule in _with_plugins() if not (streaming and rule.for_sequences))
+
+
+@cache
+def _with_plugins() -> tuple[Rewrite, ...]:
+    names = {rule.name for rule in ORDER}
+    behind: dict[str, list[Rewrite]] = {}
+    for entry, plugin in load_plugins(PLUGINS, Rewrite).items():
+        after = plugin.after or SIMPLE
+        if plugin.name in names:
+            leave_out(PLUGINS, entry, f"there is a rewrite {plugin.name} already; give it another name")
+        elif after not in names:
+            leave_out(PLUGINS, entry, f"it is to run after {after}, which is no rewrite of edgesmith")
+        else:
+            names.add(plugin.name)
+            behind.setdefault(after, []).append(plugin)
+    return tuple(one for rule in ORDER for one in (rule, *behind.get(rule.name, ())))
+
+
+def rewrite(
+    program: Program, costs: Costs, rewrites: Sequence[Rewrite] | None = None, streaming: bool = False
+) -> tuple[Program, list[RewriteReport]]:
+    """Run the rewrites on a copy of the program's graph. Returns the new program and one report for each rewrite.
+
+    Args:
+        rewrites: default: all of them, see `all_rewrites`, also for `streaming`.
+    """
+    module = fork(program.module)
+    reports, tidied = [], None
+    for rule in all_rewrites(streaming) if rewrites is None else rewrites:
+        reports.append(rule.apply(module, costs))
+        if _spelled(module) != tidied:  # most rewrites leave most graphs alone, and compiling one takes longer
+            module = tidy(module)
+            tidied = _spelled(module)
+    return with_module(program, module), reports
+
+
+def _spelled(module: GraphModule) -> list[tuple[Any, ...]]:
+    """A graph's nodes with all that its code is made of; `repr` because 1, 1.0 and True are equal."""
+    return [(node, node.op, node.name, node.target, repr((node.args, node.kwargs))) for node in module.graph.nodes]
