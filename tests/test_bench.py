@@ -144,6 +144,18 @@ def test_the_unpaired_interval_holds_the_ratio_of_two_runs() -> None:
     assert 1.1 < found.low < 1.2 < found.high < 1.3
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_an_interval_reaches_further_to_the_side_that_a_skewed_sample_may_have_missed(sign: int) -> None:
+    """Of few launches with a long tail the mean is too small more often, and by more, than it is too large."""
+    tail = sign * 0.05 * -np.log(1 - (np.arange(12) + 0.5) / 12)  # quantiles of an exponential distribution
+    for found in (paired_ratio(tail, 0.95), unpaired_ratio(np.full(12, 1.0), np.exp(tail), 0.95)):
+        assert found.low is not None
+        assert found.high is not None
+        arms = math.log(found.value / found.low), math.log(found.high / found.value)
+        near, far = arms if sign > 0 else arms[::-1]
+        assert 0 < 1.2 * near < far
+
+
 def test_too_few_launches_give_no_interval() -> None:
     assert paired_ratio(np.zeros(FEWEST_LAUNCHES - 1), 0.99) == Interval(1.0, None, None)
 
