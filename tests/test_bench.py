@@ -336,9 +336,9 @@ def damaged(record: dict[str, Any], how: str) -> str:
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        ("future", "schema 3, and this edgesmith reads 1 to 2"),
-        ("negative", "launches.0.slots.0.samples_ms.0, -1.0"),
-        ("zero", "launches.0.slots.0.samples_ms.0, 0.0"),
+        ("future", "has schema 3, and this edgesmith reads 1 and 2"),
+        ("negative", "at /launches/0/slots/0/samples_ms/0, -1.0"),
+        ("zero", "at /launches/0/slots/0/samples_ms/0, 0.0"),
         ("stranger", "times a subject 7"),
         ("uneven", "has not the same rounds for each subject"),
         ("field", "'mood' was unexpected"),
@@ -359,10 +359,18 @@ def test_an_unsound_record_is_refused_in_a_sentence(how: str, said: str, tmp_pat
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["[]", "{}", "3", '{"schema": "1"}'])
-def test_another_json_file_is_no_record(text: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[]", "is no measurement: it holds no object"),
+        ("{}", "is no measurement: it names no schema"),
+        ("3", "is no measurement: it holds no object"),
+        ('{"schema": "1"}', "has schema 1, and this edgesmith reads 1 and 2"),
+    ],
+)
+def test_another_json_file_is_no_record(text: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text(text)
-    with pytest.raises(BadInput, match="names no schema"):
+    with pytest.raises(BadInput, match=said):
         measurement.read(tmp_path / "other.json")
 
 

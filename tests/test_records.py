@@ -125,7 +125,7 @@ def test_a_sound_record_is_read_as_it_was_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"schema": 3}, "has schema 3, and this edgesmith reads 1 and 2 of a tree"),
+        ({"schema": 3}, "has schema 3, and this edgesmith reads 1 and 2"),
         ({"share": 2}, "is no sound tree: at /share, 2 "),
         ({"leaves": [LEAF, {**LEAF, "shape": [1, 2, 3]}]}, "at /leaves/1/shape, "),
         ({"leaves": [{**LEAF, "kind": "c"}]}, "at /leaves/0/kind, 'c' is not one of"),

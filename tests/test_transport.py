@@ -872,7 +872,7 @@ def test_a_board_that_is_cut_off_while_it_builds_stops_building(
     [
         ("none", "no kit at"),
         ("damaged", "is damaged"),
-        ("future", "has schema 2, and this edgesmith reads 1 of a kit"),
+        ("future", "has schema 2, and this edgesmith reads 1"),
         ("no digests", "at the top, 'files' is a required property"),
         ("outside", "lists '../small.onnx', which is no path in the kit"),
         ("altered", "small.onnx was altered since the kit was written"),
