@@ -10,21 +10,21 @@ from edgesmith.exporters.graph.capture import Program, capture
 from edgesmith.exporters.judge import appoint
 from edgesmith.exporters.load import load
 from edgesmith.exporters.lowering import Lowering
-from edgesmith.exporters.options import ExportOptions, takes
+from edgesmith.exporters.options import ExportOptions, ModelOptions, takes
 from edgesmith.exporters.products import derive
 from edgesmith.exporters.publish import Export, publish
 from edgesmith.exporters.rewrites.order import rewrite
 from edgesmith.exporters.rewrites.rewrite import RewriteReport
 
 
-@takes(ExportOptions.checked)
+@takes(ExportOptions)
 def export(options: ExportOptions) -> Artifact:
     """Export a model to a target, check it against PyTorch, and publish it as an artifact.
 
         export("casvit_xs", "coreml", weights="rcvit_xs.pth")
         export(module, "onnx", inputs=(x,), precision="fp16")
 
-    The options are those of `ExportOptions.checked`.
+    The options are those of `ModelOptions` and `ExportOptions`.
 
     Raises:
         BadInput, CheckpointError, BackendMissing, Unsupported, OutputError: see errors.py.
@@ -39,7 +39,7 @@ def run(options: ExportOptions) -> Artifact:
     watch = options.watch
     with staging(options.out, options.folder_name) as folder:
         with watch("load"):
-            model = load(options)
+            model = load(options, options.labels)
         with watch("capture"):
             captured = capture(model.module, model.inputs, model.input_names, model.output_names, options.dynamic_batch)
         with watch("rewrite"):
@@ -49,19 +49,19 @@ def run(options: ExportOptions) -> Artifact:
             judge = appoint(options, model, captured, rewritten)
             checks = judge.check_programs(captured, rewritten, product)
         lower = Lowering(options, folder, product)
-        with watch(f"type as {options.precision.name}"):
-            typed = options.precision.type(product.lowered, lower.task(judge))
-        with watch(f"lower to {options.target.name}"):
+        with watch(f"type as {options.arithmetic.name}"):
+            typed = options.arithmetic.type(product.lowered, lower.task(judge))
+        with watch(f"lower to {options.backend.name}"):
             file = lower(typed)
         with watch("verify the file"):
-            checks += product.check_file(file, options.target, judge.evidence, judge.of_file)
+            checks += product.check_file(file, options.backend, judge.evidence, judge.of_file)
         with watch("publish"):
             made = Export(options, model, captured, rewritten, reports, product, typed, file, judge)
             return publish(folder, made, lower.request, checks)
 
 
-@takes(ExportOptions.to_explain)
-def explain(options: ExportOptions) -> tuple[Program, Program, list[RewriteReport]]:
+@takes(ModelOptions)
+def explain(options: ModelOptions) -> tuple[Program, Program, list[RewriteReport]]:
     """Capture and rewrite a model as `export` would.
 
     Returns:
@@ -72,5 +72,5 @@ def explain(options: ExportOptions) -> tuple[Program, Program, list[RewriteRepor
     """
     model = load(options)
     captured = capture(model.module, model.inputs, model.input_names, model.output_names)
-    rewritten, reports = rewrite(captured, options.costs)
+    rewritten, reports = rewrite(captured, options.backend.costs)
     return captured, rewritten, reports

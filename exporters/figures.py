@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from edgesmith.exporters.precision.table import Thresholds
+from edgesmith.exporters.precision.task import Thresholds
 
 Outputs = list[list[np.ndarray]]
 """One list of outputs for each input."""

@@ -76,7 +76,7 @@ def appoint(options: ExportOptions, model: Loaded, captured: Program, rewritten:
         "values": describe_inputs(captured.inputs, image),
     }
     calibration = None
-    if options.precision.calibrates:
+    if options.arithmetic.calibrates:
         calibration = calibrations.for_program(options.calibration, captured, options.image)
         if calibration.held_out is not None:
             given = calibration.held_out
@@ -86,7 +86,7 @@ def appoint(options: ExportOptions, model: Loaded, captured: Program, rewritten:
     own = precisions.of_dtype(model.dtype)
     spikes = spikes_in(count_operators(rewritten.module))
     criteria = AcceptanceCriteria(own, spikes, partial(measure_noise, model.module, evidence))
-    asked = options.precision.criteria
+    asked = options.arithmetic.criteria
     judged = own if asked is precisions.FP32 else asked
     of_file = replace(criteria, precision=judged, collects=options.allow_inaccurate)
     return Judge(evidence, calibration, criteria, of_file, inputs)

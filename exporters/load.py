@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from edgesmith.errors import BadInput
 from edgesmith.exporters.graph.capture import run_eager
-from edgesmith.exporters.options import ExportOptions
+from edgesmith.exporters.options import ModelOptions
 from edgesmith.models import checkpoint
 from edgesmith.models.checkpoint import Weights, fingerprint
 from edgesmith.models.registry import ModelSpec
@@ -43,18 +43,21 @@ class Loaded:
         return "float16" if any(tensor.dtype == torch.float16 for tensor in tensors) else "float32"
 
 
-def load(options: ExportOptions) -> Loaded:
+def load(options: ModelOptions, labels: Sequence[str] | None = None) -> Loaded:
     """Load the model that is asked for.
+
+    Args:
+        labels: class names, which must be as many as the model has classes.
 
     Raises:
         CheckpointError: the weights are missing, damaged, unsafe, or of another model.
         BadInput: inputs that are no tensors; labels that do not fit the model's classes.
     """
     loaded = _load_module(options) if options.spec is None else _load_named(options, options.spec)
-    return loaded if options.labels is None else _label(loaded, options.labels, options.target.classifies)
+    return loaded if labels is None else _label(loaded, labels, options.backend.classifies)
 
 
-def _load_named(options: ExportOptions, spec: ModelSpec) -> Loaded:
+def _load_named(options: ModelOptions, spec: ModelSpec) -> Loaded:
     """Load a model of the registry, with example inputs of the shape that is asked for."""
     asked: dict[str, object] = {"features": True} if options.features else {}
     if options.sequence is not None:
@@ -69,7 +72,7 @@ def _load_named(options: ExportOptions, spec: ModelSpec) -> Loaded:
     return Loaded(spec.name, module, (x,), (spec.input.name,), outputs, origin, spec)
 
 
-def _load_module(options: ExportOptions) -> Loaded:
+def _load_module(options: ModelOptions) -> Loaded:
     """Take a module of the caller's own with its inputs."""
     module, inputs = options.model, options.inputs
     assert isinstance(module, nn.Module)  # the options have been checked
@@ -79,7 +82,7 @@ def _load_module(options: ExportOptions) -> Loaded:
         raise BadInput(f"inputs must be tensors, got {[type(x).__name__ for x in given]}")
     tensors = {key: value for key, value in module.state_dict().items() if isinstance(value, Tensor)}
     origin = Weights("the module's own", fingerprint(tensors) if not any(map(is_lazy, tensors.values())) else "")
-    return Loaded(options.name, module, tuple(given), None, None, origin)
+    return Loaded(options.artifact_name, module, tuple(given), None, None, origin)
 
 
 class _Classifier(nn.Module):
@@ -94,7 +97,7 @@ class _Classifier(nn.Module):
         return logits.softmax(dim=1)
 
 
-def _label(loaded: Loaded, labels: tuple[str, ...], classifies: bool) -> Loaded:
+def _label(loaded: Loaded, labels: Sequence[str], classifies: bool) -> Loaded:
     """Check class names against the model's outputs, and make a classifier of it where the target has such files."""
     outputs = run_eager(loaded.module, loaded.inputs)
     if len(outputs) != 1 or outputs[0].dim() != 2:

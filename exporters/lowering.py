@@ -9,7 +9,7 @@ from pathlib import Path
 from edgesmith.exporters.artifact import remove
 from edgesmith.exporters.judge import Judge
 from edgesmith.exporters.options import ExportOptions
-from edgesmith.exporters.precision.table import Typed, TypingTask
+from edgesmith.exporters.precision.task import Typed, TypingTask
 from edgesmith.exporters.products import Product
 from edgesmith.exporters.targets.target import Request, TargetFile
 
@@ -25,18 +25,18 @@ class Lowering:
     """
 
     def __init__(self, options: ExportOptions, folder: Path, product: Product) -> None:
-        self._target, self._product = options.target, product
-        self._path = folder / f"{options.name}{options.target.delivery(options.profile).suffix}"
+        self._target, self._product = options.backend, product
+        self._path = folder / f"{options.artifact_name}{options.backend.delivery(options.profile).suffix}"
         self.request = Request(
-            name=options.name,
-            precision=options.precision,
+            name=options.artifact_name,
+            precision=options.arithmetic,
             image=options.image,
             sequence=options.sequence,
             streaming=product.streaming,
             sequence_program=product.sequence_program,
-            labels=options.labels,
+            labels=None if options.labels is None else tuple(options.labels),
             image_input=options.image_input,
-            deployment_target=options.deployment_target,
+            deployment_target=options.system,
             profile=options.profile,
             licence=options.spec.licence if options.spec else "",
             source=options.spec.source if options.spec else "",

@@ -244,8 +244,8 @@ def derive(captured: Program, rewritten: Program, options: ExportOptions) -> Pro
     """
     if not options.streaming:
         return WholeModel(rewritten)
-    step = to_step(rewritten, options.with_sequence, half=options.precision.is_half)
-    kept_by = RUNTIME if options.target.keeps_states(options.deployment_target) else CALLER
+    step = to_step(rewritten, options.with_sequence, half=options.arithmetic.is_half)
+    kept_by = RUNTIME if options.backend.keeps_states(options.system) else CALLER
     description = describe(step, kept_by)
     if not options.with_sequence:
         return OneStep(step.program, description, step)

@@ -18,7 +18,7 @@ from edgesmith.exporters.load import Loaded
 from edgesmith.exporters.manifest import SCHEMA, CheckRecord, Manifest, ModelRecord, RewriteRecord, TargetRecord, missed
 from edgesmith.exporters.options import ExportOptions
 from edgesmith.exporters.precision import table as precisions
-from edgesmith.exporters.precision.table import Typed
+from edgesmith.exporters.precision.task import Typed
 from edgesmith.exporters.products import Product
 from edgesmith.exporters.rewrites.rewrite import RewriteReport
 from edgesmith.exporters.targets.target import Package, Request, Target, TargetFile
@@ -47,7 +47,7 @@ def publish(folder: Path, made: Export, request: Request, checks: list[CheckReco
         OutputError: the folder cannot be written, or something else is in its place.
     """
     options, judge = made.options, made.judge
-    delivery = options.target.delivery(options.profile)
+    delivery = options.backend.delivery(options.profile)
     delivery.accept(missed(checks))
     artifacts.write_reference(folder, judge.evidence.reference, made.captured.inputs)
     if judge.calibration is not None and judge.calibration.held_out is not None:
@@ -91,10 +91,10 @@ def describe(made: Export, checks: list[CheckRecord]) -> Manifest:
             "notes": list(weights.notes),
         },
         "target": _describe_target(made),
-        "precision": made.options.precision.name,
+        "precision": made.options.arithmetic.name,
         **({} if made.typed.keep_fp32 is None else {"keep_fp32": dict(made.typed.keep_fp32)}),
         "tool": {"edgesmith": __version__},
-        "versions": versions(made.options.target),
+        "versions": versions(made.options.backend),
         "rewrites": [_describe_report(report) for report in made.reports],
         **({"legalized": legalized} if legalized else {}),
         **file.describe(),
@@ -135,13 +135,13 @@ def _describe_model(made: Export) -> ModelRecord:
 def _describe_target(made: Export) -> TargetRecord:
     options, inputs = made.options, made.captured.inputs
     return {
-        "name": options.target.name,
+        "name": options.backend.name,
         "options": {
             "batch": "dynamic" if made.captured.dynamic_batch else next(iter(inputs[0].shape), None),
             "image_input": options.image_input,
             "labels": None if options.labels is None else len(options.labels),
-            "deployment_target": options.deployment_target or options.target.default_deployment_target,
-            "device": options.profile.name if options.profile else None,
+            "deployment_target": options.system or options.backend.default_deployment_target,
+            "device": options.device,
         },
     }
 

@@ -515,7 +515,7 @@ def _lint_blocks(found: Sequence[tuple[str, Artifact]]) -> Iterator[Block]:
                 rules[one.rule].severity,
                 one.rule,
                 str(len(one.findings)),
-                f"{one.findings[0].place}: {one.findings[0].fact}",
+                f"{one.findings[0].position}: {one.findings[0].fact}",
                 rules[one.rule].do,
                 ", ".join(map(label, rules[one.rule].sources)),
             )

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from edgesmith.exporters.targets.target import NotHere
-
 _DEVICES = {
     "MLNeuralEngineComputeDevice": "neural engine",
     "MLGPUComputeDevice": "gpu",
@@ -79,14 +77,15 @@ def read(plan: Plan, function: str = "main") -> list[Placement]:
     return found
 
 
-def plan(path: Path, function: str = "main") -> list[Placement] | NotHere:
-    """The compute plan of a package for all of this Mac's devices, or why there is none here."""
-    if platform.system() != "Darwin":
-        return NotHere(f"a compute plan is made by Core ML, on macOS only, and this is {platform.system()}")
-    return _made(path, function)
+def cannot_plan() -> str | None:
+    """Return why there is no compute plan on this machine, or None."""
+    if platform.system() == "Darwin":
+        return None
+    return f"a compute plan is made by Core ML, on macOS only, and this is {platform.system()}"
 
 
-def _made(path: Path, function: str) -> list[Placement]:  # pragma: no cover - macOS
+def plan(path: Path, function: str = "main") -> list[Placement]:  # pragma: no cover - macOS
+    """Return the compute plan of a package's function for all of this Mac's devices. See `cannot_plan`."""
     import coremltools as ct
     from coremltools.models.compute_plan import MLComputePlan
 

@@ -98,11 +98,27 @@ class Ref:
 
 
 @dataclass(frozen=True)
+class Stored:
+    """A place in a weight file, by the name that the program has for the file, and the bytes of the value there."""
+
+    file: str
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
 class Constant:
-    """An operand that is in the program or in a weight file. `read()` gives its value, from the file each time."""
+    """An operand that is in the program or in a weight file.
+
+    Attributes:
+        type: of its value.
+        read: returns the value, read from the file each time.
+        stored: where it is, if it is in a weight file.
+    """
 
     type: Type
     read: Callable[[], Any] = field(repr=False, compare=False)
+    stored: Stored | None = field(default=None, compare=False)
 
 
 Operand = Ref | Constant | tuple[Ref | Constant, ...]
@@ -231,12 +247,16 @@ class MlProgram:
 
 
 def walk(block: Block) -> Iterator[Operation]:
-    """The operators of a block and of those inside it, in order of evaluation, `const` left out."""
+    """Yield the operators of a block and of those inside it, in order of evaluation, `const` left out."""
+    return (operation for operation in walk_all(block) if operation.type != "const")
+
+
+def walk_all(block: Block) -> Iterator[Operation]:
+    """Yield the operators of a block and of those inside it, in order of evaluation, `const` too."""
     for operation in block.operations:
         for inner in operation.blocks:
-            yield from walk(inner)
-        if operation.type != "const":
-            yield operation
+            yield from walk_all(inner)
+        yield operation
 
 
 SOURCES = "edgesmith.sources"
@@ -544,7 +564,8 @@ class _Reader:
             where, offset = given.blobFileValue.fileName, given.blobFileValue.offset
             if not isinstance(kind, TensorType) or kind.shape is None or None in kind.shape:
                 raise BadInput(f"{self.path.name} keeps a value of no fixed shape in {where}; the program is damaged")
-            return Constant(kind, lambda: self.file(where).read(offset, kind))
+            stored = Stored(where, offset, stored_size(kind))
+            return Constant(kind, lambda: self.file(where).read(offset, kind), stored)
         return Constant(kind, lambda: self.immediate(given, kind))
 
     def file(self, name: str) -> _BlobFile:
@@ -603,11 +624,20 @@ def _sources(metadata: Mapping[str, str], function: str) -> dict[str, str]:
         return {}
 
 
+def stored_size(kind: TensorType) -> int:
+    """Return the bytes that a tensor of a fixed shape takes in a file."""
+    return _size(kind.dtype, math.prod(size or 0 for size in kind.shape or ()))
+
+
+def _size(dtype: str, count: int) -> int:
+    return (count * _LAYOUTS[dtype][1] + 7) // 8
+
+
 def decode(data: bytes, dtype: str, shape: tuple[int, ...], where: str) -> Tensor:
     """Stored bytes as a tensor of the type's carrier. Raises BadInput when there are not as many as the shape takes."""
     stored, bits = _LAYOUTS[dtype]
     count = math.prod(shape)
-    needed = (count * bits + 7) // 8
+    needed = _size(dtype, count)
     if len(data) != needed:
         raise BadInput(
             f"a constant of {where} has {len(data)} bytes where {dtype} of shape {list(shape)} takes {needed}; the"

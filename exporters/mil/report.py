@@ -7,7 +7,7 @@ inputs:
 
     error   max |y - y'| / max |y|
     SNR     10 log10( sum y^2 / sum (y - y')^2 ), in dB; None where the two are equal
-    loss    the SNR of the operator's worst operand, at most `ROUNDING_DB`, minus its own SNR
+    loss    the SNR of the operator's worst operand, at most `policy.ROUNDING_DB`, minus its own SNR
 
 A value that is infinite or NaN in both runs (a mask) counts for neither; one that is so in one of them makes the SNR
 minus infinity. Rounding a value to half once leaves about 73 dB, so what an operator with exact operands loses is
@@ -29,13 +29,8 @@ from edgesmith.errors import BadInput
 from edgesmith.exporters.mil.evaluate import BLOCK, Evaluator, Step
 from edgesmith.exporters.mil.ops import carrier
 from edgesmith.exporters.mil.program import MlProgram, Operation, TensorType, load, references
+from edgesmith.exporters.precision.policy import HALF_MAX, ROUNDING_DB
 from edgesmith.exporters.verification import check as verify
-
-HALF_MAX = 65504.0
-"""The largest fp16 number."""
-
-ROUNDING_DB = 73.0
-"""About the SNR of a value that was rounded to fp16 once: an error of up to 2^-11 of each element, evenly spread."""
 
 LOSS_DB = 20.0
 """What an operator may lose before a report points at it, unless a caller says otherwise: a factor of ten in error."""

@@ -82,7 +82,7 @@ class Calibration:
     described: dict[str, Any]
 
 
-def for_program(path: Path | None, program: Program, image: ImageInput | None) -> Calibration:
+def for_program(path: str | Path | None, program: Program, image: ImageInput | None) -> Calibration:
     """Return what a program is calibrated and judged on; a warning where that is random.
 
     Raises:
@@ -90,7 +90,7 @@ def for_program(path: Path | None, program: Program, image: ImageInput | None) -
     """
     if path is None:
         warnings.warn(WARNING, RandomCalibration, stacklevel=2)
-    return load(path, program.input_names, program.inputs, image, program.dynamic_batch)
+    return load(None if path is None else Path(path), program.input_names, program.inputs, image, program.dynamic_batch)
 
 
 def load(

@@ -8,9 +8,9 @@ w is 127, or 63 for runtimes whose kernels add two products in 16 bits. Biases a
 left after those before. Layers are convolutions and products with constant weights, and a constant bias or none: b'
 cannot stand for a bias that is computed. A value is rounded once, however many layers read it; a sum behind a layer
 reads the rounded value too, so that a residual need only be kept in int8.
-Everything else stays float, and so do the fused ops in FLOAT; layers inside the others are layers like any. Zero points
-are 0, as TensorRT wants it. In the graph these are PyTorch's own operators, `quantized_decomposed`, which torch's ONNX
-exporter writes as QuantizeLinear and DequantizeLinear.
+Everything else stays float, and so does every fused op that says why (`FusedOp.stays_float`); layers inside other fused
+ops are layers like any. Zero points are 0, as TensorRT wants it. In the graph these are PyTorch's own operators,
+`quantized_decomposed`, which torch's ONNX exporter writes as QuantizeLinear and DequantizeLinear.
 
 While the outputs miss the wanted SNR on the calibration inputs, what costs most goes back to float, by sensitivity: the
 noise at the outputs that one layer alone makes. Independent noises add up, so how many have to go follows from
@@ -51,7 +51,7 @@ from edgesmith.exporters.graph.edit import (
     tidy,
     val,
 )
-from edgesmith.exporters.precision.table import CountsMacs, Typed, TypingTask
+from edgesmith.exporters.precision.task import CountsMacs, Typed, TypingTask
 from edgesmith.kernels.op import all_ops, find
 
 LEAST, MOST = -128, 127
@@ -68,14 +68,6 @@ SENSITIVITY_INPUTS = 2
 
 ROUNDS = 6
 """How often layers may go back to float before the rest is left as it is; verification then says what is missing."""
-
-FLOAT = {
-    "fft_filter": "a filter's spectrum spans too many magnitudes",
-    "lmu_memory": "a memory adds up its own rounding, frame by frame",
-    "lif": "a threshold turns rounding into spikes",
-    "channel_norm": "a norm divides by what would be rounded",
-}
-"""Fused ops that stay float as they are, each with the reason."""
 
 _quantised = torch.ops.quantized_decomposed
 
@@ -165,7 +157,7 @@ def quantise(
 
 def open_fused(program: Program) -> Program:
     """The program with the references of those fused ops in place whose layers can be int8."""
-    references = {op.overload: op.reference for name, op in all_ops().items() if name not in FLOAT}
+    references = {op.overload: op.reference for op in all_ops().values() if not op.stays_float}
     if not any(node.target in references for node in program.module.graph.nodes):
         return program
     module = fork(program.module)

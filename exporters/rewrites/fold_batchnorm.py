@@ -32,7 +32,7 @@ from edgesmith.exporters.graph.edit import (
     val,
 )
 from edgesmith.exporters.rewrites.rewrite import Rejection, RewriteReport
-from edgesmith.kernels import lmu_memory
+from edgesmith.kernels.op import LinearRecurrence, find
 
 
 class FoldBatchnorm:
@@ -120,8 +120,9 @@ def _affine(module: GraphModule, norm: Node) -> tuple[Tensor, Tensor] | None:
 def _fold_backwards(module: GraphModule, norm: Node, scale: Tensor, shift: Tensor) -> str | None:
     x = norm.args[0]
     assert isinstance(x, Node)
-    if x.target is lmu_memory.OP.overload:
-        return _fold_into_memory(module, norm, x, scale, shift)
+    op = find(x.target)
+    if op is not None and op.linear is not None:
+        return _fold_into_memory(module, norm, x, op.linear, scale, shift)
     is_linear = x.target is aten.linear.default and rank(x) == 2
     if x.target not in CONVOLUTIONS and not is_linear:
         return f"what it reads is {operator_name(x) if x.op == 'call_function' else 'an input'}, not a convolution"
@@ -141,21 +142,22 @@ def _fold_backwards(module: GraphModule, norm: Node, scale: Tensor, shift: Tenso
     return None
 
 
-def _fold_into_memory(module: GraphModule, norm: Node, memory: Node, scale: Tensor, shift: Tensor) -> str | None:
+def _fold_into_memory(
+    module: GraphModule, norm: Node, memory: Node, linear: LinearRecurrence, scale: Tensor, shift: Tensor
+) -> str | None:
     """Scale a memory's coordinates: a change of basis for its recurrence. The shift stays, as one addition."""
     if len(memory.users) > 1:
         return f"the memory before it is also read by {readers(memory)}"
-    given = [(i, constant(module, x)) for i, x in enumerate(arguments(memory)[:4]) if i > 0 and x is not None]
-    if any(value is None for _, value in given):
+    given = {i: constant(module, x) for i, x in enumerate(arguments(memory)[:4]) if i > 0 and x is not None}
+    impulse = given.get(1)
+    if impulse is None or any(value is None for value in given.values()):
         return "the impulse response of the memory before it is computed"
     if bool((scale == 0).any()):
         return "a scale of 0 leaves nothing of the memory before it"
-    rows = scale.unsqueeze(1)
-    factors = {1: ("impulse", rows), 2: ("a", rows / scale), 3: ("b", scale)}
-    for i, value in given:
-        assert value is not None
-        name, factor = factors[i]
-        set_constant(module, memory, i, f"{site(memory)}.{name}", (value.double() * factor).to(value.dtype))
+    scaled = linear.scaled(scale, impulse, given.get(2), given.get(3))
+    for i, name, value in zip((1, 2, 3), ("impulse", "a", "b"), scaled, strict=True):
+        if value is not None:
+            set_constant(module, memory, i, f"{site(memory)}.{name}", value)
     memory.meta["equals"] = ""
     result = memory
     if bool(shift.any()):

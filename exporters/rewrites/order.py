@@ -42,14 +42,14 @@ from edgesmith.exporters.costs import Costs
 from edgesmith.exporters.graph.capture import Program, with_module
 from edgesmith.exporters.graph.edit import fork, tidy
 from edgesmith.exporters.rewrites.canonicalise import Canonicalise
-from edgesmith.exporters.rewrites.choose_memory_form import ChooseMemoryForm
+from edgesmith.exporters.rewrites.choose_memory_form import choose_memory_form
 from edgesmith.exporters.rewrites.compose_layers import ComposeLayers
 from edgesmith.exporters.rewrites.concat_linears import ConcatLinears
 from edgesmith.exporters.rewrites.dense_transforms import DenseTransforms
 from edgesmith.exporters.rewrites.dft import Dft
 from edgesmith.exporters.rewrites.drop_shift import drop_shift
 from edgesmith.exporters.rewrites.einsum import Einsum
-from edgesmith.exporters.rewrites.find_memory import FindMemory
+from edgesmith.exporters.rewrites.find_memory import find_memory
 from edgesmith.exporters.rewrites.fold_affine import FoldAffine
 from edgesmith.exporters.rewrites.fold_batchnorm import FoldBatchnorm
 from edgesmith.exporters.rewrites.fold_constants import FoldConstants
@@ -60,7 +60,7 @@ from edgesmith.exporters.rewrites.fuse import Fuse
 from edgesmith.exporters.rewrites.fuse_channel_norm import FuseChannelNorm
 from edgesmith.exporters.rewrites.lift_flatten import LiftFlatten
 from edgesmith.exporters.rewrites.merge_linears import MergeLinears
-from edgesmith.exporters.rewrites.reroll import Reroll
+from edgesmith.exporters.rewrites.reroll import reroll
 from edgesmith.exporters.rewrites.rewrite import Fired, Rejection, Rewrite, RewriteReport
 from edgesmith.exporters.rewrites.share_gates import ShareGates
 from edgesmith.exporters.rewrites.tile_channels import TileChannels
@@ -86,9 +86,9 @@ def _of(rule: Any, for_sequences: bool = False) -> Rewrite:
 
 
 ORDER: tuple[Rewrite, ...] = (
-    _of(FindMemory()),
+    find_memory,
     _of(FoldConstants()),
-    _of(Reroll()),
+    reroll,
     _of(Canonicalise()),
     _of(MergeLinears()),
     _of(FoldBatchnorm()),
@@ -105,7 +105,7 @@ ORDER: tuple[Rewrite, ...] = (
     _of(Dft()),
     _of(Unstack()),
     _of(Einsum()),
-    _of(ChooseMemoryForm(), for_sequences=True),
+    choose_memory_form,
     _of(DenseTransforms(), for_sequences=True),
     _of(ShareGates(), for_sequences=True),
     _of(Winograd(), for_sequences=True),

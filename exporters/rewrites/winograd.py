@@ -30,9 +30,19 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from edgesmith.exporters.costs import Costs
-from edgesmith.exporters.graph.edit import Emitter, arguments, aten, constant, operators, site, stand_for, val
+from edgesmith.exporters.graph.edit import (
+    Emitter,
+    arguments,
+    aten,
+    constant,
+    count_operators,
+    operators,
+    site,
+    stand_for,
+    val,
+)
 from edgesmith.exporters.rewrites.rewrite import Rejection, RewriteReport
-from edgesmith.kernels import lif
+from edgesmith.kernels.op import spikes_in
 
 POINTS = {
     4: (Fraction(0), Fraction(1), Fraction(-1)),
@@ -59,7 +69,7 @@ class Winograd:
     def apply(self, module: GraphModule, costs: Costs) -> RewriteReport:
         """Choose for each convolution by the target's costs; what cannot have the form at all is no near miss."""
         applied, rejected = [], []
-        spikes = any(node.target is lif.OP.overload for node in operators(module))
+        spikes = spikes_in(count_operators(module))
         for node in operators(module):
             weight = _weight(module, node)
             if weight is None:

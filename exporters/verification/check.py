@@ -36,7 +36,8 @@ from edgesmith.exporters.figures import (
 from edgesmith.exporters.graph.capture import Program, exported, run, run_eager, with_module
 from edgesmith.exporters.graph.edit import operators
 from edgesmith.exporters.manifest import CheckRecord, FiguresRecord
-from edgesmith.exporters.precision.table import Precision, Thresholds
+from edgesmith.exporters.precision.table import Precision
+from edgesmith.exporters.precision.task import Thresholds
 from edgesmith.exporters.streaming.description import StreamingDescription
 from edgesmith.exporters.streaming.stepper import Step, Stepper
 from edgesmith.exporters.targets.target import NotHere, Target, TargetFile

@@ -592,7 +592,7 @@ def _explain_table(report: RewriteReport) -> Table:
 
 
 def _print_lint(report: Report, every: bool) -> None:
-    """A table for each severity, what was mended, the rules that were broken, and a line that sums up."""
+    """A table for each severity, what was legalized, the rules that were broken, and a line that sums up."""
     from edgesmith.exporters.mil.lint import group, label
 
     for severity, count in report.counts.items():
@@ -604,13 +604,13 @@ def _print_lint(report: Report, every: bool) -> None:
             kinds = ", ".join(f"{kind} {number}" for kind, number in one.operators.items())
             others = f" (and {one.facts - 1} other facts)" if one.facts > 1 else ""
             for finding in one.findings if every else one.findings[:1]:
-                row = (finding.operator, finding.place, finding.fact)
-                table.add_row(one.rule, *(row if every else (kinds, finding.place, finding.fact + others)))
+                row = (finding.operator, finding.position, finding.fact)
+                table.add_row(one.rule, *(row if every else (kinds, finding.position, finding.fact + others)))
         _print(table)
-    if report.mended:
-        table = _table("mended while lowering", "rule", "at", "change")
-        for mended in report.mended:
-            table.add_row(mended.rule, mended.name, mended.change)
+    if report.legalized:
+        table = _table("legalized while lowering", "rule", "at", "change")
+        for legalized in report.legalized:
+            table.add_row(legalized.rule, legalized.name, legalized.change)
         _print(table)
     if report.rules:
         table = _table("rules", "rule", "why", "what to do", "source")
