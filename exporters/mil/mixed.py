@@ -41,7 +41,7 @@ def _seen(program: MlProgram, costs: dict[str, Cost], snr_db: float) -> list[See
     """Return what was seen of every operator: once for each result that was compared, or once where none was."""
     found: list[Seen] = []
     makers: dict[str, Seen] = {}
-    peaks = {output: cost.wide.peak for output, cost in costs.items()}
+    peaks = {output: cost.exact.peak for output, cost in costs.items()}
     for operation in program.operations():
         read = [name for _, name in references(operation.inputs)]
         reads = max((peaks.get(name, 0.0) for name in read), default=0.0)

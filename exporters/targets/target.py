@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from edgesmith.exporters.manifest import CheckRecord
     from edgesmith.exporters.precision.table import Precision
     from edgesmith.exporters.streaming.description import StreamingDescription
-    from edgesmith.exporters.streaming.stepper import Step
+    from edgesmith.exporters.streaming.step import Step
     from edgesmith.models.registry import ImageInput, SequenceInput
     from edgesmith.profiles.device import DeviceProfile
 

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from edgesmith.exporters.graph.capture import Program
-    from edgesmith.exporters.streaming.stepper import Step
+    from edgesmith.exporters.streaming.step import Step
 
 ONNX = ".onnx"
 """Suffix of the typed ONNX: of a kit's file, and of what lies beside an engine."""
