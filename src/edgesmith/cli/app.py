@@ -516,7 +516,6 @@ def _examine(target: Target) -> dict[str, str]:
     import logging
     import warnings
 
-    from edgesmith.bench.measure import RUNTIMES, cannot_time
     from edgesmith.exporters.targets import install_line, require
 
     row = {"lower": "", "run": "", "time": "", "do": ""}
@@ -538,8 +537,8 @@ def _examine(target: Target) -> dict[str, str]:
         logging.disable(logging.NOTSET)
     reason = target.cannot_run()
     row["run"] = f"no: {reason}" if reason else f"yes ({target.runtime})"
-    unable = cannot_time(target)
-    row["time"] = f"no: {unable}" if unable else f"yes ({RUNTIMES.get(target.name, target.name)})"
+    unable = target.cannot_time()
+    row["time"] = f"no: {unable}" if unable else f"yes ({target.timed_by})"
     if reason and not row["do"]:
         row["do"] = "copy the artifact to a machine that can, and type: edgesmith verify ARTIFACT"
     return row

@@ -317,27 +317,24 @@ def _measured(
 ) -> tuple[Measurement, Path]:
     """Measure with a progress bar. Returns the measurement and where its record lies."""
     from edgesmith.bench import measurement as measurements
-    from edgesmith.bench.measure import measure
+    from edgesmith.bench.measure import Reports, Settings, measure
 
     stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
     record = out if out is not None else Path("measurements") / f"{stamp}.json"
     if record.suffix != ".json":
         raise BadInput(f"a record is a .json file, got {record}")
-    with _progress() as told:
-        measurement = measure(
-            paths,
-            device=device,
-            seconds=seconds,
-            launches=launches,
-            threads=threads,
-            cores=_cores(cores),
-            operators=ops,
-            compute_units=None if units is None else units.upper().replace("-", "_"),
-            energy=energy,
-            record=record,
-            told=told,
-            noted=lambda sentence: print(f"note: {sentence}", file=sys.stderr),
-        )
+    settings = Settings(
+        seconds=seconds,
+        launches=launches,
+        threads=threads,
+        cores=_cores(cores),
+        operators=ops,
+        compute_units=None if units is None else units.upper().replace("-", "_"),
+        energy=energy,
+    )
+    with _progress() as on_progress:
+        reports = Reports(record, on_progress, lambda sentence: print(f"note: {sentence}", file=sys.stderr))
+        measurement = measure(paths, settings, device, reports)
     if not measurement.complete:
         measurements.write(measurement, record)
         done = len(measurement.launches)
