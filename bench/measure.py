@@ -15,6 +15,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -37,8 +38,9 @@ from edgesmith.bench.measurement import (
     WarmUp,
 )
 from edgesmith.bench.operators import place_layers, place_operators
-from edgesmith.bench.transport import RUNNER, Address, CommandFailed, CutOff, Transport, connect
+from edgesmith.bench.transport import Address, CommandFailed, CutOff, Transport, connect
 from edgesmith.bench.transport.local import Local
+from edgesmith.board.common import SLOT_MS, Refusal, machine
 from edgesmith.errors import BackendMissing, BadInput, DeviceFailed, EdgesmithError, Unsupported
 from edgesmith.exporters import artifact as artifacts
 from edgesmith.exporters import session, targets
@@ -66,7 +68,6 @@ COMPUTE_UNITS = ("ALL", "CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE")
 """What Core ML may be held to, by coremltools' names."""
 
 LAUNCHES = 12
-SLOT_MS = 30.0
 ONE_CALL_MS = 1e-3
 """A slot of one call: on an iPhone each takes seconds, whatever the app's own time is."""
 
@@ -239,7 +240,7 @@ def run_plan(
 
 def this_machine() -> Device:
     """The machine that this runs on."""
-    return Device(name="host", **runner.machine())
+    return Device(name="host", **machine())
 
 
 def ask(where: Transport, runtimes: Sequence[str]) -> tuple[Device, list[int]]:
@@ -324,7 +325,7 @@ def _cannot_time_engines() -> str | None:
         except ImportError:
             continue
         except Exception as error:  # a broken installation can raise anything at import
-            why = str(error) if isinstance(error, runner.Refusal) else f"{type(error).__name__}: {error}"
+            why = str(error) if isinstance(error, Refusal) else f"{type(error).__name__}: {error}"
             continue
         return None
     return why
@@ -393,15 +394,16 @@ def _events(plan: dict[str, Any], where: Transport) -> Iterator[dict[str, Any]]:
     """What the runner tells of a plan, as it does. Raises Unsupported with its last line where it fails."""
     on = "" if where.is_here else f" on {where.name}"
     try:
-        script = where.put(where.runner, where.runner.name)
-        for line in where.run([*where.python, script], json.dumps(plan)):
-            event = json.loads(line)
-            if event["event"] == "failed":
-                raise CutOff(f"{where.name} does not do what coremltools asks of it ({event['why']})")
-            if event["event"] == "lacks":
-                far = on if where.runner == RUNNER else ""  # what drives a phone is here
-                raise BackendMissing(_lack(event, where.python[0], far))
-            yield event
+        with tempfile.TemporaryDirectory(prefix="edgesmith-") as folder:
+            file = where.write_runner(Path(folder))
+            script = where.put(file, file.name)
+            for line in where.run([*where.python, script], json.dumps(plan)):
+                event = json.loads(line)
+                if event["event"] == "failed":
+                    raise CutOff(f"{where.name} does not do what coremltools asks of it ({event['why']})")
+                if event["event"] == "lacks":
+                    raise BackendMissing(_lack(event, where.python[0], on if where.runs_there else ""))
+                yield event
     except CommandFailed as error:
         raise Unsupported(f"the runner stopped{on} with {error.code}: {error.last_line}") from error
 

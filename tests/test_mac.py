@@ -25,6 +25,7 @@ import pytest
 
 from edgesmith.bench import measure, measurement, runner
 from edgesmith.bench.transport import attached, parse
+from edgesmith.board.join import join
 from edgesmith.errors import BackendMissing, BadInput, DeviceFailed
 from edgesmith.exporters import targets
 from edgesmith.exporters.artifact import Artifact
@@ -227,7 +228,8 @@ def test_states_are_made_where_a_package_has_them(mac: None, tmp_path: Path) -> 
     (tmp_path / "stateful.mlpackage" / "Manifest.json").write_text(json.dumps(manifest))
     plan = {"models": [{"file": str(tmp_path / "stateful.mlpackage"), "runtime": "coremltools"}]}
     plan |= {"threads": 1, "cores": None, "seed": 0, "seconds": 0, "slot_ms": 1.0}
-    command = [sys.executable, "-P", runner.__file__]
+    (tmp_path / "runner.py").write_text(join(Path(runner.__file__)))
+    command = [sys.executable, "-P", str(tmp_path / "runner.py")]
     done = subprocess.run(command, input=json.dumps(plan), capture_output=True, text=True, check=False)
     events = [json.loads(line) for line in done.stdout.splitlines()]
     assert [event["event"] for event in events] == ["start", "open", "end"], done.stderr

@@ -23,9 +23,10 @@ from pathlib import Path
 import numpy as np
 
 from edgesmith.bench import measurement as measurements
-from edgesmith.bench.measure import LAUNCHES, SLOT_MS, run_plan, subjects_of
+from edgesmith.bench.measure import LAUNCHES, run_plan, subjects_of
 from edgesmith.bench.measurement import Measurement
 from edgesmith.bench.verdict import FASTER, SLOWER, compare
+from edgesmith.board.common import SLOT_MS
 from edgesmith.exporters import artifact as artifacts
 
 SLOWED = (0.0, 0.0, 0.02, 0.05)

@@ -35,7 +35,7 @@ class IPhone(Local):
     """
 
     is_here = False
-    runner = Path(iphone_runner.__file__)
+    runs_there = False
 
     def __init__(self, address: Address) -> None:
         super().__init__(address.name)
@@ -54,6 +54,9 @@ class IPhone(Local):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._folder.cleanup()
+
+    def write_runner(self, folder: Path) -> Path:
+        return Path(iphone_runner.__file__)  # it runs here, where edgesmith is
 
     def run(self, command: Sequence[str], given: str = "", heard: Heard | None = None) -> Iterator[str]:
         phone = self._phone

@@ -220,17 +220,14 @@ class KitDelivery(Delivery):
         kit = kits.write_kit(
             file.path,
             self.profile,
-            model=package.request.name,
-            precision=package.request.precision.name,
-            inputs=package.inputs,
-            outputs=package.outputs,
+            kits.Cases(package.inputs, package.outputs, package.unjudged),
             thresholds=package.thresholds,
             spikes=package.spikes,
             operators=since,
             manifest=package.manifest,
-            unjudged=package.unjudged,
         )
-        entries = {"kit": {key: kit[key] for key in ("board", "flags", "thresholds", "operators")}}
+        shown = {"board": kit["board"], "flags": kit["flags"], "thresholds": kit["thresholds"]}
+        entries = {"kit": {**shown, "operators": kit["operators"]}}
         if self.profile.cuda is None or self.profile.cuda.engines != "here":
             return Delivered(entries)
         folder = file.path.parent

@@ -111,7 +111,7 @@ def _reached(profile: DeviceProfile) -> str:
     if profile.reach == "mac":
         return "this Mac" if sys.platform == "darwin" else "a Mac: not here"
     if profile.reach == "mac or ssh":
-        from edgesmith.bench.runner import processor
+        from edgesmith.board.common import processor
 
         if sys.platform == "darwin" and processor() == profile.soc:
             return "itself: --device mac"
