@@ -18,9 +18,7 @@ from typing import Any
 from edgesmith import records
 from edgesmith.board.common import MEASUREMENT_SCHEMA
 from edgesmith.errors import BadInput
-
-UNTHREADED = ("coreml", "tensorrt")
-"""Targets whose runtimes start what threads they like, or none."""
+from edgesmith.exporters import targets
 
 SCHEMA = MEASUREMENT_SCHEMA
 """2 has energy and compute units, which readers of 1 refuse. A record with neither reads the same in both."""
@@ -208,9 +206,15 @@ class Measurement:
 
 
 def in_words(target: str, threads: int, cores: str) -> str:
-    """Threads, and the cores that they were pinned to, of a target that can be held to them; else nothing."""
+    """Return threads, and the cores that they were pinned to, of a target that can be held to them; else nothing."""
     pinned = f" on cores {cores}" if cores else ""
-    return "" if target in UNTHREADED else f"{threads} thread{'s' * (threads != 1)}{pinned}"
+    return f"{threads} thread{'s' * (threads != 1)}{pinned}" if takes_threads(target) else ""
+
+
+def takes_threads(target: str) -> bool:
+    """Return whether a target's runtime takes a number of threads; so does one that is not known here."""
+    known = targets.all_targets().get(target)
+    return known is None or not known.unthreaded
 
 
 def write(measurement: Measurement, path: Path) -> None:

@@ -43,8 +43,6 @@ from edgesmith.board.common import is_steady, timed
 from edgesmith.board.join import join
 from edgesmith.errors import BadInput, OutputError, Unsupported
 
-QUICK = {"threads": 1, "cores": None, "slot_ms": 2.0, "seed": 0}
-
 
 def recorded(*subjects: Sequence[Sequence[float]], **facts: Any) -> Measurement:
     """A measurement of subjects, each given as its launches, each of those as the times of its rounds."""
@@ -421,11 +419,8 @@ def test_every_sample_of_every_launch_is_kept(artifact: Path, tmp_path: Path) ->
     record = tmp_path / "record.json"
     made = measure.measure(
         [artifact, artifact],
-        seconds=0.1,
-        launches=2,
-        cores=[min(os.sched_getaffinity(0))],
-        record=record,
-        told=lambda *step: steps.append(step),
+        measure.Settings(seconds=0.1, launches=2, cores=[min(os.sched_getaffinity(0))]),
+        reports=measure.Reports(record, lambda *step: steps.append(step)),
     )
     assert measurement.read(record) == made
     assert made.complete
@@ -446,7 +441,7 @@ def test_a_file_that_takes_twice_as_long_is_slower(artifact: Path) -> None:
     file = str(next(artifact.glob("*.onnx")))
     models = [{"file": file, "runtime": "onnxruntime"}, {"file": file, "runtime": "onnxruntime", "slowed": 1.0}]
     subjects = [replace(noisy(1.0).subjects[i], name=name) for i, name in enumerate(("as it is", "slowed"))]
-    made = measure.run_plan({**QUICK, "models": models}, subjects, seconds=0.2, launches=8)
+    made = measure.carry_out(measure.Plan(models, 0.2, 8, slot_ms=2.0), subjects)
     found = compare(made, made, 0, 1, confidence=0.9)
     assert found.verdict == SLOWER, found
     assert found.paired
@@ -456,16 +451,16 @@ def test_a_file_that_does_not_load_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"no model")
     models = [{"file": str(tmp_path / "broken.onnx"), "runtime": "onnxruntime"}]
     with pytest.raises(Unsupported, match=r"the runner stopped with 1: .*broken\.onnx"):
-        measure.run_plan({**QUICK, "models": models}, noisy(1.0).subjects[:1], seconds=0.1, launches=1)
+        measure.carry_out(measure.Plan(models, 0.1, 1, slot_ms=2.0), noisy(1.0).subjects[:1])
 
 
 def test_nothing_to_measure_and_cores_that_are_not_there_are_refused(artifact: Path) -> None:
     with pytest.raises(BadInput, match="give one or more artifacts"):
         measure.measure([])
     with pytest.raises(BadInput, match="no core 4096"):
-        measure.measure([artifact], cores=[0, 4096])
+        measure.measure([artifact], measure.Settings(cores=[0, 4096]))
     with pytest.raises(BadInput, match="launches must be more than 0"):
-        measure.measure([artifact], launches=0)
+        measure.measure([artifact], measure.Settings(launches=0))
 
 
 # the commands

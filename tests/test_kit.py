@@ -25,7 +25,7 @@ from torch import nn
 
 import edgesmith
 from edgesmith import cli, records
-from edgesmith.bench import measure, measurement, runner
+from edgesmith.bench import measure, measurement, runner, subjects
 from edgesmith.bench.report.page import find, write_report
 from edgesmith.bench.transport import Address
 from edgesmith.bench.transport.local import Local
@@ -742,7 +742,7 @@ def test_an_engine_of_tensorrt_rtx_is_for_its_own_module(
     installed: None, export_small: Callable[..., Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = export_small("tensorrt", precision="fp16")
-    assert measure.runtime_of(made) == "tensorrt_rtx"
+    assert subjects.runtime_of(made) == "tensorrt_rtx"
     assert made.file.read_bytes()[:4] == b"vtrt"
     # The stand-in for it is the other's: its engines have ONNX behind the header, TensorRT-RTX's do not.
     (tmp_path / "tensorrt_rtx.py").write_text((STANDINS / "tensorrt.py").read_text(encoding="utf-8"))

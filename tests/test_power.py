@@ -320,13 +320,15 @@ def median_of(energy: Energy) -> float:
 def test_a_bench_interrupted_while_it_meters_keeps_its_launches(
     metered: Path, export_small: Callable[..., Artifact], tmp_path: Path
 ) -> None:
-    def told(done: int, total: int) -> None:
+    def on_progress(done: int, total: int) -> None:
         if done == 3:  # cold, launch, a run of the meter
             raise KeyboardInterrupt
 
     path, said = tmp_path / "record.json", list[str]()
     made = measure.measure(
-        [export_small("onnx").path], seconds=0.1, launches=1, energy=True, record=path, told=told, noted=said.append
+        [export_small("onnx").path],
+        measure.Settings(seconds=0.1, launches=1, energy=True),
+        reports=measure.Reports(path, on_progress, said.append),
     )
     assert (made.complete, len(made.launches), made.subjects[0].energy) == (True, 1, None)
     assert said == ["no energy: interrupted while it was metered"]
@@ -340,11 +342,8 @@ def test_a_host_without_a_meter_is_asked_for_no_energy(
     steps: list[tuple[int, int]] = []
     made = measure.measure(
         [export_small("onnx").path],
-        seconds=0.1,
-        launches=1,
-        energy=True,
-        record=tmp_path / "record.json",
-        told=lambda *step: steps.append(step),
+        measure.Settings(seconds=0.1, launches=1, energy=True),
+        reports=measure.Reports(tmp_path / "record.json", lambda *step: steps.append(step)),
     )
     assert made.complete
     assert steps == [(0, 2), (1, 2), (2, 2)]
@@ -374,8 +373,8 @@ def test_energy_is_kept_and_records_from_before_it_are_read(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"joules": -1.0}, r"subjects\.0\.energy\.runs\.0\.joules"),
-        ({"calls": 0}, r"subjects\.0\.energy\.runs\.0\.calls"),
+        ({"joules": -1.0}, "/subjects/0/energy/runs/0/joules"),
+        ({"calls": 0}, "/subjects/0/energy/runs/0/calls"),
         ({"joules": 424242}, "a figure of s0 is not finite"),
     ],
 )

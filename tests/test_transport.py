@@ -390,7 +390,7 @@ def test_a_board_without_core_ml_says_so(board: Board, small_coreml: Path, capsy
 
 def test_a_core_that_is_not_there_is_refused_before_anything_is_timed(board: Board, small_onnx: Path) -> None:
     with pytest.raises(BadInput, match="no core 4096"):
-        measure.measure([small_onnx], device=board.address, cores=[4096])
+        measure.measure([small_onnx], measure.Settings(cores=[4096]), board.address)
     assert not board.left()
 
 

@@ -26,6 +26,7 @@ import numpy as np
 
 from edgesmith.bench import runner
 from edgesmith.bench.statistics import paired_ratio
+from edgesmith.bench.subjects import runtime_of
 from edgesmith.board.common import timed, warm_up
 from edgesmith.errors import BackendMissing, BadInput, Unsupported
 from edgesmith.exporters import artifact as artifacts
@@ -66,7 +67,7 @@ def compare_with_loadgen(path: Path, launches: int, seconds: float) -> list[tupl
         Unsupported: a launch failed.
     """
     artifact = artifacts.read(path)
-    if artifact.target != "onnx":
+    if runtime_of(artifact) != "onnxruntime":
         raise BadInput(f"{path} is an artifact for {artifact.target}: the referee runs ONNX files")
     if importlib.util.find_spec("mlperf_loadgen") is None:
         raise BackendMissing("the referee is MLPerf's LoadGen: pip install mlcommons-loadgen")

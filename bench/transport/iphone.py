@@ -25,6 +25,12 @@ from edgesmith.bench.transport.local import Local
 from edgesmith.errors import BackendMissing
 from edgesmith.profiles import device as devices
 
+DRIVES = "coremltools"
+"""The runner's name of the one runtime that there is on an iPhone."""
+
+REFUSES = {"image_input": "takes an image", "labels": "answers with labels"}
+"""Options of an export whose files coremltools' app cannot run."""
+
 
 class IPhone(Local):
     """An iPhone, for as long as its block lasts; the app is built once in it, and the build removed after it.

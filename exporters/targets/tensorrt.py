@@ -114,6 +114,14 @@ class TensorRt(Target):
         """What runs here is the typed ONNX."""
         return cannot_run()
 
+    def cannot_time(self) -> str | None:
+        """Return why neither TensorRT runs engines on this machine, or None."""
+        return engine.cannot_run()
+
+    def timed_in(self, path: Path) -> str:
+        """Return the module of the TensorRT that has built an engine."""
+        return engine.RUNTIMES[engine.read_header(path).made_by]
+
 
 class _TypedFile(TargetFile):
     """What an engine and a kit have in common: the typed ONNX, which answers for both."""
@@ -328,7 +336,8 @@ TARGET = TensorRt(
     packages=("tensorrt_rtx", "onnx", "onnxscript", "onnxsim"),
     extra="tensorrt",
     runtime=FILE_RUNTIME,
-    timed_by="tensorrt",
+    timed_by=engine.RUNTIMES[engine.FULL],
+    unthreaded="an engine runs on the GPU, and has none",
     lowerings=LOWERINGS,
     # One program for all that read ONNX, but that TensorRT has Winograd's forms, and tiles, of its own.
     costs=replace(COSTS, tile_gb_s=0.0, fetch_gb_s=math.inf),

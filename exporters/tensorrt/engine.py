@@ -46,6 +46,9 @@ LAYERS = "layers.json"
 """Beside an engine: what the builder said of it."""
 
 RTX, FULL = "TensorRT-RTX", "TensorRT"
+RUNTIMES = {RTX: "tensorrt_rtx", FULL: "tensorrt"}
+"""The Python module that runs what each of them has built."""
+
 _MAGIC = {b"vtrt": RTX, b"ftrt": FULL}
 _HEADER_BYTES = 64
 
@@ -91,6 +94,22 @@ def read_header(path: Path) -> Header:
     (bits,) = struct.unpack_from("<Q", head, 32)
     known = tuple(capability for i, capability in enumerate(CAPABILITIES) if bits >> i & 1)
     return Header(version, known, length)
+
+
+def cannot_run() -> str | None:
+    """Return why neither TensorRT runs engines on this machine, or None: the reason of the one that can be imported."""
+    why = "neither tensorrt nor tensorrt_rtx is installed"
+    for module in reversed(RUNTIMES.values()):
+        try:
+            importlib.import_module(module)
+            Cuda().compute_capability()
+        except ImportError:
+            continue
+        except Exception as error:  # a broken installation can raise anything at import
+            why = str(error) if isinstance(error, Refusal) else f"{type(error).__name__}: {error}"
+            continue
+        return None
+    return why
 
 
 def fits(compute_capabilities: Sequence[str], hardware_compatible: bool = False) -> list[DeviceProfile]:

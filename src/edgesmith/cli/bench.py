@@ -18,6 +18,7 @@ from edgesmith.errors import BadInput, OutputError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from edgesmith.bench.measure import Settings
     from edgesmith.bench.measurement import Measurement, Profile
     from edgesmith.bench.transport import Address
     from edgesmith.bench.verdict import Verdict
@@ -51,17 +52,17 @@ def bench(
     """Time artifacts in turn; every sample is kept. With --against, compare them."""
     address = _parse_address(device, python, remote_tmp, ssh_config, ssh_option, sign)
     criterion = _criterion(threshold, confidence, floor)
-    timing = _timing(address, seconds, launches, threads, cores, units, out)
+    settings = _settings(seconds, launches, threads, cores, units, operators=ops, energy=True)
     paths = [*([against] if against else []), *artifacts]
-    measurement = _measure(paths, timing, operators=ops, energy=True)
+    measurement, record = _measure(paths, settings, address, out)
     verdicts = criterion.judge_all(measurement) if against else []
     if as_json:
-        facts = {"record": str(timing.record), "complete": measurement.complete, "subjects": _figures(measurement)}
+        facts = {"record": str(record), "complete": measurement.complete, "subjects": _figures(measurement)}
         print_json({**facts, "verdicts": [_plain(one) for one in verdicts]})
     else:
         _show_measurement(measurement)
         _show_verdicts(verdicts)
-        print(f"record: {timing.record}")
+        print(f"record: {record}")
     if not measurement.complete:
         raise Interrupted
 
@@ -101,9 +102,9 @@ def compare(
     elif _is_record(base) or _is_record(head):
         measurement, verdicts = _compare_records(base, head, criterion)
     else:
-        timing = _timing(address, seconds, launches, threads, cores, units, out)
-        measurement = _measure([base, head], timing)
-        print(f"record: {timing.record}", file=sys.stderr)
+        settings = _settings(seconds, launches, threads, cores, units)
+        measurement, record = _measure([base, head], settings, address, out)
+        print(f"record: {record}", file=sys.stderr)
         verdicts, is_cut_short = criterion.judge_all(measurement), not measurement.complete
     if as_json:
         print_json([_plain(one) for one in verdicts])
@@ -179,19 +180,6 @@ def build_on(
 
 
 @dataclass(frozen=True)
-class _Timing:
-    """How artifacts are timed, and where the record goes; the names are those of `measure`."""
-
-    device: Address
-    seconds: float
-    launches: int
-    threads: int
-    cores: list[int] | None
-    compute_units: str | None
-    record: Path
-
-
-@dataclass(frozen=True)
 class _Criterion:
     """What counts as slower; the names are those of `edgesmith.bench.verdict.compare`."""
 
@@ -209,23 +197,6 @@ class _Criterion:
     def judge_all(self, measurement: Measurement) -> list[Verdict]:
         """Compare the first artifact of a measurement with each of the others."""
         return [self.judge(measurement, measurement, i) for i in range(1, len(measurement.subjects))]
-
-
-def _timing(
-    device: Address,
-    seconds: float,
-    launches: int,
-    threads: int,
-    cores: str | None,
-    units: str | None,
-    out: Path | None,
-) -> _Timing:
-    stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
-    record = out if out is not None else Path("measurements") / f"{stamp}.json"
-    if record.suffix != ".json":
-        raise BadInput(f"a record is a .json file, got {record}")
-    compute_units = None if units is None else units.upper().replace("-", "_")
-    return _Timing(device, seconds, launches, threads, given.parse_cores(cores), compute_units, record)
 
 
 def _criterion(
@@ -255,25 +226,35 @@ def _parse_address(
     )
 
 
-def _measure(paths: Sequence[Path], timing: _Timing, operators: bool = False, energy: bool = False) -> Measurement:
-    """Measure with a progress bar. After Ctrl-C what was measured until then is kept, and that is said."""
-    from edgesmith.bench import measurement as measurements
-    from edgesmith.bench.measure import measure
+def _settings(
+    seconds: float, launches: int, threads: int, cores: str | None, units: str | None, **also: bool
+) -> Settings:
+    from edgesmith.bench.measure import Settings
 
-    with show_progress("measure") as told:
-        measurement = measure(
-            paths,
-            **vars(timing),
-            operators=operators,
-            energy=energy,
-            told=told,
-            noted=lambda sentence: print(f"note: {sentence}", file=sys.stderr),
-        )
+    compute_units = None if units is None else units.upper().replace("-", "_")
+    return Settings(seconds, launches, threads, given.parse_cores(cores), compute_units=compute_units, **also)
+
+
+def _measure(paths: Sequence[Path], settings: Settings, device: Address, out: Path | None) -> tuple[Measurement, Path]:
+    """Measure with a progress bar. Returns the measurement and its record.
+
+    After Ctrl-C what was measured until then is kept, and that is said.
+    """
+    from edgesmith.bench import measurement as measurements
+    from edgesmith.bench.measure import Reports, measure
+
+    stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
+    record = out if out is not None else Path("measurements") / f"{stamp}.json"
+    if record.suffix != ".json":
+        raise BadInput(f"a record is a .json file, got {record}")
+    with show_progress("measure") as on_progress:
+        reports = Reports(record, on_progress, lambda sentence: print(f"note: {sentence}", file=sys.stderr))
+        measurement = measure(paths, settings, device, reports)
     if not measurement.complete:
-        measurements.write(measurement, timing.record)
+        measurements.write(measurement, record)
         done = len(measurement.launches)
-        print(f"interrupted after {done} of {timing.launches} launches, which are kept", file=sys.stderr)
-    return measurement
+        print(f"interrupted after {done} of {settings.launches} launches, which are kept", file=sys.stderr)
+    return measurement, record
 
 
 def _is_record(path: Path) -> bool:

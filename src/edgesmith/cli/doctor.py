@@ -73,10 +73,8 @@ def doctor(as_json: given.Json = False) -> None:
 
 def examine(target: Target) -> TargetRecord:
     """Return what this machine can do with a target, by importing what it needs."""
-    from edgesmith.bench.measure import cannot_time
-
     lower, do = _try_packages(target)
-    cannot_run, untimed = target.cannot_run(), cannot_time(target)
+    cannot_run, untimed = target.cannot_run(), target.cannot_time()
     if cannot_run and not do:
         do = "copy the artifact to a machine that can, and type: edgesmith verify ARTIFACT"
     return {
