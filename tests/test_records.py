@@ -12,11 +12,13 @@ import pytest
 
 import edgesmith
 from edgesmith import records
+from edgesmith.cli.doctor import DoctorRecord
 from edgesmith.errors import BadInput, OutputError
 from edgesmith.exporters.tensorrt.kit.record import Kit
 from edgesmith.records import Keyword, schema_of
 
 SCHEMAS: dict[str, type] = {
+    "cli/doctor.schema.json": DoctorRecord,
     "exporters/tensorrt/kit/kit.schema.json": Kit,
 }
 """The TypedDict that a committed schema follows from. `pytest --update-golden` writes the files anew."""
