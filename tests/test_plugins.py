@@ -1,105 +1,101 @@
-"""A package outside the tree adds a target, a precision, a fused op, a rewrite, a model family and a device."""
+"""Entry points of other packages: found, put in order, and left out with one sentence where they do not work."""
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import subprocess
-import sys
-from pathlib import Path
-from typing import Any
+import re
+import types
+import warnings
+from collections.abc import Callable
 
 import pytest
+import torch
+from torch import nn
 
-OUTSIDE = Path(__file__).parent / "fixtures" / "outside"
+from edgesmith.exporters.costs import Costs
+from edgesmith.exporters.graph.capture import capture
+from edgesmith.exporters.graph.edit import count_operators
+from edgesmith.exporters.rewrites import order
+from edgesmith.plugins import PluginWarning, load_plugins
 
-EXPORT = ("export", "--model", "smoother", "--json")
-COMMANDS: dict[str, tuple[str, ...]] = {
-    "models": ("models", "--json"),
-    "targets": ("targets", "--json"),
-    "devices": ("targets", "--devices", "--json"),
-    "explain": ("explain", "--model", "smoother", "--target", "pt2", "--json"),
-    "export": (*EXPORT, "--target", "pt2", "--precision", "w16", "--device", "board"),
-    "verify": ("verify", "artifacts/smoother-pt2-w16", "--json"),
-    "onnx": (*EXPORT, "--target", "onnx", "--streaming"),
-    "pt2": (*EXPORT, "--target", "pt2", "--streaming"),
-    "int8": (*EXPORT, "--target", "onnx", "--precision", "int8"),
-}
-RUN = """
-import contextlib, io, json, sys
-from edgesmith import cli
-for name, arguments in json.loads(sys.argv[1]).items():
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = cli.run(arguments)
-    print(json.dumps([name, code, out.getvalue(), err.getvalue()]))
+Install = Callable[..., None]
+
+SQUARES = """
+from edgesmith.exporters.rewrites.rewrite import rewrites
+import torch
+
+@rewrites(torch.ops.aten.pow.Tensor_Scalar, rule="x ** 2 -> x * x"{options})
+def {name}(module, node, costs):
+    x, exponent = node.args
+    if exponent != 2:
+        return None
+    with module.graph.inserting_before(node):
+        new = module.graph.call_function(torch.ops.aten.mul.Tensor, (x, x))
+    new.meta.update(node.meta)
+    node.replace_all_uses_with(new)
+    return "a power -> a product"
 """
 
 
-def run(package: Path, folder: Path, **commands: tuple[str, ...]) -> dict[str, tuple[int, str, str]]:
-    """Run commands in one process where a package is installed. Returns exit code, stdout and stderr of each."""
-    paths = [str(package), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-    call = [sys.executable, "-c", RUN, json.dumps(commands)]
-    done = subprocess.run(call, capture_output=True, text=True, cwd=folder, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
-    return {name: (code, out, err + done.stderr) for name, code, out, err in lines}
+class Square(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x**2
 
 
-@pytest.fixture(scope="module")
-def outside(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What each command printed as JSON where the package `outside` is installed."""
-    found = run(OUTSIDE, tmp_path_factory.mktemp("outside"), **COMMANDS)
-    assert {name: err for name, (code, _, err) in found.items() if code} == {}
-    return {name: json.loads(out) for name, (_, out, _) in found.items()}
+def test_another_packages_rewrite_runs_and_reports(install: Install) -> None:
+    install("squares", SQUARES.format(name="expand_squares", options=""), squares=":expand_squares")
+    names = [rule.name for rule in order.all_rewrites()]
+    assert names.index("expand_squares") == names.index("fold_batchnorm") + 1
+    program, reports = order.rewrite(capture(Square(), (torch.randn(3),)), Costs(0))
+    assert count_operators(program.module) == {"aten.mul": 1}
+    (report,) = (one for one in reports if one.name == "expand_squares")
+    assert [note for _, note in report.applied] == ["a power -> a product"]
 
 
-def test_what_is_outside_is_listed(outside: dict[str, Any]) -> None:
-    assert [one["family"] for one in outside["models"] if one["name"] == "smoother"] == ["smoother"]
-    targets = {one["name"]: one["precisions"] for one in outside["targets"]}
-    assert targets["pt2"] == ["fp32", "w16"]
-    assert targets["onnx"] == ["fp32", "fp16", "int8", "w16"]
-    assert targets["coreml"] == ["fp16", "fp32", "mixed"]
-    assert [one["title"] for one in outside["devices"] if one["name"] == "board"] == ["Outside's board"]
+def test_a_plugin_says_behind_which_rewrite_it_runs_and_for_whole_sequences_only(install: Install) -> None:
+    options = ', after="winograd", for_sequences=True'
+    install("late", SQUARES.format(name="late", options=options), late=":late")
+    install("later", SQUARES.format(name="later", options=options), later=":later")
+    names = [rule.name for rule in order.all_rewrites()]
+    at = names.index("winograd")
+    assert names[at : at + 4] == ["winograd", "late", "later", "tile_channels"]
+    assert "late" not in [rule.name for rule in order.all_rewrites(streaming=True)]
 
 
-def test_explain_shows_the_rewrite_and_the_op(outside: dict[str, Any]) -> None:
-    (report,) = [one for one in outside["explain"]["rewrites"] if one["name"] == "drop_abs"]
-    assert [note for _, note in report["applied"]] == ["abs after relu -> nothing"]
-    operators = outside["explain"]["operators"]["rewritten"]
-    assert operators["edgesmith.average"] == 1
-    assert "aten.abs" not in operators
+@pytest.mark.parametrize(
+    ("source", "attribute", "sentence"),
+    [
+        ("import no_such_module_anywhere", ":x", "does not load (ModuleNotFoundError: No module named"),
+        ("import sys; sys.exit(3)", ":x", "does not load (SystemExit: 3)"),
+        ("y = 1", ":x", "does not load (AttributeError:"),
+        ("x = 1", ":x", "is a int, wanted a Rewrite"),
+        (SQUARES.format(name="x", options=', after="nothing"'), ":x", "is to run after nothing, which is no rewrite"),
+        (SQUARES.format(name="dft", options=""), ":dft", "there is a rewrite dft already"),
+    ],
+)
+def test_a_broken_plugin_is_one_sentence_that_names_it_and_the_rest_works(
+    install: Install, source: str, attribute: str, sentence: str
+) -> None:
+    install("broken", source, mine=attribute)
+    install("squares", SQUARES.format(name="expand_squares", options=""), squares=":expand_squares")
+    with pytest.warns(PluginWarning, match=re.escape(sentence)) as said:
+        names = [rule.name for rule in order.all_rewrites()]
+    assert len(said) == 1
+    assert str(said[0].message).startswith("plugin 'mine' of edgesmith.rewrites is left out: ")
+    assert [name for name in names if name != "expand_squares"] == [rule.name for rule in order.ORDER]
+    assert "expand_squares" in names
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # said once
+        order.all_rewrites()
 
 
-def test_export_and_verify_in_the_precision_for_the_target_and_device(outside: dict[str, Any]) -> None:
-    manifest = outside["export"]
-    assert (manifest["precision"], manifest["target"]["options"]["device"]) == ("w16", "board")
-    (checked,) = [step for step in manifest["verification"]["steps"] if step["step"] == "eager -> file"]
-    assert 1e-6 < checked["relative_error"] < 2e-2, "weights were rounded"
-    assert manifest["verification"]["judged_as"] == "w16"
-    (again,) = [step for step in outside["verify"]["steps"] if step["step"] == "eager -> file"]
-    assert again["relative_error"] == checked["relative_error"]
+def test_of_two_plugins_of_one_name_the_first_counts(install: Install) -> None:
+    for module in ("one", "two"):
+        install(module, f"x = {module!r}", group="edgesmith.things", thing=":x")
+    with pytest.warns(PluginWarning, match=r"two:x of two 1.0 offers that name a second time"):
+        assert load_plugins("edgesmith.things", str) == {"thing": "one"}
 
 
-@pytest.mark.parametrize("target", ["onnx", "pt2"])
-def test_the_op_streams(target: str, outside: dict[str, Any]) -> None:
-    manifest = outside[target]
-    (state,) = manifest["streaming"]["states"]
-    assert state["meaning"].startswith("moving average of ")
-    assert {step["step"] for step in manifest["verification"]["steps"]} >= {"eager -> step program", "eager -> file"}
-
-
-def test_the_op_stays_float_in_int8(outside: dict[str, Any]) -> None:
-    assert outside["int8"]["int8"]["layers"] == 2, "the two layers, and none of the average's"
-
-
-def test_a_plugin_that_fails_is_one_sentence_and_the_rest_works(tmp_path: Path) -> None:
-    broken = shutil.copytree(OUTSIDE, tmp_path / "broken")
-    (broken / "outside" / "pt2.py").write_text("raise RuntimeError('it is broken')\n", encoding="utf-8")
-    code, _, said = run(broken, tmp_path, it=("export", "--model", "smoother", "--target", "onnx"))["it"]
-    assert code == 0, said
-    (sentence,) = [line for line in said.splitlines() if "plugin" in line]
-    assert "plugin 'pt2' of edgesmith.targets is left out: outside.pt2:TARGET of outside 1.0 does not load" in sentence
-    assert "it is broken" in sentence
+def test_a_plugin_may_be_a_whole_module(install: Install) -> None:
+    install("whole", "x = 1", group="edgesmith.things", whole="")
+    found = load_plugins("edgesmith.things", types.ModuleType)
+    assert found["whole"].x == 1
