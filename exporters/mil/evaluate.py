@@ -30,7 +30,8 @@ import torch
 from torch import Tensor
 
 from edgesmith.errors import BadInput, EdgesmithError, Unsupported
-from edgesmith.exporters.mil.ops import Entry, StateValue, all_ops, carrier
+from edgesmith.exporters.mil.carriers import carrier
+from edgesmith.exporters.mil.ops import Entry, StateValue, all_ops
 from edgesmith.exporters.mil.program import (
     Block,
     Constant,

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from edgesmith.errors import BackendMissing, BadInput, Unsupported
-from edgesmith.exporters.mil.ops import carrier
+from edgesmith.exporters.mil.carriers import carrier
 
 
 @dataclass(frozen=True)

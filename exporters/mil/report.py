@@ -27,8 +27,8 @@ from torch import Tensor
 
 from edgesmith.errors import BadInput
 from edgesmith.exporters.figures import Figures, measure
+from edgesmith.exporters.mil.carriers import carrier
 from edgesmith.exporters.mil.evaluate import BLOCK, Evaluator, Step
-from edgesmith.exporters.mil.ops import carrier
 from edgesmith.exporters.mil.program import MlProgram, Operation, TensorType, load, references
 from edgesmith.exporters.precision.policy import HALF_MAX, ROUNDING_DB
 from edgesmith.exporters.precision.table import FP16
