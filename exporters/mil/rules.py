@@ -1,4 +1,4 @@
-"""What is published about the Neural Engine, as checks on a program: one `Rule` each, with its source.
+"""The rules that are published about the Neural Engine, as checks on a program: one `Rule` each, with its source.
 
 A severity follows from who says so, as nobody outside Apple can look into the Neural Engine's compiler:
 
@@ -163,7 +163,7 @@ class View:
         return value if isinstance(value, Constant) else None
 
     def is_stored(self, operand: Operand | None) -> bool:
-        """Whether an operand is a constant, or is decompressed from constants."""
+        """Return whether an operand is a constant, or is decompressed from constants."""
         maker = self.maker(operand)
         return self.constant(operand) is not None or (maker is not None and maker.type.startswith("constexpr_"))
 
@@ -271,7 +271,7 @@ def _fp32_computation(view: View) -> Iterator[tuple[Position, str]]:
 
 
 def _is_cast_at_the_edge(operation: Operation, view: View) -> bool:
-    """Whether an operator is a cast of the interface, see `fp32-interface`, or one out of fp32."""
+    """Return whether an operator is a cast of the interface, see `fp32-interface`, or one out of fp32."""
     if operation.type != "cast":
         return False
     is_returned = all(one.name in view.function.block.outputs for one in operation.outputs)
@@ -500,7 +500,7 @@ def _copy_of_last_axis(view: View) -> Iterator[tuple[Position, str]]:
 
 
 def _is_view(shape: Sequence[int | None], order: Sequence[int]) -> bool:
-    """Whether a transpose leaves the numbers where they are: only axes of size 1 move."""
+    """Return whether a transpose leaves the numbers where they are: only axes of size 1 move."""
     moved = [axis for axis in order if shape[axis] != 1]
     return moved == sorted(moved)
 
@@ -551,7 +551,7 @@ def _stride(view: View) -> Iterator[tuple[Position, str]]:
 
 
 def _maps_well(strides: Sequence[int]) -> bool:
-    """Whether strides are such as Apple recommends. Sizes 1 and 2 go with each other."""
+    """Return whether strides are such as Apple recommends. Sizes 1 and 2 go with each other."""
     large = {stride for stride in strides if stride > 2}
     if not large:
         return True

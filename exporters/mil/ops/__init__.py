@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 
 class Context(Protocol):
-    """What a function registered with `context=True` may ask the evaluator.
+    """The evaluator, as a function registered with `context=True` may ask it.
 
     Attributes:
         operation: the operator being evaluated, with its declared output types, blocks and attributes.

@@ -16,7 +16,7 @@ _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose
 
 
 def rounds_sums(context: Context) -> bool:
-    """Whether partial sums are rounded to half: when that was asked for, and the result is half."""
+    """Return whether partial sums are rounded to half: where that was asked for, and the result is half."""
     declared = [getattr(one.type, "dtype", None) for one in context.operation.outputs]
     return context.accumulate == "fp16" and declared[:1] == ["fp16"]
 
@@ -103,7 +103,7 @@ class Conv:
 
     @property
     def rank(self) -> int:
-        """How many axes are convolved over."""
+        """The number of axes that are convolved over."""
         return self.x.dim() - 2
 
     @property
@@ -128,7 +128,7 @@ class ConvTranspose(Conv):
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a convolution walks over its map."""
+    """The way a convolution walks over its map."""
 
     strides: list[int]
     dilations: list[int]

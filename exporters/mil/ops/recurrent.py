@@ -126,7 +126,7 @@ def gru(context: Context, given: Gru) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class _Cell:
-    """What the two directions of an LSTM share."""
+    """The part of an LSTM that its two directions share."""
 
     gate: Callable[[Tensor], Tensor]
     cell: Callable[[Tensor], Tensor]
