@@ -6,7 +6,8 @@
     fallback   what a target without a lowering inlines
 
 Beside that an op says how it behaves where the compiler has to know: how it runs frame by frame, whether it spikes, why
-int8 leaves it alone. An op is a module of this folder with an attribute `OP`; nothing else has to be registered.
+int8 leaves it alone. An op is a module of this folder with an attribute `OP`; nothing else has to be registered. One of
+another package is an entry point in the group `edgesmith.ops` that names a `FusedOp`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from edgesmith.plugins import leave_out, load_plugins
+
+PLUGINS = "edgesmith.ops"
 
 
 @dataclass(frozen=True)
@@ -159,8 +164,19 @@ class FusedOp:
         return getattr(torch.ops.edgesmith, self.name).default  # type: ignore[no-any-return]  # built at run time
 
 
+_defined_in: dict[str, str] = {}
+"""The module that defines each op; torch would let a second one take its place."""
+
+
 def define(op: FusedOp) -> FusedOp:
-    """Make `torch.ops.edgesmith.<name>`: eager calls run the reference, fake tensors go through the shape rule."""
+    """Make `torch.ops.edgesmith.<name>`: eager calls run the reference, fake tensors go through the shape rule.
+
+    Raises:
+        ValueError: another module defines an op of that name.
+    """
+    module = op.reference.__module__
+    if _defined_in.setdefault(op.name, module) != module:
+        raise ValueError(f"{_defined_in[op.name]} defines edgesmith.{op.name} too; rename the op of {module}")
     custom = torch.library.custom_op(f"edgesmith::{op.name}", op.reference, mutates_args=())
 
     def fake(*args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, ...]:
@@ -176,12 +192,17 @@ def define(op: FusedOp) -> FusedOp:
 
 @cache
 def all_ops() -> dict[str, FusedOp]:
-    """Every fused op by name, found by listing this folder."""
+    """Every fused op by name, found by listing this folder and then the entry points of other packages."""
     found: dict[str, FusedOp] = {}
     for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
         op = getattr(importlib.import_module(f"edgesmith.kernels.{module.name}"), "OP", None)
         if isinstance(op, FusedOp):
             found[op.name] = op
+    for entry, plugin in load_plugins(PLUGINS, FusedOp).items():
+        if plugin.name in found:
+            leave_out(PLUGINS, entry, f"it is edgesmith.{plugin.name}, which another plugin or edgesmith itself has")
+        else:
+            found[plugin.name] = plugin
     return found
 
 

@@ -27,9 +27,7 @@ from edgesmith.exporters.targets.target import NotHere
 from edgesmith.exporters.verify import verify_layers as layers
 from edgesmith.kernels import lif
 
-pytestmark = pytest.mark.skipif(
-    bool(targets.get("coreml").missing_packages()), reason="coremltools is not installed"
-)
+pytestmark = pytest.mark.skipif(bool(targets.get("coreml").missing_packages()), reason="coremltools is not installed")
 
 
 class Loud(nn.Module):

@@ -19,7 +19,7 @@ from edgesmith.exporters import targets
 from edgesmith.exporters.costs import Costs
 from edgesmith.exporters.graph.capture import Program, capture, run
 from edgesmith.exporters.graph.edit import count_operators
-from edgesmith.exporters.rewrites.fold_constants import FoldConstants
+from edgesmith.exporters.rewrites.fold_constants import fold_constants
 from edgesmith.exporters.rewrites.order import rewrite
 from edgesmith.exporters.rewrites.reroll import reroll
 from edgesmith.exporters.rewrites.rewrite import RewriteReport
@@ -218,7 +218,7 @@ def test_an_unrolled_reference_becomes_the_op(
     x = currents(length, batch, seed=seed).movedim(0, dim)
     graph = make_fx(model, tracing_mode="fake")(x)  # a tenth of what a capture takes
     program = Program(graph, (x,), ("x",), ("spikes",))
-    rewritten, (_, report) = rewrite(program, Costs(1), (FoldConstants(), reroll))
+    rewritten, (_, report) = rewrite(program, Costs(1), (fold_constants, reroll))
     assert count_operators(rewritten.module) == {"edgesmith.lif": 1}, report
     assert torch.equal(model(x), run(rewritten, (x,))[0])
 

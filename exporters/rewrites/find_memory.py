@@ -89,7 +89,8 @@ def _response(spectrum: Tensor, period: int, length: int) -> Tensor:
     tail = response[:, max(period - length + 1, 0) :].abs().max() if length > 1 else peak * 0
     if period < length or float(tail) > SAME * float(peak):
         raise Reject("it is a circular filter: the end of the signal acts on its beginning")
-    return response[:, :length]
+    kept: Tensor = response[:, :length]
+    return kept
 
 
 def _operands(module: GraphModule, product: Node) -> tuple[Node | None, Tensor | None]:

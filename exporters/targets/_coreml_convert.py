@@ -28,6 +28,7 @@ from edgesmith.exporters.mil.functions import join, read_specification
 from edgesmith.exporters.mil.legalize import Legalization, legalizing
 from edgesmith.exporters.mil.states import keep_states
 from edgesmith.exporters.rewrites.fold_batchnorm import fold_forwards
+from edgesmith.exporters.rewrites.rewrite import Reject
 from edgesmith.exporters.targets._coreml_package import check_names, describe, write
 from edgesmith.exporters.targets._coreml_translations import own_translations
 from edgesmith.exporters.targets.target import Request, cannot_return
@@ -188,9 +189,12 @@ def scale_input(program: Program, request: Request) -> Program:
     module = fork(program.module)
     (image,) = (node for node in module.graph.nodes if node.op == "placeholder")
     scale = 1 / torch.tensor(request.image.std, dtype=torch.float64)
-    reason = fold_forwards(module, image, scale, torch.zeros_like(scale))
-    if reason is not None:
-        raise Unsupported(f"the standard deviations cannot be folded into the first convolution: {reason}")
+    try:
+        fold_forwards(module, image, scale, torch.zeros_like(scale))
+    except Reject as declined:
+        raise Unsupported(
+            f"the standard deviations cannot be folded into the first convolution: {declined.reason}"
+        ) from declined
     return with_module(program, tidy(module))
 
 

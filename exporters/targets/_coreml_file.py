@@ -22,7 +22,7 @@ from edgesmith.exporters.mil.functions import shared_bytes
 from edgesmith.exporters.mil.legalize import legalizations_of
 from edgesmith.exporters.mil.program import Constant, Interface, MlProgram, Operation, TensorType, load
 from edgesmith.exporters.mil.report import Cost, Report, compare
-from edgesmith.exporters.streaming.stepper import Step
+from edgesmith.exporters.streaming.step import Step
 from edgesmith.exporters.targets.target import Arrays, NotHere, Run, TargetFile
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import onnx
 
     from edgesmith.exporters.graph.capture import Program
-    from edgesmith.exporters.streaming.stepper import Step
+    from edgesmith.exporters.streaming.step import Step
 
 LOWERINGS = "onnx"
 """Whose lowerings of fused ops these files are made of."""

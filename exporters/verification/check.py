@@ -39,7 +39,8 @@ from edgesmith.exporters.manifest import CheckRecord, FiguresRecord
 from edgesmith.exporters.precision.table import Precision
 from edgesmith.exporters.precision.task import Thresholds
 from edgesmith.exporters.streaming.description import StreamingDescription
-from edgesmith.exporters.streaming.stepper import Step, Stepper
+from edgesmith.exporters.streaming.step import Step
+from edgesmith.exporters.streaming.stepper import Stepper
 from edgesmith.exporters.targets.target import NotHere, Target, TargetFile
 from edgesmith.exporters.verification.divergence import captured_names, first_divergence, values
 
