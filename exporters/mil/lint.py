@@ -232,7 +232,7 @@ def package(path: str | Path) -> Path:
     if given.suffix == ".onnx":
         raise BadInput(_not_core_ml(given.name, "an ONNX file"))
     artifact = artifacts.read(given)
-    if artifact.target != "coreml":
+    if artifact.file.suffix != ".mlpackage":
         raise BadInput(_not_core_ml(given.name, f"an artifact for {artifact.target}"))
     return artifact.file
 
