@@ -91,5 +91,7 @@ OP = define(
         tolerance=2e-6,
         literals={"eps": 0.1},
         is_pattern=False,  # too many spellings: exporters/rewrites/fuse_channel_norm.py knows them
+        normalised_axis=1,
+        stays_float="a norm divides by what would be rounded",
     )
 )

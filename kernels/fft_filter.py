@@ -149,6 +149,25 @@ def _weights(width: int) -> np.ndarray:
     return weights
 
 
+def _onnx_layer(value: Any, weight: Any, bias: Any) -> Any:
+    """A block-diagonal complex linear layer on [B, 2 C, H, F], where the two parts of a channel are neighbours."""
+    from onnxscript import opset20
+
+    op: Any = opset20
+
+    def shaped(value: Any, *sizes: int) -> Any:
+        return op.Reshape(value, op.Constant(value_ints=sizes))
+
+    _, blocks, size, _ = map(int, weight.shape)
+    channels = blocks * size
+    weight = op.Transpose(weight, perm=[1, 3, 2, 0])  # [k, O, I, part]
+    re, im = op.Split(weight, axis=3, num_outputs=2)
+    matrix = op.Concat(op.Concat(re, op.Neg(im), axis=3), op.Concat(im, re, axis=3), axis=2)
+    matrix = shaped(matrix, 2 * channels, 2 * size, 1, 1)  # output channels (k, O, part), input channels (I, part)
+    bias = shaped(op.Transpose(bias, perm=[1, 2, 0]), 2 * channels)
+    return op.Conv(value, matrix, bias, group=blocks, kernel_shape=[1, 1])
+
+
 def lower_onnx(
     x: Any,
     w1: Any,
@@ -167,22 +186,14 @@ def lower_onnx(
     from onnxscript import opset20
 
     op: Any = opset20  # its stubs want numpy's types where the exporter takes values
-    (channels, height, width), blocks = map(int, x.shape[1:]), int(w1.shape[1])
-    size, bins = channels // blocks, width // 2 + 1
+    channels, height, width = map(int, x.shape[1:])
+    bins = width // 2 + 1
 
     def constant(matrix: Any) -> Any:
         return op.Constant(value=ir.tensor(matrix.astype(x.dtype.numpy())))
 
     def shaped(value: Any, *sizes: int) -> Any:
         return op.Reshape(value, op.Constant(value_ints=sizes))
-
-    def layer(value: Any, weight: Any, bias: Any) -> Any:
-        weight = op.Transpose(weight, perm=[1, 3, 2, 0])  # [k, O, I, part]
-        re, im = op.Split(weight, axis=3, num_outputs=2)
-        matrix = op.Concat(op.Concat(re, op.Neg(im), axis=3), op.Concat(im, re, axis=3), axis=2)
-        matrix = shaped(matrix, 2 * channels, 2 * size, 1, 1)  # output channels (k, O, part), input channels (I, part)
-        bias = shaped(op.Transpose(bias, perm=[1, 2, 0]), 2 * channels)
-        return op.Conv(value, matrix, bias, group=blocks, kernel_shape=[1, 1])
 
     def rows(value: Any, matrix: Any) -> Any:
         """A product from the left, as a convolution of every map for itself, [B C, 2 H, 1, F]: vectors run along H."""
@@ -198,8 +209,8 @@ def lower_onnx(
         right, left, inverse_left, inverse_right = separable_matrices(height, width)
         axis, split = 1, (-1, 2 * height, 1, bins)
         spectrum = rows(shaped(op.MatMul(x, constant(right)), *split), left)
-    hidden = layer(shaped(spectrum, -1, 2 * channels, height, bins), w1, b1)
-    opened = layer(op.Mul(hidden, op.Sigmoid(hidden)), w2, b2)
+    hidden = _onnx_layer(shaped(spectrum, -1, 2 * channels, height, bins), w1, b1)
+    opened = _onnx_layer(op.Mul(hidden, op.Sigmoid(hidden)), w2, b2)
     limit = constant(np.array(threshold))
     mask = op.Sub(opened, op.Clip(opened, op.Neg(limit), limit)) if threshold else opened
     re, im = op.Split(spectrum, axis=axis, num_outputs=2)
@@ -317,5 +328,6 @@ OP = define(
         tolerance=2e-6,
         literals={"threshold": 0.5},
         forms=({}, {"dense": True}),
+        stays_float="a filter's spectrum spans too many magnitudes",
     )
 )

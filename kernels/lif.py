@@ -14,13 +14,15 @@ detached from the gradient makes no difference to the numbers. Letters: T time.
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from edgesmith.kernels.op import FusedOp, define
+from edgesmith.kernels.op import FusedOp, Recognition, Recurrence, RecurrentState, define
 
 
 def charge(x: Tensor, v: Tensor, tau: float = 2.0, reset: float | None = 0.0, decay_input: bool = True) -> Tensor:
@@ -112,59 +114,93 @@ def lower_onnx(
     A hard reset to 0 keeps -v instead of v: a comparison and a selection are then one operator, ThresholdedRelu, and
     as rounding knows no sign, no number changes. 4 nodes a step of 1 to 3 microseconds each; 7 nodes in all.
     """
-    import numpy as np
-    from onnxscript import ir, opset20
+    from onnxscript import opset20
 
     from edgesmith.kernels.loops import onnx_filled, onnx_scan
 
     op: Any = opset20
-    half = x.dtype != ir.DataType.FLOAT
-    real: Any = x.dtype.numpy().type
     dim = dim % len(x.shape)
+    is_negated = reset is not None and x.dtype.numpy().type(reset) == 0
+    by_tau = _onnx_division(x, tau)
+    if is_negated:
+        step = _onnx_negated_step(x, by_tau, threshold, decay_input)
+    else:
+        step = _onnx_step(x, by_tau, threshold, reset, decay_input)
+    start = onnx_filled(x, [i for i in range(len(x.shape)) if i != dim], reset or 0.0)
+    _, potential = onnx_scan([start], x, dim, step)
+    if is_negated:
+        fired = op.LessOrEqual(potential, _onnx_number(x, -threshold))
+    else:
+        fired = op.GreaterOrEqual(potential, _onnx_number(x, threshold))
+    return op.Cast(fired, to=x.dtype)
 
-    def number(value: float, kind: Any = real) -> Any:
-        return op.Constant(value=ir.tensor(np.array(value, kind)))
 
-    exact = math.frexp(tau)[0] == 0.5  # a power of two: multiplying by its inverse rounds alike, and is faster
-    wide = half and not exact  # PyTorch divides halves by a number in single precision
-    divisor = number(1 / tau if exact else tau, np.float32 if wide else real)
-    limit = real(threshold)
+OnnxStep = Callable[[Any, Any, Any], tuple[Any, Any]]
+"""From a node builder, the potential (or -v) and a current to the next potential and the one before the reset."""
+
+
+def _onnx_number(x: Any, value: float, kind: Any = None) -> Any:
+    """A constant of the type of `x`, or of numpy's `kind`."""
+    import numpy as np
+    from onnxscript import ir, opset20
+
+    op: Any = opset20
+    return op.Constant(value=ir.tensor(np.array(value, kind or x.dtype.numpy().type)))
+
+
+def _onnx_division(x: Any, tau: float) -> Callable[[Any, Any], Any]:
+    """Division by tau that rounds as PyTorch's does: `by_tau(make, value)`."""
+    import numpy as np
+    from onnxscript import ir
+
+    exact = _is_power_of_two(tau)  # multiplying by its inverse rounds alike, and is faster
+    in_single = x.dtype != ir.DataType.FLOAT and not exact  # as PyTorch divides halves by a number
+    divisor = _onnx_number(x, 1 / tau if exact else tau, np.float32 if in_single else None)
 
     def by_tau(make: Any, value: Any) -> Any:
         if exact:
             return value if tau == 1 else make("Mul", value, divisor)
-        if wide:
+        if in_single:
             return make("Cast", make("Div", make("Cast", value, to=ir.DataType.FLOAT), divisor), to=x.dtype)
         return make("Div", value, divisor)
 
-    if reset is not None and real(reset) == 0:
+    return by_tau
 
-        def step(make: Any, z: Any, current: Any) -> tuple[Any, Any]:
-            if decay_input:
-                charged = make("Sub", z, by_tau(make, make("Add", current, z)))
-            else:
-                charged = make("Sub", make("Sub", z, by_tau(make, z)), current)
-            return make("ThresholdedRelu", charged, alpha=-float(limit)), charged
-    else:
-        origin, bound = number(reset or 0.0), number(threshold)
 
-        def step(make: Any, z: Any, current: Any) -> tuple[Any, Any]:
-            v = z
-            leak = make("Sub", v, origin) if reset else v
-            if decay_input:
-                charged = make("Add", v, by_tau(make, make("Sub", current, leak)))
-            else:
-                charged = make("Add", make("Sub", v, by_tau(make, leak)), current)
-            after = make("Sub", charged, bound) if reset is None else origin
-            return make("Where", make("Less", charged, bound), charged, after), charged
+def _is_power_of_two(tau: float) -> bool:
+    return math.frexp(tau)[0] == 0.5
 
-    start = onnx_filled(x, [i for i in range(len(x.shape)) if i != dim], reset or 0.0)
-    _, potential = onnx_scan([start], x, dim, step)
-    if reset is not None and real(reset) == 0:
-        fired = op.LessOrEqual(potential, number(-threshold))
-    else:
-        fired = op.GreaterOrEqual(potential, number(threshold))
-    return op.Cast(fired, to=x.dtype)
+
+def _onnx_negated_step(x: Any, by_tau: Callable[[Any, Any], Any], threshold: float, decay_input: bool) -> OnnxStep:
+    """A step of z = -v with a hard reset to 0."""
+    limit = float(x.dtype.numpy().type(threshold))
+
+    def step(make: Any, z: Any, current: Any) -> tuple[Any, Any]:
+        if decay_input:
+            charged = make("Sub", z, by_tau(make, make("Add", current, z)))
+        else:
+            charged = make("Sub", make("Sub", z, by_tau(make, z)), current)
+        return make("ThresholdedRelu", charged, alpha=-limit), charged
+
+    return step
+
+
+def _onnx_step(
+    x: Any, by_tau: Callable[[Any, Any], Any], threshold: float, reset: float | None, decay_input: bool
+) -> OnnxStep:
+    """A step of v with a soft reset, or a hard one to another number than 0."""
+    origin, bound = _onnx_number(x, reset or 0.0), _onnx_number(x, threshold)
+
+    def step(make: Any, v: Any, current: Any) -> tuple[Any, Any]:
+        leak = make("Sub", v, origin) if reset else v
+        if decay_input:
+            charged = make("Add", v, by_tau(make, make("Sub", current, leak)))
+        else:
+            charged = make("Add", make("Sub", v, by_tau(make, leak)), current)
+        after = make("Sub", charged, bound) if reset is None else origin
+        return make("Where", make("Less", charged, bound), charged, after), charged
+
+    return step
 
 
 def lower_coreml(
@@ -189,7 +225,7 @@ def lower_coreml(
 
     real = np.float16 if half else np.float32
     tau, threshold, dim = float(tau), float(threshold), int(dim) % len(x.shape)
-    exact = math.frexp(tau)[0] == 0.5  # as for ONNX
+    exact = _is_power_of_two(tau)  # as for ONNX
     if half:
         x = mb.cast(x=x, dtype="fp16")
     order = [dim, *(i for i in range(len(x.shape)) if i != dim)]
@@ -240,6 +276,57 @@ def for_coreai(
     return (potential >= threshold).to(x.dtype)
 
 
+def _settings(numbers: Sequence[float]) -> Iterator[tuple[float, float, float | None, bool]]:
+    """tau, threshold, reset and decay_input of neurons in whose step some numbers stand: 1/tau or 1 - 1/tau for tau."""
+    taus = dict.fromkeys(
+        tau for n in numbers if n for tau in (n, 1 / n, *((1 / (1 - n),) if n != 1 else ())) if tau >= 1
+    )
+    yield from itertools.product(taus, numbers, (*numbers, None), (True, False))
+
+
+def _near_miss(output: Tensor) -> str | None:
+    """What puts out spikes looks like neurons."""
+    is_binary = bool(((output == 0) | (output == 1)).all()) and bool(output.any())
+    return "no tau, threshold and reset of its literals give lif's numbers" if is_binary else None
+
+
+def _axes(x: Tensor, *literals: Any) -> tuple[int, int]:
+    """Of the currents and of the spikes: `dim`, which is the last literal."""
+    axis = literals[-1] % x.dim()
+    return axis, axis
+
+
+def _membrane_shape(x: Tensor, *literals: Any) -> tuple[int, ...]:
+    axis, _ = _axes(x, *literals)
+    return (*x.shape[:axis], *x.shape[axis + 1 :])
+
+
+def _first_potential(x: Tensor, tau: float, threshold: float, reset: float | None, *others: Any) -> float:
+    return float(reset or 0)
+
+
+def _advance(v: Tensor, x: Tensor, tau: float, threshold: float, reset: float | None, decay_input: bool) -> Tensor:
+    return charge(x, v, tau, reset, decay_input)
+
+
+def _settle(v: Tensor, tau: float, threshold: float, reset: float | None, decay_input: bool) -> tuple[Tensor, Tensor]:
+    return fire(v, threshold, reset)
+
+
+def _of_spikingjelly(
+    tau: float, decay_input: bool, threshold: float, reset: float | None, *others: Any
+) -> tuple[float, float, float | None, bool]:
+    """The settings of `sj_lif.forward`, which version 2 of spikingjelly makes of a multi-step LIF."""
+    return tau, threshold, reset, decay_input
+
+
+def _one_step(
+    states: tuple[Tensor], x: Tensor, tau: float, threshold: float, reset: float | None, decay_input: bool, dim: int
+) -> tuple[Tensor, tuple[Tensor]]:
+    spikes, v = step(x, *states, tau, threshold, reset, decay_input)
+    return spikes, (v,)
+
+
 OP = define(
     FusedOp(
         name="lif",
@@ -250,5 +337,20 @@ OP = define(
         inlined={"coreai": for_coreai},
         tolerance=0.0,
         is_pattern=False,
+        recurrence=Recurrence(
+            step=_one_step,
+            states=(RecurrentState("membrane", "membrane potential", _membrane_shape, _first_potential),),
+            axes=_axes,
+            runs="integrates",
+            recognition=Recognition(
+                advance=_advance,
+                settle=_settle,
+                settings=_settings,
+                near_miss=_near_miss,
+                foreign={"sj_lif.forward.default": _of_spikingjelly},
+            ),
+        ),
+        stays_float="a threshold turns rounding into spikes",
+        spikes=True,
     )
 )

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from edgesmith.kernels.op import FusedOp, define
+from edgesmith.kernels.op import FusedOp, LinearRecurrence, Recurrence, RecurrentState, define
 
 FORMS = ("convolution", "chunked", "recurrent")
 
@@ -73,6 +73,18 @@ def impulse_response(a: Tensor, b: Tensor, length: int) -> Tensor:
         columns.append(column)
         column = step @ column
     return torch.stack(columns, dim=1).to(a.dtype)
+
+
+def scaled(
+    scale: Tensor, impulse: Tensor, a: Tensor | None, b: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """H, A and b of diag(scale) m, a change of basis: in float64, each rounded once to its type. scale [M], not 0."""
+    rows = scale.double().unsqueeze(1)
+    return (
+        (impulse.double() * rows).to(impulse.dtype),
+        None if a is None else (a.double() * (rows / scale.double())).to(a.dtype),
+        None if b is None else (b.double() * scale.double()).to(b.dtype),
+    )
 
 
 def shape(
@@ -231,6 +243,21 @@ def for_coreai(
     return memory[:, :length].transpose(1, 2)
 
 
+def _one_step(
+    states: tuple[Tensor], signal: Tensor, impulse: Tensor, a: Tensor, b: Tensor, form: str
+) -> tuple[Tensor, tuple[Tensor]]:
+    """One frame [B] of the signal; the memory [B, M] is what comes out and what the next step has."""
+    (m,) = states
+    m = F.linear(m, a) + signal.unsqueeze(1) * b
+    return m, (m,)
+
+
+def _cannot_step(u: Tensor, impulse: Tensor, a: Tensor | None, b: Tensor | None, form: str) -> str | None:
+    if a is None or b is None:
+        return "knows only its impulse response; give a and b, the recurrence that it is the response of"
+    return None
+
+
 OP = define(
     FusedOp(
         name="lmu_memory",
@@ -242,5 +269,13 @@ OP = define(
         tolerance=2e-6,
         forms=tuple({"form": form} if form != FORMS[0] else {} for form in FORMS),
         is_pattern=False,
+        recurrence=Recurrence(
+            step=_one_step,
+            states=(RecurrentState("memory", "memory", lambda u, impulse, *_: (u.shape[0], impulse.shape[0])),),
+            axes=lambda *_: (1, 2),
+            cannot_step=_cannot_step,
+        ),
+        linear=LinearRecurrence(impulse_response, scaled, FORMS, chunks),
+        stays_float="a memory adds up its own rounding, frame by frame",
     )
 )

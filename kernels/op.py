@@ -5,14 +5,16 @@
     oracle     what every lowering is compared with
     fallback   what a target without a lowering inlines
 
-An op is a module of this folder with an attribute `OP`; nothing else has to be registered.
+Beside that an op says how it behaves where the compiler has to know: how it runs frame by frame, whether it spikes, why
+int8 leaves it alone. An op is a module of this folder with an attribute `OP`; nothing else has to be registered. One of
+another package is an entry point in the group `edgesmith.ops` that names a `FusedOp`.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -20,6 +22,96 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from edgesmith.plugins import leave_out, load_plugins
+
+PLUGINS = "edgesmith.ops"
+
+
+@dataclass(frozen=True)
+class RecurrentState:
+    """One state of a recurrence.
+
+    Attributes:
+        name: a word; in files the state is called after its layer and this.
+        meaning: in words, to be followed by "of" and the layer.
+        shape: from a call's arguments to the state's shape, with the batch.
+        initial: from a call's arguments to the value of every element before the first frame.
+    """
+
+    name: str
+    meaning: str
+    shape: Callable[..., tuple[int, ...]]
+    initial: Callable[..., float] = lambda *_: 0.0
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """How an unrolled loop, or a scan, is recognised as an op with one state, elementwise, by its numbers.
+
+        c_t = advance(s_{t-1}, x_t)     an unrolled loop is cut here, at the first value that all later ones follow from
+        y_t, s_t = settle(c_t)          where nothing comes after the cut, y_t = s_t = c_t
+
+    Settings are the op's literals up to its last one, which is the time axis: it is called `op(x, *settings, axis)`.
+
+    Attributes:
+        advance: `(state, frame, *settings) -> cut`.
+        settle: `(cut, *settings) -> (output, next state)`.
+        settings: from the numbers that stand in a step to the settings that it may have, the likeliest first. The first
+            under which both halves give the step's numbers, bit for bit, is taken.
+        near_miss: from a step's outputs for random states and inputs to the reason why it is not this op, where it
+            looks as if it were meant to be; None otherwise.
+        foreign: operators of other packages that mean the op, `name(x [T, ...], state, *others) -> (output, ...)`: from
+            their other arguments to the settings.
+    """
+
+    advance: Callable[..., Tensor]
+    settle: Callable[..., tuple[Tensor, Tensor]]
+    settings: Callable[[Sequence[float]], Iterable[tuple[Any, ...]]]
+    near_miss: Callable[[Tensor], str | None] = lambda _: None
+    foreign: Mapping[str, Callable[..., tuple[Any, ...]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Recurrence:
+    """How an op with a time axis runs one frame at a time. A call's arguments are those of `FusedOp.shape`.
+
+    Attributes:
+        step: plain PyTorch, `(states, frame, *others) -> (output, next states)`. `frame` is one of the call's first
+            argument, without the time axis, and so is `output`; `others` are the call's other arguments, as they are.
+        states: in the order of `step`.
+        axes: from a call's arguments to the time axes of its first argument and of its output, counted from the front.
+        cannot_step: from a call's arguments to the reason why it cannot run frame by frame; None where it can.
+        runs: what the op does along its time axis, a verb.
+        recognition: for loops and scans that the op is to take the place of; None where there are no such.
+    """
+
+    step: Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
+    states: tuple[RecurrentState, ...]
+    axes: Callable[..., tuple[int, int]]
+    cannot_step: Callable[..., str | None] = lambda *_: None
+    runs: str = "runs"
+    recognition: Recognition | None = None
+
+
+@dataclass(frozen=True)
+class LinearRecurrence:
+    """What is known of an op that means m_t = A m_{t-1} + b u_t for a signal u, and has several forms of it.
+
+    The op is called `op(u [B, T], impulse [M, T], a [M, M], b [M], form)` and returns [B, M, T]; a and b may be None.
+
+    Attributes:
+        impulse_response: `(a, b, length) -> [M, T]`, the columns A^j b.
+        scaled: `(scale [M], impulse, a, b) -> (impulse, a, b)` of the memory diag(scale) m, in float64; None stays.
+        forms: `convolution` first, which needs the impulse response alone; `chunked`, where the sequence is cut into
+            chunks that run at once; `recurrent`, step by step.
+        chunks: from a length to the steps of a chunk and how many chunks there are.
+    """
+
+    impulse_response: Callable[[Tensor, Tensor, int], Tensor]
+    scaled: Callable[[Tensor, Tensor, Tensor | None, Tensor | None], tuple[Tensor | None, ...]]
+    forms: tuple[str, ...]
+    chunks: Callable[[int], tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -43,6 +135,11 @@ class FusedOp:
         forms: settings of other literals under which an op computes the same numbers in another way, the default first.
         is_pattern: whether rewrites look for the reference's graph. Not for a recurrence, which would be unrolled: that
             is one op in our models, and in foreign ones rewrites of its own look for it.
+        recurrence: how it runs frame by frame, for an op with a time axis.
+        linear: what is known of it as a linear recurrence, for one that is.
+        normalised_axis: the axis that a norm takes mean and variance over; its other axes do not mix.
+        stays_float: why int8 leaves the whole op in float; empty where int8 may open it and round the layers inside.
+        spikes: its outputs are 0 or 1, and rounding before it flips some of them.
     """
 
     name: str
@@ -55,6 +152,11 @@ class FusedOp:
     literals: Mapping[str, Any] = field(default_factory=dict)
     forms: tuple[Mapping[str, Any], ...] = ({},)
     is_pattern: bool = True
+    recurrence: Recurrence | None = None
+    linear: LinearRecurrence | None = None
+    normalised_axis: int | None = None
+    stays_float: str = ""
+    spikes: bool = False
 
     @property
     def overload(self) -> torch._ops.OpOverload:
@@ -62,8 +164,19 @@ class FusedOp:
         return getattr(torch.ops.edgesmith, self.name).default  # type: ignore[no-any-return]  # built at run time
 
 
+_defined_in: dict[str, str] = {}
+"""The module that defines each op; torch would let a second one take its place."""
+
+
 def define(op: FusedOp) -> FusedOp:
-    """Make `torch.ops.edgesmith.<name>`: eager calls run the reference, fake tensors go through the shape rule."""
+    """Make `torch.ops.edgesmith.<name>`: eager calls run the reference, fake tensors go through the shape rule.
+
+    Raises:
+        ValueError: another module defines an op of that name.
+    """
+    module = op.reference.__module__
+    if _defined_in.setdefault(op.name, module) != module:
+        raise ValueError(f"{_defined_in[op.name]} defines edgesmith.{op.name} too; rename the op of {module}")
     custom = torch.library.custom_op(f"edgesmith::{op.name}", op.reference, mutates_args=())
 
     def fake(*args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, ...]:
@@ -79,15 +192,31 @@ def define(op: FusedOp) -> FusedOp:
 
 @cache
 def all_ops() -> dict[str, FusedOp]:
-    """Every fused op by name, found by listing this folder."""
+    """Every fused op by name, found by listing this folder and then the entry points of other packages."""
     found: dict[str, FusedOp] = {}
     for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
         op = getattr(importlib.import_module(f"edgesmith.kernels.{module.name}"), "OP", None)
         if isinstance(op, FusedOp):
             found[op.name] = op
+    for entry, plugin in load_plugins(PLUGINS, FusedOp).items():
+        if plugin.name in found:
+            leave_out(PLUGINS, entry, f"it is edgesmith.{plugin.name}, which another plugin or edgesmith itself has")
+        else:
+            found[plugin.name] = plugin
     return found
 
 
 def find(overload: object) -> FusedOp | None:
     """The fused op that a graph node's target is, or None."""
     return next((op for op in all_ops().values() if op.overload is overload), None)
+
+
+def linear_recurrence() -> FusedOp | None:
+    """The op that means a linear recurrence; the first by name where there are several, None where there is none."""
+    return next((op for _, op in sorted(all_ops().items()) if op.linear is not None), None)
+
+
+def spikes_in(operators: Iterable[str]) -> bool:
+    """Return whether neurons spike among some operators, called as reports and manifests do: `edgesmith.lif`."""
+    spiking = {f"edgesmith.{op.name}" for op in all_ops().values() if op.spikes}
+    return not spiking.isdisjoint(operators)

@@ -78,7 +78,7 @@ def memories(length: int, order: int, width: int, others: int, rounds: int) -> t
 
     from edgesmith.exporters.costs import Costs
     from edgesmith.exporters.graph.capture import capture
-    from edgesmith.exporters.rewrites.choose_memory_form import ChooseMemoryForm
+    from edgesmith.exporters.rewrites.choose_memory_form import choose_memory_form
     from edgesmith.exporters.rewrites.order import rewrite
     from edgesmith.exporters.targets import Request, onnx
     from edgesmith.kernels import lmu_memory
@@ -107,11 +107,11 @@ def memories(length: int, order: int, width: int, others: int, rounds: int) -> t
             sessions[form] = _session(path, inputs)
         program = capture(Model(None).eval(), inputs)
         always = Costs(launch_us=0.0, gmac_s=5e8, copy_gb_s=1e-6)  # copying [m; x] dear: folded
-        folded, _ = rewrite(program, always, (ChooseMemoryForm(),))
+        folded, _ = rewrite(program, always, (choose_memory_form,))
         path = Path(folder) / "folded.onnx"
         onnx.lower(folded, path, Request("folded", "fp32"))
         sessions["folded"] = _session(path, inputs)
-        _, (report,) = rewrite(program, onnx.costs, (ChooseMemoryForm(),))
+        _, (report,) = rewrite(program, onnx.costs, (choose_memory_form,))
         verdict = [note for _, note in report.applied] + [rejection.reason for rejection in report.rejected]
         return medians(sessions, rounds), verdict[0]
 

@@ -149,10 +149,15 @@ class Emitter:
         node.meta["val"] = self._fake(example)
         return node
 
-    def inline(self, function: Callable[..., Any], *args: Node) -> Any:
-        """What a plain PyTorch function of some values returns, as nodes, in the nest in which it returns them."""
+    def inline(self, function: Callable[..., Any], *args: Node, as_captured: bool = False) -> Any:
+        """What a plain PyTorch function of some values returns, as nodes, in the nest in which it returns them.
+
+        Args:
+            as_captured: keep the operators that a capture has, such as a linear layer, instead of what they consist of.
+        """
         examples = [torch.zeros(tuple(arg.meta["val"].shape), dtype=arg.meta["val"].dtype) for arg in args]
-        traced = make_fx(function)(*examples)
+        taken_apart = {overload: overload.decompose for overload in _TAKEN_APART} if as_captured else None
+        traced = make_fx(function, decomposition_table=taken_apart, pre_dispatch=as_captured)(*examples)
 
         def emit(node: Node, values: Values, call: int) -> Node:
             inputs, named = torch.fx.map_arg((node.args, node.kwargs), values)
@@ -170,6 +175,9 @@ class Emitter:
 
 
 _PLACE = ("nn_module_stack", "stack_trace")
+
+_TAKEN_APART = (aten.to.dtype, aten.where.ScalarSelf, aten.where.ScalarOther, aten.where.Scalar)
+"""Spellings of a change of type and of a choice, for which rewrites and rules know one other."""
 
 
 def _fake_mode(module: GraphModule) -> FakeTensorMode:

@@ -8,9 +8,9 @@ w is 127, or 63 for runtimes whose kernels add two products in 16 bits. Biases a
 left after those before. Layers are convolutions and products with constant weights, and a constant bias or none: b'
 cannot stand for a bias that is computed. A value is rounded once, however many layers read it; a sum behind a layer
 reads the rounded value too, so that a residual need only be kept in int8.
-Everything else stays float, and so do the fused ops in FLOAT; layers inside the others are layers like any. Zero points
-are 0, as TensorRT wants it. In the graph these are PyTorch's own operators, `quantized_decomposed`, which torch's ONNX
-exporter writes as QuantizeLinear and DequantizeLinear.
+Everything else stays float, and so does every fused op that says why (`FusedOp.stays_float`); layers inside other fused
+ops are layers like any. Zero points are 0, as TensorRT wants it. In the graph these are PyTorch's own operators,
+`quantized_decomposed`, which torch's ONNX exporter writes as QuantizeLinear and DequantizeLinear.
 
 While the outputs miss the wanted SNR on the calibration inputs, what costs most goes back to float, by sensitivity: the
 noise at the outputs that one layer alone makes. Independent noises add up, so how many have to go follows from
@@ -53,6 +53,7 @@ from edgesmith.exporters.graph.edit import (
 )
 from edgesmith.exporters.graph.interpret import interpret, recompute
 from edgesmith.exporters.graph.linear import Linear, along, spelled
+from edgesmith.exporters.precision.task import CountsMacs, Typed, TypingTask
 from edgesmith.kernels.op import all_ops
 
 LEAST, MOST = -128, 127
@@ -69,14 +70,6 @@ SENSITIVITY_INPUTS = 2
 
 ROUNDS = 6
 """How often layers may go back to float before the rest is left as it is; verification then says what is missing."""
-
-FLOAT = {
-    "fft_filter": "a filter's spectrum spans too many magnitudes",
-    "lmu_memory": "a memory adds up its own rounding, frame by frame",
-    "lif": "a threshold turns rounding into spikes",
-    "channel_norm": "a norm divides by what would be rounded",
-}
-"""Fused ops that stay float as they are, each with the reason."""
 
 _quantised = torch.ops.quantized_decomposed
 
@@ -144,7 +137,7 @@ def quantise(
 
 def open_fused(program: Program) -> Program:
     """The program with the references of those fused ops in place whose layers can be int8."""
-    references = {op.overload: op.reference for name, op in all_ops().items() if name not in FLOAT}
+    references = {op.overload: op.reference for op in all_ops().values() if not op.stays_float}
     if not any(node.target in references for node in program.module.graph.nodes):
         return program
     module = fork(program.module)
@@ -484,3 +477,31 @@ def _choose(
             f" {-10 * math.log10(max(costs[node.name], 1e-30)):.1f} dB"
         )
     return found
+
+
+def type_int8(program: Program, task: TypingTask) -> Typed:
+    """Return the program with int8 layers, made on the task's calibration data.
+
+    Raises:
+        Unsupported, BadInput: as `quantise`.
+    """
+    assert task.calibration is not None
+    assert task.largest_int8_weight is not None, "the target lists int8 and says no largest weight"
+    data, largest = task.calibration, task.largest_int8_weight
+    found = quantise(program, data.inputs, task.thresholds.snr_db, largest)
+
+    def describe(file: CountsMacs) -> dict[str, Any]:
+        macs = file.count_macs()
+        return {
+            "int8": {
+                "layers": found.layers,
+                "sums": found.sums,
+                "macs": macs,
+                "share_of_macs": round(macs["int8"] / macs["all"], 4),
+                "weight_bits": largest.bit_length() + 1,
+                "snr_db": None if found.snr_db is None else round(found.snr_db, 1),
+                "calibration": data.described,
+            }
+        }
+
+    return Typed(found.program, found.kept or None, describe)

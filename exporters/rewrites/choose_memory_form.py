@@ -1,13 +1,14 @@
-"""How a Legendre memory is computed, and whether at all: the cheapest form for its length and the target.
+"""How a linear recurrence is computed, and whether at all: the cheapest form for its length and the target.
 
-    convolution  B M T^2 products at once
+    convolution  B M T^2 multiplies at once
     chunked      B M T^2 / L at once, then L steps that multiply the memories of T / L chunks by A
     recurrent    T steps that multiply one memory by A, so that A is read T times
-    folded       W [m; x] = K * u + W_x x,  K = W_m H [N, T]: B N T^2, and neither m nor the product with W_m is made
+    folded       W [m; x] = K * u + W_x x,  K = W_m H [N, T]: B N T^2, and neither m nor W_m m is made
 
-Folding needs a readout that mixes the channels of m, [m; x] or [x; m] at each time step by itself, a linear layer over
-the last axis or a 1x1 convolution, and that nothing else reads m. K is formed in float64. Source of the last form:
-Chilkuri and Eliasmith, ICML 2021, section 3. Letters: B batch, T time, M memory, L steps of a chunk, N readout.
+m is the recurrence's state, its memory. Folding needs a readout that mixes the channels of m, [m; x] or [x; m] at each
+time step by itself: a linear layer over the last axis or a 1x1 convolution. Nothing else may read m. K is formed in
+float64. Source of the last form: Chilkuri and Eliasmith, ICML 2021, section 3.
+Letters: B batch, T time, M memory, L steps of a chunk, N readout.
 """
 
 from __future__ import annotations
@@ -23,18 +24,18 @@ from edgesmith.exporters.graph.edit import (
     arguments,
     aten,
     constant,
+    example_sizes,
     operator_name,
-    operators,
     readers,
+    replace,
     site,
-    stand_for,
     val,
 )
-from edgesmith.exporters.rewrites.rewrite import Rejection, RewriteReport
-from edgesmith.kernels import lmu_memory
+from edgesmith.exporters.rewrites.rewrite import Fired, Reject, rewrites
+from edgesmith.kernels.op import LinearRecurrence, find
 
 FORM = 4
-"""Position of `form` among the op's arguments."""
+"""Position of `form` among the arguments of such an op."""
 
 
 @dataclass(frozen=True)
@@ -56,40 +57,37 @@ class Readout:
     axis: int
 
 
-class ChooseMemoryForm:
-    """See the table above. Sites that have a form already are left."""
-
-    name = "choose_memory_form"
-
-    def apply(self, module: GraphModule, costs: Costs) -> RewriteReport:
-        """Choose for each memory by the target's costs."""
-        applied, rejected = [], []
-        for node in operators(module):
-            if node.target is not lmu_memory.OP.overload or len(node.args) > FORM:
-                continue
-            readout = _readout(module, node)
-            times = estimate(module, node, costs, readout if isinstance(readout, Readout) else None)
-            best = min(times, key=times.__getitem__)
-            figures = ", ".join(f"{form} {time:.0f} us" for form, time in times.items())
-            note = f"estimated {figures}" + (f"; not folded: {readout}" if isinstance(readout, str) else "")
-            if best == "folded" and isinstance(readout, Readout):
-                applied.append((site(node, readout.node), f"{note} -> folded into its readout"))
-                _fold(module, node, readout)
-            elif best == lmu_memory.FORMS[0]:
-                rejected.append(Rejection(site(node), f"{note}: it stays a convolution"))
-            else:
-                applied.append((site(node), f"{note} -> {best}"))
-                node.args = (*arguments(node)[:FORM], best)
-        return RewriteReport(self.name, tuple(applied), tuple(rejected))
+@rewrites(rule="a linear recurrence -> its cheapest form, or none of it", for_sequences=True)
+def choose_memory_form(module: GraphModule, memory: Node, costs: Costs) -> str | Fired | None:
+    """See the table above: for each memory by the target's costs. Memories that have a form already are left."""
+    op = find(memory.target)
+    if op is None or op.linear is None or len(memory.args) > FORM:
+        return None
+    readout, why_not = None, ""
+    try:
+        readout = _readout(module, memory)
+    except Reject as declined:
+        why_not = f"; not folded: {declined.reason}"
+    times = estimate(memory, op.linear, costs, readout)
+    best = min(times, key=times.__getitem__)
+    note = f"estimated {', '.join(f'{form} {time:.0f} us' for form, time in times.items())}{why_not}"
+    if best == "folded" and readout is not None:
+        fired = Fired(site(memory, readout.node), f"{note} -> folded into its readout")
+        _fold(module, memory, readout)
+        return fired
+    if best == op.linear.forms[0]:
+        raise Reject(f"{note}: it stays a convolution")
+    memory.args = (*arguments(memory)[:FORM], best)
+    return f"{note} -> {best}"
 
 
-def estimate(module: GraphModule, node: Node, costs: Costs, readout: Readout | None) -> dict[str, float]:
+def estimate(memory: Node, linear: LinearRecurrence, costs: Costs, readout: Readout | None) -> dict[str, float]:
     """Microseconds that each form of a memory would take, with its readout where that could be folded."""
-    batch, order, length = (int(getattr(getattr(n, "node", None), "hint", n)) for n in val(node).shape)
-    _, _, a, b = arguments(node)[:FORM]
+    batch, order, length = example_sizes(val(memory).shape)
+    _, _, a, b = arguments(memory)[:FORM]
 
-    def at_once(products: float) -> float:
-        return 1e-3 * products / costs.gmac_s
+    def at_once(macs: float) -> float:
+        return 1e-3 * macs / costs.gmac_s
 
     def stepwise(steps: int, rows: int) -> float:
         """Steps that join memory and signal, and multiply by A, which is read anew each time."""
@@ -98,7 +96,7 @@ def estimate(module: GraphModule, node: Node, costs: Costs, readout: Readout | N
 
     times = {"convolution": 2 * costs.launch_us + at_once(batch * order * length**2)}
     if a is not None and b is not None and length > 1:
-        size, count = lmu_memory.chunks(length)
+        size, count = linear.chunks(length)
         times["chunked"] = (
             8 * costs.launch_us
             + at_once(batch * order * (count - 1) * size * count)
@@ -118,43 +116,55 @@ def estimate(module: GraphModule, node: Node, costs: Costs, readout: Readout | N
     return times
 
 
-def _readout(module: GraphModule, memory: Node) -> Readout | str | None:
-    """The layer that a memory can be folded into, why it cannot, or None where nothing like one reads it."""
+def _readout(module: GraphModule, memory: Node) -> Readout | None:
+    """The layer that a memory can be folded into; None where nothing reads it. Raises Reject where it cannot be."""
     if constant(module, memory.args[1]) is None:
-        return "its impulse response is computed"
-    node, channels_last = memory, False
-    if len(node.users) != 1:
-        return f"it is read by {readers(memory)}" if node.users else None
-    (node,) = node.users
-    if _swaps_last_axes(node):
-        channels_last = True
-        if len(node.users) != 1:
-            return f"it is read by {readers(node)}"
-        (node,) = node.users
+        raise Reject("its impulse response is computed")
+    if not memory.users:
+        return None
+    node = _only_reader(memory, "it")
+    channels_last = _swaps_last_axes(node)
+    if channels_last:
+        node = _only_reader(node, "it")
+    axis = 2 if channels_last else 1
     others: tuple[Node, ...] = ()
-    start, axis = 0, 2 if channels_last else 1
+    start = 0
     if node.target is aten.cat.default:
-        parts, along = arguments(node)
-        own = [i for i, part in enumerate(parts) if part in (memory, *memory.users)]
-        if along % 3 != axis or len(own) != 1:
-            return f"{node.name} (aten.cat) joins it along another axis than its own channels"
-        others = tuple(part for i, part in enumerate(parts) if i != own[0])
-        start = sum(int(val(part).shape[axis]) for part in parts[: own[0]])
-        if len(node.users) != 1:
-            return f"what it is joined with is read by {readers(node)}"
-        (node,) = node.users
-    wanted = aten.linear.default if channels_last else aten.conv1d.default
-    if node.target is not wanted:
-        return f"{operator_name(node) if node.op == 'call_function' else 'the output'} reads it"
+        others, start = _joined(memory, node, axis)
+        node = _only_reader(node, "what it is joined with")
+    _check_mixes_channels(module, node, channels_last)
+    return Readout(node, others, start, channels_last, axis)
+
+
+def _only_reader(node: Node, called: str) -> Node:
+    if len(node.users) != 1:
+        raise Reject(f"{called} is read by {readers(node)}")
+    (reader,) = node.users
+    return reader
+
+
+def _joined(memory: Node, join: Node, axis: int) -> tuple[tuple[Node, ...], int]:
+    """What a memory is concatenated with, and how many channels of that lie before its own."""
+    parts, along = arguments(join)
+    own = [i for i, part in enumerate(parts) if part in (memory, *memory.users)]
+    if along % 3 != axis or len(own) != 1:
+        raise Reject(f"{join.name} (aten.cat) joins it along another axis than its own channels")
+    others = tuple(part for i, part in enumerate(parts) if i != own[0])
+    return others, sum(int(val(part).shape[axis]) for part in parts[: own[0]])
+
+
+def _check_mixes_channels(module: GraphModule, node: Node, channels_last: bool) -> None:
+    """Raise Reject where a node is no layer with constant weights over the channels of each step by itself."""
+    if node.target is not (aten.linear.default if channels_last else aten.conv1d.default):
+        raise Reject(f"{operator_name(node) if node.op == 'call_function' else 'the output'} reads it")
     weight = constant(module, arguments(node)[1])
     if weight is None or any(part in node.args[1:] for part in node.all_input_nodes[:1]):
-        return f"the weight of {node.name} is computed"
+        raise Reject(f"the weight of {node.name} is computed")
     if not channels_last:
         _, _, _, stride, padding, dilation, groups = arguments(node)
         is_pointwise = weight.shape[2] == 1 and groups == 1
         if not is_pointwise or list(stride) != [1] or list(padding) != [0] or list(dilation) != [1]:
-            return f"{node.name} (aten.conv1d) is no 1x1 convolution"
-    return Readout(node, others, start, channels_last, axis)
+            raise Reject(f"{node.name} (aten.conv1d) is no 1x1 convolution")
 
 
 def _swaps_last_axes(node: Node) -> bool:
@@ -183,13 +193,11 @@ def _fold(module: GraphModule, memory: Node, readout: Readout) -> None:
     if readout.channels_last:
         result = emit(aten.transpose.int, result, 1, 2)
     if readout.others:
-        rest = [*range(readout.start), *range(stop, mixed.shape[1])]
-        remaining: Tensor = weight[:, rest]
+        columns = [*range(readout.start), *range(stop, mixed.shape[1])]
+        remaining: Tensor = weight[:, columns]
         x = readout.others[0]
         if len(readout.others) > 1:
             x = emit(aten.cat.default, list(readout.others), readout.axis)
         own = emit.constant(f"{where}.weight", remaining)
         result = emit(aten.add.Tensor, result, emit(node.target, x, own))
-    stand_for(result, node)
-    node.replace_all_uses_with(result)
-    module.graph.eliminate_dead_code()
+    replace(node, result)

@@ -1,6 +1,6 @@
-"""A Legendre memory spelled with Fourier transforms becomes `lmu_memory`.
+"""A linear recurrence, such as a Legendre memory, that is spelled with Fourier transforms becomes the op for it.
 
-    irfft(rfft(u, n) * fft_H, n)[..., :T]  ->  lmu_memory(u; H, a, b),  H = irfft(fft_H)[:, :T]
+    irfft(rfft(u, n) * fft_H, n)[..., :T]  ->  op(u; H, a, b),  H = irfft(fft_H)[:, :T]
 
 for a signal u [B, 1, T] and a constant fft_H [M, n / 2 + 1]. The product is a circular convolution of period n; for it
 to be a causal one, H must vanish from n - T + 1 on, or the end of the signal would act on its beginning. A and b are
@@ -17,86 +17,80 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from edgesmith.exporters.costs import Costs
-from edgesmith.exporters.graph.edit import Emitter, arguments, aten, constant, operators, rank, site, stand_for, val
-from edgesmith.exporters.rewrites.rewrite import Rejection, RewriteReport
-from edgesmith.kernels import lmu_memory
-from edgesmith.kernels.lmu_memory import impulse_response
+from edgesmith.exporters.graph.edit import Emitter, arguments, aten, constant, rank, replace, site, val
+from edgesmith.exporters.rewrites.rewrite import Fired, Reject, rewrites
+from edgesmith.kernels.op import FusedOp, linear_recurrence
 
 SAME = 1e-5
 """Largest difference between two impulse responses that are the same but for rounding, relative to the peak."""
 
 
-class FindMemory:
+@rewrites(aten.fft_irfft.default, rule="irfft(rfft(u) * H) -> a linear recurrence")
+def find_memory(module: GraphModule, inverse: Node, costs: Costs) -> Fired | None:
     """See above. A near miss is a filter by Fourier transforms with a constant spectrum."""
+    product, op = inverse.args[0], linear_recurrence()
+    if op is None or not isinstance(product, Node) or product.target is not aten.mul.Tensor:
+        return None
+    transformed, spectrum = _operands(module, product)
+    if transformed is None or spectrum is None:
+        return None
+    where = site(_unsqueezed(transformed), inverse)
+    try:
+        period = _period(inverse, transformed, spectrum)
+        u = _signal(inverse, transformed, spectrum)
+        length = int(val(u).shape[-1])
+        result = _kept(inverse, length)
+        impulse = _response(spectrum, period, length).to(val(u).dtype)
+    except Reject as declined:
+        raise Reject(declined.reason, at=where) from None
+    recurrence = _recurrence(module, op, impulse)
+    emit = Emitter(module, before=inverse)
+    signal = u if rank(u) == 2 else emit(aten.squeeze.dim, u, 1)
+    named = [("impulse", impulse), *zip("ab", recurrence or (), strict=False)]
+    constants = [emit.constant(f"{where}.{name}", value) for name, value in named]
+    replace(result, emit(op.overload, signal, *constants))
+    known = "its A and b were found" if recurrence is not None else "its A and b are not among the constants"
+    note = f"a filter of {len(impulse)} responses by Fourier transforms -> edgesmith.{op.name}; {known}"
+    return Fired(where, note)
 
-    name = "find_memory"
 
-    def apply(self, module: GraphModule, costs: Costs) -> RewriteReport:
-        """Replace in place."""
-        applied, rejected = [], []
-        for node in operators(module):
-            if node.target is not aten.fft_irfft.default:
-                continue
-            product = node.args[0]
-            if not isinstance(product, Node) or product.target is not aten.mul.Tensor:
-                continue
-            transformed, spectrum = _operands(module, product)
-            if transformed is None or spectrum is None:
-                continue
-            outcome = self._replace(module, node, transformed, spectrum)
-            if isinstance(outcome, Rejection):
-                rejected.append(outcome)
-            else:
-                applied.append(outcome)
-        return RewriteReport(self.name, tuple(applied), tuple(rejected))
+def _period(inverse: Node, transformed: Node, spectrum: Tensor) -> int:
+    """The length n of both transforms. Raises Reject where they differ, or are not along the last axis."""
+    forward = _unsqueezed(transformed)
+    _, period, axis, norm = arguments(inverse)
+    u, n, own_axis, own_norm = arguments(forward)
+    period = 2 * (spectrum.shape[-1] - 1) if period is None else period
+    n = val(u).shape[-1] if n is None else n
+    if axis % rank(inverse) != rank(inverse) - 1 or own_axis % rank(u) != rank(u) - 1:
+        raise Reject("it is no transform along the last axis")
+    if n != period or {norm, own_norm} - {None, "backward"}:
+        raise Reject(f"its two transforms differ: n = {n} and {period}, norm {own_norm} and {norm}")
+    return int(period)
 
-    def _replace(
-        self, module: GraphModule, inverse: Node, transformed: Node, spectrum: Tensor
-    ) -> Rejection | tuple[str, str]:
-        forward = _unsqueezed(transformed)
-        where = site(forward, inverse)
-        _, period, axis, norm = arguments(inverse)
-        u, n, own_axis, own_norm = arguments(forward)
-        last = rank(inverse) - 1
-        period = 2 * (spectrum.shape[-1] - 1) if period is None else period
-        n = val(u).shape[-1] if n is None else n
-        if axis % rank(inverse) != last or own_axis % rank(u) != rank(u) - 1:
-            return Rejection(where, "it is no transform along the last axis")
-        if n != period or {norm, own_norm} - {None, "backward"}:
-            return Rejection(where, f"its two transforms differ: n = {n} and {period}, norm {own_norm} and {norm}")
-        if last != 2 or spectrum.dim() < 2 or val(inverse).shape[1] != spectrum.shape[-2]:
-            return Rejection(where, f"its value is {list(val(inverse).shape)}, not [B, M, T]")
-        if rank(u) not in (2, 3) or rank(transformed) != 3:
-            return Rejection(where, f"its signal is {list(val(u).shape)}, not [B, T] or [B, 1, T]")
-        if val(transformed).shape[1] != 1:
-            return Rejection(where, f"it filters {val(transformed).shape[1]} signals, not one")
-        length = val(u).shape[-1]
-        kept = _kept(inverse)
-        if kept is None or kept[1] != length:
-            return Rejection(where, f"not just the first {length} steps of it are read")
-        if spectrum.shape[-2:].numel() != spectrum.numel() or spectrum.shape[-1] != period // 2 + 1:
-            return Rejection(where, f"its spectrum is {list(spectrum.shape)}, wanted [M, {period // 2 + 1}]")
-        response = torch.fft.irfft(spectrum.reshape(spectrum.shape[-2:]).to(torch.complex128), n=period)
-        peak = response.abs().max()
-        tail = response[:, max(period - length + 1, 0) :].abs().max() if length > 1 else peak * 0
-        if period < length or float(tail) > SAME * float(peak):
-            return Rejection(where, "it is a circular filter: the end of the signal acts on its beginning")
-        impulse = response[:, :length].to(val(u).dtype)
-        recurrence = _recurrence(module, impulse)
-        result = kept[0]
-        emit = Emitter(module, before=inverse)
-        signal = u if rank(u) == 2 else emit(aten.squeeze.dim, u, 1)
-        constants = [emit.constant(f"{where}.impulse", impulse)]
-        if recurrence is not None:
-            constants += [emit.constant(f"{where}.{name}", x) for name, x in zip("ab", recurrence, strict=True)]
-        memory = emit(lmu_memory.OP.overload, signal, *constants)
-        stand_for(memory, result)
-        result.replace_all_uses_with(memory)
-        for dead in (result, inverse):
-            if not dead.users and not dead._erased:
-                module.graph.erase_node(dead)
-        known = "its A and b were found" if recurrence is not None else "its A and b are not among the constants"
-        return where, f"a filter of {impulse.shape[0]} responses by Fourier transforms -> edgesmith.lmu_memory; {known}"
+
+def _signal(inverse: Node, transformed: Node, spectrum: Tensor) -> Node:
+    """The one signal that is filtered, [B, T] or [B, 1, T]. Raises Reject for other shapes."""
+    u: Node = arguments(_unsqueezed(transformed))[0]
+    if rank(inverse) != 3 or spectrum.dim() < 2 or val(inverse).shape[1] != spectrum.shape[-2]:
+        raise Reject(f"its value is {list(val(inverse).shape)}, not [B, M, T]")
+    if rank(u) not in (2, 3) or rank(transformed) != 3:
+        raise Reject(f"its signal is {list(val(u).shape)}, not [B, T] or [B, 1, T]")
+    if val(transformed).shape[1] != 1:
+        raise Reject(f"it filters {val(transformed).shape[1]} signals, not one")
+    return u
+
+
+def _response(spectrum: Tensor, period: int, length: int) -> Tensor:
+    """The impulse response [M, T] of a spectrum, in float64. Raises Reject where the filter is not causal."""
+    if spectrum.shape[-2:].numel() != spectrum.numel() or spectrum.shape[-1] != period // 2 + 1:
+        raise Reject(f"its spectrum is {list(spectrum.shape)}, wanted [M, {period // 2 + 1}]")
+    response = torch.fft.irfft(spectrum.reshape(spectrum.shape[-2:]).to(torch.complex128), n=period)
+    peak = response.abs().max()
+    tail = response[:, max(period - length + 1, 0) :].abs().max() if length > 1 else peak * 0
+    if period < length or float(tail) > SAME * float(peak):
+        raise Reject("it is a circular filter: the end of the signal acts on its beginning")
+    kept: Tensor = response[:, :length]
+    return kept
 
 
 def _operands(module: GraphModule, product: Node) -> tuple[Node | None, Tensor | None]:
@@ -133,8 +127,12 @@ def _folded(module: GraphModule, node: Any) -> Tensor | None:
     return result
 
 
-def _kept(inverse: Node) -> tuple[Node, int] | None:
-    """What is read of a filtered signal: the slice of its first steps, or all of it, and how many steps that is."""
+def _kept(inverse: Node, length: int) -> Node:
+    """What is read of a filtered signal: the slice of its first `length` steps, or all of it where it has no more.
+
+    Raises:
+        Reject: something else is read.
+    """
     node, shape = inverse, val(inverse).shape
     while len(node.users) == 1:
         (user,) = node.users
@@ -145,20 +143,24 @@ def _kept(inverse: Node) -> tuple[Node, int] | None:
         if not is_first_steps and val(user).shape != shape:
             break
         node, shape = user, val(user).shape
-    return (node, shape[2]) if node is not inverse or len(node.users) >= 1 else None
+    if (node is inverse and not node.users) or shape[2] != length:
+        raise Reject(f"not just the first {length} steps of it are read")
+    return node
 
 
-def _recurrence(module: GraphModule, impulse: Tensor) -> tuple[Tensor, Tensor] | None:
+def _recurrence(module: GraphModule, op: FusedOp, impulse: Tensor) -> tuple[Tensor, Tensor] | None:
     """A [M, M] and b [M] among a model's constants that have this impulse response."""
+    assert op.linear is not None
     order, length = impulse.shape
     constants = {str(node.target): constant(module, node) for node in module.graph.nodes if node.op == "get_attr"}
     values = [x for x in constants.values() if x is not None and x.dtype == impulse.dtype]
-    peak = float(impulse.abs().max())
-    columns = [x.reshape(-1) for x in values if x.numel() == order and tuple(x.shape) in ((order,), (order, 1))]
+    columns = [x.reshape(-1) for x in values if tuple(x.shape) in ((order,), (order, 1))]
+    matrices = [x for x in values if tuple(x.shape) == (order, order)]
+    close = SAME * float(impulse.abs().max())
     for b in columns:
-        if float((b - impulse[:, 0]).abs().max()) > SAME * peak:
+        if float((b - impulse[:, 0]).abs().max()) > close:
             continue
-        for a in (x for x in values if tuple(x.shape) == (order, order)):
-            if float((impulse_response(a, b, length) - impulse).abs().max()) <= SAME * peak:
+        for a in matrices:
+            if float((op.linear.impulse_response(a, b, length) - impulse).abs().max()) <= close:
                 return a, b
     return None

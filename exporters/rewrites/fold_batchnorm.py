@@ -33,7 +33,7 @@ from edgesmith.exporters.graph.edit import (
 )
 from edgesmith.exporters.graph.linear import LAYERS, Linear, as_layer, channel_axis
 from edgesmith.exporters.rewrites.rewrite import Reject, rewrites
-from edgesmith.kernels import lmu_memory
+from edgesmith.kernels.op import LinearRecurrence, find
 
 
 @rewrites(
@@ -110,8 +110,9 @@ def _affine(module: GraphModule, norm: Node) -> tuple[Tensor, Tensor] | None:
 
 
 def _fold_backwards(module: GraphModule, norm: Node, x: Node, scale: Tensor, shift: Tensor) -> None:
-    if x.target is lmu_memory.OP.overload:
-        _fold_into_memory(module, norm, x, scale, shift)
+    op = find(x.target)
+    if op is not None and op.linear is not None:
+        _fold_into_memory(module, norm, x, op.linear, (scale, shift))
         return
     if x.target not in CONVOLUTIONS and not (x.target is aten.linear.default and rank(x) == 2):
         what = operator_name(x) if x.op == "call_function" else "an input"
@@ -127,21 +128,23 @@ def _fold_backwards(module: GraphModule, norm: Node, x: Node, scale: Tensor, shi
     replace(norm, x)
 
 
-def _fold_into_memory(module: GraphModule, norm: Node, memory: Node, scale: Tensor, shift: Tensor) -> None:
+def _fold_into_memory(
+    module: GraphModule, norm: Node, memory: Node, linear: LinearRecurrence, affine: tuple[Tensor, Tensor]
+) -> None:
     """Scale a memory's coordinates: a change of basis for its recurrence. The shift stays, as one addition."""
     if len(memory.users) > 1:
         raise Reject(f"the memory before it is also read by {readers(memory)}")
-    given = [(i, constant(module, x)) for i, x in enumerate(arguments(memory)[:4]) if i > 0 and x is not None]
-    if any(value is None for _, value in given):
+    scale, shift = affine
+    given = {i: constant(module, x) for i, x in enumerate(arguments(memory)[:4]) if i > 0 and x is not None}
+    impulse = given.get(1)
+    if impulse is None or any(value is None for value in given.values()):
         raise Reject("the impulse response of the memory before it is computed")
     if bool((scale == 0).any()):
         raise Reject("a scale of 0 leaves nothing of the memory before it")
-    rows = scale.unsqueeze(1)
-    factors = {1: ("impulse", rows), 2: ("a", rows / scale), 3: ("b", scale)}
-    for i, value in given:
-        assert value is not None
-        name, factor = factors[i]
-        set_constant(module, memory, i, f"{site(memory)}.{name}", (value.double() * factor).to(value.dtype))
+    scaled = linear.scaled(scale, impulse, given.get(2), given.get(3))
+    for i, name, value in zip((1, 2, 3), ("impulse", "a", "b"), scaled, strict=True):
+        if value is not None:
+            set_constant(module, memory, i, f"{site(memory)}.{name}", value)
     changed(memory)
     result = memory
     if bool(shift.any()):

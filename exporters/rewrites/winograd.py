@@ -35,14 +35,14 @@ from edgesmith.exporters.graph.edit import (
     arguments,
     aten,
     constant,
+    count_operators,
     example_sizes,
-    operators,
     replace,
     site,
     val,
 )
 from edgesmith.exporters.rewrites.rewrite import Reject, rewrites
-from edgesmith.kernels import lif
+from edgesmith.kernels.op import spikes_in
 
 POINTS = {
     4: (Fraction(0), Fraction(1), Fraction(-1)),
@@ -72,7 +72,7 @@ def winograd(module: GraphModule, node: Node, costs: Costs, points: int | None =
         return None
     if costs.tile_gb_s == 0 and points is None:
         raise Reject("the target's convolutions are not to be replaced")
-    if any(other.target is lif.OP.overload for other in operators(module)):
+    if spikes_in(count_operators(module)):
         raise Reject("the model has neurons, whose spikes its rounding could flip")
     times = estimate(val(node), weight, costs)
     figures = ", ".join(f"{'direct' if m == 1 else f'tiles of {m}'} {time:.0f} us" for m, time in times.items())

@@ -15,20 +15,20 @@ import logging
 import math
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgesmith.errors import Unsupported
-from edgesmith.exporters.targets import NotHere, Request
+from edgesmith.exporters.targets.target import Arrays, NotHere, Request, TargetFile
 
 if TYPE_CHECKING:
     import numpy as np
     import onnx
-    from torch.export import ExportedProgram
 
     from edgesmith.exporters.graph.capture import Program
-    from edgesmith.exporters.streaming.session import Step
+    from edgesmith.exporters.streaming.step import Step
 
 LOWERINGS = "onnx"
 """Whose lowerings of fused ops these files are made of."""
@@ -42,10 +42,12 @@ def lower(program: Program, path: Path, request: Request) -> None:
     import onnxsim
     import torch
 
+    from edgesmith.exporters.graph.capture import exported
     from edgesmith.exporters.targets import _bf16
     from edgesmith.kernels.op import all_ops
 
-    ready = _typed(program, request)
+    ready = exported(program, LOWERINGS, is_traced_again=True)
+    has_bf16 = request.precision.dtype == "bfloat16"
     table: dict[Any, Any] = {
         op.overload: op.lowerings[LOWERINGS] for op in all_ops().values() if LOWERINGS in op.lowerings
     }
@@ -70,29 +72,13 @@ def lower(program: Program, path: Path, request: Request) -> None:
         if model.ByteSize() > _LIMIT_BYTES:
             raise Unsupported(f"the model is {model.ByteSize() / 2**30:.1f} GiB; one ONNX file holds less than 2 GiB")
         _name_nodes(model)
-        if request.precision == "bf16":
+        if has_bf16:
             _bf16.to_double(model)
         model, _ = onnxsim.simplify(model, check_n=0)
-        if request.precision == "bf16":
+        if has_bf16:
             _bf16.from_double(model)
     _annotate(model, request)
     path.write_bytes(model.SerializeToString(deterministic=True))
-
-
-def _typed(program: Program, request: Request) -> ExportedProgram:
-    """The program ready for torch's exporter, in the precision that is asked for."""
-    from edgesmith.exporters.graph.capture import exported
-    from edgesmith.exporters.precision.half import KINDS, half
-
-    if request.precision not in KINDS:
-        return exported(program, LOWERINGS)
-    try:
-        return exported(half(program, request.wide, KINDS[request.precision]), LOWERINGS)
-    except Unsupported as error:
-        raise Unsupported(
-            f"this model cannot be made {request.precision}, most likely because it sets types itself;"
-            " export it with --precision fp32"
-        ) from error
 
 
 def _group_norm(
@@ -124,29 +110,102 @@ def _group_norm(
     return op.BatchNormalization(normed, scale, shift, zeros, ones, epsilon=0.0)
 
 
-def check(path: Path) -> None:
-    """onnx.checker with full shape inference."""
-    import onnx
+class OnnxFile(TargetFile):
+    """An ONNX file, parsed once.
 
-    try:
-        onnx.checker.check_model(str(path), full_check=True)
-    except Exception as error:  # DecodeError, ValidationError and InferenceError share no base class
-        raise Unsupported(f"{path.name} is no valid ONNX model: {str(error).strip().splitlines()[0]}") from error
+    Args:
+        as_written: compute int8 as the file spells it, in float between its roundings, instead of in kernels for
+            integers, which on x86 without VNNI add two products in 16 bits and saturate.
+        may_have_bf16: whether to look for bf16, which ONNX Runtime does not run on a CPU; looking takes the package
+            onnx.
+    """
 
+    def __init__(self, path: Path, runtime: str, *, as_written: bool = False, may_have_bf16: bool = True) -> None:
+        super().__init__(path, runtime)
+        self.as_written = as_written
+        self.may_have_bf16 = may_have_bf16
 
-def count_operators(path: Path) -> dict[str, int]:
-    """Nodes by operator type, those inside loops too."""
-    import onnx
+    @cached_property
+    def model(self) -> onnx.ModelProto:
+        """What the file holds; not to be written to."""
+        import onnx
 
-    counts = Counter(node.op_type for node in _nodes(onnx.load(str(path)).graph))
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+        return onnx.load(str(self.path))
 
+    def check(self) -> None:
+        """Check the file by onnx.checker with full shape inference."""
+        import onnx
 
-def operators(path: Path) -> list[tuple[str, str]]:
-    """Name and operator type of every node, those inside loops too, in the file's order."""
-    import onnx
+        try:
+            onnx.checker.check_model(str(self.path), full_check=True)
+        except Exception as error:  # DecodeError, ValidationError and InferenceError share no base class
+            line = str(error).strip().splitlines()[0]
+            raise Unsupported(f"{self.path.name} is no valid ONNX model: {line}") from error
 
-    return [(node.name, node.op_type) for node in _nodes(onnx.load(str(path)).graph)]
+    def count_operators(self) -> dict[str, int]:
+        """Return how often each operator type occurs, nodes inside loops too."""
+        counts = Counter(node.op_type for node in _nodes(self.model.graph))
+        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+    def operators(self) -> list[tuple[str, str]]:
+        """Return the name and operator type of every node, those inside loops too, in the file's order."""
+        return [(node.name, node.op_type) for node in _nodes(self.model.graph)]
+
+    def count_macs(self) -> dict[str, int]:
+        """Return the multiply-accumulates of the first batch: `all`, and `int8`, between two dequantised values.
+
+        Counted are convolutions and matmuls, in the bodies of loops as often as these run.
+        """
+        import onnx
+
+        counts = {"int8": 0, "all": 0}
+        _count_macs(onnx.shape_inference.infer_shapes(self.model).graph, {}, 1, counts)
+        return counts
+
+    def run(self, calls: Sequence[Arrays]) -> list[list[np.ndarray]] | NotHere:
+        """Execute in ONNX Runtime on the CPU."""
+        reason = cannot_run()
+        if reason is not None:
+            return NotHere(reason)
+        session = _session(self._computable(), self.as_written)
+        names = [value.name for value in session.get_inputs()]
+        try:
+            return [session.run(None, dict(zip(names, given, strict=True))) for given in calls]
+        except Exception as error:  # onnxruntime's exceptions share no importable base class
+            line = str(error).strip().splitlines()[0]
+            raise Unsupported(f"ONNX Runtime does not run the file: {line}") from error
+
+    def open_step(self, threads: int = 1) -> Step | NotHere:
+        """Open a step program in ONNX Runtime; one thread is fastest for a step as small as these."""
+        from edgesmith.exporters.streaming.stepper import open_onnx_step
+
+        reason = cannot_run()
+        return NotHere(reason) if reason is not None else open_onnx_step(self._computable(), threads)
+
+    def intermediate(self, names: Sequence[str], inputs: Arrays) -> dict[str, np.ndarray]:
+        """Return values inside the file: torch's exporter names a value after the program's node."""
+        import onnx
+
+        model = onnx.shape_inference.infer_shapes(self.model)
+        inside = {name for node in model.graph.node for name in node.output}
+        known = [name for name in names if name in inside]
+        present = {value.name for value in model.graph.output}
+        model.graph.output.extend(value for value in model.graph.value_info if value.name in set(known) - present)
+        _make_computable(model)
+        session = _session(model.SerializeToString())
+        wanted = [value.name for value in session.get_outputs() if value.name in known]
+        feeds = {value.name: array for value, array in zip(session.get_inputs(), inputs, strict=True)}
+        return dict(zip(wanted, session.run(wanted, feeds), strict=True))
+
+    def _computable(self) -> Path | bytes:
+        """Return what ONNX Runtime can run of the file: itself, or, of one in bf16, its stand-in."""
+        if not self.may_have_bf16:
+            return self.path
+        import onnx
+
+        model = onnx.ModelProto()
+        model.CopyFrom(self.model)
+        return bytes(model.SerializeToString()) if _make_computable(model) else self.path
 
 
 def cannot_run() -> str | None:
@@ -156,102 +215,53 @@ def cannot_run() -> str | None:
     return None
 
 
-def count_macs(path: Path) -> dict[str, int]:
-    """Multiplications of a file for its first batch: `all`, and `int8`, those between two values that are dequantised.
-
-    Counted are convolutions and matrix products, in the bodies of loops as often as these run.
-    """
-    import onnx
-
-    model = onnx.shape_inference.infer_shapes(onnx.load(str(path)))
-    counts = {"int8": 0, "all": 0}
-    _count_macs(model.graph, {}, 1, counts)
-    return counts
+Shapes = dict[str, list[int]]
+"""Sizes of values by name, 1 for a free axis."""
 
 
-def _count_macs(graph: onnx.GraphProto, outer: dict[str, list[int]], times: int, counts: dict[str, int]) -> None:
+def _count_macs(graph: onnx.GraphProto, outer: Shapes, times: int, counts: dict[str, int]) -> None:
+    """Add the multiply-accumulates of a graph that runs so many times, and of the loops in it."""
     shapes = dict(outer)
     for value in (*graph.input, *graph.value_info, *graph.output):
         shapes[value.name] = [d.dim_value or 1 for d in value.type.tensor_type.shape.dim]
     shapes |= {one.name: list(one.dims) for one in graph.initializer}
     makers = {name: node for node in graph.node for name in node.output}
-
-    def is_int8(name: str) -> bool:
-        made = makers.get(name)
-        while made is not None and made.op_type in ("Transpose", "Reshape"):  # of a weight
-            made = makers.get(made.input[0])
-        return made is not None and made.op_type == "DequantizeLinear"
-
     for node in graph.node:
         for body in _bodies(node):
-            steps = shapes.get(node.input[-1], [1]) if node.op_type == "Scan" else [1]
-            axes = [list(a.ints) for a in node.attribute if a.name == "scan_input_axes"]
-            _count_macs(body, shapes, times * steps[axes[0][0] if axes else 0], counts)
-        if node.op_type not in ("Conv", "ConvTranspose", "MatMul", "Gemm"):
-            continue
-        left, right, made = (shapes.get(name, []) for name in (*node.input[:2], node.output[0]))
-        if node.op_type in ("MatMul", "Gemm"):
-            flags = {attribute.name: attribute.i for attribute in node.attribute}
-            each = left[-2] if flags.get("transA") else left[-1]
-        else:
-            made = left if node.op_type == "ConvTranspose" else made
-            each = math.prod(right[1:])
-        macs = times * math.prod(made) * each
-        counts["all"] += macs
-        if is_int8(node.input[0]) and is_int8(node.input[1]):
-            counts["int8"] += macs
+            _count_macs(body, shapes, times * _iterations(node, shapes), counts)
+        if node.op_type in _MULTIPLIES:
+            macs = times * _macs(node, shapes)
+            counts["all"] += macs
+            if all(_is_dequantised(name, makers) for name in node.input[:2]):
+                counts["int8"] += macs
 
 
-def run(
-    path: Path, inputs: Sequence[Sequence[np.ndarray]], as_written: bool = False
-) -> list[list[np.ndarray]] | NotHere:
-    """Execute in ONNX Runtime on the CPU.
-
-    Args:
-        as_written: compute int8 as the file spells it, in float between its roundings, instead of in kernels for
-            integers, which on x86 without VNNI add two products in 16 bits and saturate.
-    """
-    reason = cannot_run()
-    if reason is not None:
-        return NotHere(reason)
-    session = _session(_computable(path), as_written)
-    names = [value.name for value in session.get_inputs()]
-    try:
-        return [session.run(None, dict(zip(names, given, strict=True))) for given in inputs]
-    except Exception as error:  # onnxruntime's exceptions share no importable base class
-        raise Unsupported(f"ONNX Runtime does not run the file: {str(error).strip().splitlines()[0]}") from error
+_MULTIPLIES = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"})
 
 
-def open_step(path: Path) -> Step | NotHere:
-    """A step program in ONNX Runtime."""
-    from edgesmith.exporters.streaming.session import open_step as opened
-
-    reason = cannot_run()
-    return NotHere(reason) if reason is not None else opened(_computable(path))
-
-
-def intermediate(path: Path, names: Sequence[str], inputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """Values inside the file: torch's exporter names a value after the program's node."""
-    import onnx
-
-    model = onnx.shape_inference.infer_shapes(onnx.load(str(path)))
-    inside = {name for node in model.graph.node for name in node.output}
-    known = [name for name in names if name in inside]
-    present = {value.name for value in model.graph.output}
-    model.graph.output.extend(value for value in model.graph.value_info if value.name in set(known) - present)
-    _make_computable(model)
-    session = _session(model.SerializeToString())
-    wanted = [value.name for value in session.get_outputs() if value.name in known]
-    feeds = {value.name: array for value, array in zip(session.get_inputs(), inputs, strict=True)}
-    return dict(zip(wanted, session.run(wanted, feeds), strict=True))
+def _macs(node: onnx.NodeProto, shapes: Shapes) -> int:
+    """Return the multiply-accumulates of one convolution or matmul."""
+    left, right, made = (shapes.get(name, []) for name in (*node.input[:2], node.output[0]))
+    if node.op_type in ("MatMul", "Gemm"):
+        is_transposed = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
+        return math.prod(made) * (left[-2] if is_transposed else left[-1])
+    return math.prod(left if node.op_type == "ConvTranspose" else made) * math.prod(right[1:])
 
 
-def _computable(path: Path) -> Path | bytes:
-    """What ONNX Runtime can run of a file: itself, or, of one in bf16, its stand-in."""
-    import onnx
+def _iterations(node: onnx.NodeProto, shapes: Shapes) -> int:
+    """Return how often a node's body runs: a Scan's once for each step of its last input."""
+    if node.op_type != "Scan":
+        return 1
+    axes = [list(a.ints) for a in node.attribute if a.name == "scan_input_axes"]
+    return shapes.get(node.input[-1], [1])[axes[0][0] if axes else 0]
 
-    model = onnx.load(str(path))
-    return bytes(model.SerializeToString()) if _make_computable(model) else path
+
+def _is_dequantised(name: str, makers: Mapping[str, onnx.NodeProto]) -> bool:
+    """Return whether a value is one of int8, dequantised; a weight may be rearranged on the way."""
+    made = makers.get(name)
+    while made is not None and made.op_type in ("Transpose", "Reshape"):
+        made = makers.get(made.input[0])
+    return made is not None and made.op_type == "DequantizeLinear"
 
 
 def _make_computable(model: onnx.ModelProto) -> bool:
@@ -281,9 +291,9 @@ def _session(model: Path | bytes, as_written: bool = False) -> Any:
 
 def _annotate(model: onnx.ModelProto, request: Request) -> None:
     """Say what the model is; drop what the exporter noted about the machine and the source lines it ran from."""
-    from edgesmith import __version__
+    from edgesmith._version import __version__
 
-    facts = {"name": request.name, "version": __version__, "precision": request.precision}
+    facts = {"name": request.name, "version": __version__, "precision": request.precision.name}
     if request.licence:
         facts |= {"licence": request.licence, "source": request.source}
     if request.image is not None:
