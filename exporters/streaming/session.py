@@ -28,7 +28,7 @@ from edgesmith.exporters.targets import NotHere
 __all__ = ["CALLER", "RUNTIME", "Prediction", "Step", "Stepper", "StreamingSession"]
 
 Prediction = np.ndarray | tuple[np.ndarray, ...]
-"""What a step predicts: an array, or one for each of several outputs."""
+"""The prediction of a step: an array, or one for each of several outputs."""
 
 
 class Stepper:
