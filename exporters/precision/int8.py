@@ -9,8 +9,9 @@ left after those before. Layers are convolutions and products with constant weig
 cannot stand for a bias that is computed. A value is rounded once, however many layers read it; a sum behind a layer
 reads the rounded value too, so that a residual need only be kept in int8.
 Everything else stays float, and so does every fused op that says why (`FusedOp.stays_float`); layers inside other fused
-ops are layers like any. Zero points are 0, as TensorRT wants it. In the graph these are PyTorch's own operators,
-`quantized_decomposed`, which torch's ONNX exporter writes as QuantizeLinear and DequantizeLinear.
+ops are layers like any. Zero points
+are 0, as TensorRT wants it. In the graph these are PyTorch's own operators, `quantized_decomposed`, which torch's ONNX
+exporter writes as QuantizeLinear and DequantizeLinear.
 
 While the outputs miss the wanted SNR on the calibration inputs, what costs most goes back to float, by sensitivity: the
 noise at the outputs that one layer alone makes. Independent noises add up, so how many have to go follows from
@@ -70,6 +71,7 @@ SENSITIVITY_INPUTS = 2
 
 ROUNDS = 6
 """How often layers may go back to float before the rest is left as it is; verification then says what is missing."""
+
 
 _quantised = torch.ops.quantized_decomposed
 
