@@ -19,6 +19,8 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from edgesmith.errors import EdgesmithWarning
+
 
 class Facts(NamedTuple):
     """The tables of facts that an entry point offers.
@@ -36,7 +38,7 @@ class Facts(NamedTuple):
     tables: Mapping[str, dict[str, Any]]
 
 
-class PluginWarning(UserWarning):
+class PluginWarning(EdgesmithWarning):
     """A plugin that is left out, in one sentence."""
 
 
