@@ -60,7 +60,7 @@ class MemoryRecord(TypedDict):
 
 
 class LintRecord(TypedDict):
-    """All findings in a Core ML package, as `edgesmith lint --json` prints them.
+    """The findings in a Core ML package, as `edgesmith lint --json` prints them.
 
     Attributes:
         path: of the package.
@@ -112,7 +112,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """All findings in a package.
+    """The findings in a package.
 
     Attributes:
         path: of the package.
@@ -138,7 +138,7 @@ class Report:
 
     @property
     def passes(self) -> bool:
-        """Whether there is nothing but notes: what `--strict` asks for."""
+        """True where there is nothing but notes, which is what `--strict` asks for."""
         return not self.counts["error"] and not self.counts["warning"]
 
     @property
@@ -232,7 +232,7 @@ def package(path: str | Path) -> Path:
     if given.suffix == ".onnx":
         raise BadInput(_not_core_ml(given.name, "an ONNX file"))
     artifact = artifacts.read(given)
-    if artifact.target != "coreml":
+    if artifact.file.suffix != ".mlpackage":
         raise BadInput(_not_core_ml(given.name, f"an artifact for {artifact.target}"))
     return artifact.file
 
@@ -258,12 +258,12 @@ class Group:
 
     @property
     def operators(self) -> dict[str, int]:
-        """How many findings there are at operators of each type, most frequent first."""
+        """The number of findings at operators of each type, most frequent first."""
         return dict(Counter(one.operator for one in self.findings).most_common())
 
     @property
     def facts(self) -> int:
-        """How many different facts they are."""
+        """The number of different facts."""
         return len({one.fact for one in self.findings})
 
 
