@@ -4,9 +4,9 @@
     publish    one rename, or, over an older artifact, one exchange of the two folders
     leftovers  of killed runs: staging folders that nobody locks, removed by the next run
 
-The manifest (schema 1) says what the artifact is made of and how it was checked; it holds no time, path or machine
-name, so the same command gives the same bytes. `reference.safetensors` holds PyTorch's outputs for the seeded inputs:
-`verify` needs neither the weights nor the model, and checks a Core ML package built on Linux when it is on a Mac.
+The manifest (manifest.py) says what the artifact is made of and how it was checked. `reference.safetensors` holds
+PyTorch's outputs for the seeded inputs: `verify` needs neither the weights nor the model, and checks a Core ML package
+built on Linux when it is on a Mac.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgesmith.errors import BadInput, OutputError
+from edgesmith.exporters import manifest as manifests
+from edgesmith.exporters.manifest import MANIFEST, FileRecord, Manifest
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SCHEMA = 1
-MANIFEST = "manifest.json"
 REFERENCE = "reference.safetensors"
 INPUTS = "inputs.safetensors"
 TRACE = "trace.json"
@@ -51,22 +51,22 @@ class Artifact:
 
     path: Path
     file: Path
-    manifest: dict[str, Any]
+    manifest: Manifest
 
     @property
     def model(self) -> str:
         """The model's name."""
-        return str(self.manifest["model"]["name"])
+        return self.manifest["model"]["name"]
 
     @property
     def target(self) -> str:
         """The target's name."""
-        return str(self.manifest["target"]["name"])
+        return self.manifest["target"]["name"]
 
     @property
     def precision(self) -> str:
-        """`fp32` or `fp16`."""
-        return str(self.manifest["precision"])
+        """The name of its precision."""
+        return self.manifest["precision"]
 
     @property
     def digest(self) -> str:
@@ -86,18 +86,8 @@ def read(path: str | Path) -> Artifact:
     folder = next((p for p in (given, *given.parents[:1]) if (p / MANIFEST).is_file()), None)
     if folder is None:
         raise BadInput(f"no artifact at {given}: wanted a folder with {MANIFEST}, as `edgesmith export` writes it")
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        schema = manifest["schema"]
-        if schema != SCHEMA:
-            raise BadInput(f"{folder / MANIFEST} has schema {schema}, this edgesmith reads {SCHEMA}")
-        artifact = Artifact(folder, folder / manifest["file"], manifest)
-        _ = artifact.model, artifact.target, artifact.precision, artifact.sha256, manifest["verification"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadInput(
-            f"{folder / MANIFEST} is damaged or not edgesmith's ({error!r}); export the model again"
-        ) from error
-    return artifact
+    manifest = manifests.read(folder)
+    return Artifact(folder, folder / manifest["file"], manifest)
 
 
 def changed_files(artifact: Artifact) -> list[str]:
@@ -110,9 +100,9 @@ def changed_files(artifact: Artifact) -> list[str]:
     return found
 
 
-def list_files(folder: Path) -> list[dict[str, Any]]:
+def list_files(folder: Path) -> list[FileRecord]:
     """Path, size in bytes and sha256 of every file in a folder but the manifest, in order of their paths."""
-    entries = []
+    entries: list[FileRecord] = []
     for file in sorted(folder.rglob("*")):
         relative = file.relative_to(folder).as_posix()
         if file.is_file() and relative != MANIFEST:
@@ -121,11 +111,9 @@ def list_files(folder: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the manifest, its list of files made from what is in the folder."""
-    manifest = {"schema": SCHEMA, **manifest, "files": list_files(folder)}
-    text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False)
-    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    manifests.write(folder, {**manifest, "files": list_files(folder)})
 
 
 def write_reference(folder: Path, outputs: list[list[np.ndarray]], examples: Sequence[Tensor]) -> None:

@@ -230,7 +230,7 @@ def export_small(small: nn.Module, artifact: Callable[..., Artifact], tmp_path: 
     import edgesmith
 
     def export(target: str, **options: object) -> Artifact:
-        missing = targets.missing_packages(targets.get(target))
+        missing = targets.get(target).missing_packages()
         if missing:
             pytest.skip(f"{target}: {', '.join(missing)} not installed")
         options = NEEDED.get(target, {}) | options

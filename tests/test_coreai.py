@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 import edgesmith
-from edgesmith import cli
+from edgesmith.cli.doctor import examine
 from edgesmith.errors import BackendMissing, BadInput, Unsupported, VerificationFailed
 from edgesmith.exporters import targets
 from edgesmith.exporters.graph.capture import capture, exported
@@ -198,7 +198,7 @@ def test_another_version_is_named_with_what_to_install(monkeypatch: pytest.Monke
     with pytest.raises(BackendMissing, match=r"made for coreai-torch 0.4.3, and 9.9 is installed: pip install coreai"):
         adapter.require()
     assert isinstance(coreai.run(Path("x.aimodel"), []), NotHere)
-    row = cli._examine(targets.get("coreai"))
+    row = examine(targets.get("coreai"))
     assert (row["lower"], row["do"]) == ("no", 'pip install "edgesmith[coreai]"')
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import contextlib
 import importlib.util
-import inspect
 import json
 import os
 import shutil
@@ -25,11 +24,13 @@ import torch
 from torch import nn
 
 import edgesmith
-from edgesmith import cli
-from edgesmith.bench import measure, measurement, runner
+from edgesmith import cli, records
+from edgesmith.bench import measure, measurement, runner, subjects
 from edgesmith.bench.report.page import find, write_report
 from edgesmith.bench.transport import Address
 from edgesmith.bench.transport.local import Local
+from edgesmith.board.common import Cuda, Refusal
+from edgesmith.board.join import join
 from edgesmith.errors import BackendMissing, BadInput, Unsupported, VerificationFailed
 from edgesmith.exporters import artifact as artifacts
 from edgesmith.exporters import targets
@@ -169,9 +170,9 @@ def test_a_kit_has_the_same_bytes_again(orin: Artifact, tmp_path: Path) -> None:
     again.mkdir()
     shutil.copy(orin.file, again)
     inputs, outputs = board.read_cases(found, orin.path)
-    same = {key: found[key] for key in ("model", "precision", "thresholds", "spikes", "operators")}
+    same = {key: found[key] for key in ("thresholds", "spikes", "operators")}  # type: ignore[literal-required]
     same["manifest"] = orin.manifest
-    kit.write_kit(again / orin.file.name, devices.get("jetson-orin-nano"), inputs=inputs, outputs=outputs, **same)
+    kit.write_kit(again / orin.file.name, devices.get("jetson-orin-nano"), kit.Cases(inputs, outputs), **same)
     for name in (*found["files"], "kit.json"):
         assert (again / name).read_bytes() == (orin.path / name).read_bytes(), name
 
@@ -305,9 +306,10 @@ def test_a_kit_is_inspected(orin: Artifact, built: Path, edgesmith: Callable[...
     assert "is a kit for jetson-orin-nano, not for jetson-thor" in wrong.stderr
     assert "TensorRT 10.3 or later" in shown  # its means; Gelu needs 10.0
     described = kit.read_kit(orin.path)
-    del described["operators"]
+    del described["operators"]  # type: ignore[misc]  # it is required, and a damaged file lacks it
     (orin.path / "kit.json").write_text(json.dumps(described), encoding="utf-8")
-    with pytest.raises(BadInput, match=r"kit\.json is damaged: it has no operators; export the model again$"):
+    said = r"kit\.json is no sound kit: at the top, 'operators' is a required property; export the model again$"
+    with pytest.raises(BadInput, match=said):
         engine.inspect(orin.path)
 
 
@@ -740,7 +742,7 @@ def test_an_engine_of_tensorrt_rtx_is_for_its_own_module(
     installed: None, export_small: Callable[..., Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = export_small("tensorrt", precision="fp16")
-    assert measure.runtime_of(made) == "tensorrt_rtx"
+    assert subjects.runtime_of(made) == "tensorrt_rtx"
     assert made.file.read_bytes()[:4] == b"vtrt"
     # The stand-in for it is the other's: its engines have ONNX behind the header, TensorRT-RTX's do not.
     (tmp_path / "tensorrt_rtx.py").write_text((STANDINS / "tensorrt.py").read_text(encoding="utf-8"))
@@ -760,8 +762,8 @@ def test_tensorrt_rtx_without_a_gpu_is_one_sentence(
     installed: None, export_small: Callable[..., Artifact], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """No stand-in: TensorRT-RTX's own module, and CUDA's library where it is installed."""
-    with contextlib.suppress(runner.Refusal):
-        runner.Cuda().compute_capability()
+    with contextlib.suppress(Refusal):
+        Cuda().compute_capability()
         pytest.skip("there is a GPU here")
     code, _ = timed(export_small("tensorrt", precision="fp16").path, tmp_path)
     assert code == BackendMissing.exit_code
@@ -821,8 +823,8 @@ def test_host_gpu_is_a_kit_with_its_engine(installed: None, with_tensorrt: pytes
 # one file, and the same rules as edgesmith's
 
 
-def test_build_py_is_a_python_3_8_program_of_its_own() -> None:
-    source = Path(board.__file__).read_text(encoding="utf-8")
+def test_build_py_is_a_python_3_8_program_of_its_own(orin: Artifact) -> None:
+    source = (orin.path / "build.py").read_text(encoding="utf-8")
     tree = ast.parse(source, feature_version=(3, 8))
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     names |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
@@ -830,19 +832,13 @@ def test_build_py_is_a_python_3_8_program_of_its_own() -> None:
     assert modules - sys.stdlib_module_names == {"numpy"}
     later = {"removeprefix", "removesuffix", "is_relative_to", "bit_count", "pairwise"}  # of Python 3.9 and after
     assert not {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)} & later
+    assert source == join(Path(board.__file__))
 
 
-def test_build_py_times_as_the_runner_does() -> None:
-    shared = ["read", "number", "environment", "memory_mib", "timed", "median", "is_steady", "warm_up"]
-    shared += ["machine", "processor", "told", "power_mode", "Cuda", "bind", "new_log", "first_line"]
-    for name in shared:
-        assert inspect.getsource(getattr(board, name)) == inspect.getsource(getattr(runner, name)), name
-    for name in ("WINDOW_CALLS", "WINDOW_MS", "STEADY", "WARM_UP_S", "ROOT", "TOLD_S"):
-        assert getattr(board, name) == getattr(runner, name)
-    from edgesmith.bench import measure
-
-    assert board.SLOT_MS == measure.SLOT_MS
+def test_build_py_writes_measurements_of_the_schema_that_bench_reads() -> None:
     assert board.MEASUREMENT_SCHEMA == measurement.SCHEMA
+    assert board.SLOT_MS == measure.SLOT_MS
+    assert records.schema_numbers(records.schema_of(kit.Kit)) == (board.SCHEMA,)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-6, 1e-3, 0.3])

@@ -21,7 +21,7 @@ from edgesmith.exporters.graph.capture import Program, capture, run
 from edgesmith.exporters.graph.edit import count_operators
 from edgesmith.exporters.rewrites.fold_constants import fold_constants
 from edgesmith.exporters.rewrites.order import rewrite
-from edgesmith.exporters.rewrites.reroll import reroll
+from edgesmith.exporters.rewrites.reroll import Reroll
 from edgesmith.exporters.rewrites.rewrite import RewriteReport
 from edgesmith.exporters.targets import Request
 from edgesmith.kernels import lif
@@ -218,7 +218,7 @@ def test_an_unrolled_reference_becomes_the_op(
     x = currents(length, batch, seed=seed).movedim(0, dim)
     graph = make_fx(model, tracing_mode="fake")(x)  # a tenth of what a capture takes
     program = Program(graph, (x,), ("x",), ("spikes",))
-    rewritten, (_, report) = rewrite(program, Costs(1), (fold_constants, reroll))
+    rewritten, (_, report) = rewrite(program, Costs(1), (fold_constants, Reroll()))
     assert count_operators(rewritten.module) == {"edgesmith.lif": 1}, report
     assert torch.equal(model(x), run(rewritten, (x,))[0])
 

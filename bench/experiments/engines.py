@@ -54,7 +54,7 @@ def build_model(name: str, folder: Path, precisions: Sequence[str] = PRECISIONS)
     from edgesmith.exporters.export import MIXED_INPUTS, explain
     from edgesmith.exporters.graph.capture import run
     from edgesmith.exporters.precision.half import KINDS
-    from edgesmith.exporters.precision.islands import find_wide
+    from edgesmith.exporters.precision.islands import find_islands
     from edgesmith.exporters.targets import Request, _typed_onnx
     from edgesmith.exporters.verification import check as verify
 
@@ -64,7 +64,7 @@ def build_model(name: str, folder: Path, precisions: Sequence[str] = PRECISIONS)
     for precision in precisions:
         wide, snr = {}, None
         if precision in KINDS:
-            wide = find_wide(program, given[:MIXED_INPUTS], verify.THRESHOLDS[precision].snr_db, KINDS[precision])
+            wide = find_islands(program, given[:MIXED_INPUTS], verify.THRESHOLDS[precision].snr_db, KINDS[precision])
         path = folder / f"{name}.{precision}.onnx"
         _typed_onnx.lower(program, path, Request(name, precision, wide=wide))
         if precision in KINDS:

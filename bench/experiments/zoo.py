@@ -231,7 +231,7 @@ def step_against_sequence(name: str, frames: int) -> Comparison:
     def measure(folder: Path, rounds: int) -> Samples:
         import numpy as np
 
-        from edgesmith.exporters.streaming.session import StreamingSession
+        from edgesmith.exporters.session import StreamingSession
 
         session = StreamingSession(_file(folder / "step"))
         x = np.random.default_rng(0).standard_normal((1, frames, 128), dtype=np.float32)

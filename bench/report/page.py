@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from edgesmith import __version__
+from edgesmith._version import __version__
 from edgesmith.bench import history as histories
 from edgesmith.bench import measurement as measurements
 from edgesmith.bench.estimation import estimate as estimates
@@ -515,7 +515,7 @@ def _lint_blocks(found: Sequence[tuple[str, Artifact]]) -> Iterator[Block]:
                 rules[one.rule].severity,
                 one.rule,
                 str(len(one.findings)),
-                f"{one.findings[0].place}: {one.findings[0].fact}",
+                f"{one.findings[0].position}: {one.findings[0].fact}",
                 rules[one.rule].do,
                 ", ".join(map(label, rules[one.rule].sources)),
             )

@@ -28,6 +28,7 @@ class Program:
         inputs: example inputs, the shapes that the program is made for.
         input_names, output_names: what an artifact calls them.
         dynamic_batch: the first axis of every input is free; all other shapes are static.
+        typed_as: the precision that was written into the graph; empty where it is as captured.
     """
 
     module: GraphModule
@@ -35,6 +36,7 @@ class Program:
     input_names: tuple[str, ...]
     output_names: tuple[str, ...]
     dynamic_batch: bool = False
+    typed_as: str = ""
 
 
 def capture(
@@ -116,7 +118,15 @@ def exported(program: Program, target: str, around: nn.Module | None = None) -> 
     inlined = {op.overload: op.reference for op in all_ops().values() if target not in op.lowerings}
     module = _with_own_forms(program.module, target)
     with torch.no_grad(), _without_torchs_own_warnings():
-        written = _exported(around or module, program.inputs, program.dynamic_batch)
+        try:
+            written = _exported(around or module, program.inputs, program.dynamic_batch)
+        except Unsupported as error:
+            if not program.typed_as:
+                raise
+            raise Unsupported(
+                f"this model cannot be made {program.typed_as}, most likely because it sets types itself; export it"
+                " with --precision fp32"
+            ) from error
         if target == "onnx" and not inlined:  # torch's exporter traces it once more itself, and the file is the same
             return written
         return written.run_decompositions(inlined)

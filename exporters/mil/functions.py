@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from edgesmith.exporters.mil.program import BLOB, quiet
+from edgesmith.exporters.mil.program import BLOB, Block, Constant, MlProgram, Stored, quiet, walk_all
 
 SPECIFICATION = Path("Data/com.apple.CoreML/model.mlmodel")
 WEIGHTS = "weights/weight.bin"
@@ -21,20 +21,32 @@ _AS_NAMED = f"@model_path/{WEIGHTS}"
 _ALIGNMENT = 64
 
 
-def join(packages: Mapping[str, Path], path: Path) -> None:
-    """Write the packages' programs, as coremltools saves them, into one package.
+def read_specification(package: Path) -> Any:
+    """Return the specification of a package as coremltools saves it, a protobuf `Model`."""
+    with quiet():
+        from coremltools.proto import Model_pb2
+
+    model = Model_pb2.Model()
+    model.ParseFromString((package / SPECIFICATION).read_bytes())
+    return model
+
+
+def join(packages: Mapping[str, Path], package: Path) -> Any:
+    """Join the packages' programs, as coremltools saves them.
 
     Args:
         packages: by the name that their function gets; the first is the default one.
-        path: of the package's specification, `model.mlmodel`; its weights go beside it.
+        package: the weights are written into, which may be one of those.
+
+    Returns:
+        The specification that belongs to the weights, a protobuf `Model`.
     """
     with quiet():
         from coremltools.proto import Model_pb2
 
-    joined, weights = Model_pb2.Model(), _Weights()
-    for name, package in packages.items():
-        model = Model_pb2.Model()
-        model.ParseFromString((package / SPECIFICATION).read_bytes())
+    joined, weights = Model_pb2.Model(), _BlobFile()
+    for name, one in packages.items():
+        model = read_specification(one)
         if not joined.description.functions:
             joined.mlProgram.CopyFrom(model.mlProgram)
             joined.mlProgram.functions.clear()
@@ -45,32 +57,34 @@ def join(packages: Mapping[str, Path], path: Path) -> None:
         for kind in ("input", "output", "state"):
             getattr(described, kind).extend(getattr(model.description, kind))
         (function,) = model.mlProgram.functions.values()
-        file = (package / SPECIFICATION).parent / WEIGHTS
+        file = (one / SPECIFICATION).parent / WEIGHTS
         stored = file.read_bytes() if file.is_file() else b""
         for value in _blobs(function):
-            value.offset = weights.place(stored, value.offset)
+            value.offset = weights.add(stored, value.offset)
         joined.mlProgram.functions[name].CopyFrom(function)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(joined.SerializeToString(deterministic=True))
-    (path.parent / WEIGHTS).parent.mkdir(exist_ok=True)
-    (path.parent / WEIGHTS).write_bytes(weights.file())
+    written = (package / SPECIFICATION).parent / WEIGHTS
+    written.parent.mkdir(parents=True, exist_ok=True)
+    written.write_bytes(weights.file())
+    return joined
 
 
-def shared_bytes(path: Path) -> int:
-    """Bytes of weights that a package's functions would take besides what they take together."""
-    with quiet():
-        from coremltools.proto import Model_pb2
+def shared_bytes(program: MlProgram) -> int:
+    """Return the bytes of weights that a package's functions would take besides what they take together."""
+    read = [set(_weights(function.block)) for function in program.functions.values()]
+    return sum(one.size for weights in read for one in weights) - sum(one.size for one in set().union(*read))
 
-    model = Model_pb2.Model()
-    model.ParseFromString((path / SPECIFICATION).read_bytes())
-    stored = ((path / SPECIFICATION).parent / WEIGHTS).read_bytes()
-    read = [{value.offset for value in _blobs(function)} for function in model.mlProgram.functions.values()]
-    sizes: dict[int, int] = {offset: BLOB.unpack_from(stored, offset)[2] for offset in set().union(*read)}
-    return sum(sizes[offset] for offsets in read for offset in offsets) - sum(sizes.values())
+
+def _weights(block: Block) -> Iterator[Stored]:
+    """Yield the weights that a block's operators read from files."""
+    for operation in walk_all(block):
+        for operand in (*operation.inputs.values(), *operation.attributes.values()):
+            for one in operand if isinstance(operand, tuple) else (operand,):
+                if isinstance(one, Constant) and one.stored is not None:
+                    yield one.stored
 
 
 def _blobs(function: Any) -> Iterator[Any]:
-    """Where a function points into its blob file, inner blocks included."""
+    """Yield each pointer of a function into its blob file, inner blocks included."""
 
     def within(block: Any) -> Iterator[Any]:
         for operation in block.operations:
@@ -86,24 +100,24 @@ def _blobs(function: Any) -> Iterator[Any]:
         yield from within(block)
 
 
-class _Weights:
+class _BlobFile:
     """A blob file that keeps every blob once."""
 
     def __init__(self) -> None:
         self._content = bytearray(_ALIGNMENT)
         self._offsets: dict[tuple[int, int, bytes], int] = {}
 
-    def place(self, stored: bytes, offset: int) -> int:
-        """Where the blob at an offset of another file is in this one."""
+    def add(self, stored: bytes, offset: int) -> int:
+        """Return the offset, in this file, of the blob at an offset of another file."""
         sentinel, kind, size, start, padding = BLOB.unpack_from(stored, offset)
         key = (kind, padding, stored[start : start + size])
         if key not in self._offsets:
-            place = len(self._content)
-            self._offsets[key] = place
-            self._content += BLOB.pack(sentinel, kind, size, place + _ALIGNMENT, padding).ljust(_ALIGNMENT, b"\0")
+            here = len(self._content)
+            self._offsets[key] = here
+            self._content += BLOB.pack(sentinel, kind, size, here + _ALIGNMENT, padding).ljust(_ALIGNMENT, b"\0")
             self._content += key[2].ljust(-(-size // _ALIGNMENT) * _ALIGNMENT, b"\0")
         return self._offsets[key]
 
     def file(self) -> bytes:
-        """The whole file."""
+        """Return the whole file."""
         return struct.pack("<II", len(self._offsets), 2).ljust(_ALIGNMENT, b"\0") + self._content[_ALIGNMENT:]

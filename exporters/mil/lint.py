@@ -6,25 +6,84 @@ and no measurement: where an operator really runs, only the compute plan on an A
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Final, Literal, TypedDict
 
 from edgesmith.errors import BadInput
 from edgesmith.exporters import artifact as artifacts
+from edgesmith.exporters.mil.legalize import Legalization, legalizations_of
 from edgesmith.exporters.mil.program import MlProgram, Operation, StateType, load
-from edgesmith.exporters.mil.rules import RULES, SEVERITIES, Place, Rule, View, memory
+from edgesmith.exporters.mil.rules import RULES, SEVERITIES, Position, Rule, View, memory
 
-MENDED = "edgesmith.mended"
-"""User-defined metadata: a JSON list of what the lowering has mended, as `Mended`."""
+SCHEMA: Final = 1
+"""Number of the record that `lint --json` prints, `LintRecord`."""
+
+
+class FindingRecord(TypedDict):
+    """A finding, see `Finding`."""
+
+    rule: str
+    severity: str
+    function: str
+    operator: str
+    name: str
+    module: str | None
+    fact: str
+
+
+class RuleRecord(TypedDict):
+    """A rule that findings go against, see `rules.Rule`."""
+
+    name: str
+    severity: str
+    why: str
+    sources: list[str]
+    do: str
+
+
+class LegalizationRecord(TypedDict):
+    """A change of the lowering's, so that a rule is kept, see `legalize.Legalization`."""
+
+    rule: str
+    name: str
+    change: str
+
+
+class MemoryRecord(TypedDict):
+    """The bytes that all values of a program take, as they are and with their last axes padded to 64 bytes."""
+
+    bytes: int
+    padded: int
+
+
+class LintRecord(TypedDict):
+    """The findings in a Core ML package, as `edgesmith lint --json` prints them.
+
+    Attributes:
+        path: of the package.
+        counts: findings by severity.
+        operators: how many were looked at, constants left out.
+        rules: that findings go against.
+        findings: the most severe first.
+        legalized: what the lowering has changed before.
+    """
+
+    schema: Literal[1]
+    path: str
+    counts: dict[str, int]
+    operators: int
+    memory: MemoryRecord
+    rules: list[RuleRecord]
+    findings: list[FindingRecord]
+    legalized: list[LegalizationRecord]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A place that goes against a rule.
+    """An operator or input that goes against a rule.
 
     Attributes:
         rule: its name, a key of `rules.RULES`.
@@ -45,29 +104,20 @@ class Finding:
     fact: str
 
     @property
-    def place(self) -> str:
+    def position(self) -> str:
         """The operator in words, with its module and, where it is not the usual one, its function."""
         known = f"{self.name}, in {self.module}" if self.module else self.name
         return known if self.function == "main" else f"{self.function}: {known}"
 
 
 @dataclass(frozen=True)
-class Mended:
-    """What the lowering changed so that a rule is kept: the rule, the operator's name, and the change in words."""
-
-    rule: str
-    name: str
-    change: str
-
-
-@dataclass(frozen=True)
 class Report:
-    """All findings in a package.
+    """The findings in a package.
 
     Attributes:
         path: of the package.
         findings: the most severe first, then in order of the rules and the program.
-        mended: what the lowering has mended before.
+        legalized: what the lowering has changed before, so that rules are kept.
         operators: how many operators were looked at, constants left out.
         bytes, padded_bytes: the memory that all values of the program take, and with their last axes padded to 64
             bytes. (A runtime keeps only some at a time.)
@@ -75,7 +125,7 @@ class Report:
 
     path: Path
     findings: tuple[Finding, ...]
-    mended: tuple[Mended, ...]
+    legalized: tuple[Legalization, ...]
     operators: int
     bytes: int
     padded_bytes: int
@@ -88,7 +138,7 @@ class Report:
 
     @property
     def passes(self) -> bool:
-        """Whether there is nothing but notes: what `--strict` asks for."""
+        """True where there is nothing but notes, which is what `--strict` asks for."""
         return not self.counts["error"] and not self.counts["warning"]
 
     @property
@@ -97,38 +147,85 @@ class Report:
         broken = {finding.rule for finding in self.findings}
         return tuple(rule for rule in RULES.values() if rule.name in broken)
 
-    def as_json(self) -> dict[str, Any]:
-        """The report as plain values, with each broken rule's sentences and sources."""
+    def as_json(self) -> LintRecord:
+        """Return the report as plain values, with each broken rule's sentences and sources."""
         return {
+            "schema": SCHEMA,
             "path": str(self.path),
             "counts": self.counts,
             "operators": self.operators,
             "memory": {"bytes": self.bytes, "padded": self.padded_bytes},
-            "rules": [
-                {"name": r.name, "severity": r.severity, "why": r.why, "sources": list(r.sources), "do": r.do}
-                for r in self.rules
-            ],
-            "findings": [asdict(finding) for finding in self.findings],
-            "mended": [asdict(one) for one in self.mended],
+            "rules": [_rule_record(rule) for rule in self.rules],
+            "findings": [_finding_record(finding) for finding in self.findings],
+            "legalized": [{"rule": one.rule, "name": one.name, "change": one.change} for one in self.legalized],
         }
 
 
-def lint(path: str | Path) -> Report:
+def _rule_record(rule: Rule) -> RuleRecord:
+    return {
+        "name": rule.name,
+        "severity": rule.severity,
+        "why": rule.why,
+        "sources": list(rule.sources),
+        "do": rule.do,
+    }
+
+
+def _finding_record(finding: Finding) -> FindingRecord:
+    return {
+        "rule": finding.rule,
+        "severity": finding.severity,
+        "function": finding.function,
+        "operator": finding.operator,
+        "name": finding.name,
+        "module": finding.module,
+        "fact": finding.fact,
+    }
+
+
+def lint(path: str | Path | MlProgram) -> Report:
     """Check a Core ML package against the published rules of the Neural Engine.
 
     Args:
-        path: an artifact's folder, or any `.mlpackage` or `.mlmodel` that holds an ML Program.
+        path: an artifact's folder, or any `.mlpackage` or `.mlmodel` that holds an ML Program; or what
+            `program.load` has read of one.
 
     Raises:
         BadInput: there is no such package, it is damaged, or it is an artifact of another target.
         Unsupported: it holds no ML Program.
         BackendMissing: coremltools is not installed.
     """
-    return lint_program(load(package(path)))
+    program = path if isinstance(path, MlProgram) else load(package(path))
+    views = [View(function, program.interfaces[name]) for name, function in program.functions.items()]
+    sizes = [size for view in views for _, _, kind in view.values() if (size := memory(kind)) is not None]
+    return Report(
+        path=program.path,
+        findings=tuple(finding for rule in RULES.values() for view in views for finding in _findings(rule, view)),
+        legalized=legalizations_of(program),
+        operators=sum(len(view.operations) for view in views),
+        bytes=sum(own for own, _ in sizes),
+        padded_bytes=sum(padded for _, padded in sizes),
+    )
+
+
+def _findings(rule: Rule, view: View) -> Iterator[Finding]:
+    """Yield the findings of a rule in one function, each once."""
+    seen: set[tuple[int, str]] = set()
+    for position, fact in rule.check(view):
+        if (id(position), fact) not in seen:
+            seen.add((id(position), fact))
+            yield _finding(rule, view, position, fact)
+
+
+def _finding(rule: Rule, view: View, at: Position, fact: str) -> Finding:
+    if isinstance(at, Operation):
+        return Finding(rule.name, rule.severity, view.function.name, at.type, at.name, at.source, fact)
+    kind = "state" if isinstance(at.type, StateType) else "input"
+    return Finding(rule.name, rule.severity, view.function.name, kind, at.name, None, fact)
 
 
 def package(path: str | Path) -> Path:
-    """The Core ML package that a path means. Raises BadInput where it means none."""
+    """Return the Core ML package that a path means. Raises BadInput where it means none."""
     given = Path(path)
     if given.suffix in (".mlpackage", ".mlmodel"):
         return given
@@ -147,56 +244,6 @@ def _not_core_ml(name: str, kind: str) -> str:
     )
 
 
-def lint_program(program: MlProgram) -> Report:
-    """Check a program that was read. See `lint`."""
-    views = [View(function, program.interfaces[name]) for name, function in program.functions.items()]
-    findings = [
-        _finding(rule, view, place, fact)
-        for rule in RULES.values()
-        for view in views
-        for place, fact in dict.fromkeys((_Place(place), fact) for place, fact in rule.check(view))
-    ]
-    sizes = [size for view in views for _, _, kind in view.values() if (size := memory(kind)) is not None]
-    return Report(
-        path=program.path,
-        findings=tuple(findings),
-        mended=mended_in(program),
-        operators=sum(len(view.operations) for view in views),
-        bytes=sum(own for own, _ in sizes),
-        padded_bytes=sum(padded for _, padded in sizes),
-    )
-
-
-class _Place:
-    """A place to compare by identity: operators hold dictionaries, which have no hash."""
-
-    def __init__(self, place: Place) -> None:
-        self.place = place
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Place) and other.place is self.place
-
-    def __hash__(self) -> int:
-        return id(self.place)
-
-
-def _finding(rule: Rule, view: View, at: _Place, fact: str) -> Finding:
-    place = at.place
-    if isinstance(place, Operation):
-        return Finding(rule.name, rule.severity, view.function.name, place.type, place.name, place.source, fact)
-    kind = "state" if isinstance(place.type, StateType) else "input"
-    return Finding(rule.name, rule.severity, view.function.name, kind, place.name, None, fact)
-
-
-def mended_in(program: MlProgram) -> tuple[Mended, ...]:
-    """What the package says was mended; nothing where somebody else's entry has that name."""
-    try:
-        listed = json.loads(program.metadata.get(MENDED, "[]"))
-        return tuple(Mended(one["rule"], one["name"], one["change"]) for one in listed)
-    except (ValueError, KeyError, TypeError):
-        return ()
-
-
 @dataclass(frozen=True)
 class Group:
     """Findings of one rule, as a line of a table shows them.
@@ -211,17 +258,17 @@ class Group:
 
     @property
     def operators(self) -> dict[str, int]:
-        """How many findings there are at operators of each type, most frequent first."""
+        """The number of findings at operators of each type, most frequent first."""
         return dict(Counter(one.operator for one in self.findings).most_common())
 
     @property
     def facts(self) -> int:
-        """How many different facts they are."""
+        """The number of different facts."""
         return len({one.fact for one in self.findings})
 
 
 def group(findings: Sequence[Finding]) -> list[Group]:
-    """Findings by rule, in order."""
+    """Return findings by rule, in order."""
     found: dict[str, list[Finding]] = {}
     for finding in findings:
         found.setdefault(finding.rule, []).append(finding)
@@ -229,7 +276,7 @@ def group(findings: Sequence[Finding]) -> list[Group]:
 
 
 def label(source: str) -> str:
-    """A source's address for a line of a table.
+    """Return a source's address for a line of a table.
 
     >>> label("https://github.com/apple/coremltools/issues/2631")
     'apple/coremltools#2631'

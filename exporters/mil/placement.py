@@ -1,4 +1,4 @@
-"""Where Core ML would run each operator, and at what share of the time: a compute plan, which only a Mac can make.
+"""The compute plan, which only a Mac can make: where Core ML would run each operator, and at what share of the time.
 
 Only `plan` touches Apple's system; `read` turns what it returns into rows, and is what tests can reach elsewhere.
 Source: Apple's MLComputePlan (macOS 14.4 and later), as coremltools wraps it.
@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
-
-from edgesmith.exporters.targets import NotHere
 
 _DEVICES = {
     "MLNeuralEngineComputeDevice": "neural engine",
@@ -42,7 +40,7 @@ class Placement:
 
 
 class Plan(Protocol):
-    """What of coremltools' `MLComputePlan` is used here."""
+    """The part of coremltools' `MLComputePlan` that is used here."""
 
     @property
     def model_structure(self) -> Any:
@@ -79,14 +77,15 @@ def read(plan: Plan, function: str = "main") -> list[Placement]:
     return found
 
 
-def plan(path: Path, function: str = "main") -> list[Placement] | NotHere:
-    """The compute plan of a package for all of this Mac's devices, or why there is none here."""
-    if platform.system() != "Darwin":
-        return NotHere(f"a compute plan is made by Core ML, on macOS only, and this is {platform.system()}")
-    return _made(path, function)
+def cannot_plan() -> str | None:
+    """Return why there is no compute plan on this machine, or None."""
+    if platform.system() == "Darwin":
+        return None
+    return f"a compute plan is made by Core ML, on macOS only, and this is {platform.system()}"
 
 
-def _made(path: Path, function: str) -> list[Placement]:  # pragma: no cover - macOS
+def plan(path: Path, function: str = "main") -> list[Placement]:  # pragma: no cover - macOS
+    """Return the compute plan of a package's function for all of this Mac's devices. See `cannot_plan`."""
     import coremltools as ct
     from coremltools.models.compute_plan import MLComputePlan
 

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from edgesmith.errors import BackendMissing, BadInput, Unsupported
-from edgesmith.exporters.mil.ops import carrier
+from edgesmith.exporters.mil.carriers import carrier
 
 
 @dataclass(frozen=True)
@@ -98,11 +98,27 @@ class Ref:
 
 
 @dataclass(frozen=True)
+class Stored:
+    """A place in a weight file, by the name that the program has for the file, and the bytes of the value there."""
+
+    file: str
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
 class Constant:
-    """An operand that is in the program or in a weight file. `read()` gives its value, from the file each time."""
+    """An operand that is in the program or in a weight file.
+
+    Attributes:
+        type: of its value.
+        read: returns the value, read from the file each time.
+        stored: where it is, if it is in a weight file.
+    """
 
     type: Type
     read: Callable[[], Any] = field(repr=False, compare=False)
+    stored: Stored | None = field(default=None, compare=False)
 
 
 Operand = Ref | Constant | tuple[Ref | Constant, ...]
@@ -169,7 +185,7 @@ class ImageFeature:
 
 @dataclass(frozen=True)
 class Feature:
-    """What a caller gives or gets under one name.
+    """The value that a caller gives or gets under one name.
 
     Attributes:
         kind: "array", "image", "state", or what a classifier returns: "string", "int64", "dictionary".
@@ -231,12 +247,16 @@ class MlProgram:
 
 
 def walk(block: Block) -> Iterator[Operation]:
-    """The operators of a block and of those inside it, in order of evaluation, `const` left out."""
+    """Yield the operators of a block and of those inside it, in order of evaluation, `const` left out."""
+    return (operation for operation in walk_all(block) if operation.type != "const")
+
+
+def walk_all(block: Block) -> Iterator[Operation]:
+    """Yield the operators of a block and of those inside it, in order of evaluation, `const` too."""
     for operation in block.operations:
         for inner in operation.blocks:
-            yield from walk(inner)
-        if operation.type != "const":
-            yield operation
+            yield from walk_all(inner)
+        yield operation
 
 
 SOURCES = "edgesmith.sources"
@@ -335,7 +355,7 @@ def load(path: str | Path) -> MlProgram:
 
 
 def _specification(path: Path) -> Path:
-    """Where a package's model is. Raises BadInput."""
+    """Return the path of a package's model. Raises BadInput."""
     if not path.exists():
         raise BadInput(f"there is no {path}; give an .mlpackage")
     if path.is_file():
@@ -429,13 +449,13 @@ def _feature(feature: Any) -> Feature:
 
 
 def _flexible(given: Any, of: str) -> str | None:
-    """How the shape of a feature may vary."""
+    """Return how the shape of a feature may vary."""
     kind = given.WhichOneof(f"{of}Flexibility")
     return None if kind is None else "enumerated" if kind.startswith("enumerated") else "range"
 
 
 class _Reader:
-    """From protobuf messages to the classes above, with blob files opened once each."""
+    """The reader that makes the classes above of protobuf messages; it opens each blob file once."""
 
     def __init__(self, path: Path, folder: Path, model: Any) -> None:
         self.path = path
@@ -487,7 +507,7 @@ class _Reader:
         return Operation(given.type, name, inputs, outputs, attributes, blocks, source)
 
     def source(self, name: str, inputs: Mapping[str, Operand], outputs: tuple[Variable, ...]) -> str | None:
-        """Where an operator comes from, kept under its outputs' names for those that read them."""
+        """Return where an operator comes from, and keep it under its outputs' names for those that read them."""
         read = [name, *(reference for _, reference in references(inputs))]
         found = next((self.sources[one] for one in read if one in self.sources), None)
         if found is not None:
@@ -544,7 +564,8 @@ class _Reader:
             where, offset = given.blobFileValue.fileName, given.blobFileValue.offset
             if not isinstance(kind, TensorType) or kind.shape is None or None in kind.shape:
                 raise BadInput(f"{self.path.name} keeps a value of no fixed shape in {where}; the program is damaged")
-            return Constant(kind, lambda: self.file(where).read(offset, kind))
+            stored = Stored(where, offset, stored_size(kind))
+            return Constant(kind, lambda: self.file(where).read(offset, kind), stored)
         return Constant(kind, lambda: self.immediate(given, kind))
 
     def file(self, name: str) -> _BlobFile:
@@ -595,7 +616,7 @@ def references(inputs: Mapping[str, Operand]) -> Iterator[tuple[str, str]]:
 
 
 def _sources(metadata: Mapping[str, str], function: str) -> dict[str, str]:
-    """From the names of a function's operators to the modules that they come from, where the package has a table."""
+    """Return the module that each of a function's operators comes from, where the package has a table."""
     try:
         table = json.loads(metadata.get(f"{SOURCES}.{function}") or metadata.get(SOURCES, "{}"))
         return {name: module for module, names in table.items() for name in names}
@@ -603,11 +624,20 @@ def _sources(metadata: Mapping[str, str], function: str) -> dict[str, str]:
         return {}
 
 
+def stored_size(kind: TensorType) -> int:
+    """Return the bytes that a tensor of a fixed shape takes in a file."""
+    return _size(kind.dtype, math.prod(size or 0 for size in kind.shape or ()))
+
+
+def _size(dtype: str, count: int) -> int:
+    return (count * _LAYOUTS[dtype][1] + 7) // 8
+
+
 def decode(data: bytes, dtype: str, shape: tuple[int, ...], where: str) -> Tensor:
     """Stored bytes as a tensor of the type's carrier. Raises BadInput when there are not as many as the shape takes."""
     stored, bits = _LAYOUTS[dtype]
     count = math.prod(shape)
-    needed = (count * bits + 7) // 8
+    needed = _size(dtype, count)
     if len(data) != needed:
         raise BadInput(
             f"a constant of {where} has {len(data)} bytes where {dtype} of shape {list(shape)} takes {needed}; the"

@@ -1,14 +1,14 @@
-"""What is published about the Neural Engine, as checks on a program: one `Rule` each, with its source.
+"""The rules that are published about the Neural Engine, as checks on a program: one `Rule` each, with its source.
 
 A severity follows from who says so, as nobody outside Apple can look into the Neural Engine's compiler:
 
     error    Apple says that it is rejected, not executed there, or computed wrongly
     warning  it costs memory or time; or it leaves the Neural Engine by what users measured or reported, but no text of
              Apple's says so
-    note     advice that depends on the place, or that was given about another compiler of Apple's
+    note     advice that depends on the position, or that was given about another compiler of Apple's
 
-A check gets a `View` of one function and yields places with what was found there. To add a rule: write its check below,
-and its line in docs/lint.md.
+A check gets a `View` of one function and yields positions with what was found there. To add a rule: write its check
+below, and its line in docs/lint.md.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ from edgesmith.exporters.mil.program import (
     Variable,
     references,
     walk,
+    walk_all,
 )
+from edgesmith.exporters.precision.policy import HALF_MAX
 
 SEVERITIES = ("error", "warning", "note")
 
@@ -56,9 +58,6 @@ WIDE = 32
 MASK = -40000.0
 """What Apple writes into a mask instead of minus infinity."""
 
-HALF_MAX = 65504.0
-"""The largest half-precision number."""
-
 LARGEST_GOOD_KERNEL = 8
 """Apple's text calls a kernel of 9 bad and one of 5 good, and is silent in between."""
 
@@ -66,7 +65,7 @@ LARGEST_AXIS = 16384
 """Core ML's limit by the threads that `long-axis` names."""
 
 _FLOATS = frozenset({"fp16", "fp32", "fp64", "bf16"})
-_WIDE_FLOATS = frozenset({"fp32", "fp64"})
+_SINGLE_FLOATS = frozenset({"fp32", "fp64"})
 _NATIVE = frozenset({"fp16", "int8", "int16"})
 _BYTES = {"fp16": 2, "bf16": 2, "int16": 2, "uint16": 2, "int8": 1, "uint8": 1, "fp32": 4, "fp64": 8}
 
@@ -89,7 +88,7 @@ class Rule:
         why: one sentence.
         sources: addresses of the texts that say so.
         do: what to do about it.
-        check: yields places in a function and the fact found at each.
+        check: yields positions in a function and the fact found at each.
     """
 
     name: str
@@ -100,8 +99,8 @@ class Rule:
     check: Check
 
 
-Place = Operation | Variable
-Check = Callable[["View"], Iterator[tuple[Place, str]]]
+Position = Operation | Variable
+Check = Callable[["View"], Iterator[tuple[Position, str]]]
 
 RULES: dict[str, Rule] = {}
 """Every rule by name, the most severe first."""
@@ -131,7 +130,7 @@ class View:
     def __init__(self, function: Function, interface: Interface) -> None:
         self.function = function
         self.interface = interface
-        every = list(_everything(function))
+        every = list(walk_all(function.block))
         self.operations = tuple(op for op in every if op.type != "const" and not op.type.startswith("constexpr_"))
         self.types: dict[str, Type] = {one.name: one.type for one in function.inputs}
         self._makers: dict[str, Operation] = {}
@@ -164,7 +163,7 @@ class View:
         return value if isinstance(value, Constant) else None
 
     def is_stored(self, operand: Operand | None) -> bool:
-        """Whether an operand is a constant, or is decompressed from constants."""
+        """Return whether an operand is a constant, or is decompressed from constants."""
         maker = self.maker(operand)
         return self.constant(operand) is not None or (maker is not None and maker.type.startswith("constexpr_"))
 
@@ -200,7 +199,7 @@ class View:
             if parameter in _DATA and not (operation.type == "clip" and parameter == "beta"):
                 yield from ((parameter, one) for one in (operand if isinstance(operand, tuple) else (operand,)))
 
-    def values(self) -> Iterator[tuple[Place, Variable, TensorType]]:
+    def values(self) -> Iterator[tuple[Position, Variable, TensorType]]:
         """Every tensor of the function that is computed or comes in, with where it is made."""
         for one in self.function.inputs:
             kind = one.type.wrapped if isinstance(one.type, StateType) else one.type
@@ -210,18 +209,6 @@ class View:
             for one in operation.outputs:
                 if isinstance(one.type, TensorType):
                     yield operation, one, one.type
-
-
-def _everything(function: Function) -> Iterator[Operation]:
-    """All operators, constants too."""
-
-    def blocks(operations: Sequence[Operation]) -> Iterator[Operation]:
-        for operation in operations:
-            for block in operation.blocks:
-                yield from blocks(block.operations)
-            yield operation
-
-    yield from blocks(function.block.operations)
 
 
 def words(shape: Sequence[int | None] | None) -> str:
@@ -255,10 +242,10 @@ def _kib(count: int) -> str:
     source=APPLE_RULES,
     do="Reshape axes of size 1 away, or merge axes before and split them after.",
 )
-def _rank(view: View) -> Iterator[tuple[Place, str]]:
-    for place, one, kind in view.values():
+def _rank(view: View) -> Iterator[tuple[Position, str]]:
+    for position, one, kind in view.values():
         if kind.shape is not None and len(kind.shape) > 5:
-            yield place, f"{one.name} has rank {len(kind.shape)}: {words(kind.shape)}"
+            yield position, f"{one.name} has rank {len(kind.shape)}: {words(kind.shape)}"
 
 
 @rule(
@@ -268,14 +255,9 @@ def _rank(view: View) -> Iterator[tuple[Place, str]]:
     source=APPLE_RULES,
     do="Export with --precision fp16; keep in fp32 only what overflows.",
 )
-def _fp32_computation(view: View) -> Iterator[tuple[Place, str]]:
-    returned = set(view.function.block.outputs)
+def _fp32_computation(view: View) -> Iterator[tuple[Position, str]]:
     for operation in view.operations:
-        if operation.type == "cast" and all(one.name in returned for one in operation.outputs):
-            continue  # the interface, see fp32-interface
-        if operation.type == "cast" and _type(operation) not in _WIDE_FLOATS:
-            continue  # out of fp32
-        if operation.blocks or operation.type == "classify":
+        if operation.blocks or operation.type == "classify" or _is_cast_at_the_edge(operation, view):
             continue  # what is inside counts, and dictionaries are not computed there anyway
         outputs = [one.type.dtype for one in operation.outputs if isinstance(one.type, TensorType)]
         inputs = [
@@ -283,9 +265,17 @@ def _fp32_computation(view: View) -> Iterator[tuple[Place, str]]:
             for _, operand in view.operands(operation)
             if not view.is_stored(operand) and (kind := view.type(operand)) is not None
         ]
-        wide = [dtype for dtype in (*outputs, *inputs) if dtype in _WIDE_FLOATS]
-        if wide:
-            yield operation, f"computes in {wide[0]}"
+        single = [dtype for dtype in (*outputs, *inputs) if dtype in _SINGLE_FLOATS]
+        if single:
+            yield operation, f"computes in {single[0]}"
+
+
+def _is_cast_at_the_edge(operation: Operation, view: View) -> bool:
+    """Return whether an operator is a cast of the interface, see `fp32-interface`, or one out of fp32."""
+    if operation.type != "cast":
+        return False
+    is_returned = all(one.name in view.function.block.outputs for one in operation.outputs)
+    return is_returned or _type(operation) not in _SINGLE_FLOATS
 
 
 def _type(operation: Operation) -> str:
@@ -300,13 +290,13 @@ def _type(operation: Operation) -> str:
     source=(APPLE_RULES, APPLE_ISSUES),
     do="Give the constant the type of what it is combined with.",
 )
-def _fp32_constant(view: View) -> Iterator[tuple[Place, str]]:
+def _fp32_constant(view: View) -> Iterator[tuple[Position, str]]:
     if not view.half:
         return
     for operation in view.operations:
         for parameter, operand in view.operands(operation):
             kind = view.type(operand)
-            if view.constant(operand) is not None and kind is not None and kind.dtype in _WIDE_FLOATS:
+            if view.constant(operand) is not None and kind is not None and kind.dtype in _SINGLE_FLOATS:
                 yield operation, f"{parameter} is a constant in {kind.dtype}, {words(kind.shape)}"
 
 
@@ -317,7 +307,7 @@ def _fp32_constant(view: View) -> Iterator[tuple[Place, str]]:
     source=(APPLE_RULES, "https://developer.apple.com/forums/thread/724930"),
     do="Export one program, or one function, for each shape.",
 )
-def _dynamic_shape(view: View) -> Iterator[tuple[Place, str]]:
+def _dynamic_shape(view: View) -> Iterator[tuple[Position, str]]:
     flexible = {feature.name: feature.flexible for feature in view.interface.inputs}
     enumerated = any(kind == "enumerated" for kind in flexible.values())
     for one in view.function.inputs:
@@ -339,7 +329,7 @@ def _dynamic_shape(view: View) -> Iterator[tuple[Place, str]]:
     source=(APPLE_RULES, APPLE_ISSUES),
     do=f"Mask with {MASK:.0f}, which fp16 has and whose exponential is zero; an fp16 export does so by itself.",
 )
-def _infinite_constant(view: View) -> Iterator[tuple[Place, str]]:
+def _infinite_constant(view: View) -> Iterator[tuple[Position, str]]:
     for operation, parameter, value in _float_constants(view):
         count = int((~value.isfinite()).sum())
         if count:
@@ -355,7 +345,7 @@ def _infinite_constant(view: View) -> Iterator[tuple[Place, str]]:
     source=(f"{COREMLTOOLS}/pull/2669", APPLE_RULES),
     do=f"Scale it down; masks take {MASK:.0f}.",
 )
-def _fp16_overflow(view: View) -> Iterator[tuple[Place, str]]:
+def _fp16_overflow(view: View) -> Iterator[tuple[Position, str]]:
     if not view.half:
         return
     for operation, parameter, value in _float_constants(view):
@@ -383,7 +373,7 @@ def _float_constants(view: View) -> Iterator[tuple[Operation, str, Tensor]]:
     source=f"{COREMLTOOLS}/issues/1780",
     do="Write the step as products and export it with --streaming, or use a form without a recurrence.",
 )
-def _recurrent_operator(view: View) -> Iterator[tuple[Place, str]]:
+def _recurrent_operator(view: View) -> Iterator[tuple[Position, str]]:
     for operation in view.operations:
         if operation.type in ("lstm", "gru", "rnn"):
             yield operation, f"{operation.type} over {words(view.shape(operation.inputs.get('x')))}"
@@ -397,7 +387,7 @@ def _recurrent_operator(view: View) -> Iterator[tuple[Place, str]]:
     source=APPLE_ISSUES,
     do="Look the rows up outside and pass them as [1, D, 1, S], or give the table a middle axis of 1: [V, 1, D].",
 )
-def _table_lookup(view: View) -> Iterator[tuple[Place, str]]:
+def _table_lookup(view: View) -> Iterator[tuple[Position, str]]:
     for operation in view.operations:
         if operation.type in ("gather", "gather_nd") and view.is_stored(operation.inputs.get("x")):
             table, result = view.shape(operation.inputs.get("x")), operation.outputs[0].type
@@ -415,7 +405,7 @@ def _table_lookup(view: View) -> Iterator[tuple[Place, str]]:
     source=(APPLE_RULES, APPLE_ARTICLE),
     do="Move a larger axis to the end.",
 )
-def _singleton_last_axis(view: View) -> Iterator[tuple[Place, str]]:
+def _singleton_last_axis(view: View) -> Iterator[tuple[Position, str]]:
     yield from _unaligned(view, lambda last: last == 1)
 
 
@@ -426,7 +416,7 @@ def _singleton_last_axis(view: View) -> Iterator[tuple[Place, str]]:
     source=(APPLE_RULES, APPLE_ARTICLE),
     do="Move a larger axis to the end, or choose an input size that leaves one.",
 )
-def _short_last_axis(view: View) -> Iterator[tuple[Place, str]]:
+def _short_last_axis(view: View) -> Iterator[tuple[Position, str]]:
     yield from _unaligned(view, lambda last: 1 < last < WIDE)
 
 
@@ -437,14 +427,14 @@ def _short_last_axis(view: View) -> Iterator[tuple[Place, str]]:
     source=(APPLE_RULES, APPLE_ARTICLE),
     do="Choose sizes that are multiples of 32, powers of 2 where possible.",
 )
-def _unaligned_last_axis(view: View) -> Iterator[tuple[Place, str]]:
+def _unaligned_last_axis(view: View) -> Iterator[tuple[Position, str]]:
     yield from _unaligned(view, lambda last: last > WIDE)
 
 
-def _unaligned(view: View, wanted: Callable[[int], bool]) -> Iterator[tuple[Place, str]]:
+def _unaligned(view: View, wanted: Callable[[int], bool]) -> Iterator[tuple[Position, str]]:
     """Values whose last axis is padded; a value that is fp32 at the interface only counts as the half that it was."""
-    for place, _, kind in view.values():
-        counted = TensorType("fp16", kind.shape) if kind.dtype in _WIDE_FLOATS else kind
+    for position, _, kind in view.values():
+        counted = TensorType("fp16", kind.shape) if kind.dtype in _SINGLE_FLOATS else kind
         known = memory(counted) if counted.dtype in _NATIVE else None
         if known is None or not kind.shape or known[0] == known[1] or known[0] == 0:
             continue
@@ -453,7 +443,7 @@ def _unaligned(view: View, wanted: Callable[[int], bool]) -> Iterator[tuple[Plac
             size = _BYTES[counted.dtype]
             padded = math.ceil(last * size / ALIGNMENT) * ALIGNMENT // size
             own = f"last axis {last} of {words(kind.shape)}, padded to {padded}"
-            yield place, f"{own}: {_kib(known[1])} for {_kib(known[0])}, {known[1] / known[0]:.2f} times"
+            yield position, f"{own}: {_kib(known[1])} for {_kib(known[0])}, {known[1] / known[0]:.2f} times"
 
 
 @rule(
@@ -463,7 +453,7 @@ def _unaligned(view: View, wanted: Callable[[int], bool]) -> Iterator[tuple[Plac
     source=(APPLE_RULES, APPLE_ARTICLE),
     do="Keep data as [B, C, 1, S] and write the layer as a 1x1 convolution.",
 )
-def _linear(view: View) -> Iterator[tuple[Place, str]]:
+def _linear(view: View) -> Iterator[tuple[Position, str]]:
     for operation in view.operations:
         x, y = operation.inputs.get("x"), operation.inputs.get("y")
         if operation.type == "linear":
@@ -481,7 +471,7 @@ def _linear(view: View) -> Iterator[tuple[Place, str]]:
     source=(APPLE_ARTICLE, APPLE_RULES),
     do="Give convolutions over one axis a height of 1.",
 )
-def _not_4d(view: View) -> Iterator[tuple[Place, str]]:
+def _not_4d(view: View) -> Iterator[tuple[Position, str]]:
     for operation in view.operations:
         if operation.type in ("conv", "conv_transpose") and len(view.shape(operation.inputs.get("x"))) == 3:
             yield operation, f"convolves {words(view.shape(operation.inputs.get('x')))}"
@@ -494,7 +484,7 @@ def _not_4d(view: View) -> Iterator[tuple[Place, str]]:
     source=(APPLE_RULES, APPLE_ARTICLE),
     do="Leave the last axis in its place: [B, C, 1, S] all through, and einsum 'bchq,bkhc->bkhq' for attention.",
 )
-def _copy_of_last_axis(view: View) -> Iterator[tuple[Place, str]]:
+def _copy_of_last_axis(view: View) -> Iterator[tuple[Position, str]]:
     for operation in view.operations:
         x = operation.inputs.get("x")
         before, kind = view.shape(x), operation.outputs[0].type if operation.outputs else None
@@ -510,7 +500,7 @@ def _copy_of_last_axis(view: View) -> Iterator[tuple[Place, str]]:
 
 
 def _is_view(shape: Sequence[int | None], order: Sequence[int]) -> bool:
-    """Whether a transpose leaves the numbers where they are: only axes of size 1 change places."""
+    """Return whether a transpose leaves the numbers where they are: only axes of size 1 move."""
     moved = [axis for axis in order if shape[axis] != 1]
     return moved == sorted(moved)
 
@@ -522,7 +512,7 @@ def _is_view(shape: Sequence[int | None], order: Sequence[int]) -> bool:
     source=(APPLE_RULES, "https://github.com/apple/ml-ane-transformers"),
     do="Arrange attention weights as [B, keys, 1, queries] and take the softmax over axis 1.",
 )
-def _softmax_axis(view: View) -> Iterator[tuple[Place, str]]:
+def _softmax_axis(view: View) -> Iterator[tuple[Position, str]]:
     for operation in view.operations:
         if operation.type == "softmax":
             shape = view.shape(operation.inputs.get("x"))
@@ -539,7 +529,7 @@ def _softmax_axis(view: View) -> Iterator[tuple[Place, str]]:
     source=(APPLE_RULES, "https://github.com/vx-lang/Vx/issues/437"),
     do="Split the heads: 'bchq,bkhc->bkhq' and a softmax over axis 1 for each.",
 )
-def _fused_attention(view: View) -> Iterator[tuple[Place, str]]:
+def _fused_attention(view: View) -> Iterator[tuple[Position, str]]:
     for operation in view.operations:
         if operation.type == "scaled_dot_product_attention":
             yield operation, f"queries {words(view.shape(operation.inputs.get('query')))}"
@@ -553,7 +543,7 @@ def _fused_attention(view: View) -> Iterator[tuple[Place, str]]:
     source=APPLE_RULES,
     do="Change the stride and train again, or use a pixel shuffle.",
 )
-def _stride(view: View) -> Iterator[tuple[Place, str]]:
+def _stride(view: View) -> Iterator[tuple[Position, str]]:
     for operation in view.operations:
         strides = view.ints(operation, "strides")
         if operation.type in ("conv", "conv_transpose") and not _maps_well(strides):
@@ -561,7 +551,7 @@ def _stride(view: View) -> Iterator[tuple[Place, str]]:
 
 
 def _maps_well(strides: Sequence[int]) -> bool:
-    """Whether strides are such as Apple recommends. Sizes 1 and 2 go with each other."""
+    """Return whether strides are such as Apple recommends. Sizes 1 and 2 go with each other."""
     large = {stride for stride in strides if stride > 2}
     if not large:
         return True
@@ -584,7 +574,7 @@ def _maps_well(strides: Sequence[int]) -> bool:
     source=APPLE_RULES,
     do="Leave this layer's weights as they are.",
 )
-def _palettised_stride(view: View) -> Iterator[tuple[Place, str]]:
+def _palettised_stride(view: View) -> Iterator[tuple[Position, str]]:
     for operation in view.operations:
         maker = view.maker(operation.inputs.get("weight"))
         strides = view.ints(operation, "strides")
@@ -599,7 +589,7 @@ def _palettised_stride(view: View) -> Iterator[tuple[Place, str]]:
     source=APPLE_RULES,
     do="Use two kernels after each other: k = k1 + k2 - 1.",
 )
-def _large_kernel(view: View) -> Iterator[tuple[Place, str]]:
+def _large_kernel(view: View) -> Iterator[tuple[Position, str]]:
     for operation in view.operations:
         if operation.type in ("conv", "conv_transpose"):
             kernel = view.shape(operation.inputs.get("weight"))[2:]
@@ -614,7 +604,7 @@ def _large_kernel(view: View) -> Iterator[tuple[Place, str]]:
     source=APPLE_RULES,
     do="Use convolutions of dilation 2 and 3 after each other: 8 = 2 x 2 x 2.",
 )
-def _dilation(view: View) -> Iterator[tuple[Place, str]]:
+def _dilation(view: View) -> Iterator[tuple[Position, str]]:
     for operation in view.operations:
         dilations = view.ints(operation, "dilations")
         if operation.type in ("conv", "conv_transpose") and max(dilations, default=1) > 3:
@@ -628,7 +618,7 @@ def _dilation(view: View) -> Iterator[tuple[Place, str]]:
     source=APPLE_RULES,
     do="Pool with stride 2 or 4, or reduce over the whole map.",
 )
-def _pooling_stride(view: View) -> Iterator[tuple[Place, str]]:
+def _pooling_stride(view: View) -> Iterator[tuple[Position, str]]:
     for operation in view.operations:
         strides = view.ints(operation, "strides")
         if operation.type in ("max_pool", "avg_pool", "l2_pool") and any(s not in (1, 2, 4) for s in strides):
@@ -642,30 +632,31 @@ def _pooling_stride(view: View) -> Iterator[tuple[Place, str]]:
     source=APPLE_RULES,
     do="Use torch.nn.LayerNorm, and let the converter fuse what it finds.",
 )
-def _spelled_layer_norm(view: View) -> Iterator[tuple[Place, str]]:
+def _spelled_layer_norm(view: View) -> Iterator[tuple[Position, str]]:
     """A norm is y = x - mean(x) divided by the square root of mean(y^2), with an epsilon or without."""
     for operation in view.operations:
-        if operation.type not in ("rsqrt", "sqrt"):
+        variance = _variance_under_root(view, operation)
+        if variance is None:
             continue
-        variance = view.maker(operation.inputs.get("x"))
-        if variance is not None and variance.type == "add":
-            operands = [view.maker(variance.inputs.get(name)) for name in ("x", "y")]
-            variance = next((one for one in operands if one is not None and one.type == "reduce_mean"), None)
-        centred = _squared(view, view.maker(variance.inputs.get("x"))) if _is_mean(variance) and variance else None
-        difference = view.maker(centred)
+        difference = view.maker(_squared(view, view.maker(variance.inputs.get("x"))))
         if difference is None or difference.type != "sub":
             continue
         mean = view.maker(difference.inputs.get("y"))
-        if mean is not None and _is_mean(mean) and mean.inputs.get("x") == difference.inputs.get("x"):
+        if mean is not None and mean.type == "reduce_mean" and mean.inputs.get("x") == difference.inputs.get("x"):
             yield difference, f"a norm of {words(view.shape(mean.inputs.get('x')))} over {view.ints(mean, 'axes')}"
 
 
-def _is_mean(operation: Operation | None) -> bool:
-    return operation is not None and operation.type == "reduce_mean"
+def _variance_under_root(view: View, root: Operation) -> Operation | None:
+    """Return the mean that an operator takes the square root of, directly or with an epsilon added."""
+    operand = view.maker(root.inputs.get("x")) if root.type in ("rsqrt", "sqrt") else None
+    if operand is None:
+        return None
+    added = [view.maker(operand.inputs.get(name)) for name in ("x", "y")] if operand.type == "add" else [operand]
+    return next((one for one in added if one is not None and one.type == "reduce_mean"), None)
 
 
 def _squared(view: View, operation: Operation | None) -> Operand | None:
-    """What an operator squares."""
+    """Return what an operator squares."""
     if operation is None:
         return None
     x, y = operation.inputs.get("x"), operation.inputs.get("y")
@@ -684,7 +675,7 @@ def _squared(view: View, operation: Operation | None) -> Operand | None:
     source=f"{COREMLTOOLS}/issues/2631",
     do="Pad the state, or pass it as an input and an output.",
 )
-def _state_size(view: View) -> Iterator[tuple[Place, str]]:
+def _state_size(view: View) -> Iterator[tuple[Position, str]]:
     for one in view.function.inputs:
         if isinstance(one.type, StateType):
             shape = one.type.wrapped.shape
@@ -699,7 +690,7 @@ def _state_size(view: View) -> Iterator[tuple[Place, str]]:
     source=(APPLE_RULES, "https://apple.github.io/coremltools/docs-guides/source/stateful-models.html"),
     do="Keep states in fp16.",
 )
-def _state_type(view: View) -> Iterator[tuple[Place, str]]:
+def _state_type(view: View) -> Iterator[tuple[Position, str]]:
     for one in view.function.inputs:
         if isinstance(one.type, StateType) and one.type.wrapped.dtype not in _NATIVE:
             yield one, f"the state is {one.type.wrapped.dtype}"
@@ -712,7 +703,7 @@ def _state_type(view: View) -> Iterator[tuple[Place, str]]:
     source=f"{COREMLTOOLS}/issues/2208",
     do="Use a form without a loop, or export one step with --streaming.",
 )
-def _control_flow(view: View) -> Iterator[tuple[Place, str]]:
+def _control_flow(view: View) -> Iterator[tuple[Position, str]]:
     for operation in view.operations:
         if operation.type in ("while_loop", "cond"):
             inner = sum(1 for block in operation.blocks for _ in walk(block))
@@ -726,10 +717,10 @@ def _control_flow(view: View) -> Iterator[tuple[Place, str]]:
     source=(APPLE_RULES, f"{COREMLTOOLS}/issues/2365"),
     do="Compute indices and conditions outside, or keep them few: each may be a way to the CPU and back.",
 )
-def _other_types(view: View) -> Iterator[tuple[Place, str]]:
-    for place, _, kind in view.values():
+def _other_types(view: View) -> Iterator[tuple[Position, str]]:
+    for position, _, kind in view.values():
         if kind.dtype not in _NATIVE | _FLOATS and kind.dtype != "string":
-            yield place, f"{kind.dtype} {words(kind.shape)}"
+            yield position, f"{kind.dtype} {words(kind.shape)}"
 
 
 @rule(
@@ -739,7 +730,7 @@ def _other_types(view: View) -> Iterator[tuple[Place, str]]:
     source=("https://github.com/roboflow/rf-detr/pull/1495", f"{COREMLTOOLS}/issues/1103"),
     do="Do it at the very end or outside of the model.",
 )
-def _indexing(view: View) -> Iterator[tuple[Place, str]]:
+def _indexing(view: View) -> Iterator[tuple[Position, str]]:
     for operation in view.operations:
         indices = operation.inputs.get("indices")
         gathers = operation.type in ("gather", "gather_nd", "gather_along_axis") and not view.is_stored(indices)
@@ -755,7 +746,7 @@ def _indexing(view: View) -> Iterator[tuple[Place, str]]:
     source=(f"{COREMLTOOLS}/pull/2725", f"{COREMLTOOLS}/issues/2690", f"{COREMLTOOLS}/issues/2359"),
     do="Write softplus as max(x, 0) + log(1 + exp(-|x|)), and subtract the maximum before a sum of exponentials.",
 )
-def _overflowing_function(view: View) -> Iterator[tuple[Place, str]]:
+def _overflowing_function(view: View) -> Iterator[tuple[Position, str]]:
     for operation in view.operations:
         kind = view.type(operation.inputs.get("x"))
         named = operation.type in ("softplus", "softplus_parametric", "reduce_log_sum_exp")
@@ -770,11 +761,11 @@ def _overflowing_function(view: View) -> Iterator[tuple[Place, str]]:
     source=("https://github.com/microsoft/onnxruntime/issues/19543", "https://github.com/apple/ml-fastvlm/issues/50"),
     do="Fold the axis into two.",
 )
-def _long_axis(view: View) -> Iterator[tuple[Place, str]]:
-    for place, one, kind in view.values():
+def _long_axis(view: View) -> Iterator[tuple[Position, str]]:
+    for position, one, kind in view.values():
         longest = max((size for size in kind.shape or () if size is not None), default=0)
         if longest > LARGEST_AXIS:
-            yield place, f"{one.name} is {words(kind.shape)}"
+            yield position, f"{one.name} is {words(kind.shape)}"
 
 
 # Advice -------------------------------------------------------------------------------------------------------------
@@ -787,7 +778,7 @@ def _long_axis(view: View) -> Iterator[tuple[Place, str]]:
     source=("https://developer.apple.com/forums/thread/724930", f"{COREMLTOOLS}/issues/1909"),
     do="Prefer one function for each shape, with shared weights.",
 )
-def _enumerated_shapes(view: View) -> Iterator[tuple[Place, str]]:
+def _enumerated_shapes(view: View) -> Iterator[tuple[Position, str]]:
     listed = {feature.name for feature in view.interface.inputs if feature.flexible == "enumerated"}
     for one in view.function.inputs:
         if one.name in listed:
@@ -801,15 +792,15 @@ def _enumerated_shapes(view: View) -> Iterator[tuple[Place, str]]:
     source=APPLE_RULES,
     do="Declare it Float16 where the caller can take that; edgesmith's outputs are Float32 so that all callers can.",
 )
-def _fp32_interface(view: View) -> Iterator[tuple[Place, str]]:
+def _fp32_interface(view: View) -> Iterator[tuple[Position, str]]:
     if not view.half:
         return
     for one in view.function.inputs:
-        if isinstance(one.type, TensorType) and one.type.dtype in _WIDE_FLOATS:
+        if isinstance(one.type, TensorType) and one.type.dtype in _SINGLE_FLOATS:
             yield one, f"the input is {one.type.dtype}"
     for name in view.function.block.outputs:
         kind, maker = view.type(Ref(name)), view.maker(Ref(name))
-        if kind is not None and kind.dtype in _WIDE_FLOATS:
+        if kind is not None and kind.dtype in _SINGLE_FLOATS:
             yield maker or Variable(name, kind), f"the output {name} is {kind.dtype}"
 
 
@@ -821,7 +812,7 @@ def _fp32_interface(view: View) -> Iterator[tuple[Place, str]]:
     source=APPLE_ISSUES,
     do="Ask a compute plan first; tanh is 2 * sigmoid(2 x) - 1, and coremltools writes x * sigmoid(x) as silu again.",
 )
-def _silu_or_tanh(view: View) -> Iterator[tuple[Place, str]]:
+def _silu_or_tanh(view: View) -> Iterator[tuple[Position, str]]:
     for operation in view.operations:
         if operation.type in ("silu", "tanh"):
             yield operation, f"{operation.type} of {words(view.shape(operation.inputs.get('x')))}"

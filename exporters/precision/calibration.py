@@ -6,8 +6,8 @@
               input's batch is its first axis, 1 for a scalar; where inputs differ in it, N does in the same proportion
     random    seeded like the inputs of verification, with other seeds
 
-Samples fill batches in order; what is left over is not used. Every HELD_OUT-th call, COUNT of verify.py at most, is
-kept out of calibration: int8 is judged on those. Of a large set LIMIT calls are used, evenly spread.
+Samples fill batches in order; what is left over is not used. Every HELD_OUT-th call, COUNT of inputs.py at
+most, is kept out of calibration: int8 is judged on those. Of a large set LIMIT calls are used, evenly spread.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import hashlib
 import io
 import lzma
 import tokenize
+import warnings
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -29,13 +30,17 @@ import torch
 from torch import Tensor
 
 from edgesmith.errors import BackendMissing, BadInput
-from edgesmith.exporters.verification import check as verify
+from edgesmith.exporters.graph.capture import Program
+from edgesmith.exporters.inputs import COUNT, seeded_inputs
 from edgesmith.models.registry import ImageInput
 
 if TYPE_CHECKING:
     from PIL import Image
 
 CROP = 0.875
+INPUTS_FILE = "inputs.safetensors"
+"""What an artifact keeps the inputs in that were held out."""
+
 BITS_PER_SAMPLE = 258
 """A TIFF's tag."""
 
@@ -77,12 +82,15 @@ class Calibration:
     described: dict[str, Any]
 
 
-def check_path(path: Path) -> None:
-    """Raise BadInput for what is neither a folder nor an `.npz`."""
-    if not path.exists():
-        raise BadInput(f"--calibration: there is no {path}; wanted a folder of images or an .npz")
-    if path.is_file() and path.suffix.lower() != ".npz":
-        raise BadInput(f"--calibration must be a folder of images or an .npz, got the file {path}")
+def for_program(path: str | Path | None, program: Program, image: ImageInput | None) -> Calibration:
+    """Return what a program is calibrated and judged on; a warning where that is random.
+
+    Raises:
+        BadInput: a file that cannot be used, or too few of them.
+    """
+    if path is None:
+        warnings.warn(WARNING, RandomCalibration, stacklevel=2)
+    return load(None if path is None else Path(path), program.input_names, program.inputs, image, program.dynamic_batch)
 
 
 def load(
@@ -99,19 +107,18 @@ def load(
         BadInput: a file that cannot be used, or too few of them.
     """
     if path is None:
-        seeded = verify.seeded_inputs(examples, None, dynamic_batch, verify.COUNT + RANDOM)
+        seeded = seeded_inputs(examples, None, dynamic_batch, COUNT + RANDOM)
         return Calibration(
-            seeded[verify.COUNT :],
+            seeded[COUNT:],
             None,
             {
                 "source": "random",
                 "calls": RANDOM,
-                "held_out": verify.COUNT,
-                "seeds": f"{verify.COUNT} to {verify.COUNT + RANDOM - 1}",
+                "held_out": COUNT,
+                "seeds": f"{COUNT} to {COUNT + RANDOM - 1}",
                 "warning": WARNING,
             },
         )
-    check_path(path)
     if path.is_dir():
         return _from_folder(path, examples, image)
     return _from_npz(path, names, examples)
@@ -304,8 +311,8 @@ def _split(given: list[list[Tensor]], facts: dict[str, Any], digest: str) -> Cal
     """Keep every HELD_OUT-th call out, the last one where there are fewer."""
     every = min(HELD_OUT, len(given))
     held = list(range(every - 1, len(given), every))
-    if len(held) > verify.COUNT:
-        held = held[:: len(held) // verify.COUNT][: verify.COUNT]
+    if len(held) > COUNT:
+        held = held[:: len(held) // COUNT][:COUNT]
     out = set(held)
     rest = [one for i, one in enumerate(given) if i not in out]
     described = {**facts, "calls": len(rest), "held_out": len(held), "sha256": digest}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Collection
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -51,7 +52,7 @@ def half(program: Program, wide: Collection[str] = (), kind: torch.dtype = torch
             new = add_constant(module, f"{node.target}_{_NAMES[kind]}", round_weight(weight, kind), node)
         for user in others:
             user.replace_input_with(node, new)
-    return with_module(program, tidy(module))
+    return replace(with_module(program, tidy(module)), typed_as=_NAMES[kind])
 
 
 def is_wide(node: Node, wide: Collection[str]) -> bool:

@@ -51,6 +51,7 @@ from edgesmith.exporters.graph.edit import (
     tidy,
     val,
 )
+from edgesmith.exporters.precision.task import CountsMacs, Typed, TypingTask
 from edgesmith.kernels.op import all_ops, find
 
 LEAST, MOST = -128, 127
@@ -568,3 +569,31 @@ def _choose(
             f" {-10 * math.log10(max(costs[node.name], 1e-30)):.1f} dB"
         )
     return found
+
+
+def type_int8(program: Program, task: TypingTask) -> Typed:
+    """Return the program with int8 layers, made on the task's calibration data.
+
+    Raises:
+        Unsupported, BadInput: as `quantise`.
+    """
+    assert task.calibration is not None
+    assert task.largest_int8_weight is not None, "the target lists int8 and says no largest weight"
+    data, largest = task.calibration, task.largest_int8_weight
+    found = quantise(program, data.inputs, task.thresholds.snr_db, largest)
+
+    def describe(file: CountsMacs) -> dict[str, Any]:
+        macs = file.count_macs()
+        return {
+            "int8": {
+                "layers": found.layers,
+                "sums": found.sums,
+                "macs": macs,
+                "share_of_macs": round(macs["int8"] / macs["all"], 4),
+                "weight_bits": largest.bit_length() + 1,
+                "snr_db": None if found.snr_db is None else round(found.snr_db, 1),
+                "calibration": data.described,
+            }
+        }
+
+    return Typed(found.program, found.kept or None, describe)

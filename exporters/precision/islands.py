@@ -1,14 +1,15 @@
-"""Which nodes of a program stay fp32 when the rest has 16 bits: islands, found by running it on inputs.
+"""Islands of fp32 in a program of 16 bits: which nodes they are is found by running it on calibration inputs.
 
-Evaluated twice, step by step: in fp32, and as typed, where every operator of a half-precision node is computed in fp32
-and rounded once, those inside a fused op's reference too. As for Core ML (mil/mixed.py) there are two kinds:
+Every node is evaluated twice, side by side: in fp32, and as it is typed. A half-precision node as typed computes each
+of its operators in fp32 and rounds the result once, the operators inside a fused op's reference too. policy.py chooses
+by what was seen:
 
-    range   what makes a value beyond the type's range, inside or as its result, and what reads one; in bf16 there is
-            none that fp32 has not. The sum behind a mean
-            and the sum of squares behind a norm count as values: in which precision a runtime adds up, no program says
-    loss    while an output misses the SNR, the nodes that lose most, by the limits of mil/mixed.py: an SNR less than
-            that of the worst operand, or than that of a value that was rounded once. Not where neurons spike: rounding
-            anywhere before one flips spikes, and nothing short of all being fp32 helps
+    range   of bf16 it is that of fp32, so nothing leaves it. The sum behind a mean and the sum of squares behind a norm
+            count as values of their operator: in which precision a runtime adds up, no program says
+    loss    not where neurons spike: rounding anywhere before one flips spikes, and only all of it in fp32 helps
+    SNR     is no reason here: where no node loses 1 dB, all of them together would have to be fp32
+
+`type_mixed` leaves both the typing and the measuring to a target's converter and its files.
 """
 
 from __future__ import annotations
@@ -26,70 +27,94 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from edgesmith.exporters.graph.capture import Program
 from edgesmith.exporters.graph.edit import constant, count_operators, operator_name, site
-from edgesmith.exporters.mil.mixed import LIMITS_DB
-from edgesmith.exporters.mil.report import ROUNDING_DB
-from edgesmith.exporters.precision.half import is_wide, round_weight
-from edgesmith.kernels.op import all_ops
-
-ROUNDS = 8
-"""How often it may look again with what it has found kept wide."""
+from edgesmith.exporters.precision.half import half, is_wide, round_weight
+from edgesmith.exporters.precision.policy import INPUTS, ROUNDING_DB, Seen, choose, find
+from edgesmith.exporters.precision.task import Typed, TypingTask
+from edgesmith.kernels.op import all_ops, spikes_in
 
 
-def find_wide(
-    program: Program, inputs: Sequence[Sequence[Tensor]], snr_db: float, kind: torch.dtype = torch.float16
+def type_half(program: Program, task: TypingTask, dtype_name: str) -> Typed:
+    """Return the program in a type of 16 bits, but for the islands of targets that have them.
+
+    Args:
+        program: rewritten, of float32.
+        task: a target whose converter types the program gets it as it is. A step has no islands: whole inputs say
+            nothing about it.
+        dtype_name: `float16` or `bfloat16`.
+    """
+    if not task.types_programs:
+        return Typed(program)
+    dtype: torch.dtype = getattr(torch, dtype_name)
+    kept: dict[str, str] = {}
+    if task.finds_islands and not task.is_step:
+        kept = find_islands(program, task.inputs[:INPUTS], task.thresholds.snr_db, dtype)
+    return Typed(half(program, kept, dtype), kept or None)
+
+
+def type_mixed(program: Program, task: TypingTask) -> Typed:
+    """Return the program as it is, and what the target's converter has to keep in fp32 by what its files show."""
+    return Typed(program, find(task.lossy_operators))
+
+
+def find_islands(
+    program: Program, inputs: Sequence[Sequence[Tensor]], snr_db: float, dtype: torch.dtype = torch.float16
 ) -> dict[str, str]:
-    """The names of nodes to keep in fp32, each with the reason in words.
+    """Return the names of nodes to keep in fp32, each with the reason in words.
 
     Args:
         program: rewritten, of float32.
         inputs: for calibration, one tuple for each call.
         snr_db: what every output has to reach against the same program in fp32.
-        kind: float16 or bfloat16.
+        dtype: float16 or bfloat16.
     """
-    spikes = "edgesmith.lif" in count_operators(program.module)
-    found: dict[str, str] = {}
-    for _ in range(ROUNDS):
-        seen = _Seen(program, found, kind)
+    spikes = spikes_in(count_operators(program.module))
+
+    def measure(kept: Mapping[str, str]) -> dict[str, str]:
+        evaluation = _Evaluation(program, kept, dtype)
         for given in inputs:
-            seen.add(given)
-        new = seen.out_of_range() or ({} if spikes or seen.reach(snr_db) else seen.losers())
-        if not new.keys() - found.keys():
-            break
-        found = {**new, **found}
-    return found
+            evaluation.add(given)
+        return choose(evaluation.seen(), spikes or evaluation.reaches(snr_db), evaluation.largest)
+
+    return find(measure)
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's base class carries no types
     """Largest magnitude that any operator makes, sums of reductions included; rounds results to a type when asked."""
 
-    def __init__(self, rounds: torch.dtype | None) -> None:
+    def __init__(self, dtype: torch.dtype | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # as above
-        self.rounds = rounds
+        self.dtype = dtype
         self.peak = 0.0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if self.rounds is not None:
-            return tree_map(partial(_rounded, kind=self.rounds), result)
+        if self.dtype is not None:
+            return tree_map(partial(_rounded, dtype=self.dtype), result)
         values = [_peak(value) for value in tree_leaves(result) if isinstance(value, Tensor)]
         self.peak = max(self.peak, _largest_sum(func, args, result), *values)
         return result
 
 
-class _Seen:
-    """What the nodes of a program met over several inputs."""
+class _Evaluation:
+    """A program's two evaluations, and what its nodes met in them over several inputs.
 
-    def __init__(self, program: Program, wide: Collection[str], kind: torch.dtype) -> None:
-        self.program, self.wide, self.kind = program, wide, kind
-        self.largest = torch.finfo(kind).max
-        self.rounding_db = ROUNDING_DB + 20 * math.log10(torch.finfo(torch.float16).eps / torch.finfo(kind).eps)
+    Args:
+        program: of float32.
+        keep_fp32: names of nodes that are not rounded.
+        dtype: what the others are rounded to.
+    """
+
+    def __init__(self, program: Program, keep_fp32: Collection[str], dtype: torch.dtype) -> None:
+        self.program, self.keep_fp32, self.dtype = program, keep_fp32, dtype
+        self.largest = torch.finfo(dtype).max
+        self.rounding_db = ROUNDING_DB + 20 * math.log10(torch.finfo(torch.float16).eps / torch.finfo(dtype).eps)
         self.references: dict[Any, Any] = {op.overload: op.reference for op in all_ops().values()}
         self.peaks: dict[str, float] = {}
         self.inner: dict[str, float] = {}
         self.figures: dict[str, tuple[float, float]] = {}
-        self.nodes = [node for node in program.module.graph.nodes if node.op == "call_function"]
 
     def add(self, given: Sequence[Tensor]) -> None:
+        """Evaluate the program on one more input."""
         exact: dict[Node, Any] = {}
         typed: dict[Node, Any] = {}
         placeholders = iter(given)
@@ -107,6 +132,7 @@ class _Seen:
                         del exact[source], typed[source]
 
     def _step(self, node: Node, exact: dict[Node, Any], typed: dict[Node, Any]) -> None:
+        """Evaluate one node in both, and note its figures."""
         call: Any = self.references.get(node.target, node.target)
 
         def arguments(values: Mapping[Node, Any], rounds: bool) -> tuple[Any, Any]:
@@ -114,96 +140,82 @@ class _Seen:
                 if not rounds:
                     return values[source]
                 rounded = _rounded_weight if source.op == "get_attr" else _rounded
-                return tree_map(partial(rounded, kind=self.kind), values[source])
+                return tree_map(partial(rounded, dtype=self.dtype), values[source])
 
             return torch.fx.map_arg(node.args, value), torch.fx.map_arg(node.kwargs, value)
 
-        rounds = not is_wide(node, self.wide)
+        rounds = not is_wide(node, self.keep_fp32)
         args, kwargs = arguments(exact, False)
         with _Watch(None) as watch:
             exact[node] = call(*args, **kwargs)
         args, kwargs = arguments(typed, rounds)
-        with _Watch(self.kind if rounds else None):
+        with _Watch(self.dtype if rounds else None):
             typed[node] = call(*args, **kwargs)
         self.inner[node.name] = max(self.inner.get(node.name, 0.0), watch.peak)
-        pairs = zip(tree_leaves(typed[node]), tree_leaves(exact[node]), strict=True)
-        for value, true in pairs:
+        for value, true in zip(tree_leaves(typed[node]), tree_leaves(exact[node]), strict=True):
             if isinstance(true, Tensor) and true.is_floating_point():
-                self.peaks[node.name] = max(self.peaks.get(node.name, 0.0), _peak(true))
-                error = float((value - true).square().sum(dtype=torch.float64))
-                signal, noise = self.figures.get(node.name, (0.0, 0.0))
-                noise += error if math.isfinite(error) else math.inf
-                self.figures[node.name] = signal + float(true.square().sum(dtype=torch.float64)), noise
+                self._compare(node.name, value, true)
+
+    def _compare(self, name: str, value: Tensor, true: Tensor) -> None:
+        """Note the peak of a result, and its signal and noise."""
+        self.peaks[name] = max(self.peaks.get(name, 0.0), _peak(true))
+        error = float((value - true).square().sum(dtype=torch.float64))
+        signal, noise = self.figures.get(name, (0.0, 0.0))
+        noise += error if math.isfinite(error) else math.inf
+        self.figures[name] = signal + float(true.square().sum(dtype=torch.float64)), noise
 
     def snr_db(self, node: Node) -> float:
-        """Of a node's results as typed against fp32; infinite where there is no error, or nothing is rounded."""
+        """Return the SNR of a node's results against fp32; infinite where there is no error, or nothing is rounded."""
         signal, noise = self.figures.get(node.name, (0.0, 0.0))
         if noise == 0:
             return math.inf
         return 10 * math.log10(signal / noise) if signal and math.isfinite(noise) else -math.inf
 
-    def reach(self, snr_db: float) -> bool:
-        """Whether all outputs are that good."""
+    def reaches(self, snr_db: float) -> bool:
+        """Return whether all outputs are that good."""
         return all(self.snr_db(node) >= snr_db for node in self.program.module.graph.output_node().all_input_nodes)
 
-    def out_of_range(self) -> dict[str, str]:
-        """Nodes that make or read what fp16 cannot hold, as far as they are not wide yet."""
-        found = {}
-        for node in self.nodes:
-            made = max(self.inner[node.name], self.peaks.get(node.name, 0.0))
-            read = max((self.peaks.get(source.name, 0.0) for source in node.all_input_nodes), default=0.0)
-            if is_wide(node, self.wide) or max(made, read) <= self.largest:
+    def seen(self) -> list[Seen]:
+        """Return what was seen of every node."""
+        found: dict[Node, Seen] = {}
+        for node in self.program.module.graph.nodes:
+            if node.op != "call_function":
                 continue
-            verb, value = ("makes", made) if made > self.largest else ("reads", read)
-            found[node.name] = f"{_where(node)} {verb} {value:.3g}, and half precision ends at {self.largest:.6g}"
-        return found
-
-    def losers(self) -> dict[str, str]:
-        """Half-precision nodes that lose most; of a wide one, those that make its operands."""
-        losses = {}
-        for node in self.nodes:
-            before = min([self.rounding_db, *(self.snr_db(source) for source in node.all_input_nodes)])
-            losses[node] = 0.0 if before == -math.inf else max(before - self.snr_db(node), 0.0)
-        for limit in LIMITS_DB:
-            makers = {maker: loss for node, loss in losses.items() if loss > limit for maker in self._narrow(node)}
-            if makers:
-                return {node.name: f"{_where(node)} loses {loss:.1f} dB" for node, loss in makers.items()}
-        return {}
-
-    def _narrow(self, node: Node) -> list[Node]:
-        found, seen, waiting = list[Node](), set(), [node]
-        while waiting:
-            one = waiting.pop()
-            if one in seen or one.op != "call_function":
-                continue
-            seen.add(one)
-            if is_wide(one, self.wide):
-                waiting += one.all_input_nodes
-            else:
-                found.append(one)
-        return found
+            sources = node.all_input_nodes
+            makes = max(self.inner[node.name], self.peaks.get(node.name, 0.0))
+            reads = max((self.peaks.get(source.name, 0.0) for source in sources), default=0.0)
+            before = min([self.rounding_db, *(self.snr_db(source) for source in sources)])
+            is_half = not is_wide(node, self.keep_fp32)
+            found[node] = Seen(
+                name=node.name,
+                position=f"{operator_name(node).removeprefix('aten.')} at {site(node)}",
+                makes=makes,
+                reads=reads,
+                loss_db=0.0 if before == -math.inf else max(before - self.snr_db(node), 0.0),
+                is_half=is_half,
+                overflows=is_half and max(makes, reads) > self.largest,
+                operands=tuple(found[source] for source in sources if source in found),
+            )
+        return list(found.values())
 
 
-def _where(node: Node) -> str:
-    return f"{operator_name(node).removeprefix('aten.')} at {site(node)}"
-
-
-def _rounded(value: Any, kind: torch.dtype) -> Any:
-    """A value of fp32 as a type of 16 bits holds it; complex numbers by their halves."""
+def _rounded(value: Any, dtype: torch.dtype) -> Any:
+    """Return a value of fp32 as a type of 16 bits holds it; complex numbers by their halves."""
     if not isinstance(value, Tensor) or value.dtype not in (torch.float32, torch.complex64):
         return value
     if value.is_complex():
-        return torch.view_as_complex(torch.view_as_real(value).to(kind).float())
-    return value.to(kind).float()
+        return torch.view_as_complex(torch.view_as_real(value).to(dtype).float())
+    return value.to(dtype).float()
 
 
-def _rounded_weight(value: Any, kind: torch.dtype) -> Any:
+def _rounded_weight(value: Any, dtype: torch.dtype) -> Any:
+    """Return a weight as `half` writes it."""
     is_float = isinstance(value, Tensor) and value.dtype == torch.float32
-    return round_weight(value, kind).float() if is_float else value
+    return round_weight(value, dtype).float() if is_float else value
 
 
 def _peak(value: Tensor) -> float:
-    """The largest finite magnitude; of complex numbers that of their halves."""
+    """Return the largest finite magnitude; of complex numbers that of their halves."""
     if value.is_complex():
         value = torch.view_as_real(value)
     if not value.is_floating_point() or not value.numel():
@@ -213,7 +225,7 @@ def _peak(value: Tensor) -> float:
 
 
 def _largest_sum(func: Any, args: Sequence[Any], result: Any) -> float:
-    """What a reduction adds up before it divides: elements, or, for a norm, their squares. 0 for other operators."""
+    """Return what a reduction adds up before it divides: elements, or, for a norm, their squares. 0 for others."""
     name = func._schema.name
     if name in ("aten::mean", "aten::var", "aten::_adaptive_avg_pool2d", "aten::adaptive_avg_pool2d"):
         return float(_peak(result) * args[0].numel() / max(result.numel(), 1))

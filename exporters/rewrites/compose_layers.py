@@ -139,7 +139,7 @@ def _check(first: Linear, second: Linear) -> None:
     for value in dict.fromkeys((first.node, read)):
         if len(value.users) > 1:
             raise Reject(f"{value.name} is read by {readers(value)}, not by {second.node.name} alone")
-    if read is not first.node and list(read.args[0]).count(first.node) > 1:  # type: ignore[union-attr, arg-type]  # a cat
+    if read is not first.node and list(read.args[0]).count(first.node) > 1:  # type: ignore[arg-type]  # a cat
         raise Reject(f"{first.node.name} is in the concatenation twice")
     if second.pads and first.bias is not None and bool(first.bias.any()):
         raise Reject(f"{site(second.node)} pads with zeros, which the bias of {site(first.node)} would have to fill")

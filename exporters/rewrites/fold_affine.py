@@ -189,7 +189,8 @@ def _fold_scale(factor: _Factor) -> str | None:
     except Reject as declined:
         reason = declined.reason
     if factor.axis != 1 and rank(node) != 2:
-        return _decline(node, value, reason)
+        _decline(node, value, reason)
+        return None
     try:
         _move_out_of_sum(factor)
         return "out of the sum, into what reads that"
@@ -198,7 +199,8 @@ def _fold_scale(factor: _Factor) -> str | None:
     try:
         fold_forwards(module, node, factor.full, torch.zeros_like(factor.full))
     except Reject as forwards:
-        return _decline(node, value, f"{reason}; {forwards.reason}")
+        _decline(node, value, f"{reason}; {forwards.reason}")
+        return None
     node.replace_all_uses_with(value)
     return "into what reads it"
 
@@ -221,7 +223,8 @@ def _fold_shift(module: GraphModule, node: Node, value: Node, shift: Tensor, axi
     try:
         fold_forwards(module, node, torch.ones_like(full), full)
     except Reject as forwards:
-        return _decline(node, value, forwards.reason)
+        _decline(node, value, forwards.reason)
+        return None
     node.replace_all_uses_with(value)
     return "into the biases of what reads it"
 

@@ -1,4 +1,4 @@
-"""The manifest's account of a step program: its frame, its states, who keeps them. Made and read here; numpy only.
+"""The manifest's account of a step program: its frame, its states, who keeps them. Made and read here.
 
     {"delay": 5, "frame": {"name": "frame", "shape": [1, 128]}, "is_frame": "is_frame", "kept_by": "caller",
      "outputs": [{"name": "logits", "time_axis": null}],
@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 IS_FRAME = "is_frame"
 """The input that is 1 while frames come and 0 in the steps after the last one."""
@@ -147,6 +148,8 @@ def states_of_caller(streaming: StreamingDescription) -> list[StateDescription]:
 
 def initial_states(streaming: StreamingDescription) -> list[np.ndarray]:
     """Return the values of the states that are inputs, before the first frame."""
+    import numpy as np
+
     return [np.full(state["shape"], state["initial"], np.float32) for state in states_of_caller(streaming)]
 
 
@@ -154,6 +157,8 @@ def inputs_of_call(
     streaming: StreamingDescription, frame: np.ndarray, states: Sequence[np.ndarray], is_frame: bool = True
 ) -> list[np.ndarray]:
     """Return the values of a step's inputs, in their order."""
+    import numpy as np
+
     flag = [] if streaming["is_frame"] is None else [np.full((1,), float(is_frame), np.float32)]
     return [frame, *flag, *states]
 

@@ -38,10 +38,6 @@ from edgesmith.exporters.streaming.building import StepBuilder, make_plan
 from edgesmith.exporters.streaming.description import CALLER, IS_FRAME, KeptBy, State, StreamingDescription
 from edgesmith.exporters.streaming.rules import rule_for
 
-__all__ = ["State", "StepProgram", "describe", "is_rest", "to_step"]
-
-is_rest = description.is_compensation
-
 
 @dataclass(frozen=True)
 class StepProgram:

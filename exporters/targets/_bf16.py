@@ -1,9 +1,9 @@
-"""bf16 in ONNX files. ONNX Runtime has no kernels of it on a CPU: neither what runs a file nor what folds it has any.
+"""bf16 in ONNX files, on a CPU for which ONNX Runtime has no bf16 kernels.
 
-    folding      bf16 becomes double, in which every number of bf16 is exact, and afterwards bf16 again
-    executing    bf16 becomes float, and every result of bf16 is rounded to it: computed in fp32, rounded once
+    folding      constants are folded in double, where every bf16 number is exact; the result is bf16 again
+    executing    values are float; each bf16 result is computed in fp32 and rounded once to bf16
 
-Convolutions of bf16 are in ONNX from opset 22 on, which says the same of all other operators here as opset 20.
+ONNX has bf16 convolutions from opset 22 on. All other operators here mean the same as in opset 20.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ROUNDED = _MOVES | {"Transpose", "Unsqueeze", "Cast", "Constant", "ConstantOfSh
 
 
 def has_bf16(model: onnx.ModelProto) -> bool:
-    """Whether a model says anywhere that something is bf16: what is made of it has been cast to it, or is a weight."""
+    """Return whether a model has bf16 anywhere: a weight, or a cast to it."""
     for graph in _graphs(model.graph):
         if any(tensor.data_type == BF16 for tensor in graph.initializer):
             return True

@@ -16,19 +16,19 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgesmith.errors import Unsupported
-from edgesmith.exporters.streaming.step import Step
-from edgesmith.exporters.targets import NotHere, Request
+from edgesmith.exporters.targets.target import Arrays, NotHere, Request, TargetFile
 
 if TYPE_CHECKING:
     import numpy as np
     import onnx
-    from torch.export import ExportedProgram
 
     from edgesmith.exporters.graph.capture import Program
+    from edgesmith.exporters.streaming.step import Step
 
 LOWERINGS = "onnx"
 """Whose lowerings of fused ops these files are made of."""
@@ -42,10 +42,12 @@ def lower(program: Program, path: Path, request: Request) -> None:
     import onnxsim
     import torch
 
+    from edgesmith.exporters.graph.capture import exported
     from edgesmith.exporters.targets import _bf16
     from edgesmith.kernels.op import all_ops
 
-    ready = _typed(program, request)
+    ready = exported(program, LOWERINGS)
+    has_bf16 = request.precision.dtype == "bfloat16"
     table: dict[Any, Any] = {
         op.overload: op.lowerings[LOWERINGS] for op in all_ops().values() if LOWERINGS in op.lowerings
     }
@@ -70,29 +72,13 @@ def lower(program: Program, path: Path, request: Request) -> None:
         if model.ByteSize() > _LIMIT_BYTES:
             raise Unsupported(f"the model is {model.ByteSize() / 2**30:.1f} GiB; one ONNX file holds less than 2 GiB")
         _name_nodes(model)
-        if request.precision == "bf16":
+        if has_bf16:
             _bf16.to_double(model)
         model, _ = onnxsim.simplify(model, check_n=0)
-        if request.precision == "bf16":
+        if has_bf16:
             _bf16.from_double(model)
     _annotate(model, request)
     path.write_bytes(model.SerializeToString(deterministic=True))
-
-
-def _typed(program: Program, request: Request) -> ExportedProgram:
-    """The program ready for torch's exporter, in the precision that is asked for."""
-    from edgesmith.exporters.graph.capture import exported
-    from edgesmith.exporters.precision.half import KINDS, half
-
-    if request.precision not in KINDS:
-        return exported(program, LOWERINGS)
-    try:
-        return exported(half(program, request.wide, KINDS[request.precision]), LOWERINGS)
-    except Unsupported as error:
-        raise Unsupported(
-            f"this model cannot be made {request.precision}, most likely because it sets types itself;"
-            " export it with --precision fp32"
-        ) from error
 
 
 def _group_norm(
@@ -124,29 +110,102 @@ def _group_norm(
     return op.BatchNormalization(normed, scale, shift, zeros, ones, epsilon=0.0)
 
 
-def check(path: Path) -> None:
-    """onnx.checker with full shape inference."""
-    import onnx
+class OnnxFile(TargetFile):
+    """An ONNX file, parsed once.
 
-    try:
-        onnx.checker.check_model(str(path), full_check=True)
-    except Exception as error:  # DecodeError, ValidationError and InferenceError share no base class
-        raise Unsupported(f"{path.name} is no valid ONNX model: {str(error).strip().splitlines()[0]}") from error
+    Args:
+        as_written: compute int8 as the file spells it, in float between its roundings, instead of in kernels for
+            integers, which on x86 without VNNI add two products in 16 bits and saturate.
+        may_have_bf16: whether to look for bf16, which ONNX Runtime does not run on a CPU; looking takes the package
+            onnx.
+    """
 
+    def __init__(self, path: Path, runtime: str, *, as_written: bool = False, may_have_bf16: bool = True) -> None:
+        super().__init__(path, runtime)
+        self.as_written = as_written
+        self.may_have_bf16 = may_have_bf16
 
-def count_operators(path: Path) -> dict[str, int]:
-    """Nodes by operator type, those inside loops too."""
-    import onnx
+    @cached_property
+    def model(self) -> onnx.ModelProto:
+        """What the file holds; not to be written to."""
+        import onnx
 
-    counts = Counter(node.op_type for node in _nodes(onnx.load(str(path)).graph))
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+        return onnx.load(str(self.path))
 
+    def check(self) -> None:
+        """Check the file by onnx.checker with full shape inference."""
+        import onnx
 
-def operators(path: Path) -> list[tuple[str, str]]:
-    """Name and operator type of every node, those inside loops too, in the file's order."""
-    import onnx
+        try:
+            onnx.checker.check_model(str(self.path), full_check=True)
+        except Exception as error:  # DecodeError, ValidationError and InferenceError share no base class
+            line = str(error).strip().splitlines()[0]
+            raise Unsupported(f"{self.path.name} is no valid ONNX model: {line}") from error
 
-    return [(node.name, node.op_type) for node in _nodes(onnx.load(str(path)).graph)]
+    def count_operators(self) -> dict[str, int]:
+        """Return how often each operator type occurs, nodes inside loops too."""
+        counts = Counter(node.op_type for node in _nodes(self.model.graph))
+        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+    def operators(self) -> list[tuple[str, str]]:
+        """Return the name and operator type of every node, those inside loops too, in the file's order."""
+        return [(node.name, node.op_type) for node in _nodes(self.model.graph)]
+
+    def count_macs(self) -> dict[str, int]:
+        """Return the multiply-accumulates of the first batch: `all`, and `int8`, between two dequantised values.
+
+        Counted are convolutions and matmuls, in the bodies of loops as often as these run.
+        """
+        import onnx
+
+        counts = {"int8": 0, "all": 0}
+        _count_macs(onnx.shape_inference.infer_shapes(self.model).graph, {}, 1, counts)
+        return counts
+
+    def run(self, calls: Sequence[Arrays]) -> list[list[np.ndarray]] | NotHere:
+        """Execute in ONNX Runtime on the CPU."""
+        reason = cannot_run()
+        if reason is not None:
+            return NotHere(reason)
+        session = _session(self._computable(), self.as_written)
+        names = [value.name for value in session.get_inputs()]
+        try:
+            return [session.run(None, dict(zip(names, given, strict=True))) for given in calls]
+        except Exception as error:  # onnxruntime's exceptions share no importable base class
+            line = str(error).strip().splitlines()[0]
+            raise Unsupported(f"ONNX Runtime does not run the file: {line}") from error
+
+    def open_step(self, threads: int = 1) -> Step | NotHere:
+        """Open a step program in ONNX Runtime; one thread is fastest for a step as small as these."""
+        from edgesmith.exporters.streaming.stepper import open_onnx_step
+
+        reason = cannot_run()
+        return NotHere(reason) if reason is not None else open_onnx_step(self._computable(), threads)
+
+    def intermediate(self, names: Sequence[str], inputs: Arrays) -> dict[str, np.ndarray]:
+        """Return values inside the file: torch's exporter names a value after the program's node."""
+        import onnx
+
+        model = onnx.shape_inference.infer_shapes(self.model)
+        inside = {name for node in model.graph.node for name in node.output}
+        known = [name for name in names if name in inside]
+        present = {value.name for value in model.graph.output}
+        model.graph.output.extend(value for value in model.graph.value_info if value.name in set(known) - present)
+        _make_computable(model)
+        session = _session(model.SerializeToString())
+        wanted = [value.name for value in session.get_outputs() if value.name in known]
+        feeds = {value.name: array for value, array in zip(session.get_inputs(), inputs, strict=True)}
+        return dict(zip(wanted, session.run(wanted, feeds), strict=True))
+
+    def _computable(self) -> Path | bytes:
+        """Return what ONNX Runtime can run of the file: itself, or, of one in bf16, its stand-in."""
+        if not self.may_have_bf16:
+            return self.path
+        import onnx
+
+        model = onnx.ModelProto()
+        model.CopyFrom(self.model)
+        return bytes(model.SerializeToString()) if _make_computable(model) else self.path
 
 
 def cannot_run() -> str | None:
@@ -154,19 +213,6 @@ def cannot_run() -> str | None:
     if importlib.util.find_spec("onnxruntime") is None:
         return "onnxruntime is not installed: pip install onnxruntime"
     return None
-
-
-def count_macs(path: Path) -> dict[str, int]:
-    """Multiplications of a file for its first batch: `all`, and `int8`, those between two values that are dequantised.
-
-    Counted are convolutions and matrix products, in the bodies of loops as often as these run.
-    """
-    import onnx
-
-    model = onnx.shape_inference.infer_shapes(onnx.load(str(path)))
-    counts = {"int8": 0, "all": 0}
-    _count_macs(model.graph, {}, 1, counts)
-    return counts
 
 
 def _count_macs(graph: onnx.GraphProto, outer: dict[str, list[int]], times: int, counts: dict[str, int]) -> None:
@@ -202,73 +248,6 @@ def _count_macs(graph: onnx.GraphProto, outer: dict[str, list[int]], times: int,
             counts["int8"] += macs
 
 
-def run(
-    path: Path, inputs: Sequence[Sequence[np.ndarray]], as_written: bool = False
-) -> list[list[np.ndarray]] | NotHere:
-    """Execute in ONNX Runtime on the CPU.
-
-    Args:
-        as_written: compute int8 as the file spells it, in float between its roundings, instead of in kernels for
-            integers, which on x86 without VNNI add two products in 16 bits and saturate.
-    """
-    reason = cannot_run()
-    if reason is not None:
-        return NotHere(reason)
-    session = _session(computable(path), as_written)
-    names = [value.name for value in session.get_inputs()]
-    try:
-        return [session.run(None, dict(zip(names, given, strict=True))) for given in inputs]
-    except Exception as error:  # onnxruntime's exceptions share no importable base class
-        raise Unsupported(f"ONNX Runtime does not run the file: {str(error).strip().splitlines()[0]}") from error
-
-
-def open_step(path: Path | bytes, threads: int = 1) -> Step | NotHere:
-    """A step program in ONNX Runtime on the CPU, of a file or of a file's bytes; needs numpy and ONNX Runtime only."""
-    reason = cannot_run()
-    if reason is not None:
-        return NotHere(reason)
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = threads
-    # A memory that hears nothing decays into denormal numbers, over which some processors take their time.
-    options.add_session_config_entry("session.set_denormal_as_zero", "1")
-    model = path if isinstance(path, bytes) else str(path)
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    names = [value.name for value in session.get_inputs()]
-
-    def call(values: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
-        outputs: Sequence[np.ndarray] = session.run(None, dict(zip(names, values, strict=True)))
-        return outputs
-
-    return Step(call)
-
-
-def intermediate(path: Path, names: Sequence[str], inputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """Values inside the file: torch's exporter names a value after the program's node."""
-    import onnx
-
-    model = onnx.shape_inference.infer_shapes(onnx.load(str(path)))
-    inside = {name for node in model.graph.node for name in node.output}
-    known = [name for name in names if name in inside]
-    present = {value.name for value in model.graph.output}
-    model.graph.output.extend(value for value in model.graph.value_info if value.name in set(known) - present)
-    _make_computable(model)
-    session = _session(model.SerializeToString())
-    wanted = [value.name for value in session.get_outputs() if value.name in known]
-    feeds = {value.name: array for value, array in zip(session.get_inputs(), inputs, strict=True)}
-    return dict(zip(wanted, session.run(wanted, feeds), strict=True))
-
-
-def computable(path: Path) -> Path | bytes:
-    """What ONNX Runtime can run of a file: itself, or, of one in bf16, its stand-in."""
-    import onnx
-
-    model = onnx.load(str(path))
-    return bytes(model.SerializeToString()) if _make_computable(model) else path
-
-
 def _make_computable(model: onnx.ModelProto) -> bool:
     """Replace bf16 by what computes the same on a CPU; whether there was any."""
     from edgesmith.exporters.targets import _bf16
@@ -296,9 +275,9 @@ def _session(model: Path | bytes, as_written: bool = False) -> Any:
 
 def _annotate(model: onnx.ModelProto, request: Request) -> None:
     """Say what the model is; drop what the exporter noted about the machine and the source lines it ran from."""
-    from edgesmith import __version__
+    from edgesmith._version import __version__
 
-    facts = {"name": request.name, "version": __version__, "precision": request.precision}
+    facts = {"name": request.name, "version": __version__, "precision": request.precision.name}
     if request.licence:
         facts |= {"licence": request.licence, "source": request.source}
     if request.image is not None:

@@ -14,149 +14,102 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgesmith.errors import Unsupported
 from edgesmith.exporters.costs import Costs
-from edgesmith.exporters.streaming.step import Step
-from edgesmith.exporters.targets import NotHere, Request
 from edgesmith.exporters.targets import _coreai_adapter as adapter
-from edgesmith.exporters.targets._plain import diagnose, keeps_states, layers, other_runtimes, traced, wide_operators
+from edgesmith.exporters.targets.target import Arrays, NotHere, Request, Target, TargetFile, cannot_return
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch.export import ExportedProgram
 
     from edgesmith.exporters.graph.capture import Program
-
-__all__ = ["diagnose", "keeps_states", "layers", "other_runtimes", "traced", "wide_operators"]  # nothing of its own
-
-name = "coreai"
-suffix = ".aimodel"
-description = "Core AI, for iPhone, iPad and Mac from iOS 27 and macOS 27 on"
-precisions = ("fp32", "fp16")
-options: frozenset[str] = frozenset({"labels", "streaming"})
-packages = ("coreai_torch",)  # which asks for the one coreai-core that it goes with
-extra = "coreai"
-runtime = f"Core AI of coreai-core {adapter.TESTED['coreai-core']}, CPU"
-is_interpreter = True
-# Not measured: the runtime here is an interpreter, whose times say nothing of a phone. These are Core ML's, which are
-# assumed too (see coreml.py): the devices are the same.
-costs = Costs(
-    launch_us=2.4,
-    gmac_s=650.0,
-    stream_gb_s=50.0,
-    depthwise_gmac_s=40.0,
-    columns=1,
-    loop_us=2.4,
-    read_gb_s=50.0,
-)
-dynamic_batch = False
+    from edgesmith.exporters.streaming.step import Step
 
 
-def require() -> None:
-    """Raise BackendMissing unless Apple's packages are there in the versions that this target is made for."""
-    adapter.require()
+class CoreAi(Target):
+    """Core AI, for Apple's systems of 2026 and later."""
+
+    def require(self) -> None:
+        """Raise BackendMissing unless Apple's packages are there in the versions that this target is made for."""
+        super().require()
+        adapter.require()
+
+    def lower(self, program: Program, path: Path, request: Request) -> None:
+        """Write the program as an `.aimodel`."""
+        from edgesmith.exporters.graph.capture import exported
+
+        self.require()
+        cannot_return(program, "Core AI")
+        ready = exported(program, self.lowers_as)
+        size = sum(value.nbytes for value in (*ready.state_dict.values(), *ready.tensor_constants.values()))
+        converted, values = adapter.convert(ready, program.input_names, program.output_names)
+        adapter.save(converted, path, size, values, _facts(request), request.licence)
+
+    def open(self, path: Path) -> CoreAiFile:
+        """Open an `.aimodel`."""
+        return CoreAiFile(path, self.runtime)
+
+    def cannot_run(self) -> str | None:
+        """The runtime comes with coreai-core."""
+        return adapter.missing()
 
 
-def lower(program: Program, path: Path, request: Request) -> None:
-    """Write the program as an `.aimodel`."""
-    require()
-    _refuse_what_core_ai_lacks(program)
-    ready = _typed(program, request.precision)
-    size = sum(value.nbytes for value in (*ready.state_dict.values(), *ready.tensor_constants.values()))
-    converted, values = adapter.convert(ready, program.input_names, program.output_names)
-    adapter.save(converted, path, size, values, _facts(request), request.licence)
+class CoreAiFile(TargetFile):
+    """An `.aimodel`, executed by Core AI's runtime on the CPU."""
 
+    def check(self) -> None:
+        """Check that the asset is whole and its program can be read."""
+        adapter.check(self.path)
 
-def check(path: Path) -> None:
-    """The asset is whole and its program can be read."""
-    adapter.check(path)
+    def count_operators(self) -> dict[str, int]:
+        """Return operators by type, those inside loops too, a composite as one, constants left out."""
+        return dict(sorted(adapter.operators(self.path).items(), key=lambda item: (-item[1], item[0])))
 
+    def run(self, calls: Sequence[Arrays]) -> list[list[np.ndarray]] | NotHere:
+        """Execute in Core AI's runtime."""
+        import numpy as np
 
-def count_operators(path: Path) -> dict[str, int]:
-    """Operators by type, those inside loops too, a composite as one, constants left out."""
-    return dict(sorted(adapter.operators(path).items(), key=lambda item: (-item[1], item[0])))
+        reason = adapter.missing()
+        if reason is not None:
+            return NotHere(reason)
+        with adapter.Session(self.path) as session:
+            return [[value.astype(np.float32) for value in session(given)] for given in calls]
 
+    def intermediate(self, names: Sequence[str], inputs: Arrays) -> dict[str, np.ndarray]:
+        """Return values inside the file: the metadata say which operator computes which of the program's values."""
+        import numpy as np
 
-def cannot_run() -> str | None:
-    """The runtime comes with coreai-core."""
-    return adapter.missing()
+        with tempfile.TemporaryDirectory() as folder:
+            talkative = Path(folder) / self.path.name
+            returned = adapter.with_outputs(self.path, names, talkative)
+            with adapter.Session(talkative) as session:
+                values = dict(zip(session.outputs, session(inputs), strict=True))
+        return {name: values[name].astype(np.float32) for name in returned}
 
+    def open_step(self, threads: int = 1) -> Step | NotHere:
+        """Open a step program in Core AI's runtime, which stays loaded until it is closed."""
+        import numpy as np
 
-def run(path: Path, inputs: Sequence[Sequence[np.ndarray]]) -> list[list[np.ndarray]] | NotHere:
-    """Execute in Core AI's runtime on the CPU."""
-    import numpy as np
+        from edgesmith.exporters.streaming.step import Step
 
-    reason = cannot_run()
-    if reason is not None:
-        return NotHere(reason)
-    with adapter.Session(path) as session:
-        return [[value.astype(np.float32) for value in session(given)] for given in inputs]
+        reason = adapter.missing()
+        if reason is not None:
+            return NotHere(reason)
+        session = adapter.Session(self.path)
 
+        def call(values: Arrays) -> Arrays:
+            return [value.astype(np.float32) for value in session(values)]
 
-def intermediate(path: Path, names: Sequence[str], inputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """Values inside the file: the metadata say which operator computes which of the program's values."""
-    import numpy as np
-
-    with tempfile.TemporaryDirectory() as folder:
-        talkative = Path(folder) / path.name
-        returned = adapter.with_outputs(path, names, talkative)
-        with adapter.Session(talkative) as session:
-            values = dict(zip(session.outputs, session(inputs), strict=True))
-    return {name: values[name].astype(np.float32) for name in returned}
-
-
-def open_step(path: Path, threads: int = 1) -> Step | NotHere:
-    """A step program in Core AI's runtime, which stays loaded until it is closed."""
-    import numpy as np
-
-    reason = cannot_run()
-    if reason is not None:
-        return NotHere(reason)
-    session = adapter.Session(path)
-
-    def call(values: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
-        return [value.astype(np.float32) for value in session(values)]
-
-    return Step(call, close=session.close)
-
-
-def _typed(program: Program, precision: str) -> ExportedProgram:
-    """The program as torch exports it, in the given precision."""
-    from edgesmith.exporters.graph.capture import exported
-    from edgesmith.exporters.precision.half import half
-
-    if precision != "fp16":
-        return exported(program, name)
-    try:
-        return exported(half(program), name)
-    except Unsupported as error:
-        raise Unsupported(
-            "this model cannot be made fp16, most likely because it sets types itself; export it with --precision fp32"
-        ) from error
-
-
-def _refuse_what_core_ai_lacks(program: Program) -> None:
-    """What the converter would turn into something else without a word, or fails at."""
-    import torch
-
-    (returned,) = program.module.graph.output_node().args
-    values = torch.utils._pytree.tree_leaves(returned)
-    for output_name, value in zip(program.output_names, values, strict=True):
-        if value.op != "call_function" or values.count(value) > 1:
-            raise Unsupported(
-                f"Core AI cannot return {output_name} ({value.name}): it is an input, a constant, or returned twice;"
-                " return each computed value once"
-            )
+        return Step(call, close=session.close)
 
 
 def _facts(request: Request) -> dict[str, str]:
     """What the file says of itself."""
-    from edgesmith import __version__
+    from edgesmith._version import __version__
 
     facts = {
         "edgesmith.name": request.name,
         "edgesmith.version": __version__,
-        "edgesmith.precision": request.precision,
+        "edgesmith.precision": request.precision.name,
     }
     if request.source:
         facts["edgesmith.source"] = request.source
@@ -170,3 +123,27 @@ def _facts(request: Request) -> dict[str, str]:
     if request.labels is not None:
         facts["edgesmith.labels"] = json.dumps(request.labels, ensure_ascii=False)
     return facts
+
+
+TARGET = CoreAi(
+    name="coreai",
+    suffix=".aimodel",
+    description="Core AI, for iPhone, iPad and Mac from iOS 27 and macOS 27 on",
+    precisions=("fp32", "fp16"),
+    options=frozenset({"labels", "streaming"}),
+    packages=("coreai_torch",),  # which asks for the one coreai-core that it goes with
+    extra="coreai",
+    runtime=f"Core AI of coreai-core {adapter.TESTED['coreai-core']}, CPU",
+    is_interpreter=True,
+    # Not measured: the runtime here is an interpreter, whose times say nothing of a phone. These are Core ML's, which
+    # are assumed too (see coreml.py): the devices are the same.
+    costs=Costs(
+        launch_us=2.4,
+        gmac_s=650.0,
+        stream_gb_s=50.0,
+        depthwise_gmac_s=40.0,
+        columns=1,
+        loop_us=2.4,
+        read_gb_s=50.0,
+    ),
+)

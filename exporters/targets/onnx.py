@@ -2,37 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from edgesmith.exporters.costs import Costs
-from edgesmith.exporters.targets._plain import diagnose, keeps_states, layers, other_runtimes, traced, wide_operators
-from edgesmith.exporters.targets._typed_onnx import (
-    OPSET,
-    cannot_run,
-    check,
-    count_macs,
-    count_operators,
-    intermediate,
-    lower,
-    open_step,
-    run,
-)
+from edgesmith.exporters.targets import _typed_onnx
+from edgesmith.exporters.targets._typed_onnx import OPSET, OnnxFile
+from edgesmith.exporters.targets.target import Request, Target
 
-__all__ = ["cannot_run", "check", "count_macs", "count_operators", "intermediate", "lower", "open_step", "run"]
-__all__ += ["diagnose", "keeps_states", "layers", "other_runtimes", "traced", "wide_operators"]
+if TYPE_CHECKING:
+    from edgesmith.exporters.graph.capture import Program
 
-name = "onnx"
-suffix = ".onnx"
-description = f"ONNX (opset {OPSET}), for ONNX Runtime and everything that imports ONNX"
-precisions = ("fp32", "fp16", "int8")
-options: frozenset[str] = frozenset({"labels", "streaming"})
-packages = ("onnx", "onnxscript", "onnxsim")
-extra = None
-runtime = "ONNX Runtime, CPU"
-is_interpreter = False
-# Measured on ONNX Runtime's CPU provider, one thread: launches, copies by bench/gates.py, products of a batch by
-# bench/filters.py, loops and near matrices by bench/recurrences.py, tiles by bench/convolutions.py, the rest by
-# bench/dft.py. Fetching is what AFFNet-ET's tiles gained by each byte less; bench/tiles.py tries it elsewhere.
-# Depthwise convolutions run at 5 (kernels with one axis) to 30 (with two); taking 5 for both never costs much.
-costs = Costs(
+# Measured on ONNX Runtime's CPU provider, one thread: launches, copies by experiments/gates.py, matmuls of a batch by
+# filters.py, loops and near matrices by recurrences.py, tiles by convolutions.py, the rest by dft.py. Fetching is what
+# AFFNet-ET's tiles gained by each byte less; tiles.py tries it elsewhere. Depthwise convolutions run at 5 (kernels with
+# one axis) to 30 (with two); taking 5 for both never costs much.
+COSTS = Costs(
     launch_us=3.0,
     copy_gb_s=10.0,
     gmac_s=80.0,
@@ -45,11 +30,38 @@ costs = Costs(
     tile_gb_s=7.0,
     fetch_gb_s=5.0,
 )
-dynamic_batch = True
 
-FINDS_ISLANDS = True
-"""Half-precision programs of this target keep in fp32 what calibration inputs say needs it; see islands.py."""
 
-LARGEST_INT8_WEIGHT = 63
-"""7 bits: kernels for x86 without VNNI add two products in 16 bits, and with 8 bits of both they saturate: 18 dB where
-50 were due, on AVX2. ONNX Runtime's "Quantize ONNX models" calls it reduce_range."""
+class Onnx(Target):
+    """ONNX for ONNX Runtime and everything that imports ONNX."""
+
+    def lower(self, program: Program, path: Path, request: Request) -> None:
+        """Write one ONNX file."""
+        _typed_onnx.lower(program, path, request)
+
+    def open(self, path: Path) -> OnnxFile:
+        """Open an ONNX file."""
+        return OnnxFile(path, self.runtime, may_have_bf16=False)
+
+    def cannot_run(self) -> str | None:
+        """ONNX Runtime is a base dependency."""
+        return _typed_onnx.cannot_run()
+
+
+TARGET = Onnx(
+    name="onnx",
+    suffix=".onnx",
+    description=f"ONNX (opset {OPSET}), for ONNX Runtime and everything that imports ONNX",
+    precisions=("fp32", "fp16", "int8"),
+    options=frozenset({"labels", "streaming"}),
+    packages=("onnx", "onnxscript", "onnxsim"),
+    runtime="ONNX Runtime, CPU",
+    timed_by="onnxruntime",
+    costs=COSTS,
+    dynamic_batch=True,
+    runs_alone=True,
+    finds_islands=True,
+    # 7 bits: kernels for x86 without VNNI add two products in 16 bits, and with 8 bits of both they saturate: 18 dB
+    # where 50 were due, on AVX2. ONNX Runtime's "Quantize ONNX models" calls it reduce_range.
+    largest_int8_weight=63,
+)

@@ -15,99 +15,241 @@ kernels anew on the device at the first load. No GPU is here: what runs is the t
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgesmith.errors import BadInput, Unsupported
-from edgesmith.exporters.targets import NotHere, Request, Run, _typed_onnx
-from edgesmith.exporters.targets._plain import diagnose, keeps_states, layers, traced, wide_operators
-from edgesmith.exporters.targets._typed_onnx import LOWERINGS, cannot_run
-from edgesmith.exporters.targets.onnx import costs as _costs
+from edgesmith.errors import BadInput, Unsupported, VerificationFailed
+from edgesmith.exporters.targets import _typed_onnx
+from edgesmith.exporters.targets._typed_onnx import LOWERINGS, OnnxFile, cannot_run
+from edgesmith.exporters.targets.onnx import COSTS
+from edgesmith.exporters.targets.target import (
+    Arrays,
+    Delivered,
+    Delivery,
+    NotHere,
+    Package,
+    Request,
+    Run,
+    Target,
+    TargetFile,
+)
 from edgesmith.exporters.tensorrt import engine
 from edgesmith.exporters.tensorrt import kit as kits
 from edgesmith.exporters.tensorrt.kit import FLAGS
 from edgesmith.profiles import device as devices
 from edgesmith.profiles import operators
+from edgesmith.profiles.device import DeviceProfile
 
 if TYPE_CHECKING:
     import numpy as np
 
     from edgesmith.exporters.graph.capture import Program
     from edgesmith.exporters.streaming.step import Step
-    from edgesmith.profiles.device import DeviceProfile
 
-__all__ = ["LOWERINGS", "cannot_run", "diagnose", "keeps_states", "layers", "traced", "wide_operators"]  # of others
+ONNX = ".onnx"
+"""Suffix of the typed ONNX: of a kit's file, and of what lies beside an engine."""
 
-name = "tensorrt"
-suffix = ".engine"
-description = "engine for one NVIDIA GPU (--device) with its typed ONNX, or a kit that a Jetson builds its own of"
-precisions = ("fp32", "fp16", "bf16", "int8")
-options: frozenset[str] = frozenset({"streaming"})
-packages = ("tensorrt_rtx", "onnx", "onnxscript", "onnxsim")
-extra = "tensorrt"
-runtime = "typed ONNX in ONNX Runtime, CPU"
-is_interpreter = False
-# One program for all that read ONNX, but that TensorRT has Winograd's forms, and tiles, of its own.
-costs = replace(_costs, tile_gb_s=0.0, fetch_gb_s=math.inf)
-dynamic_batch = False
-
-FINDS_ISLANDS = True
-"""Half-precision programs of this target keep in fp32 what calibration inputs say needs it; see islands.py."""
-
-LARGEST_INT8_WEIGHT = 127
-"""8 bits, symmetric; TensorRT adds up in 32."""
+FILE_RUNTIME = "typed ONNX in ONNX Runtime, CPU"
 
 
-def check_device(profile: DeviceProfile | None) -> None:
-    """Raise BadInput where there is no device to build for, BackendMissing where this machine is it, without TensorRT.
+class TensorRt(Target):
+    """An engine for one NVIDIA GPU, or a kit that a device builds its own of."""
 
-    --device                   becomes
-    none, or without a GPU     a sentence with those that there are
-    an older board             a sentence: its TensorRT is older than what kits and opset 20 need
-    an RTX or A100             an engine, by TensorRT-RTX
-    a board                    a kit
-    host-gpu                   a kit with its engine, where this machine has TensorRT
-    """
-    names = ", ".join(device.name for device in devices.all_devices().values() if name in device.targets)
-    if profile is None:
-        raise BadInput(f"an engine is for one GPU: say which with --device, one of {names}")
-    if profile.cuda is None:
-        raise BadInput(
-            f"{profile.title} has no NVIDIA GPU and takes {', '.join(profile.targets)}; engines are for {names}"
+    def check_device(self, profile: DeviceProfile | None) -> None:
+        """Refuse what is no NVIDIA GPU, and this machine's without TensorRT.
+
+        --device                   becomes
+        none, or without a GPU     a sentence with those that there are
+        an older board             a sentence: its TensorRT is older than what kits and opset 20 need
+        an RTX or A100             an engine, by TensorRT-RTX
+        a board                    a kit
+        host-gpu                   a kit with its engine, where this machine has TensorRT
+        """
+        names = ", ".join(device.name for device in devices.all_devices().values() if self.name in device.targets)
+        if profile is None:
+            raise BadInput(f"an engine is for one GPU: say which with --device, one of {names}")
+        if profile.cuda is None:
+            raise BadInput(
+                f"{profile.title} has no NVIDIA GPU and takes {', '.join(profile.targets)}; engines are for {names}"
+            )
+        if self.name not in profile.targets:
+            raise BadInput(
+                f"{profile.title} has a TensorRT of before 8.6, which is the first that kits are built with; it takes"
+                f" {', '.join(profile.targets)}, and engines are for {names}"
+            )
+        if profile.cuda.engines == "here":
+            kits.require_tensorrt()
+
+    def delivery(self, profile: DeviceProfile | None) -> Delivery:
+        """Return a kit for devices that build for themselves, an engine for the others."""
+        if profile is None or profile.cuda is None or profile.cuda.engines == "ahead":
+            return Delivery(self.suffix)
+        return KitDelivery(ONNX, is_kit=True, profile=profile)
+
+    def lower(self, program: Program, path: Path, request: Request) -> None:
+        """Write the typed ONNX, and where `path` is an engine's, the engine of it beside it."""
+        if _of_kit(path):
+            _typed_onnx.lower(program, path, request)
+            refuse_operators(_open_onnx(path), request.profile)
+            return
+        cuda = request.profile.cuda if request.profile else None
+        capability = cuda.compute_capability if cuda else None
+        if capability not in engine.CAPABILITIES:
+            raise BadInput(f"TensorRT-RTX builds for SM {', '.join(engine.CAPABILITIES)}, got {capability}")
+        onnx = path.with_suffix(ONNX)
+        _typed_onnx.lower(program, onnx, request)
+        refuse_operators(_open_onnx(onnx), None)
+        content, report = build(onnx, capability)
+        path.write_bytes(content)
+        engine.write_layers(path.parent, report)
+
+    def open(self, path: Path) -> TargetFile:
+        """Open an engine with the typed ONNX beside it, or the typed ONNX of a kit."""
+        return KitFile(path) if _of_kit(path) else EngineFile(path)
+
+    def cannot_run(self) -> str | None:
+        """What runs here is the typed ONNX."""
+        return cannot_run()
+
+    def cannot_time(self) -> str | None:
+        """Return why neither TensorRT runs engines on this machine, or None."""
+        return engine.cannot_run()
+
+    def timed_in(self, path: Path) -> str:
+        """Return the module of the TensorRT that has built an engine."""
+        return engine.RUNTIMES[engine.read_header(path).made_by]
+
+
+class _TypedFile(TargetFile):
+    """What an engine and a kit have in common: the typed ONNX, which answers for both."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, FILE_RUNTIME)
+
+    @cached_property
+    def onnx(self) -> OnnxFile:
+        """The typed ONNX."""
+        return _open_onnx(self.path.with_suffix(ONNX))
+
+    def check(self) -> None:
+        """Check the typed ONNX."""
+        self.onnx.check()
+
+    def count_operators(self) -> dict[str, int]:
+        """Return the nodes of the typed ONNX; layers of an engine are in `describe`."""
+        return self.onnx.count_operators()
+
+    def count_macs(self) -> dict[str, int]:
+        """Return the multiply-accumulates of the typed ONNX, all and int8."""
+        return self.onnx.count_macs()
+
+    def run(self, calls: Sequence[Arrays]) -> list[list[np.ndarray]] | NotHere:
+        """Execute the typed ONNX in ONNX Runtime on the CPU: the same types, not the same kernels."""
+        return self.onnx.run(calls)
+
+    def open_step(self, threads: int = 1) -> Step | NotHere:
+        """Open the typed ONNX of a step program in ONNX Runtime."""
+        return self.onnx.open_step(threads)
+
+    def intermediate(self, names: Sequence[str], inputs: Arrays) -> dict[str, np.ndarray]:
+        """Return values inside the typed ONNX by the program's node names."""
+        return self.onnx.intermediate(names, inputs)
+
+    def other_runtimes(self) -> dict[str, Run]:
+        """Return the engine itself, which says that it is not executed here."""
+        return {"engine": lambda _: NotHere(self._why_not_executed())}
+
+    def _why_not_executed(self) -> str:
+        raise NotImplementedError
+
+
+class EngineFile(_TypedFile):
+    """An engine, with the typed ONNX beside it."""
+
+    def check(self) -> None:
+        """Check the engine's header and length, and the typed ONNX."""
+        engine.read_header(self.path)
+        super().check()
+
+    def describe(self) -> dict[str, Any]:
+        """Return an engine's header, how it was built, and the condensed build log."""
+        header = engine.read_header(self.path)
+        built = {
+            "version": header.version,
+            "compute_capabilities": list(header.compute_capabilities),
+            "bytes": header.bytes,
+            "flags": FLAGS,
+            **engine.summarise(engine.read_layers(self.path.parent)),
+        }
+        return {"engine": built}
+
+    def _why_not_executed(self) -> str:
+        capabilities = engine.sm(engine.read_header(self.path).compute_capabilities)
+        return f"engine not executed here: it needs a GPU of {capabilities}; the figures are the typed ONNX's"
+
+
+class KitFile(_TypedFile):
+    """The typed ONNX of a kit."""
+
+    def check(self) -> None:
+        """Check the kit's files and the typed ONNX."""
+        if (self.path.parent / kits.KIT).is_file():  # lowering alone has not made one yet
+            kits.check_kit(self.path.parent)
+        super().check()
+
+    def _why_not_executed(self) -> str:
+        built = self.path.parent / engine.BUILT
+        if built.is_dir():
+            return f"the engine in {built.name}/ was checked when it was built; its manifest has the figures"
+        return f"engine not built here: the device builds its own, with {kits.SCRIPT}"
+
+
+@dataclass(frozen=True)
+class KitDelivery(Delivery):
+    """A kit; see tensorrt/kit/. For this machine's own GPU also the engine, built at once as a board would."""
+
+    profile: DeviceProfile | None = None
+
+    def accept(self, missed: Sequence[str]) -> None:
+        """Refuse numbers that a board would refuse."""
+        if missed:
+            raise VerificationFailed(
+                f"{'; '.join(missed)}; a board refuses what it builds of that, so no kit is written"
+            )
+
+    def complete(self, file: TargetFile, package: Package) -> Delivered:
+        """Write the kit, and build it where this machine is the device."""
+        assert self.profile is not None
+        table = operators.all_operators()
+        since = {name: table[name].since if name in table else None for name in sorted(file.count_operators())}
+        kit = kits.write_kit(
+            file.path,
+            self.profile,
+            kits.Cases(package.inputs, package.outputs, package.unjudged),
+            thresholds=package.thresholds,
+            spikes=package.spikes,
+            operators=since,
+            manifest=package.manifest,
         )
-    if name not in profile.targets:
-        raise BadInput(
-            f"{profile.title} has a TensorRT of before 8.6, which is the first that kits are built with; it takes"
-            f" {', '.join(profile.targets)}, and engines are for {names}"
-        )
-    if profile.cuda.engines == "here":
-        kits.require_tensorrt()
+        shown = {"board": kit["board"], "flags": kit["flags"], "thresholds": kit["thresholds"]}
+        entries = {"kit": {**shown, "operators": kit["operators"]}}
+        if self.profile.cuda is None or self.profile.cuda.engines != "here":
+            return Delivered(entries)
+        folder = file.path.parent
+        manifest = kits.build_here(folder, folder / engine.BUILT)
+        return Delivered(entries, manifest["verification"]["steps"][:1])
 
 
-KIT_SUFFIX = ".onnx"
-"""Of a kit's file, the typed ONNX."""
+def _of_kit(path: Path) -> bool:
+    """Return whether a file is a kit's: the typed ONNX itself."""
+    return path.suffix == ONNX
 
 
-def is_kit(profile: DeviceProfile) -> bool:
-    """Whether a device builds for itself, so that a kit is written for it."""
-    return profile.cuda is not None and profile.cuda.engines != "ahead"
-
-
-def lower(program: Program, path: Path, request: Request) -> None:
-    """Write the typed ONNX, and where `path` is an engine's, the engine of it beside it."""
-    if _of_kit(path):
-        _typed_onnx.lower(program, path, request)
-        refuse_operators(path, devices.get(request.device) if request.device else None)
-        return
-    if request.compute_capability not in engine.CAPABILITIES:
-        raise BadInput(f"TensorRT-RTX builds for SM {', '.join(engine.CAPABILITIES)}, got {request.compute_capability}")
-    _typed_onnx.lower(program, _typed(path), request)
-    refuse_operators(_typed(path), None)
-    content, report = build(_typed(path), request.compute_capability)
-    path.write_bytes(content)
-    engine.write_layers(path.parent, report)
+def _open_onnx(path: Path) -> OnnxFile:
+    return OnnxFile(path, FILE_RUNTIME, as_written=True)
 
 
 def build(onnx: Path, compute_capability: str) -> tuple[bytes, dict[str, Any]]:
@@ -165,7 +307,7 @@ def _place(node: str) -> str:
     return f"{node} (module {module})" if module else node or "the network"
 
 
-def refuse_operators(onnx: Path, profile: DeviceProfile | None) -> None:
+def refuse_operators(onnx: OnnxFile, profile: DeviceProfile | None) -> None:
     """Raise Unsupported for an operator that a device's own TensorRT, or without a device TensorRT-RTX, does not have.
 
     Where nobody knows the version, as for this machine's, build.py looks before it builds.
@@ -174,7 +316,7 @@ def refuse_operators(onnx: Path, profile: DeviceProfile | None) -> None:
     version = cuda.tensorrt if cuda else None
     if cuda and version is None:
         return
-    names = dict(_typed_onnx.operators(onnx))
+    names = dict(onnx.operators())
     found = {node: why for node, kind in names.items() if (why := operators.lacks(kind, version))}
     if not found:
         return
@@ -185,121 +327,21 @@ def refuse_operators(onnx: Path, profile: DeviceProfile | None) -> None:
     raise Unsupported(f"{has} has no {names[first]} as at {_place(first)}{others}: {why}")
 
 
-def pack(
-    path: Path,
-    request: Request,
-    inputs: Sequence[Sequence[np.ndarray]],
-    outputs: Sequence[Sequence[np.ndarray]],
-    thresholds: Mapping[str, float],
-    spikes: bool,
-    manifest: Mapping[str, Any],
-    unjudged: Collection[str],
-) -> dict[str, Any]:
-    """Make a kit of the typed ONNX; see kit/. Returns what the manifest says of it."""
-    assert request.device is not None
-    table = operators.all_operators()
-    since = {name: table[name].since if name in table else None for name in sorted(count_operators(path))}
-    kit = kits.write_kit(
-        path,
-        devices.get(request.device),
-        model=request.name,
-        precision=request.precision,
-        inputs=inputs,
-        outputs=outputs,
-        thresholds=thresholds,
-        spikes=spikes,
-        operators=since,
-        manifest=manifest,
-        unjudged=unjudged,
-    )
-    return {"kit": {key: kit[key] for key in ("board", "flags", "thresholds", "operators")}}
-
-
-def builds_here(profile: DeviceProfile) -> bool:
-    """Whether a device is this machine's GPU."""
-    return profile.cuda is not None and profile.cuda.engines == "here"
-
-
-def build_here(path: Path) -> dict[str, Any]:
-    """Build a kit on this machine, into a folder in it. Returns the check of the engine's numbers.
-
-    Raises:
-        Unsupported, VerificationFailed: see kit.build_here.
-    """
-    manifest = kits.build_here(path.parent, path.parent / engine.BUILT)
-    step: dict[str, Any] = manifest["verification"]["steps"][0]
-    return step
-
-
-def check(path: Path) -> None:
-    """The engine's header and length, or the kit's files, and the typed ONNX."""
-    if not _of_kit(path):
-        engine.read_header(path)
-    elif (path.parent / kits.KIT).is_file():  # lowering alone has not made one yet
-        kits.check_kit(path.parent)
-    _typed_onnx.check(_typed(path))
-
-
-def count_operators(path: Path) -> dict[str, int]:
-    """Nodes of the typed ONNX; layers of the engine are in `describe`."""
-    return _typed_onnx.count_operators(_typed(path))
-
-
-def count_macs(path: Path) -> dict[str, int]:
-    """Multiplications of the typed ONNX, all and int8."""
-    return _typed_onnx.count_macs(_typed(path))
-
-
-def describe(path: Path) -> dict[str, Any]:
-    """What the manifest says of an engine: header, how it was built, the condensed build log. Of a kit, see `pack`."""
-    if _of_kit(path):
-        return {}
-    header = engine.read_header(path)
-    built = {
-        "version": header.version,
-        "compute_capabilities": list(header.compute_capabilities),
-        "bytes": header.bytes,
-        "flags": FLAGS,
-        **engine.summarise(engine.read_layers(path.parent)),
-    }
-    return {"engine": built}
-
-
-def run(path: Path, inputs: Sequence[Sequence[np.ndarray]]) -> list[list[np.ndarray]] | NotHere:
-    """Execute the typed ONNX in ONNX Runtime on the CPU: the same types, not the same kernels."""
-    return _typed_onnx.run(_typed(path), inputs, as_written=True)
-
-
-def other_runtimes() -> dict[str, Run]:
-    """The engine itself, which says that it is not executed here."""
-    return {"engine": _run_engine}
-
-
-def _run_engine(path: Path, inputs: Sequence[Sequence[np.ndarray]]) -> NotHere:
-    if _of_kit(path):
-        built = path.parent / engine.BUILT
-        if built.is_dir():
-            return NotHere(f"the engine in {built.name}/ was checked when it was built; its manifest has the figures")
-        return NotHere(f"engine not built here: the device builds its own, with {kits.SCRIPT}")
-    capabilities = engine.sm(engine.read_header(path).compute_capabilities)
-    return NotHere(f"engine not executed here: it needs a GPU of {capabilities}; the figures are the typed ONNX's")
-
-
-def open_step(path: Path, threads: int = 1) -> Step | NotHere:
-    """The typed ONNX of a step program, in ONNX Runtime."""
-    return _typed_onnx.open_step(_typed_onnx.computable(_typed(path)), threads)
-
-
-def intermediate(path: Path, names: Sequence[str], inputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """Values inside the typed ONNX by the program's node names."""
-    return _typed_onnx.intermediate(_typed(path), names, inputs)
-
-
-def _of_kit(path: Path) -> bool:
-    """Whether a file is a kit's: the typed ONNX itself."""
-    return path.suffix == ".onnx"
-
-
-def _typed(path: Path) -> Path:
-    """The typed ONNX beside an engine."""
-    return path.with_suffix(".onnx")
+TARGET = TensorRt(
+    name="tensorrt",
+    suffix=".engine",
+    description="engine for one NVIDIA GPU (--device) with its typed ONNX, or a kit that a Jetson builds its own of",
+    precisions=("fp32", "fp16", "bf16", "int8"),
+    options=frozenset({"streaming"}),
+    packages=("tensorrt_rtx", "onnx", "onnxscript", "onnxsim"),
+    extra="tensorrt",
+    runtime=FILE_RUNTIME,
+    timed_by=engine.RUNTIMES[engine.FULL],
+    unthreaded="an engine runs on the GPU, and has none",
+    lowerings=LOWERINGS,
+    # One program for all that read ONNX, but that TensorRT has Winograd's forms, and tiles, of its own.
+    costs=replace(COSTS, tile_gb_s=0.0, fetch_gb_s=math.inf),
+    finds_islands=True,
+    largest_int8_weight=127,  # 8 bits, symmetric; TensorRT adds up in 32
+    marks_device=True,
+)

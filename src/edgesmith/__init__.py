@@ -15,14 +15,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from edgesmith._version import __version__
 
 if TYPE_CHECKING:
     from edgesmith.exporters.export import explain, export
-    from edgesmith.exporters.export import verify_artifact as verify
-    from edgesmith.exporters.export import verify_layers as layers
     from edgesmith.exporters.mil.lint import lint
-    from edgesmith.exporters.streaming.session import StreamingSession
+    from edgesmith.exporters.session import StreamingSession
+    from edgesmith.exporters.verify import verify_artifact as verify
+    from edgesmith.exporters.verify import verify_layers as layers
 
 __all__ = ["StreamingSession", "__version__", "explain", "export", "layers", "lint", "verify"]
 
@@ -30,9 +30,9 @@ _LAZY = {
     "export": ("export", "export"),
     "explain": ("export", "explain"),
     "lint": ("mil.lint", "lint"),
-    "verify": ("export", "verify_artifact"),
-    "layers": ("export", "verify_layers"),
-    "StreamingSession": ("streaming.session", "StreamingSession"),
+    "verify": ("verify", "verify_artifact"),
+    "layers": ("verify", "verify_layers"),
+    "StreamingSession": ("session", "StreamingSession"),
 }
 
 

@@ -1,31 +1,16 @@
-"""Running a step program: frames in one by one, a prediction for each of them out. For an ONNX artifact that needs
-numpy and ONNX Runtime only.
-
-    session = StreamingSession("artifacts/lmuformer-onnx-fp32-streaming")
-    for frame in microphone:                  # [features]
-        prediction = session.step(frame)      # None for the first `delay` frames
-    last = session.finish()                   # the predictions of the last `delay` frames
-    session.reset()                           # and the next sequence may begin
-
-A prediction depends on all frames before its own, and on the `delay` frames after it that convolutions look ahead to.
-The size of the states and the time of a step do not depend on how many frames came before.
-"""
+"""Driving a step program, whatever runs it: frames in one by one, a prediction for each of them out."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from edgesmith.errors import BackendMissing, BadInput
-from edgesmith.exporters import artifact as artifacts
-from edgesmith.exporters import targets
 from edgesmith.exporters.streaming import description
-from edgesmith.exporters.streaming.description import CALLER, RUNTIME, StreamingDescription
+from edgesmith.exporters.streaming.description import StreamingDescription
 from edgesmith.exporters.streaming.step import Step
-from edgesmith.exporters.targets import NotHere
-
-__all__ = ["CALLER", "RUNTIME", "Prediction", "Step", "Stepper", "StreamingSession"]
 
 Prediction = np.ndarray | tuple[np.ndarray, ...]
 """The prediction of a step: an array, or one for each of several outputs."""
@@ -101,36 +86,23 @@ class Stepper:
         return predictions[0] if count == 1 else predictions
 
 
-class StreamingSession(Stepper):
-    """A streaming artifact, ready to run. Not to be shared between threads: it holds one sequence's states.
+def open_onnx_step(file: Path | bytes, threads: int = 1) -> Step:
+    """One step of an ONNX file, or of what such a file holds, in ONNX Runtime on the CPU."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise BackendMissing("StreamingSession needs onnxruntime: pip install onnxruntime") from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads
+    # A memory that hears nothing decays into denormal numbers, over which some processors take their time.
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    model = file if isinstance(file, bytes) else str(file)
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_inputs()]
 
-    ONNX artifacts run in ONNX Runtime. Those of other targets run in what verifies them here, which is an interpreter:
-    good for looking at numbers, and slow.
+    def call(values: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+        outputs: Sequence[np.ndarray] = session.run(None, dict(zip(names, values, strict=True)))
+        return outputs
 
-    Args:
-        path: the artifact's folder, or the file in it.
-        threads: of ONNX Runtime; one is fastest for a step as small as these.
-
-    Raises:
-        BadInput: no artifact, or not a streaming one.
-        BackendMissing: what runs it is not installed, or does not run here.
-    """
-
-    def __init__(self, path: str | Path, threads: int = 1) -> None:
-        self.artifact = artifacts.read(path)
-        streaming = description.read(self.artifact.manifest)
-        if streaming is None:
-            raise BadInput(f"{self.artifact.path} is no streaming artifact; export it with --streaming")
-        backend = targets.get(self.artifact.target)
-        try:
-            step = backend.open_step(self.artifact.file, threads)
-        except ImportError as error:
-            line = targets.install_line(backend)
-            raise BackendMissing(f"{self.artifact.path} needs {error.name}, which is not installed: {line}") from error
-        if isinstance(step, NotHere):
-            raise BackendMissing(f"{self.artifact.path} does not run here: {step.reason}")
-        super().__init__(streaming, step)
-
-    def close(self) -> None:
-        """Let go of the runtime."""
-        self._step.close()
+    return Step(call)

@@ -1,0 +1,146 @@
+"""Figures that say how far outputs are from the reference's, and whether that passes.
+
+    error   max |y - y'| over all inputs, absolute, and relative to the reference's peak max |y|
+    SNR     10 log10( sum y^2 / sum (y - y')^2 ), in dB; none where the two are equal
+    top-1   inputs whose best class agrees. A disagreement between two classes whose reference scores lie within twice
+            the allowed error is a tie: the error threshold already allows that flip. Only for outputs [B, classes].
+
+Of several outputs every one must pass. Each precision has its thresholds, which the manifest repeats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from edgesmith.exporters.precision.task import Thresholds
+
+Outputs = list[list[np.ndarray]]
+"""One list of outputs for each input."""
+
+NOISE_FACTOR = 4.0
+"""Between two results that are each as far from the exact one as rounding puts them."""
+
+LARGEST_NOISE = 1e-4
+"""Error that noise may excuse at most."""
+
+
+def above_noise(thresholds: Thresholds, noise: float) -> Thresholds:
+    """Return the thresholds for a model whose eager outputs are `noise` of their peak away from those in float64."""
+    error = min(max(thresholds.relative_error, NOISE_FACTOR * noise), max(LARGEST_NOISE, thresholds.relative_error))
+    lowered = 20 * float(np.log10(error / thresholds.relative_error))
+    return Thresholds(error, thresholds.snr_db - lowered)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """How far outputs are from the reference's. Of several outputs each figure is that of the worst one.
+
+    Attributes:
+        max_abs_error, relative_error: see the module's docstring; `inf` where a finite value became none.
+        snr_db: None where the two are equal.
+        finite: fraction of the reference's values that are finite; the others must be the same infinity or NaN.
+        agreeing, decided, ties: top-1; None for outputs that are no class scores.
+    """
+
+    max_abs_error: float
+    relative_error: float
+    snr_db: float | None
+    finite: float = 1.0
+    agreeing: int | None = None
+    decided: int | None = None
+    ties: int | None = None
+
+
+def measure(reference: Outputs, outputs: Outputs, allowed: float) -> Figures:
+    """Compare two sets of outputs. `allowed` is the relative error up to which a top-1 flip is a tie.
+
+    Raises:
+        ValueError: the two differ in number or shape of outputs.
+    """
+    of_each = [
+        _measure_one([outs[j] for outs in reference], [outs[j] for outs in outputs], allowed)
+        for j in range(len(reference[0]))
+    ]
+    if len(outputs[0]) != len(of_each):
+        raise ValueError(f"there are {len(outputs[0])} outputs where PyTorch has {len(of_each)}")
+    ratios = [figures.snr_db for figures in of_each if figures.snr_db is not None]
+    worst = Figures(
+        max_abs_error=max(figures.max_abs_error for figures in of_each),
+        relative_error=max(figures.relative_error for figures in of_each),
+        snr_db=min(ratios) if ratios else None,
+        finite=min(figures.finite for figures in of_each),
+    )
+    if len(of_each) == 1:
+        worst = replace(worst, agreeing=of_each[0].agreeing, decided=of_each[0].decided, ties=of_each[0].ties)
+    return worst
+
+
+def _measure_one(reference: list[np.ndarray], outputs: list[np.ndarray], allowed: float) -> Figures:
+    signal = noise = worst = peak = 0.0
+    finite = total = 0
+    for y, z in zip(reference, outputs, strict=True):
+        if y.shape != z.shape:
+            raise ValueError(f"an output has shape {list(z.shape)} where PyTorch's has {list(y.shape)}")
+        known = np.isfinite(y)
+        finite, total = finite + int(known.sum()), total + y.size
+        same = np.array_equal(y[~known], z[~known], equal_nan=True)
+        if not same or not np.isfinite(z[known]).all():
+            return Figures(float("inf"), float("inf"), float("-inf"))
+        a, b = y[known].astype(np.float64), z[known].astype(np.float64)
+        peak = max(peak, float(np.abs(a).max(initial=0.0)))
+        worst = max(worst, float(np.abs(a - b).max(initial=0.0)))
+        signal += float((a**2).sum())
+        noise += float(((a - b) ** 2).sum())
+    snr = None if noise == 0 else 10 * float(np.log10(signal / noise)) if signal > 0 else float("-inf")
+    relative = worst / peak if peak > 0 else (0.0 if worst == 0 else float("inf"))
+    top1: tuple[int | None, ...] = (None, None, None)
+    if all(y.ndim == 2 and y.shape[1] > 1 and y.size for y in reference):
+        top1 = _top1(reference, outputs, 2 * allowed * peak)
+    return Figures(worst, relative, snr, finite / total if total else 1.0, *top1)
+
+
+def _top1(reference: list[np.ndarray], outputs: list[np.ndarray], margin: float) -> tuple[int, int, int]:
+    """Return how many best classes agree, how many were decided, and how many were ties."""
+    agreeing = decided = ties = 0
+    for y, z in zip(reference, outputs, strict=True):
+        for row, other in zip(y, z, strict=True):
+            best, theirs = int(row.argmax()), int(other.argmax())
+            if best != theirs and float(row[best]) - float(row[theirs]) <= margin:
+                ties += 1
+            else:
+                decided += 1
+                agreeing += best == theirs
+    return agreeing, decided, ties
+
+
+def judge(figures: Figures, thresholds: Thresholds) -> str | None:
+    """Return why figures do not pass, or None."""
+    if figures.finite == 0:
+        return "PyTorch's own outputs are not finite on any seeded input, so nothing can be compared"
+    if not figures.relative_error <= thresholds.relative_error:
+        return f"error {figures.relative_error:.2g} of the peak, allowed {thresholds.relative_error:.2g}"
+    if figures.snr_db is not None and not figures.snr_db >= thresholds.snr_db:
+        return f"SNR {figures.snr_db:.1f} dB, wanted {thresholds.snr_db:.0f} dB"
+    if figures.agreeing != figures.decided:
+        return f"top-1 agrees on {figures.agreeing} of {figures.decided}"
+    return None
+
+
+def agreeing_inputs(reference: Outputs, outputs: Outputs, allowed: float) -> list[int]:
+    """Return the inputs on which all outputs agree up to `allowed` of the peak over all inputs."""
+    peaks = [max(float(np.abs(outs[j]).max(initial=0.0)) for outs in reference) for j in range(len(reference[0]))]
+    found = []
+    for i, (ys, zs) in enumerate(zip(reference, outputs, strict=True)):
+        triples = zip(ys, zs, peaks, strict=True)
+        if all(y.shape == z.shape and np.abs(y - z).max(initial=0.0) <= allowed * peak for y, z, peak in triples):
+            found.append(i)
+    return found
+
+
+def cover_half(chosen: Sequence[int], reference: Outputs) -> bool:
+    """Return whether at least half of the inputs of each batch size are among the chosen."""
+    sizes = [len(outs[0]) if outs[0].ndim else 0 for outs in reference]
+    return all(2 * sum(sizes[i] == size for i in chosen) >= sizes.count(size) for size in set(sizes))

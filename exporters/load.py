@@ -1,0 +1,111 @@
+"""The model of an export: a named one with its weights, or a module of the caller's own, with example inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from edgesmith.errors import BadInput
+from edgesmith.exporters.graph.capture import run_eager
+from edgesmith.exporters.options import ModelOptions
+from edgesmith.models import checkpoint
+from edgesmith.models.checkpoint import Weights, fingerprint
+from edgesmith.models.registry import ModelSpec
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready for capture, and what is known about it.
+
+    Attributes:
+        name: of the model, for files.
+        inputs: example inputs, [B, ...] each; of a named model they follow from a seed.
+        input_names, output_names: None for what capture calls them.
+        spec: None for a module of the caller's own.
+    """
+
+    name: str
+    module: nn.Module
+    inputs: tuple[Tensor, ...]
+    input_names: tuple[str, ...] | None
+    output_names: tuple[str, ...] | None
+    weights: Weights
+    spec: ModelSpec | None = None
+
+    @property
+    def dtype(self) -> str:
+        """The type that the model computes in by itself: `float16` where any of its weights has it, else `float32`."""
+        tensors = (*self.module.parameters(), *self.module.buffers())
+        return "float16" if any(tensor.dtype == torch.float16 for tensor in tensors) else "float32"
+
+
+def load(options: ModelOptions, labels: Sequence[str] | None = None) -> Loaded:
+    """Load the model that is asked for.
+
+    Args:
+        labels: class names, which must be as many as the model has classes.
+
+    Raises:
+        CheckpointError: the weights are missing, damaged, unsafe, or of another model.
+        BadInput: inputs that are no tensors; labels that do not fit the model's classes.
+    """
+    loaded = _load_module(options) if options.spec is None else _load_named(options, options.spec)
+    return loaded if labels is None else _label(loaded, labels, options.backend.classifies)
+
+
+def _load_named(options: ModelOptions, spec: ModelSpec) -> Loaded:
+    """Load a model of the registry, with example inputs of the shape that is asked for."""
+    asked: dict[str, object] = {"features": True} if options.features else {}
+    if options.sequence is not None:
+        asked["frames"] = options.shape[0]
+    module, origin = checkpoint.load(spec, options.weights, **asked)
+    generator = torch.Generator().manual_seed(0)
+    batch = max(options.batch, 2) if options.dynamic_batch else options.batch
+    x = torch.randn(batch, *options.shape, generator=generator)
+    outputs: tuple[str, ...] = ("logits",)
+    if options.features:
+        outputs = tuple(f"features_{i}" for i in range(len(run_eager(module, (x,)))))
+    return Loaded(spec.name, module, (x,), (spec.input.name,), outputs, origin, spec)
+
+
+def _load_module(options: ModelOptions) -> Loaded:
+    """Take a module of the caller's own with its inputs."""
+    module, inputs = options.model, options.inputs
+    assert isinstance(module, nn.Module)  # the options have been checked
+    assert inputs is not None
+    given: Sequence[Tensor] = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    if not given or not all(isinstance(x, Tensor) for x in given):
+        raise BadInput(f"inputs must be tensors, got {[type(x).__name__ for x in given]}")
+    tensors = {key: value for key, value in module.state_dict().items() if isinstance(value, Tensor)}
+    origin = Weights("the module's own", fingerprint(tensors) if not any(map(is_lazy, tensors.values())) else "")
+    return Loaded(options.artifact_name, module, tuple(given), None, None, origin)
+
+
+class _Classifier(nn.Module):
+    """Probabilities instead of logits: what a classifier artifact returns beside the label."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        logits: Tensor = self.model(*inputs)
+        return logits.softmax(dim=1)
+
+
+def _label(loaded: Loaded, labels: Sequence[str], classifies: bool) -> Loaded:
+    """Check class names against the model's outputs, and make a classifier of it where the target has such files."""
+    outputs = run_eager(loaded.module, loaded.inputs)
+    if len(outputs) != 1 or outputs[0].dim() != 2:
+        raise BadInput("--labels needs a model that returns one tensor [B, classes]")
+    logits = outputs[0]
+    if logits.shape[1] != len(labels):
+        raise BadInput(f"--labels has {len(labels)} names and the model has {logits.shape[1]} classes")
+    if not classifies:
+        return loaded
+    names = loaded.input_names or tuple(f"input_{i}" for i in range(len(loaded.inputs)))
+    return replace(loaded, module=_Classifier(loaded.module), input_names=names, output_names=("probabilities",))

@@ -1,0 +1,82 @@
+"""Lowering a typed program into the artifact's folder, with what the file says beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from edgesmith.exporters.artifact import remove
+from edgesmith.exporters.judge import Judge
+from edgesmith.exporters.options import ExportOptions
+from edgesmith.exporters.precision.task import Typed, TypingTask
+from edgesmith.exporters.products import Product
+from edgesmith.exporters.targets.target import Request, TargetFile
+
+
+class Lowering:
+    """Lowers one product for a target, into one file, which it opens.
+
+    Typing may have to lower too: where a converter types the program, only its file shows what has to stay fp32. So the
+    last file is kept, and lowering the same once more is lowering nothing.
+
+    Attributes:
+        request: what the last file was written with.
+    """
+
+    def __init__(self, options: ExportOptions, folder: Path, product: Product) -> None:
+        self._target, self._product = options.backend, product
+        self._path = folder / f"{options.artifact_name}{options.backend.delivery(options.profile).suffix}"
+        self.request = Request(
+            name=options.artifact_name,
+            precision=options.arithmetic,
+            image=options.image,
+            sequence=options.sequence,
+            streaming=product.streaming,
+            sequence_program=product.sequence_program,
+            labels=None if options.labels is None else tuple(options.labels),
+            image_input=options.image_input,
+            deployment_target=options.system,
+            profile=options.profile,
+            licence=options.spec.licence if options.spec else "",
+            source=options.spec.source if options.spec else "",
+        )
+        self._last: tuple[Typed, TargetFile] | None = None
+
+    def __call__(self, typed: Typed) -> TargetFile:
+        """Write a typed program and open the file.
+
+        Raises:
+            Unsupported: an operator that the format or its converter refuses.
+        """
+        kept = typed.keep_fp32 or {}
+        if self._last is not None:
+            before, file = self._last
+            if before.program is typed.program and (before.keep_fp32 or {}) == kept:
+                return file
+            remove(self._path)
+        self.request = replace(self.request, keep_fp32=kept)
+        self._target.lower(typed.program, self._path, self.request)
+        file = self._target.open(self._path)
+        file.check()
+        self._last = typed, file
+        return file
+
+    def task(self, judge: Judge) -> TypingTask:
+        """Return what the product's program is typed for."""
+        program, limits = self._product.lowered, judge.of_file.precision.limits()
+
+        def lossy_operators(kept: Mapping[str, str]) -> Mapping[str, str]:
+            file = self(Typed(program, kept))
+            return file.lossy_operators(judge.evidence.calls[: judge.TYPING_INPUTS], limits.snr_db)
+
+        return TypingTask(
+            inputs=judge.evidence.inputs[: judge.TYPING_INPUTS],
+            calibration=judge.calibration,
+            thresholds=limits,
+            is_step=self._product.streaming is not None,
+            types_programs=self._target.types_programs,
+            finds_islands=self._target.finds_islands,
+            largest_int8_weight=self._target.largest_int8_weight,
+            lossy_operators=lossy_operators,
+        )

@@ -1,0 +1,360 @@
+"""The manifest of an artifact as a typed record: what it is made of, for what, and how it was checked.
+
+It holds no time, path or machine name, so the same command gives the same bytes. `read` and `write` are the only ways
+in and out; `manifest.schema.json` is its JSON Schema, closed: what it does not name is refused.
+
+    schema 2   `keep_fp32`, `legalized`
+    schema 1   called them `wide` and `mended`; still read
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, NotRequired, TypedDict
+
+from edgesmith import records
+from edgesmith.exporters.streaming.description import StreamingDescription
+
+SCHEMA: Literal[2] = 2
+MANIFEST = "manifest.json"
+_RENAMED = {"wide": "keep_fp32", "mended": "legalized"}
+"""Keys of schema 1 that have another name since."""
+
+
+class NamedShape(TypedDict):
+    """An input.
+
+    Attributes:
+        shape: sizes; `batch` for a free one.
+    """
+
+    name: str
+    shape: list[int | str]
+
+
+class Normalisation(TypedDict):
+    """How an image becomes an input: (value in 0..1 - mean) / std, per channel of RGB."""
+
+    mean: list[float]
+    std: list[float]
+
+
+class ModelRecord(TypedDict):
+    """The model that an artifact is of.
+
+    Attributes:
+        inputs, outputs: of the file, in order, without states that the runtime keeps.
+        features: whether it returns dense features instead of logits.
+        normalisation: of images, or in words what was done to the features of frames.
+    """
+
+    name: str
+    inputs: list[NamedShape]
+    outputs: list[str]
+    features: NotRequired[bool]
+    source: NotRequired[str]
+    paper: NotRequired[str]
+    licence: NotRequired[str]
+    normalisation: NotRequired[Normalisation | str]
+
+
+class FunctionRecord(TypedDict):
+    """One function of a file that has several.
+
+    Attributes:
+        states: names of those that the runtime keeps.
+    """
+
+    inputs: list[NamedShape]
+    outputs: list[str]
+    states: list[str]
+
+
+class FunctionsRecord(TypedDict):
+    """The functions of a file that holds a step and its sequence.
+
+    Attributes:
+        default: the function that runs where none is named.
+        shared_bytes: that the file saves because they share weights.
+    """
+
+    default: str
+    step: FunctionRecord
+    sequence: FunctionRecord
+    shared_bytes: int
+
+
+class WeightsRecord(TypedDict):
+    """Where the weights come from.
+
+    Attributes:
+        sha256: of all tensors by name, type, shape and bytes.
+        file_sha256: of the checkpoint file; null without one.
+        notes: what the loader decided, a sentence each.
+    """
+
+    origin: str
+    sha256: str
+    file_sha256: str | None
+    notes: list[str]
+
+
+class TargetOptions(TypedDict):
+    """The options that a file was written with.
+
+    Attributes:
+        batch: `dynamic` where it is free; null for inputs without axes.
+        labels: how many class names.
+    """
+
+    batch: int | str | None
+    image_input: bool
+    labels: int | None
+    deployment_target: str | None
+    device: str | None
+
+
+class TargetRecord(TypedDict):
+    """The target of a file."""
+
+    name: str
+    options: TargetOptions
+
+
+class Fired(TypedDict):
+    """A site where a rewrite fired, and how."""
+
+    site: str
+    note: str
+
+
+class Declined(TypedDict):
+    """A near miss of a rewrite, and why."""
+
+    site: str
+    reason: str
+
+
+class RewriteRecord(TypedDict):
+    """What one rewrite did."""
+
+    name: str
+    applied: list[Fired]
+    rejected: list[Declined]
+
+
+class LegalizationRecord(TypedDict):
+    """What the lowering changed at one operator to keep a device's rule."""
+
+    rule: str
+    name: str
+    change: str
+
+
+class OperatorCounts(TypedDict):
+    """How often each operator occurs, at every stage."""
+
+    captured: dict[str, int]
+    rewritten: dict[str, int]
+    step: NotRequired[dict[str, int]]
+    file: dict[str, int]
+
+
+class Top1(TypedDict):
+    """Inputs whose best class agrees, of those where it is decided; the others are ties."""
+
+    agreeing: int | None
+    decided: int | None
+    ties: int | None
+
+
+class FiguresRecord(TypedDict):
+    """How far outputs are from the reference's; of several outputs each figure is that of the worst one.
+
+    Attributes:
+        max_abs_error, relative_error: null where a finite value became none; relative to the reference's peak.
+        snr_db: null where the two are equal.
+        finite: fraction of the reference's values that are finite, where that is not all of them.
+    """
+
+    max_abs_error: float | None
+    relative_error: float | None
+    snr_db: float | None
+    finite: NotRequired[float]
+    top1: NotRequired[Top1]
+
+
+class SpikeForSpike(TypedDict):
+    """On how many inputs spiking neurons fired alike; only those are judged."""
+
+    inputs: int
+    of: int
+
+
+class CheckRecord(TypedDict):
+    """One check.
+
+    Attributes:
+        step: what was compared with what.
+        not_checked_here: why this machine cannot tell.
+        missed: by how much the threshold was missed, where the file was published all the same.
+        runtime: what executed it.
+        others: the figures over all inputs, where only some are judged.
+        noise: how far eager PyTorch is from itself in float64, relative to the peak, where that was asked.
+        allowed: the error that noise allows.
+        sequences, frames: that a step was fed.
+        matching: files that are as they were published.
+        operators: of a valid file.
+    """
+
+    step: str
+    not_checked_here: NotRequired[str]
+    missed: NotRequired[str]
+    runtime: NotRequired[str]
+    max_abs_error: NotRequired[float | None]
+    relative_error: NotRequired[float | None]
+    snr_db: NotRequired[float | None]
+    finite: NotRequired[float]
+    top1: NotRequired[Top1]
+    spike_for_spike: NotRequired[SpikeForSpike]
+    others: NotRequired[FiguresRecord]
+    noise: NotRequired[float]
+    allowed: NotRequired[float]
+    sequences: NotRequired[int]
+    frames: NotRequired[int]
+    matching: NotRequired[int]
+    operators: NotRequired[int]
+
+
+class InputsRecord(TypedDict):
+    """The inputs that outputs were compared on: drawn from seeds, or held out of a calibration set.
+
+    Attributes:
+        values: what was drawn for each input, in words.
+    """
+
+    count: int
+    seeds: NotRequired[str]
+    values: NotRequired[list[str]]
+    held_out: NotRequired[str]
+
+
+class ThresholdsRecord(TypedDict):
+    """What passes: an error of the peak at most, an SNR at least, and the same best class where it is decided."""
+
+    relative_error: float
+    snr_db: float
+    top1: str
+
+
+class VerificationRecord(TypedDict):
+    """How the artifact was checked against PyTorch.
+
+    Attributes:
+        judged_as: the precision whose thresholds hold.
+        missed: a sentence for each check beyond its threshold, where the file was published all the same.
+    """
+
+    inputs: InputsRecord
+    judged_as: str
+    thresholds: dict[str, ThresholdsRecord]
+    missed: NotRequired[list[str]]
+    steps: list[CheckRecord]
+
+
+class FileRecord(TypedDict):
+    """A file of the artifact, by its path in the folder."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+class Int8Record(TypedDict):
+    """How much of a file is int8, and by what data.
+
+    Attributes:
+        layers, sums: that are int8.
+        macs: multiply-accumulates of the first batch, `all` and `int8`.
+        snr_db: on the calibration inputs, against the program in float; null where equal.
+        calibration: the data, see calibration.py.
+    """
+
+    layers: int
+    sums: int
+    macs: dict[str, int]
+    share_of_macs: float
+    weight_bits: int
+    snr_db: float | None
+    calibration: dict[str, Any]
+
+
+class Manifest(TypedDict):
+    """What an artifact is made of, for what, and how it was checked.
+
+    Attributes:
+        file: the target's file or package, below the manifest's folder.
+        streaming: of a step program, how to drive it.
+        functions: of a file that holds a step and its sequence.
+        keep_fp32: operators that stay fp32 in a lower precision, each with the reason.
+        rewrites, operators: of an export; an engine that a device has built refers to its kit instead.
+        legalized: what the lowering changed to keep a device's rules.
+        engine: how an engine was built.
+        kit: of a kit what a board needs, of a built engine the digests of what it was built of.
+        device: of a built engine, the machine.
+        details: what a target of a plugin says of its file.
+    """
+
+    schema: Literal[2]
+    file: str
+    model: ModelRecord
+    streaming: NotRequired[StreamingDescription]
+    functions: NotRequired[FunctionsRecord]
+    weights: WeightsRecord
+    target: TargetRecord
+    precision: str
+    keep_fp32: NotRequired[dict[str, str]]
+    tool: dict[str, str]
+    versions: dict[str, str]
+    rewrites: NotRequired[list[RewriteRecord]]
+    legalized: NotRequired[list[LegalizationRecord]]
+    engine: NotRequired[dict[str, Any]]
+    operators: NotRequired[OperatorCounts]
+    verification: VerificationRecord
+    int8: NotRequired[Int8Record]
+    kit: NotRequired[dict[str, Any]]
+    device: NotRequired[dict[str, Any]]
+    details: NotRequired[dict[str, Any]]
+    files: list[FileRecord]
+
+
+@cache
+def schema() -> dict[str, Any]:
+    """Return the JSON Schema of a manifest."""
+    return records.schema_of(Manifest)
+
+
+def read(folder: Path) -> Manifest:
+    """Return the manifest in a folder, brought to the present schema.
+
+    Raises:
+        BadInput: it is damaged, of another schema, or not edgesmith's; the sentence has the place.
+    """
+    path, advice = folder / MANIFEST, "export the model again"
+    found = records.parse(path, "manifest", advice=advice)
+    if isinstance(found, dict) and found.get("schema") == 1:
+        found = {_RENAMED.get(key, key): value for key, value in found.items()} | {"schema": SCHEMA}
+    records.check(found, schema(), "manifest", name=str(path), advice=advice)
+    manifest: Manifest = found
+    return manifest
+
+
+def write(folder: Path, manifest: Manifest) -> None:
+    """Write a manifest into its folder."""
+    (folder / MANIFEST).write_text(records.to_text(manifest), encoding="utf-8")
+
+
+def missed(steps: list[CheckRecord]) -> list[str]:
+    """Return a sentence for each check beyond its threshold."""
+    return [f"{step['step']}: {step['missed']}" for step in steps if "missed" in step]

@@ -1,0 +1,417 @@
+"""What an export is asked for, checked once against target, model and device, before torch is imported.
+
+    options = ExportOptions("casvit_xs", "coreml", batch=4)
+
+Only this module knows the options one by one; what follows is given what they come to: a target, a precision, a shape,
+the name of a folder. A wrong option is answered here, in a sentence, in a fraction of a second. What only the loaded
+model can tell, such as how many classes a checkpoint has, load.py asks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import KW_ONLY, dataclass
+from functools import cached_property, wraps
+from inspect import signature
+from pathlib import Path
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+from edgesmith.errors import BadInput
+from edgesmith.exporters import targets
+from edgesmith.exporters.costs import Costs
+from edgesmith.exporters.precision import table as precisions
+from edgesmith.exporters.precision.table import Precision
+from edgesmith.exporters.targets.target import Target
+from edgesmith.models import registry
+from edgesmith.models.registry import ImageInput, ModelSpec, SequenceInput
+from edgesmith.profiles import device as devices
+from edgesmith.profiles.device import DeviceProfile
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Watch = Callable[[str], AbstractContextManager[None]]
+"""Called with each stage's name; entered when the stage starts and left when it ends."""
+
+
+def silent(stage: str) -> AbstractContextManager[None]:
+    """Show nothing: a `Watch`."""
+    return contextlib.nullcontext()
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The options that say which model is loaded, of which shape; all that `explain` takes. Making them checks them.
+
+    Attributes:
+        model: a name from `edgesmith models`, or any module that torch.export captures.
+        target: a name from `edgesmith targets`.
+        inputs: example tensors, for a module; their shapes are the artifact's.
+        name: what to call a module's artifact; default: its class, in lower case.
+        weights: checkpoint of a named model; without it weights are random from a fixed seed.
+        input_size: height and width in pixels, of a named image model; default: the published size.
+        frames: length of the sequences of a named sequence model; default: the published length.
+        batch: images or sequences in one call.
+        dynamic_batch: leave the batch free, where the target can.
+        features: the dense features of a named model instead of its logits.
+
+    Raises:
+        BadInput: a sentence that says what was wanted, what came and what to do.
+    """
+
+    model: str | nn.Module
+    target: str = "onnx"
+    _: KW_ONLY
+    inputs: Sequence[Tensor] | Tensor | None = None
+    name: str | None = None
+    weights: str | Path | None = None
+    input_size: tuple[int, int] | None = None
+    frames: int | None = None
+    batch: int = 1
+    dynamic_batch: bool = False
+    features: bool = False
+
+    def __post_init__(self) -> None:
+        for check in MODEL_CHECKS:
+            check(self)
+
+    @cached_property
+    def backend(self) -> Target:
+        """The target that is called `target`."""
+        return targets.get(self.target)
+
+    @cached_property
+    def spec(self) -> ModelSpec | None:
+        """The facts about a named model; None for a module."""
+        return _spec(self.model)
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one input of a named model, without the batch; empty for a module."""
+        return _shape(self.spec, self.input_size, self.frames)
+
+    @cached_property
+    def artifact_name(self) -> str:
+        """What the artifact calls the model."""
+        return _name(self.model, self.spec, self.name)
+
+    @property
+    def image(self) -> ImageInput | None:
+        """How the model's input relates to images, where it reads images."""
+        return self.spec.input if self.spec and isinstance(self.spec.input, ImageInput) else None
+
+    @property
+    def sequence(self) -> SequenceInput | None:
+        """What the model's frames are, where it reads sequences."""
+        return self.spec.input if self.spec and isinstance(self.spec.input, SequenceInput) else None
+
+
+@dataclass(frozen=True)
+class ExportOptions(ModelOptions):
+    """The options of one export. Making them checks them; see `ModelOptions` for those of the model.
+
+    Attributes:
+        precision: a name, see precision/table.py; default: the model's own, which is fp32 where neurons spike, or the
+            target's.
+        labels: class names; a Core ML artifact becomes a classifier, which returns probabilities.
+        image_input: take an image (Core ML); mean and deviation are folded in.
+        streaming: one step of a sequence model instead of the whole sequence: a frame and states in, a prediction and
+            the next states out (see streaming/ and session.py).
+        with_sequence: beside the step the whole sequence's program, as two functions of one package that share their
+            weights (Core ML, iOS18 and later).
+        deployment_target: oldest system to run on (Core ML), such as `iOS17`.
+        device: a name from `edgesmith devices`; it must take the target, and a system newer than the default that all
+            such devices have becomes the deployment target. TensorRT needs one: an engine is for one GPU.
+        calibration: a folder of images or an `.npz` that int8 is calibrated and judged on (precision/calibration.py);
+            without it random inputs are, with a warning.
+        allow_inaccurate: publish a file whose outputs diverge from PyTorch's beyond the threshold; the manifest's
+            `verification.missed` says by how much, and verifying it raises VerificationFailed as ever.
+        out: folder for the artifact's own folder.
+        watch: see `Watch`.
+
+    Raises:
+        BadInput: a sentence that says what was wanted, what came and what to do.
+        BackendMissing: the target's packages are not installed.
+    """
+
+    precision: str | None = None
+    labels: Sequence[str] | None = None
+    image_input: bool = False
+    streaming: bool = False
+    with_sequence: bool = False
+    deployment_target: str | None = None
+    device: str | None = None
+    calibration: str | Path | None = None
+    allow_inaccurate: bool = False
+    out: str | Path = "artifacts"
+    watch: Watch = silent
+
+    def __post_init__(self) -> None:
+        self.backend.check_device(self.profile)
+        super().__post_init__()
+        for check in FILE_CHECKS:
+            check(self)
+        self.backend.require()
+
+    @cached_property
+    def profile(self) -> DeviceProfile | None:
+        """The device that is called `device`."""
+        return devices.get(self.device) if self.device is not None else None
+
+    @cached_property
+    def arithmetic(self) -> Precision:
+        """The precision that is called `precision`, or the default one."""
+        return _precision(self.backend, self.precision, self.spec)
+
+    @cached_property
+    def system(self) -> str | None:
+        """The oldest system to run on; None where nothing was asked for, and the target's default holds."""
+        return _system(self.backend, self.profile, self.deployment_target)
+
+    @property
+    def costs(self) -> Costs:
+        """What the target pays, as far as the precision may choose forms by it."""
+        return self.arithmetic.costs(self.backend.costs)
+
+    @property
+    def folder_name(self) -> str:
+        """Model, target and precision, and whatever is not the default, so that variants live side by side."""
+        is_resized = self.spec is not None and self.shape != self.spec.input.shape
+        is_batched = self.dynamic_batch or self.batch != 1
+        is_for_another_system = self.system not in (None, self.backend.default_deployment_target)
+        differences = (
+            (is_resized, _describe_shape(self.shape)),
+            (is_batched, f"batch-{'dynamic' if self.dynamic_batch else self.batch}"),
+            (self.features, "features"),
+            (self.labels is not None, "labels"),
+            (self.image_input, "image"),
+            (self.streaming, "streaming"),
+            (self.with_sequence, "with-sequence"),
+            (is_for_another_system, self.system),
+            (self.device is not None and self.backend.marks_device, self.device),
+        )
+        words = (str(word) for differs, word in differences if differs)
+        return "-".join([self.artifact_name, self.backend.name, self.arithmetic.name, *words])
+
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+_O = TypeVar("_O", bound=ModelOptions)
+
+
+def takes(options: Callable[_P, _O]) -> Callable[[Callable[[_O], _R]], Callable[_P, _R]]:
+    """Let a function of options be called with what makes them: `export(model, target, batch=4)`."""
+
+    def decorate(function: Callable[[_O], _R]) -> Callable[_P, _R]:
+        @wraps(function)
+        def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+            return function(options(*args, **kwargs))
+
+        returns = signature(function).return_annotation
+        call.__signature__ = signature(options).replace(return_annotation=returns)  # type: ignore[attr-defined]  # inspect's
+        return call
+
+    return decorate
+
+
+def _spec(model: str | nn.Module) -> ModelSpec | None:
+    if isinstance(model, str):
+        return registry.get(model)
+    from torch import nn  # imported already: somebody has made a module
+
+    if not isinstance(model, nn.Module):
+        raise BadInput(f"model must be a name or a torch.nn.Module, got {type(model).__name__}")
+    return None
+
+
+def _precision(target: Target, name: str | None, spec: ModelSpec | None) -> Precision:
+    """Return the precision of a name, of the model, or of the target."""
+    known = precisions.for_target(target.name, target.precisions)
+    wanted = name or (spec.precision if spec else "") or known[0]
+    if wanted not in known:
+        raise BadInput(f"target {target.name} has precisions {', '.join(known)}, got {wanted!r}")
+    return precisions.get(wanted)
+
+
+def _name(model: str | nn.Module, spec: ModelSpec | None, name: str | None) -> str:
+    """Return what the artifact calls the model."""
+    if spec is not None:
+        if name is not None:
+            raise BadInput(f"a named model keeps its name, {spec.name}; name= is for a module, got {name!r}")
+        return spec.name
+    name = name or type(model).__name__.lower()
+    if not name.replace("_", "").replace("-", "").isalnum():
+        raise BadInput(f"a model's name becomes a file's name: letters, digits, _ and - only, got {name!r}")
+    return name
+
+
+def _shape(spec: ModelSpec | None, size: tuple[int, int] | None, frames: int | None) -> tuple[int, ...]:
+    """Return the shape of one input, without the batch; of a module nothing is known."""
+    if spec is None:
+        return ()
+    reads = spec.input
+    if isinstance(reads, SequenceInput):
+        if size is not None:
+            raise BadInput(f"{spec.name} reads sequences and has no --input-size; their length is --frames")
+        if frames is not None and frames < 1:
+            raise BadInput(f"--frames must be 1 or more, got {frames}")
+        return (frames or reads.shape[0], reads.shape[1])
+    if frames is not None:
+        raise BadInput(f"{spec.name} reads images and has no --frames; their size is --input-size")
+    if size is None:
+        return reads.shape
+    if any(n < reads.divisor or n % reads.divisor for n in size):
+        nearest = [max(reads.divisor, round(n / reads.divisor) * reads.divisor) for n in size]
+        raise BadInput(
+            f"{spec.name} needs height and width divisible by {reads.divisor}, got {size[0]}x{size[1]};"
+            f" the nearest is {nearest[0]}x{nearest[1]}"
+        )
+    return (reads.shape[0], *size)
+
+
+def _describe_shape(shape: tuple[int, ...]) -> str:
+    return f"{shape[1]}x{shape[2]}" if len(shape) == 3 else f"{shape[0]}-frames" if shape else ""
+
+
+def _system(target: Target, profile: DeviceProfile | None, wanted: str | None) -> str | None:
+    """Return the oldest system to run on: what was asked for, or what all devices of a kind have."""
+    known = target.deployment_targets
+    if wanted is not None and known and wanted not in known:
+        raise BadInput(f"unknown deployment target {wanted!r}. There are {', '.join(known)}")
+    if profile is None or profile.systems is None or not known:
+        return wanted
+    if wanted is None:
+        default = target.default_deployment_target or profile.systems.oldest
+        return max(default, profile.systems.oldest, key=_version)
+    if _version(wanted) > _version(profile.systems.newest):
+        raise BadInput(f"{profile.title} runs {profile.systems.newest} at most, got {wanted}")
+    return wanted
+
+
+def _version(system: str) -> int:
+    """17 of `iOS17`."""
+    digits = "".join(c for c in system if c.isdigit())
+    return int(digits) if digits else 0
+
+
+def _check_module(options: ModelOptions) -> None:
+    """Refuse options of named models beside a module, and a module without inputs."""
+    if options.spec is not None:
+        if options.inputs is not None:
+            raise BadInput(
+                f"{options.spec.name} has inputs of its own shape; inputs= is for a module, and sizes are"
+                " --input-size, --frames and --batch"
+            )
+        return
+    if options.inputs is None:
+        raise BadInput("exporting a module needs inputs=(tensor, ...), one example for each argument of forward")
+    of_named = (options.weights, options.input_size, options.frames)
+    if any(value is not None for value in of_named) or options.batch != 1 or options.features:
+        raise BadInput(
+            "weights, input_size, frames, batch and features belong to named models; a module has its own weights, and"
+            " its shapes are those of inputs"
+        )
+
+
+def _check_reads(options: ModelOptions) -> None:
+    """Refuse names that nothing has, sizes that the model does not read, and maps of a model that has none."""
+    _ = options.backend, options.artifact_name, options.shape  # which are refused where they cannot be
+    if options.sequence is not None and options.features:
+        raise BadInput(f"{options.artifact_name} reads sequences and has no --features; their length is --frames")
+
+
+def _check_image_input(options: ExportOptions) -> None:
+    """Refuse images for what reads none."""
+    if options.image_input and options.image is None:
+        name = options.artifact_name
+        reads = "reads sequences" if options.sequence else "is a module, whose input may be anything"
+        raise BadInput(f"{name} {reads} and has no --image-input; leave it out")
+    if options.image_input and options.batch != 1:
+        raise BadInput(f"an image input holds one image, got --batch {options.batch}; use --batch 1")
+
+
+def _check_precision_and_target(options: ExportOptions) -> None:
+    """Refuse precisions, systems and options that the target does not have."""
+    _ = options.arithmetic, options.system  # which are refused where there are none
+    given = {
+        "labels": options.labels is not None,
+        "image_input": options.image_input,
+        "deployment_target": options.deployment_target is not None,
+        "streaming": options.streaming,
+        "with_sequence": options.with_sequence,
+    }
+    for option, is_given in given.items():
+        if is_given and option not in options.backend.options:
+            have = [name for name, target in targets.all_targets().items() if option in target.options]
+            does = f"{have[0]} does" if len(have) == 1 else f"{', '.join(have)} do"
+            raise BadInput(f"target {options.backend.name} has no --{option.replace('_', '-')}; {does}")
+
+
+def _check_batch(options: ModelOptions) -> None:
+    if options.batch < 1:
+        raise BadInput(f"--batch must be 1 or more, got {options.batch}")
+    if options.dynamic_batch and not options.backend.dynamic_batch:
+        name = options.backend.name
+        raise BadInput(f"target {name} takes static shapes only; give --batch N instead of --dynamic-batch")
+
+
+def _check_streaming(options: ExportOptions) -> None:
+    """Refuse what a step cannot have, and a sequence without a step."""
+    if options.image is not None and options.streaming:
+        raise BadInput(f"{options.artifact_name} reads images and has no --streaming; models of sequences have")
+    if options.streaming and options.arithmetic.needs_whole_inputs:
+        raise BadInput(
+            f"--precision {options.arithmetic.name} looks at whole inputs and --streaming has steps; choose fp16 or"
+            " fp32"
+        )
+    if options.streaming and options.dynamic_batch:
+        raise BadInput("--streaming keeps states of a fixed batch; give --batch N instead of --dynamic-batch")
+    if options.with_sequence and not options.streaming:
+        raise BadInput("--with-sequence puts the whole sequence's program beside the step; give --streaming too")
+    if options.with_sequence and not options.backend.keeps_states(options.system):
+        raise BadInput(
+            "--with-sequence makes one package of two functions, which systems from iOS18 on take;"
+            " give --deployment-target iOS18"
+        )
+
+
+def _check_calibration(options: ExportOptions) -> None:
+    if options.calibration is None:
+        return
+    path = Path(options.calibration)
+    if not options.arithmetic.calibrates:
+        raise BadInput(f"--calibration is for --precision int8, got {options.arithmetic.name}")
+    if not path.exists():
+        raise BadInput(f"--calibration: there is no {path}; wanted a folder of images or an .npz")
+    if path.is_file() and path.suffix.lower() != ".npz":
+        raise BadInput(f"--calibration must be a folder of images or an .npz, got the file {path}")
+
+
+def _check_labels(options: ExportOptions) -> None:
+    labels = options.labels
+    if labels is None:
+        return
+    if options.features:
+        raise BadInput("--labels belongs to logits and --features returns none; choose one")
+    if len(set(labels)) != len(labels):
+        twice = next(label for i, label in enumerate(labels) if label in labels[:i])
+        raise BadInput(f"labels must differ from each other, got {twice!r} twice")
+    if options.backend.classifies and options.batch != 1:
+        raise BadInput(f"a Core ML classifier classifies one image, got --batch {options.batch}; use --batch 1")
+    if options.spec is not None and options.weights is None and len(labels) != options.spec.classes:
+        raise BadInput(f"--labels has {len(labels)} names and the model has {options.spec.classes} classes")
+
+
+MODEL_CHECKS: tuple[Callable[[ModelOptions], None], ...] = (_check_module, _check_reads, _check_batch)
+"""What must hold to load and rewrite a model."""
+
+FILE_CHECKS: tuple[Callable[[ExportOptions], None], ...] = (
+    _check_precision_and_target,
+    _check_image_input,
+    _check_streaming,
+    _check_calibration,
+    _check_labels,
+)
+"""What must hold beside that to write a file."""

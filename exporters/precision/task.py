@@ -1,0 +1,73 @@
+"""The task of typing a program, and its result: passed between the table of precisions and those that type.
+
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from edgesmith.exporters.graph.capture import Program
+    from edgesmith.exporters.precision.calibration import Calibration
+
+Calls = Sequence[Sequence["Tensor"]]
+"""The inputs of several calls."""
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """The limits: largest error relative to the reference's peak, smallest SNR in dB; and every decided top-1 agrees."""
+
+    relative_error: float
+    snr_db: float
+
+
+class CountsMacs(Protocol):
+    """A lowered file, as far as a precision asks it."""
+
+    def count_macs(self) -> dict[str, int]:
+        """Return the multiply-accumulates of the first batch: `all`, and `int8`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Typed:
+    """A program in its precision.
+
+    Attributes:
+        keep_fp32: what stays fp32, each with the reason; None where the precision keeps nothing back.
+        describe: from the lowered file to what the manifest says of how it was made.
+    """
+
+    program: Program
+    keep_fp32: Mapping[str, str] | None = None
+    describe: Callable[[CountsMacs], Mapping[str, Any]] = lambda _: {}
+
+
+@dataclass(frozen=True)
+class TypingTask:
+    """A program's typing: what it is for, and by what it is done.
+
+    Attributes:
+        inputs: of a few of the calls that verification judges by.
+        calibration: the data of the caller's; None where the precision needs none.
+        thresholds: that every output has to reach.
+        is_step: whether the program is one step of a sequence, to which whole inputs say nothing.
+        types_programs, finds_islands, largest_int8_weight: of the target, see `Target`.
+        lossy_operators: lowers the program with some operators kept in fp32, and returns those that still spoil its
+            numbers, each with the reason. Of targets whose converter types the program.
+    """
+
+    inputs: Calls
+    calibration: Calibration | None
+    thresholds: Thresholds
+    is_step: bool
+    types_programs: bool
+    finds_islands: bool
+    largest_int8_weight: int | None
+    lossy_operators: Callable[[Mapping[str, str]], Mapping[str, str]]

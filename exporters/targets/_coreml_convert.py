@@ -1,0 +1,284 @@
+"""Lowering a program to an `.mlpackage`: what is asked of coremltools, and which of its passes run.
+
+Core ML's operators have names without modules, and those of a fused op's lowering say nothing at all. coremltools keeps
+the stack trace of the captured node beside each operator that it makes of it, through its own passes. `_with_modules`
+puts the module's path there, and `_sources` gathers them for the package's metadata, where `mil.program` reads them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.export import ExportedProgram
+
+from edgesmith.errors import BadInput, Unsupported
+from edgesmith.exporters.graph.capture import Program, exported, with_module
+from edgesmith.exporters.graph.edit import fork, module_path, tidy
+from edgesmith.exporters.mil.functions import join, read_specification
+from edgesmith.exporters.mil.legalize import Legalization, legalizing
+from edgesmith.exporters.mil.states import keep_states
+from edgesmith.exporters.rewrites.fold_batchnorm import fold_forwards
+from edgesmith.exporters.rewrites.rewrite import Reject
+from edgesmith.exporters.targets._coreml_package import check_names, describe, write
+from edgesmith.exporters.targets._coreml_translations import own_translations
+from edgesmith.exporters.targets.target import Request, cannot_return
+
+LOWERINGS = "coreml"
+
+MAIN, STEP, SEQUENCE = "main", "step", "sequence"
+"""The function of a package that has one, and those of one that has two: a step is then the default."""
+
+# x g + b becomes a batch norm of variance 1 and epsilon 1e-5, which divides every value by sqrt(1.00001). Behind a
+# convolution it is not needed: other passes take product and sum into the weights, exactly.
+_SPOILING_PASS = "common::fuse_elementwise_to_batchnorm"  # noqa: S105 - a graph pass, no password
+# It moves every update of a state to where its value is made, and fails where that is after another update. Here all
+# updates come last, so there is nothing to move.
+_MOVING_PASS = "common::canonicalize_inplace_pattern"  # noqa: S105 - as above
+
+
+@dataclass(frozen=True)
+class _Converted:
+    """A package that coremltools has saved.
+
+    Attributes:
+        program: as it went in.
+        sources: from modules ("" for the model itself) to the names of their operators.
+        legalized: what was changed for the Neural Engine.
+    """
+
+    program: Program
+    sources: dict[str, list[str]]
+    legalized: list[Legalization]
+
+
+def lower(program: Program, path: Path, request: Request, system: Any) -> None:
+    """Write the program as an `.mlpackage`, beside the sequence program of the request where it has one.
+
+    Args:
+        program: rewritten, of float32.
+        path: of the package.
+        request: what is asked.
+        system: coremltools' constant for the oldest one.
+    """
+    programs = {MAIN: (program, request)}
+    if request.sequence_program is not None:
+        whole = replace(request, streaming=None)
+        programs = {STEP: (program, request), SEQUENCE: (request.sequence_program, whole)}
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        packages = {function: Path(folder) / f"{function}.mlpackage" for function in programs}
+        with _quiet():
+            made = {name: _convert(*asked, packages[name], system) for name, asked in programs.items()}
+        first = next(iter(packages.values()))
+        model = read_specification(first) if len(packages) == 1 else join(packages, first)
+        sources = {name: one.sources for name, one in made.items()}
+        describe(model, request, sources, [one for each in made.values() for one in each.legalized])
+        write(model, first, path)
+    check_names(model, {name: one.program for name, one in made.items()}, request.labels is not None)
+
+
+def _convert(program: Program, request: Request, package: Path, system: Any) -> _Converted:
+    """Have coremltools save a program as a package."""
+    import coremltools as ct
+
+    _refuse_what_core_ml_lacks(program)
+    if request.image_input:
+        program = scale_input(program, request)
+    half = request.precision.is_half
+    program, taken, states = _with_states(program, request)
+    classifier = None if request.labels is None else ct.ClassifierConfig(list(request.labels))
+    outputs = None if classifier else [ct.TensorType(name=n, dtype=np.float32) for n in program.output_names]
+    inputs = _inputs(program, request)
+    with own_translations(half), legalizing() as legalization:
+        pipeline = passes(legalization.pipeline if half else None)
+        if states is not None:
+            pipeline.remove_passes({_MOVING_PASS})
+        with _refusing(), _validated_once():
+            model = ct.convert(
+                _with_modules(taken),
+                inputs=inputs,
+                outputs=outputs,
+                states=states,
+                pass_pipeline=pipeline,
+                classifier_config=classifier,
+                convert_to="mlprogram",
+                minimum_deployment_target=system,
+                compute_precision=_compute_precision(request),
+                skip_model_load=True,
+                package_dir=str(package),
+            )
+    return _Converted(program, _sources(model), legalization.done)
+
+
+def _with_states(program: Program, request: Request) -> tuple[Program, ExportedProgram, list[Any] | None]:
+    """Return a program without the states that Core ML keeps, as coremltools takes it, and those states."""
+    if not request.keeps_states:
+        return program, exported(program, LOWERINGS), None
+    import coremltools as ct
+
+    assert request.streaming is not None
+    program, module = keep_states(program, request.streaming["states"], request.precision.is_half)
+    kept = module.named_buffers(recurse=False)
+    states = [ct.StateType(ct.TensorType(shape=tuple(b.shape), dtype=np.float16), name=n) for n, b in kept]
+    return program, exported(program, LOWERINGS, module), states
+
+
+def _inputs(program: Program, request: Request) -> list[Any]:
+    """Return coremltools' description of the inputs."""
+    import coremltools as ct
+
+    if request.image_input:
+        assert request.image is not None
+        shape = tuple(program.inputs[0].shape)
+        bias = [-value for value in request.image.mean]
+        layout = ct.colorlayout.RGB
+        return [ct.ImageType(program.input_names[0], shape, scale=1 / 255, bias=bias, color_layout=layout)]
+    real = np.float16 if request.precision.is_half else np.float32
+    pairs = zip(program.input_names, program.inputs, strict=True)
+    return [
+        ct.TensorType(name=n, shape=tuple(x.shape), dtype=real if x.is_floating_point() else np.int32) for n, x in pairs
+    ]
+
+
+def passes(pipeline: Any = None) -> Any:
+    """Return coremltools' passes, or those given, but for the one that spoils numbers."""
+    import coremltools as ct
+
+    pipeline = pipeline or ct.PassPipeline()
+    pipeline.remove_passes({_SPOILING_PASS})
+    return pipeline
+
+
+def _compute_precision(request: Request) -> Any:
+    """Return coremltools' word for a precision: fp16 everywhere, nowhere, or but for some operators."""
+    import coremltools as ct
+
+    if not request.precision.is_half:
+        return ct.precision.FLOAT32
+    return ct.transform.FP16ComputePrecision(op_selector=lambda operation: operation.name not in request.keep_fp32)
+
+
+def _refuse_what_core_ml_lacks(program: Program) -> None:
+    """Raise Unsupported for what coremltools would turn into something else without a word."""
+    kinds = {torch.float32, torch.float16, torch.int32, torch.int64}
+    for input_name, x in zip(program.input_names, program.inputs, strict=True):
+        if x.dtype not in kinds:
+            raise Unsupported(f"Core ML takes float and integer inputs, and {input_name} is {x.dtype}")
+    cannot_return(program, "Core ML")
+
+
+def scale_input(program: Program, request: Request) -> Program:
+    """Return the program for inputs [1, 3, H, W] that still have to be divided by the standard deviations.
+
+    Raises:
+        BadInput: several images at once.
+        Unsupported: something is before the first convolution.
+    """
+    assert request.image is not None
+    if program.inputs[0].shape[0] != 1:
+        raise BadInput(f"an image input holds one image, and the batch is {program.inputs[0].shape[0]}; use --batch 1")
+    module = fork(program.module)
+    (image,) = (node for node in module.graph.nodes if node.op == "placeholder")
+    scale = 1 / torch.tensor(request.image.std, dtype=torch.float64)
+    try:
+        fold_forwards(module, image, scale, torch.zeros_like(scale))
+    except Reject as declined:
+        raise Unsupported(
+            f"the standard deviations cannot be folded into the first convolution: {declined.reason}"
+        ) from declined
+    return with_module(program, tidy(module))
+
+
+def _with_modules(program: ExportedProgram) -> ExportedProgram:
+    """Return the program with each node's module instead of its stack trace."""
+    for node in program.graph.nodes:
+        node.meta["stack_trace"] = module_path(node)
+    return program
+
+
+def _sources(model: Any) -> dict[str, list[str]]:
+    """Return the names of each module's operators ("" for the model itself).
+
+    Casts are left out, so that they belong to what they read: coremltools gives its own the source of what reads them,
+    and where a value overflows in a cast, the module that made it is wanted.
+    """
+    from coremltools.converters.mil.mil.scope import ScopeSource
+
+    found: dict[str, list[str]] = {}
+
+    def visit(block: Any) -> None:
+        for op in block.operations:
+            for inner in op.blocks:
+                visit(inner)
+            module = next(iter(op.scopes.get(ScopeSource.EXIR_STACK_TRACE) or []), None)  # several in one: the first
+            if module is not None and op.op_type not in ("const", "cast"):
+                found.setdefault(module, []).append(op.name)
+
+    for function in model._mil_program.functions.values():
+        visit(function)
+    return found
+
+
+@contextlib.contextmanager
+def _refusing() -> Iterator[None]:
+    """Raise Unsupported where coremltools fails: it raises NotImplementedError, ValueError, RuntimeError alike."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        line = str(error).strip().splitlines()
+        if line and line[0].startswith("filesystem error"):  # how the native part says that a disk is full
+            raise OSError(errno.EIO, "the package could not be written; is the disk full?") from error
+        raise Unsupported(f"Core ML cannot express this model: {line[0] if line else error!r}") from error
+
+
+@contextlib.contextmanager
+def _validated_once() -> Iterator[None]:
+    """Validate what coremltools converts at the end, and not after each of its hundred passes: a third of the time."""
+    from coremltools.converters.mil.mil import Program as MilProgram
+
+    validate = MilProgram.validate
+    met: dict[int, Any] = {}
+
+    def remember(program: Any, check_essential_scope: bool = False) -> None:
+        met[id(program)] = program
+
+    MilProgram.validate = remember
+    try:
+        yield
+    finally:
+        MilProgram.validate = validate
+    for program in met.values():
+        program.validate()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep coremltools' warnings and progress bars off the user's terminal; errors still come as exceptions."""
+    import tqdm
+
+    level = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    init = tqdm.tqdm.__init__
+
+    def silent(self: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **{**kwargs, "disable": True})
+
+    tqdm.tqdm.__init__ = silent
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        tqdm.tqdm.__init__ = init
+        logging.disable(level)

@@ -1,0 +1,136 @@
+"""Verifying an artifact that exists: its files, its format, and its numbers where it can run.
+
+Needs neither the model nor its weights: PyTorch's outputs for the inputs are in the artifact.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgesmith.errors import BadInput, EdgesmithError, Unsupported, VerificationFailed
+from edgesmith.exporters import artifact as artifacts
+from edgesmith.exporters import targets
+from edgesmith.exporters.artifact import Artifact
+from edgesmith.exporters.inputs import seeded_inputs
+from edgesmith.exporters.manifest import CheckRecord, missed
+from edgesmith.exporters.options import Watch, silent
+from edgesmith.exporters.precision import table as precisions
+from edgesmith.exporters.products import read_product
+from edgesmith.exporters.targets.target import Target
+from edgesmith.exporters.verification.check import AcceptanceCriteria, Evidence
+from edgesmith.kernels.op import spikes_in
+from edgesmith.models import registry
+from edgesmith.models.registry import ImageInput
+
+TRACE_ERROR = 1e-4
+"""How far an operator's figures may be from what they were on another machine, relative to its root mean square."""
+
+
+def verify_artifact(path: str | Path, watch: Watch = silent) -> tuple[Artifact, list[CheckRecord]]:
+    """Check an artifact: its files against the manifest, its format, and its numbers where it can run.
+
+    Returns:
+        The artifact, and a record of each check, as in the manifest's `verification.steps`.
+
+    Raises:
+        BadInput: there is no readable artifact.
+        BackendMissing: the target's packages are not installed.
+        VerificationFailed: a file is missing or altered, is not valid, or its outputs are beyond the threshold; of
+            outputs it has the figures in `steps`.
+    """
+    artifact = artifacts.read(path)
+    target = targets.get(artifact.target)
+    with watch("files"):
+        checks = [_check_files(artifact, target)]
+    target.require()
+    file = target.open(artifact.file)
+    with watch("format"):
+        try:
+            file.check()
+        except Unsupported as error:
+            raise VerificationFailed(str(error)) from error
+        checks.append({"step": "format", "operators": sum(file.count_operators().values())})
+    with watch("numbers"):
+        product = read_product(artifact.manifest)
+        checks += product.check_file(file, target, read_evidence(artifact), _criteria(artifact))
+    if sentences := missed(checks):
+        raise VerificationFailed("; ".join(sentences), checks)
+    return artifact, checks
+
+
+def verify_layers(path: str | Path) -> list[dict[str, Any]]:
+    """Return, of every operator of an artifact's file, its range over two inputs, and what its precision costs there.
+
+    Where a file holds a step and its sequence, operators of the sequence's come last and have `function`.
+
+    Raises:
+        BadInput: there is no readable artifact, or its target does not show its operators.
+        BackendMissing: the target's packages are not installed.
+    """
+    artifact = artifacts.read(path)
+    target = targets.get(artifact.target)
+    targets.require_layers(target)
+    target.require()
+    return read_product(artifact.manifest).layers(target.open(artifact.file), read_evidence(artifact))
+
+
+def read_evidence(artifact: Artifact) -> Evidence:
+    """Return PyTorch's outputs that an artifact carries, and the inputs that they belong to."""
+    reference, examples = artifacts.read_reference(artifact)
+    kept = artifacts.read_inputs(artifact)
+    if kept is not None:
+        return Evidence(kept, reference)
+    options = artifact.manifest["target"]["options"]
+    reads = registry.get(artifact.model).input if options["image_input"] else None
+    image = reads if isinstance(reads, ImageInput) else None
+    return Evidence(seeded_inputs(examples, image, options["batch"] == "dynamic", len(reference)), reference)
+
+
+def _criteria(artifact: Artifact) -> AcceptanceCriteria:
+    """Return what an artifact's outputs must hold; eager's own noise is what it was when the artifact was made."""
+    verification = artifact.manifest["verification"]
+    noises = [step["noise"] for step in verification["steps"] if "noise" in step]
+    counts = artifact.manifest.get("operators")
+    spikes = counts is not None and spikes_in(counts["rewritten"])
+    judged = precisions.get(verification["judged_as"])
+    return AcceptanceCriteria(judged, spikes, lambda: max(noises, default=None), collects=True)
+
+
+def _check_files(artifact: Artifact, target: Target) -> CheckRecord:
+    """Compare the files with the manifest's list of them."""
+    changed = artifacts.changed_files(artifact)
+    if changed:
+        position = _first_change(target, artifact)
+        raise VerificationFailed(
+            f"{artifact.path} is not as it was published: {'; '.join(changed)}"
+            + (f"; its numbers are others from {position} on" if position else "")
+        )
+    if artifacts.REFERENCE not in artifact.sha256:
+        raise BadInput(
+            f"{artifact.path} is the engine of a kit, as it was built, and only the kit has PyTorch's outputs: verify"
+            " that, and see the engine with edgesmith inspect"
+        )
+    return {"step": "files", "matching": len(artifact.sha256)}
+
+
+def _first_change(target: Target, artifact: Artifact) -> str | None:
+    """Return the first operator of a changed file whose result is not what it was; None where that cannot be said."""
+    if target.missing_packages():
+        return None
+    try:
+        before = artifacts.read_trace(artifact)
+        now = read_product(artifact.manifest).trace(target.open(artifact.file), read_evidence(artifact))
+    except EdgesmithError as error:  # the file is damaged: the sentence says where
+        return str(error)
+    except (OSError, KeyError, ValueError):
+        return None
+    for position, figures in now.items():
+        if position not in before:
+            return position
+        close = np.allclose(figures, before[position], rtol=0, atol=TRACE_ERROR * before[position][0], equal_nan=True)
+        if not close:
+            return position
+    return None
