@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable
@@ -16,6 +15,7 @@ import torch
 from torch import nn
 
 import edgesmith
+from edgesmith import records
 from edgesmith.errors import BadInput, Unsupported
 from edgesmith.exporters import targets
 from edgesmith.exporters.mil import lint as lints
@@ -506,7 +506,8 @@ def test_the_command_prints_tables_and_is_strict_when_asked(edgesmith: Any, tmp_
     assert edgesmith("lint", str(artifact.file), "--strict").returncode == 3
     longer = edgesmith("lint", str(artifact.file), "--all").stdout
     assert longer.count("short-last-axis") > shown.stdout.count("short-last-axis")
-    told = json.loads(edgesmith("lint", str(artifact.path), "--json").stdout)
+    shown = edgesmith("lint", str(artifact.path), "--json")
+    told = records.read_record(shown.stdout.encode(), records.schema_of(lints.LintRecord), "lint's record")
     assert told["counts"]["error"] == 0
     assert told["legalized"][0]["rule"] == "infinite-constant"
     assert {one["name"] for one in told["rules"]} == {one["rule"] for one in told["findings"]}

@@ -18,6 +18,9 @@ from edgesmith.exporters.mil.legalize import Legalization, legalizations_of
 from edgesmith.exporters.mil.program import MlProgram, Operation, StateType, load
 from edgesmith.exporters.mil.rules import RULES, SEVERITIES, Position, Rule, View, memory
 
+_SUFFIXES = (".mlpackage", ".mlmodel")
+"""Of files that may hold an ML Program."""
+
 SCHEMA: Final = 1
 """Number of the record that `lint --json` prints, `LintRecord`."""
 
@@ -227,12 +230,12 @@ def _finding(rule: Rule, view: View, at: Position, fact: str) -> Finding:
 def package(path: str | Path) -> Path:
     """Return the Core ML package that a path means. Raises BadInput where it means none."""
     given = Path(path)
-    if given.suffix in (".mlpackage", ".mlmodel"):
+    if given.suffix in _SUFFIXES:
         return given
     if given.suffix == ".onnx":
         raise BadInput(_not_core_ml(given.name, "an ONNX file"))
     artifact = artifacts.read(given)
-    if artifact.target != "coreml":
+    if artifact.file.suffix not in _SUFFIXES:
         raise BadInput(_not_core_ml(given.name, f"an artifact for {artifact.target}"))
     return artifact.file
 

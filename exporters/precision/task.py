@@ -21,7 +21,7 @@ Calls = Sequence[Sequence["Tensor"]]
 
 @dataclass(frozen=True)
 class Thresholds:
-    """The limits: largest error relative to the reference's peak, smallest SNR in dB; and every decided top-1 agrees."""
+    """The limits: largest error relative to the reference's peak, smallest SNR in dB; a decided top-1 always agrees."""
 
     relative_error: float
     snr_db: float

@@ -73,13 +73,7 @@ def _layers_before(module: GraphModule, second: Node) -> list[tuple[Linear, int]
     """
     if _dense(module, second) is None:
         return []
-    x = second.args[0]
-    assert isinstance(x, Node)
-    parts: Sequence[Node] = [x]
-    if x.target is aten.cat.default and second.target in CONVOLUTIONS and _is_over_channels(x):
-        parts = x.args[0]  # type: ignore[assignment]  # a cat reads a list of nodes
-        if any(rank(part) != rank(x) for part in parts):  # torch lets an empty vector stand anywhere
-            return []
+    x, parts = second.args[0], _parts(second)
     found, start = [], 0
     for part in parts:
         layer = _dense(module, part) if part.target is second.target and rank(part) == rank(second) else None
@@ -87,6 +81,16 @@ def _layers_before(module: GraphModule, second: Node) -> list[tuple[Linear, int]
             found.append((layer, start))
         start += int(val(part).shape[1]) if part is not x else 0
     return found
+
+
+def _parts(layer: Node) -> Sequence[Node]:
+    """What a layer reads: one value, or those that a concatenation of channels joins."""
+    x = layer.args[0]
+    assert isinstance(x, Node)
+    if x.target is not aten.cat.default or layer.target not in CONVOLUTIONS or not _is_over_channels(x):
+        return [x]
+    parts: Sequence[Node] = x.args[0]  # type: ignore[assignment]  # a cat reads a list of nodes
+    return parts if all(rank(part) == rank(x) for part in parts) else []  # torch lets an empty vector stand anywhere
 
 
 def _dense(module: GraphModule, node: Node) -> Linear | None:
