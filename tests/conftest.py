@@ -284,7 +284,8 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     def forget() -> None:
         for module in installed:
             sys.modules.pop(module, None)
-        for remembered in (plugins._loaded, plugins._facts, order._with_plugins, all_ops, all_models, all_devices):
+        plugins.forget()
+        for remembered in (order._with_plugins, all_ops, all_models, all_devices):
             remembered.cache_clear()
         importlib.invalidate_caches()
 

@@ -21,7 +21,7 @@ from edgesmith.exporters.graph.capture import Program, capture, run
 from edgesmith.exporters.graph.edit import count_operators
 from edgesmith.exporters.precision.int8 import quantise
 from edgesmith.exporters.rewrites.order import rewrite
-from edgesmith.exporters.streaming.session import StreamingSession
+from edgesmith.exporters.session import StreamingSession
 from edgesmith.exporters.streaming.step_program import to_step
 from edgesmith.kernels import op as ops
 from edgesmith.kernels.op import FusedOp, all_ops, find, spikes_in

@@ -24,8 +24,10 @@ from edgesmith.exporters.costs import Costs
 from edgesmith.exporters.graph.capture import Program, capture, run
 from edgesmith.exporters.graph.edit import constant, module_path
 from edgesmith.exporters.rewrites.order import rewrite
-from edgesmith.exporters.session import Step, Stepper, StreamingSession
+from edgesmith.exporters.session import StreamingSession
+from edgesmith.exporters.streaming.step import Step
 from edgesmith.exporters.streaming.step_program import StepProgram, describe, to_step
+from edgesmith.exporters.streaming.stepper import Stepper
 from edgesmith.kernels import lif, lmu_memory
 from edgesmith.models import registry
 from edgesmith.models.checkpoint import load
