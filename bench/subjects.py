@@ -14,7 +14,7 @@ from edgesmith.exporters import artifact as artifacts
 from edgesmith.exporters import targets
 from edgesmith.exporters.artifact import Artifact
 from edgesmith.exporters.manifest import MANIFEST, FileRecord
-from edgesmith.exporters.streaming.stepper import RUNTIME
+from edgesmith.exporters.streaming.description import RUNTIME
 from edgesmith.exporters.tensorrt import engine as engines
 from edgesmith.exporters.tensorrt.kit import KIT
 

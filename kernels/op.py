@@ -47,7 +47,7 @@ class RecurrentState:
 
 @dataclass(frozen=True)
 class Recognition:
-    """How an unrolled loop, or a scan, is recognised as an op with one state, elementwise, by its numbers.
+    """The way to recognise an unrolled loop, or a scan, as an elementwise op with one state, by its numbers.
 
         c_t = advance(s_{t-1}, x_t)     an unrolled loop is cut here, at the first value that all later ones follow from
         y_t, s_t = settle(c_t)          where nothing comes after the cut, y_t = s_t = c_t
@@ -74,7 +74,7 @@ class Recognition:
 
 @dataclass(frozen=True)
 class Recurrence:
-    """How an op with a time axis runs one frame at a time. A call's arguments are those of `FusedOp.shape`.
+    """The way an op with a time axis runs one frame at a time. A call's arguments are those of `FusedOp.shape`.
 
     Attributes:
         step: plain PyTorch, `(states, frame, *others) -> (output, next states)`. `frame` is one of the call's first
@@ -96,7 +96,7 @@ class Recurrence:
 
 @dataclass(frozen=True)
 class LinearRecurrence:
-    """What is known of an op that means m_t = A m_{t-1} + b u_t for a signal u, and has several forms of it.
+    """The knowledge of an op that means m_t = A m_{t-1} + b u_t for a signal u, and has several forms of it.
 
     The op is called `op(u [B, T], impulse [M, T], a [M, M], b [M], form)` and returns [B, M, T]; a and b may be None.
 

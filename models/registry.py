@@ -1,4 +1,4 @@
-"""Which models there are, and the facts about each. Read from this folder's TOML files; only `build` imports torch.
+"""The models and the facts about each. Read from this folder's TOML files; only `build` imports torch.
 
 A family of another package is an entry point in the group `edgesmith.models`. It names a module with builders and
 `from_checkpoint`, and has the same facts as a family here: in a TOML file beside the module, `my_models.tiny`, or in a
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ImageInput:
-    """What an image model reads: float RGB of shape [B, *shape], each channel `(value in 0..1 - mean) / std`."""
+    """The input of an image model: float RGB of shape [B, *shape], each channel `(value in 0..1 - mean) / std`."""
 
     name: str
     shape: tuple[int, int, int]
@@ -36,7 +36,7 @@ class ImageInput:
 
 @dataclass(frozen=True)
 class SequenceInput:
-    """What a sequence model reads: float frames of shape [B, *shape], shape = (frames, features of a frame).
+    """The input of a sequence model: float frames of shape [B, *shape], shape = (frames, features of a frame).
 
     Attributes:
         normalised: what was done to the features, in words and figures.

@@ -30,7 +30,7 @@ class Systems:
 
 @dataclass(frozen=True)
 class Cuda:
-    """What an NVIDIA GPU takes.
+    """An NVIDIA GPU, as far as files depend on it.
 
     Attributes:
         compute_capability: such as `8.9`, NVIDIA's SM 8.9; empty for whatever this machine has.
@@ -99,7 +99,7 @@ class DeviceProfile:
 
     @property
     def system(self) -> str:
-        """What brings its TensorRT, in words."""
+        """The system that brings its TensorRT, in words."""
         return f"JetPack {self.cuda.jetpack}" if self.cuda and self.cuda.jetpack else "its own"
 
 

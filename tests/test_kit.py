@@ -33,11 +33,14 @@ from edgesmith.board.common import Cuda, Refusal
 from edgesmith.board.join import join
 from edgesmith.errors import BackendMissing, BadInput, Unsupported, VerificationFailed
 from edgesmith.exporters import artifact as artifacts
+from edgesmith.exporters import figures as figures_of
 from edgesmith.exporters import targets
 from edgesmith.exporters.artifact import Artifact
+from edgesmith.exporters.inputs import seeded_inputs
+from edgesmith.exporters.precision import table
 from edgesmith.exporters.tensorrt import engine, kit
 from edgesmith.exporters.tensorrt.kit import build as board
-from edgesmith.exporters.verification import check as verify
+from edgesmith.exporters.verification.check import AcceptanceCriteria
 from edgesmith.profiles import operators
 
 STANDINS = Path(__file__).parent / "standins"
@@ -145,7 +148,7 @@ def test_a_kit_of_a_step_has_steps_as_its_cases_and_is_built(tmp_path: Path) -> 
 def test_a_kits_cases_are_the_seeded_inputs_and_pytorchs_outputs(orin: Artifact) -> None:
     inputs, outputs = board.read_cases(kit.read_kit(orin.path), orin.path)
     reference, examples = artifacts.read_reference(orin)
-    given = verify.seeded_inputs(examples)
+    given = seeded_inputs(examples)
     assert all(
         np.array_equal(a, b.numpy()) for x, y in zip(inputs, given, strict=True) for a, b in zip(x, y, strict=True)
     )
@@ -180,18 +183,20 @@ def test_a_kit_has_the_same_bytes_again(orin: Artifact, tmp_path: Path) -> None:
 def test_a_damaged_file_of_a_kit_is_found_here_too(orin: Artifact) -> None:
     damage(orin.path / "cases.npz")
     with pytest.raises(Unsupported, match=r"cases\.npz of the kit .* is damaged"):
-        targets.get("tensorrt").check(orin.file)
+        targets.get("tensorrt").open(orin.file).check()
     with pytest.raises(VerificationFailed, match=r"cases\.npz was altered"):
         edgesmith.verify(orin.path)
 
 
 def test_a_kit_allows_the_models_own_noise() -> None:
-    from edgesmith.exporters.export import Rule, _limits
+    def limits(precision: str, noise: float | None) -> tuple[float, float]:
+        found = AcceptanceCriteria(table.get(precision), False, lambda: noise).thresholds()
+        return found.relative_error, round(found.snr_db, 1)  # as publish.py rounds it
 
-    assert _limits(Rule("fp32", False, lambda: 1e-7)) == {"relative_error": 1e-5, "snr_db": 100.0}
-    assert _limits(Rule("fp32", False, lambda: 1e-5)) == {"relative_error": 4e-5, "snr_db": 88.0}
-    assert _limits(Rule("fp32", False, lambda: None)) == {"relative_error": 1e-5, "snr_db": 100.0}
-    assert _limits(Rule("fp16", False, lambda: 1e-5)) == {"relative_error": 2e-2, "snr_db": 40.0}
+    assert limits("fp32", 1e-7) == (1e-5, 100.0)
+    assert limits("fp32", 1e-5) == (4e-5, 88.0)
+    assert limits("fp32", None) == (1e-5, 100.0)
+    assert limits("fp16", 1e-5) == (2e-2, 40.0)
 
 
 def test_readme_is_one_page_and_names_what_the_board_has(orin: Artifact) -> None:
@@ -257,7 +262,7 @@ def test_a_builds_layers_have_the_schema_of_every_engine(
 
 @pytest.fixture
 def installed() -> None:
-    missing = targets.missing_packages(targets.get("tensorrt"))
+    missing = targets.get("tensorrt").missing_packages()
     if missing:
         pytest.skip(f"tensorrt: {', '.join(missing)} not installed")
 
@@ -850,16 +855,16 @@ def test_build_py_judges_as_edgesmith_does(scale: float, precision: str, shapes:
     outputs = [
         [y + np.float32(scale) * draw.standard_normal(y.shape).astype(np.float32) for y in ys] for ys in reference
     ]
-    thresholds = verify.THRESHOLDS[precision]
+    thresholds = table.get(precision).limits()
     limits = {"relative_error": thresholds.relative_error, "snr_db": thresholds.snr_db}
-    figures = verify.measure(reference, outputs, thresholds.relative_error)
+    figures = figures_of.measure(reference, outputs, thresholds.relative_error)
     own = board.measure(reference, outputs, thresholds.relative_error)
     assert own["max_abs_error"] == figures.max_abs_error
     assert own["relative_error"] == figures.relative_error
     assert own["snr_db"] == figures.snr_db
     assert own.get("top1", {}).get("agreeing") == figures.agreeing
-    assert board.judge(own, limits) == verify.judge(figures, thresholds)
-    assert board.agreeing_cases(reference, outputs, 1e-2) == verify.agreeing_inputs(reference, outputs, 1e-2)
+    assert board.judge(own, limits) == figures_of.judge(figures, thresholds)
+    assert board.agreeing_cases(reference, outputs, 1e-2) == figures_of.agreeing_inputs(reference, outputs, 1e-2)
 
 
 def test_build_py_takes_as_a_tie_what_edgesmith_does() -> None:
@@ -867,7 +872,7 @@ def test_build_py_takes_as_a_tie_what_edgesmith_does() -> None:
     gaps = (1.9, 2.1)  # of what is allowed: a tie, and a decision
     reference = [[np.array([[top, top - gap * allowed, 0.0]], np.float32)] for gap in gaps]
     outputs = [[y[:, [1, 0, 2]] for y in ys] for ys in reference]
-    figures = verify.measure(reference, outputs, allowed)
+    figures = figures_of.measure(reference, outputs, allowed)
     assert (figures.agreeing, figures.decided, figures.ties) == (0, 1, 1)
     assert board.measure(reference, outputs, allowed)["top1"] == {"agreeing": 0, "decided": 1, "ties": 1}
 
@@ -886,7 +891,7 @@ def test_build_py_takes_half_of_the_cases_of_a_spiking_model() -> None:
 
 
 def test_build_py_describes_figures_as_a_manifest_does() -> None:
-    from edgesmith.exporters.export import describe_figures
+    from edgesmith.exporters.verification.check import describe_figures
 
     draw = np.random.default_rng(1)
     reference = [[draw.standard_normal((1, 10)).astype(np.float32)] for _ in range(3)]
@@ -894,7 +899,7 @@ def test_build_py_describes_figures_as_a_manifest_does() -> None:
     entry = board.check_numbers(
         {"thresholds": {"relative_error": 1e-2, "snr_db": 40.0}, "spikes": False}, reference, outputs
     )
-    assert entry == describe_figures(verify.measure(reference, outputs, 1e-2))
+    assert entry == describe_figures(figures_of.measure(reference, outputs, 1e-2))
 
 
 def test_versions_are_read() -> None:

@@ -1,88 +1,101 @@
-"""A package outside the tree adds a target, a precision, a fused op, a rewrite, a model family and a device."""
+"""Entry points of other packages: found, put in order, and left out with one sentence where they do not work."""
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import subprocess
-import sys
+import re
+import types
+import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
-OUTSIDE = Path(__file__).parent / "fixtures" / "outside"
+from edgesmith.exporters.costs import Costs
+from edgesmith.exporters.graph.capture import capture
+from edgesmith.exporters.graph.edit import count_operators
+from edgesmith.exporters.rewrites import order
+from edgesmith.plugins import PluginWarning, load_plugins
 
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
+Install = Callable[..., None]
 
+SQUARES = """
+from edgesmith.exporters.rewrites.rewrite import rewrites
+import torch
 
-@pytest.fixture
-def with_outside(tmp_path: Path) -> Run:
-    """Run the command line where the package `outside` is installed, or a copy of it that a test has changed."""
-
-    def run(*arguments: str, package: Path = OUTSIDE) -> subprocess.CompletedProcess[str]:
-        paths = [str(package), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-        command = [sys.executable, "-m", "edgesmith", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
-
-    return run
-
-
-def test_what_is_outside_is_listed(with_outside: Run) -> None:
-    models = json.loads(with_outside("models", "--json").stdout)
-    assert [one["family"] for one in models if one["name"] == "smoother"] == ["smoother"]
-    targets = {one["name"]: one for one in json.loads(with_outside("targets", "--json").stdout)}
-    assert targets["pt2"]["precisions"] == ["fp32", "w16"]
-    assert targets["onnx"]["precisions"] == ["fp32", "fp16", "int8", "w16"]
-    assert targets["coreml"]["precisions"] == ["fp16", "fp32", "mixed"]
-    devices = json.loads(with_outside("targets", "--devices", "--json").stdout)
-    assert [one["title"] for one in devices if one["name"] == "board"] == ["Outside's board"]
+@rewrites(torch.ops.aten.pow.Tensor_Scalar, rule="x ** 2 -> x * x"{options})
+def {name}(module, node, costs):
+    x, exponent = node.args
+    if exponent != 2:
+        return None
+    with module.graph.inserting_before(node):
+        new = module.graph.call_function(torch.ops.aten.mul.Tensor, (x, x))
+    new.meta.update(node.meta)
+    node.replace_all_uses_with(new)
+    return "a power -> a product"
+"""
 
 
-def test_export_explain_and_verify_with_all_of_it(with_outside: Run, tmp_path: Path) -> None:
-    explained = json.loads(with_outside("explain", "--model", "smoother", "--target", "pt2", "--json").stdout)
-    (report,) = [one for one in explained["rewrites"] if one["name"] == "drop_abs"]
-    assert [note for _, note in report["applied"]] == ["abs after relu -> nothing"]
-    assert explained["operators"]["rewritten"]["edgesmith.average"] == 1
-    assert "aten.abs" not in explained["operators"]["rewritten"]
-    options = ("--model", "smoother", "--target", "pt2", "--precision", "w16", "--device", "board", "--json")
-    done = with_outside("export", *options)
-    assert done.returncode == 0, done.stderr
-    manifest = json.loads(done.stdout)
-    assert (manifest["precision"], manifest["target"]["options"]["device"]) == ("w16", "board")
-    (checked,) = [step for step in manifest["verification"]["steps"] if step["step"] == "eager -> file"]
-    assert 1e-6 < checked["relative_error"] < 2e-2, "weights were rounded"
-    assert manifest["verification"]["judged_as"] == "w16"
-    verified = with_outside("verify", manifest["path"], "--json")
-    assert verified.returncode == 0, verified.stderr
-    (again,) = [step for step in json.loads(verified.stdout)["steps"] if step["step"] == "eager -> file"]
-    assert again["relative_error"] == checked["relative_error"]
+class Square(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x**2
 
 
-@pytest.mark.parametrize("target", ["onnx", "pt2"])
-def test_the_op_streams(target: str, with_outside: Run) -> None:
-    done = with_outside("export", "--model", "smoother", "--target", target, "--streaming", "--json")
-    assert done.returncode == 0, done.stderr
-    manifest = json.loads(done.stdout)
-    (state,) = manifest["streaming"]["states"]
-    assert state["meaning"].startswith("moving average of ")
-    assert {step["step"] for step in manifest["verification"]["steps"]} >= {"eager -> step program", "eager -> file"}
+def test_another_packages_rewrite_runs_and_reports(install: Install) -> None:
+    install("squares", SQUARES.format(name="expand_squares", options=""), squares=":expand_squares")
+    names = [rule.name for rule in order.all_rewrites()]
+    assert names.index("expand_squares") == names.index("fold_batchnorm") + 1
+    program, reports = order.rewrite(capture(Square(), (torch.randn(3),)), Costs(0))
+    assert count_operators(program.module) == {"aten.mul": 1}
+    (report,) = (one for one in reports if one.name == "expand_squares")
+    assert [note for _, note in report.applied] == ["a power -> a product"]
 
 
-def test_the_op_stays_float_in_int8(with_outside: Run) -> None:
-    done = with_outside("export", "--model", "smoother", "--target", "onnx", "--precision", "int8", "--json")
-    assert done.returncode == 0, done.stderr
-    manifest = json.loads(done.stdout)
-    assert manifest["int8"]["layers"] == 2, "the two layers, and none of the average's"
+def test_a_plugin_says_behind_which_rewrite_it_runs_and_for_whole_sequences_only(install: Install) -> None:
+    options = ', after="winograd", for_sequences=True'
+    install("late", SQUARES.format(name="late", options=options), late=":late")
+    install("later", SQUARES.format(name="later", options=options), later=":later")
+    names = [rule.name for rule in order.all_rewrites()]
+    at = names.index("winograd")
+    assert names[at : at + 4] == ["winograd", "late", "later", "tile_channels"]
+    assert "late" not in [rule.name for rule in order.all_rewrites(streaming=True)]
 
 
-def test_a_plugin_that_fails_is_one_sentence_and_the_rest_works(with_outside: Run, tmp_path: Path) -> None:
-    broken = shutil.copytree(OUTSIDE, tmp_path / "broken")
-    (broken / "outside" / "pt2.py").write_text("raise RuntimeError('it is broken')\n", encoding="utf-8")
-    done = with_outside("export", "--model", "smoother", "--target", "onnx", "--precision", "w16", package=broken)
-    assert done.returncode == 0, done.stderr
-    (sentence,) = [line for line in done.stderr.splitlines() if "pt2" in line]
-    assert "plugin 'pt2' of edgesmith.targets is left out: outside.pt2:TARGET of outside 1.0 does not load" in sentence
-    assert "it is broken" in sentence
+@pytest.mark.parametrize(
+    ("source", "attribute", "sentence"),
+    [
+        ("import no_such_module_anywhere", ":x", "does not load (ModuleNotFoundError: No module named"),
+        ("import sys; sys.exit(3)", ":x", "does not load (SystemExit: 3)"),
+        ("y = 1", ":x", "does not load (AttributeError:"),
+        ("x = 1", ":x", "is a int, wanted a Rewrite"),
+        (SQUARES.format(name="x", options=', after="nothing"'), ":x", "is to run after nothing, which is no rewrite"),
+        (SQUARES.format(name="dft", options=""), ":dft", "there is a rewrite dft already"),
+    ],
+)
+def test_a_broken_plugin_is_one_sentence_that_names_it_and_the_rest_works(
+    install: Install, source: str, attribute: str, sentence: str
+) -> None:
+    install("broken", source, mine=attribute)
+    install("squares", SQUARES.format(name="expand_squares", options=""), squares=":expand_squares")
+    with pytest.warns(PluginWarning, match=re.escape(sentence)) as said:
+        names = [rule.name for rule in order.all_rewrites()]
+    assert len(said) == 1
+    assert str(said[0].message).startswith("plugin 'mine' of edgesmith.rewrites is left out: ")
+    assert [name for name in names if name != "expand_squares"] == [rule.name for rule in order.ORDER]
+    assert "expand_squares" in names
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # said once
+        order.all_rewrites()
+
+
+def test_of_two_plugins_of_one_name_the_first_counts(install: Install) -> None:
+    for module in ("one", "two"):
+        install(module, f"x = {module!r}", group="edgesmith.things", thing=":x")
+    with pytest.warns(PluginWarning, match=r"two:x of two 1.0 offers that name a second time"):
+        assert load_plugins("edgesmith.things", str) == {"thing": "one"}
+
+
+def test_a_plugin_may_be_a_whole_module(install: Install) -> None:
+    install("whole", "x = 1", group="edgesmith.things", whole="")
+    found = load_plugins("edgesmith.things", types.ModuleType)
+    assert found["whole"].x == 1
