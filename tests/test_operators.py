@@ -65,7 +65,7 @@ def test_every_operator_of_the_zoo_is_in_the_table_and_on_every_board() -> None:
 
 
 def test_the_column_of_tensorrt_rtx_is_what_its_parser_says() -> None:
-    if targets.missing_packages(targets.get("tensorrt")):
+    if targets.get("tensorrt").missing_packages():
         pytest.skip("tensorrt_rtx is not installed")
     import tensorrt_rtx as trt
 
@@ -116,7 +116,7 @@ class Bits(nn.Module):
     ],
 )
 def test_export_refuses_what_the_devices_tensorrt_lacks(device: str, sentence: str, tmp_path: Path) -> None:
-    if targets.missing_packages(targets.get("tensorrt")):
+    if targets.get("tensorrt").missing_packages():
         pytest.skip("tensorrt_rtx is not installed")
     with pytest.raises(Unsupported, match=rf"^{sentence}$"):
         edgesmith.export(Bits(), "tensorrt", device=device, inputs=torch.randn(2, 3), out=tmp_path)
@@ -142,7 +142,7 @@ def test_axes_are_inputs_of_reductions_and_not_of_pads(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("operator", [name for name in operators.all_operators() if name.startswith("Reduce")])
 def test_tensorrt_rtx_reads_the_axes_of_reductions(operator: str) -> None:
-    if targets.missing_packages(targets.get("tensorrt")):
+    if targets.get("tensorrt").missing_packages():
         pytest.skip("tensorrt_rtx is not installed")
     import tensorrt_rtx as trt
 
