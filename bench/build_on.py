@@ -1,6 +1,6 @@
 """Building an engine on the board that it is for: a kit goes there, what it builds comes back.
 
-    KIT/    kit.json {"schema": 1, "model", "device", "files": {name: sha256}}, build.py, README.md and the files listed
+    KIT/    kit.json, by kit.schema.json, and the files that it lists, build.py and README.md among them
     there   python3 build.py --out RESULT     0: RESULT is whole; 2: a sentence on stderr, and no RESULT
     here    OUT/<kit>-built/                  what RESULT held: engine, manifest.json, measurement.json
 
@@ -12,64 +12,38 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from edgesmith.bench.transport import Address, CommandFailed, Transport, connect
 from edgesmith.errors import BadInput, DeviceFailed, Unsupported
 from edgesmith.exporters import artifact as artifacts
+from edgesmith.exporters.tensorrt.kit import KIT, SCRIPT, Kit, read_kit
 
-SCHEMA = 1
-DESCRIPTION, SCRIPT = "kit.json", "build.py"
 MANIFEST, MEASUREMENT = artifacts.MANIFEST, "measurement.json"
-KIT, RESULT = "kit", "result"
-"""Their folders in this run's folder on the board."""
+THERE, RESULT = "kit", "result"
+"""Folders of the kit and of what is built in this run's folder on the board."""
 
 LIST = (
     "import os, sys; [print(os.path.relpath(os.path.join(d, f), sys.argv[1]).replace(os.sep, '/'))"
     " for d, _, files in os.walk(sys.argv[1]) for f in files]"
 )
 
-Told = Callable[[str], None]
-"""Hears what happens, line by line: the copies, and what build.py writes."""
+OnProgress = Callable[[str], None]
+"""Hears lines about the copies, and those that build.py writes."""
 
 
-@dataclass(frozen=True)
-class Kit:
-    """A kit that is whole.
-
-    Attributes:
-        files: sha256 by path in the folder, without kit.json.
-    """
-
-    path: Path
-    model: str
-    device: str
-    files: dict[str, str]
-
-
-def read_kit(path: Path) -> Kit:
-    """The kit in a folder. Raises BadInput where there is none, or a file in it is missing or altered."""
-    try:
-        facts = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
-    except OSError as error:
+def read_whole_kit(path: Path) -> Kit:
+    """Return the record of a whole kit. Raises BadInput where one of its files is missing or altered."""
+    if not (path / KIT).is_file():
         raise BadInput(
-            f"no kit at {path} ({DESCRIPTION}: {error.strerror or error}): a kit is what `edgesmith export --target"
-            " tensorrt --device NAME` writes for a board"
-        ) from error
-    except ValueError as error:
-        raise BadInput(f"{path / DESCRIPTION} is damaged ({error}): export the kit again") from error
-    schema = facts.get("schema") if isinstance(facts, dict) else None
-    if schema != SCHEMA:
-        raise BadInput(f"{path / DESCRIPTION} has schema {schema}, this edgesmith reads {SCHEMA}: export the kit again")
-    files = facts.get("files")
-    is_sound = isinstance(files, dict) and all(isinstance(digest, str) for digest in files.values())
-    if not is_sound or not all(isinstance(facts.get(key), str) for key in ("model", "device")):
-        raise BadInput(f"{path / DESCRIPTION} lacks a model, a device or its files' digests: export the kit again")
-    for name, digest in files.items():
+            f"no kit at {path}, which has no {KIT}: a kit is what `edgesmith export --target tensorrt --device NAME`"
+            " writes for a board"
+        )
+    kit = read_kit(path)
+    for name, digest in kit["files"].items():
         if not _is_within(name):
-            raise BadInput(f"{path / DESCRIPTION} lists {name!r}, which is no path in the kit: export it again")
+            raise BadInput(f"{path / KIT} lists {name!r}, which is no path in the kit: export it again")
         try:
             with (path / name).open("rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
@@ -79,17 +53,19 @@ def read_kit(path: Path) -> Kit:
             raise BadInput(f"{path / name} was altered since the kit was written: export it again")
     if not (path / SCRIPT).is_file():
         raise BadInput(f"{path} has no {SCRIPT}: export the kit again")
-    return Kit(path, facts["model"], facts["device"], files)
+    return kit
 
 
-def build_on(board: Address, path: Path, out: Path, told: Told | None = None, options: Sequence[str] = ()) -> Path:
+def build_on(
+    board: Address, path: Path, out: Path, on_progress: OnProgress | None = None, options: Sequence[str] = ()
+) -> Path:
     """Have a board build a kit.
 
     Args:
         board: where; see `transport.parse`.
         path: the kit's folder.
         out: where the result's folder is made, in one step.
-        told: hears what happens.
+        on_progress: hears what happens.
         options: of build.py, such as `--dla 0`.
 
     Returns:
@@ -101,26 +77,26 @@ def build_on(board: Address, path: Path, out: Path, told: Told | None = None, op
         DeviceFailed: no way to the board, it was cut off, or what came back is not a result.
         BackendMissing, OutputError: see `transport.connect`; something else is in the result's place.
     """
-    kit = read_kit(path)
-    told = told or (lambda _: None)
+    kit = read_whole_kit(path)
+    on_progress = on_progress or (lambda _: None)
     name = f"{path.resolve().name}-built"
     with artifacts.staging(out, name) as folder, connect(board) as where:
-        for file in sorted({DESCRIPTION, SCRIPT, *kit.files}):
-            told(f"copying {file}, {(path / file).stat().st_size / 1e6:.2f} MB")
-            where.put(path / file, f"{KIT}/{file}")
-        _build(where, told, options)
+        for file in sorted({KIT, SCRIPT, *kit["files"]}):
+            on_progress(f"copying {file}, {(path / file).stat().st_size / 1e6:.2f} MB")
+            where.put(path / file, f"{THERE}/{file}")
+        _build(where, on_progress, options)
         for file in _listed(where):
-            told(f"bringing {file}")
+            on_progress(f"bringing {file}")
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             where.get(f"{RESULT}/{file}", folder / file)
         _check(folder, where)
         return artifacts.publish(folder, out, name)
 
 
-def _build(where: Transport, told: Told, options: Sequence[str]) -> None:
+def _build(where: Transport, on_progress: OnProgress, options: Sequence[str]) -> None:
     try:
-        for line in where.run([*where.python, f"{KIT}/{SCRIPT}", "--out", RESULT, *options], heard=told):
-            told(line)
+        for line in where.run([*where.python, f"{THERE}/{SCRIPT}", "--out", RESULT, *options], heard=on_progress):
+            on_progress(line)
     except CommandFailed as error:
         if error.code == 2:
             raise Unsupported(f"{where.name} does not build the kit: {error.last_line}") from error
@@ -130,7 +106,7 @@ def _build(where: Transport, told: Told, options: Sequence[str]) -> None:
 
 
 def _listed(where: Transport) -> list[str]:
-    """What the result holds there."""
+    """Return the files of the result there. Raises DeviceFailed where it is no result."""
     files = sorted(where.run([*where.python, "-c", LIST, RESULT]))
     lacking = next((file for file in (MANIFEST, MEASUREMENT) if file not in files), None)
     odd = next((file for file in files if not _is_within(file)), None)
@@ -150,7 +126,7 @@ def _check(folder: Path, where: Transport) -> None:
 
 
 def _is_within(name: str) -> bool:
-    """Whether a name is a plain path in a folder."""
+    """Return whether a name is a plain path in a folder."""
     path = PurePosixPath(name)
     plain = name.isprintable() and "\\" not in name and str(path) == name
     return plain and not path.is_absolute() and ".." not in path.parts and name != "."

@@ -34,6 +34,7 @@ from typing import Any
 
 from edgesmith.bench import runner
 from edgesmith.bench.runner import tell
+from edgesmith.board.common import Refusal, is_steady
 
 MOST_WARM = 10
 
@@ -115,9 +116,9 @@ async def time_all(plan: Mapping[str, Any], device: Any) -> None:
     if plan["seconds"] > 0:
         for i, call in enumerate(calls):
             warm: list[float] = []
-            while not runner.is_steady(warm) and len(warm) < MOST_WARM:
+            while not is_steady(warm) and len(warm) < MOST_WARM:
                 warm.append(await call())
-            tell("warm", model=i, calls=len(warm), ms=sum(warm), is_steady=runner.is_steady(warm))
+            tell("warm", model=i, calls=len(warm), ms=sum(warm), is_steady=is_steady(warm))
         order, shuffle = list(range(len(calls))), random.Random(plan["seed"])  # noqa: S311  # an order, no secret
         start, turn = time.perf_counter(), 0
         while turn == 0 or time.perf_counter() - start < plan["seconds"]:
@@ -155,7 +156,7 @@ async def load(file: str, seed: int, device: Any, compute_units: str = "ALL") ->
 
 
 def describe(device: Any, cpu: str) -> dict[str, str]:
-    """What the phone is, as `runner.machine` says it of a machine."""
+    """What the phone is, as `machine` in board/common.py says it of a machine."""
     return {
         "system": f"iOS {device.os_version} ({device.os_build_number})",
         "cpu": cpu,
@@ -190,7 +191,7 @@ def main() -> None:
     os.dup2(2, 1)  # what libraries print is no event
     try:
         asyncio.run(carry_out(plan, facts))
-    except runner.Refusal as error:
+    except Refusal as error:
         tell("lacks", runtime="coremltools", why=str(error), can_import=True)
     except ImportError as error:
         tell("lacks", runtime="coremltools", why=str(error), can_import=False)

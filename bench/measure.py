@@ -15,8 +15,9 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,209 +38,285 @@ from edgesmith.bench.measurement import (
     WarmUp,
 )
 from edgesmith.bench.operators import place_layers, place_operators
-from edgesmith.bench.transport import RUNNER, Address, CommandFailed, CutOff, Transport, connect
+from edgesmith.bench.subjects import check_options, files_of, read_timed, subjects_of
+from edgesmith.bench.transport import Address, CommandFailed, CutOff, Transport, connect
 from edgesmith.bench.transport.local import Local
+from edgesmith.board.common import SLOT_MS, machine
 from edgesmith.errors import BackendMissing, BadInput, DeviceFailed, EdgesmithError, Unsupported
-from edgesmith.exporters import artifact as artifacts
-from edgesmith.exporters import session, targets
 from edgesmith.exporters.artifact import Artifact
-from edgesmith.exporters.targets import Target
-from edgesmith.exporters.tensorrt import engine as engines
 
 HERE = Address("host", "host")
-RUNTIMES = {"onnx": "onnxruntime", "coreml": "coremltools"}
-"""The runner's name of what runs a target's files. Engines say themselves which TensorRT they are of."""
-
-ENGINE_TARGET = "tensorrt"
-
-ENGINES = {engines.RTX: "tensorrt_rtx", engines.FULL: "tensorrt"}
-"""The runner's name of what runs an engine."""
 
 INSTALL = {
     "coremltools": "coremltools pillow",
     "tensorrt": "numpy tensorrt (on a Jetson: sudo apt-get install tensorrt python3-libnvinfer)",
     "tensorrt_rtx": "numpy tensorrt-rtx",
 }
-"""What to install for a runtime, where that is not its name alone."""
-
-COMPUTE_UNITS = ("ALL", "CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE")
-"""What Core ML may be held to, by coremltools' names."""
+"""Packages to install for a runtime, where those are not its name alone."""
 
 LAUNCHES = 12
-SLOT_MS = 30.0
 ONE_CALL_MS = 1e-3
 """A slot of one call: on an iPhone each takes seconds, whatever the app's own time is."""
 
 PROFILE_S = 1.0
 ENERGY_RUNS = 3
 ENERGY_S = 2.0
-"""Of a run: what the runner takes at the most; it calls for a second before."""
+"""Of a run: the most that the runner takes; it calls for a second before."""
 
 LAUNCH_COST_S = 1.5
-"""What starting a process and warming up take, about, of the time that a measurement may last."""
+"""About what starting a process and warming up take of the time that a measurement may last."""
 
-Told = Callable[[int, int], None]
-"""Hears how many launches are done, of how many."""
+OnProgress = Callable[[int, int], None]
+"""Hears how many steps are done, of how many."""
 
-Noted = Callable[[str], None]
-"""Hears a sentence on what is missing from a measurement, and why."""
+OnWarning = Callable[[str], None]
+"""Hears a sentence about what is missing from a measurement, and why."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How artifacts are timed.
+
+    Attributes:
+        seconds: how long it may last, about; each launch gets its share.
+        launches: processes.
+        threads: of the runtime.
+        cores: to pin the processes to.
+        operators: also the time per operator, in a process of its own for each artifact.
+        compute_units: that the runtime may use, by the target's names; all without it.
+        energy: also joules per inference, in processes of its own, where the device has a meter.
+
+    Raises:
+        BadInput: a number that must be more than 0 is not.
+    """
+
+    seconds: float = 30.0
+    launches: int = LAUNCHES
+    threads: int = 1
+    cores: Sequence[int] | None = None
+    operators: bool = False
+    compute_units: str | None = None
+    energy: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value in (("seconds", self.seconds), ("launches", self.launches), ("threads", self.threads)):
+            if not value > 0:
+                raise BadInput(f"{name} must be more than 0, got {value}")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the processes of a measurement are told: runner.py's plan, but for what differs between them.
+
+    Attributes:
+        models: `file` there, `runtime`, and its `options`.
+        seconds: of rounds in each launch.
+        profiled: the same files here, where the time per operator is to be taken.
+        energy: whether a meter runs too, where the device has one.
+    """
+
+    models: Sequence[Mapping[str, Any]]
+    seconds: float
+    launches: int
+    threads: int = 1
+    cores: tuple[int, ...] | None = None
+    slot_ms: float = SLOT_MS
+    seed: int = 0
+    profiled: Sequence[Path] = ()
+    energy: bool = False
+
+    def for_runner(self, model: int | None = None, **changed: Any) -> dict[str, Any]:
+        """Return the JSON for a process: of all models or of one alone, with what differs from the other processes."""
+        plan = {
+            "models": list(self.models) if model is None else [self.models[model]],
+            "threads": self.threads,
+            "cores": None if self.cores is None else list(self.cores),
+            "slot_ms": self.slot_ms,
+            "seed": self.seed,
+        }
+        return {**plan, **changed}
+
+
+@dataclass(frozen=True)
+class Reports:
+    """Where a measurement is reported while it goes on.
+
+    Attributes:
+        record: written after each launch.
+        on_progress, on_warning: hear how far it is, and what is missing from it.
+    """
+
+    record: Path | None = None
+    on_progress: OnProgress = lambda *_: None
+    on_warning: OnWarning = lambda _: None
+
+
+USUAL, SILENT = Settings(), Reports()
 
 
 def measure(
     paths: Sequence[str | Path],
-    *,
+    settings: Settings = USUAL,
     device: Address = HERE,
-    seconds: float = 30.0,
-    launches: int = LAUNCHES,
-    threads: int = 1,
-    cores: Sequence[int] | None = None,
-    operators: bool = False,
-    compute_units: str | None = None,
-    energy: bool = False,
-    record: Path | None = None,
-    told: Told | None = None,
-    noted: Noted | None = None,
+    reports: Reports = SILENT,
 ) -> Measurement:
     """Time artifacts in turn on a device.
 
     Args:
         paths: artifacts' folders or files; the same one may be given twice.
-        device: where, see `transport.parse`.
-        seconds: how long it may last, about; each launch gets its share.
-        launches: processes.
-        threads: of the runtime.
-        cores: pin the processes to these.
-        operators: also the time per operator, in a process of its own for each artifact.
-        compute_units: that Core ML may use, one of `COMPUTE_UNITS`; all without it.
-        energy: also joules per inference, in processes of its own, where the device has a meter.
-        record: write the measurement here after each launch.
-        told, noted: hear how far it is, and what is missing from it.
+        device: see `transport.parse`.
 
     Returns:
-        The measurement; after Ctrl-C what was measured until then, with `complete` False.
+        The measurement; after Ctrl-C the part that was measured until then, with `complete` False.
 
     Raises:
         BadInput: no artifact, one that cannot be timed here, or an option out of range.
         BackendMissing: the runtime is not installed.
         Unsupported: the runtime does not load or run a file.
-        DeviceFailed: there is no way to the device, or it was cut off; launches that were complete are in `record`.
+        DeviceFailed: there is no way to the device, or it was cut off; launches that were complete are in the record.
         OutputError: there is no room on the device.
     """
     if not paths:
         raise BadInput("there is nothing to measure: give one or more artifacts")
-    for name, value in (("seconds", seconds), ("launches", launches), ("threads", threads)):
-        if not value > 0:
-            raise BadInput(f"{name} must be more than 0, got {value}")
-    found = [_with_engine(artifacts.read(path)) for path in paths]
-    subjects = subjects_of(found, device.is_here, compute_units)
-    _check_options(found, subjects, device, threads, operators)
+    units = settings.compute_units
+    found = [read_timed(path) for path in paths]
+    check_options(found, device, threads=settings.threads, operators=settings.operators, compute_units=units)
+    subjects = subjects_of(found, device.is_here, units)
     if device.is_here:
-        _check_cores(cores, runner.usable_cores())
+        _check_cores(settings.cores, runner.usable_cores())
     with connect(device) as where:
         about = replace(this_machine(), name=device.name)
         if not device.is_here:  # what it lacks is said before anything large is copied
             about, usable = ask(where, sorted({subject.runtime for subject in subjects}))
-            _check_cores(cores, usable)
-        plan = {
-            "models": [
-                {"file": _put(one, where), "runtime": subject.runtime, **_options(subject)}
-                for one, subject in zip(found, subjects, strict=True)
-            ],
-            "threads": threads,
-            "cores": None if cores is None else list(cores),
-            "slot_ms": ONE_CALL_MS if device.kind == "iphone" else SLOT_MS,
-            "seed": 0,
-        }
-        each_s = max(seconds / launches - LAUNCH_COST_S, 0.3)
-        profiled = [one.file for one in found] if operators else ()
-        return run_plan(
-            plan, subjects, each_s, launches, record, told, where, about, profiled, energy=energy, noted=noted
+            _check_cores(settings.cores, usable)
+        plan = Plan(
+            models=[_model(_put(one, where), subject) for one, subject in zip(found, subjects, strict=True)],
+            seconds=max(settings.seconds / settings.launches - LAUNCH_COST_S, 0.3),
+            launches=settings.launches,
+            threads=settings.threads,
+            cores=None if settings.cores is None else tuple(settings.cores),
+            slot_ms=ONE_CALL_MS if device.kind == "iphone" else SLOT_MS,
+            profiled=[one.file for one in found] if settings.operators else (),
+            energy=settings.energy,
         )
+        return carry_out(plan, subjects, where, about, reports)
 
 
-def run_plan(
-    plan: Mapping[str, Any],
+def carry_out(
+    plan: Plan,
     subjects: Sequence[Subject],
-    seconds: float,
-    launches: int,
-    record: Path | None = None,
-    told: Told | None = None,
     where: Transport | None = None,
     device: Device | None = None,
-    profiled: Sequence[Path] = (),
-    *,
-    energy: bool = False,
-    noted: Noted | None = None,
+    reports: Reports = SILENT,
 ) -> Measurement:
-    """Carry out a runner's plan: cold starts, then so many launches of so many seconds of rounds each.
+    """Carry out a plan whose files lie on the device `where`, which `device` describes; by default, on this machine.
 
-    The plan's files lie on the device `where`, which `device` describes; without them both are this machine.
-    `profiled`: the same files here, where each cold start is to be followed by a launch for the time per operator.
-    `energy`: runs of a meter follow, where the device shows one.
+    Returns, raises: as `measure`.
     """
-    where = where or Local()
-    total = len(subjects) + launches
-    meters: dict[str, str] = {}
-    told, noted = told or (lambda *_: None), noted or (lambda _: None)
-    result = Measurement(
-        edgesmith=__version__,
-        started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        device=device or this_machine(),
-        runtimes={},
-        threads=plan["threads"],
-        cores=None if plan["cores"] is None else tuple(plan["cores"]),
-        seconds=seconds,
-        slot_ms=plan["slot_ms"],
-        seed=plan["seed"],
-        subjects=tuple(subjects),
-    )
-    told(0, total)
+    run = _Run(plan, subjects, where or Local(), device or this_machine(), reports)
     try:
-        for i, model in enumerate(plan["models"]):
-            events = list(_events({**plan, "models": [model], "seconds": 0}, where))
-            opened = next(event for event in events if event["event"] == "open")
-            cold = Cold(opened["load_ms"], opened["first_ms"], opened["memory_mib"])
-            runtimes = {**result.runtimes, **events[0]["runtimes"]}
-            meters |= events[0].get("meters", {}) if energy else {}  # an iPhone has none
-            alone = {**plan, "models": [model], "seconds": PROFILE_S}
-            profile = _profile(alone, where, profiled[i]) if profiled else None
-            changed = [replace(s, cold=cold, profile=profile) if j == i else s for j, s in enumerate(result.subjects)]
-            result = replace(result, subjects=tuple(changed), runtimes=runtimes)
-            told(i + 1, total)
-        turns = [i for _ in range(ENERGY_RUNS) for i, subject in enumerate(subjects) if subject.runtime in meters]
-        total += len(turns)
-        for number in range(launches):
-            launch = _launch(list(_events({**plan, "seconds": seconds, "seed": plan["seed"] + number}, where)))
-            result = replace(result, launches=(*result.launches, launch), complete=number + 1 == launches)
-            if record is not None:
-                measurements.write(result, record)
-            told(len(subjects) + number + 1, total)
-        for number, i in enumerate(turns):
-            alone = {**plan, "models": [plan["models"][i]], "seconds": ENERGY_S, "energy": True}
-            try:
-                runs = _metered(list(_events(alone, where)))
-                told(len(subjects) + launches + number + 1, total)
-            except (KeyboardInterrupt, EdgesmithError) as error:  # times are all there, and energy is an addition
-                noted(f"no energy: {str(error) or 'interrupted'} while it was metered")
-                result = replace(result, subjects=tuple(replace(one, energy=None) for one in result.subjects))
-                break
-            changed = [_with_energy(s, meters[s.runtime], runs) if j == i else s for j, s in enumerate(result.subjects)]
-            result = replace(result, subjects=tuple(changed))
-        if turns and record is not None:
-            measurements.write(result, record)
+        run.start_cold()
+        run.launch()
+        run.meter()
     except KeyboardInterrupt:
-        if not result.launches:
+        if not run.result.launches:
             raise
     except CutOff as error:
-        done = len(result.launches)
-        kept = f"; {done} of {launches} launches are in {record}" if done and record is not None else ""
+        done = len(run.result.launches)
+        is_kept = done and reports.record is not None
+        kept = f"; {done} of {plan.launches} launches are in {reports.record}" if is_kept else ""
         raise DeviceFailed(f"{error} while measuring{kept}") from error
-    return result
+    return run.result
+
+
+class _Run:
+    """A measurement under way: its stages, and the result so far."""
+
+    def __init__(
+        self, plan: Plan, subjects: Sequence[Subject], where: Transport, device: Device, reports: Reports
+    ) -> None:
+        self.plan, self.where, self.reports = plan, where, reports
+        self.result = Measurement(
+            edgesmith=__version__,
+            started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            device=device,
+            runtimes={},
+            threads=plan.threads,
+            cores=plan.cores,
+            seconds=plan.seconds,
+            slot_ms=plan.slot_ms,
+            seed=plan.seed,
+            subjects=tuple(subjects),
+        )
+        self._meters: dict[str, str] = {}
+        self._done, self._total = 0, len(subjects) + plan.launches
+        reports.on_progress(0, self._total)
+
+    def start_cold(self) -> None:
+        """Open every subject alone, and take its time per operator where that is asked for."""
+        for i in range(len(self.result.subjects)):
+            events = list(_events(self.plan.for_runner(i, seconds=0), self.where))
+            opened = next(event for event in events if event["event"] == "open")
+            self._change(i, cold=Cold(opened["load_ms"], opened["first_ms"], opened["memory_mib"]))
+            self.result = replace(self.result, runtimes={**self.result.runtimes, **events[0]["runtimes"]})
+            self._meters |= events[0].get("meters", {}) if self.plan.energy else {}  # an iPhone has none
+            if self.plan.profiled:
+                told = self.plan.for_runner(i, seconds=PROFILE_S, operators=True)
+                self._change(i, profile=_profile(told, self.where, self.plan.profiled[i]))
+            self._step()
+
+    def launch(self) -> None:
+        """Time all subjects in turn, launch by launch."""
+        seed, launches = self.plan.seed, self.plan.launches
+        self._total += len(self._metered_in_turn())
+        for number in range(launches):
+            told = self.plan.for_runner(seconds=self.plan.seconds, seed=seed + number)
+            done = (*self.result.launches, _launch(list(_events(told, self.where))))
+            self.result = replace(self.result, launches=done, complete=len(done) == launches)
+            self._write()
+            self._step()
+
+    def meter(self) -> None:
+        """Meter every subject alone. Without a meter's answer there is no energy, and times stay as they are."""
+        turns = self._metered_in_turn()
+        for i in turns:
+            subject = self.result.subjects[i]
+            told = self.plan.for_runner(i, seconds=ENERGY_S, energy=True)
+            try:
+                runs = (*(subject.energy.runs if subject.energy else ()), *_metered(_events(told, self.where)))
+                self._step()
+            except (KeyboardInterrupt, EdgesmithError) as error:  # times are all there, and energy is an addition
+                self.reports.on_warning(f"no energy: {str(error) or 'interrupted'} while it was metered")
+                without = tuple(replace(one, energy=None) for one in self.result.subjects)
+                self.result = replace(self.result, subjects=without)
+                break
+            self._change(i, energy=Energy(self._meters[subject.runtime], runs) if runs else None)
+        if turns:
+            self._write()
+
+    def _metered_in_turn(self) -> list[int]:
+        """The subjects whose runtime has a meter there, several times."""
+        return [
+            i for _ in range(ENERGY_RUNS) for i, one in enumerate(self.result.subjects) if one.runtime in self._meters
+        ]
+
+    def _change(self, index: int, **changed: Any) -> None:
+        """Put what is known of one subject into the result."""
+        subjects = (replace(one, **changed) if i == index else one for i, one in enumerate(self.result.subjects))
+        self.result = replace(self.result, subjects=tuple(subjects))
+
+    def _write(self) -> None:
+        if self.reports.record is not None:
+            measurements.write(self.result, self.reports.record)
+
+    def _step(self) -> None:
+        self._done += 1
+        self.reports.on_progress(self._done, self._total)
 
 
 def this_machine() -> Device:
     """The machine that this runs on."""
-    return Device(name="host", **runner.machine())
+    return Device(name="host", **machine())
 
 
 def ask(where: Transport, runtimes: Sequence[str]) -> tuple[Device, list[int]]:
@@ -257,9 +334,10 @@ def _check_cores(cores: Sequence[int] | None, usable: Sequence[int]) -> None:
 
 def _put(artifact: Artifact, where: Transport) -> str:
     """Have an artifact's file on the device, and those that belong to it beside it. Returns its path there."""
-    folder = hashlib.sha256("".join(entry["sha256"] for entry in _own(artifact)).encode()).hexdigest()[:12]
+    folder = hashlib.sha256("".join(entry["sha256"] for entry in files_of(artifact)).encode()).hexdigest()[:12]
     paths = {
-        entry["path"]: where.put(artifact.path / entry["path"], f"{folder}/{entry['path']}") for entry in _own(artifact)
+        entry["path"]: where.put(artifact.path / entry["path"], f"{folder}/{entry['path']}")
+        for entry in files_of(artifact)
     }
     file: str = artifact.manifest["file"]
     if file in paths:
@@ -268,140 +346,26 @@ def _put(artifact: Artifact, where: Transport) -> str:
     return there.removesuffix(name) + file
 
 
-def _options(subject: Subject) -> dict[str, Any]:
-    """What its runtime is told beside the file."""
-    return {} if subject.compute_units is None else {"options": {"compute_units": subject.compute_units}}
-
-
-def _check_options(
-    found: Sequence[Artifact], subjects: Sequence[Subject], device: Address, threads: int, operators: bool
-) -> None:
-    """Refuse what a runtime, or the device, has no use for."""
-    for artifact, subject in zip(found, subjects, strict=True):
-        if device.kind == "iphone" and subject.target != "coreml":
-            raise BadInput(f"{subject.name} is for {subject.target}, and an iPhone takes coreml: export it for that")
-        if device.kind == "iphone":  # what coremltools' app takes and gives
-            given = artifact.manifest["target"]["options"]
-            for option, what in (("image_input", "takes an image"), ("labels", "answers with labels")):
-                if given.get(option):
-                    raise BadInput(
-                        f"{subject.name} {what}, and coremltools has an iPhone take and give arrays alone: export it"
-                        f" without --{option.replace('_', '-')}"
-                    )
-        if operators and subject.runtime not in runner.PROFILES:
-            raise BadInput(f"--ops: {subject.runtime} does not time operators; {' and '.join(runner.PROFILES)} does")
-        if device.kind == "iphone" and artifact.manifest.get("streaming", {}).get("kept_by") == session.RUNTIME:
-            raise BadInput(f"{subject.name} keeps states, which coremltools has an iPhone forget: time it on a Mac")
-        if threads != 1 and subject.target == ENGINE_TARGET:
-            raise BadInput(f"--threads: an engine runs on the GPU, and has none, got {threads}")
-        if threads != 1 and subject.target == "coreml":
-            raise BadInput(f"--threads: Core ML starts as many as it likes, got {threads}; --compute-units holds it")
-
-
-def _own(artifact: Artifact) -> list[dict[str, Any]]:
-    """The entries of an artifact's manifest that are its file or package."""
-    own = [entry for entry in artifact.manifest["files"] if entry["path"].startswith(artifact.manifest["file"])]
-    return sorted(own, key=lambda entry: str(entry["path"]))
-
-
-def cannot_time(target: Target) -> str | None:
-    """Why a target's files cannot be timed on this machine, or None."""
-    if target.name == ENGINE_TARGET:
-        return _cannot_time_engines()
-    if target.name not in RUNTIMES:
-        why = f"{target.runtime} is an interpreter, whose times say nothing"
-        return why if target.is_interpreter else "bench has nothing that runs such files"
-    reason: str | None = getattr(target, "cannot_time", target.cannot_run)()
-    return reason
-
-
-def _cannot_time_engines() -> str | None:
-    """Why neither TensorRT runs engines on this machine, or None: what the one says that can be imported."""
-    why = "neither tensorrt nor tensorrt_rtx is installed"
-    for module in ENGINES.values():
-        try:
-            runner.version_engine(module)
-        except ImportError:
-            continue
-        except Exception as error:  # a broken installation can raise anything at import
-            why = str(error) if isinstance(error, runner.Refusal) else f"{type(error).__name__}: {error}"
-            continue
-        return None
-    return why
-
-
-def _with_engine(artifact: Artifact) -> Artifact:
-    """What can be timed of an artifact: of a kit, the engine built of it here. Raises BadInput where there is none."""
-    if artifact.target != ENGINE_TARGET or artifact.file.suffix == targets.get(ENGINE_TARGET).suffix:
-        return artifact
-    built = artifact.path / engines.BUILT
-    if not built.is_dir():
-        raise BadInput(
-            f"{artifact.path.name} is a kit, and there is no engine in it to time: build it on its board with edgesmith"
-            f" build-on ssh://user@board {artifact.path}, and time what comes back"
-        )
-    return artifacts.read(built)
-
-
-def runtime_of(artifact: Artifact) -> str:
-    """The runner's name of what runs an artifact's file. Raises BadInput where nothing does, Unsupported: no engine."""
-    if artifact.target == ENGINE_TARGET:
-        return ENGINES[engines.read_header(artifact.file).made_by]
-    if artifact.target not in RUNTIMES:
-        why, known = cannot_time(targets.get(artifact.target)), ", ".join((*RUNTIMES, ENGINE_TARGET))
-        raise BadInput(f"{artifact.path.name} cannot be timed here ({why}); what can: {known}")
-    return RUNTIMES[artifact.target]
-
-
-def subjects_of(found: Sequence[Artifact], is_here: bool = True, compute_units: str | None = None) -> list[Subject]:
-    """What a record says of artifacts. Raises BadInput for one that cannot be timed here, BackendMissing."""
-    subjects: list[Subject] = []
-    if compute_units is not None and compute_units not in COMPUTE_UNITS:
-        raise BadInput(f"--compute-units must be one of {', '.join(COMPUTE_UNITS)}, got {compute_units!r}")
-    if compute_units is not None and (other := next((one for one in found if one.target != "coreml"), None)):
-        raise BadInput(f"--compute-units is for Core ML, and {other.path.name} is for {other.target}")
-    for artifact in found:
-        runtime = runtime_of(artifact)
-        is_engine = runtime in ENGINES.values()  # the runner says what it lacks for those
-        reason = cannot_time(targets.get(artifact.target)) if is_here and not is_engine else None
-        if reason is not None:
-            raise BackendMissing(reason)
-        own = _own(artifact)
-        names = [subject.name for subject in subjects]
-        of_kit = artifact.path.name == engines.BUILT and (artifact.path.parent / artifacts.MANIFEST).is_file()
-        title = artifact.path.parent.name if of_kit else artifact.path.name
-        name, count = title, 1
-        while name in names:
-            count += 1
-            name = f"{title} ({count})"
-        subjects.append(
-            Subject(
-                name=name,
-                model=artifact.model,
-                target=artifact.target,
-                precision=artifact.precision,
-                runtime=runtime,
-                sha256=artifact.digest,
-                bytes=sum(entry["bytes"] for entry in own),
-                compute_units=(compute_units or COMPUTE_UNITS[0]) if artifact.target == "coreml" else None,
-            )
-        )
-    return subjects
+def _model(file: str, subject: Subject) -> dict[str, Any]:
+    """The entry of a runner's plan for a file there."""
+    options = {} if subject.compute_units is None else {"options": {"compute_units": subject.compute_units}}
+    return {"file": file, "runtime": subject.runtime, **options}
 
 
 def _events(plan: dict[str, Any], where: Transport) -> Iterator[dict[str, Any]]:
     """What the runner tells of a plan, as it does. Raises Unsupported with its last line where it fails."""
     on = "" if where.is_here else f" on {where.name}"
     try:
-        script = where.put(where.runner, where.runner.name)
-        for line in where.run([*where.python, script], json.dumps(plan)):
-            event = json.loads(line)
-            if event["event"] == "failed":
-                raise CutOff(f"{where.name} does not do what coremltools asks of it ({event['why']})")
-            if event["event"] == "lacks":
-                far = on if where.runner == RUNNER else ""  # what drives a phone is here
-                raise BackendMissing(_lack(event, where.python[0], far))
-            yield event
+        with tempfile.TemporaryDirectory(prefix="edgesmith-") as folder:
+            file = where.write_runner(Path(folder))
+            script = where.put(file, file.name)
+            for line in where.run([*where.python, script], json.dumps(plan)):
+                event = json.loads(line)
+                if event["event"] == "failed":
+                    raise CutOff(f"{where.name} does not do what coremltools asks of it ({event['why']})")
+                if event["event"] == "lacks":
+                    raise BackendMissing(_lack(event, where.python[0], on if where.runs_there else ""))
+                yield event
     except CommandFailed as error:
         raise Unsupported(f"the runner stopped{on} with {error.code}: {error.last_line}") from error
 
@@ -418,22 +382,17 @@ def _lack(event: Mapping[str, Any], python: str, on: str) -> str:
     )
 
 
-def _metered(events: Sequence[Mapping[str, Any]]) -> tuple[Metered, ...]:
+def _metered(events: Iterator[Mapping[str, Any]]) -> tuple[Metered, ...]:
     """What a meter counted in a process; nothing where it could not be read throughout."""
     told = (event for event in events if event["event"] == "energy" and event["joules"] is not None)
     return tuple(Metered(event["calls"], event["seconds"], event["joules"]) for event in told)
 
 
-def _with_energy(subject: Subject, source: str, runs: tuple[Metered, ...]) -> Subject:
-    known = (*(subject.energy.runs if subject.energy else ()), *runs)
-    return replace(subject, energy=Energy(source, known) if known else None)
-
-
 def _profile(plan: dict[str, Any], where: Transport, file: Path) -> Profile:
     """Time per operator of a plan's one model, which lies in `file` here too."""
-    told = next(event for event in _events({**plan, "operators": True}, where) if event["event"] == "operators")
+    told = next(event for event in _events(plan, where) if event["event"] == "operators")
     found = [Operator(one["name"], one["type"], None, None, one["ms"]) for one in told["operators"]]
-    place = place_layers if plan["models"][0]["runtime"] in ENGINES.values() else place_operators
+    place = place_layers if plan["models"][0]["runtime"] in runner.ENGINES else place_operators
     return Profile(told["calls"], told["call_ms"], place(found, file))
 
 

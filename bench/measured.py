@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from edgesmith import profiles
-from edgesmith.bench.measurement import UNTHREADED, Cold, Device, Measurement, environment_line
+from edgesmith.bench.measurement import Cold, Device, Measurement, environment_line, takes_threads
 from edgesmith.bench.statistics import Interval, order_rank
 from edgesmith.errors import BadInput, OutputError
 
@@ -71,7 +71,7 @@ class Profile:
         """Below `measured/`."""
         words = [self.model, self.target, self.precision]
         words += [] if self.compute_units in (None, "ALL") else [self.compute_units.lower()]
-        words += [] if self.threads == 1 or self.target in UNTHREADED else [f"{self.threads}threads"]
+        words += [] if self.threads == 1 or not takes_threads(self.target) else [f"{self.threads}threads"]
         words += [re.sub(r"[^a-z0-9]+", "-", self.device.power_mode.lower())] if self.device.power_mode else []
         return Path(self.device.name) / ".".join([*words, "json"])
 
@@ -153,7 +153,7 @@ def row(profile: Profile) -> tuple[str, ...]:
         profile.target if profile.compute_units in (None, "ALL") else f"{profile.target}, {profile.compute_units}",
         profile.precision,
         ", ".join(filter(None, (profile.device.name, profile.device.power_mode))),
-        "" if profile.target in UNTHREADED else str(profile.threads),
+        str(profile.threads) if takes_threads(profile.target) else "",
         f"{p50.value:.2f}{ends}",
         f"{p90.value:.2f}",
         f"{cold.load_ms:.0f}" if cold else "",

@@ -8,23 +8,20 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from edgesmith.bench import checked
-from edgesmith.errors import BadInput, OutputError
+from edgesmith import records
+from edgesmith.board.common import MEASUREMENT_SCHEMA
+from edgesmith.errors import BadInput
+from edgesmith.exporters import targets
 
-UNTHREADED = ("coreml", "tensorrt")
-"""Targets whose runtimes start what threads they like, or none."""
-
-SCHEMA = 2
-"""2 has energy and compute units, which readers of 1 refuse. What has neither reads the same in both."""
+SCHEMA = MEASUREMENT_SCHEMA
+"""2 has energy and compute units, which readers of 1 refuse. A record with neither reads the same in both."""
 
 
 @dataclass(frozen=True)
@@ -209,9 +206,15 @@ class Measurement:
 
 
 def in_words(target: str, threads: int, cores: str) -> str:
-    """Threads, and the cores that they were pinned to, of a target that can be held to them; else nothing."""
+    """Return threads, and the cores that they were pinned to, of a target that can be held to them; else nothing."""
     pinned = f" on cores {cores}" if cores else ""
-    return "" if target in UNTHREADED else f"{threads} thread{'s' * (threads != 1)}{pinned}"
+    return f"{threads} thread{'s' * (threads != 1)}{pinned}" if takes_threads(target) else ""
+
+
+def takes_threads(target: str) -> bool:
+    """Return whether a target's runtime takes a number of threads; so does one that is not known here."""
+    known = targets.all_targets().get(target)
+    return known is None or not known.unthreaded
 
 
 def write(measurement: Measurement, path: Path) -> None:
@@ -221,42 +224,22 @@ def write(measurement: Measurement, path: Path) -> None:
         for key in ("profile", "energy", "compute_units"):  # such a record is what it was before there were any
             if subject[key] is None:
                 del subject[key]
-    text = json.dumps(record, ensure_ascii=False, allow_nan=False)
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            temporary = Path(file.name)
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)  # others may read it, as what is no secret
-        temporary.replace(path)
-    except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        raise OutputError(f"cannot write the measurement {path}: {error.strerror or error}") from error
+    records.write(record, path, "measurement", indent=None)
 
 
 def read(path: Path) -> Measurement:
-    """Read a measurement.
+    """Read a measurement, of this schema or of 1.
 
     Raises:
         BadInput: no such file, no JSON, another schema, or something in it that no measurement holds, with its place.
     """
-    record = checked.load(path, "measurement")
-    version = record.get("schema") if isinstance(record, dict) else None
-    if not isinstance(version, int):
-        raise BadInput(f"{path} is no measurement of edgesmith: it names no schema. Make one: edgesmith bench")
-    if version > SCHEMA:
-        raise BadInput(
-            f"{path} has schema {version}, and this edgesmith reads 1 to {SCHEMA}: read it with the edgesmith that"
-            f" wrote it, {record.get('edgesmith', 'a newer one')}, or update this one"
-        )
-    checked.check(record, schema(), path, "measurement")
-    return _measurement(record, path)
+    advice = "measure again with edgesmith bench"
+    record = records.read_record(path, schema(), "measurement", advice=advice)
+    found = _measurement(record)
+    fault = next(_faults(found), None)
+    if fault is not None:
+        raise BadInput(f"{path} is no sound measurement: {fault}; {advice}")
+    return found
 
 
 @cache
@@ -267,83 +250,83 @@ def schema() -> dict[str, Any]:
 
 
 def environment_line(launches: Sequence[Launch]) -> str:
-    """What the system showed while measuring, in a sentence: ranges of load, clock and temperature, time stolen."""
+    """Return what the system showed while measuring: ranges of load, clock and temperature, time stolen."""
     states = [state for launch in launches for state in (launch.before, launch.after)]
-    parts = []
-    loads = [state["load"] for state in states if "load" in state]
-    if loads:
-        parts.append(f"load {min(loads):.1f} to {max(loads):.1f}")
-    clocks = [mhz for state in states for mhz in state.get("frequency_mhz", ())]
-    if clocks:
-        parts.append(f"{min(clocks):.0f} to {max(clocks):.0f} MHz")
-    degrees = [value for state in states for value in state.get("temperature_c", {}).values()]
-    if degrees:
-        parts.append(f"{min(degrees):.0f} to {max(degrees):.0f} degrees C")
-    stolen = sum(launch.after.get("stolen_s", 0) - launch.before.get("stolen_s", 0) for launch in launches)
-    if stolen > 0:
-        parts.append(f"{stolen:.2f} s stolen by other machines")
-    preempted = sum(launch.after.get("preempted", 0) - launch.before.get("preempted", 0) for launch in launches)
-    if preempted:
-        parts.append(f"preempted {preempted} times")
+    shown = {
+        "load {:.1f} to {:.1f}": [state["load"] for state in states if "load" in state],
+        "{:.0f} to {:.0f} MHz": [mhz for state in states for mhz in state.get("frequency_mhz", ())],
+        "{:.0f} to {:.0f} degrees C": [c for state in states for c in state.get("temperature_c", {}).values()],
+    }
+    parts = [words.format(min(values), max(values)) for words, values in shown.items() if values]
+    stolen = _sum_of_changes(launches, "stolen_s")
+    parts += [f"{stolen:.2f} s stolen by other machines"] if stolen > 0 else []
+    preempted = _sum_of_changes(launches, "preempted")
+    parts += [f"preempted {preempted} times"] if preempted else []
     return ", ".join(parts)
 
 
-def _measurement(record: dict[str, Any], path: Path) -> Measurement:
-    subjects = tuple(
-        Subject(
-            **{
-                **subject,
-                "cold": None if subject["cold"] is None else Cold(**subject["cold"]),
-                "profile": _profile(subject.get("profile")),
-                "energy": _energy(subject.get("energy")),
-            }
-        )
-        for subject in record["subjects"]
+def _sum_of_changes(launches: Sequence[Launch], counter: str) -> float:
+    """Return how much a counter of the system's rose over all launches."""
+    changes: list[float] = [launch.after.get(counter, 0) - launch.before.get(counter, 0) for launch in launches]
+    return sum(changes)
+
+
+def _measurement(record: Mapping[str, Any]) -> Measurement:
+    """Return the measurement of a record that keeps to its schema."""
+    plain = {key: value for key, value in record.items() if key != "schema"}
+    plain["device"] = Device(**record["device"])
+    plain["cores"] = None if record["cores"] is None else tuple(record["cores"])
+    plain["subjects"] = tuple(map(_subject, record["subjects"]))
+    plain["launches"] = tuple(map(_launch, record["launches"]))
+    return Measurement(**plain)
+
+
+def _subject(record: Mapping[str, Any]) -> Subject:
+    cold, profile, energy = (record.get(key) for key in ("cold", "profile", "energy"))
+    parts = {
+        "cold": cold and Cold(**cold),
+        "profile": profile
+        and Profile(**{**profile, "operators": tuple(Operator(**one) for one in profile["operators"])}),
+        "energy": energy and Energy(energy["source"], tuple(Metered(**run) for run in energy["runs"])),
+    }
+    return Subject(**{**record, **parts})
+
+
+def _launch(record: Mapping[str, Any]) -> Launch:
+    return Launch(
+        tuple(WarmUp(**one) for one in record["warm"]),
+        tuple(Slot(**{**slot, "samples_ms": tuple(slot["samples_ms"])}) for slot in record["slots"]),
+        record["before"],
+        record["after"],
     )
-    for subject in subjects:
-        known = (*(asdict(subject.cold).values() if subject.cold else ()), *_times(subject.profile))
-        known += tuple(
-            value for run in (subject.energy.runs if subject.energy else ()) for value in asdict(run).values()
-        )
-        if not all(math.isfinite(value) for value in known if value is not None):
-            raise BadInput(f"{path} is no sound measurement: a figure of {subject.name} is not finite")
-    launches = tuple(
-        Launch(
-            tuple(WarmUp(**one) for one in launch["warm"]),
-            tuple(Slot(**{**slot, "samples_ms": tuple(slot["samples_ms"])}) for slot in launch["slots"]),
-            launch["before"],
-            launch["after"],
-        )
-        for launch in record["launches"]
-    )
-    for number, launch in enumerate(launches):
-        if len(launch.warm) != len(subjects):
-            raise BadInput(f"{path} is no sound measurement: launch {number} has not a warm-up for each subject")
-        counts = dict.fromkeys(range(len(subjects)), 0)
+
+
+def _faults(measurement: Measurement) -> Iterator[str]:
+    """Yield what is wrong with a measurement beyond what its schema can say."""
+    for subject in measurement.subjects:
+        if not all(map(math.isfinite, _figures(subject))):  # 1e999 is JSON
+            yield f"a figure of {subject.name} is not finite"
+    for number, launch in enumerate(measurement.launches):
+        if len(launch.warm) != len(measurement.subjects):
+            yield f"launch {number} has not a warm-up for each subject"
+        counts = dict.fromkeys(range(len(measurement.subjects)), 0)
         for slot in launch.slots:
             if slot.subject not in counts:
-                raise BadInput(f"{path} is no sound measurement: launch {number} times a subject {slot.subject}")
-            if not all(map(math.isfinite, slot.samples_ms)):  # 1e999 is JSON
-                raise BadInput(f"{path} is no sound measurement: launch {number} holds a time that is not finite")
-            counts[slot.subject] += 1
+                yield f"launch {number} times a subject {slot.subject}"
+            elif not all(map(math.isfinite, slot.samples_ms)):
+                yield f"launch {number} holds a time that is not finite"
+            else:
+                counts[slot.subject] += 1
         if len(set(counts.values())) > 1:
-            raise BadInput(f"{path} is no sound measurement: launch {number} has not the same rounds for each subject")
-    rest = {key: value for key, value in record.items() if key != "schema"}
-    cores = None if record["cores"] is None else tuple(record["cores"])
-    plain = {**rest, "device": Device(**record["device"]), "subjects": (), "launches": (), "cores": cores}
-    return replace(Measurement(**plain), subjects=subjects, launches=launches)
+            yield f"launch {number} has not the same rounds for each subject"
 
 
-def _times(profile: Profile | None) -> tuple[float, ...]:
-    return () if profile is None else (profile.call_ms, *(one.ms for one in profile.operators))
-
-
-def _profile(record: dict[str, Any] | None) -> Profile | None:
-    if record is None:
-        return None
-    operators = tuple(Operator(**one) for one in record["operators"])
-    return Profile(record["calls"], record["call_ms"], operators)
-
-
-def _energy(record: dict[str, Any] | None) -> Energy | None:
-    return None if record is None else Energy(record["source"], tuple(Metered(**run) for run in record["runs"]))
+def _figures(subject: Subject) -> Iterator[float]:
+    """Yield the figures of a subject beside its launches."""
+    if subject.cold is not None:
+        yield from (value for value in asdict(subject.cold).values() if value is not None)
+    if subject.profile is not None:
+        yield subject.profile.call_ms
+        yield from (one.ms for one in subject.profile.operators)
+    for run in subject.energy.runs if subject.energy else ():
+        yield from (run.seconds, run.joules)

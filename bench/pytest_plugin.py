@@ -28,7 +28,7 @@ def edgesmith_latency(record_property: Callable[[str, object], None]) -> Latency
 
     def check(base: str | Path, head: str | Path, **options: Any) -> Verdict:
         __tracebackhide__ = True
-        return check_latency(base, head, told=record_property, **options)
+        return check_latency(base, head, on_result=record_property, **options)
 
     return check
 
@@ -40,7 +40,7 @@ def check_latency(
     threshold: float = 0.05,
     confidence: float = 0.99,
     floor: float = 0.0,
-    told: Callable[[str, object], None] = lambda *_: None,
+    on_result: Callable[[str, object], None] = lambda *_: None,
     **options: Any,
 ) -> Verdict:
     """Measure two artifacts in turn and end the test where head is slower, or where that is not known.
@@ -49,28 +49,29 @@ def check_latency(
         base, head: artifacts' folders or files.
         threshold, floor: shares: the smallest change that matters, and the machine's noise; see `verdict.compare`.
         confidence: of the interval.
-        told: hears the verdict and the ratio, by name.
-        options: of `measure.measure`: seconds, launches, threads, cores, record.
+        on_result: hears the verdict and the ratio, by name.
+        options: of `measure.Settings`: seconds, launches, threads, cores; and `record`, a path.
 
     Returns:
         The verdict, faster or unchanged.
     """
     __tracebackhide__ = True
-    from edgesmith.bench.measure import measure
+    from edgesmith.bench.measure import Reports, Settings, measure
     from edgesmith.bench.verdict import EXIT_CODES, SLOWER, compare
     from edgesmith.errors import EdgesmithError
 
     try:
-        measured = measure([base, head], **options)
+        reports = Reports(options.pop("record", None))
+        measured = measure([base, head], settings=Settings(**options), reports=reports)
         if not measured.complete:  # Ctrl-C, of which pytest has to hear
             raise KeyboardInterrupt
         verdict = compare(measured, measured, 0, 1, threshold=threshold, confidence=confidence, floor=floor)
     except EdgesmithError as error:
         pytest.fail(str(error), pytrace=False)
     said = f"{verdict.head} against {verdict.base}: {verdict.verdict}: {verdict.reason}"
-    told("edgesmith verdict", verdict.verdict)
+    on_result("edgesmith verdict", verdict.verdict)
     if verdict.ratio is not None:
-        told("edgesmith ratio", f"{verdict.ratio.value:.4f}")
+        on_result("edgesmith ratio", f"{verdict.ratio.value:.4f}")
     if verdict.verdict == SLOWER:
         pytest.fail(said, pytrace=False)
     if EXIT_CODES[verdict.verdict]:

@@ -1,7 +1,7 @@
-"""What runs on the device: opens models, times them in turn, and prints what it finds, one JSON object a line.
+"""The program on the device: it opens models, times them in turn, and prints what it finds, one JSON object a line.
 
-One file, and nothing of edgesmith: it is copied to boards, which need Python 3.8, numpy and the runtime; for engines
-that is the module `tensorrt` or `tensorrt_rtx`, and CUDA's libcudart.
+It goes to boards as one file with nothing of edgesmith, joined from this one and board/common.py by board/join.py. They
+need Python 3.8, numpy and the runtime; for engines that is the module `tensorrt` or `tensorrt_rtx`, and libcudart.
 
     python runner.py < plan.json
 
@@ -27,43 +27,42 @@ A round has one slot for each model, in a new order every time, and lasts as lon
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import ctypes.util
-import glob
-import hashlib
 import importlib
 import json
 import os
 import platform
 import random
-import re
-import resource
-import shutil
-import subprocess
 import sys
 import tempfile
 import threading
 import time
-import uuid
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgesmith.board.common import (
+    ROOT,
+    Cuda,
+    Refusal,
+    bind,
+    environment,
+    first_line,
+    machine,
+    median,
+    memory_mib,
+    new_log,
+    parse_number,
+    read_line,
+    timed,
+    warm_up,
+)
+
 if TYPE_CHECKING:  # Python 3.8 cannot subscript what the annotations name
     from collections.abc import Callable, Sequence
 
-    Call = Callable[[], Any]
+    from edgesmith.board.common import Call
+
     Joules = Callable[[], float | None]
-
-WINDOW_CALLS, WINDOW_MS = 5, 20.0
-"""A window of the warm-up has so many calls, and goes on until so much time has passed."""
-
-STEADY = 0.02
-"""Three windows in a row whose medians neither fall nor rise throughout, or by less than this, are steady."""
-
-WARM_UP_S = 5.0
-"""After so much time a model is timed as it is, and the record says that it was not steady."""
 
 FEWEST_PROFILED, MOST_PROFILED = 5, 200
 """Calls of which the time per operator is recorded; a profile holds a million events, and loops write many."""
@@ -98,160 +97,10 @@ Developer Guide, Power Monitor; forums.developer.nvidia.com/t/200883 (VDD_IN), 7
 board with other rails, as Thor, is not metered: nobody says which of them add up.
 """
 
-ROOT = Path("/")
-"""Where the system shows its settings and sensors."""
-
-TOLD_S = 5.0
-"""What a command of the system's may take."""
-
-
-class Refusal(Exception):
-    """Why a model cannot be timed here, in one sentence."""
-
-
-def read(path: Path) -> str | None:
-    """The first line of a file of the system's, or None."""
-    try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            return file.readline().strip()
-    except OSError:
-        return None
-
-
-def number(text: str | None, scale: float = 1.0) -> float | None:
-    """A number that the system wrote, or None."""
-    try:
-        return float(text or "") * scale
-    except ValueError:
-        return None
-
-
-def environment() -> dict[str, Any]:
-    """What the system shows of its clock, load and temperature. What it does not show is left out."""
-    found: dict[str, Any] = {"time_s": time.time()}
-    if hasattr(os, "getloadavg"):
-        found["load"] = os.getloadavg()[0]
-    cpus = Path("/sys/devices/system/cpu")
-    frequencies = [number(read(path), 1e-3) for path in sorted(cpus.glob("cpu[0-9]*/cpufreq/scaling_cur_freq"))]
-    listed = Path("/proc/cpuinfo")
-    if not frequencies and listed.exists():
-        lines = listed.read_text(encoding="utf-8", errors="replace").splitlines()
-        frequencies = [number(line.split(":")[1]) for line in lines if line.startswith("cpu MHz")]
-    if frequencies and None not in frequencies:
-        found["frequency_mhz"] = frequencies
-    governor = read(cpus / "cpu0/cpufreq/scaling_governor")
-    if governor:
-        found["governor"] = governor
-    zones: dict[str, float] = {}
-    for zone in sorted(Path("/sys/class/thermal").glob("thermal_zone*")):
-        degrees = number(read(zone / "temp"), 1e-3)
-        if degrees is not None:
-            zones[f"{zone.name} {read(zone / 'type') or ''}".strip()] = degrees
-    if zones:
-        found["temperature_c"] = zones
-    ticks = (read(Path("/proc/stat")) or "").split()
-    if len(ticks) > 8 and ticks[0] == "cpu":
-        found["stolen_s"] = float(ticks[8]) / os.sysconf("SC_CLK_TCK")
-    found["preempted"] = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
-    return found
-
-
-def told(*command: str) -> str:
-    """What a command of the system's prints; nothing where there is none, it fails, or takes too long."""
-    found = shutil.which(command[0], path=f"{os.environ.get('PATH', os.defpath)}{os.pathsep}/usr/sbin")
-    if found is None:
-        return ""
-    try:
-        done = subprocess.run(  # noqa: S603  # the system's own
-            [found, *command[1:]],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            encoding="utf-8",
-            errors="replace",
-            timeout=TOLD_S,
-            check=False,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
-
-
-def power_mode() -> str | None:
-    """How the machine is set to trade speed for power, in the system's words; None where it shows nothing without root.
-
-    Jetson   MAXN_SUPER          `nvpmodel -q`, which may say more before and after; without that command, as in
-                                 containers, what it keeps: /var/lib/nvpmodel/status, with names in /etc/nvpmodel.conf
-    macOS    low power           `pmset -g`: powermode 0 to 2 where there is a high power mode, else lowpowermode 0, 1
-    Android  battery saver off   `settings get global low_power`, and what follows
-    Linux    balanced, governor powersave, no boost         ACPI's platform profile, cpufreq's governors, boost
-
-    NVIDIA, Jetson Linux Developer Guide, Supported Modes and Power Efficiency; pmset(1), and
-    github.com/alfredapp/low-power-mode-workflow/issues/4; Android's Settings.Global; Linux' ABI/testing/
-    sysfs-platform_profile, admin-guide/pm/cpufreq and intel_pstate.
-    """
-    mode = re.search(r"^NV Power Mode: *(\S+)", told("nvpmodel", "-q"), re.MULTILINE)
-    if mode:
-        return mode[1]
-    kept = re.search(r"pmode:(\d+)", read(ROOT / "var/lib/nvpmodel/status") or "")
-    if kept:
-        with contextlib.suppress(OSError):
-            modes = (ROOT / "etc/nvpmodel.conf").read_text(encoding="utf-8", errors="replace")
-            named = re.search(rf"^< *POWER_MODEL +ID={int(kept[1])} +NAME=(\S+) *>", modes, re.MULTILINE)
-            if named:
-                return named[1]
-        return f"nvpmodel {int(kept[1])}"
-    mode = re.search(r"^ *(?:low)?powermode +([012])\b", told("pmset", "-g"), re.MULTILINE)
-    if mode:
-        return ("automatic", "low power", "high power")[int(mode[1])]
-    found = []
-    if (ROOT / "system/build.prop").exists():
-        saver = told("settings", "get", "global", "low_power")
-        found += [f"battery saver {'on' if saver == '1' else 'off'}"] if saver in ("0", "1") else []
-    cpus = ROOT / "sys/devices/system/cpu"
-    found += [read(ROOT / "sys/firmware/acpi/platform_profile") or ""]
-    governors = {read(path) or "" for path in cpus.glob("cpu[0-9]*/cpufreq/scaling_governor")} - {""}
-    found += [f"governor {' and '.join(sorted(governors))}"] if governors else []
-    is_off = read(cpus / "intel_pstate/no_turbo") == "1" or read(cpus / "cpufreq/boost") == "0"
-    found += ["no boost"] if is_off else []
-    return ", ".join(part for part in found if part) or None
-
-
-def machine() -> dict[str, Any]:
-    """What the machine is: its system, its processor or board, its power mode, and a hash that tells two apart."""
-    node = uuid.getnode()
-    own = f"{node:x}" if not node >> 40 & 1 else read(Path("/etc/machine-id")) or ""  # that bit marks a random number
-    return {
-        "system": f"{platform.system()} {platform.release()}",
-        "cpu": processor(),
-        "machine": hashlib.sha256(f"{platform.node()} {own}".encode()).hexdigest()[:12],
-        "power_mode": power_mode(),
-    }
-
-
-def processor() -> str:
-    """The board's name where the system has one, else the processor's."""
-    if sys.platform == "darwin":
-        asked = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], stdout=subprocess.PIPE, check=False)  # noqa: S607
-        return asked.stdout.decode().strip() or platform.machine()
-    board = (read(Path("/proc/device-tree/model")) or "").strip("\0")
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return board or platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith(("model name", "Model"))]
-    return board or (names[0] if names else platform.machine())
-
 
 def usable_cores() -> list[int]:
     """The cores that this process may use; none where the system does not say."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-
-
-def memory_mib() -> float:
-    """The most memory that this process has held, MiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2.0 ** (20 if sys.platform == "darwin" else 10)
 
 
 def session_onnxruntime(path: str, threads: int, **settings: Any) -> Any:
@@ -404,124 +253,7 @@ def open_coremltools(path: str, threads: int, seed: int, compute_units: str = "A
     return call
 
 
-# Engines. What is called the same in edgesmith's kit/build.py has the same text there.
-
-
-class Cuda:
-    """What is used of libcudart. Raises Refusal where there is none, or where it reports an error."""
-
-    NAMES = ("libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0", "libcudart.so")
-    FOLDERS = ("/usr/local/cuda/lib64", "/usr/local/cuda/targets/aarch64-linux/lib")
-    TO_DEVICE, TO_HOST = 1, 2
-    MAJOR, MINOR = 75, 76  # cudaDevAttrComputeCapability...
-
-    def __init__(self) -> None:
-        found = ctypes.util.find_library("cudart")
-        names = [*([found] if found else []), *self.NAMES]
-        for folder in (*self.FOLDERS, *(f"{path}/nvidia/*/lib" for path in sys.path if path)):
-            names += sorted(glob.glob(f"{folder}/libcudart.so*"))  # noqa: PTH207  # folders with stars in them
-        for name in names:
-            with contextlib.suppress(OSError):
-                self.library = ctypes.CDLL(name)
-                return
-        raise Refusal("CUDA's runtime library libcudart is not on this machine; on a Jetson, JetPack brings it")
-
-    def call(self, name: str, *arguments: Any) -> None:
-        """Call one of the library's functions."""
-        error = getattr(self.library, name)(*arguments)
-        if error != 0:
-            raise Refusal(f"CUDA's {name} failed with error {error}; is there a GPU, and a driver that fits?")
-
-    def allocate(self, size: int, on_host: bool = False) -> int:
-        """The address of new memory: of the GPU, or of the host, and then pinned."""
-        address = ctypes.c_void_p()
-        self.call("cudaMallocHost" if on_host else "cudaMalloc", ctypes.byref(address), ctypes.c_size_t(max(size, 1)))
-        return int(address.value or 0)
-
-    def stream(self) -> int:
-        """A new stream."""
-        handle = ctypes.c_void_p()
-        self.call("cudaStreamCreate", ctypes.byref(handle))
-        return int(handle.value or 0)
-
-    def copy(self, target: int, source: int, size: int, kind: int, stream: int) -> None:
-        """Copy bytes in a stream."""
-        pointers = ctypes.c_void_p(target), ctypes.c_void_p(source)
-        self.call("cudaMemcpyAsync", *pointers, ctypes.c_size_t(size), ctypes.c_int(kind), ctypes.c_void_p(stream))
-
-    def wait(self, stream: int) -> None:
-        """Wait for all that was put into a stream."""
-        self.call("cudaStreamSynchronize", ctypes.c_void_p(stream))
-
-    def compute_capability(self) -> str:
-        """Of the first GPU, such as `8.7`."""
-        values = []
-        for attribute in (self.MAJOR, self.MINOR):
-            value = ctypes.c_int()
-            self.call("cudaDeviceGetAttribute", ctypes.byref(value), ctypes.c_int(attribute), ctypes.c_int(0))
-            values.append(value.value)
-        return f"{values[0]}.{values[1]}"
-
-    def version(self) -> str:
-        """Of the runtime library, such as `12.6`."""
-        value = ctypes.c_int()
-        self.call("cudaRuntimeGetVersion", ctypes.byref(value))
-        return f"{value.value // 1000}.{value.value % 1000 // 10}"
-
-
-def new_log(trt: Any) -> Any:
-    """A logger that keeps what TensorRT says, and prints none of it."""
-
-    class Log(trt.ILogger):  # type: ignore[misc]  # known at run time only
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.lines: list[tuple[str, str]] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            self.lines.append((severity.name, message))
-
-    return Log()
-
-
-def first_line(text: str) -> str:
-    """What an error says, without the places in TensorRT's sources."""
-    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
-    return lines[-1].split(" In ")[0].rstrip(" .") if lines else "it does not say why"
-
-
-def bind(trt: Any, cuda: Cuda, engine: Any, profiler: Any = None) -> tuple[dict[str, Any], Call]:
-    """Pinned arrays by tensor's name, and a call that copies in, runs, and copies out."""
-    import numpy
-
-    context, stream = engine.create_execution_context(), cuda.stream()
-    if context is None:
-        raise Refusal("TensorRT cannot prepare the engine to run; is there too little memory on this GPU?")
-    if profiler is not None:
-        context.profiler = profiler
-    arrays: dict[str, Any] = {}
-    copies: dict[bool, list[tuple[int, int, int]]] = {True: [], False: []}
-    for i in range(engine.num_io_tensors):
-        name = engine.get_tensor_name(i)
-        kind = numpy.dtype(trt.nptype(engine.get_tensor_dtype(name)))
-        shape = tuple(engine.get_tensor_shape(name))
-        size = kind.itemsize * int(numpy.prod(shape, dtype=numpy.int64))
-        host, device = cuda.allocate(size, on_host=True), cuda.allocate(size)
-        content = (ctypes.c_byte * max(size, 1)).from_address(host)
-        arrays[name] = numpy.frombuffer(content, kind, size // kind.itemsize).reshape(shape)
-        context.set_tensor_address(name, device)
-        copies[engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT].append((host, device, size))
-
-    def call() -> None:
-        for host, device, size in copies[True]:
-            cuda.copy(device, host, size, cuda.TO_DEVICE, stream)
-        if not context.execute_async_v3(stream):
-            raise Refusal("TensorRT does not run the engine")
-        for host, device, size in copies[False]:
-            cuda.copy(host, device, size, cuda.TO_HOST, stream)
-        cuda.wait(stream)
-
-    call.owners = engine, context  # type: ignore[attr-defined]
-    return arrays, call
+# Engines.
 
 
 def open_tensorrt(path: str, trt: Any) -> tuple[Any, Any]:
@@ -627,17 +359,17 @@ def rapl() -> list[Path]:
     `core` and `uncore` are parts of a package, `psys` has packages in it. kernel.org: power/powercap.
     """
     zones = sorted((ROOT / "sys/class/powercap").glob("intel-rapl:*"))
-    wanted = [zone for zone in zones if (read(zone / "name") or "").startswith(("package", "dram"))]
-    return wanted if all(read(zone / "energy_uj") for zone in wanted) else []
+    wanted = [zone for zone in zones if (read_line(zone / "name") or "").startswith(("package", "dram"))]
+    return wanted if all(read_line(zone / "energy_uj") for zone in wanted) else []
 
 
 def count_joules(zones: Sequence[Path]) -> Joules:
     """Start counting; the result says what was counted, joules. A counter that has gone round began anew at 0."""
 
     def counts() -> list[float | None]:
-        return [number(read(zone / "energy_uj"), 1e-6) for zone in zones]
+        return [parse_number(read_line(zone / "energy_uj"), 1e-6) for zone in zones]
 
-    first, ranges = counts(), [number(read(zone / "max_energy_range_uj"), 1e-6) for zone in zones]
+    first, ranges = counts(), [parse_number(read_line(zone / "max_energy_range_uj"), 1e-6) for zone in zones]
 
     def stop() -> float | None:
         joules = 0.0
@@ -659,9 +391,9 @@ def rails() -> dict[str, tuple[Path, ...]]:
     found: dict[str | None, tuple[Path, ...]] = {}
     for label in sorted(drivers.glob("ina3221/*/hwmon/hwmon*/in[123]_label")):
         channel = label.name[2]
-        found[read(label)] = (label.with_name(f"in{channel}_input"), label.with_name(f"curr{channel}_input"))
+        found[read_line(label)] = (label.with_name(f"in{channel}_input"), label.with_name(f"curr{channel}_input"))
     for label in sorted(drivers.glob("ina3221x/*/iio*/rail_name_[012]")):
-        found[read(label)] = (label.with_name(f"in_power{label.name[-1]}_input"),)
+        found[read_line(label)] = (label.with_name(f"in_power{label.name[-1]}_input"),)
     names = next((total for total in TOTALS if all(name in found for name in total)), ())
     chosen = {name: found[name] for name in names}
     return chosen if watts(chosen) is not None else {}
@@ -673,7 +405,7 @@ def watts(board: dict[str, tuple[Path, ...]]) -> float | None:
     for files in board.values():
         power = 1.0
         for file in files:
-            value = number(read(file), 1e-3)
+            value = parse_number(read_line(file), 1e-3)
             if value is None:
                 return None
             power *= value
@@ -722,7 +454,7 @@ def meter(runtime: str) -> tuple[str, Callable[[], Joules]] | None:
         return f"rails {' + '.join(board)} (INA3221)", partial(integrate, board)
     zones = rapl() if runtime not in ENGINES else []
     if zones:
-        return f"{' + '.join(read(zone / 'name') or '' for zone in zones)} (RAPL)", partial(count_joules, zones)
+        return f"{' + '.join(read_line(zone / 'name') or '' for zone in zones)} (RAPL)", partial(count_joules, zones)
     return None
 
 
@@ -753,41 +485,6 @@ def slowed(call: Call, share: float) -> Call:
     return run
 
 
-def timed(call: Call) -> float:
-    """Milliseconds of one call: those that it returns, where its runtime has counted them."""
-    start = time.perf_counter_ns()
-    own = call()
-    return own if isinstance(own, float) else (time.perf_counter_ns() - start) / 1e6
-
-
-def median(values: Sequence[float]) -> float:
-    """The middle of some numbers."""
-    ordered = sorted(values)
-    half = len(ordered) // 2
-    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
-
-
-def is_steady(medians: Sequence[float]) -> bool:
-    """Whether the last three windows show no trend: up and down, or within `STEADY` of each other."""
-    if len(medians) < 3:
-        return False
-    a, b, c = medians[-3:]
-    return (b - a) * (c - b) <= 0 or abs(c - a) <= STEADY * min(a, c)
-
-
-def warm_up(call: Call) -> tuple[int, float, bool]:
-    """Call until steady. Returns how many calls that were, how long they took, and whether they became steady."""
-    start, calls = time.perf_counter(), 0
-    medians: list[float] = []
-    while not is_steady(medians) and time.perf_counter() - start < WARM_UP_S:
-        window = [timed(call)]
-        while len(window) < WINDOW_CALLS or sum(window) < WINDOW_MS:
-            window.append(timed(call))
-        calls += len(window)
-        medians.append(median(window))
-    return calls, (time.perf_counter() - start) * 1e3, is_steady(medians)
-
-
 def tell(event: str, **facts: Any) -> None:
     """Print one event."""
     print(json.dumps(dict(event=event, **facts)), flush=True)
@@ -800,60 +497,84 @@ def main() -> None:
     os.dup2(2, 1)  # what libraries print is no event
     if plan.get("cores") and hasattr(os, "sched_setaffinity"):  # macOS pins nothing
         os.sched_setaffinity(0, plan["cores"])
-    versions = {}
-    for name in sorted({model["runtime"] for model in plan["models"]}.union(plan.get("runtimes", ()))):
-        try:
-            versions[name] = RUNTIMES[name][1]()
-        except Exception as error:  # a broken installation can raise anything at import
-            known = isinstance(error, (ImportError, Refusal))
-            why = str(error) if known else f"{type(error).__name__}: {error}"
-            tell("lacks", runtime=name, why=why, can_import=not isinstance(error, ImportError))
-            return
+    versions = import_runtimes({model["runtime"] for model in plan["models"]}.union(plan.get("runtimes", ())))
+    if versions is None:
+        return
     meters = {name: meter(name) for name in versions}
     shown = {name: found[0] for name, found in meters.items() if found}
     tell("start", runtimes=versions, environment=environment(), meters=shown)
     if not plan["models"]:
         tell("about", machine=machine(), cores=usable_cores())
     if plan.get("operators"):
-        for i, model in enumerate(plan["models"]):
-            profile = PROFILES[model["runtime"]]
-            tell("operators", model=i, **profile(model["file"], plan["threads"], plan["seed"], plan["seconds"]))
-        tell("end", environment=environment())
-        return
-    if plan.get("energy"):
-        for i, model in enumerate(plan["models"]):
-            found, name = meters[model["runtime"]], model["runtime"]
-            if found:
-                open_model = RUNTIMES[name][0]
-                call = open_model(model["file"], plan["threads"], plan["seed"], **model.get("options", {}))
-                tell("energy", model=i, **metered(call, found[1], plan["seconds"]))
-        tell("end", environment=environment())
-        return
+        time_each_operator(plan)
+    elif plan.get("energy"):
+        meter_each(plan, {name: found[1] for name, found in meters.items() if found})
+    else:
+        time_in_turn(plan)
+    tell("end", environment=environment())
+
+
+def import_runtimes(names: set[str]) -> dict[str, str] | None:
+    """Import runtimes. Returns their versions; None where one is lacking, which is told."""
+    versions = {}
+    for name in sorted(names):
+        try:
+            versions[name] = RUNTIMES[name][1]()
+        except Exception as error:  # a broken installation can raise anything at import
+            known = isinstance(error, (ImportError, Refusal))
+            why = str(error) if known else f"{type(error).__name__}: {error}"
+            tell("lacks", runtime=name, why=why, can_import=not isinstance(error, ImportError))
+            return None
+    return versions
+
+
+def open_model(plan: dict[str, Any], model: dict[str, Any]) -> Call:
+    """A call that runs one of a plan's models once."""
+    opened = RUNTIMES[model["runtime"]][0]
+    return opened(model["file"], plan["threads"], plan["seed"], **model.get("options", {}))
+
+
+def time_each_operator(plan: dict[str, Any]) -> None:
+    """Tell the time per operator of each model alone."""
+    for i, model in enumerate(plan["models"]):
+        profile = PROFILES[model["runtime"]]
+        tell("operators", model=i, **profile(model["file"], plan["threads"], plan["seed"], plan["seconds"]))
+
+
+def meter_each(plan: dict[str, Any], meters: dict[str, Callable[[], Joules]]) -> None:
+    """Tell the energy of each model alone whose runtime has a meter here."""
+    for i, model in enumerate(plan["models"]):
+        if model["runtime"] in meters:
+            start = meters[model["runtime"]]
+            tell("energy", model=i, **metered(open_model(plan, model), start, plan["seconds"]))
+
+
+def time_in_turn(plan: dict[str, Any]) -> None:
+    """Open all models, warm each up, and time them in rounds."""
     calls: list[Call] = []
     for i, model in enumerate(plan["models"]):
         start = time.perf_counter()
-        open_model = RUNTIMES[model["runtime"]][0]
-        call = open_model(model["file"], plan["threads"], plan["seed"], **model.get("options", {}))
+        call = open_model(plan, model)
         load_ms = (time.perf_counter() - start) * 1e3
         tell("open", model=i, load_ms=load_ms, first_ms=timed(call), memory_mib=memory_mib())
         calls.append(slowed(call, model["slowed"]) if model.get("slowed") else call)
-    if plan["seconds"] > 0:
-        for i, call in enumerate(calls):
-            count, spent_ms, steady = warm_up(call)
-            tell("warm", model=i, calls=count, ms=spent_ms, is_steady=steady)
-        order, shuffle = list(range(len(calls))), random.Random(plan["seed"])  # noqa: S311  # an order, no secret
-        start, turn = time.perf_counter(), 0
-        while turn == 0 or time.perf_counter() - start < plan["seconds"]:
-            shuffle.shuffle(order)
-            for i in order:
-                at_s = time.perf_counter() - start
-                calls[i]()
-                samples = [timed(calls[i])]
-                while sum(samples) < plan["slot_ms"]:
-                    samples.append(timed(calls[i]))
-                tell("slot", model=i, round=turn, at_s=at_s, samples_ms=samples)
-            turn += 1
-    tell("end", environment=environment())
+    if plan["seconds"] <= 0:
+        return
+    for i, call in enumerate(calls):
+        count, spent_ms, steady = warm_up(call)
+        tell("warm", model=i, calls=count, ms=spent_ms, is_steady=steady)
+    order, shuffle = list(range(len(calls))), random.Random(plan["seed"])  # noqa: S311  # an order, no secret
+    start, rounds = time.perf_counter(), 0
+    while rounds == 0 or time.perf_counter() - start < plan["seconds"]:
+        shuffle.shuffle(order)
+        for i in order:
+            at_s = time.perf_counter() - start
+            calls[i]()
+            samples = [timed(calls[i])]
+            while sum(samples) < plan["slot_ms"]:
+                samples.append(timed(calls[i]))
+            tell("slot", model=i, round=rounds, at_s=at_s, samples_ms=samples)
+        rounds += 1
 
 
 if __name__ == "__main__":

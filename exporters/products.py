@@ -21,9 +21,16 @@ from edgesmith.exporters.graph.edit import count_operators
 from edgesmith.exporters.manifest import CheckRecord, FunctionsRecord, Manifest, NamedShape
 from edgesmith.exporters.options import ExportOptions
 from edgesmith.exporters.rewrites.order import rewrite
-from edgesmith.exporters.streaming.description import StreamingDescription
-from edgesmith.exporters.streaming.step_program import StepProgram, describe, is_rest, to_step
-from edgesmith.exporters.streaming.stepper import CALLER, RUNTIME, Step
+from edgesmith.exporters.streaming.description import (
+    CALLER,
+    RUNTIME,
+    StreamingDescription,
+    compensations,
+    initial_states,
+    inputs_of_call,
+)
+from edgesmith.exporters.streaming.step import Step
+from edgesmith.exporters.streaming.step_program import StepProgram, describe, to_step
 from edgesmith.exporters.targets.target import Target, TargetFile
 from edgesmith.exporters.verification.check import (
     STEP_INPUTS,
@@ -142,9 +149,7 @@ class OneStep(WholeModel):
     def first_calls(self, evidence: Evidence) -> dict[str, list[np.ndarray]]:
         """Return the first frame and the states before it."""
         frame = evidence.calls[0][0][:, 0]
-        belongs = [np.ones(1, np.float32)] if self.streaming["is_frame"] else []
-        states = self.streaming["states"] if self.streaming["kept_by"] == CALLER else []
-        return {"": [frame, *belongs, *(np.full(s["shape"], s["initial"], np.float32) for s in states)]}
+        return {"": inputs_of_call(self.streaming, frame, initial_states(self.streaming))}
 
     def layers(self, file: TargetFile, evidence: Evidence) -> list[dict[str, Any]]:
         """Return the step's layers over its first call."""
@@ -153,16 +158,13 @@ class OneStep(WholeModel):
     def cases(self, evidence: Evidence) -> tuple[Calls, Outputs, frozenset[str]]:
         """Return the first steps of a sequence in PyTorch, each by itself: its inputs with the states before it."""
         call, frames = self._eager().call, evidence.calls[0][0]
-        count = len(self.streaming["states"])
-        inputs, outputs = [self.first_calls(evidence)[""]], []
+        states, inputs, outputs = initial_states(self.streaming), [], []
         for i in range(len(evidence.inputs)):
+            inputs.append(inputs_of_call(self.streaming, frames[:, i % frames.shape[1]], states))
             outputs.append(list(call(inputs[i])))
-            states = outputs[i][len(outputs[i]) - count :]
-            between = inputs[i][1 : len(inputs[i]) - count]  # whether this is a frame of the sequence, which it is
-            inputs.append([frames[:, (i + 1) % frames.shape[1]], *between, *states])
+            states = outputs[i][len(outputs[i]) - len(states) :]
         # What rounding has taken from a sum is another number in every runtime; the sum itself is judged.
-        unjudged = frozenset(state["next"] for state in self.streaming["states"] if is_rest(state["name"]))
-        return inputs[: len(evidence.inputs)], outputs, unjudged
+        return inputs, outputs, compensations(self.streaming)
 
     def count_operators(self) -> dict[str, dict[str, int]]:
         """Return the operators of the step program."""

@@ -7,8 +7,8 @@ numpy and ONNX Runtime only.
     last = session.finish()                   # the predictions of the last `delay` frames
     session.reset()                           # and the next sequence may begin
 
-A prediction takes every frame up to its own and the `delay` frames after it, as the convolutions do. The size of
-the states and the time of a step do not depend on how many frames came before.
+A prediction depends on all frames before its own, and on the `delay` frames after it that convolutions look ahead to.
+The size of the states and the time of a step do not depend on how many frames came before.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from torch import nn
 
 import edgesmith
 from edgesmith.errors import EdgesmithError
-from edgesmith.exporters import artifact as artifacts
+from edgesmith.exporters import export as line
 from edgesmith.exporters import targets
 from edgesmith.exporters.tensorrt.kit import build as board
 from edgesmith.profiles import device as devices
@@ -62,14 +62,14 @@ def test_a_combination_is_written_or_refused_in_one_sentence(
     target: str, named: tuple[str | None, ...], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend = targets.get(target)
-    missing = targets.missing_packages(backend)
+    missing = backend.missing_packages()
     if missing:
         pytest.skip(f"{target}: {', '.join(missing)} not installed")
 
     def staging(out: Path, name: str) -> AbstractContextManager[Path]:
         raise Reached(name)
 
-    monkeypatch.setattr(artifacts, "staging", staging)
+    monkeypatch.setattr(line, "staging", staging)
     monkeypatch.setattr(board, "find_trtexec", lambda: None)
     for device in named:
         for precision in (*backend.precisions, "int3"):
@@ -90,7 +90,10 @@ def test_a_combination_is_written_or_refused_in_one_sentence(
 def test_a_board_never_gets_an_engine_of_tensorrt_rtx() -> None:
     backend = targets.get("tensorrt")
     for name in (*BOARDS, HOST):
-        assert targets.kits_for(backend, devices.get(name)) is backend, name
-    assert backend.suffix != backend.KIT_SUFFIX  # type: ignore[attr-defined]
+        delivery = backend.delivery(devices.get(name))
+        assert delivery.is_kit, name
+        assert delivery.suffix != backend.suffix, name
     for name in GPUS:
-        assert targets.kits_for(backend, devices.get(name)) is None, name
+        delivery = backend.delivery(devices.get(name))
+        assert not delivery.is_kit, name
+        assert delivery.suffix == backend.suffix, name

@@ -384,11 +384,14 @@ def test_a_saved_estimate_is_read_as_it_was_printed(export_small: Callable[..., 
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [
-        ({"schema": "edgesmith.estimate.2"}, "has schema edgesmith.estimate.2, and this edgesmith reads"),
+        (
+            {"schema": "edgesmith.estimate.2"},
+            "has schema edgesmith.estimate.2, and this edgesmith reads edgesmith.estimate.1",
+        ),
         ({"schema": 1}, "is no estimate of edgesmith"),
-        ({"estimated_p50_ms": math.nan}, "it holds NaN, and times are finite numbers"),
+        ({"estimated_p50_ms": math.nan}, "it holds NaN, and numbers are finite"),
         ({"estimated_call_ms": 1e300}, "it holds a figure beyond 1e"),
-        ({"estimated_p50_ms": -1.0}, "at estimated_p50_ms, -1.0 is less than"),
+        ({"estimated_p50_ms": -1.0}, "at /estimated_p50_ms, -1.0 is less than"),
         ({"estimated_p50_ms": 1e6}, "its p50 is outside of its interval"),
         ({"note": "none"}, "at the top, Additional properties"),
     ],

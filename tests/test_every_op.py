@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from edgesmith.exporters import targets
 from edgesmith.exporters.graph.capture import capture
 from edgesmith.exporters.graph.edit import count_operators
-from edgesmith.kernels.op import FusedOp, all_ops, find
+from edgesmith.kernels.op import FusedOp, all_ops, find, spikes_in
 
 pytestmark = pytest.mark.wheel
 
@@ -101,6 +101,50 @@ def test_shape_rule_names_the_argument_that_does_not_fit(op: FusedOp) -> None:
         wrong = [*arguments[:i], torch.zeros(*arguments[i].shape, 2), *arguments[i + 1 :]]
         with pytest.raises(ValueError, match=f"{op.name}: {names[i]} must be"):
             op.shape(*wrong)
+
+
+@pytest.mark.parametrize("op", [op for op in OPS if op.recurrence is not None], ids=label)
+def test_recurrence_gives_the_reference_frame_by_frame(op: FusedOp) -> None:
+    assert op.recurrence is not None
+    bound = inspect.signature(op.reference).bind(*op.example())
+    bound.apply_defaults()
+    x, *others = bound.args
+    axis, axis_after = op.recurrence.axes(x, *others)
+    states = tuple(torch.full(state.shape(x, *others), state.initial(x, *others)) for state in op.recurrence.states)
+    assert op.recurrence.cannot_step(x, *others) is None
+    outputs = []
+    for frame in x.unbind(axis):
+        output, after = op.recurrence.step(states, frame, *others)
+        assert [state.shape for state in after] == [state.shape for state in states]
+        outputs.append(output)
+        states = after
+    assert furthest(torch.stack(outputs, axis_after), op.reference(*bound.args)) <= op.tolerance
+
+
+@pytest.mark.parametrize("op", [op for op in OPS if op.linear is not None], ids=label)
+def test_linear_recurrence_has_its_impulse_response_and_can_be_scaled(op: FusedOp) -> None:
+    assert op.linear is not None
+    u, impulse, a, b = op.example()
+    order, length = impulse.shape
+    assert relative(op.linear.impulse_response(a, b, length), impulse) <= op.tolerance
+    scale = torch.linspace(-2, 3, order)
+    expected = scale[:, None] * op.reference(u, impulse, a, b)
+    for form in op.linear.forms:
+        assert relative(op.overload(u, *op.linear.scaled(scale, impulse, a, b), form), expected) <= op.tolerance
+    alone, *unknown = op.linear.scaled(scale, impulse, None, None)
+    assert unknown == [None, None]
+    assert relative(op.overload(u, alone), expected) <= op.tolerance
+    size, count = op.linear.chunks(length)
+    assert (count - 1) * size < length <= count * size
+
+
+@pytest.mark.parametrize("op", OPS, ids=label)
+def test_spikes_are_0_or_1_and_are_counted_as_such(op: FusedOp) -> None:
+    outputs = several(op.reference(*op.example()))
+    is_binary = all(bool(((output == 0) | (output == 1)).all()) for output in outputs)
+    assert op.spikes == is_binary
+    assert spikes_in(["aten.relu", f"edgesmith.{op.name}"]) == op.spikes
+    assert not spikes_in(["aten.relu", op.name])
 
 
 @pytest.mark.parametrize(("op", "flags"), forms(), ids=label)

@@ -20,14 +20,14 @@ from edgesmith.exporters import targets
 from edgesmith.exporters.costs import Costs
 from edgesmith.exporters.graph.capture import capture, run
 from edgesmith.exporters.graph.edit import arguments, count_operators, operators
-from edgesmith.exporters.rewrites.dense_transforms import DenseTransforms, macs
-from edgesmith.exporters.rewrites.fuse import Fuse
+from edgesmith.exporters.rewrites.dense_transforms import dense_transforms, macs
+from edgesmith.exporters.rewrites.fuse import fuse
 from edgesmith.exporters.rewrites.order import rewrite
 from edgesmith.exporters.targets import Request
 from edgesmith.kernels import fft_filter
 
 OP = fft_filter.OP
-FUSE = (Fuse(OP),)
+FUSE = (fuse(OP),)
 
 
 class Filter(nn.Module):
@@ -236,12 +236,12 @@ def test_a_negative_threshold_and_a_wrong_weight_are_one_sentence() -> None:
 @pytest.mark.parametrize("target", ["onnx", "coreml"])
 def test_small_maps_are_transformed_densely(size: tuple[int, int], dense: bool, target: str) -> None:
     program = capture(Filter(104, 8, OP.overload), (draw(104, size),))
-    rewritten, (report,) = rewrite(program, targets.get(target).costs, (DenseTransforms(),))
+    rewritten, (report,) = rewrite(program, targets.get(target).costs, (dense_transforms,))
     (node,) = operators(rewritten.module)
     assert arguments(node)[6] is dense
     ((_, why),) = report.applied or [(r.site, r.reason) for r in report.rejected]
     assert why.startswith(f"{size[0]}x{size[1]}: saves ")
-    _, (again,) = rewrite(rewritten, targets.get(target).costs, (DenseTransforms(),))
+    _, (again,) = rewrite(rewritten, targets.get(target).costs, (dense_transforms,))
     assert not again.applied
 
 

@@ -42,7 +42,7 @@ def test_slower_fails_and_faster_and_unchanged_pass(timed: Any) -> None:
     told: dict[str, object] = {}
     timed(1.2)
     with pytest.raises(pytest.fail.Exception, match=r"s1 against s0: slower: head takes 1"):
-        check_latency("base", "head", told=told.__setitem__)
+        check_latency("base", "head", on_result=told.__setitem__)
     assert told["edgesmith verdict"] == "slower"
     assert float(str(told["edgesmith ratio"])) == pytest.approx(1.2, rel=0.01)
     for ratio, verdict in ((1.0, "unchanged"), (0.8, "faster")):

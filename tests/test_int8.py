@@ -198,7 +198,7 @@ def test_addmm_is_a_layer_whatever_the_shape_of_its_bias(shape: tuple[int, ...],
         b=3 * torch.randn(shape, generator=g),
     )
     (layer,) = find_layers(program.module)
-    assert (layer.data, layer.weight, layer.bias, layer.axis) == (1, 2, 0, 1)
+    assert layer.at == (1, 2, 0, 1)
     given = inputs_of(program)
     found = quantise(program, given, 20.0)
     assert (found.layers, found.kept) == (1, {})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import contextlib
 import importlib.util
-import inspect
 import json
 import os
 import shutil
@@ -25,18 +24,23 @@ import torch
 from torch import nn
 
 import edgesmith
-from edgesmith import cli
-from edgesmith.bench import measure, measurement, runner
+from edgesmith import cli, records
+from edgesmith.bench import measure, measurement, runner, subjects
 from edgesmith.bench.report.page import find, write_report
 from edgesmith.bench.transport import Address
 from edgesmith.bench.transport.local import Local
+from edgesmith.board.common import Cuda, Refusal
+from edgesmith.board.join import join
 from edgesmith.errors import BackendMissing, BadInput, Unsupported, VerificationFailed
 from edgesmith.exporters import artifact as artifacts
+from edgesmith.exporters import figures as figures_of
 from edgesmith.exporters import targets
 from edgesmith.exporters.artifact import Artifact
+from edgesmith.exporters.inputs import seeded_inputs
+from edgesmith.exporters.precision import table
 from edgesmith.exporters.tensorrt import engine, kit
 from edgesmith.exporters.tensorrt.kit import build as board
-from edgesmith.exporters.verification import check as verify
+from edgesmith.exporters.verification.check import AcceptanceCriteria
 from edgesmith.profiles import operators
 
 STANDINS = Path(__file__).parent / "standins"
@@ -144,7 +148,7 @@ def test_a_kit_of_a_step_has_steps_as_its_cases_and_is_built(tmp_path: Path) -> 
 def test_a_kits_cases_are_the_seeded_inputs_and_pytorchs_outputs(orin: Artifact) -> None:
     inputs, outputs = board.read_cases(kit.read_kit(orin.path), orin.path)
     reference, examples = artifacts.read_reference(orin)
-    given = verify.seeded_inputs(examples)
+    given = seeded_inputs(examples)
     assert all(
         np.array_equal(a, b.numpy()) for x, y in zip(inputs, given, strict=True) for a, b in zip(x, y, strict=True)
     )
@@ -169,9 +173,9 @@ def test_a_kit_has_the_same_bytes_again(orin: Artifact, tmp_path: Path) -> None:
     again.mkdir()
     shutil.copy(orin.file, again)
     inputs, outputs = board.read_cases(found, orin.path)
-    same = {key: found[key] for key in ("model", "precision", "thresholds", "spikes", "operators")}
+    same = {key: found[key] for key in ("thresholds", "spikes", "operators")}  # type: ignore[literal-required]
     same["manifest"] = orin.manifest
-    kit.write_kit(again / orin.file.name, devices.get("jetson-orin-nano"), inputs=inputs, outputs=outputs, **same)
+    kit.write_kit(again / orin.file.name, devices.get("jetson-orin-nano"), kit.Cases(inputs, outputs), **same)
     for name in (*found["files"], "kit.json"):
         assert (again / name).read_bytes() == (orin.path / name).read_bytes(), name
 
@@ -179,18 +183,20 @@ def test_a_kit_has_the_same_bytes_again(orin: Artifact, tmp_path: Path) -> None:
 def test_a_damaged_file_of_a_kit_is_found_here_too(orin: Artifact) -> None:
     damage(orin.path / "cases.npz")
     with pytest.raises(Unsupported, match=r"cases\.npz of the kit .* is damaged"):
-        targets.get("tensorrt").check(orin.file)
+        targets.get("tensorrt").open(orin.file).check()
     with pytest.raises(VerificationFailed, match=r"cases\.npz was altered"):
         edgesmith.verify(orin.path)
 
 
 def test_a_kit_allows_the_models_own_noise() -> None:
-    from edgesmith.exporters.export import Rule, _limits
+    def limits(precision: str, noise: float | None) -> tuple[float, float]:
+        found = AcceptanceCriteria(table.get(precision), False, lambda: noise).thresholds()
+        return found.relative_error, round(found.snr_db, 1)  # as publish.py rounds it
 
-    assert _limits(Rule("fp32", False, lambda: 1e-7)) == {"relative_error": 1e-5, "snr_db": 100.0}
-    assert _limits(Rule("fp32", False, lambda: 1e-5)) == {"relative_error": 4e-5, "snr_db": 88.0}
-    assert _limits(Rule("fp32", False, lambda: None)) == {"relative_error": 1e-5, "snr_db": 100.0}
-    assert _limits(Rule("fp16", False, lambda: 1e-5)) == {"relative_error": 2e-2, "snr_db": 40.0}
+    assert limits("fp32", 1e-7) == (1e-5, 100.0)
+    assert limits("fp32", 1e-5) == (4e-5, 88.0)
+    assert limits("fp32", None) == (1e-5, 100.0)
+    assert limits("fp16", 1e-5) == (2e-2, 40.0)
 
 
 def test_readme_is_one_page_and_names_what_the_board_has(orin: Artifact) -> None:
@@ -256,7 +262,7 @@ def test_a_builds_layers_have_the_schema_of_every_engine(
 
 @pytest.fixture
 def installed() -> None:
-    missing = targets.missing_packages(targets.get("tensorrt"))
+    missing = targets.get("tensorrt").missing_packages()
     if missing:
         pytest.skip(f"tensorrt: {', '.join(missing)} not installed")
 
@@ -305,9 +311,10 @@ def test_a_kit_is_inspected(orin: Artifact, built: Path, edgesmith: Callable[...
     assert "is a kit for jetson-orin-nano, not for jetson-thor" in wrong.stderr
     assert "TensorRT 10.3 or later" in shown  # its means; Gelu needs 10.0
     described = kit.read_kit(orin.path)
-    del described["operators"]
+    del described["operators"]  # type: ignore[misc]  # it is required, and a damaged file lacks it
     (orin.path / "kit.json").write_text(json.dumps(described), encoding="utf-8")
-    with pytest.raises(BadInput, match=r"kit\.json is damaged: it has no operators; export the model again$"):
+    said = r"kit\.json is no sound kit: at the top, 'operators' is a required property; export the model again$"
+    with pytest.raises(BadInput, match=said):
         engine.inspect(orin.path)
 
 
@@ -740,7 +747,7 @@ def test_an_engine_of_tensorrt_rtx_is_for_its_own_module(
     installed: None, export_small: Callable[..., Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = export_small("tensorrt", precision="fp16")
-    assert measure.runtime_of(made) == "tensorrt_rtx"
+    assert subjects.runtime_of(made) == "tensorrt_rtx"
     assert made.file.read_bytes()[:4] == b"vtrt"
     # The stand-in for it is the other's: its engines have ONNX behind the header, TensorRT-RTX's do not.
     (tmp_path / "tensorrt_rtx.py").write_text((STANDINS / "tensorrt.py").read_text(encoding="utf-8"))
@@ -760,8 +767,8 @@ def test_tensorrt_rtx_without_a_gpu_is_one_sentence(
     installed: None, export_small: Callable[..., Artifact], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """No stand-in: TensorRT-RTX's own module, and CUDA's library where it is installed."""
-    with contextlib.suppress(runner.Refusal):
-        runner.Cuda().compute_capability()
+    with contextlib.suppress(Refusal):
+        Cuda().compute_capability()
         pytest.skip("there is a GPU here")
     code, _ = timed(export_small("tensorrt", precision="fp16").path, tmp_path)
     assert code == BackendMissing.exit_code
@@ -821,8 +828,8 @@ def test_host_gpu_is_a_kit_with_its_engine(installed: None, with_tensorrt: pytes
 # one file, and the same rules as edgesmith's
 
 
-def test_build_py_is_a_python_3_8_program_of_its_own() -> None:
-    source = Path(board.__file__).read_text(encoding="utf-8")
+def test_build_py_is_a_python_3_8_program_of_its_own(orin: Artifact) -> None:
+    source = (orin.path / "build.py").read_text(encoding="utf-8")
     tree = ast.parse(source, feature_version=(3, 8))
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     names |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
@@ -830,19 +837,13 @@ def test_build_py_is_a_python_3_8_program_of_its_own() -> None:
     assert modules - sys.stdlib_module_names == {"numpy"}
     later = {"removeprefix", "removesuffix", "is_relative_to", "bit_count", "pairwise"}  # of Python 3.9 and after
     assert not {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)} & later
+    assert source == join(Path(board.__file__))
 
 
-def test_build_py_times_as_the_runner_does() -> None:
-    shared = ["read", "number", "environment", "memory_mib", "timed", "median", "is_steady", "warm_up"]
-    shared += ["machine", "processor", "told", "power_mode", "Cuda", "bind", "new_log", "first_line"]
-    for name in shared:
-        assert inspect.getsource(getattr(board, name)) == inspect.getsource(getattr(runner, name)), name
-    for name in ("WINDOW_CALLS", "WINDOW_MS", "STEADY", "WARM_UP_S", "ROOT", "TOLD_S"):
-        assert getattr(board, name) == getattr(runner, name)
-    from edgesmith.bench import measure
-
-    assert board.SLOT_MS == measure.SLOT_MS
+def test_build_py_writes_measurements_of_the_schema_that_bench_reads() -> None:
     assert board.MEASUREMENT_SCHEMA == measurement.SCHEMA
+    assert board.SLOT_MS == measure.SLOT_MS
+    assert records.schema_numbers(records.schema_of(kit.Kit)) == (board.SCHEMA,)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-6, 1e-3, 0.3])
@@ -854,16 +855,16 @@ def test_build_py_judges_as_edgesmith_does(scale: float, precision: str, shapes:
     outputs = [
         [y + np.float32(scale) * draw.standard_normal(y.shape).astype(np.float32) for y in ys] for ys in reference
     ]
-    thresholds = verify.THRESHOLDS[precision]
+    thresholds = table.get(precision).limits()
     limits = {"relative_error": thresholds.relative_error, "snr_db": thresholds.snr_db}
-    figures = verify.measure(reference, outputs, thresholds.relative_error)
+    figures = figures_of.measure(reference, outputs, thresholds.relative_error)
     own = board.measure(reference, outputs, thresholds.relative_error)
     assert own["max_abs_error"] == figures.max_abs_error
     assert own["relative_error"] == figures.relative_error
     assert own["snr_db"] == figures.snr_db
     assert own.get("top1", {}).get("agreeing") == figures.agreeing
-    assert board.judge(own, limits) == verify.judge(figures, thresholds)
-    assert board.agreeing_cases(reference, outputs, 1e-2) == verify.agreeing_inputs(reference, outputs, 1e-2)
+    assert board.judge(own, limits) == figures_of.judge(figures, thresholds)
+    assert board.agreeing_cases(reference, outputs, 1e-2) == figures_of.agreeing_inputs(reference, outputs, 1e-2)
 
 
 def test_build_py_takes_as_a_tie_what_edgesmith_does() -> None:
@@ -871,7 +872,7 @@ def test_build_py_takes_as_a_tie_what_edgesmith_does() -> None:
     gaps = (1.9, 2.1)  # of what is allowed: a tie, and a decision
     reference = [[np.array([[top, top - gap * allowed, 0.0]], np.float32)] for gap in gaps]
     outputs = [[y[:, [1, 0, 2]] for y in ys] for ys in reference]
-    figures = verify.measure(reference, outputs, allowed)
+    figures = figures_of.measure(reference, outputs, allowed)
     assert (figures.agreeing, figures.decided, figures.ties) == (0, 1, 1)
     assert board.measure(reference, outputs, allowed)["top1"] == {"agreeing": 0, "decided": 1, "ties": 1}
 
@@ -890,7 +891,7 @@ def test_build_py_takes_half_of_the_cases_of_a_spiking_model() -> None:
 
 
 def test_build_py_describes_figures_as_a_manifest_does() -> None:
-    from edgesmith.exporters.export import describe_figures
+    from edgesmith.exporters.verification.check import describe_figures
 
     draw = np.random.default_rng(1)
     reference = [[draw.standard_normal((1, 10)).astype(np.float32)] for _ in range(3)]
@@ -898,7 +899,7 @@ def test_build_py_describes_figures_as_a_manifest_does() -> None:
     entry = board.check_numbers(
         {"thresholds": {"relative_error": 1e-2, "snr_db": 40.0}, "spikes": False}, reference, outputs
     )
-    assert entry == describe_figures(verify.measure(reference, outputs, 1e-2))
+    assert entry == describe_figures(figures_of.measure(reference, outputs, 1e-2))
 
 
 def test_versions_are_read() -> None:

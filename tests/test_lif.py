@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ from edgesmith.exporters import targets
 from edgesmith.exporters.costs import Costs
 from edgesmith.exporters.graph.capture import Program, capture, run
 from edgesmith.exporters.graph.edit import count_operators
-from edgesmith.exporters.rewrites.fold_constants import FoldConstants
+from edgesmith.exporters.rewrites.fold_constants import fold_constants
 from edgesmith.exporters.rewrites.order import rewrite
-from edgesmith.exporters.rewrites.reroll import reroll
+from edgesmith.exporters.rewrites.reroll import Reroll
 from edgesmith.exporters.rewrites.rewrite import RewriteReport
 from edgesmith.exporters.targets import Request
 from edgesmith.kernels import lif
@@ -218,7 +218,7 @@ def test_an_unrolled_reference_becomes_the_op(
     x = currents(length, batch, seed=seed).movedim(0, dim)
     graph = make_fx(model, tracing_mode="fake")(x)  # a tenth of what a capture takes
     program = Program(graph, (x,), ("x",), ("spikes",))
-    rewritten, (_, report) = rewrite(program, Costs(1), (FoldConstants(), reroll))
+    rewritten, (_, report) = rewrite(program, Costs(1), (fold_constants, Reroll()))
     assert count_operators(rewritten.module) == {"edgesmith.lif": 1}, report
     assert torch.equal(model(x), run(rewritten, (x,))[0])
 
@@ -323,6 +323,61 @@ def test_a_scan_becomes_the_op_and_a_scan_whose_potential_is_read_does_not() -> 
     program, report = rolled(Scan(last=True), currents(8, 2, 5))
     assert "edgesmith.lif" not in count_operators(program.module)
     assert "the last state of the scan is read too" in report.rejected[0].reason
+
+
+@pytest.mark.parametrize("start", [0.5, 1.0, -0.25])
+def test_a_scan_that_starts_off_its_reset_is_left(start: float) -> None:
+    class Scan(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return scan(lambda v, x: _hard(x, v)[::-1], torch.full_like(x[0], start), x)[1]
+
+    program, report = rolled(Scan(), currents(8, 2, 5))
+    assert "edgesmith.lif" not in count_operators(program.module)
+    assert "no tau, threshold and reset" in report.rejected[0].reason
+
+
+@pytest.fixture(scope="module")
+def spikingjelly() -> Iterator[None]:
+    """An operator with the name and the arguments of spikingjelly 2's, which decays the input or not."""
+    library = torch.library.Library("sj_lif", "FRAGMENT")
+    library.define(
+        "forward(Tensor x, Tensor v, float tau, bool decay_input, float threshold, float? reset) -> (Tensor, Tensor)"
+    )
+
+    def forward(
+        x: Tensor, v: Tensor, tau: float, decay_input: bool, threshold: float, reset: float | None
+    ) -> tuple[Tensor, Tensor]:
+        spikes = []
+        for current in x:
+            fired, v = lif.step(current, v, tau, threshold, reset, decay_input)
+            spikes.append(fired)
+        return torch.stack(spikes), v
+
+    library.impl("forward", forward, "CPU")
+    torch.library.register_fake("sj_lif::forward", lambda x, v, *_: (torch.empty_like(x), torch.empty_like(v)))
+    yield
+    library._destroy()
+
+
+@pytest.mark.parametrize(
+    ("start", "reads_state", "reason"),
+    [(0.25, False, None), (0.0, False, "its state does not start with 0.25"), (0.25, True, "its state is read too")],
+)
+def test_spikingjellys_own_operator_becomes_the_op(
+    start: float, reads_state: bool, reason: str | None, spikingjelly: None
+) -> None:
+    class Model(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            spikes, v = torch.ops.sj_lif.forward(x, torch.full_like(x[0], start), 3.0, False, 0.75, 0.25)
+            return (spikes, v) if reads_state else spikes
+
+    program, report = rolled(Model(), currents(8, 2, 5))
+    if reason is None:
+        assert report.applied[0][1] == "sj_lif.forward -> edgesmith.lif(3.0, 0.75, 0.25, False)"
+        assert count_operators(program.module) == {"edgesmith.lif": 1}
+    else:
+        assert "edgesmith.lif" not in count_operators(program.module)
+        assert reason in report.rejected[0].reason
 
 
 def _third(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,15 @@ import torch
 from torch import nn
 
 import edgesmith
+from edgesmith import records
 from edgesmith.errors import BadInput, Unsupported
 from edgesmith.exporters import targets
 from edgesmith.exporters.mil import lint as lints
+from edgesmith.exporters.mil.legalize import LEGALIZED
 from edgesmith.exporters.mil.program import load
 from edgesmith.exporters.mil.rules import MASK, RULES, SEVERITIES
-from edgesmith.exporters.targets import Request
+from edgesmith.exporters.precision.table import FP16
+from edgesmith.exporters.targets.target import Request
 from edgesmith.models.registry import all_models
 
 ct = pytest.importorskip("coremltools")
@@ -377,7 +379,7 @@ def test_a_program_can_keep_every_rule(tmp_path: Path) -> None:
 def test_a_finding_says_where_and_what(tmp_path: Path) -> None:
     report = edgesmith.lint(save(Sample(relu, (1, 64, 56, 1)), tmp_path / "one.mlpackage"))
     first, second = (one for one in report.findings if one.rule == "singleton-last-axis")
-    assert (first.operator, first.name, first.place) == ("input", "x", "x")
+    assert (first.operator, first.name, first.position) == ("input", "x", "x")
     assert (second.operator, second.function, second.module) == ("relu", "main", None)
     assert second.fact == "last axis 1 of [1, 64, 56, 1], padded to 32: 224.0 KiB for 7.0 KiB, 32.00 times"
     assert report.padded_bytes == 32 * report.bytes == 2 * 224 * 1024
@@ -406,9 +408,9 @@ def test_every_function_of_a_package_is_checked(tmp_path: Path) -> None:
     parts.default_function_name = "whole"
     ct.utils.save_multifunction(parts, str(tmp_path / "both.mlpackage"))
     report = edgesmith.lint(tmp_path / "both.mlpackage")
-    places = {one.place for one in report.findings}
-    assert places
-    assert all(place.startswith("step: ") for place in places)
+    positions = {one.position for one in report.findings}
+    assert positions
+    assert all(position.startswith("step: ") for position in positions)
 
 
 # ---------------------------------------------------------------------------------------------------------- the command
@@ -451,17 +453,17 @@ def export(model: nn.Module, out: Path, **options: Any) -> Any:
 
 @pytest.mark.parametrize("fill", [-math.inf, -1e9])
 @pytest.mark.parametrize("how", ["sum", "choice", "attention"])
-def test_masks_are_mended_while_lowering_and_no_number_changes(how: str, fill: float, tmp_path: Path) -> None:
+def test_masks_are_legalized_while_lowering_and_no_number_changes(how: str, fill: float, tmp_path: Path) -> None:
     from edgesmith.exporters.mil.evaluate import Evaluator
 
     model = Masked(fill, how)
     artifact = export(model, tmp_path, deployment_target="iOS18")
     report = edgesmith.lint(artifact.path)
     assert report.counts["error"] == 0, [one.fact for one in report.findings]
-    (mended,) = report.mended
-    assert mended.rule == ("infinite-constant" if math.isinf(fill) else "fp16-overflow")
-    assert "became -40000" in mended.change
-    assert artifact.manifest["mended"] == [{"rule": mended.rule, "name": mended.name, "change": mended.change}]
+    (legalized,) = report.legalized
+    assert legalized.rule == ("infinite-constant" if math.isinf(fill) else "fp16-overflow")
+    assert "became -40000" in legalized.change
+    assert artifact.manifest["legalized"] == [asdict(legalized)]
     program = load(artifact.file)
     (name,) = (feature.name for feature in program.interfaces["main"].inputs)
     (result,) = Evaluator(program).run({name: X}).values()
@@ -474,38 +476,40 @@ def test_masks_are_mended_while_lowering_and_no_number_changes(how: str, fill: f
 def test_what_does_not_only_mask_a_softmax_stays(how: str, tmp_path: Path) -> None:
     artifact = export(Masked(-math.inf, how), tmp_path)
     report = edgesmith.lint(artifact.path)
-    assert report.mended == ()
-    assert "mended" not in artifact.manifest
+    assert report.legalized == ()
+    assert "legalized" not in artifact.manifest
     assert "infinite-constant" in found(report)
 
 
 def test_single_precision_keeps_its_masks(tmp_path: Path) -> None:
     artifact = export(Masked(-math.inf, "sum"), tmp_path, precision="fp32")
     report = edgesmith.lint(artifact.path)
-    assert report.mended == ()
+    assert report.legalized == ()
     assert {"infinite-constant", "fp32-computation"} <= found(report)
 
 
 def test_an_entry_of_somebody_elses_is_not_taken_for_ours(tmp_path: Path) -> None:
     def edit(spec: Any) -> None:
-        spec.description.metadata.userDefined[lints.MENDED] = '{"no": "list"}'
+        spec.description.metadata.userDefined[LEGALIZED] = '{"no": "list"}'
 
-    assert edgesmith.lint(save(Sample(relu, edit=edit), tmp_path / "x.mlpackage")).mended == ()
+    assert edgesmith.lint(save(Sample(relu, edit=edit), tmp_path / "x.mlpackage")).legalized == ()
 
 
 def test_the_command_prints_tables_and_is_strict_when_asked(edgesmith: Any, tmp_path: Path) -> None:
     artifact = export(Masked(-math.inf, "sum"), tmp_path)
     shown = edgesmith("lint", str(artifact.path))
     assert shown.returncode == 0, shown.stderr
-    for part in ("warnings: ", "softmax-axis", "mended while lowering", "apple/coreai-models", "0 errors", "notes: "):
+    parts = ("warnings: ", "softmax-axis", "legalized while lowering", "apple/coreai-models", "0 errors", "notes: ")
+    for part in parts:
         assert part in shown.stdout
     assert "errors: " not in shown.stdout
     assert edgesmith("lint", str(artifact.file), "--strict").returncode == 3
     longer = edgesmith("lint", str(artifact.file), "--all").stdout
     assert longer.count("short-last-axis") > shown.stdout.count("short-last-axis")
-    told = json.loads(edgesmith("lint", str(artifact.path), "--json").stdout)
+    shown = edgesmith("lint", str(artifact.path), "--json")
+    told = records.read_record(shown.stdout.encode(), records.schema_of(lints.LintRecord), "lint's record")
     assert told["counts"]["error"] == 0
-    assert told["mended"][0]["rule"] == "infinite-constant"
+    assert told["legalized"][0]["rule"] == "infinite-constant"
     assert {one["name"] for one in told["rules"]} == {one["rule"] for one in told["findings"]}
     assert all(set(one) >= {"rule", "severity", "operator", "name", "module", "fact"} for one in told["findings"])
     assert "query" in {one["module"] for one in told["findings"]}
@@ -580,7 +584,7 @@ def test_the_zoos_programs_have_no_error_and_each_other_finding_is_explained(
 ) -> None:
     _, program, _ = edgesmith.explain(name, "coreml")
     path = tmp_path / f"{name}.mlpackage"
-    targets.get("coreml").lower(program, path, Request(name, "fp16"))  # spiking ones too, which are fp32 by default
+    targets.get("coreml").lower(program, path, Request(name, FP16))  # spiking ones too, which are fp32 by default
     report = edgesmith.lint(path)
     assert report.counts["error"] == 0, [one for one in report.findings if one.severity == "error"]
     explained = {match["rule"] for match in TABLE.finditer(page.partition("### What remains")[2])}

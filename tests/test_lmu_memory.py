@@ -17,9 +17,9 @@ from torch._higher_order_ops.scan import scan
 from edgesmith.exporters.costs import Costs
 from edgesmith.exporters.graph.capture import Program, capture, run
 from edgesmith.exporters.graph.edit import arguments, count_operators, operators
-from edgesmith.exporters.rewrites.fold_constants import FoldConstants
+from edgesmith.exporters.rewrites.fold_constants import fold_constants
 from edgesmith.exporters.rewrites.order import rewrite
-from edgesmith.exporters.rewrites.reroll import reroll
+from edgesmith.exporters.rewrites.reroll import Reroll
 from edgesmith.exporters.rewrites.rewrite import RewriteReport
 from edgesmith.exporters.targets import Request, onnx
 from edgesmith.kernels import lmu_memory
@@ -395,7 +395,7 @@ def test_an_unrolled_recurrence_becomes_the_op(spelling: str, batch: int, order:
 
     x = torch.randn(batch, length, 1, generator=torch.Generator().manual_seed(seed))
     program = capture(Model(), (x,))
-    result, (_, report) = rewrite(program, Costs(1), (FoldConstants(), reroll))
+    result, (_, report) = rewrite(program, Costs(1), (fold_constants, Reroll()))
     counts = count_operators(result.module)
     assert counts.get("edgesmith.lmu_memory") == 1, report
     assert "aten.stack" not in counts

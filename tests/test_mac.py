@@ -23,8 +23,9 @@ from typing import Any
 
 import pytest
 
-from edgesmith.bench import measure, measurement, runner
+from edgesmith.bench import measurement, runner
 from edgesmith.bench.transport import attached, parse
+from edgesmith.board.join import join
 from edgesmith.errors import BackendMissing, BadInput, DeviceFailed
 from edgesmith.exporters import targets
 from edgesmith.exporters.artifact import Artifact
@@ -163,7 +164,7 @@ def test_what_cannot_be_is_one_sentence_and_nothing_is_written(
 def test_other_files_take_no_compute_units_and_no_mac(export_small: Callable[..., Artifact], edgesmith: Run) -> None:
     onnx = str(export_small("onnx").path)
     for options, code, said in (
-        (["--compute-units", "all"], 2, "--compute-units is for Core ML, and small-onnx-fp32 is for onnx"),
+        (["--compute-units", "all"], 2, "--compute-units is for coreml, and small-onnx-fp32 is for onnx"),
         (["--device", "mac:iphone15"], 2, "small-onnx-fp32 is for onnx, and an iPhone takes coreml"),
         (["--device", "mac"], 4, "--device mac takes a Mac, and this is Linux"),
     ):
@@ -227,7 +228,8 @@ def test_states_are_made_where_a_package_has_them(mac: None, tmp_path: Path) -> 
     (tmp_path / "stateful.mlpackage" / "Manifest.json").write_text(json.dumps(manifest))
     plan = {"models": [{"file": str(tmp_path / "stateful.mlpackage"), "runtime": "coremltools"}]}
     plan |= {"threads": 1, "cores": None, "seed": 0, "seconds": 0, "slot_ms": 1.0}
-    command = [sys.executable, "-P", runner.__file__]
+    (tmp_path / "runner.py").write_text(join(Path(runner.__file__)))
+    command = [sys.executable, "-P", str(tmp_path / "runner.py")]
     done = subprocess.run(command, input=json.dumps(plan), capture_output=True, text=True, check=False)
     events = [json.loads(line) for line in done.stdout.splitlines()]
     assert [event["event"] for event in events] == ["start", "open", "end"], done.stderr
@@ -246,7 +248,7 @@ def test_coremltools_is_called_as_its_signatures_say() -> None:
     def takes(function: Callable[..., Any], *arguments: object, **named: object) -> None:
         inspect.signature(function).bind(*arguments, **named)
 
-    assert {unit.name for unit in ComputeUnit} == set(measure.COMPUTE_UNITS)
+    assert {unit.name for unit in ComputeUnit} == set(targets.get("coreml").compute_units)
     takes(MLModel, "path", compute_units=ComputeUnit.ALL)
     takes(MLModel.predict, "self", {}, None)
     takes(MLModel.make_state, "self")
@@ -462,5 +464,5 @@ def test_devices_says_what_could_not_be_asked_and_waits_for_nobody(
 
 
 def test_the_targets_of_devices_that_a_mac_reaches_are_timed_there() -> None:
-    assert measure.cannot_time(targets.get("onnx")) is None
-    assert "interpreter" in str(measure.cannot_time(targets.get("coreai")))
+    assert targets.get("onnx").cannot_time() is None
+    assert "interpreter" in str(targets.get("coreai").cannot_time())

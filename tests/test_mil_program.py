@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgesmith.errors import BackendMissing, BadInput, Unsupported
-from edgesmith.exporters.mil.ops import CARRIERS, all_ops, carrier, ints, number, op, wide
+from edgesmith.exporters.mil.carriers import CARRIERS, carrier
+from edgesmith.exporters.mil.ops import all_ops, ints, number, op, wide
 from edgesmith.exporters.mil.program import (
     SOURCES,
     DictionaryType,

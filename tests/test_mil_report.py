@@ -74,8 +74,8 @@ def test_a_network_that_overflows_is_diagnosed_to_its_layer(hot: Path) -> None:
     assert (first.met.type, first.met.dtype) == ("conv", "fp16")
     assert first.met.site == f"{first.met.name} (conv, in hot)"
     assert first.overflowed == first.met.non_finite == 16
-    assert first.wide.peak == pytest.approx(70000)
-    assert first.wide.beyond_half
+    assert first.exact.peak == pytest.approx(70000)
+    assert first.exact.beyond_half
     assert first.error == math.inf
     assert first.snr_db == -math.inf
     assert report.first_loss is first
@@ -187,7 +187,7 @@ def test_loops_that_part_are_compared_by_their_results(mb: Any, types: Any, tmp_
     report = compare(path, [{"x": torch.tensor([2047.0])}])
     kinds = [cost.met.type for cost in report.operators]
     assert kinds == ["while_loop", "while_loop", "cast"]
-    assert report.operators[0].wide.maximum == 2
+    assert report.operators[0].exact.maximum == 2
     assert report.operators[0].met.maximum == 9
     same = compare(path, [{"x": torch.tensor([5.0])}])
     assert [cost.met.name for cost in same.operators if cost.met.type == "add"] != []

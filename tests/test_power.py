@@ -21,9 +21,11 @@ from edgesmith.bench import measure, measured, measurement, runner, verdict
 from edgesmith.bench.measurement import Energy, Metered
 from edgesmith.bench.report.page import write_report
 from edgesmith.bench.transport.local import Local
+from edgesmith.board import common
+from edgesmith.board.join import join
 from edgesmith.errors import BadInput
 from edgesmith.exporters.artifact import Artifact
-from edgesmith.exporters.tensorrt.kit import build as board
+from edgesmith.exporters.tensorrt.kit import build
 
 CPU = "sys/devices/system/cpu"
 INA = "sys/bus/i2c/drivers/ina3221"
@@ -45,12 +47,22 @@ def lay(root: Path, files: dict[str, str]) -> None:
         (root / name).write_text(f"{content}\n")
 
 
+def joined(source: ModuleType) -> ModuleType:
+    """A file for boards as it is there."""
+    module = ModuleType(f"joined_{Path(str(source.__file__)).stem}")
+    exec(compile(join(Path(str(source.__file__))), module.__name__, "exec"), vars(module))
+    return module
+
+
+FILES = [joined(runner), joined(build)]
+
+
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A stand-in for a system's files; no command is found but those that a test puts into `bin` beside it."""
     folder = tmp_path / "root"
     folder.mkdir()
-    for module in (runner, board):
+    for module in (common, runner, *FILES):
         monkeypatch.setattr(module, "ROOT", folder)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     return folder
@@ -71,7 +83,7 @@ def prints(root: Path, name: str, text: str) -> None:
 # power mode
 
 
-@pytest.mark.parametrize("module", [runner, board])
+@pytest.mark.parametrize("module", FILES, ids=lambda module: module.__name__)
 @pytest.mark.parametrize(
     ("files", "commands", "expected"),
     [
@@ -109,14 +121,14 @@ def test_a_power_mode_is_what_the_system_says_and_none_where_it_says_nothing(
 
 
 def test_a_command_that_fails_or_hangs_shows_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "TOLD_S", 0.2)
+    monkeypatch.setattr(common, "ANSWER_S", 0.2)
     command(root, "nvpmodel", "exec /bin/sleep 600")
     start = time.perf_counter()
-    assert runner.power_mode() is None
+    assert common.power_mode() is None
     assert time.perf_counter() - start < 60
     command(root, "nvpmodel", "echo NV Power Mode: 15W", "exit 3")
-    assert runner.power_mode() is None
-    assert runner.told("no such command") == ""
+    assert common.power_mode() is None
+    assert common.ask_system("no such command") == ""
 
 
 def test_a_record_has_the_power_mode_and_another_is_not_comparable(root: Path) -> None:
@@ -262,11 +274,21 @@ def metered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Runners that see a stand-in for an Orin Nano's files, which shows 6 W at all times."""
     root = tmp_path / "root"
     orin_nano(root)
-    source = Path(runner.__file__).read_text(encoding="utf-8")
-    assert source.count('ROOT = Path("/")') == 1
-    (tmp_path / "runner.py").write_text(source.replace('ROOT = Path("/")', f"ROOT = Path({str(root)!r})"))
-    monkeypatch.setattr(Local, "runner", tmp_path / "runner.py")
+    see(root, monkeypatch)
     return root
+
+
+def see(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let runners see a folder's files as the system's."""
+    source = join(Path(runner.__file__))
+    assert source.count('ROOT = Path("/")') == 1
+
+    def write(self: Local, folder: Path) -> Path:
+        file = folder / "runner.py"
+        file.write_text(source.replace('ROOT = Path("/")', f"ROOT = Path({str(root)!r})"))
+        return file
+
+    monkeypatch.setattr(Local, "write_runner", write)
 
 
 def test_bench_has_joules_per_inference_where_the_board_has_a_meter(
@@ -298,13 +320,15 @@ def median_of(energy: Energy) -> float:
 def test_a_bench_interrupted_while_it_meters_keeps_its_launches(
     metered: Path, export_small: Callable[..., Artifact], tmp_path: Path
 ) -> None:
-    def told(done: int, total: int) -> None:
+    def on_progress(done: int, total: int) -> None:
         if done == 3:  # cold, launch, a run of the meter
             raise KeyboardInterrupt
 
     path, said = tmp_path / "record.json", list[str]()
     made = measure.measure(
-        [export_small("onnx").path], seconds=0.1, launches=1, energy=True, record=path, told=told, noted=said.append
+        [export_small("onnx").path],
+        measure.Settings(seconds=0.1, launches=1, energy=True),
+        reports=measure.Reports(path, on_progress, said.append),
     )
     assert (made.complete, len(made.launches), made.subjects[0].energy) == (True, 1, None)
     assert said == ["no energy: interrupted while it was metered"]
@@ -314,17 +338,12 @@ def test_a_bench_interrupted_while_it_meters_keeps_its_launches(
 def test_a_host_without_a_meter_is_asked_for_no_energy(
     export_small: Callable[..., Artifact], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    source = Path(runner.__file__).read_text(encoding="utf-8")
-    (tmp_path / "runner.py").write_text(source.replace('ROOT = Path("/")', f"ROOT = Path({str(tmp_path)!r})"))
-    monkeypatch.setattr(Local, "runner", tmp_path / "runner.py")
+    see(tmp_path, monkeypatch)
     steps: list[tuple[int, int]] = []
     made = measure.measure(
         [export_small("onnx").path],
-        seconds=0.1,
-        launches=1,
-        energy=True,
-        record=tmp_path / "record.json",
-        told=lambda *step: steps.append(step),
+        measure.Settings(seconds=0.1, launches=1, energy=True),
+        reports=measure.Reports(tmp_path / "record.json", lambda *step: steps.append(step)),
     )
     assert made.complete
     assert steps == [(0, 2), (1, 2), (2, 2)]
@@ -354,8 +373,8 @@ def test_energy_is_kept_and_records_from_before_it_are_read(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"joules": -1.0}, r"subjects\.0\.energy\.runs\.0\.joules"),
-        ({"calls": 0}, r"subjects\.0\.energy\.runs\.0\.calls"),
+        ({"joules": -1.0}, "/subjects/0/energy/runs/0/joules"),
+        ({"calls": 0}, "/subjects/0/energy/runs/0/calls"),
         ({"joules": 424242}, "a figure of s0 is not finite"),
     ],
 )

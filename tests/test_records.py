@@ -10,9 +10,25 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 import jsonschema
 import pytest
 
+import edgesmith
 from edgesmith import records
+from edgesmith.cli.doctor import DoctorRecord
 from edgesmith.errors import BadInput, OutputError
+from edgesmith.exporters.mil.lint import LintRecord
+from edgesmith.exporters.tensorrt.kit.record import Kit
 from edgesmith.records import Keyword, schema_of
+
+SCHEMAS: dict[str, type] = {
+    "cli/doctor.schema.json": DoctorRecord,
+    "exporters/mil/lint.schema.json": LintRecord,
+    "exporters/tensorrt/kit/kit.schema.json": Kit,
+}
+"""The TypedDict that a committed schema follows from. `pytest --update-golden` writes the files anew."""
+
+BY_HAND = {"bench/measurement.schema.json", "bench/estimation/estimate.schema.json"}
+"""Schemas that say more than types do, and that dataclasses are read by."""
+
+PACKAGE = Path(edgesmith.__file__).parent
 
 Share = Annotated[float, Keyword("minimum", 0), Keyword("maximum", 1)]
 
@@ -46,6 +62,23 @@ class Tree(TypedDict):
 
 LEAF = {"low": 1.5, "high": None, "shape": [1, 2], "kind": "a"}
 TREE = {"schema": 2, "share": 0.5, "leaves": [LEAF], "by_name": {"a/b": LEAF, "c": "d"}, "anything": [None]}
+
+
+@pytest.mark.parametrize("file", SCHEMAS)
+def test_a_committed_schema_is_the_one_of_its_typeddict(file: str, request: pytest.FixtureRequest) -> None:
+    text = records.to_text(schema_of(SCHEMAS[file]))
+    if request.config.getoption("--update-golden"):
+        (PACKAGE / file).write_text(text, encoding="utf-8")
+    assert (PACKAGE / file).read_text(encoding="utf-8") == text, (
+        f"{file}: --update-golden writes it, then read the diff"
+    )
+    jsonschema.Draft202012Validator.check_schema(schema_of(SCHEMAS[file]))
+
+
+@pytest.mark.wheel
+def test_every_schema_belongs_to_a_record() -> None:
+    found = {path for folder in ("bench", "cli", "exporters") for path in (PACKAGE / folder).rglob("*.schema.json")}
+    assert {path.relative_to(PACKAGE).as_posix() for path in found} == SCHEMAS.keys() | BY_HAND
 
 
 def test_a_schema_says_what_the_typeddict_says() -> None:
@@ -96,7 +129,7 @@ def test_a_sound_record_is_read_as_it_was_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"schema": 3}, "has schema 3, and this edgesmith reads 1 and 2 of a tree"),
+        ({"schema": 3}, "has schema 3, and this edgesmith reads 1 and 2"),
         ({"share": 2}, "is no sound tree: at /share, 2 "),
         ({"leaves": [LEAF, {**LEAF, "shape": [1, 2, 3]}]}, "at /leaves/1/shape, "),
         ({"leaves": [{**LEAF, "kind": "c"}]}, "at /leaves/0/kind, 'c' is not one of"),

@@ -23,10 +23,12 @@ from pathlib import Path
 import pytest
 
 from edgesmith import cli
-from edgesmith.bench import build_on, measure, measurement, runner
+from edgesmith.bench import build_on, measure, measurement
 from edgesmith.bench.transport import Address, CommandFailed, CutOff, Transport, connect, parse, remote
+from edgesmith.board.common import machine
 from edgesmith.errors import BackendMissing, BadInput, DeviceFailed, EdgesmithError, OutputError, Unsupported
 from edgesmith.exporters.artifact import Artifact
+from edgesmith.exporters.tensorrt.kit.record import Kit, write_record
 
 HERE = Path(__file__).parent
 QUICK = ["--seconds", "0.1", "--launches", "1"]
@@ -343,7 +345,7 @@ def test_bench_over_ssh_writes_the_same_record_and_times_no_connection(
     made = measurement.read(record)
     assert made.complete
     assert made.device.name == "127.0.0.1"
-    assert made.device == measurement.Device("127.0.0.1", **runner.machine())
+    assert made.device == measurement.Device("127.0.0.1", **machine())
     assert made.runtimes.keys() == {"onnxruntime"}
     (subject,) = made.subjects
     assert subject.sha256 == hashlib.sha256(next(small_onnx.glob("*.onnx")).read_bytes()).hexdigest()
@@ -388,7 +390,7 @@ def test_a_board_without_core_ml_says_so(board: Board, small_coreml: Path, capsy
 
 def test_a_core_that_is_not_there_is_refused_before_anything_is_timed(board: Board, small_onnx: Path) -> None:
     with pytest.raises(BadInput, match="no core 4096"):
-        measure.measure([small_onnx], device=board.address, cores=[4096])
+        measure.measure([small_onnx], measure.Settings(cores=[4096]), board.address)
     assert not board.left()
 
 
@@ -655,7 +657,7 @@ def test_bench_by_adb_writes_the_same_record(
     assert cli.run(["bench", str(small_onnx), *options, *QUICK]) == 0, capfd.readouterr().err
     made = measurement.read(record)
     assert made.complete
-    assert made.device == measurement.Device("STANDIN", **runner.machine())
+    assert made.device == measurement.Device("STANDIN", **machine())
     assert not list(adb.iterdir())
 
 
@@ -704,6 +706,40 @@ CRASHES = "raise RuntimeError('no memory')"
 LACKS = "import os, sys; os.mkdir(sys.argv[-1]); open(os.path.join(sys.argv[-1], 'manifest.json'), 'w').write('{}')"
 
 
+def record(digests: dict[str, str]) -> Kit:
+    """The record of a small kit."""
+    return {
+        "schema": 1,
+        "model": "small",
+        "device": "jetson-orin-nano",
+        "precision": "fp16",
+        "onnx": "small.onnx",
+        "inputs": ["x"],
+        "outputs": ["y"],
+        "board": {
+            "title": "Orin",
+            "compute_capability": "8.7",
+            "tensorrt": "10.3",
+            "jetpack": "6.2",
+            "dla_cores": 0,
+        },
+        "thresholds": {"relative_error": 0.02, "snr_db": 40.0},
+        "spikes": False,
+        "flags": {"strongly_typed": True, "tf32": False, "optimization_level": 3},
+        "operators": {"Conv": "8.6"},
+        "manifest": {
+            "schema": 1,
+            "model": {"name": "small"},
+            "weights": {},
+            "target": {"name": "tensorrt"},
+            "precision": "fp16",
+            "tool": {"edgesmith": "0"},
+            "verification": {"inputs": {}, "judged_as": "fp16"},
+        },
+        "files": digests,
+    }
+
+
 @pytest.fixture
 def kit(tmp_path: Path) -> Callable[[str], Path]:
     """A small kit with a build.py."""
@@ -721,8 +757,7 @@ def kit(tmp_path: Path) -> Callable[[str], Path]:
         (folder / "build.py").write_text(build)
         measurement.write(made, folder / "measurement.json")
         digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
-        facts = {"schema": 1, "model": "small", "device": "jetson-orin-nano", "files": digests}
-        (folder / "kit.json").write_text(json.dumps(facts))
+        write_record(record(digests), folder)
         (folder / "notes of mine").write_text("not of the kit")
         return folder
 
@@ -779,7 +814,7 @@ def test_a_kit_of_ours_is_built_over_ssh_with_a_stand_in_for_tensorrt(
         "manifest.json",
         "measurement.json",
     }
-    assert manifest["kit"]["onnx"] == build_on.read_kit(kit).files["casvit.onnx"]
+    assert manifest["kit"]["onnx"] == build_on.read_whole_kit(kit)["files"]["casvit.onnx"]
     assert len(measurement.read(built / "measurement.json").launches) == 1
     assert not board.left()
 
@@ -837,8 +872,8 @@ def test_a_board_that_is_cut_off_while_it_builds_stops_building(
     [
         ("none", "no kit at"),
         ("damaged", "is damaged"),
-        ("future", "has schema 2, this edgesmith reads 1"),
-        ("no digests", "lacks a model, a device or its files' digests"),
+        ("future", "has schema 2, and this edgesmith reads 1"),
+        ("no digests", "at the top, 'files' is a required property"),
         ("outside", "lists '../small.onnx', which is no path in the kit"),
         ("altered", "small.onnx was altered since the kit was written"),
         ("missing", "small.onnx is not there"),
@@ -868,7 +903,7 @@ def test_a_kit_that_is_not_whole_is_refused_before_anything_is_copied(
     elif how == "missing":
         (folder / "small.onnx").unlink()
     with pytest.raises(BadInput) as caught:
-        build_on.read_kit(folder)
+        build_on.read_whole_kit(folder)
     assert said in str(caught.value)
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import rewriting
 from torch import Tensor, nn
 
 import edgesmith
@@ -19,7 +20,7 @@ from edgesmith.exporters.graph.capture import Program, capture, run
 from edgesmith.exporters.graph.edit import count_operators
 from edgesmith.exporters.rewrites.order import rewrite
 from edgesmith.exporters.rewrites.rewrite import RewriteReport
-from edgesmith.exporters.rewrites.winograd import POINTS, Winograd, estimate, matrices
+from edgesmith.exporters.rewrites.winograd import POINTS, estimate, matrices, winograd
 from edgesmith.exporters.targets import Request, onnx
 from edgesmith.kernels import lif
 
@@ -29,13 +30,9 @@ TOLERANCE = 2e-6
 
 
 def apply(model: nn.Module, *inputs: Tensor, costs: Costs = CHEAP_TILES) -> tuple[Program, RewriteReport]:
-    """Capture and rewrite by the target's costs; assert that a second run finds nothing to do."""
-    program = capture(model.eval(), inputs)
-    rewritten, (report,) = rewrite(program, costs, (Winograd(),))
-    again, (more,) = rewrite(rewritten, costs, (Winograd(),))
-    assert not more.applied
-    assert count_operators(again.module) == count_operators(rewritten.module)
-    return rewritten, report
+    """Rewrite by the target's costs; a second run finds nothing to do."""
+    made = rewriting.apply(model, *inputs, costs=costs, rewrites=(winograd,))
+    return made.program, made.reports["winograd"]
 
 
 @pytest.mark.parametrize("points", POINTS)
@@ -116,10 +113,10 @@ def test_a_short_sequence_stays_a_convolution_and_says_why() -> None:
 def test_half_precision_and_other_targets_keep_the_convolution() -> None:
     program = capture(nn.Conv1d(256, 256, 3).eval(), (torch.randn(1, 256, 400),))
     for name, target in targets.all_targets().items():
-        _, (report,) = rewrite(program, target.costs, (Winograd(),))
+        _, (report,) = rewrite(program, target.costs, (winograd,))
         assert bool(report.applied) == (name == "onnx"), name
     halves = capture(nn.Conv1d(256, 256, 3).half().eval(), (torch.randn(1, 256, 400).half(),))
-    _, (report,) = rewrite(halves, onnx.costs, (Winograd(),))
+    _, (report,) = rewrite(halves, onnx.costs, (winograd,))
     assert not report.applied
 
 
@@ -175,7 +172,7 @@ def test_numbers_stay_for_every_shape(
     torch.manual_seed(seed)
     model = Layers(entries).eval()
     inputs = tuple(torch.randn(batch, channels, length) for channels, _, length, *_ in entries)
-    rewritten, (report,) = rewrite(capture(model, inputs), Costs(0), (Winograd(points),))
+    rewritten, (report,) = rewrite(capture(model, inputs), Costs(0), (winograd.with_options(points=points),))
     assert len(report.applied) == sum(kernel < points for *_, kernel, _, _ in entries)
     outputs = run(rewritten, inputs)
     with torch.no_grad():
@@ -190,7 +187,7 @@ def test_onnx_runtime_computes_the_same_at_every_remainder(length: int, tmp_path
     torch.manual_seed(0)
     x = torch.randn(2, 8, length)
     model = nn.Sequential(nn.Conv1d(8, 12, 3, padding=1), nn.ReLU(), nn.Conv1d(12, 8, 5)).eval()
-    rewritten, _ = rewrite(capture(model, (x,), ("x",), ("y",)), Costs(0), (Winograd(6),))
+    rewritten, _ = rewrite(capture(model, (x,), ("x",), ("y",)), Costs(0), (winograd.with_options(points=6),))
     onnx.lower(rewritten, tmp_path / "layers.onnx", Request("layers", "fp32"))
     outputs = onnx.run(tmp_path / "layers.onnx", [[x.numpy()]])
     assert isinstance(outputs, list)

@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgesmith.bench import checked
+from edgesmith import records
 from edgesmith.bench.estimation.roofline import Operator, Rates, parts
 from edgesmith.errors import BadInput, EdgesmithError, Unsupported
 from edgesmith.profiles.device import DeviceProfile
@@ -300,16 +300,11 @@ def read(path: Path) -> Estimate:
     Raises:
         BadInput: no such file, no JSON, another schema, or something in it that no estimate holds, with its place.
     """
-    record = checked.load(path, "estimate")
-    named = record.get("schema") if isinstance(record, dict) else None
+    advice = "make it anew with edgesmith estimate ARTIFACT --device D --json"
+    record = records.parse(path, "estimate", advice=advice)
     if not is_estimate(record):
-        raise BadInput(f"{path} is no estimate of edgesmith. Make one: edgesmith estimate ARTIFACT --device D --json")
-    if named != SCHEMA:
-        raise BadInput(
-            f"{path} has schema {named}, and this edgesmith reads {SCHEMA}: make it anew with edgesmith estimate"
-            " --json, or update this one"
-        )
-    checked.check(record, schema(), path, "estimate")
+        raise BadInput(f"{path} is no estimate of edgesmith; {advice}")
+    records.check(record, schema(), "estimate", name=str(path), advice=advice)
     if not all(abs(one) < MOST for one in _numbers(record)):  # 1e999 is JSON
         raise BadInput(f"{path} is no sound estimate: it holds a figure beyond {MOST:.0e}")
     low, high = record["estimated_interval_ms"]

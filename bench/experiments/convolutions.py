@@ -39,7 +39,7 @@ def measure(channels: int, width: int, length: int, kernel: int, rounds: int) ->
 
     from edgesmith.exporters.graph.capture import capture
     from edgesmith.exporters.rewrites.order import rewrite
-    from edgesmith.exporters.rewrites.winograd import POINTS, Winograd, estimate
+    from edgesmith.exporters.rewrites.winograd import POINTS, estimate, winograd
     from edgesmith.exporters.targets import Request, onnx
 
     torch.manual_seed(0)
@@ -54,7 +54,7 @@ def measure(channels: int, width: int, length: int, kernel: int, rounds: int) ->
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         calls = {}
         for points in (0, *(points for points in POINTS if points > kernel)):
-            form, _ = rewrite(program, onnx.costs, (Winograd(points),) if points else ())
+            form, _ = rewrite(program, onnx.costs, (winograd.with_options(points=points),) if points else ())
             name = f"tiles of {points - kernel + 1}" if points else "direct"
             file = Path(folder) / f"{points}.onnx"
             onnx.lower(form, file, Request("layers", "fp32"))

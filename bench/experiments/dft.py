@@ -62,11 +62,11 @@ def session(model: Any, x: Any, rewrites: tuple[Any, ...] = ()) -> tuple[Callabl
     import onnxruntime
 
     from edgesmith.exporters.graph.capture import capture
-    from edgesmith.exporters.rewrites.fold_constants import FoldConstants
+    from edgesmith.exporters.rewrites.fold_constants import fold_constants
     from edgesmith.exporters.rewrites.order import rewrite
     from edgesmith.exporters.targets import Request, onnx
 
-    program, reports = rewrite(capture(model.eval(), (x,), ("x",)), onnx.costs, (FoldConstants(), *rewrites))
+    program, reports = rewrite(capture(model.eval(), (x,), ("x",)), onnx.costs, (fold_constants, *rewrites))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         onnx.lower(program, path, Request("model", "fp32"))
@@ -106,7 +106,7 @@ def transforms(rounds: int) -> None:
     from torch import Tensor, nn
 
     from edgesmith.exporters.rewrites import fourier
-    from edgesmith.exporters.rewrites.dft import Dft
+    from edgesmith.exporters.rewrites.dft import dft
     from edgesmith.exporters.targets import onnx
 
     class Transform(nn.Module):
@@ -127,7 +127,7 @@ def transforms(rounds: int) -> None:
         found = fourier.plan(axes, shape, True, False, onnx.costs)
         estimates = {plan.form.split()[0]: plan.price.us for plan in (found, *found.others)}
         model, x = Transform(name, over), torch.randn(shape)
-        us = measure({form: session(model, x, (Dft(form),))[0] for form in estimates}, rounds)
+        us = measure({form: session(model, x, (dft.with_options(form=form),))[0] for form in estimates}, rounds)
         _line(f"{name:16}  {shape!s:20} {over!s:8}", us, estimates, found.form.split()[0])
 
 
@@ -136,8 +136,8 @@ def filters(rounds: int) -> None:
     import torch
     from torch import Tensor, nn
 
-    from edgesmith.exporters.rewrites.dft import Dft
-    from edgesmith.exporters.rewrites.fold_filters import FORMS, FoldFilters
+    from edgesmith.exporters.rewrites.dft import dft
+    from edgesmith.exporters.rewrites.fold_filters import FORMS, fold_filters
 
     class Filter(nn.Module):
         def __init__(self, shape: tuple[int, ...], axes: tuple[int, ...]) -> None:
@@ -155,8 +155,10 @@ def filters(rounds: int) -> None:
     print("\nfilter            shape                axes      form: measured us")
     for shape, over in FILTERS:
         model, x = Filter(shape, over), torch.randn(shape)
-        us = measure({form: session(model, x, (FoldFilters(form), Dft()))[0] for form in FORMS}, rounds)
-        report, _ = session(model, x, (FoldFilters(), Dft()))[1]
+        us = measure(
+            {form: session(model, x, (fold_filters.with_options(form=form), dft))[0] for form in FORMS}, rounds
+        )
+        report, _ = session(model, x, (fold_filters, dft))[1]
         note = report.applied[0][1] if report.applied else report.rejected[0].reason
         taken = next((form for form in FORMS if note.startswith(form)), FORMS[0])
         _line(f"{'':16}  {shape!s:20} {over!s:8}", us, {}, taken)

@@ -23,8 +23,9 @@ from pathlib import Path
 import numpy as np
 
 from edgesmith.bench import measurement as measurements
-from edgesmith.bench.measure import LAUNCHES, SLOT_MS, run_plan, subjects_of
+from edgesmith.bench.measure import LAUNCHES, Plan, Reports, carry_out
 from edgesmith.bench.measurement import Measurement
+from edgesmith.bench.subjects import subjects_of
 from edgesmith.bench.verdict import FASTER, SLOWER, compare
 from edgesmith.exporters import artifact as artifacts
 
@@ -63,11 +64,11 @@ def record(path: Path, launches: int, kept: Path, shares: Sequence[float] = SLOW
         {"file": str(artifact.file.resolve()), "runtime": subject.runtime, "slowed": share}
         for subject, share in zip(subjects, shares, strict=True)
     ]
-    plan = {"models": models, "threads": 1, "cores": None, "slot_ms": SLOT_MS, "seed": 0}
     named = [
         replace(subject, name=f"{name} ({i})") for i, (subject, name) in enumerate(zip(subjects, names, strict=True))
     ]
-    return run_plan(plan, named, LAUNCH_S, launches, kept, lambda done, of: print(f"\r{done}/{of}", end="", flush=True))
+    reports = Reports(kept, lambda done, of: print(f"\r{done}/{of}", end="", flush=True))
+    return carry_out(Plan(models, LAUNCH_S, launches), named, reports=reports)
 
 
 def drawn(measurement: Measurement, comparisons: int, subject: int) -> Counter[str]:

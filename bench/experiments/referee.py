@@ -20,13 +20,19 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgesmith.bench import runner
 from edgesmith.bench.statistics import paired_ratio
+from edgesmith.bench.subjects import runtime_of
+from edgesmith.board.common import timed, warm_up
 from edgesmith.errors import BackendMissing, BadInput, Unsupported
 from edgesmith.exporters import artifact as artifacts
+
+if TYPE_CHECKING:
+    from edgesmith.board.common import Call
 
 BAR = 0.05
 CONFIDENCE = 0.95
@@ -36,7 +42,7 @@ def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> None:
     """Run the launches and print each one's figures, then the ratio."""
     if list(arguments[:1]) == ["--launch"]:
         call = runner.open_onnxruntime(arguments[1], 1, int(arguments[3]))
-        runner.warm_up(call)
+        warm_up(call)
         print(json.dumps(stream(call, float(arguments[2]))))
         return
     launches = int(arguments[1]) if len(arguments) > 1 else 8
@@ -61,7 +67,7 @@ def compare_with_loadgen(path: Path, launches: int, seconds: float) -> list[tupl
         Unsupported: a launch failed.
     """
     artifact = artifacts.read(path)
-    if artifact.target != "onnx":
+    if runtime_of(artifact) != "onnxruntime":
         raise BadInput(f"{path} is an artifact for {artifact.target}: the referee runs ONNX files")
     if importlib.util.find_spec("mlperf_loadgen") is None:
         raise BackendMissing("the referee is MLPerf's LoadGen: pip install mlcommons-loadgen")
@@ -77,7 +83,7 @@ def compare_with_loadgen(path: Path, launches: int, seconds: float) -> list[tupl
     return found
 
 
-def stream(call: runner.Call, seconds: float, own: runner.Call | None = None) -> tuple[float, float, int]:
+def stream(call: Call, seconds: float, own: Call | None = None) -> tuple[float, float, int]:
     """Our p90 and LoadGen's of a call, milliseconds, from one run of SingleStream, and of how many calls each.
 
     own: what we time between LoadGen's queries, if it is another call than theirs.
@@ -90,7 +96,7 @@ def stream(call: runner.Call, seconds: float, own: runner.Call | None = None) ->
         for query in queries:
             call()
             loadgen.QuerySamplesComplete([loadgen.QuerySampleResponse(query.id, 0, 0)])
-            samples.append(runner.timed(own or call))
+            samples.append(timed(own or call))
 
     settings = loadgen.TestSettings()
     settings.scenario = loadgen.TestScenario.SingleStream

@@ -42,7 +42,7 @@ def prepare(name: str, size: int, folder: Path) -> str:
 
     from edgesmith.exporters.graph.capture import capture
     from edgesmith.exporters.rewrites.order import all_rewrites, rewrite
-    from edgesmith.exporters.rewrites.tile_channels import TileChannels
+    from edgesmith.exporters.rewrites.tile_channels import tile_channels
     from edgesmith.exporters.targets import Request, onnx
     from edgesmith.models import registry
     from edgesmith.models.checkpoint import load
@@ -51,7 +51,7 @@ def prepare(name: str, size: int, folder: Path) -> str:
     model, _ = load(spec, None)
     program = capture(model, (torch.randn(1, 3, size, size),), ("image",))
     whole, _ = rewrite(program, replace(onnx.costs, fetch_gb_s=float("inf")), all_rewrites())
-    tiled, (report,) = rewrite(whole, onnx.costs, (TileChannels(),))
+    tiled, (report,) = rewrite(whole, onnx.costs, (tile_channels,))
     for stem, form in (("whole", whole), ("tiles", tiled)):
         onnx.lower(form, folder / f"{stem}.onnx", Request(name, "fp32"))
     return ", ".join(note for _, note in report.applied) or "not tiled"

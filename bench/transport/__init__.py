@@ -10,8 +10,8 @@ IPHONE is its name, its UDID, or its model as `edgesmith devices` calls it, wher
 connected here is asked in attached.py.
 
 The far ones, the last two, need Python 3.8 and the runtime there, and nothing of edgesmith: one file, `runner.py`, is
-copied. Times are taken there, so what a connection costs is in none of them. What the two share, and how a folder there
-is removed even when the connection is cut, is in remote.py.
+joined (board/join.py) and copied. Times are taken there, so a connection's cost is in none of them. remote.py has what
+the two share, and how a folder there is removed even when the connection is cut.
 """
 
 from __future__ import annotations
@@ -20,15 +20,14 @@ import platform
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
 
 from edgesmith.bench import runner
+from edgesmith.board.join import join
 from edgesmith.errors import BackendMissing, BadInput, DeviceFailed
-
-RUNNER = Path(runner.__file__)
 
 Heard = Callable[[str], None]
 """Hears what a command writes to stderr, line by line."""
@@ -64,13 +63,17 @@ class Transport(Protocol):
         name: what a record calls the device.
         is_here: whether it is this machine.
         python: what starts Python there.
-        runner: what carries out a plan there.
+        runs_there: its runner is a process on it, and not one here that drives it.
     """
 
     name: str
     is_here: bool
     python: Sequence[str]
-    runner: Path
+    runs_there: bool
+
+    def write_runner(self, folder: Path) -> Path:
+        """Write the file that carries out a plan into a folder here. Returns its path."""
+        ...
 
     def put(self, file: Path, name: str) -> str:
         """Copy a file into this run's folder there, or the rest of one. Returns its path there.
@@ -132,6 +135,9 @@ SIGNING = {"team": r"\w+", "bundle": r"[\w.-]+", "profile": r"[\w-]+"}
 make one. coremltools puts them into a command for a shell, so they are held to the characters that such have."""
 
 
+WANTED = "--device must be host, mac, mac:IPHONE, ssh://[user@]host[:port] or adb:SERIAL"
+
+
 def parse(
     device: str,
     *,
@@ -141,53 +147,93 @@ def parse(
     options: Sequence[str] = (),
     signing: Sequence[str] = (),
 ) -> Address:
-    """The address of a device such as `ssh://me@board:2222`.
+    """Return the address of a device such as `ssh://me@board:2222`; see `Address` for the other arguments.
 
     Raises:
         BadInput: no such form, or an option that the device has no use for.
     """
-    wanted = "--device must be host, mac, mac:IPHONE, ssh://[user@]host[:port] or adb:SERIAL"
-    is_phone = device.startswith("mac:")
-    if signing and not is_phone:
+    is_here = device in ("host", "mac")
+    scheme = device.partition(":")[0] if ":" in device else ""
+    kind = device if is_here else "iphone" if scheme == "mac" else scheme
+    _check_signing(device, kind, signing)
+    _check_ssh_options(device, kind, config, options)
+    _check_paths(python, folder)
+    if is_here or kind == "iphone":
+        if python is not None or folder is not None:
+            raise BadInput("--python and --remote-tmp are for devices that are not this machine")
+        return Address(kind, device) if is_here else _address_of_iphone(device, signing)
+    address = _address_of_adb(device) if kind == "adb" else _address_of_ssh(device)
+    return replace(address, python=python or address.python, folder=folder, config=config, options=tuple(options))
+
+
+def _check_signing(device: str, kind: str, signing: Sequence[str]) -> None:
+    """Raise BadInput for signing of anything but an app for an iPhone, or by what is no identifier."""
+    if signing and kind != "iphone":
         raise BadInput(f"--sign is for --device mac:IPHONE, got --device {device}")
     for one in signing:
         key, _, said = one.partition("=")
         if key not in SIGNING or not re.fullmatch(SIGNING[key], said, re.ASCII):
             raise BadInput(f"--sign must be team=ID, bundle=com.example.runner or profile=UUID, got {one!r}")
-    if config is not None or options:
-        if not device.startswith("ssh:"):
-            raise BadInput(f"--ssh-config and --ssh-option are for --device ssh://..., got --device {device}")
-        for option in options:
-            if not re.match(r"[A-Za-z]+[= ]", option):
-                raise BadInput(f"--ssh-option must be KEY=VALUE as in ssh_config, got {option!r}")
-        if config is not None and not config.is_file():
-            raise BadInput(f"there is no file {config} for --ssh-config")
+
+
+def _check_ssh_options(device: str, kind: str, config: Path | None, options: Sequence[str]) -> None:
+    """Raise BadInput for options of OpenSSH's that another device has no use for, or that OpenSSH would not take."""
+    if (config is not None or options) and kind != "ssh":
+        raise BadInput(f"--ssh-config and --ssh-option are for --device ssh://..., got --device {device}")
+    for option in options:
+        if not re.match(r"[A-Za-z]+[= ]", option):
+            raise BadInput(f"--ssh-option must be KEY=VALUE as in ssh_config, got {option!r}")
+    if config is not None and not config.is_file():
+        raise BadInput(f"there is no file {config} for --ssh-config")
+
+
+def _check_paths(python: str | None, folder: str | None) -> None:
+    """Raise BadInput for paths there that depend on where a command happens to run."""
     for name, value in (("--python", python), ("--remote-tmp", folder)):
         if value is not None and not value.startswith(("/", "~/")) and ("/" in value or name == "--remote-tmp"):
             raise BadInput(f"{name} must be a path there that begins with / or ~/, got {value!r}")
-    given = {"python": python or "python3", "folder": folder, "config": config, "options": tuple(options)}
-    if device in ("host", "mac") or is_phone:
-        if python is not None or folder is not None:
-            raise BadInput("--python and --remote-tmp are for devices that are not this machine")
-        if is_phone:
-            if not device[4:].strip() or not device.isprintable():
-                raise BadInput(f"{wanted}, got {device!r}")
-            return Address("iphone", device[4:].strip(), signing=tuple(signing))
-        return Address(device, device)
-    if device.startswith("adb:") and re.fullmatch(r"[\w.:\[\]%-]+", device[4:]) and device[4] != "-":
-        return Address("adb", device[4:], **given)  # type: ignore[arg-type]  # a dict of mixed values
+
+
+def _address_of_iphone(device: str, signing: Sequence[str]) -> Address:
+    """The address of an iPhone that this Mac drives, by its name, UDID or model."""
+    name = device.removeprefix("mac:").strip()
+    if not name or not device.isprintable():
+        raise BadInput(f"{WANTED}, got {device!r}")
+    return Address("iphone", name, signing=tuple(signing))
+
+
+def _address_of_adb(device: str) -> Address:
+    """The address of what `adb devices` lists under a serial number."""
+    serial = device.removeprefix("adb:")
+    if not re.fullmatch(r"[\w.:\[\]%-]+", serial) or serial.startswith("-"):
+        raise BadInput(f"{WANTED}, got {device!r}")
+    return Address("adb", serial)
+
+
+def _address_of_ssh(device: str) -> Address:
+    """The address in a URL.
+
+    What ssh gets, it may hand to a shell for ProxyCommand or Match exec: so names only, and no options.
+    """
     try:
         url = urlsplit(device)
         user, host, port = url.username, url.hostname, url.port
     except ValueError as error:
-        raise BadInput(f"{wanted}, got {device!r} ({error})") from error
-    # What ssh gets, it may hand to a shell for ProxyCommand or Match exec: names only, and no options.
+        raise BadInput(f"{WANTED}, got {device!r} ({error})") from error
     is_host = url.scheme == "ssh" and re.fullmatch(r"[\w.%:][\w.%:-]*", host or "", re.ASCII)
     is_user = user is None or re.fullmatch(r"[\w.][\w.@+-]*", user, re.ASCII)
     if not is_host or not is_user or url.path.strip("/") or url.query or url.fragment or url.password is not None:
-        raise BadInput(f"{wanted}, got {device!r}")
+        raise BadInput(f"{WANTED}, got {device!r}")
     name = re.sub(r":\d*$", "", url.netloc.rpartition("@")[2]).strip("[]")  # hostname is lower case, aliases may not
-    return Address("ssh", name, user, port, **given)  # type: ignore[arg-type]
+    return Address("ssh", name, user, port)
+
+
+def write_runner(folder: Path) -> Path:
+    """Join runner.py into one file in a folder. Returns its path."""
+    source = Path(runner.__file__)
+    file = folder / source.name
+    file.write_text(join(source), encoding="utf-8")
+    return file
 
 
 @contextmanager

@@ -25,6 +25,12 @@ from edgesmith.bench.transport.local import Local
 from edgesmith.errors import BackendMissing
 from edgesmith.profiles import device as devices
 
+DRIVES = "coremltools"
+"""The runner's name of the one runtime that there is on an iPhone."""
+
+REFUSES = {"image_input": "takes an image", "labels": "answers with labels"}
+"""Options of an export whose files coremltools' app cannot run."""
+
 
 class IPhone(Local):
     """An iPhone, for as long as its block lasts; the app is built once in it, and the build removed after it.
@@ -35,7 +41,7 @@ class IPhone(Local):
     """
 
     is_here = False
-    runner = Path(iphone_runner.__file__)
+    runs_there = False
 
     def __init__(self, address: Address) -> None:
         super().__init__(address.name)
@@ -54,6 +60,9 @@ class IPhone(Local):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._folder.cleanup()
+
+    def write_runner(self, folder: Path) -> Path:
+        return Path(iphone_runner.__file__)  # it runs here, where edgesmith is
 
     def run(self, command: Sequence[str], given: str = "", heard: Heard | None = None) -> Iterator[str]:
         phone = self._phone

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from edgesmith.bench.transport import RUNNER, CommandFailed, Heard
+from edgesmith.bench.transport import CommandFailed, Heard, write_runner
 from edgesmith.bench.transport.process import Errors, give, started
 
 
@@ -21,11 +21,14 @@ class Local:
     """The machine that this runs on."""
 
     is_here = True
-    runner = RUNNER
+    runs_there = True
     python: Sequence[str] = (sys.executable, "-P")  # -P: what lies beside the runner shadows no module of Python's
 
     def __init__(self, name: str = "host") -> None:
         self.name = name
+
+    def write_runner(self, folder: Path) -> Path:
+        return write_runner(folder)
 
     def put(self, file: Path, name: str) -> str:
         return str(file.resolve())

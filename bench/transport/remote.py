@@ -30,7 +30,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from edgesmith.bench.transport import RUNNER, Address, CommandFailed, CutOff, Heard
+from edgesmith.bench.transport import Address, CommandFailed, CutOff, Heard, write_runner
 from edgesmith.bench.transport.process import Errors, give, started
 from edgesmith.errors import BackendMissing, DeviceFailed, EdgesmithError, OutputError
 
@@ -93,7 +93,7 @@ class Remote(ABC):
     """
 
     is_here = False
-    runner = RUNNER
+    runs_there = True
 
     def __init__(self, address: Address) -> None:
         self.address, self.name = address, address.name
@@ -117,6 +117,9 @@ class Remote(ABC):
     @abstractmethod
     def _why(self, said: Sequence[str]) -> EdgesmithError:
         """Why there is no connection, from what `_connection` wrote to stderr."""
+
+    def write_runner(self, folder: Path) -> Path:
+        return write_runner(folder)
 
     def open(self) -> None:
         """Connect, make the folder, look for Python."""

@@ -18,9 +18,14 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from edgesmith.exporters.graph.interpret import Values, held, run_graph
+
 aten = torch.ops.aten
 
 CONVOLUTIONS = frozenset({aten.conv1d.default, aten.conv2d.default, aten.conv3d.default})
+
+COMMUTATIVE = frozenset({aten.add.Tensor, aten.mul.Tensor})
+"""Operators whose first two arguments may change places; a sum's `alpha` is 1 then."""
 
 
 def fork(module: GraphModule) -> GraphModule:
@@ -56,10 +61,8 @@ def constant(module: GraphModule, node: object) -> Tensor | None:
     """The tensor behind a `get_attr` node, or None for anything else."""
     if not isinstance(node, Node) or node.op != "get_attr":
         return None
-    value: Any = module
-    for part in str(node.target).split("."):
-        value = getattr(value, part)
-    return value.detach() if isinstance(value, Tensor) else None
+    value = held(module, node)
+    return value if isinstance(value, Tensor) else None
 
 
 def add_constant(module: GraphModule, name: str, value: Tensor, before: Node) -> Node:
@@ -146,24 +149,24 @@ class Emitter:
         node.meta["val"] = self._fake(example)
         return node
 
-    def inline(self, function: Callable[..., Any], *args: Node) -> Any:
-        """What a plain PyTorch function of some values returns, as nodes, in the nest in which it returns them."""
+    def inline(self, function: Callable[..., Any], *args: Node, as_captured: bool = False) -> Any:
+        """What a plain PyTorch function of some values returns, as nodes, in the nest in which it returns them.
+
+        Args:
+            as_captured: keep the operators that a capture has, such as a linear layer, instead of what they consist of.
+        """
         examples = [torch.zeros(tuple(arg.meta["val"].shape), dtype=arg.meta["val"].dtype) for arg in args]
-        traced = make_fx(function)(*examples)
-        known: dict[Node, Any] = {}
-        given = iter(args)
-        for node in traced.graph.nodes:
-            if node.op == "placeholder":
-                known[node] = next(given)
-            elif node.op == "get_attr":
-                known[node] = self.constant(
-                    f"{module_path(self.source)}.{node.name}", getattr(traced, str(node.target))
-                )
-            elif node.op == "call_function":
-                inputs, named = torch.fx.map_arg((node.args, node.kwargs), known.__getitem__)
-                known[node] = self(node.target, *inputs, **named)
-        (returned,) = traced.graph.output_node().args
-        return torch.fx.map_arg(returned, known.__getitem__)
+        taken_apart = {overload: overload.decompose for overload in _TAKEN_APART} if as_captured else None
+        traced = make_fx(function, decomposition_table=taken_apart, pre_dispatch=as_captured)(*examples)
+
+        def emit(node: Node, values: Values, call: int) -> Node:
+            inputs, named = torch.fx.map_arg((node.args, node.kwargs), values)
+            return self(node.target, *inputs, **named)
+
+        def hold(node: Node) -> Node:
+            return self.constant(f"{module_path(self.source)}.{node.name}", held(traced, node))
+
+        return run_graph(traced, args, emit, hold)
 
     def _fake(self, value: Any) -> Any:
         if isinstance(value, Tensor) and not isinstance(value, FakeTensor):
@@ -172,6 +175,9 @@ class Emitter:
 
 
 _PLACE = ("nn_module_stack", "stack_trace")
+
+_TAKEN_APART = (aten.to.dtype, aten.where.ScalarSelf, aten.where.ScalarOther, aten.where.Scalar)
+"""Spellings of a change of type and of a choice, for which rewrites and rules know one other."""
 
 
 def _fake_mode(module: GraphModule) -> FakeTensorMode:
@@ -196,6 +202,12 @@ def arguments(node: Node) -> tuple[Any, ...]:
     return tuple(values)
 
 
+def defaults(node: Node) -> tuple[Any, ...]:
+    """The default of each argument of an operator; None where there is none."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    return tuple(argument.default_value for argument in node.target._schema.arguments)
+
+
 def val(node: object) -> Tensor:
     """The fake tensor of a node: its shape and dtype."""
     assert isinstance(node, Node)
@@ -217,6 +229,11 @@ def numbers(shape: Iterable[Any]) -> int | None:
 def example_sizes(shape: Iterable[Any]) -> list[int]:
     """The sizes of a shape, free axes at those of the example that the program was captured with."""
     return [int(size if isinstance(size, int) else size.node.hint) for size in shape]
+
+
+def same_shape(a: Any, b: Any) -> bool:
+    """Whether two shapes, or tensors', are equal, without asking (and thereby fixing) what a free axis equals."""
+    return [str(n) for n in getattr(a, "shape", a)] == [str(n) for n in getattr(b, "shape", b)]
 
 
 def rank(node: object) -> int:

@@ -20,9 +20,7 @@ import torch
 from torch.fx import Graph, Node
 from torch.utils._pytree import tree_leaves
 
-from edgesmith.exporters.graph.edit import arguments, aten, operator_name, site
-
-_COMMUTATIVE = frozenset({aten.add.Tensor, aten.mul.Tensor})
+from edgesmith.exporters.graph.edit import COMMUTATIVE, arguments, operator_name, site
 
 
 @dataclass(frozen=True)
@@ -176,7 +174,7 @@ def _compare_nodes(p: Node, g: object, bound: _Bound, literals: bool) -> tuple[_
     bound = {**bound, p: g}
     args, others = arguments(p), arguments(g)
     orders = [others]
-    if p.target in _COMMUTATIVE:
+    if p.target in COMMUTATIVE:
         orders.append((others[1], others[0], *others[2:]))
     attempts = [_compare_arguments(p, g, args, order, bound, literals) for order in orders]
     return min(attempts, key=lambda attempt: (len(attempt[1]), -len(attempt[0])))

@@ -1,4 +1,4 @@
-"""What an evaluation met at every operator, and where half precision costs what: instead of bisecting a model by hand.
+"""The range of every operator in an evaluation, and what half precision costs there: no bisecting a model by hand.
 
 `ranges` evaluates a package over several inputs and keeps each operator's extremes. `compare` evaluates it twice, step
 by step side by side: at the precision that its types declare, and with every float in fp32 (or fp64). Operators need
@@ -27,8 +27,8 @@ from torch import Tensor
 
 from edgesmith.errors import BadInput
 from edgesmith.exporters.figures import Figures, measure
+from edgesmith.exporters.mil.carriers import carrier
 from edgesmith.exporters.mil.evaluate import BLOCK, Evaluator, Step
-from edgesmith.exporters.mil.ops import carrier
 from edgesmith.exporters.mil.program import MlProgram, Operation, TensorType, load, references
 from edgesmith.exporters.precision.policy import HALF_MAX, ROUNDING_DB
 from edgesmith.exporters.precision.table import FP16
@@ -36,12 +36,15 @@ from edgesmith.exporters.precision.table import FP16
 LOSS_DB = 20.0
 """What an operator may lose before a report points at it, unless a caller says otherwise: a factor of ten in error."""
 
+_TIE = FP16.limits().relative_error
+"""The relative error up to which another best class is a tie, see `figures.measure`."""
+
 Inputs = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
 class Met:
-    """What one output of an operator was, over all inputs and all turns of a loop.
+    """The range of one output of an operator, over all inputs and all iterations of a loop.
 
     Attributes:
         name, type, source: the operator's own name, MIL type and module (None where the package does not say).
@@ -70,17 +73,17 @@ class Met:
 
     @property
     def beyond_half(self) -> bool:
-        """Whether a finite element is one that fp16 cannot hold."""
+        """True where a finite element is one that fp16 cannot hold."""
         return self.peak > HALF_MAX
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What the declared types cost at one output of an operator.
+    """The cost of the declared types at one output of an operator.
 
     Attributes:
         met: the output's values in the evaluation at declared precision.
-        wide: those of the evaluation in fp32 or fp64.
+        exact: those of the evaluation in fp32 or fp64.
         error: relative to the peak; infinite where a value is finite in one evaluation only.
         snr_db: None where the two evaluations agree exactly.
         loss_db: see the module's docstring; 0 where nothing is lost.
@@ -89,7 +92,7 @@ class Cost:
     """
 
     met: Met
-    wide: Met
+    exact: Met
     error: float
     snr_db: float | None
     loss_db: float
@@ -98,13 +101,13 @@ class Cost:
 
     @property
     def leaves_half(self) -> bool:
-        """Whether an fp16 result has left fp16's range, here for the first time or as an operand's consequence."""
-        return self.met.dtype == "fp16" and (self.overflowed > 0 or self.wide.beyond_half)
+        """True where an fp16 result has left fp16's range, here for the first time or as an operand's consequence."""
+        return self.met.dtype == "fp16" and (self.overflowed > 0 or self.exact.beyond_half)
 
 
 @dataclass(frozen=True)
 class OutputFigures:
-    """Figures of one output of the program: at declared precision against the wide one, and against references."""
+    """Figures of one output of the program: at declared precision against the exact one, and against references."""
 
     name: str
     rounding: Figures
@@ -113,7 +116,7 @@ class OutputFigures:
 
 @dataclass(frozen=True)
 class Report:
-    """What `compare` found.
+    """The findings of `compare`.
 
     Attributes:
         operators: in order of evaluation, one entry for each output.
@@ -143,7 +146,7 @@ class Report:
 
 
 def ranges(program: MlProgram | Any, inputs: Inputs, *, function: str | None = None, **options: Any) -> tuple[Met, ...]:
-    """What every operator's outputs were over several inputs, in order of evaluation.
+    """Return the range of every operator's outputs over several inputs, in order of evaluation.
 
     Args:
         program: what `load` returned, or a path.
@@ -179,7 +182,6 @@ def compare(
     accumulate_block: int = BLOCK,
     against: str = "fp32",
     limit_db: float = LOSS_DB,
-    allowed: float = FP16.limits().relative_error,
 ) -> Report:
     """Evaluate a package at declared precision and in fp32 or fp64, and compare operator by operator.
 
@@ -189,7 +191,6 @@ def compare(
         function, accumulate, accumulate_block: those of the `Evaluator` at declared precision.
         against: "fp32" or "fp64", the precision of the other one.
         limit_db: see `Report`.
-        allowed: the relative error up to which another best class is a tie, see `measure`.
 
     Raises:
         BadInput, Unsupported: as for `ranges`; BadInput also where references and outputs do not fit together.
@@ -202,17 +203,17 @@ def compare(
     exact = Evaluator(opened, function, precision=against)
     pairs: dict[tuple[int, int], _Pair] = {}
     results: list[list[np.ndarray]] = []
-    wides: list[list[np.ndarray]] = []
+    expected: list[list[np.ndarray]] = []
     own, other = declared.make_states(), exact.make_states()
     for given in inputs:
         left, right = declared.bind(given, own), exact.bind(given, other)
-        for narrow, wide in zip(declared.steps(left), exact.steps(right), strict=True):
-            _add(pairs, narrow, wide)
+        for step, exact_step in zip(declared.steps(left), exact.steps(right), strict=True):
+            _add(pairs, step, exact_step)
         results.append(declared.arrays(declared.outputs(left)))
-        wides.append(exact.arrays(exact.outputs(right)))
+        expected.append(exact.arrays(exact.outputs(right)))
     return Report(
         operators=_costs(list(pairs.values())),
-        outputs=_output_figures(declared, results, wides, references, allowed),
+        outputs=_output_figures(declared, results, expected, references),
         limit_db=limit_db,
         inputs=len(inputs),
     )
@@ -226,9 +227,8 @@ def _refuse_none(inputs: Inputs) -> None:
 def _output_figures(
     evaluator: Evaluator,
     results: list[list[np.ndarray]],
-    wides: list[list[np.ndarray]],
+    expected: list[list[np.ndarray]],
     references: Sequence[Sequence[np.ndarray]] | None,
-    allowed: float,
 ) -> tuple[OutputFigures, ...]:
     label = evaluator.interface.label
     names = [name for name in evaluator.function.block.outputs if name != label]
@@ -238,21 +238,21 @@ def _output_figures(
         reference = None
         if references is not None:
             try:
-                reference = measure([[outs[j]] for outs in references], ours, allowed)
+                reference = measure([[outs[j]] for outs in references], ours, _TIE)
             except (IndexError, ValueError) as error:
                 raise BadInput(f"the references do not fit the output {name}: {error}") from error
-        found.append(OutputFigures(name, measure([[outs[j]] for outs in wides], ours, allowed), reference))
+        found.append(OutputFigures(name, measure([[outs[j]] for outs in expected], ours, _TIE), reference))
     return tuple(found)
 
 
-def _add(pairs: dict[tuple[int, int], _Pair], narrow: Step, wide: Step) -> None:
-    """Record a step of both evaluations. Loops that take other numbers of turns are compared by their results only."""
-    if [id(operation) for operation, _ in narrow] != [id(operation) for operation, _ in wide]:
-        narrow, wide = narrow[-1:], wide[-1:]
-    for (operation, ours), (_, theirs) in zip(narrow, wide, strict=True):
-        for index, (value, exact) in enumerate(zip(ours, theirs, strict=True)):
-            if isinstance(value, Tensor) and isinstance(exact, Tensor) and value.shape == exact.shape:
-                pairs.setdefault((id(operation), index), _Pair(operation, index)).add(value, exact)
+def _add(pairs: dict[tuple[int, int], _Pair], declared: Step, exact: Step) -> None:
+    """Record a step of both evaluations. Of loops that iterate another number of times only the results count."""
+    if [id(operation) for operation, _ in declared] != [id(operation) for operation, _ in exact]:
+        declared, exact = declared[-1:], exact[-1:]
+    for (operation, ours), (_, theirs) in zip(declared, exact, strict=True):
+        for index, (value, true) in enumerate(zip(ours, theirs, strict=True)):
+            if isinstance(value, Tensor) and isinstance(true, Tensor) and value.shape == true.shape:
+                pairs.setdefault((id(operation), index), _Pair(operation, index)).add(value, true)
 
 
 @dataclass
@@ -306,7 +306,7 @@ class _Pair:
     worst: float = 0.0
     overflowed: int = 0
     vanished: int = 0
-    parted: bool = False
+    diverges: bool = False
     extents: list[_Extent] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -321,7 +321,7 @@ class _Pair:
         self.vanished += int(((x == 0) & (y != 0)).sum())
         both = finite_x & finite_y
         if not bool(both.all()):
-            self.parted |= not torch.equal(x[~both].nan_to_num(2.0), y[~both].nan_to_num(2.0))
+            self.diverges |= not torch.equal(x[~both].nan_to_num(2.0), y[~both].nan_to_num(2.0))
             x, y = x[both], y[both]
         if y.numel():
             difference = (y - x).abs()
@@ -331,7 +331,7 @@ class _Pair:
 
     @property
     def snr_db(self) -> float | None:
-        if self.parted:
+        if self.diverges:
             return -math.inf
         if self.noise == 0:
             return None
@@ -339,7 +339,7 @@ class _Pair:
 
     @property
     def error(self) -> float:
-        if self.parted:
+        if self.diverges:
             return math.inf
         peak = self.extents[1].met().peak
         return self.worst / peak if peak > 0 else (0.0 if self.worst == 0 else math.inf)
@@ -354,6 +354,6 @@ def _costs(pairs: list[_Pair]) -> tuple[Cost, ...]:
         operands = [ratios.get(name) for _, name in references(pair.operation.inputs)]
         before = min([ROUNDING_DB, *(snr for snr in operands if snr is not None)])
         loss = 0.0 if own is None or before == -math.inf else max(before - own, 0.0)
-        met, wide = (extent.met() for extent in pair.extents)
-        found.append(Cost(met, wide, pair.error, own, loss, pair.overflowed, pair.vanished))
+        met, exact = (extent.met() for extent in pair.extents)
+        found.append(Cost(met, exact, pair.error, own, loss, pair.overflowed, pair.vanished))
     return tuple(found)

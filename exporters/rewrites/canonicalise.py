@@ -19,29 +19,13 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from edgesmith.exporters.costs import Costs
-from edgesmith.exporters.graph.edit import arguments, aten, operators, rank, site, stand_for, val
-from edgesmith.exporters.rewrites.rewrite import RewriteReport
-
-
-class Canonicalise:
-    """See the table above. A spelling that no rule knows is left, and is no near miss."""
-
-    name = "canonicalise"
-
-    def apply(self, module: GraphModule, costs: Costs) -> RewriteReport:
-        """Respell in place."""
-        applied = []
-        for node in operators(module):
-            respell = _RULES.get(node.target)
-            note = respell(module, node) if respell else None
-            if note:
-                applied.append((site(node), note))
-        return RewriteReport(self.name, tuple(applied))
+from edgesmith.exporters.graph.edit import arguments, aten, rank, replace, val
+from edgesmith.exporters.rewrites.rewrite import rewrites
 
 
 def pattern_form(module: GraphModule) -> GraphModule:
     """The same respelling for a pattern's graph."""
-    Canonicalise().apply(module, Costs(0))
+    canonicalise.apply(module, Costs(0))
     return module
 
 
@@ -50,7 +34,7 @@ def _dropout(module: GraphModule, node: Node) -> str | None:
     if training:
         return None
     node.replace_all_uses_with(x)
-    module.graph.erase_node(node)
+    module.graph.erase_node(node)  # for torch, what is random has a side effect, and is not dead
     return "dropout -> nothing"
 
 
@@ -129,7 +113,6 @@ def _native_norm(module: GraphModule, node: Node) -> str | None:
     for user in list(node.users):
         args = (x, weight, bias, mean, variance, False, momentum, eps, False)
         _replace(module, user, aten.batch_norm.default, args)
-    module.graph.erase_node(node)
     return "native batch norm -> batch_norm"
 
 
@@ -137,9 +120,7 @@ def _replace(module: GraphModule, node: Node, target: Any, args: tuple[Any, ...]
     with module.graph.inserting_before(node):
         new = module.graph.call_function(target, args)
     new.meta.update(node.meta)
-    stand_for(new, node)
-    node.replace_all_uses_with(new)
-    module.graph.erase_node(node)
+    replace(node, new)
 
 
 _RULES: dict[Any, Callable[[GraphModule, Node], str | None]] = {
@@ -158,3 +139,9 @@ _RULES: dict[Any, Callable[[GraphModule, Node], str | None]] = {
     aten.reshape.default: _places,
     aten.view.default: _places,
 }
+
+
+@rewrites(*_RULES, rule="one spelling for pools, splits and dropouts, so that patterns need only one")
+def canonicalise(module: GraphModule, node: Node, costs: Costs) -> str | None:
+    """See the table above. A spelling that no rule knows is left, and is no near miss."""
+    return _RULES[node.target](module, node)

@@ -6,7 +6,8 @@ ones do, so the rules are the textbook's, and still a complex number times a rea
     (a + 0.0 i) (c + d i)  =  (a c - 0.0) + (a d + 0.0) i
 
 A rule takes the emitter and the operator's arguments by position, complex ones as pairs, and returns a pair, or a half
-where the operator's result is real. Halves that nobody reads disappear with the other dead nodes.
+where the operator's result is real; it raises `Reject` where there is no such form. Halves that nobody reads disappear
+with the other dead nodes.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_map
 
-from edgesmith.exporters.graph.edit import Emitter, aten, constant, rank, site, val
+from edgesmith.exporters.graph.edit import Emitter, aten, constant, rank, same_shape, site, val
 from edgesmith.exporters.rewrites.canonicalise import reshaping
+from edgesmith.exporters.rewrites.rewrite import Reject
 
 Half = Node | float
 
@@ -35,10 +37,6 @@ class Pair:
 
     re: Half
     im: Half = 0.0
-
-
-class NoRule(Exception):
-    """Why an operator cannot be written in real arithmetic: a clause for a rejection."""
 
 
 class Arithmetic(Emitter):
@@ -131,7 +129,7 @@ class Arithmetic(Emitter):
             return self(aten.full_like.default, like, a)
         value = val(self.before)
         if not all(isinstance(n, int) for n in value.shape):
-            raise NoRule("it is constant, and its shape is not")
+            raise Reject("it is constant, and its shape is not")
         dtype = value.dtype.to_real() if value.is_complex() else value.dtype
         return self.constant(f"{self.before.name}", torch.full(tuple(value.shape), a, dtype=dtype))
 
@@ -151,9 +149,9 @@ class Arithmetic(Emitter):
         if not isinstance(half, Node):
             return self.node(half, other if isinstance(other, Node) else None) if half else 0.0
         half = self.cast(half, like.dtype.to_real())
-        if _same_shape(val(half), like):
+        if same_shape(val(half), like):
             return half
-        if isinstance(other, Node) and _same_shape(val(other), like):
+        if isinstance(other, Node) and same_shape(val(other), like):
             return self(aten.expand_as.default, half, other)
         return self(aten.expand.default, half, sizes(like.shape))
 
@@ -163,7 +161,7 @@ class Arithmetic(Emitter):
 
     def reshape(self, half: Half, shape: Sequence[Any]) -> Half:
         """A node in another shape."""
-        if not isinstance(half, Node) or _same_shape(val(half), shape):
+        if not isinstance(half, Node) or same_shape(val(half), shape):
             return half
         target, *rest = reshaping(val(half).shape, shape)
         return self(target, half, *([sizes(shape)] if target is aten.reshape.default else rest))
@@ -173,13 +171,8 @@ def sizes(shape: Sequence[Any]) -> list[int]:
     """A shape as a list of numbers, -1 for the one that may be dynamic."""
     numbers = [n if isinstance(n, int) else -1 for n in shape]
     if numbers.count(-1) > 1:
-        raise NoRule("more than one axis is dynamic")
+        raise Reject("more than one axis is dynamic")
     return numbers
-
-
-def _same_shape(a: Any, b: Any) -> bool:
-    """Whether two shapes are equal, without asking (and thereby fixing) what a dynamic axis equals."""
-    return [str(n) for n in getattr(a, "shape", a)] == [str(n) for n in getattr(b, "shape", b)]
 
 
 def as_pair(value: Any) -> Pair:
@@ -300,7 +293,7 @@ def multiply(emit: Arithmetic, a: Any, b: Any) -> Pair:
 
 def _div(emit: Arithmetic, a: Any, b: Any, rounding: Any = None) -> Pair:
     if rounding is not None:
-        raise NoRule("it rounds")
+        raise Reject("it rounds")
     a, b = as_pair(a), as_pair(b)
     if b.im == 0.0:
         return Pair(emit.div(a.re, b.re), emit.div(a.im, b.re))
@@ -360,7 +353,7 @@ def _pow(emit: Arithmetic, z: Any, exponent: Any) -> Pair:
     """Whole powers by squaring."""
     is_whole = isinstance(exponent, int | float) and float(exponent).is_integer()
     if not is_whole or abs(exponent) > _LARGEST_POWER:
-        raise NoRule(f"only whole powers from -{_LARGEST_POWER} to {_LARGEST_POWER} are written out")
+        raise Reject(f"only whole powers from -{_LARGEST_POWER} to {_LARGEST_POWER} are written out")
     result, square, left = Pair(1.0), as_pair(z), abs(int(exponent))
     while left:
         if left % 2:
@@ -440,7 +433,7 @@ def _where(emit: Arithmetic, condition: Node, a: Any = None, b: Any = None) -> P
 def _masked_fill(emit: Arithmetic, z: Pair, mask: Node, value: Any) -> Pair:
     value = as_pair(value)
     if isinstance(value.re, Node):
-        raise NoRule("the value that it fills in is a tensor")
+        raise Reject("the value that it fills in is a tensor")
     re, im = emit.both(z)
     return Pair(emit(aten.masked_fill.Scalar, re, mask, value.re), emit(aten.masked_fill.Scalar, im, mask, value.im))
 
@@ -468,7 +461,7 @@ def shift(emit: Arithmetic, z: Any, axes: Sequence[int] | None, forwards: bool) 
     for axis in range(rank(z)) if axes is None else axes:
         length = val(z).shape[axis]
         if not isinstance(length, int):
-            raise NoRule(f"axis {axis} is dynamic")
+            raise Reject(f"axis {axis} is dynamic")
         cut = (length + 1) // 2 if forwards else length // 2
         if 0 < cut < length:
             parts = [emit(aten.slice.Tensor, z, axis, a, b) for a, b in ((cut, length), (0, cut))]

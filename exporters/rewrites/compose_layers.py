@@ -12,9 +12,8 @@ to fill: then both stay. Weights are formed in float64 and rounded once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,82 +25,80 @@ from edgesmith.exporters.graph.edit import (
     Emitter,
     arguments,
     aten,
-    constant,
     numbers,
     operators,
     rank,
     readers,
-    set_constant,
     site,
     val,
 )
-from edgesmith.exporters.rewrites.rewrite import Rejection, RewriteReport
+from edgesmith.exporters.graph.linear import Linear, add_biases, as_layer, channel_axis
+from edgesmith.exporters.rewrites.rewrite import Fired, Reject, Rejection, searches
 
 
-class ComposeLayers:
-    """See the table above. A near miss is a pair that would be cheaper as one, but whose layers cannot be joined."""
+@searches(rule="conv1x1(conv1x1(x)) -> conv1x1'(x), also through a concatenation, where that is no dearer")
+def compose_layers(module: GraphModule, costs: Costs) -> Iterator[Fired | Rejection]:
+    """In program order, each layer with those before it until none is left to take.
 
-    name = "compose_layers"
-
-    def apply(self, module: GraphModule, costs: Costs) -> RewriteReport:
-        """Compose in place, in program order, each layer with those before it until none is left to take."""
-        applied, rejected = [], []
-        for second in operators(module):
-            found = True
-            while found:
-                found, missed = False, []
-                for first, start in _layers_before(module, second):
-                    where = f"{site(first)}, {site(second)}"
-                    before, after = _products(first, second)
-                    if after > before or _saved_us(first, second, before - after, costs) <= 0:
-                        continue
-                    reason = _cannot_compose(module, first, second) or _compose(module, first, second, start)
-                    if reason is not None:
-                        missed.append(Rejection(where, reason))
-                        continue
-                    applied.append((where, f"one layer: {after / 1e6:.3g} M products for {before / 1e6:.3g} M"))
-                    found = True
-                    break
-            rejected += missed
-        return RewriteReport(self.name, tuple(applied), tuple(rejected))
+    A near miss is a pair that would be cheaper as one, but whose layers cannot be joined.
+    """
+    for second in operators(module):
+        outcomes = list(_take_one(module, second, costs))
+        while outcomes and isinstance(outcomes[-1], Fired):
+            yield outcomes[-1]
+            outcomes = list(_take_one(module, second, costs))
+        yield from outcomes
 
 
-def _layers_before(module: GraphModule, second: Node) -> list[tuple[Node, int]]:
+def _take_one(module: GraphModule, second: Node, costs: Costs) -> Iterator[Fired | Rejection]:
+    """Compose a layer with the first one before it that it can take, after those that it nearly can."""
+    for first, start in _layers_before(module, second):
+        where = f"{site(first.node)}, {site(second)}"
+        before, after = _products(first.node, second)
+        if after > before or _saved_us(first.node, second, before - after, costs) <= 0:
+            continue
+        try:
+            _compose(first, Linear(module, second, first.at), start)
+        except Reject as declined:
+            yield Rejection(where, declined.reason)
+            continue
+        yield Fired(where, f"one layer: {after / 1e6:.3g} M products for {before / 1e6:.3g} M")
+        return
+
+
+def _layers_before(module: GraphModule, second: Node) -> list[tuple[Linear, int]]:
     """The layers that a layer reads, itself or in a concatenation of channels, each with its first column there.
 
     Only pairs of which one has a kernel of 1: others would grow the kernel.
     """
-    if not _is_layer(module, second):
+    if _dense(module, second) is None:
         return []
-    x = second.args[0]
-    assert isinstance(x, Node)
-    parts: Sequence[Node] = [x]
-    if x.target is aten.cat.default and second.target in CONVOLUTIONS and _is_over_channels(x):
-        parts = x.args[0]  # type: ignore[assignment]  # a cat reads a list of nodes
-        if any(rank(part) != rank(x) for part in parts):  # torch lets an empty vector stand anywhere
-            return []
+    x, parts = second.args[0], _parts(second)
     found, start = [], 0
     for part in parts:
-        is_like = part.target is second.target and rank(part) == rank(second) and _is_layer(module, part)
-        if is_like and (_is_pointwise(part) or (part is x and _is_pointwise(second))):
-            found.append((part, start))
+        layer = _dense(module, part) if part.target is second.target and rank(part) == rank(second) else None
+        if layer is not None and (_is_pointwise(part) or (part is x and _is_pointwise(second))):
+            found.append((layer, start))
         start += int(val(part).shape[1]) if part is not x else 0
     return found
 
 
-def _is_layer(module: GraphModule, node: Node) -> bool:
+def _parts(layer: Node) -> Sequence[Node]:
+    """What a layer reads: one value, or those that a concatenation of channels joins."""
+    x = layer.args[0]
+    assert isinstance(x, Node)
+    if x.target is not aten.cat.default or layer.target not in CONVOLUTIONS or not _is_over_channels(x):
+        return [x]
+    parts: Sequence[Node] = x.args[0]  # type: ignore[assignment]  # a cat reads a list of nodes
+    return parts if all(rank(part) == rank(x) for part in parts) else []  # torch lets an empty vector stand anywhere
+
+
+def _dense(module: GraphModule, node: Node) -> Linear | None:
     """A linear layer or a dense convolution of a batch, with constant weights, at places whose number is known."""
-    if node.target is not aten.linear.default and node.target not in CONVOLUTIONS:
-        return False
-    if numbers(val(node).shape) is None:
-        return False
-    _, w, b, *rest = arguments(node)
-    weight = constant(module, w)
-    if weight is None or not weight.is_floating_point() or (b is not None and constant(module, b) is None):
-        return False
-    if node.target is aten.linear.default:
-        return weight.dim() == 2
-    return weight.dim() == rank(node) and rest[3] == 1 and not isinstance(rest[1], str)
+    layer = as_layer(module, node)
+    if layer is None or numbers(val(node).shape) is None:
+        return None
+    return layer if channel_axis(node) is not None and layer.groups == 1 else None
 
 
 def _is_pointwise(layer: Node) -> bool:
@@ -141,54 +138,48 @@ def _saved_us(first: Node, second: Node, products: int, costs: Costs) -> float:
     return saved - 2 * more / (costs.copy_gb_s * 1e3)  # read and written
 
 
-def _cannot_compose(module: GraphModule, first: Node, second: Node) -> str | None:
-    for value in dict.fromkeys((first, second.args[0])):
-        assert isinstance(value, Node)
+def _check(first: Linear, second: Linear) -> None:
+    read = second.read
+    for value in dict.fromkeys((first.node, read)):
         if len(value.users) > 1:
-            return f"{value.name} is read by {readers(value)}, not by {second.name} alone"
-    read = second.args[0]
-    if read is not first and list(read.args[0]).count(first) > 1:  # type: ignore[union-attr, arg-type]  # a cat
-        return f"{first.name} is in the concatenation twice"
-    bias = constant(module, arguments(first)[2])
-    if second.target in CONVOLUTIONS and any(arguments(second)[4]) and bias is not None and bool(bias.any()):
-        return f"{site(second)} pads with zeros, which the bias of {site(first)} would have to fill"
-    return None
+            raise Reject(f"{value.name} is read by {readers(value)}, not by {second.node.name} alone")
+    if read is not first.node and list(read.args[0]).count(first.node) > 1:  # type: ignore[arg-type]  # a cat
+        raise Reject(f"{first.node.name} is in the concatenation twice")
+    if second.pads and first.bias is not None and bool(first.bias.any()):
+        raise Reject(f"{site(second.node)} pads with zeros, which the bias of {site(first.node)} would have to fill")
 
 
-def _compose(module: GraphModule, first: Node, second: Node, start: int) -> str | None:
-    """Let `second` do what both did. Returns the reason why not, or None when done."""
-    x, _, bias, *settings = arguments(first)
-    read, offset, dtype = second.args[0], arguments(second)[2], val(second).dtype
-    assert isinstance(read, Node)
-    inner, outer = _double(module, first.args[1]), _double(module, second.args[1])
+def _compose(first: Linear, second: Linear, start: int) -> None:
+    """Let `second` do what both did. Raises `Reject` where it cannot."""
+    _check(first, second)
+    weight, bias = _product(first, second, start)
+    dtype = val(second.node).dtype
+    if not all(bool(value.to(dtype).isfinite().all()) for value in (weight, bias) if value is not None):
+        raise Reject(f"their product leaves the range of {dtype}")
+    module, read, node = second.module, second.read, second.node
+    x, _, _, *settings = arguments(first.node)
+    if read is first.node:
+        if _is_pointwise(node):
+            node.args = (*node.args[:2], second.bias_node, *settings)
+        node.update_arg(0, x)
+    else:
+        parts = [x if part is first.node else part for part in read.args[0]]  # type: ignore[union-attr]  # a cat's list
+        emit = Emitter(module, before=node)
+        emit.source = read
+        node.update_arg(0, emit(aten.cat.default, parts, 1))
+        module.graph.erase_node(read)
+    second.write(weight, bias)
+    module.graph.erase_node(first.node)
+
+
+def _product(first: Linear, second: Linear, start: int) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of both layers as one."""
+    inner, outer = first.weight, second.weight
     own = outer[:, start : start + len(inner)]
     weight = torch.einsum("om...,mi...->oi...", own, inner)  # a kernel of 1 broadcasts over the other
-    if read is not first:
+    if second.read is not first.node:
         weight = torch.cat((outer[:, :start], weight, outer[:, start + len(inner) :]), dim=1)
-    shift = None if offset is None else _double(module, offset)
-    if bias is not None:
-        through = own.flatten(2).sum(2) if own.dim() > 2 else own
-        shift = (0 if shift is None else shift) + through @ _double(module, bias)
-    made = [value.to(dtype) for value in (weight, shift) if value is not None]
-    if not all(bool(value.isfinite().all()) for value in made):
-        return f"their product leaves the range of {dtype}"
-    if read is first:
-        if _is_pointwise(second):
-            second.args = (*second.args[:2], offset, *settings)
-        second.update_arg(0, x)
-    else:
-        parts = [x if part is first else part for part in read.args[0]]  # type: ignore[union-attr]  # a cat's list
-        emit = Emitter(module, before=second)
-        emit.source = read
-        second.update_arg(0, emit(aten.cat.default, parts, 1))
-        module.graph.erase_node(read)
-    for index, (name, value) in enumerate(zip(("weight", "bias"), made, strict=False), start=1):
-        set_constant(module, second, index, f"{site(second)}.{name}", value)
-    module.graph.erase_node(first)
-    return None
-
-
-def _double(module: GraphModule, node: Any) -> Tensor:
-    value = constant(module, node)
-    assert value is not None
-    return value.double()
+    if first.bias is None:
+        return weight, second.bias
+    through = own.flatten(2).sum(2) if own.dim() > 2 else own
+    return weight, add_biases(second.bias, through @ first.bias)

@@ -8,6 +8,8 @@ formed in float64 and rounded once.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
@@ -21,41 +23,41 @@ from edgesmith.exporters.graph.edit import (
     operators,
     rank,
     readers,
+    replace,
+    same_shape,
     site,
-    stand_for,
+    sweep,
     val,
 )
+from edgesmith.exporters.graph.linear import Linear, add_biases, as_layer
 from edgesmith.exporters.rewrites.merge_linears import fold_factor
-from edgesmith.exporters.rewrites.rewrite import Rejection, RewriteReport
+from edgesmith.exporters.rewrites.rewrite import Fired, Reject, Rejection, attempt, searches
 
 
-class ConcatLinears:
-    """See above. A near miss is a sum of linear layers of which something else reads one."""
+@searches(rule="L1(x) + L2(y) -> L([x | y])")
+def concat_linears(module: GraphModule, costs: Costs) -> Iterator[Fired | Rejection]:
+    """Join whole sums, from their last addition backwards, and fold the number that scales one.
 
-    name = "concat_linears"
-
-    def apply(self, module: GraphModule, costs: Costs) -> RewriteReport:
-        """Join whole sums in place, from their last addition backwards."""
-        applied, rejected = [], []
-        for node in reversed(list(operators(module))):
-            if node._erased or not _is_sum(node):
-                continue
-            linears = _terms(node)
-            if len(linears) < 2 or not all(linear.target is aten.linear.default for linear in linears):
-                continue
-            where = " + ".join(site(linear) for linear in linears)
-            reason = _cannot_join(module, node, linears)
-            if reason is not None:
-                rejected.append(Rejection(where, reason))
-                continue
-            joined = _join(module, node, linears)
-            applied.append((where, f"{len(linears)} linear layers -> one of their inputs' concatenation"))
-            module.graph.eliminate_dead_code()
-            for reader in list(joined.users):
-                outcome = fold_factor(module, reader) if reader.target in (aten.mul.Tensor, aten.div.Tensor) else None
-                if isinstance(outcome, tuple):
-                    applied.append(outcome)
-        return RewriteReport(self.name, tuple(applied), tuple(rejected))
+    A near miss is a sum of linear layers of which something else reads one.
+    """
+    for node in reversed(list(operators(module))):
+        if node._erased or not _is_sum(node):
+            continue
+        linears = _terms(node)
+        if len(linears) < 2 or not all(linear.target is aten.linear.default for linear in linears):
+            continue
+        where = " + ".join(site(linear) for linear in linears)
+        try:
+            joined = _join(module, node, [_joinable(module, node, linear, linears) for linear in linears])
+        except Reject as declined:
+            yield Rejection(where, declined.reason)
+            continue
+        yield Fired(where, f"{len(linears)} linear layers -> one of their inputs' concatenation")
+        sweep(module)
+        for reader in list(joined.users):
+            scaled = attempt(reader, fold_factor, module, reader)
+            if isinstance(scaled, Fired):
+                yield scaled
 
 
 def _is_sum(node: Node) -> bool:
@@ -71,39 +73,34 @@ def _terms(node: Node) -> list[Node]:
     return found
 
 
-def _cannot_join(module: GraphModule, node: Node, linears: list[Node]) -> str | None:
-    for linear in linears:
-        x, w, b = arguments(linear)
-        if linears.count(linear) > 1 or len(linear.users) > 1:
-            return f"{linear.name} is read by {readers(linear)}, not by the sum alone"
-        weight = constant(module, w)
-        if weight is None or (b is not None and constant(module, b) is None):
-            return f"the weights of {site(linear)} are computed"
-        if weight.dim() != 2 or not weight.is_floating_point() or val(x).dtype != val(node).dtype:
-            return f"{site(linear)} is no floating-point matrix"
-        if rank(linear) != rank(node) or any(
-            str(a) != str(b) for a, b in zip(val(linear).shape, val(node).shape, strict=True)
-        ):
-            return f"{site(linear)} is broadcast"
-    return None
+def _joinable(module: GraphModule, node: Node, linear: Node, linears: list[Node]) -> Linear:
+    """One of the layers that a sum joins."""
+    if linears.count(linear) > 1 or len(linear.users) > 1:
+        raise Reject(f"{linear.name} is read by {readers(linear)}, not by the sum alone")
+    x, w, b = arguments(linear)
+    weight = constant(module, w)
+    if weight is None or (b is not None and constant(module, b) is None):
+        raise Reject(f"the weights of {site(linear)} are computed")
+    layer = as_layer(module, linear)
+    if layer is None or val(x).dtype != val(node).dtype:
+        raise Reject(f"{site(linear)} is no floating-point matrix")
+    if not same_shape(val(linear), val(node)):
+        raise Reject(f"{site(linear)} is broadcast")
+    return layer
 
 
-def _join(module: GraphModule, node: Node, linears: list[Node]) -> Node:
+def _join(module: GraphModule, node: Node, layers: list[Linear]) -> Node:
+    """One layer in the place of a sum."""
     blocks: dict[Node, Tensor] = {}
     bias: Tensor | None = None
-    for linear in linears:
-        x, w, b = arguments(linear)
-        weight, own = constant(module, w), constant(module, b)
-        assert weight is not None
-        blocks[x] = blocks[x] + weight.double() if x in blocks else weight.double()
-        if own is not None:
-            bias = own.double() if bias is None else bias + own.double()
-    emit, dtype, where = Emitter(module, node), val(node).dtype, site(*linears)
+    for layer in layers:
+        blocks[layer.read] = blocks[layer.read] + layer.weight if layer.read in blocks else layer.weight
+        bias = add_biases(bias, layer.bias)
+    emit, dtype, where = Emitter(module, node), val(node).dtype, site(*(layer.node for layer in layers))
     inputs = list(blocks)
     x = inputs[0] if len(inputs) == 1 else emit(aten.cat.default, inputs, rank(inputs[0]) - 1)
     matrix = emit.constant(f"{where}.weight", torch.cat(list(blocks.values()), dim=1).to(dtype))
     offset = None if bias is None else emit.constant(f"{where}.bias", bias.to(dtype))
     joined = emit(aten.linear.default, x, matrix, offset)
-    stand_for(joined, node)
-    node.replace_all_uses_with(joined)
+    replace(node, joined)
     return joined

@@ -8,43 +8,35 @@ up to 12 x 12 are transformed densely, those of 16 x 16 and more are not.
 
 from __future__ import annotations
 
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from edgesmith.exporters.costs import Costs
-from edgesmith.exporters.graph.edit import arguments, operators, site, val
-from edgesmith.exporters.rewrites.rewrite import Rejection, RewriteReport
+from edgesmith.exporters.graph.edit import arguments, example_sizes, val
+from edgesmith.exporters.rewrites.rewrite import Reject, rewrites
 from edgesmith.kernels import fft_filter
 
 SAVED_LAUNCHES = 4
 
 
-class DenseTransforms:
-    """Set `dense` on every frequency filter for which the target's costs say so."""
-
-    name = "dense_transforms"
-
-    def apply(self, module: GraphModule, costs: Costs) -> RewriteReport:
-        """Decide for each site by the cost model above."""
-        applied, rejected = [], []
-        for node in operators(module):
-            if node.target is not fft_filter.OP.overload:
-                continue
-            *others, is_dense = arguments(node)
-            if is_dense:
-                continue
-            batch, channels, height, width = (
-                int(getattr(getattr(n, "node", None), "hint", n)) for n in val(node).shape
-            )
-            dense, separable = macs(height, width, costs.columns)
-            more_us = 2 * batch * channels * (dense - separable) / (costs.gmac_s * 1e3)
-            saved_us = SAVED_LAUNCHES * costs.launch_us + 2 * batch * channels * costs.product_us
-            figures = f"{height}x{width}: saves {saved_us:.1f} us of launches, multiplies {more_us:.1f} us more"
-            if saved_us > more_us:
-                node.args = (*others, True)
-                applied.append((site(node), figures))
-            else:
-                rejected.append(Rejection(site(node), figures))
-        return RewriteReport(self.name, tuple(applied), tuple(rejected))
+@rewrites(
+    fft_filter.OP.overload,
+    rule="frequency filters that transform a map by one matrix, where the target says cheaper",
+    for_sequences=True,
+)
+def dense_transforms(module: GraphModule, node: Node, costs: Costs) -> str | None:
+    """Set `dense` where the target's costs say so, by the cost model above."""
+    *others, is_dense = arguments(node)
+    if is_dense:
+        return None
+    batch, channels, height, width = example_sizes(val(node).shape)
+    dense, separable = macs(height, width, costs.columns)
+    more_us = 2 * batch * channels * (dense - separable) / (costs.gmac_s * 1e3)
+    saved_us = SAVED_LAUNCHES * costs.launch_us + 2 * batch * channels * costs.product_us
+    figures = f"{height}x{width}: saves {saved_us:.1f} us of launches, multiplies {more_us:.1f} us more"
+    if saved_us <= more_us:
+        raise Reject(figures)
+    node.args = (*others, True)
+    return figures
 
 
 def macs(height: int, width: int, columns: int) -> tuple[int, int]:

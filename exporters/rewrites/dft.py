@@ -1,7 +1,7 @@
 """Every `torch.fft` transform becomes products with constant matrices, and every complex value a pair of real ones.
 
 What no specialised fused op took, this takes: transforms over static axes in the arrangement that costs least (see
-exporters/fourier.py; the choice and its figures are the note in the report), complex arithmetic by the rules in
+rewrites/fourier.py; the choice and its figures are the note in the report), complex arithmetic by the rules in
 complex_values.py, complex parameters as two real ones.
 
 An operator without a rule stays as it is, with its complex operands put together again before it and its result taken
@@ -11,7 +11,7 @@ apart behind it, and is reported. No target takes complex numbers, so lowering s
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import prod
 from typing import Any
 
@@ -21,71 +21,83 @@ from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_map
 
 from edgesmith.exporters.costs import Costs
-from edgesmith.exporters.graph.edit import arguments, aten, constant, operator_name, rank, site, stand_for, val
+from edgesmith.exporters.graph.edit import (
+    arguments,
+    aten,
+    constant,
+    example_sizes,
+    is_changed,
+    operator_name,
+    rank,
+    site,
+    stand_for,
+    val,
+)
 from edgesmith.exporters.rewrites import fourier
 from edgesmith.exporters.rewrites.complex_values import (
     RULES,
     Arithmetic,
     Half,
-    NoRule,
     Pair,
     as_pair,
     is_complex,
     multiply,
 )
 from edgesmith.exporters.rewrites.fourier import Axis, Stage
-from edgesmith.exporters.rewrites.rewrite import Rejection, RewriteReport
+from edgesmith.exporters.rewrites.rewrite import Fired, Reject, Rejection, searches
 
 _JOINTS = frozenset({"aten.complex", "aten.real", "aten.imag", "getitem"})
 """What puts values together and takes them apart, also around an operator without a rule: nothing to report."""
 
 
-class Dft:
-    """Real arithmetic for Fourier transforms and complex values.
+@searches(rule="torch.fft transforms -> matrix products; complex values -> pairs of real ones")
+def dft(module: GraphModule, costs: Costs, form: str | None = None) -> Iterator[Fired | Rejection]:
+    """In program order.
 
-    `form` overrides the choice of arrangement, for measurements and tests: see `fourier.plan`.
+    Args:
+        form: overrides the choice of arrangement, for measurements and tests: see `fourier.plan`.
     """
+    written_out: dict[str, Counter[str]] = {}
+    pairs: dict[Node, Pair] = {}
+    tables: dict[Any, Node] = {}
+    for node in list(module.graph.nodes):
+        if not _is_concerned(node) and not any(n in pairs for n in node.all_input_nodes):
+            continue
+        if operator_name(node) == "aten._assert_tensor_metadata":  # the type that it asserts is gone
+            module.graph.erase_node(node)
+            continue
+        emit, where = Arithmetic(module, node, pairs, tables), site(node)
+        try:
+            note = _write_out(emit, costs, form)
+        except Reject as declined:
+            _keep(emit)
+            yield Rejection(where, f"{node.name} ({operator_name(node)}): {declined.reason}")
+            continue
+        if note is not None:
+            yield Fired(where, note)
+        elif node.op != "get_attr" and operator_name(node) not in _JOINTS:
+            written_out.setdefault(where, Counter())[operator_name(node).removeprefix("aten.")] += 1
+    for where, names in written_out.items():
+        listed = ", ".join(f"{count} {name}" if count > 1 else name for name, count in sorted(names.items()))
+        yield Fired(where, f"in real numbers: {listed}")
 
-    name = "dft"
 
-    def __init__(self, form: str | None = None) -> None:
-        self.form = form
+def _is_concerned(node: Node) -> bool:
+    return is_transform(node) or operator_name(node) in _SHIFTS or is_complex(node)
 
-    def apply(self, module: GraphModule, costs: Costs) -> RewriteReport:
-        """Rewrite in place, in program order."""
-        applied: list[tuple[str, str]] = []
-        rejected: list[Rejection] = []
-        written_out: dict[str, Counter[str]] = {}
-        pairs: dict[Node, Pair] = {}
-        tables: dict[Any, Node] = {}
-        for node in list(module.graph.nodes):
-            concerned = is_transform(node) or operator_name(node) in _SHIFTS or is_complex(node)
-            if not concerned and not any(n in pairs for n in node.all_input_nodes):
-                continue
-            if operator_name(node) == "aten._assert_tensor_metadata":  # the type that it asserts is gone
-                module.graph.erase_node(node)
-                continue
-            emit = Arithmetic(module, node, pairs, tables)
-            where, called = site(node), operator_name(node).removeprefix("aten.")
-            try:
-                if node.op == "get_attr":
-                    pairs[node] = _take_apart(emit)
-                elif is_transform(node):
-                    result, note = _transform(emit, costs, self.form)
-                    _put(emit, result)
-                    applied.append((where, note))
-                else:
-                    _put(emit, _arithmetic(emit))
-                    if operator_name(node) not in _JOINTS:
-                        written_out.setdefault(where, Counter())[called] += 1
-            except NoRule as reason:
-                rejected.append(Rejection(where, f"{node.name} ({operator_name(node)}): {reason}"))
-                _keep(emit)
-        for where, names in written_out.items():
-            listed = ", ".join(f"{count} {name}" if count > 1 else name for name, count in sorted(names.items()))
-            applied.append((where, f"in real numbers: {listed}"))
-        module.graph.eliminate_dead_code()
-        return RewriteReport(self.name, tuple(applied), tuple(rejected))
+
+def _write_out(emit: Arithmetic, costs: Costs, form: str | None) -> str | None:
+    """Put real arithmetic in the place of a node; a note on a transform. Raises `Reject` where there is none."""
+    node = emit.before
+    if node.op == "get_attr":
+        emit.pairs[node] = _take_apart(emit)
+        return None
+    if not is_transform(node):
+        _put(emit, _arithmetic(emit))
+        return None
+    result, note = _transform(emit, costs, form)
+    _put(emit, result)
+    return note
 
 
 def _take_apart(emit: Arithmetic) -> Pair:
@@ -102,7 +114,7 @@ def _arithmetic(emit: Arithmetic) -> Any:
     node = emit.before
     rule = RULES.get(getattr(node.target, "overloadpacket", node.target)) if node.op == "call_function" else None
     if rule is None or any(is_complex(n) and n not in emit.pairs for n in node.all_input_nodes):
-        raise NoRule("it has no form in real numbers here")
+        raise Reject("it has no form in real numbers here")
     args = tree_map(lambda a: emit.pairs.get(a, a) if isinstance(a, Node) else a, arguments(node))
     return rule(emit, *args)
 
@@ -115,7 +127,7 @@ def _put(emit: Arithmetic, result: Any) -> None:
         emit.pairs[node] = emit.settle(as_pair(result), val(node)) if single else result
         return
     new = emit.node(result.re if isinstance(result, Pair) else result)
-    if new.op == "call_function" and new.meta.get("equals") == "":
+    if new.op == "call_function" and is_changed(new):
         stand_for(new, node)
     node.replace_all_uses_with(new)
 
@@ -152,7 +164,7 @@ def is_transform(node: Node) -> bool:
 
 
 def transform_axes(node: Node) -> list[Axis]:
-    """What a transform does, axis by axis. Raises NoRule where a length is not static."""
+    """What a transform does, axis by axis. Raises `Reject` where a length is not static."""
     name = operator_name(node).removeprefix("aten.fft_")
     x, amount, over, norm = arguments(node)
     kind = name.rstrip("2n")
@@ -161,21 +173,28 @@ def transform_axes(node: Node) -> list[Axis]:
     if over is None:
         over = range(rank(x)) if amount is None else range(rank(x) - len(amount), rank(x))
     positions = [axis % rank(x) for axis in over]
-    inverse = kind in ("ifft", "irfft", "ihfft")
-    axes = []
-    for i, position in enumerate(positions):
-        given = val(x).shape[position]
-        halved = i == len(positions) - 1
-        hermitian = halved and kind in ("irfft", "hfft")
-        length = -1 if amount is None else amount[i]
-        if not isinstance(given, int) or not isinstance(length, int):
-            raise NoRule(f"axis {position} is dynamic; a transform needs a static length")
-        if length == -1:
-            length = 2 * (given - 1) if hermitian else given
-        made = length // 2 + 1 if halved and kind in ("rfft", "ihfft") else length
-        scale = fourier.norm_scale(norm, length, inverse)
-        axes.append(Axis(position, given, made, length, 1 if inverse else -1, scale, hermitian))
-    return axes
+    amounts = [-1] * len(positions) if amount is None else amount
+    kinds = ["ifft" if kind.startswith("i") else "fft"] * (len(positions) - 1) + [kind]
+    return [
+        _transform_axis(one, position, val(x).shape[position], length, norm)
+        for one, position, length in zip(kinds, positions, amounts, strict=True)
+    ]
+
+
+def _transform_axis(kind: str, position: int, given: Any, length: Any, norm: str | None) -> Axis:
+    """One axis of a transform; of a real one only the last has a half spectrum.
+
+    Args:
+        length: -1 for what goes with what is given.
+    """
+    inverse, hermitian = kind in ("ifft", "irfft", "ihfft"), kind in ("irfft", "hfft")
+    if not isinstance(given, int) or not isinstance(length, int):
+        raise Reject(f"axis {position} is dynamic; a transform needs a static length")
+    if length == -1:
+        length = 2 * (given - 1) if hermitian else given
+    made = length // 2 + 1 if kind in ("rfft", "ihfft") else length
+    scale = fourier.norm_scale(norm, length, inverse)
+    return Axis(position, given, made, length, 1 if inverse else -1, scale, hermitian)
 
 
 def _transform(emit: Arithmetic, costs: Costs, form: str | None) -> tuple[Pair, str]:
@@ -183,12 +202,12 @@ def _transform(emit: Arithmetic, costs: Costs, form: str | None) -> tuple[Pair, 
     node = emit.before
     operand = node.args[0]
     if is_complex(operand) and operand not in emit.pairs:
-        raise NoRule("its operand has no form in real numbers here")
+        raise Reject("its operand has no form in real numbers here")
     axes = transform_axes(node)
     x = emit.pairs.get(operand) or Pair(operand)  # type: ignore[arg-type]  # a node, by the operator's schema
     dtype = val(node).dtype.to_real() if is_complex(node) else val(node).dtype
     x = Pair(*(emit.cast(half, dtype) if isinstance(half, Node) else half for half in (x.re, x.im)))
-    shape = hints(val(operand))
+    shape = example_sizes(val(operand).shape)
     real_in, real_out = x.re == 0.0 or x.im == 0.0, not is_complex(node)
     chosen = fourier.plan(axes, shape, real_in, real_out, costs, dtype.itemsize, form)
     for i, stage in enumerate(chosen.stages):
@@ -198,11 +217,6 @@ def _transform(emit: Arithmetic, costs: Costs, form: str | None) -> tuple[Pair, 
     signals = max(prod(shape), 1) // max(prod(shape[i] for i in over), 1)
     name = operator_name(node).removeprefix("aten.fft_")
     return x, f"{name} over {over} {lengths}: {chosen.describe(signals)}"
-
-
-def hints(value: Tensor) -> list[int]:
-    """Sizes as integers; a dynamic batch counts as the size that it was captured with."""
-    return [int(getattr(getattr(n, "node", None), "hint", n)) for n in value.shape]
 
 
 def _stage(emit: Arithmetic, x: Pair, stage: Stage, real_out: bool, dtype: torch.dtype) -> Pair:

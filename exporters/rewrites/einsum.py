@@ -11,82 +11,110 @@ Each operand is permuted and flattened into that form where it is not in it alre
 from __future__ import annotations
 
 import string
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 from torch.fx import GraphModule, Node
 
 from edgesmith.exporters.costs import Costs
-from edgesmith.exporters.graph.edit import arguments, aten, operators, rank, site, stand_for, val
-from edgesmith.exporters.rewrites.complex_values import Arithmetic, NoRule
-from edgesmith.exporters.rewrites.rewrite import Rejection, RewriteReport
+from edgesmith.exporters.graph.edit import arguments, aten, operators, replace, val
+from edgesmith.exporters.rewrites.complex_values import Arithmetic
+from edgesmith.exporters.rewrites.rewrite import Fired, Reject, Rejection, attempt, searches
 
 
-class Einsum:
-    """See the table above."""
-
-    name = "einsum"
-
-    def apply(self, module: GraphModule, costs: Costs) -> RewriteReport:
-        """Rewrite in place."""
-        applied, rejected = [], []
-        arranged: dict[Any, Node] = {}
-        for node in operators(module):
-            if node.target is not aten.einsum.default:
-                continue
-            equation = str(node.args[0]).replace(" ", "")
-            try:
-                product = _as_product(Arithmetic(module, node), arranged)
-            except NoRule as reason:
-                rejected.append(Rejection(site(node), f"{equation}: {reason}"))
-                continue
-            stand_for(product, node)
-            node.replace_all_uses_with(product)
-            applied.append((site(node), f"{equation} -> matmul"))
-        module.graph.eliminate_dead_code()
-        return RewriteReport(self.name, tuple(applied), tuple(rejected))
+@searches(rule="einsum(A, B) -> matmul(A', B')")
+def einsum(module: GraphModule, costs: Costs) -> Iterator[Fired | Rejection]:
+    """See the table above. Operands that are arranged alike for several products are arranged once."""
+    arranged: dict[Any, Node] = {}
+    for node in operators(module):
+        if node.target is aten.einsum.default:
+            outcome = attempt(node, _as_product, Arithmetic(module, node), arranged)
+            if outcome is not None:
+                yield outcome
 
 
-def _as_product(emit: Arithmetic, arranged: dict[Any, Node]) -> Node:
+@dataclass(frozen=True)
+class _Axes:
+    """The axes of a product, by letters, each group in the order of the operands.
+
+    Attributes:
+        a, b, out: of the operands and the result.
+        length: of every letter.
+    """
+
+    a: str
+    b: str
+    out: str
+    length: Mapping[str, Any]
+
+    @property
+    def batch(self) -> list[str]:
+        return [x for x in self.a if x in self.b and x in self.out]
+
+    @property
+    def inner(self) -> list[str]:
+        return [x for x in self.a if x in self.b and x not in self.out]
+
+    @property
+    def left(self) -> list[str]:
+        return [x for x in self.a if x not in self.b]
+
+    @property
+    def right(self) -> list[str]:
+        return [x for x in self.b if x not in self.a]
+
+
+def _as_product(emit: Arithmetic, arranged: dict[Any, Node]) -> str:
     equation, operands, _ = arguments(emit.before)
-    if len(operands) != 2:
-        raise NoRule(f"it has {len(operands)} operands")
-    a, b, out = letters(equation, [rank(operand) for operand in operands])
-    length = dict(zip((*a, *b), (*val(operands[0]).shape, *val(operands[1]).shape), strict=True))
-    for letter, n in zip(a, val(operands[0]).shape, strict=True):
-        if letter in b and str(n) != str(length[letter]):
-            raise NoRule(f"axis {letter} is broadcast")
-    if any(letter not in b + out for letter in a) or any(letter not in a + out for letter in b):
-        raise NoRule("it sums over an axis of one operand alone")
-    batch = [x for x in a if x in b and x in out]
-    inner = [x for x in a if x in b and x not in out]
-    left, right = [x for x in a if x not in b], [x for x in b if x not in a]
+    equation = str(equation).replace(" ", "")
+    try:
+        axes = _axes(equation, operands)
+    except Reject as declined:
+        raise Reject(f"{equation}: {declined.reason}") from None
 
-    def arrange(operand: Node, has: Sequence[str], *groups: list[str]) -> Node:
+    def arrange(operand: Node, has: str, *groups: list[str]) -> Node:
         """Permute to the order of the groups, and make each group one axis."""
         order = [has.index(x) for group in groups for x in group]
-        shape = [prod([length[x] for x in group]) for group in groups]
+        shape = [prod([axes.length[x] for x in group]) for group in groups]
         key = (operand, tuple(order), str(shape))
         if key not in arranged:
             x = operand if order == sorted(order) else emit(aten.permute.default, operand, order)
             arranged[key] = emit.reshape(x, shape)  # type: ignore[assignment]  # a node gives a node
         return arranged[key]
 
+    batch, left, right = axes.batch, axes.left, axes.right
     singles = [[x] for x in left] if not batch else [left]  # without a batch, matmul takes any number of left axes
-    one = arrange(operands[0], a, *[[x] for x in batch], *singles, inner)
-    two = arrange(operands[1], b, *[[x] for x in batch], inner, right)
+    one = arrange(operands[0], axes.a, *[[x] for x in batch], *singles, axes.inner)
+    two = arrange(operands[1], axes.b, *[[x] for x in batch], axes.inner, right)
     product = emit(aten.matmul.default, one, two)
     made = [*batch, *left, *right]
-    product = emit.reshape(product, [length[x] for x in made])  # type: ignore[assignment]
-    order = [made.index(x) for x in out]
-    return product if order == sorted(order) else emit(aten.permute.default, product, order)
+    product = emit.reshape(product, [axes.length[x] for x in made])  # type: ignore[assignment]  # as above
+    order = [made.index(x) for x in axes.out]
+    replace(emit.before, product if order == sorted(order) else emit(aten.permute.default, product, order))
+    return f"{equation} -> matmul"
+
+
+def _axes(equation: str, operands: Sequence[Node]) -> _Axes:
+    """The axes of a product of two operands. Raises `Reject` for what is none."""
+    if len(operands) != 2:
+        raise Reject(f"it has {len(operands)} operands")
+    shapes = [val(operand).shape for operand in operands]
+    a, b, out = letters(equation, [len(shape) for shape in shapes])
+    length = dict(zip((*a, *b), (*shapes[0], *shapes[1]), strict=True))
+    for letter, n in zip(a, shapes[0], strict=True):
+        if letter in b and str(n) != str(length[letter]):
+            raise Reject(f"axis {letter} is broadcast")
+    if any(letter not in b + out for letter in a) or any(letter not in a + out for letter in b):
+        raise Reject("it sums over an axis of one operand alone")
+    return _Axes(a, b, out, length)
 
 
 def letters(equation: str, ranks: Sequence[int]) -> tuple[str, ...]:
     """The letters of each operand and of the result, ellipses spelled out with letters that the equation has not.
 
-    Raises NoRule for a letter that occurs twice in one place.
+    Raises Reject for a letter that occurs twice in one place.
     """
     inputs, _, output = equation.replace(" ", "").partition("->")
     terms = inputs.split(",")
@@ -100,5 +128,5 @@ def letters(equation: str, ranks: Sequence[int]) -> tuple[str, ...]:
         count = n - len(term) + 3
         spelled.append(term.replace("...", "".join(spare[hidden - count : hidden])) if "..." in term else term)
         if len(set(spelled[-1])) < len(spelled[-1]):
-            raise NoRule("it takes a diagonal")
+            raise Reject("it takes a diagonal")
     return tuple(spelled)

@@ -89,7 +89,8 @@ def _response(spectrum: Tensor, period: int, length: int) -> Tensor:
     tail = response[:, max(period - length + 1, 0) :].abs().max() if length > 1 else peak * 0
     if period < length or float(tail) > SAME * float(peak):
         raise Reject("it is a circular filter: the end of the signal acts on its beginning")
-    return response[:, :length]
+    kept: Tensor = response[:, :length]
+    return kept
 
 
 def _operands(module: GraphModule, product: Node) -> tuple[Node | None, Tensor | None]:
@@ -105,7 +106,7 @@ def _operands(module: GraphModule, product: Node) -> tuple[Node | None, Tensor |
 
 
 def _unsqueezed(node: Node) -> Node:
-    """What a value was before axes were added to it."""
+    """Return the value before axes were added to it."""
     while node.target is aten.unsqueeze.default and isinstance(node.args[0], Node):
         node = node.args[0]
     return node
@@ -127,7 +128,7 @@ def _folded(module: GraphModule, node: Any) -> Tensor | None:
 
 
 def _kept(inverse: Node, length: int) -> Node:
-    """What is read of a filtered signal: the slice of its first `length` steps, or all of it where it has no more.
+    """Return the slice of the first `length` steps of a filtered signal, or all of it where it has no more.
 
     Raises:
         Reject: something else is read.

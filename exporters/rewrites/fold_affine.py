@@ -13,8 +13,11 @@ it lies within 1/64 .. 64, so that half precision keeps its range. Weights are f
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from math import prod
 
 import torch
 from torch import Tensor
@@ -22,22 +25,23 @@ from torch.fx import GraphModule, Node
 
 from edgesmith.exporters.costs import Costs
 from edgesmith.exporters.graph.edit import (
-    CONVOLUTIONS,
     Emitter,
     arguments,
     aten,
+    changed,
     constant,
     operator_name,
-    operators,
     rank,
     readers,
-    set_constant,
+    replace,
+    same_shape,
     site,
     stand_for,
     val,
 )
-from edgesmith.exporters.rewrites.fold_batchnorm import fold_forwards
-from edgesmith.exporters.rewrites.rewrite import Rejection, RewriteReport
+from edgesmith.exporters.graph.linear import Linear, add_biases, along, as_layer, channel_axis
+from edgesmith.exporters.rewrites.fold_batchnorm import find_takers, fold_forwards
+from edgesmith.exporters.rewrites.rewrite import Reject, rewrites
 
 LARGEST = 64.0
 
@@ -63,44 +67,26 @@ def as_scaled(module: GraphModule, node: object, axis: int) -> Scaled | None:
     return Scaled(node, *found) if found else Scaled(node, node, None)
 
 
-class FoldAffine:
-    """See the table above. A near miss is a product or a sum with such a constant that no layer can take."""
+@rewrites(
+    aten.mul.Tensor,
+    aten.div.Tensor,
+    aten.add.Tensor,
+    aten.sub.Tensor,
+    rule="s f(x) + c -> f'(x), and what is left of layer scales",
+    until_stable=True,
+)
+def fold_affine(module: GraphModule, node: Node, costs: Costs) -> str | None:
+    """Every step leaves fewer products, or a smaller one.
 
-    name = "fold_affine"
-
-    def apply(self, module: GraphModule, costs: Costs) -> RewriteReport:
-        """Fold in place until nothing changes; every step leaves fewer products, or a smaller one."""
-        applied: list[tuple[str, str]] = []
-        rejected: list[Rejection] = []
-        found = True
-        while found:
-            found = False
-            rejected = []
-            for node in operators(module):
-                if node._erased or not node.users or node.target not in _AFFINE:
-                    continue
-                where = site(node)
-                outcome = _fold(module, node)
-                if isinstance(outcome, Rejection):
-                    rejected.append(outcome)
-                elif outcome is not None:
-                    applied.append((where, outcome))
-                    found = True
-                    module.graph.eliminate_dead_code()  # what is dead must not count as a reader
-        return RewriteReport(self.name, tuple(applied), tuple(rejected))
-
-
-_AFFINE = frozenset({aten.mul.Tensor, aten.div.Tensor, aten.add.Tensor, aten.sub.Tensor})
-
-
-def _fold(module: GraphModule, node: Node) -> str | Rejection | None:
+    A near miss is a product or a sum with such a constant that no layer can take.
+    """
     for axis in dict.fromkeys((1, rank(node) - 1)):
         if axis >= rank(node) or axis < 1:
             continue
         product = _product(module, node, axis)
         if product is not None:
             value, scale = product
-            return _fold_scale(module, node, value, scale, _axis_for(value, scale, axis))
+            return _fold_scale(_Factor(module, node, value, scale, _axis_for(value, scale, axis)))
         total = _sum(module, node, axis)
         if total is not None:
             value, shift = total
@@ -108,10 +94,32 @@ def _fold(module: GraphModule, node: Node) -> str | Rejection | None:
     return None
 
 
+@dataclass(frozen=True)
+class _Factor:
+    """A product `scale * value` in the graph.
+
+    Attributes:
+        node: the product.
+        scale: [C] or [1], in float64.
+        axis: along which it varies.
+    """
+
+    module: GraphModule
+    node: Node
+    value: Node
+    scale: Tensor
+    axis: int
+
+    @property
+    def full(self) -> Tensor:
+        """The scale as [C]."""
+        return self.scale.expand(int(val(self.node).shape[self.axis]))
+
+
 def _axis_for(value: Node, constants: Tensor, axis: int) -> int:
     """One number fits the axis that the layer before it makes, whichever that is."""
     layer = _layer(value) if constants.numel() == 1 else None
-    own = None if layer is None else _own_axis(layer)
+    own = None if layer is None else channel_axis(layer)
     return axis if own is None else own
 
 
@@ -152,85 +160,89 @@ def _along(module: GraphModule, other: object, node: Node, value: object, axis: 
     """A constant as [C] or [1], where it varies along `axis` at most and the value is shaped like the node."""
     if not isinstance(value, Node) or value.op == "get_attr" or not isinstance(val(value), Tensor):
         return None
-    if rank(value) != rank(node) or val(value).dtype != val(node).dtype or not val(node).is_floating_point():
+    is_like = val(value).dtype == val(node).dtype and same_shape(val(value), val(node))
+    if not is_like or not val(node).is_floating_point():
         return None
-    if any(str(a) != str(b) for a, b in zip(val(value).shape, val(node).shape, strict=True)):
-        return None
+    constants = _channel_constants(module, other, rank(node), axis)
+    return constants if constants is not None and bool(torch.isfinite(constants).all()) else None
+
+
+def _channel_constants(module: GraphModule, other: object, dims: int, axis: int) -> Tensor | None:
+    """A number as [1], or a constant that varies along one axis of a value at most as [C], in float64."""
     if isinstance(other, int | float) and not isinstance(other, bool):
-        constants = torch.tensor([other], dtype=torch.float64)
-    else:
-        held = constant(module, other)
-        if held is None or held.dim() > rank(node):
-            return None
-        shape = (1,) * (rank(node) - held.dim()) + tuple(held.shape)
-        if any(n != 1 for i, n in enumerate(shape) if i != axis):
-            return None
-        constants = held.double().reshape(-1)
-    return constants if bool(torch.isfinite(constants).all()) else None
+        return torch.tensor([other], dtype=torch.float64)
+    held = constant(module, other)
+    if held is None or held.dim() > dims:
+        return None
+    shape = (1,) * (dims - held.dim()) + tuple(held.shape)
+    return held.double().reshape(-1) if all(n == 1 for i, n in enumerate(shape) if i != axis) else None
 
 
-def _fold_scale(module: GraphModule, node: Node, value: Node, scale: Tensor, axis: int) -> str | Rejection | None:
-    inner = _product(module, value, axis)
+def _fold_scale(factor: _Factor) -> str | None:
+    module, node, value = factor.module, factor.node, factor.value
+    inner = _product(module, value, factor.axis)
     if inner is not None and len(value.users) == 1:
-        _rescale(module, node, inner[0], scale * inner[1], axis)
+        _rescale(module, node, inner[0], factor.scale * inner[1], factor.axis)
         return "two factors -> one"
-    backwards = _scale_rows(module, node, value, scale, axis)
-    if backwards is None:
+    try:
+        _scale_rows(factor)
         return "into the layer before it"
-    if axis != 1 and rank(node) != 2:
-        return _near(node, value, backwards)
-    factor = _common_factor(module, node, value, scale)
-    if factor is None:
+    except Reject as declined:
+        reason = declined.reason
+    if factor.axis != 1 and rank(node) != 2:
+        _decline(node, value, reason)
+        return None
+    try:
+        _move_out_of_sum(factor)
         return "out of the sum, into what reads that"
-    full = scale.expand(_channels(node, axis))
-    forwards = fold_forwards(module, node, full, torch.zeros_like(full))
-    if forwards is None:
-        node.replace_all_uses_with(value)
-        module.graph.erase_node(node)
-        return "into what reads it"
-    return _near(node, value, f"{backwards}; {forwards}")
+    except Reject:  # which is no reason of its own: most products are no terms
+        pass
+    try:
+        fold_forwards(module, node, factor.full, torch.zeros_like(factor.full))
+    except Reject as forwards:
+        _decline(node, value, f"{reason}; {forwards.reason}")
+        return None
+    node.replace_all_uses_with(value)
+    return "into what reads it"
 
 
-def _near(node: Node, value: Node, reason: str) -> Rejection | None:
-    """A rejection where a layer is next to the node, else nothing: then it is no near miss."""
-    reads = any(_own_axis(user) is not None and user.args[0] is node for user in node.users)
-    return Rejection(site(node), reason) if reads or _layer(value) is not None else None
+def _decline(node: Node, value: Node, reason: str) -> None:
+    """Reject where a layer is next to the node; where there is none, it is no near miss."""
+    if _layer(value) is not None or any(channel_axis(user) is not None and user.args[0] is node for user in node.users):
+        raise Reject(reason)
 
 
-def _fold_shift(module: GraphModule, node: Node, value: Node, shift: Tensor, axis: int) -> str | Rejection | None:
-    layer = value if _own_axis(value) == axis else None
-    if layer is not None and len(value.users) == 1 and _rows(module, layer) is not None:
-        weight, bias = _weights(module, layer)
-        full = shift.expand(weight.shape[0])
-        _write(module, layer, weight, full if bias is None else bias + full)
-        stand_for(layer, node)
-        node.replace_all_uses_with(layer)
-        module.graph.erase_node(node)
+def _fold_shift(module: GraphModule, node: Node, value: Node, shift: Tensor, axis: int) -> str | None:
+    layer = as_layer(module, value) if channel_axis(value) == axis else None
+    if layer is not None and len(value.users) == 1:
+        layer.write(layer.weight, add_biases(layer.bias, shift.expand(layer.channels)))
+        replace(node, value)
         return "into the bias of the layer before it"
     if axis != 1:
         return None
-    full = shift.expand(_channels(node, axis))
-    forwards = fold_forwards(module, node, torch.ones_like(full), full)
-    if forwards is None:
-        node.replace_all_uses_with(value)
-        module.graph.erase_node(node)
-        return "into the biases of what reads it"
-    return _near(node, value, forwards)
+    full = shift.expand(int(val(node).shape[axis]))
+    try:
+        fold_forwards(module, node, torch.ones_like(full), full)
+    except Reject as forwards:
+        _decline(node, value, forwards.reason)
+        return None
+    node.replace_all_uses_with(value)
+    return "into the biases of what reads it"
 
 
 def _rescale(module: GraphModule, node: Node, value: Node, scale: Tensor, axis: int) -> Node:
     """`scale * value` as one product in the place of a node."""
     emit = Emitter(module, node)
-    if scale.numel() == 1:
-        new = emit(aten.mul.Tensor, value, float(scale))
-    else:
-        shape = [-1, *[1] * (rank(value) - 1 - axis)]
-        factor = emit.constant(f"{site(node)}.scale", scale.reshape(shape).to(val(node).dtype))
-        new = emit(aten.mul.Tensor, value, factor)
-    stand_for(new, node)
-    node.replace_all_uses_with(new)
+    factor: Node | float = float(scale) if scale.numel() == 1 else _stored(emit, scale, axis, node)
+    new = emit(aten.mul.Tensor, value, factor)
+    replace(node, new)
     module.graph.erase_node(node)
     return new
+
+
+def _stored(emit: Emitter, scale: Tensor, axis: int, node: Node) -> Node:
+    """A constant that scales a node's value along an axis."""
+    return emit.constant(f"{site(node)}.scale", along(scale, axis, rank(node)).to(val(node).dtype))
 
 
 def _layer(value: Node) -> Node | None:
@@ -244,76 +256,74 @@ def _layer(value: Node) -> Node | None:
     if step.target is aten.matmul.default and rank(step) == 3:
         left = step.args[0]
         layer = _layer(left) if isinstance(left, Node) and rank(left) == 3 else None
-        return layer if layer is not None and _own_axis(layer) == 1 else None
-    own = _own_axis(step)
+        return layer if layer is not None and channel_axis(layer) == 1 else None
+    own = channel_axis(step)
     return step if own == 1 or (own is not None and step is value) else None
 
 
-def _own_axis(layer: Node) -> int | None:
-    """The axis of a layer's output that its rows make, or None for what is no layer."""
-    if layer.target in CONVOLUTIONS:
-        return 1 if rank(layer) == rank(layer.args[1]) else None
-    if layer.target is aten.linear.default:
-        return rank(layer) - 1
-    return None
+def _way(value: Node, layer: Node) -> Iterator[Node]:
+    """From a value back to the layer whose rows its channels are, as `_layer` walks; both are on it."""
+    while value is not layer:
+        yield value
+        (value, *_) = value.all_input_nodes
+    yield layer
 
 
-def _scale_rows(module: GraphModule, node: Node, value: Node, scale: Tensor, axis: int) -> str | None:
-    """Let the layer that makes `value` make `scale * value`. Returns the reason why not, or None when done.
+def _scale_rows(factor: _Factor) -> None:
+    """Let the layer that makes `value` make `scale * value`. Raises `Reject` where that cannot be.
 
     Whatever else reads a value on the way there must take the inverse, or be given it for less than the product costs.
     """
-    layer = _layer(value)
-    if layer is None:
-        name = operator_name(value) if value.op == "call_function" else "an input"
-        return f"what it scales comes from {name}, no layer"
-    if _own_axis(layer) != axis:
-        return f"{layer.name} ({operator_name(layer)}) makes another axis than the one that varies"
-    rows = _rows(module, layer)
-    if rows is None:
-        return f"the weights of {site(layer)} are computed"
-    full = scale.expand(rows)
+    layer = _scalable(factor)
+    full = factor.scale.expand(layer.channels)
     undo: list[Callable[[], None]] = []
-    step, reader = value, node
-    while True:
+    reader = factor.node
+    for step in _way(factor.value, layer.node):
         if sum(argument is step for argument in reader.args) > 1:
-            return f"{reader.name} reads it twice"
-        others = [user for user in step.users if user is not reader]
-        if others:
-            if axis != 1:
-                return f"{step.name} is also read by {readers(step)}"
-            if not _is_invertible(full):
-                return (
-                    f"{step.name} is also read by {others[0].name}, and the factor leaves {1 / LARGEST} .. {LARGEST:g}"
-                )
-            if step is value and fold_forwards(module, step, 1 / full, torch.zeros_like(full), reader, True) is None:
-                undo.append(lambda s=step, r=reader: _undo(module, s, full, r))  # type: ignore[misc]
-            elif step.target is not aten.matmul.default and _numel(step) < _numel(node) and not undo:
-                undo.append(lambda s=step, r=reader: _multiply_others(module, s, 1 / full, r))  # type: ignore[misc]
-            else:
-                return f"{step.name} is also read by {readers(step)}"
-        if step is layer:
-            break
-        step, reader = step.args[0], step  # type: ignore[assignment]  # as _layer has walked
+            raise Reject(f"{reader.name} reads it twice")
+        if len(step.users) > 1:
+            undo.append(_compensation(factor, full, step, reader, is_first=not undo))
+        reader = step
     for action in undo:
         action()
-    weight, bias = _weights(module, layer)
-    folded = weight * full.reshape(-1, *[1] * (weight.dim() - 1))
-    _write(module, layer, folded, None if bias is None else bias * full)
-    step = value
-    while step is not layer:  # what lies between is now another value than in the captured graph
-        step.meta["equals"] = ""
-        step = step.args[0]  # type: ignore[assignment]
-    layer.meta["equals"] = ""
-    stand_for(value, node)
-    node.replace_all_uses_with(value)
-    module.graph.erase_node(node)
-    return None
+    layer.scale_output(full)
+    for step in _way(factor.value, layer.node):  # another value than in the captured graph
+        changed(step)
+    replace(factor.node, factor.value)
+    factor.module.graph.erase_node(factor.node)
 
 
-def _undo(module: GraphModule, value: Node, scale: Tensor, but: Node) -> None:
-    reason = fold_forwards(module, value, 1 / scale, torch.zeros_like(scale), but)
-    assert reason is None, reason
+def _scalable(factor: _Factor) -> Linear:
+    """The layer whose rows can take a factor."""
+    found = _layer(factor.value)
+    if found is None:
+        value = factor.value
+        name = operator_name(value) if value.op == "call_function" else "an input"
+        raise Reject(f"what it scales comes from {name}, no layer")
+    if channel_axis(found) != factor.axis:
+        raise Reject(f"{found.name} ({operator_name(found)}) makes another axis than the one that varies")
+    layer = as_layer(factor.module, found)
+    if layer is None:
+        raise Reject(f"the weights of {site(found)} are computed")
+    return layer
+
+
+def _compensation(factor: _Factor, full: Tensor, step: Node, reader: Node, is_first: bool) -> Callable[[], None]:
+    """What gives the other readers of a value on the way back what they read, once the value is scaled."""
+    module = factor.module
+    if factor.axis != 1:
+        raise Reject(f"{step.name} is also read by {readers(step)}")
+    if not _is_invertible(full):
+        other = next(user for user in step.users if user is not reader)
+        raise Reject(f"{step.name} is also read by {other.name}, and the factor leaves {1 / LARGEST} .. {LARGEST:g}")
+    inverse, nothing = 1 / full, torch.zeros_like(full)
+    if step is factor.value:
+        with contextlib.suppress(Reject):
+            find_takers(module, step, nothing, reader)
+            return partial(fold_forwards, module, step, inverse, nothing, reader)
+    if step.target is not aten.matmul.default and is_first and _numel(step) < _numel(factor.node):
+        return partial(_multiply_others, module, step, inverse, reader)
+    raise Reject(f"{step.name} is also read by {readers(step)}")
 
 
 def _multiply_others(module: GraphModule, value: Node, scale: Tensor, but: Node) -> None:
@@ -321,82 +331,53 @@ def _multiply_others(module: GraphModule, value: Node, scale: Tensor, but: Node)
     others = [user for user in value.users if user is not but]
     order = {node: i for i, node in enumerate(module.graph.nodes)}
     emit = Emitter(module, min(others, key=order.__getitem__))
-    factor = emit.constant(f"{site(value)}.scale", scale.reshape(-1, *[1] * (rank(value) - 2)).to(val(value).dtype))
-    product = emit(aten.mul.Tensor, value, factor)
+    product = emit(aten.mul.Tensor, value, _stored(emit, scale, 1, value))
     stand_for(product, value)
     for other in others:
         other.replace_input_with(value, product)
 
 
-def _common_factor(module: GraphModule, node: Node, value: Node, scale: Tensor) -> str | None:
-    """Make s u + w u + w / s, with s in what reads the sum. Returns the reason why not, or None when done."""
+def _move_out_of_sum(factor: _Factor) -> None:
+    """Make s u + w u + w / s, with s in what reads the sum. Raises `Reject` where that cannot be."""
+    module, node = factor.module, factor.node
+    total, term = _other_term(node)
+    full = factor.scale.expand(int(val(node).shape[1]))
+    if not _is_invertible(full):
+        raise Reject(f"the factor leaves {1 / LARGEST} .. {LARGEST:g}")
+    inner = _product(module, term, 1)
+    layer = as_layer(module, term) if inner is None and channel_axis(term) == 1 else None
+    if inner is None and layer is None:
+        raise Reject("the other term cannot be divided by the factor")
+    fold_forwards(module, total, full, torch.zeros_like(full))
+    if inner is not None:
+        changed(_rescale(module, term, inner[0], inner[1].expand(full.numel()) / full, 1))
+    elif layer is not None:
+        layer.divide_output(full)
+        changed(term)
+    changed(total)
+    node.replace_all_uses_with(factor.value)
+
+
+def _other_term(node: Node) -> tuple[Node, Node]:
+    """The sum that alone reads a node, and what it adds to it."""
     (total, *others) = node.users
     if others or total.target is not aten.add.Tensor or arguments(total)[2] != 1:
-        return "it is no term of a sum"
+        raise Reject("it is no term of a sum")
     first, second, _ = arguments(total)
     term = second if first is node else first
     if not isinstance(term, Node) or term is node or len(term.users) > 1:
-        return "the other term is read elsewhere"
-    if rank(term) != rank(total) or any(
-        str(a) != str(b) for a, b in zip(val(term).shape, val(total).shape, strict=True)
-    ):
-        return "the other term is broadcast"
+        raise Reject("the other term is read elsewhere")
+    if not same_shape(val(term), val(total)):
+        raise Reject("the other term is broadcast")
     if rank(node) != rank(total) or str(val(node).shape[1]) != str(val(total).shape[1]):
-        return "it is broadcast over the channels"
-    full = scale.expand(_channels(node, 1))
-    if not _is_invertible(full):
-        return f"the factor leaves {1 / LARGEST} .. {LARGEST:g}"
-    inner = _product(module, term, 1)
-    if inner is None and (_own_axis(term) != 1 or _rows(module, term) is None):
-        return "the other term cannot be divided by the factor"
-    reason = fold_forwards(module, total, full, torch.zeros_like(full))
-    if reason is not None:
-        return reason
-    if inner is not None:
-        new = _rescale(module, term, inner[0], inner[1].expand(full.numel()) / full, 1)
-        new.meta["equals"] = ""
-    else:
-        weight, bias = _weights(module, term)
-        folded = weight / full.reshape(-1, *[1] * (weight.dim() - 1))
-        _write(module, term, folded, None if bias is None else bias / full)
-        term.meta["equals"] = ""
-    total.meta["equals"] = ""
-    node.replace_all_uses_with(value)
-    module.graph.erase_node(node)
-    return None
+        raise Reject("it is broadcast over the channels")
+    return total, term
 
 
 def _is_invertible(scale: Tensor) -> bool:
     return bool(((scale.abs() >= 1 / LARGEST) & (scale.abs() <= LARGEST)).all())
 
 
-def _channels(node: Node, axis: int) -> int:
-    return int(val(node).shape[axis])
-
-
 def _numel(node: Node) -> int:
     """Numbers in one sample."""
-    count = 1
-    for n in val(node).shape[1:]:
-        count *= int(n)
-    return count
-
-
-def _rows(module: GraphModule, layer: Node) -> int | None:
-    weight, bias = constant(module, layer.args[1]), arguments(layer)[2]
-    if weight is None or not weight.is_floating_point() or (bias is not None and constant(module, bias) is None):
-        return None
-    return weight.shape[0] if weight.dim() > 1 else None
-
-
-def _weights(module: GraphModule, layer: Node) -> tuple[Tensor, Tensor | None]:
-    weight, bias = constant(module, layer.args[1]), constant(module, arguments(layer)[2])
-    assert weight is not None
-    return weight.double(), None if bias is None else bias.double()
-
-
-def _write(module: GraphModule, layer: Node, weight: Tensor, bias: Tensor | None) -> None:
-    prefix, dtype = site(layer), val(layer).dtype
-    set_constant(module, layer, 1, f"{prefix}.weight", weight.to(dtype))
-    if bias is not None:
-        set_constant(module, layer, 2, f"{prefix}.bias", bias.to(dtype))
+    return prod(int(n) for n in val(node).shape[1:])

@@ -21,80 +21,72 @@ from edgesmith.exporters.graph.edit import (
     Emitter,
     arguments,
     aten,
+    changed,
     constant,
     operator_name,
-    operators,
     rank,
     readers,
+    replace,
     set_constant,
     site,
-    stand_for,
     val,
 )
-from edgesmith.exporters.rewrites.rewrite import Rejection, RewriteReport
+from edgesmith.exporters.graph.linear import LAYERS, Linear, as_layer, channel_axis
+from edgesmith.exporters.rewrites.rewrite import Reject, rewrites
 from edgesmith.kernels.op import LinearRecurrence, find
 
 
-class FoldBatchnorm:
-    """See the table above."""
-
-    name = "fold_batchnorm"
-
-    def apply(self, module: GraphModule, costs: Costs) -> RewriteReport:
-        """Fold in place, backwards where possible, else forwards."""
-        applied, rejected = [], []
-        for norm in operators(module):
-            if norm.target is not aten.batch_norm.default:
-                continue
-            where = site(norm)
-            affine = _affine(module, norm)
-            if affine is None:
-                rejected.append(Rejection(where, "it normalises by the batch, or its statistics are computed"))
-                continue
-            scale, shift = affine
-            x = norm.args[0]
-            assert isinstance(x, Node)
-            backwards = _fold_backwards(module, norm, scale, shift)
-            if backwards is None:
-                applied.append((where, f"backwards into {site(x)}"))
-                continue
-            targets = [site(reader) for reader, _ in _readers_through_mean(norm)]
-            forwards = fold_forwards(module, norm, scale, shift)
-            if forwards is not None:
-                rejected.append(Rejection(where, f"{backwards}; {forwards}"))
-                continue
-            norm.replace_all_uses_with(x)
-            module.graph.erase_node(norm)
-            applied.append((where, f"forwards into {', '.join(targets)}"))
-        return RewriteReport(self.name, tuple(applied), tuple(rejected))
+@rewrites(
+    aten.batch_norm.default,
+    rule="BN(conv(x)) -> conv'(x);  conv(BN(x)) -> conv'(x);  linear(mean(BN(x))) -> linear'(mean(x))",
+)
+def fold_batchnorm(module: GraphModule, norm: Node, costs: Costs) -> str:
+    """Fold backwards where possible, else forwards."""
+    affine = _affine(module, norm)
+    if affine is None:
+        raise Reject("it normalises by the batch, or its statistics are computed")
+    x = norm.args[0]
+    assert isinstance(x, Node)
+    try:
+        _fold_backwards(module, norm, x, *affine)
+        return f"backwards into {site(x)}"
+    except Reject as declined:
+        backwards = declined.reason
+    targets = [site(reader) for reader, _ in _readers_through_mean(norm)]
+    try:
+        fold_forwards(module, norm, *affine)
+    except Reject as forwards:
+        raise Reject(f"{backwards}; {forwards.reason}") from None
+    norm.replace_all_uses_with(x)
+    return f"forwards into {', '.join(targets)}"
 
 
-def fold_forwards(
-    module: GraphModule, value: Node, scale: Tensor, shift: Tensor, but: Node | None = None, ask: bool = False
-) -> str | None:
+def fold_forwards(module: GraphModule, value: Node, scale: Tensor, shift: Tensor, but: Node | None = None) -> None:
     """Let the readers of `value` take `scale * value + shift` (per channel, axis 1) while reading `value` itself.
 
     Args:
         but: a reader that is left as it is.
-        ask: only say whether it can be done.
 
-    Returns None when done. Otherwise the reason why not, and nothing is changed.
+    Raises:
+        Reject: one of them cannot, and nothing is changed.
+    """
+    for reader, through in find_takers(module, value, shift, but):
+        while through is not value:  # means are now those of other values than in the captured graph
+            changed(through)
+            (through, *_) = through.all_input_nodes
+        reader.scale_input(scale, shift)
+
+
+def find_takers(module: GraphModule, value: Node, shift: Tensor, but: Node | None = None) -> list[tuple[Linear, Node]]:
+    """The layers that read `value`, each with what of it it reads, where all of them can take a scale and `shift`.
+
+    Raises:
+        Reject: nothing reads it, or something that cannot take them.
     """
     takers = _readers_through_mean(value, but)
     if not takers:
-        return "nothing reads it"
-    for reader, through in takers:
-        reason = _cannot_take(module, reader, through, shift)
-        if reason is not None:
-            return reason
-    if ask:
-        return None
-    for reader, through in takers:
-        while through is not value:  # means are now those of other values than in the captured graph
-            through.meta["equals"] = ""
-            (through, *_) = through.all_input_nodes
-        _take(module, reader, scale, shift)
-    return None
+        raise Reject("nothing reads it")
+    return [(_as_taker(module, reader, through, shift), through) for reader, through in takers]
 
 
 def _affine(module: GraphModule, norm: Node) -> tuple[Tensor, Tensor] | None:
@@ -117,57 +109,49 @@ def _affine(module: GraphModule, norm: Node) -> tuple[Tensor, Tensor] | None:
     return scale, shift
 
 
-def _fold_backwards(module: GraphModule, norm: Node, scale: Tensor, shift: Tensor) -> str | None:
-    x = norm.args[0]
-    assert isinstance(x, Node)
+def _fold_backwards(module: GraphModule, norm: Node, x: Node, scale: Tensor, shift: Tensor) -> None:
     op = find(x.target)
     if op is not None and op.linear is not None:
-        return _fold_into_memory(module, norm, x, op.linear, scale, shift)
-    is_linear = x.target is aten.linear.default and rank(x) == 2
-    if x.target not in CONVOLUTIONS and not is_linear:
-        return f"what it reads is {operator_name(x) if x.op == 'call_function' else 'an input'}, not a convolution"
+        _fold_into_memory(module, norm, x, op.linear, (scale, shift))
+        return
+    if x.target not in CONVOLUTIONS and not (x.target is aten.linear.default and rank(x) == 2):
+        what = operator_name(x) if x.op == "call_function" else "an input"
+        raise Reject(f"what it reads is {what}, not a convolution")
     if len(x.users) > 1:
-        return f"the convolution before it is also read by {readers(x)}"
-    weight, bias = constant(module, x.args[1]), constant(module, arguments(x)[2])
-    if weight is not None and rank(x) != weight.dim():
-        return "the convolution before it has no batch axis, so its channels are not what is normalised"
-    if weight is None or (arguments(x)[2] is not None and bias is None):
-        return "the weights of the convolution before it are computed"
-    folded = weight.double() * scale.reshape(-1, *[1] * (weight.dim() - 1))
-    offset = shift if bias is None else shift + scale * bias.double()
-    _write(module, x, folded.to(weight.dtype), offset.to(weight.dtype))
-    stand_for(x, norm)
-    norm.replace_all_uses_with(x)
-    module.graph.erase_node(norm)
-    return None
+        raise Reject(f"the convolution before it is also read by {readers(x)}")
+    if constant(module, x.args[1]) is not None and channel_axis(x) != 1:
+        raise Reject("the convolution before it has no batch axis, so its channels are not what is normalised")
+    layer = as_layer(module, x)
+    if layer is None:
+        raise Reject("the weights of the convolution before it are computed")
+    layer.scale_output(scale, shift)
+    replace(norm, x)
 
 
 def _fold_into_memory(
-    module: GraphModule, norm: Node, memory: Node, linear: LinearRecurrence, scale: Tensor, shift: Tensor
-) -> str | None:
+    module: GraphModule, norm: Node, memory: Node, linear: LinearRecurrence, affine: tuple[Tensor, Tensor]
+) -> None:
     """Scale a memory's coordinates: a change of basis for its recurrence. The shift stays, as one addition."""
     if len(memory.users) > 1:
-        return f"the memory before it is also read by {readers(memory)}"
+        raise Reject(f"the memory before it is also read by {readers(memory)}")
+    scale, shift = affine
     given = {i: constant(module, x) for i, x in enumerate(arguments(memory)[:4]) if i > 0 and x is not None}
     impulse = given.get(1)
     if impulse is None or any(value is None for value in given.values()):
-        return "the impulse response of the memory before it is computed"
+        raise Reject("the impulse response of the memory before it is computed")
     if bool((scale == 0).any()):
-        return "a scale of 0 leaves nothing of the memory before it"
+        raise Reject("a scale of 0 leaves nothing of the memory before it")
     scaled = linear.scaled(scale, impulse, given.get(2), given.get(3))
     for i, name, value in zip((1, 2, 3), ("impulse", "a", "b"), scaled, strict=True):
         if value is not None:
             set_constant(module, memory, i, f"{site(memory)}.{name}", value)
-    memory.meta["equals"] = ""
+    changed(memory)
     result = memory
     if bool(shift.any()):
         emit = Emitter(module, before=norm)
         offset = emit.constant(f"{site(norm)}.shift", shift.unsqueeze(1).to(val(norm).dtype))
         result = emit(aten.add.Tensor, memory, offset)
-    stand_for(result, norm)
-    norm.replace_all_uses_with(result)
-    module.graph.erase_node(norm)
-    return None
+    replace(norm, result)
 
 
 def _readers_through_mean(value: Node, but: Node | None = None) -> list[tuple[Node, Node]]:
@@ -201,46 +185,20 @@ def _is_flattened_mean(node: Node) -> bool:
     return start == 1 and end in (-1, rank(x) - 1) and all(n == 1 for n in val(x).shape[2:]) and _is_spatial_mean(x)
 
 
-def _cannot_take(module: GraphModule, reader: Node, value: Node, shift: Tensor) -> str | None:
-    if reader.target is aten.linear.default:
-        if rank(value) != 2:
-            return f"{reader.name} (aten.linear) does not mix the normalised axis"
-    elif reader.target not in CONVOLUTIONS:
+def _as_taker(module: GraphModule, reader: Node, value: Node, shift: Tensor) -> Linear:
+    """A layer that reads `value` and can take a scale and a shift of its channels."""
+    if reader.target is aten.linear.default and rank(value) != 2:
+        raise Reject(f"{reader.name} (aten.linear) does not mix the normalised axis")
+    if reader.target not in LAYERS:
         name = operator_name(reader) if reader.op == "call_function" else "the output"
-        return f"{name} reads it, which cannot carry a scale and a shift"
-    x, w, b, *rest = arguments(reader)
-    if x is not value:
-        return f"{reader.name} uses it as a weight"
-    weight = constant(module, w)
-    if weight is None or (b is not None and constant(module, b) is None):
-        return f"the weights of {site(reader)} are computed"
-    if weight.dim() != rank(value):
-        return f"{reader.name} ({operator_name(reader)}) takes another axis for the channels"
-    if rest:
-        padding = rest[1] if isinstance(rest[1], list | tuple) else [rest[1]]
-        if any(p != 0 for p in padding) and bool((shift != 0).any()):
-            return f"{site(reader)} pads with zeros, which the shift would turn into something else"
-    return None
-
-
-def _take(module: GraphModule, reader: Node, scale: Tensor, shift: Tensor) -> None:
-    _, w, b, *rest = arguments(reader)
-    weight, bias = constant(module, w), constant(module, b)
-    assert weight is not None
-    groups = rest[3] if rest else 1
-    out, width = weight.shape[0], weight.shape[1]
-    grouped = weight.double().reshape(groups, out // groups, width, -1)
-    a = scale.reshape(groups, 1, width, 1)
-    c = shift.reshape(groups, 1, width, 1)
-    folded = (grouped * a).reshape(weight.shape)
-    offset = (grouped * c).sum((2, 3)).reshape(out)
-    if bias is not None:
-        offset = offset + bias.double()
-    _write(module, reader, folded.to(weight.dtype), offset.to(weight.dtype))
-
-
-def _write(module: GraphModule, node: Node, weight: Tensor, bias: Tensor) -> None:
-    prefix = site(node)
-    set_constant(module, node, 1, f"{prefix}.weight", weight)
-    if bias.any() or arguments(node)[2] is not None:
-        set_constant(module, node, 2, f"{prefix}.bias", bias)
+        raise Reject(f"{name} reads it, which cannot carry a scale and a shift")
+    if arguments(reader)[0] is not value:
+        raise Reject(f"{reader.name} uses it as a weight")
+    layer = as_layer(module, reader)
+    if layer is None:
+        raise Reject(f"the weights of {site(reader)} are computed")
+    if layer.own_weight.dim() != rank(value):
+        raise Reject(f"{reader.name} ({operator_name(reader)}) takes another axis for the channels")
+    if layer.pads and bool((shift != 0).any()):
+        raise Reject(f"{site(reader)} pads with zeros, which the shift would turn into something else")
+    return layer

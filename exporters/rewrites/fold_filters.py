@@ -15,7 +15,7 @@ The last two cost N^2 products a channel of N numbers: they win where launches c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -28,52 +28,39 @@ from edgesmith.exporters.graph.edit import (
     arguments,
     aten,
     constant,
+    example_sizes,
     operator_name,
-    operators,
     rank,
+    replace,
+    same_shape,
     site,
-    stand_for,
     val,
 )
 from edgesmith.exporters.rewrites import fourier
-from edgesmith.exporters.rewrites.complex_values import Arithmetic, NoRule
-from edgesmith.exporters.rewrites.dft import hints, is_transform, transform_axes
+from edgesmith.exporters.rewrites.complex_values import Arithmetic
+from edgesmith.exporters.rewrites.dft import is_transform, transform_axes
 from edgesmith.exporters.rewrites.fourier import Axis, Price
-from edgesmith.exporters.rewrites.rewrite import Rejection, RewriteReport
+from edgesmith.exporters.rewrites.rewrite import Fired, Reject, declining_at, rewrites
 
 FORMS = ("transforms", "matrix", "convolution")
 
 
-class FoldFilters:
+@rewrites(rule="irfft(rfft(x) * constant) -> a circular convolution or a matrix, where the target says cheaper")
+def fold_filters(module: GraphModule, node: Node, costs: Costs, form: str | None = None) -> Fired | None:
     """See above. A near miss is a constant filter that its transforms serve best, or whose spectrum is read twice.
 
-    `form` overrides the choice, for measurements and tests: `transforms`, `matrix` or `convolution`.
+    Args:
+        form: overrides the choice, for measurements and tests: `transforms`, `matrix` or `convolution`.
     """
-
-    name = "fold_filters"
-
-    def __init__(self, form: str | None = None) -> None:
-        self.form = form
-
-    def apply(self, module: GraphModule, costs: Costs) -> RewriteReport:
-        """Fold in place."""
-        applied, rejected = [], []
-        for back in operators(module):
-            found = _filter(module, back)
-            if found is None:
-                continue
-            forth, spectrum = found
-            where = site(forth, back)
-            try:
-                made, note = _folded(Arithmetic(module, back), forth, spectrum, costs, self.form)
-            except NoRule as reason:
-                rejected.append(Rejection(where, str(reason)))
-                continue
-            stand_for(made, back)
-            back.replace_all_uses_with(made)
-            applied.append((where, note))
-            module.graph.eliminate_dead_code()
-        return RewriteReport(self.name, tuple(applied), tuple(rejected))
+    found = _filter(module, node)
+    if found is None:
+        return None
+    forth, spectrum = found
+    where = site(forth, node)
+    with declining_at(where):
+        made, note = _folded(Arithmetic(module, node), _checked(forth, node, spectrum), costs, form)
+    replace(node, made)
+    return Fired(where, note)
 
 
 def _filter(module: GraphModule, back: Node) -> tuple[Node, Tensor] | None:
@@ -90,61 +77,102 @@ def _filter(module: GraphModule, back: Node) -> tuple[Node, Tensor] | None:
     return None
 
 
-def _folded(emit: Arithmetic, forth: Node, spectrum: Tensor, costs: Costs, form: str | None) -> tuple[Node, str]:
-    """The filter in the form that costs least. Raises NoRule where that is its transforms, or nothing else holds."""
-    back, x = emit.before, forth.args[0]
-    product = back.args[0]
+@dataclass(frozen=True)
+class _Filter:
+    """A constant filter.
+
+    Attributes:
+        forth, back: its transforms, over the axes `inward` and `outward`.
+        spectrum: what stands between them.
+        channel: the axis along which it differs, beside the transformed ones; at most one.
+    """
+
+    forth: Node
+    back: Node
+    spectrum: Tensor
+    inward: list[Axis]
+    outward: list[Axis]
+    channel: list[int]
+
+    @property
+    def signal(self) -> Node:
+        """What is filtered."""
+        x = self.forth.args[0]
+        assert isinstance(x, Node)
+        return x
+
+    @property
+    def axes(self) -> list[int]:
+        """The transformed axes, in order."""
+        return sorted(axis.position for axis in self.inward)
+
+    @property
+    def numbers(self) -> int:
+        """Of one signal."""
+        return prod(axis.length for axis in self.inward)
+
+
+def _checked(forth: Node, back: Node, spectrum: Tensor) -> _Filter:
+    """A filter that is a circular convolution of a real signal. Raises `Reject` where it is another one."""
+    x, product = forth.args[0], back.args[0]
     assert isinstance(x, Node)
     assert isinstance(product, Node)
     if len(forth.users) > 1 or len(product.users) > 1:
-        raise NoRule("the spectrum is read by something else too")
+        raise Reject("the spectrum is read by something else too")
+    inward, outward = _circular_axes(forth, back)
+    if not val(x).is_floating_point() or len(inward) > 2:
+        raise Reject("only filters of real signals over one or two axes are folded")
+    if not same_shape(val(product), val(forth)):
+        raise Reject("the filter makes several signals of one")
+    transformed = {a.position for a in inward}
+    differing = [1] * (rank(x) - spectrum.dim()) + list(spectrum.shape)
+    channel = [i for i, n in enumerate(differing) if n != 1 and i not in transformed]
+    if len(channel) > 1:
+        raise Reject("the filter differs along more than one axis beside the transformed ones")
+    return _Filter(forth, back, spectrum, inward, outward, channel)
+
+
+def _circular_axes(forth: Node, back: Node) -> tuple[list[Axis], list[Axis]]:
+    """The axes of both transforms, where they are the same, and as long as the signal."""
     inward, outward = transform_axes(forth), transform_axes(back)
     if [(a.position, a.length) for a in inward] != [(a.position, a.length) for a in outward]:
-        raise NoRule("the two transforms differ in axes or lengths")
+        raise Reject("the two transforms differ in axes or lengths")
     if any(a.given != a.length for a in inward):
-        raise NoRule("the signal is padded or cropped, so over what is given the filter is not circular")
-    if not val(x).is_floating_point() or len(inward) > 2:
-        raise NoRule("only filters of real signals over one or two axes are folded")
-    if [str(n) for n in val(product).shape] != [str(n) for n in val(forth).shape]:
-        raise NoRule("the filter makes several signals of one")
-    axes = sorted(a.position for a in inward)
-    differing = [1] * (rank(x) - spectrum.dim()) + list(spectrum.shape)
-    channel = [i for i, n in enumerate(differing) if n != 1 and i not in axes]
-    if len(channel) > 1:
-        raise NoRule("the filter differs along more than one axis beside the transformed ones")
+        raise Reject("the signal is padded or cropped, so over what is given the filter is not circular")
+    return inward, outward
 
-    prices = _prices(hints(val(x)), inward, outward, bool(channel), costs, val(x).dtype.itemsize)
-    signals = max(prod(hints(val(x))), 1) // prod(a.length for a in inward)
+
+def _folded(emit: Arithmetic, filtered: _Filter, costs: Costs, form: str | None) -> tuple[Node, str]:
+    """The filter in the form that costs least, and a note. Raises `Reject` where that is its transforms."""
+    x, axes, channel = filtered.signal, filtered.axes, filtered.channel
+    prices = _prices(filtered, costs)
+    signals = max(prod(example_sizes(val(x).shape)), 1) // filtered.numbers
     figures = ", ".join(f"{f} {p.macs / signals / 1e6:.3g} MMAC a channel, {p.us:.0f} us" for f, p in prices.items())
-    note = f"over {axes} {'x'.join(str(a.length) for a in inward)}: {figures}"
-    if prod(differing[i] for i in channel) * prod(a.length for a in inward) ** 2 > fourier.LARGEST_CONSTANTS:
+    note = f"over {axes} {'x'.join(str(a.length) for a in filtered.inward)}: {figures}"
+    channels = prod(filtered.spectrum.shape[i - rank(x)] for i in channel)
+    if channels * filtered.numbers**2 > fourier.LARGEST_CONSTANTS:
         del prices["matrix"]
     best = form or min(prices, key=lambda form: prices[form].us)
     if best == "transforms":
-        raise NoRule(f"its transforms cost least {note}")
+        raise Reject(f"its transforms cost least {note}")
     rest = [i for i in range(rank(x)) if i not in axes and i not in channel]
     order = [*rest, *channel, *axes]
-    kernel = (
-        _response(forth, back, spectrum, axes, rank(x)).permute(order).reshape(-1, *(a.length for a in _by(inward)))
-    )
+    lengths = (a.length for a in sorted(filtered.inward, key=lambda axis: axis.position))
+    kernel = _response(filtered).permute(order).reshape(-1, *lengths)
     y = _permuted(emit, x, order)
     y = (_matrix if best == "matrix" else _convolution)(emit, y, kernel.to(val(x).dtype), bool(channel))
     return _permuted(emit, y, [order.index(i) for i in range(rank(x))]), f"{best} {note}"
 
 
-def _by(axes: Sequence[Axis]) -> list[Axis]:
-    return sorted(axes, key=lambda axis: axis.position)
-
-
-def _prices(
-    shape: list[int], inward: Sequence[Axis], outward: Sequence[Axis], channels: bool, costs: Costs, itemsize: int
-) -> dict[str, Price]:
-    """What each form costs for a signal of this shape."""
+def _prices(filtered: _Filter, costs: Costs) -> dict[str, Price]:
+    """What each form costs."""
+    x, inward, outward = val(filtered.signal), filtered.inward, filtered.outward
+    shape, itemsize = example_sizes(x.shape), x.dtype.itemsize
 
     def passes(operators: int, numbers: int) -> Price:
         return Price(0, operators * (costs.launch_us + 2 * numbers * itemsize / costs.stream_gb_s / 1e3))
 
-    numbers, n = prod(shape), prod(axis.length for axis in inward)
+    numbers, n = prod(shape), filtered.numbers
     signals = numbers // n
     between = shape.copy()
     between[inward[-1].position] = inward[-1].made
@@ -152,7 +180,7 @@ def _prices(
     there = fourier.plan(inward, shape, True, False, costs, itemsize).price
     back = fourier.plan(outward, between, False, True, costs, itemsize).price
     prices = {"transforms": there + back + passes(6, prod(between)) + Price(4 * prod(between))}
-    rows, times = (1, signals) if channels else (signals, 1)
+    rows, times = (1, signals) if filtered.channel else (signals, 1)
     one = fourier.product_price(rows, n, n, 1, (1, 1), costs, itemsize)
     prices["matrix"] = Price(times * one.macs, costs.launch_us + times * (one.us - costs.launch_us)) + moved
     prices["convolution"] = Price(signals * n * n, costs.launch_us + signals * n * n / costs.depthwise_gmac_s / 1e3)
@@ -160,21 +188,20 @@ def _prices(
     return prices
 
 
-def _response(forth: Node, back: Node, spectrum: Tensor, axes: Sequence[int], rank: int) -> Tensor:
+def _response(filtered: _Filter) -> Tensor:
     """What the filter makes of a unit impulse, in float64, in the layout of the signal."""
-    impulse = torch.zeros([_length(back, i) if i in axes else 1 for i in range(rank)], dtype=torch.float64)
+    shape, axes = val(filtered.back).shape, filtered.axes
+    impulse = torch.zeros([int(n) if i in axes else 1 for i, n in enumerate(shape)], dtype=torch.float64)
     impulse.view(-1)[0] = 1
-    values = impulse
-    for node in (forth, back):
-        transform = getattr(torch.fft, operator_name(node).removeprefix("aten.fft_"))
-        values = transform(values, *arguments(node)[1:])
-        if node is forth:
-            values = values * spectrum.to(torch.complex128)
-    return values
+    spectrum = _transformed(filtered.forth, impulse) * filtered.spectrum.to(torch.complex128)
+    return _transformed(filtered.back, spectrum)
 
 
-def _length(back: Node, axis: int) -> int:
-    return int(val(back).shape[axis])
+def _transformed(transform: Node, values: Tensor) -> Tensor:
+    """A transform's own operator on other values."""
+    function = getattr(torch.fft, operator_name(transform).removeprefix("aten.fft_"))
+    result: Tensor = function(values, *arguments(transform)[1:])
+    return result
 
 
 def _permuted(emit: Arithmetic, x: Node, order: list[int]) -> Node:

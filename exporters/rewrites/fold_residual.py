@@ -8,80 +8,70 @@ in. delta is 1 where a channel reads itself at the kernel's centre. In float64, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from edgesmith.exporters.costs import Costs
-from edgesmith.exporters.graph.edit import (
-    CONVOLUTIONS,
-    arguments,
-    aten,
-    constant,
-    operators,
-    rank,
-    readers,
-    set_constant,
-    site,
-    stand_for,
-    val,
-)
+from edgesmith.exporters.graph.edit import CONVOLUTIONS, arguments, aten, readers, replace, site, val
+from edgesmith.exporters.graph.linear import Linear, as_layer, channel_axis
+from edgesmith.exporters.graph.pattern import Match, Pattern, find, hole, op
 from edgesmith.exporters.rewrites.fold_affine import Scaled, as_scaled
-from edgesmith.exporters.rewrites.rewrite import Rejection, RewriteReport
+from edgesmith.exporters.rewrites.rewrite import Fired, Reject, declining_at, rewrites
 
 
-class FoldResidual:
+def _scaled(name: str, value: Pattern) -> Pattern:
+    """What a pattern matches, by itself or times a constant for each channel, bound as `Scaled`."""
+
+    def matches(node: object, match: Match) -> Iterator[Match]:
+        found = as_scaled(match["module"], node, axis=1)
+        if found is not None:
+            for inner in value(found.value, match):
+                yield from inner.bind(name, found)
+
+    return matches
+
+
+_RESIDUAL = op(aten.add.Tensor, _scaled("skip", hole("x")), _scaled("branch", op(CONVOLUTIONS, hole("x"), ...)))
+
+
+@rewrites(aten.add.Tensor, rule="s x + t conv(x) -> conv'(x)")
+def fold_residual(module: GraphModule, node: Node, costs: Costs) -> Fired | None:
     """See above. A near miss is such a sum of a convolution that does not keep places, or that is read elsewhere."""
-
-    name = "fold_residual"
-
-    def apply(self, module: GraphModule, costs: Costs) -> RewriteReport:
-        """Fold in place, in program order."""
-        applied, rejected = [], []
-        for node in operators(module):
-            if node.target is not aten.add.Tensor or arguments(node)[2] != 1:
-                continue
-            terms = [as_scaled(module, term, axis=1) for term in node.args]
-            if None in terms:
-                continue
-            first, second = (term for term in terms if term is not None)
-            for skip, branch in ((first, second), (second, first)):
-                conv = branch.value
-                if conv.target not in CONVOLUTIONS or conv.args[0] is not skip.value:
-                    continue
-                reason = _cannot_take(module, node, branch)
-                if reason is not None:
-                    rejected.append(Rejection(site(conv), reason))
-                else:
-                    _take(module, node, skip, branch)
-                    applied.append((site(conv), "takes the residual around it into its kernel"))
-                break
-        module.graph.eliminate_dead_code()
-        return RewriteReport(self.name, tuple(applied), tuple(rejected))
+    found = find(_RESIDUAL, node, module=module)
+    if found is None:
+        return None
+    skip, branch = found["skip"], found["branch"]
+    where = site(branch.value)
+    with declining_at(where):
+        layer = _centred(module, node, branch)
+    weight, bias = _folded(layer, skip, branch)
+    layer.write(weight, bias)
+    replace(node, layer.node)
+    return Fired(where, "takes the residual around it into its kernel")
 
 
-def _cannot_take(module: GraphModule, node: Node, branch: Scaled) -> str | None:
+def _centred(module: GraphModule, node: Node, branch: Scaled) -> Linear:
+    """The convolution of a residual, which the sum alone reads, and whose kernel has its centre at each place."""
     conv = branch.value
     for value in (conv, branch.node):
         if len(value.users) > 1:
-            return f"{value.name} is read by {readers(value)}, not by the sum alone"
-    x, w, b, stride, padding, dilation, _ = arguments(conv)
-    weight = constant(module, w)
-    if weight is None or (b is not None and constant(module, b) is None):
-        return "its weights are computed"
-    if weight.dim() != rank(conv) or val(node).shape != val(conv).shape or val(conv).shape != val(x).shape:
-        return "it does not keep its input's shape"
-    if any(n != 1 for n in stride) or any(k % 2 == 0 for k in weight.shape[2:]):
-        return f"stride {list(stride)} and kernel {list(weight.shape[2:])} have no centre at each place"
-    sizes = weight.shape[2:]
-    if isinstance(padding, str) or any(
-        p != d * (k - 1) // 2
-        for p, d, k in zip(_for_each(padding, sizes), _for_each(dilation, sizes), sizes, strict=True)
-    ):
-        return f"padding {padding} does not centre the kernel"
-    return None
+            raise Reject(f"{value.name} is read by {readers(value)}, not by the sum alone")
+    layer = as_layer(module, conv)
+    if layer is None:
+        raise Reject("its weights are computed")
+    x, _, _, stride, padding, dilation, _ = arguments(conv)
+    sizes = layer.own_weight.shape[2:]
+    if channel_axis(conv) != 1 or val(node).shape != val(conv).shape or val(conv).shape != val(x).shape:
+        raise Reject("it does not keep its input's shape")
+    if any(n != 1 for n in stride) or any(k % 2 == 0 for k in sizes):
+        raise Reject(f"stride {list(stride)} and kernel {list(sizes)} have no centre at each place")
+    around = zip(_for_each(padding, sizes), _for_each(dilation, sizes), sizes, strict=True)
+    if any(p != d * (k - 1) // 2 for p, d, k in around):
+        raise Reject(f"padding {padding} does not centre the kernel")
+    return layer
 
 
 def _for_each(values: Sequence[int], axes: Sequence[int]) -> list[int]:
@@ -89,21 +79,12 @@ def _for_each(values: Sequence[int], axes: Sequence[int]) -> list[int]:
     return list(values) * len(axes) if len(values) == 1 else list(values)
 
 
-def _take(module: GraphModule, node: Node, skip: Scaled, branch: Scaled) -> None:
-    conv = branch.value
-    weight, bias = constant(module, conv.args[1]), constant(module, arguments(conv)[2])
-    assert weight is not None
-    channels, width = weight.shape[:2]
+def _folded(layer: Linear, skip: Scaled, branch: Scaled) -> tuple[Tensor, Tensor | None]:
+    """The weight and bias of a convolution that adds its own input."""
+    channels = layer.channels
     scale = branch.factor(channels)
-    folded = (weight.double() * scale.reshape(-1, *[1] * (weight.dim() - 1))).contiguous()
-    kernels = folded.reshape(channels, width, -1)  # of odd sizes, so the centre is also the middle of a flat kernel
+    weight = (layer.weight * layer.of_rows(scale)).contiguous()
+    kernels = weight.reshape(channels, weight.shape[1], -1)  # of odd sizes: the centre is the middle of a flat kernel
     own = torch.arange(channels)
-    kernels[own, own % width, kernels.shape[2] // 2] += skip.factor(channels)
-    prefix = site(conv)
-    set_constant(module, conv, 1, f"{prefix}.weight", folded.to(weight.dtype))
-    if bias is not None:
-        shifted: Tensor = bias.double() * scale
-        set_constant(module, conv, 2, f"{prefix}.bias", shifted.to(bias.dtype))
-    node.replace_all_uses_with(conv)
-    stand_for(conv, node)
-    module.graph.erase_node(node)
+    kernels[own, own % weight.shape[1], kernels.shape[2] // 2] += skip.factor(channels)
+    return weight, None if layer.bias is None else layer.bias * scale

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import operator
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -18,142 +19,137 @@ from torch.fx import Graph, GraphModule, Node
 
 from edgesmith.exporters.costs import Costs
 from edgesmith.exporters.graph.capture import capture
-from edgesmith.exporters.graph.edit import operators, site, stand_for, val
+from edgesmith.exporters.graph.edit import changed, example_sizes, site, stand_for, val
 from edgesmith.exporters.graph.match import Comparison, Place, compare, differences, escapes, literal_at, outputs_of
 from edgesmith.exporters.rewrites.canonicalise import pattern_form
-from edgesmith.exporters.rewrites.rewrite import Rejection, RewriteReport
+from edgesmith.exporters.rewrites.rewrite import Fired, Reject, Rewrite, declining_at, rewrites
 from edgesmith.kernels.op import FusedOp, all_ops
 
 NEAR = 0.5
 """Fraction of the reference's operators from which a place that does not match is worth reporting."""
 
 
-class Fuse:
-    """Fuse one op. The rewrite is called `fuse_<op>`."""
+def fuse(op: FusedOp) -> Rewrite:
+    """The rewrite `fuse_<op>`: every site of one op's reference becomes that op."""
 
-    def __init__(self, op: FusedOp) -> None:
-        self.op = op
-        self.name = f"fuse_{op.name}"
+    def fuse_op(module: GraphModule, anchor: Node, costs: Costs) -> Fired | None:
+        loose = _loose_pattern(op.name)
+        if anchor.target is not outputs_of(loose)[0].target:
+            return None
+        found = compare(loose, anchor, literals=False)
+        if found.likeness < NEAR:
+            return None
+        where = site(*found.matched)
+        with declining_at(where):
+            accepted = _accept(op, loose, found, anchor)
+            _replace(module, op, accepted, where)
+        return Fired(where, f"{len(found.matched)} operators -> edgesmith.{op.name}")
 
-    def apply(self, module: GraphModule, costs: Costs) -> RewriteReport:
-        """Fuse every site in place."""
-        applied, rejected = [], []
-        loose = _pattern(self.op.name, tuple(tuple(x.shape) for x in self.op.example()))
-        target = outputs_of(loose)[0].target
-        for anchor in operators(module):
-            if anchor.target is not target or anchor.graph is not module.graph or anchor._erased:
-                continue
-            found = compare(loose, anchor, literals=False)
-            if found.likeness < NEAR:
-                continue
-            where = site(*found.matched)
-            accepted = self._accept(loose, found, anchor)
-            if isinstance(accepted, str):
-                rejected.append(Rejection(where, accepted))
-                continue
-            inputs, outputs, literals = accepted
-            place = _place(module, inputs, outputs)
-            if place is None:
-                rejected.append(Rejection(where, "an output of the site is read before its last input is there"))
-                continue
-            self._replace(module, place, where, inputs, outputs, literals)
-            applied.append((where, f"{len(found.matched)} operators -> edgesmith.{self.op.name}"))
-        return RewriteReport(self.name, tuple(applied), tuple(rejected))
+    return rewrites(rule=f"the graph of {op.name}'s reference -> edgesmith.{op.name}", name=f"fuse_{op.name}")(fuse_op)
 
-    def _accept(
-        self, loose: Graph, found: Comparison, anchor: Node
-    ) -> tuple[list[Node], list[Node], dict[str, Any]] | str:
-        """A site's arguments, outputs and literals, or the reason why it is none."""
-        if found.mismatches:
-            return found.mismatches[0]
-        inputs = found.inputs(loose)
-        if inputs is None:
-            return "an argument of the reference is missing"
-        literals = self._literals(found)
-        if isinstance(literals, str):
-            return literals
-        values = [val(node) for node in inputs]
-        try:
-            self.op.shape(*values, **literals)
-        except ValueError as error:
-            return str(error)
-        if any(value.dtype != values[0].dtype for value in values):
-            return "its arguments are of different types"
-        pattern = _pattern(self.op.name, tuple(_hints(value) for value in values), tuple(literals.items()))
-        exact = compare(pattern, anchor, literals=True)
-        if exact.mismatches:
-            return exact.mismatches[0]
-        # Literals can decide which operand of a sum is which, so the arguments are those of the exact comparison.
-        inputs = exact.inputs(pattern)
-        outputs = [exact.bound.get(output) for output in outputs_of(pattern)]
-        if inputs is None or None in outputs:
-            return "an argument of the reference is missing"
-        known = [output for output in outputs if output is not None]
-        return escapes(exact, known) or (inputs, known, literals)
 
-    def _literals(self, found: Comparison) -> dict[str, Any] | str:
-        """What a site has for the op's free literals, or why that cannot be said."""
-        literals = {}
-        for literal, places in _places(self.op.name).items():
-            values = [literal_at(place, found.bound) for place in places]
-            if any(value != values[0] or type(value) is not type(values[0]) for value in values):
-                return f"it has several values for {literal}: {', '.join(map(str, values))}"
-            if values:
-                literals[literal] = values[0]
-        return literals
+@dataclass(frozen=True)
+class _Site:
+    """The arguments and outputs of an op in a graph, and what it has for the op's free literals."""
 
-    def _replace(
-        self,
-        module: GraphModule,
-        place: Node,
-        where: str,
-        inputs: list[Node],
-        outputs: list[Node],
-        literals: dict[str, Any],
-    ) -> None:
-        """One call of the op, at a place that fits, instead of a site."""
-        anchor = outputs[0]
+    inputs: list[Node]
+    outputs: list[Node]
+    literals: dict[str, Any]
+
+
+def _accept(op: FusedOp, loose: Graph, found: Comparison, anchor: Node) -> _Site:
+    """What was found loosely as a site. Raises `Reject` where it is none."""
+    inputs = _matching(found, loose)
+    literals = _literals(op, found)
+    values = [val(node) for node in inputs]
+    try:
+        op.shape(*values, **literals)
+    except ValueError as error:
+        raise Reject(str(error)) from error
+    if any(value.dtype != values[0].dtype for value in values):
+        raise Reject("its arguments are of different types")
+    sizes = tuple(tuple(example_sizes(value.shape)) for value in values)
+    pattern = _pattern(op.name, sizes, tuple(literals.items()))
+    exact = compare(pattern, anchor, literals=True)
+    # Literals can decide which operand of a sum is which, so the arguments are those of the exact comparison.
+    inputs = _matching(exact, pattern)
+    outputs = [exact.bound[output] for output in outputs_of(pattern) if output in exact.bound]
+    if len(outputs) < len(outputs_of(pattern)):
+        raise Reject("an argument of the reference is missing")
+    escaping = escapes(exact, outputs)
+    if escaping is not None:
+        raise Reject(escaping)
+    return _Site(inputs, outputs, literals)
+
+
+def _matching(found: Comparison, pattern: Graph) -> list[Node]:
+    """The arguments of a comparison without mismatches."""
+    if found.mismatches:
+        raise Reject(found.mismatches[0])
+    inputs = found.inputs(pattern)
+    if inputs is None:
+        raise Reject("an argument of the reference is missing")
+    return inputs
+
+
+def _literals(op: FusedOp, found: Comparison) -> dict[str, Any]:
+    """What a site has for the op's free literals. Raises `Reject` where that cannot be said."""
+    literals = {}
+    for literal, places in _places(op.name).items():
+        values = [literal_at(place, found.bound) for place in places]
+        if any(value != values[0] or type(value) is not type(values[0]) for value in values):
+            raise Reject(f"it has several values for {literal}: {', '.join(map(str, values))}")
+        if values:
+            literals[literal] = values[0]
+    return literals
+
+
+def _replace(module: GraphModule, op: FusedOp, found: _Site, where: str) -> None:
+    """One call of the op, at a place that fits, instead of a site."""
+    place = _place(module, found.inputs, found.outputs)
+    anchor, outputs = found.outputs[0], found.outputs
+    with module.graph.inserting_before(place):
+        fused = module.graph.call_function(op.overload, (*found.inputs, *_positional(op, found.literals)))
+    fused.meta.update({key: anchor.meta[key] for key in ("stack_trace",) if key in anchor.meta})
+    if "nn_module_stack" in anchor.meta:
+        fused.meta["nn_module_stack"] = _enclosing(anchor, where)
+    if len(outputs) == 1:
+        fused.meta["val"] = anchor.meta["val"]
+        results = [fused]
+    else:
+        fused.meta["val"] = tuple(output.meta["val"] for output in outputs)
+        changed(fused)
         with module.graph.inserting_before(place):
-            fused = module.graph.call_function(self.op.overload, (*inputs, *self._positional(literals)))
-        fused.meta.update({key: anchor.meta[key] for key in ("stack_trace",) if key in anchor.meta})
-        if "nn_module_stack" in anchor.meta:
-            fused.meta["nn_module_stack"] = _enclosing(anchor, where)
-        if len(outputs) == 1:
-            fused.meta["val"] = anchor.meta["val"]
-            results = [fused]
-        else:
-            fused.meta["val"] = tuple(output.meta["val"] for output in outputs)
-            fused.meta["equals"] = ""
-            with module.graph.inserting_before(place):
-                results = [module.graph.call_function(operator.getitem, (fused, i)) for i in range(len(outputs))]
-        inside = _ancestors(outputs, inputs)  # an output may be read inside the site too: what goes away stays as it is
-        for result, output in zip(results, outputs, strict=True):
-            stand_for(result, output)
-            output.replace_all_uses_with(result, delete_user_cb=lambda user: user not in inside)
-        module.graph.eliminate_dead_code()
-
-    def _positional(self, literals: dict[str, Any]) -> list[Any]:
-        """The op's literal arguments by position, up to the last one that is not at its default."""
-        parameters = list(inspect.signature(self.op.reference).parameters.values())[len(self.op.example()) :]
-        values = [literals.get(p.name, p.default) for p in parameters]
-        while values and values[-1] == parameters[len(values) - 1].default:
-            values.pop()
-        return values
+            results = [module.graph.call_function(operator.getitem, (fused, i)) for i in range(len(outputs))]
+    inside = _ancestors(outputs, found.inputs)  # an output may be read inside the site too: what goes away stays
+    for result, output in zip(results, outputs, strict=True):
+        stand_for(result, output)
+        output.replace_all_uses_with(result, delete_user_cb=lambda user: user not in inside)
 
 
-def _place(module: GraphModule, inputs: list[Node], outputs: list[Node]) -> Node | None:
+def _positional(op: FusedOp, literals: dict[str, Any]) -> list[Any]:
+    """An op's literal arguments by position, up to the last one that is not at its default."""
+    parameters = list(inspect.signature(op.reference).parameters.values())[len(op.example()) :]
+    values = [literals.get(p.name, p.default) for p in parameters]
+    while values and values[-1] == parameters[len(values) - 1].default:
+        values.pop()
+    return values
+
+
+def _place(module: GraphModule, inputs: list[Node], outputs: list[Node]) -> Node:
     """The node before which a call can stand: after all of its inputs, before all that read an output.
 
-    Constants that come later are moved to the front. None where the other inputs leave no such place.
+    Constants that come later are moved to the front. Raises `Reject` where the other inputs leave no such place.
     """
     order = {node: i for i, node in enumerate(module.graph.nodes)}
     inside = _ancestors(outputs, inputs)
     readers = [user for output in outputs for user in output.users if user not in inside]
     place = min((outputs[0], *readers), key=order.__getitem__)
-    for late in [node for node in inputs if order[node] > order[place]]:
-        if late.op != "get_attr":
-            return None
-        next(iter(module.graph.nodes)).prepend(late)
+    late = [node for node in inputs if order[node] > order[place]]
+    if any(node.op != "get_attr" for node in late):
+        raise Reject("an output of the site is read before its last input is there")
+    for node in late:
+        next(iter(module.graph.nodes)).prepend(node)
     return place
 
 
@@ -192,24 +188,25 @@ def _pattern(name: str, sizes: tuple[tuple[int, ...], ...], literals: tuple[tupl
 
 
 @cache
+def _loose_pattern(name: str) -> Graph:
+    """The reference's graph at the example's shapes, which finds sites of every shape."""
+    return _pattern(name, tuple(tuple(x.shape) for x in all_ops()[name].example()))
+
+
+@cache
 def _places(name: str) -> dict[str, list[Place]]:
     """Where in the pattern at the example's shapes each of an op's free literals is."""
     op = all_ops()[name]
     sizes = tuple(tuple(x.shape) for x in op.example())
     places = {}
     for literal, probe in op.literals.items():
-        found = differences(_pattern(name, sizes), _pattern(name, sizes, ((literal, probe),)))
+        found = differences(_loose_pattern(name), _pattern(name, sizes, ((literal, probe),)))
         if not found:
             raise ValueError(
                 f"{name}: no place in the reference's graph has {literal}, or it decides about more than one"
             )
         places[literal] = found
     return places
-
-
-def _hints(value: Tensor) -> tuple[int, ...]:
-    """Sizes as integers; a dynamic batch counts as the size that it was captured with."""
-    return tuple(int(getattr(getattr(n, "node", None), "hint", n)) for n in value.shape)
 
 
 def _enclosing(anchor: Node, where: str) -> dict[str, Any]:

@@ -11,7 +11,8 @@ alone: an unbiased variance, eps outside the root, more than one normalised axis
 
 from __future__ import annotations
 
-from typing import Any, TypeGuard
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,194 +24,123 @@ from edgesmith.exporters.graph.edit import (
     arguments,
     aten,
     constant,
-    operators,
     rank,
     readers,
+    replace,
     set_constant,
     site,
-    stand_for,
+    sweep,
     val,
 )
-from edgesmith.exporters.rewrites.rewrite import Rejection, RewriteReport
+from edgesmith.exporters.graph.pattern import ANY, Match, any_of, exactly, find, hole, named, near, op
+from edgesmith.exporters.rewrites.rewrite import Fired, Reject, rewrites
 from edgesmith.kernels import channel_norm
 
 
-class FuseChannelNorm:
+def _axis(value: object, match: Match) -> Iterator[Match]:
+    """A list of one axis of `x`, bound as `axis`, counted from the front."""
+    if isinstance(value, list | tuple) and len(value) == 1:
+        yield from match.bind("axis", value[0] % rank(match["x"]))
+
+
+_X = hole("x", Node)
+_CENTRED = op(aten.sub.Tensor, _X, op(aten.mean.dim, _X, _axis, True))
+_UNDER_ROOT = op(aten.add.Tensor, hole("variance", Node), hole("eps"))
+_NORMALISED = any_of(
+    op(aten.div.Tensor, _CENTRED, op(aten.sqrt.default, _UNDER_ROOT)),
+    op(aten.div.Tensor, _CENTRED, op(aten.pow.Tensor_Scalar, _UNDER_ROOT, 0.5)),
+    op(aten.mul.Tensor, _CENTRED, op(aten.rsqrt.default, _UNDER_ROOT)),
+    op(aten.mul.Tensor, _CENTRED, op(aten.pow.Tensor_Scalar, _UNDER_ROOT, -0.5)),
+    near(
+        "eps is added outside the root",
+        op(
+            aten.div.Tensor,
+            _CENTRED,
+            op(aten.add.Tensor, op((aten.sqrt.default, aten.std.dim, aten.std.correction), ...), ...),
+        ),
+    ),
+)
+"""(x - mean(x)) / sqrt(variance + eps), over one axis."""
+
+_SQUARED = any_of(
+    op(aten.mul.Tensor, named("centred", _CENTRED), hole("centred")),
+    op(aten.pow.Tensor_Tensor, named("centred", _CENTRED), hole("centred")),
+    op(aten.pow.Tensor_Scalar, _CENTRED, 2),
+    op(aten.square.default, _CENTRED),
+)
+_VAR = (aten.var.dim, aten.var.correction)  # (x, axes, unbiased or correction, keepdim)
+_SPREAD = any_of(_X, _CENTRED)
+_VARIANCE = any_of(
+    op(aten.mean.dim, _SQUARED, _axis, True),
+    op(_VAR, _SPREAD, _axis, 0, True),
+    near("its variance is of another type", op(aten.mean.dim, ...), unless=op(aten.mean.dim, ANY, ANY, ANY)),
+    near(
+        "its mean and its variance are over different axes",
+        op(aten.mean.dim, ...),
+        unless=op(aten.mean.dim, ANY, _axis, True),
+    ),
+    near("its variance is another value's", op(_VAR, ...), unless=op(_VAR, _SPREAD, ...)),
+    near("its mean and its variance are over different axes", op(_VAR, ...), unless=op(_VAR, ANY, _axis, ANY, True)),
+    near("its variance is unbiased, over C - 1", op(_VAR, ...)),
+    near("what is under the root is no variance of it", ANY),
+)
+"""The biased variance of `x` over `axis`, both of which are known."""
+
+
+@rewrites(rule="a layer norm that is spelled out -> one operator")
+def fuse_channel_norm(module: GraphModule, node: Node, costs: Costs) -> str | Fired | None:
     """See the table above."""
-
-    name = "fuse_channel_norm"
-
-    def apply(self, module: GraphModule, costs: Costs) -> RewriteReport:
-        """Fuse in place."""
-        applied, rejected = [], []
-        for node in operators(module):
-            if node._erased:
-                continue
-            outcome = _fuse(module, node) or _between_permutations(module, node)
-            if isinstance(outcome, Rejection):
-                rejected.append(outcome)
-            elif outcome is not None:
-                applied.append(outcome)
-        module.graph.eliminate_dead_code()
-        return RewriteReport(self.name, tuple(applied), tuple(rejected))
+    return _fuse(module, node) or _between_permutations(module, node)
 
 
-_Outcome = tuple[str, str] | Rejection | None
-
-
-def _fuse(module: GraphModule, node: Node) -> _Outcome:
-    parts = _normalised(node)
-    if parts is None:
-        return _outside_the_root(node)
-    centred, deviation = parts
-    x = _centred(centred)
-    if x is None:
+def _fuse(module: GraphModule, node: Node) -> str | None:
+    found = find(_NORMALISED, node)
+    if found is None:
         return None
-    source, axis = x
-    inside = _variance_and_eps(deviation)
-    if inside is None:
-        return None
-    variance, eps = inside
-    where = site(node)
-    if not _is_number(eps):
-        return Rejection(where, "eps is computed")
-    wrong = _variance_of(variance, source, axis)
-    if wrong is not None:
-        return Rejection(where, wrong)
-    last = rank(source) - 1
-    if axis not in (1, last) or rank(source) < 2:
-        return Rejection(where, f"it normalises axis {axis} of {rank(source)}; axis 1 and the last are known")
+    if found.reason is not None:
+        raise Reject(found.reason)
+    source, axis, eps = found["x"], found["axis"], found["eps"]
+    if not isinstance(eps, int | float) or isinstance(eps, bool):
+        raise Reject("eps is computed")
+    variance = find(_VARIANCE, found["variance"], x=source, axis=axis)
+    if variance is not None and variance.reason is not None:
+        raise Reject(variance.reason)
+    if axis not in (1, rank(source) - 1) or rank(source) < 2:
+        raise Reject(f"it normalises axis {axis} of {rank(source)}; axis 1 and the last are known")
     channels = val(source).shape[axis]
-    args: tuple[Any, ...]
     if not isinstance(channels, int) or not val(source).is_floating_point():
-        return Rejection(where, "the number of channels is not known")
+        raise Reject("the number of channels is not known")
+    _put_norm(module, node, source, axis, float(eps))
+    return "a layer norm over axis 1 -> edgesmith.channel_norm" if axis == 1 else "-> aten.layer_norm"
+
+
+def _put_norm(module: GraphModule, node: Node, source: Node, axis: int, eps: float) -> None:
+    """One operator in the place of a norm that is spelled out, its scale and shift included."""
+    channels = int(val(source).shape[axis])
     end, weight, bias = _affine(module, node, axis, channels)
+    target: Any = channel_norm.OP.overload if axis == 1 else aten.layer_norm.default
+    args = (source, None, None, eps) if axis == 1 else (source, [channels], None, None, eps)
     with module.graph.inserting_before(end):
-        if axis == 1:
-            args = (source, None, None, float(eps))
-            new = module.graph.call_function(channel_norm.OP.overload, args)
-        else:
-            args = (source, [channels], None, None, float(eps))
-            new = module.graph.call_function(aten.layer_norm.default, args)
+        new = module.graph.call_function(target, args)
     new.meta.update(node.meta)
-    stand_for(new, end)
-    end.replace_all_uses_with(new)
-    module.graph.eliminate_dead_code()  # so that the constants' own names are free
-    first = args.index(None)
+    replace(end, new)
+    sweep(module)  # so that the constants' own names are free
+    first, where = args.index(None), site(node)
     set_constant(module, new, first, f"{where}.weight", weight)
     set_constant(module, new, first + 1, f"{where}.bias", bias)
-    return where, "a layer norm over axis 1 -> edgesmith.channel_norm" if axis == 1 else "-> aten.layer_norm"
-
-
-def _normalised(node: Node) -> tuple[Node, Node] | None:
-    """What is divided, and by the root of what."""
-    if node.target is aten.div.Tensor:
-        above, below = arguments(node)[:2]
-        if _is(below, aten.sqrt.default):
-            return above, arguments(below)[0]
-        if _is(below, aten.pow.Tensor_Scalar) and arguments(below)[1] == 0.5:
-            return above, arguments(below)[0]
-    if node.target is aten.mul.Tensor:
-        first, second = arguments(node)
-        for above, factor in ((first, second), (second, first)):
-            if _is(factor, aten.rsqrt.default) or (
-                _is(factor, aten.pow.Tensor_Scalar) and arguments(factor)[1] == -0.5
-            ):
-                return above, arguments(factor)[0]
-    return None
-
-
-def _outside_the_root(node: Node) -> Rejection | None:
-    """A near miss: (x - mean(x)) / (sqrt(var) + eps)."""
-    if node.target is not aten.div.Tensor:
-        return None
-    above, below = arguments(node)[:2]
-    if _centred(above) is None or not _is(below, aten.add.Tensor):
-        return None
-    root = arguments(below)[0]
-    if not any(_is(root, kind) for kind in (aten.sqrt.default, aten.std.dim, aten.std.correction)):
-        return None
-    return Rejection(site(node), "eps is added outside the root")
-
-
-def _centred(node: object) -> tuple[Node, int] | None:
-    """What is centred, and the axis, where a node is x - mean(x) over one axis."""
-    if not _is(node, aten.sub.Tensor):
-        return None
-    x, mean, alpha = arguments(node)
-    if alpha != 1 or not _is(mean, aten.mean.dim):
-        return None
-    source, axes, keepdim, dtype = arguments(mean)
-    if source is not x or not axes or len(axes) != 1 or dtype is not None:
-        return None
-    axis = axes[0] % rank(x)
-    return (x, axis) if keepdim else None
-
-
-def _variance_and_eps(node: object) -> tuple[Node, Any] | None:
-    if not _is(node, aten.add.Tensor):
-        return None
-    first, second, alpha = arguments(node)
-    if isinstance(first, Node) and alpha == 1:
-        return first, second
-    return None
-
-
-def _variance_of(node: Node, x: Node, axis: int) -> str | None:
-    """Why a node is not the biased variance of x over the axis, or None."""
-    if node.target is aten.mean.dim:
-        squared, axes, keepdim, dtype = arguments(node)
-        if dtype is not None:
-            return "its variance is of another type"
-        if not keepdim or [a % rank(x) for a in axes] != [axis]:
-            return "its mean and its variance are over different axes"
-        if _is(squared, aten.mul.Tensor) or _is(squared, aten.pow.Tensor_Tensor):
-            base = squared.args[0] if squared.args[0] is squared.args[1] else None
-        elif _is(squared, aten.square.default) or (_is(squared, aten.pow.Tensor_Scalar) and squared.args[1] == 2):
-            base = squared.args[0]
-        else:
-            base = None
-        if base is None or _centred(base) != (x, axis):
-            return "what is under the root is no variance of it"
-        return None
-    if node.target is aten.var.correction:
-        of, axes, keepdim = node.args[0], arguments(node)[1], node.kwargs.get("keepdim", False)
-        unbiased = node.kwargs.get("correction", 1) != 0
-    elif node.target is aten.var.dim:
-        of, axes, correction, keepdim = arguments(node)
-        unbiased = bool(correction)
-    else:
-        return "what is under the root is no variance of it"
-    if of is not x and _centred(of) != (x, axis):
-        return "its variance is another value's"
-    if not keepdim or not axes or [a % rank(x) for a in axes] != [axis]:
-        return "its mean and its variance are over different axes"
-    return "its variance is unbiased, over C - 1" if unbiased else None
 
 
 def _affine(module: GraphModule, node: Node, axis: int, channels: int) -> tuple[Node, Tensor, Tensor]:
     """The node up to which scale and shift go, with both of them; 1 and 0 where there is none."""
     dtype = val(node).dtype
-    weight, bias = torch.ones(channels, dtype=dtype), torch.zeros(channels, dtype=dtype)
-    for target in (aten.mul.Tensor, aten.add.Tensor):
-        (user, *others) = node.users or (node,)
-        if (
-            others
-            or user.target is not target
-            or len(user.all_input_nodes) != 2
-            or arguments(user)[2:] not in ((), (1,))
-        ):
-            continue
-        other = next(n for n in user.all_input_nodes if n is not node)
-        value = _along(constant(module, other), rank(node), axis, channels)
-        if value is None or val(user).shape != val(node).shape or val(user).dtype != dtype:
-            continue
-        if target is aten.mul.Tensor:
-            weight = value.to(dtype)
-        else:
-            bias = value.to(dtype)
-        node = user
-    return node, weight, bias
+    parts = [torch.ones(channels, dtype=dtype), torch.zeros(channels, dtype=dtype)]
+    for i, target in enumerate((aten.mul.Tensor, aten.add.Tensor)):
+        users = list(node.users)
+        found = find(op(target, exactly(node), hole("other", Node)), users[0]) if len(users) == 1 else None
+        value = None if found is None else _along(constant(module, found["other"]), rank(node), axis, channels)
+        if value is not None and val(users[0]).shape == val(node).shape and val(users[0]).dtype == dtype:
+            parts[i], node = value.to(dtype), users[0]
+    return node, parts[0], parts[1]
 
 
 def _along(value: Tensor | None, dims: int, axis: int, channels: int) -> Tensor | None:
@@ -223,34 +153,31 @@ def _along(value: Tensor | None, dims: int, axis: int, channels: int) -> Tensor 
     return value.reshape(-1).expand(channels).clone()
 
 
-def _between_permutations(module: GraphModule, node: Node) -> _Outcome:
+_MOVES = (aten.permute.default, aten.transpose.int)
+_BETWEEN = op(_MOVES, named("norm", op(aten.layer_norm.default, named("back", op(_MOVES, ...)), ...)), ...)
+
+
+def _between_permutations(module: GraphModule, node: Node) -> Fired | None:
     """Channels to the back, layer norm, channels to the front again."""
-    if node.target not in (aten.permute.default, aten.transpose.int) or not _is(node.args[0], aten.layer_norm.default):
+    found = find(_BETWEEN, node)
+    if found is None:
         return None
-    norm = node.args[0]
-    assert isinstance(norm, Node)
-    back, sizes, w, b, eps, _ = arguments(norm)
-    dims = rank(node)
-    if not isinstance(back, Node) or back.target not in (aten.permute.default, aten.transpose.int) or len(sizes) != 1:
-        return None
-    if _order(back) != [0, *range(2, dims), 1] or _order(node) != [0, dims - 1, *range(1, dims - 1)]:
+    norm, back, dims = found["norm"], found["back"], rank(node)
+    _, sizes, w, b, eps, _ = arguments(norm)
+    if len(sizes) != 1 or _order(back) != [0, *range(2, dims), 1] or _order(node) != [0, dims - 1, *range(1, dims - 1)]:
         return None
     where = site(norm)
     if len(norm.users) > 1:
-        return Rejection(where, f"the norm with the channels behind is read by {readers(norm)}")
-    weight, bias = constant(module, w), constant(module, b)
-    if (w is not None and weight is None) or (b is not None and bias is None):
-        return Rejection(where, "its weights are computed")
-    emit, x = Emitter(module, node), back.args[0]
-    dtype = val(norm).dtype
+        raise Reject(f"the norm with the channels behind is read by {readers(norm)}", where)
+    if any(given is not None and constant(module, given) is None for given in (w, b)):
+        raise Reject("its weights are computed", where)
+    emit, x, dtype = Emitter(module, node), back.args[0], val(norm).dtype
     if w is None:
         w = emit.constant(f"{where}.weight", torch.ones(sizes[0], dtype=dtype))
     if b is None:
         b = emit.constant(f"{where}.bias", torch.zeros(sizes[0], dtype=dtype))
-    new = emit(channel_norm.OP.overload, x, w, b, eps)
-    stand_for(new, node)
-    node.replace_all_uses_with(new)
-    return where, "a layer norm between two permutations -> edgesmith.channel_norm"
+    replace(node, emit(channel_norm.OP.overload, x, w, b, eps))
+    return Fired(where, "a layer norm between two permutations -> edgesmith.channel_norm")
 
 
 def _order(node: Node) -> list[int]:
@@ -262,11 +189,3 @@ def _order(node: Node) -> list[int]:
     order = list(range(dims))
     order[a], order[b] = order[b], order[a]
     return order
-
-
-def _is(node: object, target: object) -> TypeGuard[Node]:
-    return isinstance(node, Node) and node.target is target
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

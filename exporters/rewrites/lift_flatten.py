@@ -19,46 +19,40 @@ from edgesmith.exporters.costs import Costs
 from edgesmith.exporters.graph.edit import (
     arguments,
     aten,
+    changed,
     constant,
     operator_name,
-    operators,
     rank,
+    replace,
     set_constant,
     site,
-    stand_for,
     val,
 )
-from edgesmith.exporters.rewrites.rewrite import RewriteReport
+from edgesmith.exporters.rewrites.rewrite import rewrites
 from edgesmith.kernels import channel_norm
 
 _ELEMENTWISE = frozenset({aten.relu.default, aten.silu.default, aten.gelu.default, aten.sigmoid.default})
 
 
-class LiftFlatten:
-    """See the table above. A reader of another kind is no near miss: it may well need the sequence."""
+@rewrites(rule="conv1d(flatten(x)) -> flatten(conv2d(x)): chains of maps stay maps")
+def lift_flatten(module: GraphModule, node: Node, costs: Costs) -> str | None:
+    """In program order, so that a flattening moves down its whole chain.
 
-    name = "lift_flatten"
-
-    def apply(self, module: GraphModule, costs: Costs) -> RewriteReport:
-        """Lift in place, in program order, so that a flattening moves down its whole chain."""
-        applied = []
-        for node in operators(module):
-            flat = node.args[0] if node.args else None
-            if not isinstance(flat, Node) or flat.target is not aten.flatten.using_ints:
-                continue
-            x, start, end = arguments(flat)
-            if start != 2 or end not in (-1, rank(x) - 1) or rank(x) != 4:
-                continue
-            where = site(node)
-            if node.target is aten.unflatten.int and _restores(node, x):
-                node.replace_all_uses_with(x)
-                module.graph.erase_node(node)
-                applied.append((where, "a flattening undone -> nothing"))
-            elif _is_pointwise(module, node):
-                applied.append((where, f"{operator_name(node)} on the map, flattened after it"))
-                _lift(module, node, x)
-        module.graph.eliminate_dead_code()
-        return RewriteReport(self.name, tuple(applied))
+    A reader of another kind is no near miss: it may well need the sequence.
+    """
+    flat = node.args[0] if node.args else None
+    if not isinstance(flat, Node) or flat.target is not aten.flatten.using_ints:
+        return None
+    x, start, end = arguments(flat)
+    if start != 2 or end not in (-1, rank(x) - 1) or rank(x) != 4:
+        return None
+    if node.target is aten.unflatten.int and _restores(node, x):
+        node.replace_all_uses_with(x)
+        return "a flattening undone -> nothing"
+    if not _is_pointwise(module, node):
+        return None
+    _lift(module, node, x)
+    return f"{operator_name(node)} on the map, flattened after it"
 
 
 def _restores(node: Node, x: Node) -> bool:
@@ -89,10 +83,9 @@ def _lift(module: GraphModule, node: Node, x: Node) -> None:
         flat = graph.call_function(aten.flatten.using_ints, (lifted, 2))
     for new in (lifted, flat):
         new.meta.update(node.meta)
-    stand_for(flat, node)
-    lifted.meta["equals"] = ""
+    changed(lifted)
     lifted.meta["val"] = val(node).reshape(*val(node).shape[:2], *sizes)
-    node.replace_all_uses_with(flat)
+    replace(node, flat)
     graph.erase_node(node)
     if lifted.target is aten.conv2d.default:
         weight = constant(module, lifted.args[1])

@@ -1,8 +1,8 @@
 """The rewrites, in their order, and running them.
 
-    find_memory         irfft(rfft(u) * H) -> lmu_memory
+    find_memory         irfft(rfft(u) * H) -> a linear recurrence
     fold_constants      what is computed from parameters alone becomes a parameter
-    reroll              an unrolled loop, or a scan, of one step -> lif, lmu_memory
+    reroll              an unrolled loop, or a scan, of one step -> the op with that step
     canonicalise        one spelling for pools, splits and dropouts, so that patterns need only one
     merge_linears       (L1(x) + L2(x)) * s  ->  L(x)
     fold_batchnorm      BN(conv(x)) -> conv'(x);  conv(BN(x)) -> conv'(x);  linear(mean(BN(x))) -> linear'(mean(x))
@@ -19,7 +19,7 @@
     dft                 torch.fft transforms -> matrix products; complex values -> pairs of real ones
     unstack             f(stack(a, b))[..., 0] -> f(a), where nothing reads the whole
     einsum              einsum(A, B) -> matmul(A', B')
-    choose_memory_form  a Legendre memory as convolution, in chunks, step by step or folded into its readout
+    choose_memory_form  a linear recurrence as convolution, in chunks, step by step or folded into its readout
     dense_transforms    frequency filters that transform a map by one matrix, where the target says cheaper
     share_gates         additive attention with q's and k's gates in common convolutions, where the target says cheaper
     winograd            convolutions over time with fewer products, where the target says faster
@@ -32,7 +32,7 @@ fused yet.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -41,31 +41,31 @@ from torch.fx import GraphModule
 from edgesmith.exporters.costs import Costs
 from edgesmith.exporters.graph.capture import Program, with_module
 from edgesmith.exporters.graph.edit import fork, tidy
-from edgesmith.exporters.rewrites.canonicalise import Canonicalise
+from edgesmith.exporters.rewrites.canonicalise import canonicalise
 from edgesmith.exporters.rewrites.choose_memory_form import choose_memory_form
-from edgesmith.exporters.rewrites.compose_layers import ComposeLayers
-from edgesmith.exporters.rewrites.concat_linears import ConcatLinears
-from edgesmith.exporters.rewrites.dense_transforms import DenseTransforms
-from edgesmith.exporters.rewrites.dft import Dft
+from edgesmith.exporters.rewrites.compose_layers import compose_layers
+from edgesmith.exporters.rewrites.concat_linears import concat_linears
+from edgesmith.exporters.rewrites.dense_transforms import dense_transforms
+from edgesmith.exporters.rewrites.dft import dft
 from edgesmith.exporters.rewrites.drop_shift import drop_shift
-from edgesmith.exporters.rewrites.einsum import Einsum
+from edgesmith.exporters.rewrites.einsum import einsum
 from edgesmith.exporters.rewrites.find_memory import find_memory
-from edgesmith.exporters.rewrites.fold_affine import FoldAffine
-from edgesmith.exporters.rewrites.fold_batchnorm import FoldBatchnorm
-from edgesmith.exporters.rewrites.fold_constants import FoldConstants
-from edgesmith.exporters.rewrites.fold_filters import FoldFilters
-from edgesmith.exporters.rewrites.fold_group_norm import FoldGroupNorm
-from edgesmith.exporters.rewrites.fold_residual import FoldResidual
-from edgesmith.exporters.rewrites.fuse import Fuse
-from edgesmith.exporters.rewrites.fuse_channel_norm import FuseChannelNorm
-from edgesmith.exporters.rewrites.lift_flatten import LiftFlatten
-from edgesmith.exporters.rewrites.merge_linears import MergeLinears
+from edgesmith.exporters.rewrites.fold_affine import fold_affine
+from edgesmith.exporters.rewrites.fold_batchnorm import fold_batchnorm
+from edgesmith.exporters.rewrites.fold_constants import fold_constants
+from edgesmith.exporters.rewrites.fold_filters import fold_filters
+from edgesmith.exporters.rewrites.fold_group_norm import fold_group_norm
+from edgesmith.exporters.rewrites.fold_residual import fold_residual
+from edgesmith.exporters.rewrites.fuse import fuse
+from edgesmith.exporters.rewrites.fuse_channel_norm import fuse_channel_norm
+from edgesmith.exporters.rewrites.lift_flatten import lift_flatten
+from edgesmith.exporters.rewrites.merge_linears import merge_linears
 from edgesmith.exporters.rewrites.reroll import reroll
-from edgesmith.exporters.rewrites.rewrite import Fired, Rejection, Rewrite, RewriteReport
-from edgesmith.exporters.rewrites.share_gates import ShareGates
-from edgesmith.exporters.rewrites.tile_channels import TileChannels
-from edgesmith.exporters.rewrites.unstack import Unstack
-from edgesmith.exporters.rewrites.winograd import Winograd
+from edgesmith.exporters.rewrites.rewrite import Rewrite, RewriteReport
+from edgesmith.exporters.rewrites.share_gates import share_gates
+from edgesmith.exporters.rewrites.tile_channels import tile_channels
+from edgesmith.exporters.rewrites.unstack import unstack
+from edgesmith.exporters.rewrites.winograd import winograd
 from edgesmith.kernels.op import all_ops
 from edgesmith.plugins import leave_out, load_plugins
 
@@ -74,42 +74,31 @@ SIMPLE = "fold_batchnorm"
 """The rewrite behind which those of other packages run that name none."""
 
 
-def _of(rule: Any, for_sequences: bool = False) -> Rewrite:
-    """A class with a name and `apply` as a rewrite."""
-
-    def search(module: GraphModule, costs: Costs) -> Iterator[Fired | Rejection]:
-        report = rule.apply(module, costs)
-        yield from (Fired(*one) for one in report.applied)
-        yield from report.rejected
-
-    return Rewrite(rule.name, "", search, for_sequences=for_sequences)
-
-
 ORDER: tuple[Rewrite, ...] = (
     find_memory,
-    _of(FoldConstants()),
+    fold_constants,
     reroll,
-    _of(Canonicalise()),
-    _of(MergeLinears()),
-    _of(FoldBatchnorm()),
-    _of(FuseChannelNorm()),
-    _of(LiftFlatten()),
+    canonicalise,
+    merge_linears,
+    fold_batchnorm,
+    fuse_channel_norm,
+    lift_flatten,
     drop_shift,
-    _of(FoldResidual()),
-    _of(FoldAffine()),
-    _of(ConcatLinears()),
-    _of(FoldGroupNorm()),
-    *(_of(Fuse(op)) for op in all_ops().values() if op.is_pattern),
-    _of(ComposeLayers()),
-    _of(FoldFilters()),
-    _of(Dft()),
-    _of(Unstack()),
-    _of(Einsum()),
+    fold_residual,
+    fold_affine,
+    concat_linears,
+    fold_group_norm,
+    *(fuse(op) for op in all_ops().values() if op.is_pattern),
+    compose_layers,
+    fold_filters,
+    dft,
+    unstack,
+    einsum,
     choose_memory_form,
-    _of(DenseTransforms(), for_sequences=True),
-    _of(ShareGates(), for_sequences=True),
-    _of(Winograd(), for_sequences=True),
-    _of(TileChannels(), for_sequences=True),
+    dense_transforms,
+    share_gates,
+    winograd,
+    tile_channels,
 )
 
 

@@ -20,6 +20,7 @@ program's outputs equal but for rounding, and changes nothing when run again. Se
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -162,6 +163,15 @@ def searches(
         return Rewrite(name or search.__name__, rule, search, False, for_sequences, after)
 
     return decorate
+
+
+@contextlib.contextmanager
+def declining_at(where: str) -> Iterator[None]:
+    """Whatever declines in this block declines at `where`, unless it says another place."""
+    try:
+        yield
+    except Reject as declined:
+        raise Reject(declined.reason, where if declined.at is None else declined.at) from None
 
 
 def attempt(node: Node, function: ToSite, *args: Any, **options: Any) -> Fired | Rejection | None:

@@ -10,36 +10,31 @@ from __future__ import annotations
 
 from math import prod
 
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from edgesmith.exporters.costs import Costs
-from edgesmith.exporters.graph.edit import operators, site, val
-from edgesmith.exporters.rewrites.rewrite import Rejection, RewriteReport
+from edgesmith.exporters.graph.edit import example_sizes, val
+from edgesmith.exporters.rewrites.rewrite import Reject, rewrites
 from edgesmith.kernels import additive_attention
 
 SAVED_LAUNCHES = 1
 
 
-class ShareGates:
-    """Set `share_gates` on every additive attention for which the target's costs say so."""
-
-    name = "share_gates"
-
-    def apply(self, module: GraphModule, costs: Costs) -> RewriteReport:
-        """Decide for each site by the cost model above."""
-        applied, rejected = [], []
-        position = len(additive_attention.example())
-        for node in operators(module):
-            if node.target is not additive_attention.OP.overload or len(node.args) > position:
-                continue
-            out = val(node)
-            numbers = 2 * prod(int(getattr(getattr(n, "node", None), "hint", n)) for n in out.shape)
-            moved_us = 2 * numbers * out.element_size() / (costs.copy_gb_s * 1e3)  # read and written
-            saved_us = SAVED_LAUNCHES * costs.launch_us
-            figures = f"saves {saved_us:.1f} us of launches, moves {moved_us:.1f} us worth of data"
-            if saved_us > moved_us:
-                node.args = (*node.args, True)
-                applied.append((site(node), figures))
-            else:
-                rejected.append(Rejection(site(node), figures))
-        return RewriteReport(self.name, tuple(applied), tuple(rejected))
+@rewrites(
+    additive_attention.OP.overload,
+    rule="additive attention with q's and k's gates in common convolutions, where the target says cheaper",
+    for_sequences=True,
+)
+def share_gates(module: GraphModule, node: Node, costs: Costs) -> str | None:
+    """Set `share_gates` where the target's costs say so, by the cost model above."""
+    if len(node.args) > len(additive_attention.example()):
+        return None
+    out = val(node)
+    numbers = 2 * prod(example_sizes(out.shape))
+    moved_us = 2 * numbers * out.element_size() / (costs.copy_gb_s * 1e3)  # read and written
+    saved_us = SAVED_LAUNCHES * costs.launch_us
+    figures = f"saves {saved_us:.1f} us of launches, moves {moved_us:.1f} us worth of data"
+    if saved_us <= moved_us:
+        raise Reject(figures)
+    node.args = (*node.args, True)
+    return figures

@@ -13,9 +13,9 @@ in the caches: bytes saved would have been fetched at `Costs.fetch_gb_s`. `bench
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from operator import getitem
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.fx import GraphModule, Node
@@ -30,11 +30,12 @@ from edgesmith.exporters.graph.edit import (
     fork,
     numbers,
     rank,
+    replace,
     site,
-    stand_for,
     val,
 )
-from edgesmith.exporters.rewrites.rewrite import Rejection, RewriteReport
+from edgesmith.exporters.graph.linear import Linear, as_layer, channel_axis
+from edgesmith.exporters.rewrites.rewrite import Fired, Rejection, searches
 
 ACTIVATIONS = frozenset(
     {
@@ -70,50 +71,54 @@ SMALLEST = 2
 """Of a tile, in vectors of `Costs.columns` channels: convolutions with fewer rows are slower."""
 
 
-class TileChannels:
+@searches(rule="the widest maps in tiles of channels, where the target gains by less memory in use", for_sequences=True)
+def tile_channels(module: GraphModule, costs: Costs) -> Iterator[Fired | Rejection]:
     """Tile the chain at which the program's memory peaks, until that is not worth it: then it is a near miss.
 
     Where two places are equally wide, neither alone lowers the peak, and both stay.
     """
+    if not math.isfinite(costs.fetch_gb_s) or not _is_known(module):
+        return
+    while chain := _widest(module):
+        whole = max(memory(module).values())
+        trials = _trials(module, chain, whole, costs)
+        if not trials:
+            return
+        best = max(trials, key=lambda tiles: trials[tiles].saved_us - trials[tiles].paid_us)
+        trial, where = trials[best], site(*chain)
+        figures = (
+            f"{whole / 1e6:.3g} MB in use, {trial.peak / 1e6:.3g} MB in {best} tiles:"
+            f" saves {trial.saved_us:.0f} us, costs {trial.paid_us:.0f} us"
+        )
+        if trial.saved_us <= trial.paid_us:
+            yield Rejection(where, figures)
+            return
+        _tile(module, chain, best)
+        yield Fired(where, figures)
 
-    name = "tile_channels"
 
-    def apply(self, module: GraphModule, costs: Costs) -> RewriteReport:
-        """Tile in place."""
-        applied: list[tuple[str, str]] = []
-        rejected: list[Rejection] = []
-        if not math.isfinite(costs.fetch_gb_s) or not _is_known(module):
-            return RewriteReport(self.name)
-        while not rejected:
-            chain = _widest(module)
-            if not chain:
-                break
-            width = int(val(chain[0]).shape[1])
-            whole = max(memory(module).values())
-            peaks, gains = {}, {}
-            for tiles in range(2, width // (SMALLEST * costs.columns) + 1):
-                if width % (tiles * costs.columns):
-                    continue
-                trial = fork(module)
-                _tile(trial, _widest(trial), tiles)
-                peaks[tiles] = max(memory(trial).values())
-                saved = (whole - peaks[tiles]) / (costs.fetch_gb_s * 1e3)
-                launches = (tiles - 1) * len(chain) + 1
-                gains[tiles] = saved, launches * costs.launch_us + 2 * _bytes(chain[-1]) / (costs.copy_gb_s * 1e3)
-            if not gains:
-                break
-            best = max(gains, key=lambda tiles: gains[tiles][0] - gains[tiles][1])
-            saved, paid = gains[best]
-            figures = (
-                f"{whole / 1e6:.3g} MB in use, {peaks[best] / 1e6:.3g} MB in {best} tiles:"
-                f" saves {saved:.0f} us, costs {paid:.0f} us"
-            )
-            if saved > paid:
-                applied.append((site(*chain), figures))
-                _tile(module, chain, best)
-            else:
-                rejected.append(Rejection(site(*chain), figures))
-        return RewriteReport(self.name, tuple(applied), tuple(rejected))
+class _Trial(NamedTuple):
+    """A chain in some number of tiles: bytes in use at once, and what that saves and costs."""
+
+    peak: int
+    saved_us: float
+    paid_us: float
+
+
+def _trials(module: GraphModule, chain: Sequence[Node], whole: int, costs: Costs) -> dict[int, _Trial]:
+    """By the number of tiles, all that divide the chain's channels into whole vectors."""
+    width = int(val(chain[0]).shape[1])
+    found = {}
+    for tiles in range(2, width // (SMALLEST * costs.columns) + 1):
+        if width % (tiles * costs.columns):
+            continue
+        trial = fork(module)
+        _tile(trial, _widest(trial), tiles)
+        peak = max(memory(trial).values())
+        launches = (tiles - 1) * len(chain) + 1
+        paid_us = launches * costs.launch_us + 2 * _bytes(chain[-1]) / (costs.copy_gb_s * 1e3)
+        found[tiles] = _Trial(peak, (whole - peak) / (costs.fetch_gb_s * 1e3), paid_us)
+    return found
 
 
 def memory(module: GraphModule) -> dict[Node, int]:
@@ -185,21 +190,20 @@ def _widest(module: GraphModule) -> list[Node]:
 
 def _is_expansion(module: GraphModule, node: Node) -> bool:
     """A dense convolution of a batch, with constant weights."""
-    return node.target in CONVOLUTIONS and _has_weights(module, node) and arguments(node)[6] == 1
+    layer = _convolution(module, node)
+    return layer is not None and layer.groups == 1
 
 
-def _has_weights(module: GraphModule, conv: Node) -> bool:
-    weight, bias = constant(module, conv.args[1]), arguments(conv)[2]
-    is_constant = weight is not None and (bias is None or constant(module, bias) is not None)
-    return is_constant and rank(conv) == rank(conv.args[1])
+def _convolution(module: GraphModule, node: Node) -> Linear | None:
+    """A convolution of a batch, with constant weights."""
+    return as_layer(module, node) if node.target in CONVOLUTIONS and channel_axis(node) is not None else None
 
 
 def _is_each_channels_own(module: GraphModule, node: Node) -> bool:
-    if node.target in CONVOLUTIONS:
-        if not _has_weights(module, node):
-            return False
-        rows, columns = val(node.args[1]).shape[:2]
-        return columns == 1 and rows == arguments(node)[6] > 1
+    layer = _convolution(module, node)
+    if layer is not None:
+        rows, columns = layer.own_weight.shape[:2]
+        return columns == 1 and rows == layer.groups > 1
     return node.target in ACTIVATIONS or (node.target in POOLS and rank(node) == 4)
 
 
@@ -221,8 +225,7 @@ def _tile(module: GraphModule, chain: Sequence[Node], tiles: int) -> None:
             value = emit(node.target, *args, **node.kwargs)
         parts.append(value)
     joined = emit(aten.cat.default, parts, 1)
-    stand_for(joined, end)
-    end.replace_all_uses_with(joined)
+    replace(end, joined)
     for node in reversed(chain):
         module.graph.erase_node(node)
 

@@ -14,25 +14,19 @@ from typing import Any
 from torch.fx import GraphModule, Node
 
 from edgesmith.exporters.costs import Costs
-from edgesmith.exporters.graph.edit import aten, constant, operators, rank, site, stand_for, val
+from edgesmith.exporters.graph.edit import aten, constant, is_changed, rank, stand_for, val
 from edgesmith.exporters.rewrites.complex_values import Arithmetic
-from edgesmith.exporters.rewrites.rewrite import RewriteReport
+from edgesmith.exporters.rewrites.rewrite import rewrites
 
 
-class Unstack:
+@rewrites(aten.stack.default, rule="f(stack(a, b))[..., 0] -> f(a), where nothing reads the whole")
+def unstack(module: GraphModule, node: Node, costs: Costs) -> str | None:
     """See the table above. A stack that something reads as a whole is left, and is no near miss."""
-
-    name = "unstack"
-
-    def apply(self, module: GraphModule, costs: Costs) -> RewriteReport:
-        """Rewrite in place."""
-        applied = []
-        for node in operators(module):
-            if node.target is aten.stack.default and _axis(node) == rank(node) - 1 and _is_read_apart(module, node):
-                applied.append((site(node), f"{len(node.args[0])} values kept apart"))  # type: ignore[arg-type]
-                _distribute(module, node, list(node.args[0]))  # type: ignore[arg-type]
-        module.graph.eliminate_dead_code()
-        return RewriteReport(self.name, tuple(applied))
+    if _axis(node) != rank(node) - 1 or not _is_read_apart(module, node):
+        return None
+    parts: list[Node] = list(node.args[0])  # type: ignore[arg-type]  # nodes, by the operator's schema
+    _distribute(module, node, parts)
+    return f"{len(parts)} values kept apart"
 
 
 _POINTWISE = frozenset({
@@ -70,7 +64,7 @@ def _distribute(module: GraphModule, stacked: Node, parts: list[Node]) -> None:
     for reader in list(stacked.users):
         if reader.target is aten.select.int:
             part = parts[reader.args[2]]  # type: ignore[index]  # an integer by the schema
-            if part.meta.get("equals") == "":
+            if is_changed(part):
                 stand_for(part, reader)
             reader.replace_all_uses_with(part)
         else:

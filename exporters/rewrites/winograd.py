@@ -36,12 +36,12 @@ from edgesmith.exporters.graph.edit import (
     aten,
     constant,
     count_operators,
-    operators,
+    example_sizes,
+    replace,
     site,
-    stand_for,
     val,
 )
-from edgesmith.exporters.rewrites.rewrite import Rejection, RewriteReport
+from edgesmith.exporters.rewrites.rewrite import Reject, rewrites
 from edgesmith.kernels.op import spikes_in
 
 POINTS = {
@@ -54,49 +54,38 @@ LAUNCHES = 7
 """Operators of the form: one before and three after its transforms and products, two and one."""
 
 
-class Winograd:
-    """See the table above. Only convolutions of one axis, stride 1, without groups and dilation, have the form.
+@rewrites(
+    aten.conv1d.default,
+    rule="convolutions over time with fewer products, where the target says faster",
+    for_sequences=True,
+)
+def winograd(module: GraphModule, node: Node, costs: Costs, points: int | None = None) -> str | None:
+    """Choose by the target's costs. What cannot have the form at all is no near miss.
+
+    Only convolutions of one axis, stride 1, without groups and dilation, have it.
 
     Args:
         points: take tiles of so many inputs wherever there are such, whatever the target's costs say.
     """
-
-    name = "winograd"
-
-    def __init__(self, points: int | None = None) -> None:
-        self.points = points
-
-    def apply(self, module: GraphModule, costs: Costs) -> RewriteReport:
-        """Choose for each convolution by the target's costs; what cannot have the form at all is no near miss."""
-        applied, rejected = [], []
-        spikes = spikes_in(count_operators(module))
-        for node in operators(module):
-            weight = _weight(module, node)
-            if weight is None:
-                continue
-            if costs.tile_gb_s == 0 and self.points is None:
-                rejected.append(Rejection(site(node), "the target's convolutions are not to be replaced"))
-                continue
-            if spikes:
-                rejected.append(Rejection(site(node), "the model has neurons, whose spikes its rounding could flip"))
-                continue
-            times = estimate(val(node), weight, costs)
-            figures = ", ".join(f"{'direct' if m == 1 else f'tiles of {m}'} {time:.0f} us" for m, time in times.items())
-            best = min(times, key=times.__getitem__)
-            if self.points is not None:
-                best = max(self.points - weight.shape[2] + 1, 1)
-            if best == 1:
-                rejected.append(Rejection(site(node), f"estimated {figures}: it stays a convolution"))
-            else:
-                applied.append((site(node), f"estimated {figures} -> tiles of {best}"))
-                _replace(module, node, weight, best)
-        module.graph.eliminate_dead_code()
-        return RewriteReport(self.name, tuple(applied), tuple(rejected))
+    weight = _weight(module, node)
+    if weight is None:
+        return None
+    if costs.tile_gb_s == 0 and points is None:
+        raise Reject("the target's convolutions are not to be replaced")
+    if spikes_in(count_operators(module)):
+        raise Reject("the model has neurons, whose spikes its rounding could flip")
+    times = estimate(val(node), weight, costs)
+    figures = ", ".join(f"{'direct' if m == 1 else f'tiles of {m}'} {time:.0f} us" for m, time in times.items())
+    best = min(times, key=times.__getitem__) if points is None else max(points - weight.shape[2] + 1, 1)
+    if best == 1:
+        raise Reject(f"estimated {figures}: it stays a convolution")
+    _replace(module, node, weight, best)
+    return f"estimated {figures} -> tiles of {best}"
 
 
 def estimate(out: Tensor, weight: Tensor, costs: Costs) -> dict[int, float]:
     """Microseconds of a convolution with an output [B, C', T], by outputs in a tile; 1 is the convolution itself."""
-    batch, width, length = (int(getattr(getattr(n, "node", None), "hint", n)) for n in out.shape)
+    batch, width, length = example_sizes(out.shape)
     _, channels, kernel = weight.shape
 
     def at_once(products: int, rows: int) -> float:
@@ -132,11 +121,12 @@ def matrices(tile: int, kernel: int) -> tuple[Tensor, Tensor, Tensor]:
         for point, rest in zip(finite, others, strict=True)
     ] + [infinity[1]]
     b = [[*_polynomial(rest), Fraction(0)] for rest in others] + [_polynomial(list(finite))]
-    return (
-        torch.tensor([[float(x) for x in row] for row in a], dtype=torch.float64).T,
-        torch.tensor([[float(x) for x in row] for row in g], dtype=torch.float64),
-        torch.tensor([[float(x) for x in row] for row in b], dtype=torch.float64),
-    )
+    return _as_tensor(a).T, _as_tensor(g), _as_tensor(b)
+
+
+def _as_tensor(rows: list[list[Fraction]]) -> Tensor:
+    """A matrix in float64."""
+    return torch.tensor([[float(x) for x in row] for row in rows], dtype=torch.float64)
 
 
 def _polynomial(roots: list[Fraction]) -> list[Fraction]:
@@ -185,5 +175,4 @@ def _replace(module: GraphModule, node: Node, weight: Tensor, tile: int) -> None
         y = emit(aten.slice.Tensor, y, 2, 0, length)
     if bias is not None:
         y = emit(aten.add.Tensor, y, emit(aten.unsqueeze.default, bias, 1))
-    stand_for(y, node)
-    node.replace_all_uses_with(y)
+    replace(node, y)

@@ -2,56 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from edgesmith.errors import BackendMissing, BadInput
+from edgesmith.exporters.streaming import description
 from edgesmith.exporters.streaming.description import StreamingDescription
-
-CALLER: Literal["caller"] = "caller"
-RUNTIME: Literal["runtime"] = "runtime"
-"""Who hands the states from step to step: inputs and outputs, or the runtime, which keeps them."""
-
-Call = Callable[[Sequence[np.ndarray]], Sequence[np.ndarray]]
-"""One step: the values of all inputs, in order, to the values of all outputs."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """A step program, opened in a runtime.
-
-    Attributes:
-        call: runs one step.
-        forget: gives the states that the runtime itself keeps their first values again.
-        close: lets go of the runtime.
-    """
-
-    call: Call
-    forget: Callable[[], None] = lambda: None
-    close: Callable[[], None] = lambda: None
-
+from edgesmith.exporters.streaming.step import Step
 
 Prediction = np.ndarray | tuple[np.ndarray, ...]
-"""What a step predicts: an array, or one for each of several outputs."""
+"""The prediction of a step: an array, or one for each of several outputs."""
 
 
 class Stepper:
     """Drives a step program: holds its states, and knows when predictions begin and end.
 
     Args:
-        streaming: the manifest's `streaming`: `delay`, `frame`, `states` and who keeps them.
+        streaming: what the manifest says of the program.
         step: the program.
     """
 
     def __init__(self, streaming: StreamingDescription, step: Step) -> None:
-        self.delay = int(streaming["delay"])
+        self.delay = streaming["delay"]
+        self._streaming = streaming
         self._shape = tuple(streaming["frame"]["shape"])
-        given = streaming["states"] if streaming["kept_by"] == CALLER else []
-        self._initial = [np.full(state["shape"], state["initial"], np.float32) for state in given]
+        self._initial = description.initial_states(streaming)
         self._step = step
         self.reset()
 
@@ -63,7 +40,7 @@ class Stepper:
         self._is_finished = False
 
     def step(self, frame: np.ndarray) -> Prediction | None:
-        """The prediction for the frame `delay` steps ago; None where there was none yet.
+        """Return the prediction for the frame `delay` steps ago; None where there was none yet.
 
         Args:
             frame: the next frame, [features], [batch, features] or [batch, 1, features].
@@ -84,7 +61,7 @@ class Stepper:
         return self._advance(given.reshape(self._shape), is_frame=True)
 
     def finish(self) -> list[Prediction]:
-        """The predictions for the last frames, `delay` of them or as many as there were frames; ends the sequence."""
+        """Return the predictions for the last frames, `delay` of them or all there were; ends the sequence."""
         if self._is_finished:
             return []
         missing = self.delay - min(self._frames, self.delay)
@@ -93,14 +70,13 @@ class Stepper:
         return [prediction for prediction in steps[missing:] if prediction is not None]
 
     def run(self, sequence: np.ndarray) -> list[Prediction]:
-        """The predictions for every frame of a sequence [batch, frames, features], from a reset to the last one."""
+        """Return the predictions for every frame of a sequence [batch, frames, features], from a reset to the end."""
         self.reset()
         steps = [self.step(sequence[:, t]) for t in range(sequence.shape[1])]
         return [prediction for prediction in steps if prediction is not None] + self.finish()
 
     def _advance(self, frame: np.ndarray, is_frame: bool) -> Prediction | None:
-        flag = [np.full((1,), float(is_frame), np.float32)] if self.delay else []
-        values = self._step.call([frame, *flag, *self._states])
+        values = self._step.call(description.inputs_of_call(self._streaming, frame, self._states, is_frame))
         count = len(values) - len(self._states)
         self._states = list(values[count:])
         self._frames += is_frame

@@ -1,4 +1,4 @@
-"""From a program to an `.mlpackage`: what is asked of coremltools, and which of its passes run.
+"""Lowering a program to an `.mlpackage`: what is asked of coremltools, and which of its passes run.
 
 Core ML's operators have names without modules, and those of a fused op's lowering say nothing at all. coremltools keeps
 the stack trace of the captured node beside each operator that it makes of it, through its own passes. `_with_modules`
@@ -28,6 +28,7 @@ from edgesmith.exporters.mil.functions import join, read_specification
 from edgesmith.exporters.mil.legalize import Legalization, legalizing
 from edgesmith.exporters.mil.states import keep_states
 from edgesmith.exporters.rewrites.fold_batchnorm import fold_forwards
+from edgesmith.exporters.rewrites.rewrite import Reject
 from edgesmith.exporters.targets._coreml_package import check_names, describe, write
 from edgesmith.exporters.targets._coreml_translations import own_translations
 from edgesmith.exporters.targets.target import Request, cannot_return
@@ -47,7 +48,7 @@ _MOVING_PASS = "common::canonicalize_inplace_pattern"  # noqa: S105 - as above
 
 @dataclass(frozen=True)
 class _Converted:
-    """What coremltools has saved.
+    """A package that coremltools has saved.
 
     Attributes:
         program: as it went in.
@@ -188,9 +189,12 @@ def scale_input(program: Program, request: Request) -> Program:
     module = fork(program.module)
     (image,) = (node for node in module.graph.nodes if node.op == "placeholder")
     scale = 1 / torch.tensor(request.image.std, dtype=torch.float64)
-    reason = fold_forwards(module, image, scale, torch.zeros_like(scale))
-    if reason is not None:
-        raise Unsupported(f"the standard deviations cannot be folded into the first convolution: {reason}")
+    try:
+        fold_forwards(module, image, scale, torch.zeros_like(scale))
+    except Reject as declined:
+        raise Unsupported(
+            f"the standard deviations cannot be folded into the first convolution: {declined.reason}"
+        ) from declined
     return with_module(program, tidy(module))
 
 

@@ -22,7 +22,7 @@ from edgesmith.exporters.mil.functions import shared_bytes
 from edgesmith.exporters.mil.legalize import legalizations_of
 from edgesmith.exporters.mil.program import Constant, Interface, MlProgram, Operation, TensorType, load
 from edgesmith.exporters.mil.report import Cost, Report, compare
-from edgesmith.exporters.streaming.stepper import Step
+from edgesmith.exporters.streaming.step import Step
 from edgesmith.exporters.targets.target import Arrays, NotHere, Run, TargetFile
 
 
@@ -138,7 +138,7 @@ class CoreMlFile(TargetFile):
         """Name the first operator that leaves the range of half precision, or else the first that loses 20 dB."""
         found = self._compared([inputs])
         if (cost := found.first_overflow) is not None:
-            return f"{cost.met.site}, which makes {cost.wide.peak:.3g} where half precision ends at 65504"
+            return f"{cost.met.site}, which makes {cost.exact.peak:.3g} where half precision ends at 65504"
         if (cost := found.first_loss) is not None:
             return f"{cost.met.site}, which loses {cost.loss_db:.1f} dB to its precision"
         return None

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgesmith import __version__
+from edgesmith._version import __version__
 from edgesmith.errors import Unsupported
 from edgesmith.exporters.mil.functions import SPECIFICATION
 from edgesmith.exporters.mil.legalize import LEGALIZED, Legalization

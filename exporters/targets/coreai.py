@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from edgesmith.exporters.graph.capture import Program
-    from edgesmith.exporters.streaming.stepper import Step
+    from edgesmith.exporters.streaming.step import Step
 
 
 class CoreAi(Target):
@@ -89,7 +89,7 @@ class CoreAiFile(TargetFile):
         """Open a step program in Core AI's runtime, which stays loaded until it is closed."""
         import numpy as np
 
-        from edgesmith.exporters.streaming.stepper import Step
+        from edgesmith.exporters.streaming.step import Step
 
         reason = adapter.missing()
         if reason is not None:

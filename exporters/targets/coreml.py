@@ -80,6 +80,8 @@ TARGET = CoreMl(
     extra="coreml",
     runtime="edgesmith's evaluator",
     timed_by="coremltools",
+    compute_units=("ALL", "CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE"),
+    unthreaded="Core ML starts as many as it likes",
     # Not measured: no Apple device here. A split of channels is a view of a planar tensor, and 2.4 us is CAS-ViT XS's
     # published 0.85 ms on an iPhone over its 350 operators, an upper limit for starting one; 650 is the same time over
     # its 554 million multiply-accumulates, a lower limit. A loop leaves the Neural Engine: each of its operators counts

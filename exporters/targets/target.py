@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from edgesmith.exporters.manifest import CheckRecord
     from edgesmith.exporters.precision.table import Precision
     from edgesmith.exporters.streaming.description import StreamingDescription
-    from edgesmith.exporters.streaming.stepper import Step
+    from edgesmith.exporters.streaming.step import Step
     from edgesmith.models.registry import ImageInput, SequenceInput
     from edgesmith.profiles.device import DeviceProfile
 
@@ -246,6 +246,7 @@ class Target(ABC):
         options: names of the options that this target serves beyond every target's.
         lowerings: under which name fused ops have their lowerings for it; default: its own.
         dynamic_batch: whether the format takes a free batch axis here.
+        traces_again: whether its converter traces an exported program once more itself, as torch's ONNX exporter does.
         types_programs: whether the program itself is made half or int8 before it is lowered. Otherwise the target's
             converter does that, by the request.
         finds_islands: whether a half-precision program keeps in fp32 what calibration inputs say needs it.
@@ -256,7 +257,10 @@ class Target(ABC):
             metadata.
         deployment_targets: oldest systems that a file can be made for, in order.
         default_deployment_target: of those.
-        timed_by: what a benchmark's runner runs its files in, by the runner's name; empty where nothing does.
+        timed_by: what a benchmark's runner runs its files in, by the runner's name; empty where nothing does. See
+            `timed_in` for files that say it of themselves.
+        compute_units: that the runtime may be held to, by its own names, all of them first.
+        unthreaded: why the runtime takes no number of threads; empty where it does.
         runs_alone: whether its files run without the packages that lowering needs.
         marks_device: whether files for different devices differ, so that the artifact's folder names the device.
     """
@@ -269,10 +273,13 @@ class Target(ABC):
     runtime: str
     costs: Costs
     timed_by: str = ""
+    compute_units: tuple[str, ...] = ()
+    unthreaded: str = ""
     options: frozenset[str] = frozenset()
     extra: str | None = None
     lowerings: str = ""
     dynamic_batch: bool = False
+    traces_again: bool = False
     types_programs: bool = True
     finds_islands: bool = False
     largest_int8_weight: int | None = None
@@ -302,7 +309,15 @@ class Target(ABC):
 
     def cannot_time(self) -> str | None:
         """Return why what is timed is not on this machine, or None."""
-        return self.cannot_run()
+        if self.timed_by:
+            return self.cannot_run()
+        if self.is_interpreter:
+            return f"{self.runtime} is an interpreter, whose times say nothing"
+        return "bench has nothing that runs such files"
+
+    def timed_in(self, path: Path) -> str:
+        """Return the runner's name of what runs a file of this target. Raises Unsupported for a damaged file."""
+        return self.timed_by
 
     def missing_packages(self) -> list[str]:
         """Return the packages that lowering needs and this environment does not have."""

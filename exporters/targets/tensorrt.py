@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from edgesmith.exporters.graph.capture import Program
-    from edgesmith.exporters.streaming.stepper import Step
+    from edgesmith.exporters.streaming.step import Step
 
 ONNX = ".onnx"
 """Suffix of the typed ONNX: of a kit's file, and of what lies beside an engine."""
@@ -113,6 +113,14 @@ class TensorRt(Target):
     def cannot_run(self) -> str | None:
         """What runs here is the typed ONNX."""
         return cannot_run()
+
+    def cannot_time(self) -> str | None:
+        """Return why neither TensorRT runs engines on this machine, or None."""
+        return engine.cannot_run()
+
+    def timed_in(self, path: Path) -> str:
+        """Return the module of the TensorRT that has built an engine."""
+        return engine.RUNTIMES[engine.read_header(path).made_by]
 
 
 class _TypedFile(TargetFile):
@@ -220,17 +228,14 @@ class KitDelivery(Delivery):
         kit = kits.write_kit(
             file.path,
             self.profile,
-            model=package.request.name,
-            precision=package.request.precision.name,
-            inputs=package.inputs,
-            outputs=package.outputs,
+            kits.Cases(package.inputs, package.outputs, package.unjudged),
             thresholds=package.thresholds,
             spikes=package.spikes,
             operators=since,
             manifest=package.manifest,
-            unjudged=package.unjudged,
         )
-        entries = {"kit": {key: kit[key] for key in ("board", "flags", "thresholds", "operators")}}
+        shown = {"board": kit["board"], "flags": kit["flags"], "thresholds": kit["thresholds"]}
+        entries = {"kit": {**shown, "operators": kit["operators"]}}
         if self.profile.cuda is None or self.profile.cuda.engines != "here":
             return Delivered(entries)
         folder = file.path.parent
@@ -331,8 +336,10 @@ TARGET = TensorRt(
     packages=("tensorrt_rtx", "onnx", "onnxscript", "onnxsim"),
     extra="tensorrt",
     runtime=FILE_RUNTIME,
-    timed_by="tensorrt",
+    timed_by=engine.RUNTIMES[engine.FULL],
+    unthreaded="an engine runs on the GPU, and has none",
     lowerings=LOWERINGS,
+    traces_again=True,
     # One program for all that read ONNX, but that TensorRT has Winograd's forms, and tiles, of its own.
     costs=replace(COSTS, tile_gb_s=0.0, fetch_gb_s=math.inf),
     finds_islands=True,

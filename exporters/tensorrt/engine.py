@@ -23,10 +23,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgesmith.board.common import Cuda, Refusal
 from edgesmith.errors import BackendMissing, BadInput, Unsupported
-from edgesmith.exporters.tensorrt.kit import KIT, read_kit
-from edgesmith.exporters.tensorrt.kit import build as board
+from edgesmith.exporters.tensorrt.kit import build
 from edgesmith.exporters.tensorrt.kit.build import NO_VALUE, nodes_of, precision_of, summarise
+from edgesmith.exporters.tensorrt.kit.record import KIT, read_kit
 from edgesmith.profiles import device as devices
 from edgesmith.profiles.device import DeviceProfile
 
@@ -45,6 +46,9 @@ LAYERS = "layers.json"
 """Beside an engine: what the builder said of it."""
 
 RTX, FULL = "TensorRT-RTX", "TensorRT"
+RUNTIMES = {RTX: "tensorrt_rtx", FULL: "tensorrt"}
+"""The Python module that runs what each of them has built."""
+
 _MAGIC = {b"vtrt": RTX, b"ftrt": FULL}
 _HEADER_BYTES = 64
 
@@ -90,6 +94,22 @@ def read_header(path: Path) -> Header:
     (bits,) = struct.unpack_from("<Q", head, 32)
     known = tuple(capability for i, capability in enumerate(CAPABILITIES) if bits >> i & 1)
     return Header(version, known, length)
+
+
+def cannot_run() -> str | None:
+    """Return why neither TensorRT runs engines on this machine, or None: the reason of the one that can be imported."""
+    why = "neither tensorrt nor tensorrt_rtx is installed"
+    for module in reversed(RUNTIMES.values()):
+        try:
+            importlib.import_module(module)
+            Cuda().compute_capability()
+        except ImportError:
+            continue
+        except Exception as error:  # a broken installation can raise anything at import
+            why = str(error) if isinstance(error, Refusal) else f"{type(error).__name__}: {error}"
+            continue
+        return None
+    return why
 
 
 def fits(compute_capabilities: Sequence[str], hardware_compatible: bool = False) -> list[DeviceProfile]:
@@ -185,7 +205,7 @@ TOLD: dict[str, type | tuple[type, ...]] = {
     "precisions": dict,
     "types": dict,
     "synchronisations": int,
-    **dict.fromkeys(board.MEMORY, (int, type(None))),
+    **dict.fromkeys(build.MEMORY, (int, type(None))),
     "warnings": list,
 }
 """What a manifest has of an engine, and of which type; without the first two nobody knows what it loads on."""
@@ -215,17 +235,19 @@ def _inspect_kit(folder: Path, device: str | None) -> dict[str, Any]:
     from edgesmith.exporters import artifact as artifacts
 
     kit, artifact = read_kit(folder), artifacts.read(folder)
-    shown = ("model", "device", "precision", "board", "flags", "operators", "thresholds")
-    lacking = [key for key in shown if key not in kit]
-    if lacking:
-        raise BadInput(f"{folder / KIT} is damaged: it has no {lacking[0]}; export the model again")
     if device is not None and device != kit["device"]:
         raise BadInput(f"{folder.name} is a kit for {kit['device']}, not for {device}; export with --device {device}")
     built = folder / BUILT
     return {
         "kind": "kit",
         "path": str(folder),
-        **{key: kit[key] for key in shown},
+        "model": kit["model"],
+        "device": kit["device"],
+        "precision": kit["precision"],
+        "board": kit["board"],
+        "flags": kit["flags"],
+        "operators": kit["operators"],
+        "thresholds": kit["thresholds"],
         "changed": artifacts.changed_files(artifact),
         **({"engine": inspect(built)} if built.is_dir() else {}),
     }
@@ -239,13 +261,13 @@ def _inspect_layers(path: Path) -> dict[str, Any]:
     """An inspector's JSON as layers and as counts."""
     try:
         information = json.loads(path.read_text(encoding="utf-8"))
-        layers = board.read_inspector(information)
-        tensors = board.tensors_of(information)
+        layers = build.read_inspector(information)
+        tensors = build.tensors_of(information)
     except (OSError, ValueError) as error:
         raise Unsupported(
             f"{path.name} is no inspector's JSON ({error}); wanted what trtexec --exportLayerInfo writes"
         ) from error
-    report = board.condense((), None, layers)
+    report = build.condense((), None, layers)
     counts = summarise(report)
     return {
         "tensors": tensors,
@@ -317,8 +339,8 @@ def _this_machine(
     """
     assert profile.cuda is not None
     try:
-        own = board.Cuda().compute_capability()
-    except board.Refusal as refusal:
+        own = Cuda().compute_capability()
+    except Refusal as refusal:
         raise BackendMissing(
             f"{path.name} is built for {sm(capabilities)}, and which GPU this machine has cannot be found: {refusal}"
         ) from refusal
@@ -359,7 +381,7 @@ def condense(log: Sequence[tuple[str, str]], network_layers: int) -> dict[str, A
     """
     listed = next((message for _, message in log if message.startswith("Layers:")), "")
     layers = [asdict(_layer(line)) for line in listed.splitlines() if line.startswith("Name: ")]
-    return board.condense(log, network_layers, layers)
+    return build.condense(log, network_layers, layers)
 
 
 def _layer(line: str) -> Layer:

@@ -1,11 +1,10 @@
-"""Kits: what a machine with its own TensorRT needs to build an engine, check it and time it. build.py runs there.
+"""Kits: all that a machine with its own TensorRT needs to build an engine, check it and time it. build.py runs there.
 
-    kit.json     {"schema": 1, "model", "device", "precision", "onnx", "inputs", "outputs", "board": {...},
-                  "thresholds": {"relative_error", "snr_db"}, "spikes", "flags", "operators": {name: since},
-                  "manifest": {...}, "files": {name: sha256}}       what to copy: kit.json and `files`
+    kit.json     the record, by record.py and kit.schema.json; what to copy are it and its `files`
     MODEL.onnx   the typed ONNX
     cases.npz    input_I.J and output_I.J: the seeded inputs, and PyTorch's outputs
-    build.py     what runs on the board; README.md: one page
+    build.py     one file for the board, joined from build.py beside this module and edgesmith.board.common
+    README.md    one page
 
 A kit lies in an artifact's folder, so it has a manifest and PyTorch's outputs too, and `verify` works on it.
 """
@@ -14,23 +13,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgesmith.errors import BackendMissing, BadInput, Unsupported, VerificationFailed
+from edgesmith.board.join import join
+from edgesmith.errors import BackendMissing, Unsupported, VerificationFailed
 from edgesmith.exporters.manifest import SCHEMA
-from edgesmith.exporters.tensorrt.kit import build as board
+from edgesmith.exporters.tensorrt.kit import build
+from edgesmith.exporters.tensorrt.kit.record import KIT, Flags, Kit, read_kit, write_record
 
 if TYPE_CHECKING:
     import numpy as np
 
     from edgesmith.profiles.device import DeviceProfile
 
-KIT = "kit.json"
+__all__ = ["KIT", "Kit", "read_kit"]  # record.py's
+
 CASES = "cases.npz"
 SCRIPT = "build.py"
 README = "README.md"
@@ -38,65 +40,57 @@ README = "README.md"
 OPTIONS: tuple[str, ...] = ()
 """Of build.py, where it builds on this machine."""
 
-FLAGS = {"strongly_typed": True, "tf32": False, "optimization_level": 3}
-"""How engines are built. What else there is, such as a DLA, the builder is told on the board."""
+FLAGS: Flags = {"strongly_typed": True, "tf32": False, "optimization_level": 3}
+"""Settings of every build. Others, such as a DLA, are build.py's options on the board."""
 
 
-def read_kit(folder: Path) -> dict[str, Any]:
-    """What kit.json says. Raises BadInput where it is damaged or of another schema."""
-    path = folder / KIT
-    try:
-        kit: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        schema = kit["schema"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"{path} is damaged or no kit's ({error!r}); export the model again") from error
-    if schema != board.SCHEMA:
-        raise BadInput(f"{path} has schema {schema}, this edgesmith reads {board.SCHEMA}")
-    return kit
+@dataclass(frozen=True)
+class Cases:
+    """The seeded inputs, and PyTorch's outputs for them: arrays by case and position.
+
+    Attributes:
+        unjudged: names of outputs that no threshold holds for, and that a kit leaves out.
+    """
+
+    inputs: Sequence[Sequence[np.ndarray]]
+    outputs: Sequence[Sequence[np.ndarray]]
+    unjudged: Collection[str] = ()
 
 
 def write_kit(
     onnx: Path,
     profile: DeviceProfile,
+    cases: Cases,
     *,
-    model: str,
-    precision: str,
-    inputs: Sequence[Sequence[np.ndarray]],
-    outputs: Sequence[Sequence[np.ndarray]],
     thresholds: Mapping[str, float],
     spikes: bool,
     operators: Mapping[str, str | None],
     manifest: Mapping[str, Any],
-    unjudged: Collection[str] = (),
-) -> dict[str, Any]:
-    """Make a kit of the typed ONNX in its folder. Returns what kit.json says.
+) -> Kit:
+    """Make a kit of a typed ONNX file, in its folder.
 
     Args:
         profile: the device that builds of it.
-        inputs, outputs: of each case; outputs are PyTorch's.
         thresholds: `relative_error` and `snr_db` that the engine's outputs must hold.
-        spikes: whether neurons spike, so that an ulp may show.
+        spikes: neurons spike, so that an ulp may show.
         operators: that the file uses, each with the TensorRT since which there is one, where that is known.
         manifest: the artifact's; the engine's repeats what it is of.
-        unjudged: names of outputs that no threshold holds for, and that the cases leave out.
+
+    Returns:
+        The record in its kit.json.
     """
-    import numpy as np
     from onnx import load
 
     folder = onnx.parent
     graph = load(str(onnx)).graph
-    judged = {i: value.name for i, value in enumerate(graph.output) if value.name not in unjudged}
-    arrays = {f"input_{i}.{j}": x for i, one in enumerate(inputs) for j, x in enumerate(one)}
-    arrays |= {f"output_{i}.{j}": one[k] for i, one in enumerate(outputs) for j, k in enumerate(judged)}
-    np.savez(folder / CASES, allow_pickle=False, **{name: np.ascontiguousarray(x) for name, x in arrays.items()})
-    shutil.copyfile(board.__file__, folder / SCRIPT)
+    judged = {i: value.name for i, value in enumerate(graph.output) if value.name not in cases.unjudged}
     cuda = profile.cuda
     assert cuda is not None
-    kit = {
-        "schema": board.SCHEMA,
-        "model": model,
+    kit: Kit = {
+        "schema": 1,
+        "model": manifest["model"]["name"],
         "device": profile.name,
-        "precision": precision,
+        "precision": manifest["precision"],
         "onnx": onnx.name,
         "inputs": [value.name for value in graph.input],
         "outputs": list(judged.values()),
@@ -107,22 +101,40 @@ def write_kit(
             "jetpack": cuda.jetpack,
             "dla_cores": cuda.dla_cores,
         },
-        "thresholds": dict(thresholds),
+        "thresholds": {"relative_error": thresholds["relative_error"], "snr_db": thresholds["snr_db"]},
         "spikes": spikes,
         "flags": FLAGS,
         "operators": dict(operators),
         "manifest": {
             "schema": SCHEMA,
-            **{key: manifest[key] for key in ("model", "weights", "target", "precision", "tool")},
-            "verification": {key: manifest["verification"][key] for key in ("inputs", "judged_as")},
+            "model": manifest["model"],
+            "weights": manifest["weights"],
+            "target": manifest["target"],
+            "precision": manifest["precision"],
+            "tool": manifest["tool"],
+            "verification": {
+                "inputs": manifest["verification"]["inputs"],
+                "judged_as": manifest["verification"]["judged_as"],
+            },
         },
+        "files": {},
     }
+    _write_cases(folder / CASES, cases, list(judged))
+    (folder / SCRIPT).write_text(join(Path(build.__file__)), encoding="utf-8")
     (folder / README).write_text(_readme(kit, profile), encoding="utf-8")
     names = (onnx.name, CASES, SCRIPT, README)
-    digests = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
-    kit["files"] = digests
-    (folder / KIT).write_text(json.dumps(kit, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    kit["files"] = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+    write_record(kit, folder)
     return kit
+
+
+def _write_cases(path: Path, cases: Cases, judged: Sequence[int]) -> None:
+    """Write the inputs of every case, and those of its outputs that are judged."""
+    import numpy as np
+
+    arrays = {f"input_{i}.{j}": x for i, one in enumerate(cases.inputs) for j, x in enumerate(one)}
+    arrays |= {f"output_{i}.{j}": one[k] for i, one in enumerate(cases.outputs) for j, k in enumerate(judged)}
+    np.savez(path, allow_pickle=False, **{name: np.ascontiguousarray(x) for name, x in arrays.items()})
 
 
 def check_kit(folder: Path) -> None:
@@ -137,15 +149,15 @@ def check_kit(folder: Path) -> None:
 
 def needs(kit: Mapping[str, Any]) -> str:
     """The oldest TensorRT that has all operators of a kit, in words."""
-    since = [board.version_of(one) for one in kit["operators"].values() if one and one != board.NEVER]
-    return f"TensorRT {board.written(max([board.OLDEST, *since]))}"
+    since = [build.version_of(one) for one in kit["operators"].values() if one and one != build.NEVER]
+    return f"TensorRT {build.written(max([build.OLDEST, *since]))}"
 
 
 def require_tensorrt() -> None:
     """Raise BackendMissing where this machine has no TensorRT to build with."""
     import importlib.util
 
-    if importlib.util.find_spec("tensorrt") is None and board.find_trtexec() is None:
+    if importlib.util.find_spec("tensorrt") is None and build.find_trtexec() is None:
         raise BackendMissing(
             "--device host-gpu builds with this machine's TensorRT, and there is neither the Python module tensorrt nor"
             " the command trtexec; install TensorRT (docs.nvidia.com/deeplearning/tensorrt), or choose a --device whose"
@@ -165,12 +177,12 @@ def build_here(folder: Path, out: Path) -> dict[str, Any]:
     if done.returncode != 0:
         said = done.stderr.strip().splitlines()
         sentence = said[-1].removeprefix(f"{SCRIPT}: ") if said else f"{SCRIPT} stopped with {done.returncode}"
-        raise (VerificationFailed if sentence.startswith(board.NUMBERS) else Unsupported)(sentence)
+        raise (VerificationFailed if sentence.startswith(build.NUMBERS) else Unsupported)(sentence)
     manifest: dict[str, Any] = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
     return manifest
 
 
-def _readme(kit: Mapping[str, Any], profile: DeviceProfile) -> str:
+def _readme(kit: Kit, profile: DeviceProfile) -> str:
     """One page for whoever finds a kit on a board."""
     cuda = profile.cuda
     assert cuda is not None
@@ -179,7 +191,7 @@ def _readme(kit: Mapping[str, Any], profile: DeviceProfile) -> str:
     limits = kit["thresholds"]
     dla = (
         f"\n- `--dla 0` (to {cuda.dla_cores - 1}): run on a DLA what can, and the rest on the GPU. fp16 and int8 only,"
-        f" and TensorRT up to 10.7 or from {board.written(board.TYPED_DLA)} on."
+        f" and TensorRT up to 10.7 or from {build.written(build.TYPED_DLA)} on."
         if cuda.dla_cores
         else ""
     )

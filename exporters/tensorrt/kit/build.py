@@ -22,36 +22,51 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
-import ctypes.util
 import datetime
-import glob
 import hashlib
 import importlib
 import json
 import os
-import platform
 import re
-import resource
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-import uuid
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-if TYPE_CHECKING:  # Python 3.8 cannot subscript what the annotations name
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+from edgesmith.board.common import (
+    MEASUREMENT_SCHEMA,
+    SLOT_MS,
+    Cuda,
+    Refusal,
+    ask_system,
+    bind,
+    environment,
+    first_line,
+    machine,
+    median,
+    memory_mib,
+    new_log,
+    parse_number,
+    read_line,
+    timed,
+    warm_up,
+)
 
-    Call = Callable[[], Any]
+if TYPE_CHECKING:  # Python 3.8 cannot subscript what the annotations name
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from edgesmith.board.common import Call
+
     Outputs = Sequence[Sequence[Any]]
 
 SCHEMA = 1
-MEASUREMENT_SCHEMA = 2
+"""Of kit.json."""
+
 OLDEST = (8, 6)
 """The first TensorRT with layer norms, optimisation levels and engines for other versions."""
 
@@ -64,20 +79,16 @@ docs.nvidia.com/deeplearning/tensorrt/11.4.1, Working with DLA: 10.7 was the las
 11.4.0 has it on Windows alone."""
 
 NEVER, NEWEST = "never", (11, 4)
-"""Since when there is an operator that no TensorRT has, and the newest TensorRT that was asked."""
+"""The word for an operator that no TensorRT has, and the newest TensorRT that was asked."""
 
 NUMBERS = "the engine's numbers are wrong"
-"""How the sentence about an engine that parts from PyTorch begins."""
+"""The beginning of the sentence about an engine whose outputs diverge from PyTorch's."""
 
-LAUNCHES, SECONDS, SLOT_MS = 6, 24.0, 30.0
+LAUNCHES, SECONDS = 6, 24.0
 """Processes that time the engine, what they may take together, and how long calls are kept together."""
 
 START_S = 2.0
-"""What starting a process and warming up take, about, of the time of a launch."""
-
-
-class Refusal(Exception):
-    """Why there is no engine, in one sentence."""
+"""About what starting a process and warming up take of a launch's time."""
 
 
 # The inspector's layers, whatever TensorRT wrote them.
@@ -180,7 +191,7 @@ def tensors_of(information: Mapping[str, Any]) -> list[str]:
 def condense(
     log: Sequence[tuple[str, str]], network_layers: int | None, layers: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """What layers.json holds: a build log as data, and the layers. What the log does not say is None."""
+    """Return the content of layers.json: a build log as data, and the layers. Figures not in the log are None."""
     memory: dict[str, int | None] = dict.fromkeys(MEMORY)
     for _, message in log:
         for key, pattern in MEMORY.items():
@@ -195,7 +206,9 @@ def condense(
 
 
 def summarise(report: Mapping[str, Any]) -> dict[str, Any]:
-    """What a manifest has of `condense`: counts instead of layers; what makes no value only keeps streams in step."""
+    """Return the manifest's part of a report by `condense`: counts of the layers that make a value, and of those that
+    only wait for another stream.
+    """
     layers = [layer for layer in report["layers"] if layer["precision"] != NO_VALUE]
     precisions, types = (Counter(layer[key] for layer in layers) for key in ("precision", "type"))
     found: dict[str, Any] = {
@@ -256,7 +269,7 @@ def measure_one(reference: Sequence[Any], outputs: Sequence[Any], allowed: float
 
 
 def count_top1(reference: Sequence[Any], outputs: Sequence[Any], margin: float) -> dict[str, int]:
-    """How many best classes agree, how many were decided, and how many were ties."""
+    """Count the best classes that agree, those that were decided, and the ties."""
     counts = {"agreeing": 0, "decided": 0, "ties": 0}
     for y, z in zip(reference, outputs):  # noqa: B905  # Python 3.8 has no strict
         for row, other in zip(y, z):  # noqa: B905
@@ -270,7 +283,7 @@ def count_top1(reference: Sequence[Any], outputs: Sequence[Any], margin: float) 
 
 
 def judge(figures: Mapping[str, Any], thresholds: Mapping[str, float]) -> str | None:
-    """Why figures do not pass, or None."""
+    """Return the reason for which figures do not pass, or None."""
     if not figures["relative_error"] <= thresholds["relative_error"]:
         return f"error {figures['relative_error']:.2g} of the peak, allowed {thresholds['relative_error']:.2g}"
     if figures["snr_db"] is not None and not figures["snr_db"] >= thresholds["snr_db"]:
@@ -327,68 +340,6 @@ def check_numbers(kit: Mapping[str, Any], reference: Outputs, outputs: Outputs) 
 # CUDA's memory, by its runtime library: no package for it is needed.
 
 
-class Cuda:
-    """What is used of libcudart. Raises Refusal where there is none, or where it reports an error."""
-
-    NAMES = ("libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0", "libcudart.so")
-    FOLDERS = ("/usr/local/cuda/lib64", "/usr/local/cuda/targets/aarch64-linux/lib")
-    TO_DEVICE, TO_HOST = 1, 2
-    MAJOR, MINOR = 75, 76  # cudaDevAttrComputeCapability...
-
-    def __init__(self) -> None:
-        found = ctypes.util.find_library("cudart")
-        names = [*([found] if found else []), *self.NAMES]
-        for folder in (*self.FOLDERS, *(f"{path}/nvidia/*/lib" for path in sys.path if path)):
-            names += sorted(glob.glob(f"{folder}/libcudart.so*"))  # noqa: PTH207  # folders with stars in them
-        for name in names:
-            with contextlib.suppress(OSError):
-                self.library = ctypes.CDLL(name)
-                return
-        raise Refusal("CUDA's runtime library libcudart is not on this machine; on a Jetson, JetPack brings it")
-
-    def call(self, name: str, *arguments: Any) -> None:
-        """Call one of the library's functions."""
-        error = getattr(self.library, name)(*arguments)
-        if error != 0:
-            raise Refusal(f"CUDA's {name} failed with error {error}; is there a GPU, and a driver that fits?")
-
-    def allocate(self, size: int, on_host: bool = False) -> int:
-        """The address of new memory: of the GPU, or of the host, and then pinned."""
-        address = ctypes.c_void_p()
-        self.call("cudaMallocHost" if on_host else "cudaMalloc", ctypes.byref(address), ctypes.c_size_t(max(size, 1)))
-        return int(address.value or 0)
-
-    def stream(self) -> int:
-        """A new stream."""
-        handle = ctypes.c_void_p()
-        self.call("cudaStreamCreate", ctypes.byref(handle))
-        return int(handle.value or 0)
-
-    def copy(self, target: int, source: int, size: int, kind: int, stream: int) -> None:
-        """Copy bytes in a stream."""
-        pointers = ctypes.c_void_p(target), ctypes.c_void_p(source)
-        self.call("cudaMemcpyAsync", *pointers, ctypes.c_size_t(size), ctypes.c_int(kind), ctypes.c_void_p(stream))
-
-    def wait(self, stream: int) -> None:
-        """Wait for all that was put into a stream."""
-        self.call("cudaStreamSynchronize", ctypes.c_void_p(stream))
-
-    def compute_capability(self) -> str:
-        """Of the first GPU, such as `8.7`."""
-        values = []
-        for attribute in (self.MAJOR, self.MINOR):
-            value = ctypes.c_int()
-            self.call("cudaDeviceGetAttribute", ctypes.byref(value), ctypes.c_int(attribute), ctypes.c_int(0))
-            values.append(value.value)
-        return f"{values[0]}.{values[1]}"
-
-    def version(self) -> str:
-        """Of the runtime library, such as `12.6`."""
-        value = ctypes.c_int()
-        self.call("cudaRuntimeGetVersion", ctypes.byref(value))
-        return f"{value.value // 1000}.{value.value % 1000 // 10}"
-
-
 def version_of(text: str) -> tuple[int, ...]:
     """(10, 3, 0) of `10.3.0.26`."""
     return tuple(int(part) for part in re.findall(r"\d+", text)[:3])
@@ -417,7 +368,7 @@ class Module:
             trt.init_libnvinfer_plugins(self.log, "")
 
     def versions(self) -> dict[str, str]:
-        """What a manifest and a measurement name."""
+        """Return the versions that a manifest and a measurement name."""
         return {"tensorrt": str(self.trt.__version__), "cuda": self.cuda.version()}
 
     def build(self, onnx: Path, engine: Path, options: argparse.Namespace, kit: Mapping[str, Any]) -> dict[str, Any]:
@@ -444,13 +395,7 @@ class Module:
             raise Refusal(f"TensorRT {written(self.version)} builds no engine of {onnx.name}: {said}")
         engine.write_bytes(bytes(built))
         if options.timing_cache:
-            try:
-                write_whole(options.timing_cache, bytes(config.get_timing_cache().serialize()))
-            except OSError as error:
-                said = error.strerror or str(error)
-                raise Refusal(
-                    f"cannot write --timing-cache {options.timing_cache}: {said}; nothing was written"
-                ) from error
+            write_cache(options.timing_cache, bytes(config.get_timing_cache().serialize()))
         inspector = self.open(engine).create_engine_inspector()
         information = json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
         return condense(self.log.lines, int(network.num_layers), read_inspector(information))
@@ -564,11 +509,11 @@ class Trtexec:
         self.version = parts if number < 10000 else (number // 10000, number // 100 % 100, number % 100)
 
     def versions(self) -> dict[str, str]:
-        """What a manifest and a measurement name."""
+        """Return the versions that a manifest and a measurement name."""
         return {"trtexec": written(self.version)}
 
     def run(self, *arguments: str) -> str:
-        """What the command says. Raises Refusal where it fails."""
+        """Run the command. Returns all that it writes; raises Refusal where it fails."""
         done = subprocess.run(  # noqa: S603  # TensorRT's own command
             [self.command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", check=False
         )
@@ -653,81 +598,26 @@ class Trtexec:
 
 
 def to_json(text: str) -> str:
-    """What trtexec writes, with `nan`, `-nan`, `inf` and `-inf` as Python reads them."""
+    """Return the JSON that trtexec writes, with `nan`, `-nan`, `inf` and `-inf` as Python reads them."""
     return re.sub(r"\binf\b", "Infinity", re.sub(r"-?\bnan\b", "NaN", text))
 
 
-def bind(trt: Any, cuda: Cuda, engine: Any, profiler: Any = None) -> tuple[dict[str, Any], Call]:
-    """Pinned arrays by tensor's name, and a call that copies in, runs, and copies out."""
-    import numpy
-
-    context, stream = engine.create_execution_context(), cuda.stream()
-    if context is None:
-        raise Refusal("TensorRT cannot prepare the engine to run; is there too little memory on this GPU?")
-    if profiler is not None:
-        context.profiler = profiler
-    arrays: dict[str, Any] = {}
-    copies: dict[bool, list[tuple[int, int, int]]] = {True: [], False: []}
-    for i in range(engine.num_io_tensors):
-        name = engine.get_tensor_name(i)
-        kind = numpy.dtype(trt.nptype(engine.get_tensor_dtype(name)))
-        shape = tuple(engine.get_tensor_shape(name))
-        size = kind.itemsize * int(numpy.prod(shape, dtype=numpy.int64))
-        host, device = cuda.allocate(size, on_host=True), cuda.allocate(size)
-        content = (ctypes.c_byte * max(size, 1)).from_address(host)
-        arrays[name] = numpy.frombuffer(content, kind, size // kind.itemsize).reshape(shape)
-        context.set_tensor_address(name, device)
-        copies[engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT].append((host, device, size))
-
-    def call() -> None:
-        for host, device, size in copies[True]:
-            cuda.copy(device, host, size, cuda.TO_DEVICE, stream)
-        if not context.execute_async_v3(stream):
-            raise Refusal("TensorRT does not run the engine")
-        for host, device, size in copies[False]:
-            cuda.copy(host, device, size, cuda.TO_HOST, stream)
-        cuda.wait(stream)
-
-    call.owners = engine, context  # type: ignore[attr-defined]
-    return arrays, call
-
-
-def new_log(trt: Any) -> Any:
-    """A logger that keeps what TensorRT says, and prints none of it."""
-
-    class Log(trt.ILogger):  # type: ignore[misc]  # known at run time only
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.lines: list[tuple[str, str]] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            self.lines.append((severity.name, message))
-
-    return Log()
-
-
 def is_typed(version: Sequence[int], options: argparse.Namespace) -> bool:
-    """Whether the network is strongly typed."""
+    """Return whether the network is strongly typed."""
     return tuple(version) >= (STRONGLY_TYPED if options.dla is None else TYPED_DLA)
 
 
 def weak_flags(precision: str) -> list[str]:
-    """What a builder must be allowed where types in the graph alone do not allow it."""
+    """Return the precisions that a builder must be allowed where the graph's types alone do not allow them."""
     return {"fp32": [], "fp16": ["FP16"], "bf16": ["BF16"], "int8": ["INT8", "FP16"]}.get(precision, ["FP16"])
 
 
-def first_line(text: str) -> str:
-    """What an error says, without the places in TensorRT's sources."""
-    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
-    return lines[-1].split(" In ")[0].rstrip(" .") if lines else "it does not say why"
-
-
 TRTEXEC = ("/usr/src/tensorrt/bin/trtexec", "/opt/tensorrt/bin/trtexec")
-"""Where JetPack and NVIDIA's containers keep it, when it is not on the PATH."""
+"""The places where JetPack and NVIDIA's containers keep it, when it is not on the PATH."""
 
 
 def find_trtexec() -> str | None:
-    """Where the command is, or None."""
+    """Return the path of the command trtexec, or None."""
     return shutil.which("trtexec") or next((path for path in TRTEXEC if os.access(path, os.X_OK)), None)
 
 
@@ -749,225 +639,35 @@ def find_tensorrt() -> Module | Trtexec:
     return found
 
 
-# The machine, as the manifest and the measurement show it. Functions that runner.py has too are the same there.
-
-WINDOW_CALLS, WINDOW_MS = 5, 20.0
-"""A window of the warm-up has so many calls, and goes on until so much time has passed."""
-
-STEADY = 0.02
-"""Three windows in a row whose medians neither fall nor rise throughout, or by less than this, are steady."""
-
-WARM_UP_S = 5.0
-"""After so much time a model is timed as it is, and the record says that it was not steady."""
-
-ROOT = Path("/")
-"""Where the system shows its settings and sensors."""
-
-TOLD_S = 5.0
-"""What a command of the system's may take."""
-
-
-def read(path: Path) -> str | None:
-    """The first line of a file of the system's, or None."""
-    try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            return file.readline().strip()
-    except OSError:
-        return None
-
-
-def number(text: str | None, scale: float = 1.0) -> float | None:
-    """A number that the system wrote, or None."""
-    try:
-        return float(text or "") * scale
-    except ValueError:
-        return None
-
-
-def environment() -> dict[str, Any]:
-    """What the system shows of its clock, load and temperature. What it does not show is left out."""
-    found: dict[str, Any] = {"time_s": time.time()}
-    if hasattr(os, "getloadavg"):
-        found["load"] = os.getloadavg()[0]
-    cpus = Path("/sys/devices/system/cpu")
-    frequencies = [number(read(path), 1e-3) for path in sorted(cpus.glob("cpu[0-9]*/cpufreq/scaling_cur_freq"))]
-    listed = Path("/proc/cpuinfo")
-    if not frequencies and listed.exists():
-        lines = listed.read_text(encoding="utf-8", errors="replace").splitlines()
-        frequencies = [number(line.split(":")[1]) for line in lines if line.startswith("cpu MHz")]
-    if frequencies and None not in frequencies:
-        found["frequency_mhz"] = frequencies
-    governor = read(cpus / "cpu0/cpufreq/scaling_governor")
-    if governor:
-        found["governor"] = governor
-    zones: dict[str, float] = {}
-    for zone in sorted(Path("/sys/class/thermal").glob("thermal_zone*")):
-        degrees = number(read(zone / "temp"), 1e-3)
-        if degrees is not None:
-            zones[f"{zone.name} {read(zone / 'type') or ''}".strip()] = degrees
-    if zones:
-        found["temperature_c"] = zones
-    ticks = (read(Path("/proc/stat")) or "").split()
-    if len(ticks) > 8 and ticks[0] == "cpu":
-        found["stolen_s"] = float(ticks[8]) / os.sysconf("SC_CLK_TCK")
-    found["preempted"] = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
-    return found
-
-
-def memory_mib() -> float:
-    """The most memory that this process has held, MiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2.0 ** (20 if sys.platform == "darwin" else 10)
-
-
-def timed(call: Call) -> float:
-    """Milliseconds of one call: those that it returns, where its runtime has counted them."""
-    start = time.perf_counter_ns()
-    own = call()
-    return own if isinstance(own, float) else (time.perf_counter_ns() - start) / 1e6
-
-
-def median(values: Sequence[float]) -> float:
-    """The middle of some numbers."""
-    ordered = sorted(values)
-    half = len(ordered) // 2
-    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
-
-
-def is_steady(medians: Sequence[float]) -> bool:
-    """Whether the last three windows show no trend: up and down, or within `STEADY` of each other."""
-    if len(medians) < 3:
-        return False
-    a, b, c = medians[-3:]
-    return (b - a) * (c - b) <= 0 or abs(c - a) <= STEADY * min(a, c)
-
-
-def warm_up(call: Call) -> tuple[int, float, bool]:
-    """Call until steady. Returns how many calls that were, how long they took, and whether they became steady."""
-    start, calls = time.perf_counter(), 0
-    medians: list[float] = []
-    while not is_steady(medians) and time.perf_counter() - start < WARM_UP_S:
-        window = [timed(call)]
-        while len(window) < WINDOW_CALLS or sum(window) < WINDOW_MS:
-            window.append(timed(call))
-        calls += len(window)
-        medians.append(median(window))
-    return calls, (time.perf_counter() - start) * 1e3, is_steady(medians)
+# The machine, as the manifest and the measurement show it.
 
 
 def state() -> dict[str, Any]:
-    """What the system shows, and the GPU's clock and temperature where it shows those."""
+    """Return the environment, and the GPU's clock and temperature where the system shows those."""
     found = environment()
     for pattern in ("*gpu*/cur_freq", "*ga10b*/cur_freq"):
         for path in sorted(Path("/sys/class/devfreq").glob(pattern)):
-            hertz = number(read(path), 1e-6)
+            hertz = parse_number(read_line(path), 1e-6)
             if hertz is not None:
                 found["gpu_frequency_mhz"] = hertz
     if "gpu_frequency_mhz" not in found:
-        lines = told(
+        lines = ask_system(
             "nvidia-smi", "--query-gpu=clocks.sm,temperature.gpu", "--format=csv,noheader,nounits"
         ).splitlines()
         values = lines[0].split(",") if lines else []
         for key, value in zip(("gpu_frequency_mhz", "gpu_temperature_c"), values):  # noqa: B905  # Python 3.8
-            if number(value) is not None:
-                found[key] = number(value)
+            if parse_number(value) is not None:
+                found[key] = parse_number(value)
     return found
-
-
-def told(*command: str) -> str:
-    """What a command of the system's prints; nothing where there is none, it fails, or takes too long."""
-    found = shutil.which(command[0], path=f"{os.environ.get('PATH', os.defpath)}{os.pathsep}/usr/sbin")
-    if found is None:
-        return ""
-    try:
-        done = subprocess.run(  # noqa: S603  # the system's own
-            [found, *command[1:]],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            encoding="utf-8",
-            errors="replace",
-            timeout=TOLD_S,
-            check=False,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
-
-
-def power_mode() -> str | None:
-    """How the machine is set to trade speed for power, in the system's words; None where it shows nothing without root.
-
-    Jetson   MAXN_SUPER          `nvpmodel -q`, which may say more before and after; without that command, as in
-                                 containers, what it keeps: /var/lib/nvpmodel/status, with names in /etc/nvpmodel.conf
-    macOS    low power           `pmset -g`: powermode 0 to 2 where there is a high power mode, else lowpowermode 0, 1
-    Android  battery saver off   `settings get global low_power`, and what follows
-    Linux    balanced, governor powersave, no boost         ACPI's platform profile, cpufreq's governors, boost
-
-    NVIDIA, Jetson Linux Developer Guide, Supported Modes and Power Efficiency; pmset(1), and
-    github.com/alfredapp/low-power-mode-workflow/issues/4; Android's Settings.Global; Linux' ABI/testing/
-    sysfs-platform_profile, admin-guide/pm/cpufreq and intel_pstate.
-    """
-    mode = re.search(r"^NV Power Mode: *(\S+)", told("nvpmodel", "-q"), re.MULTILINE)
-    if mode:
-        return mode[1]
-    kept = re.search(r"pmode:(\d+)", read(ROOT / "var/lib/nvpmodel/status") or "")
-    if kept:
-        with contextlib.suppress(OSError):
-            modes = (ROOT / "etc/nvpmodel.conf").read_text(encoding="utf-8", errors="replace")
-            named = re.search(rf"^< *POWER_MODEL +ID={int(kept[1])} +NAME=(\S+) *>", modes, re.MULTILINE)
-            if named:
-                return named[1]
-        return f"nvpmodel {int(kept[1])}"
-    mode = re.search(r"^ *(?:low)?powermode +([012])\b", told("pmset", "-g"), re.MULTILINE)
-    if mode:
-        return ("automatic", "low power", "high power")[int(mode[1])]
-    found = []
-    if (ROOT / "system/build.prop").exists():
-        saver = told("settings", "get", "global", "low_power")
-        found += [f"battery saver {'on' if saver == '1' else 'off'}"] if saver in ("0", "1") else []
-    cpus = ROOT / "sys/devices/system/cpu"
-    found += [read(ROOT / "sys/firmware/acpi/platform_profile") or ""]
-    governors = {read(path) or "" for path in cpus.glob("cpu[0-9]*/cpufreq/scaling_governor")} - {""}
-    found += [f"governor {' and '.join(sorted(governors))}"] if governors else []
-    is_off = read(cpus / "intel_pstate/no_turbo") == "1" or read(cpus / "cpufreq/boost") == "0"
-    found += ["no boost"] if is_off else []
-    return ", ".join(part for part in found if part) or None
-
-
-def machine() -> dict[str, Any]:
-    """What the machine is: its system, its processor or board, its power mode, and a hash that tells two apart."""
-    node = uuid.getnode()
-    own = f"{node:x}" if not node >> 40 & 1 else read(Path("/etc/machine-id")) or ""  # that bit marks a random number
-    return {
-        "system": f"{platform.system()} {platform.release()}",
-        "cpu": processor(),
-        "machine": hashlib.sha256(f"{platform.node()} {own}".encode()).hexdigest()[:12],
-        "power_mode": power_mode(),
-    }
-
-
-def processor() -> str:
-    """The board's name where the system has one, else the processor's."""
-    if sys.platform == "darwin":
-        asked = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], stdout=subprocess.PIPE, check=False)  # noqa: S607
-        return asked.stdout.decode().strip() or platform.machine()
-    board = (read(Path("/proc/device-tree/model")) or "").strip("\0")
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return board or platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith(("model name", "Model"))]
-    return board or (names[0] if names else platform.machine())
 
 
 def describe_machine(kit: Mapping[str, Any], tensorrt: Module | Trtexec) -> tuple[dict[str, Any], dict[str, Any]]:
     """The device of the measurement, and further facts for the manifest."""
-    model = (read(Path("/proc/device-tree/model")) or "").strip("\0 ")
+    model = (read_line(Path("/proc/device-tree/model")) or "").strip("\0 ")
     device = dict(name=kit["device"], **machine())
     facts: dict[str, Any] = dict(device, board=model or None, compute_capability=tensorrt.compute_capability)
-    facts["l4t"] = read(Path("/etc/nv_tegra_release"))
-    facts["gpu"] = told("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").partition("\n")[0] or None
+    facts["l4t"] = read_line(Path("/etc/nv_tegra_release"))
+    facts["gpu"] = ask_system("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").partition("\n")[0] or None
     return device, facts
 
 
@@ -1028,7 +728,10 @@ def check_options(kit: Mapping[str, Any], options: argparse.Namespace) -> None:
 
 
 def check_cache(cache: Path) -> None:
-    """Raise Refusal where a timing cache cannot be read or written: what it is for takes minutes before it is."""
+    """Raise Refusal for a timing cache that can be neither read nor written, before minutes of building are spent.
+
+    A timing cache is a file in which TensorRT keeps how long each kernel took, so that the next build need not time it.
+    """
     if cache.is_dir():
         why = "it is a folder"
     elif not cache.parent.is_dir():
@@ -1038,6 +741,15 @@ def check_cache(cache: Path) -> None:
     else:
         return
     raise Refusal(f"--timing-cache {cache} can be neither read nor written: {why}")
+
+
+def write_cache(cache: Path, content: bytes) -> None:
+    """Write a timing cache anew, in one step. Raises Refusal where that fails."""
+    try:
+        write_whole(cache, content)
+    except OSError as error:
+        said = error.strerror or str(error)
+        raise Refusal(f"cannot write --timing-cache {cache}: {said}; nothing was written") from error
 
 
 def check_dla(options: argparse.Namespace, tensorrt: Module | Trtexec) -> None:
@@ -1236,7 +948,7 @@ def manifest_of(
     figures: Mapping[str, Any],
     facts: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What manifest.json says of the engine, which lies in `made`; what it is of, the kit says."""
+    """Return the manifest of the engine in the folder `made`; the kit says what it is built of."""
     base = kit["manifest"]
     engine = made / f"{kit['model']}.engine"
     summary = {
@@ -1288,11 +1000,13 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
-    """What was typed."""
+    """Parse the command line. Raises Refusal for a wrong option."""
     parser = Parser(description="Builds, checks and times the engine of this kit on this machine.")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where the engine and its records go; must be new")
     parser.add_argument("--workspace", type=int, metavar="MIB", help="limit of the builder's scratch memory")
-    parser.add_argument("--timing-cache", type=Path, metavar="FILE", help="read, where it exists, and written anew")
+    parser.add_argument(
+        "--timing-cache", type=Path, metavar="FILE", help="kernels' times: read where it exists, then written anew"
+    )
     parser.add_argument(
         "--version-compatible", action="store_true", help="for later TensorRTs of the same major version"
     )

@@ -1,0 +1,117 @@
+"""kit.json: the record that goes with a kit, made and read here; build.py reads it on the board with Python alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypedDict, cast
+
+from edgesmith import records
+from edgesmith.records import Keyword
+
+KIT = "kit.json"
+ADVICE = "export the model again"
+
+Digest = Annotated[str, Keyword("pattern", "^[0-9a-f]{64}$")]
+
+
+class Board(TypedDict):
+    """The device that builds, as far as its profile says.
+
+    Attributes:
+        compute_capability: of its GPU, such as 8.7; null where that is this machine's, whatever it is.
+        tensorrt: the version that its system brings; null where any will do.
+        jetpack: the system's version on a Jetson.
+        dla_cores: deep learning accelerators.
+    """
+
+    title: str
+    compute_capability: str | None
+    tensorrt: str | None
+    jetpack: str | None
+    dla_cores: int
+
+
+class Thresholds(TypedDict):
+    """Limits that the engine's outputs must hold.
+
+    Attributes:
+        relative_error: the largest error, as a share of PyTorch's largest output.
+        snr_db: the least signal-to-noise ratio, dB.
+    """
+
+    relative_error: float
+    snr_db: float
+
+
+class Flags(TypedDict):
+    """Settings of every build; others, such as a DLA, are build.py's options."""
+
+    strongly_typed: bool
+    tf32: bool
+    optimization_level: int
+
+
+class Judged(TypedDict):
+    """Words of the artifact's manifest about its verification, which the engine's manifest repeats."""
+
+    inputs: Any
+    judged_as: str
+
+
+class Origin(TypedDict):
+    """Facts of the artifact's manifest that the engine's manifest repeats.
+
+    Attributes:
+        schema: the manifest's.
+    """
+
+    schema: int
+    model: dict[str, Any]
+    weights: dict[str, Any]
+    target: dict[str, Any]
+    precision: str
+    tool: dict[str, Any]
+    verification: Judged
+
+
+class Kit(TypedDict):
+    """A folder that a device builds its own TensorRT engine of: this file, and those that it lists.
+
+    Attributes:
+        device: its profile's name.
+        onnx: the typed ONNX file's name.
+        inputs, outputs: names in that file, in the order of the cases' arrays, without outputs that nobody judges.
+        spikes: neurons spike, so that an ulp may show, and half of the cases must agree spike for spike.
+        operators: of the file, each with the TensorRT since which there is one; `never` for none, null for unknown.
+        files: sha256 by path in the folder.
+    """
+
+    schema: Literal[1]
+    model: str
+    device: str
+    precision: str
+    onnx: str
+    inputs: list[str]
+    outputs: list[str]
+    board: Board
+    thresholds: Thresholds
+    spikes: bool
+    flags: Flags
+    operators: dict[str, str | None]
+    manifest: Origin
+    files: dict[str, Digest]
+
+
+def read_kit(folder: Path) -> Kit:
+    """Return the record of the kit in a folder.
+
+    Raises:
+        BadInput: there is none, it is damaged, or it is of another schema.
+    """
+    record = records.read_record(folder / KIT, records.schema_of(Kit), "kit", advice=ADVICE)
+    return cast("Kit", record)  # the schema has just said so
+
+
+def write_record(kit: Kit, folder: Path) -> None:
+    """Write the record into a kit's folder, which is staged: it is published whole or not at all."""
+    (folder / KIT).write_text(records.to_text(kit), encoding="utf-8")
