@@ -55,7 +55,7 @@ _HEADER_BYTES = 64
 
 @dataclass(frozen=True)
 class Header:
-    """What an engine says of itself.
+    """The facts that an engine's header states.
 
     Attributes:
         version: of what built it.
@@ -143,7 +143,7 @@ def ahead() -> list[DeviceProfile]:
 
 
 def inspect(path: str | Path, device: str | None = None) -> dict[str, Any]:
-    """What there is to say of an engine, a kit, or an inspector's JSON, by `kind`.
+    """Return what there is to say of an engine, a kit, or an inspector's JSON, by `kind`.
 
     engine   its header and, where it is an artifact's, its manifest, and what it can load on
     kit      what a board builds of it, and with which TensorRT
@@ -212,7 +212,7 @@ TOLD: dict[str, type | tuple[type, ...]] = {
 
 
 def _told(artifact: Artifact) -> dict[str, Any]:
-    """What a manifest says of its engine. Raises BadInput where that is not what it must be."""
+    """Return what a manifest says of its engine. Raises BadInput where that is not what it must be."""
     told = artifact.manifest.get("engine")
     if not isinstance(told, dict):
         raise BadInput(f"{artifact.path / 'manifest.json'} says nothing of the engine; build or export it again")
@@ -231,7 +231,7 @@ def _told(artifact: Artifact) -> dict[str, Any]:
 
 
 def _inspect_kit(folder: Path, device: str | None) -> dict[str, Any]:
-    """What a kit's kit.json says, and what was built of it beside it."""
+    """Return what a kit's kit.json says, and what was built of it beside it."""
     from edgesmith.exporters import artifact as artifacts
 
     kit, artifact = read_kit(folder), artifacts.read(folder)
@@ -320,7 +320,7 @@ def _loading(header: Header, capabilities: Sequence[str], flags: Mapping[str, An
 
 
 def _loads(built_by: str, has: str, version_compatible: bool) -> bool:
-    """Whether a TensorRT loads what another one has built: its own, or what an earlier one has built to that end.
+    """Return whether a TensorRT loads what another one has built: its own, or an earlier version-compatible engine.
 
     >>> _loads("10.0.1.6", "10.3", True), _loads("10.13.0.35", "10.3", True), _loads("10.0.1.6", "10.3", False)
     (True, False, False)
@@ -398,13 +398,15 @@ def write_layers(folder: Path, report: dict[str, Any]) -> None:
 
 
 def read_layers(folder: Path) -> dict[str, Any]:
-    """What `write_layers` kept."""
+    """Return what `write_layers` kept."""
     report: dict[str, Any] = json.loads((folder / LAYERS).read_text(encoding="utf-8"))
     return report
 
 
 def refusal(log: Sequence[tuple[str, str]]) -> tuple[str, str]:
-    """Why a builder made no engine: the node, empty where it does not say, and the cause without places in its source.
+    """Return why a builder made no engine: the node, empty where it does not say, and the cause.
+
+    The cause is without the builder's source lines.
 
     >>> refusal([("ERROR", "Myelin ([p.cpp:3: f] Cannot compile operation 'a/Gemm_1' for Turing: no GEMM. In g at h)")])
     ('a/Gemm_1', 'no GEMM')
