@@ -133,7 +133,8 @@ def write_reference(folder: Path, outputs: list[list[np.ndarray]], examples: Seq
 def read_reference(artifact: Artifact) -> tuple[list[list[np.ndarray]], list[Tensor]]:
     """Return what `write_reference` kept: outputs for each input, and example inputs.
 
-    Inputs of which only the shape was kept are zeros."""
+    Inputs of which only the shape was kept are zeros.
+    """
     import torch
     from safetensors.numpy import load_file
 
@@ -170,15 +171,15 @@ def read_inputs(artifact: Artifact) -> list[list[Tensor]] | None:
         return None
     found: dict[int, dict[int, Tensor]] = {}
     for name, value in load_file(file).items():
-        owner, _, place = name.partition(".")
-        found.setdefault(int(owner.removeprefix("input_")), {})[int(place)] = value
+        owner, _, position = name.partition(".")
+        found.setdefault(int(owner.removeprefix("input_")), {})[int(position)] = value
     return [[one[k] for k in sorted(one)] for _, one in sorted(found.items())]
 
 
 def write_trace(folder: Path, trace: Mapping[str, tuple[float, float]]) -> None:
     """Keep what a target's `traced` says of every operator of the file; no file where it says nothing."""
     if trace:
-        lines = {place: [f"{value:.9g}" for value in figures] for place, figures in trace.items()}  # also "inf"
+        lines = {position: [f"{value:.9g}" for value in figures] for position, figures in trace.items()}  # also "inf"
         text = json.dumps(lines, indent=0, ensure_ascii=False)
         (folder / TRACE).write_text(text + "\n", encoding="utf-8")
 
@@ -187,7 +188,7 @@ def read_trace(artifact: Artifact) -> dict[str, tuple[float, float]]:
     """Return what `write_trace` kept; empty where it kept nothing."""
     file = artifact.path / TRACE
     lines = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return {place: (float(first), float(second)) for place, (first, second) in lines.items()}
+    return {position: (float(first), float(second)) for position, (first, second) in lines.items()}
 
 
 def remove(file: Path) -> None:

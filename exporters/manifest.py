@@ -241,7 +241,7 @@ class InputsRecord(TypedDict):
 
 
 class ThresholdsRecord(TypedDict):
-    """Thresholds to pass: an error of the peak at most, an SNR at least, and the same best class where it is decided."""
+    """Thresholds to pass: an error of the peak at most, an SNR at least, the same best class where it is decided."""
 
     relative_error: float
     snr_db: float
@@ -339,7 +339,7 @@ def read(folder: Path) -> Manifest:
     """Return the manifest in a folder, brought to the present schema.
 
     Raises:
-        BadInput: it is damaged, of another schema, or not edgesmith's; the sentence has the place.
+        BadInput: it is damaged, of another schema, or not edgesmith's; the sentence names the position.
     """
     path, advice = folder / MANIFEST, "export the model again"
     found = records.parse(path, "manifest", advice=advice)

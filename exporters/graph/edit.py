@@ -25,7 +25,7 @@ aten = torch.ops.aten
 CONVOLUTIONS = frozenset({aten.conv1d.default, aten.conv2d.default, aten.conv3d.default})
 
 COMMUTATIVE = frozenset({aten.add.Tensor, aten.mul.Tensor})
-"""Operators whose first two arguments may change places; a sum's `alpha` is 1 then."""
+"""Operators whose first two arguments may be exchanged; a sum's `alpha` is 1 then."""
 
 
 def fork(module: GraphModule) -> GraphModule:
@@ -287,7 +287,7 @@ def count_operators(module: GraphModule) -> dict[str, int]:
 
 
 def equals(node: Node) -> str:
-    """Name of the captured node whose value this node has: itself, unless a rewrite put it in another's place."""
+    """Return the name of the captured node whose value this node has: its own, unless it stands for another."""
     return str(node.meta.get("equals", node.name))
 
 
@@ -310,6 +310,6 @@ def is_changed(node: Node) -> bool:
 
 
 def replace(node: Node, by: Node) -> None:
-    """Let `by`, which yields what `node` did, be read in its place."""
+    """Let `by`, which yields what `node` did, be read instead of it."""
     stand_for(by, node)
     node.replace_all_uses_with(by)

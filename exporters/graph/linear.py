@@ -23,7 +23,7 @@ from torch.fx import GraphModule, Node
 from edgesmith.exporters.graph.edit import CONVOLUTIONS, arguments, aten, constant, rank, set_constant, site, val
 
 LAYERS = CONVOLUTIONS | {aten.linear.default}
-"""Operators that are a layer by themselves, with a weight [C', C, ...] and a place for a bias."""
+"""Operators that are a layer by themselves, with a weight [C', C, ...] and an argument for a bias."""
 
 
 class Spelling(NamedTuple):
@@ -160,9 +160,9 @@ def as_layer(module: GraphModule, node: object) -> Linear | None:
 
 
 def spelled(module: GraphModule, node: Node) -> Iterator[Linear]:
-    """The ways to see an operator as a layer: one or none, but for a product of two constants. Biases may be computed.
+    """Yield the ways to see an operator as a layer: one or none, but for a matmul of two constants.
 
-    The weight is of floating-point numbers.
+    Biases may be computed. The weight is of floating-point numbers.
     """
     for at in _spellings(node):
         weight = constant(module, arguments(node)[at.weight])

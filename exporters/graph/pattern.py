@@ -90,7 +90,7 @@ def exactly(wanted: object) -> Pattern:
 
 
 def op(target: Any, *given: Any) -> Pattern:
-    """An operator with its arguments by position: patterns, or literals. Sums and products match in both orders.
+    """An operator with its arguments by position: patterns, or literals. Sums and multiplies match in both orders.
 
     Args:
         target: one overload, or a collection of them.

@@ -4,14 +4,14 @@
     W_q = round(W / s_c)                    s_c = max |W_c| / w                                 one an output channel c
     y   = f(s x_q, s_c W_q, b')             b' = b - E[f(s x_q, s_c W_q, b) - f(x, W, b)]       bias correction
 
-w is 127, or 63 for runtimes whose kernels add two products in 16 bits. Biases are corrected in order, each for what is
-left after those before. Layers are convolutions and products with constant weights, and a constant bias or none: b'
-cannot stand for a bias that is computed. A value is rounded once, however many layers read it; a sum behind a layer
+w is 127, or 63 for runtimes whose kernels add two 8-bit products in 16 bits. Biases are corrected in order, each for
+what is left after those before. Layers are convolutions and matmuls with constant weights, and a constant bias or none:
+b' cannot stand for a bias that is computed. A value is rounded once, however many layers read it. A sum behind a layer
 reads the rounded value too, so that a residual need only be kept in int8.
-Everything else stays float, and so does every fused op that says why (`FusedOp.stays_float`); layers inside other fused
-ops are layers like any. Zero points
-are 0, as TensorRT wants it. In the graph these are PyTorch's own operators, `quantized_decomposed`, which torch's ONNX
-exporter writes as QuantizeLinear and DequantizeLinear.
+
+Everything else stays float, and so does every fused op that says why (`FusedOp.stays_float`). Layers inside other fused
+ops are layers like any. Zero points are 0, as TensorRT wants it. In the graph these are PyTorch's own operators,
+`quantized_decomposed`, which torch's ONNX exporter writes as QuantizeLinear and DequantizeLinear.
 
 While the outputs miss the wanted SNR on the calibration inputs, what costs most goes back to float, by sensitivity: the
 noise at the outputs that one layer alone makes. Independent noises add up, so how many have to go follows from
@@ -112,7 +112,7 @@ def quantise(
     layers = find_layers(program.module)
     if not layers:
         raise Unsupported(
-            "int8 is for convolutions and products with constant float32 weights and no computed bias, and this model"
+            "int8 is for convolutions and matmuls with constant float32 weights and no computed bias, and this model"
             " has none; use --precision fp32"
         )
     try:
@@ -138,7 +138,7 @@ def quantise(
 
 
 def open_fused(program: Program) -> Program:
-    """The program with the references of those fused ops in place whose layers can be int8."""
+    """Return the program with the references of those fused ops whose layers can be int8 instead of the ops."""
     references = {op.overload: op.reference for op in all_ops().values() if not op.stays_float}
     if not any(node.target in references for node in program.module.graph.nodes):
         return program

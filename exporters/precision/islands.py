@@ -1,13 +1,13 @@
-"""Islands of fp32 in a program of 16 bits: which nodes they are is found by running it on calibration inputs.
+"""Islands of fp32 in a program of 16 bits: the nodes are found by running the program on calibration inputs.
 
-Every node is evaluated twice, side by side: in fp32, and as it is typed. A half-precision node as typed computes each
-of its operators in fp32 and rounds the result once, the operators inside a fused op's reference too. policy.py chooses
-by what was seen:
+Every node is evaluated twice, side by side: in fp32, and as typed. As typed, a half-precision node computes each of its
+operators in fp32 and rounds the result once. So do the operators inside a fused op's reference. policy.py chooses by
+what was seen:
 
-    range   of bf16 it is that of fp32, so nothing leaves it. The sum behind a mean and the sum of squares behind a norm
-            count as values of their operator: in which precision a runtime adds up, no program says
-    loss    not where neurons spike: rounding anywhere before one flips spikes, and only all of it in fp32 helps
-    SNR     is no reason here: where no node loses 1 dB, all of them together would have to be fp32
+    range   the sum behind a mean, and the sum of squares behind a norm, count as values of their operator, because no
+            program says in which precision a runtime adds up. bf16 has the range of fp32, so nothing leaves it
+    loss    no reason where neurons spike: rounding anywhere before one flips spikes, and only all of it in fp32 helps
+    SNR     no reason here: where no node loses 1 dB, all of them together would have to be fp32
 
 `type_mixed` leaves both the typing and the measuring to a target's converter and its files.
 """
@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from edgesmith.exporters.graph.capture import Program
 from edgesmith.exporters.graph.edit import constant, count_operators, operator_name, site
-from edgesmith.exporters.precision.half import half, is_wide, round_weight
+from edgesmith.exporters.precision.half import half, is_kept, round_weight
 from edgesmith.exporters.precision.policy import INPUTS, ROUNDING_DB, Seen, choose, find
 from edgesmith.exporters.precision.task import Typed, TypingTask
 from edgesmith.kernels.op import all_ops, spikes_in
@@ -144,7 +144,7 @@ class _Evaluation:
 
             return torch.fx.map_arg(node.args, value), torch.fx.map_arg(node.kwargs, value)
 
-        rounds = not is_wide(node, self.keep_fp32)
+        rounds = not is_kept(node, self.keep_fp32)
         args, kwargs = arguments(exact, False)
         with _Watch(None) as watch:
             exact[node] = call(*args, **kwargs)
@@ -185,7 +185,7 @@ class _Evaluation:
             makes = max(self.inner[node.name], self.peaks.get(node.name, 0.0))
             reads = max((self.peaks.get(source.name, 0.0) for source in sources), default=0.0)
             before = min([self.rounding_db, *(self.snr_db(source) for source in sources)])
-            is_half = not is_wide(node, self.keep_fp32)
+            is_half = not is_kept(node, self.keep_fp32)
             found[node] = Seen(
                 name=node.name,
                 position=f"{operator_name(node).removeprefix('aten.')} at {site(node)}",

@@ -10,7 +10,7 @@ forms of one filter, of which the cheapest stands:
     convolution     circular padding and a depthwise convolution with a kernel as large as the map
     matrix          y[c] = x[c] M[c], M the circulant of k over the flattened axes, one for each channel
 
-The last two cost N^2 products a channel of N numbers: they win where launches cost more than that, on small maps.
+The last two cost N^2 MACs a channel of N numbers: they win where launches cost more than that, on small maps.
 """
 
 from __future__ import annotations

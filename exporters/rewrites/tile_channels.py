@@ -7,7 +7,8 @@ convolutions, pools. A runtime that runs operator by operator holds the whole of
 is done, and two tiles. It pays with more launches and one concatenation, so a chain has to end smaller than it begins.
 
 What is in use at once is the memory that an inference walks through, and where something else ran before, none of it is
-in the caches: bytes saved would have been fetched at `Costs.fetch_gb_s`. `bench/tiles.py` times what is chosen so.
+in the caches: bytes saved would have been fetched at `Costs.fetch_gb_s`. `bench/experiments/tiles.py` times the tiles
+that are chosen so.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ SMALLEST = 2
 def tile_channels(module: GraphModule, costs: Costs) -> Iterator[Fired | Rejection]:
     """Tile the chain at which the program's memory peaks, until that is not worth it: then it is a near miss.
 
-    Where two places are equally wide, neither alone lowers the peak, and both stay.
+    Where the program is equally wide in two positions, neither alone lowers the peak, and both stay.
     """
     if not math.isfinite(costs.fetch_gb_s) or not _is_known(module):
         return

@@ -250,7 +250,7 @@ class Target(ABC):
         types_programs: whether the program itself is made half or int8 before it is lowered. Otherwise the target's
             converter does that, by the request.
         finds_islands: whether a half-precision program keeps in fp32 what calibration inputs say needs it.
-        largest_int8_weight: 127, or 63 for runtimes that add two products of 8 bits in 16; None without int8.
+        largest_int8_weight: 127, or 63 for runtimes that add two 8-bit products in 16 bits; None without int8.
         is_interpreter: whether running is so slow that fewer long sequences are streamed through it for verification.
         shows_operators: whether its files answer `layers`.
         classifies: whether labels make a classifier of the file, which returns probabilities; elsewhere they are

@@ -1,14 +1,14 @@
-"""TensorRT's engine files without TensorRT: what headers, builders and inspectors say, and which devices they fit.
+"""TensorRT's engine files, read without TensorRT: their headers, build logs and layers, and the devices that they fit.
 
     bytes  0..3    "vtrt" TensorRT-RTX; "ftrt" TensorRT
           16..23   length of the file (TensorRT-RTX)
           24..27   version: 1, 7, 1, 116 of TensorRT-RTX, 10, 3, 0, 26 of TensorRT
           32..39   compute capabilities that it loads on, a bit each, in the order of `CAPABILITIES` (TensorRT-RTX)
 
-NVIDIA documents none of it. TensorRT-RTX's fields were told apart by building the same network for each capability and
-for several, with TensorRT-RTX 1.7.1.116; little endian. Where TensorRT has its version, its maintainers say in
-github.com/NVIDIA/TensorRT/issues/3073. Builder flags leave no trace in a header, nor does TensorRT's GPU, so those are
-in the manifest.
+Numbers are little endian. NVIDIA documents none of it. The fields of TensorRT-RTX follow from building one network for
+each compute capability, and for several, with TensorRT-RTX 1.7.1.116. The position of TensorRT's version is its
+maintainers' word, in github.com/NVIDIA/TensorRT/issues/3073. A header has no builder flags, and TensorRT's has no GPU:
+the manifest has both.
 """
 
 from __future__ import annotations
@@ -174,9 +174,9 @@ def inspect(path: str | Path, device: str | None = None) -> dict[str, Any]:
         artifact = None
     if artifact and (artifact.target != "tensorrt" or artifact.file.resolve() != given.resolve()):
         artifact = None
-    told = _told(artifact) if artifact else {}
-    capabilities = header.compute_capabilities or tuple(told.get("compute_capabilities", ()))
-    flags = told.get("flags", {})
+    recorded = _recorded(artifact) if artifact else {}
+    capabilities = header.compute_capabilities or tuple(recorded.get("compute_capabilities", ()))
+    flags = recorded.get("flags", {})
     found = _loading(header, capabilities, flags)
     if device is not None:
         _refuse_other(given, header, capabilities, devices.get(device), flags)
@@ -194,11 +194,11 @@ def inspect(path: str | Path, device: str | None = None) -> dict[str, Any]:
         "model": artifact.model,
         "precision": artifact.precision,
         "changed": [change for change in artifacts.changed_files(artifact) if change.startswith(given.name)],
-        **{key: value for key, value in told.items() if key not in described},
+        **{key: value for key, value in recorded.items() if key not in described},
     }
 
 
-TOLD: dict[str, type | tuple[type, ...]] = {
+RECORDED: dict[str, type | tuple[type, ...]] = {
     "compute_capabilities": list,
     "flags": dict,
     "layers": dict,
@@ -211,23 +211,23 @@ TOLD: dict[str, type | tuple[type, ...]] = {
 """What a manifest has of an engine, and of which type; without the first two nobody knows what it loads on."""
 
 
-def _told(artifact: Artifact) -> dict[str, Any]:
+def _recorded(artifact: Artifact) -> dict[str, Any]:
     """Return what a manifest says of its engine. Raises BadInput where that is not what it must be."""
-    told = artifact.manifest.get("engine")
-    if not isinstance(told, dict):
-        raise BadInput(f"{artifact.path / 'manifest.json'} says nothing of the engine; build or export it again")
-    wrong = [key for key in ("compute_capabilities", "flags") if key not in told]
-    wrong += [key for key, kind in TOLD.items() if key in told and not isinstance(told[key], kind)]
-    if not wrong and not all(isinstance(one, str) for one in told["compute_capabilities"]):
+    recorded = artifact.manifest.get("engine")
+    if not isinstance(recorded, dict):
+        raise BadInput(f"{artifact.path / 'recorded.json'} says nothing of the engine; build or export it again")
+    wrong = [key for key in ("compute_capabilities", "flags") if key not in recorded]
+    wrong += [key for key, kind in RECORDED.items() if key in recorded and not isinstance(recorded[key], kind)]
+    if not wrong and not all(isinstance(one, str) for one in recorded["compute_capabilities"]):
         wrong.append("compute_capabilities")
-    if not wrong and "layers" in told and not {"network", "engine"} <= told["layers"].keys():
+    if not wrong and "layers" in recorded and not {"network", "engine"} <= recorded["layers"].keys():
         wrong.append("layers")
     if wrong:
         raise BadInput(
-            f"{artifact.path / 'manifest.json'} is damaged: the engine's {wrong[0]} are missing or not what edgesmith"
+            f"{artifact.path / 'recorded.json'} is damaged: the engine's {wrong[0]} are missing or not what edgesmith"
             " writes; build or export it again"
         )
-    return told
+    return recorded
 
 
 def _inspect_kit(folder: Path, device: str | None) -> dict[str, Any]:
