@@ -46,7 +46,7 @@ def from_double(model: onnx.ModelProto) -> None:
 
 
 def to_rounded_float(model: onnx.ModelProto) -> None:
-    """Replace bf16 by float everywhere, its numbers unchanged: two casts round each result that may have more digits."""
+    """Replace bf16 by float everywhere, numbers unchanged: two casts round each result that may have more digits."""
     typed = onnx.shape_inference.infer_shapes(model)
     kinds = {
         value.name: value.type.tensor_type.elem_type

@@ -215,7 +215,7 @@ def _recorded(artifact: Artifact) -> dict[str, Any]:
     """Return what a manifest says of its engine. Raises BadInput where that is not what it must be."""
     recorded = artifact.manifest.get("engine")
     if not isinstance(recorded, dict):
-        raise BadInput(f"{artifact.path / 'recorded.json'} says nothing of the engine; build or export it again")
+        raise BadInput(f"{artifact.path / 'manifest.json'} says nothing of the engine; build or export it again")
     wrong = [key for key in ("compute_capabilities", "flags") if key not in recorded]
     wrong += [key for key, kind in RECORDED.items() if key in recorded and not isinstance(recorded[key], kind)]
     if not wrong and not all(isinstance(one, str) for one in recorded["compute_capabilities"]):
@@ -224,7 +224,7 @@ def _recorded(artifact: Artifact) -> dict[str, Any]:
         wrong.append("layers")
     if wrong:
         raise BadInput(
-            f"{artifact.path / 'recorded.json'} is damaged: the engine's {wrong[0]} are missing or not what edgesmith"
+            f"{artifact.path / 'manifest.json'} is damaged: the engine's {wrong[0]} are missing or not what edgesmith"
             " writes; build or export it again"
         )
     return recorded
