@@ -23,6 +23,7 @@ from edgesmith.errors import BadInput
 from edgesmith.exporters import targets
 from edgesmith.exporters.artifact import Artifact, changed_files, read
 from edgesmith.exporters.precision.table import all_precisions
+from edgesmith.plugins import leave_out
 
 pytestmark = pytest.mark.wheel
 
@@ -355,6 +356,23 @@ def test_a_bug_is_one_sentence_that_asks_for_a_report(
     monkeypatch.setattr(registry, "all_models", lambda: 1 / 0)
     assert cli.run(["models"]) == 1
     assert "a bug in edgesmith: ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_a_plugin_that_is_left_out_is_one_sentence_each_time(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from edgesmith.models import registry
+
+    def without_one() -> dict[str, registry.ModelSpec]:
+        leave_out("edgesmith.models", "mine", "it does not load")
+        return {}
+
+    monkeypatch.setattr(registry, "all_models", without_one)
+    for _ in range(2):
+        assert cli.run(["models", "--json"]) == 0
+        assert capsys.readouterr().err == (
+            "edgesmith: WARNING: plugin 'mine' of edgesmith.models is left out: it does not load\n"
+        )
 
 
 @pytest.mark.parametrize(

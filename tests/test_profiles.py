@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from edgesmith.bench import runner
+from edgesmith.board import common
 from edgesmith.exporters import targets
 from edgesmith.plugins import PluginWarning
 from edgesmith.profiles import device as devices
@@ -102,7 +102,7 @@ def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _reached(PROFILES["galaxy-s24"]) == "adb"
     monkeypatch.setattr(sys, "platform", "darwin")
     assert _reached(PROFILES["iphone15"]) == "this Mac"
-    monkeypatch.setattr(runner, "processor", lambda: "Apple M3")
+    monkeypatch.setattr(common, "processor", lambda: "Apple M3")
     assert _reached(PROFILES["m3"]) == "itself: --device mac"
     assert _reached(PROFILES["m4"]) == "ssh"
 

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgesmith.errors import BackendMissing, BadInput
+from edgesmith.errors import BackendMissing, BadInput, EdgesmithWarning
 from edgesmith.exporters.graph.capture import Program
 from edgesmith.exporters.inputs import COUNT, seeded_inputs
 from edgesmith.models.registry import ImageInput
@@ -63,7 +63,7 @@ UNREADABLE = (
 """What is raised for a file that is no `.npz` or a damaged one, and by NumPy for a header that is no Python literal."""
 
 
-class RandomCalibration(UserWarning):
+class RandomCalibration(EdgesmithWarning):
     """Nobody gave data to calibrate on."""
 
 

@@ -6,10 +6,12 @@ torch or a backend is imported inside the command that uses it, so that `--help`
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Never
 
 import typer
@@ -23,7 +25,7 @@ from edgesmith.cli.files import inspect, lint
 from edgesmith.cli.listings import models, targets
 from edgesmith.cli.options import PrecisionHelp
 from edgesmith.cli.report import history, report
-from edgesmith.errors import BadInput, EdgesmithError
+from edgesmith.errors import BadInput, EdgesmithError, EdgesmithWarning
 
 INTERRUPTED = 130
 # The base of everything that parsing raises, from click or from typer's own copy of it.
@@ -89,7 +91,8 @@ def main() -> Never:
 def run(arguments: list[str], debug: bool = False) -> int:
     """Run one command. Returns the exit code; errors become a sentence on stderr, and JSON on stdout with --json."""
     try:
-        result = app(args=arguments, prog_name="edgesmith", standalone_mode=False)
+        with _shown_warnings():
+            result = app(args=arguments, prog_name="edgesmith", standalone_mode=False)
         if result == INTERRUPTED:  # what typer makes of a KeyboardInterrupt
             raise KeyboardInterrupt
         return result if isinstance(result, int) else 0
@@ -114,6 +117,23 @@ def run(arguments: list[str], debug: bool = False) -> int:
             raise
         sentence = f"a bug in edgesmith: {type(error).__name__}: {error}. Please report it with the output of --debug"
         return _fail(sentence, EdgesmithError.exit_code, arguments)
+
+
+@contextlib.contextmanager
+def _shown_warnings() -> Iterator[None]:
+    """Show edgesmith's own warnings as a sentence each, without the line of code that Python adds."""
+    show_others = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, EdgesmithWarning):
+            print(f"edgesmith: WARNING: {message}", file=sys.stderr)
+        else:
+            show_others(message, category, *where, **more)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", EdgesmithWarning)
+        warnings.showwarning = show
+        yield
 
 
 def _fail(sentence: str, code: int, arguments: list[str]) -> int:

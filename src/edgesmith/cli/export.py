@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 
     from edgesmith.exporters.artifact import Artifact
     from edgesmith.exporters.manifest import CheckRecord
-    from edgesmith.exporters.options import ExportOptions
     from edgesmith.exporters.rewrites.rewrite import RewriteReport
 
 
@@ -69,20 +67,9 @@ def export(
         out=out,
         watch=show_stage,
     )
-    _show_artifact(_run(options), as_json)
-
-
-def _run(options: ExportOptions) -> Artifact:
-    """Export, and say first what random calibration is worth."""
     with show_stage("import"):
         from edgesmith.exporters.export import run
-        from edgesmith.exporters.precision.calibration import WARNING, RandomCalibration
-
-    with warnings.catch_warnings():
-        if options.arithmetic.calibrates and options.calibration is None:
-            print(f"edgesmith: WARNING: {WARNING}", file=sys.stderr)
-            warnings.simplefilter("ignore", RandomCalibration)  # which says the same
-        return run(options)
+    _show_artifact(run(options), as_json)
 
 
 def _show_artifact(artifact: Artifact, as_json: bool) -> None:
