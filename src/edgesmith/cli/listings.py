@@ -20,7 +20,8 @@ def models(as_json: given.Json = False) -> None:
 
     found = all_models().values()
     if as_json:
-        print_json([asdict(spec) for spec in found])
+        facts = [asdict(spec) for spec in found]
+        print_json([{name: fact for name, fact in one.items() if name != "module"} for one in facts])  # where its code is
         return
     table = new_table("models", "model", "params", "MACs", "input", "top-1, published", "licence")
     for spec in found:
