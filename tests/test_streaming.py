@@ -24,8 +24,10 @@ from edgesmith.exporters.costs import Costs
 from edgesmith.exporters.graph.capture import Program, capture, run
 from edgesmith.exporters.graph.edit import constant, module_path
 from edgesmith.exporters.rewrites.order import rewrite
-from edgesmith.exporters.session import Step, Stepper, StreamingSession
+from edgesmith.exporters.session import StreamingSession
+from edgesmith.exporters.streaming.step import Step
 from edgesmith.exporters.streaming.step_program import StepProgram, describe, to_step
+from edgesmith.exporters.streaming.stepper import Stepper
 from edgesmith.kernels import lif, lmu_memory
 from edgesmith.models import registry
 from edgesmith.models.checkpoint import load
@@ -497,7 +499,7 @@ def test_options_that_a_step_does_not_have_are_answered_before_the_model_is_load
 
 
 def test_spiking_models_are_exported_in_fp32_unless_told_otherwise(tmp_path: Path) -> None:
-    if targets.missing_packages(targets.get("coreml")):
+    if targets.get("coreml").missing_packages():
         pytest.skip("coremltools is not installed")
     artifact = edgesmith.export("spiking_lmuformer", "coreml", frames=40, out=tmp_path)
     assert artifact.precision == "fp32"

@@ -20,6 +20,7 @@ from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
 from edgesmith.exporters.graph.edit import arguments, aten, constant, operator_name, rank, val
+from edgesmith.exporters.graph.interpret import run_part
 from edgesmith.exporters.rewrites.rewrite import Reject
 
 FEWEST = 3
@@ -137,20 +138,7 @@ def ancestors(node: Node) -> set[Node]:
 
 def evaluate(module: GraphModule, nodes: Iterable[Node], end: Node, given: dict[Node, Tensor]) -> Tensor:
     """Run a few nodes, in order, on given values; constants are read. Raises ValueError for any other node read."""
-    values: dict[Node, Any] = dict(given)
-
-    def value(node: Node) -> Any:
-        if node not in values:
-            values[node] = constant(module, node)
-            if values[node] is None:
-                raise ValueError(f"{node.name} is no part of the step")
-        return values[node]
-
-    with torch.no_grad():
-        for node in nodes:
-            args, kwargs = torch.fx.map_arg((node.args, node.kwargs), value)
-            values[node] = node.target(*args, **kwargs)  # type: ignore[operator]  # an operator
-    result: Tensor = value(end)
+    result: Tensor = run_part(module, nodes, given)[end]
     return result
 
 
