@@ -20,8 +20,8 @@ def models(as_json: given.Json = False) -> None:
 
     found = all_models().values()
     if as_json:
-        facts = [asdict(spec) for spec in found]
-        print_json([{name: fact for name, fact in one.items() if name != "module"} for one in facts])  # where its code is
+        published = [{name: fact for name, fact in asdict(spec).items() if name != "module"} for spec in found]
+        print_json(published)
         return
     table = new_table("models", "model", "params", "MACs", "input", "top-1, published", "licence")
     for spec in found:
