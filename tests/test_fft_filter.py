@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.lowering import lower
 from torch import Tensor, nn
 
 from edgesmith.exporters import targets
@@ -23,7 +24,6 @@ from edgesmith.exporters.graph.edit import arguments, count_operators, operators
 from edgesmith.exporters.rewrites.dense_transforms import dense_transforms, macs
 from edgesmith.exporters.rewrites.fuse import fuse
 from edgesmith.exporters.rewrites.order import rewrite
-from edgesmith.exporters.targets import Request
 from edgesmith.kernels import fft_filter
 
 OP = fft_filter.OP
@@ -134,12 +134,11 @@ def test_onnx_runtime_computes_any_filter(
     model = Filter(blocks * width, blocks, OP.overload, threshold=threshold, dense=dense)
     x = draw(blocks * width, size, batch)
     path = tmp_path_factory.mktemp("filter") / "filter.onnx"
-    backend = targets.get("onnx")
-    backend.lower(capture(model, (x,)), path, Request("filter", "fp32"))
-    counts = backend.count_operators(path)
+    file = lower("onnx", capture(model, (x,)), path)
+    counts = file.count_operators()
     assert not {"DFT", "Einsum", "Shrink", "Transpose"} & set(counts)
     assert sum(counts.values()) <= 23
-    outputs = backend.run(path, [[x.numpy()]])
+    outputs = file.run([[x.numpy()]])
     assert isinstance(outputs, list)
     assert error(torch.from_numpy(outputs[0][0]), run(capture(model, (x,)), (x,))[0], x) <= OP.tolerance
 
@@ -256,10 +255,8 @@ def test_macs_of_a_transform_are_those_of_its_matrices() -> None:
 def test_fp16_filters_of_large_maps_stay_in_range(dense: bool, tmp_path: Path) -> None:
     x = 1 + draw(8, (32, 32))  # a mean, so that one bin holds 32 times the values
     model = Filter(8, 2, OP.overload, dense=dense)
-    path = tmp_path / "filter.onnx"
-    backend = targets.get("onnx")
-    backend.lower(capture(model, (x,)), path, Request("filter", "fp16"))
-    outputs = backend.run(path, [[x.numpy()]])
+    file = lower("onnx", capture(model, (x,)), tmp_path / "filter.onnx", "fp16")
+    outputs = file.run([[x.numpy()]])
     assert isinstance(outputs, list)
     with torch.no_grad():
         assert error(torch.from_numpy(outputs[0][0]), model(x), x) <= 5e-3

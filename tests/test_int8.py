@@ -28,6 +28,7 @@ from edgesmith.exporters.graph.edit import count_operators
 from edgesmith.exporters.inputs import COUNT, seeded_inputs
 from edgesmith.exporters.precision import calibration
 from edgesmith.exporters.precision.int8 import (
+    MARGIN_DB,
     Histogram,
     find_layers,
     observe,
@@ -355,6 +356,20 @@ def test_a_bar_that_nothing_reaches_leaves_all_layers_float_and_says_how_far_it_
     found = quantise(layers, inputs_of(layers, 4), 200.0)
     assert len(found.kept) == 7
     assert (found.layers, found.sums) == (0, 0)
+
+
+def test_the_outputs_have_to_be_better_than_wanted_by_a_margin(layers: Program) -> None:
+    given = inputs_of(layers)
+    whole = quantise(layers, given, 20.0)
+    assert whole.kept == {}
+    assert whole.snr_db is not None
+    assert MARGIN_DB == 1.5
+    assert quantise(layers, given, whole.snr_db - 1.6).kept == {}
+    wanted_db = whole.snr_db - 1.4  # which all in int8 reaches, but not by the margin
+    found = quantise(layers, given, wanted_db)
+    assert found.kept
+    assert found.snr_db is not None
+    assert found.snr_db >= wanted_db + 1.5
 
 
 def test_file_computes_what_the_program_does_and_kernels_for_integers_do_not_saturate(

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.lowering import lower
 from support.rewriting import DEAR_COPIES, apply, reasons
 from torch import Tensor, nn
 
@@ -22,7 +23,6 @@ from edgesmith.exporters import targets
 from edgesmith.exporters.graph.capture import capture, run
 from edgesmith.exporters.graph.edit import count_operators
 from edgesmith.exporters.rewrites.order import rewrite
-from edgesmith.exporters.targets import Request
 from edgesmith.kernels import channel_norm, hidden_state_mixer
 from edgesmith.models.efficientvim import ChannelNorm, EfficientViM, HiddenStateMixer
 
@@ -384,10 +384,11 @@ def test_a_scale_moves_to_the_smaller_side_of_a_fork() -> None:
         (lambda x, conv, s: s * (y := conv(x)) + y.relu(), "is also read by"),
         (lambda x, conv, s: conv(x) * s[:, :, :1].expand(4, 6, 6), "None"),
         (lambda x, conv, s: conv(x + s), "pads with zeros"),
+        (lambda x, conv, s: F.conv2d(x + s, conv.weight, padding=(0, 1)), "pads with zeros"),
         (lambda x, conv, s: 1000 * (y := conv(x)) + conv(y).relu(), "leaves 0.015625 .. 64"),
         (lambda x, conv, s: conv(x) / torch.zeros(1), "None"),
     ],
-    ids=["two calls", "fork", "over places", "padding", "beyond half precision", "division by zero"],
+    ids=["two calls", "fork", "over places", "padding", "padding across", "beyond half precision", "division by zero"],
 )
 def test_scales_that_cannot_be_folded_stay_and_are_explained(function: Callable[..., object], reason: str) -> None:
     torch.manual_seed(0)
@@ -667,10 +668,9 @@ def test_mixers_and_norms_of_many_shapes_in_onnx_runtime(batch: int, tmp_path: P
     program = capture(Both().eval(), inputs, [f"x{i}" for i in range(len(inputs))])
     rewritten, _ = rewrite(program, DEAR_COPIES)
     assert count_operators(rewritten.module) == {"edgesmith.hidden_state_mixer": 5, "edgesmith.channel_norm": 5}
-    onnx = targets.get("onnx")
-    onnx.lower(rewritten, tmp_path / "both.onnx", Request("both", "fp32"))
-    onnx.check(tmp_path / "both.onnx")
-    outputs = onnx.run(tmp_path / "both.onnx", [[x.numpy() for x in inputs]])
+    file = lower("onnx", rewritten, tmp_path / "both.onnx")
+    file.check()
+    outputs = file.run([[x.numpy() for x in inputs]])
     assert isinstance(outputs, list)
     for y, z in zip(run(program, inputs), outputs[0], strict=True):
         assert np.abs(y.numpy() - z).max() <= 1e-5 * float(y.abs().max()) + 1e-6

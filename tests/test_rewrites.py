@@ -15,11 +15,14 @@ from torch.fx import GraphModule
 
 from edgesmith.exporters.costs import Costs
 from edgesmith.exporters.graph.capture import Program, capture, run
-from edgesmith.exporters.graph.edit import count_operators
+from edgesmith.exporters.graph.edit import arguments, count_operators, operator_name, operators
+from edgesmith.exporters.rewrites import order
+from edgesmith.exporters.rewrites.choose_memory_form import Readout, estimate
 from edgesmith.exporters.rewrites.fold_constants import fold_constants
-from edgesmith.exporters.rewrites.order import all_rewrites, rewrite
+from edgesmith.exporters.rewrites.order import ORDER, all_rewrites, rewrite
 from edgesmith.exporters.rewrites.rewrite import RewriteReport
-from edgesmith.kernels import additive_attention
+from edgesmith.kernels import additive_attention, lmu_memory
+from edgesmith.kernels.op import all_ops
 from edgesmith.models.casvit import AdditiveTokenMixer, CasViT
 
 CHEAP_COPIES = Costs(launch_us=1)
@@ -85,6 +88,46 @@ def test_merge_linears_makes_joined_heads_one_layer(join: Callable[[Tensor, Tens
     program, reports, _ = apply(Heads(join, bias), torch.randn(3, 5))
     assert count_operators(program.module) == {"aten.linear": 1}
     assert reports["merge_linears"].applied[0][0] in ("a + b", "b + a")
+
+
+def bias_of(program: Program, name: str) -> object:
+    """The argument of a node's only layer of an operator that is its bias."""
+    (node,) = (node for node in operators(program.module) if operator_name(node) == name)
+    return arguments(node)[2]
+
+
+@pytest.mark.parametrize("different", [False, True], ids=["one-input", "two-inputs"])
+def test_joined_heads_without_a_bias_have_none(different: bool) -> None:
+    class Model(Heads):
+        def forward(self, x: Tensor) -> Tensor:
+            return 0.5 * (self.a(x) + self.b(x.relu() if different else x))
+
+    model = Model(lambda a, b: a, bias=False)
+    model.b = nn.Linear(5, 7, bias=False)
+    program, _, counts = apply(model, torch.randn(3, 5))
+    assert counts["aten.linear"] == 1
+    assert bias_of(program, "aten.linear") is None
+    assert len(list(program.module.parameters())) == 1
+
+
+@pytest.mark.parametrize(
+    ("layers", "operator"),
+    [
+        ((nn.Conv2d(4, 4, 3, bias=False), nn.BatchNorm2d(4, affine=False)), "aten.conv2d"),
+        ((nn.BatchNorm2d(4, affine=False), nn.Conv2d(4, 4, 3, bias=False)), "aten.conv2d"),
+        ((nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, bias=False)), "aten.conv2d"),
+    ],
+    ids=["norm-behind", "norm-before", "composed"],
+)
+def test_a_layer_without_a_bias_gets_none_where_nothing_has_to_go_in(
+    layers: tuple[nn.Module, ...], operator: str
+) -> None:
+    for layer in layers:  # fresh statistics are 0 and 1
+        if getattr(layer, "bias", None) is not None:
+            nn.init.zeros_(layer.bias)
+    program, _, counts = apply(Chain(*layers), torch.randn(2, 4, 5, 6))
+    assert counts == {operator: 1}
+    assert bias_of(program, operator) is None
 
 
 def test_merge_linears_leaves_heads_of_different_inputs_to_concat_linears() -> None:
@@ -181,11 +224,13 @@ def test_fold_batchnorm_leaves_a_flattening_that_mixes_places_into_channels(
     ("after", "reason"),
     [
         (nn.Conv2d(4, 6, 3, padding=1), "1 pads with zeros"),
+        (nn.Conv2d(4, 6, 3, padding=(0, 1)), "1 pads with zeros"),
+        (nn.Conv2d(4, 6, 3, padding=(1, 0)), "1 pads with zeros"),
         (nn.ReLU(), "aten.relu reads it"),
         (nn.Linear(6, 2), "does not mix the normalised axis"),
         (nn.Identity(), "the output reads it"),
     ],
-    ids=["padding", "activation", "last-axis", "output"],
+    ids=["padding", "padded-across", "padded-down", "activation", "last-axis", "output"],
 )
 def test_fold_batchnorm_leaves_readers_that_cannot_take_it_and_says_why(
     after: nn.Module, reason: str, randomised: Callable[[nn.Module], nn.Module]
@@ -474,6 +519,46 @@ def test_share_gates_keeps_the_numbers_and_is_idempotent(small: nn.Module) -> No
     apply(small, torch.randn(1, 3, 64, 64), costs=CHEAP_COPIES)
 
 
+# choose_memory_form
+
+
+class MemoryAndSignal(nn.Module):
+    """A Legendre memory that a 1x1 convolution reads together with the signal. ([B, T], [B, C, T]) -> [B, N, T]"""
+
+    def __init__(self, order: int, channels: int, length: int) -> None:
+        super().__init__()
+        a, b = -torch.eye(order) / 2, torch.ones(order)
+        self.impulse = nn.Buffer(lmu_memory.impulse_response(a, b, length))
+        self.a, self.b = nn.Buffer(a), nn.Buffer(b)
+        self.readout = nn.Conv1d(order + channels, 7, 1)
+
+    def forward(self, u: Tensor, x: Tensor) -> Tensor:
+        m = torch.ops.edgesmith.lmu_memory(u, self.impulse, self.a, self.b)
+        y: Tensor = self.readout(torch.cat((m, x), 1))
+        return y
+
+
+def test_the_estimate_of_a_memorys_forms_counts_every_copy() -> None:
+    batch, order, channels, length, gb_s = 2, 6, 3, 20, 4.0
+    inputs = torch.randn(batch, length), torch.randn(batch, channels, length)
+    program = capture(MemoryAndSignal(order, channels, length).eval(), inputs)
+    nodes = {operator_name(node): node for node in operators(program.module)}
+    memory, conv, cat = (nodes[name] for name in ("edgesmith.lmu_memory", "aten.conv1d", "aten.cat"))
+    linear = lmu_memory.OP.linear
+    assert linear is not None
+    readout = Readout(conv, (cat.args[0][1],), start=0, channels_last=False, axis=1)
+
+    def copies_us(of: Readout | None) -> dict[str, float]:
+        free, dear = (estimate(memory, linear, Costs(1, copy_gb_s=rate), of) for rate in (float("inf"), gb_s))
+        return {form: dear[form] - free[form] for form in free}
+
+    # 4 bytes a number, written and read, 10^3 of them a second and GB/s take a microsecond
+    state, joined = (8e-3 * batch * rows * length / gb_s for rows in (order, order + channels))
+    alone = {"convolution": 0.0, "chunked": 2 * state, "recurrent": 0.0}  # put together and transposed
+    assert copies_us(None) == pytest.approx(alone)
+    assert copies_us(readout) == pytest.approx({**{form: us + joined for form, us in alone.items()}, "folded": 0.0})
+
+
 # all together
 
 
@@ -487,8 +572,6 @@ def test_rewrites_leave_the_captured_program_and_the_model_alone(small: nn.Modul
 
 
 def test_a_graph_is_compiled_anew_only_where_a_rewrite_changed_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    from edgesmith.exporters.rewrites import order as module
-
     class Double:
         name = "double"
 
@@ -505,8 +588,8 @@ def test_a_graph_is_compiled_anew_only_where_a_rewrite_changed_it(monkeypatch: p
             return RewriteReport(self.name)
 
     compiled: list[str] = []
-    tidy = module.tidy
-    monkeypatch.setattr(module, "tidy", lambda graph: compiled.append(str(graph.graph)) or tidy(graph))
+    tidy = order.tidy
+    monkeypatch.setattr(order, "tidy", lambda graph: compiled.append(str(graph.graph)) or tidy(graph))
     program = capture(Chain(nn.ReLU(), Times()), (torch.randn(3),))
     result, _ = rewrite(program, Costs(0), (Nothing(), Nothing(), Double(), Nothing()))
     assert len(compiled) == 2  # the copy itself, and what `Double` did
@@ -516,6 +599,16 @@ def test_a_graph_is_compiled_anew_only_where_a_rewrite_changed_it(monkeypatch: p
 class Times(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x * 1
+
+
+def test_the_order_is_a_table_of_the_rewrites_own_rules() -> None:
+    rows = [f"    {rule.name:<20}{rule.rule}" for rule in ORDER]
+    fused = [f"fuse_{op.name}" for op in all_ops().values() if op.is_pattern]
+    first = [rule.name for rule in ORDER].index(fused[0])
+    rows[first : first + len(fused)] = [f"    {'fuse':<20}the graph of a fused op's reference -> that fused op"]
+    assert "\n".join(rows) in str(order.__doc__)
+    of_sequences = [rule.name for rule in ORDER if rule.for_sequences]
+    assert [rule.name for rule in ORDER][-len(of_sequences) :] == of_sequences  # forms come last
 
 
 def test_rewrites_have_names_of_their_own() -> None:

@@ -23,9 +23,8 @@ from typing import Any
 import numpy as np
 
 from edgesmith.bench.estimation.estimate import KINDS, rates_of
-from edgesmith.bench.estimation.features import file_of, key
 from edgesmith.bench.estimation.roofline import GROUPS, PRODUCTS, Coefficients, Operator, Rates, predict, terms
-from edgesmith.bench.estimation.rows import FORMATS, Row, read_rows
+from edgesmith.bench.estimation.rows import FORMATS, Row, file_of, key, read_rows
 from edgesmith.profiles.device import get as get_device
 
 ROUNDS = 8

@@ -130,3 +130,13 @@ _PROFILES = {
     "Raspberry Pi 4": "rpi4",
     "Raspberry Pi 5": "rpi5",
 }
+
+
+def file_of(target: str) -> Path:
+    """Return the file of the counts for a target."""
+    return DATA / f"features-{target}.json"
+
+
+def key(row: Row) -> str:
+    """A model as features know it: its name in timm or torchvision, and what it reads."""
+    return f"{row.model_of_timm}@{row.size}{' backbone' if row.backbone else ''}"
