@@ -46,10 +46,10 @@ INSIDE = re.compile(r"val_\d+.*|(?P<op>.+?)(_\d+)?__\d+")
 """Values inside a lowering."""
 
 LAYOUT = "layout"
-"""What operators that only change the layout are listed under."""
+"""The group of operators that only change the layout."""
 
 JOINED = re.compile(r" \+ |, |\.\.\.|[()\[\]{}]")
-"""What stands between nodes in a layer's name."""
+"""The marks between nodes in a layer's name."""
 
 MOST_JOINED = 3
 """Ops of one layer that are named; of further ones, how many there are."""
@@ -193,7 +193,7 @@ def _of_several(value: str) -> re.Match[str] | None:
 
 
 def _called(nodes: Sequence[NodeProto], results: set[str], several: set[str]) -> str:
-    """What nodes of one lowering are called: after the value that ends it, or what its last node is.
+    """Name the nodes of one lowering, after the value that ends it or by the last node's type.
 
     Of an op of several results the first ends as `getitem`; only the others have its name, where something reads them.
     Where none does, it is the only such op of the file, if there is one.

@@ -69,7 +69,7 @@ def list_entries(
 
 
 def estimate_blocks(entries: Sequence[Entry], errors: Mapping[str, float | None]) -> Iterator[Block]:
-    """What is estimated for each device. errors: of the artifacts' files, by their digest."""
+    """Yield the estimates for each device. errors: of the artifacts' files, by their digest."""
     if not entries:
         return
     yield Text(

@@ -65,7 +65,7 @@ MOST_OPERATORS = 30
 
 @dataclass(frozen=True)
 class Found:
-    """What lies below a folder, each with its path in it. unread: what looks like ours and is damaged, and how."""
+    """All that lies below a folder, each with its path in it. unread: files that look like ours, and their damage."""
 
     artifacts: tuple[tuple[str, Artifact], ...]
     records: tuple[tuple[str, Measurement], ...]
@@ -148,7 +148,7 @@ def _candidates(folder: Path) -> Iterator[Path]:
 
 
 def _is_record(path: Path) -> bool:
-    """Whether a JSON file is a record, or damaged, which only reading it as one can say in a sentence."""
+    """Return whether a JSON file is a record, or damaged, which only reading it as one can say in a sentence."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -157,7 +157,7 @@ def _is_record(path: Path) -> bool:
 
 
 def _is_estimate(path: Path) -> bool:
-    """Whether a JSON file says that it is an estimate."""
+    """Return whether a JSON file says that it is an estimate."""
     try:
         return estimates.is_estimate(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError):
@@ -248,7 +248,7 @@ def _artifact_blocks(found: Sequence[tuple[str, Artifact]]) -> Iterator[Block]:
 
 
 def _tradeoff_blocks(found: Found) -> Iterator[Block]:
-    """What was measured on a device for a task, against the file's error and the model's published accuracy."""
+    """Latencies on a device for a task, against the files' errors and the models' published accuracies."""
     made = {artifact.digest: artifact for _, artifact in found.artifacts}
     models, several = registry.all_models(), len(found.records) > 1
     drawn: list[Figure] = []

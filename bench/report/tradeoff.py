@@ -11,7 +11,7 @@ from edgesmith.bench.report.figures import Mark, axis, number
 from edgesmith.bench.statistics import Interval
 
 LEAST_ERROR = 1e-9
-"""Where equal files stand on an axis of powers of ten."""
+"""The position of equal files on an axis of powers of ten."""
 
 Point = tuple[str, Interval, float]
 """A name, its p50, and its error or accuracy."""

@@ -1,4 +1,4 @@
-"""What is connected to this machine: asked of the programs that know it, for a limited time, and no device is touched.
+"""Devices that are connected to this machine. The programs that know them are asked, for a limited time; no device is.
 
     adb devices -l                    Android devices and their models; adb starts its server where none runs
     xcrun devicectl list devices      iPhones that this Mac knows, by cable or network; Xcode 15 and later
@@ -34,7 +34,7 @@ STATES = {
     "offline": "it does not answer adb: connect it again",
     "no permissions": "this user may not use it: see adb's udev rules",
 }
-"""What to do about the words of adb's other than `device`, which is ready."""
+"""Advice for the words of adb's other than `device`, which is ready."""
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ def _profile_of(model: str) -> str | None:
 
 
 def _asked(command: Sequence[str], timeout_s: float) -> str:
-    """What a program writes. Raises _NoAnswer where it does not end in time, or cannot be started."""
+    """Run a program. Returns all that it writes; raises _NoAnswer where it cannot start, or does not end in time."""
     # Into a file: what the program has started, such as adb's server, may hold a pipe open for ever.
     with tempfile.TemporaryFile() as written:
         try:

@@ -57,7 +57,7 @@ _HEADER_BYTES = 64
 
 @dataclass(frozen=True)
 class Header:
-    """What an engine says of itself.
+    """An engine's words of itself.
 
     Attributes:
         version: of what built it.
@@ -221,11 +221,11 @@ TOLD: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(build.MEMORY, (int, type(None))),
     "warnings": list,
 }
-"""What a manifest has of an engine, and of which type; without the first two nobody knows what it loads on."""
+"""Facts of an engine in a manifest, and their types; without the first two nobody knows what it loads on."""
 
 
 def _told(artifact: Artifact) -> dict[str, Any]:
-    """What a manifest says of its engine. Raises BadInput where that is not what it must be."""
+    """Return a manifest's entry of its engine. Raises BadInput where something in it is missing or of another type."""
     told = artifact.manifest.get("engine")
     if not isinstance(told, dict):
         raise BadInput(f"{artifact.path / 'manifest.json'} says nothing of the engine; build or export it again")
@@ -244,7 +244,7 @@ def _told(artifact: Artifact) -> dict[str, Any]:
 
 
 def _inspect_kit(folder: Path, device: str | None) -> dict[str, Any]:
-    """What a kit's kit.json says, and what was built of it beside it."""
+    """A kit's record, and the engine that was built of it beside it."""
     from edgesmith.exporters import artifact as artifacts
 
     kit, artifact = read_kit(folder), artifacts.read(folder)
@@ -341,7 +341,7 @@ def _loading(header: Header, capabilities: Sequence[str], flags: Mapping[str, An
 
 
 def _loads(built_by: str, has: str, version_compatible: bool) -> bool:
-    """Whether a TensorRT loads what another one has built: its own, or what an earlier one has built to that end.
+    """Return whether a TensorRT loads another one's engine: of its own version, or made by an earlier one to that end.
 
     >>> _loads("10.0.1.6", "10.3", True), _loads("10.13.0.35", "10.3", True), _loads("10.0.1.6", "10.3", False)
     (True, False, False)
@@ -419,13 +419,13 @@ def write_layers(folder: Path, report: dict[str, Any]) -> None:
 
 
 def read_layers(folder: Path) -> dict[str, Any]:
-    """What `write_layers` kept."""
+    """Read what `write_layers` kept."""
     report: dict[str, Any] = json.loads((folder / LAYERS).read_text(encoding="utf-8"))
     return report
 
 
 def refusal(log: Sequence[tuple[str, str]]) -> tuple[str, str]:
-    """Why a builder made no engine: the node, empty where it does not say, and the cause without places in its source.
+    """Return the node for which a builder made no engine, empty where it does not say, and the cause.
 
     >>> refusal([("ERROR", "Myelin ([p.cpp:3: f] Cannot compile operation 'a/Gemm_1' for Turing: no GEMM. In g at h)")])
     ('a/Gemm_1', 'no GEMM')
