@@ -19,6 +19,8 @@ setup(
         "edgesmith.bench": ["*.schema.json"],
         "edgesmith.bench.estimation": ["*.schema.json", "data/*"],
         "edgesmith.bench.report": ["*.html", "*.css"],
+        "edgesmith.cli": ["*.schema.json"],
+        "edgesmith.exporters.mil": ["*.schema.json"],
         "edgesmith.exporters.tensorrt.kit": ["*.schema.json"],
         "edgesmith.models": ["*.toml"],
         "edgesmith.profiles": ["*.toml", "measured/*/*.json"],

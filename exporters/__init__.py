@@ -1,1 +1,1 @@
-"""From an nn.Module to a verified file: capture, rewrite, lower, verify, artifact. `pipeline.export` is all of it."""
+"""From an nn.Module to a verified file: `export.export` is the whole way, on one screen."""

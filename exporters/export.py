@@ -70,6 +70,11 @@ def explain(options: ModelOptions) -> tuple[Program, Program, list[RewriteReport
     Raises:
         BadInput, CheckpointError, Unsupported: see errors.py.
     """
+    return capture_and_rewrite(options)
+
+
+def capture_and_rewrite(options: ModelOptions) -> tuple[Program, Program, list[RewriteReport]]:
+    """Return the captured program, the rewritten one, and what every rewrite did. Raises what `explain` does."""
     model = load(options)
     captured = capture(model.module, model.inputs, model.input_names, model.output_names)
     rewritten, reports = rewrite(captured, options.backend.costs)

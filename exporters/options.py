@@ -316,8 +316,8 @@ def _check_module(options: ModelOptions) -> None:
 
 
 def _check_reads(options: ModelOptions) -> None:
-    """Refuse sizes that the model does not read, and maps of a model that has none."""
-    _ = options.artifact_name, options.shape  # which are refused where they cannot be
+    """Refuse names that nothing has, sizes that the model does not read, and maps of a model that has none."""
+    _ = options.backend, options.artifact_name, options.shape  # which are refused where they cannot be
     if options.sequence is not None and options.features:
         raise BadInput(f"{options.artifact_name} reads sequences and has no --features; their length is --frames")
 

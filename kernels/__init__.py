@@ -1,1 +1,3 @@
-"""What fused ops mean. One op is one file; `op.py` finds them. Only a lowering imports its backend."""
+"""Fused ops: their meaning and their lowerings. One op is one file; `op.py` finds them. Only a lowering imports its
+backend.
+"""

@@ -1,4 +1,4 @@
-"""Convolutional additive attention: similarity is a sum of two gated contexts, never an N x N product. O(H W).
+"""Convolutional additive attention: similarity is a sum of two gated contexts, never an N x N matmul. O(H W).
 
     q, k, v = split(qkv)                             each [B, C, H, W]
     s(x) = x * sigmoid(w_s * relu(dw3x3(x)))         spatial gate, mask  [B, 1, H, W]

@@ -1,4 +1,4 @@
-"""Layer norm over the channels of each place, for tensors that keep their channels in front.
+"""Layer norm over the channels at each position, for tensors that keep their channels in front.
 
     y = (x - mean_C(x)) / sqrt(var_C(x) + eps) * w + b                  [B, C, *]; biased variance
 

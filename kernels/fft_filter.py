@@ -6,8 +6,8 @@
     y = irfft2(M * X)                                  [B, C, H, W]
 
 Source: AFFNet, arXiv 2307.14008, eq. 4-6; the MLP is that of AFNO, arXiv 2111.13587. O(C H W log(H W)) by fast
-transforms, which no runtime at the edge has for such small maps, as few have complex numbers. Lowerings use real matrix
-products instead. With [re | im] side by side a transform is one constant matrix for the whole map, or one for its rows
+transforms, which no runtime at the edge has for such small maps, as few have complex numbers. Lowerings use real
+matmuls instead. With [re | im] side by side a transform is one constant matrix for the whole map, or one for its rows
 and one for its columns:
 
     dense       X [C, 2 H F] = x [C, H W] D,           x = X E
@@ -139,7 +139,7 @@ def _angles(size: int, bins: int) -> np.ndarray:
 
 
 def _weights(width: int) -> np.ndarray:
-    """How often the inverse reads each column of the half spectrum."""
+    """The number of times that the inverse reads each column of the half spectrum."""
     import numpy as np
 
     weights = np.full(width // 2 + 1, 2.0)
@@ -177,7 +177,7 @@ def lower_onnx(
     threshold: float = 0.01,
     dense: bool = False,
 ) -> Any:
-    """ONNX: real products and grouped convolutions, 23 nodes, 21 when dense; the weights' layout folds into constants.
+    """ONNX: real matmuls and grouped convolutions, 23 nodes, 21 when dense; the weights' layout folds into constants.
 
     The soft shrinkage is `t - clip(t)`: ONNX Runtime's Shrink takes five times as long as the pair.
     """
@@ -196,7 +196,7 @@ def lower_onnx(
         return op.Reshape(value, op.Constant(value_ints=sizes))
 
     def rows(value: Any, matrix: Any) -> Any:
-        """A product from the left, as a convolution of every map for itself, [B C, 2 H, 1, F]: vectors run along H."""
+        """A matmul from the left, as a convolution of every map for itself, [B C, 2 H, 1, F]: vectors run along H."""
         kernel = constant(matrix.reshape(2 * height, 2 * height, 1, 1))
         return op.Conv(value, kernel, kernel_shape=[1, 1])
 
@@ -246,19 +246,19 @@ def lower_coreml(
         matrix = matrix.reshape(2 * channels, 2 * size, 1, 1)  # output channels (k, O, part), input channels (I, part)
         return mb.conv(x=value, weight=matrix, bias=bias.val.transpose(1, 2, 0).reshape(-1), groups=blocks)
 
-    def product(a: Any, b: Any) -> Any:
+    def matmul(a: Any, b: Any) -> Any:
         a, b = (m.astype(np.float32) if isinstance(m, np.ndarray) else m for m in (a, b))
         return mb.matmul(x=a, y=b)
 
     if dense:
         forward, inverse = dense_matrices(height, width)
         flat = mb.reshape(x=x, shape=[batch, 1, channels, height * width])
-        spectrum = product(flat, forward)  # [B, 1, C, 2 H F]
+        spectrum = matmul(flat, forward)  # [B, 1, C, 2 H F]
         axis = 3
     else:
         right, left, inverse_left, inverse_right = separable_matrices(height, width)
-        columns = mb.reshape(x=product(x, right), shape=[batch, channels, 2 * height, bins])
-        spectrum = product(left[None, None], columns)  # [B, C, 2 H, F]
+        columns = mb.reshape(x=matmul(x, right), shape=[batch, channels, 2 * height, bins])
+        spectrum = matmul(left[None, None], columns)  # [B, C, 2 H, F]
         axis = 2
     parts = mb.reshape(x=spectrum, shape=[batch, 2 * channels, height, bins])
     opened = layer(mb.silu(x=layer(parts, w1, b1)), w2, b2)
@@ -270,9 +270,9 @@ def lower_coreml(
     product_im = mb.add(x=mb.mul(x=re, y=mask_im), y=mb.mul(x=im, y=mask_re))
     masked = mb.concat(values=[product_re, product_im], axis=axis)
     if dense:
-        return mb.reshape(x=product(masked, inverse), shape=x.shape)
-    rows = mb.reshape(x=product(inverse_left[None, None], masked), shape=[batch, channels, height, 2 * bins])
-    return product(rows, inverse_right)
+        return mb.reshape(x=matmul(masked, inverse), shape=x.shape)
+    rows = mb.reshape(x=matmul(inverse_left[None, None], masked), shape=[batch, channels, height, 2 * bins])
+    return matmul(rows, inverse_right)
 
 
 def for_coreai(
@@ -284,7 +284,7 @@ def for_coreai(
     threshold: float = 0.01,
     dense: bool = False,
 ) -> Tensor:
-    """Core AI: real products and grouped convolutions, as for Core ML; the converter folds the weights' layout."""
+    """Core AI: real matmuls and grouped convolutions, as for Core ML; the converter folds the weights' layout."""
     batch, channels, height, width = x.shape
     blocks = w1.shape[1]
     bins = width // 2 + 1

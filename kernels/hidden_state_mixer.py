@@ -75,7 +75,7 @@ def example(width: int = 6, states: int = 5, height: int = 4, breadth: int = 3, 
 
 
 def lower_onnx(x: Any, project: Any, local: Any, gate: Any, out: Any, skip: Any) -> Any:
-    """ONNX: tokens as rows, so that no product needs a transposition of its own but h C. 21 nodes.
+    """ONNX: tokens as rows, so that no matmul needs a transposition of its own but h C. 21 nodes.
 
     ONNX Runtime takes its fast depthwise kernel for multiples of 16 channels only: B, C and dt are padded to that.
     """

@@ -285,7 +285,7 @@ def _settings(numbers: Sequence[float]) -> Iterator[tuple[float, float, float | 
 
 
 def _near_miss(output: Tensor) -> str | None:
-    """What puts out spikes looks like neurons."""
+    """Return why spikes are not lif's; other outputs look like no neurons."""
     is_binary = bool(((output == 0) | (output == 1)).all()) and bool(output.any())
     return "no tau, threshold and reset of its literals give lif's numbers" if is_binary else None
 

@@ -170,7 +170,7 @@ def _sized(*sizes: Any) -> Any:
 def lower_coreml(
     u: Any, impulse: Any, a: Any = None, b: Any = None, form: str = "convolution", half: bool = False
 ) -> Any:
-    """Core ML: a convolution, or a while_loop of one matrix product a step, typed fp16 with `half` as for `lif`."""
+    """Core ML: a convolution, or a while_loop of one matmul a step, typed fp16 with `half` as for `lif`."""
     import numpy as np
     from coremltools.converters.mil import Builder as mb
 
@@ -218,7 +218,7 @@ def lower_coreml(
 def for_coreai(
     u: Tensor, impulse: Tensor, a: Tensor | None = None, b: Tensor | None = None, form: str = "convolution"
 ) -> Tensor:
-    """Core AI: a convolution, or a loop of one matrix product a step."""
+    """Core AI: a convolution, or a loop of one matmul a step."""
     from edgesmith.kernels.loops import torch_loop
 
     if form == "convolution" or a is None or b is None:

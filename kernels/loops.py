@@ -118,9 +118,9 @@ def torch_loop(
     def body(
         i: Tensor, state: Tensor, result: Tensor, sequence: Tensor, *constants: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        place = i.reshape(1)
-        state, value = step(state, sequence[place].squeeze(0), *constants)
-        return i + 1, state, result.index_put((place,), value.unsqueeze(0))
+        position = i.reshape(1)
+        state, value = step(state, sequence[position].squeeze(0), *constants)
+        return i + 1, state, result.index_put((position,), value.unsqueeze(0))
 
     first = torch.zeros((), dtype=torch.int64)
     loop: Any = while_loop_op  # its stubs want a single carried value
@@ -155,8 +155,8 @@ def coreml_loop(
     def body(i: Any, state: Any, result: Any) -> tuple[Any, Any, Any]:
         start = mb.concat(values=[mb.expand_dims(x=i, axes=[0]), np.zeros(len(rest), np.int32)], axis=0)
         state, value = step(state, mb.slice_by_size(x=sequence, begin=start, size=[1, *rest]))
-        place = mb.expand_dims(x=i, axes=[0])
-        result = mb.scatter(data=result, indices=place, updates=value, axis=0, mode="update")
+        position = mb.expand_dims(x=i, axes=[0])
+        result = mb.scatter(data=result, indices=position, updates=value, axis=0, mode="update")
         return mb.add(x=i, y=np.int32(1)), state, result
 
     first = mb.const(val=np.int32(0))

@@ -6,7 +6,8 @@
     fallback   what a target without a lowering inlines
 
 Beside that an op says how it behaves where the compiler has to know: how it runs frame by frame, whether it spikes, why
-int8 leaves it alone. An op is a module of this folder with an attribute `OP`; nothing else has to be registered.
+int8 leaves it alone. An op is a module of this folder with an attribute `OP`; nothing else has to be registered. One of
+another package is an entry point in the group `edgesmith.ops` that names a `FusedOp`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from edgesmith.plugins import leave_out, load_plugins
+
+PLUGINS = "edgesmith.ops"
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class RecurrentState:
 
 @dataclass(frozen=True)
 class Recognition:
-    """How an unrolled loop, or a scan, is recognised as an op with one state, elementwise, by its numbers.
+    """The way to recognise an unrolled loop, or a scan, as an elementwise op with one state, by its numbers.
 
         c_t = advance(s_{t-1}, x_t)     an unrolled loop is cut here, at the first value that all later ones follow from
         y_t, s_t = settle(c_t)          where nothing comes after the cut, y_t = s_t = c_t
@@ -69,7 +74,7 @@ class Recognition:
 
 @dataclass(frozen=True)
 class Recurrence:
-    """How an op with a time axis runs one frame at a time. A call's arguments are those of `FusedOp.shape`.
+    """The way an op with a time axis runs one frame at a time. A call's arguments are those of `FusedOp.shape`.
 
     Attributes:
         step: plain PyTorch, `(states, frame, *others) -> (output, next states)`. `frame` is one of the call's first
@@ -91,7 +96,7 @@ class Recurrence:
 
 @dataclass(frozen=True)
 class LinearRecurrence:
-    """What is known of an op that means m_t = A m_{t-1} + b u_t for a signal u, and has several forms of it.
+    """The knowledge of an op that means m_t = A m_{t-1} + b u_t for a signal u, and has several forms of it.
 
     The op is called `op(u [B, T], impulse [M, T], a [M, M], b [M], form)` and returns [B, M, T]; a and b may be None.
 
@@ -159,8 +164,19 @@ class FusedOp:
         return getattr(torch.ops.edgesmith, self.name).default  # type: ignore[no-any-return]  # built at run time
 
 
+_defined_in: dict[str, str] = {}
+"""The module that defines each op; torch would let a second one take its place."""
+
+
 def define(op: FusedOp) -> FusedOp:
-    """Make `torch.ops.edgesmith.<name>`: eager calls run the reference, fake tensors go through the shape rule."""
+    """Make `torch.ops.edgesmith.<name>`: eager calls run the reference, fake tensors go through the shape rule.
+
+    Raises:
+        ValueError: another module defines an op of that name.
+    """
+    module = op.reference.__module__
+    if _defined_in.setdefault(op.name, module) != module:
+        raise ValueError(f"{_defined_in[op.name]} defines edgesmith.{op.name} too; rename the op of {module}")
     custom = torch.library.custom_op(f"edgesmith::{op.name}", op.reference, mutates_args=())
 
     def fake(*args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, ...]:
@@ -176,12 +192,17 @@ def define(op: FusedOp) -> FusedOp:
 
 @cache
 def all_ops() -> dict[str, FusedOp]:
-    """Every fused op by name, found by listing this folder."""
+    """Every fused op by name, found by listing this folder and then the entry points of other packages."""
     found: dict[str, FusedOp] = {}
     for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
         op = getattr(importlib.import_module(f"edgesmith.kernels.{module.name}"), "OP", None)
         if isinstance(op, FusedOp):
             found[op.name] = op
+    for entry, plugin in load_plugins(PLUGINS, FusedOp).items():
+        if plugin.name in found:
+            leave_out(PLUGINS, entry, f"it is edgesmith.{plugin.name}, which another plugin or edgesmith itself has")
+        else:
+            found[plugin.name] = plugin
     return found
 
 

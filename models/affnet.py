@@ -212,7 +212,7 @@ def settle(model: nn.Module) -> None:
 def from_checkpoint(
     state: dict[str, Tensor], features: bool = False
 ) -> tuple[dict[str, Any], dict[str, Tensor], list[str]]:
-    """What a checkpoint says about the variant: builder options, the tensors to load, and notes for the user."""
+    """Return what a checkpoint says about the variant: builder options, the tensors to load, and notes for the user."""
     if features:
         return {}, {k: v for k, v in state.items() if k.split(".")[0] not in ("conv_1x1_exp", "classifier")}, []
     options: dict[str, Any] = {}

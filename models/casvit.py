@@ -215,7 +215,7 @@ def casvit_t(**options: Any) -> CasViT:
 def from_checkpoint(
     state: dict[str, Tensor], features: bool = False
 ) -> tuple[dict[str, Any], dict[str, Tensor], list[str]]:
-    """What a checkpoint says about the variant: builder options, the tensors to load, and notes for the user.
+    """Return what a checkpoint says about the variant: builder options, the tensors to load, and notes for the user.
 
     Checkpoints come with or without the distillation head and with any number of classes. The authors' dense models
     normalise each stage's output (`norm0`, `norm2`, `norm4`, `norm6`), which classification checkpoints do not have:

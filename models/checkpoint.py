@@ -31,7 +31,7 @@ _ENVELOPES = ("model", "state_dict", "model_ema")
 
 @dataclass(frozen=True)
 class Weights:
-    """Where a model's weights come from.
+    """The origin of a model's weights.
 
     Attributes:
         origin: `file NAME` or `random (seed 0)`.
@@ -169,7 +169,15 @@ def _open_envelope(content: Any, path: Path, envelope: str) -> dict[str, Tensor]
 
 
 def _fit(model: nn.Module, state: Mapping[str, Tensor], blame: str) -> None:
+    """Load a state dict into a model. Raises CheckpointError, which begins with `blame`, for what does not fit."""
     wanted = model.state_dict()
+    _check_names_and_shapes(wanted, state, blame)
+    for key, value in state.items():
+        _check_values(key, value, wanted[key].dtype, blame)
+    model.load_state_dict(dict(state))
+
+
+def _check_names_and_shapes(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], blame: str) -> None:
     missing = [key for key in wanted if key not in state]
     unexpected = [key for key in state if key not in wanted]
     mismatched = [key for key in wanted if key in state and state[key].shape != wanted[key].shape]
@@ -184,19 +192,20 @@ def _fit(model: nn.Module, state: Mapping[str, Tensor], blame: str) -> None:
         parts.append(f"{len(unexpected)} unexpected, first {unexpected[0]} {list(state[unexpected[0]].shape)}")
     if parts:
         raise CheckpointError(f"{blame}: {'; '.join(parts)}")
+
+
+def _check_values(key: str, value: Tensor, kind: torch.dtype, blame: str) -> None:
+    """Raise CheckpointError where a tensor is not of plain, finite numbers that `kind` can hold."""
+    plain = value.layout == torch.strided and not value.is_quantized and not value.is_meta
+    same_kind = value.is_complex() == kind.is_complex and value.is_floating_point() == kind.is_floating_point
+    if not plain or not same_kind:
+        raise CheckpointError(
+            f"{blame}: {key} is {value.dtype} ({value.layout}), wanted {kind};"
+            " give the weights as plain floating-point tensors"
+        )
     file = blame.split(" is ")[0]
-    for key, value in state.items():
-        kind = wanted[key].dtype
-        plain = value.layout == torch.strided and not value.is_quantized and not value.is_meta
-        same_kind = value.is_complex() == kind.is_complex and value.is_floating_point() == kind.is_floating_point
-        if not plain or not same_kind:
-            raise CheckpointError(
-                f"{blame}: {key} is {value.dtype} ({value.layout}), wanted {kind};"
-                " give the weights as plain floating-point tensors"
-            )
-        loaded = value.to(kind)
-        if not torch.isfinite(loaded).all():
-            raise CheckpointError(f"{file} is damaged: {key} holds values that are not finite as {kind}")
-        if key.endswith("running_var") and bool((loaded < 0).any()):
-            raise CheckpointError(f"{file} is damaged: {key} holds negative variances")
-    model.load_state_dict(dict(state))
+    loaded = value.to(kind)
+    if not torch.isfinite(loaded).all():
+        raise CheckpointError(f"{file} is damaged: {key} holds values that are not finite as {kind}")
+    if key.endswith("running_var") and bool((loaded < 0).any()):
+        raise CheckpointError(f"{file} is damaged: {key} holds negative variances")

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 
 class ChannelNorm(nn.Module):
-    """Layer norm over the channels of each place. [B, C, *] -> [B, C, *]
+    """Layer norm over the channels at each position. [B, C, *] -> [B, C, *]
 
     Args:
         dim: C.
@@ -283,7 +283,7 @@ def efficientvim_m4(**options: Any) -> EfficientViM:
 def from_checkpoint(
     state: dict[str, Tensor], features: bool = False
 ) -> tuple[dict[str, Any], dict[str, Tensor], list[str]]:
-    """What a checkpoint says about the variant: builder options, the tensors to load, and notes for the user.
+    """Return what a checkpoint says about the variant: builder options, the tensors to load, and notes for the user.
 
     Checkpoints come with or without the distillation heads and with any number of classes. Stage outputs have no norms
     of their own, so a classification checkpoint without its heads is one for dense features.

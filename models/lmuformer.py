@@ -5,7 +5,7 @@
              x + ffn(x)
     head     linear(mean over time); with `any_time`, at every frame the mean up to it
 
-The spiking form has batch norms and leaky integrate-and-fire neurons (LIF) in the place of ReLU and GELU, before each
+The spiking form has batch norms and leaky integrate-and-fire neurons (LIF) instead of ReLU and GELU, before each
 convolution instead of after it, and what passes between layers are spikes; the residual stream is real-valued.
 The psMNIST models are one memory cell on single pixels, as in the paper's comparison with other recurrent networks.
 
@@ -350,7 +350,7 @@ def _normalise_currents(model: nn.Module, memory: LegendreMemory, x: Tensor) -> 
 
 
 def _is_plain(x: Tensor) -> bool:
-    """Whether a tensor is one of numbers that can be computed with."""
+    """Return whether a tensor is one of numbers that can be computed with."""
     plain = x.layout == torch.strided and not x.is_quantized and not x.is_meta
     return plain and x.is_floating_point() and x.numel() > 0
 
@@ -358,7 +358,7 @@ def _is_plain(x: Tensor) -> bool:
 def from_checkpoint(
     state: dict[str, Tensor], frames: int | None = None
 ) -> tuple[dict[str, Any], dict[str, Tensor], list[str]]:
-    """What a checkpoint says about the variant: builder options, the tensors to load, and notes for the user.
+    """Return what a checkpoint says about the variant: builder options, the tensors to load, and notes for the user.
 
     The authors' checkpoints hold each memory four times: A, B, their impulse response H for 128 frames, and its Fourier
     transform `fft_H`, which is left out. For another number of frames H is computed from A and B.
@@ -373,25 +373,38 @@ def from_checkpoint(
     if spectra:
         notes.append(f"{spectra[0]} is the Fourier transform of H and was left out")
     for key in [key for key in state if key == "H" or key.endswith(".H")]:
-        a, b = state.get(f"{key[:-1]}A"), state.get(f"{key[:-1]}B")
-        stored = state[key]
-        if a is None or b is None or not all(_is_plain(x) for x in (a, b, stored)):
-            continue  # the loader will say what does not fit the model
-        if stored.dim() != 2 or a.shape != (len(stored),) * 2 or b.numel() != len(a):
+        system = _system(state, key)
+        if system is None:
             continue
-        length = frames or stored.shape[1]
-        response = impulse_response(a.float(), b.float().reshape(-1), max(length, stored.shape[1]))
-        error = float((response[:, : stored.shape[1]] - stored).abs().max())
-        is_exact = stored.element_size() >= 4 and a.element_size() >= 4  # powers of rounded numbers say little
-        if is_exact and not error <= 1e-4 * float(stored.abs().max()):
-            raise CheckpointError(f"the checkpoint is damaged: {key} is not the impulse response of A and B beside it")
-        if length != stored.shape[1]:
-            state[key] = response[:, :length]
+        stored = state[key]
+        options["frames"] = frames or stored.shape[1]
+        response = _checked_response(key, stored, *system, options["frames"])
+        if options["frames"] != stored.shape[1]:
+            state[key] = response
             notes.append(
-                f"{key} was computed from A and B for {length} frames; the checkpoint's is for {stored.shape[1]}"
+                f"{key} was computed from A and B for {frames} frames; the checkpoint's is for {stored.shape[1]}"
             )
-        options["frames"] = length
-    for key in ("head.weight", "classifier.weight"):
-        if key in state and state[key].dim() == 2:
-            options["num_classes"] = state[key].shape[0]
+    head = state.get("head.weight", state.get("classifier.weight"))
+    if head is not None and head.dim() == 2:
+        options["num_classes"] = head.shape[0]
     return options, state, notes
+
+
+def _system(state: dict[str, Tensor], key: str) -> tuple[Tensor, Tensor] | None:
+    """A and B beside an impulse response; None where they are not there or do not fit, as the loader will say."""
+    a, b, stored = state.get(f"{key[:-1]}A"), state.get(f"{key[:-1]}B"), state[key]
+    if a is None or b is None or not all(_is_plain(x) for x in (a, b, stored)):
+        return None
+    if stored.dim() != 2 or a.shape != (len(stored),) * 2 or b.numel() != len(a):
+        return None
+    return a, b
+
+
+def _checked_response(key: str, stored: Tensor, a: Tensor, b: Tensor, length: int) -> Tensor:
+    """The impulse response of A and B, [M, length]. Raises CheckpointError where the stored one is another."""
+    response = impulse_response(a.float(), b.float().reshape(-1), max(length, stored.shape[1]))
+    error = float((response[:, : stored.shape[1]] - stored).abs().max())
+    is_exact = stored.element_size() >= 4 and a.element_size() >= 4  # powers of rounded numbers say little
+    if is_exact and not error <= 1e-4 * float(stored.abs().max()):
+        raise CheckpointError(f"the checkpoint is damaged: {key} is not the impulse response of A and B beside it")
+    return response[:, :length]

@@ -1,4 +1,9 @@
-"""Which models there are, and the facts about each. Read from this folder's TOML files; only `build` imports torch."""
+"""The models and the facts about each. Read from this folder's TOML files; only `build` imports torch.
+
+A family of another package is an entry point in the group `edgesmith.models`. It names a module with builders and
+`from_checkpoint`, and has the same facts as a family here: in a TOML file beside the module, `my_models.tiny`, or in a
+table in it, `my_models.tiny:FACTS`, for which listing models has to import it.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgesmith.errors import unknown
+from edgesmith.plugins import Facts, leave_out, use_facts
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -19,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ImageInput:
-    """What an image model reads: float RGB of shape [B, *shape], each channel `(value in 0..1 - mean) / std`."""
+    """The input of an image model: float RGB of shape [B, *shape], each channel `(value in 0..1 - mean) / std`."""
 
     name: str
     shape: tuple[int, int, int]
@@ -30,7 +36,7 @@ class ImageInput:
 
 @dataclass(frozen=True)
 class SequenceInput:
-    """What a sequence model reads: float frames of shape [B, *shape], shape = (frames, features of a frame).
+    """The input of a sequence model: float frames of shape [B, *shape], shape = (frames, features of a frame).
 
     Attributes:
         normalised: what was done to the features, in words and figures.
@@ -45,6 +51,8 @@ class SequenceInput:
 
 ModelInput = ImageInput | SequenceInput
 
+PLUGINS = "edgesmith.models"
+
 
 @dataclass(frozen=True)
 class ModelSpec:
@@ -58,6 +66,7 @@ class ModelSpec:
         envelope: the key under which the authors' checkpoint files hold the weights of the published accuracies, where
             they hold others too.
         precision: the default of every target for this model; empty for the target's own.
+        module: with the architecture; empty for `edgesmith.models.<family>`.
     """
 
     name: str
@@ -73,24 +82,40 @@ class ModelSpec:
     licence: str
     envelope: str = ""
     precision: str = ""
+    module: str = ""
 
 
 @cache
 def all_models() -> dict[str, ModelSpec]:
-    """Every model by name, family by family. Raises ValueError where two files claim one name.
+    """Every model by name, family by family, those of other packages last.
 
-    What a model's own table says of its input goes before what its family's says.
+    Raises:
+        ValueError: two files of this folder claim one name. A plugin that does is left out.
     """
     found: dict[str, ModelSpec] = {}
     for path in sorted(Path(__file__).parent.glob("*.toml")):
-        facts = tomllib.loads(path.read_text(encoding="utf-8"))
-        models, common = facts.pop("models"), facts.pop("input")
-        for name, own in models.items():
-            if name in found:
-                raise ValueError(f"two families define {name}: {found[name].family} and {path.stem}")
-            reads = _input(own.pop("input", common))
-            found[name] = ModelSpec(**{**facts, **_frozen(own)}, name=name, input=reads)
+        for spec in _family(tomllib.loads(path.read_text(encoding="utf-8"))):
+            if spec.name in found:
+                raise ValueError(f"two families define {spec.name}: {found[spec.name].family} and {path.stem}")
+            found[spec.name] = spec
+
+    def add(name: str, facts: dict[str, Any], whose: Facts) -> None:
+        for spec in _family({**facts, "module": whose.module}):
+            if spec.name in found:
+                other = found[spec.name].family
+                leave_out(PLUGINS, whose.name, f"{whose.origin} has a model {spec.name}, and so has {other}; rename it")
+            else:
+                found[spec.name] = spec
+
+    use_facts(PLUGINS, add)
     return found
+
+
+def _family(facts: dict[str, Any]) -> list[ModelSpec]:
+    """The models of one family. What a model's own table says of its input goes before what its family's says."""
+    models, common = facts.pop("models"), facts.pop("input")
+    inputs = {name: _input(own.pop("input", common)) for name, own in models.items()}
+    return [ModelSpec(**{**facts, **_frozen(own)}, name=name, input=inputs[name]) for name, own in models.items()]
 
 
 def _input(facts: dict[str, Any]) -> ModelInput:
@@ -112,7 +137,7 @@ def get(name: str) -> ModelSpec:
 
 def family(spec: ModelSpec) -> ModuleType:
     """The Python module with a model's architecture. Imports torch."""
-    return importlib.import_module(f"edgesmith.models.{spec.family}")
+    return importlib.import_module(spec.module or f"edgesmith.models.{spec.family}")
 
 
 def build(spec: ModelSpec, **options: Any) -> nn.Module:

@@ -1,4 +1,8 @@
-"""Device profiles: what a device is and which files it takes. A device is `<name>.toml` in this folder, no Python."""
+"""Device profiles: what a device is and which files it takes. A device is `<name>.toml` in this folder, no Python.
+
+One of another package is an entry point in the group `edgesmith.devices`: `my_boards` for all TOML files of a package,
+`my_boards:board7` for `board7.toml` in it.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from edgesmith.errors import unknown
+from edgesmith.plugins import Facts, leave_out, use_facts
+
+PLUGINS = "edgesmith.devices"
 
 
 @dataclass(frozen=True)
@@ -22,7 +30,7 @@ class Systems:
 
 @dataclass(frozen=True)
 class Cuda:
-    """What an NVIDIA GPU takes.
+    """An NVIDIA GPU, as far as files depend on it.
 
     Attributes:
         compute_capability: such as `8.9`, NVIDIA's SM 8.9; empty for whatever this machine has.
@@ -91,7 +99,7 @@ class DeviceProfile:
 
     @property
     def system(self) -> str:
-        """What brings its TensorRT, in words."""
+        """The system that brings its TensorRT, in words."""
         return f"JetPack {self.cuda.jetpack}" if self.cuda and self.cuda.jetpack else "its own"
 
 
@@ -101,23 +109,36 @@ TABLES = frozenset({"tensorrt-ops"})
 
 @cache
 def all_devices() -> dict[str, DeviceProfile]:
-    """Every device by name."""
+    """Every device by name, those of other packages last."""
     found = {}
     for path in sorted(Path(__file__).parent.glob("*.toml")):
-        if path.stem in TABLES:
-            continue
-        facts = tomllib.loads(path.read_text(encoding="utf-8"))
-        systems, cuda = facts.pop("systems", None), facts.pop("cuda", None)
-        facts["targets"], facts["models"] = tuple(facts["targets"]), tuple(facts.get("models", ()))
-        for table in ("peak", "memory", "clocks"):
-            facts[table] = {name: Figure(**figure) for name, figure in facts.get(table, {}).items()}
-        found[path.stem] = DeviceProfile(
-            path.stem,
-            **facts,
-            systems=Systems(**systems) if systems else None,
-            cuda=Cuda(**cuda) if cuda else None,
-        )
+        if path.stem not in TABLES:
+            found[path.stem] = _profile(path.stem, tomllib.loads(path.read_text(encoding="utf-8")))
+
+    def add(name: str, facts: dict[str, Any], whose: Facts) -> None:
+        profile = _profile(name, facts)
+        if name in found:
+            leave_out(
+                PLUGINS, whose.name, f"{whose.origin} has a device {name}, and so has {found[name].title}; rename it"
+            )
+        else:
+            found[name] = profile
+
+    use_facts(PLUGINS, add)
     return found
+
+
+def _profile(name: str, facts: dict[str, Any]) -> DeviceProfile:
+    systems, cuda = facts.pop("systems", None), facts.pop("cuda", None)
+    facts["targets"], facts["models"] = tuple(facts["targets"]), tuple(facts.get("models", ()))
+    for table in ("peak", "memory", "clocks"):
+        facts[table] = {figure: Figure(**said) for figure, said in facts.get(table, {}).items()}
+    return DeviceProfile(
+        name,
+        **facts,
+        systems=Systems(**systems) if systems else None,
+        cuda=Cuda(**cuda) if cuda else None,
+    )
 
 
 def get(name: str) -> DeviceProfile:

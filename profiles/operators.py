@@ -1,4 +1,4 @@
-"""Which TensorRT has which ONNX operator, from `tensorrt-ops.toml`; each row there has its source."""
+"""ONNX operators and the versions of TensorRT that have them, from `tensorrt-ops.toml`; each row has its source."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def all_operators() -> dict[str, Operator]:
 
 
 def lacks(operator: str, tensorrt: str | None) -> str | None:
-    """Why a version of TensorRT, or with None TensorRT-RTX, does not have an operator; None where it has, or who knows.
+    """Return why a version of TensorRT, or with None TensorRT-RTX, lacks an operator; None where it may have it.
 
     >>> lacks("STFT", "10.3")
     'TensorRT has it from 10.5 on'

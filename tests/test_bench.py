@@ -549,11 +549,11 @@ def test_records_of_two_runs_are_compared_or_refused(tmp_path: Path, capsys: pyt
 @settings(max_examples=60)
 @given(st.sampled_from(["0", "1,3", "0-2", "0-1,4", "x", "1-", "-1", "", "1,,2"]))
 def test_cores_are_numbers_and_ranges(text: str) -> None:
-    from edgesmith.cli.bench import _cores
+    from edgesmith.cli.options import parse_cores
 
     known = {"0": [0], "1,3": [1, 3], "0-2": [0, 1, 2], "0-1,4": [0, 1, 4]}
     if text in known:
-        assert _cores(text) == known[text]
+        assert parse_cores(text) == known[text]
     else:
         with pytest.raises(BadInput, match="--cores must be numbers"):
-            _cores(text)
+            parse_cores(text)

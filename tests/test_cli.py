@@ -16,9 +16,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from edgesmith import cli
+from edgesmith import cli, records
+from edgesmith.cli.doctor import DoctorRecord, examine
+from edgesmith.cli.options import parse_size, read_labels
+from edgesmith.errors import BadInput
 from edgesmith.exporters import targets
 from edgesmith.exporters.artifact import Artifact, changed_files, read
+from edgesmith.exporters.precision.table import all_precisions
+from edgesmith.plugins import leave_out
 
 pytestmark = pytest.mark.wheel
 
@@ -27,23 +32,79 @@ SMALL = ("--model", "casvit_xs", "--input-size", "32")
 FOLDER = "artifacts/casvit_xs-onnx-fp32-32x32"
 
 
-def imported_by(arguments: list[str]) -> set[str]:
-    """Top-level packages that a command has imported when it ends."""
+HEAVY = {"torch", "onnx", "onnxruntime", "onnxsim", "onnxscript", "coremltools", "numpy", "safetensors"}
+
+
+def run_and_list_imports(arguments: list[str], folder: Path) -> tuple[int, str, set[str]]:
+    """Run a command as a process. Returns its code, what it says on stderr, and the packages imported when it ends."""
     code = (
         "import sys\nfrom edgesmith.cli import run\n"
-        f"run({arguments!r})\nprint('\\0'.join({{name.split('.')[0] for name in sys.modules}}))"
+        f"code = run({arguments!r})\nprint('\\0'.join({{name.split('.')[0] for name in sys.modules}}))\nsys.exit(code)"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return set(result.stdout.splitlines()[-1].split("\0"))
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+    return result.returncode, result.stderr, set(result.stdout.splitlines()[-1].split("\0"))
 
 
 @pytest.mark.parametrize(
     "arguments",
     [["--help"], ["export", "--help"], ["models"], ["targets"], ["targets", "--devices"], ["devices"], ["--version"]],
 )
-def test_commands_that_only_list_import_nothing_heavy(arguments: list[str]) -> None:
-    heavy = {"torch", "onnx", "onnxruntime", "onnxsim", "onnxscript", "coremltools", "numpy", "safetensors"}
-    assert imported_by(arguments) & heavy == set()
+def test_commands_that_only_list_import_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
+    code, _, imported = run_and_list_imports(arguments, tmp_path)
+    assert code == 0
+    assert imported & HEAVY == set()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--batch", "0"], "--batch must be 1 or more, got 0"),
+        (["--input-size", "225"], "divisible by 32, got 225x225; the nearest is 224x224"),
+        (
+            ["--target", "coreml", "--deployment-target", "ios17"],
+            "unknown deployment target 'ios17'. There are iOS16, iOS17",
+        ),
+        (["--labels", "two.txt"], "--labels has 2 names and the model has 1000 classes"),
+        (["--precision", "bf16"], "target onnx has precisions fp32, fp16, int8, got 'bf16'"),
+        (["--device", "iphone15"], "iPhone 15 takes coreml, not onnx; choose --target"),
+        (["--target", "tensorrt"], "an engine is for one GPU"),
+        (["--model", "casvit_xss"], "unknown model 'casvit_xss'. Nearest: casvit_xs"),
+        (["--target", "coremll"], "unknown target 'coremll'. Nearest: coreml"),
+        (["--device", "rpi55"], "unknown device 'rpi55'. Nearest: rpi5"),
+        (["--target", "coreml", "--dynamic-batch"], "takes static shapes only; give --batch N"),
+        (["--streaming"], "reads images and has no --streaming"),
+        (["--image-input"], "target onnx has no --image-input"),
+        (["--calibration", "nowhere"], "--calibration is for --precision int8, got fp32"),
+    ],
+)
+def test_a_refused_option_is_answered_before_anything_heavy_is_imported(
+    arguments: list[str], sentence: str, tmp_path: Path
+) -> None:
+    (tmp_path / "two.txt").write_text("cat\ndog\n", encoding="utf-8")
+    # Of an option that is given twice the last counts.
+    command = ["export", "--model", "casvit_xs", "--target", "onnx", *arguments]
+    code, errors, imported = run_and_list_imports(command, tmp_path)
+    assert code == BadInput.exit_code
+    (line,) = errors.splitlines()
+    assert line.startswith("edgesmith: ")
+    assert sentence in line
+    assert imported & HEAVY == set()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--input-size", "225"], "divisible by 32, got 225x225"),
+        (["--target", "coremll"], "unknown target 'coremll'"),
+        (["--frames", "10"], "reads images and has no --frames"),
+    ],
+)
+def test_explain_refuses_before_anything_heavy_is_imported(arguments: list[str], sentence: str, tmp_path: Path) -> None:
+    code, errors, imported = run_and_list_imports(["explain", "--model", "casvit_xs", *arguments], tmp_path)
+    assert code == BadInput.exit_code
+    assert sentence in errors
+    assert imported & HEAVY == set()
 
 
 def test_help_names_every_command_and_the_exit_codes(edgesmith: Run) -> None:
@@ -80,12 +141,21 @@ def test_targets_and_devices_are_listed(edgesmith: Run) -> None:
     assert "iOS26" in edgesmith("targets", "--devices", "--json").stdout
 
 
+def test_exports_help_lists_the_precisions(edgesmith: Run) -> None:
+    text = edgesmith("export", "--help").stdout
+    for name in all_precisions():
+        assert f"{name}:" in text
+
+
 def test_doctor_says_what_works_and_what_to_do(edgesmith: Run) -> None:
-    rows = {row["target"]: row for row in json.loads(edgesmith("doctor", "--json").stdout)["targets"]}
+    shown = edgesmith("doctor", "--json").stdout.encode()
+    found = records.read_record(shown, records.schema_of(DoctorRecord), "doctor's record")
+    rows = {row["target"]: row for row in found["targets"]}
     assert rows["onnx"]["lower"].startswith("yes (onnx ")
     assert rows["onnx"]["run"].startswith("yes")
+    assert rows["onnx"]["time"] == "yes (onnxruntime)"
     assert rows["coreml"]["run"] == "yes (edgesmith's evaluator)"
-    assert ("edgesmith[coreml]" in rows["coreml"]["do"]) == bool(targets.missing_packages(targets.get("coreml")))
+    assert ("edgesmith[coreml]" in rows["coreml"]["do"]) == bool(targets.get("coreml").missing_packages())
     result = edgesmith("doctor")
     assert result.returncode == 0
     assert "coreml" in result.stdout
@@ -93,8 +163,8 @@ def test_doctor_says_what_works_and_what_to_do(edgesmith: Run) -> None:
 
 def test_doctor_without_a_backend_names_the_pip_line(monkeypatch: pytest.MonkeyPatch) -> None:
     coreml = targets.get("coreml")
-    monkeypatch.setattr(targets, "missing_packages", lambda target: list(target.packages))
-    row = cli._examine(coreml)
+    monkeypatch.setattr(type(coreml), "missing_packages", lambda target: list(target.packages))
+    row = examine(coreml)
     assert row["lower"] == "no"
     assert row["do"] == 'pip install "edgesmith[coreml]"'
 
@@ -134,7 +204,7 @@ def test_export_shows_stages_and_one_table_and_verify_accepts_it(edgesmith: Run,
 
 
 def test_export_to_coreml_shows_the_evaluators_figures(process: Run, edgesmith: Run) -> None:
-    if targets.missing_packages(targets.get("coreml")):
+    if targets.get("coreml").missing_packages():
         pytest.skip("coremltools is not installed")
     result = process("export", *SMALL, "--target", "coreml", "--json")
     assert result.returncode == 0, result.stderr
@@ -150,7 +220,7 @@ def test_export_to_coreml_shows_the_evaluators_figures(process: Run, edgesmith: 
 @pytest.mark.slow
 def test_two_processes_write_the_same_bytes(process: Run, tmp_path: Path) -> None:
     """Other hash seeds, other folders, for Core ML and TensorRT where they are installed."""
-    wanted = [t for t in ("onnx", "coreml", "tensorrt") if not targets.missing_packages(targets.get(t))]
+    wanted = [t for t in ("onnx", "coreml", "tensorrt") if not targets.get(t).missing_packages()]
     assert "onnx" in wanted
     for target in wanted:
         found = []
@@ -288,16 +358,33 @@ def test_a_bug_is_one_sentence_that_asks_for_a_report(
     assert "a bug in edgesmith: ZeroDivisionError" in capsys.readouterr().err
 
 
+def test_a_plugin_that_is_left_out_is_one_sentence_each_time(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from edgesmith.models import registry
+
+    def without_one() -> dict[str, registry.ModelSpec]:
+        leave_out("edgesmith.models", "mine", "it does not load")
+        return {}
+
+    monkeypatch.setattr(registry, "all_models", without_one)
+    for _ in range(2):
+        assert cli.run(["models", "--json"]) == 0
+        assert capsys.readouterr().err == (
+            "edgesmith: WARNING: plugin 'mine' of edgesmith.models is left out: it does not load\n"
+        )
+
+
 @pytest.mark.parametrize(
     ("text", "size"), [("224", (224, 224)), ("192x256", (192, 256)), ("64X32", (64, 32)), (None, None)]
 )
 def test_sizes_are_read_as_height_by_width(text: str | None, size: tuple[int, int] | None) -> None:
-    assert cli._parse_size(text) == size
+    assert parse_size(text) == size
 
 
 def test_labels_are_one_a_line(tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_text("tench\n\n goldfish \nsandpiper, dunlin\n", encoding="utf-8")
-    assert cli._read_labels(tmp_path / "labels.txt") == ["tench", "goldfish", "sandpiper, dunlin"]
+    assert read_labels(tmp_path / "labels.txt") == ["tench", "goldfish", "sandpiper, dunlin"]
     (tmp_path / "empty.txt").write_text("\n")
-    with pytest.raises(cli.BadInput, match=r"holds no labels"):
-        cli._read_labels(tmp_path / "empty.txt")
+    with pytest.raises(BadInput, match=r"holds no labels"):
+        read_labels(tmp_path / "empty.txt")

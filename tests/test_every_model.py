@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import math
+import re
+import sys
+import tomllib
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import edgesmith
 from edgesmith.errors import BadInput
 from edgesmith.exporters.export import explain
 from edgesmith.exporters.graph.edit import count_operators
 from edgesmith.models import registry
+from edgesmith.models.checkpoint import load
 from edgesmith.models.registry import ImageInput, ModelSpec
+from edgesmith.plugins import PluginWarning
 
 pytestmark = pytest.mark.wheel
 
@@ -156,3 +163,90 @@ def test_an_unknown_model_is_answered_with_the_nearest_names() -> None:
         BadInput, match=r"unknown model 'casvit_xss'. Nearest: casvit_xs, .* List them: edgesmith models"
     ):
         registry.get("casvit_xss")
+
+
+# families of other packages
+
+FACTS = """
+family = "tiny"
+paper = "none"
+source = "here"
+licence = "MIT"
+task = "counting"
+classes = 5
+[input]
+name = "frames"
+shape = [7, 3]
+normalised = "not at all"
+[models.{name}]
+params = 20
+macs = 15
+top1 = []
+"""
+FAMILY = """
+from torch import nn
+
+class Tiny(nn.Module):
+    def __init__(self, frames=7, num_classes=5):
+        super().__init__()
+        self.head = nn.Linear(3, num_classes)
+
+    def forward(self, x):
+        return self.head(x.mean(1))
+
+def tiny(**options):
+    return Tiny(**options)
+
+def from_checkpoint(state, frames=None):
+    return {"num_classes": len(state["head.bias"])}, state, ["it is tiny"]
+"""
+Install = Callable[..., None]
+
+
+def test_a_family_of_another_package_is_listed_without_importing_it_and_exported(
+    install: Install, tmp_path: Path
+) -> None:
+    install(
+        "tiny_family", FAMILY, group="edgesmith.models", files={"tiny_family.toml": FACTS.format(name="tiny")}, any=""
+    )
+    spec = registry.get("tiny")
+    assert "tiny_family" not in sys.modules
+    assert (spec.family, spec.input.shape, spec.module) == ("tiny", (7, 3), "tiny_family")
+    assert list(registry.all_models())[-1] == "tiny"
+    state = {"head.weight": torch.ones(4, 3), "head.bias": torch.zeros(4)}
+    torch.save(state, tmp_path / "tiny.pth")
+    model, weights = load(spec, tmp_path / "tiny.pth")
+    assert model(torch.ones(1, 7, 3)).tolist() == [[3.0] * 4]
+    assert weights.notes == ("it is tiny",)
+    artifact = edgesmith.export("tiny", "onnx", weights=tmp_path / "tiny.pth", out=tmp_path)
+    assert artifact.model == "tiny"
+
+
+def test_a_family_in_one_file_has_its_facts_in_a_table(install: Install) -> None:
+    table = tomllib.loads(FACTS.format(name="tiny"))
+    install("one_file", f"FACTS = {table!r}\n{FAMILY}", group="edgesmith.models", tiny=":FACTS")
+    assert registry.get("tiny").module == "one_file"
+    assert registry.build(registry.get("tiny"))(torch.zeros(2, 7, 3)).shape == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("facts", "sentence"),
+    [
+        (FACTS.format(name="casvit_xs"), "broken of broken 1.0 has a model casvit_xs, and so has casvit; rename it"),
+        ("family = ", "broken of broken 1.0 does not load (TOMLDecodeError: "),
+        ('family = "tiny"', "broken of broken 1.0 is wrong in broken (KeyError: 'models')"),
+        (FACTS.format(name="tiny") + "colour = 1", "broken of broken 1.0 is wrong in broken (TypeError: ModelSpec"),
+        (None, "broken of broken 1.0 does not load (FileNotFoundError: "),
+    ],
+)
+def test_a_family_that_is_wrong_is_one_sentence_and_the_others_are_there(
+    install: Install, facts: str | None, sentence: str
+) -> None:
+    files = {} if facts is None else {"broken.toml": facts}
+    own = list(registry.all_models())
+    install("broken", FAMILY, group="edgesmith.models", files=files, tiny="")
+    with pytest.warns(
+        PluginWarning, match=re.escape(f"plugin 'tiny' of edgesmith.models is left out: {sentence}")
+    ) as said:
+        assert list(registry.all_models()) == own
+    assert len(said) == 1

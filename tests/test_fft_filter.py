@@ -14,20 +14,20 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.lowering import lower
 from torch import Tensor, nn
 
 from edgesmith.exporters import targets
 from edgesmith.exporters.costs import Costs
 from edgesmith.exporters.graph.capture import capture, run
 from edgesmith.exporters.graph.edit import arguments, count_operators, operators
-from edgesmith.exporters.rewrites.dense_transforms import DenseTransforms, macs
-from edgesmith.exporters.rewrites.fuse import Fuse
+from edgesmith.exporters.rewrites.dense_transforms import dense_transforms, macs
+from edgesmith.exporters.rewrites.fuse import fuse
 from edgesmith.exporters.rewrites.order import rewrite
-from edgesmith.exporters.targets import Request
 from edgesmith.kernels import fft_filter
 
 OP = fft_filter.OP
-FUSE = (Fuse(OP),)
+FUSE = (fuse(OP),)
 
 
 class Filter(nn.Module):
@@ -134,12 +134,11 @@ def test_onnx_runtime_computes_any_filter(
     model = Filter(blocks * width, blocks, OP.overload, threshold=threshold, dense=dense)
     x = draw(blocks * width, size, batch)
     path = tmp_path_factory.mktemp("filter") / "filter.onnx"
-    backend = targets.get("onnx")
-    backend.lower(capture(model, (x,)), path, Request("filter", "fp32"))
-    counts = backend.count_operators(path)
+    file = lower("onnx", capture(model, (x,)), path)
+    counts = file.count_operators()
     assert not {"DFT", "Einsum", "Shrink", "Transpose"} & set(counts)
     assert sum(counts.values()) <= 23
-    outputs = backend.run(path, [[x.numpy()]])
+    outputs = file.run([[x.numpy()]])
     assert isinstance(outputs, list)
     assert error(torch.from_numpy(outputs[0][0]), run(capture(model, (x,)), (x,))[0], x) <= OP.tolerance
 
@@ -236,12 +235,12 @@ def test_a_negative_threshold_and_a_wrong_weight_are_one_sentence() -> None:
 @pytest.mark.parametrize("target", ["onnx", "coreml"])
 def test_small_maps_are_transformed_densely(size: tuple[int, int], dense: bool, target: str) -> None:
     program = capture(Filter(104, 8, OP.overload), (draw(104, size),))
-    rewritten, (report,) = rewrite(program, targets.get(target).costs, (DenseTransforms(),))
+    rewritten, (report,) = rewrite(program, targets.get(target).costs, (dense_transforms,))
     (node,) = operators(rewritten.module)
     assert arguments(node)[6] is dense
     ((_, why),) = report.applied or [(r.site, r.reason) for r in report.rejected]
     assert why.startswith(f"{size[0]}x{size[1]}: saves ")
-    _, (again,) = rewrite(rewritten, targets.get(target).costs, (DenseTransforms(),))
+    _, (again,) = rewrite(rewritten, targets.get(target).costs, (dense_transforms,))
     assert not again.applied
 
 
@@ -256,10 +255,8 @@ def test_macs_of_a_transform_are_those_of_its_matrices() -> None:
 def test_fp16_filters_of_large_maps_stay_in_range(dense: bool, tmp_path: Path) -> None:
     x = 1 + draw(8, (32, 32))  # a mean, so that one bin holds 32 times the values
     model = Filter(8, 2, OP.overload, dense=dense)
-    path = tmp_path / "filter.onnx"
-    backend = targets.get("onnx")
-    backend.lower(capture(model, (x,)), path, Request("filter", "fp16"))
-    outputs = backend.run(path, [[x.numpy()]])
+    file = lower("onnx", capture(model, (x,)), tmp_path / "filter.onnx", "fp16")
+    outputs = file.run([[x.numpy()]])
     assert isinstance(outputs, list)
     with torch.no_grad():
         assert error(torch.from_numpy(outputs[0][0]), model(x), x) <= 5e-3

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.lowering import lower
+from support.rewriting import apply
 from torch import Tensor, nn
 from torch._higher_order_ops.scan import scan
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from edgesmith.exporters import targets
 from edgesmith.exporters.costs import Costs
 from edgesmith.exporters.graph.capture import Program, capture, run
 from edgesmith.exporters.graph.edit import count_operators
@@ -23,7 +24,7 @@ from edgesmith.exporters.rewrites.fold_constants import fold_constants
 from edgesmith.exporters.rewrites.order import rewrite
 from edgesmith.exporters.rewrites.reroll import reroll
 from edgesmith.exporters.rewrites.rewrite import RewriteReport
-from edgesmith.exporters.targets import Request
+from edgesmith.exporters.targets.target import TargetFile
 from edgesmith.kernels import lif
 
 Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -57,14 +58,8 @@ class Loop(nn.Module):
 
 def rolled(model: nn.Module, *inputs: Tensor) -> tuple[Program, RewriteReport]:
     """Capture, rewrite, and assert that not one number has changed and that a second run finds nothing to do."""
-    program = capture(model.eval(), inputs)
-    rewritten, reports = rewrite(program, Costs(1))
-    for y, z in zip(run(program, inputs), run(rewritten, inputs), strict=True):
-        assert torch.equal(y, z)
-    again, more = rewrite(rewritten, Costs(1))
-    assert [report.applied for report in more] == [()] * len(more)
-    assert count_operators(again.module) == count_operators(rewritten.module)
-    return rewritten, next(report for report in reports if report.name == "reroll")
+    program, reports, _ = apply(model, *inputs, costs=Costs(1), tolerance=0)
+    return program, reports["reroll"]
 
 
 def currents(*shape: int, seed: int = 0) -> Tensor:
@@ -130,19 +125,19 @@ def test_lif_refuses_what_no_membrane_can_do() -> None:
 # lowerings
 
 
-def lowered(model: nn.Module, x: Tensor, path: Path, precision: str = "fp32", dynamic: bool = False) -> dict[str, int]:
-    target = targets.get(path.suffix.replace(".mlpackage", "coreml").removeprefix("."))
-    target.lower(capture(model, (x,), dynamic_batch=dynamic), path, Request("lif", precision))
-    target.check(path)
-    return target.count_operators(path)
+def lowered(model: nn.Module, x: Tensor, path: Path, precision: str = "fp32", dynamic: bool = False) -> TargetFile:
+    target = path.suffix.replace(".mlpackage", "coreml").removeprefix(".")
+    file = lower(target, capture(model, (x,), dynamic_batch=dynamic), path, precision)
+    file.check()
+    return file
 
 
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 def test_onnx_has_every_spike(dynamic: bool, tmp_path: Path) -> None:
-    lowered(Neurons(*SETTINGS), currents(4, 7, 50), tmp_path / "lif.onnx", dynamic=dynamic)
+    file = lowered(Neurons(*SETTINGS), currents(4, 7, 50), tmp_path / "lif.onnx", dynamic=dynamic)
     for seed in range(6):
         x = currents(seed % 4 + 1 if dynamic else 4, 7, 50, seed=seed)
-        outputs = targets.get("onnx").run(tmp_path / "lif.onnx", [[x.numpy()]])
+        outputs = file.run([[x.numpy()]])
         assert isinstance(outputs, list)
         for setting, spikes in zip(SETTINGS, outputs[0], strict=True):
             assert np.array_equal(spikes, lif.reference(x, *setting).numpy()), setting
@@ -150,9 +145,9 @@ def test_onnx_has_every_spike(dynamic: bool, tmp_path: Path) -> None:
 
 def test_onnx_in_fp16_has_the_spikes_of_half_precision_but_for_single_ones(tmp_path: Path) -> None:
     # ONNX Runtime's CPU has no half arithmetic: it computes in single precision and leaves out some of the roundings.
-    lowered(Neurons(*SETTINGS), currents(4, 7, 50), tmp_path / "lif.onnx", "fp16")
+    file = lowered(Neurons(*SETTINGS), currents(4, 7, 50), tmp_path / "lif.onnx", "fp16")
     x = currents(4, 7, 50, seed=1)
-    outputs = targets.get("onnx").run(tmp_path / "lif.onnx", [[x.numpy()]])
+    outputs = file.run([[x.numpy()]])
     assert isinstance(outputs, list)
     for setting, spikes in zip(SETTINGS, outputs[0], strict=True):
         flipped = float((torch.from_numpy(spikes) != lif.reference(x.half(), *setting)).float().mean())
@@ -160,16 +155,17 @@ def test_onnx_in_fp16_has_the_spikes_of_half_precision_but_for_single_ones(tmp_p
 
 
 def test_onnx_takes_infinite_currents(tmp_path: Path) -> None:
-    lowered(Neurons(()), currents(1, 3, 9), tmp_path / "lif.onnx")
+    file = lowered(Neurons(()), currents(1, 3, 9), tmp_path / "lif.onnx")
     x = currents(1, 3, 9)
     x[0, 0, 3] = float("inf")
-    outputs = targets.get("onnx").run(tmp_path / "lif.onnx", [[x.numpy()]])
+    outputs = file.run([[x.numpy()]])
     assert isinstance(outputs, list)
     assert np.array_equal(outputs[0][0], lif.reference(x).numpy())
 
 
 def test_onnx_is_seven_nodes_whatever_the_length(tmp_path: Path) -> None:
-    counts = [lowered(Neurons(()), currents(1, 3, n), tmp_path / f"{n}.onnx") for n in (4, 128, 1000)]
+    files = [lowered(Neurons(()), currents(1, 3, n), tmp_path / f"{n}.onnx") for n in (4, 128, 1000)]
+    counts = [file.count_operators() for file in files]
     assert counts[0] == counts[1] == counts[2]
     assert sum(counts[0].values()) == 7
     assert counts[0]["Scan"] == 1
@@ -178,20 +174,21 @@ def test_onnx_is_seven_nodes_whatever_the_length(tmp_path: Path) -> None:
 @pytest.mark.parametrize("precision", ["fp16", "fp32"])
 def test_coreml_is_one_loop_whatever_the_length(precision: str, tmp_path: Path) -> None:
     pytest.importorskip("coremltools", reason="coremltools is not installed")
-    from edgesmith.exporters.targets import coreml
+    from edgesmith.exporters.targets._coreml_file import CoreMlFile
 
-    counts = [lowered(Neurons(()), currents(1, 3, n), tmp_path / f"{n}.mlpackage", precision) for n in (4, 128, 1000)]
+    files = [lowered(Neurons(()), currents(1, 3, n), tmp_path / f"{n}.mlpackage", precision) for n in (4, 128, 1000)]
+    counts = [file.count_operators() for file in files]
     assert counts[0] == counts[1] == counts[2]
     assert sum(counts[0].values()) <= 17
     assert counts[0]["while_loop"] == 1
     assert counts[0]["cast"] == 1, "nothing is cast inside the loop"
-    assert coreml.largest_rank(tmp_path / "128.mlpackage") == 3
+    assert [file.largest_rank for file in files if isinstance(file, CoreMlFile)] == [3, 3, 3]
 
 
 def test_coreml_converts_every_setting(tmp_path: Path) -> None:
     pytest.importorskip("coremltools", reason="coremltools is not installed")
-    counts = lowered(Neurons(*SETTINGS[::3]), currents(2, 3, 9), tmp_path / "lif.mlpackage", "fp16")
-    assert counts["while_loop"] == len(SETTINGS[::3])
+    file = lowered(Neurons(*SETTINGS[::3]), currents(2, 3, 9), tmp_path / "lif.mlpackage", "fp16")
+    assert file.count_operators()["while_loop"] == len(SETTINGS[::3])
 
 
 # rolling up
@@ -323,6 +320,61 @@ def test_a_scan_becomes_the_op_and_a_scan_whose_potential_is_read_does_not() -> 
     program, report = rolled(Scan(last=True), currents(8, 2, 5))
     assert "edgesmith.lif" not in count_operators(program.module)
     assert "the last state of the scan is read too" in report.rejected[0].reason
+
+
+@pytest.mark.parametrize("start", [0.5, 1.0, -0.25])
+def test_a_scan_that_starts_off_its_reset_is_left(start: float) -> None:
+    class Scan(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return scan(lambda v, x: _hard(x, v)[::-1], torch.full_like(x[0], start), x)[1]
+
+    program, report = rolled(Scan(), currents(8, 2, 5))
+    assert "edgesmith.lif" not in count_operators(program.module)
+    assert "no tau, threshold and reset" in report.rejected[0].reason
+
+
+@pytest.fixture(scope="module")
+def spikingjelly() -> Iterator[None]:
+    """An operator with the name and the arguments of spikingjelly 2's, which decays the input or not."""
+    library = torch.library.Library("sj_lif", "FRAGMENT")
+    library.define(
+        "forward(Tensor x, Tensor v, float tau, bool decay_input, float threshold, float? reset) -> (Tensor, Tensor)"
+    )
+
+    def forward(
+        x: Tensor, v: Tensor, tau: float, decay_input: bool, threshold: float, reset: float | None
+    ) -> tuple[Tensor, Tensor]:
+        spikes = []
+        for current in x:
+            fired, v = lif.step(current, v, tau, threshold, reset, decay_input)
+            spikes.append(fired)
+        return torch.stack(spikes), v
+
+    library.impl("forward", forward, "CPU")
+    torch.library.register_fake("sj_lif::forward", lambda x, v, *_: (torch.empty_like(x), torch.empty_like(v)))
+    yield
+    library._destroy()
+
+
+@pytest.mark.parametrize(
+    ("start", "reads_state", "reason"),
+    [(0.25, False, None), (0.0, False, "its state does not start with 0.25"), (0.25, True, "its state is read too")],
+)
+def test_spikingjellys_own_operator_becomes_the_op(
+    start: float, reads_state: bool, reason: str | None, spikingjelly: None
+) -> None:
+    class Model(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            spikes, v = torch.ops.sj_lif.forward(x, torch.full_like(x[0], start), 3.0, False, 0.75, 0.25)
+            return (spikes, v) if reads_state else spikes
+
+    program, report = rolled(Model(), currents(8, 2, 5))
+    if reason is None:
+        assert report.applied[0][1] == "sj_lif.forward -> edgesmith.lif(3.0, 0.75, 0.25, False)"
+        assert count_operators(program.module) == {"edgesmith.lif": 1}
+    else:
+        assert "edgesmith.lif" not in count_operators(program.module)
+        assert reason in report.rejected[0].reason
 
 
 def _third(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable
@@ -13,17 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.lowering import lower
 from torch import nn
 
 import edgesmith
+from edgesmith import records
 from edgesmith.errors import BadInput, Unsupported
-from edgesmith.exporters import targets
 from edgesmith.exporters.mil import lint as lints
 from edgesmith.exporters.mil.legalize import LEGALIZED
 from edgesmith.exporters.mil.program import load
 from edgesmith.exporters.mil.rules import MASK, RULES, SEVERITIES
-from edgesmith.exporters.precision.table import FP16
-from edgesmith.exporters.targets.target import Request
 from edgesmith.models.registry import all_models
 
 ct = pytest.importorskip("coremltools")
@@ -506,7 +504,8 @@ def test_the_command_prints_tables_and_is_strict_when_asked(edgesmith: Any, tmp_
     assert edgesmith("lint", str(artifact.file), "--strict").returncode == 3
     longer = edgesmith("lint", str(artifact.file), "--all").stdout
     assert longer.count("short-last-axis") > shown.stdout.count("short-last-axis")
-    told = json.loads(edgesmith("lint", str(artifact.path), "--json").stdout)
+    shown = edgesmith("lint", str(artifact.path), "--json")
+    told = records.read_record(shown.stdout.encode(), records.schema_of(lints.LintRecord), "lint's record")
     assert told["counts"]["error"] == 0
     assert told["legalized"][0]["rule"] == "infinite-constant"
     assert {one["name"] for one in told["rules"]} == {one["rule"] for one in told["findings"]}
@@ -583,7 +582,7 @@ def test_the_zoos_programs_have_no_error_and_each_other_finding_is_explained(
 ) -> None:
     _, program, _ = edgesmith.explain(name, "coreml")
     path = tmp_path / f"{name}.mlpackage"
-    targets.get("coreml").lower(program, path, Request(name, FP16))  # spiking ones too, which are fp32 by default
+    lower("coreml", program, path, "fp16")  # spiking ones too, which are fp32 by default
     report = edgesmith.lint(path)
     assert report.counts["error"] == 0, [one for one in report.findings if one.severity == "error"]
     explained = {match["rule"] for match in TABLE.finditer(page.partition("### What remains")[2])}

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import re
-import sys
 import types
 import warnings
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
 
-from edgesmith import plugins
 from edgesmith.exporters.costs import Costs
 from edgesmith.exporters.graph.capture import capture
 from edgesmith.exporters.graph.edit import count_operators
@@ -22,35 +18,6 @@ from edgesmith.exporters.rewrites import order
 from edgesmith.plugins import PluginWarning, load_plugins
 
 Install = Callable[..., None]
-
-
-@pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """Put a package of one module with entry points, `name = attribute`, on the path."""
-
-    installed: list[str] = []
-
-    def forget() -> None:
-        for module in installed:
-            sys.modules.pop(module, None)
-        plugins._loaded.cache_clear()
-        order._with_plugins.cache_clear()
-        importlib.invalidate_caches()
-
-    def put(module: str, source: str, group: str = "edgesmith.rewrites", **points: str) -> None:
-        installed.append(module)
-        (tmp_path / f"{module}.py").write_text(source, encoding="utf-8")
-        info = tmp_path / f"{module}-1.0.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n", encoding="utf-8")
-        lines = [f"{name} = {module}{attribute}" for name, attribute in points.items()]
-        (info / "entry_points.txt").write_text("\n".join([f"[{group}]", *lines, ""]), encoding="utf-8")
-        forget()
-
-    monkeypatch.syspath_prepend(tmp_path)
-    yield put
-    forget()
-
 
 SQUARES = """
 from edgesmith.exporters.rewrites.rewrite import rewrites

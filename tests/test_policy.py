@@ -1,4 +1,4 @@
-"""What stays fp32: the range first, then what loses most, then what misses the SNR; and how often a program is measured."""
+"""What stays fp32: the range first, then what loses most, then what misses the SNR; how often a program is measured."""
 
 from __future__ import annotations
 

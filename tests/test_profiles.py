@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from edgesmith.bench import runner
+from edgesmith.board import common
 from edgesmith.exporters import targets
+from edgesmith.plugins import PluginWarning
 from edgesmith.profiles import device as devices
 
 if TYPE_CHECKING:
@@ -101,6 +102,53 @@ def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _reached(PROFILES["galaxy-s24"]) == "adb"
     monkeypatch.setattr(sys, "platform", "darwin")
     assert _reached(PROFILES["iphone15"]) == "this Mac"
-    monkeypatch.setattr(runner, "processor", lambda: "Apple M3")
+    monkeypatch.setattr(common, "processor", lambda: "Apple M3")
     assert _reached(PROFILES["m3"]) == "itself: --device mac"
     assert _reached(PROFILES["m4"]) == "ssh"
+
+
+BOARD = """
+title = "Board 7"
+soc = "S7"
+targets = ["onnx"]
+[memory]
+bandwidth_gb_s = {value = 12.5, source = "its manual"}
+"""
+Install = Callable[..., None]
+
+
+@pytest.mark.parametrize(("attribute", "found"), [("", ["board7", "board8"]), (":board8", ["board8"])])
+def test_devices_of_another_package_are_listed_last(attribute: str, found: list[str], install: Install) -> None:
+    files = {"boards/__init__.py": "", "boards/board7.toml": BOARD, "boards/board8.toml": BOARD}
+    install("boards", None, group="edgesmith.devices", files=files, boards=attribute)
+    listed = devices.all_devices()
+    assert list(listed) == [*PROFILES, *found]
+    assert listed["board8"].memory["bandwidth_gb_s"].value == 12.5
+    assert devices.get("board8").title == "Board 7"
+
+
+@pytest.mark.parametrize(
+    ("name", "facts", "sentence"),
+    [
+        ("rpi5", BOARD, "boards of boards 1.0 has a device rpi5, and so has Raspberry Pi 5"),
+        (
+            "board7",
+            BOARD.replace("targets", "formats"),
+            "boards of boards 1.0 is wrong in board7 (KeyError: 'targets')",
+        ),
+        ("board7", "title", "boards of boards 1.0 does not load (TOMLDecodeError: "),
+    ],
+)
+def test_a_device_that_is_wrong_is_one_sentence_and_the_others_are_there(
+    name: str, facts: str, sentence: str, install: Install
+) -> None:
+    files = {"boards/__init__.py": "", f"boards/{name}.toml": facts}
+    install("boards", None, group="edgesmith.devices", files=files, mine="")
+    with pytest.warns(PluginWarning, match=re.escape(f"plugin 'mine' of edgesmith.devices is left out: {sentence}")):
+        assert devices.all_devices() == PROFILES
+
+
+def test_a_device_package_that_is_not_there_is_one_sentence(install: Install) -> None:
+    install("boards", None, group="edgesmith.devices", mine="")
+    with pytest.warns(PluginWarning, match=r"does not load \(ModuleNotFoundError: No module named 'boards'\)"):
+        assert devices.all_devices() == PROFILES

@@ -12,11 +12,15 @@ import pytest
 
 import edgesmith
 from edgesmith import records
+from edgesmith.cli.doctor import DoctorRecord
 from edgesmith.errors import BadInput, OutputError
+from edgesmith.exporters.mil.lint import LintRecord
 from edgesmith.exporters.tensorrt.kit.record import Kit
 from edgesmith.records import Keyword, schema_of
 
 SCHEMAS: dict[str, type] = {
+    "cli/doctor.schema.json": DoctorRecord,
+    "exporters/mil/lint.schema.json": LintRecord,
     "exporters/tensorrt/kit/kit.schema.json": Kit,
 }
 """The TypedDict that a committed schema follows from. `pytest --update-golden` writes the files anew."""

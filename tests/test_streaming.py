@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -22,8 +24,10 @@ from edgesmith.exporters.costs import Costs
 from edgesmith.exporters.graph.capture import Program, capture, run
 from edgesmith.exporters.graph.edit import constant, module_path
 from edgesmith.exporters.rewrites.order import rewrite
-from edgesmith.exporters.session import Step, Stepper, StreamingSession
+from edgesmith.exporters.session import StreamingSession
+from edgesmith.exporters.streaming.step import Step
 from edgesmith.exporters.streaming.step_program import StepProgram, describe, to_step
+from edgesmith.exporters.streaming.stepper import Stepper
 from edgesmith.kernels import lif, lmu_memory
 from edgesmith.models import registry
 from edgesmith.models.checkpoint import load
@@ -458,6 +462,29 @@ def test_verify_runs_a_streaming_artifact_again(sessions: dict[str, StreamingSes
     assert steps[-1]["frames"] == 128
 
 
+WITHOUT_TORCH = """
+import sys
+for heavy in ("torch", "onnx", "onnxscript", "onnxsim", "coremltools"):
+    sys.modules[heavy] = None  # as if it were not installed
+import numpy as np
+import edgesmith
+session = edgesmith.StreamingSession(sys.argv[1], threads=1)
+predictions = session.run(np.load(sys.argv[2]))
+np.save(sys.argv[3], np.stack(predictions))
+"""
+
+
+def test_a_session_of_an_onnx_artifact_needs_numpy_and_onnxruntime_only(
+    sessions: dict[str, StreamingSession], tmp_path: Path
+) -> None:
+    session = sessions["lmuformer"]
+    x = np.random.default_rng(0).standard_normal((1, 7, 128)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    paths = [str(path) for path in (session.artifact.path, tmp_path / "x.npy", tmp_path / "y.npy")]
+    subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *paths], check=True, cwd=tmp_path)
+    assert np.array_equal(np.load(tmp_path / "y.npy"), np.stack(session.run(x)))
+
+
 def test_an_artifact_of_a_whole_sequence_is_no_streaming_one(tmp_path: Path) -> None:
     artifact = edgesmith.export(nn.ReLU(), "onnx", inputs=torch.randn(1, 2, 3), out=tmp_path)
     with pytest.raises(BadInput, match="is no streaming artifact; export it with --streaming"):
@@ -472,7 +499,7 @@ def test_options_that_a_step_does_not_have_are_answered_before_the_model_is_load
 
 
 def test_spiking_models_are_exported_in_fp32_unless_told_otherwise(tmp_path: Path) -> None:
-    if targets.missing_packages(targets.get("coreml")):
+    if targets.get("coreml").missing_packages():
         pytest.skip("coremltools is not installed")
     artifact = edgesmith.export("spiking_lmuformer", "coreml", frames=40, out=tmp_path)
     assert artifact.precision == "fp32"

@@ -10,6 +10,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import rewriting
+from support.lowering import lower
 from torch import Tensor, nn
 
 import edgesmith
@@ -19,8 +21,7 @@ from edgesmith.exporters.graph.capture import Program, capture, run
 from edgesmith.exporters.graph.edit import count_operators
 from edgesmith.exporters.rewrites.order import rewrite
 from edgesmith.exporters.rewrites.rewrite import RewriteReport
-from edgesmith.exporters.rewrites.winograd import POINTS, Winograd, estimate, matrices
-from edgesmith.exporters.targets import Request, onnx
+from edgesmith.exporters.rewrites.winograd import POINTS, estimate, matrices, winograd
 from edgesmith.kernels import lif
 
 CHEAP_TILES = Costs(launch_us=0, gmac_s=1, tile_gb_s=1e6)
@@ -29,13 +30,9 @@ TOLERANCE = 2e-6
 
 
 def apply(model: nn.Module, *inputs: Tensor, costs: Costs = CHEAP_TILES) -> tuple[Program, RewriteReport]:
-    """Capture and rewrite by the target's costs; assert that a second run finds nothing to do."""
-    program = capture(model.eval(), inputs)
-    rewritten, (report,) = rewrite(program, costs, (Winograd(),))
-    again, (more,) = rewrite(rewritten, costs, (Winograd(),))
-    assert not more.applied
-    assert count_operators(again.module) == count_operators(rewritten.module)
-    return rewritten, report
+    """Rewrite by the target's costs; a second run finds nothing to do."""
+    made = rewriting.apply(model, *inputs, costs=costs, rewrites=(winograd,))
+    return made.program, made.reports["winograd"]
 
 
 @pytest.mark.parametrize("points", POINTS)
@@ -108,7 +105,7 @@ def test_neurons_keep_the_convolution_before_them() -> None:
 
 
 def test_a_short_sequence_stays_a_convolution_and_says_why() -> None:
-    _, report = apply(nn.Conv1d(256, 256, 3), torch.randn(1, 256, 10), costs=onnx.costs)
+    _, report = apply(nn.Conv1d(256, 256, 3), torch.randn(1, 256, 10), costs=targets.get("onnx").costs)
     assert not report.applied
     assert report.rejected[0].reason.endswith("it stays a convolution")
 
@@ -116,10 +113,10 @@ def test_a_short_sequence_stays_a_convolution_and_says_why() -> None:
 def test_half_precision_and_other_targets_keep_the_convolution() -> None:
     program = capture(nn.Conv1d(256, 256, 3).eval(), (torch.randn(1, 256, 400),))
     for name, target in targets.all_targets().items():
-        _, (report,) = rewrite(program, target.costs, (Winograd(),))
+        _, (report,) = rewrite(program, target.costs, (winograd,))
         assert bool(report.applied) == (name == "onnx"), name
     halves = capture(nn.Conv1d(256, 256, 3).half().eval(), (torch.randn(1, 256, 400).half(),))
-    _, (report,) = rewrite(halves, onnx.costs, (Winograd(),))
+    _, (report,) = rewrite(halves, targets.get("onnx").costs, (winograd,))
     assert not report.applied
 
 
@@ -160,6 +157,20 @@ LAYER = st.tuples(
 )
 
 
+def test_the_estimate_rounds_tiles_up_and_columns_to_whole_vectors() -> None:
+    costs = Costs(launch_us=10, gmac_s=2, stream_gb_s=4, columns=16, tile_gb_s=8)
+    times = estimate(torch.empty(1, 48, 70), torch.empty(48, 32, 3), costs)
+    macs, moved = 32 * 48 * 1e-3, 4e-3 * (32 + 48)
+    columns = {1: 80, 2: 48, 4: 32}  # of 70 outputs, 35 tiles of two, and 18 tiles of four
+    assert times == pytest.approx(
+        {
+            1: 10 + 3 * macs * (columns[1] / 2 + 4 / 4),
+            2: 70 + 4 * macs * (columns[2] / 2 + 4 / 4) + moved * (70 + 4 * 35) / 8,
+            4: 70 + 6 * macs * (columns[4] / 2 + 4 / 4) + moved * (70 + 6 * 18) / 8,
+        }
+    )
+
+
 @pytest.mark.slow
 @given(
     entries=st.lists(LAYER, min_size=14, max_size=14),
@@ -175,7 +186,7 @@ def test_numbers_stay_for_every_shape(
     torch.manual_seed(seed)
     model = Layers(entries).eval()
     inputs = tuple(torch.randn(batch, channels, length) for channels, _, length, *_ in entries)
-    rewritten, (report,) = rewrite(capture(model, inputs), Costs(0), (Winograd(points),))
+    rewritten, (report,) = rewrite(capture(model, inputs), Costs(0), (winograd.with_options(points=points),))
     assert len(report.applied) == sum(kernel < points for *_, kernel, _, _ in entries)
     outputs = run(rewritten, inputs)
     with torch.no_grad():
@@ -190,9 +201,8 @@ def test_onnx_runtime_computes_the_same_at_every_remainder(length: int, tmp_path
     torch.manual_seed(0)
     x = torch.randn(2, 8, length)
     model = nn.Sequential(nn.Conv1d(8, 12, 3, padding=1), nn.ReLU(), nn.Conv1d(12, 8, 5)).eval()
-    rewritten, _ = rewrite(capture(model, (x,), ("x",), ("y",)), Costs(0), (Winograd(6),))
-    onnx.lower(rewritten, tmp_path / "layers.onnx", Request("layers", "fp32"))
-    outputs = onnx.run(tmp_path / "layers.onnx", [[x.numpy()]])
+    rewritten, _ = rewrite(capture(model, (x,), ("x",), ("y",)), Costs(0), (winograd.with_options(points=6),))
+    outputs = lower("onnx", rewritten, tmp_path / "layers.onnx").run([[x.numpy()]])
     assert isinstance(outputs, list)
     exact = model.double()(x.double()).detach().numpy()
     assert outputs[0][0].shape == exact.shape
@@ -212,6 +222,6 @@ def test_lmuformer_has_the_form_for_onnx_in_fp32_alone(tmp_path: Path) -> None:
 def test_a_free_batch_stays_free(tmp_path: Path) -> None:
     artifact = edgesmith.export("lmuformer", "onnx", dynamic_batch=True, out=tmp_path)
     assert artifact.manifest["operators"]["file"]["MatMul"] == 8
-    outputs = targets.get("onnx").run(artifact.file, [[np.zeros((5, 128, 128), np.float32)]])
+    outputs = targets.get("onnx").open(artifact.file).run([[np.zeros((5, 128, 128), np.float32)]])
     assert isinstance(outputs, list)
     assert outputs[0][0].shape == (5, 35)

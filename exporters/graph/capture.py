@@ -104,12 +104,19 @@ def run_eager(model: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
     return _flat(outputs)
 
 
-def exported(program: Program, target: str, around: nn.Module | None = None) -> ExportedProgram:
-    """The program as torch's exporter and other converters take it: functional ATen and the target's fused ops.
+def exported(
+    program: Program, target: str, around: nn.Module | None = None, *, is_traced_again: bool = False
+) -> ExportedProgram:
+    """Return the program as torch's exporter and other converters take it: functional ATen and the target's fused ops.
 
     Fused ops that have no lowering for the target are inlined: a form made for the target, where there is one, or the
-    reference takes their place. With `around`, a module with the program's inputs that calls the program's graph, that
-    module is exported.
+    reference takes their place.
+
+    Args:
+        target: the name under which fused ops have their lowerings.
+        around: a module with the program's inputs that calls the program's graph; it is exported instead.
+        is_traced_again: whether what reads it traces it once more itself, as torch's ONNX exporter does. Then there is
+            nothing to decompose, unless an op has to be inlined.
 
     Raises:
         Unsupported: as `capture`; also complex numbers, which the rewrites have left because there is no rule for them.
@@ -117,6 +124,7 @@ def exported(program: Program, target: str, around: nn.Module | None = None) -> 
     _refuse_complex(program)
     inlined = {op.overload: op.reference for op in all_ops().values() if target not in op.lowerings}
     module = _with_own_forms(program.module, target)
+    is_inlined = any(node.target in inlined for node in module.graph.nodes)
     with torch.no_grad(), _without_torchs_own_warnings():
         try:
             written = _exported(around or module, program.inputs, program.dynamic_batch)
@@ -127,7 +135,7 @@ def exported(program: Program, target: str, around: nn.Module | None = None) -> 
                 f"this model cannot be made {program.typed_as}, most likely because it sets types itself; export it"
                 " with --precision fp32"
             ) from error
-        if target == "onnx" and not inlined:  # torch's exporter traces it once more itself, and the file is the same
+        if is_traced_again and not is_inlined:  # the file is the same
             return written
         return written.run_decompositions(inlined)
 
@@ -178,12 +186,19 @@ def _check(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) ->
         raise BadInput("the model computes in bfloat16, which no target here takes; convert it with .float()")
     if any(x.is_complex() for x in inputs):
         raise BadInput("the model takes complex numbers, which no target here has; give it both halves as tensors")
-    own = (*model.named_children(), *model.named_parameters(recurse=False), *model.named_buffers(recurse=False))
-    reserved = [name for name, _ in own if hasattr(GraphModule, name) or name == "meta"]
-    if reserved and not isinstance(model, GraphModule):
-        raise BadInput(f"the model has a member called {reserved[0]!r}, which torch.fx keeps for itself; rename it")
+    _refuse_reserved_names(model)
     if dynamic_batch and any(x.dim() and x.shape[0] < 2 for x in inputs):
         raise BadInput("a dynamic batch needs example inputs with a batch of 2 or more")
+
+
+def _refuse_reserved_names(model: nn.Module) -> None:
+    """Refuse members that have the name of something of torch.fx's own."""
+    if isinstance(model, GraphModule):
+        return
+    own = (*model.named_children(), *model.named_parameters(recurse=False), *model.named_buffers(recurse=False))
+    reserved = [name for name, _ in own if hasattr(GraphModule, name) or name == "meta"]
+    if reserved:
+        raise BadInput(f"the model has a member called {reserved[0]!r}, which torch.fx keeps for itself; rename it")
 
 
 def _export(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) -> GraphModule:

@@ -1,9 +1,9 @@
 """Running an ML Program with torch on the CPU, every operator at the precision that its types declare.
 
-What is documented about Core ML's arithmetic is the types: an fp16 value has 11 bits wherever it is. So an operator is
-computed from its operands in fp32 and its result is rounded once, to the nearest, to the type that the program declares
-for it; fp32 operators are computed in fp32, integers exactly. What the program does not say, and Apple's compute units
-do in ways of their own, is with how many bits products are summed inside an operator:
+Of Core ML's arithmetic the types are documented: an fp16 value has 11 bits wherever it is. So an operator is computed
+from its operands in fp32, and its result is rounded once, to the nearest, to the type that the program declares for it.
+fp32 operators are computed in fp32, integers exactly. The program does not say with how many bits products are summed
+inside an operator, and Apple's compute units do that in ways of their own:
 
     accumulate="fp32"   sums in fp32, in torch's order. The default.
     accumulate="fp16"   for results that are fp16, the sums of products of conv, conv_transpose, linear, matmul, einsum,
@@ -30,7 +30,8 @@ import torch
 from torch import Tensor
 
 from edgesmith.errors import BadInput, EdgesmithError, Unsupported
-from edgesmith.exporters.mil.ops import Entry, StateValue, all_ops, carrier
+from edgesmith.exporters.mil.carriers import carrier
+from edgesmith.exporters.mil.ops import Entry, StateValue, all_ops
 from edgesmith.exporters.mil.program import (
     Block,
     Constant,
@@ -163,7 +164,7 @@ class Evaluator:
                 tensor [1, C, H, W] of pixel values 0 to 255 in the program's own layout of channels.
             states: from `make_states`, changed in place. None: zeros, which nobody sees afterwards.
             watch: called after every operator but constants with the operator and its results, those inside of loops
-                and branches at each turn.
+                and branches in each iteration.
 
         Returns:
             Outputs by name: tensors of the declared types; of a classifier also the label (a string or a number) and
@@ -214,7 +215,7 @@ class Evaluator:
             yield step
 
     def outputs(self, values: Values) -> Values:
-        """What `run` returns, from the values that `steps` left."""
+        """Return what `run` does, from the values that `steps` left."""
         return {name: values[name] for name in self.function.block.outputs}
 
     def arrays(self, outputs: Values) -> list[np.ndarray]:
@@ -369,7 +370,7 @@ def _recorder(step: Step) -> Watch:
 
 
 def fits(shape: tuple[int, ...], declared: tuple[int | None, ...] | None) -> bool:
-    """Whether a tensor may have a shape where `declared` is asked for."""
+    """Return whether a tensor may have a shape where `declared` is asked for."""
     if declared is None:
         return True
     return len(shape) == len(declared) and all(b is None or a == b for a, b in zip(shape, declared, strict=True))

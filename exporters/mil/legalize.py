@@ -1,4 +1,4 @@
-"""What the Core ML lowering legalizes by itself, of what the lint finds: masks of minus infinity, in half precision.
+"""The one thing of the lint's that the Core ML lowering legalizes by itself: masks of minus infinity in half precision.
 
 The Neural Engine's softmax does not handle infinity (rule `infinite-constant`), a finite mask such as -1e9 becomes
 infinite in fp16 (rule `fp16-overflow`), and coremltools leaves an operator with such a constant in fp32 (rule
@@ -114,7 +114,7 @@ def _legalize_block(block: Any) -> Iterator[Legalization]:
 
 
 def _is_mask(value: Any) -> bool:
-    """Whether a constant has values that fp16 lacks, all of them far below zero."""
+    """Return whether a constant has values that fp16 lacks, all of them far below zero."""
     array = np.asarray(value)
     if array.dtype.kind != "f" or np.isnan(array).any() or (array > HALF_MAX).any():
         return False
@@ -122,7 +122,7 @@ def _is_mask(value: Any) -> bool:
 
 
 def _only_masks(mask: Any) -> bool:
-    """Whether all that reads a constant takes it as a mask of a softmax."""
+    """Return whether all that reads a constant takes it as a mask of a softmax."""
     if not mask.child_ops or mask in mask.op.enclosing_block.outputs:
         return False
     return all(_takes_mask(op, mask) for op in mask.child_ops)
@@ -135,13 +135,13 @@ def _takes_mask(op: Any, mask: Any) -> bool:
 
 
 def _joins(op: Any, value: Any) -> bool:
-    """Whether an operator puts a value onto another one: a sum, or a choice between the two."""
+    """Return whether an operator puts a value onto another one: a sum, or a choice between the two."""
     parameters = _JOINING.get(op.op_type, ())
     return [op.inputs[name] is value for name in parameters].count(True) == 1
 
 
 def _reaches_softmax(value: Any) -> bool:
-    """Whether a value is read, and by nothing but softmaxes, maybe after further masks and changes of shape."""
+    """Return whether nothing but softmaxes reads a value, maybe after further masks and changes of shape."""
     if not value.child_ops or value in value.op.enclosing_block.outputs:
         return False
     for op in value.child_ops:

@@ -18,6 +18,9 @@ from edgesmith.exporters.mil.legalize import Legalization, legalizations_of
 from edgesmith.exporters.mil.program import MlProgram, Operation, StateType, load
 from edgesmith.exporters.mil.rules import RULES, SEVERITIES, Position, Rule, View, memory
 
+_SUFFIXES = (".mlpackage", ".mlmodel")
+"""Of files that may hold an ML Program."""
+
 SCHEMA: Final = 1
 """Number of the record that `lint --json` prints, `LintRecord`."""
 
@@ -60,7 +63,7 @@ class MemoryRecord(TypedDict):
 
 
 class LintRecord(TypedDict):
-    """All findings in a Core ML package, as `edgesmith lint --json` prints them.
+    """The findings in a Core ML package, as `edgesmith lint --json` prints them.
 
     Attributes:
         path: of the package.
@@ -112,7 +115,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """All findings in a package.
+    """The findings in a package.
 
     Attributes:
         path: of the package.
@@ -138,7 +141,7 @@ class Report:
 
     @property
     def passes(self) -> bool:
-        """Whether there is nothing but notes: what `--strict` asks for."""
+        """True where there is nothing but notes, which is what `--strict` asks for."""
         return not self.counts["error"] and not self.counts["warning"]
 
     @property
@@ -227,12 +230,12 @@ def _finding(rule: Rule, view: View, at: Position, fact: str) -> Finding:
 def package(path: str | Path) -> Path:
     """Return the Core ML package that a path means. Raises BadInput where it means none."""
     given = Path(path)
-    if given.suffix in (".mlpackage", ".mlmodel"):
+    if given.suffix in _SUFFIXES:
         return given
     if given.suffix == ".onnx":
         raise BadInput(_not_core_ml(given.name, "an ONNX file"))
     artifact = artifacts.read(given)
-    if artifact.target != "coreml":
+    if artifact.file.suffix not in _SUFFIXES:
         raise BadInput(_not_core_ml(given.name, f"an artifact for {artifact.target}"))
     return artifact.file
 
@@ -258,12 +261,12 @@ class Group:
 
     @property
     def operators(self) -> dict[str, int]:
-        """How many findings there are at operators of each type, most frequent first."""
+        """The number of findings at operators of each type, most frequent first."""
         return dict(Counter(one.operator for one in self.findings).most_common())
 
     @property
     def facts(self) -> int:
-        """How many different facts they are."""
+        """The number of different facts."""
         return len({one.fact for one in self.findings})
 
 

@@ -6,7 +6,8 @@ kept itself: a value beyond the range, or a loss, belongs to what it reads from.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from edgesmith.exporters.mil.program import MlProgram, Operation, TensorType, references
@@ -37,36 +38,53 @@ def lossy_operators(program: MlProgram, inputs: Sequence[dict[str, Any]], snr_db
     return choose(_seen(program, {cost.met.output: cost for cost in report.operators}, snr_db), reached)
 
 
-def _seen(program: MlProgram, costs: dict[str, Cost], snr_db: float) -> list[Seen]:
+def _seen(program: MlProgram, costs: Mapping[str, Cost], snr_db: float) -> list[Seen]:
     """Return what was seen of every operator: once for each result that was compared, or once where none was."""
-    found: list[Seen] = []
+    peaks = _peaks(program, costs)
     makers: dict[str, Seen] = {}
+    found: list[Seen] = []
+    for operation in program.operations():
+        makes, reads = _range(operation, peaks)
+        plain = Seen(
+            name=operation.name.removesuffix(_SUFFIX),
+            makes=makes,
+            reads=reads,
+            is_half=operation.type != "cast" and _makes_half(operation),
+            operands=tuple(makers[name] for name in _read(operation) if name in makers),
+        )
+        compared = [costs[one.name] for one in operation.outputs if one.name in costs]
+        ones = [_with_cost(plain, cost, snr_db) for cost in compared] or [plain]
+        makers |= {one.name: ones[0] for one in operation.outputs}
+        found += ones
+    return found
+
+
+def _with_cost(seen: Seen, cost: Cost, snr_db: float) -> Seen:
+    misses = cost.snr_db is not None and cost.snr_db < snr_db
+    return replace(seen, loss_db=cost.loss_db, misses=misses, overflows=cost.leaves_half)
+
+
+def _peaks(program: MlProgram, costs: Mapping[str, Cost]) -> dict[str, float]:
+    """Return the largest magnitude of every value in fp32; a cast's result has that of its operand."""
     peaks = {output: cost.exact.peak for output, cost in costs.items()}
     for operation in program.operations():
-        read = [name for _, name in references(operation.inputs)]
-        reads = max((peaks.get(name, 0.0) for name in read), default=0.0)
-        makes = max((peaks.get(one.name, 0.0) for one in operation.outputs), default=0.0)
-        is_cast = operation.type == "cast"
-        if is_cast and reads > HALF_MAX:
-            peaks.update({one.name: reads for one in operation.outputs})
-        operands = tuple(makers[name] for name in read if name in makers)
-        compared: list[Cost | None] = [costs[one.name] for one in operation.outputs if one.name in costs]
-        ones = [
-            Seen(
-                name=operation.name.removesuffix(_SUFFIX),
-                makes=0.0 if is_cast else makes,
-                reads=0.0 if is_cast else reads,
-                loss_db=0.0 if cost is None else cost.loss_db,
-                misses=cost is not None and cost.snr_db is not None and cost.snr_db < snr_db,
-                is_half=not is_cast and _makes_half(operation),
-                overflows=cost is not None and cost.leaves_half,
-                operands=operands,
-            )
-            for cost in compared or [None]
-        ]
-        found += ones
-        makers |= {one.name: ones[0] for one in operation.outputs}
-    return found
+        reads = max((peaks.get(name, 0.0) for name in _read(operation)), default=0.0)
+        if operation.type == "cast" and reads > HALF_MAX:
+            peaks |= {one.name: reads for one in operation.outputs}
+    return peaks
+
+
+def _range(operation: Operation, peaks: Mapping[str, float]) -> tuple[float, float]:
+    """Return the largest magnitude that an operator makes, and that it reads. 0 for casts, which are not kept."""
+    if operation.type == "cast":
+        return 0.0, 0.0
+    makes = (peaks.get(one.name, 0.0) for one in operation.outputs)
+    reads = (peaks.get(name, 0.0) for name in _read(operation))
+    return max(makes, default=0.0), max(reads, default=0.0)
+
+
+def _read(operation: Operation) -> list[str]:
+    return [name for _, name in references(operation.inputs)]
 
 
 def _makes_half(operation: Operation) -> bool:

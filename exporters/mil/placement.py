@@ -1,4 +1,4 @@
-"""Where Core ML would run each operator, and at what share of the time: a compute plan, which only a Mac can make.
+"""The compute plan, which only a Mac can make: where Core ML would run each operator, and at what share of the time.
 
 Only `plan` touches Apple's system; `read` turns what it returns into rows, and is what tests can reach elsewhere.
 Source: Apple's MLComputePlan (macOS 14.4 and later), as coremltools wraps it.
@@ -40,7 +40,7 @@ class Placement:
 
 
 class Plan(Protocol):
-    """What of coremltools' `MLComputePlan` is used here."""
+    """The part of coremltools' `MLComputePlan` that is used here."""
 
     @property
     def model_structure(self) -> Any:

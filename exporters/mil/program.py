@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from edgesmith.errors import BackendMissing, BadInput, Unsupported
-from edgesmith.exporters.mil.ops import carrier
+from edgesmith.exporters.mil.carriers import carrier
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ class ImageFeature:
 
 @dataclass(frozen=True)
 class Feature:
-    """What a caller gives or gets under one name.
+    """The value that a caller gives or gets under one name.
 
     Attributes:
         kind: "array", "image", "state", or what a classifier returns: "string", "int64", "dictionary".
@@ -355,7 +355,7 @@ def load(path: str | Path) -> MlProgram:
 
 
 def _specification(path: Path) -> Path:
-    """Where a package's model is. Raises BadInput."""
+    """Return the path of a package's model. Raises BadInput."""
     if not path.exists():
         raise BadInput(f"there is no {path}; give an .mlpackage")
     if path.is_file():
@@ -449,13 +449,13 @@ def _feature(feature: Any) -> Feature:
 
 
 def _flexible(given: Any, of: str) -> str | None:
-    """How the shape of a feature may vary."""
+    """Return how the shape of a feature may vary."""
     kind = given.WhichOneof(f"{of}Flexibility")
     return None if kind is None else "enumerated" if kind.startswith("enumerated") else "range"
 
 
 class _Reader:
-    """From protobuf messages to the classes above, with blob files opened once each."""
+    """The reader that makes the classes above of protobuf messages; it opens each blob file once."""
 
     def __init__(self, path: Path, folder: Path, model: Any) -> None:
         self.path = path
@@ -507,7 +507,7 @@ class _Reader:
         return Operation(given.type, name, inputs, outputs, attributes, blocks, source)
 
     def source(self, name: str, inputs: Mapping[str, Operand], outputs: tuple[Variable, ...]) -> str | None:
-        """Where an operator comes from, kept under its outputs' names for those that read them."""
+        """Return where an operator comes from, and keep it under its outputs' names for those that read them."""
         read = [name, *(reference for _, reference in references(inputs))]
         found = next((self.sources[one] for one in read if one in self.sources), None)
         if found is not None:
@@ -616,7 +616,7 @@ def references(inputs: Mapping[str, Operand]) -> Iterator[tuple[str, str]]:
 
 
 def _sources(metadata: Mapping[str, str], function: str) -> dict[str, str]:
-    """From the names of a function's operators to the modules that they come from, where the package has a table."""
+    """Return the module that each of a function's operators comes from, where the package has a table."""
     try:
         table = json.loads(metadata.get(f"{SOURCES}.{function}") or metadata.get(SOURCES, "{}"))
         return {name: module for module, names in table.items() for name in names}

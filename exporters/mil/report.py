@@ -1,4 +1,4 @@
-"""What an evaluation met at every operator, and where half precision costs what: instead of bisecting a model by hand.
+"""The range of every operator in an evaluation, and what half precision costs there: no bisecting a model by hand.
 
 `ranges` evaluates a package over several inputs and keeps each operator's extremes. `compare` evaluates it twice, step
 by step side by side: at the precision that its types declare, and with every float in fp32 (or fp64). Operators need
@@ -27,8 +27,8 @@ from torch import Tensor
 
 from edgesmith.errors import BadInput
 from edgesmith.exporters.figures import Figures, measure
+from edgesmith.exporters.mil.carriers import carrier
 from edgesmith.exporters.mil.evaluate import BLOCK, Evaluator, Step
-from edgesmith.exporters.mil.ops import carrier
 from edgesmith.exporters.mil.program import MlProgram, Operation, TensorType, load, references
 from edgesmith.exporters.precision.policy import HALF_MAX, ROUNDING_DB
 from edgesmith.exporters.precision.table import FP16
@@ -44,7 +44,7 @@ Inputs = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Met:
-    """What one output of an operator was, over all inputs and all iterations of a loop.
+    """The range of one output of an operator, over all inputs and all iterations of a loop.
 
     Attributes:
         name, type, source: the operator's own name, MIL type and module (None where the package does not say).
@@ -73,13 +73,13 @@ class Met:
 
     @property
     def beyond_half(self) -> bool:
-        """Whether a finite element is one that fp16 cannot hold."""
+        """True where a finite element is one that fp16 cannot hold."""
         return self.peak > HALF_MAX
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What the declared types cost at one output of an operator.
+    """The cost of the declared types at one output of an operator.
 
     Attributes:
         met: the output's values in the evaluation at declared precision.
@@ -101,7 +101,7 @@ class Cost:
 
     @property
     def leaves_half(self) -> bool:
-        """Whether an fp16 result has left fp16's range, here for the first time or as an operand's consequence."""
+        """True where an fp16 result has left fp16's range, here for the first time or as an operand's consequence."""
         return self.met.dtype == "fp16" and (self.overflowed > 0 or self.exact.beyond_half)
 
 
@@ -116,7 +116,7 @@ class OutputFigures:
 
 @dataclass(frozen=True)
 class Report:
-    """What `compare` found.
+    """The findings of `compare`.
 
     Attributes:
         operators: in order of evaluation, one entry for each output.
@@ -146,7 +146,7 @@ class Report:
 
 
 def ranges(program: MlProgram | Any, inputs: Inputs, *, function: str | None = None, **options: Any) -> tuple[Met, ...]:
-    """What every operator's outputs were over several inputs, in order of evaluation.
+    """Return the range of every operator's outputs over several inputs, in order of evaluation.
 
     Args:
         program: what `load` returned, or a path.

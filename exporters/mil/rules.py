@@ -1,4 +1,4 @@
-"""What is published about the Neural Engine, as checks on a program: one `Rule` each, with its source.
+"""The rules that are published about the Neural Engine, as checks on a program: one `Rule` each, with its source.
 
 A severity follows from who says so, as nobody outside Apple can look into the Neural Engine's compiler:
 
@@ -65,7 +65,7 @@ LARGEST_AXIS = 16384
 """Core ML's limit by the threads that `long-axis` names."""
 
 _FLOATS = frozenset({"fp16", "fp32", "fp64", "bf16"})
-_WIDE_FLOATS = frozenset({"fp32", "fp64"})
+_SINGLE_FLOATS = frozenset({"fp32", "fp64"})
 _NATIVE = frozenset({"fp16", "int8", "int16"})
 _BYTES = {"fp16": 2, "bf16": 2, "int16": 2, "uint16": 2, "int8": 1, "uint8": 1, "fp32": 4, "fp64": 8}
 
@@ -163,7 +163,7 @@ class View:
         return value if isinstance(value, Constant) else None
 
     def is_stored(self, operand: Operand | None) -> bool:
-        """Whether an operand is a constant, or is decompressed from constants."""
+        """Return whether an operand is a constant, or is decompressed from constants."""
         maker = self.maker(operand)
         return self.constant(operand) is not None or (maker is not None and maker.type.startswith("constexpr_"))
 
@@ -256,13 +256,8 @@ def _rank(view: View) -> Iterator[tuple[Position, str]]:
     do="Export with --precision fp16; keep in fp32 only what overflows.",
 )
 def _fp32_computation(view: View) -> Iterator[tuple[Position, str]]:
-    returned = set(view.function.block.outputs)
     for operation in view.operations:
-        if operation.type == "cast" and all(one.name in returned for one in operation.outputs):
-            continue  # the interface, see fp32-interface
-        if operation.type == "cast" and _type(operation) not in _WIDE_FLOATS:
-            continue  # out of fp32
-        if operation.blocks or operation.type == "classify":
+        if operation.blocks or operation.type == "classify" or _is_cast_at_the_edge(operation, view):
             continue  # what is inside counts, and dictionaries are not computed there anyway
         outputs = [one.type.dtype for one in operation.outputs if isinstance(one.type, TensorType)]
         inputs = [
@@ -270,9 +265,17 @@ def _fp32_computation(view: View) -> Iterator[tuple[Position, str]]:
             for _, operand in view.operands(operation)
             if not view.is_stored(operand) and (kind := view.type(operand)) is not None
         ]
-        wide = [dtype for dtype in (*outputs, *inputs) if dtype in _WIDE_FLOATS]
-        if wide:
-            yield operation, f"computes in {wide[0]}"
+        single = [dtype for dtype in (*outputs, *inputs) if dtype in _SINGLE_FLOATS]
+        if single:
+            yield operation, f"computes in {single[0]}"
+
+
+def _is_cast_at_the_edge(operation: Operation, view: View) -> bool:
+    """Return whether an operator is a cast of the interface, see `fp32-interface`, or one out of fp32."""
+    if operation.type != "cast":
+        return False
+    is_returned = all(one.name in view.function.block.outputs for one in operation.outputs)
+    return is_returned or _type(operation) not in _SINGLE_FLOATS
 
 
 def _type(operation: Operation) -> str:
@@ -293,7 +296,7 @@ def _fp32_constant(view: View) -> Iterator[tuple[Position, str]]:
     for operation in view.operations:
         for parameter, operand in view.operands(operation):
             kind = view.type(operand)
-            if view.constant(operand) is not None and kind is not None and kind.dtype in _WIDE_FLOATS:
+            if view.constant(operand) is not None and kind is not None and kind.dtype in _SINGLE_FLOATS:
                 yield operation, f"{parameter} is a constant in {kind.dtype}, {words(kind.shape)}"
 
 
@@ -431,7 +434,7 @@ def _unaligned_last_axis(view: View) -> Iterator[tuple[Position, str]]:
 def _unaligned(view: View, wanted: Callable[[int], bool]) -> Iterator[tuple[Position, str]]:
     """Values whose last axis is padded; a value that is fp32 at the interface only counts as the half that it was."""
     for position, _, kind in view.values():
-        counted = TensorType("fp16", kind.shape) if kind.dtype in _WIDE_FLOATS else kind
+        counted = TensorType("fp16", kind.shape) if kind.dtype in _SINGLE_FLOATS else kind
         known = memory(counted) if counted.dtype in _NATIVE else None
         if known is None or not kind.shape or known[0] == known[1] or known[0] == 0:
             continue
@@ -497,7 +500,7 @@ def _copy_of_last_axis(view: View) -> Iterator[tuple[Position, str]]:
 
 
 def _is_view(shape: Sequence[int | None], order: Sequence[int]) -> bool:
-    """Whether a transpose leaves the numbers where they are: only axes of size 1 change places."""
+    """Return whether a transpose leaves the numbers where they are: only axes of size 1 move."""
     moved = [axis for axis in order if shape[axis] != 1]
     return moved == sorted(moved)
 
@@ -548,7 +551,7 @@ def _stride(view: View) -> Iterator[tuple[Position, str]]:
 
 
 def _maps_well(strides: Sequence[int]) -> bool:
-    """Whether strides are such as Apple recommends. Sizes 1 and 2 go with each other."""
+    """Return whether strides are such as Apple recommends. Sizes 1 and 2 go with each other."""
     large = {stride for stride in strides if stride > 2}
     if not large:
         return True
@@ -632,27 +635,28 @@ def _pooling_stride(view: View) -> Iterator[tuple[Position, str]]:
 def _spelled_layer_norm(view: View) -> Iterator[tuple[Position, str]]:
     """A norm is y = x - mean(x) divided by the square root of mean(y^2), with an epsilon or without."""
     for operation in view.operations:
-        if operation.type not in ("rsqrt", "sqrt"):
+        variance = _variance_under_root(view, operation)
+        if variance is None:
             continue
-        variance = view.maker(operation.inputs.get("x"))
-        if variance is not None and variance.type == "add":
-            operands = [view.maker(variance.inputs.get(name)) for name in ("x", "y")]
-            variance = next((one for one in operands if one is not None and one.type == "reduce_mean"), None)
-        centred = _squared(view, view.maker(variance.inputs.get("x"))) if _is_mean(variance) and variance else None
-        difference = view.maker(centred)
+        difference = view.maker(_squared(view, view.maker(variance.inputs.get("x"))))
         if difference is None or difference.type != "sub":
             continue
         mean = view.maker(difference.inputs.get("y"))
-        if mean is not None and _is_mean(mean) and mean.inputs.get("x") == difference.inputs.get("x"):
+        if mean is not None and mean.type == "reduce_mean" and mean.inputs.get("x") == difference.inputs.get("x"):
             yield difference, f"a norm of {words(view.shape(mean.inputs.get('x')))} over {view.ints(mean, 'axes')}"
 
 
-def _is_mean(operation: Operation | None) -> bool:
-    return operation is not None and operation.type == "reduce_mean"
+def _variance_under_root(view: View, root: Operation) -> Operation | None:
+    """Return the mean that an operator takes the square root of, directly or with an epsilon added."""
+    operand = view.maker(root.inputs.get("x")) if root.type in ("rsqrt", "sqrt") else None
+    if operand is None:
+        return None
+    added = [view.maker(operand.inputs.get(name)) for name in ("x", "y")] if operand.type == "add" else [operand]
+    return next((one for one in added if one is not None and one.type == "reduce_mean"), None)
 
 
 def _squared(view: View, operation: Operation | None) -> Operand | None:
-    """What an operator squares."""
+    """Return what an operator squares."""
     if operation is None:
         return None
     x, y = operation.inputs.get("x"), operation.inputs.get("y")
@@ -792,11 +796,11 @@ def _fp32_interface(view: View) -> Iterator[tuple[Position, str]]:
     if not view.half:
         return
     for one in view.function.inputs:
-        if isinstance(one.type, TensorType) and one.type.dtype in _WIDE_FLOATS:
+        if isinstance(one.type, TensorType) and one.type.dtype in _SINGLE_FLOATS:
             yield one, f"the input is {one.type.dtype}"
     for name in view.function.block.outputs:
         kind, maker = view.type(Ref(name)), view.maker(Ref(name))
-        if kind is not None and kind.dtype in _WIDE_FLOATS:
+        if kind is not None and kind.dtype in _SINGLE_FLOATS:
             yield maker or Variable(name, kind), f"the output {name} is {kind.dtype}"
 
 

@@ -66,7 +66,7 @@ class KeepsStates(nn.Module):
 
 
 def held_as(name: str, half: bool) -> list[str]:
-    """What Core ML calls the parts of a state."""
+    """Return Core ML's names for the parts of a state."""
     return [name] if half else [f"{name}_high", f"{name}_low"]
 
 

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgesmith.errors import BackendMissing, BadInput
+from edgesmith.errors import BackendMissing, BadInput, EdgesmithWarning
 from edgesmith.exporters.graph.capture import Program
 from edgesmith.exporters.inputs import COUNT, seeded_inputs
 from edgesmith.models.registry import ImageInput
@@ -63,7 +63,7 @@ UNREADABLE = (
 """What is raised for a file that is no `.npz` or a damaged one, and by NumPy for a header that is no Python literal."""
 
 
-class RandomCalibration(UserWarning):
+class RandomCalibration(EdgesmithWarning):
     """Nobody gave data to calibrate on."""
 
 
@@ -275,14 +275,19 @@ def _checked(path: Path, name: str, array: np.ndarray, example: Tensor) -> np.nd
     if kind == "f" and not np.isfinite(array).all():
         raise BadInput(f"--calibration: {name} in {path} has values that are not finite; remove those samples")
     if array.size and kind != "b":
-        limits = torch.finfo(example.dtype) if kind == "f" else torch.iinfo(example.dtype)
-        for value in (array.min(), array.max()):
-            if not limits.min <= value.item() <= limits.max:
-                raise BadInput(
-                    f"--calibration: {name} in {path} has {value!s}, and {_dtype(example)} ends at"
-                    f" {limits.max if value > 0 else limits.min}; remove those samples"
-                )
+        _check_range(path, name, array, example)
     return array
+
+
+def _check_range(path: Path, name: str, array: np.ndarray, example: Tensor) -> None:
+    """Refuse values that an input's type cannot hold."""
+    limits = torch.finfo(example.dtype) if example.is_floating_point() else torch.iinfo(example.dtype)
+    for value in (array.min(), array.max()):
+        if not limits.min <= value.item() <= limits.max:
+            raise BadInput(
+                f"--calibration: {name} in {path} has {value!s}, and {_dtype(example)} ends at"
+                f" {limits.max if value > 0 else limits.min}; remove those samples"
+            )
 
 
 def _dtype(tensor: Tensor) -> str:

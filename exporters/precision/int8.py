@@ -9,8 +9,9 @@ left after those before. Layers are convolutions and products with constant weig
 cannot stand for a bias that is computed. A value is rounded once, however many layers read it; a sum behind a layer
 reads the rounded value too, so that a residual need only be kept in int8.
 Everything else stays float, and so does every fused op that says why (`FusedOp.stays_float`); layers inside other fused
-ops are layers like any. Zero points are 0, as TensorRT wants it. In the graph these are PyTorch's own operators,
-`quantized_decomposed`, which torch's ONNX exporter writes as QuantizeLinear and DequantizeLinear.
+ops are layers like any. Zero points
+are 0, as TensorRT wants it. In the graph these are PyTorch's own operators, `quantized_decomposed`, which torch's ONNX
+exporter writes as QuantizeLinear and DequantizeLinear.
 
 While the outputs miss the wanted SNR on the calibration inputs, what costs most goes back to float, by sensitivity: the
 noise at the outputs that one layer alone makes. Independent noises add up, so how many have to go follows from
@@ -51,8 +52,10 @@ from edgesmith.exporters.graph.edit import (
     tidy,
     val,
 )
+from edgesmith.exporters.graph.interpret import interpret, recompute
+from edgesmith.exporters.graph.linear import Linear, along, spelled
 from edgesmith.exporters.precision.task import CountsMacs, Typed, TypingTask
-from edgesmith.kernels.op import all_ops, find
+from edgesmith.kernels.op import all_ops
 
 LEAST, MOST = -128, 127
 RANGE_PERCENT = 99.99
@@ -69,29 +72,8 @@ SENSITIVITY_INPUTS = 2
 ROUNDS = 6
 """How often layers may go back to float before the rest is left as it is; verification then says what is missing."""
 
+
 _quantised = torch.ops.quantized_decomposed
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A node that can compute in int8.
-
-    Attributes:
-        data, weight, bias: positions among the node's arguments; bias -1 where the operator has none.
-        axis: of the weight's output channels.
-    """
-
-    node: Node
-    data: int
-    weight: int
-    bias: int
-    axis: int
-
-    @property
-    def value(self) -> Node:
-        """What it reads beside its weight."""
-        read: Node = arguments(self.node)[self.data]
-        return read
 
 
 @dataclass(frozen=True)
@@ -167,9 +149,9 @@ def open_fused(program: Program) -> Program:
     return capture(module, program.inputs, program.input_names, program.output_names, program.dynamic_batch)
 
 
-def find_layers(module: GraphModule) -> list[Layer]:
-    """The layers that can be int8, in order: float32, with constant weights that have an axis of output channels."""
-    return [layer for layer in _candidates(module) if not _has_computed_bias(module, layer)]
+def find_layers(module: GraphModule) -> list[Linear]:
+    """The layers that can be int8, in order: float32, with constant weights and a constant bias or none."""
+    return [layer for layer in _candidates(module) if not layer.has_computed_bias]
 
 
 def find_computed_biases(module: GraphModule) -> dict[str, str]:
@@ -177,50 +159,30 @@ def find_computed_biases(module: GraphModule) -> dict[str, str]:
     return {
         layer.node.name: f"{operator_name(layer.node).removeprefix('aten.')} at {site(layer.node)} has a computed bias"
         for layer in _candidates(module)
-        if _has_computed_bias(module, layer)
+        if layer.has_computed_bias
     }
 
 
-def _has_computed_bias(module: GraphModule, layer: Layer) -> bool:
-    bias = arguments(layer.node)[layer.bias] if layer.bias >= 0 else None
-    return bias is not None and constant(module, bias) is None
-
-
-def _candidates(module: GraphModule) -> Iterator[Layer]:
+def _candidates(module: GraphModule) -> Iterator[Linear]:
     """Layers, whatever their bias."""
     for node in module.graph.nodes:
-        for data, weight, bias, axis in _places(node):
-            given = arguments(node)
-            numbers = constant(module, given[weight])
-            read = given[data]
-            if numbers is None or numbers.dtype != torch.float32 or not numbers.numel():
-                continue
-            if isinstance(read, Node) and constant(module, read) is None and val(read).dtype == torch.float32:
-                yield Layer(node, data, weight, bias, axis)
-                break
+        layer = next((layer for layer in spelled(module, node) if _is_float32(layer)), None)
+        if layer is not None:
+            yield layer
 
 
-def _places(node: Node) -> list[tuple[int, int, int, int]]:
-    """Where an operator may have its data, weight, bias and output channels: one way or several."""
-    if node.target in (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default):
-        return [(0, 1, 2, 0)]
-    if node.target is aten.convolution.default and not arguments(node)[6]:
-        return [(0, 1, 2, 0)]
-    if node.target is aten.linear.default:
-        return [(0, 1, 2, 0)]
-    if node.target is aten.addmm.default and arguments(node)[3:] == (1, 1):
-        return [(1, 2, 0, 1)]
-    if node.target in (aten.matmul.default, aten.mm.default):
-        a, b = (val(side).dim() for side in arguments(node))
-        return ([(0, 1, -1, 1)] if b == 2 and a >= 2 else []) + ([(1, 0, -1, 0)] if a == 2 and b >= 2 else [])
-    return []
+def _is_float32(layer: Linear) -> bool:
+    """Whether a layer multiplies a computed float32 value by a float32 weight that is not empty."""
+    weight, read = layer.own_weight, layer.read
+    is_computed = isinstance(read, Node) and constant(layer.module, read) is None
+    return weight.dtype == torch.float32 and bool(weight.numel()) and is_computed and val(read).dtype == torch.float32
 
 
-def find_sums(layers: Sequence[Layer]) -> dict[Node, list[tuple[Node, int]]]:
+def find_sums(layers: Sequence[Linear]) -> dict[Node, list[tuple[Node, int]]]:
     """Of every value that layers read, the sums behind layers that read it too, each with the position."""
     behind = {layer.node for layer in layers}
     found: dict[Node, list[tuple[Node, int]]] = {}
-    for value in dict.fromkeys(layer.value for layer in layers):
+    for value in dict.fromkeys(layer.read for layer in layers):
         for user in value.users:
             if user.target is not aten.add.Tensor or len(user.args) < 2 or user.kwargs:
                 continue
@@ -290,23 +252,21 @@ class Seen:
 
 
 def observe(
-    program: Program, layers: Sequence[Layer], inputs: Sequence[Sequence[Tensor]], largest_weight: int = MOST
+    program: Program, layers: Sequence[Linear], inputs: Sequence[Sequence[Tensor]], largest_weight: int = MOST
 ) -> Seen:
     """Run a program in float: ranges over all inputs, means of outputs over the first few."""
     macs: dict[str, int] = {}
     outputs: list[list[Tensor]] = []
-    histograms = {layer.value: Histogram() for layer in layers}
+    histograms = {layer.read: Histogram() for layer in layers}
     by_node = {layer.node: layer for layer in layers}
     sums: dict[Node, list[Tensor]] = {}
     for i, given in enumerate(inputs):
-        for node, (value,) in _walk(program.module, [given]):
+        for node, (value,) in interpret(program.module, [given]):
             if node in histograms:
                 histograms[node].add(value)
             if node in by_node and i < CORRECTION_INPUTS:
                 layer = by_node[node]
-                weight = constant(program.module, arguments(node)[layer.weight])
-                assert weight is not None
-                macs[node.name] = value.numel() * weight.numel() // weight.shape[layer.axis]
+                macs[node.name] = value.numel() * layer.own_weight.numel() // layer.channels
                 sums.setdefault(node, []).append(_by_channel(layer, value))
             if node.op == "output" and i < CORRECTION_INPUTS:
                 outputs.append([y.double() for y in tree_leaves(value)])
@@ -320,54 +280,14 @@ def _scale(limit: float) -> float:
     return float(torch.tensor(limit / MOST)) if limit / MOST > torch.finfo(torch.float32).tiny else 1.0
 
 
-def _channel_axis(layer: Layer, value: Tensor) -> int:
-    """Where a layer's output has its channels: the second axis of maps, the last but one or the last of products."""
-    if layer.node.target in (aten.linear.default, aten.addmm.default):
-        return value.dim() - 1
-    if layer.bias < 0:
-        return value.dim() - 1 if layer.axis else value.dim() - 2
-    return 1 if value.dim() == val(arguments(layer.node)[layer.weight]).dim() else 0  # a convolution without a batch
-
-
-def _by_channel(layer: Layer, value: Tensor) -> Tensor:
+def _by_channel(layer: Linear, value: Tensor) -> Tensor:
     """The mean of every output channel."""
-    axis = _channel_axis(layer, value)
-    return value.mean([i for i in range(value.dim()) if i != axis]).double()
-
-
-def _walk(module: GraphModule, given: Sequence[Sequence[Tensor]]) -> Iterator[tuple[Node, list[Any]]]:
-    """Every node's value for several calls at once, in order. A caller may change the list that it gets."""
-    values: dict[Node, list[Any]] = {}
-    last = {source: node for node in module.graph.nodes for source in node.all_input_nodes}
-    placeholders = iter(range(len(given[0])))
-    with torch.no_grad():
-        for node in module.graph.nodes:
-            if node.op == "placeholder":
-                i = next(placeholders)
-                values[node] = [one[i] for one in given]
-            elif node.op == "get_attr":
-                values[node] = [constant(module, node)] * len(given)
-            else:
-                values[node] = [_call(node, {n: values[n][i] for n in node.all_input_nodes}) for i in range(len(given))]
-            yield node, values[node]
-            for source in node.all_input_nodes:
-                if last[source] is node:
-                    del values[source]
-
-
-def _call(node: Node, values: Mapping[Node, Any]) -> Any:
-    """What a node makes of its operands' values; of the output node, what the program returns."""
-    args, kwargs = torch.fx.map_arg((node.args, node.kwargs), values.__getitem__)
-    if node.op == "output":
-        return args[0]
-    assert callable(node.target)
-    op = find(node.target)
-    return (op.reference if op is not None else node.target)(*args, **kwargs)
+    return value.mean([i for i in range(value.dim()) if i != layer.axis]).double()
 
 
 def _apply(
     program: Program,
-    layers: Sequence[Layer],
+    layers: Sequence[Linear],
     seen: Seen,
     kept: Mapping[str, str],
     inputs: Sequence[Sequence[Tensor]],
@@ -377,42 +297,50 @@ def _apply(
     twins = dict(zip(program.module.graph.nodes, module.graph.nodes, strict=True))
     chosen = [layer for layer in layers if layer.node.name not in kept]
     rounded: dict[Node, Node] = {}
-    for value in dict.fromkeys(layer.value for layer in chosen):
+    for value in dict.fromkeys(layer.read for layer in chosen):
         rounded[value] = _round_value(module, twins[value], seen.scales[value])
-    corrected: dict[Node, tuple[Layer, Tensor]] = {}
     for layer in chosen:
         node = twins[layer.node]
         weight = _round_weight(module, node, layer, seen.largest_weight)
         args = list(arguments(node))
-        args[layer.data], args[layer.weight] = rounded[layer.value], weight
+        args[layer.at.data], args[layer.at.weight] = rounded[layer.read], weight
         node.args, node.kwargs = _by_kind(node, args)
-        corrected[node] = layer, seen.means[layer.node]
     count = 0
     for value, readers in find_sums(chosen).items():
         for reader, i in readers:
             if reader.name not in kept:
                 twins[reader].update_arg(i, rounded[value])
                 count += 1
+    outputs = _correct_biases(module, {twins[layer.node]: layer for layer in chosen}, seen, inputs)
+    snr = _snr_db(seen.outputs, outputs)
+    return Quantised(with_module(program, tidy(module)), dict(kept), len(chosen), count, snr)
+
+
+def _correct_biases(
+    module: GraphModule, layers: Mapping[Node, Linear], seen: Seen, inputs: Sequence[Sequence[Tensor]]
+) -> list[list[Tensor]]:
+    """Take from each bias, in order, what rounding has added to the layer's mean. Returns the outputs of every call.
+
+    Args:
+        layers: by node of `module`, the layer of the program in float.
+    """
     outputs: list[list[Tensor]] = []
     biases: dict[Node, Tensor] = {}
-    for node, values in _walk(module, inputs):
-        if node in corrected:
-            layer, mean = corrected[node]
+    for node, values in interpret(module, inputs):
+        if node in layers and layers[node].at.bias >= 0:
+            layer = layers[node]
+            mean = seen.means[layer.node]
             wrong = torch.stack([_by_channel(layer, value) for value in values]).mean(0) - mean
-            if layer.bias >= 0:
-                axis = _channel_axis(layer, values[0])
-                shift = wrong.float().reshape(-1, *[1] * (values[0].dim() - 1 - axis))
-                values[:] = [value - shift for value in values]
-                old = constant(module, arguments(node)[layer.bias])
-                biases[node] = (old if old is not None else torch.zeros_like(mean)).double() - wrong
+            shift = along(wrong.float(), layer.axis, values[0].dim())
+            values[:] = [value - shift for value in values]
+            biases[node] = (torch.zeros_like(mean) if layer.bias is None else layer.bias) - wrong
         if node.op == "output":
             outputs = [[y.double() for y in tree_leaves(value)] for value in values]
     for node, bias in biases.items():
-        layer, _ = corrected[node]
-        name = f"{arguments(node)[layer.weight].meta['weight']}_bias"
-        node.update_arg(layer.bias, add_constant(module, name, bias.float(), node))
-    snr = _snr_db(seen.outputs, outputs)
-    return Quantised(with_module(program, tidy(module)), dict(kept), len(chosen), count, snr)
+        at = layers[node].at
+        name = f"{arguments(node)[at.weight].meta['weight']}_bias"
+        node.update_arg(at.bias, add_constant(module, name, bias.float(), node))
+    return outputs
 
 
 def _by_kind(node: Node, values: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -432,18 +360,15 @@ def _round_value(module: GraphModule, node: Node, scale: float) -> Node:
     return emit(_quantised.dequantize_per_tensor.default, numbers, scale, 0, LEAST, MOST, torch.int8)
 
 
-def _round_weight(module: GraphModule, node: Node, layer: Layer, largest: int) -> Node:
+def _round_weight(module: GraphModule, node: Node, layer: Linear, largest: int) -> Node:
     """A layer's weight as int8 numbers with a scale for each output channel."""
-    read = arguments(node)[layer.weight]
-    weight = constant(module, read)
-    assert weight is not None
-    numbers, scales = round_weight(weight, layer.axis, largest)
+    numbers, scales = round_weight(layer.own_weight, layer.at.rows, largest)
     emit = Emitter(module, node)
-    name = str(read.target)
+    name = str(layer.weight_node.target)
     held = emit.constant(f"{name}_int8", numbers)
     factors = emit.constant(f"{name}_scale", scales)
     zeros = emit.constant(f"{name}_zero", torch.zeros_like(scales, dtype=torch.int8))
-    made = emit(_quantised.dequantize_per_channel.default, held, factors, zeros, layer.axis, LEAST, MOST, torch.int8)
+    made = emit(_quantised.dequantize_per_channel.default, held, factors, zeros, layer.at.rows, LEAST, MOST, torch.int8)
     made.meta["weight"] = name
     return made
 
@@ -479,66 +404,51 @@ def _noise(reference: Sequence[Sequence[Tensor]], outputs: Sequence[Sequence[Ten
 
 
 def sensitivities(
-    program: Program, layers: Sequence[Layer], seen: Seen, inputs: Sequence[Sequence[Tensor]]
+    program: Program, layers: Sequence[Linear], seen: Seen, inputs: Sequence[Sequence[Tensor]]
 ) -> dict[str, float]:
     """By node name, the noise that a layer or a sum alone makes at the outputs, relative to the signal: of the worst.
 
     Everything else stays float, so that only what is behind it has to be computed again.
     """
     found: dict[str, float] = {}
-    sums = [(reader, i) for readers in find_sums(layers).values() for reader, i in readers]
     for j, given in enumerate(inputs):
-        values = {node: value for node, (value,) in _walk(program.module, [given])}
+        values = {node: value for node, (value,) in interpret(program.module, [given])}
         signal = _power(seen.outputs[j : j + 1])
-        rounded: dict[Node, Tensor] = {}
-        for layer in layers:
-            if layer.value not in rounded:
-                rounded[layer.value] = _as_int8(values[layer.value], seen.scales[layer.value])
-
-        def noise(node: Node, given: Sequence[Any], values: dict[Node, Any] = values, j: int = j) -> float:
-            args, kwargs = torch.fx.map_arg(_by_kind(node, given), values.__getitem__)
-            made = node.target(*args, **kwargs)  # type: ignore[operator]
-            outputs = _behind(program.module, node, made, values)
-            relative = zip(_noise(seen.outputs[j : j + 1], [outputs]), signal, strict=True)  # noqa: B023
-            return max(n / s if s else 0.0 for n, s in relative)
-
-        with torch.no_grad():
-            for layer in layers:
-                args: list[Any] = list(arguments(layer.node))
-                weight = values[args[layer.weight]]
-                numbers, scales = round_weight(weight, layer.axis, seen.largest_weight)
-                broadcast = [-1 if i == layer.axis else 1 for i in range(weight.dim())]
-                args[layer.data], args[layer.weight] = rounded[layer.value], numbers * scales.reshape(broadcast)
-                found[layer.node.name] = found.get(layer.node.name, 0.0) + noise(layer.node, args)
-            for reader, i in sums:
-                args = list(arguments(reader))
-                args[i] = rounded[args[i]]
-                found[reader.name] = found.get(reader.name, 0.0) + noise(reader, args)
+        for node, made in _rounded_alone(layers, seen, values):
+            returned = recompute(program.module, values, node, made)
+            noise = _noise(seen.outputs[j : j + 1], [[y.double() for y in tree_leaves(returned)]])
+            worst = max(n / s if s else 0.0 for n, s in zip(noise, signal, strict=True))
+            found[node.name] = found.get(node.name, 0.0) + worst
     return {name: value / len(inputs) for name, value in found.items()}
+
+
+def _rounded_alone(layers: Sequence[Linear], seen: Seen, values: Mapping[Node, Any]) -> Iterator[tuple[Node, Tensor]]:
+    """Each layer, and each sum behind one, with what it makes of rounded operands."""
+    rounded = {read: _as_int8(values[read], seen.scales[read]) for read in dict.fromkeys(one.read for one in layers)}
+
+    def made(node: Node, given: Sequence[Any]) -> Tensor:
+        args, kwargs = torch.fx.map_arg(_by_kind(node, given), values.__getitem__)
+        with torch.no_grad():
+            result: Tensor = node.target(*args, **kwargs)  # type: ignore[operator]  # an operator
+        return result
+
+    for layer in layers:
+        args: list[Any] = list(arguments(layer.node))
+        numbers, scales = round_weight(layer.own_weight, layer.at.rows, seen.largest_weight)
+        args[layer.at.data], args[layer.at.weight] = rounded[layer.read], numbers * layer.of_rows(scales)
+        yield layer.node, made(layer.node, args)
+    for reader, i in (pair for readers in find_sums(layers).values() for pair in readers):
+        args = list(arguments(reader))
+        args[i] = rounded[args[i]]
+        yield reader, made(reader, args)
 
 
 def _as_int8(value: Tensor, scale: float) -> Tensor:
     return (value / scale).round().clamp(LEAST, MOST) * scale
 
 
-def _behind(module: GraphModule, start: Node, value: Tensor, values: Mapping[Node, Any]) -> list[Tensor]:
-    """The outputs when one node has another value."""
-    changed: dict[Node, Any] = {start: value}
-    result: Any = None
-    waiting = False
-    for node in module.graph.nodes:
-        if node is start:
-            waiting = True
-        elif waiting and any(source in changed for source in node.all_input_nodes):
-            made = _call(node, {n: changed.get(n, values.get(n)) for n in node.all_input_nodes})
-            changed[node] = made
-            if node.op == "output":
-                result = made
-    return [y.double() for y in tree_leaves(values[module.graph.output_node()] if result is None else result)]
-
-
 def _choose(
-    layers: Sequence[Layer],
+    layers: Sequence[Linear],
     seen: Seen,
     costs: Mapping[str, float],
     kept: Mapping[str, str],

@@ -172,7 +172,7 @@ class _Evaluation:
         return 10 * math.log10(signal / noise) if signal and math.isfinite(noise) else -math.inf
 
     def reaches(self, snr_db: float) -> bool:
-        """Whether all outputs are that good."""
+        """Return whether all outputs are that good."""
         return all(self.snr_db(node) >= snr_db for node in self.program.module.graph.output_node().all_input_nodes)
 
     def seen(self) -> list[Seen]:

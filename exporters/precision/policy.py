@@ -33,7 +33,7 @@ ROUNDING_DB = 73.0
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """What one operator was seen to do, over all calibration inputs.
+    """The behaviour of one operator, as it was seen over all calibration inputs.
 
     Attributes:
         name: that it is kept in fp32 by.

@@ -1,4 +1,4 @@
-"""What a program is typed for, and what becomes of it: passed between the table of precisions and those that type.
+"""The task of typing a program, and its result: passed between the table of precisions and those that type.
 
 Nothing here imports torch.
 """
@@ -21,7 +21,7 @@ Calls = Sequence[Sequence["Tensor"]]
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What passes: largest error relative to the reference's peak, smallest SNR in dB, and every decided top-1."""
+    """The limits: largest error relative to the reference's peak, smallest SNR in dB; a decided top-1 always agrees."""
 
     relative_error: float
     snr_db: float
@@ -51,7 +51,7 @@ class Typed:
 
 @dataclass(frozen=True)
 class TypingTask:
-    """What a program is typed for, and by what.
+    """A program's typing: what it is for, and by what it is done.
 
     Attributes:
         inputs: of a few of the calls that verification judges by.

@@ -34,6 +34,7 @@ def _dropout(module: GraphModule, node: Node) -> str | None:
     if training:
         return None
     node.replace_all_uses_with(x)
+    module.graph.erase_node(node)  # for torch, what is random has a side effect, and is not dead
     return "dropout -> nothing"
 
 

@@ -1,4 +1,4 @@
-"""How a linear recurrence is computed, and whether at all: the cheapest form for its length and the target.
+"""The cheapest form of a linear recurrence for its length and the target; it may be to compute no state at all.
 
     convolution  B M T^2 multiplies at once
     chunked      B M T^2 / L at once, then L steps that multiply the memories of T / L chunks by A
@@ -144,7 +144,7 @@ def _only_reader(node: Node, called: str) -> Node:
 
 
 def _joined(memory: Node, join: Node, axis: int) -> tuple[tuple[Node, ...], int]:
-    """What a memory is concatenated with, and how many channels of that lie before its own."""
+    """Return what a memory is concatenated with, and how many channels of that lie before its own."""
     parts, along = arguments(join)
     own = [i for i, part in enumerate(parts) if part in (memory, *memory.users)]
     if along % 3 != axis or len(own) != 1:

@@ -73,13 +73,7 @@ def _layers_before(module: GraphModule, second: Node) -> list[tuple[Linear, int]
     """
     if _dense(module, second) is None:
         return []
-    x = second.args[0]
-    assert isinstance(x, Node)
-    parts: Sequence[Node] = [x]
-    if x.target is aten.cat.default and second.target in CONVOLUTIONS and _is_over_channels(x):
-        parts = x.args[0]  # type: ignore[assignment]  # a cat reads a list of nodes
-        if any(rank(part) != rank(x) for part in parts):  # torch lets an empty vector stand anywhere
-            return []
+    x, parts = second.args[0], _parts(second)
     found, start = [], 0
     for part in parts:
         layer = _dense(module, part) if part.target is second.target and rank(part) == rank(second) else None
@@ -87,6 +81,16 @@ def _layers_before(module: GraphModule, second: Node) -> list[tuple[Linear, int]
             found.append((layer, start))
         start += int(val(part).shape[1]) if part is not x else 0
     return found
+
+
+def _parts(layer: Node) -> Sequence[Node]:
+    """What a layer reads: one value, or those that a concatenation of channels joins."""
+    x = layer.args[0]
+    assert isinstance(x, Node)
+    if x.target is not aten.cat.default or layer.target not in CONVOLUTIONS or not _is_over_channels(x):
+        return [x]
+    parts: Sequence[Node] = x.args[0]  # type: ignore[assignment]  # a cat reads a list of nodes
+    return parts if all(rank(part) == rank(x) for part in parts) else []  # torch lets an empty vector stand anywhere
 
 
 def _dense(module: GraphModule, node: Node) -> Linear | None:
@@ -139,7 +143,7 @@ def _check(first: Linear, second: Linear) -> None:
     for value in dict.fromkeys((first.node, read)):
         if len(value.users) > 1:
             raise Reject(f"{value.name} is read by {readers(value)}, not by {second.node.name} alone")
-    if read is not first.node and list(read.args[0]).count(first.node) > 1:  # type: ignore[union-attr, arg-type]  # a cat
+    if read is not first.node and list(read.args[0]).count(first.node) > 1:  # type: ignore[arg-type]  # a cat
         raise Reject(f"{first.node.name} is in the concatenation twice")
     if second.pads and first.bias is not None and bool(first.bias.any()):
         raise Reject(f"{site(second.node)} pads with zeros, which the bias of {site(first.node)} would have to fill")

@@ -173,21 +173,28 @@ def transform_axes(node: Node) -> list[Axis]:
     if over is None:
         over = range(rank(x)) if amount is None else range(rank(x) - len(amount), rank(x))
     positions = [axis % rank(x) for axis in over]
-    inverse = kind in ("ifft", "irfft", "ihfft")
-    axes = []
-    for i, position in enumerate(positions):
-        given = val(x).shape[position]
-        halved = i == len(positions) - 1
-        hermitian = halved and kind in ("irfft", "hfft")
-        length = -1 if amount is None else amount[i]
-        if not isinstance(given, int) or not isinstance(length, int):
-            raise Reject(f"axis {position} is dynamic; a transform needs a static length")
-        if length == -1:
-            length = 2 * (given - 1) if hermitian else given
-        made = length // 2 + 1 if halved and kind in ("rfft", "ihfft") else length
-        scale = fourier.norm_scale(norm, length, inverse)
-        axes.append(Axis(position, given, made, length, 1 if inverse else -1, scale, hermitian))
-    return axes
+    amounts = [-1] * len(positions) if amount is None else amount
+    kinds = ["ifft" if kind.startswith("i") else "fft"] * (len(positions) - 1) + [kind]
+    return [
+        _transform_axis(one, position, val(x).shape[position], length, norm)
+        for one, position, length in zip(kinds, positions, amounts, strict=True)
+    ]
+
+
+def _transform_axis(kind: str, position: int, given: Any, length: Any, norm: str | None) -> Axis:
+    """One axis of a transform; of a real one only the last has a half spectrum.
+
+    Args:
+        length: -1 for what goes with what is given.
+    """
+    inverse, hermitian = kind in ("ifft", "irfft", "ihfft"), kind in ("irfft", "hfft")
+    if not isinstance(given, int) or not isinstance(length, int):
+        raise Reject(f"axis {position} is dynamic; a transform needs a static length")
+    if length == -1:
+        length = 2 * (given - 1) if hermitian else given
+    made = length // 2 + 1 if kind in ("rfft", "ihfft") else length
+    scale = fourier.norm_scale(norm, length, inverse)
+    return Axis(position, given, made, length, 1 if inverse else -1, scale, hermitian)
 
 
 def _transform(emit: Arithmetic, costs: Costs, form: str | None) -> tuple[Pair, str]:

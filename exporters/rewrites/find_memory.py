@@ -106,7 +106,7 @@ def _operands(module: GraphModule, product: Node) -> tuple[Node | None, Tensor |
 
 
 def _unsqueezed(node: Node) -> Node:
-    """What a value was before axes were added to it."""
+    """Return the value before axes were added to it."""
     while node.target is aten.unsqueeze.default and isinstance(node.args[0], Node):
         node = node.args[0]
     return node
@@ -128,7 +128,7 @@ def _folded(module: GraphModule, node: Any) -> Tensor | None:
 
 
 def _kept(inverse: Node, length: int) -> Node:
-    """What is read of a filtered signal: the slice of its first `length` steps, or all of it where it has no more.
+    """Return the slice of the first `length` steps of a filtered signal, or all of it where it has no more.
 
     Raises:
         Reject: something else is read.

@@ -160,21 +160,22 @@ def _along(module: GraphModule, other: object, node: Node, value: object, axis: 
     """A constant as [C] or [1], where it varies along `axis` at most and the value is shaped like the node."""
     if not isinstance(value, Node) or value.op == "get_attr" or not isinstance(val(value), Tensor):
         return None
-    if rank(value) != rank(node) or val(value).dtype != val(node).dtype or not val(node).is_floating_point():
+    is_like = val(value).dtype == val(node).dtype and same_shape(val(value), val(node))
+    if not is_like or not val(node).is_floating_point():
         return None
-    if not same_shape(val(value), val(node)):
-        return None
+    constants = _channel_constants(module, other, rank(node), axis)
+    return constants if constants is not None and bool(torch.isfinite(constants).all()) else None
+
+
+def _channel_constants(module: GraphModule, other: object, dims: int, axis: int) -> Tensor | None:
+    """A number as [1], or a constant that varies along one axis of a value at most as [C], in float64."""
     if isinstance(other, int | float) and not isinstance(other, bool):
-        constants = torch.tensor([other], dtype=torch.float64)
-    else:
-        held = constant(module, other)
-        if held is None or held.dim() > rank(node):
-            return None
-        shape = (1,) * (rank(node) - held.dim()) + tuple(held.shape)
-        if any(n != 1 for i, n in enumerate(shape) if i != axis):
-            return None
-        constants = held.double().reshape(-1)
-    return constants if bool(torch.isfinite(constants).all()) else None
+        return torch.tensor([other], dtype=torch.float64)
+    held = constant(module, other)
+    if held is None or held.dim() > dims:
+        return None
+    shape = (1,) * (dims - held.dim()) + tuple(held.shape)
+    return held.double().reshape(-1) if all(n == 1 for i, n in enumerate(shape) if i != axis) else None
 
 
 def _fold_scale(factor: _Factor) -> str | None:
@@ -189,7 +190,8 @@ def _fold_scale(factor: _Factor) -> str | None:
     except Reject as declined:
         reason = declined.reason
     if factor.axis != 1 and rank(node) != 2:
-        return _decline(node, value, reason)
+        _decline(node, value, reason)
+        return None
     try:
         _move_out_of_sum(factor)
         return "out of the sum, into what reads that"
@@ -198,7 +200,8 @@ def _fold_scale(factor: _Factor) -> str | None:
     try:
         fold_forwards(module, node, factor.full, torch.zeros_like(factor.full))
     except Reject as forwards:
-        return _decline(node, value, f"{reason}; {forwards.reason}")
+        _decline(node, value, f"{reason}; {forwards.reason}")
+        return None
     node.replace_all_uses_with(value)
     return "into what reads it"
 
@@ -221,7 +224,8 @@ def _fold_shift(module: GraphModule, node: Node, value: Node, shift: Tensor, axi
     try:
         fold_forwards(module, node, torch.ones_like(full), full)
     except Reject as forwards:
-        return _decline(node, value, forwards.reason)
+        _decline(node, value, forwards.reason)
+        return None
     node.replace_all_uses_with(value)
     return "into the biases of what reads it"
 

@@ -119,11 +119,7 @@ def _checked(forth: Node, back: Node, spectrum: Tensor) -> _Filter:
     assert isinstance(product, Node)
     if len(forth.users) > 1 or len(product.users) > 1:
         raise Reject("the spectrum is read by something else too")
-    inward, outward = transform_axes(forth), transform_axes(back)
-    if [(a.position, a.length) for a in inward] != [(a.position, a.length) for a in outward]:
-        raise Reject("the two transforms differ in axes or lengths")
-    if any(a.given != a.length for a in inward):
-        raise Reject("the signal is padded or cropped, so over what is given the filter is not circular")
+    inward, outward = _circular_axes(forth, back)
     if not val(x).is_floating_point() or len(inward) > 2:
         raise Reject("only filters of real signals over one or two axes are folded")
     if not same_shape(val(product), val(forth)):
@@ -134,6 +130,16 @@ def _checked(forth: Node, back: Node, spectrum: Tensor) -> _Filter:
     if len(channel) > 1:
         raise Reject("the filter differs along more than one axis beside the transformed ones")
     return _Filter(forth, back, spectrum, inward, outward, channel)
+
+
+def _circular_axes(forth: Node, back: Node) -> tuple[list[Axis], list[Axis]]:
+    """The axes of both transforms, where they are the same, and as long as the signal."""
+    inward, outward = transform_axes(forth), transform_axes(back)
+    if [(a.position, a.length) for a in inward] != [(a.position, a.length) for a in outward]:
+        raise Reject("the two transforms differ in axes or lengths")
+    if any(a.given != a.length for a in inward):
+        raise Reject("the signal is padded or cropped, so over what is given the filter is not circular")
+    return inward, outward
 
 
 def _folded(emit: Arithmetic, filtered: _Filter, costs: Costs, form: str | None) -> tuple[Node, str]:

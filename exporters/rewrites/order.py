@@ -2,7 +2,7 @@
 
     find_memory         irfft(rfft(u) * H) -> a linear recurrence
     fold_constants      what is computed from parameters alone becomes a parameter
-    reroll              an unrolled loop, or a scan, of one step -> the op with that step
+    reroll              an unrolled loop, or a scan, of one step -> one op
     canonicalise        one spelling for pools, splits and dropouts, so that patterns need only one
     merge_linears       (L1(x) + L2(x)) * s  ->  L(x)
     fold_batchnorm      BN(conv(x)) -> conv'(x);  conv(BN(x)) -> conv'(x);  linear(mean(BN(x))) -> linear'(mean(x))
@@ -19,7 +19,7 @@
     dft                 torch.fft transforms -> matrix products; complex values -> pairs of real ones
     unstack             f(stack(a, b))[..., 0] -> f(a), where nothing reads the whole
     einsum              einsum(A, B) -> matmul(A', B')
-    choose_memory_form  a linear recurrence as convolution, in chunks, step by step or folded into its readout
+    choose_memory_form  a linear recurrence -> its cheapest form, or none of it
     dense_transforms    frequency filters that transform a map by one matrix, where the target says cheaper
     share_gates         additive attention with q's and k's gates in common convolutions, where the target says cheaper
     winograd            convolutions over time with fewer products, where the target says faster

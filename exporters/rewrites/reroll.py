@@ -208,7 +208,7 @@ def _first_that(
 
 
 def _near_miss(step: Step, dtype: torch.dtype) -> str | None:
-    """Why a step is not the op that one would expect; None where nobody would expect any."""
+    """Return why a step is not the op that one would expect; None where nobody would expect any."""
     output = step(_samples([0.0, 1.0], dtype, 0), _samples([0.0, 1.0], dtype, 1))[1]
     reasons = [one.told_by.near_miss(output) for one in _elementwise_ops()]
     return next((reason for reason in reasons if reason is not None), None)
@@ -316,7 +316,7 @@ def _not_affine(nodes: Iterable[Node], given: set[Node]) -> Node | None:
 
 
 def _is_affine(node: Node, positions: list[int]) -> bool:
-    """Whether an operator is affine in its arguments at some positions, together."""
+    """Return whether an operator is affine in its arguments at some positions, together."""
     is_product = node.target in _PRODUCTS and len(positions) == 1
     is_first = node.target in _AFFINE_IN_THE_FIRST and positions == [0]
     return node.target in _AFFINE or is_product or is_first

@@ -20,6 +20,7 @@ from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
 from edgesmith.exporters.graph.edit import arguments, aten, constant, operator_name, rank, val
+from edgesmith.exporters.graph.interpret import run_part
 from edgesmith.exporters.rewrites.rewrite import Reject
 
 FEWEST = 3
@@ -137,20 +138,7 @@ def ancestors(node: Node) -> set[Node]:
 
 def evaluate(module: GraphModule, nodes: Iterable[Node], end: Node, given: dict[Node, Tensor]) -> Tensor:
     """Run a few nodes, in order, on given values; constants are read. Raises ValueError for any other node read."""
-    values: dict[Node, Any] = dict(given)
-
-    def value(node: Node) -> Any:
-        if node not in values:
-            values[node] = constant(module, node)
-            if values[node] is None:
-                raise ValueError(f"{node.name} is no part of the step")
-        return values[node]
-
-    with torch.no_grad():
-        for node in nodes:
-            args, kwargs = torch.fx.map_arg((node.args, node.kwargs), value)
-            values[node] = node.target(*args, **kwargs)  # type: ignore[operator]  # an operator
-    result: Tensor = value(end)
+    result: Tensor = run_part(module, nodes, given)[end]
     return result
 
 
@@ -173,7 +161,7 @@ class _LastStep:
     output: Node
 
     def compare(self, state: Node) -> tuple[Node | None, list[Node]]:
-        """What the copy that ends at `state` has for `before`, and for what the step reads beside. Raises _Differs."""
+        """Return what the copy that ends at `state` has for `before`, and what it reads beside. Raises _Differs."""
         return _compare(self.step, self.state, state, self.before)
 
     def puts_out(self, state: Node, output: Node) -> bool:
@@ -264,7 +252,7 @@ def _inputs(states: list[Node], leaves: list[list[Node]]) -> list[Node] | None:
 
 
 def _first_input(state: Node, inputs: list[Node]) -> Node | None:
-    """What step 0 reads where the later ones read `inputs`; its graph is often simpler, for there is no state yet."""
+    """Return what step 0 reads for the later ones' `inputs`; its graph is often simpler, for there is no state yet."""
     before = ancestors(state) | {state}
     sliced = slice_of(inputs[0])
     if sliced is not None:
@@ -279,7 +267,7 @@ def _first_input(state: Node, inputs: list[Node]) -> Node | None:
 
 
 def _alike(node: Node, other: Node) -> bool:
-    """Whether two nodes apply the same operator with the same constants."""
+    """Return whether two nodes apply the same operator with the same constants."""
     args, others = arguments(node), arguments(other)
     return all(
         a is b or (isinstance(a, Node) and isinstance(b, Node) and "get_attr" not in (a.op, b.op)) or a == b
@@ -342,13 +330,13 @@ def _between(start: Node, end: Node, order: dict[Node, int]) -> list[Node] | Non
 
 
 def _leaves(nodes: list[Node], start: Node) -> list[Node]:
-    """What a step reads beside the state, in order of reading."""
+    """Return what a step reads beside the state, in order of reading."""
     inside = {*nodes, start}
     return [x for node in nodes for x in node.all_input_nodes if x not in inside]
 
 
 def _compare(nodes: list[Node], end: Node, other: Node, start: Node) -> tuple[Node | None, list[Node]]:
-    """What the step that ends at `other` has for `start` and for the leaves of this one. Raises _Differs."""
+    """Return what the step that ends at `other` has for `start` and for the leaves of this one. Raises _Differs."""
     inside = set(nodes)
     bound: dict[Node, Node] = {}
     queue: list[tuple[Node, Node]] = [(end, other)]

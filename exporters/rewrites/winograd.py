@@ -121,11 +121,12 @@ def matrices(tile: int, kernel: int) -> tuple[Tensor, Tensor, Tensor]:
         for point, rest in zip(finite, others, strict=True)
     ] + [infinity[1]]
     b = [[*_polynomial(rest), Fraction(0)] for rest in others] + [_polynomial(list(finite))]
-    return (
-        torch.tensor([[float(x) for x in row] for row in a], dtype=torch.float64).T,
-        torch.tensor([[float(x) for x in row] for row in g], dtype=torch.float64),
-        torch.tensor([[float(x) for x in row] for row in b], dtype=torch.float64),
-    )
+    return _as_tensor(a).T, _as_tensor(g), _as_tensor(b)
+
+
+def _as_tensor(rows: list[list[Fraction]]) -> Tensor:
+    """A matrix in float64."""
+    return torch.tensor([[float(x) for x in row] for row in rows], dtype=torch.float64)
 
 
 def _polynomial(roots: list[Fraction]) -> list[Fraction]:

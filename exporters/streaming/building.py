@@ -52,7 +52,7 @@ Rule = Callable[["Plan", Node], tuple[Stream, Emit]]
 
 @dataclass
 class Plan:
-    """Which values are streams, how much history each of them needs, and how each operator becomes one of a step.
+    """The streams of a sequence program, the history that each of them needs, and what each operator becomes.
 
     Attributes:
         module: the sequence program's graph.
@@ -76,14 +76,14 @@ class Plan:
         """Return the stream of an operator's argument. Raises Unsupported for a padded one: see `Stream.padding`."""
         stream = self.streams[node]
         if stream.padding != (0, 0):
-            raise Unsupported(f"{place(node)} pads the frames, which only a convolution can take in a step")
+            raise Unsupported(f"{name_of(node)} pads the frames, which only a convolution can take in a step")
         return stream
 
     def need(self, node: Node, frames: int) -> None:
         """Ask for `frames` frames of a stream before the one at its delay."""
         if frames and self.streams[node].axis is None:
             raise Unsupported(
-                f"{place(node)} comes from a reduction over time and would have to wait for other streams"
+                f"{name_of(node)} comes from a reduction over time and would have to wait for other streams"
             )
         node = self.padded.get(node, node)
         self.history[node] = max(self.history.get(node, 0), frames)
@@ -127,14 +127,14 @@ def _outputs(module: GraphModule) -> list[Node]:
     return list(torch.utils._pytree.tree_leaves(returned))
 
 
-def place(node: Node) -> str:
-    """Return where an operator is, for a refusal: its site and its name."""
+def name_of(node: Node) -> str:
+    """Return an operator's site and name, for a refusal: `block.0.norm (aten.layer_norm)`."""
     return f"{site(node)} ({operator_name(node)})"
 
 
 def refuse(node: Node, why: str) -> Unsupported:
     """Return the refusal of a program because of one operator."""
-    return Unsupported(f"no step program: {place(node)} {why}")
+    return Unsupported(f"no step program: {name_of(node)} {why}")
 
 
 @dataclass(frozen=True)

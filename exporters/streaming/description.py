@@ -1,4 +1,4 @@
-"""What a manifest says of a step program: its frame, its states, who keeps them. Made and read here.
+"""The manifest's account of a step program: its frame, its states, who keeps them. Made and read here.
 
     {"delay": 5, "frame": {"name": "frame", "shape": [1, 128]}, "is_frame": "is_frame", "kept_by": "caller",
      "outputs": [{"name": "logits", "time_axis": null}],
@@ -21,13 +21,13 @@ IS_FRAME = "is_frame"
 """The input that is 1 while frames come and 0 in the steps after the last one."""
 
 KeptBy = Literal["caller", "runtime"]
-"""Who hands the states from step to step: the caller, as inputs and outputs, or the runtime."""
+"""The one who hands the states from step to step: the caller, as inputs and outputs, or the runtime."""
 
 CALLER: KeptBy = "caller"
 RUNTIME: KeptBy = "runtime"
 
 COMPENSATION = "_rest"
-"""How names of states end that hold what rounding has taken from the sum in another state."""
+"""The end of the names of states that hold what rounding has taken from the sum in another state."""
 
 
 @dataclass(frozen=True)

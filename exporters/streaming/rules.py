@@ -1,4 +1,4 @@
-"""How each operator of a sequence program becomes one of a step: the kinds of step_program.py, one rule each.
+"""Rules by which an operator of a sequence program becomes one of a step, for the kinds in step_program.py.
 
 A rule looks at an operator that reads a stream. It says which stream comes out, and returns a function that emits the
 operator into the step. Fused ops have none of their own here: one with a recurrence says its step, a norm its axis.
@@ -19,7 +19,7 @@ from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
 from edgesmith.exporters.graph.edit import arguments, aten, module_path, rank, val
-from edgesmith.exporters.streaming.building import Emit, Plan, Rule, StepBuilder, Stream, place, refuse
+from edgesmith.exporters.streaming.building import Emit, Plan, Rule, StepBuilder, Stream, name_of, refuse
 from edgesmith.kernels.op import Recurrence, find
 
 
@@ -103,7 +103,7 @@ def _other_axes(index: int) -> Rule:
 
 
 def _reduce(plan: Plan, node: Node) -> tuple[Stream, Emit]:
-    """Mean or sum: over time it becomes the value so far, over other axes it stays what it is."""
+    """Mean or sum. Over time a step has the value over the frames so far; over other axes the operator stays."""
     x, axes, keepdim, dtype = arguments(node)
     stream = plan.stream(x)
     dims = range(rank(x)) if axes is None or not list(axes) else axes
@@ -123,10 +123,10 @@ def _reduce(plan: Plan, node: Node) -> tuple[Stream, Emit]:
         if others:
             newest = step.emit(node.target, newest, others, keepdim)
         where = module_path(node) or node.name
-        meaning = f"the sum over all frames so far for {place(node)}"
+        meaning = f"the sum over all frames so far for {name_of(node)}"
         total = step.accumulate(f"{where}_sum", val(newest).shape, newest, meaning, stream.delay)
         if node.target is aten.mean.dim:
-            meaning = f"the number of frames so far for {place(node)}"
+            meaning = f"the number of frames so far for {name_of(node)}"
             valid = step.valid(stream.delay)
             count = step.accumulate(f"{where}_count", (1,), 1.0 if valid is None else valid, meaning)
             total = step.emit(aten.div.Tensor, total, step.emit(aten.clamp_min.default, count, 1.0))
@@ -136,7 +136,7 @@ def _reduce(plan: Plan, node: Node) -> tuple[Stream, Emit]:
 
 
 def _convolution(plan: Plan, node: Node) -> tuple[Stream, Emit]:
-    """A convolution over time: a window, and the delay that it looks ahead."""
+    """A convolution over time: it reads a window, and is behind by the frames that it looks ahead to."""
     x, w, b, strides, padding, dilations, groups = arguments(node)
     stream = plan.streams[x]
     if w in plan.streams or b in plan.streams:
@@ -180,7 +180,7 @@ def _time_last(step: StepBuilder, window: Node, frames: int) -> Node:
 
 
 def _as_matrix(weight: Tensor) -> Tensor:
-    """A convolution's weight for one product with all frames that it reads. [C', C, K] -> [C', K C]"""
+    """A convolution's weight for one matmul with all frames that it reads. [C', C, K] -> [C', K C]"""
     return weight.permute(0, 2, 1).flatten(1)
 
 
@@ -319,7 +319,7 @@ def _expand(plan: Plan, node: Node) -> tuple[Stream, Emit]:
 
 
 def _select(plan: Plan, node: Node) -> tuple[Stream, Emit]:
-    """One place of another axis; of time, the last frame, which is the newest so far."""
+    """One index of another axis. Of time only the last frame, which in a step is the newest."""
     x, dim, index = arguments(node)
     stream = plan.stream(x)
     dim = dim % rank(x)

@@ -103,6 +103,6 @@ def describe(step: StepProgram, kept_by: KeptBy = CALLER) -> StreamingDescriptio
 
 
 def _singular(name: str) -> str:
-    """What a step calls its frame: `frame` for `frames`."""
+    """Return a step's name for its frame: `frame` for `frames`."""
     singular = name[:-1] if name.endswith("s") and len(name) > 1 else f"{name}_frame"
     return singular if singular != IS_FRAME else f"{name}_frame"

@@ -13,7 +13,7 @@ from edgesmith.exporters.streaming.description import StreamingDescription
 from edgesmith.exporters.streaming.step import Step
 
 Prediction = np.ndarray | tuple[np.ndarray, ...]
-"""What a step predicts: an array, or one for each of several outputs."""
+"""The prediction of a step: an array, or one for each of several outputs."""
 
 
 class Stepper:

@@ -12,7 +12,6 @@ bytecode (mlir.llvm.org/docs/BytecodeFormat), as nothing else can name them. The
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import hashlib
@@ -234,6 +233,8 @@ class Session:
     """
 
     def __init__(self, folder: Path) -> None:
+        import asyncio  # slow, and listing targets does not wait for it
+
         require()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -261,7 +262,9 @@ class Session:
             raise Unsupported(f"Core AI does not load {folder.name}: {_first_line(error)}") from error
 
     def _wait(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        from asyncio import run_coroutine_threadsafe
+
+        return run_coroutine_threadsafe(work, self._loop).result()
 
     def __call__(self, values: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The outputs, in the order of `outputs`, for values of all inputs, in the order of `inputs`."""

@@ -1,4 +1,4 @@
-"""From a program to an `.mlpackage`: what is asked of coremltools, and which of its passes run.
+"""Lowering a program to an `.mlpackage`: what is asked of coremltools, and which of its passes run.
 
 Core ML's operators have names without modules, and those of a fused op's lowering say nothing at all. coremltools keeps
 the stack trace of the captured node beside each operator that it makes of it, through its own passes. `_with_modules`
@@ -48,7 +48,7 @@ _MOVING_PASS = "common::canonicalize_inplace_pattern"  # noqa: S105 - as above
 
 @dataclass(frozen=True)
 class _Converted:
-    """What coremltools has saved.
+    """A package that coremltools has saved.
 
     Attributes:
         program: as it went in.

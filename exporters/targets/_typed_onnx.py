@@ -15,7 +15,7 @@ import logging
 import math
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,7 +46,7 @@ def lower(program: Program, path: Path, request: Request) -> None:
     from edgesmith.exporters.targets import _bf16
     from edgesmith.kernels.op import all_ops
 
-    ready = exported(program, LOWERINGS)
+    ready = exported(program, LOWERINGS, is_traced_again=True)
     has_bf16 = request.precision.dtype == "bfloat16"
     table: dict[Any, Any] = {
         op.overload: op.lowerings[LOWERINGS] for op in all_ops().values() if LOWERINGS in op.lowerings
@@ -215,37 +215,53 @@ def cannot_run() -> str | None:
     return None
 
 
-def _count_macs(graph: onnx.GraphProto, outer: dict[str, list[int]], times: int, counts: dict[str, int]) -> None:
+Shapes = dict[str, list[int]]
+"""Sizes of values by name, 1 for a free axis."""
+
+
+def _count_macs(graph: onnx.GraphProto, outer: Shapes, times: int, counts: dict[str, int]) -> None:
+    """Add the multiply-accumulates of a graph that runs so many times, and of the loops in it."""
     shapes = dict(outer)
     for value in (*graph.input, *graph.value_info, *graph.output):
         shapes[value.name] = [d.dim_value or 1 for d in value.type.tensor_type.shape.dim]
     shapes |= {one.name: list(one.dims) for one in graph.initializer}
     makers = {name: node for node in graph.node for name in node.output}
-
-    def is_int8(name: str) -> bool:
-        made = makers.get(name)
-        while made is not None and made.op_type in ("Transpose", "Reshape"):  # of a weight
-            made = makers.get(made.input[0])
-        return made is not None and made.op_type == "DequantizeLinear"
-
     for node in graph.node:
         for body in _bodies(node):
-            steps = shapes.get(node.input[-1], [1]) if node.op_type == "Scan" else [1]
-            axes = [list(a.ints) for a in node.attribute if a.name == "scan_input_axes"]
-            _count_macs(body, shapes, times * steps[axes[0][0] if axes else 0], counts)
-        if node.op_type not in ("Conv", "ConvTranspose", "MatMul", "Gemm"):
-            continue
-        left, right, made = (shapes.get(name, []) for name in (*node.input[:2], node.output[0]))
-        if node.op_type in ("MatMul", "Gemm"):
-            flags = {attribute.name: attribute.i for attribute in node.attribute}
-            each = left[-2] if flags.get("transA") else left[-1]
-        else:
-            made = left if node.op_type == "ConvTranspose" else made
-            each = math.prod(right[1:])
-        macs = times * math.prod(made) * each
-        counts["all"] += macs
-        if is_int8(node.input[0]) and is_int8(node.input[1]):
-            counts["int8"] += macs
+            _count_macs(body, shapes, times * _iterations(node, shapes), counts)
+        if node.op_type in _MULTIPLIES:
+            macs = times * _macs(node, shapes)
+            counts["all"] += macs
+            if all(_is_dequantised(name, makers) for name in node.input[:2]):
+                counts["int8"] += macs
+
+
+_MULTIPLIES = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"})
+
+
+def _macs(node: onnx.NodeProto, shapes: Shapes) -> int:
+    """Return the multiply-accumulates of one convolution or matmul."""
+    left, right, made = (shapes.get(name, []) for name in (*node.input[:2], node.output[0]))
+    if node.op_type in ("MatMul", "Gemm"):
+        is_transposed = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
+        return math.prod(made) * (left[-2] if is_transposed else left[-1])
+    return math.prod(left if node.op_type == "ConvTranspose" else made) * math.prod(right[1:])
+
+
+def _iterations(node: onnx.NodeProto, shapes: Shapes) -> int:
+    """Return how often a node's body runs: a Scan's once for each step of its last input."""
+    if node.op_type != "Scan":
+        return 1
+    axes = [list(a.ints) for a in node.attribute if a.name == "scan_input_axes"]
+    return shapes.get(node.input[-1], [1])[axes[0][0] if axes else 0]
+
+
+def _is_dequantised(name: str, makers: Mapping[str, onnx.NodeProto]) -> bool:
+    """Return whether a value is one of int8, dequantised; a weight may be rearranged on the way."""
+    made = makers.get(name)
+    while made is not None and made.op_type in ("Transpose", "Reshape"):
+        made = makers.get(made.input[0])
+    return made is not None and made.op_type == "DequantizeLinear"
 
 
 def _make_computable(model: onnx.ModelProto) -> bool:

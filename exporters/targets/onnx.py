@@ -59,6 +59,7 @@ TARGET = Onnx(
     timed_by="onnxruntime",
     costs=COSTS,
     dynamic_batch=True,
+    traces_again=True,
     runs_alone=True,
     finds_islands=True,
     # 7 bits: kernels for x86 without VNNI add two products in 16 bits, and with 8 bits of both they saturate: 18 dB

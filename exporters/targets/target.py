@@ -246,6 +246,7 @@ class Target(ABC):
         options: names of the options that this target serves beyond every target's.
         lowerings: under which name fused ops have their lowerings for it; default: its own.
         dynamic_batch: whether the format takes a free batch axis here.
+        traces_again: whether its converter traces an exported program once more itself, as torch's ONNX exporter does.
         types_programs: whether the program itself is made half or int8 before it is lowered. Otherwise the target's
             converter does that, by the request.
         finds_islands: whether a half-precision program keeps in fp32 what calibration inputs say needs it.
@@ -278,6 +279,7 @@ class Target(ABC):
     extra: str | None = None
     lowerings: str = ""
     dynamic_batch: bool = False
+    traces_again: bool = False
     types_programs: bool = True
     finds_islands: bool = False
     largest_int8_weight: int | None = None

@@ -339,6 +339,7 @@ TARGET = TensorRt(
     timed_by=engine.RUNTIMES[engine.FULL],
     unthreaded="an engine runs on the GPU, and has none",
     lowerings=LOWERINGS,
+    traces_again=True,
     # One program for all that read ONNX, but that TensorRT has Winograd's forms, and tiles, of its own.
     costs=replace(COSTS, tile_gb_s=0.0, fetch_gb_s=math.inf),
     finds_islands=True,

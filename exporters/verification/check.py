@@ -22,6 +22,7 @@ from typing import cast
 
 import numpy as np
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from edgesmith.errors import BadInput, VerificationFailed
 from edgesmith.exporters.figures import (
@@ -249,12 +250,16 @@ def check_file(
     return records
 
 
+def _exported(program: Program, target: Target) -> ExportedProgram:
+    return exported(program, target.lowers_as, is_traced_again=target.traces_again)
+
+
 def _locate_in_file(
     file: TargetFile, target: Target, program: Program, evidence: Evidence, criteria: AcceptanceCriteria
 ) -> str | None:
     """Return the first value of a file that diverges from the program's."""
     # Exporting anew numbers the nodes anew, and those are the names that the file has.
-    lowered = with_module(program, exported(program, target.lowers_as).module(check_guards=False))
+    lowered = with_module(program, _exported(program, target).module(check_guards=False))
     names = [node.name for node in operators(lowered.module)]
     found = file.intermediate(names, evidence.calls[0])
     limit = criteria.precision.limits().relative_error

@@ -5,28 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import GraphModule
 
 from edgesmith.exporters.graph.capture import Program
 from edgesmith.exporters.graph.edit import equals, module_path, operator_name
+from edgesmith.exporters.graph.interpret import interpret
 
 
 def values(module: GraphModule, inputs: Sequence[Tensor]) -> dict[str, np.ndarray]:
     """Return every tensor that a graph computes, by node name, in order."""
-    found: dict[str, np.ndarray] = {}
-
-    class Recorder(Interpreter):
-        def run_node(self, n: Node) -> object:
-            result = super().run_node(n)
-            if n.op == "call_function" and isinstance(result, Tensor):
-                found[n.name] = result.detach().float().numpy()
-            return result
-
-    with torch.no_grad():
-        Recorder(module).run(*(x.clone() for x in inputs))
-    return found
+    return {
+        node.name: value.float().numpy()
+        for node, (value,) in interpret(module, [[x.clone() for x in inputs]])
+        if node.op == "call_function" and isinstance(value, Tensor)
+    }
 
 
 def first_divergence(

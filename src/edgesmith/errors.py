@@ -4,7 +4,7 @@ code  raised as            when
 0                          the artifact was published, or every check passed
 1     (anything else)      a bug in edgesmith; `--debug` shows where
 2     BadInput             a name, option, checkpoint or model that cannot be used
-3     VerificationFailed   numbers part from PyTorch's beyond the threshold; nothing is published, unless
+3     VerificationFailed   numbers diverge from PyTorch's beyond the threshold; nothing is published, unless
                            --allow-inaccurate was given, and verify says 3 then. Also lint --strict
 4     BackendMissing       the target's packages are not installed, or cannot work on this machine
 5     OutputError          the output folder cannot be written
@@ -37,7 +37,7 @@ class CheckpointError(BadInput):
 
 
 class VerificationFailed(EdgesmithError):
-    """Outputs part from PyTorch's beyond the stated threshold.
+    """Outputs diverge from PyTorch's beyond the stated threshold.
 
     Attributes:
         steps: every check with its figures, as in the manifest's `verification.steps`, where all of them were made.
@@ -72,6 +72,10 @@ class DeviceFailed(EdgesmithError):
     """A device cannot be reached, is not the one that is known, is cut off, or fails at what it was asked."""
 
     exit_code = 7
+
+
+class EdgesmithWarning(UserWarning):
+    """Something that whoever runs a command should know, in one sentence: it goes to stderr, and nothing stops."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str], listed_by: str) -> BadInput:

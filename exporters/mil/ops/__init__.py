@@ -13,16 +13,25 @@ What a function receives and returns:
     strings                `str`
     several values         a Python tuple, for MIL tuples and for inputs that take several operands (`concat`'s values)
     a list                 `ListValue`, which list operators copy before they change it
-    a state                `StateValue`, which `write_state` changes in place
+    a state                `StateValue`, which `write_state` overwrites
 
     returned               one value, or a tuple of them in the order of the operator's outputs
 
 Half-precision floats are computed in fp32 (`wide`), and the evaluator rounds a result to its declared type once.
-Evaluations in fp32 or fp64 hand over tensors of that type in their place, and that type's name where a `dtype` or
+Evaluations in fp32 or fp64 hand over tensors of that type instead, and that type's name where a `dtype` or
 `output_dtype` of the program is fp16 or fp32. So a function names no float type itself: it takes the type from its
-operands, and from `carrier(dtype)` where a string names one.
+operands, and from `carriers.carrier(dtype)` where a string names one.
 
-A function that needs more than its operands is registered with `context=True` and takes a `Context` first.
+A function that needs more than its operands is registered with `context=True` and takes a `Context` first. One whose
+operator has many inputs takes them as one frozen dataclass, whose fields have the MIL names and defaults:
+
+    @dataclass(frozen=True, kw_only=True)
+    class Conv:
+        x: Tensor
+        ...
+
+    @op("conv", context=True, inputs=Conv)
+    def conv(context: Context, given: Conv) -> Tensor:
 """
 
 from __future__ import annotations
@@ -31,47 +40,19 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from edgesmith.errors import Unsupported
-
 if TYPE_CHECKING:
     from edgesmith.exporters.mil.program import Block, Operation
 
-CARRIERS: Mapping[str, torch.dtype] = {
-    "bool": torch.bool,
-    "fp16": torch.float16,
-    "bf16": torch.bfloat16,
-    "fp32": torch.float32,
-    "fp64": torch.float64,
-    "int4": torch.int8,
-    "int8": torch.int8,
-    "int16": torch.int16,
-    "int32": torch.int32,
-    "int64": torch.int64,
-    "uint1": torch.uint8,
-    "uint2": torch.uint8,
-    "uint3": torch.uint8,
-    "uint4": torch.uint8,
-    "uint6": torch.uint8,
-    "uint8": torch.uint8,
-    "uint16": torch.int32,
-    "uint32": torch.int64,
-    "uint64": torch.int64,
-}
-"""The torch type that holds a MIL type's values: itself, or the next wider one in which torch can compute.
-
-A uint64 beyond 2^63 - 1 has none; no MIL operator makes or takes one.
-"""
-
 
 class Context(Protocol):
-    """What a function registered with `context=True` may ask the evaluator.
+    """The evaluator, as a function registered with `context=True` may ask it.
 
     Attributes:
         operation: the operator being evaluated, with its declared output types, blocks and attributes.
@@ -125,48 +106,57 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 _TABLE: dict[str, Entry] = {}
 
 
-def op(*names: str, context: bool = False) -> Callable[[Function], Function]:
+def op(*names: str, context: bool = False, inputs: type | None = None) -> Callable[[Function], Function]:
     """Register a function as the meaning of one MIL operator, or of several that mean the same.
+
+    Args:
+        names: of the operators.
+        context: whether the function takes a `Context` first.
+        inputs: the dataclass that it takes instead of keyword parameters.
 
     Raises:
         ValueError: the table has one of the names already.
     """
 
     def register(function: Function) -> Function:
+        called = function if inputs is None else _taking(inputs, function)
         for name in names:
             if name in _TABLE and _TABLE[name].function.__qualname__ != function.__qualname__:
                 raise ValueError(f"the MIL operator {name} is registered twice")
-            _TABLE[name] = Entry(name, function, context)
+            _TABLE[name] = Entry(name, called, context)
         return function
 
     return register
 
 
+def _taking(inputs: type, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function of keyword parameters that makes one dataclass of them."""
+
+    @wraps(function)
+    def call(*context: Context, **given: Any) -> Any:
+        return function(*context, inputs(**given))
+
+    return call
+
+
 @cache
 def all_ops() -> Mapping[str, Entry]:
-    """Every operator by its MIL name, found by listing this folder."""
+    """Return every operator by its MIL name, found by listing this folder."""
     for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
         importlib.import_module(f"{__name__}.{module.name}")
     return dict(sorted(_TABLE.items()))
 
 
-def carrier(name: str) -> torch.dtype:
-    """The torch type that holds the MIL type called `name`. Raises Unsupported for strings and unknown names."""
-    if name not in CARRIERS:
-        raise Unsupported(f"{name!r} is no numeric MIL type; there are {', '.join(CARRIERS)}")
-    return CARRIERS[name]
-
-
 def wide(x: Tensor) -> Tensor:
-    """Half-precision floats as fp32; everything else as it is. Half operators are computed so and rounded once."""
+    """Return half-precision floats as fp32, everything else as it is. Half operators are computed so, rounded once."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def ints(x: Tensor | Sequence[int]) -> list[int]:
-    """A tensor of any rank as a flat list of Python integers: shapes, axes, strides and paddings."""
+    """Return a tensor of any rank as a flat list of Python integers: shapes, axes, strides and paddings."""
     return [int(value) for value in x.flatten().tolist()] if isinstance(x, Tensor) else [int(value) for value in x]
 
 
 def number(x: Any) -> Any:
-    """A tensor of one element as a Python number or boolean; a Python number as it is."""
+    """Return a tensor of one element as a Python number or boolean; a Python number as it is."""
     return x.item() if isinstance(x, Tensor) else x

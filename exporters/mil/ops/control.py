@@ -41,7 +41,7 @@ def while_loop(context: Context, *, loop_vars: tuple[Any, ...]) -> tuple[Any, ..
         if not number(again):
             return loop_vars
         loop_vars = context.run_block(body, loop_vars)
-    raise ValueError(f"the loop has not ended after {LONGEST_LOOP} turns")
+    raise ValueError(f"the loop has not ended after {LONGEST_LOOP} iterations")
 
 
 @op("make_list")

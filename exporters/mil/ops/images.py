@@ -20,6 +20,8 @@ which converters write to survive the rounding down, does not shift it.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -198,47 +200,53 @@ def _bilinear(x: Tensor, rows: Tensor, columns: Tensor, outside: float | None) -
     return upper * (1 - down) + lower * down
 
 
-@op("crop_resize")
-def crop_resize(
-    *,
-    x: Tensor,
-    roi: Tensor | None = None,
-    boxes: Tensor | None = None,
-    box_indices: Tensor | None = None,
-    target_height: Tensor | int = 1,
-    target_width: Tensor | int = 1,
-    normalized_coordinates: Tensor | bool = False,
-    spatial_scale: Tensor | float = 1.0,
-    box_coordinate_mode: str = "CORNERS_HEIGHT_FIRST",
-    sampling_mode: str = "DEFAULT",
-    pad_value: Tensor | float = 0.0,
-) -> Tensor:
+@dataclass(frozen=True, kw_only=True)
+class CropResize:
+    """The inputs of `crop_resize`, by MIL's names."""
+
+    x: Tensor
+    roi: Tensor | None = None
+    boxes: Tensor | None = None
+    box_indices: Tensor | None = None
+    target_height: Tensor | int = 1
+    target_width: Tensor | int = 1
+    normalized_coordinates: Tensor | bool = False
+    spatial_scale: Tensor | float = 1.0
+    box_coordinate_mode: str = "CORNERS_HEIGHT_FIRST"
+    sampling_mode: str = "DEFAULT"
+    pad_value: Tensor | float = 0.0
+
+    def select_boxes(self) -> tuple[Tensor, Tensor]:
+        """Return boxes (N, 4) as they are given, and the index of each one's map (N)."""
+        if self.roi is None:
+            assert self.boxes is not None
+            maps = torch.arange(len(self.boxes)) if self.box_indices is None else self.box_indices.long()
+            return self.boxes.double(), maps
+        given = self.roi.flatten(1).double()
+        if given.shape[1] == 4:
+            return given.repeat_interleave(len(self.x), 0), torch.arange(len(self.x)).repeat(len(given))
+        return given[:, 1:], given[:, 0].long()
+
+
+@op("crop_resize", inputs=CropResize)
+def crop_resize(given: CropResize) -> Tensor:
     """Boxes of maps (B, C, H, W), each resized to one size; a sample outside the map is `pad_value`.
 
     Before iOS17 `roi` is (N, 1, 4, 1, 1), for boxes of every map, or (N, 1, 5, 1, 1), whose first value is the map's
     index; the result is (N, B or 1, C, h, w). From iOS17 on `boxes` is (N, 4) with `box_indices` (N), and the result
     (N, C, h, w). Normalised coordinates count from 0 to 1 between the centres of the first and the last pixel.
     """
-    values = wide(x)
-    size = (int(number(target_height)), int(number(target_width)))
-    if roi is not None:
-        given = roi.flatten(1).double()
-        every = given.shape[1] == 4
-        images = torch.arange(len(x)) if every else given[:, 0].long()
-        corners = given.repeat_interleave(len(x), 0) if every else given[:, 1:]
-        images = images.repeat(len(given)) if every else images
-    else:
-        assert boxes is not None
-        corners = boxes.double()
-        images = torch.arange(len(boxes)) if box_indices is None else box_indices.long()
-    low_y, low_x, high_y, high_x = _corners(corners * number(spatial_scale), box_coordinate_mode).unbind(1)
-    scale_y, scale_x = (x.shape[-2] - 1, x.shape[-1] - 1) if number(normalized_coordinates) else (1, 1)
-    rows = _grid(low_y * scale_y, high_y * scale_y, size[0], sampling_mode)[:, :, None].expand(-1, -1, size[1])
-    columns = _grid(low_x * scale_x, high_x * scale_x, size[1], sampling_mode)[:, None].expand(-1, size[0], -1)
+    x, mode = given.x, given.sampling_mode
+    height, width = int(number(given.target_height)), int(number(given.target_width))
+    boxes, maps = given.select_boxes()
+    low_y, low_x, high_y, high_x = _corners(boxes * number(given.spatial_scale), given.box_coordinate_mode).unbind(1)
+    scale_y, scale_x = (x.shape[-2] - 1, x.shape[-1] - 1) if number(given.normalized_coordinates) else (1, 1)
+    rows = _grid(low_y * scale_y, high_y * scale_y, height, mode)[:, :, None].expand(-1, -1, width)
+    columns = _grid(low_x * scale_x, high_x * scale_x, width, mode)[:, None].expand(-1, height, -1)
     inside = (rows >= 0) & (rows <= x.shape[-2] - 1) & (columns >= 0) & (columns <= x.shape[-1] - 1)
-    sampled = _bilinear(values[images], rows, columns, None)
-    result = torch.where(inside[:, None], sampled, torch.full_like(sampled, number(pad_value)))
-    return result if roi is None else result.reshape(len(roi), -1, *result.shape[1:])
+    sampled = _bilinear(wide(x)[maps], rows, columns, None)
+    result = torch.where(inside[:, None], sampled, torch.full_like(sampled, number(given.pad_value)))
+    return result if given.roi is None else result.reshape(len(given.roi), -1, *result.shape[1:])
 
 
 def _corners(boxes: Tensor, mode: str) -> Tensor:
@@ -290,17 +298,36 @@ def _kept(positions: Tensor, size: int, padding: str) -> Tensor:
     return positions.clamp(0, size - 1)
 
 
-@op("resample")
-def resample(
-    *,
-    x: Tensor,
-    coordinates: Tensor,
-    sampling_mode: str,
-    padding_mode: str,
-    padding_value: Tensor,
-    coordinates_mode: str,
-    align_corners: Tensor,
-) -> Tensor:
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """The inputs that `resample` and `affine` share, by MIL's names."""
+
+    x: Tensor
+    sampling_mode: str
+    padding_mode: str
+    padding_value: Tensor
+    coordinates_mode: str
+    align_corners: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resample(Sampling):
+    """The inputs of `resample`, by MIL's names."""
+
+    coordinates: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Affine(Sampling):
+    """The inputs of `affine`, by MIL's names."""
+
+    transform_matrix: Tensor
+    output_height: Tensor
+    output_width: Tensor
+
+
+@op("resample", inputs=Resample)
+def resample(given: Resample) -> Tensor:
     """Maps (B, C, H, W) sampled at coordinates (B, h, w, 2) of (x, y).
 
     Outside the map there is a constant, the edge, or the map's reflection, without its edge (`reflection`) or with it
@@ -310,33 +337,27 @@ def resample(
     Raises:
         Unsupported: a mode that MIL does not have.
     """
-    aligned = bool(number(align_corners))
-    height, width = x.shape[-2:]
+    return _sample(given, given.coordinates)
+
+
+def _sample(given: Sampling, coordinates: Tensor) -> Tensor:
+    """Return maps (B, C, H, W) sampled at coordinates (B, h, w, 2) of (x, y)."""
+    aligned = bool(number(given.align_corners))
+    height, width = given.x.shape[-2:]
     columns, rows = (
-        _kept(_pixels(coordinates[..., axis].double(), size, coordinates_mode, aligned), size, padding_mode)
+        _kept(_pixels(coordinates[..., axis].double(), size, given.coordinates_mode, aligned), size, given.padding_mode)
         for axis, size in ((0, width), (1, height))
     )
-    outside = float(number(padding_value)) if padding_mode == "constant" else None
-    if sampling_mode == "bilinear":
-        return _bilinear(wide(x), rows, columns, outside)
-    if sampling_mode != "nearest":
-        raise Unsupported(f"resample samples bilinear or nearest, not {sampling_mode!r}")
-    return _taps(x, rows.round(), columns.round(), outside)
+    outside = float(number(given.padding_value)) if given.padding_mode == "constant" else None
+    if given.sampling_mode == "bilinear":
+        return _bilinear(wide(given.x), rows, columns, outside)
+    if given.sampling_mode != "nearest":
+        raise Unsupported(f"resample samples bilinear or nearest, not {given.sampling_mode!r}")
+    return _taps(given.x, rows.round(), columns.round(), outside)
 
 
-@op("affine")
-def affine(
-    *,
-    x: Tensor,
-    transform_matrix: Tensor,
-    output_height: Tensor,
-    output_width: Tensor,
-    sampling_mode: str,
-    padding_mode: str,
-    padding_value: Tensor,
-    coordinates_mode: str,
-    align_corners: Tensor,
-) -> Tensor:
+@op("affine", inputs=Affine)
+def affine(given: Affine) -> Tensor:
     """Maps sampled at (a0 x + a1 y + a2, b0 x + b1 y + b2), x and y running over the result from -1 to 1.
 
     With `align_corners` these are the centres of the outermost pixels, otherwise their edges. An axis of length 1 lies
@@ -345,23 +366,17 @@ def affine(
     Raises:
         Unsupported: coordinates other than from -1 to 1, which coremltools does not allow either.
     """
-    if coordinates_mode != "normalized_minus_one_to_one":
-        raise Unsupported(f"affine has only the coordinates_mode normalized_minus_one_to_one, not {coordinates_mode!r}")
-    aligned = bool(number(align_corners))
+    if given.coordinates_mode != "normalized_minus_one_to_one":
+        raise Unsupported(
+            f"affine has only the coordinates_mode normalized_minus_one_to_one, not {given.coordinates_mode!r}"
+        )
+    aligned = bool(number(given.align_corners))
     lines = []
-    for count in (int(number(output_height)), int(number(output_width))):
+    for count in (int(number(given.output_height)), int(number(given.output_width))):
         i = torch.arange(count, dtype=torch.float64)
         lines.append((2 * i / max(count - 1, 1) - min(count - 1, 1)) if aligned else (2 * i + 1) / count - 1)
     y, x_line = torch.meshgrid(lines[0], lines[1], indexing="ij")
     grid = torch.stack([x_line, y, torch.ones_like(y)], -1)
-    matrix = transform_matrix.double().reshape(-1, 1, 2, 3).expand(len(x), -1, -1, -1)
+    matrix = given.transform_matrix.double().reshape(-1, 1, 2, 3).expand(len(given.x), -1, -1, -1)
     coordinates = (grid[None, :, :, None] * matrix[:, None]).sum(-1)
-    return resample(
-        x=x,
-        coordinates=coordinates,
-        sampling_mode=sampling_mode,
-        padding_mode=padding_mode,
-        padding_value=padding_value,
-        coordinates_mode=coordinates_mode,
-        align_corners=align_corners,
-    )
+    return _sample(given, coordinates)

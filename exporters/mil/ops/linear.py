@@ -1,8 +1,9 @@
-"""Sums of products: convolutions, linear layers, matrix products. They are what `accumulate` is about."""
+"""Sums of products: convolutions, linear layers, matmuls. They are what `accumulate` is about."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -15,24 +16,24 @@ _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose
 
 
 def rounds_sums(context: Context) -> bool:
-    """Whether partial sums are rounded to half: when that was asked for, and the result is half."""
+    """Return whether partial sums are rounded to half: where that was asked for, and the result is half."""
     declared = [getattr(one.type, "dtype", None) for one in context.operation.outputs]
     return context.accumulate == "fp16" and declared[:1] == ["fp16"]
 
 
 def blocks(context: Context, length: int) -> Iterator[slice]:
-    """The contraction's indices, in order, as many at a time as are summed in fp32."""
+    """Yield the contraction's indices, in order, as many at a time as are summed in fp32."""
     for start in range(0, length, context.accumulate_block):
         yield slice(start, min(start + context.accumulate_block, length))
 
 
 def half(x: Tensor) -> Tensor:
-    """fp32 values rounded to fp16, as fp32 values."""
+    """Return fp32 values rounded to fp16, as fp32 values."""
     return x.half().float()
 
 
-def product(context: Context, x: Tensor, y: Tensor) -> Tensor:
-    """The matrix product [..., N, K] @ [..., K, M], with partial sums rounded where the evaluation asks for it."""
+def multiply_matrices(context: Context, x: Tensor, y: Tensor) -> Tensor:
+    """Return [..., N, K] @ [..., K, M], with partial sums rounded where the evaluation asks for it."""
     x, y = wide(x), wide(y)
     if not rounds_sums(context):
         return torch.matmul(x, y)
@@ -46,7 +47,7 @@ def product(context: Context, x: Tensor, y: Tensor) -> Tensor:
 def linear(context: Context, *, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Multiply x [..., K] by the transposed weight [M, K], plus bias [M]."""
     flat = x.reshape(-1, x.shape[-1])
-    result = product(context, flat, weight.transpose(0, 1)).reshape(*x.shape[:-1], weight.shape[0])
+    result = multiply_matrices(context, flat, weight.transpose(0, 1)).reshape(*x.shape[:-1], weight.shape[0])
     return result if bias is None else result + wide(bias)
 
 
@@ -59,13 +60,13 @@ def matmul(
     transpose_x: Tensor | bool = False,
     transpose_y: Tensor | bool = False,
 ) -> Tensor:
-    """NumPy's matrix product, one side or both transposed first; a transposition says nothing to a vector."""
+    """NumPy's matmul, one side or both transposed first; a transposition says nothing to a vector."""
     if number(transpose_x) and x.dim() > 1:
         x = x.transpose(-1, -2)
     if number(transpose_y) and y.dim() > 1:
         y = y.transpose(-1, -2)
     rows, columns = x.dim() == 1, y.dim() == 1
-    result = product(context, x[None] if rows else x, y[:, None] if columns else y)
+    result = multiply_matrices(context, x[None] if rows else x, y[:, None] if columns else y)
     if columns:
         result = result.squeeze(-1)
     return result.squeeze(-1 if columns else -2) if rows else result
@@ -83,65 +84,95 @@ def einsum(context: Context, *, values: tuple[Tensor, ...], equation: str) -> Te
     u = third[-1:]
     if third != "".join([*batch, w, h, u, ",", *batch, c, h, u]) or len({*batch, c, h, w, u}) != x.dim() + 1:
         raise ValueError(f"the equation {equation} is none that MIL has")
-    result = product(context, x.transpose(-3, -2), y.transpose(-3, -2))  # [..., H, C, W] @ [..., H, W, U]
+    result = multiply_matrices(context, x.transpose(-3, -2), y.transpose(-3, -2))  # [..., H, C, W] @ [..., H, W, U]
     return result.transpose(-3, -2)
 
 
-@op("conv", context=True)
-def conv(
-    context: Context,
-    *,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    strides: Tensor | None = None,
-    pad_type: str = "valid",
-    pad: Tensor | None = None,
-    dilations: Tensor | None = None,
-    groups: Tensor | int = 1,
-) -> Tensor:
-    """Cross-correlation of x [B, C, *D] with weight [O, C / groups, *K], over one to three axes.
+@dataclass(frozen=True, kw_only=True)
+class Conv:
+    """The inputs of `conv` and `conv_transpose`, by MIL's names."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None = None
+    strides: Tensor | None = None
+    pad_type: str = "valid"
+    pad: Tensor | None = None
+    dilations: Tensor | None = None
+    groups: Tensor | int = 1
+
+    @property
+    def rank(self) -> int:
+        """The number of axes that are convolved over."""
+        return self.x.dim() - 2
+
+    @property
+    def geometry(self) -> Geometry:
+        """Strides, dilations and groups."""
+        ones = [1] * self.rank
+        strides = ints(self.strides) if self.strides is not None else ones
+        dilations = ints(self.dilations) if self.dilations is not None else ones
+        return Geometry(strides, dilations, int(number(self.groups)))
+
+    def add_bias(self, y: Tensor) -> Tensor:
+        """Return y [B, O, *D] plus the bias [O], where there is one."""
+        return y if self.bias is None else y + wide(self.bias).reshape(-1, *[1] * self.rank)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvTranspose(Conv):
+    """The inputs of `conv_transpose`, by MIL's names."""
+
+    output_shape: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The way a convolution walks over its map."""
+
+    strides: list[int]
+    dilations: list[int]
+    groups: int
+
+
+@op("conv", context=True, inputs=Conv)
+def conv(context: Context, given: Conv) -> Tensor:
+    """Cross-correlate x [B, C, *D] with weight [O, C / groups, *K], over one to three axes.
 
     `same` gives ceil(D / stride) positions and puts the odd element of padding at the end, `same_lower` at the
     beginning. The documentation of MIL derives the padding from the kernel alone, which is right for a stride of 1;
     what coremltools' own shape rule and TensorFlow do is followed here, as it also gives that size at other strides.
     """
-    rank = x.dim() - 2
-    stride = ints(strides) if strides is not None else [1] * rank
-    dilation = ints(dilations) if dilations is not None else [1] * rank
-    extents = [(k - 1) * d + 1 for k, d in zip(weight.shape[2:], dilation, strict=True)]
-    before_after = _conv_padding(pad_type, pad, list(x.shape[2:]), extents, stride)
-    x = F.pad(wide(x), [p for pair in reversed(before_after) for p in pair])
-    weight = wide(weight)
+    geometry, weight = given.geometry, wide(given.weight)
+    padding = _conv_padding(given, geometry)
+    x = F.pad(wide(given.x), [amount for pair in reversed(padding) for amount in pair])
     if rounds_sums(context):
-        result = _conv_in_blocks(context, x, weight, stride, dilation, int(number(groups)))
-        return result if bias is None else result + wide(bias).reshape(-1, *[1] * rank)
-    return _CONV[rank](x, weight, None if bias is None else wide(bias), stride, 0, dilation, int(number(groups)))
+        return given.add_bias(_conv_in_blocks(context, x, weight, geometry))
+    bias = None if given.bias is None else wide(given.bias)
+    return _CONV[given.rank](x, weight, bias, geometry.strides, 0, geometry.dilations, geometry.groups)
 
 
-def _conv_padding(
-    kind: str, pad: Tensor | None, sizes: list[int], extents: list[int], strides: list[int]
-) -> list[tuple[int, int]]:
-    """Padding before and after each axis; `extents` are those of the dilated kernel."""
-    if kind == "valid":
-        return [(0, 0)] * len(sizes)
-    if kind == "custom":
-        given = ints(pad) if pad is not None else [0] * (2 * len(sizes))
-        return list(zip(given[::2], given[1::2], strict=True))
-    if kind not in ("same", "same_lower"):
-        raise ValueError(f"the pad_type {kind} is none that MIL has")
+def _conv_padding(given: Conv, geometry: Geometry) -> list[tuple[int, int]]:
+    """Return the padding before and after each axis."""
+    if given.pad_type == "valid":
+        return [(0, 0)] * given.rank
+    if given.pad_type == "custom":
+        pad = ints(given.pad) if given.pad is not None else [0] * (2 * given.rank)
+        return list(zip(pad[::2], pad[1::2], strict=True))
+    if given.pad_type not in ("same", "same_lower"):
+        raise ValueError(f"the pad_type {given.pad_type} is none that MIL has")
     found = []
-    for size, extent, stride in zip(sizes, extents, strides, strict=True):
+    axes = zip(given.x.shape[2:], given.weight.shape[2:], geometry.strides, geometry.dilations, strict=True)
+    for size, kernel, stride, dilation in axes:
+        extent = (kernel - 1) * dilation + 1
         total = max((-(-size // stride) - 1) * stride + extent - size, 0)
         small, large = total // 2, total - total // 2
-        found.append((small, large) if kind == "same" else (large, small))
+        found.append((small, large) if given.pad_type == "same" else (large, small))
     return found
 
 
-def _conv_in_blocks(
-    context: Context, x: Tensor, weight: Tensor, stride: list[int], dilation: list[int], groups: int
-) -> Tensor:
-    """A convolution whose partial sums are rounded: `accumulate_block` products at a time of each output.
+def _conv_in_blocks(context: Context, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    """Return a convolution whose partial sums are rounded: `accumulate_block` products at a time of each output.
 
     A block of products lies in a few input channels; it is a convolution of those with the weights of other products
     set to zero, which adds nothing but zeros to a sum.
@@ -149,32 +180,21 @@ def _conv_in_blocks(
     outputs, channels = weight.shape[:2]
     taps = weight[0, 0].numel()
     flat = weight.reshape(outputs, channels * taps)
-    of_group = x.reshape(x.shape[0], groups, channels, *x.shape[2:])
+    of_group = x.reshape(x.shape[0], geometry.groups, channels, *x.shape[2:])
     total = torch.zeros((), dtype=x.dtype)
+    convolve = _CONV[len(geometry.strides)]
     for block in blocks(context, channels * taps):
         first, last = block.start // taps, (block.stop - 1) // taps + 1
-        part = torch.zeros(outputs, (last - first) * taps, dtype=weight.dtype)
-        part[:, block.start - first * taps : block.stop - first * taps] = flat[:, block]
-        kernel = part.reshape(outputs, last - first, *weight.shape[2:])
+        masked = torch.zeros(outputs, (last - first) * taps, dtype=weight.dtype)
+        masked[:, block.start - first * taps : block.stop - first * taps] = flat[:, block]
+        kernel = masked.reshape(outputs, last - first, *weight.shape[2:])
         slab = of_group[:, :, first:last].flatten(1, 2)
-        total = half(total + _CONV[len(stride)](slab, kernel, None, stride, 0, dilation, groups))
+        total = half(total + convolve(slab, kernel, None, geometry.strides, 0, geometry.dilations, geometry.groups))
     return total
 
 
-@op("conv_transpose", context=True)
-def conv_transpose(
-    context: Context,
-    *,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    pad: Tensor | None = None,
-    output_shape: Tensor | None = None,
-    pad_type: str = "valid",
-    strides: Tensor | None = None,
-    dilations: Tensor | None = None,
-    groups: Tensor | int = 1,
-) -> Tensor:
+@op("conv_transpose", context=True, inputs=ConvTranspose)
+def conv_transpose(context: Context, given: ConvTranspose) -> Tensor:
     """The transpose of a convolution: x [B, C, *D] with weight [C, O / groups, *K].
 
     The whole result has (D - 1) stride + (K - 1) dilation + 1 elements an axis. `custom` cuts off the padding, `same`
@@ -182,34 +202,33 @@ def conv_transpose(
     zeros (and the bias) past the end of the whole. Sums in half: the products of an input channel are scattered, so
     `accumulate_block` input channels are summed in fp32 at a time.
     """
-    rank = x.dim() - 2
-    stride = ints(strides) if strides is not None else [1] * rank
-    dilation = ints(dilations) if dilations is not None else [1] * rank
-    whole = _transposed(context, wide(x), wide(weight), stride, dilation, int(number(groups)))
-    given = ints(pad) if pad is not None and pad_type == "custom" else [0] * (2 * rank)
-    wanted = ints(output_shape)[2:] if output_shape is not None else None
-    for axis in range(rank):
-        full, before, after = whole.shape[2 + axis], given[2 * axis], given[2 * axis + 1]
-        size = full - before - after if pad_type != "same" else x.shape[2 + axis] * stride[axis]
+    geometry = given.geometry
+    whole = _transposed(context, wide(given.x), wide(given.weight), geometry)
+    is_same = given.pad_type == "same"
+    pad = ints(given.pad) if given.pad is not None and given.pad_type == "custom" else [0] * (2 * given.rank)
+    wanted = ints(given.output_shape)[2:] if given.output_shape is not None else None
+    for axis, stride in enumerate(geometry.strides):
+        full, before, after = whole.shape[2 + axis], pad[2 * axis], pad[2 * axis + 1]
+        size = given.x.shape[2 + axis] * stride if is_same else full - before - after
         size = size if wanted is None else wanted[axis]
-        start = max(full - size, 0) // 2 if pad_type == "same" else before
+        start = max(full - size, 0) // 2 if is_same else before
         whole = whole.narrow(2 + axis, start, min(size, full - start))
         missing = size - whole.shape[2 + axis]
-        whole = F.pad(whole, [0, 0] * (rank - 1 - axis) + [0, missing]) if missing > 0 else whole
-    return whole if bias is None else whole + wide(bias).reshape(-1, *[1] * rank)
+        whole = F.pad(whole, [0, 0] * (given.rank - 1 - axis) + [0, missing]) if missing > 0 else whole
+    return given.add_bias(whole)
 
 
-def _transposed(
-    context: Context, x: Tensor, weight: Tensor, stride: list[int], dilation: list[int], groups: int
-) -> Tensor:
-    function = _TRANSPOSED[len(stride)]
+def _transposed(context: Context, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    """Return the whole transposed convolution, nothing cut off."""
+    strides, dilations, groups = geometry.strides, geometry.dilations, geometry.groups
+    function = _TRANSPOSED[len(strides)]
     if not rounds_sums(context):
-        return function(x, weight, None, stride, 0, 0, groups, dilation)
+        return function(x, weight, None, strides, 0, 0, groups, dilations)
     channels = weight.shape[0] // groups
     of_group = x.reshape(x.shape[0], groups, channels, *x.shape[2:])
     kernels = weight.reshape(groups, channels, *weight.shape[1:])
     total = torch.zeros((), dtype=x.dtype)
     for block in blocks(context, channels):
         slab, kernel = of_group[:, :, block].flatten(1, 2), kernels[:, block].flatten(0, 1)
-        total = half(total + function(slab, kernel, None, stride, 0, 0, groups, dilation))
+        total = half(total + function(slab, kernel, None, strides, 0, 0, groups, dilations))
     return total

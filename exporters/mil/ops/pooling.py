@@ -32,7 +32,7 @@ def _window(
     pad: Tensor | None,
     ceil_mode: Tensor | bool,
 ) -> Window:
-    """Where the windows lie. Raises Unsupported for a kind of padding that MIL does not have."""
+    """Return where the windows lie. Raises Unsupported for a kind of padding that MIL does not have."""
     sizes = ints(kernel_sizes)
     steps = ints(strides) if strides is not None else [1] * len(sizes)
     given = ints(pad) if pad is not None else [0] * 2 * len(sizes)
@@ -83,7 +83,7 @@ def _sums(x: Tensor, window: Window) -> Tensor:
 
 
 def _counts(x: Tensor, window: Window, exclude_padding: bool) -> Tensor:
-    """How many entries of each window count for its mean, to go with the last axes."""
+    """Return how many entries of each window count for its mean, to go with the last axes."""
     total = torch.ones((), dtype=x.dtype)
     for length, size, step, (before, after), count in zip(x.shape[2:], *window, strict=True):
         first, last = (0, length) if exclude_padding else (-before, length + after)

@@ -11,7 +11,8 @@ import math
 import torch
 from torch import Tensor
 
-from edgesmith.exporters.mil.ops import carrier, ints, number, op, wide
+from edgesmith.exporters.mil.carriers import carrier
+from edgesmith.exporters.mil.ops import ints, number, op, wide
 
 _RANGES = {"int8": (-128, 127), "uint8": (0, 255), "int4": (-8, 7), "uint4": (0, 15)}
 

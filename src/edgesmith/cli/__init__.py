@@ -1,5 +1,5 @@
 """The command line."""
 
-from edgesmith.cli.app import app, main, run
+from edgesmith.cli.app import main, run
 
-__all__ = ["app", "main", "run"]
+__all__ = ["main", "run"]

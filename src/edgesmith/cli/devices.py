@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import shutil
 import sys
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+from edgesmith.cli import options as given
+from edgesmith.cli.tables import new_table, print_json, print_table
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from edgesmith.bench.estimation.estimate import Estimate
+    from edgesmith.bench.transport.attached import Attached
     from edgesmith.profiles.device import DeviceProfile
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
-
-def devices(as_json: Json = False) -> None:
+def devices(as_json: given.Json = False) -> None:
     """List the devices: what they take, their figures' gaps, how they are reached from here, and those attached."""
     from edgesmith.bench.transport.attached import attached
     from edgesmith.profiles.device import all_devices
@@ -28,65 +28,53 @@ def devices(as_json: Json = False) -> None:
     found, notes = attached()
     notes.append(_over_ssh())
     if as_json:
-        facts = {
-            "devices": [_host(), *({**asdict(p), "reached": _reached(p)} for p in profiles)],
-            "attached": [asdict(one) for one in found],
-            "notes": notes,
-        }
-        print(json.dumps(facts, indent=2, ensure_ascii=False))
+        known = [_host(), *({**asdict(profile), "reached": _reached(profile)} for profile in profiles)]
+        print_json({"devices": known, "attached": [asdict(one) for one in found], "notes": notes})
         return
-    from edgesmith.cli.app import _print, _table
-
-    table = _table("devices", "device", "is", "chip", "takes", "estimates", "sourced", "reached by")
-    table.columns[0].no_wrap = True
-    host = _host()
-    table.add_row(host["name"], host["title"], host["soc"], "see doctor", "", "", host["reached"])
-    for profile in profiles:
-        table.add_row(
-            profile.name,
-            profile.title,
-            profile.soc,
-            ", ".join(profile.targets),
-            profile.fit or "",
-            _known(profile),
-            _reached(profile),
-        )
-    _print(table)
+    print_table(_devices_table(profiles))
     print(
         "estimates: the published latencies that `edgesmith estimate` is fitted on. sourced: figures with a source, of"
         " all that a profile has; --json shows each.\n"
     )
     if found:
-        table = _table("attached here", "--device", "is", "profile", "state")
-        table.columns[0].no_wrap = True
-        for one in found:
-            table.add_row(one.device, one.title, one.profile or "", one.hindrance or "ready")
-        _print(table)
+        print_table(_attached_table(found))
     else:
         print("attached here: nothing that was found")
     print("\n".join(f"note: {note}" for note in notes))
 
 
-def estimate(
-    artifact: Annotated[Path, typer.Argument(help="An artifact's folder, or the file in it.", show_default=False)],
-    device: Annotated[str, typer.Option("--device", help="Name from `edgesmith devices`.", show_default=False)],
-    as_json: Json = False,
-) -> None:
+def _devices_table(profiles: list[DeviceProfile]) -> Table:
+    columns = ("device", "is", "chip", "takes", "estimates", "sourced", "reached by")
+    table = new_table("devices", *columns, names=True)
+    host = _host()
+    table.add_row(host["name"], host["title"], host["soc"], "see doctor", "", "", host["reached"])
+    for profile in profiles:
+        facts = (", ".join(profile.targets), profile.fit or "", _sourced(profile), _reached(profile))
+        table.add_row(profile.name, profile.title, profile.soc, *facts)
+    return table
+
+
+def _attached_table(found: list[Attached]) -> Table:
+    table = new_table("attached here", "--device", "is", "profile", "state", names=True)
+    for one in found:
+        table.add_row(one.device, one.title, one.profile or "", one.hindrance or "ready")
+    return table
+
+
+def estimate(artifact: given.ArtifactPath, device: given.EstimatedDevice, as_json: given.Json = False) -> None:
     """Estimate, not measure, how long a call takes on a device: a roofline fitted on published latencies."""
     from edgesmith.bench.estimation.estimate import estimate as estimated
 
     found = estimated(artifact, device)
     if as_json:
-        print(json.dumps(found.as_json(), indent=2, ensure_ascii=False))
-        return
-    _print_estimate(found)
+        print_json(found.as_json())
+    else:
+        _show_estimate(found)
 
 
-def _print_estimate(found: Estimate) -> None:
-    from edgesmith.cli.app import _print, _table
-
+def _show_estimate(found: Estimate) -> None:
     print(f"{found.model}, {found.precision}, on {found.title}: ESTIMATED, nothing was run")
-    table = _table("", "", "estimated")
+    table = new_table("", "", "estimated")
     low, high = found.interval_ms
     table.add_row("p50", f"{found.p50_ms:.2f} ms")
     table.add_row(f"interval of {found.coverage:.0%}", f"{low:.2f} to {high:.2f} ms")
@@ -94,7 +82,7 @@ def _print_estimate(found: Estimate) -> None:
     for cost in found.costliest:
         place = "module not known" if cost.module is None else cost.module or "the model itself"
         table.add_row(f"{cost.type}, {place}", f"{cost.ms:.3f} ms, {cost.share:.0%}, {cost.bound}")
-    _print(table)
+    print_table(table)
     print(f"computed by {found.runtime}; {found.macs / 1e6:.0f} M multiply-accumulates in {found.operators} operators")
     print(f"error on published rows that it was not fitted on: {found.left_out.sentence()}")
     for note in found.notes:
@@ -117,7 +105,7 @@ def _host() -> dict[str, Any]:
 
 
 def _reached(profile: DeviceProfile) -> str:
-    """What of the way to a device is here: the program that would carry files and commands; nothing is contacted."""
+    """Return what of the way to a device is here: the program that carries files and commands. Nothing is contacted."""
     if profile.reach == "itself":
         return profile.reach
     if profile.reach == "mac":
@@ -131,6 +119,7 @@ def _reached(profile: DeviceProfile) -> str:
     return profile.reach if shutil.which(profile.reach) else f"{profile.reach}: not installed here"
 
 
-def _known(profile: DeviceProfile) -> str:
+def _sourced(profile: DeviceProfile) -> str:
+    """Return how many of a profile's figures have a source."""
     figures = [*profile.peak.values(), *profile.memory.values(), *profile.clocks.values()]
     return f"{sum(bool(figure.source) for figure in figures)} of {len(figures)}"

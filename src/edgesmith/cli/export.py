@@ -1,0 +1,202 @@
+"""The commands around an artifact: `export` writes one, `explain` shows how it would come about, `verify` checks it."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from edgesmith.cli import options as given
+from edgesmith.cli.rows import artifact_rows, describe_check
+from edgesmith.cli.tables import new_table, print_json, print_table, show_stage
+from edgesmith.errors import VerificationFailed
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from edgesmith.exporters.artifact import Artifact
+    from edgesmith.exporters.manifest import CheckRecord
+    from edgesmith.exporters.rewrites.rewrite import RewriteReport
+
+
+def export(
+    model: given.ModelName,
+    target: given.TargetName,
+    weights: given.Weights = None,
+    precision: given.PrecisionName = None,
+    input_size: given.InputSize = None,
+    frames: given.Frames = None,
+    batch: given.Batch = 1,
+    dynamic_batch: given.DynamicBatch = False,
+    features: given.Features = False,
+    image_input: given.TakesImage = False,
+    streaming: given.Streaming = False,
+    with_sequence: given.WithSequence = False,
+    labels: given.Labels = None,
+    deployment_target: given.DeploymentTarget = None,
+    device: given.ForDevice = None,
+    calibration: given.Calibration = None,
+    allow_inaccurate: given.AllowInaccurate = False,
+    out: given.OutFolder = Path("artifacts"),
+    as_json: given.Json = False,
+) -> None:
+    """Write a model as a checked file for a target."""
+    from edgesmith.exporters.options import ExportOptions
+
+    options = ExportOptions(
+        model,
+        target,
+        weights=weights,
+        precision=precision,
+        input_size=given.parse_size(input_size),
+        frames=frames,
+        batch=batch,
+        dynamic_batch=dynamic_batch,
+        features=features,
+        labels=given.read_labels(labels),
+        image_input=image_input,
+        streaming=streaming,
+        with_sequence=with_sequence,
+        deployment_target=deployment_target,
+        device=device,
+        calibration=calibration,
+        allow_inaccurate=allow_inaccurate,
+        out=out,
+        watch=show_stage,
+    )
+    with show_stage("import"):
+        from edgesmith.exporters.export import run
+    _show_artifact(run(options), as_json)
+
+
+def _show_artifact(artifact: Artifact, as_json: bool) -> None:
+    if as_json:
+        print_json({"path": str(artifact.path), **artifact.manifest})
+    else:
+        title = f"{artifact.model} for {artifact.target}, {artifact.precision}"
+        table = new_table(title, "", "", header=False)
+        for row in artifact_rows(artifact):
+            table.add_row(*row)
+        print_table(table)
+    for sentence in artifact.manifest["verification"].get("missed", []):
+        print(f"edgesmith: INACCURATE, published because of --allow-inaccurate: {sentence}", file=sys.stderr)
+
+
+def explain(
+    model: given.ModelName,
+    target: given.TargetName = "onnx",
+    weights: given.Weights = None,
+    input_size: given.InputSize = None,
+    frames: given.Frames = None,
+    features: given.Features = False,
+    as_json: given.Json = False,
+) -> None:
+    """Show every site where a rewrite fired, and every near miss with its reason."""
+    from edgesmith.exporters.options import ModelOptions
+
+    size = given.parse_size(input_size)
+    options = ModelOptions(model, target, weights=weights, input_size=size, frames=frames, features=features)
+    with show_stage("import"):
+        from edgesmith.exporters.export import capture_and_rewrite
+        from edgesmith.exporters.graph.edit import count_operators
+    with show_stage("capture and rewrite"):
+        captured, rewritten, reports = capture_and_rewrite(options)
+    counts = {"captured": count_operators(captured.module), "rewritten": count_operators(rewritten.module)}
+    if as_json:
+        rewrites = [asdict(report) for report in reports]
+        print_json({"model": model, "target": target, "rewrites": rewrites, "operators": counts})
+    else:
+        _show_rewrites(reports)
+        print_table(_operators_table(model, **counts))
+
+
+def _show_rewrites(reports: list[RewriteReport]) -> None:
+    for report in reports:
+        if report.applied or report.rejected:
+            print_table(_rewrite_table(report))
+    idle = [report.name for report in reports if not report.applied and not report.rejected]
+    if idle:
+        print(f"found nothing: {', '.join(idle)}\n")
+
+
+def _rewrite_table(report: RewriteReport) -> Table:
+    fired, missed = len(report.applied), len(report.rejected)
+    table = new_table(f"{report.name}: fired at {fired} sites, {missed} near misses", "", "site", "how, or why not")
+    for site, note in report.applied:
+        table.add_row("fired", site, note)
+    for rejection in report.rejected:
+        table.add_row("no", rejection.site, rejection.reason)
+    return table
+
+
+def _operators_table(model: str, captured: dict[str, int], rewritten: dict[str, int]) -> Table:
+    table = new_table(f"{model}: operators", "operator", "captured", "rewritten")
+    for name in {**captured, **rewritten}:
+        table.add_row(name, str(captured.get(name, 0)), str(rewritten.get(name, 0)))
+    table.add_row("all", str(sum(captured.values())), str(sum(rewritten.values())))
+    return table
+
+
+def verify(artifact: given.ArtifactPath, layers: given.Layers = False, as_json: given.Json = False) -> None:
+    """Check an artifact again: its files, its format, and its numbers where it can run."""
+    from edgesmith.exporters import targets
+    from edgesmith.exporters.artifact import read
+
+    found = read(artifact)  # a wrong path is answered before torch is imported
+    if layers:
+        targets.require_layers(targets.get(found.target))
+    with show_stage("import"):
+        from edgesmith.exporters.verify import verify_artifact, verify_layers
+    failure: VerificationFailed | None = None
+    try:
+        checks: list[Any] = verify_artifact(artifact, show_stage)[1]
+    except VerificationFailed as error:
+        if not error.steps:
+            raise
+        failure, checks = error, list(error.steps)
+    operators = []
+    if layers:
+        with show_stage("operators"):
+            operators = verify_layers(artifact)
+    if as_json:
+        also: dict[str, Any] = {"operators": operators} if layers else {}
+        also |= {"error": str(failure), "exit_code": failure.exit_code} if failure else {}
+        print_json({"path": str(found.path), "steps": checks, **also})
+    else:
+        print_table(_checks_table(found.path.name, checks))
+        if layers:
+            print_table(_layers_table(operators))
+    if failure:
+        print(f"edgesmith: {failure}", file=sys.stderr)
+        raise typer.Exit(failure.exit_code)
+
+
+def _checks_table(title: str, checks: list[CheckRecord]) -> Table:
+    table = new_table(title, "check", "result")
+    for check in checks:
+        table.add_row(check["step"], describe_check(check))
+    return table
+
+
+def _layers_table(operators: list[dict[str, Any]]) -> Table:
+    columns = ["operator", "type", "module", "minimum", "maximum", "error", "SNR, dB", "loses, dB"]
+    is_planned = any("device" in one for one in operators)  # on a Mac
+    columns += ["runs on", "share of time"] if is_planned else []
+    table = new_table("operators, at their own precision against a wider one", *columns)
+    for one in operators:
+        name = f"{one['function']}: {one['operator']}" if "function" in one else one["operator"]
+        extremes = [_number(one[key], ".3g") for key in ("minimum", "maximum")]
+        if "overflowed" in one:
+            extremes[1] += f", {one['overflowed']} overflowed"
+        loss = _number(one["loss_db"] or None, ".1f")
+        figures = (_number(one["relative_error"], ".1e"), _number(one["snr_db"], ".1f"), loss)
+        plan = (one.get("device") or "", _number(one.get("cost"), ".1%")) if is_planned else ()
+        table.add_row(name, f"{one['type']} {one['dtype']}", one["module"] or "", *extremes, *figures, *plan)
+    return table
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else f"{value:{form}}"

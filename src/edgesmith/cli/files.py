@@ -1,0 +1,140 @@
+"""The commands that look into one file: `lint` of a Core ML package, `inspect` of a TensorRT engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from edgesmith.cli import options as given
+from edgesmith.cli.rows import Row, describe_counts, describe_flags, engine_rows
+from edgesmith.cli.tables import new_table, print_json, print_table, show_stage
+from edgesmith.errors import VerificationFailed
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from edgesmith.exporters.mil.lint import Finding, Report
+
+
+def lint(
+    artifact: given.Package, strict: given.Strict = False, every: given.Every = False, as_json: given.Json = False
+) -> None:
+    """Check a Core ML package against what is published about the Neural Engine."""
+    with show_stage("import"):
+        from edgesmith.exporters.mil.lint import lint as check
+    with show_stage("lint"):
+        report = check(artifact)
+    if as_json:
+        print_json(report.as_json())
+    else:
+        _show_report(report, every)
+    if strict and not report.passes:
+        raise typer.Exit(VerificationFailed.exit_code)
+
+
+def _show_report(report: Report, every: bool) -> None:
+    """Print a table for each severity, what was legalized, the rules that were broken, and a line that sums up."""
+    for severity, count in report.counts.items():
+        found = [finding for finding in report.findings if finding.severity == severity]
+        if found:
+            print_table(_findings_table(f"{severity}s: {count}", found, every))
+    if report.legalized:
+        table = new_table("legalized while lowering", "rule", "at", "change")
+        for legalized in report.legalized:
+            table.add_row(legalized.rule, legalized.name, legalized.change)
+        print_table(table)
+    if report.rules:
+        print_table(_rules_table(report))
+    counts = ", ".join(f"{count} {severity}{'s' * (count != 1)}" for severity, count in report.counts.items())
+    own, padded = report.bytes / 2**20, report.padded_bytes / 2**20
+    print(
+        f"{report.path.name}: {counts} in {report.operators} operators. All values take {own:.1f} MiB, with their last"
+        f" axes padded {padded:.1f} MiB. This reads the program; where it runs, a compute plan on the device says."
+    )
+
+
+def _findings_table(title: str, found: list[Finding], every: bool) -> Table:
+    from edgesmith.exporters.mil.lint import group
+
+    table = new_table(title, "rule", "operators", "at" if every else "first at", "found")
+    for one in group(found):
+        kinds = ", ".join(f"{kind} {number}" for kind, number in one.operators.items())
+        others = f" (and {one.facts - 1} other facts)" if one.facts > 1 else ""
+        for finding in one.findings if every else one.findings[:1]:
+            row = (finding.operator, finding.position, finding.fact)
+            table.add_row(one.rule, *(row if every else (kinds, finding.position, finding.fact + others)))
+    return table
+
+
+def _rules_table(report: Report) -> Table:
+    from edgesmith.exporters.mil.lint import label
+
+    table = new_table("rules", "rule", "why", "what to do", "source")
+    for rule in report.rules:
+        table.add_row(rule.name, rule.why, rule.do, "\n".join(map(label, rule.sources)))
+    return table
+
+
+def inspect(path: given.Engine, device: given.OnDevice = None, as_json: given.Json = False) -> None:
+    """Say what a TensorRT engine was built with, how, and on which devices it can load; also of kits and inspectors."""
+    from edgesmith.exporters.tensorrt import engine
+
+    found = engine.inspect(path, device)
+    if as_json:
+        print_json(found)
+        return
+    table = new_table(Path(found["path"]).name, "", "", header=False)
+    for row in ROWS[found["kind"]](found):
+        table.add_row(*row)
+    print_table(table)
+
+
+def _layer_rows(found: dict[str, Any]) -> Iterator[Row]:
+    yield "inputs and outputs", ", ".join(found["tensors"])
+    yield "layers", f"{len(found['layers'])}, {found['synchronisations']} of them signals and waits"
+    yield "  precisions", describe_counts(found["precisions"])
+    yield "  kernels", describe_counts(found["types"])
+
+
+def _kit_rows(found: dict[str, Any]) -> Iterator[Row]:
+    from edgesmith.exporters.tensorrt.kit import needs
+
+    board = found["board"]
+    brings = f"; JetPack {board['jetpack']} brings TensorRT {board['tensorrt']}" if board["jetpack"] else ""
+    capability = f", SM {board['compute_capability']}" if board["compute_capability"] else ""
+    yield from _model_rows(found)
+    yield "kit for", f"{found['device']}: {board['title']}{capability}{brings}"
+    yield "needs", f"{needs(found)} or later"
+    yield "flags", describe_flags(found["flags"])
+    yield from (("changed", change) for change in found["changed"])
+    if "engine" in found:
+        yield from _engine_rows(found["engine"])
+    else:
+        yield "engine", "not built here; on the device: python3 build.py --out DIR"
+
+
+def _engine_rows(found: dict[str, Any]) -> Iterator[Row]:
+    capabilities = ", ".join(found["compute_capabilities"]) or "unknown: not in the header, and no manifest"
+    yield from _model_rows(found)
+    yield "built by", f"{found['made_by']} {found['version']}"
+    yield "built for", f"SM {capabilities}"
+    yield "can load on", ", ".join(found["devices"]) or "no device that is known here"
+    yield "size", f"{found['bytes'] / 1e6:.2f} MB"
+    for change in found.get("changed", ()):
+        yield "changed", f"{change} since it was published; the rest is the manifest's"
+    if "flags" in found:
+        yield from engine_rows(found)
+    else:
+        yield "flags", "not in the header, and there is no manifest beside it"
+
+
+def _model_rows(found: dict[str, Any]) -> Iterator[Row]:
+    if "model" in found:
+        yield "model", f"{found['model']}, {found['precision']}"
+
+
+ROWS = {"layers": _layer_rows, "kit": _kit_rows, "engine": _engine_rows}
+"""Rows for each kind of what `engine.inspect` finds."""

@@ -1,0 +1,99 @@
+"""The commands that list what there is: `models` and `targets`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, TypedDict
+
+from edgesmith.cli import options as given
+from edgesmith.cli.tables import new_table, print_json, print_table
+
+if TYPE_CHECKING:
+    from edgesmith.models.registry import ModelSpec
+    from edgesmith.profiles.device import DeviceProfile
+
+
+def models(as_json: given.Json = False) -> None:
+    """List the models: parameters, MACs, input, published accuracy, source, licence."""
+    from edgesmith.models.registry import all_models
+
+    found = all_models().values()
+    if as_json:
+        print_json([asdict(spec) for spec in found])
+        return
+    table = new_table("models", "model", "params", "MACs", "input", "top-1, published", "licence")
+    for spec in found:
+        table.add_row(*_model_row(spec))
+    print_table(table)
+    sources = {spec.family: f"{spec.family}: {spec.paper}, {spec.source}" for spec in found}
+    print("\n".join(sources.values()))
+
+
+def _model_row(spec: ModelSpec) -> tuple[str, ...]:
+    accuracy = " / ".join(f"{value:.1f}" for value in spec.top1) + " %" if spec.top1 else ""
+    shape = "x".join(map(str, spec.input.shape))
+    return spec.name, f"{spec.params / 1e6:.2f} M", f"{spec.macs / 1e6:.0f} M", shape, accuracy, spec.licence
+
+
+def targets(devices: given.ListDevices = False, as_json: given.Json = False) -> None:
+    """List the targets, or the devices."""
+    if devices:
+        from edgesmith.profiles.device import all_devices
+
+        _list_devices(all_devices().values(), as_json)
+    else:
+        _list_targets(as_json)
+
+
+def _list_devices(profiles: Iterable[DeviceProfile], as_json: bool) -> None:
+    if as_json:
+        print_json([asdict(profile) for profile in profiles])
+        return
+    table = new_table("devices", "device", "is", "chip", "takes", "systems", "SM")
+    for profile in profiles:
+        systems = f"{profile.systems.oldest} to {profile.systems.newest}" if profile.systems else ""
+        capability = profile.cuda.compute_capability if profile.cuda else ""
+        table.add_row(profile.name, profile.title, profile.soc, ", ".join(profile.targets), systems, capability)
+    print_table(table)
+
+
+class TargetFacts(TypedDict):
+    """A target, as `edgesmith targets --json` lists it.
+
+    Attributes:
+        extra: the pip extra that brings its packages; null where the base does.
+    """
+
+    name: str
+    description: str
+    precisions: list[str]
+    suffix: str
+    extra: str | None
+    runtime: str
+
+
+def _list_targets(as_json: bool) -> None:
+    from edgesmith.exporters.precision.table import for_target
+    from edgesmith.exporters.targets import all_targets
+
+    found: list[TargetFacts] = [
+        {
+            "name": target.name,
+            "description": target.description,
+            "precisions": list(for_target(target.name, target.precisions)),
+            "suffix": target.suffix,
+            "extra": target.extra,
+            "runtime": target.runtime,
+        }
+        for target in all_targets().values()
+    ]
+    if as_json:
+        print_json(found)
+        return
+    table = new_table("targets", "target", "is", "file", "precisions", "runs in", "comes with")
+    for one in found:
+        comes_with = f"edgesmith[{one['extra']}]" if one["extra"] else "edgesmith"
+        row = (one["name"], one["description"], one["suffix"], ", ".join(one["precisions"]), one["runtime"], comes_with)
+        table.add_row(*row)
+    print_table(table)

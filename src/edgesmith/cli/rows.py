@@ -1,0 +1,166 @@
+"""An artifact's manifest as rows of a table: a name and what there is to say.
+
+A row of what a manifest does not have is left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgesmith.exporters.artifact import Artifact
+    from edgesmith.exporters.manifest import CheckRecord, Int8Record, Manifest
+    from edgesmith.exporters.streaming.description import StreamingDescription
+
+Row = tuple[str, str]
+
+ENGINE_COUNTS = {"precisions": "precisions", "kernels": "types"}
+"""Titles of the counts that a builder gives, with their keys."""
+
+
+def artifact_rows(artifact: Artifact) -> Iterator[Row]:
+    """Yield what an export has come to, from its inputs to its file."""
+    manifest = artifact.manifest
+    for rows in (_model_rows, _rewrite_rows, _precision_rows, _operator_rows, _device_rows, _sequence_rows):
+        yield from rows(manifest)
+    yield from ((check["step"], describe_check(check)) for check in manifest["verification"]["steps"])
+    own = [entry for entry in manifest["files"] if entry["path"].startswith(manifest["file"])]
+    yield "size", f"{sum(entry['bytes'] for entry in own) / 1e6:.2f} MB"
+    yield "file", str(artifact.file)
+
+
+def _model_rows(manifest: Manifest) -> Iterator[Row]:
+    yield "input", ", ".join(f"{i['name']} {'x'.join(map(str, i['shape']))}" for i in manifest["model"]["inputs"])
+    origin = manifest["weights"]["origin"]
+    if origin.startswith("random"):
+        origin += ": for trying out only; give a checkpoint with --weights"
+    yield "weights", "\n".join([origin, *manifest["weights"]["notes"]])
+
+
+def _rewrite_rows(manifest: Manifest) -> Iterator[Row]:
+    for report in manifest.get("rewrites", ()):
+        applied, rejected = report["applied"], report["rejected"]
+        near = f", rejected {len(rejected)} (first: {rejected[0]['reason']})" if rejected else ""
+        if applied or rejected:
+            yield report["name"], f"fired {len(applied)}{near}"
+
+
+def _precision_rows(manifest: Manifest) -> Iterator[Row]:
+    if "legalized" in manifest:
+        yield "legalized", "\n".join(f"{one['name']}: {one['change']}" for one in manifest["legalized"])
+    if reasons := list(manifest.get("keep_fp32", {}).values()):
+        yield "stay fp32", f"{len(reasons)} operators (first: {reasons[0]})"
+    if "int8" in manifest:
+        yield "int8", _describe_int8(manifest["int8"])
+
+
+def _operator_rows(manifest: Manifest) -> Iterator[Row]:
+    counts: Mapping[str, Any] = manifest.get("operators", {})
+    if counts:
+        yield "operators", " -> ".join(f"{stage} {sum(found.values())}" for stage, found in counts.items())
+    for stage, found in counts.items():
+        yield f"  {stage}", ", ".join(f"{name.removeprefix('aten.')} {n}" for name, n in found.items())
+
+
+def _device_rows(manifest: Manifest) -> Iterator[Row]:
+    if "kit" in manifest:
+        board = manifest["kit"]["board"]
+        has = f", with TensorRT {board['tensorrt']} of JetPack {board['jetpack']}" if board["jetpack"] else ""
+        yield "kit for", f"{board['title']}{has}; copy the folder there and type: python3 build.py --out DIR"
+    if "engine" in manifest:
+        built = manifest["engine"]
+        yield "engine", f"TensorRT-RTX {built['version']}, for SM {', '.join(built['compute_capabilities'])}"
+        yield from engine_rows(built)
+
+
+def _sequence_rows(manifest: Manifest) -> Iterator[Row]:
+    if "streaming" in manifest:
+        yield "streaming", _describe_streaming(manifest["streaming"])
+    if "functions" in manifest:
+        shared = manifest["functions"]["shared_bytes"] / 1e6
+        yield "functions", f"step (the default) and sequence; sharing weights saves {shared:.2f} MB"
+
+
+def engine_rows(built: Mapping[str, Any]) -> Iterator[Row]:
+    """Yield how an engine was built, and what its builder said, as far as its manifest has it."""
+    yield "  flags", describe_flags(built["flags"])
+    if "layers" in built:
+        before = built["layers"]["network"]
+        layers = f"network {'unknown' if before is None else before} -> fused {built['layers']['engine']}"
+        yield "  layers", f"{layers}, and {built.get('synchronisations', 'unknown')} signals and waits"
+    yield from ((f"  {title}", describe_counts(built[key])) for title, key in ENGINE_COUNTS.items() if key in built)
+    sizes = {name: built.get(f"{name}_bytes") for name in ("weights", "activations", "workspace")}
+    known = {name: "unknown" if size is None else f"{size / 1e6:.2f} MB" for name, size in sizes.items()}
+    yield "  memory", ", ".join(f"{name} {size}" for name, size in known.items())
+    yield from (("  warning", warning) for warning in built.get("warnings", ()))
+
+
+def describe_counts(found: Mapping[str, int]) -> str:
+    """Return `Half 12, Float 3`."""
+    return ", ".join(f"{name} {count}" for name, count in found.items())
+
+
+def describe_flags(flags: Mapping[str, Any]) -> str:
+    """Return `fp16 true, version_compatible false`."""
+    return ", ".join(f"{name} {str(value).lower()}" for name, value in flags.items())
+
+
+def _describe_streaming(streaming: StreamingDescription) -> str:
+    states = streaming["states"]
+    size = sum(4 * math.prod(state["shape"]) for state in states)
+    delay = f"predictions {streaming['delay']} steps behind" if streaming["delay"] else "predictions at once"
+    return f"{len(states)} states, {size / 1024:.1f} KiB; {delay}; run it with edgesmith.StreamingSession"
+
+
+def _describe_int8(int8: Int8Record) -> str:
+    data = int8["calibration"]
+    words = f"{int8['layers']} layers, {int8['share_of_macs']:.1%} of the MACs, {int8['weight_bits']}-bit weights"
+    judged = f"calibrated on {data['calls']} calls, judged on {data['held_out']} others"
+    return f"{words}; {judged}" + (f"\nWARNING: {data['warning']}" if "warning" in data else "")
+
+
+def describe_check(check: CheckRecord) -> str:
+    """Return what one check came to."""
+    if "not_checked_here" in check:
+        return f"not checked here: {check['not_checked_here']}"
+    if "matching" in check:
+        return f"{check['matching']} files, as published"
+    if "max_abs_error" not in check:
+        return f"valid, {check['operators']} operators"
+    missed = [f"MISSED: {check['missed']}"] if "missed" in check else []
+    more = [describe(check) for key, describe in CHECKED.items() if key in check]
+    return "; ".join([*missed, *_describe_error(check), *more])
+
+
+def _describe_error(check: CheckRecord) -> list[str]:
+    error, relative, snr_db = check["max_abs_error"], check["relative_error"], check["snr_db"]
+    if error is None:
+        return ["not finite where PyTorch is"]
+    if relative is None:
+        return [f"max error {error:.1e}, and PyTorch has nothing but zeros"]
+    if snr_db is None:
+        return ["equal"]
+    return [f"max error {error:.1e} ({relative:.1e} of the peak)", f"SNR {snr_db:.1f} dB"]
+
+
+def _describe_spikes(check: CheckRecord) -> str:
+    spikes = check["spike_for_spike"]
+    return f"spike for spike on {spikes['inputs']} of {spikes['of']} inputs"
+
+
+def _describe_top1(check: CheckRecord) -> str:
+    top1 = check["top1"]
+    ties = f", {top1['ties']} ties" if top1["ties"] else ""
+    return f"top-1 {top1['agreeing']}/{top1['decided']}{ties}"
+
+
+CHECKED: dict[str, Callable[[CheckRecord], str]] = {
+    "finite": lambda c: f"compared {c['finite']:.1%} of the values, the others are not finite in PyTorch",
+    "spike_for_spike": _describe_spikes,
+    "noise": lambda c: f"allowed {c['allowed']:.1e}: eager is {c['noise']:.1e} from itself in float64",
+    "top1": _describe_top1,
+    "runtime": lambda c: c["runtime"],
+}
+"""What a comparison has beside its error, in the order in which it is said."""

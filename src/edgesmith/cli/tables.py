@@ -1,0 +1,73 @@
+"""How the commands show what came back: tables and JSON on stdout, stages and bars on stderr.
+
+`rich` is imported where something is shown, so that a refused option does not wait for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+WIDTH = 120
+"""Characters of a line where stdout is a file or a pipe."""
+
+
+@contextlib.contextmanager
+def show_stage(stage: str) -> Iterator[None]:
+    """Show a line on stderr for a stage, a `Watch`: running, then done with its time."""
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False, markup=False)
+    start = time.perf_counter()
+    with console.status(f"{stage} ..."):
+        yield
+    console.print(f"  {stage:<20} {time.perf_counter() - start:6.1f} s")
+
+
+@contextlib.contextmanager
+def show_progress(task: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar on stderr with the time left. Yields what to call with how much is done, of how much."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+        shown = bar.add_task(task, total=None)
+        yield lambda done, of: bar.update(shown, completed=done, total=of)
+
+
+def new_table(title: str, *columns: str, header: bool = True, names: bool = False) -> Table:
+    """Return an empty table.
+
+    Args:
+        header: show the columns' titles.
+        names: whether the first column holds names, which are not broken over lines.
+    """
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", show_header=header)
+    for i, column in enumerate(columns):
+        table.add_column(column, overflow="fold", no_wrap=names and i == 0)
+    return table
+
+
+def print_table(table: Table) -> None:
+    """Print a table on stdout."""
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = WIDTH
+    console.print(table)
+
+
+def print_json(content: Any) -> None:
+    """Print JSON on stdout."""
+    print(json.dumps(content, indent=2, ensure_ascii=False))
