@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Judge:
-    """What an export is judged by.
+    """The evidence and criteria that an export is judged by.
 
     Attributes:
         evidence: inputs, and PyTorch's outputs for them.

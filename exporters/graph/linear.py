@@ -27,7 +27,7 @@ LAYERS = CONVOLUTIONS | {aten.linear.default}
 
 
 class Spelling(NamedTuple):
-    """Where among an operator's arguments a layer's parts are.
+    """The positions of a layer's parts among an operator's arguments.
 
     Attributes:
         data, weight, bias: positions among the arguments; bias -1 where the operator has none.
@@ -55,7 +55,7 @@ class Linear:
 
     @property
     def read(self) -> Node:
-        """What it reads beside its weight."""
+        """The node that it reads beside its weight."""
         value: Node = arguments(self.node)[self.at.data]
         return value
 
@@ -72,7 +72,7 @@ class Linear:
 
     @property
     def has_computed_bias(self) -> bool:
-        """Whether its bias is no constant."""
+        """Return whether its bias is no constant."""
         return self.bias_node is not None and constant(self.module, self.bias_node) is None
 
     @property
@@ -105,7 +105,7 @@ class Linear:
 
     @property
     def pads(self) -> bool:
-        """Whether it is a convolution that pads with zeros, on any axis and at either end."""
+        """Return whether it is a convolution that pads with zeros, on any axis and at either end."""
         if self.node.target not in CONVOLUTIONS:
             return False
         padding = arguments(self.node)[4]

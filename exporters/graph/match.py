@@ -25,7 +25,7 @@ from edgesmith.exporters.graph.edit import COMMUTATIVE, arguments, operator_name
 
 @dataclass(frozen=True)
 class Comparison:
-    """What came of comparing a pattern with the graph at one anchor.
+    """The outcome of comparing a pattern with the graph at one anchor.
 
     Attributes:
         bound: pattern node to graph node, placeholders included.
@@ -69,7 +69,7 @@ def compare(pattern: Graph, anchor: Node, literals: bool) -> Comparison:
 
 
 def escapes(comparison: Comparison, outputs: Sequence[Node]) -> str | None:
-    """Why the matched nodes cannot be replaced as one: a value, none of the outputs, that something else reads."""
+    """Return why the matched nodes cannot be replaced as one: something else reads a value that is no output."""
     matched = set(comparison.matched)
     for node in comparison.matched:
         outside = [user for user in node.users if user not in matched]
@@ -83,7 +83,7 @@ Place = tuple[Node, tuple[int, ...]]
 
 
 def differences(graph: Graph, other: Graph) -> list[Place] | None:
-    """Where two graphs of one function, called with another literal, differ: places in `graph`.
+    """Return the positions in `graph` where two graphs of one function, called with another literal, differ.
 
     None where they differ in more than literals: then the literal decides about the structure.
     """
@@ -103,7 +103,7 @@ def differences(graph: Graph, other: Graph) -> list[Place] | None:
 
 
 def literal_at(place: Place, bound: Mapping[Node, Node]) -> Any:
-    """The literal that a site has at a pattern's place; None where it has nothing there."""
+    """Return the literal that a site has at a pattern's position; None where it has nothing there."""
     node, path = place
     value: Any = arguments(bound[node]) if node in bound else ()
     for index in path:

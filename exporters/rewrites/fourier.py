@@ -84,7 +84,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Price:
-    """What a form costs: multiplications, and an estimate of the time on a target in microseconds."""
+    """The price of a form: multiplications, and an estimate of the time on a target in microseconds."""
 
     macs: int = 0
     us: float = 0.0
@@ -152,7 +152,7 @@ def matrix(stage: Stage) -> Tensor:
 
 
 def mirror_weights(axis: Axis) -> Tensor:
-    """How often each bin of a half spectrum counts, float64 [read]: once if it is its own mirror image, else twice."""
+    """Return how often each bin of a half spectrum counts, float64 [read]: once if its own mirror image, else twice."""
     k = torch.arange(axis.read)
     return torch.where(2 * k % axis.length == 0, 1.0, 2.0).double()
 
