@@ -133,7 +133,8 @@ def write_reference(folder: Path, outputs: list[list[np.ndarray]], examples: Seq
 def read_reference(artifact: Artifact) -> tuple[list[list[np.ndarray]], list[Tensor]]:
     """Return what `write_reference` kept: outputs for each input, and example inputs.
 
-    Inputs of which only the shape was kept are zeros."""
+    Inputs of which only the shape was kept are zeros.
+    """
     import torch
     from safetensors.numpy import load_file
 

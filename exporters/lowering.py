@@ -69,10 +69,10 @@ class Lowering:
 
         def lossy_operators(kept: Mapping[str, str]) -> Mapping[str, str]:
             file = self(Typed(program, kept))
-            return file.lossy_operators(judge.evidence.calls[: INPUTS], limits.snr_db)
+            return file.lossy_operators(judge.evidence.calls[:INPUTS], limits.snr_db)
 
         return TypingTask(
-            inputs=judge.evidence.inputs[: INPUTS],
+            inputs=judge.evidence.inputs[:INPUTS],
             calibration=judge.calibration,
             thresholds=limits,
             is_step=self._product.streaming is not None,
