@@ -241,7 +241,7 @@ class InputsRecord(TypedDict):
 
 
 class ThresholdsRecord(TypedDict):
-    """Thresholds to pass: an error of the peak at most, an SNR at least, the same best class where it is decided."""
+    """Thresholds: an error of the peak at most, an SNR at least, and the same best class where it is decided."""
 
     relative_error: float
     snr_db: float

@@ -123,7 +123,7 @@ def build(name: str, size: int, backbone: bool) -> nn.Module:
 
 
 TORCHVISION = "torchvision."
-"""What the names of torchvision's models begin with in data/models.toml."""
+"""The beginning of names of torchvision's models in data/models.toml."""
 
 _HEADLESS = {"googlenet": {"aux_logits": False, "init_weights": False}}
 """Without the heads that only training has."""

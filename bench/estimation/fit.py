@@ -46,7 +46,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Fit:
-    """What was fitted: coefficients, and each device's factor by the name that the rows have for it."""
+    """The result of a fit: coefficients, and each device's factor by the name that the rows have for it."""
 
     coefficients: Coefficients
     factors: Mapping[str, float]

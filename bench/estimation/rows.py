@@ -16,7 +16,7 @@ from pathlib import Path
 DATA = Path(__file__).parent / "data"
 
 FORMATS: Mapping[str, str] = {"iphone": "coreml", "snapdragon": "onnx", "jetson": "onnx", "raspberry": "onnx"}
-"""What the devices of a fit run."""
+"""The target of the devices of a fit."""
 
 FELL_BACK = "other figures of its model or paper say that part of it fell back to the CPU"
 
@@ -83,7 +83,7 @@ def read_rows() -> tuple[Row, ...]:
 
 
 def _why_not(row: Row) -> str:
-    """Why a row is not fitted on."""
+    """Return the reason for which a row is not fitted on."""
     if not row.model_of_timm:
         return "its model cannot be built here"
     if not row.size:

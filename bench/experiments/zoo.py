@@ -46,7 +46,7 @@ from edgesmith.models.lmuformer import LIF, LegendreMemory, LMUFormer
 FRAMES = (128, 1000)
 
 PLAIN = "plain.onnx"
-"""What torch's exporter alone makes."""
+"""The file of torch's exporter alone."""
 
 STEPS = 50
 """Steps in a row, whose mean is a sample."""

@@ -1,4 +1,4 @@
-"""The common part of every file for a device: facts of the machine, timed calls, and TensorRT's engines.
+"""The common part of files for devices: the machine's own facts, timed calls, and TensorRT's engines.
 
 Two files go where edgesmith is not, and need Python 3.8 and numpy alone: bench/runner.py, which times, and
 exporters/tensorrt/kit/build.py, which builds an engine. Each imports this module, and join.py puts its text in the
@@ -140,7 +140,7 @@ def temperatures_c() -> dict[str, float]:
 
 
 def power_mode() -> str | None:
-    """Return how the machine trades speed for power, in the system's words; None where only root is shown it.
+    """Return the setting that trades speed for power, in the system's words; None where nothing is shown without root.
 
     Jetson   MAXN_SUPER          `nvpmodel -q`, which may say more before and after; without that command, as in
                                  containers, what it keeps: /var/lib/nvpmodel/status, with names in /etc/nvpmodel.conf
