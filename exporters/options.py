@@ -108,7 +108,7 @@ class ModelOptions:
         return self.spec.input if self.spec and isinstance(self.spec.input, SequenceInput) else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ExportOptions(ModelOptions):
     """The options of one export. Making them checks them; see `ModelOptions` for those of the model.
 
