@@ -69,9 +69,16 @@ class Row:
     failure: str = ""
 
 
-def build_model(name: str, folder: Path, chosen: Sequence[str] = PRECISIONS) -> Iterator[Row]:
-    """Yield the engines of a model of the zoo, with random weights."""
-    _, program, _ = edgesmith.explain(name, TARGET.name)
+def build_model(
+    name: str, folder: Path, chosen: Sequence[str] = PRECISIONS, input_size: tuple[int, int] | None = None
+) -> Iterator[Row]:
+    """Yield the engines of a model of the zoo, with random weights.
+
+    Args:
+        chosen: precisions.
+        input_size: height and width of images; default: the published size.
+    """
+    _, program, _ = edgesmith.explain(name, TARGET.name, input_size=input_size)
     given = seeded_inputs(program.inputs)
     reference = [[y.numpy() for y in run(program, x)] for x in given]
     for precision in map(precisions.get, chosen):
