@@ -5,7 +5,7 @@
     y   = f(s x_q, s_c W_q, b')             b' = b - E[f(s x_q, s_c W_q, b) - f(x, W, b)]       bias correction
 
 w is 127, or 63 for runtimes whose kernels add two products in 16 bits. Biases are corrected in order, each for what is
-left after those before. Layers are convolutions and products with constant weights, and a constant bias or none: b'
+left after those before. Layers are convolutions and matmuls with constant weights, and a constant bias or none: b'
 cannot stand for a bias that is computed. A value is rounded once, however many layers read it; a sum behind a layer
 reads the rounded value too, so that a residual need only be kept in int8.
 Everything else stays float, and so does every fused op that says why (`FusedOp.stays_float`); layers inside other fused
@@ -155,7 +155,7 @@ def find_layers(module: GraphModule) -> list[Linear]:
 
 
 def find_computed_biases(module: GraphModule) -> dict[str, str]:
-    """What would be a layer but for a bias that is no constant, by node name, each with the reason to stay float."""
+    """Find what would be a layer but for a bias that is no constant: by node name, the reason to stay float."""
     return {
         layer.node.name: f"{operator_name(layer.node).removeprefix('aten.')} at {site(layer.node)} has a computed bias"
         for layer in _candidates(module)
@@ -172,7 +172,7 @@ def _candidates(module: GraphModule) -> Iterator[Linear]:
 
 
 def _is_float32(layer: Linear) -> bool:
-    """Whether a layer multiplies a computed float32 value by a float32 weight that is not empty."""
+    """Tell whether a layer multiplies a computed float32 value by a float32 weight that is not empty."""
     weight, read = layer.own_weight, layer.read
     is_computed = isinstance(read, Node) and constant(layer.module, read) is None
     return weight.dtype == torch.float32 and bool(weight.numel()) and is_computed and val(read).dtype == torch.float32
@@ -194,7 +194,7 @@ def find_sums(layers: Sequence[Linear]) -> dict[Node, list[tuple[Node, int]]]:
 
 
 class Histogram:
-    """How often a value's magnitudes occur, over any number of tensors. Zeros do not count.
+    """A count of a value's magnitudes, over any number of tensors. Zeros do not count.
 
     The width of the bins is a power of two, and doubles when a magnitude lies beyond them, so that no count moves. Of a
     large tensor SAMPLES numbers are counted, evenly spread: with all of them calibration takes twice as long.
@@ -234,7 +234,7 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a program met in float over the calibration inputs.
+    """The ranges, means and outputs of a program in float over the calibration inputs.
 
     Attributes:
         scales: of every value that a layer reads.
@@ -455,7 +455,7 @@ def _choose(
     now_db: float,
     wanted_db: float,
 ) -> dict[str, str]:
-    """What else has to be float, with the reasons, until the rest should be good enough.
+    """Choose what else has to be float, with the reasons, until the rest should be good enough.
 
     What makes less than its even share of the noise that is allowed comes last, since little would be gained.
     """

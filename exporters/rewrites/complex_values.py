@@ -1,7 +1,7 @@
 """Complex arithmetic on pairs of real nodes: one rule for each operator, in the table at the end.
 
 A half of a pair is a node, or the number 0.0 where it is known to be zero. The arithmetic below knows what zeros and
-ones do, so the rules are the textbook's, and still a complex number times a real one is two products:
+ones do, so the rules are the textbook's, and still a complex number times a real one is two multiplies:
 
     (a + 0.0 i) (c + d i)  =  (a c - 0.0) + (a d + 0.0) i
 
@@ -183,7 +183,7 @@ def as_pair(value: Any) -> Pair:
 
 
 def is_complex(node: object) -> bool:
-    """Whether a node's value, or the first of several, is complex."""
+    """Tell whether a node's value, or the first of several, is complex."""
     value = node.meta.get("val") if isinstance(node, Node) else None
     if isinstance(value, list | tuple):
         value = value[0] if value else None
@@ -250,7 +250,7 @@ def multilinear(emit: Arithmetic, factors: Sequence[Any], product: Callable[...,
 
 
 def _bilinear(emit: Arithmetic, a: Any, b: Any, *rest: Any) -> Pair:
-    """Products of two tensors: `mul` and the matrix products."""
+    """Products of two tensors: `mul` and the matmuls."""
     target = emit.before.target
     if target in (aten.mul.Tensor, aten.mul.Scalar):
         return multilinear(emit, (a, b), emit.mul)

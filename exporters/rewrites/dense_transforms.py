@@ -1,7 +1,7 @@
 """Frequency filters that transform a whole map by one matrix, where that is cheaper than rows first and columns then.
 
-A separable transform and its inverse start four operators more, two products and two reshapes, and two small products
-for each map of each channel; and they multiply less. A product with few columns takes as long as one that fills the
+A separable transform and its inverse start four operators more, two matmuls and two reshapes, and two small matmuls
+for each map of each channel; and they multiply less. A matmul with few columns takes as long as one that fills the
 runtime's vectors, so columns count rounded up. On ONNX Runtime's CPU this chooses as `bench/filters.py` measures: maps
 up to 12 x 12 are transformed densely, those of 16 x 16 and more are not.
 """

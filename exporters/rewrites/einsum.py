@@ -1,4 +1,4 @@
-"""`einsum` of two operands as one matrix product, which every target has.
+"""`einsum` of two operands as one matmul, which every target has.
 
     batch axes     in both operands and in the result          A [batch, left, inner]
     inner axes     in both operands, summed over               B [batch, inner, right]
@@ -26,7 +26,7 @@ from edgesmith.exporters.rewrites.rewrite import Fired, Reject, Rejection, attem
 
 @searches(rule="einsum(A, B) -> matmul(A', B')")
 def einsum(module: GraphModule, costs: Costs) -> Iterator[Fired | Rejection]:
-    """See the table above. Operands that are arranged alike for several products are arranged once."""
+    """See the table above. Operands that are arranged alike for several matmuls are arranged once."""
     arranged: dict[Any, Node] = {}
     for node in operators(module):
         if node.target is aten.einsum.default:
@@ -37,7 +37,7 @@ def einsum(module: GraphModule, costs: Costs) -> Iterator[Fired | Rejection]:
 
 @dataclass(frozen=True)
 class _Axes:
-    """The axes of a product, by letters, each group in the order of the operands.
+    """The axes of a matmul, by letters, each group in the order of the operands.
 
     Attributes:
         a, b, out: of the operands and the result.
@@ -97,7 +97,7 @@ def _as_product(emit: Arithmetic, arranged: dict[Any, Node]) -> str:
 
 
 def _axes(equation: str, operands: Sequence[Node]) -> _Axes:
-    """The axes of a product of two operands. Raises `Reject` for what is none."""
+    """The axes of a matmul of two operands. Raises `Reject` for what is none."""
     if len(operands) != 2:
         raise Reject(f"it has {len(operands)} operands")
     shapes = [val(operand).shape for operand in operands]
@@ -114,7 +114,7 @@ def _axes(equation: str, operands: Sequence[Node]) -> _Axes:
 def letters(equation: str, ranks: Sequence[int]) -> tuple[str, ...]:
     """The letters of each operand and of the result, ellipses spelled out with letters that the equation has not.
 
-    Raises Reject for a letter that occurs twice in one place.
+    Raises Reject for a letter that occurs twice in one term.
     """
     inputs, _, output = equation.replace(" ", "").partition("->")
     terms = inputs.split(",")

@@ -5,7 +5,7 @@
     f(s * x), f(x + c)      ->  f'(x)                      into its columns; c only where nothing is padded
     s * v, g(v)             ->  v', g'(v')                 v' = s v from its layer, which g' undoes: residuals that fork
     s * u + t * v           ->  u + (t / s) * v            where all that read the sum can take s
-    t * (h C)               ->  (t h) C                    rows of a product are those of its left factor
+    t * (h C)               ->  (t h) C                    rows of a matmul are those of its left factor
 
 These are what is left of layer scales, x <- (1 - a) x + a f(x), once a is a constant. A factor is divided by only where
 it lies within 1/64 .. 64, so that half precision keeps its range. Weights are formed in float64 and rounded once.
@@ -231,7 +231,7 @@ def _fold_shift(module: GraphModule, node: Node, value: Node, shift: Tensor, axi
 
 
 def _rescale(module: GraphModule, node: Node, value: Node, scale: Tensor, axis: int) -> Node:
-    """`scale * value` as one product in the place of a node."""
+    """`scale * value` as one product instead of a node."""
     emit = Emitter(module, node)
     factor: Node | float = float(scale) if scale.numel() == 1 else _stored(emit, scale, axis, node)
     new = emit(aten.mul.Tensor, value, factor)
@@ -246,9 +246,9 @@ def _stored(emit: Emitter, scale: Tensor, axis: int, node: Node) -> Node:
 
 
 def _layer(value: Node) -> Node | None:
-    """The convolution or linear layer whose rows are a value's channels, through what only rearranges places.
+    """The convolution or linear layer whose rows are a value's channels, through what only rearranges positions.
 
-    Places are the axes after the first, so behind those only a layer that makes axis 1 will do.
+    Positions are the axes after the first, so behind those only a layer that makes axis 1 will do.
     """
     step = value
     while step.target in (aten.flatten.using_ints, aten.unflatten.int) and arguments(step)[1] == 2:
@@ -309,7 +309,7 @@ def _scalable(factor: _Factor) -> Linear:
 
 
 def _compensation(factor: _Factor, full: Tensor, step: Node, reader: Node, is_first: bool) -> Callable[[], None]:
-    """What gives the other readers of a value on the way back what they read, once the value is scaled."""
+    """The action that lets the other readers of a value read what they did, once the value is scaled."""
     module = factor.module
     if factor.axis != 1:
         raise Reject(f"{step.name} is also read by {readers(step)}")

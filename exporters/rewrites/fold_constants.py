@@ -47,7 +47,7 @@ def fold_constants(module: GraphModule, costs: Costs) -> Iterator[Fired]:
 
 
 def _known(module: GraphModule) -> dict[Node, Any]:
-    """What is computed from parameters alone, in the model's own precision."""
+    """Evaluate what is computed from parameters alone, in the model's own precision."""
     known: dict[Node, Any] = {}
     for node in module.graph.nodes:
         if node.op == "get_attr":

@@ -10,7 +10,7 @@ forms of one filter, of which the cheapest stands:
     convolution     circular padding and a depthwise convolution with a kernel as large as the map
     matrix          y[c] = x[c] M[c], M the circulant of k over the flattened axes, one for each channel
 
-The last two cost N^2 products a channel of N numbers: they win where launches cost more than that, on small maps.
+The last two cost N^2 multiplies a channel of N numbers: they win where launches cost more than that, on small maps.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class _Filter:
 
     @property
     def signal(self) -> Node:
-        """What is filtered."""
+        """The node that is filtered."""
         x = self.forth.args[0]
         assert isinstance(x, Node)
         return x
@@ -165,7 +165,7 @@ def _folded(emit: Arithmetic, filtered: _Filter, costs: Costs, form: str | None)
 
 
 def _prices(filtered: _Filter, costs: Costs) -> dict[str, Price]:
-    """What each form costs."""
+    """Price each form."""
     x, inward, outward = val(filtered.signal), filtered.inward, filtered.outward
     shape, itemsize = example_sizes(x.shape), x.dtype.itemsize
 
@@ -181,7 +181,7 @@ def _prices(filtered: _Filter, costs: Costs) -> dict[str, Price]:
     back = fourier.plan(outward, between, False, True, costs, itemsize).price
     prices = {"transforms": there + back + passes(6, prod(between)) + Price(4 * prod(between))}
     rows, times = (1, signals) if filtered.channel else (signals, 1)
-    one = fourier.product_price(rows, n, n, 1, (1, 1), costs, itemsize)
+    one = fourier.matmul_price(rows, n, n, 1, (1, 1), costs, itemsize)
     prices["matrix"] = Price(times * one.macs, costs.launch_us + times * (one.us - costs.launch_us)) + moved
     prices["convolution"] = Price(signals * n * n, costs.launch_us + signals * n * n / costs.depthwise_gmac_s / 1e3)
     prices["convolution"] += passes(2 * len(inward), 2 * numbers) + moved
@@ -189,7 +189,7 @@ def _prices(filtered: _Filter, costs: Costs) -> dict[str, Price]:
 
 
 def _response(filtered: _Filter) -> Tensor:
-    """What the filter makes of a unit impulse, in float64, in the layout of the signal."""
+    """Apply the filter to a unit impulse, in float64, in the layout of the signal."""
     shape, axes = val(filtered.back).shape, filtered.axes
     impulse = torch.zeros([int(n) if i in axes else 1 for i, n in enumerate(shape)], dtype=torch.float64)
     impulse.view(-1)[0] = 1
@@ -211,8 +211,8 @@ def _permuted(emit: Arithmetic, x: Node, order: list[int]) -> Node:
 def _matrix(emit: Arithmetic, x: Node, kernel: Tensor, channels: bool) -> Node:
     """The circulants [C, N, N] of a kernel [C, *lengths], on x [..., C, *lengths]; [..., *lengths] without channels."""
     lengths = kernel.shape[1:]
-    places = torch.cartesian_prod(*map(torch.arange, lengths)).reshape(-1, len(lengths))  # [N, axes]
-    offset = (places[None] - places[:, None]) % torch.tensor(lengths)  # [from, to, axes]
+    positions = torch.cartesian_prod(*map(torch.arange, lengths)).reshape(-1, len(lengths))  # [N, axes]
+    offset = (positions[None] - positions[:, None]) % torch.tensor(lengths)  # [from, to, axes]
     flat = torch.zeros(offset.shape[:2], dtype=torch.long)
     for i, length in enumerate(lengths):
         flat = flat * length + offset[..., i]

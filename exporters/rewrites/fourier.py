@@ -1,13 +1,13 @@
-"""Discrete Fourier transforms as real matrix products: the matrices, the ways to arrange them, and what each costs.
+"""Discrete Fourier transforms as real matmuls: the matrices, the ways to arrange them, and what each costs.
 
     X[k] = f sum_j x[j] e^{s 2 pi i j k / n}          s = -1 forwards, +1 inverse; f from the norm
 
 A transform works axis by axis; each axis is one complex matrix M [given, made], into which cropping, zero padding and
-the norm are folded. A complex value is a pair of real ones, so a complex product is a real one of twice the width:
+the norm are folded. A complex value is a pair of real ones, so a complex matmul is a real one of twice the width:
 
     re = [x_re | x_im] [ Re M ; -Im M ]               im = [x_re | x_im] [ Im M ; Re M ]
 
-and a real input or output halves it. Two products rather than one with [Re M | Im M] and a split: the one whose half
+and a real input or output halves it. Two matmuls rather than one with [Re M | Im M] and a split: the one whose half
 nobody reads vanishes. A real signal has a Hermitian spectrum: n // 2 + 1 bins hold all of it. On the way back each
 counts twice, but for those that are their own mirror image, 0 and n / 2, of which only the real part counts: that is
 how PyTorch reads them.
@@ -84,7 +84,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Price:
-    """What a form costs: multiplications, and an estimate of the time on a target in microseconds."""
+    """The price of a form: multiplications, and an estimate of the time on a target in microseconds."""
 
     macs: int = 0
     us: float = 0.0
@@ -152,7 +152,7 @@ def matrix(stage: Stage) -> Tensor:
 
 
 def mirror_weights(axis: Axis) -> Tensor:
-    """How often each bin of a half spectrum counts, float64 [read]: once if it is its own mirror image, else twice."""
+    """The weight of each bin of a half spectrum, float64 [read]: 1 if it is its own mirror image, else 2."""
     k = torch.arange(axis.read)
     return torch.where(2 * k % axis.length == 0, 1.0, 2.0).double()
 
@@ -250,7 +250,7 @@ def _price(
         before, after = prod(sizes[:first]), prod(sizes[last + 1 :])
         if stage.radix is None:
             given, made = prod(axis.given for axis in stage.axes), prod(axis.made for axis in stage.axes)
-            total += product_price(before, given, made, after, sides, costs, itemsize)
+            total += matmul_price(before, given, made, after, sides, costs, itemsize)
             if len(stage.axes) > 1:
                 total += Price(0, costs.launch_us)  # reshapes move nothing
         else:
@@ -260,20 +260,20 @@ def _price(
     return total
 
 
-def product_price(
+def matmul_price(
     before: int, given: int, made: int, after: int, sides: tuple[int, int], costs: Costs, itemsize: int
 ) -> Price:
     """A matrix [given, made] on the middle axis of [before, given, after]; sides: 1 where real, 2 where complex."""
-    inner, products = given * sides[0], sides[1]
-    if after == 1:  # one product from the right
+    inner, matmuls = given * sides[0], sides[1]
+    if after == 1:  # one matmul from the right
         macs, padded = before * inner * made, before * inner * _padded(made, costs)
     else:  # from the left, one for each `before`
         macs, padded = before * made * inner * after, before * made * inner * _padded(after, costs)
-    us = products * (costs.launch_us + padded / costs.gmac_s / 1e3)
-    us += products * inner * made * itemsize / costs.stream_gb_s / 1e3
+    us = matmuls * (costs.launch_us + padded / costs.gmac_s / 1e3)
+    us += matmuls * inner * made * itemsize / costs.stream_gb_s / 1e3
     if sides[0] == 2:
         us += costs.launch_us + 2 * before * inner * after * itemsize / costs.copy_gb_s / 1e3
-    return Price(products * macs, us)
+    return Price(matmuls * macs, us)
 
 
 def _padded(columns: int, costs: Costs) -> int:
@@ -293,12 +293,12 @@ def _split_price(
     first = (sides[0], 2)
     second = (2, sides[1])
     if axis.hermitian:
-        price = product_price(before * n1, two.given, n2, after, first, costs, itemsize)
-        price += product_price(before, n1, n1, n2 * after, second, costs, itemsize)
+        price = matmul_price(before * n1, two.given, n2, after, first, costs, itemsize)
+        price += matmul_price(before, n1, n1, n2 * after, second, costs, itemsize)
         price += pass_over(3 * sides[0], numbers // 2)  # weights, padding, transposition
     else:
-        price = product_price(before, one.given, n1, n2 * after, first, costs, itemsize)
-        price += product_price(before * n1, n2, two.made, after, second, costs, itemsize)
+        price = matmul_price(before, one.given, n1, n2 * after, first, costs, itemsize)
+        price += matmul_price(before * n1, n2, two.made, after, second, costs, itemsize)
         price += pass_over(sides[1], n1 * two.made * before * after)  # transposition
         price += pass_over(sides[0], numbers) if one.given * n2 != axis.given else Price()
         price += pass_over(sides[1], numbers) if n1 * two.made != axis.made else Price()

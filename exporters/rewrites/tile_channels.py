@@ -75,7 +75,7 @@ SMALLEST = 2
 def tile_channels(module: GraphModule, costs: Costs) -> Iterator[Fired | Rejection]:
     """Tile the chain at which the program's memory peaks, until that is not worth it: then it is a near miss.
 
-    Where two places are equally wide, neither alone lowers the peak, and both stay.
+    Where two chains are equally wide, neither alone lowers the peak, and both stay.
     """
     if not math.isfinite(costs.fetch_gb_s) or not _is_known(module):
         return
@@ -146,7 +146,7 @@ def _owner(node: Node) -> Node:
 
 
 def _borrows(node: Node) -> bool:
-    """Whether a value lies where what it is made of does."""
+    """Tell whether a value shares the memory of what it is made of."""
     if node.target in IN_PLACE:
         (read,) = node.all_input_nodes
         return len(read.users) == 1 and read.op == "call_function" and not _borrows(read)
@@ -166,7 +166,7 @@ def _tensors(node: Node) -> list[Tensor]:
 
 
 def _is_known(module: GraphModule) -> bool:
-    """Whether no size depends on the data."""
+    """Tell whether no size depends on the data."""
     return all(numbers(tensor.shape) is not None for node in module.graph.nodes for tensor in _tensors(node))
 
 
