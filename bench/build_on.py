@@ -18,9 +18,10 @@ from typing import Any
 from edgesmith.bench.transport import Address, CommandFailed, Transport, connect
 from edgesmith.errors import BadInput, DeviceFailed, Unsupported
 from edgesmith.exporters import artifact as artifacts
+from edgesmith.exporters.manifest import MANIFEST
 from edgesmith.exporters.tensorrt.kit import KIT, SCRIPT, Kit, read_kit
 
-MANIFEST, MEASUREMENT = artifacts.MANIFEST, "measurement.json"
+MEASUREMENT = "measurement.json"
 THERE, RESULT = "kit", "result"
 """Folders of the kit and of what is built in this run's folder on the board."""
 

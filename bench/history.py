@@ -2,7 +2,7 @@
 
     point    one subject of one record: its p50 with interval, p90, p99, and what made it
     series   the points of one model, target, precision, thread count, runtime and device, in order of time
-    change   a place from which on a series lies elsewhere
+    change   a point from which on a series lies elsewhere
 
 Changes are looked for in the logarithms of p50 by kernel change-point detection (Celisse et al., "New efficient
 algorithms for multiple change-point detection with reproducing kernels", 2018) as ruptures has it. The kernel is
@@ -46,7 +46,7 @@ LEAST_SPREAD = 0.005
 
 @dataclass(frozen=True)
 class Key:
-    """What the points of one series have in common; name: the artifact's folder, which says what is not the default."""
+    """The facts that the points of one series share. name: the artifact's folder, which tells its options."""
 
     device: str
     cpu: str
@@ -61,7 +61,7 @@ class Key:
 
     @property
     def words(self) -> str:
-        """What was timed, on what, and held to what; what is usual is left out."""
+        """The series in words: the artifact, the device and the threads; usual ones are left out."""
         threads = in_words(self.target, self.threads, self.cores)
         where = (self.device, self.cpu, self.power_mode, self.runtime, threads)
         return ", ".join((self.name, *filter(None, where)))
@@ -179,7 +179,7 @@ def read(file: Path) -> list[Series]:
 
 
 def find_changes(points: Sequence[Point]) -> tuple[Change, ...]:
-    """Where p50 moves for good, and between which medians."""
+    """Find the points from which on p50 lies elsewhere, and the medians on either side."""
     starts = change_points([point.p50_ms for point in points])
     ends = [0, *starts, len(points)]
     medians = [median(point.p50_ms for point in points[a:b]) for a, b in pairwise(ends)]

@@ -1,4 +1,4 @@
-"""What stands in the runner's place for an iPhone: a process on the Mac, with the same plan and the same events.
+"""A stand-in for the runner, for an iPhone: a process on the Mac, with the same plan and the same events.
 
     python iphone_runner.py FACTS < plan.json
 
@@ -120,16 +120,16 @@ async def time_all(plan: Mapping[str, Any], device: Any) -> None:
                 warm.append(await call())
             tell("warm", model=i, calls=len(warm), ms=sum(warm), is_steady=is_steady(warm))
         order, shuffle = list(range(len(calls))), random.Random(plan["seed"])  # noqa: S311  # an order, no secret
-        start, turn = time.perf_counter(), 0
-        while turn == 0 or time.perf_counter() - start < plan["seconds"]:
+        start, rounds = time.perf_counter(), 0
+        while rounds == 0 or time.perf_counter() - start < plan["seconds"]:
             shuffle.shuffle(order)
             for i in order:
                 at_s = time.perf_counter() - start
                 samples = [await calls[i]()]
                 while sum(samples) < plan["slot_ms"]:
                     samples.append(await calls[i]())
-                tell("slot", model=i, round=turn, at_s=at_s, samples_ms=samples)
-            turn += 1
+                tell("slot", model=i, round=rounds, at_s=at_s, samples_ms=samples)
+            rounds += 1
     for wrapper in loaded:
         await wrapper.unload()
 
@@ -156,7 +156,7 @@ async def load(file: str, seed: int, device: Any, compute_units: str = "ALL") ->
 
 
 def describe(device: Any, cpu: str) -> dict[str, str]:
-    """What the phone is, as `machine` in board/common.py says it of a machine."""
+    """Describe the phone, as `machine` in board/common.py does a machine."""
     return {
         "system": f"iOS {device.os_version} ({device.os_build_number})",
         "cpu": cpu,
@@ -165,7 +165,7 @@ def describe(device: Any, cpu: str) -> dict[str, str]:
 
 
 def environment() -> dict[str, Any]:
-    """What is known of the phone's state: nothing but when."""
+    """Return all that is known of the phone's state: the time."""
     return {"time_s": time.time()}
 
 
@@ -177,7 +177,7 @@ def add_xcode_to_path() -> None:
 
 
 def last_line(error: BaseException) -> str:
-    """What an error says at its end; coremltools passes on what programs write, as bytes."""
+    """Return the last line of an error; coremltools passes on what programs write, as bytes."""
     said = getattr(error, "message", None) or str(error)
     text = said.decode(errors="replace") if isinstance(said, bytes) else str(said)
     lines = [line.strip() for line in text.splitlines() if line.strip()]

@@ -75,7 +75,7 @@ OnWarning = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Settings:
-    """How artifacts are timed.
+    """The settings by which artifacts are timed.
 
     Attributes:
         seconds: how long it may last, about; each launch gets its share.
@@ -106,7 +106,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the processes of a measurement are told: runner.py's plan, but for what differs between them.
+    """The plan that the processes of a measurement share; `for_runner` adds what differs between them.
 
     Attributes:
         models: `file` there, `runtime`, and its `options`.
@@ -139,7 +139,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Reports:
-    """Where a measurement is reported while it goes on.
+    """The listeners of a measurement that goes on.
 
     Attributes:
         record: written after each launch.
@@ -320,7 +320,11 @@ def this_machine() -> Device:
 
 
 def ask(where: Transport, runtimes: Sequence[str]) -> tuple[Device, list[int]]:
-    """What a device is, and the cores that a process may use there. Raises BackendMissing where it lacks a runtime."""
+    """Describe a device. Returns the cores that a process may use there too.
+
+    Raises:
+        BackendMissing: it lacks a runtime.
+    """
     events = list(_events({"models": [], "runtimes": list(runtimes), "seconds": 0, "seed": 0}, where))
     about = next(event for event in events if event["event"] == "about")
     return Device(name=where.name, **about["machine"]), about["cores"]
@@ -353,7 +357,7 @@ def _model(file: str, subject: Subject) -> dict[str, Any]:
 
 
 def _events(plan: dict[str, Any], where: Transport) -> Iterator[dict[str, Any]]:
-    """What the runner tells of a plan, as it does. Raises Unsupported with its last line where it fails."""
+    """Yield the events of a plan's runner as they come. Raises Unsupported with its last line where it fails."""
     on = "" if where.is_here else f" on {where.name}"
     try:
         with tempfile.TemporaryDirectory(prefix="edgesmith-") as folder:
@@ -383,7 +387,7 @@ def _lack(event: Mapping[str, Any], python: str, on: str) -> str:
 
 
 def _metered(events: Iterator[Mapping[str, Any]]) -> tuple[Metered, ...]:
-    """What a meter counted in a process; nothing where it could not be read throughout."""
+    """Return the runs of a meter in a process; none where it could not be read throughout."""
     told = (event for event in events if event["event"] == "energy" and event["joules"] is not None)
     return tuple(Metered(event["calls"], event["seconds"], event["joules"]) for event in told)
 

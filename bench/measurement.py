@@ -75,7 +75,7 @@ class Metered:
 
 @dataclass(frozen=True)
 class Energy:
-    """What calls of a subject alone cost. Nothing is subtracted: idling and whatever else ran there are in it.
+    """The energy of calls of a subject alone. Nothing is subtracted: idling and whatever else ran there are in it.
 
     Attributes:
         source: what the meter covers, and its kind.
@@ -159,7 +159,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class Device:
-    """Where it was measured. machine: a hash that tells two machines with the same parts apart."""
+    """The device of a measurement. machine: a hash that tells two machines with the same parts apart."""
 
     name: str
     system: str
@@ -186,7 +186,7 @@ class Measurement:
     complete: bool = False
 
     def held_to(self, subject: int) -> str:
-        """What the runtime of a subject was held to, in words: compute units, or threads; nothing for engines."""
+        """Return the limits of a subject's runtime in words: compute units, or threads; nothing for engines."""
         one = self.subjects[subject]
         cores = "" if self.cores is None else ", ".join(map(str, self.cores))
         return one.compute_units or in_words(one.target, self.threads, cores)

@@ -29,7 +29,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
@@ -46,10 +46,10 @@ INSIDE = re.compile(r"val_\d+.*|(?P<op>.+?)(_\d+)?__\d+")
 """Values inside a lowering."""
 
 LAYOUT = "layout"
-"""What operators that only change the layout are listed under."""
+"""The group of operators that only change the layout."""
 
 JOINED = re.compile(r" \+ |, |\.\.\.|[()\[\]{}]")
-"""What stands between nodes in a layer's name."""
+"""The marks between nodes in a layer's name."""
 
 MOST_JOINED = 3
 """Ops of one layer that are named; of further ones, how many there are."""
@@ -143,32 +143,43 @@ def _module_of(name: str) -> str | None:
 
 
 def ops_of_nodes(graph: GraphProto) -> dict[str, str]:
-    """The op that each node of a graph is part of, by the node's name; without the number of its use."""
+    """Return the op that each node of a graph is part of, by the node's name; without the number of its use."""
+    nodes = {node.name: node for node in graph.node}
+    results = {value.name for value in graph.output}
+    several = {match["op"].rstrip("_") for node in graph.node for value in node.output if (match := _of_several(value))}
+    neighbours = _inner_neighbours(graph)
+    found: dict[str, str] = {}
+    for start in nodes:
+        if start not in found:
+            together = _reachable(start, neighbours)
+            op = _called([node for name, node in nodes.items() if name in together], results, several)
+            found |= dict.fromkeys(together, op)
+    return found
+
+
+def _inner_neighbours(graph: GraphProto) -> dict[str, list[str]]:
+    """The nodes of one module that share a value inside of a lowering, by their names."""
     readers = defaultdict(list)
     for node in graph.node:
         for value in node.input:
             readers[value].append(node)
-    connected = defaultdict(list)
+    neighbours = defaultdict(list)
     for node in graph.node:
         inside = [value for value in node.output if INSIDE.fullmatch(value)]
         for reader in (one for value in inside for one in readers[value] if _module(one) == _module(node)):
-            connected[node.name].append(reader.name)
-            connected[reader.name].append(node.name)
-    nodes = {node.name: node for node in graph.node}
-    results = {value.name for value in graph.output}
-    several = {match["op"].rstrip("_") for node in graph.node for value in node.output if (match := _of_several(value))}
-    found: dict[str, str] = {}
-    for start in nodes:
-        if start in found:
-            continue
-        together, left = {start}, [start]
-        while left:
-            fresh = set(connected[left.pop()]) - together
-            together |= fresh
-            left += fresh
-        op = _called([node for name, node in nodes.items() if name in together], results, several)
-        found |= dict.fromkeys(together, op)
-    return found
+            neighbours[node.name].append(reader.name)
+            neighbours[reader.name].append(node.name)
+    return neighbours
+
+
+def _reachable(start: str, neighbours: Mapping[str, Sequence[str]]) -> set[str]:
+    """All that a node is connected with, itself among it."""
+    together, left = {start}, [start]
+    while left:
+        fresh = set(neighbours.get(left.pop(), ())) - together
+        together |= fresh
+        left += fresh
+    return together
 
 
 def _module(node: NodeProto) -> str | None:
@@ -182,7 +193,7 @@ def _of_several(value: str) -> re.Match[str] | None:
 
 
 def _called(nodes: Sequence[NodeProto], results: set[str], several: set[str]) -> str:
-    """What nodes of one lowering are called: after the value that ends it, or what its last node is.
+    """Name the nodes of one lowering, after the value that ends it or by the last node's type.
 
     Of an op of several results the first ends as `getitem`; only the others have its name, where something reads them.
     Where none does, it is the only such op of the file, if there is one.

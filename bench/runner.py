@@ -205,7 +205,7 @@ def version_coremltools() -> str:
 
 
 def feeds_coremltools(description: Any, seed: int) -> dict[str, Any]:
-    """What the inputs that a package describes take: normal numbers, zeros where they are integers, grey images."""
+    """Return values for a package's inputs: normal numbers, zeros where they are integers, grey images."""
     import numpy
 
     draw = numpy.random.RandomState(seed)
@@ -445,7 +445,7 @@ def integrate(board: dict[str, tuple[Path, ...]]) -> Joules:
 
 
 def meter(runtime: str) -> tuple[str, Callable[[], Joules]] | None:
-    """What a machine's meter covers, and what starts it; None where it has none of what a runtime computes on.
+    """Return the scope of a machine's meter, and its start; None where it has none of what a runtime computes on.
 
     A board's rails have all of it, RAPL's counters what a processor does, but no card.
     """

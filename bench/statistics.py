@@ -1,4 +1,4 @@
-"""What samples say: intervals without an assumed distribution, and ratios of what was timed in turn.
+"""Statistics of samples: intervals without an assumed distribution, and ratios of what was timed in turn.
 
 Samples of one process depend on each other (where its memory lies, what else runs), so a launch is the unit: it gives
 one number, and the launches are exchangeable.

@@ -1,4 +1,4 @@
-"""Whether something became slower, from measurements.
+"""Verdicts on whether something became slower, from measurements.
 
     slower         the interval of head / base lies above 1 and the noise floor, and reaches a slowdown by the
                    threshold or lies above that too
@@ -30,7 +30,7 @@ EXIT_CODES = {SLOWER: 1, FASTER: 0, UNCHANGED: 0, INCONCLUSIVE: 2, NOT_COMPARABL
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a comparison says.
+    """The result of a comparison.
 
     Attributes:
         verdict: one of the five words above.
@@ -110,7 +110,7 @@ def check_options(threshold: float, confidence: float, floor: float) -> None:
 def differences(
     base: Measurement, head: Measurement, base_subject: int, head_subject: int
 ) -> dict[str, tuple[str, str]]:
-    """What makes two measurements not comparable, by name: what it is on either side."""
+    """Return the facts that make two measurements not comparable, by name, as they are on either side."""
     a, b = base.subjects[base_subject], head.subjects[head_subject]
     sides = {
         "device": (f"{base.device.name}, {base.device.cpu}", f"{head.device.name}, {head.device.cpu}"),
@@ -127,7 +127,7 @@ def differences(
 
 
 def noise_floor(measurement: Measurement, confidence: float = CONFIDENCE) -> float:
-    """What two subjects of one file differ by, as a share: the farther end of their ratio's interval from 1.
+    """Return the share by which two subjects of one file differ: the farther end of their ratio's interval from 1.
 
     Raises BadInput where the measurement is not of one file twice, or has too few launches.
     """

@@ -1,4 +1,4 @@
-"""What a target pays for its operators: the figures that rewrites choose between equal forms by."""
+"""Costs of a target's operators: the figures by which rewrites choose between equal forms."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Costs:
-    """What a target pays, as far as choosing between equal forms needs it.
+    """The figures of a target that decide between equal forms.
 
     Attributes:
         launch_us: starting one operator, microseconds.

@@ -1,4 +1,4 @@
-"""What an export is asked for, checked once against target, model and device, before torch is imported.
+"""Options of an export, checked once against target, model and device, before torch is imported.
 
     options = ExportOptions("casvit_xs", "coreml", batch=4)
 
@@ -94,17 +94,17 @@ class ModelOptions:
 
     @cached_property
     def artifact_name(self) -> str:
-        """What the artifact calls the model."""
+        """The model's name in the artifact."""
         return _name(self.model, self.spec, self.name)
 
     @property
     def image(self) -> ImageInput | None:
-        """How the model's input relates to images, where it reads images."""
+        """The relation of the model's input to images; None where it reads none."""
         return self.spec.input if self.spec and isinstance(self.spec.input, ImageInput) else None
 
     @property
     def sequence(self) -> SequenceInput | None:
-        """What the model's frames are, where it reads sequences."""
+        """The model's frames; None where it reads no sequences."""
         return self.spec.input if self.spec and isinstance(self.spec.input, SequenceInput) else None
 
 
@@ -172,7 +172,7 @@ class ExportOptions(ModelOptions):
 
     @property
     def costs(self) -> Costs:
-        """What the target pays, as far as the precision may choose forms by it."""
+        """The target's costs, as far as the precision may choose forms by them."""
         return self.arithmetic.costs(self.backend.costs)
 
     @property

@@ -9,15 +9,18 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto
+from support.lowering import lower
 from torch import Tensor, nn
 
 import edgesmith
 from edgesmith.errors import VerificationFailed
+from edgesmith.exporters import targets
+from edgesmith.exporters.figures import measure
 from edgesmith.exporters.graph.capture import Program, capture, run
+from edgesmith.exporters.inputs import seeded_inputs
 from edgesmith.exporters.precision.half import half
-from edgesmith.exporters.precision.islands import find_wide
-from edgesmith.exporters.targets import Request, _typed_onnx
-from edgesmith.exporters.verification import check as verify
+from edgesmith.exporters.precision.islands import find_islands
+from edgesmith.exporters.targets._typed_onnx import OnnxFile
 from edgesmith.kernels import lif
 
 
@@ -44,16 +47,15 @@ def program() -> Program:
     return capture(Mixed().eval(), (torch.randn(2, 3, 8, 8),))
 
 
-def written(program: Program, folder: Path, wide: dict[str, str] | None = None) -> Path:
-    path = folder / "model.onnx"
-    _typed_onnx.lower(program, path, Request("model", "bf16", wide=wide or {}))
-    return path
+def written(program: Program, folder: Path) -> OnnxFile:
+    lower("onnx", program, folder / "model.onnx", "bf16")
+    return OnnxFile(folder / "model.onnx", "ONNX Runtime, CPU")
 
 
 def test_file_is_bf16_throughout_and_valid(program: Program, tmp_path: Path) -> None:
-    path = written(program, tmp_path)
-    _typed_onnx.check(path)
-    model = onnx.load(str(path))
+    file = written(program, tmp_path)
+    file.check()
+    model = onnx.load(str(file.path))
     assert [opset.version for opset in model.opset_import if not opset.domain] == [22]
     assert {tensor.data_type for tensor in model.graph.initializer} <= {TensorProto.BFLOAT16, TensorProto.INT64}
     assert [node.op_type for node in model.graph.node].count("Cast") == 2
@@ -64,19 +66,19 @@ def test_weights_are_rounded_once_to_nearest_even(tmp_path: Path) -> None:
     model = nn.Linear(4, 1, bias=False)
     with torch.no_grad():  # two ties, one below and one above the even neighbour, and one number that is exact
         model.weight.copy_(torch.tensor([[1 + 2**-8, 1 + 3 * 2**-8, 0.5, -1 - 2**-8 - 2**-20]]))
-    path = written(capture(model, (torch.randn(1, 4),)), tmp_path)
-    outputs = _typed_onnx.run(path, [[row[None]] for row in np.eye(4, dtype=np.float32)])
+    file = written(capture(model, (torch.randn(1, 4),)), tmp_path)
+    outputs = file.run([[row[None]] for row in np.eye(4, dtype=np.float32)])
     assert isinstance(outputs, list)
     assert [y.item() for (y,) in outputs] == [1.0, 1 + 2**-6, 0.5, -1 - 2**-7]
 
 
 def test_its_stand_in_is_as_far_from_fp32_as_torchs_own_bf16(program: Program, tmp_path: Path) -> None:
-    given = verify.seeded_inputs(program.inputs, None, False)
+    given = seeded_inputs(program.inputs, None, False)
     exact = [[y.numpy() for y in run(program, x)] for x in given]
     torchs = [[y.numpy() for y in run(half(program, (), torch.bfloat16), x)] for x in given]
-    ours = _typed_onnx.run(written(program, tmp_path), [[t.numpy() for t in x] for x in given])
+    ours = written(program, tmp_path).run([[t.numpy() for t in x] for x in given])
     assert isinstance(ours, list)
-    snr, expected = (verify.measure(exact, outputs, 0.0).snr_db for outputs in (ours, torchs))
+    snr, expected = (measure(exact, outputs, 0.0).snr_db for outputs in (ours, torchs))
     assert snr is not None
     assert expected is not None
     assert 30 < expected < 60  # bf16 was at work
@@ -85,9 +87,9 @@ def test_its_stand_in_is_as_far_from_fp32_as_torchs_own_bf16(program: Program, t
 
 
 def test_results_inside_are_numbers_of_bf16(program: Program, tmp_path: Path) -> None:
-    path = written(program, tmp_path)
+    file = written(program, tmp_path)
     typed = [node.name for node in half(program, (), torch.bfloat16).module.graph.nodes if node.op == "call_function"]
-    found = _typed_onnx.intermediate(path, typed, [program.inputs[0].numpy()])
+    found = file.intermediate(typed, [program.inputs[0].numpy()])
     inside = {name: value for name, value in found.items() if "linear" not in name}
     assert len(inside) > 3
     for name, value in inside.items():
@@ -100,8 +102,8 @@ def test_range_is_no_reason_for_fp32(tmp_path: Path) -> None:
             return (x.sin() * 1e6).cos() + (x * 1e6) / 1e6
 
     program = capture(Large(), (torch.rand(2, 8),))
-    assert "mul" in find_wide(program, [program.inputs], 0.0)
-    assert find_wide(program, [program.inputs], -100.0, torch.bfloat16) == {}
+    assert "mul" in find_islands(program, [program.inputs], 0.0)
+    assert find_islands(program, [program.inputs], -100.0, torch.bfloat16) == {}
 
 
 def test_neurons_in_a_loop_are_bf16_too(tmp_path: Path) -> None:
@@ -110,12 +112,12 @@ def test_neurons_in_a_loop_are_bf16_too(tmp_path: Path) -> None:
             return lif.OP.overload(x * 2, 2.0, 1.0, 0.0, True, 1)  # type: ignore[no-any-return]
 
     program = capture(Neurons(), (torch.rand(1, 12, 4) * 2,))
-    path = written(program, tmp_path)
-    _typed_onnx.check(path)
-    assert _typed_onnx.count_operators(path)["Scan"] == 1
-    given = verify.seeded_inputs(program.inputs, None, False)
+    file = written(program, tmp_path)
+    file.check()
+    assert file.count_operators()["Scan"] == 1
+    given = seeded_inputs(program.inputs, None, False)
     torchs = [[y.numpy() for y in run(half(program, (), torch.bfloat16), x)] for x in given]
-    ours = _typed_onnx.run(path, [[t.numpy() for t in x] for x in given])
+    ours = file.run([[t.numpy() for t in x] for x in given])
     assert isinstance(ours, list)
     for one, other in zip(ours, torchs, strict=True):
         np.testing.assert_array_equal(one[0], other[0])
@@ -152,7 +154,5 @@ def test_a_model_that_bf16_ruins_is_refused(tmp_path: Path) -> None:
 
 
 def edgesmith_needs_tensorrt() -> None:
-    from edgesmith.exporters import targets
-
-    if missing := targets.missing_packages(targets.get("tensorrt")):
+    if missing := targets.get("tensorrt").missing_packages():
         pytest.skip(f"tensorrt: {', '.join(missing)} not installed")

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.lowering import lower
 from torch import nn
 
 import edgesmith
@@ -22,10 +23,11 @@ from edgesmith.errors import BackendMissing, BadInput, Unsupported, Verification
 from edgesmith.exporters import targets
 from edgesmith.exporters.graph.capture import capture, exported
 from edgesmith.exporters.graph.edit import operators
-from edgesmith.exporters.targets import NotHere, Request, coreai
 from edgesmith.exporters.targets import _coreai_adapter as adapter
+from edgesmith.exporters.targets.target import NotHere, Request, Target
 from edgesmith.kernels import lif
 
+COREAI = targets.get("coreai")
 needs_packages = pytest.mark.skipif(adapter.missing() is not None, reason=str(adapter.missing()))
 
 
@@ -50,7 +52,7 @@ X = torch.randn(2, 8, 40, generator=torch.Generator().manual_seed(1))
 @pytest.fixture(scope="module")
 def asset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("coreai") / "mixed.aimodel"
-    coreai.lower(capture(Mixed().eval(), (X,)), path, Request("mixed", "fp32", licence="MIT", labels=("ä", "b")))
+    lower(COREAI, capture(Mixed().eval(), (X,)), path, licence="MIT", labels=("ä", "b"))
     return path
 
 
@@ -69,15 +71,15 @@ def test_the_adapter_is_no_target() -> None:
 
 @needs_packages
 def test_file_runs_and_counts_a_composite_as_one_operator(asset: Path) -> None:
-    coreai.check(asset)
-    outputs = coreai.run(asset, [[X.numpy()], [2 * X.numpy()]])
+    COREAI.open(asset).check()
+    outputs = COREAI.open(asset).run([[X.numpy()], [2 * X.numpy()]])
     assert not isinstance(outputs, NotHere)
     for scale, found in zip((1, 2), outputs, strict=True):
         with torch.no_grad():
             expected = Mixed().eval()(scale * X)
         assert np.abs(found[0] - expected[0].numpy()).max() <= 1e-5
         assert np.array_equal(found[1], expected[1].numpy())
-    counts = coreai.count_operators(asset)
+    counts = COREAI.open(asset).count_operators()
     assert (counts["group_norm"], counts["layer_norm"], counts["while"]) == (1, 1, 1)
     assert not {"invoke", "constant", "yield"} & set(counts)
 
@@ -108,10 +110,11 @@ def test_file_says_what_it_is_and_not_when_it_was_made(asset: Path) -> None:
 @needs_packages
 def test_another_process_writes_the_same_bytes(asset: Path, tmp_path: Path) -> None:
     code = (
-        "import importlib.util as u, pathlib, sys; spec = u.spec_from_file_location('t', sys.argv[1]);"
+        "import importlib.util as u, pathlib, sys; sys.path.insert(0, str(pathlib.Path(sys.argv[1]).parent));"
+        "spec = u.spec_from_file_location('t', sys.argv[1]);"
         "t = u.module_from_spec(spec); sys.modules['t'] = t; spec.loader.exec_module(t);"
-        "t.coreai.lower(t.capture(t.Mixed().eval(), (t.X,)), pathlib.Path(sys.argv[2]),"
-        " t.Request('mixed', 'fp32', licence='MIT', labels=('ä', 'b')))"
+        "t.lower(t.COREAI, t.capture(t.Mixed().eval(), (t.X,)), pathlib.Path(sys.argv[2]), name='mixed',"
+        " licence='MIT', labels=('ä', 'b'))"
     )
     again = tmp_path / "again.aimodel"
     environment = {**os.environ, "PYTHONHASHSEED": "4711"}
@@ -124,7 +127,7 @@ def test_another_process_writes_the_same_bytes(asset: Path, tmp_path: Path) -> N
 def test_values_inside_the_file_have_the_programs_names(asset: Path) -> None:
     program = exported(capture(Mixed().eval(), (X,)), "coreai").module(check_guards=False)
     names = [node.name for node in operators(program)]
-    found = coreai.intermediate(asset, names, [X.numpy()])
+    found = COREAI.open(asset).intermediate(names, [X.numpy()])
     assert {"relu", "layer_norm"} <= set(found)
     model = Mixed().eval()
     with torch.no_grad():
@@ -137,21 +140,21 @@ def test_values_inside_the_file_have_the_programs_names(asset: Path) -> None:
 def test_a_wrong_file_is_refused_at_its_first_wrong_operator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A weight changes behind the check of the program: the sentence names the module whose result is wrong first."""
     model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh())
-    lower = coreai.lower
+    right = type(COREAI).lower
 
-    def wrong(program: object, path: Path, request: Request) -> None:
+    def wrong(target: Target, program: object, path: Path, request: Request) -> None:
         other = capture(nn.Sequential(model[0], nn.Tanh(), nn.Linear(4, 4), nn.Tanh()), (torch.zeros(1, 4),))
-        lower(other, path, request)
+        right(target, other, path, request)
 
-    monkeypatch.setattr(coreai, "lower", wrong)
-    with pytest.raises(VerificationFailed, match=r"they part first at 2 \(aten.(linear|addmm)"):
+    monkeypatch.setattr(type(COREAI), "lower", wrong)
+    with pytest.raises(VerificationFailed, match=r"they diverge first at 2 \(aten.(linear|addmm)"):
         edgesmith.export(model, "coreai", inputs=torch.randn(1, 4), out=tmp_path)
 
 
 @needs_packages
 def test_an_input_of_another_shape_does_not_reach_the_runtime(asset: Path) -> None:
     with pytest.raises(BadInput, match=r"x must have shape \[2, 8, 40\], got \[1, 8, 40\]"):
-        coreai.run(asset, [[X[:1].numpy()]])
+        COREAI.open(asset).run([[X[:1].numpy()]])
 
 
 @needs_packages
@@ -161,10 +164,10 @@ def test_a_missing_or_altered_part_is_one_sentence(file: str, asset: Path, tmp_p
     content = (path / file).read_bytes()
     (path / file).unlink()
     with pytest.raises(Unsupported, match=r"copy.aimodel is no readable Core AI asset"):
-        coreai.check(path)
+        COREAI.open(path).check()
     (path / file).write_bytes(content[:-3])
     with pytest.raises(Unsupported, match=r"copy.aimodel is (damaged|no readable)"):
-        coreai.check(path)
+        COREAI.open(path).check()
 
 
 @needs_packages
@@ -177,9 +180,9 @@ def test_a_program_without_main_or_without_sense_is_refused(asset: Path, tmp_pat
         (path / adapter.PROGRAM).write_bytes(program)
         (path / adapter.HASH).write_bytes(hashlib.sha256(program).digest())
         with pytest.raises(Unsupported, match=sentence):
-            coreai.check(path)
+            COREAI.open(path).check()
         with pytest.raises(Unsupported):
-            coreai.run(path, [[X.numpy()]])
+            COREAI.open(path).run([[X.numpy()]])
 
 
 @needs_packages
@@ -188,7 +191,7 @@ def test_too_little_room_is_said_before_the_packages_write(
 ) -> None:
     monkeypatch.setattr(adapter, "_OVERHEAD", 1 << 62)
     with pytest.raises(OSError, match="No space left on device"):
-        coreai.lower(capture(nn.Linear(4, 4), (torch.zeros(1, 4),)), tmp_path / "x.aimodel", Request("x", "fp32"))
+        lower(COREAI, capture(nn.Linear(4, 4), (torch.zeros(1, 4),)), tmp_path / "x.aimodel")
     with pytest.raises(OSError, match="No space left on device"):
         adapter.Session(asset)
 
@@ -197,8 +200,8 @@ def test_another_version_is_named_with_what_to_install(monkeypatch: pytest.Monke
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "9.9")
     with pytest.raises(BackendMissing, match=r"made for coreai-torch 0.4.3, and 9.9 is installed: pip install coreai"):
         adapter.require()
-    assert isinstance(coreai.run(Path("x.aimodel"), []), NotHere)
-    row = examine(targets.get("coreai"))
+    assert isinstance(COREAI.open(Path("x.aimodel")).run([]), NotHere)
+    row = examine(COREAI)
     assert (row["lower"], row["do"]) == ("no", 'pip install "edgesmith[coreai]"')
 
 
@@ -207,7 +210,7 @@ def test_missing_packages_are_named_with_what_to_install(monkeypatch: pytest.Mon
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "version", version)
-    assert "needs coreai-torch, which is not installed: pip install" in str(coreai.cannot_run())
+    assert "needs coreai-torch, which is not installed: pip install" in str(COREAI.cannot_run())
 
 
 def test_versions_of_the_extra_are_the_tested_ones(checkout: Path) -> None:

@@ -20,9 +20,8 @@ from edgesmith.bench import measurement
 from edgesmith.bench.estimation import estimate as estimates
 from edgesmith.bench.estimation import estimates as command
 from edgesmith.bench.estimation import fit as fitting
-from edgesmith.bench.estimation.features import file_of, key
 from edgesmith.bench.estimation.roofline import GROUPS, Operator, Rates, parts, predict, terms
-from edgesmith.bench.estimation.rows import FORMATS, read_rows
+from edgesmith.bench.estimation.rows import FORMATS, file_of, key, read_rows
 from edgesmith.bench.estimation.work import KINDS, read_work
 from edgesmith.errors import BadInput, Unsupported
 from edgesmith.exporters.artifact import Artifact

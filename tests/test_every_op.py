@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.lowering import lower
 from torch import Tensor, nn
 
 from edgesmith.exporters import targets
 from edgesmith.exporters.graph.capture import capture
 from edgesmith.exporters.graph.edit import count_operators
-from edgesmith.exporters.targets import Request
 from edgesmith.kernels.op import FusedOp, all_ops, find, spikes_in
 
 pytestmark = pytest.mark.wheel
@@ -155,9 +155,7 @@ def test_onnx_lowering_equals_the_reference(
     assert "onnx" in op.lowerings
     x, *_ = op.example()
     program = capture(Call(op, flags), (x,))
-    target = targets.get("onnx")
-    target.lower(program, tmp_path / "op.onnx", Request("op", precision))
-    outputs = target.run(tmp_path / "op.onnx", [[x.numpy()]])
+    outputs = lower("onnx", program, tmp_path / "op.onnx", precision).run([[x.numpy()]])
     assert isinstance(outputs, list)
     allowed = op.tolerance if precision == "fp32" else 5e-3
     assert furthest(outputs[0], op.reference(*op.example())) <= allowed
@@ -166,12 +164,13 @@ def test_onnx_lowering_equals_the_reference(
 @pytest.mark.parametrize(("op", "flags"), forms(), ids=label)
 def test_coreml_lowering_converts_without_a_high_rank(op: FusedOp, flags: Mapping[str, Any], tmp_path: Path) -> None:
     pytest.importorskip("coremltools", reason="coremltools is not installed")
-    from edgesmith.exporters.targets import coreml
+    from edgesmith.exporters.targets._coreml_file import CoreMlFile
 
     assert "coreml" in op.lowerings
     program = capture(Call(op, flags), op.example()[:1])
-    coreml.lower(program, tmp_path / "op.mlpackage", Request("op", "fp16"))
-    assert coreml.largest_rank(tmp_path / "op.mlpackage") <= 4
+    file = lower("coreml", program, tmp_path / "op.mlpackage", "fp16")
+    assert isinstance(file, CoreMlFile)
+    assert file.largest_rank <= 4
 
 
 @pytest.mark.parametrize(("op", "flags"), forms(), ids=label)
@@ -183,9 +182,8 @@ def test_coreai_form_equals_the_reference(
     if target.cannot_run():
         pytest.skip(str(target.cannot_run()))
     x, *_ = op.example()
-    path = tmp_path / "op.aimodel"
-    target.lower(capture(Call(op, flags), (x,)), path, Request("op", precision))
-    outputs = target.run(path, [[x.numpy()]])
+    file = lower(target, capture(Call(op, flags), (x,)), tmp_path / "op.aimodel", precision)
+    outputs = file.run([[x.numpy()]])
     assert isinstance(outputs, list)
     allowed = op.tolerance if precision == "fp32" else 5e-3
     assert furthest(outputs[0], op.reference(*op.example())) <= allowed
@@ -202,8 +200,7 @@ def test_coreai_files_do_not_grow_with_the_sequence(name: str, length: int, tmp_
     call = Call(op, flags)
     arguments = importlib.import_module(op.reference.__module__).example(length=length)
     call.weights = nn.ParameterList(arguments[1:])
-    target.lower(capture(call, arguments[:1]), tmp_path / "op.aimodel", Request("op", "fp32"))
-    counts = target.count_operators(tmp_path / "op.aimodel")
+    counts = lower(target, capture(call, arguments[:1]), tmp_path / "op.aimodel").count_operators()
     assert counts["while"] == 1
     assert sum(counts.values()) <= 25
 
@@ -213,16 +210,15 @@ def test_a_target_without_a_lowering_gets_the_reference(
     target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend = targets.get(target)
-    if targets.missing_packages(backend):
+    if backend.missing_packages():
         pytest.skip(f"{target}: not installed")
     op = all_ops()["additive_attention"]
     monkeypatch.delitem(op.lowerings, target)  # type: ignore[arg-type]
     x, *_ = op.example()
     program = capture(Call(op, {}), (x,))
     assert count_operators(program.module) == {"edgesmith.additive_attention": 1}
-    path = tmp_path / f"op{backend.suffix}"
-    backend.lower(program, path, Request("op", "fp32"))
-    assert sum(backend.count_operators(path).values()) > 20
-    outputs = backend.run(path, [[x.numpy()]])
+    file = lower(backend, program, tmp_path / f"op{backend.suffix}")
+    assert sum(file.count_operators().values()) > 20
+    outputs = file.run([[x.numpy()]])
     if isinstance(outputs, list):
         assert relative(outputs[0][0], op.reference(*op.example())) <= op.tolerance

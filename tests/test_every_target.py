@@ -18,7 +18,9 @@ import edgesmith
 from edgesmith.errors import BackendMissing, BadInput, OutputError, Unsupported
 from edgesmith.exporters import targets
 from edgesmith.exporters.artifact import Artifact
-from edgesmith.exporters.targets import Request, Target
+from edgesmith.exporters.precision import table as precisions
+from edgesmith.exporters.targets._coreml_file import CoreMlFile
+from edgesmith.exporters.targets.target import Request, Target
 from edgesmith.models import registry
 from edgesmith.models.checkpoint import load
 
@@ -30,7 +32,7 @@ LABELS = [f"class {i}" for i in range(10)]
 
 
 def available(target: Target) -> Target:
-    missing = targets.missing_packages(target)
+    missing = target.missing_packages()
     if missing:
         pytest.skip(f"{target.name}: {', '.join(missing)} not installed")
     return target
@@ -41,7 +43,7 @@ def available(target: Target) -> Target:
 def test_target_says_what_it_is(target: Target) -> None:
     assert target.suffix.startswith(".")
     assert target.precisions
-    assert set(target.precisions) <= {"fp32", "fp16", "bf16", "mixed", "int8"}
+    assert set(target.precisions) <= precisions.all_precisions().keys()
     assert target.costs.launch_us > 0
     assert target.options <= {*Request.__dataclass_fields__, "streaming", "with_sequence"}
 
@@ -110,7 +112,7 @@ def test_target_refuses_a_damaged_file(target: Target, export_small: Callable[..
     inner = damaged if damaged.is_file() else next(programs)
     inner.write_bytes(inner.read_bytes()[:1000])
     with pytest.raises(Unsupported):
-        target.check(damaged)
+        target.open(damaged).check()
 
 
 @pytest.mark.parametrize("size", ["1m", "3m", "5m"])
@@ -234,7 +236,7 @@ def test_onnx_dynamic_batch_runs_at_any_batch(export_small: Callable[..., Artifa
     artifact = export_small("onnx", inputs=torch.randn(2, 3, 32, 32), dynamic_batch=True)
     assert artifact.manifest["model"]["inputs"][0]["shape"] == ["batch", 3, 32, 32]
     x = torch.randn(5, 3, 32, 32)
-    outputs = targets.get("onnx").run(artifact.file, [[x.numpy()]])
+    outputs = targets.get("onnx").open(artifact.file).run([[x.numpy()]])
     assert isinstance(outputs, list)
     assert np.abs(outputs[0][0] - small(x).detach().numpy()).max() < 1e-5
 
@@ -277,8 +279,6 @@ def test_coreml_deployment_target_sets_the_specification(
 
 def test_coreml_classifier_takes_an_image_and_returns_labels(tmp_path: Path) -> None:
     available(targets.get("coreml"))
-    from edgesmith.exporters.targets import coreml
-
     labels = [f"class {i}" for i in range(1000)]
     artifact = edgesmith.export(
         "casvit_xs", "coreml", input_size=(32, 64), image_input=True, labels=labels, out=tmp_path
@@ -287,20 +287,22 @@ def test_coreml_classifier_takes_an_image_and_returns_labels(tmp_path: Path) -> 
     image = description.input[0].type.imageType
     assert (image.height, image.width) == (32, 64)
     assert description.predictedFeatureName == "classLabel"
-    assert coreml._labels(artifact.file) == labels
+    file = targets.get("coreml").open(artifact.file)
+    assert isinstance(file, CoreMlFile)
+    assert file.labels == labels
 
 
 def test_coreml_image_normalisation_is_folded_exactly() -> None:
     """The scaled program on (pixels / 255 - mean) equals the model on the normalised image, padding included."""
     from edgesmith.exporters.graph.capture import capture, run
-    from edgesmith.exporters.targets.coreml import _scale_input
+    from edgesmith.exporters.targets._coreml_convert import scale_input
 
     spec = registry.get("casvit_xs")
     model, _ = load(spec, None)
     rgb = torch.rand(1, 3, 32, 64)
     mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (spec.input.mean, spec.input.std))
     program = capture(model, (rgb,))
-    scaled = _scale_input(program, Request("casvit_xs", "fp32", image=spec.input, image_input=True))
+    scaled = scale_input(program, Request("casvit_xs", precisions.FP32, image=spec.input, image_input=True))
     with torch.no_grad():
         expected = model((rgb - mean) / std)
     assert float((run(scaled, (rgb - mean,))[0] - expected).abs().max()) <= 1e-6

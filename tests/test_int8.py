@@ -16,13 +16,16 @@ import onnx
 import pytest
 import torch
 import torch.nn.functional as F
+from support.lowering import lower
 from torch import Tensor, nn
 
 import edgesmith
 from edgesmith.errors import BadInput, Unsupported
 from edgesmith.exporters import targets
+from edgesmith.exporters.figures import measure
 from edgesmith.exporters.graph.capture import Program, capture, run
 from edgesmith.exporters.graph.edit import count_operators
+from edgesmith.exporters.inputs import COUNT, seeded_inputs
 from edgesmith.exporters.precision import calibration
 from edgesmith.exporters.precision.int8 import (
     Histogram,
@@ -33,8 +36,8 @@ from edgesmith.exporters.precision.int8 import (
     round_weight,
     sensitivities,
 )
-from edgesmith.exporters.targets import Request, _typed_onnx
-from edgesmith.exporters.verification import check as verify
+from edgesmith.exporters.targets._typed_onnx import OnnxFile
+from edgesmith.exporters.targets.tensorrt import build
 from edgesmith.kernels.op import all_ops
 from edgesmith.models import registry
 
@@ -66,19 +69,19 @@ class Layers(nn.Module):
 
 
 def inputs_of(program: Program, count: int = 8, first: int = 8) -> list[list[Tensor]]:
-    return verify.seeded_inputs(program.inputs, None, False, first + count)[first:]
+    return seeded_inputs(program.inputs, None, False, first + count)[first:]
 
 
 def snr_db(reference: Program, other: Program | Path, as_written: bool = False) -> float:
     """Of a program or a file against a program in float, over inputs that nothing was calibrated on."""
-    given = verify.seeded_inputs(reference.inputs, None, False)
+    given = seeded_inputs(reference.inputs, None, False)
     expected = [[y.numpy() for y in run(reference, x)] for x in given]
     if isinstance(other, Path):
-        outputs = _typed_onnx.run(other, [[t.numpy() for t in x] for x in given], as_written)
+        outputs = OnnxFile(other, "", as_written=as_written).run([[t.numpy() for t in x] for x in given])
     else:
         outputs = [[y.numpy() for y in run(other, x)] for x in given]
     assert isinstance(outputs, list)
-    found = verify.measure(expected, outputs, 0.0).snr_db
+    found = measure(expected, outputs, 0.0).snr_db
     return float("inf") if found is None else found
 
 
@@ -173,7 +176,7 @@ def test_a_layer_whose_bias_is_computed_stays_float_with_the_reason_and_keeps_th
         artifact = edgesmith.export(
             ComputedBias(), "onnx", inputs=torch.randn(1, 3, 8, 8), precision="int8", out=tmp_path
         )
-    assert artifact.manifest["wide"] == found.kept
+    assert artifact.manifest["keep_fp32"] == found.kept
     assert artifact.manifest["verification"]["steps"][-1]["snr_db"] > 30
 
 
@@ -205,7 +208,7 @@ def test_addmm_is_a_layer_whatever_the_shape_of_its_bias(shape: tuple[int, ...],
     costs = sensitivities(program, [layer], observe(program, [layer], given), given)
     assert 1e-8 < costs["addmm"] < 1e-2
     path = tmp_path / "model.onnx"
-    _typed_onnx.lower(found.program, path, Request("model", "int8"))
+    lower("onnx", found.program, path, "int8")
     assert snr_db(found.program, path, as_written=True) > 60
 
 
@@ -370,23 +373,21 @@ def test_the_outputs_have_to_be_better_than_wanted_by_a_margin(layers: Program) 
 def test_file_computes_what_the_program_does_and_kernels_for_integers_do_not_saturate(
     layers: Program, tmp_path: Path
 ) -> None:
-    found = quantise(layers, inputs_of(layers), 20.0, targets.get("onnx").LARGEST_INT8_WEIGHT)  # type: ignore[attr-defined]
+    found = quantise(layers, inputs_of(layers), 20.0, targets.get("onnx").largest_int8_weight)
     path = tmp_path / "model.onnx"
-    _typed_onnx.lower(found.program, path, Request("model", "int8"))
-    _typed_onnx.check(path)
+    file = lower("onnx", found.program, path, "int8")
+    file.check()
     assert snr_db(found.program, path, as_written=True) > 60
     assert snr_db(layers, path) > 35  # whatever kernels this processor has
     kinds = {one.name: one.data_type for one in onnx.load(str(path)).graph.initializer}
     assert kinds["stem.weight_int8"] == onnx.TensorProto.INT8
     assert sum(kind == onnx.TensorProto.FLOAT for name, kind in kinds.items() if name.endswith("weight")) == 0
-    macs = _typed_onnx.count_macs(path)
+    macs = file.count_macs()
     assert macs["int8"] == macs["all"] == 256 * (3 * 16 * 9 + 16 * 9 + 16 * 16 + 16 * 12 + 12 * 12) + 12 * 10
 
 
 def test_macs_of_float_layers_are_not_counted_as_int8(layers: Program, tmp_path: Path) -> None:
-    path = tmp_path / "model.onnx"
-    _typed_onnx.lower(layers, path, Request("model", "fp32"))
-    macs = _typed_onnx.count_macs(path)
+    macs = lower("onnx", layers, tmp_path / "model.onnx").count_macs()
     assert macs["int8"] == 0
     assert macs["all"] > 0
 
@@ -397,7 +398,7 @@ def random_calibration() -> Any:
 
 @pytest.mark.parametrize("target", ["onnx", "tensorrt"])
 def test_export_writes_the_same_bytes_again_and_warns_without_data(target: str, tmp_path: Path) -> None:
-    if targets.missing_packages(targets.get(target)):
+    if targets.get(target).missing_packages():
         pytest.skip(f"{target} is not installed")
     options: dict[str, Any] = {"device": "rtx5080"} if target == "tensorrt" else {}
     options |= {"inputs": torch.randn(1, 3, 16, 16), "precision": "int8", "out": tmp_path, "name": "layers"}
@@ -418,7 +419,7 @@ def test_export_writes_the_same_bytes_again_and_warns_without_data(target: str, 
     assert found["calibration"]["source"] == "random"
     assert found["calibration"]["seeds"] == "8 to 15"
     assert "real data is unknown" in found["calibration"]["warning"]
-    assert "wide" not in manifest
+    assert "keep_fp32" not in manifest
     assert manifest["verification"]["steps"][2]["snr_db"] > 30
     assert manifest["operators"]["file"]["QuantizeLinear"] == 6
     _, steps = edgesmith.verify(artifact.path)
@@ -432,7 +433,7 @@ def test_layers_that_stay_float_are_listed_in_the_manifest(tmp_path: Path) -> No
     options: dict[str, Any] = {"inputs": torch.randn(1, 8, 16, 16), "precision": "int8", "out": tmp_path}
     with random_calibration():
         artifact = edgesmith.export(Spread(), "onnx", **options)
-    assert list(artifact.manifest["wide"]) == ["conv2d_1"]
+    assert list(artifact.manifest["keep_fp32"]) == ["conv2d_1"]
     assert artifact.manifest["int8"]["share_of_macs"] == round(2 / 3, 4)
 
 
@@ -554,7 +555,7 @@ def test_hash_of_a_folder_changes_with_its_images_and_with_nothing_else(tmp_path
 def test_export_with_images_is_judged_on_those_held_out_and_verified_again_without_the_folder(
     tmp_path: Path, small: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = verify.seeded_inputs([torch.zeros(1, 3, 32, 64)], None, False, 8)
+    given = seeded_inputs([torch.zeros(1, 3, 32, 64)], None, False, 8)
     path = tmp_path / "set.npz"
     np.savez(path, x=np.concatenate([3 * x[0].numpy() + 1 for x in given]))
     out = tmp_path / "out"
@@ -614,7 +615,7 @@ def test_a_large_set_is_thinned_evenly_and_holds_out_as_many_as_verification_tak
     np.savez(path, x=np.arange(1000, dtype=np.float32).reshape(1000, 1))
     found = calibration.load(path, ["x"], [torch.zeros(1, 1)], None, False)
     assert found.held_out is not None
-    assert (len(found.inputs) + len(found.held_out), len(found.held_out)) == (calibration.LIMIT, verify.COUNT)
+    assert (len(found.inputs) + len(found.held_out), len(found.held_out)) == (calibration.LIMIT, COUNT)
     assert float(max(x[0].max() for x in found.inputs)) > 900
 
 
@@ -860,7 +861,7 @@ def test_arrays_of_different_lengths_are_refused(tmp_path: Path) -> None:
 def test_wrong_options_are_one_sentence(
     target: str, options: dict[str, Any], sentence: str, layers: Program, tmp_path: Path
 ) -> None:
-    if targets.missing_packages(targets.get(target)):
+    if targets.get(target).missing_packages():
         pytest.skip(f"{target} is not installed")
     with pytest.raises(BadInput) as raised:
         edgesmith.export(Layers(), target, inputs=torch.randn(1, 3, 16, 16), out=tmp_path / "out", **options)
@@ -901,9 +902,8 @@ def test_three_models_reach_20_db_with_four_fifths_of_their_macs_in_int8(
     assert made.manifest["int8"]["share_of_macs"] >= 0.8
     counts = made.manifest["operators"]["file"]
     assert counts["DequantizeLinear"] > counts["QuantizeLinear"] > 20
-    tensorrt = targets.get("tensorrt")
-    if targets.missing_packages(tensorrt):
+    if targets.get("tensorrt").missing_packages():
         pytest.skip("tensorrt_rtx is not installed")
     for capability in ("8.6", "12.0"):
-        content, _ = tensorrt.build(made.file, capability)  # type: ignore[attr-defined]
+        content, _ = build(made.file, capability)
         assert content.startswith(b"vtrt")

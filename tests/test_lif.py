@@ -11,19 +11,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.lowering import lower
+from support.rewriting import apply
 from torch import Tensor, nn
 from torch._higher_order_ops.scan import scan
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from edgesmith.exporters import targets
 from edgesmith.exporters.costs import Costs
 from edgesmith.exporters.graph.capture import Program, capture, run
 from edgesmith.exporters.graph.edit import count_operators
 from edgesmith.exporters.rewrites.fold_constants import fold_constants
 from edgesmith.exporters.rewrites.order import rewrite
-from edgesmith.exporters.rewrites.reroll import Reroll
+from edgesmith.exporters.rewrites.reroll import reroll
 from edgesmith.exporters.rewrites.rewrite import RewriteReport
-from edgesmith.exporters.targets import Request
+from edgesmith.exporters.targets.target import TargetFile
 from edgesmith.kernels import lif
 
 Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -57,14 +58,8 @@ class Loop(nn.Module):
 
 def rolled(model: nn.Module, *inputs: Tensor) -> tuple[Program, RewriteReport]:
     """Capture, rewrite, and assert that not one number has changed and that a second run finds nothing to do."""
-    program = capture(model.eval(), inputs)
-    rewritten, reports = rewrite(program, Costs(1))
-    for y, z in zip(run(program, inputs), run(rewritten, inputs), strict=True):
-        assert torch.equal(y, z)
-    again, more = rewrite(rewritten, Costs(1))
-    assert [report.applied for report in more] == [()] * len(more)
-    assert count_operators(again.module) == count_operators(rewritten.module)
-    return rewritten, next(report for report in reports if report.name == "reroll")
+    program, reports, _ = apply(model, *inputs, costs=Costs(1), tolerance=0)
+    return program, reports["reroll"]
 
 
 def currents(*shape: int, seed: int = 0) -> Tensor:
@@ -130,19 +125,19 @@ def test_lif_refuses_what_no_membrane_can_do() -> None:
 # lowerings
 
 
-def lowered(model: nn.Module, x: Tensor, path: Path, precision: str = "fp32", dynamic: bool = False) -> dict[str, int]:
-    target = targets.get(path.suffix.replace(".mlpackage", "coreml").removeprefix("."))
-    target.lower(capture(model, (x,), dynamic_batch=dynamic), path, Request("lif", precision))
-    target.check(path)
-    return target.count_operators(path)
+def lowered(model: nn.Module, x: Tensor, path: Path, precision: str = "fp32", dynamic: bool = False) -> TargetFile:
+    target = path.suffix.replace(".mlpackage", "coreml").removeprefix(".")
+    file = lower(target, capture(model, (x,), dynamic_batch=dynamic), path, precision)
+    file.check()
+    return file
 
 
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 def test_onnx_has_every_spike(dynamic: bool, tmp_path: Path) -> None:
-    lowered(Neurons(*SETTINGS), currents(4, 7, 50), tmp_path / "lif.onnx", dynamic=dynamic)
+    file = lowered(Neurons(*SETTINGS), currents(4, 7, 50), tmp_path / "lif.onnx", dynamic=dynamic)
     for seed in range(6):
         x = currents(seed % 4 + 1 if dynamic else 4, 7, 50, seed=seed)
-        outputs = targets.get("onnx").run(tmp_path / "lif.onnx", [[x.numpy()]])
+        outputs = file.run([[x.numpy()]])
         assert isinstance(outputs, list)
         for setting, spikes in zip(SETTINGS, outputs[0], strict=True):
             assert np.array_equal(spikes, lif.reference(x, *setting).numpy()), setting
@@ -150,9 +145,9 @@ def test_onnx_has_every_spike(dynamic: bool, tmp_path: Path) -> None:
 
 def test_onnx_in_fp16_has_the_spikes_of_half_precision_but_for_single_ones(tmp_path: Path) -> None:
     # ONNX Runtime's CPU has no half arithmetic: it computes in single precision and leaves out some of the roundings.
-    lowered(Neurons(*SETTINGS), currents(4, 7, 50), tmp_path / "lif.onnx", "fp16")
+    file = lowered(Neurons(*SETTINGS), currents(4, 7, 50), tmp_path / "lif.onnx", "fp16")
     x = currents(4, 7, 50, seed=1)
-    outputs = targets.get("onnx").run(tmp_path / "lif.onnx", [[x.numpy()]])
+    outputs = file.run([[x.numpy()]])
     assert isinstance(outputs, list)
     for setting, spikes in zip(SETTINGS, outputs[0], strict=True):
         flipped = float((torch.from_numpy(spikes) != lif.reference(x.half(), *setting)).float().mean())
@@ -160,16 +155,17 @@ def test_onnx_in_fp16_has_the_spikes_of_half_precision_but_for_single_ones(tmp_p
 
 
 def test_onnx_takes_infinite_currents(tmp_path: Path) -> None:
-    lowered(Neurons(()), currents(1, 3, 9), tmp_path / "lif.onnx")
+    file = lowered(Neurons(()), currents(1, 3, 9), tmp_path / "lif.onnx")
     x = currents(1, 3, 9)
     x[0, 0, 3] = float("inf")
-    outputs = targets.get("onnx").run(tmp_path / "lif.onnx", [[x.numpy()]])
+    outputs = file.run([[x.numpy()]])
     assert isinstance(outputs, list)
     assert np.array_equal(outputs[0][0], lif.reference(x).numpy())
 
 
 def test_onnx_is_seven_nodes_whatever_the_length(tmp_path: Path) -> None:
-    counts = [lowered(Neurons(()), currents(1, 3, n), tmp_path / f"{n}.onnx") for n in (4, 128, 1000)]
+    files = [lowered(Neurons(()), currents(1, 3, n), tmp_path / f"{n}.onnx") for n in (4, 128, 1000)]
+    counts = [file.count_operators() for file in files]
     assert counts[0] == counts[1] == counts[2]
     assert sum(counts[0].values()) == 7
     assert counts[0]["Scan"] == 1
@@ -178,20 +174,21 @@ def test_onnx_is_seven_nodes_whatever_the_length(tmp_path: Path) -> None:
 @pytest.mark.parametrize("precision", ["fp16", "fp32"])
 def test_coreml_is_one_loop_whatever_the_length(precision: str, tmp_path: Path) -> None:
     pytest.importorskip("coremltools", reason="coremltools is not installed")
-    from edgesmith.exporters.targets import coreml
+    from edgesmith.exporters.targets._coreml_file import CoreMlFile
 
-    counts = [lowered(Neurons(()), currents(1, 3, n), tmp_path / f"{n}.mlpackage", precision) for n in (4, 128, 1000)]
+    files = [lowered(Neurons(()), currents(1, 3, n), tmp_path / f"{n}.mlpackage", precision) for n in (4, 128, 1000)]
+    counts = [file.count_operators() for file in files]
     assert counts[0] == counts[1] == counts[2]
     assert sum(counts[0].values()) <= 17
     assert counts[0]["while_loop"] == 1
     assert counts[0]["cast"] == 1, "nothing is cast inside the loop"
-    assert coreml.largest_rank(tmp_path / "128.mlpackage") == 3
+    assert [file.largest_rank for file in files if isinstance(file, CoreMlFile)] == [3, 3, 3]
 
 
 def test_coreml_converts_every_setting(tmp_path: Path) -> None:
     pytest.importorskip("coremltools", reason="coremltools is not installed")
-    counts = lowered(Neurons(*SETTINGS[::3]), currents(2, 3, 9), tmp_path / "lif.mlpackage", "fp16")
-    assert counts["while_loop"] == len(SETTINGS[::3])
+    file = lowered(Neurons(*SETTINGS[::3]), currents(2, 3, 9), tmp_path / "lif.mlpackage", "fp16")
+    assert file.count_operators()["while_loop"] == len(SETTINGS[::3])
 
 
 # rolling up
@@ -218,7 +215,7 @@ def test_an_unrolled_reference_becomes_the_op(
     x = currents(length, batch, seed=seed).movedim(0, dim)
     graph = make_fx(model, tracing_mode="fake")(x)  # a tenth of what a capture takes
     program = Program(graph, (x,), ("x",), ("spikes",))
-    rewritten, (_, report) = rewrite(program, Costs(1), (fold_constants, Reroll()))
+    rewritten, (_, report) = rewrite(program, Costs(1), (fold_constants, reroll))
     assert count_operators(rewritten.module) == {"edgesmith.lif": 1}, report
     assert torch.equal(model(x), run(rewritten, (x,))[0])
 

@@ -12,18 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.lowering import lower
 from torch import nn
 
 import edgesmith
 from edgesmith import records
 from edgesmith.errors import BadInput, Unsupported
-from edgesmith.exporters import targets
 from edgesmith.exporters.mil import lint as lints
 from edgesmith.exporters.mil.legalize import LEGALIZED
 from edgesmith.exporters.mil.program import load
 from edgesmith.exporters.mil.rules import MASK, RULES, SEVERITIES
-from edgesmith.exporters.precision.table import FP16
-from edgesmith.exporters.targets.target import Request
 from edgesmith.models.registry import all_models
 
 ct = pytest.importorskip("coremltools")
@@ -584,7 +582,7 @@ def test_the_zoos_programs_have_no_error_and_each_other_finding_is_explained(
 ) -> None:
     _, program, _ = edgesmith.explain(name, "coreml")
     path = tmp_path / f"{name}.mlpackage"
-    targets.get("coreml").lower(program, path, Request(name, FP16))  # spiking ones too, which are fp32 by default
+    lower("coreml", program, path, "fp16")  # spiking ones too, which are fp32 by default
     report = edgesmith.lint(path)
     assert report.counts["error"] == 0, [one for one in report.findings if one.severity == "error"]
     explained = {match["rule"] for match in TABLE.finditer(page.partition("### What remains")[2])}

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.lowering import lower
+from support.rewriting import apply
 from torch import Tensor, nn
 from torch._higher_order_ops.scan import scan
 
@@ -19,9 +21,9 @@ from edgesmith.exporters.graph.capture import Program, capture, run
 from edgesmith.exporters.graph.edit import arguments, count_operators, operators
 from edgesmith.exporters.rewrites.fold_constants import fold_constants
 from edgesmith.exporters.rewrites.order import rewrite
-from edgesmith.exporters.rewrites.reroll import Reroll
+from edgesmith.exporters.rewrites.reroll import reroll
 from edgesmith.exporters.rewrites.rewrite import RewriteReport
-from edgesmith.exporters.targets import Request, onnx
+from edgesmith.exporters.targets import onnx
 from edgesmith.kernels import lmu_memory
 from edgesmith.kernels.lmu_memory import FORMS, chunks, impulse_response
 
@@ -45,16 +47,12 @@ def relative(x: Tensor, y: Tensor) -> float:
     return float((x - y).abs().max() / y.abs().max().clamp(min=1e-6))
 
 
-def rewritten(model: nn.Module, *inputs: Tensor, costs: Costs = onnx.costs) -> tuple[Program, dict[str, RewriteReport]]:
+def rewritten(
+    model: nn.Module, *inputs: Tensor, costs: Costs = onnx.TARGET.costs
+) -> tuple[Program, dict[str, RewriteReport]]:
     """Capture, rewrite, and assert that the numbers hold and that a second run finds nothing to do."""
-    program = capture(model.eval(), inputs)
-    result, reports = rewrite(program, costs)
-    for y, z in zip(run(program, inputs), run(result, inputs), strict=True):
-        assert relative(z, y) <= 1e-5
-    again, more = rewrite(result, costs)
-    assert [report.applied for report in more] == [()] * len(more)
-    assert count_operators(again.module) == count_operators(result.module)
-    return result, {report.name: report for report in reports}
+    program, reports, _ = apply(model, *inputs, costs=costs)
+    return program, reports
 
 
 class Memory(nn.Module):
@@ -124,11 +122,11 @@ def test_onnx_equals_the_reference_and_does_not_grow(form: str, dynamic: bool, t
     for length in (4, 50, 128):
         path = tmp_path / f"{length}.onnx"
         model = Memory(7, length, form)
-        onnx.lower(capture(model, (torch.zeros(3, length),), dynamic_batch=dynamic), path, Request("m", "fp32"))
-        onnx.check(path)
-        counts.append(sum(onnx.count_operators(path).values()))
+        file = lower("onnx", capture(model, (torch.zeros(3, length),), dynamic_batch=dynamic), path)
+        file.check()
+        counts.append(sum(file.count_operators().values()))
         u = torch.randn(2 if dynamic else 3, length, generator=torch.Generator().manual_seed(0))
-        outputs = onnx.run(path, [[u.numpy()]])
+        outputs = file.run([[u.numpy()]])
         assert isinstance(outputs, list)
         assert relative(torch.from_numpy(outputs[0][0]), Memory(7, length)(u)) <= lmu_memory.OP.tolerance
     assert max(counts) <= {"convolution": 2, "recurrent": 12, "chunked": 16}[form]
@@ -138,15 +136,16 @@ def test_onnx_equals_the_reference_and_does_not_grow(form: str, dynamic: bool, t
 @pytest.mark.parametrize("precision", ["fp16", "fp32"])
 def test_coreml_does_not_grow(form: str, precision: str, tmp_path: Path) -> None:
     pytest.importorskip("coremltools", reason="coremltools is not installed")
-    from edgesmith.exporters.targets import coreml
+    from edgesmith.exporters.targets._coreml_file import CoreMlFile
 
     counts = []
     for length in (5, 128, 1000):
         path = tmp_path / f"{length}.mlpackage"
-        coreml.lower(capture(Memory(6, length, form), (torch.zeros(2, length),)), path, Request("m", precision))
-        coreml.check(path)
-        counts.append(sum(coreml.count_operators(path).values()))
-        assert coreml.largest_rank(path) <= 4
+        file = lower("coreml", capture(Memory(6, length, form), (torch.zeros(2, length),)), path, precision)
+        file.check()
+        counts.append(sum(file.count_operators().values()))
+        assert isinstance(file, CoreMlFile)
+        assert file.largest_rank <= 4
     assert max(counts) <= {"convolution": 3, "recurrent": 14, "chunked": 24}[form]
     assert max(counts) - min(counts) <= 2, "chunks that do not fill the sequence are padded and cut"
 
@@ -341,7 +340,7 @@ def test_a_circular_filter_is_left(model: nn.Module, reason: str) -> None:
 
 
 def rewritten_or_captured(model: nn.Module, x: Tensor) -> tuple[Program, dict[str, RewriteReport]]:
-    program, reports = rewrite(capture(model.eval(), (x,)), onnx.costs)
+    program, reports = rewrite(capture(model.eval(), (x,)), onnx.TARGET.costs)
     return program, {report.name: report for report in reports}
 
 
@@ -395,7 +394,7 @@ def test_an_unrolled_recurrence_becomes_the_op(spelling: str, batch: int, order:
 
     x = torch.randn(batch, length, 1, generator=torch.Generator().manual_seed(seed))
     program = capture(Model(), (x,))
-    result, (_, report) = rewrite(program, Costs(1), (fold_constants, Reroll()))
+    result, (_, report) = rewrite(program, Costs(1), (fold_constants, reroll))
     counts = count_operators(result.module)
     assert counts.get("edgesmith.lmu_memory") == 1, report
     assert "aten.stack" not in counts

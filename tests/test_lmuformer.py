@@ -58,7 +58,7 @@ def test_the_authors_outputs_eager_rewritten_and_in_onnx_runtime(
     _, rewritten, _ = edgesmith.explain(name, "onnx", weights=checkpoints[name])
     assert np.abs(run(rewritten, (x,))[0].numpy() - expected).max() <= allowed
     artifact = edgesmith.export(name, "onnx", weights=checkpoints[name], out=tmp_path)
-    outputs = targets.get("onnx").run(artifact.file, [[x.numpy()]])
+    outputs = targets.get("onnx").open(artifact.file).run([[x.numpy()]])
     assert isinstance(outputs, list)
     assert np.abs(outputs[0][0] - expected).max() <= allowed
 
@@ -217,13 +217,15 @@ def test_onnx_file_is_small_and_has_no_fft(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["lmuformer", "spiking_lmuformer_psmnist"])
 def test_coreml_program_does_not_grow_with_the_sequence(name: str, tmp_path: Path) -> None:
     pytest.importorskip("coremltools", reason="coremltools is not installed")
-    from edgesmith.exporters.targets import coreml
+    from edgesmith.exporters.targets._coreml_file import CoreMlFile
 
     counts = []
     for frames in (20, 90):
         artifact = edgesmith.export(name, "coreml", frames=frames, out=tmp_path)
-        counts.append(coreml.count_operators(artifact.file))
-        assert coreml.largest_rank(artifact.file) <= 4
+        file = targets.get("coreml").open(artifact.file)
+        assert isinstance(file, CoreMlFile)
+        counts.append(file.count_operators())
+        assert file.largest_rank <= 4
     assert counts[0] == counts[1]
 
 

@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_mil_program import block, edit, save
+from support.lowering import lower
+from support.mil_packages import block, edit, save
 from torch import Tensor
 
 from edgesmith.errors import BadInput, Unsupported
+from edgesmith.exporters.figures import measure
 from edgesmith.exporters.mil import evaluate as module
 from edgesmith.exporters.mil.evaluate import Evaluator
 from edgesmith.exporters.mil.ops import control
 from edgesmith.exporters.mil.program import load
-from edgesmith.exporters.verification import check as verify
 
 ct = pytest.importorskip("coremltools")
 
@@ -46,22 +47,22 @@ def test_a_packages_numbers_are_pytorchs(
     small: Any, small_program: Any, tmp_path: Path, precision: str, decibels: float
 ) -> None:
     from edgesmith.exporters.rewrites.order import rewrite
-    from edgesmith.exporters.targets import Request, coreml
+    from edgesmith.exporters.targets.coreml import TARGET
 
-    program, _ = rewrite(small_program, coreml.costs)
+    program, _ = rewrite(small_program, TARGET.costs)
     path = tmp_path / "small.mlpackage"
-    coreml.lower(program, path, Request("small", precision))
+    lower(TARGET, program, path, precision)
     x = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         wanted = small(x).numpy()
     evaluator = Evaluator(path)
     first, second = (evaluator.arrays(evaluator.run({"image": x})) for _ in range(2))
     assert np.array_equal(first[0], second[0])
-    figures = verify.measure([[wanted]], [first], 1e-5)
+    figures = measure([[wanted]], [first], 1e-5)
     assert figures.relative_error <= (1e-5 if precision == "fp32" else 2e-2)
     assert figures.snr_db is None or figures.snr_db >= decibels
     wide = Evaluator(path, precision="fp64")
-    better = verify.measure([[wanted]], [wide.arrays(wide.run({"image": x}))], 1e-5)
+    better = measure([[wanted]], [wide.arrays(wide.run({"image": x}))], 1e-5)
     assert better.relative_error <= (1e-6 if precision == "fp32" else 2e-2)
     assert better.snr_db is not None
     assert precision == "fp32" or better.snr_db > (figures.snr_db or 0)
@@ -71,20 +72,20 @@ def test_a_packages_numbers_are_pytorchs(
 def test_a_recurrent_models_loops_are_run(tmp_path: Path) -> None:
     from edgesmith.exporters.graph.capture import capture
     from edgesmith.exporters.rewrites.order import rewrite
-    from edgesmith.exporters.targets import Request, coreml
+    from edgesmith.exporters.targets.coreml import TARGET
     from edgesmith.models.lmuformer import spiking_lmuformer
 
     torch.manual_seed(0)
     model = spiking_lmuformer(frames=16).eval()
     x = torch.randn(1, 16, 128)
-    program, _ = rewrite(capture(model, (x,), ("x",), ("y",)), coreml.costs)
+    program, _ = rewrite(capture(model, (x,), ("x",), ("y",)), TARGET.costs)
     path = tmp_path / "spiking.mlpackage"
-    coreml.lower(program, path, Request("spiking", "fp32"))
-    turns: list[str] = []
+    lower(TARGET, program, path)
+    ran: list[str] = []
     evaluator = Evaluator(path)
-    outputs = evaluator.run({"x": x}, watch=lambda operation, _: turns.append(operation.type))
-    assert turns.count("while_loop") >= 1
-    assert len(turns) > 5 * len(list(evaluator.program.operations()))  # the loops' bodies, turn by turn
+    outputs = evaluator.run({"x": x}, watch=lambda operation, _: ran.append(operation.type))
+    assert ran.count("while_loop") >= 1
+    assert len(ran) > 5 * len(list(evaluator.program.operations()))  # the loops' bodies, iteration by iteration
     with torch.no_grad():
         assert torch.allclose(outputs["y"], model(x), rtol=0, atol=1e-6)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_mil_program import save
+from support.mil_packages import save
 
 from edgesmith.exporters.mil.evaluate import Evaluator
 from edgesmith.exporters.mil.functions import SPECIFICATION, WEIGHTS, join, shared_bytes
@@ -44,7 +44,8 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def joined(parts: dict[str, Path], names: tuple[str, ...], tmp_path: Path) -> Path:
     path = tmp_path / "joined.mlpackage"
     first = parts[names[0]]
-    join({name: parts[name] for name in names}, path / SPECIFICATION)
+    model = join({name: parts[name] for name in names}, path)
+    (path / SPECIFICATION).write_bytes(model.SerializeToString(deterministic=True))
     (path / "Manifest.json").write_bytes((first / "Manifest.json").read_bytes())
     return path
 
@@ -67,7 +68,7 @@ def test_weights_are_shared_where_their_bytes_are_the_same(
 ) -> None:
     path = joined(parts, names, tmp_path)
     assert len(weights(path)) == 64 + sum(64 + size for size in blobs)
-    assert shared_bytes(path) == shared
+    assert shared_bytes(load(path)) == shared
 
 
 @pytest.mark.parametrize("names", [("convolution", "product"), ("other", "convolution", "product")])

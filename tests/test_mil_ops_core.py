@@ -1,4 +1,4 @@
-"""Convolutions, products, norms, compressed weights, recurrence and attention on drawn sites, as in test_mil_ops."""
+"""Convolutions, products, norms, compressed weights, recurrence and attention on drawn sites, as in test_mil_ops.py."""
 
 from __future__ import annotations
 
@@ -14,24 +14,19 @@ import torch
 import torch.nn.functional as F
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from test_mil_ops import Case, Draw, Placed, Site, build, judge
+from support.mil_sites import Draw, Placed, Site, Table, build, judge
 from torch import Tensor
+
+from edgesmith.exporters.mil.evaluate import Evaluator
+from edgesmith.exporters.mil.ops import all_ops
 
 ct = pytest.importorskip("coremltools")
 
 PROGRAMS = 4
 SITES = 3
-FAMILIES: dict[str, dict[str, tuple[Case, int]]] = {}
+CASES = {family: Table() for family in ("linear", "norms", "weights", "recurrence")}
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
-
-
-def case(family: str, name: str, since: int = 15) -> Any:
-    def register(function: Case) -> Case:
-        FAMILIES.setdefault(family, {})[name] = (function, since)
-        return function
-
-    return register
 
 
 def eighths(draw: Draw, shape: Sequence[int]) -> Tensor:
@@ -53,7 +48,7 @@ def same_padding(size: int, kernel: int, stride: int, dilation: int, lower: bool
     return (math.ceil(missing / 2), missing // 2) if lower else (missing // 2, math.ceil(missing / 2))
 
 
-@case("linear", "conv")
+@CASES["linear"].drawn("conv")
 def conv(draw: Draw) -> Site:
     rank, groups = draw.whole(1, 3), draw.whole(1, 2)
     channels, outputs = groups * draw.whole(1, 3), groups * draw.whole(1, 3)
@@ -89,7 +84,7 @@ def conv(draw: Draw) -> Site:
     return Site(tensors, attributes, reference, half=True)
 
 
-@case("linear", "conv_transpose")
+@CASES["linear"].drawn("conv_transpose")
 def conv_transpose(draw: Draw) -> Site:
     rank, groups = draw.whole(1, 3), draw.whole(1, 2)
     channels, outputs = groups * draw.whole(1, 2), draw.whole(1, 2)
@@ -129,7 +124,7 @@ def conv_transpose(draw: Draw) -> Site:
     return Site({"x": eighths(draw, [batch, channels, *sizes])}, attributes, reference, half=True)
 
 
-@case("linear", "linear")
+@CASES["linear"].drawn("linear")
 def linear(draw: Draw) -> Site:
     wide, narrow = draw.whole(1, 6), draw.whole(1, 6)
     weight = eighths(draw, [narrow, wide])
@@ -144,7 +139,7 @@ def linear(draw: Draw) -> Site:
     )
 
 
-@case("linear", "matmul")
+@CASES["linear"].drawn("matmul")
 def matmul(draw: Draw) -> Site:
     rows, inner, columns = (draw.whole(1, 5) for _ in range(3))
     batch = draw.shape(0, 2, 3)
@@ -167,7 +162,7 @@ def matmul(draw: Draw) -> Site:
     return Site({"x": values(left), "y": values(right)}, attributes, reference, half=not whole)
 
 
-@case("linear", "einsum")
+@CASES["linear"].drawn("einsum")
 def einsum(draw: Draw) -> Site:
     c, h, w, u, n = (draw.whole(1, 4) for _ in range(5))
     equation = draw.choose(["nchw,nwhu->nchu", "chw,whr->chr", "abcd,adce->abce"])
@@ -202,7 +197,7 @@ def like(value: Tensor | None, x: Tensor) -> Tensor | None:
     return None if value is None else value.to(x.dtype)
 
 
-@case("norms", "layer_norm")
+@CASES["norms"].drawn("layer_norm")
 def layer_norm(draw: Draw) -> Site:
     shape = draw.shape(2, 4)
     count = draw.whole(1, len(shape))
@@ -216,7 +211,7 @@ def layer_norm(draw: Draw) -> Site:
     )
 
 
-@case("norms", "batch_norm")
+@CASES["norms"].drawn("batch_norm")
 def batch_norm(draw: Draw) -> Site:
     shape = draw.shape(3, 5, 4)
     mean, variance = draw.floats([shape[1]]), draw.floats([shape[1]], 0.25, 4.0)
@@ -231,7 +226,7 @@ def batch_norm(draw: Draw) -> Site:
     return Site({"x": draw.floats(shape)}, attributes, reference)
 
 
-@case("norms", "instance_norm")
+@CASES["norms"].drawn("instance_norm")
 def instance_norm(draw: Draw) -> Site:
     shape = [*draw.shape(2, 2, 3), draw.whole(2, 5), *draw.shape(0, 1, 4)]  # torch refuses a single position
     gamma, beta = scales(draw, [shape[1]])
@@ -243,7 +238,7 @@ def instance_norm(draw: Draw) -> Site:
     return Site({"x": draw.floats(shape)}, attributes, reference)
 
 
-@case("norms", "l2_norm")
+@CASES["norms"].drawn("l2_norm")
 def l2_norm(draw: Draw) -> Site:
     shape = draw.shape(3, 5, 4)
     epsilon = draw.scalar(0.001, 0.1)
@@ -254,7 +249,7 @@ def l2_norm(draw: Draw) -> Site:
     return Site({"x": draw.floats(shape)}, {"epsilon": epsilon}, reference)
 
 
-@case("norms", "local_response_norm")
+@CASES["norms"].drawn("local_response_norm")
 def local_response_norm(draw: Draw) -> Site:
     shape = draw.shape(3, 4)
     size, alpha, beta, k = draw.whole(1, 5), draw.scalar(0.1, 1), draw.scalar(0.25, 1), draw.scalar(0.5, 2)
@@ -280,7 +275,7 @@ def weight(attributes: dict[str, Any], *expected: Tensor) -> Site:
     return Site({}, attributes, lambda: expected[0] if len(expected) == 1 else expected)
 
 
-@case("weights", "constexpr_affine_dequantize", since=16)
+@CASES["weights"].drawn("constexpr_affine_dequantize", since=16)
 def constexpr_affine_dequantize(draw: Draw) -> Site:
     data = draw.wholes(draw.shape(1, 3), 0 if draw.flag() else -128, 127)
     signed = bool(data.min() < 0)
@@ -298,13 +293,13 @@ def constexpr_affine_dequantize(draw: Draw) -> Site:
     return weight(attributes, s * (data.double() - z))
 
 
-@case("weights", "constexpr_cast", since=16)
+@CASES["weights"].drawn("constexpr_cast", since=16)
 def constexpr_cast(draw: Draw) -> Site:
     values = draw.floats(draw.shape()).half()
     return weight({"source_val": values.numpy(), "output_dtype": "fp32"}, values.double())
 
 
-@case("weights", "constexpr_blockwise_shift_scale", since=18)
+@CASES["weights"].drawn("constexpr_blockwise_shift_scale", since=18)
 def constexpr_blockwise_shift_scale(draw: Draw) -> Site:
     blocks, size = draw.shape(1, 3, 3), draw.whole(1, 3)
     shape = [b * (size if axis == 0 else 1) for axis, b in enumerate(blocks)]
@@ -332,7 +327,7 @@ def lut_to_dense_16(draw: Draw) -> Site:
     return weight(attributes, lut.double()[indices.long()])
 
 
-@case("weights", "constexpr_lut_to_dense", since=16)
+@CASES["weights"].drawn("constexpr_lut_to_dense", since=16)
 def constexpr_lut_to_dense(draw: Draw) -> Site:
     if draw.opset < 18:
         return lut_to_dense_16(draw)
@@ -351,7 +346,7 @@ def constexpr_lut_to_dense(draw: Draw) -> Site:
     return weight(attributes, torch.cat(rows))
 
 
-@case("weights", "constexpr_sparse_to_dense", since=16)
+@CASES["weights"].drawn("constexpr_sparse_to_dense", since=16)
 def constexpr_sparse_to_dense(draw: Draw) -> Site:
     shape = draw.shape(1, 3)
     mask = draw.bools(shape)
@@ -384,7 +379,7 @@ def quantisation(draw: Draw, shape: list[int], kind: str) -> tuple[dict[str, Any
     return found, *(t.double().reshape(spread) if along else t.double() for t in (scale, zero))
 
 
-@case("weights", "quantize", since=17)
+@CASES["weights"].drawn("quantize", since=17)
 def quantize(draw: Draw) -> Site:
     shape, kind = draw.shape(), draw.choose(["int8", "uint8"])
     attributes, scale, zero = quantisation(draw, shape, kind)
@@ -396,7 +391,7 @@ def quantize(draw: Draw) -> Site:
     return Site({"input": eighths(draw, shape) * 4}, attributes | {"output_dtype": kind}, reference)
 
 
-@case("weights", "dequantize", since=17)
+@CASES["weights"].drawn("dequantize", since=17)
 def dequantize(draw: Draw) -> Site:
     shape, kind = draw.shape(), draw.choose(["int8", "uint8"])
     attributes, scale, zero = quantisation(draw, shape, kind)
@@ -416,7 +411,7 @@ def reordered(rows: Tensor, order: Sequence[int]) -> Tensor:
     return torch.cat([rows.chunk(len(order))[i] for i in order])
 
 
-@case("recurrence", "rnn", since=17)
+@CASES["recurrence"].drawn("rnn", since=17)
 def rnn(draw: Draw) -> Site:
     frames, batch, width, hidden = (draw.whole(1, 4) for _ in range(4))
     activation, whole, back = draw.choose(["tanh", "relu"]), draw.flag(), draw.flag()
@@ -439,7 +434,7 @@ def rnn(draw: Draw) -> Site:
     return Site(given, attributes, reference, scale=peaks[0])  # with relu an earlier frame may be larger than the last
 
 
-@case("recurrence", "gru", since=17)
+@CASES["recurrence"].drawn("gru", since=17)
 def gru(draw: Draw) -> Site:
     frames, batch, width, hidden = (draw.whole(1, 4) for _ in range(4))
     whole, back = draw.flag(), draw.flag()
@@ -475,7 +470,7 @@ def gru(draw: Draw) -> Site:
     )
 
 
-@case("recurrence", "lstm", since=17)
+@CASES["recurrence"].drawn("lstm", since=17)
 def lstm(draw: Draw) -> Site:
     frames, batch, width, hidden = (draw.whole(1, 4) for _ in range(4))
     direction, whole = draw.choose(["forward", "reverse", "bidirectional"]), draw.flag()
@@ -509,7 +504,7 @@ def lstm(draw: Draw) -> Site:
     return Site(tensors, attributes, reference)
 
 
-@case("recurrence", "scaled_dot_product_attention", since=18)
+@CASES["recurrence"].drawn("scaled_dot_product_attention", since=18)
 def attention(draw: Draw) -> Site:
     batch = draw.shape(1, 2, 3)
     queries, keys, width, values = (draw.whole(1, 5) for _ in range(4))
@@ -571,8 +566,6 @@ def sparse_blocks(draw: Draw) -> tuple[dict[str, Any], Tensor]:
 def test_sparse_weights_stay_sparse_in_between(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     from coremltools.converters.mil import Builder as mb
 
-    from edgesmith.exporters.mil.evaluate import Evaluator
-
     cases = {
         (name, kind): make(Draw(data, kind, 18))
         for name, make in (
@@ -613,17 +606,15 @@ RUNS = [(family, opset) for family in sorted(OLDEST) for opset in (15, 16, 17, 1
 
 @pytest.mark.parametrize(("family", "opset"), RUNS)
 def test_operators_agree_with_torch(family: str, opset: int, tmp_path: Path) -> None:
-    from edgesmith.exporters.mil.evaluate import Evaluator
-
     numbers = itertools.count()
 
     @settings(max_examples=PROGRAMS, phases=[Phase.generate])
     @given(st.data())
     def run(data: st.DataObject) -> None:
         placed = [
-            Placed(name, one(Draw(data, kind, opset)), kind, {}, [])
-            for name, (one, since) in FAMILIES[family].items()
-            if opset >= since
+            Placed(name, row.case(Draw(data, kind, opset)), kind, {}, [])
+            for name, row in CASES[family].items()
+            if opset >= row.since
             for kind in ("fp32", "fp16")
             for _ in range(SITES)
         ]
@@ -637,8 +628,6 @@ def test_operators_agree_with_torch(family: str, opset: int, tmp_path: Path) -> 
 
 
 def operator(name: str) -> Any:
-    from edgesmith.exporters.mil.ops import all_ops
-
     return all_ops()[name].function
 
 

@@ -14,6 +14,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.lowering import lower
+from support.mil_packages import SPECIFICATION, WEIGHTS, block, edit, save
 
 from edgesmith.errors import BackendMissing, BadInput, Unsupported
 from edgesmith.exporters.mil.carriers import CARRIERS, carrier
@@ -33,20 +35,6 @@ from edgesmith.exporters.mil.program import (
 
 ct = pytest.importorskip("coremltools")
 
-SPECIFICATION = "Data/com.apple.CoreML/model.mlmodel"
-WEIGHTS = "Data/com.apple.CoreML/weights/weight.bin"
-
-
-def save(body: Callable[..., Any], specs: list[Any], path: Path, opset: int = 18, **options: Any) -> Path:
-    """Write a program that coremltools' builder makes."""
-    from coremltools.converters.mil import Builder as mb
-
-    target = getattr(ct.target, f"iOS{opset}")
-    program = mb.program(input_specs=specs, opset_version=target)(body)
-    options = {"pass_pipeline": ct.PassPipeline.EMPTY} | options
-    ct.convert(program, minimum_deployment_target=target, skip_model_load=True, **options).save(str(path))
-    return path
-
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -63,22 +51,6 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def copy(package: Path, tmp_path: Path) -> Path:
     """One to damage."""
     return Path(shutil.copytree(package, tmp_path / "linear.mlpackage"))
-
-
-def edit(path: Path, change: Callable[[Any], None]) -> Path:
-    """Change a package's program."""
-    from coremltools.proto import Model_pb2
-
-    model = Model_pb2.Model()
-    model.ParseFromString((path / SPECIFICATION).read_bytes())
-    change(model)
-    (path / SPECIFICATION).write_bytes(model.SerializeToString())
-    return path
-
-
-def block(model: Any, name: str = "main") -> Any:
-    function = model.mlProgram.functions[name]
-    return function.block_specializations[function.opset]
 
 
 def operations(path: Path) -> dict[str, Any]:
@@ -403,16 +375,14 @@ def test_somebody_elses_entry_of_that_name_is_ignored(copy: Path, entry: str) ->
 
 
 def test_our_packages_name_modules(small_program: Any, tmp_path: Path) -> None:
-    from edgesmith.exporters.targets import Request, coreml
-
     path = tmp_path / "small.mlpackage"
-    coreml.lower(small_program, path, Request("small", "fp16"))
+    file = lower("coreml", small_program, path, "fp16")
     found = [o for o in load(path).operations() if o.type != "cast"]
     modules = {name for name, _ in small_program.module.named_modules()} | {str(path) for path in _paths(small_program)}
     assert all(o.source in modules for o in found)
     assert [o.site for o in found if o.source == ""] != []  # what the model does itself, behind its modules
     assert sum(bool(o.source) for o in found) >= 0.9 * len(found)
-    assert {o.type for o in walk(load(path).function().block)} == set(coreml.count_operators(path))
+    assert {o.type for o in walk(load(path).function().block)} == set(file.count_operators())
 
 
 def _paths(program: Any) -> set[str]:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_mil_program import save
+from support.lowering import lower
+from support.mil_packages import save
 from torch import Tensor, nn
 
 from edgesmith.errors import BadInput
@@ -53,11 +54,9 @@ class Hot(nn.Module):
 
 def written(model: nn.Module, path: Path) -> Path:
     from edgesmith.exporters.graph.capture import capture
-    from edgesmith.exporters.targets import Request, coreml
 
     program = capture(model.eval(), (torch.ones(1, 4, 2, 2),), ("x",), ("y",))
-    coreml.lower(program, path, Request("hot", "fp16"))
-    return path
+    return lower("coreml", program, path, "fp16").path
 
 
 @pytest.fixture(scope="module")

@@ -499,7 +499,7 @@ def test_options_that_a_step_does_not_have_are_answered_before_the_model_is_load
 
 
 def test_spiking_models_are_exported_in_fp32_unless_told_otherwise(tmp_path: Path) -> None:
-    if targets.missing_packages(targets.get("coreml")):
+    if targets.get("coreml").missing_packages():
         pytest.skip("coremltools is not installed")
     artifact = edgesmith.export("spiking_lmuformer", "coreml", frames=40, out=tmp_path)
     assert artifact.precision == "fp32"

@@ -11,6 +11,8 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
+from support.lowering import lower
+from support.manifests import smallest_manifest
 from torch import nn
 
 import edgesmith
@@ -30,7 +32,7 @@ ONE_OF_EACH_KIND = ("affnet_et", "casvit_xs", "efficientvim_m1", "lmuformer", "s
 
 @pytest.fixture
 def installed() -> None:
-    missing = targets.missing_packages(BACKEND)
+    missing = BACKEND.missing_packages()
     if missing:
         pytest.skip(f"tensorrt: {', '.join(missing)} not installed")
 
@@ -136,8 +138,8 @@ def full(folder: Path, version: str, capability: str = "8.6", **flags: bool) -> 
     memory = dict.fromkeys(("weights_bytes", "activations_bytes", "workspace_bytes"))
     layers = {"network": None, "engine": 0}
     told = {"compute_capabilities": [capability], "flags": flags, "layers": layers, **nothing, **memory}
-    manifest = {"schema": 1, "file": "m.engine", "model": {"name": "m"}, "target": {"name": "tensorrt"}}
-    manifest |= {"precision": "fp16", "files": [], "verification": {}, "engine": told}
+    manifest = smallest_manifest(file="m.engine", precision="fp16", engine=told)
+    manifest["target"]["name"] = "tensorrt"
     (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     return folder
 
@@ -221,7 +223,7 @@ def test_whether_this_machines_gpu_loads_an_engine_is_asked_of_cuda(
     ("change", "sentence"),
     [
         (lambda manifest: manifest.pop("engine"), "manifest.json says nothing of the engine; build or export it again"),
-        (lambda manifest: manifest.update(engine=[]), "manifest.json says nothing of the engine"),
+        (lambda manifest: manifest.update(engine=[]), "at /engine, [] is not of type 'object'"),
         (
             lambda manifest: manifest["engine"].pop("flags"),
             "manifest.json is damaged: the engine's flags are missing or",
@@ -340,11 +342,10 @@ def test_builder_names_the_node_and_the_precision_to_use(installed: None, tmp_pa
 
 def test_a_file_for_a_capability_that_nothing_builds_for_is_refused(installed: None, tmp_path: Path) -> None:
     from edgesmith.exporters.graph.capture import capture
-    from edgesmith.exporters.targets import Request
 
     program = capture(nn.ReLU(), (torch.randn(2, 2),))
     with pytest.raises(BadInput, match=r"builds for SM 7\.5, .*, 12\.1, got 8\.7"):
-        BACKEND.lower(program, tmp_path / "x.engine", Request("x", "fp32", compute_capability="8.7"))
+        lower(BACKEND, program, tmp_path / "x.engine", profile=devices.get("jetson-orin-nano"))
 
 
 def test_engine_bytes_do_not_depend_on_what_was_built_before(installed: None, tmp_path: Path) -> None:

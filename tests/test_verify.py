@@ -15,16 +15,21 @@ from torch import Tensor, nn
 
 import edgesmith
 from edgesmith.errors import VerificationFailed
-from edgesmith.exporters import export as pipeline
 from edgesmith.exporters import targets
 from edgesmith.exporters.artifact import Artifact
 from edgesmith.exporters.costs import Costs
-from edgesmith.exporters.export import Rule
+from edgesmith.exporters.export import export
+from edgesmith.exporters.figures import LARGEST_NOISE, Outputs, above_noise, cover_half, judge, measure
 from edgesmith.exporters.graph.capture import Program, run
 from edgesmith.exporters.graph.edit import aten, operators
+from edgesmith.exporters.inputs import describe_inputs, seeded_inputs
+from edgesmith.exporters.precision.table import FP16, FP32
+from edgesmith.exporters.precision.task import Thresholds
 from edgesmith.exporters.rewrites.rewrite import RewriteReport
-from edgesmith.exporters.verification import check as verify
-from edgesmith.exporters.verification.check import THRESHOLDS, Thresholds, judge, measure, seeded_inputs
+from edgesmith.exporters.verification import check as verification
+from edgesmith.exporters.verification.check import AcceptanceCriteria, Evidence, measure_noise
+from edgesmith.exporters.verification.divergence import captured_names, first_divergence, values
+from edgesmith.exporters.verify import verify_artifact
 from edgesmith.kernels import lif
 from edgesmith.kernels.op import all_ops
 
@@ -40,7 +45,7 @@ def test_measure_of_equal_outputs_has_no_noise() -> None:
     figures = measure(SCORES, SCORES, 1e-5)
     assert (figures.max_abs_error, figures.relative_error, figures.snr_db) == (0, 0, None)
     assert (figures.agreeing, figures.decided, figures.ties) == (8, 8, 0)
-    assert judge(figures, THRESHOLDS["fp32"]) is None
+    assert judge(figures, FP32.limits()) is None
 
 
 def test_measure_gives_error_and_snr_by_their_definitions() -> None:
@@ -53,7 +58,7 @@ def test_measure_gives_error_and_snr_by_their_definitions() -> None:
 
 @pytest.mark.parametrize(("error", "passes"), [(1e-6, True), (1e-4, False)])
 def test_judge_of_fp32(error: float, passes: bool) -> None:
-    assert (judge(measure(SCORES, shifted(error), 1e-5), THRESHOLDS["fp32"]) is None) is passes
+    assert (judge(measure(SCORES, shifted(error), 1e-5), FP32.limits()) is None) is passes
 
 
 def test_judge_names_the_figure_that_fails() -> None:
@@ -114,7 +119,9 @@ def test_a_wrong_rewrite_stops_the_export_and_is_located(
 
     rules = (*order.all_rewrites(), Break(aten.gelu.default, aten.relu.default))
     monkeypatch.setattr(order, "all_rewrites", lambda streaming: rules)
-    with pytest.raises(VerificationFailed, match=r"eager -> rewritten: .* part first at network.0.0.local_perception"):
+    with pytest.raises(
+        VerificationFailed, match=r"eager -> rewritten: .* diverge first at network.0.0.local_perception"
+    ):
         edgesmith.export(small, "onnx", inputs=torch.randn(1, 3, 32, 32), out=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -129,7 +136,7 @@ def test_a_wrong_lowering_stops_the_export_and_is_located(
         return right(qkv, *weights[4:8], *weights[:4], *weights[8:], **flags)  # the gates of q and k exchanged
 
     monkeypatch.setitem(op.lowerings, "onnx", wrong)  # type: ignore[arg-type]
-    place = r"eager -> file: .* part first at network.0.0.attn \(edgesmith.additive_attention"
+    place = r"eager -> file: .* diverge first at network.0.0.attn \(edgesmith.additive_attention"
     with pytest.raises(VerificationFailed, match=place):
         edgesmith.export(small, "onnx", inputs=torch.randn(1, 3, 32, 32), out=tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -137,9 +144,9 @@ def test_a_wrong_lowering_stops_the_export_and_is_located(
 
 def test_first_divergence_is_none_between_equal_programs(small_program: Program) -> None:
     given = seeded_inputs(small_program.inputs)[0]
-    found = verify.values(small_program.module, given)
-    names = verify.captured_names(small_program)
-    assert verify.first_divergence(small_program, found, names, given, 1e-5) is None
+    found = values(small_program.module, given)
+    names = captured_names(small_program)
+    assert first_divergence(small_program, found, names, given, 1e-5) is None
 
 
 def test_verify_reports_an_altered_file(export_small: Callable[..., Artifact]) -> None:
@@ -163,8 +170,7 @@ def test_verify_fails_on_wrong_numbers_even_when_the_manifest_agrees(export_smal
     weight = next(w for w in model.graph.initializer if w.name.endswith("fc1.weight"))
     weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * 1.01, weight.name))
     artifact.file.write_bytes(model.SerializeToString())
-    manifest = {key: value for key, value in artifact.manifest.items() if key not in ("schema", "files")}
-    artifacts.write_manifest(artifact.path, manifest)
+    artifacts.write_manifest(artifact.path, artifact.manifest)
     with pytest.raises(VerificationFailed, match=r"error .* of the peak, allowed"):
         edgesmith.verify(artifact.path)
 
@@ -173,17 +179,17 @@ def test_a_wrong_small_output_beside_a_large_one_does_not_pass() -> None:
     reference = [[1e6 * y, y] for (y,) in SCORES]
     figures = measure(reference, [[1e6 * y, y + 0.1] for (y,) in SCORES], 1e-5)
     assert figures.relative_error > 0.02
-    assert judge(figures, THRESHOLDS["fp32"]) is not None
-    assert judge(measure(reference, reference, 1e-5), THRESHOLDS["fp32"]) is None
+    assert judge(figures, FP32.limits()) is not None
+    assert judge(measure(reference, reference, 1e-5), FP32.limits()) is None
 
 
 def test_equal_infinities_pass_and_others_do_not() -> None:
     masked = [[np.array([[1.0, -np.inf, 2.0]])]]
-    assert judge(measure(masked, masked, 1e-5), THRESHOLDS["fp32"]) is None
+    assert judge(measure(masked, masked, 1e-5), FP32.limits()) is None
     assert measure(masked, masked, 1e-5).finite == pytest.approx(2 / 3)
-    assert judge(measure(masked, [[np.array([[1.0, np.inf, 2.0]])]], 1e-5), THRESHOLDS["fp32"]) is not None
+    assert judge(measure(masked, [[np.array([[1.0, np.inf, 2.0]])]], 1e-5), FP32.limits()) is not None
     nothing = [[np.array([np.nan])]]
-    assert "not finite on any" in str(judge(measure(nothing, nothing, 1e-5), THRESHOLDS["fp32"]))
+    assert "not finite on any" in str(judge(measure(nothing, nothing, 1e-5), FP32.limits()))
 
 
 def test_integer_inputs_are_drawn_and_described() -> None:
@@ -192,7 +198,7 @@ def test_integer_inputs_are_drawn_and_described() -> None:
     assert torch.equal(drawn[0], example)
     assert len({tuple(x.flatten().tolist()) for x in drawn}) > 4
     assert all(int(x.min()) >= 3 and int(x.max()) <= 9 for x in drawn)
-    assert verify.describe_inputs([example, torch.zeros(2)]) == [
+    assert describe_inputs([example, torch.zeros(2)]) == [
         "the example, then integers from 3 to 9",
         "standard normal",
     ]
@@ -218,27 +224,27 @@ def test_a_module_with_integer_inputs_is_exported_and_verified_again(tmp_path: P
 # noise and spikes
 
 
-def outputs_of(rows: int, seed: int = 0) -> verify.Outputs:
+def outputs_of(rows: int, seed: int = 0) -> Outputs:
     return [[row[None]] for row in np.random.default_rng(seed).standard_normal((rows, 5)).astype(np.float32)]
 
 
-def check(outputs: verify.Outputs, spikes: bool = False, noise: float | None = None) -> dict[str, object]:
-    rule = Rule("fp32", spikes, lambda: noise)
-    return pipeline._check("eager -> file", outputs_of(8), outputs, rule, lambda: None)
+def check(outputs: Outputs, spikes: bool = False, noise: float | None = None) -> dict[str, object]:
+    criteria = AcceptanceCriteria(FP32, spikes, lambda: noise)
+    return verification.check("eager -> file", outputs_of(8), outputs, criteria)
 
 
-def flipped(count: int) -> verify.Outputs:
+def flipped(count: int) -> Outputs:
     """The outputs with a visible difference on the first `count` inputs."""
     return [[ys[0] + (0.02 if i < count else 0)] for i, ys in enumerate(outputs_of(8))]
 
 
 def test_noise_raises_the_threshold_to_four_times_itself_and_no_further_than_its_limit() -> None:
-    fp32 = verify.THRESHOLDS["fp32"]
-    assert verify.above_noise(fp32, 1e-7) == fp32
-    assert verify.above_noise(fp32, 2e-5) == verify.Thresholds(8e-5, pytest.approx(81.94, abs=0.01))
-    assert verify.above_noise(fp32, 1e-2).relative_error == verify.LARGEST_NOISE
-    fp16 = verify.THRESHOLDS["fp16"]
-    assert verify.above_noise(fp16, 1.0) == fp16
+    fp32 = FP32.limits()
+    assert above_noise(fp32, 1e-7) == fp32
+    assert above_noise(fp32, 2e-5) == Thresholds(8e-5, pytest.approx(81.94, abs=0.01))
+    assert above_noise(fp32, 1e-2).relative_error == LARGEST_NOISE
+    fp16 = FP16.limits()
+    assert above_noise(fp16, 1.0) == fp16
 
 
 def test_an_error_within_a_models_own_noise_passes_and_says_so() -> None:
@@ -259,10 +265,10 @@ def test_noise_is_the_distance_from_float64() -> None:
 
     given = [[torch.randn(1, 4)] for _ in range(3)]
     reference = [[(x + 3000 - 3000).numpy()] for (x,) in given]
-    noise = pipeline._noise(Cancels(), given, reference)
+    noise = measure_noise(Cancels(), Evidence(given, reference))
     assert noise is not None
     assert 1e-5 < noise < 1e-3
-    assert pipeline._noise(nn.Identity(), given, [[x.numpy()] for (x,) in given]) == 0
+    assert measure_noise(nn.Identity(), Evidence(given, [[x.numpy()] for (x,) in given])) == 0
 
 
 def test_spikes_may_differ_on_fewer_than_half_of_the_inputs() -> None:
@@ -290,9 +296,9 @@ def test_a_wrong_neuron_is_no_matter_of_rounding(
 
 
 def test_at_least_half_of_each_batch_size_must_agree_spike_for_spike() -> None:
-    reference: verify.Outputs = [[np.ones((1 + i % 2, 5), np.float32)] for i in range(8)]
-    assert verify.is_half([0, 2, 1, 3], reference)
-    assert not verify.is_half([0, 2, 4, 6, 1], reference)
+    reference: Outputs = [[np.ones((1 + i % 2, 5), np.float32)] for i in range(8)]
+    assert cover_half([0, 2, 1, 3], reference)
+    assert not cover_half([0, 2, 4, 6, 1], reference)
 
 
 # files that miss their thresholds
@@ -314,19 +320,19 @@ class Spikes(nn.Module):
 def test_an_inaccurate_file_is_published_on_demand_and_never_passes(
     target: str, tmp_path: Path, edgesmith: Run
 ) -> None:
-    if targets.missing_packages(targets.get(target)):
+    if targets.get(target).missing_packages():
         pytest.skip(f"{target} is not installed")
     options = {"inputs": torch.randn(1, 16, 20), "precision": "fp16", "out": tmp_path}
     with pytest.raises(VerificationFailed, match=r"eager -> file: error 0\.\d+ of the peak, allowed 0.02") as refused:
-        pipeline.export(Spikes(), target, **options)  # type: ignore[arg-type]
+        export(Spikes(), target, **options)  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
-    artifact = pipeline.export(Spikes(), target, allow_inaccurate=True, **options)  # type: ignore[arg-type]
+    artifact = export(Spikes(), target, allow_inaccurate=True, **options)  # type: ignore[arg-type]
     verification = artifact.manifest["verification"]
     assert verification["missed"] == [str(refused.value)]
     assert verification["steps"][-1]["missed"] in str(refused.value)
     assert verification["steps"][-1]["relative_error"] > 0.02
     with pytest.raises(VerificationFailed, match="eager -> file: error") as failed:
-        pipeline.verify_artifact(artifact.path)
+        verify_artifact(artifact.path)
     assert failed.value.steps[-1]["relative_error"] == verification["steps"][-1]["relative_error"]
     shown = edgesmith("verify", str(artifact.path))
     assert shown.returncode == VerificationFailed.exit_code
@@ -339,31 +345,31 @@ def test_an_inaccurate_file_is_published_on_demand_and_never_passes(
 
 
 def test_no_kit_is_written_of_what_its_board_would_refuse(tmp_path: Path) -> None:
-    if targets.missing_packages(targets.get("tensorrt")):
+    if targets.get("tensorrt").missing_packages():
         pytest.skip("tensorrt is not installed")
     options = {"inputs": torch.randn(1, 16, 20), "precision": "fp16", "out": tmp_path, "device": "jetson-orin-nano"}
     with pytest.raises(VerificationFailed, match="a board refuses what it builds of that, so no kit is written"):
-        pipeline.export(Spikes(), "tensorrt", allow_inaccurate=True, **options)  # type: ignore[arg-type]
+        export(Spikes(), "tensorrt", allow_inaccurate=True, **options)  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_accurate_file_does_not_say_that_it_was_allowed(small: nn.Module, tmp_path: Path) -> None:
     options = {"inputs": torch.randn(1, 3, 32, 32), "name": "small"}
     usual, allowed = (
-        pipeline.export(small, "onnx", allow_inaccurate=flag, out=tmp_path / str(flag), **options)  # type: ignore[arg-type]
+        export(small, "onnx", allow_inaccurate=flag, out=tmp_path / str(flag), **options)  # type: ignore[arg-type]
         for flag in (False, True)
     )
     assert allowed.manifest == usual.manifest
     assert "missed" not in allowed.manifest["verification"]
 
 
-def test_what_parts_before_it_is_lowered_is_refused_even_so(
+def test_what_diverges_before_it_is_lowered_is_refused_even_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: nn.Module
 ) -> None:
     """Inaccuracy is a file's: a rewrite that changes numbers is a bug."""
-    monkeypatch.setattr(pipeline, "run", lambda program, x: tuple(1.01 * y for y in run(program, x)))
+    monkeypatch.setattr(verification, "run", lambda program, x: tuple(1.01 * y for y in run(program, x)))
     with pytest.raises(VerificationFailed, match="eager -> captured"):
-        pipeline.export(small, "onnx", inputs=torch.randn(1, 3, 32, 32), allow_inaccurate=True, out=tmp_path)
+        export(small, "onnx", inputs=torch.randn(1, 3, 32, 32), allow_inaccurate=True, out=tmp_path)
 
 
 def test_the_command_line_says_loudly_that_a_file_is_inaccurate(edgesmith: Run) -> None:

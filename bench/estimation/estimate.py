@@ -1,4 +1,4 @@
-"""What a call of an artifact may take on a device that is not here: an estimate, and never a measurement.
+"""Estimates of the time that a call of an artifact takes on a device that is not here. They are no measurements.
 
 The time is the roofline's (roofline.py) with the device's own figures (profiles/) and coefficients fitted on published
 latencies (fit.py; data/estimates.json). With it goes how far such estimates were off on published rows that they were
@@ -36,7 +36,7 @@ FEW_ROWS = 5
 """A device with fewer rows counts as one that nobody measured."""
 
 HOST = "host"
-"""What `edgesmith devices` calls this machine; it has no profile."""
+"""The name of this machine in `edgesmith devices`; it has no profile."""
 
 MOST = 1e18
 """No figure of an estimate is larger, whatever its unit."""
@@ -74,7 +74,7 @@ NOMINAL_TFLOPS = 20.0
 
 @dataclass(frozen=True)
 class LeftOut:
-    """How far estimates were off on published rows that they were not fitted on.
+    """The error of estimates on published rows that they were not fitted on.
 
     Attributes:
         what: what was left out of the fit together with a row.
@@ -127,7 +127,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a call of an artifact may take on a device. Milliseconds, of one call with the artifact's own batch.
+    """The time of one call of an artifact, with its own batch, on a device. Milliseconds.
 
     Attributes:
         model, precision, sha256: the artifact's.
@@ -334,7 +334,7 @@ def read(path: Path) -> Estimate:
 
 
 def is_estimate(content: Any) -> bool:
-    """Whether JSON says that it is an estimate, of whichever version."""
+    """Return whether JSON says that it is an estimate, of whichever version."""
     return isinstance(content, dict) and str(content.get("schema", "")).startswith(SCHEMA.rpartition(".")[0] + ".")
 
 
@@ -354,7 +354,7 @@ def _numbers(content: Any) -> Iterator[float]:
 
 
 def _notes(profile: DeviceProfile, kind: Kind, fitted: Mapping[str, Any], total: float, measured: bool) -> list[str]:
-    """What sets this estimate apart from those whose errors are known."""
+    """List the reasons for which this estimate may be worse than those whose errors are known."""
     notes = []
     if not measured:
         rows = fitted["rows"].get(profile.name, 0)
@@ -381,7 +381,7 @@ def profile_of(device: str) -> DeviceProfile:
 
 
 def kind_of(profile: DeviceProfile) -> Kind:
-    """What is fitted for a device. Raises Unsupported where nothing is."""
+    """Return the kind of rows that a device is fitted with. Raises Unsupported where there are none."""
     if profile.fit is None:
         raise Unsupported(
             f"no estimate for {profile.title}: no latencies of such a device are published here to fit one on;"
@@ -400,13 +400,13 @@ def rates_of(profile: DeviceProfile, kind: Kind, factor: float = 1.0) -> Rates:
 
 
 def operator_of(work: Any) -> Operator:
-    """What of an operator's work counts."""
+    """Return the part of an operator's work that a roofline counts."""
     return Operator(work.kind, work.fused, work.macs, work.weight_bytes, work.read_bytes + work.written_bytes)
 
 
 @cache
 def coefficients(fit: str) -> dict[str, Any]:
-    """What was fitted: `coefficients`, `factors` and `rows` by device, `range_ms`, `left_out`."""
+    """Return the result of a fit: `coefficients`, `factors` and `rows` by device, `range_ms`, `left_out`."""
     found: dict[str, Any] = json.loads(COEFFICIENTS.read_text(encoding="utf-8"))["fits"][fit]
     for one in found["left_out"].values():
         one["logs"] = tuple(one["logs"])

@@ -1,4 +1,4 @@
-"""How far estimates are off on published latencies that they were not fitted on, and the coefficients that ship.
+"""The errors of estimates on published latencies that they were not fitted on, and the coefficients that ship.
 
 For each kind of device: every row's estimate from a fit without the row's family of models, on all devices and in all
 papers (a model has a row in several); the median of |estimate / published - 1|, and Spearman's rank correlation. The
@@ -23,7 +23,7 @@ from edgesmith.bench.estimation.fit import Case, cases_of, fit, left_out
 from edgesmith.bench.estimation.rows import FELL_BACK, read_rows
 
 BARS = {"iphone": (0.25, 0.9)}
-"""What is asked of a kind: median error at most, rank correlation at least."""
+"""The demands on a kind: median error at most, rank correlation at least."""
 
 DIGITS = 5
 
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def describe(cases: Sequence[Case], estimates: Sequence[float], what: str) -> LeftOut:
-    """How far the estimates are off."""
+    """Describe the errors of estimates."""
     published = [case.row.latency_ms for case in cases]
     ratios = [estimate / row for estimate, row in zip(estimates, published, strict=True)]
     return LeftOut(
@@ -76,7 +76,7 @@ def rank_correlation(xs: Sequence[float], ys: Sequence[float]) -> float:
 
 
 def coefficients(cases: Sequence[Case], without_family: LeftOut, without_device: LeftOut) -> dict[str, Any]:
-    """What ships of a kind, as estimate.py reads it."""
+    """Return the coefficients of a kind that ship, as estimate.py reads them."""
     found = fit(cases)
     profiles: dict[str, list[float]] = {}
     for case in cases:  # devices with one profile: their rows' mean

@@ -2,7 +2,7 @@
 
 For every row of data/published.csv that is fitted on or held against the fit (rows.py), its model is built without
 weights, captured and rewritten as an export does, lowered in half precision to what such a device runs (Core ML for
-phones of Apple, ONNX for the rest), and its file counted by `exporters.work`. Equal operators are one entry:
+phones of Apple, ONNX for the rest), and its file counted by work.py. Equal operators are one entry:
 
     [kind, fused, macs, weight bytes, read bytes, written bytes, times]
 
@@ -19,17 +19,24 @@ import json
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from edgesmith.bench.estimation.rows import FELL_BACK, FORMATS, Row, read_rows
+import torch
+from torch import nn
+
+from edgesmith.bench.estimation.rows import FELL_BACK, FORMATS, file_of, key, read_rows
+from edgesmith.bench.estimation.work import read_work
 from edgesmith.errors import Unsupported
+from edgesmith.exporters import targets
+from edgesmith.exporters.graph.capture import capture
+from edgesmith.exporters.precision import table as precisions
+from edgesmith.exporters.precision.half import half
+from edgesmith.exporters.rewrites.order import rewrite
+from edgesmith.exporters.targets.target import Request
 
-if TYPE_CHECKING:
-    from torch import nn
-
-DATA = Path(__file__).parent / "data"
 BACKBONE = 512
 """Height and width of what backbones of detectors read."""
 
@@ -39,32 +46,26 @@ def main() -> None:
     rows = [row for why_not in ("", FELL_BACK) for row in read_rows() if row.why_not == why_not]
     wanted = list(dict.fromkeys((FORMATS[row.fit], key(row)) for row in rows if row.model_of_timm and row.size))
     for target in sys.argv[1:] or sorted(set(FORMATS.values())):
-        path = file_of(target)
-        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        names = [name for of, name in wanted if of == target]
-        known = {name: known[name] for name in names if name in known}
-        for name in names:
-            if name in known:
-                continue
-            try:
-                known[name] = count(name, target)
-            except Exception as error:
-                # One model must not cost the others; it is said here, and its rows are not used.
-                print(f"{name}, {target}: {type(error).__name__}: {next(iter(str(error).splitlines()), '')[:150]}")
-                continue
-            print(f"{name}, {target}: {known[name]['macs'] / 1e6:.0f} M multiply-accumulates", flush=True)
-            write(path, known)
+        add_missing(target, [name for of, name in wanted if of == target])
+
+
+def add_missing(target: str, names: Sequence[str]) -> None:
+    """Count the models that a target's file lacks, and leave out those that are no longer wanted."""
+    path = file_of(target)
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    known = {name: before[name] for name in names if name in before}
+    for name in names:
+        if name in known:
+            continue
+        try:
+            known[name] = count(name, target)
+        except Exception as error:
+            # One model must not cost the others; it is said here, and its rows are not used.
+            print(f"{name}, {target}: {type(error).__name__}: {next(iter(str(error).splitlines()), '')[:150]}")
+            continue
+        print(f"{name}, {target}: {known[name]['macs'] / 1e6:.0f} M multiply-accumulates", flush=True)
         write(path, known)
-
-
-def file_of(target: str) -> Path:
-    """Where the counts of what is lowered to a target are kept."""
-    return DATA / f"features-{target}.json"
-
-
-def key(row: Row) -> str:
-    """A model as features know it: its name in timm or torchvision, and what it reads."""
-    return f"{row.model_of_timm}@{row.size}{' backbone' if row.backbone else ''}"
+    write(path, known)
 
 
 def write(path: Path, known: dict[str, Any]) -> None:
@@ -74,14 +75,7 @@ def write(path: Path, known: dict[str, Any]) -> None:
 
 
 def count(name: str, target: str) -> dict[str, Any]:
-    """Parameters, multiply-accumulates and operators of a model, such as `resnet18@224`, lowered to a target."""
-    import torch
-
-    from edgesmith.bench.estimation.work import read_work
-    from edgesmith.exporters import targets
-    from edgesmith.exporters.graph.capture import capture
-    from edgesmith.exporters.rewrites.order import rewrite
-
+    """Return parameters, multiply-accumulates and operators of a model, such as `resnet18@224`, lowered to a target."""
     plain, _, reads = name.partition("@")
     size = int(reads.split()[0])
     module = build(plain, size, reads.endswith("backbone"))
@@ -92,10 +86,11 @@ def count(name: str, target: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"model{backend.suffix}"
         try:
-            backend.lower(program, file, targets.Request(name="model", precision="fp16"))
+            typed = half(program, {}, torch.float16) if backend.types_programs else program
+            backend.lower(typed, file, Request("model", precisions.FP16))
             wider = 1
         except Unsupported:  # code that sets types itself: the same operators, of twice the bytes
-            backend.lower(program, file, targets.Request(name="model", precision="fp32"))
+            backend.lower(program, file, Request("model", precisions.FP32))
             wider = 2
         work = read_work(file)
     alike = Counter(
@@ -107,8 +102,6 @@ def count(name: str, target: str) -> dict[str, Any]:
 
 def build(name: str, size: int, backbone: bool) -> nn.Module:
     """A model of timm's or torchvision's without weights, branches merged as its authors deploy it."""
-    import torch
-
     _import_torchvision()
     torch.manual_seed(0)
     if name.startswith(TORCHVISION):
@@ -130,7 +123,7 @@ def build(name: str, size: int, backbone: bool) -> nn.Module:
 
 
 TORCHVISION = "torchvision."
-"""What the names of torchvision's models begin with in data/models.toml."""
+"""The beginning of names of torchvision's models in data/models.toml."""
 
 _HEADLESS = {"googlenet": {"aux_logits": False, "init_weights": False}}
 """Without the heads that only training has."""
@@ -186,8 +179,6 @@ def _import_torchvision() -> None:
 
     Two of them have to be declared all the same. No model here calls one.
     """
-    import torch
-
     try:
         importlib.import_module("torchvision")
     except RuntimeError:

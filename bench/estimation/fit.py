@@ -23,9 +23,8 @@ from typing import Any
 import numpy as np
 
 from edgesmith.bench.estimation.estimate import KINDS, rates_of
-from edgesmith.bench.estimation.features import file_of, key
 from edgesmith.bench.estimation.roofline import GROUPS, PRODUCTS, Coefficients, Operator, Rates, predict, terms
-from edgesmith.bench.estimation.rows import FORMATS, Row, read_rows
+from edgesmith.bench.estimation.rows import FORMATS, Row, file_of, key, read_rows
 from edgesmith.profiles.device import get as get_device
 
 ROUNDS = 8
@@ -47,7 +46,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Fit:
-    """What was fitted: coefficients, and each device's factor by the name that the rows have for it."""
+    """The result of a fit: coefficients, and each device's factor by the name that the rows have for it."""
 
     coefficients: Coefficients
     factors: Mapping[str, float]

@@ -40,7 +40,7 @@ PRODUCTS = ("conv", "pointwise", "depthwise", "grouped", "linear", "matmul")
 
 @dataclass(frozen=True)
 class Operator:
-    """What of an operator counts; `times` equal ones at once."""
+    """The part of an operator's work that counts; `times` equal ones at once."""
 
     kind: str
     fused: bool
@@ -83,7 +83,7 @@ def predict(operators: Sequence[Operator], rates: Rates, found: Coefficients) ->
 
 
 def terms(operators: Sequence[Operator], rates: Rates, found: Coefficients | None) -> dict[str, float]:
-    """What each coefficient is multiplied with in `predict`, for operators that are on the side where `found` has them.
+    """Return the factor of each coefficient in `predict`, for operators that are on the side where `found` has them.
 
     Without `found`, both sides count: a sum, which a first fit starts from.
     """

@@ -16,7 +16,7 @@ from pathlib import Path
 DATA = Path(__file__).parent / "data"
 
 FORMATS: Mapping[str, str] = {"iphone": "coreml", "snapdragon": "onnx", "jetson": "onnx", "raspberry": "onnx"}
-"""What the devices of a fit run."""
+"""The target of the devices of a fit."""
 
 FELL_BACK = "other figures of its model or paper say that part of it fell back to the CPU"
 
@@ -83,7 +83,7 @@ def read_rows() -> tuple[Row, ...]:
 
 
 def _why_not(row: Row) -> str:
-    """Why a row is not fitted on."""
+    """Return the reason for which a row is not fitted on."""
     if not row.model_of_timm:
         return "its model cannot be built here"
     if not row.size:
@@ -130,3 +130,13 @@ _PROFILES = {
     "Raspberry Pi 4": "rpi4",
     "Raspberry Pi 5": "rpi5",
 }
+
+
+def file_of(target: str) -> Path:
+    """Return the file of the counts for a target."""
+    return DATA / f"features-{target}.json"
+
+
+def key(row: Row) -> str:
+    """A model as features know it: its name in timm or torchvision, and what it reads."""
+    return f"{row.model_of_timm}@{row.size}{' backbone' if row.backbone else ''}"

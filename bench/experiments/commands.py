@@ -1,6 +1,6 @@
-"""How long the command line takes, as whole processes: median of five, after one to warm the disk cache.
+"""The time that the command line takes: whole processes in turn, after one round for the disk cache.
 
-python -m edgesmith.bench.experiments.commands
+python -m edgesmith.bench.experiments.commands [rounds]
 """
 
 from __future__ import annotations
@@ -9,35 +9,36 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from time import perf_counter_ns
+from functools import partial
+
+from edgesmith.bench.experiments.command import Table, read_arguments
+from edgesmith.bench.experiments.interleave import interleaved
 
 COMMANDS = (
     ("--help",),
     ("models",),
+    ("export", "--model", "casvit_xs", "--target", "onnx", "--batch", "0"),  # refused
     ("export", "--model", "casvit_xs", "--target", "onnx"),
     ("export", "--model", "casvit_xs", "--target", "coreml"),
 )
-RUNS = 5
 
 
-def measure(arguments: tuple[str, ...], runs: int = RUNS) -> list[float]:
-    """Seconds of each of `runs` runs. Raises CalledProcessError when one fails."""
-    samples = []
-    with tempfile.TemporaryDirectory() as folder:
-        for _ in range(runs + 1):
-            start = perf_counter_ns()
-            command = [sys.executable, "-m", "edgesmith", *arguments]
-            subprocess.run(command, cwd=folder, check=True, capture_output=True)  # noqa: S603 - our own commands
-            samples.append((perf_counter_ns() - start) / 1e9)
-    return samples[1:]
+def run(words: tuple[str, ...], folder: str) -> None:
+    """Run one command in a folder."""
+    command = [sys.executable, "-m", "edgesmith", *words]
+    subprocess.run(command, cwd=folder, check=False, capture_output=True)  # noqa: S603 - our own commands
 
 
 def main() -> None:
     """Print one line for each command."""
-    for arguments in COMMANDS:
-        samples = measure(arguments)
-        low, middle, high = min(samples), statistics.median(samples), max(samples)
-        print(f"edgesmith {' '.join(arguments):<48} {middle:6.2f} s   ({low:.2f} to {high:.2f})", flush=True)
+    rounds = read_arguments(__doc__, rounds=5).rounds
+    with tempfile.TemporaryDirectory() as folder:
+        calls = {" ".join(words): partial(run, words, folder) for words in COMMANDS}
+        samples = interleaved(calls, rounds, warm_up=1)
+    table = Table(("edgesmith", 52), "median s", " least", "  most")
+    for name, times in samples.items():
+        seconds = [ms / 1e3 for ms in times]
+        table.add(name, statistics.median(seconds), min(seconds), max(seconds))
 
 
 if __name__ == "__main__":

@@ -1,21 +1,30 @@
-"""How fast are the forms of Fourier transforms and filters on ONNX Runtime's CPU? Behind the costs in targets/onnx.py.
+"""The speed of the forms of Fourier transforms and filters on ONNX Runtime's CPU. Behind the costs in targets/onnx.py.
 
 Every form of a transform runs in one process, in turn, one thread; beside each its estimate. A line ends with the form
-that was fastest and the one that the cost model takes. `rates` measures what the model is made of: a large matrix
-product, a number-by-number pass, and a depthwise convolution with a kernel as large as its map.
+that was fastest and the one that the cost model takes. `rates` measures what the model is made of: a large matmul,
+an elementwise pass, and a depthwise convolution with a kernel as large as its map.
 
     python -m edgesmith.bench.experiments.dft [rounds]
 """
 
 from __future__ import annotations
 
-import statistics
-import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from time import perf_counter_ns
-from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgesmith.bench.experiments.command import read_arguments
+from edgesmith.bench.experiments.forms import COSTS, call_of, program_of
+from edgesmith.bench.experiments.interleave import interleaved, median_us
+from edgesmith.exporters.rewrites import fourier
+from edgesmith.exporters.rewrites.dft import dft
+from edgesmith.exporters.rewrites.fold_constants import fold_constants
+from edgesmith.exporters.rewrites.fold_filters import FORMS, fold_filters
+from edgesmith.exporters.rewrites.order import rewrite
+from edgesmith.exporters.rewrites.rewrite import Rewrite, RewriteReport
 
 TRANSFORMS: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...] = (
     ("rfftn", (1, 64, 8, 8), (2, 3)),
@@ -42,138 +51,113 @@ FILTERS: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = (
 )
 """Input shape and axes of constant filters, a coefficient for each channel; GFNet's is the fourth."""
 
-BATCH_OF_RUNS = 8
+BATCH = 8
+"""Inferences of a form in a row, whose mean is a sample."""
 
 
-def measure(sessions: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median microseconds of each, run in turn."""
-    samples: dict[str, list[float]] = {name: [] for name in sessions}
-    for _ in range(rounds):
-        for name, run in sessions.items():
-            start = perf_counter_ns()
-            for _ in range(BATCH_OF_RUNS):
-                run()
-            samples[name].append((perf_counter_ns() - start) / 1e3 / BATCH_OF_RUNS)
-    return {name: statistics.median(values) for name, values in samples.items()}
+class Pass(nn.Module):
+    """Eight passes over numbers that no runtime joins."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(8):
+            x = (x * 1.5).transpose(0, 1)
+        return x
 
 
-def session(model: Any, x: Any, rewrites: tuple[Any, ...] = ()) -> tuple[Callable[[], Any], Any]:
-    """A run of the model in ONNX Runtime, and the reports of its rewrites."""
-    import onnxruntime
+class Transform(nn.Module):
+    """A transform of torch.fft over some axes."""
 
-    from edgesmith.exporters.graph.capture import capture
-    from edgesmith.exporters.rewrites.fold_constants import fold_constants
-    from edgesmith.exporters.rewrites.order import rewrite
-    from edgesmith.exporters.targets import Request, onnx
+    def __init__(self, name: str, axes: tuple[int, ...]) -> None:
+        super().__init__()
+        self.transform, self.axes = vars(torch.fft)[name], axes
 
-    program, reports = rewrite(capture(model.eval(), (x,), ("x",)), onnx.costs, (fold_constants, *rewrites))
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.transform(x, dim=self.axes)
+        return y.real, y.imag
+
+
+class Filter(nn.Module):
+    """A filter with a coefficient for each channel and frequency."""
+
+    def __init__(self, shape: tuple[int, ...], axes: tuple[int, ...]) -> None:
+        super().__init__()
+        bins = [*shape[1:]]
+        bins[axes[-1] - 1] = bins[axes[-1] - 1] // 2 + 1
+        self.weight, self.axes = nn.Parameter(torch.randn(*bins, 2)), axes
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = [x.shape[i] for i in self.axes]
+        y = torch.fft.rfftn(x, dim=self.axes, norm="ortho") * torch.view_as_complex(self.weight)
+        z: Tensor = torch.fft.irfftn(y, s=size, dim=self.axes, norm="ortho")
+        return z
+
+
+def prepare(
+    model: nn.Module, x: Tensor, rewrites: Sequence[Rewrite] = ()
+) -> tuple[Callable[[], object], list[RewriteReport]]:
+    """Return a call of a model in ONNX Runtime, and the reports of its rewrites."""
+    program, reports = rewrite(program_of(model, x), COSTS, (fold_constants, *rewrites))
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        onnx.lower(program, path, Request("model", "fp32"))
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.log_severity_level = 3
-        runtime = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
-    feeds = {"x": x.numpy()}
-    return lambda: runtime.run(None, feeds), reports[1:]
+        return call_of(program, Path(folder) / "model.onnx"), reports[1:]
+
+
+def measure(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Return the median microseconds of each, run in turn."""
+    return median_us(interleaved(calls, rounds, batch=BATCH))
 
 
 def rates(rounds: int) -> None:
-    """Print what the cost model is made of."""
-    import torch
-    from torch import nn
-
-    class Pass(nn.Module):
-        def forward(self, x: Any) -> Any:
-            for _ in range(8):
-                x = (x * 1.5).transpose(0, 1)
-            return x
-
+    """Print the rates that the cost model is made of."""
     size, channels, side = 1024, 64, 14
-    product, _ = session(nn.Linear(size, size, bias=False), torch.randn(size, size))
-    passing, _ = session(Pass(), torch.randn(size, size))
     depthwise = nn.Conv2d(channels, channels, side, groups=channels, bias=False)
-    convolution, _ = session(depthwise, torch.randn(1, channels, 2 * side - 1, 2 * side - 1))
-    us = measure({"product": product, "pass": passing, "convolution": convolution}, rounds)
-    print(f"matrix product       {size**3 / us['product'] / 1e3:6.1f} GMAC/s")
+    calls = {
+        "matmul": prepare(nn.Linear(size, size, bias=False), torch.randn(size, size))[0],
+        "pass": prepare(Pass(), torch.randn(size, size))[0],
+        "convolution": prepare(depthwise, torch.randn(1, channels, 2 * side - 1, 2 * side - 1))[0],
+    }
+    us = measure(calls, rounds)
+    print(f"matmul               {size**3 / us['matmul'] / 1e3:6.1f} GMAC/s")
     print(f"passes over numbers  {16 * 8 * size**2 / us['pass'] / 1e3:6.1f} GB/s, read and written")
     print(f"depthwise, {side} x {side}   {channels * side**4 / us['convolution'] / 1e3:6.1f} GMAC/s")
 
 
 def transforms(rounds: int) -> None:
     """Print one line for each transform."""
-    import torch
-    from torch import Tensor, nn
-
-    from edgesmith.exporters.rewrites import fourier
-    from edgesmith.exporters.rewrites.dft import dft
-    from edgesmith.exporters.targets import onnx
-
-    class Transform(nn.Module):
-        def __init__(self, name: str, axes: tuple[int, ...]) -> None:
-            super().__init__()
-            self.name, self.axes = name, axes
-
-        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-            y = getattr(torch.fft, self.name)(x, dim=self.axes)
-            return y.real, y.imag
-
     print("\ntransform         shape                axes      form: measured us, estimated us")
     for name, shape, over in TRANSFORMS:
         last = over[-1]
         axes = [
             fourier.Axis(i, shape[i], shape[i] // 2 + 1 if i == last else shape[i], shape[i], -1, 1.0) for i in over
         ]
-        found = fourier.plan(axes, shape, True, False, onnx.costs)
+        found = fourier.plan(axes, shape, True, False, COSTS)
         estimates = {plan.form.split()[0]: plan.price.us for plan in (found, *found.others)}
         model, x = Transform(name, over), torch.randn(shape)
-        us = measure({form: session(model, x, (dft.with_options(form=form),))[0] for form in estimates}, rounds)
+        us = measure({form: prepare(model, x, (dft.with_options(form=form),))[0] for form in estimates}, rounds)
         _line(f"{name:16}  {shape!s:20} {over!s:8}", us, estimates, found.form.split()[0])
 
 
 def filters(rounds: int) -> None:
     """Print one line for each filter."""
-    import torch
-    from torch import Tensor, nn
-
-    from edgesmith.exporters.rewrites.dft import dft
-    from edgesmith.exporters.rewrites.fold_filters import FORMS, fold_filters
-
-    class Filter(nn.Module):
-        def __init__(self, shape: tuple[int, ...], axes: tuple[int, ...]) -> None:
-            super().__init__()
-            bins = [*shape[1:]]
-            bins[axes[-1] - 1] = bins[axes[-1] - 1] // 2 + 1
-            self.weight, self.axes = nn.Parameter(torch.randn(*bins, 2)), axes
-
-        def forward(self, x: Tensor) -> Tensor:
-            size = [x.shape[i] for i in self.axes]
-            y = torch.fft.rfftn(x, dim=self.axes, norm="ortho") * torch.view_as_complex(self.weight)
-            z: Tensor = torch.fft.irfftn(y, s=size, dim=self.axes, norm="ortho")
-            return z
-
     print("\nfilter            shape                axes      form: measured us")
     for shape, over in FILTERS:
         model, x = Filter(shape, over), torch.randn(shape)
-        us = measure(
-            {form: session(model, x, (fold_filters.with_options(form=form), dft))[0] for form in FORMS}, rounds
-        )
-        report, _ = session(model, x, (fold_filters, dft))[1]
+        calls = {form: prepare(model, x, (fold_filters.with_options(form=form), dft))[0] for form in FORMS}
+        report, _ = prepare(model, x, (fold_filters, dft))[1]
         note = report.applied[0][1] if report.applied else report.rejected[0].reason
         taken = next((form for form in FORMS if note.startswith(form)), FORMS[0])
-        _line(f"{'':16}  {shape!s:20} {over!s:8}", us, {}, taken)
+        _line(f"{'':16}  {shape!s:20} {over!s:8}", measure(calls, rounds), {}, taken)
 
 
 def _line(label: str, us: Mapping[str, float], estimates: Mapping[str, float], taken: str) -> None:
     forms = "; ".join(f"{form} {us[form]:.0f}" + (f", {estimates[form]:.0f}" if estimates else "") for form in us)
     fastest = min(us, key=us.__getitem__)
     verdict = "right" if fastest == taken else f"{taken} taken, {us[taken] / us[fastest]:.2f} of {fastest}"
-    print(f"{label}  {forms}: {verdict}")
+    print(f"{label}  {forms}: {verdict}", flush=True)
 
 
 def main() -> None:
     """Print rates, transforms and filters."""
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 30
+    rounds = read_arguments(__doc__, rounds=30).rounds
     rates(rounds)
     transforms(rounds)
     filters(rounds)

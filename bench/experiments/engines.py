@@ -8,14 +8,34 @@ python -m edgesmith.bench.experiments.engines [model ...]
 
 from __future__ import annotations
 
-import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
+import torch
+
+import edgesmith
+from edgesmith.bench.experiments.command import read_arguments
+from edgesmith.bench.experiments.forms import input_of, model_of, write_plain
+from edgesmith.bench.experiments.interleave import once
+from edgesmith.bench.experiments.zoo import same_numbers
+from edgesmith.errors import Unsupported
+from edgesmith.exporters import targets
+from edgesmith.exporters.figures import measure
+from edgesmith.exporters.graph.capture import run
+from edgesmith.exporters.inputs import seeded_inputs
+from edgesmith.exporters.precision import table as precisions
+from edgesmith.exporters.precision.policy import INPUTS
+from edgesmith.exporters.precision.task import TypingTask
+from edgesmith.exporters.targets import tensorrt
+from edgesmith.exporters.targets.target import Request
+from edgesmith.exporters.tensorrt import engine
+from edgesmith.models import registry
+
+TARGET = targets.get("tensorrt")
 CAPABILITIES = ("8.6", "12.0")
 PRECISIONS = ("fp32", "fp16", "bf16")
 AUTHORS = ("affnet_et", "lmuformer")
@@ -49,47 +69,41 @@ class Row:
     failure: str = ""
 
 
-def build_model(name: str, folder: Path, precisions: Sequence[str] = PRECISIONS) -> Iterator[Row]:
-    """Engines of a model of the zoo, with random weights."""
-    from edgesmith.exporters.export import MIXED_INPUTS, explain
-    from edgesmith.exporters.graph.capture import run
-    from edgesmith.exporters.precision.half import KINDS
-    from edgesmith.exporters.precision.islands import find_islands
-    from edgesmith.exporters.targets import Request, _typed_onnx
-    from edgesmith.exporters.verification import check as verify
-
-    _, program, _ = explain(name, "tensorrt")
-    given = verify.seeded_inputs(program.inputs, None, False)
+def build_model(name: str, folder: Path, chosen: Sequence[str] = PRECISIONS) -> Iterator[Row]:
+    """Yield the engines of a model of the zoo, with random weights."""
+    _, program, _ = edgesmith.explain(name, TARGET.name)
+    given = seeded_inputs(program.inputs)
     reference = [[y.numpy() for y in run(program, x)] for x in given]
-    for precision in precisions:
-        wide, snr = {}, None
-        if precision in KINDS:
-            wide = find_islands(program, given[:MIXED_INPUTS], verify.THRESHOLDS[precision].snr_db, KINDS[precision])
-        path = folder / f"{name}.{precision}.onnx"
-        _typed_onnx.lower(program, path, Request(name, precision, wide=wide))
-        if precision in KINDS:
-            outputs = _typed_onnx.run(path, [[t.numpy() for t in x] for x in given])
+    for precision in map(precisions.get, chosen):
+        task = TypingTask(
+            inputs=given[:INPUTS],
+            calibration=None,
+            thresholds=precision.limits(),
+            is_step=False,
+            types_programs=TARGET.types_programs,
+            finds_islands=TARGET.finds_islands,
+            largest_int8_weight=TARGET.largest_int8_weight,
+            lossy_operators=lambda _: {},
+        )
+        typed = precision.type(program, task)
+        kept, path = typed.keep_fp32 or {}, folder / f"{name}.{precision.name}.onnx"
+        TARGET.lower(typed.program, path, Request(name, precision, keep_fp32=kept))
+        file, snr = TARGET.open(path), None
+        if precision.is_half:
+            outputs = file.run([[t.numpy() for t in x] for x in given])
             assert isinstance(outputs, list)  # ONNX Runtime is always here
-            snr = verify.measure(reference, outputs, 0.0).snr_db
-        casts = _typed_onnx.count_operators(path).get("Cast", 0)
+            snr = measure(reference, outputs, 0.0).snr_db
+        casts = file.count_operators().get("Cast", 0)
         for capability in CAPABILITIES:
-            row = _build(path, name, "edgesmith", precision, capability)
-            yield replace(row, islands=len(wide), casts=casts, snr_db=snr)
+            row = _build(path, name, "edgesmith", precision.name, capability)
+            yield replace(row, islands=len(kept), casts=casts, snr_db=snr)
 
 
 def build_authors_form(name: str, folder: Path) -> Iterator[Row]:
-    """What becomes of a model as its authors run it, exported by torch alone."""
-    import torch
-
-    from edgesmith.bench.experiments.zoo import plain_export, same_numbers
-    from edgesmith.models import registry
-    from edgesmith.models.checkpoint import load
-
-    spec = registry.get(name)
-    model, _ = load(spec, None)
-    x = torch.randn(1, *spec.input.shape)
+    """Yield what becomes of a model as its authors run it, exported by torch alone."""
+    model, x = model_of(name), input_of(name)
     try:
-        path = plain_export(same_numbers(model, x), x, folder)
+        path = write_plain(same_numbers(model, x), x, folder / "plain.onnx")
     except torch.onnx.OnnxExporterError as error:
         lines = str(error.__cause__ or error).strip().splitlines()
         for capability in CAPABILITIES:
@@ -100,26 +114,18 @@ def build_authors_form(name: str, folder: Path) -> Iterator[Row]:
 
 
 def _build(path: Path, name: str, form: str, precision: str, capability: str) -> Row:
-    from edgesmith.errors import Unsupported
-    from edgesmith.exporters.targets import tensorrt
-    from edgesmith.exporters.tensorrt import engine
-
-    start = time.perf_counter()
     try:
-        content, report = tensorrt.build(path, capability)
+        (content, report), ms = once(partial(tensorrt.build, path, capability))
     except Unsupported as error:
         return Row(name, form, precision, capability, failure=str(error))
-    seconds = time.perf_counter() - start
     layers = engine.summarise(report)["layers"]
     both = layers["network"], layers["engine"]
-    return Row(name, form, precision, capability, layers=both, bytes=len(content), seconds=seconds)
+    return Row(name, form, precision, capability, layers=both, bytes=len(content), seconds=ms / 1e3)
 
 
 def main() -> None:
     """Print a line for each engine as it is built."""
-    from edgesmith.models import registry
-
-    names = sys.argv[1:] or list(registry.all_models())
+    names = read_arguments(__doc__, listed="model").model or list(registry.all_models())
     print("| model | form | precision | SM | fp32 islands | casts | SNR, dB | layers, fused | MB | s | |", flush=True)
     print("|---|---|---|---|---|---|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,4 +1,4 @@
-"""How often does the gate call a file slower or faster than itself, and how often does it see a known slowdown?
+"""Does the gate call a file slower or faster than itself, and does it see a known slowdown; and how often?
 
 One file is timed in turn against itself and against copies of it that a busy loop makes 2 % and 5 % slower, in many
 launches. Launches are processes that know nothing of each other, so that comparisons of as many launches as `edgesmith
@@ -14,7 +14,7 @@ With a record that exists nothing is measured: its launches are drawn from.
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -30,7 +30,7 @@ from edgesmith.bench.verdict import FASTER, SLOWER, compare
 from edgesmith.exporters import artifact as artifacts
 
 SLOWED = (0.0, 0.0, 0.02, 0.05)
-"""What each subject is slowed by; the first is base."""
+"""Shares by which subjects are slowed; the first is base."""
 
 LAUNCH_S = 2.0
 """Rounds of a launch, of four subjects; two of them in a comparison of 30 s have as many."""
@@ -42,7 +42,11 @@ THRESHOLD = 0.05
 
 
 def calibrated(path: Path, kept: Path) -> tuple[float, ...]:
-    """What loops have to add for the copies to be slower by `SLOWED`. Raises RuntimeError where one is not slower."""
+    """Return what loops have to add for the copies to be slower by `SLOWED`.
+
+    Raises:
+        RuntimeError: one is not slower.
+    """
     pilot = record(path, PILOT, kept.with_suffix(".pilot.json"))
     shares = []
     for subject, share in enumerate(SLOWED):
@@ -82,16 +86,20 @@ def drawn(measurement: Measurement, comparisons: int, subject: int) -> Counter[s
     return verdicts
 
 
-def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> None:
+def main() -> None:
     """Record, draw, and print a line for each slowdown."""
-    artifact = Path(arguments[0])
-    launches = int(arguments[1]) if len(arguments) > 1 else 120
-    comparisons = int(arguments[2]) if len(arguments) > 2 else 1000
-    kept = Path(arguments[3] if len(arguments) > 3 else "false_alarms.json")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("artifact", type=Path)
+    parser.add_argument("launches", type=int, nargs="?", default=120)
+    parser.add_argument("comparisons", type=int, nargs="?", default=1000)
+    parser.add_argument("kept", type=Path, nargs="?", default=Path("false_alarms.json"))
+    given = parser.parse_args()
+    kept, comparisons = given.kept, given.comparisons
     if kept.exists():
         measurement = measurements.read(kept)
     else:
-        measurement = record(artifact, launches, kept, calibrated(artifact, kept))
+        loops = calibrated(given.artifact, kept)
+        measurement = record(given.artifact, given.launches, kept, loops)
     print(f"\n{len(measurement.launches)} launches; {measurements.environment_line(measurement.launches)}")
     for subject, share in list(enumerate(SLOWED))[1:]:
         whole = compare(measurement, measurement, 0, subject, threshold=THRESHOLD)

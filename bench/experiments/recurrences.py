@@ -1,4 +1,4 @@
-"""What do recurrences cost on ONNX Runtime's CPU? Behind the lowerings of lif and lmu_memory, and their costs.
+"""The cost of recurrences on ONNX Runtime's CPU. Behind the lowerings of lif and lmu_memory, and their costs.
 
 Variants run in one process, in turn, one thread; figures are medians over rounds, in milliseconds.
 
@@ -12,12 +12,24 @@ Variants run in one process, in turn, one thread; figures are medians over round
 from __future__ import annotations
 
 import statistics
-import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from time import perf_counter_ns
 from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from edgesmith.bench.experiments.command import read_arguments
+from edgesmith.bench.experiments.forms import COSTS, call_of, program_of, write
+from edgesmith.bench.experiments.interleave import Samples, interleaved, once, onnx_call
+from edgesmith.exporters.costs import Costs
+from edgesmith.exporters.rewrites.choose_memory_form import choose_memory_form
+from edgesmith.exporters.rewrites.order import rewrite
+from edgesmith.kernels import lif, lmu_memory
+from edgesmith.models.lmuformer import legendre
 
 NEURONS = ((256, 128), (1024, 128))
 """Channels and steps: the two widths of spiking LMUFormer. Unrolled, psMNIST's 784 steps take minutes to write."""
@@ -32,123 +44,86 @@ MEMORIES = (
 )
 """Steps T, order M, readout N and other channels C: LMUFormer's, its spiking form's, psMNIST's, and others."""
 
-
-def medians(variants: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Milliseconds of each variant, called in turn."""
-    samples: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(rounds):
-        for name, call in variants.items():
-            start = perf_counter_ns()
-            call()
-            samples[name].append((perf_counter_ns() - start) / 1e6)
-    return {name: statistics.median(times[1:]) for name, times in samples.items()}
+ALWAYS = Costs(launch_us=0.0, gmac_s=5e8, copy_gb_s=1e-6)
+"""Copying [m; x] is dear, so that a memory is folded into its readout."""
 
 
-def neurons(channels: int, length: int, rounds: int) -> dict[str, float]:
-    """Milliseconds of a LIF neuron in a loop, unrolled and as a Scan, and how long each file takes to load."""
-    import torch
-    from torch import Tensor, nn
+class Scanned(nn.Module):
+    """Neurons as the fused op."""
 
-    from edgesmith.kernels import lif
+    def forward(self, x: Tensor) -> Any:
+        return lif.OP.overload(x)
 
-    class Op(nn.Module):
-        def forward(self, x: Tensor) -> Any:
-            return lif.OP.overload(x)
 
-    class Unrolled(nn.Module):
-        def forward(self, x: Tensor) -> Any:
-            return lif.reference(x)
+class Unrolled(nn.Module):
+    """Neurons as their reference, whose loop tracing unrolls."""
 
+    def forward(self, x: Tensor) -> Any:
+        return lif.reference(x)
+
+
+class Memory(nn.Module):
+    """A memory with its readout, in one form, or in whichever the compiler picks."""
+
+    def __init__(self, length: int, order: int, width: int, others: int, form: str | None = None) -> None:
+        super().__init__()
+        a, b = legendre(order, length)
+        self.a, self.b = nn.Parameter(a), nn.Parameter(b[:, 0].clone())
+        self.impulse = nn.Parameter(lmu_memory.impulse_response(a, b[:, 0], length))
+        draw = torch.Generator().manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(width, order + others, 1, generator=draw))
+        self.form = () if form is None else (form,)
+
+    def forward(self, u: Tensor, x: Tensor) -> Tensor:
+        m = lmu_memory.OP.overload(u, self.impulse, self.a, self.b, *self.form)
+        return F.conv1d(torch.cat((m, x), 1), self.weight)
+
+
+def neurons(channels: int, length: int, rounds: int) -> Samples:
+    """Time a LIF neuron in a loop, unrolled and as a Scan, and how long each file takes to load."""
     x = 1.5 * torch.randn(1, channels, length, generator=torch.Generator().manual_seed(0))
+    calls: dict[str, Callable[[], object]] = {"loop": lambda: lif.reference(x)}
+    loads = {}
     with tempfile.TemporaryDirectory() as folder:
-        sessions, loads = {}, {}
-        for name, model in (("unrolled", Unrolled()), ("scan", Op())):
-            path = _file(model, (x,), Path(folder) / f"{name}.onnx")
-            start = perf_counter_ns()
-            sessions[name] = _session(path, (x,))
-            loads[f"load {name}"] = (perf_counter_ns() - start) / 1e6
-        return medians({"loop": lambda: lif.reference(x), **sessions}, rounds) | loads
+        for name, model in (("unrolled", Unrolled()), ("scan", Scanned())):
+            path = write(program_of(model, x), Path(folder) / f"{name}.onnx")
+            calls[name], ms = once(partial(onnx_call, path, {"x0": x.numpy()}))
+            loads[f"load {name}"] = [ms]
+        return interleaved(calls, rounds) | loads
 
 
-def memories(length: int, order: int, width: int, others: int, rounds: int) -> tuple[dict[str, float], str]:
-    """Milliseconds of a memory with its readout in each form, and what the cost model says."""
-    import torch
-    import torch.nn.functional as F
-    from torch import Tensor, nn
-
-    from edgesmith.exporters.costs import Costs
-    from edgesmith.exporters.graph.capture import capture
-    from edgesmith.exporters.rewrites.choose_memory_form import choose_memory_form
-    from edgesmith.exporters.rewrites.order import rewrite
-    from edgesmith.exporters.targets import Request, onnx
-    from edgesmith.kernels import lmu_memory
-    from edgesmith.models.lmuformer import legendre
-
-    class Model(nn.Module):
-        def __init__(self, form: str | None) -> None:
-            super().__init__()
-            a, b = legendre(order, length)
-            self.a, self.b = nn.Parameter(a), nn.Parameter(b[:, 0].clone())
-            self.impulse = nn.Parameter(lmu_memory.impulse_response(a, b[:, 0], length))
-            self.weight = nn.Parameter(
-                torch.randn(width, order + others, 1, generator=torch.Generator().manual_seed(0))
-            )
-            self.form = () if form is None else (form,)
-
-        def forward(self, u: Tensor, x: Tensor) -> Tensor:
-            m = lmu_memory.OP.overload(u, self.impulse, self.a, self.b, *self.form)
-            return F.conv1d(torch.cat((m, x), 1), self.weight)
-
+def memories(length: int, order: int, width: int, others: int, rounds: int) -> tuple[Samples, str]:
+    """Time a memory with its readout in each form. Returns milliseconds, and what the cost model says."""
     inputs = (torch.randn(1, length), torch.randn(1, others, length))
-    with tempfile.TemporaryDirectory() as folder:
-        sessions = {}
-        for form in lmu_memory.FORMS:
-            path = _file(Model(form), inputs, Path(folder) / f"{form}.onnx")
-            sessions[form] = _session(path, inputs)
-        program = capture(Model(None).eval(), inputs)
-        always = Costs(launch_us=0.0, gmac_s=5e8, copy_gb_s=1e-6)  # copying [m; x] dear: folded
-        folded, _ = rewrite(program, always, (choose_memory_form,))
-        path = Path(folder) / "folded.onnx"
-        onnx.lower(folded, path, Request("folded", "fp32"))
-        sessions["folded"] = _session(path, inputs)
-        _, (report,) = rewrite(program, onnx.costs, (choose_memory_form,))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        calls = {
+            form: call_of(program_of(Memory(length, order, width, others, form), *inputs), folder / f"{form}.onnx")
+            for form in lmu_memory.FORMS
+        }
+        program = program_of(Memory(length, order, width, others), *inputs)
+        folded, _ = rewrite(program, ALWAYS, (choose_memory_form,))
+        calls["folded"] = call_of(folded, folder / "folded.onnx")
+        _, (report,) = rewrite(program, COSTS, (choose_memory_form,))
         verdict = [note for _, note in report.applied] + [rejection.reason for rejection in report.rejected]
-        return medians(sessions, rounds), verdict[0]
+        return interleaved(calls, rounds), verdict[0]
 
 
-def _file(model: Any, inputs: tuple[Any, ...], path: Path) -> Path:
-    from edgesmith.exporters.graph.capture import capture
-    from edgesmith.exporters.targets import Request, onnx
-
-    onnx.lower(capture(model.eval(), inputs), path, Request("model", "fp32"))
-    return path
-
-
-def _session(path: Path, inputs: tuple[Any, ...]) -> Callable[[], Any]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(str(path), options)
-    feeds = {value.name: x.numpy() for value, x in zip(session.get_inputs(), inputs, strict=True)}
-    return lambda: session.run(None, feeds)
+def _in_words(samples: Samples) -> str:
+    return "  ".join(f"{name} {statistics.median(times):.2f}" for name, times in samples.items())
 
 
 def main() -> None:
     """Print one line for each size."""
-    import torch
-
+    rounds = read_arguments(__doc__, rounds=30).rounds
     torch.set_num_threads(1)
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 30
     print("neurons, ms")
     for channels, length in NEURONS:
-        times = neurons(channels, length, rounds)
-        print(f"C {channels:4}  T {length:4}  " + "  ".join(f"{name} {time:.2f}" for name, time in times.items()))
+        print(f"C {channels:4}  T {length:4}  {_in_words(neurons(channels, length, rounds))}", flush=True)
     print("memories, ms")
     for length, order, width, others in MEMORIES:
-        times, verdict = memories(length, order, width, others, rounds)
-        figures = "  ".join(f"{name} {time:.2f}" for name, time in times.items())
-        print(f"T {length:4}  M {order:3}  N {width:3}  {figures}\n    {verdict}")
+        samples, verdict = memories(length, order, width, others, rounds)
+        print(f"T {length:4}  M {order:3}  N {width:3}  {_in_words(samples)}\n    {verdict}", flush=True)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,10 @@ bar is five per cent.
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
-import json
 import os
 import re
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgesmith.bench import runner
+from edgesmith.bench.experiments.interleave import in_a_process
 from edgesmith.bench.statistics import paired_ratio
 from edgesmith.bench.subjects import runtime_of
 from edgesmith.board.common import timed, warm_up
@@ -38,17 +37,22 @@ BAR = 0.05
 CONFIDENCE = 0.95
 
 
-def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> None:
+def launch(file: str, seconds: str, seed: str) -> tuple[float, float, int]:
+    """Run the referee once in this process."""
+    call = runner.open_onnxruntime(file, 1, int(seed))
+    warm_up(call)
+    return stream(call, float(seconds))
+
+
+def main() -> None:
     """Run the launches and print each one's figures, then the ratio."""
-    if list(arguments[:1]) == ["--launch"]:
-        call = runner.open_onnxruntime(arguments[1], 1, int(arguments[3]))
-        warm_up(call)
-        print(json.dumps(stream(call, float(arguments[2]))))
-        return
-    launches = int(arguments[1]) if len(arguments) > 1 else 8
-    seconds = float(arguments[2]) if len(arguments) > 2 else 20.0
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("artifact", type=Path)
+    parser.add_argument("launches", type=int, nargs="?", default=8)
+    parser.add_argument("seconds", type=float, nargs="?", default=20.0)
+    given = parser.parse_args()
     before = os.getloadavg()[0]
-    found = compare_with_loadgen(Path(arguments[0]), launches, seconds)
+    found = compare_with_loadgen(given.artifact, given.launches, given.seconds)
     print(f"load {before:.1f} before, {os.getloadavg()[0]:.1f} after")
     for ours, theirs, calls in found:
         print(f"p90 of {calls} calls: ours {ours:.3f} ms, LoadGen's {theirs:.3f} ms")
@@ -59,7 +63,7 @@ def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> None:
 
 
 def compare_with_loadgen(path: Path, launches: int, seconds: float) -> list[tuple[float, float, int]]:
-    """For each launch our p90 and LoadGen's, milliseconds, and of how many calls each.
+    """Return of each launch our p90 and LoadGen's, milliseconds, and of how many calls each.
 
     Raises:
         BadInput: no artifact, or of another target than onnx.
@@ -71,20 +75,11 @@ def compare_with_loadgen(path: Path, launches: int, seconds: float) -> list[tupl
         raise BadInput(f"{path} is an artifact for {artifact.target}: the referee runs ONNX files")
     if importlib.util.find_spec("mlperf_loadgen") is None:
         raise BackendMissing("the referee is MLPerf's LoadGen: pip install mlcommons-loadgen")
-    found: list[tuple[float, float, int]] = []
-    for number in range(launches):
-        command = [sys.executable, "-P", "-m", "edgesmith.bench.experiments.referee", "--launch", str(artifact.file)]
-        command += [str(seconds), str(number)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  # this Python
-        if done.returncode:
-            raise Unsupported(f"a launch of the referee failed: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
-        ours, theirs, calls = json.loads(done.stdout.strip().splitlines()[-1])
-        found.append((ours, theirs, calls))
-    return found
+    return [in_a_process(__spec__.name, artifact.file, seconds, number) for number in range(launches)]
 
 
 def stream(call: Call, seconds: float, own: Call | None = None) -> tuple[float, float, int]:
-    """Our p90 and LoadGen's of a call, milliseconds, from one run of SingleStream, and of how many calls each.
+    """Return our p90 and LoadGen's of a call, milliseconds, from one run of SingleStream, and of how many calls each.
 
     own: what we time between LoadGen's queries, if it is another call than theirs.
     """

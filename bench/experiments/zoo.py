@@ -15,16 +15,21 @@ python -m edgesmith.bench.experiments.zoo [rounds] [launches]
 
 from __future__ import annotations
 
-import json
-import sys
 import tempfile
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import MethodType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import edgesmith
+from edgesmith.bench.experiments.command import Table, read_arguments
+from edgesmith.bench.experiments.forms import input_of, model_of, write_plain
 from edgesmith.bench.experiments.interleave import (
     Samples,
     in_a_process,
@@ -33,104 +38,98 @@ from edgesmith.bench.experiments.interleave import (
     onnx_call,
     over_processes,
 )
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
+from edgesmith.exporters.session import StreamingSession
+from edgesmith.kernels import lif
+from edgesmith.models.affnet import FrequencyFilter
+from edgesmith.models.lmuformer import LIF, LegendreMemory, LMUFormer
 
 FRAMES = (128, 1000)
 
 PLAIN = "plain.onnx"
-"""What torch's exporter alone makes."""
+"""The file of torch's exporter alone."""
 
 STEPS = 50
-"""Steps in a row, of which one is timed."""
+"""Steps in a row, whose mean is a sample."""
 
 
 def exported(name: str, folder: Path, frames: int | None = None, streaming: bool = False) -> Path:
-    """Our ONNX file of a model with random weights."""
-    import edgesmith
-
+    """Export a model with random weights. Returns our ONNX file."""
     return edgesmith.export(name, "onnx", frames=frames, streaming=streaming, out=folder).file
 
 
-def plain_export(model: nn.Module, x: Tensor, folder: Path) -> Path:
-    """What torch's exporter alone makes of a model."""
-    import torch
+# Models as their authors run them, the same numbers: what our spelling already makes easier is undone. AFFNet's
+# block-diagonal complex layers are four real matmuls each, on real and imaginary parts; LMUFormer's memory is an FFT,
+# and its neurons are a loop over time.
 
-    path = folder / PLAIN
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(model, (x,), str(path), dynamo=True, verbose=False, external_data=False)
-    return path
+
+def filter_frequencies(self: FrequencyFilter, x: Tensor) -> Tensor:
+    """AFFNet's filter, in place of its `forward`."""
+
+    def layer(re: Tensor, im: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        offset = bias[..., None, None]
+        real = _blockwise(re, weight[0]) - _blockwise(im, weight[1]) + offset[0]
+        return real, _blockwise(im, weight[0]) + _blockwise(re, weight[1]) + offset[1]
+
+    spectrum = torch.fft.rfft2(x, norm="ortho")
+    blocks = spectrum.unflatten(1, (self.w1.shape[1], -1))  # [B, k, C/k, H, F]
+    re, im = layer(blocks.real, blocks.imag, self.w1, self.b1)
+    re, im = layer(F.silu(re), F.silu(im), self.w2, self.b2)
+    mask = torch.view_as_complex(F.softshrink(torch.stack((re, im), dim=-1), self.threshold))
+    filtered: Tensor = torch.fft.irfft2(mask.flatten(1, 2) * spectrum, s=x.shape[-2:], norm="ortho")
+    return filtered + x
+
+
+def _blockwise(part: Tensor, weight: Tensor) -> Tensor:
+    return torch.einsum("bkihf,kio->bkohf", part, weight)
+
+
+def remember(self: Any, x: Tensor) -> Tensor:
+    """LMUFormer's memory, in place of its `forward`: frames before channels inside."""
+    x = x.permute(0, 2, 1)
+    length = x.shape[1]
+    u = self.f_u(self.bn_u(self.W_u(x).permute(0, 2, 1)))  # [B, 1, T]
+    spectrum = torch.fft.rfft(u, n=2 * length, dim=-1) * self.fft_H.unsqueeze(0)
+    m = self.f_m(self.bn_m(torch.fft.irfft(spectrum, n=2 * length, dim=-1)[:, :, :length]))
+    h = self.W_h(torch.cat((m.permute(0, 2, 1), x), dim=-1))
+    y: Tensor = self.f_h(self.bn_h(h.permute(0, 2, 1)))
+    return y
+
+
+def classify(self: Any, x: Tensor) -> Tensor:
+    """LMUFormer, in place of its `forward`: the head at every frame."""
+    x = self.block(self.patch_embed(x.permute(0, 2, 1)))
+    if self.spiking:
+        x = self.head_lif(self.head_bn(x))
+    y: Tensor = self.head(x.permute(0, 2, 1)).mean(1)
+    return y
+
+
+def fire(self: LIF, x: Tensor) -> Tensor:
+    """Neurons, in place of their `forward`."""
+    return lif.reference(x, 2.0, self.threshold)
+
+
+AUTHORS: dict[type[nn.Module], Callable[..., Tensor]] = {
+    FrequencyFilter: filter_frequencies,
+    LegendreMemory: remember,
+    LMUFormer: classify,
+    LIF: fire,
+}
 
 
 def authors_form(model: nn.Module) -> nn.Module:
-    """A model as its authors run it, the same numbers: what our spelling of it already makes easier is undone.
-
-    AFFNet's block-diagonal complex layers are four real products each, on real and imaginary parts; LMUFormer's memory
-    is an FFT and its neurons are a loop over time.
-    """
-    import torch
-    import torch.nn.functional as F
-
-    from edgesmith.kernels import lif
-    from edgesmith.models.affnet import FrequencyFilter
-    from edgesmith.models.lmuformer import LIF, LegendreMemory, LMUFormer
-
-    def frequencies(self: FrequencyFilter, x: Tensor) -> Tensor:
-        def product(part: Tensor, weight: Tensor) -> Tensor:
-            return torch.einsum("bkihf,kio->bkohf", part, weight)
-
-        def layer(re: Tensor, im: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-            offset = bias[..., None, None]
-            real = product(re, weight[0]) - product(im, weight[1]) + offset[0]
-            return real, product(im, weight[0]) + product(re, weight[1]) + offset[1]
-
-        spectrum = torch.fft.rfft2(x, norm="ortho")
-        blocks = spectrum.unflatten(1, (self.w1.shape[1], -1))  # [B, k, C/k, H, F]
-        re, im = layer(blocks.real, blocks.imag, self.w1, self.b1)
-        re, im = layer(F.silu(re), F.silu(im), self.w2, self.b2)
-        mask = torch.view_as_complex(F.softshrink(torch.stack((re, im), dim=-1), self.threshold))
-        filtered: Tensor = torch.fft.irfft2(mask.flatten(1, 2) * spectrum, s=x.shape[-2:], norm="ortho")
-        return filtered + x
-
-    def memory(self: Any, x: Tensor) -> Tensor:  # frames before channels inside
-        x = x.permute(0, 2, 1)
-        length = x.shape[1]
-        u = self.f_u(self.bn_u(self.W_u(x).permute(0, 2, 1)))  # [B, 1, T]
-        spectrum = torch.fft.rfft(u, n=2 * length, dim=-1) * self.fft_H.unsqueeze(0)
-        m = self.f_m(self.bn_m(torch.fft.irfft(spectrum, n=2 * length, dim=-1)[:, :, :length]))
-        h = self.W_h(torch.cat((m.permute(0, 2, 1), x), dim=-1))
-        y: Tensor = self.f_h(self.bn_h(h.permute(0, 2, 1)))
-        return y
-
-    def logits(self: Any, x: Tensor) -> Tensor:  # the head at every frame
-        x = self.block(self.patch_embed(x.permute(0, 2, 1)))
-        if self.spiking:
-            x = self.head_lif(self.head_bn(x))
-        y: Tensor = self.head(x.permute(0, 2, 1)).mean(1)
-        return y
-
-    def neurons(self: LIF, x: Tensor) -> Tensor:
-        return lif.reference(x, 2.0, self.threshold)
-
+    """Return a model as its authors run it; the one given is changed."""
     for module in model.modules():
         if isinstance(module, LegendreMemory):
             module.fft_H = torch.fft.rfft(module.H, n=2 * module.H.shape[1])
-            module.forward = MethodType(memory, module)  # type: ignore[method-assign]
-        elif isinstance(module, LMUFormer):
-            module.forward = MethodType(logits, module)  # type: ignore[method-assign]
-        elif isinstance(module, LIF):
-            module.forward = MethodType(neurons, module)  # type: ignore[method-assign]
-        elif isinstance(module, FrequencyFilter):
-            module.forward = MethodType(frequencies, module)  # type: ignore[method-assign]
+        form = next((form for kind, form in AUTHORS.items() if isinstance(module, kind)), None)
+        if form is not None:
+            module.forward = MethodType(form, module)  # of this instance alone
     return model
 
 
 def same_numbers(model: nn.Module, x: Tensor) -> nn.Module:
-    """The authors' form of a model. Raises RuntimeError where its outputs are others."""
-    import torch
-
+    """Return the authors' form of a model. Raises RuntimeError where its outputs are others."""
     with torch.no_grad():
         expected = model(x)
         model = authors_form(model)
@@ -162,33 +161,16 @@ def _file(folder: Path) -> Path:
     return found
 
 
-def _model(name: str) -> nn.Module:
-    """A model with random weights."""
-    from edgesmith.models import registry
-    from edgesmith.models.checkpoint import load
-
-    return load(registry.get(name), None)[0]
-
-
-def _input(name: str) -> Tensor:
-    """Random numbers for a model."""
-    import torch
-
-    from edgesmith.models import registry
-
-    return torch.randn(1, *registry.get(name).input.shape, generator=torch.Generator().manual_seed(0))
-
-
 def against_plain_export(name: str) -> Comparison:
     """An image model: ours, and torch's own export of the authors' form."""
 
     def prepare(folder: Path) -> None:
-        x = _input(name)
-        plain_export(same_numbers(_model(name), x), x, folder)
+        x = input_of(name)
+        write_plain(same_numbers(model_of(name), x), x, folder / PLAIN)
         exported(name, folder / "ours")
 
     def measure(folder: Path, rounds: int) -> Samples:
-        x = _input(name)
+        x = input_of(name)
         theirs = onnx_call(folder / PLAIN, {"x": x.numpy()})
         return interleaved({"theirs": theirs, "ours": onnx_call(_file(folder / "ours"), {"image": x.numpy()})}, rounds)
 
@@ -202,10 +184,8 @@ def against_eager(name: str) -> Comparison:
         exported(name, folder)
 
     def measure(folder: Path, rounds: int) -> Samples:
-        import torch
-
-        x = _input(name)
-        model, file, feeds = same_numbers(_model(name), x), _file(folder), {"frames": x.numpy()}
+        x = input_of(name)
+        model, file, feeds = same_numbers(model_of(name), x), _file(folder), {"frames": x.numpy()}
 
         def eager() -> object:
             with torch.no_grad():
@@ -229,10 +209,6 @@ def step_against_sequence(name: str, frames: int) -> Comparison:
         exported(name, folder / "sequence", frames)
 
     def measure(folder: Path, rounds: int) -> Samples:
-        import numpy as np
-
-        from edgesmith.exporters.session import StreamingSession
-
         session = StreamingSession(_file(folder / "step"))
         x = np.random.default_rng(0).standard_normal((1, frames, 128), dtype=np.float32)
         whole = onnx_call(_file(folder / "sequence"), {"frames": x})
@@ -262,24 +238,24 @@ COMPARISONS = {
 }
 
 
-def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> None:
-    """Print one line for each comparison."""
-    import torch
-
+def launch(title: str, folder: str, rounds: str) -> Samples:
+    """Time one comparison in this process."""
     torch.set_num_threads(1)
-    if "--launch" in arguments[:1]:
-        _, title, folder, count = arguments
-        print(json.dumps(COMPARISONS[title].measure(Path(folder), int(count))))
-        return
-    rounds, launches = (int(given) for given in (*arguments, *("25", "12")[len(arguments) :]))
-    print(f"median ms, and the first over the second, median and quartiles of {launches} processes")
+    return COMPARISONS[title].measure(Path(folder), int(rounds))
+
+
+def main() -> None:
+    """Print one line for each comparison."""
+    given = read_arguments(__doc__, rounds=25, launches=12)
+    torch.set_num_threads(1)
+    print(f"medians, and the first over the second, median and quartiles of {given.launches} processes")
+    table = Table(("comparison", 32), ("ms", 46), "first over second")
     for title, comparison in COMPARISONS.items():
         with tempfile.TemporaryDirectory() as name:
             comparison.prepare(Path(name))
-            runs = [in_a_process("edgesmith.bench.experiments.zoo", title, name, rounds) for _ in range(launches)]
-        low, middle, high = over_processes(runs, comparison.slow, comparison.fast)
+            runs = [in_a_process(__spec__.name, title, name, given.rounds) for _ in range(given.launches)]
         figures = ", ".join(f"{key} {median:.2f}" for key, median in medians(runs).items())
-        print(f"{title:<32} {figures:<46} {middle:6.2f} x   ({low:.2f} to {high:.2f})", flush=True)
+        table.add(title, figures, over_processes(runs, comparison.slow, comparison.fast))
 
 
 if __name__ == "__main__":

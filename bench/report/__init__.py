@@ -1,1 +1,1 @@
-"""What was made and measured as one page: page.py finds and lays out, figures.py draws, page.html is the frame."""
+"""One page of all that was made and measured: page.py finds and lays out, figures.py draws, page.html is the frame."""

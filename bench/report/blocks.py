@@ -1,4 +1,4 @@
-"""What the page is made of: sections of blocks, which `page.html` writes with everything escaped."""
+"""The parts of the page: sections of blocks, which `page.html` writes with everything escaped."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Reason:
-    """Why a row has no figures: it takes the place of all cells behind the first."""
+    """The reason for which a row has no figures: it takes the place of all cells behind the first."""
 
     text: str
     kind: str = "reason"

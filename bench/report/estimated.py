@@ -69,7 +69,7 @@ def list_entries(
 
 
 def estimate_blocks(entries: Sequence[Entry], errors: Mapping[str, float | None]) -> Iterator[Block]:
-    """What is estimated for each device. errors: of the artifacts' files, by their digest."""
+    """Yield the estimates for each device. errors: of the artifacts' files, by their digest."""
     if not entries:
         return
     yield Text(
@@ -90,15 +90,9 @@ def estimate_blocks(entries: Sequence[Entry], errors: Mapping[str, float | None]
 
 def _device(device: str, entries: Sequence[Entry]) -> Iterator[Block]:
     reasons = [(entry.artifact, entry.found) for entry in entries if isinstance(entry.found, str)]
-    groups: dict[tuple[str, float, LeftOut], list[Estimated]] = {}
-    for entry in entries:
-        if isinstance(entry.found, Estimate):
-            key = entry.found.runtime, entry.found.coverage, replace(entry.found.left_out, logs=())
-            groups.setdefault(key, []).append((entry, entry.found))
-    if not groups and len(reasons) > 1 and len({reason for _, reason in reasons}) == 1:
-        yield Text(f"No artifact is estimated: {reasons[0][1]}.")
-    elif not groups:
-        yield Table(f"Not estimated for {device}", ("artifact", "why there is no estimate"), tuple(reasons))
+    groups = _alike(entries)
+    if not groups:
+        yield _none_for(device, reasons)
     for i, ((runtime, coverage, left), own) in enumerate(groups.items()):
         shared = [note for note in own[0][1].notes if all(note in one.notes for _, one in own)]
         yield Text(
@@ -110,6 +104,23 @@ def _device(device: str, entries: Sequence[Entry]) -> Iterator[Block]:
         costliest = _costliest(device, own)
         several = len(own) > MOST_UNFOLDED
         yield Folded(f"{BADGE}: the operators that cost most", (costliest,)) if several else costliest
+
+
+def _alike(entries: Sequence[Entry]) -> dict[tuple[str, float, LeftOut], list[Estimated]]:
+    """Entries with an estimate, by runtime, coverage, and how far such estimates were off."""
+    groups: dict[tuple[str, float, LeftOut], list[Estimated]] = {}
+    for entry in entries:
+        if isinstance(entry.found, Estimate):
+            key = entry.found.runtime, entry.found.coverage, replace(entry.found.left_out, logs=())
+            groups.setdefault(key, []).append((entry, entry.found))
+    return groups
+
+
+def _none_for(device: str, reasons: Sequence[tuple[str, str]]) -> Block:
+    """The reasons for which there is no estimate, in a sentence where several artifacts share one."""
+    if len(reasons) > 1 and len({reason for _, reason in reasons}) == 1:
+        return Text(f"No artifact is estimated: {reasons[0][1]}.")
+    return Table(f"Not estimated for {device}", ("artifact", "why there is no estimate"), tuple(reasons))
 
 
 def _table(

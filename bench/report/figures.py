@@ -24,7 +24,7 @@ BINS = 40
 
 @dataclass(frozen=True)
 class Axis:
-    """What one side of a figure shows: its words, its ends, and where it has ticks. is_log: powers of ten are even."""
+    """One side of a figure: its words, its ends, and where it has ticks. is_log: powers of ten are even."""
 
     label: str
     low: float
@@ -32,7 +32,7 @@ class Axis:
     is_log: bool = False
 
     def share(self, value: float) -> float:
-        """How far along the axis a value lies, from 0 to 1."""
+        """Return the share of the axis that lies before a value, from 0 to 1."""
         if self.is_log:
             return math.log(value / self.low) / math.log(self.high / self.low)
         return (value - self.low) / (self.high - self.low)
@@ -109,7 +109,7 @@ def draw_scatter(name: str, title: str, summary: str, x: Axis, y: Axis, marks: S
 def draw_histogram(
     name: str, title: str, summary: str, samples_ms: Sequence[float], quantiles: Sequence[tuple[str, float]]
 ) -> Element:
-    """How often a call took how long; the slowest half per cent is not drawn, lest the rest be one bar."""
+    """Draw how often calls took how long; the slowest half per cent is not drawn, lest the rest be one bar."""
     low, high = min(samples_ms), float(np.quantile(samples_ms, 0.995))
     high = max(high, low * 1.01)
     counts, edges = np.histogram([ms for ms in samples_ms if ms <= high], bins=BINS, range=(low, high))

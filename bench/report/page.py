@@ -15,11 +15,10 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from edgesmith._version import __version__
 from edgesmith.bench import history as histories
@@ -27,7 +26,7 @@ from edgesmith.bench import measurement as measurements
 from edgesmith.bench.estimation import estimate as estimates
 from edgesmith.bench.estimation.estimate import Estimate
 from edgesmith.bench.history import Series
-from edgesmith.bench.measurement import Device, Energy, Measurement, Profile, environment_line
+from edgesmith.bench.measurement import Cold, Device, Energy, Measurement, Profile, environment_line
 from edgesmith.bench.operators import group_by_module, group_by_op
 from edgesmith.bench.report import figures
 from edgesmith.bench.report.blocks import (
@@ -51,10 +50,14 @@ from edgesmith.bench.statistics import Interval, quantile
 from edgesmith.errors import BadInput, EdgesmithError, OutputError
 from edgesmith.exporters import artifact as artifacts
 from edgesmith.exporters.artifact import Artifact
+from edgesmith.exporters.manifest import MANIFEST, CheckRecord, OperatorCounts, RewriteRecord
 from edgesmith.exporters.tensorrt import engine as engines
 from edgesmith.models import registry
 
 WANTED = "artifacts, records of bench, estimates or a history"
+
+PACKAGE = ".mlpackage"
+"""Suffix of the files that the lint reads."""
 
 MOST_OPERATORS = 30
 """Operators of one profile that the page lists; the record has all."""
@@ -62,7 +65,7 @@ MOST_OPERATORS = 30
 
 @dataclass(frozen=True)
 class Found:
-    """What lies below a folder, each with its path in it. unread: what looks like ours and is damaged, and how."""
+    """All that lies below a folder, each with its path in it. unread: files that look like ours, and their damage."""
 
     artifacts: tuple[tuple[str, Artifact], ...]
     records: tuple[tuple[str, Measurement], ...]
@@ -116,7 +119,7 @@ def find(folder: Path) -> Found:
     for path in _candidates(folder):
         name = path.relative_to(folder).as_posix()
         try:
-            if path.name == artifacts.MANIFEST:
+            if path.name == MANIFEST:
                 made.append((path.parent.relative_to(folder).as_posix(), artifacts.read(path.parent)))
             elif path.suffix == ".sqlite":
                 kept.append((name, tuple(histories.read(path))))
@@ -137,15 +140,15 @@ def _candidates(folder: Path) -> Iterator[Path]:
     """
     for place, inner, files in os.walk(folder):
         inner[:] = sorted(name for name in inner if not name.startswith("."))
-        if artifacts.MANIFEST in files:
+        if MANIFEST in files:
             inner[:] = [name for name in inner if name == engines.BUILT]
-            yield from (Path(place) / name for name in (artifacts.MANIFEST, "measurement.json") if name in files)
+            yield from (Path(place) / name for name in (MANIFEST, "measurement.json") if name in files)
             continue
         yield from (Path(place) / name for name in sorted(files) if name.endswith((".json", ".sqlite")))
 
 
 def _is_record(path: Path) -> bool:
-    """Whether a JSON file is a record, or damaged, which only reading it as one can say in a sentence."""
+    """Return whether a JSON file is a record, or damaged, which only reading it as one can say in a sentence."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -154,7 +157,7 @@ def _is_record(path: Path) -> bool:
 
 
 def _is_estimate(path: Path) -> bool:
-    """Whether a JSON file says that it is an estimate."""
+    """Return whether a JSON file says that it is an estimate."""
     try:
         return estimates.is_estimate(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError):
@@ -210,7 +213,7 @@ def _artifact_blocks(found: Sequence[tuple[str, Artifact]]) -> Iterator[Block]:
         manifest = artifact.manifest
         step = _file_step(artifact)
         size = sum(one["bytes"] for one in manifest["files"] if one["path"].startswith(manifest["file"]))
-        counts = manifest.get("operators", {})  # what a board built of a kit has none, nor rewrites: the kit has
+        counts = manifest.get("operators")  # what a board built of a kit has none, nor rewrites: the kit has
         rows.append(
             (
                 name,
@@ -218,7 +221,7 @@ def _artifact_blocks(found: Sequence[tuple[str, Artifact]]) -> Iterator[Block]:
                 artifact.target,
                 artifact.precision,
                 f"{size / 1e6:.2f}",
-                " -> ".join(str(sum(one.values())) for one in counts.values()),
+                _count(counts),
                 _error(step),
                 _snr(step),
                 _top1(step),
@@ -245,7 +248,7 @@ def _artifact_blocks(found: Sequence[tuple[str, Artifact]]) -> Iterator[Block]:
 
 
 def _tradeoff_blocks(found: Found) -> Iterator[Block]:
-    """What was measured on a device for a task, against the file's error and the model's published accuracy."""
+    """Latencies on a device for a task, against the files' errors and the models' published accuracies."""
     made = {artifact.digest: artifact for _, artifact in found.artifacts}
     models, several = registry.all_models(), len(found.records) > 1
     drawn: list[Figure] = []
@@ -287,36 +290,42 @@ def _device_blocks(records: Sequence[tuple[str, Measurement]]) -> Iterator[Block
     for title, subjects in _by_device(records).items():
         sources = {one.source: None for _, measurement, i in subjects if (one := measurement.subjects[i].energy)}
         metered = ("energy, mJ", "power, W") if sources else ()
-        rows = []
-        for name, measurement, i in subjects:
-            subject, samples = measurement.subjects[i], measurement.samples(i)
-            spent = sum(map(sum, samples))
-            cold = subject.cold
-            rows.append(
-                (
-                    subject.name,
-                    *(interval(quantile(samples, share)) if samples else "" for share in (0.5, 0.9, 0.99)),
-                    f"{1e3 * sum(map(len, samples)) / spent:.1f}" if spent else "",
-                    f"{cold.load_ms:.0f}" if cold else "",
-                    f"{cold.first_ms:.1f}" if cold else "",
-                    f"{cold.memory_mib:.0f}" if cold and cold.memory_mib is not None else "",
-                    f"{subject.bytes / 1e6:.2f}",
-                    *(_energy(subject.energy) if sources else ()),
-                    subject.precision,
-                    f"{subject.runs_by} {measurement.runtimes.get(subject.runtime, '')}".strip(),
-                    str(measurement.threads) + ("" if measurement.cores is None else ", pinned"),
-                    str(len(samples)) + ("" if measurement.complete else ", interrupted"),
-                    name,
-                )
-            )
+        rows = tuple(_device_row(name, measurement, i, bool(sources)) for name, measurement, i in subjects)
         yield Text(title, level=3)
         yield Text(subjects[0][1].device.system)
         yield Text("Measured", level=4)
         columns = ("artifact", *times, *rest[:2], *metered, *rest[2:])
-        yield Table(f"Measured on {title}", columns, tuple(rows), figures=tuple(range(1, 9 + len(metered))))
+        yield Table(f"Measured on {title}", columns, rows, figures=tuple(range(1, 9 + len(metered))))
         if sources:
             covered = "; ".join(sources)
             yield Text(f"Energy is an inference's share of {covered}, with all that idles or runs there.")
+
+
+def _device_row(name: str, measurement: Measurement, i: int, is_metered: bool) -> tuple[str, ...]:
+    """The cells of one subject of a record, which is called `name`."""
+    subject, samples = measurement.subjects[i], measurement.samples(i)
+    spent = sum(map(sum, samples))
+    return (
+        subject.name,
+        *(interval(quantile(samples, share)) if samples else "" for share in (0.5, 0.9, 0.99)),
+        f"{1e3 * sum(map(len, samples)) / spent:.1f}" if spent else "",
+        *_cold(subject.cold),
+        f"{subject.bytes / 1e6:.2f}",
+        *(_energy(subject.energy) if is_metered else ()),
+        subject.precision,
+        f"{subject.runs_by} {measurement.runtimes.get(subject.runtime, '')}".strip(),
+        str(measurement.threads) + ("" if measurement.cores is None else ", pinned"),
+        str(len(samples)) + ("" if measurement.complete else ", interrupted"),
+        name,
+    )
+
+
+def _cold(cold: Cold | None) -> tuple[str, str, str]:
+    """Milliseconds to load and of the first call, and MiB held."""
+    if cold is None:
+        return "", "", ""
+    held = "" if cold.memory_mib is None else f"{cold.memory_mib:.0f}"
+    return f"{cold.load_ms:.0f}", f"{cold.first_ms:.1f}", held
 
 
 def _energy(energy: Energy | None) -> tuple[str, str]:
@@ -418,40 +427,40 @@ def _launches(name: str, subject: str, measurement: Measurement, i: int) -> Figu
 def _history_blocks(found: Sequence[tuple[str, Sequence[Series]]]) -> Iterator[Block]:
     for h, (file, several) in enumerate(found, 1):
         yield Text(file, level=3)
-        drawn = []
-        for s, series in enumerate(several, 1):
-            title = series.key.words
-            words = [f"{change.after_ms / change.before_ms - 1:+.1%}" for change in series.changes]
-            first, last = series.points[0].started[:10], series.points[-1].started[:10]
-            changes = ", ".join(
-                f"{word} at {series.points[change.at].started}"
-                + (f" (new: {', '.join(change.cause)})" if change.cause else "")
-                for word, change in zip(words, series.changes, strict=True)
-            )
-            runs = f"{len(series.points)} run{'s' * (len(series.points) != 1)}"
-            summary = f"{runs}, {first} to {last}. Changes: {changes or 'none'}."
-            marks = dict(zip((change.at for change in series.changes), words, strict=True))
-            rows = tuple(
-                (
-                    point.started,
-                    interval(Interval(point.p50_ms, point.low_ms, point.high_ms)),
-                    f"{point.p90_ms:.3f}",
-                    point.edgesmith,
-                    point.version,
-                    point.sha256[:8],
-                    marks.get(i, ""),
-                )
-                for i, point in enumerate(series.points)
-            )
-            columns = ("measured", "p50, ms", "p90, ms", "edgesmith", "runtime", "file", "change")
-            values = [(point.p50_ms, point.low_ms, point.high_ms) for point in series.points]
-            name = f"history-{h}-{s}"
-            starts = [change.at for change in series.changes]
-            svg = figures.draw_history(name, title, summary, values, starts, words)
-            table = Table(title, columns, rows, figures=(1, 2, 6))
-            drawn.append(Figure(name, title, summary, drawing(svg), table))
+        drawn = tuple(_history_figure(f"history-{h}-{s}", series) for s, series in enumerate(several, 1))
         if drawn:
-            yield Figures(tuple(drawn))
+            yield Figures(drawn)
+
+
+def _history_figure(name: str, series: Series) -> Figure:
+    """One series, with its changes."""
+    title = series.key.words
+    words = [f"{change.after_ms / change.before_ms - 1:+.1%}" for change in series.changes]
+    first, last = series.points[0].started[:10], series.points[-1].started[:10]
+    changes = ", ".join(
+        f"{word} at {series.points[change.at].started}" + (f" (new: {', '.join(change.cause)})" if change.cause else "")
+        for word, change in zip(words, series.changes, strict=True)
+    )
+    runs = f"{len(series.points)} run{'s' * (len(series.points) != 1)}"
+    summary = f"{runs}, {first} to {last}. Changes: {changes or 'none'}."
+    starts = [change.at for change in series.changes]
+    marks = dict(zip(starts, words, strict=True))
+    rows = tuple(
+        (
+            point.started,
+            interval(Interval(point.p50_ms, point.low_ms, point.high_ms)),
+            f"{point.p90_ms:.3f}",
+            point.edgesmith,
+            point.version,
+            point.sha256[:8],
+            marks.get(i, ""),
+        )
+        for i, point in enumerate(series.points)
+    )
+    columns = ("measured", "p50, ms", "p90, ms", "edgesmith", "runtime", "file", "change")
+    values = [(point.p50_ms, point.low_ms, point.high_ms) for point in series.points]
+    svg = figures.draw_history(name, title, summary, values, starts, words)
+    return Figure(name, title, summary, drawing(svg), Table(title, columns, rows, figures=(1, 2, 6)))
 
 
 def _rewrite_blocks(found: Sequence[tuple[str, Artifact]]) -> Iterator[Block]:
@@ -460,22 +469,25 @@ def _rewrite_blocks(found: Sequence[tuple[str, Artifact]]) -> Iterator[Block]:
         rewrites = artifact.manifest.get("rewrites")
         if rewrites is None:
             continue
-        counts = [
-            ", ".join(f"{one['name']} {len(one[kind])}" for one in rewrites if one[kind]) or "none"
-            for kind in ("applied", "rejected")
-        ]
-        rows.append((name, *counts))
-        misses = tuple((one["name"], entry["site"], entry["reason"]) for one in rewrites for entry in one["rejected"])
-        sites = tuple((one["name"], entry["site"], entry["note"]) for one in rewrites for entry in one["applied"])
-        tables = (
-            Table(f"Near misses in {name}", ("rewrite", "site", "why not"), misses),
-            Table(f"Sites in {name}", ("rewrite", "site", "how"), sites),
-        )
-        said = f"{name}: {len(sites)} sites, {len(misses)} near misses"
-        folded.append(Folded(said, tuple(table for table in tables if table.rows)))
+        fired = [f"{one['name']} {len(one['applied'])}" for one in rewrites if one["applied"]]
+        missed = [f"{one['name']} {len(one['rejected'])}" for one in rewrites if one["rejected"]]
+        rows.append((name, ", ".join(fired) or "none", ", ".join(missed) or "none"))
+        folded.append(_folded_rewrites(name, rewrites))
     if rows:
         yield Table("Rewrites", ("artifact", "fired, at so many sites", "near misses"), tuple(rows))
         yield from (one for one in folded if one.tables)
+
+
+def _folded_rewrites(name: str, rewrites: Sequence[RewriteRecord]) -> Folded:
+    """Every site and every near miss of an artifact's rewrites."""
+    misses = tuple((one["name"], entry["site"], entry["reason"]) for one in rewrites for entry in one["rejected"])
+    sites = tuple((one["name"], entry["site"], entry["note"]) for one in rewrites for entry in one["applied"])
+    tables = (
+        Table(f"Near misses in {name}", ("rewrite", "site", "why not"), misses),
+        Table(f"Sites in {name}", ("rewrite", "site", "how"), sites),
+    )
+    said = f"{name}: {len(sites)} sites, {len(misses)} near misses"
+    return Folded(said, tuple(table for table in tables if table.rows))
 
 
 def _check_blocks(found: Sequence[tuple[str, Artifact]]) -> Iterator[Block]:
@@ -499,7 +511,7 @@ def _lint_blocks(found: Sequence[tuple[str, Artifact]]) -> Iterator[Block]:
     from edgesmith.exporters.mil.lint import group, label, lint
 
     for name, artifact in found:
-        if artifact.target != "coreml":
+        if artifact.file.suffix != PACKAGE:
             continue
         yield Text(name, level=3)
         try:
@@ -545,7 +557,7 @@ def _by_device(records: Sequence[tuple[str, Measurement]]) -> dict[str, list[tup
     return titled
 
 
-def _file_step(artifact: Artifact) -> dict[str, Any] | None:
+def _file_step(artifact: Artifact) -> CheckRecord | None:
     """The check of the file itself: the last of PyTorch against it that has figures."""
     steps = [one for one in artifact.manifest["verification"]["steps"] if one["step"].startswith("eager -> ")]
     own = [one for one in steps if "relative_error" in one and one["step"].split(" -> ")[1] not in _PROGRAMS]
@@ -557,22 +569,28 @@ _PROGRAMS = ("captured", "rewritten", "step")
 
 def _relative_error(artifact: Artifact) -> float | None:
     """The file's own error, relative to PyTorch's largest output."""
-    value = (_file_step(artifact) or {}).get("relative_error")
-    return None if value is None else float(value)
+    step = _file_step(artifact)
+    return step.get("relative_error") if step else None
 
 
-def _error(step: dict[str, Any] | None) -> str:
+def _count(counts: OperatorCounts | None) -> str:
+    """The numbers of operators: captured, rewritten, and in the file."""
+    stages: Mapping[str, dict[str, int]] = counts or {}  # type: ignore[assignment]  # each key of it has the same type
+    return " -> ".join(str(sum(one.values())) for one in stages.values())
+
+
+def _error(step: CheckRecord | None) -> str:
     value = step.get("relative_error") if step else None
     return "" if value is None else number(value)
 
 
-def _snr(step: dict[str, Any] | None) -> str:
+def _snr(step: CheckRecord | None) -> str:
     if not step or "snr_db" not in step:
         return ""
     return "equal" if step["snr_db"] is None else f"{step['snr_db']:.1f}"
 
 
-def _top1(step: dict[str, Any] | None) -> str:
+def _top1(step: CheckRecord | None) -> str:
     top1 = step.get("top1") if step else None
     return f"{top1['agreeing']}/{top1['decided']}" if top1 else ""
 

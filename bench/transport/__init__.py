@@ -57,7 +57,7 @@ class CutOff(DeviceFailed):
 
 
 class Transport(Protocol):
-    """Where commands run: connected by `connect`, cleaned up when its block ends.
+    """A device where commands run: connected by `connect`, cleaned up when its block ends.
 
     Attributes:
         name: what a record calls the device.
@@ -126,7 +126,7 @@ class Address:
 
     @property
     def is_here(self) -> bool:
-        """Whether it is this machine."""
+        """True for this machine."""
         return self.kind in ("host", "mac")
 
 

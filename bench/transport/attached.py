@@ -1,4 +1,4 @@
-"""What is connected to this machine: asked of the programs that know it, for a limited time, and no device is touched.
+"""Devices that are connected to this machine. The programs that know them are asked, for a limited time; no device is.
 
     adb devices -l                    Android devices and their models; adb starts its server where none runs
     xcrun devicectl list devices      iPhones that this Mac knows, by cable or network; Xcode 15 and later
@@ -34,7 +34,7 @@ STATES = {
     "offline": "it does not answer adb: connect it again",
     "no permissions": "this user may not use it: see adb's udev rules",
 }
-"""What to do about the words of adb's other than `device`, which is ready."""
+"""Advice for the words of adb's other than `device`, which is ready."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def attached() -> tuple[list[Attached], list[str]]:
 
 
 def find_iphone(which: str) -> Phone:
-    """The iPhone of a name, UDID or model, such as `Jo's iPhone`, `iphone15pro` or `iPhone 15 Pro`, where it is ready.
+    """Return the iPhone of a name, UDID or model, such as `Jo's iPhone`, `iphone15pro` or `iPhone 15 Pro`, if ready.
 
     Raises:
         BackendMissing: this Mac has no devicectl.
@@ -100,23 +100,28 @@ def find_iphone(which: str) -> Phone:
         phones = iphones()
     except _NoAnswer as error:
         raise DeviceFailed(str(error)) from error
-    wanted = which.casefold()
-    alike = [p for p in phones if wanted in {str(x).casefold() for x in (p.name, p.udid, p.model, p.profile) if x}]
-    exact = [p for p in alike if p.udid.casefold() == wanted]
-    ready = exact or [phone for phone in alike if phone.hindrance is None] or alike
-    if not ready:
+    found = _alike(phones, which)
+    if not found:
         others = ", ".join(f"{phone.name} ({phone.model}, {phone.udid})" for phone in phones)
         raise DeviceFailed(
             f"no iPhone here is {which!r}; this Mac knows {others or 'none: connect it, and trust this Mac on it'}"
         )
-    if len(ready) > 1:
+    if len(found) > 1:
         raise DeviceFailed(
-            f"{len(ready)} iPhones here are {which!r}: say which, mac:{' or mac:'.join(p.udid for p in ready)}"
+            f"{len(found)} iPhones here are {which!r}: say which, mac:{' or mac:'.join(p.udid for p in found)}"
         )
-    (phone,) = ready
+    (phone,) = found
     if phone.hindrance is not None:
         raise DeviceFailed(f"{phone.name} cannot be used: {phone.hindrance}")
     return phone
+
+
+def _alike(phones: Sequence[Phone], which: str) -> list[Phone]:
+    """Those that a word may mean: the one whose UDID it is, else those that are ready, else the others."""
+    wanted = which.casefold()
+    alike = [p for p in phones if wanted in {str(x).casefold() for x in (p.name, p.udid, p.model, p.profile) if x}]
+    exact = [phone for phone in alike if phone.udid.casefold() == wanted]
+    return exact or [phone for phone in alike if phone.hindrance is None] or alike
 
 
 def iphones() -> list[Phone]:
@@ -210,7 +215,7 @@ def _profile_of(model: str) -> str | None:
 
 
 def _asked(command: Sequence[str], timeout_s: float) -> str:
-    """What a program writes. Raises _NoAnswer where it does not end in time, or cannot be started."""
+    """Run a program. Returns all that it writes; raises _NoAnswer where it cannot start, or does not end in time."""
     # Into a file: what the program has started, such as adb's server, may hold a pipe open for ever.
     with tempfile.TemporaryFile() as written:
         try:

@@ -13,7 +13,7 @@ from edgesmith.bench.transport.process import Errors, give, started
 
 
 def _scratch() -> tempfile.TemporaryDirectory[str]:
-    """Where a command's temporary files lie, so that none outlives a command that is killed."""
+    """Make the folder of a command's temporary files, so that none outlives a command that is killed."""
     return tempfile.TemporaryDirectory(prefix="edgesmith-", ignore_cleanup_errors=True)
 
 

@@ -1,4 +1,4 @@
-"""What far devices share: a folder that somebody keeps, commands in it, and copies that go on where they were cut.
+"""The common part of far devices: a folder that somebody keeps, commands in it, copies that go on after a cut.
 
 The keeper is a shell on the device, on the connection's first channel. It makes the folder, and removes it however the
 connection ends, as its stdin ends then:
@@ -44,7 +44,7 @@ PAUSES_S = (1, 2, 4)
 """Between a cut and the attempts to connect again."""
 
 CUT_S = 5
-"""What ends a channel ends the connection within this time, or does not."""
+"""The time within which the end of a channel is known to be that of the connection."""
 
 CHUNK = 1 << 20
 NO_ROOM = ("No space left on device", "Disk quota exceeded", "File too large", "Read-only file system")
@@ -108,15 +108,15 @@ class Remote(ABC):
 
     @abstractmethod
     def _connection(self) -> list[str]:
-        """What starts `SHELL` there for the keeper, and with it the connection."""
+        """Return the command that starts `SHELL` there for the keeper, and with it the connection."""
 
     @abstractmethod
     def _channel(self) -> list[str]:
-        """What starts `SHELL` there on that connection."""
+        """Return the command that starts `SHELL` there on that connection."""
 
     @abstractmethod
     def _why(self, said: Sequence[str]) -> EdgesmithError:
-        """Why there is no connection, from what `_connection` wrote to stderr."""
+        """Return the error for a connection that was not made, from the lines of `_connection` on stderr."""
 
     def write_runner(self, folder: Path) -> Path:
         return write_runner(folder)
@@ -245,7 +245,7 @@ class Remote(ABC):
             pass
 
     def _shell(self, line: str) -> list[str]:
-        """What a line for the shell there writes."""
+        """Run a line in the shell there. Returns the lines that it writes."""
         with self._session(line) as session:
             session.give(b"")
             lines = list(session.lines())
@@ -329,7 +329,7 @@ class Remote(ABC):
         )
 
     def _cut(self, said: Sequence[str]) -> EdgesmithError:
-        """What a command without an exit code means."""
+        """Return the error for a command without an exit code."""
         assert self._keeper is not None
         assert self._errors is not None
         try:
@@ -359,7 +359,7 @@ class _Session:
         return not self._process.stdin.closed
 
     def lines(self) -> Iterator[str]:
-        """What it writes to stdout, line by line; half a line that was cut off is none."""
+        """Yield the lines that it writes to stdout; half a line that was cut off is none."""
         end = self._remote.end.encode()
         for raw in self.output:
             self._is_whole = raw.endswith(end)

@@ -1,4 +1,4 @@
-"""What reading and editing a captured graph takes: constants by name, arguments by schema, sites by module.
+"""Reading and editing captured graphs: constants by name, arguments by schema, sites by module.
 
 A captured graph is a `torch.fx.GraphModule` whose parameters are `get_attr` nodes under the model's own names, whose
 operators are ATen overloads, and whose nodes carry the module they came from.
@@ -87,7 +87,7 @@ def add_constant(module: GraphModule, name: str, value: Tensor, before: Node) ->
 
 
 def _is_free(module: nn.Module, name: str, read: set[str]) -> bool:
-    """Tell whether a parameter can be called `name`: nothing else is, but for a tensor that no node reads any more."""
+    """Return whether a parameter can be called `name`: nothing else is, but for a tensor that no node reads."""
     if name in read:
         return False
     value: Any = module
@@ -150,7 +150,7 @@ class Emitter:
         return node
 
     def inline(self, function: Callable[..., Any], *args: Node, as_captured: bool = False) -> Any:
-        """Return what a plain PyTorch function of some values returns, as nodes, in the same nest.
+        """Emit the nodes of a plain PyTorch function of some values, and return its results as it nests them.
 
         Args:
             as_captured: keep the operators that a capture has, such as a linear layer, instead of what they consist of.
@@ -216,7 +216,7 @@ def val(node: object) -> Tensor:
 
 
 def numbers(shape: Iterable[Any]) -> int | None:
-    """Count the numbers that a shape holds, free axes at their examples; None where a size depends on the data."""
+    """Return how many numbers a shape holds, free axes at their examples; None where a size depends on the data."""
     count = 1
     for size in shape:
         hint = size if isinstance(size, int) else size.node.hint
@@ -232,7 +232,7 @@ def example_sizes(shape: Iterable[Any]) -> list[int]:
 
 
 def same_shape(a: Any, b: Any) -> bool:
-    """Compare two shapes, or tensors', without asking (and thereby fixing) what a free axis equals."""
+    """Return whether two shapes, or two tensors' shapes, are equal. Free axes stay free: their sizes are not asked."""
     return [str(n) for n in getattr(a, "shape", a)] == [str(n) for n in getattr(b, "shape", b)]
 
 
@@ -249,7 +249,7 @@ def module_path(node: Node) -> str:
 
 
 def site(*nodes: Node) -> str:
-    """Locate some nodes in the model: their modules' common path, or the first node's name if there is none."""
+    """Return the site of some nodes in the model: their modules' common path, or else the first node's name."""
     paths = [module_path(node).split(".") for node in nodes]
     common: list[str] = []
     for parts in zip(*paths, strict=False):
@@ -277,7 +277,7 @@ def operators(module: GraphModule) -> Iterable[Node]:
 
 
 def count_operators(module: GraphModule) -> dict[str, int]:
-    """Count each operator, most frequent first. Tuple access (`getitem`) is not an operator."""
+    """Return how often each operator occurs, most frequent first. Tuple access (`getitem`) is not an operator."""
     counts: dict[str, int] = {}
     for node in operators(module):
         name = operator_name(node)
@@ -305,7 +305,7 @@ def changed(node: Node) -> None:
 
 
 def is_changed(node: Node) -> bool:
-    """Tell whether a node yields a value that no node of the captured graph has."""
+    """Return whether a node yields a value that no node of the captured graph has."""
     return equals(node) == ""
 
 

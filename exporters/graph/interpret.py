@@ -28,7 +28,7 @@ Compute = Callable[[Node, Values, int], Any]
 
 
 def held(module: GraphModule, node: Node) -> Any:
-    """The value that a `get_attr` node reads: a tensor without its gradient, or a submodule."""
+    """Return what a `get_attr` node reads: a tensor without its gradient, or a submodule."""
     value: Any = module
     for part in str(node.target).split("."):
         value = getattr(value, part)
@@ -36,7 +36,7 @@ def held(module: GraphModule, node: Node) -> Any:
 
 
 def evaluate(node: Node, values: Values, call: int = 0) -> Any:
-    """Compute a node from its operands' values; for the output node, collect what the program returns."""
+    """Return an operator's result for its operands' values; for the output node, what the program returns."""
     args, kwargs = torch.fx.map_arg((node.args, node.kwargs), values)
     if node.op == "output":
         return args[0]
@@ -112,7 +112,7 @@ def run_part(
 
 
 def recompute(module: GraphModule, values: Mapping[Node, Any], start: Node, value: Any) -> Any:
-    """Return what a program returns when one node has another value; only what depends on it is computed again.
+    """Return what a program returns when one node has another value. Only what depends on the node is computed again.
 
     Args:
         values: of every node, from a run of the whole program.

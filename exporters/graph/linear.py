@@ -72,7 +72,7 @@ class Linear:
 
     @property
     def has_computed_bias(self) -> bool:
-        """Tell whether its bias is no constant."""
+        """Return whether its bias is no constant."""
         return self.bias_node is not None and constant(self.module, self.bias_node) is None
 
     @property
@@ -105,7 +105,7 @@ class Linear:
 
     @property
     def pads(self) -> bool:
-        """Tell whether it is a convolution that pads with zeros, on any axis."""
+        """Return whether it is a convolution that pads with zeros, on any axis and at either end."""
         if self.node.target not in CONVOLUTIONS:
             return False
         padding = arguments(self.node)[4]

@@ -69,7 +69,7 @@ def compare(pattern: Graph, anchor: Node, literals: bool) -> Comparison:
 
 
 def escapes(comparison: Comparison, outputs: Sequence[Node]) -> str | None:
-    """The reason why matched nodes cannot be replaced as one: something else reads a value that is no output."""
+    """Return why the matched nodes cannot be replaced as one: something else reads a value that is no output."""
     matched = set(comparison.matched)
     for node in comparison.matched:
         outside = [user for user in node.users if user not in matched]
@@ -83,7 +83,7 @@ Position = tuple[Node, tuple[int, ...]]
 
 
 def differences(graph: Graph, other: Graph) -> list[Position] | None:
-    """Find the positions in `graph` where another graph, of the same function called with another literal, differs.
+    """Return the positions in `graph` where two graphs of one function, called with another literal, differ.
 
     None where they differ in more than literals: then the literal decides about the structure.
     """
@@ -103,7 +103,7 @@ def differences(graph: Graph, other: Graph) -> list[Position] | None:
 
 
 def literal_at(position: Position, bound: Mapping[Node, Node]) -> Any:
-    """The literal that a site has at a pattern's position; None where it has nothing there."""
+    """Return the literal that a site has at a pattern's position; None where it has nothing there."""
     node, path = position
     value: Any = arguments(bound[node]) if node in bound else ()
     for index in path:

@@ -25,7 +25,7 @@ from edgesmith.exporters.graph.edit import COMMUTATIVE, arguments, defaults
 
 @dataclass(frozen=True)
 class Match:
-    """The values that the holes of a pattern stand for; of a near miss, also why it is none."""
+    """The nodes that a pattern's holes stand for; of a near miss, also why it is none."""
 
     bound: Mapping[str, Any] = field(default_factory=dict)
     reason: str | None = None
@@ -114,7 +114,7 @@ def op(target: Any, *given: Any) -> Pattern:
 
 
 def any_of(*patterns: Pattern) -> Pattern:
-    """A pattern of what one of several matches, the first ones first."""
+    """Return a pattern that matches where one of several does, tried in this order."""
 
     def matches(value: object, match: Match) -> Iterator[Match]:
         for pattern in patterns:

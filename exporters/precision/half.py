@@ -56,7 +56,7 @@ def half(program: Program, wide: Collection[str] = (), kind: torch.dtype = torch
 
 
 def is_wide(node: Node, wide: Collection[str]) -> bool:
-    """Whether a node stays float32: it is named, or takes one of the results of a node that is."""
+    """Return whether a node stays float32: it is named, or takes one of the results of a node that is."""
     if node.target is operator.getitem and isinstance(node.args[0], Node):
         return is_wide(node.args[0], wide)
     return node.name in wide

@@ -155,7 +155,7 @@ def find_layers(module: GraphModule) -> list[Linear]:
 
 
 def find_computed_biases(module: GraphModule) -> dict[str, str]:
-    """Find what would be a layer but for a bias that is no constant: by node name, the reason to stay float."""
+    """Return what would be a layer but for a computed bias: the reason to stay float by node name."""
     return {
         layer.node.name: f"{operator_name(layer.node).removeprefix('aten.')} at {site(layer.node)} has a computed bias"
         for layer in _candidates(module)
@@ -172,7 +172,7 @@ def _candidates(module: GraphModule) -> Iterator[Linear]:
 
 
 def _is_float32(layer: Linear) -> bool:
-    """Tell whether a layer multiplies a computed float32 value by a float32 weight that is not empty."""
+    """Return whether a layer multiplies a computed float32 value by a float32 weight that is not empty."""
     weight, read = layer.own_weight, layer.read
     is_computed = isinstance(read, Node) and constant(layer.module, read) is None
     return weight.dtype == torch.float32 and bool(weight.numel()) and is_computed and val(read).dtype == torch.float32
@@ -194,7 +194,7 @@ def find_sums(layers: Sequence[Linear]) -> dict[Node, list[tuple[Node, int]]]:
 
 
 class Histogram:
-    """A count of a value's magnitudes, over any number of tensors. Zeros do not count.
+    """Counts of a value's magnitudes over any number of tensors. Zeros do not count.
 
     The width of the bins is a power of two, and doubles when a magnitude lies beyond them, so that no count moves. Of a
     large tensor SAMPLES numbers are counted, evenly spread: with all of them calibration takes twice as long.
@@ -234,7 +234,7 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Seen:
-    """The ranges, means and outputs of a program in float over the calibration inputs.
+    """The values that a program met in float over the calibration inputs.
 
     Attributes:
         scales: of every value that a layer reads.
@@ -455,7 +455,7 @@ def _choose(
     now_db: float,
     wanted_db: float,
 ) -> dict[str, str]:
-    """Choose what else has to be float, with the reasons, until the rest should be good enough.
+    """Return the layers that have to be float as well, with the reasons, until the rest should be good enough.
 
     What makes less than its even share of the noise that is allowed comes last, since little would be gained.
     """

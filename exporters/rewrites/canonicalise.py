@@ -88,7 +88,7 @@ def _axes(module: GraphModule, node: Node) -> str | None:
 
 
 def _positions(module: GraphModule, node: Node) -> str | None:
-    """Respell a reshaping that only joins, or only separates, the axes after the first two."""
+    """Spell a reshape that only joins, or only separates, the axes after the first two."""
     x = node.args[0]
     target, *rest = reshaping(val(x).shape, val(node).shape)
     if target is aten.reshape.default or (node.target is target and list(node.args) == [x, *rest]):

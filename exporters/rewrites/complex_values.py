@@ -183,7 +183,7 @@ def as_pair(value: Any) -> Pair:
 
 
 def is_complex(node: object) -> bool:
-    """Tell whether a node's value, or the first of several, is complex."""
+    """Return whether a node's value, or the first of several, is complex."""
     value = node.meta.get("val") if isinstance(node, Node) else None
     if isinstance(value, list | tuple):
         value = value[0] if value else None

@@ -84,7 +84,7 @@ def _layers_before(module: GraphModule, second: Node) -> list[tuple[Linear, int]
 
 
 def _parts(layer: Node) -> Sequence[Node]:
-    """The values that a layer reads: one, or those that a concatenation of channels joins."""
+    """Return what a layer reads: one value, or those that a concatenation of channels joins."""
     x = layer.args[0]
     assert isinstance(x, Node)
     if x.target is not aten.cat.default or layer.target not in CONVOLUTIONS or not _is_over_channels(x):
@@ -102,7 +102,7 @@ def _dense(module: GraphModule, node: Node) -> Linear | None:
 
 
 def _is_pointwise(layer: Node) -> bool:
-    """Tell whether each position is computed of that position alone."""
+    """Return whether each position is computed of that position alone."""
     if layer.target is aten.linear.default:
         return True
     _, w, _, stride, padding, *_ = arguments(layer)

@@ -65,7 +65,7 @@ def _is_sum(node: Node) -> bool:
 
 
 def _terms(node: Node) -> list[Node]:
-    """The terms that add up to `node`, through sums that nothing else reads."""
+    """Return the terms that are added up to `node`, through sums that nothing else reads."""
     found: list[Node] = []
     for term in node.args:
         assert isinstance(term, Node)

@@ -110,7 +110,7 @@ def _take_apart(emit: Arithmetic) -> Pair:
 
 
 def _arithmetic(emit: Arithmetic) -> Any:
-    """Apply an operator's rule: a pair, or a half."""
+    """Emit what an operator's rule makes of it, and return it: a pair, or a half."""
     node = emit.before
     rule = RULES.get(getattr(node.target, "overloadpacket", node.target)) if node.op == "call_function" else None
     if rule is None or any(is_complex(n) and n not in emit.pairs for n in node.all_input_nodes):
@@ -158,13 +158,13 @@ _KINDS = frozenset({"fft", "ifft", "rfft", "irfft", "hfft", "ihfft"})
 
 
 def is_transform(node: Node) -> bool:
-    """Tell whether a node is one of the 18 transforms of `torch.fft`."""
+    """Return whether a node is one of the 18 transforms of `torch.fft`."""
     packet, _, name = operator_name(node).partition("_")
     return packet == "aten.fft" and name.rstrip("2n") in _KINDS
 
 
 def transform_axes(node: Node) -> list[Axis]:
-    """Describe a transform axis by axis. Raises `Reject` where a length is not static."""
+    """Return what a transform does, axis by axis. Raises `Reject` where a length is not static."""
     name = operator_name(node).removeprefix("aten.fft_")
     x, amount, over, norm = arguments(node)
     kind = name.rstrip("2n")

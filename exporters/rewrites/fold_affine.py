@@ -309,7 +309,7 @@ def _scalable(factor: _Factor) -> Linear:
 
 
 def _compensation(factor: _Factor, full: Tensor, step: Node, reader: Node, is_first: bool) -> Callable[[], None]:
-    """The action that lets the other readers of a value read what they did, once the value is scaled."""
+    """Return the edit that gives a value's other readers what they read, once the value is scaled on the way back."""
     module = factor.module
     if factor.axis != 1:
         raise Reject(f"{step.name} is also read by {readers(step)}")

@@ -165,7 +165,7 @@ def _folded(emit: Arithmetic, filtered: _Filter, costs: Costs, form: str | None)
 
 
 def _prices(filtered: _Filter, costs: Costs) -> dict[str, Price]:
-    """Price each form."""
+    """Return what each form costs."""
     x, inward, outward = val(filtered.signal), filtered.inward, filtered.outward
     shape, itemsize = example_sizes(x.shape), x.dtype.itemsize
 
@@ -189,7 +189,7 @@ def _prices(filtered: _Filter, costs: Costs) -> dict[str, Price]:
 
 
 def _response(filtered: _Filter) -> Tensor:
-    """Apply the filter to a unit impulse, in float64, in the layout of the signal."""
+    """Return the filter's response to a unit impulse, in float64, in the layout of the signal."""
     shape, axes = val(filtered.back).shape, filtered.axes
     impulse = torch.zeros([int(n) if i in axes else 1 for i, n in enumerate(shape)], dtype=torch.float64)
     impulse.view(-1)[0] = 1

@@ -23,7 +23,7 @@ from edgesmith.exporters.rewrites.rewrite import Fired, Reject, declining_at, re
 
 
 def _scaled(name: str, value: Pattern) -> Pattern:
-    """A pattern of what another matches, by itself or times a constant for each channel, bound as `Scaled`."""
+    """Return a pattern of `value`, by itself or times a constant for each channel, bound as `Scaled`."""
 
     def matches(node: object, match: Match) -> Iterator[Match]:
         found = as_scaled(match["module"], node, axis=1)

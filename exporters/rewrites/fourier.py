@@ -152,7 +152,7 @@ def matrix(stage: Stage) -> Tensor:
 
 
 def mirror_weights(axis: Axis) -> Tensor:
-    """The weight of each bin of a half spectrum, float64 [read]: 1 if it is its own mirror image, else 2."""
+    """Return how often each bin of a half spectrum counts, float64 [read]: once if its own mirror image, else twice."""
     k = torch.arange(axis.read)
     return torch.where(2 * k % axis.length == 0, 1.0, 2.0).double()
 

@@ -58,7 +58,7 @@ class _Site:
 
 
 def _accept(op: FusedOp, loose: Graph, found: Comparison, anchor: Node) -> _Site:
-    """Return what was found loosely as a site. Raises `Reject` where it is none."""
+    """Return the site of what was found loosely. Raises `Reject` where it is none."""
     inputs = _matching(found, loose)
     literals = _literals(op, found)
     values = [val(node) for node in inputs]
@@ -93,7 +93,7 @@ def _matching(found: Comparison, pattern: Graph) -> list[Node]:
 
 
 def _literals(op: FusedOp, found: Comparison) -> dict[str, Any]:
-    """Return the values that a site has for the op's free literals. Raises `Reject` where they disagree."""
+    """Return a site's values for the op's free literals. Raises `Reject` where they cannot be told."""
     literals = {}
     for literal, positions in _positions(op.name).items():
         values = [literal_at(position, found.bound) for position in positions]
@@ -195,7 +195,7 @@ def _loose_pattern(name: str) -> Graph:
 
 @cache
 def _positions(name: str) -> dict[str, list[Position]]:
-    """Find each of an op's free literals in the pattern at the example's shapes."""
+    """Return the positions of an op's free literals in the pattern at the example's shapes."""
     op = all_ops()[name]
     sizes = tuple(tuple(x.shape) for x in op.example())
     positions = {}

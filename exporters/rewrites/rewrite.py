@@ -61,7 +61,7 @@ class Reject(Exception):
 
 @dataclass(frozen=True)
 class RewriteReport:
-    """The account of one rewrite: sites where it fired, each with a note on how, and near misses."""
+    """The outcome of one rewrite: sites where it fired, each with a note on how, and near misses."""
 
     name: str
     applied: tuple[tuple[str, str], ...] = ()

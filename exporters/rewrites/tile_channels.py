@@ -146,7 +146,7 @@ def _owner(node: Node) -> Node:
 
 
 def _borrows(node: Node) -> bool:
-    """Tell whether a value shares the memory of what it is made of."""
+    """Return whether a value lies in the memory of what it is made of."""
     if node.target in IN_PLACE:
         (read,) = node.all_input_nodes
         return len(read.users) == 1 and read.op == "call_function" and not _borrows(read)
@@ -166,7 +166,7 @@ def _tensors(node: Node) -> list[Tensor]:
 
 
 def _is_known(module: GraphModule) -> bool:
-    """Tell whether no size depends on the data."""
+    """Return whether no size depends on the data."""
     return all(numbers(tensor.shape) is not None for node in module.graph.nodes for tensor in _tensors(node))
 
 

@@ -1,4 +1,4 @@
-"""What is stacked along a last axis and read back from it one by one need not be stacked.
+"""Values that are stacked along a last axis and read back one by one need not be stacked.
 
     stack(a, b)[..., 0]              ->  a
     f(stack(a, b) + c)[..., 1]       ->  f(b + c[..., 1])          f elementwise, c constant
@@ -43,7 +43,7 @@ def _axis(node: Node) -> int:
 
 
 def _is_read_apart(module: GraphModule, stacked: Node) -> bool:
-    """Tell whether every reader, through elementwise operators, takes one of the stacked values."""
+    """Return whether every reader, through elementwise operators, takes one of the stacked values."""
     for reader in stacked.users:
         if reader.target is aten.select.int:
             if _axis(reader) != rank(stacked) - 1:

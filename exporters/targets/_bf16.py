@@ -74,7 +74,7 @@ def to_rounded_float(model: onnx.ModelProto) -> None:
 
 
 def _makes(node: onnx.NodeProto, name: str, kinds: Mapping[str, int]) -> bool:
-    """Whether a value of bf16 is made here that may have more digits."""
+    """Return whether a value of bf16 is made here that may have more digits."""
     return kinds.get(name) == BF16 and node.op_type not in _ROUNDED
 
 

@@ -127,7 +127,7 @@ class OnnxFile(TargetFile):
 
     @cached_property
     def model(self) -> onnx.ModelProto:
-        """What the file holds; not to be written to."""
+        """The content of the file; not to be written to."""
         import onnx
 
         return onnx.load(str(self.path))

@@ -49,7 +49,7 @@ Run = Callable[[Sequence[Arrays]], "list[list[np.ndarray]] | NotHere"]
 
 @dataclass(frozen=True)
 class Request:
-    """What a target writes into a file beside the program.
+    """The facts that a target writes into a file beside the program.
 
     Attributes:
         name: of the model; also the file's stem.
@@ -84,7 +84,7 @@ class Request:
 
     @property
     def keeps_states(self) -> bool:
-        """Whether this is a step program whose states the runtime keeps."""
+        """Return whether this is a step program whose states the runtime keeps."""
         return self.streaming is not None and self.streaming["kept_by"] == "runtime"
 
 
@@ -174,7 +174,7 @@ class TargetFile(ABC):
 
 @dataclass(frozen=True)
 class Delivery:
-    """What is published of a lowered file: the file itself. A target whose devices build their own has another.
+    """The published part of a lowered file: the file itself. A target whose devices build their own has another.
 
     Attributes:
         suffix: of the file, with the dot.
@@ -198,7 +198,7 @@ class Delivery:
 
 @dataclass(frozen=True)
 class Delivered:
-    """What came of a delivery.
+    """The outcome of a delivery.
 
     Attributes:
         entries: for the manifest.
@@ -211,7 +211,7 @@ class Delivered:
 
 @dataclass(frozen=True)
 class Package:
-    """What a delivery writes beside a file.
+    """The facts that a delivery writes beside a file.
 
     Attributes:
         request: as the file was lowered.

@@ -1,14 +1,16 @@
-"""TensorRT's engine files without TensorRT: what headers, builders and inspectors say, and which devices they fit.
+"""TensorRT's engine files, read without TensorRT: their headers, build logs and layers, and the devices that load them.
 
-    bytes  0..3    "vtrt" TensorRT-RTX; "ftrt" TensorRT
-          16..23   length of the file (TensorRT-RTX)
-          24..27   version: 1, 7, 1, 116 of TensorRT-RTX, 10, 3, 0, 26 of TensorRT
-          32..39   compute capabilities that it loads on, a bit each, in the order of `CAPABILITIES` (TensorRT-RTX)
+An engine begins with a header of 64 bytes, little endian, which NVIDIA does not document:
 
-NVIDIA documents none of it. TensorRT-RTX's fields were told apart by building the same network for each capability and
-for several, with TensorRT-RTX 1.7.1.116; little endian. Where TensorRT has its version, its maintainers say in
-github.com/NVIDIA/TensorRT/issues/3073. Builder flags leave no trace in a header, nor does TensorRT's GPU, so those are
-in the manifest.
+    bytes  0..3    "vtrt" of TensorRT-RTX, "ftrt" of TensorRT
+          16..23   the file's length                       TensorRT-RTX only
+          24..27   the version, such as 1, 7, 1, 116 or 10, 3, 0, 26
+          32..39   the compute capabilities that it loads on, one bit each, in the order of `CAPABILITIES`
+                                                           TensorRT-RTX only
+
+The fields of TensorRT-RTX were found by building one network for each capability, and for several, with version
+1.7.1.116; the place of TensorRT's version is said by its maintainers in github.com/NVIDIA/TensorRT/issues/3073. A
+header says nothing of the builder's flags, and TensorRT's nothing of the GPU: those are in the manifest.
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ _HEADER_BYTES = 64
 
 @dataclass(frozen=True)
 class Header:
-    """What an engine says of itself.
+    """An engine's words of itself.
 
     Attributes:
         version: of what built it.
@@ -143,7 +145,7 @@ def ahead() -> list[DeviceProfile]:
 
 
 def inspect(path: str | Path, device: str | None = None) -> dict[str, Any]:
-    """What there is to say of an engine, a kit, or an inspector's JSON, by `kind`.
+    """Return all that can be said of an engine, a kit, or an inspector's JSON, by `kind`.
 
     engine   its header and, where it is an artifact's, its manifest, and what it can load on
     kit      what a board builds of it, and with which TensorRT
@@ -165,24 +167,24 @@ def inspect(path: str | Path, device: str | None = None) -> dict[str, Any]:
         return {"kind": "layers", "path": str(given), **_inspect_layers(given)}
     if given.is_dir() and (given / KIT).is_file():
         return _inspect_kit(given, device)
-    if given.is_dir():
-        given = artifacts.read(given).file
-    header = read_header(given)
-    try:
-        artifact = artifacts.read(given)
-    except BadInput:  # an engine by itself
-        artifact = None
-    if artifact and (artifact.target != "tensorrt" or artifact.file.resolve() != given.resolve()):
-        artifact = None
+    return _inspect_engine(artifacts.read(given).file if given.is_dir() else given, device)
+
+
+def _inspect_engine(path: Path, device: str | None) -> dict[str, Any]:
+    """An engine's header, the devices that load it, and its manifest's words where it is an artifact's."""
+    from edgesmith.exporters import artifact as artifacts
+
+    header = read_header(path)
+    artifact = _artifact_of(path)
     told = _told(artifact) if artifact else {}
     capabilities = header.compute_capabilities or tuple(told.get("compute_capabilities", ()))
     flags = told.get("flags", {})
     found = _loading(header, capabilities, flags)
     if device is not None:
-        _refuse_other(given, header, capabilities, devices.get(device), flags)
+        _refuse_other(path, header, capabilities, devices.get(device), flags)
     described: dict[str, Any] = {
         "kind": "engine",
-        "path": str(given),
+        "path": str(path),
         **asdict(header),
         "compute_capabilities": list(capabilities),
         "devices": [profile.name for profile in found],
@@ -193,9 +195,20 @@ def inspect(path: str | Path, device: str | None = None) -> dict[str, Any]:
         **described,
         "model": artifact.model,
         "precision": artifact.precision,
-        "changed": [change for change in artifacts.changed_files(artifact) if change.startswith(given.name)],
+        "changed": [change for change in artifacts.changed_files(artifact) if change.startswith(path.name)],
         **{key: value for key, value in told.items() if key not in described},
     }
+
+
+def _artifact_of(path: Path) -> Artifact | None:
+    """The artifact whose file an engine is; None for an engine by itself."""
+    from edgesmith.exporters import artifact as artifacts
+
+    try:
+        artifact = artifacts.read(path)
+    except BadInput:
+        return None
+    return artifact if artifact.file.resolve() == path.resolve() else None
 
 
 TOLD: dict[str, type | tuple[type, ...]] = {
@@ -208,11 +221,11 @@ TOLD: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(build.MEMORY, (int, type(None))),
     "warnings": list,
 }
-"""What a manifest has of an engine, and of which type; without the first two nobody knows what it loads on."""
+"""Facts of an engine in a manifest, and their types; without the first two nobody knows what it loads on."""
 
 
 def _told(artifact: Artifact) -> dict[str, Any]:
-    """What a manifest says of its engine. Raises BadInput where that is not what it must be."""
+    """Return a manifest's entry of its engine. Raises BadInput where something in it is missing or of another type."""
     told = artifact.manifest.get("engine")
     if not isinstance(told, dict):
         raise BadInput(f"{artifact.path / 'manifest.json'} says nothing of the engine; build or export it again")
@@ -231,7 +244,7 @@ def _told(artifact: Artifact) -> dict[str, Any]:
 
 
 def _inspect_kit(folder: Path, device: str | None) -> dict[str, Any]:
-    """What a kit's kit.json says, and what was built of it beside it."""
+    """A kit's record, and the engine that was built of it beside it."""
     from edgesmith.exporters import artifact as artifacts
 
     kit, artifact = read_kit(folder), artifacts.read(folder)
@@ -285,23 +298,31 @@ def _refuse_other(
             f"{path.name} does not say which GPU it is built for, and there is no manifest beside it; TensorRT's"
             " engines load on the kind of GPU that built them"
         )
-    is_wide = bool(flags.get("hardware_compatible"))
-    found = _loading(header, capabilities, flags)
     has = profile.cuda.tensorrt if profile.cuda else None
     if profile.cuda and profile.cuda.engines == "here":
         profile, has = _this_machine(path, profile, capabilities, header.made_by)
+    is_wide = bool(flags.get("hardware_compatible"))
     if not _takes(profile, capabilities, is_wide):
         own = f"SM {profile.cuda.compute_capability}" if profile.cuda else "without an NVIDIA GPU"
-        names = ", ".join(device.name for device in found) or "no device that is known here"
+        names = ", ".join(device.name for device in _loading(header, capabilities, flags))
         wide = ", and for every GPU from SM 8.0 on but a Jetson's," if is_wide else ""
         raise BadInput(
-            f"{path.name} is built for {sm(capabilities)}{wide} and {profile.title} is {own}; it fits {names}"
+            f"{path.name} is built for {sm(capabilities)}{wide} and {profile.title} is {own}; it fits"
+            f" {names or 'no device that is known here'}"
         )
-    if header.made_by == RTX and profile.cuda and profile.cuda.engines == "on the board":
+    _refuse_other_tensorrt(path, header, profile, has, bool(flags.get("version_compatible")))
+
+
+def _refuse_other_tensorrt(
+    path: Path, header: Header, profile: DeviceProfile, has: str | None, version_compatible: bool
+) -> None:
+    """Raise BadInput where a device whose GPU takes an engine has another TensorRT than it needs."""
+    cuda = profile.cuda
+    if header.made_by == RTX and cuda and cuda.engines == "on the board":
         raise BadInput(f"{path.name} is TensorRT-RTX's, and {profile.title} has TensorRT; build a kit on it")
-    if header.made_by == FULL and has and not _loads(header.version, has, bool(flags.get("version_compatible"))):
-        later = ", for later TensorRTs of the same major version too," if flags.get("version_compatible") else ""
-        by = f" ({profile.system})" if profile.cuda and profile.cuda.jetpack else ""
+    if header.made_by == FULL and has and not _loads(header.version, has, version_compatible):
+        later = ", for later TensorRTs of the same major version too," if version_compatible else ""
+        by = f" ({profile.system})" if cuda and cuda.jetpack else ""
         raise BadInput(
             f"{path.name} is built by TensorRT {header.version}{later} and {profile.title} has {has}{by};"
             " build its kit there"
@@ -320,7 +341,7 @@ def _loading(header: Header, capabilities: Sequence[str], flags: Mapping[str, An
 
 
 def _loads(built_by: str, has: str, version_compatible: bool) -> bool:
-    """Whether a TensorRT loads what another one has built: its own, or what an earlier one has built to that end.
+    """Return whether a TensorRT loads another one's engine: of its own version, or made by an earlier one to that end.
 
     >>> _loads("10.0.1.6", "10.3", True), _loads("10.13.0.35", "10.3", True), _loads("10.0.1.6", "10.3", False)
     (True, False, False)
@@ -398,13 +419,13 @@ def write_layers(folder: Path, report: dict[str, Any]) -> None:
 
 
 def read_layers(folder: Path) -> dict[str, Any]:
-    """What `write_layers` kept."""
+    """Read what `write_layers` kept."""
     report: dict[str, Any] = json.loads((folder / LAYERS).read_text(encoding="utf-8"))
     return report
 
 
 def refusal(log: Sequence[tuple[str, str]]) -> tuple[str, str]:
-    """Why a builder made no engine: the node, empty where it does not say, and the cause without places in its source.
+    """Return the node for which a builder made no engine, empty where it does not say, and the cause.
 
     >>> refusal([("ERROR", "Myelin ([p.cpp:3: f] Cannot compile operation 'a/Gemm_1' for Turing: no GEMM. In g at h)")])
     ('a/Gemm_1', 'no GEMM')

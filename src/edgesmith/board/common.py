@@ -1,4 +1,4 @@
-"""What every file for a device needs: what the machine shows of itself, timed calls, and TensorRT's engines.
+"""The common part of files for devices: the machine's own facts, timed calls, and TensorRT's engines.
 
 Two files go where edgesmith is not, and need Python 3.8 and numpy alone: bench/runner.py, which times, and
 exporters/tensorrt/kit/build.py, which builds an engine. Each imports this module, and join.py puts its text in the
@@ -140,7 +140,7 @@ def temperatures_c() -> dict[str, float]:
 
 
 def power_mode() -> str | None:
-    """How the machine is set to trade speed for power, in the system's words; None where it shows nothing without root.
+    """Return the setting that trades speed for power, in the system's words; None where nothing is shown without root.
 
     Jetson   MAXN_SUPER          `nvpmodel -q`, which may say more before and after; without that command, as in
                                  containers, what it keeps: /var/lib/nvpmodel/status, with names in /etc/nvpmodel.conf

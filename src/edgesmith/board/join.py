@@ -94,7 +94,7 @@ def _take_apart(file: Path) -> _Part:
 
 
 def _is_joined(node: ast.stmt) -> bool:
-    """Whether a statement is an import that joining takes the place of."""
+    """Return whether a statement is an import that the joined text replaces."""
     return isinstance(node, ast.ImportFrom) and node.module in (COMMON, "__future__")
 
 

@@ -1,0 +1,79 @@
+"""Experiments: their timer, the shape of their commands, and that nothing else needs them."""
+
+from __future__ import annotations
+
+import ast
+import time
+from pathlib import Path
+
+import pytest
+
+from edgesmith.bench.experiments import interleave
+from edgesmith.bench.experiments.command import Table, read_arguments
+from edgesmith.errors import Unsupported
+
+
+def test_calls_run_in_turn_and_those_of_the_warm_up_are_not_kept() -> None:
+    order: list[str] = []
+    calls = {name: lambda name=name: order.append(name) for name in "ab"}  # type: ignore[misc]
+    samples = interleave.interleaved(calls, rounds=3, warm_up=1)
+    assert order == ["a", "b"] * 4
+    assert [len(times) for times in samples.values()] == [3, 3]
+    order.clear()
+    interleave.interleaved(calls, rounds=1, warm_up=0, batch=2)
+    assert order == ["a", "a", "b", "b"]
+
+
+def test_a_batch_s_sample_is_its_mean() -> None:
+    samples = interleave.interleaved({"sleep": lambda: time.sleep(0.01)}, rounds=1, warm_up=0, batch=3)
+    assert 10 <= samples["sleep"][0] < 30
+    assert interleave.median_us(samples)["sleep"] == pytest.approx(1e3 * samples["sleep"][0])
+
+
+def test_ratios_are_taken_round_by_round() -> None:
+    drifting = {"slow": [2.0, 4.0, 8.0, 16.0], "fast": [1.0, 2.0, 4.0, 8.0]}
+    assert interleave.ratio(drifting, "slow", "fast") == (2.0, 2.0, 2.0)
+    faster = {name: [ms / 2 if name == "slow" else ms for ms in times] for name, times in drifting.items()}
+    spread = interleave.over_processes([drifting, faster], "slow", "fast")
+    assert (spread.low, spread.middle, spread.high) == (1.25, 1.5, 1.75)
+    assert str(spread) == "1.500 x (1.250 to 1.750)"
+    assert interleave.over_processes([drifting], "slow", "fast").middle == 2.0
+    assert interleave.medians([drifting, faster]) == {"slow": 4.5, "fast": 3.0}
+
+
+def test_a_launch_is_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.py").write_text("def launch(a, b):\n    print('noise')\n    return {a: [float(b)]}\n")
+    (tmp_path / "broken.py").write_text("def launch():\n    raise RuntimeError('no memory')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+    assert interleave.in_a_process("mine", "x", 2) == {"x": [2.0]}
+    with pytest.raises(Unsupported, match="a launch of broken failed: RuntimeError: no memory"):
+        interleave.in_a_process("broken")
+
+
+def test_arguments_are_counts_and_names(capsys: pytest.CaptureFixture[str]) -> None:
+    found = read_arguments("Is it fast?", ["7", "a", "b"], listed="model", rounds=5)
+    assert (found.rounds, found.model) == (7, ["a", "b"])
+    assert vars(read_arguments("Is it fast?", [], rounds=5, launches=3)) == {"rounds": 5, "launches": 3}
+    with pytest.raises(SystemExit):
+        read_arguments("Is it fast?", ["0"], rounds=5)
+    assert "rounds must be more than 0, got 0" in capsys.readouterr().err
+
+
+def test_a_table_is_printed_as_it_grows(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table(("form", 6), "size", "    us", "ratio")
+    table.add("dense", 7, 12.346, "")
+    assert capsys.readouterr().out == "form    size      us  ratio\ndense      7   12.35\n"
+
+
+def test_nothing_of_the_product_imports_an_experiment(checkout: Path) -> None:
+    importing = []
+    for folder in ("bench", "exporters", "models", "kernels", "profiles", "src"):
+        for path in (checkout / folder).rglob("*.py"):
+            if "experiments" in path.parts:
+                continue
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+                if any(name.startswith("edgesmith.bench.experiments") for name in names):
+                    importing.append(path)
+    assert not importing
