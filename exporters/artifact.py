@@ -91,7 +91,7 @@ def read(path: str | Path) -> Artifact:
 
 
 def changed_files(artifact: Artifact) -> list[str]:
-    """What differs from the manifest's list of files: a sentence for each missing, added or altered one."""
+    """Return the differences from the manifest's list of files: a sentence for each missing, added or altered one."""
     listed = artifact.sha256
     present = {entry["path"]: entry["sha256"] for entry in list_files(artifact.path)}
     found = [f"{name} is missing" for name in listed if name not in present]
@@ -131,7 +131,10 @@ def write_reference(folder: Path, outputs: list[list[np.ndarray]], examples: Seq
 
 
 def read_reference(artifact: Artifact) -> tuple[list[list[np.ndarray]], list[Tensor]]:
-    """What `write_reference` kept: outputs for each input, and example inputs (zeros where only the shape matters)."""
+    """Return what `write_reference` kept: outputs for each input, and example inputs.
+
+    Inputs of which only the shape was kept are zeros.
+    """
     import torch
     from safetensors.numpy import load_file
 
@@ -160,7 +163,7 @@ def write_inputs(folder: Path, given: Sequence[Sequence[Tensor]]) -> None:
 
 
 def read_inputs(artifact: Artifact) -> list[list[Tensor]] | None:
-    """What `write_inputs` kept; None where inputs follow from seeds."""
+    """Return what `write_inputs` kept; None where inputs follow from seeds."""
     from safetensors.torch import load_file
 
     file = artifact.path / INPUTS
@@ -168,24 +171,24 @@ def read_inputs(artifact: Artifact) -> list[list[Tensor]] | None:
         return None
     found: dict[int, dict[int, Tensor]] = {}
     for name, value in load_file(file).items():
-        owner, _, place = name.partition(".")
-        found.setdefault(int(owner.removeprefix("input_")), {})[int(place)] = value
+        owner, _, position = name.partition(".")
+        found.setdefault(int(owner.removeprefix("input_")), {})[int(position)] = value
     return [[one[k] for k in sorted(one)] for _, one in sorted(found.items())]
 
 
 def write_trace(folder: Path, trace: Mapping[str, tuple[float, float]]) -> None:
     """Keep what a target's `traced` says of every operator of the file; no file where it says nothing."""
     if trace:
-        lines = {place: [f"{value:.9g}" for value in figures] for place, figures in trace.items()}  # also "inf"
+        lines = {position: [f"{value:.9g}" for value in figures] for position, figures in trace.items()}  # also "inf"
         text = json.dumps(lines, indent=0, ensure_ascii=False)
         (folder / TRACE).write_text(text + "\n", encoding="utf-8")
 
 
 def read_trace(artifact: Artifact) -> dict[str, tuple[float, float]]:
-    """What `write_trace` kept; empty where it kept nothing."""
+    """Return what `write_trace` kept; empty where it kept nothing."""
     file = artifact.path / TRACE
     lines = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return {place: (float(first), float(second)) for place, (first, second) in lines.items()}
+    return {position: (float(first), float(second)) for position, (first, second) in lines.items()}
 
 
 def remove(file: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a target pays for its operators: the figures that rewrites choose between equal forms by."""
+"""Costs of a target's operators: the figures by which rewrites choose between equal forms."""
 
 from __future__ import annotations
 
@@ -8,20 +8,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Costs:
-    """What a target pays, as far as choosing between equal forms needs it.
+    """The figures of a target that decide between equal forms.
 
     Attributes:
         launch_us: starting one operator, microseconds.
         copy_gb_s: moving an activation, as a split or concatenation does, gigabytes a second; infinite where it is
             only a view.
-        gmac_s: multiplications in a matrix product of fair size, 10^9 a second.
-        stream_gb_s: reading weights, and reading and writing what an operator works on number by number, gigabytes a
-            second.
-        depthwise_gmac_s: multiplications in a depthwise convolution with a large kernel, 10^9 a second.
-        columns: how many columns of a product are computed together; fewer take as long.
-        product_us: starting each of the products of a batch, microseconds.
+        gmac_s: multiply-accumulates in a matmul of fair size, 10^9 a second.
+        stream_gb_s: reading weights, and reading and writing what an elementwise operator works on, gigabytes a second.
+        depthwise_gmac_s: multiply-accumulates in a depthwise convolution with a large kernel, 10^9 a second.
+        columns: how many columns of a matmul are computed together; fewer take as long.
+        matmul_us: starting each of the matmuls of a batch, microseconds.
         loop_us: starting one operator in the body of a loop, microseconds.
-        read_gb_s: reading a matrix that stays near, for a product with one vector after the other, gigabytes a second.
+        read_gb_s: reading a matrix that stays near, to multiply one vector after the other by it, gigabytes a second.
         tile_gb_s: transforming tiles of what a convolution reads and writes, gigabytes a second; 0 where convolutions
             are not to be replaced by their Winograd forms, because the runtime has its own or the precision is low.
         fetch_gb_s: getting memory that activations lie in into the caches and out again, gigabytes a second; infinite
@@ -34,7 +33,7 @@ class Costs:
     stream_gb_s: float = 10.0
     depthwise_gmac_s: float = 5.0
     columns: int = 16
-    product_us: float = 0.0
+    matmul_us: float = 0.0
     loop_us: float = 0.0
     read_gb_s: float = math.inf
     tile_gb_s: float = 0.0

@@ -36,7 +36,7 @@ def above_noise(thresholds: Thresholds, noise: float) -> Thresholds:
 
 @dataclass(frozen=True)
 class Figures:
-    """How far outputs are from the reference's. Of several outputs each figure is that of the worst one.
+    """Figures of how far outputs are from the reference's. Of several outputs each figure is that of the worst one.
 
     Attributes:
         max_abs_error, relative_error: see the module's docstring; `inf` where a finite value became none.

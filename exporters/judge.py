@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from edgesmith.exporters.graph.capture import Program, run_eager
 from edgesmith.exporters.graph.edit import count_operators
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Judge:
-    """What an export is judged by.
+    """The evidence and criteria that an export is judged by.
 
     Attributes:
         evidence: inputs, and PyTorch's outputs for them.
@@ -45,9 +45,6 @@ class Judge:
     of_program: AcceptanceCriteria
     of_file: AcceptanceCriteria
     inputs: InputsRecord
-
-    TYPING_INPUTS: ClassVar[int] = 2
-    """Inputs over which typing looks for what must stay fp32."""
 
     def check_programs(self, captured: Program, rewritten: Program, product: Product) -> list[CheckRecord]:
         """Check the programs that the file will be made of, in PyTorch.

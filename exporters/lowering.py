@@ -9,6 +9,7 @@ from pathlib import Path
 from edgesmith.exporters.artifact import remove
 from edgesmith.exporters.judge import Judge
 from edgesmith.exporters.options import ExportOptions
+from edgesmith.exporters.precision.policy import INPUTS
 from edgesmith.exporters.precision.task import Typed, TypingTask
 from edgesmith.exporters.products import Product
 from edgesmith.exporters.targets.target import Request, TargetFile
@@ -68,10 +69,10 @@ class Lowering:
 
         def lossy_operators(kept: Mapping[str, str]) -> Mapping[str, str]:
             file = self(Typed(program, kept))
-            return file.lossy_operators(judge.evidence.calls[: judge.TYPING_INPUTS], limits.snr_db)
+            return file.lossy_operators(judge.evidence.calls[:INPUTS], limits.snr_db)
 
         return TypingTask(
-            inputs=judge.evidence.inputs[: judge.TYPING_INPUTS],
+            inputs=judge.evidence.inputs[:INPUTS],
             calibration=judge.calibration,
             thresholds=limits,
             is_step=self._product.streaming is not None,

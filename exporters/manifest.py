@@ -34,7 +34,7 @@ class NamedShape(TypedDict):
 
 
 class Normalisation(TypedDict):
-    """How an image becomes an input: (value in 0..1 - mean) / std, per channel of RGB."""
+    """The map from an image to an input: (value in 0..1 - mean) / std, per channel of RGB."""
 
     mean: list[float]
     std: list[float]
@@ -86,7 +86,7 @@ class FunctionsRecord(TypedDict):
 
 
 class WeightsRecord(TypedDict):
-    """Where the weights come from.
+    """The origin of the weights.
 
     Attributes:
         sha256: of all tensors by name, type, shape and bytes.
@@ -137,7 +137,7 @@ class Declined(TypedDict):
 
 
 class RewriteRecord(TypedDict):
-    """What one rewrite did."""
+    """The sites and near misses of one rewrite."""
 
     name: str
     applied: list[Fired]
@@ -145,7 +145,7 @@ class RewriteRecord(TypedDict):
 
 
 class LegalizationRecord(TypedDict):
-    """What the lowering changed at one operator to keep a device's rule."""
+    """A change by the lowering at one operator, to keep a device's rule."""
 
     rule: str
     name: str
@@ -153,7 +153,7 @@ class LegalizationRecord(TypedDict):
 
 
 class OperatorCounts(TypedDict):
-    """How often each operator occurs, at every stage."""
+    """Counts of each operator, at every stage."""
 
     captured: dict[str, int]
     rewritten: dict[str, int]
@@ -170,7 +170,7 @@ class Top1(TypedDict):
 
 
 class FiguresRecord(TypedDict):
-    """How far outputs are from the reference's; of several outputs each figure is that of the worst one.
+    """Figures of how far outputs are from the reference's; of several outputs each figure is that of the worst one.
 
     Attributes:
         max_abs_error, relative_error: null where a finite value became none; relative to the reference's peak.
@@ -241,7 +241,7 @@ class InputsRecord(TypedDict):
 
 
 class ThresholdsRecord(TypedDict):
-    """What passes: an error of the peak at most, an SNR at least, and the same best class where it is decided."""
+    """Thresholds: an error of the peak at most, an SNR at least, and the same best class where it is decided."""
 
     relative_error: float
     snr_db: float
@@ -249,7 +249,7 @@ class ThresholdsRecord(TypedDict):
 
 
 class VerificationRecord(TypedDict):
-    """How the artifact was checked against PyTorch.
+    """The record of how the artifact was checked against PyTorch.
 
     Attributes:
         judged_as: the precision whose thresholds hold.
@@ -272,7 +272,7 @@ class FileRecord(TypedDict):
 
 
 class Int8Record(TypedDict):
-    """How much of a file is int8, and by what data.
+    """The part of a file that is int8, and the data that decided it.
 
     Attributes:
         layers, sums: that are int8.
@@ -291,7 +291,7 @@ class Int8Record(TypedDict):
 
 
 class Manifest(TypedDict):
-    """What an artifact is made of, for what, and how it was checked.
+    """The record of an artifact: what it is made of, for what, and how it was checked.
 
     Attributes:
         file: the target's file or package, below the manifest's folder.
@@ -339,7 +339,7 @@ def read(folder: Path) -> Manifest:
     """Return the manifest in a folder, brought to the present schema.
 
     Raises:
-        BadInput: it is damaged, of another schema, or not edgesmith's; the sentence has the place.
+        BadInput: it is damaged, of another schema, or not edgesmith's; the sentence names the position.
     """
     path, advice = folder / MANIFEST, "export the model again"
     found = records.parse(path, "manifest", advice=advice)

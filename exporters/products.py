@@ -1,4 +1,4 @@
-"""What an export makes, as a value that is asked: a file of the whole model, a step, or a step beside its sequence.
+"""The product of an export, as a value that is asked: a file of the whole model, a step, or a step and its sequence.
 
     WholeModel         inputs to outputs
     OneStep            a frame and states to a prediction and the next states
@@ -67,7 +67,7 @@ class WholeModel:
 
     @property
     def streaming(self) -> StreamingDescription | None:
-        """How to drive the step; None without one."""
+        """The description of how to drive the step; None without one."""
         return None
 
     @property
@@ -129,7 +129,7 @@ class OneStep(WholeModel):
 
     @property
     def streaming(self) -> StreamingDescription:
-        """How to drive the step."""
+        """The description of how to drive the step."""
         assert self.description is not None
         return self.description
 

@@ -54,18 +54,18 @@ def lower_onnx(x: Any, weight: Any, bias: Any, eps: float = 1e-5) -> Any:
     from onnxscript import opset20
 
     op: Any = opset20
-    places = list(x.shape[2:])
+    sizes = list(x.shape[2:])
 
     def normalised(rows: Any) -> Any:
         y, *_ = op.LayerNormalization(rows, weight, bias, axis=-1, epsilon=eps)  # and the statistics
         return y
 
-    if not places:
+    if not sizes:
         return normalised(x)
-    rows = x if len(places) == 1 else op.Reshape(x, op.Constant(value_ints=[0, 0, -1]))  # [B, C, N]
+    rows = x if len(sizes) == 1 else op.Reshape(x, op.Constant(value_ints=[0, 0, -1]))  # [B, C, N]
     rows = op.Transpose(rows, perm=[0, 2, 1])
     rows = op.Transpose(normalised(rows), perm=[0, 2, 1])
-    return rows if len(places) == 1 else op.Reshape(rows, op.Constant(value_ints=[0, 0, *places]))
+    return rows if len(sizes) == 1 else op.Reshape(rows, op.Constant(value_ints=[0, 0, *sizes]))
 
 
 def lower_coreml(x: Any, weight: Any, bias: Any, eps: float = 1e-5) -> Any:

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edgesmith.kernels.loops import coreml_loop, onnx_filled, onnx_scan, torch_loop
 from edgesmith.kernels.op import FusedOp, Recognition, Recurrence, RecurrentState, define
 
 
@@ -115,8 +116,6 @@ def lower_onnx(
     as rounding knows no sign, no number changes. 4 nodes a step of 1 to 3 microseconds each; 7 nodes in all.
     """
     from onnxscript import opset20
-
-    from edgesmith.kernels.loops import onnx_filled, onnx_scan
 
     op: Any = opset20
     dim = dim % len(x.shape)
@@ -221,8 +220,6 @@ def lower_coreml(
     import numpy as np
     from coremltools.converters.mil import Builder as mb
 
-    from edgesmith.kernels.loops import coreml_loop
-
     real = np.float16 if half else np.float32
     tau, threshold, dim = float(tau), float(threshold), int(dim) % len(x.shape)
     exact = _is_power_of_two(tau)  # as for ONNX
@@ -263,7 +260,6 @@ def for_coreai(
     dim: int = -1,
 ) -> Tensor:
     """Core AI: a loop that keeps v and writes the potential before each reset, then one comparison of all."""
-    from edgesmith.kernels.loops import torch_loop
 
     def step(v: Tensor, current: Tensor) -> tuple[Tensor, Tensor]:
         charged = charge(current, v, tau, reset, decay_input)

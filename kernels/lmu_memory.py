@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from edgesmith.kernels.loops import coreml_loop, onnx_filled, onnx_scan, torch_loop
 from edgesmith.kernels.op import FusedOp, LinearRecurrence, Recurrence, RecurrentState, define
 
 FORMS = ("convolution", "chunked", "recurrent")
@@ -122,8 +123,6 @@ def lower_onnx(u: Any, impulse: Any, a: Any = None, b: Any = None, form: str = "
     """ONNX: a Conv, or a Scan of two nodes a step; what depends on weights alone is folded when the file is written."""
     from onnxscript import opset20
 
-    from edgesmith.kernels.loops import onnx_filled, onnx_scan
-
     op: Any = opset20
     length, order = impulse.shape[1], impulse.shape[0]
 
@@ -174,8 +173,6 @@ def lower_coreml(
     import numpy as np
     from coremltools.converters.mil import Builder as mb
 
-    from edgesmith.kernels.loops import coreml_loop
-
     real = np.float16 if half else np.float32
     response = impulse.val.astype(real)
     order, length = response.shape
@@ -219,8 +216,6 @@ def for_coreai(
     u: Tensor, impulse: Tensor, a: Tensor | None = None, b: Tensor | None = None, form: str = "convolution"
 ) -> Tensor:
     """Core AI: a convolution, or a loop of one matmul a step."""
-    from edgesmith.kernels.loops import torch_loop
-
     if form == "convolution" or a is None or b is None:
         return reference(u, impulse)
 

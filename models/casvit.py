@@ -37,7 +37,7 @@ class SpatialGate(nn.Module):
 
 
 class ChannelGate(nn.Module):
-    """c(x) = x * sigmoid(W mean_HW(x)), one mask for all places. [B, C, H, W] -> [B, C, H, W]"""
+    """c(x) = x * sigmoid(W mean_HW(x)), one mask for all positions. [B, C, H, W] -> [B, C, H, W]"""
 
     def __init__(self, dim: int) -> None:
         super().__init__()

@@ -33,13 +33,13 @@ class ChannelNorm(nn.Module):
 
     Args:
         dim: C.
-        places: number of axes after the channels; weight and bias are [1, C, 1, ...].
+        axes: number of axes after the channels; weight and bias are [1, C, 1, ...].
     """
 
-    def __init__(self, dim: int, places: int, eps: float = 1e-5) -> None:
+    def __init__(self, dim: int, axes: int, eps: float = 1e-5) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(1, dim, *[1] * places))
-        self.bias = nn.Parameter(torch.zeros(1, dim, *[1] * places))
+        self.weight = nn.Parameter(torch.ones(1, dim, *[1] * axes))
+        self.bias = nn.Parameter(torch.zeros(1, dim, *[1] * axes))
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ class Block(nn.Module):
         super().__init__()
         self.alpha = nn.Parameter(1e-4 * torch.ones(4, dim))
         self.mixer = HiddenStateMixer(dim, state_dim)
-        self.norm = ChannelNorm(dim, places=1)
+        self.norm = ChannelNorm(dim, axes=1)
         self.dwconv1 = ConvNorm(dim, dim, 3, groups=dim)
         self.dwconv2 = ConvNorm(dim, dim, 3, groups=dim)
         self.ffn = FeedForward(dim, mlp_ratio)
@@ -236,8 +236,8 @@ class EfficientViM(nn.Module):
             return
         widths = (*dims, dims[-1])  # of the hidden states, and of the last map
         self.weights = nn.Parameter(torch.ones(len(widths)))
-        self.norm = nn.ModuleList(ChannelNorm(dim, places=1) for dim in dims)
-        self.norm.append(ChannelNorm(dims[-1], places=2))
+        self.norm = nn.ModuleList(ChannelNorm(dim, axes=1) for dim in dims)
+        self.norm.append(ChannelNorm(dims[-1], axes=2))
         self.heads = _heads(widths, num_classes)
         self.weights_dist = nn.Parameter(torch.ones(len(widths))) if distillation else None
         self.heads_dist = _heads(widths, num_classes) if distillation else None

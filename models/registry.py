@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgesmith.errors import unknown
+from edgesmith.errors import BadInput, unknown
 from edgesmith.plugins import Facts, leave_out, use_facts
 
 if TYPE_CHECKING:
@@ -136,8 +136,18 @@ def get(name: str) -> ModelSpec:
 
 
 def family(spec: ModelSpec) -> ModuleType:
-    """The Python module with a model's architecture. Imports torch."""
-    return importlib.import_module(spec.module or f"edgesmith.models.{spec.family}")
+    """Return the Python module with a model's architecture. Imports torch.
+
+    Raises:
+        BadInput: it is another package's, and does not load.
+    """
+    if not spec.module:
+        return importlib.import_module(f"edgesmith.models.{spec.family}")
+    try:
+        return importlib.import_module(spec.module)
+    except Exception as error:  # whatever a foreign module does while it is imported
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        raise BadInput(f"model {spec.name} cannot be built, for {spec.module} does not load ({reason})") from error
 
 
 def build(spec: ModelSpec, **options: Any) -> nn.Module:

@@ -78,7 +78,7 @@ class DeviceProfile:
         reach: how it is spoken to: `ssh`, `adb`, `mac`, through a Mac that it is connected to, `mac or ssh`, a Mac, or
             `itself`, this machine.
         models: what Android calls it, with `*` for any further letters.
-        fit: the published latencies that estimates for it are fitted on (bench/estimate.py); None where there are none.
+        fit: the published latencies that estimates for it are fitted on (bench/estimation); None where there are none.
         peak: what a processor could do at the clocks below, dense: `gpu_fp16_tflops`, `npu_int8_tops` ...
         memory: `bandwidth_gb_s` in 10^9 bytes a second, `capacity_gb`.
         clocks: of the fastest core, `cpu_ghz`, `gpu_ghz`.

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Run
 from support.lowering import lower
 from torch import nn
 
@@ -197,12 +196,12 @@ def test_too_little_room_is_said_before_the_packages_write(
         adapter.Session(asset)
 
 
-def test_another_version_is_named_with_what_to_install(monkeypatch: pytest.MonkeyPatch, edgesmith: Run) -> None:
+def test_another_version_is_named_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "9.9")
     with pytest.raises(BackendMissing, match=r"made for coreai-torch 0.4.3, and 9.9 is installed: pip install coreai"):
         adapter.require()
     assert isinstance(COREAI.open(Path("x.aimodel")).run([]), NotHere)
-    row = examine(targets.get("coreai"))
+    row = examine(COREAI)
     assert (row["lower"], row["do"]) == ("no", 'pip install "edgesmith[coreai]"')
 
 

@@ -17,12 +17,14 @@ from conftest import Run
 from torch import Tensor, nn
 
 import edgesmith
-from edgesmith.errors import BadInput, VerificationFailed
+from edgesmith.errors import BadInput, Unsupported, VerificationFailed
 from edgesmith.exporters import targets
 from edgesmith.exporters.artifact import Artifact
 from edgesmith.exporters.mil import placement
 from edgesmith.exporters.mil.states import SCALE, KeepsStates, held_as
 from edgesmith.exporters.session import StreamingSession
+from edgesmith.exporters.targets import _coreml_convert, _coreml_file
+from edgesmith.exporters.targets.coreml import TARGET
 from edgesmith.exporters.targets.target import NotHere
 from edgesmith.exporters.verify import verify_layers as layers
 from edgesmith.kernels import lif
@@ -259,6 +261,62 @@ def test_a_convolution_takes_the_product_and_the_sum_behind_it() -> None:
     model = ct.convert(exported, pass_pipeline=passes(), skip_model_load=True)
     kinds = [op.op_type for op in model._mil_program.functions["main"].operations if op.op_type != "const"]
     assert [kind for kind in kinds if kind != "cast"] == ["conv", "relu"]
+
+
+# The target, and a package that is open
+
+
+def test_deployment_targets_are_those_that_coremltools_knows_from_ios_16_on() -> None:
+    import coremltools as ct
+
+    known = [one.name for one in ct.target if one.name.startswith("iOS") and int(one.name[3:]) >= 16]
+    assert list(TARGET.deployment_targets) == known
+    assert TARGET.default_deployment_target in known
+    assert [TARGET.deployment_target(name) for name in known] == [ct.target[name] for name in known]
+    assert TARGET.deployment_target(None) == ct.target[TARGET.default_deployment_target]
+    with pytest.raises(BadInput, match=r"unknown deployment target 'iOS3'\. There are iOS16, iOS17"):
+        TARGET.deployment_target("iOS3")
+
+
+def test_an_export_reads_its_package_once(small: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once to describe it as it is lowered, and once as it is opened, whatever the export asks of it."""
+    described, opened = [], []
+    read_specification, load = _coreml_convert.read_specification, _coreml_file.load
+    monkeypatch.setattr(_coreml_convert, "read_specification", lambda p: described.append(p) or read_specification(p))
+    monkeypatch.setattr(_coreml_file, "load", lambda p: opened.append(p) or load(p))
+    edgesmith.export(small, "coreml", inputs=torch.randn(1, 3, 32, 32), precision="fp16", out=tmp_path)
+    assert (len(described), len(opened)) == (1, 1)
+
+
+def test_a_file_answers_from_one_reading(
+    export_small: Callable[..., Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = export_small("coreml", precision="fp16")
+    file = TARGET.open(artifact.file)
+    file.check()
+    monkeypatch.setattr(_coreml_file, "load", None)
+    shape = artifact.manifest["model"]["inputs"][0]["shape"]
+    x = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    assert sum(file.count_operators().values()) == sum(artifact.manifest["operators"]["file"].values())
+    (((values,),)) = file.run([[x]])  # type: ignore[misc]
+    assert np.isfinite(values).all()
+    assert len(file.trace([x])) >= sum(file.count_operators().values())  # a split has several results
+    assert file.diagnose([x]) is None
+    assert file.layers([[x]])
+    assert file.lossy_operators([[x]], 40.0) == {}
+    assert (file.labels, file.largest_rank, file.shared_bytes(), file.legalizations()) == ([], 4, 0, [])
+    assert edgesmith.lint(file.program) == edgesmith.lint(artifact.path)
+
+
+@pytest.mark.parametrize("damage", ["Manifest.json", "model.mlmodel"])
+def test_a_damaged_package_is_refused_by_its_check(
+    damage: str, export_small: Callable[..., Artifact], tmp_path: Path
+) -> None:
+    path = Path(shutil.copytree(export_small("coreml").file, tmp_path / "damaged.mlpackage"))
+    (file,) = path.rglob(damage)
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(Unsupported, match=r"damaged\.mlpackage"):
+        TARGET.open(path).check()
 
 
 # Compute plans

@@ -229,6 +229,16 @@ def test_a_family_in_one_file_has_its_facts_in_a_table(install: Install) -> None
     assert registry.build(registry.get("tiny"))(torch.zeros(2, 7, 3)).shape == (2, 5)
 
 
+def test_a_family_whose_module_does_not_load_is_listed_and_says_so_when_it_is_built(install: Install) -> None:
+    source = "import no_such_module_anywhere"
+    install("half", source, group="edgesmith.models", files={"half.toml": FACTS.format(name="tiny")}, tiny="")
+    sentence = (
+        "model tiny cannot be built, for half does not load (ModuleNotFoundError: No module named 'no_such_module"
+    )
+    with pytest.raises(BadInput, match=re.escape(sentence)):
+        registry.build(registry.get("tiny"))
+
+
 @pytest.mark.parametrize(
     ("facts", "sentence"),
     [

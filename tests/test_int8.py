@@ -147,7 +147,7 @@ def test_what_has_no_constant_float_weight_stays_float() -> None:
     weights = {name: torch.randn(shape, generator=g) for name, shape in shapes.items()}
     program = program_of(function, torch.randn(1, 4, 8, 8), torch.randn(4, 4, 1, 1), **weights)
     assert find_layers(program.module) == []
-    with pytest.raises(Unsupported, match="int8 is for convolutions and products with constant float32 weights"):
+    with pytest.raises(Unsupported, match="int8 is for convolutions and matmuls with constant float32 weights"):
         quantise(program, inputs_of(program, 2), 20.0)
 
 

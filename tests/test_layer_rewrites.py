@@ -181,7 +181,7 @@ def test_a_norm_whose_normalised_values_are_returned_too_keeps_its_weight_outsid
 def test_a_chain_that_flattens_and_makes_maps_again_stays_a_chain_of_maps() -> None:
     model = Do(
         lambda x, norm, conv: F.relu(conv(norm(x.flatten(2)))).view(x.shape[0], -1, 3, 5),
-        norm=ChannelNorm(4, places=1),
+        norm=ChannelNorm(4, axes=1),
         conv=nn.Conv1d(4, 6, 1, groups=2),
     )
     program, _, counts = apply(model, torch.randn(2, 4, 3, 5))

@@ -24,7 +24,7 @@ class Program:
     """A captured model.
 
     Attributes:
-        module: the graph (see graph.py); callable like the model, and returns what the model returns.
+        module: the graph; callable like the model, and returns what the model returns.
         inputs: example inputs, the shapes that the program is made for.
         input_names, output_names: what an artifact calls them.
         dynamic_batch: the first axis of every input is free; all other shapes are static.
@@ -57,7 +57,7 @@ def capture(
 
     Raises:
         BadInput: inputs that the model's own code rejects.
-        Unsupported: code that torch.export cannot capture; the sentence names the place.
+        Unsupported: code that torch.export cannot capture; the sentence names the position.
     """
     inputs = tuple(x.detach().clone() for x in inputs)
     _check(model, inputs, dynamic_batch)
@@ -109,8 +109,8 @@ def exported(
 ) -> ExportedProgram:
     """Return the program as torch's exporter and other converters take it: functional ATen and the target's fused ops.
 
-    Fused ops that have no lowering for the target are inlined: a form made for the target, where there is one, or the
-    reference takes their place.
+    Fused ops that have no lowering for the target are inlined: replaced by a form made for the target
+    where there is one, or else by the reference.
 
     Args:
         target: the name under which fused ops have their lowerings.

@@ -1,4 +1,4 @@
-"""What reading and editing a captured graph takes: constants by name, arguments by schema, sites by module.
+"""Reading and editing captured graphs: constants by name, arguments by schema, sites by module.
 
 A captured graph is a `torch.fx.GraphModule` whose parameters are `get_attr` nodes under the model's own names, whose
 operators are ATen overloads, and whose nodes carry the module they came from.
@@ -25,7 +25,7 @@ aten = torch.ops.aten
 CONVOLUTIONS = frozenset({aten.conv1d.default, aten.conv2d.default, aten.conv3d.default})
 
 COMMUTATIVE = frozenset({aten.add.Tensor, aten.mul.Tensor})
-"""Operators whose first two arguments may change places; a sum's `alpha` is 1 then."""
+"""Operators whose first two arguments may be exchanged; a sum's `alpha` is 1 then."""
 
 
 def fork(module: GraphModule) -> GraphModule:
@@ -87,7 +87,7 @@ def add_constant(module: GraphModule, name: str, value: Tensor, before: Node) ->
 
 
 def _is_free(module: nn.Module, name: str, read: set[str]) -> bool:
-    """Whether a parameter can be called `name`: nothing else is, but for a tensor that no node reads any more."""
+    """Return whether a parameter can be called `name`: nothing else is, but for a tensor that no node reads."""
     if name in read:
         return False
     value: Any = module
@@ -150,7 +150,7 @@ class Emitter:
         return node
 
     def inline(self, function: Callable[..., Any], *args: Node, as_captured: bool = False) -> Any:
-        """What a plain PyTorch function of some values returns, as nodes, in the nest in which it returns them.
+        """Emit the nodes of a plain PyTorch function of some values, and return its results as it nests them.
 
         Args:
             as_captured: keep the operators that a capture has, such as a linear layer, instead of what they consist of.
@@ -216,7 +216,7 @@ def val(node: object) -> Tensor:
 
 
 def numbers(shape: Iterable[Any]) -> int | None:
-    """How many numbers a shape holds, free axes at their examples; None where a size depends on the data."""
+    """Return how many numbers a shape holds, free axes at their examples; None where a size depends on the data."""
     count = 1
     for size in shape:
         hint = size if isinstance(size, int) else size.node.hint
@@ -232,7 +232,7 @@ def example_sizes(shape: Iterable[Any]) -> list[int]:
 
 
 def same_shape(a: Any, b: Any) -> bool:
-    """Whether two shapes, or tensors', are equal, without asking (and thereby fixing) what a free axis equals."""
+    """Return whether two shapes, or two tensors' shapes, are equal. Free axes stay free: their sizes are not asked."""
     return [str(n) for n in getattr(a, "shape", a)] == [str(n) for n in getattr(b, "shape", b)]
 
 
@@ -249,7 +249,7 @@ def module_path(node: Node) -> str:
 
 
 def site(*nodes: Node) -> str:
-    """Where in the model some nodes are: their modules' common path, or the first node's name where there is none."""
+    """Return the site of some nodes in the model: their modules' common path, or else the first node's name."""
     paths = [module_path(node).split(".") for node in nodes]
     common: list[str] = []
     for parts in zip(*paths, strict=False):
@@ -277,7 +277,7 @@ def operators(module: GraphModule) -> Iterable[Node]:
 
 
 def count_operators(module: GraphModule) -> dict[str, int]:
-    """How often each operator occurs, most frequent first. Tuple access (`getitem`) is not an operator."""
+    """Return how often each operator occurs, most frequent first. Tuple access (`getitem`) is not an operator."""
     counts: dict[str, int] = {}
     for node in operators(module):
         name = operator_name(node)
@@ -287,7 +287,7 @@ def count_operators(module: GraphModule) -> dict[str, int]:
 
 
 def equals(node: Node) -> str:
-    """Name of the captured node whose value this node has: itself, unless a rewrite put it in another's place."""
+    """Return the name of the captured node whose value this node has: its own, unless it stands for another."""
     return str(node.meta.get("equals", node.name))
 
 
@@ -305,11 +305,11 @@ def changed(node: Node) -> None:
 
 
 def is_changed(node: Node) -> bool:
-    """Whether a node yields a value that no node of the captured graph has."""
+    """Return whether a node yields a value that no node of the captured graph has."""
     return equals(node) == ""
 
 
 def replace(node: Node, by: Node) -> None:
-    """Let `by`, which yields what `node` did, be read in its place."""
+    """Let `by`, which yields what `node` did, be read instead of it."""
     stand_for(by, node)
     node.replace_all_uses_with(by)

@@ -28,7 +28,7 @@ Compute = Callable[[Node, Values, int], Any]
 
 
 def held(module: GraphModule, node: Node) -> Any:
-    """What a `get_attr` node reads: a tensor without its gradient, or a submodule."""
+    """Return what a `get_attr` node reads: a tensor without its gradient, or a submodule."""
     value: Any = module
     for part in str(node.target).split("."):
         value = getattr(value, part)
@@ -36,7 +36,7 @@ def held(module: GraphModule, node: Node) -> Any:
 
 
 def evaluate(node: Node, values: Values, call: int = 0) -> Any:
-    """What an operator makes of its operands' values; of the output node, what the program returns."""
+    """Return an operator's result for its operands' values; for the output node, what the program returns."""
     args, kwargs = torch.fx.map_arg((node.args, node.kwargs), values)
     if node.op == "output":
         return args[0]
@@ -82,7 +82,7 @@ def interpret(
 def run_graph(
     module: GraphModule, inputs: Sequence[Any], compute: Compute = evaluate, read: Callable[[Node], Any] | None = None
 ) -> Any:
-    """What a program returns for one call; arguments as for `interpret`."""
+    """Return what a program returns for one call; arguments as for `interpret`."""
     result = None
     for _, values in interpret(module, [inputs], compute, read):
         (result,) = values
@@ -112,7 +112,7 @@ def run_part(
 
 
 def recompute(module: GraphModule, values: Mapping[Node, Any], start: Node, value: Any) -> Any:
-    """What a program returns when one node has another value; only what depends on it is computed again.
+    """Return what a program returns when one node has another value. Only what depends on the node is computed again.
 
     Args:
         values: of every node, from a run of the whole program.

@@ -23,11 +23,11 @@ from torch.fx import GraphModule, Node
 from edgesmith.exporters.graph.edit import CONVOLUTIONS, arguments, aten, constant, rank, set_constant, site, val
 
 LAYERS = CONVOLUTIONS | {aten.linear.default}
-"""Operators that are a layer by themselves, with a weight [C', C, ...] and a place for a bias."""
+"""Operators that are a layer by themselves, with a weight [C', C, ...] and an argument for a bias."""
 
 
 class Spelling(NamedTuple):
-    """Where among an operator's arguments a layer's parts are.
+    """The positions of a layer's parts among an operator's arguments.
 
     Attributes:
         data, weight, bias: positions among the arguments; bias -1 where the operator has none.
@@ -55,7 +55,7 @@ class Linear:
 
     @property
     def read(self) -> Node:
-        """What it reads beside its weight."""
+        """The node that it reads beside its weight."""
         value: Node = arguments(self.node)[self.at.data]
         return value
 
@@ -72,7 +72,7 @@ class Linear:
 
     @property
     def has_computed_bias(self) -> bool:
-        """Whether its bias is no constant."""
+        """Return whether its bias is no constant."""
         return self.bias_node is not None and constant(self.module, self.bias_node) is None
 
     @property
@@ -105,7 +105,7 @@ class Linear:
 
     @property
     def pads(self) -> bool:
-        """Whether it is a convolution that pads with zeros, on any axis and at either end."""
+        """Return whether it is a convolution that pads with zeros, on any axis and at either end."""
         if self.node.target not in CONVOLUTIONS:
             return False
         padding = arguments(self.node)[4]
@@ -160,9 +160,9 @@ def as_layer(module: GraphModule, node: object) -> Linear | None:
 
 
 def spelled(module: GraphModule, node: Node) -> Iterator[Linear]:
-    """The ways to see an operator as a layer: one or none, but for a product of two constants. Biases may be computed.
+    """Yield the ways to see an operator as a layer: one or none, but for a matmul of two constants.
 
-    The weight is of floating-point numbers.
+    Biases may be computed. The weight is of floating-point numbers.
     """
     for at in _spellings(node):
         weight = constant(module, arguments(node)[at.weight])

@@ -4,8 +4,8 @@
     compare  walk pattern and graph together, backwards from an anchor, and collect every mismatch instead of stopping
              at the first: none is a match, few is a near miss that can be explained
 
-Operators compare by overload, arguments by schema position with defaults filled in. Sum and product are tried in both
-orders. Literals (strides, groups, norms, axes) are compared only when asked: a pattern captured at one shape finds
+Operators compare by overload, arguments by schema position with defaults filled in. Sums and multiplies are tried in
+both orders. Literals (strides, groups, norms, axes) are compared only when asked: a pattern captured at one shape finds
 sites of every shape loosely, and decides on them only after it was captured again at the site's own shapes.
 """
 
@@ -25,7 +25,7 @@ from edgesmith.exporters.graph.edit import COMMUTATIVE, arguments, operator_name
 
 @dataclass(frozen=True)
 class Comparison:
-    """What came of comparing a pattern with the graph at one anchor.
+    """The outcome of comparing a pattern with the graph at one anchor.
 
     Attributes:
         bound: pattern node to graph node, placeholders included.
@@ -69,7 +69,7 @@ def compare(pattern: Graph, anchor: Node, literals: bool) -> Comparison:
 
 
 def escapes(comparison: Comparison, outputs: Sequence[Node]) -> str | None:
-    """Why the matched nodes cannot be replaced as one: a value, none of the outputs, that something else reads."""
+    """Return why the matched nodes cannot be replaced as one: something else reads a value that is no output."""
     matched = set(comparison.matched)
     for node in comparison.matched:
         outside = [user for user in node.users if user not in matched]
@@ -78,16 +78,16 @@ def escapes(comparison: Comparison, outputs: Sequence[Node]) -> str | None:
     return None
 
 
-Place = tuple[Node, tuple[int, ...]]
+Position = tuple[Node, tuple[int, ...]]
 """Where a literal is: an operator, and the way through its arguments, by schema position."""
 
 
-def differences(graph: Graph, other: Graph) -> list[Place] | None:
-    """Where two graphs of one function, called with another literal, differ: places in `graph`.
+def differences(graph: Graph, other: Graph) -> list[Position] | None:
+    """Return the positions in `graph` where two graphs of one function, called with another literal, differ.
 
     None where they differ in more than literals: then the literal decides about the structure.
     """
-    places: list[Place] = []
+    positions: list[Position] = []
     nodes, others = list(graph.nodes), list(other.nodes)
     if len(nodes) != len(others):
         return None
@@ -97,14 +97,14 @@ def differences(graph: Graph, other: Graph) -> list[Place] | None:
             return None
         if a.op != "call_function":
             continue
-        if not _differences(a, arguments(a), arguments(b), (), twin, places):
+        if not _differences(a, arguments(a), arguments(b), (), twin, positions):
             return None
-    return places
+    return positions
 
 
-def literal_at(place: Place, bound: Mapping[Node, Node]) -> Any:
-    """The literal that a site has at a pattern's place; None where it has nothing there."""
-    node, path = place
+def literal_at(position: Position, bound: Mapping[Node, Node]) -> Any:
+    """Return the literal that a site has at a pattern's position; None where it has nothing there."""
+    node, path = position
     value: Any = arguments(bound[node]) if node in bound else ()
     for index in path:
         if not isinstance(value, list | tuple) or index >= len(value):
@@ -114,7 +114,7 @@ def literal_at(place: Place, bound: Mapping[Node, Node]) -> Any:
 
 
 def _differences(
-    node: Node, a: object, b: object, path: tuple[int, ...], twin: dict[Node, Node], places: list[Place]
+    node: Node, a: object, b: object, path: tuple[int, ...], twin: dict[Node, Node], positions: list[Position]
 ) -> bool:
     if isinstance(a, Node):
         return twin.get(a) is b
@@ -122,12 +122,12 @@ def _differences(
         if not isinstance(b, list | tuple) or len(a) != len(b):
             return False
         return all(
-            _differences(node, x, y, (*path, i), twin, places) for i, (x, y) in enumerate(zip(a, b, strict=True))
+            _differences(node, x, y, (*path, i), twin, positions) for i, (x, y) in enumerate(zip(a, b, strict=True))
         )
     if isinstance(b, Node):
         return False
     if a != b:
-        places.append((node, path))
+        positions.append((node, path))
     return True
 
 
@@ -188,7 +188,7 @@ def _compare_arguments(
     for i, (a, b) in enumerate(zip(args, others, strict=True)):
         part_of_tuple = p.target is operator.getitem and not isinstance(a, Node)  # which never depends on shapes
         bound, mismatches = _compare_values(a, b, bound, literals or part_of_tuple)
-        values = [leaf for leaf in tree_leaves((a, b)) if isinstance(leaf, Node)]  # which name their own place
+        values = [leaf for leaf in tree_leaves((a, b)) if isinstance(leaf, Node)]  # which name their own position
         here = (not values or isinstance(a, Node) != isinstance(b, Node)) and i < len(names)
         label = f"at {site(g)}: {operator_name(p)}'s {names[i]}: " if here else ""
         found += [label + mismatch for mismatch in mismatches]

@@ -25,7 +25,7 @@ from edgesmith.exporters.graph.edit import COMMUTATIVE, arguments, defaults
 
 @dataclass(frozen=True)
 class Match:
-    """What the holes of a pattern stand for; of a near miss, also why it is none."""
+    """The nodes that a pattern's holes stand for; of a near miss, also why it is none."""
 
     bound: Mapping[str, Any] = field(default_factory=dict)
     reason: str | None = None
@@ -90,7 +90,7 @@ def exactly(wanted: object) -> Pattern:
 
 
 def op(target: Any, *given: Any) -> Pattern:
-    """An operator with its arguments by position: patterns, or literals. Sums and products match in both orders.
+    """An operator with its arguments by position: patterns, or literals. Sums and multiplies match in both orders.
 
     Args:
         target: one overload, or a collection of them.
@@ -114,7 +114,7 @@ def op(target: Any, *given: Any) -> Pattern:
 
 
 def any_of(*patterns: Pattern) -> Pattern:
-    """What one of several patterns matches, the first ones first."""
+    """Return a pattern that matches where one of several does, tried in this order."""
 
     def matches(value: object, match: Match) -> Iterator[Match]:
         for pattern in patterns:

@@ -2,7 +2,7 @@
 
 A program points into a blob file (program.py has its layout), so functions share a weight where they point to the
 same blob. Two blobs are one where type and bytes are the same, whatever the shapes: a convolution's [N, C, K] and a
-product's [N, C K] are. (coremltools' save_multifunction shares constants of the same shape only, and takes programs
+matmul's [N, C K] are. (coremltools' save_multifunction shares constants of the same shape only, and takes programs
 apart and writes them anew, which this does not.)
 """
 

@@ -24,7 +24,8 @@ from edgesmith.exporters.mil.rules import MASK
 from edgesmith.exporters.precision.policy import HALF_MAX
 
 LEGALIZED = "edgesmith.mended"
-"""User-defined metadata: a JSON list of what the lowering has changed, as `Legalization`."""
+"""User-defined metadata: a JSON list of what the lowering has changed, as `Legalization`. The key is of packages that
+exist, so it keeps its old name."""
 
 _PASS = "edgesmith::legalize_masks"  # noqa: S105 - a graph pass, no password
 _BEFORE = "common::add_fp16_cast"

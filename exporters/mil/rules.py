@@ -371,7 +371,7 @@ def _float_constants(view: View) -> Iterator[tuple[Operation, str, Tensor]]:
     "error",
     why="The recurrent operators are not supported on the Neural Engine.",
     source=f"{COREMLTOOLS}/issues/1780",
-    do="Write the step as products and export it with --streaming, or use a form without a recurrence.",
+    do="Write the step as matmuls and export it with --streaming, or use a form without a recurrence.",
 )
 def _recurrent_operator(view: View) -> Iterator[tuple[Position, str]]:
     for operation in view.operations:
@@ -628,7 +628,7 @@ def _pooling_stride(view: View) -> Iterator[tuple[Position, str]]:
 @rule(
     "spelled-layer-norm",
     "warning",
-    why="The compiler maps layer_norm better than the reductions and products that it consists of.",
+    why="The compiler maps layer_norm better than the reductions and multiplies that it consists of.",
     source=APPLE_RULES,
     do="Use torch.nn.LayerNorm, and let the converter fuse what it finds.",
 )

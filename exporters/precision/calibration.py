@@ -69,7 +69,7 @@ class RandomCalibration(EdgesmithWarning):
 
 @dataclass(frozen=True)
 class Calibration:
-    """What int8 is made and judged on.
+    """The data that int8 is made and judged on.
 
     Attributes:
         inputs: to calibrate on, one list of tensors for each call.

@@ -25,15 +25,15 @@ KINDS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 _NAMES = {kind: name for name, kind in KINDS.items()}
 
 
-def half(program: Program, wide: Collection[str] = (), kind: torch.dtype = torch.float16) -> Program:
-    """The program with weights and arithmetic of 16 bits; inputs, outputs and the nodes in `wide` stay float32.
+def half(program: Program, keep_fp32: Collection[str] = (), kind: torch.dtype = torch.float16) -> Program:
+    """Return the program with weights and arithmetic of 16 bits. Inputs, outputs and `keep_fp32` stay float32.
 
-    A value is cast where it enters or leaves half precision, once, however many nodes read it; between neighbours that
-    are both wide there is no cast. Weights beyond the range of the type become its largest number rather than infinity.
+    A value is cast where it enters or leaves half precision, once, however many nodes read it. Between neighbours that
+    are both float32 there is no cast. Weights beyond the type's range become its largest number rather than infinity.
 
     Args:
         program: of float32.
-        wide: names of nodes, as `islands.find_wide` finds them.
+        keep_fp32: names of nodes that stay float32, as `islands.find_islands` finds them.
         kind: one of `KINDS`.
     """
     module = fork(program.module)
@@ -42,8 +42,8 @@ def half(program: Program, wide: Collection[str] = (), kind: torch.dtype = torch
         if node.op == "output" or not isinstance(value, Tensor) or value.dtype != torch.float32:
             continue
         weight = constant(module, node)
-        is_single = weight is not None or node.op == "placeholder" or is_wide(node, wide)
-        others = [user for user in node.users if (user.op == "output" or is_wide(user, wide)) != is_single]
+        is_single = weight is not None or node.op == "placeholder" or is_kept(node, keep_fp32)
+        others = [user for user in node.users if (user.op == "output" or is_kept(user, keep_fp32)) != is_single]
         if not others:
             continue
         if weight is None:
@@ -55,15 +55,15 @@ def half(program: Program, wide: Collection[str] = (), kind: torch.dtype = torch
     return replace(with_module(program, tidy(module)), typed_as=_NAMES[kind])
 
 
-def is_wide(node: Node, wide: Collection[str]) -> bool:
-    """Whether a node stays float32: it is named, or takes one of the results of a node that is."""
+def is_kept(node: Node, keep_fp32: Collection[str]) -> bool:
+    """Return whether a node stays float32: it is named, or takes one of the results of a node that is."""
     if node.target is operator.getitem and isinstance(node.args[0], Node):
-        return is_wide(node.args[0], wide)
-    return node.name in wide
+        return is_kept(node.args[0], keep_fp32)
+    return node.name in keep_fp32
 
 
 def round_weight(weight: Tensor, kind: torch.dtype = torch.float16) -> Tensor:
-    """A weight in a type of 16 bits."""
+    """Return a weight in a type of 16 bits."""
     limit = torch.finfo(kind).max
     return weight.clamp(-limit, limit).to(kind)
 

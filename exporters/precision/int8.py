@@ -4,14 +4,14 @@
     W_q = round(W / s_c)                    s_c = max |W_c| / w                                 one an output channel c
     y   = f(s x_q, s_c W_q, b')             b' = b - E[f(s x_q, s_c W_q, b) - f(x, W, b)]       bias correction
 
-w is 127, or 63 for runtimes whose kernels add two products in 16 bits. Biases are corrected in order, each for what is
-left after those before. Layers are convolutions and products with constant weights, and a constant bias or none: b'
-cannot stand for a bias that is computed. A value is rounded once, however many layers read it; a sum behind a layer
+w is 127, or 63 for runtimes whose kernels add two 8-bit products in 16 bits. Biases are corrected in order, each for
+what is left after those before. Layers are convolutions and matmuls with constant weights, and a constant bias or none:
+b' cannot stand for a bias that is computed. A value is rounded once, however many layers read it. A sum behind a layer
 reads the rounded value too, so that a residual need only be kept in int8.
-Everything else stays float, and so does every fused op that says why (`FusedOp.stays_float`); layers inside other fused
-ops are layers like any. Zero points
-are 0, as TensorRT wants it. In the graph these are PyTorch's own operators, `quantized_decomposed`, which torch's ONNX
-exporter writes as QuantizeLinear and DequantizeLinear.
+
+Everything else stays float, and so does every fused op that says why (`FusedOp.stays_float`). Layers inside other fused
+ops are layers like any. Zero points are 0, as TensorRT wants it. In the graph these are PyTorch's own operators,
+`quantized_decomposed`, which torch's ONNX exporter writes as QuantizeLinear and DequantizeLinear.
 
 While the outputs miss the wanted SNR on the calibration inputs, what costs most goes back to float, by sensitivity: the
 noise at the outputs that one layer alone makes. Independent noises add up, so how many have to go follows from
@@ -112,7 +112,7 @@ def quantise(
     layers = find_layers(program.module)
     if not layers:
         raise Unsupported(
-            "int8 is for convolutions and products with constant float32 weights and no computed bias, and this model"
+            "int8 is for convolutions and matmuls with constant float32 weights and no computed bias, and this model"
             " has none; use --precision fp32"
         )
     try:
@@ -138,7 +138,7 @@ def quantise(
 
 
 def open_fused(program: Program) -> Program:
-    """The program with the references of those fused ops in place whose layers can be int8."""
+    """Return the program with the references of those fused ops whose layers can be int8 instead of the ops."""
     references = {op.overload: op.reference for op in all_ops().values() if not op.stays_float}
     if not any(node.target in references for node in program.module.graph.nodes):
         return program
@@ -155,7 +155,7 @@ def find_layers(module: GraphModule) -> list[Linear]:
 
 
 def find_computed_biases(module: GraphModule) -> dict[str, str]:
-    """What would be a layer but for a bias that is no constant, by node name, each with the reason to stay float."""
+    """Return what would be a layer but for a computed bias: the reason to stay float by node name."""
     return {
         layer.node.name: f"{operator_name(layer.node).removeprefix('aten.')} at {site(layer.node)} has a computed bias"
         for layer in _candidates(module)
@@ -172,7 +172,7 @@ def _candidates(module: GraphModule) -> Iterator[Linear]:
 
 
 def _is_float32(layer: Linear) -> bool:
-    """Whether a layer multiplies a computed float32 value by a float32 weight that is not empty."""
+    """Return whether a layer multiplies a computed float32 value by a float32 weight that is not empty."""
     weight, read = layer.own_weight, layer.read
     is_computed = isinstance(read, Node) and constant(layer.module, read) is None
     return weight.dtype == torch.float32 and bool(weight.numel()) and is_computed and val(read).dtype == torch.float32
@@ -194,7 +194,7 @@ def find_sums(layers: Sequence[Linear]) -> dict[Node, list[tuple[Node, int]]]:
 
 
 class Histogram:
-    """How often a value's magnitudes occur, over any number of tensors. Zeros do not count.
+    """Counts of a value's magnitudes over any number of tensors. Zeros do not count.
 
     The width of the bins is a power of two, and doubles when a magnitude lies beyond them, so that no count moves. Of a
     large tensor SAMPLES numbers are counted, evenly spread: with all of them calibration takes twice as long.
@@ -234,7 +234,7 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a program met in float over the calibration inputs.
+    """The values that a program met in float over the calibration inputs.
 
     Attributes:
         scales: of every value that a layer reads.
@@ -455,7 +455,7 @@ def _choose(
     now_db: float,
     wanted_db: float,
 ) -> dict[str, str]:
-    """What else has to be float, with the reasons, until the rest should be good enough.
+    """Return the layers that have to be float as well, with the reasons, until the rest should be good enough.
 
     What makes less than its even share of the noise that is allowed comes last, since little would be gained.
     """

@@ -1,13 +1,13 @@
-"""Islands of fp32 in a program of 16 bits: which nodes they are is found by running it on calibration inputs.
+"""Islands of fp32 in a program of 16 bits: the nodes are found by running the program on calibration inputs.
 
-Every node is evaluated twice, side by side: in fp32, and as it is typed. A half-precision node as typed computes each
-of its operators in fp32 and rounds the result once, the operators inside a fused op's reference too. policy.py chooses
-by what was seen:
+Every node is evaluated twice, side by side: in fp32, and as typed. As typed, a half-precision node computes each of its
+operators in fp32 and rounds the result once. So do the operators inside a fused op's reference. policy.py chooses by
+what was seen:
 
-    range   of bf16 it is that of fp32, so nothing leaves it. The sum behind a mean and the sum of squares behind a norm
-            count as values of their operator: in which precision a runtime adds up, no program says
-    loss    not where neurons spike: rounding anywhere before one flips spikes, and only all of it in fp32 helps
-    SNR     is no reason here: where no node loses 1 dB, all of them together would have to be fp32
+    range   the sum behind a mean, and the sum of squares behind a norm, count as values of their operator, because no
+            program says in which precision a runtime adds up. bf16 has the range of fp32, so nothing leaves it
+    loss    no reason where neurons spike: rounding anywhere before one flips spikes, and only all of it in fp32 helps
+    SNR     no reason here: where no node loses 1 dB, all of them together would have to be fp32
 
 `type_mixed` leaves both the typing and the measuring to a target's converter and its files.
 """
@@ -26,11 +26,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from edgesmith.exporters.graph.capture import Program
-from edgesmith.exporters.graph.edit import constant, count_operators, operator_name, site
-from edgesmith.exporters.precision.half import half, is_wide, round_weight
-from edgesmith.exporters.precision.policy import INPUTS, ROUNDING_DB, Seen, choose, find
+from edgesmith.exporters.graph.edit import count_operators, operator_name, site
+from edgesmith.exporters.graph.interpret import Values, evaluate, interpret
+from edgesmith.exporters.precision.half import half, is_kept, round_weight
+from edgesmith.exporters.precision.policy import ROUNDING_DB, Seen, choose, find
 from edgesmith.exporters.precision.task import Typed, TypingTask
-from edgesmith.kernels.op import all_ops, spikes_in
+from edgesmith.kernels.op import spikes_in
 
 
 def type_half(program: Program, task: TypingTask, dtype_name: str) -> Typed:
@@ -47,7 +48,7 @@ def type_half(program: Program, task: TypingTask, dtype_name: str) -> Typed:
     dtype: torch.dtype = getattr(torch, dtype_name)
     kept: dict[str, str] = {}
     if task.finds_islands and not task.is_step:
-        kept = find_islands(program, task.inputs[:INPUTS], task.thresholds.snr_db, dtype)
+        kept = find_islands(program, task.inputs, task.thresholds.snr_db, dtype)
     return Typed(half(program, kept, dtype), kept or None)
 
 
@@ -108,53 +109,35 @@ class _Evaluation:
         self.program, self.keep_fp32, self.dtype = program, keep_fp32, dtype
         self.largest = torch.finfo(dtype).max
         self.rounding_db = ROUNDING_DB + 20 * math.log10(torch.finfo(torch.float16).eps / torch.finfo(dtype).eps)
-        self.references: dict[Any, Any] = {op.overload: op.reference for op in all_ops().values()}
         self.peaks: dict[str, float] = {}
         self.inner: dict[str, float] = {}
         self.figures: dict[str, tuple[float, float]] = {}
 
     def add(self, given: Sequence[Tensor]) -> None:
-        """Evaluate the program on one more input."""
-        exact: dict[Node, Any] = {}
-        typed: dict[Node, Any] = {}
-        placeholders = iter(given)
-        last = {source: node for node in self.program.module.graph.nodes for source in node.all_input_nodes}
-        with torch.no_grad():
-            for node in self.program.module.graph.nodes:
-                if node.op == "placeholder":
-                    exact[node] = typed[node] = next(placeholders)
-                elif node.op == "get_attr":
-                    exact[node] = typed[node] = constant(self.program.module, node)
-                elif node.op == "call_function":
-                    self._step(node, exact, typed)
-                for source in node.all_input_nodes:
-                    if last[source] is node and node.op != "output":
-                        del exact[source], typed[source]
+        """Evaluate the program on one more input: in the first of two calls in fp32, in the second as typed."""
+        for node, (exact, typed) in interpret(self.program.module, [given, given], self._compute):
+            if node.op != "call_function":
+                continue
+            for value, true in zip(tree_leaves(typed), tree_leaves(exact), strict=True):
+                if isinstance(true, Tensor) and true.is_floating_point():
+                    self._compare(node.name, value, true)
 
-    def _step(self, node: Node, exact: dict[Node, Any], typed: dict[Node, Any]) -> None:
-        """Evaluate one node in both, and note its figures."""
-        call: Any = self.references.get(node.target, node.target)
+    def _compute(self, node: Node, values: Values, call: int) -> Any:
+        """Return a node's value in one of the two calls, and note the peak inside it."""
+        if call == 0:
+            with _Watch(None) as watch:
+                result = evaluate(node, values)
+            self.inner[node.name] = max(self.inner.get(node.name, 0.0), watch.peak)
+            return result
+        if is_kept(node, self.keep_fp32):
+            return evaluate(node, values)
 
-        def arguments(values: Mapping[Node, Any], rounds: bool) -> tuple[Any, Any]:
-            def value(source: Node) -> Any:
-                if not rounds:
-                    return values[source]
-                rounded = _rounded_weight if source.op == "get_attr" else _rounded
-                return tree_map(partial(rounded, dtype=self.dtype), values[source])
+        def rounded(source: Node) -> Any:
+            function = _rounded_weight if source.op == "get_attr" else _rounded
+            return tree_map(partial(function, dtype=self.dtype), values(source))
 
-            return torch.fx.map_arg(node.args, value), torch.fx.map_arg(node.kwargs, value)
-
-        rounds = not is_wide(node, self.keep_fp32)
-        args, kwargs = arguments(exact, False)
-        with _Watch(None) as watch:
-            exact[node] = call(*args, **kwargs)
-        args, kwargs = arguments(typed, rounds)
-        with _Watch(self.dtype if rounds else None):
-            typed[node] = call(*args, **kwargs)
-        self.inner[node.name] = max(self.inner.get(node.name, 0.0), watch.peak)
-        for value, true in zip(tree_leaves(typed[node]), tree_leaves(exact[node]), strict=True):
-            if isinstance(true, Tensor) and true.is_floating_point():
-                self._compare(node.name, value, true)
+        with _Watch(self.dtype):
+            return evaluate(node, rounded)
 
     def _compare(self, name: str, value: Tensor, true: Tensor) -> None:
         """Note the peak of a result, and its signal and noise."""
@@ -185,7 +168,7 @@ class _Evaluation:
             makes = max(self.inner[node.name], self.peaks.get(node.name, 0.0))
             reads = max((self.peaks.get(source.name, 0.0) for source in sources), default=0.0)
             before = min([self.rounding_db, *(self.snr_db(source) for source in sources)])
-            is_half = not is_wide(node, self.keep_fp32)
+            is_half = not is_kept(node, self.keep_fp32)
             found[node] = Seen(
                 name=node.name,
                 position=f"{operator_name(node).removeprefix('aten.')} at {site(node)}",

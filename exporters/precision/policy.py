@@ -22,7 +22,7 @@ ROUNDS = 8
 """How often a program is measured, each time with what was found before kept in fp32."""
 
 INPUTS = 2
-"""Calibration inputs that it is measured over."""
+"""Calibration inputs that it is measured over, the first of those that verification judges by."""
 
 HALF_MAX = 65504.0
 """The largest fp16 number."""

@@ -67,7 +67,7 @@ class Precision:
 
     @property
     def is_half(self) -> bool:
-        """Whether most of the arithmetic has 16 bits."""
+        """Return whether most of the arithmetic has 16 bits."""
         return self.dtype in ("float16", "bfloat16")
 
     @property

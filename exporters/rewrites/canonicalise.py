@@ -87,8 +87,8 @@ def _axes(module: GraphModule, node: Node) -> str | None:
     return "axes counted from the front"
 
 
-def _places(module: GraphModule, node: Node) -> str | None:
-    """What only joins, or only separates, the axes after the first two."""
+def _reshape(module: GraphModule, node: Node) -> str | None:
+    """Spell a reshape that only joins, or only separates, the axes after the first two."""
     x = node.args[0]
     target, *rest = reshaping(val(x).shape, val(node).shape)
     if target is aten.reshape.default or (node.target is target and list(node.args) == [x, *rest]):
@@ -134,10 +134,10 @@ _RULES: dict[Any, Callable[[GraphModule, Node], str | None]] = {
     aten.split_with_sizes.default: _split,
     aten.softmax.int: _axes,
     aten.transpose.int: _axes,
-    aten.flatten.using_ints: _places,
-    aten.unflatten.int: _places,
-    aten.reshape.default: _places,
-    aten.view.default: _places,
+    aten.flatten.using_ints: _reshape,
+    aten.unflatten.int: _reshape,
+    aten.reshape.default: _reshape,
+    aten.view.default: _reshape,
 }
 
 

@@ -1,7 +1,7 @@
 """Complex arithmetic on pairs of real nodes: one rule for each operator, in the table at the end.
 
 A half of a pair is a node, or the number 0.0 where it is known to be zero. The arithmetic below knows what zeros and
-ones do, so the rules are the textbook's, and still a complex number times a real one is two products:
+ones do, so the rules are the textbook's, and still a complex number times a real one is two multiplies:
 
     (a + 0.0 i) (c + d i)  =  (a c - 0.0) + (a d + 0.0) i
 
@@ -92,13 +92,13 @@ class Arithmetic(Emitter):
         return self(aten.neg.default, a) if isinstance(a, Node) else -a if a else 0.0
 
     def sub(self, a: Half, b: Half) -> Half:
-        """A difference."""
+        """Return a minus b."""
         if isinstance(a, Node) and isinstance(b, Node):
             return self(aten.sub.Tensor, a, b)
         return self.add(self.neg(b), a)
 
     def mul(self, a: Half, b: Half) -> Half:
-        """A product."""
+        """Return a times b."""
         if isinstance(a, Node) and isinstance(b, Node):
             return self(aten.mul.Tensor, a, b)
         if isinstance(b, Node):
@@ -183,7 +183,7 @@ def as_pair(value: Any) -> Pair:
 
 
 def is_complex(node: object) -> bool:
-    """Whether a node's value, or the first of several, is complex."""
+    """Return whether a node's value, or the first of several, is complex."""
     value = node.meta.get("val") if isinstance(node, Node) else None
     if isinstance(value, list | tuple):
         value = value[0] if value else None
@@ -235,8 +235,8 @@ def _join(emit: Arithmetic, values: Sequence[Any], axis: int = 0) -> Pair:
     return Pair(joined("re"), joined("im"))
 
 
-def multilinear(emit: Arithmetic, factors: Sequence[Any], product: Callable[..., Half]) -> Pair:
-    """Anything linear in each of several factors: expand the brackets and leave out the zeros."""
+def multilinear(emit: Arithmetic, factors: Sequence[Any], function: Callable[..., Half]) -> Pair:
+    """Return a function that is linear in each of several factors: brackets expanded, zeros left out."""
     sums: list[Half] = [0.0, 0.0]
     for choice in itertools.product((0, 1), repeat=len(factors)):
         pairs = zip(map(as_pair, factors), choice, strict=True)
@@ -245,12 +245,12 @@ def multilinear(emit: Arithmetic, factors: Sequence[Any], product: Callable[...,
             continue
         turns = sum(choice)  # i ** turns
         combine = emit.add if turns % 4 < 2 else emit.sub
-        sums[turns % 2] = combine(sums[turns % 2], product(*halves))
+        sums[turns % 2] = combine(sums[turns % 2], function(*halves))
     return Pair(*sums)
 
 
 def _bilinear(emit: Arithmetic, a: Any, b: Any, *rest: Any) -> Pair:
-    """Products of two tensors: `mul` and the matrix products."""
+    """Return the product of two tensors: of `mul`, and of the matmuls."""
     target = emit.before.target
     if target in (aten.mul.Tensor, aten.mul.Scalar):
         return multilinear(emit, (a, b), emit.mul)
@@ -287,7 +287,7 @@ def _rsub(emit: Arithmetic, a: Any, b: Any, alpha: Any = 1) -> Pair:
 
 
 def multiply(emit: Arithmetic, a: Any, b: Any) -> Pair:
-    """A product of pairs, nodes and numbers."""
+    """Return the product of two pairs, nodes or numbers."""
     return multilinear(emit, (a, b), emit.mul)
 
 

@@ -5,7 +5,7 @@
     linear(linear(x; W1, b1); W2, b2)        ->  linear(x; W2 W1, W2 b1 + b2)
 
 A projection whose only reader is the next expansion, or a fusion by concatenation, is gone; one that narrows much on
-the way stays, because two thin products cost less than a wide one. So does one in front of a concatenation that would
+the way stays, because two thin matmuls cost less than a wide one. So does one in front of a concatenation that would
 copy more for it than it saves. Where the second convolution pads, it pads zeros, which a bias of the first would have
 to fill: then both stay. Weights are formed in float64 and rounded once.
 """
@@ -54,7 +54,7 @@ def _take_one(module: GraphModule, second: Node, costs: Costs) -> Iterator[Fired
     """Compose a layer with the first one before it that it can take, after those that it nearly can."""
     for first, start in _layers_before(module, second):
         where = f"{site(first.node)}, {site(second)}"
-        before, after = _products(first.node, second)
+        before, after = _macs(first.node, second)
         if after > before or _saved_us(first.node, second, before - after, costs) <= 0:
             continue
         try:
@@ -84,7 +84,7 @@ def _layers_before(module: GraphModule, second: Node) -> list[tuple[Linear, int]
 
 
 def _parts(layer: Node) -> Sequence[Node]:
-    """What a layer reads: one value, or those that a concatenation of channels joins."""
+    """Return what a layer reads: one value, or those that a concatenation of channels joins."""
     x = layer.args[0]
     assert isinstance(x, Node)
     if x.target is not aten.cat.default or layer.target not in CONVOLUTIONS or not _is_over_channels(x):
@@ -94,7 +94,7 @@ def _parts(layer: Node) -> Sequence[Node]:
 
 
 def _dense(module: GraphModule, node: Node) -> Linear | None:
-    """A linear layer or a dense convolution of a batch, with constant weights, at places whose number is known."""
+    """A linear layer or a dense convolution of a batch, with constant weights, at positions whose number is known."""
     layer = as_layer(module, node)
     if layer is None or numbers(val(node).shape) is None:
         return None
@@ -102,7 +102,7 @@ def _dense(module: GraphModule, node: Node) -> Linear | None:
 
 
 def _is_pointwise(layer: Node) -> bool:
-    """Whether each place is computed of that place alone."""
+    """Return whether each position is computed of that position alone."""
     if layer.target is aten.linear.default:
         return True
     _, w, _, stride, padding, *_ = arguments(layer)
@@ -114,27 +114,27 @@ def _is_over_channels(cat: Node) -> bool:
     return axis % rank(cat) == 1
 
 
-def _products(first: Node, second: Node) -> tuple[int, int]:
-    """Multiplications of one sample, of both layers and of the one that they make, without what it reads beside."""
+def _macs(first: Node, second: Node) -> tuple[int, int]:
+    """Return the MACs of one sample, of both layers and of the one that they make, without what it reads beside."""
     rows, columns = val(first.args[1]).shape[:2]
     kernel = prod(val(first.args[1]).shape[2:])
     out, size = int(val(second.args[1]).shape[0]), prod(val(second.args[1]).shape[2:])
-    apart = rows * columns * kernel * _places(first) + out * rows * size * _places(second)
-    return apart, out * columns * kernel * size * _places(second)  # one of the two kernels is 1
+    apart = rows * columns * kernel * _positions(first) + out * rows * size * _positions(second)
+    return apart, out * columns * kernel * size * _positions(second)  # one of the two kernels is 1
 
 
-def _places(layer: Node) -> int:
+def _positions(layer: Node) -> int:
     shape = val(layer).shape
     return numbers(shape[1:-1] if layer.target is aten.linear.default else shape[2:]) or 0
 
 
-def _saved_us(first: Node, second: Node, products: int, costs: Costs) -> float:
-    """Microseconds: of products and a launch; a concatenation between copies other channels then."""
-    saved = products / (costs.gmac_s * 1e3) + costs.launch_us
+def _saved_us(first: Node, second: Node, macs: int, costs: Costs) -> float:
+    """Return the microseconds saved: MACs, a launch, less what a concatenation between the layers copies more."""
+    saved = macs / (costs.gmac_s * 1e3) + costs.launch_us
     if second.args[0] is first:
         return saved
     rows, columns = val(first.args[1]).shape[:2]
-    more = (columns - rows) * _places(first) * val(first).element_size()
+    more = (columns - rows) * _positions(first) * val(first).element_size()
     return saved - 2 * more / (costs.copy_gb_s * 1e3)  # read and written
 
 

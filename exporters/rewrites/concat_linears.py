@@ -2,7 +2,7 @@
 
     sum_i (x_i W_i + b_i)  ->  [x_1 | x_2 | ...] [W_1; W_2; ...] + sum_i b_i         and a number that scales the sum
 
-Heads on several stages, weighted and summed, become one product. Layers that share an input share its block. Sums are
+Heads on several stages, weighted and summed, become one matmul. Layers that share an input share its block. Sums are
 formed in float64 and rounded once.
 """
 
@@ -65,7 +65,7 @@ def _is_sum(node: Node) -> bool:
 
 
 def _terms(node: Node) -> list[Node]:
-    """What is added up to `node`, through sums that nothing else reads."""
+    """Return the terms that are added up to `node`, through sums that nothing else reads."""
     found: list[Node] = []
     for term in node.args:
         assert isinstance(term, Node)
@@ -90,7 +90,7 @@ def _joinable(module: GraphModule, node: Node, linear: Node, linears: list[Node]
 
 
 def _join(module: GraphModule, node: Node, layers: list[Linear]) -> Node:
-    """One layer in the place of a sum."""
+    """Replace a sum by one layer."""
     blocks: dict[Node, Tensor] = {}
     bias: Tensor | None = None
     for layer in layers:

@@ -1,9 +1,9 @@
 """Frequency filters that transform a whole map by one matrix, where that is cheaper than rows first and columns then.
 
-A separable transform and its inverse start four operators more, two products and two reshapes, and two small products
-for each map of each channel; and they multiply less. A product with few columns takes as long as one that fills the
-runtime's vectors, so columns count rounded up. On ONNX Runtime's CPU this chooses as `bench/filters.py` measures: maps
-up to 12 x 12 are transformed densely, those of 16 x 16 and more are not.
+A separable transform and its inverse start four operators more: two matmuls and two reshapes. They also start two small
+matmuls for each map of each channel, and they multiply less. A matmul with few columns takes as long as one that fills
+the runtime's vectors, so columns count rounded up. On ONNX Runtime's CPU this chooses as `bench/experiments/filters.py`
+measures: maps up to 12 x 12 are transformed densely, those of 16 x 16 and more are not.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def dense_transforms(module: GraphModule, node: Node, costs: Costs) -> str | Non
     batch, channels, height, width = example_sizes(val(node).shape)
     dense, separable = macs(height, width, costs.columns)
     more_us = 2 * batch * channels * (dense - separable) / (costs.gmac_s * 1e3)
-    saved_us = SAVED_LAUNCHES * costs.launch_us + 2 * batch * channels * costs.product_us
+    saved_us = SAVED_LAUNCHES * costs.launch_us + 2 * batch * channels * costs.matmul_us
     figures = f"{height}x{width}: saves {saved_us:.1f} us of launches, multiplies {more_us:.1f} us more"
     if saved_us <= more_us:
         raise Reject(figures)

@@ -1,4 +1,4 @@
-"""Every `torch.fft` transform becomes products with constant matrices, and every complex value a pair of real ones.
+"""Every `torch.fft` transform becomes matmuls with constant matrices, and every complex value a pair of real ones.
 
 What no specialised fused op took, this takes: transforms over static axes in the arrangement that costs least (see
 rewrites/fourier.py; the choice and its figures are the note in the report), complex arithmetic by the rules in
@@ -50,7 +50,7 @@ _JOINTS = frozenset({"aten.complex", "aten.real", "aten.imag", "getitem"})
 """What puts values together and takes them apart, also around an operator without a rule: nothing to report."""
 
 
-@searches(rule="torch.fft transforms -> matrix products; complex values -> pairs of real ones")
+@searches(rule="torch.fft transforms -> matmuls; complex values -> pairs of real ones")
 def dft(module: GraphModule, costs: Costs, form: str | None = None) -> Iterator[Fired | Rejection]:
     """In program order.
 
@@ -110,7 +110,7 @@ def _take_apart(emit: Arithmetic) -> Pair:
 
 
 def _arithmetic(emit: Arithmetic) -> Any:
-    """What an operator's rule makes of it: a pair, or a half."""
+    """Emit what an operator's rule makes of it, and return it: a pair, or a half."""
     node = emit.before
     rule = RULES.get(getattr(node.target, "overloadpacket", node.target)) if node.op == "call_function" else None
     if rule is None or any(is_complex(n) and n not in emit.pairs for n in node.all_input_nodes):
@@ -158,13 +158,13 @@ _KINDS = frozenset({"fft", "ifft", "rfft", "irfft", "hfft", "ihfft"})
 
 
 def is_transform(node: Node) -> bool:
-    """Whether a node is one of the 18 transforms of `torch.fft`."""
+    """Return whether a node is one of the 18 transforms of `torch.fft`."""
     packet, _, name = operator_name(node).partition("_")
     return packet == "aten.fft" and name.rstrip("2n") in _KINDS
 
 
 def transform_axes(node: Node) -> list[Axis]:
-    """What a transform does, axis by axis. Raises `Reject` where a length is not static."""
+    """Return what a transform does, axis by axis. Raises `Reject` where a length is not static."""
     name = operator_name(node).removeprefix("aten.fft_")
     x, amount, over, norm = arguments(node)
     kind = name.rstrip("2n")
@@ -232,7 +232,7 @@ def _stage(emit: Arithmetic, x: Pair, stage: Stage, real_out: bool, dtype: torch
 
 
 def _product(emit: Arithmetic, x: Pair, m: Tensor, axis: int, real_out: bool, dtype: torch.dtype) -> Pair:
-    """A complex matrix [given, made] on one axis: one real product for each half that is wanted."""
+    """A complex matrix [given, made] on one axis: one real matmul for each half that is wanted."""
     shape = _shape(x)
     if x.re == 0.0:
         x, m = Pair(x.im), 1j * m
@@ -293,7 +293,7 @@ def _reshaped(emit: Arithmetic, x: Pair, shape: list[Any]) -> Pair:
 
 
 def _swapped(emit: Arithmetic, x: Pair, axis: int) -> Pair:
-    """An axis and the next change places."""
+    """Return the value with an axis and the next one exchanged."""
     return _each(x, lambda half: emit(aten.transpose.int, half, axis, axis + 1))
 
 

@@ -36,7 +36,7 @@ def drop_shift(module: GraphModule, node: Node, costs: Costs) -> str | None:
 
 
 def _is_shift(module: GraphModule, c: object, x: object, softmax: Node, axis: int) -> bool:
-    """Whether x + c is x with one number added along the whole axis, without growing or changing its type."""
+    """Return whether x + c adds one number along the whole axis, and x keeps its shape and type."""
     if not isinstance(x, Node) or x.op == "get_attr" or not rank(x) or val(x).dtype != val(softmax).dtype:
         return False
     if rank(x) != rank(softmax) or any(str(a) != str(b) for a, b in zip(val(x).shape, val(softmax).shape, strict=True)):

@@ -1,4 +1,4 @@
-"""`einsum` of two operands as one matrix product, which every target has.
+"""`einsum` of two operands as one matmul, which every target has.
 
     batch axes     in both operands and in the result          A [batch, left, inner]
     inner axes     in both operands, summed over               B [batch, inner, right]
@@ -26,18 +26,18 @@ from edgesmith.exporters.rewrites.rewrite import Fired, Reject, Rejection, attem
 
 @searches(rule="einsum(A, B) -> matmul(A', B')")
 def einsum(module: GraphModule, costs: Costs) -> Iterator[Fired | Rejection]:
-    """See the table above. Operands that are arranged alike for several products are arranged once."""
+    """See the table above. Operands that several matmuls want arranged alike are arranged once."""
     arranged: dict[Any, Node] = {}
     for node in operators(module):
         if node.target is aten.einsum.default:
-            outcome = attempt(node, _as_product, Arithmetic(module, node), arranged)
+            outcome = attempt(node, _as_matmul, Arithmetic(module, node), arranged)
             if outcome is not None:
                 yield outcome
 
 
 @dataclass(frozen=True)
 class _Axes:
-    """The axes of a product, by letters, each group in the order of the operands.
+    """The axes of a matmul, by letters, each group in the order of the operands.
 
     Attributes:
         a, b, out: of the operands and the result.
@@ -66,7 +66,7 @@ class _Axes:
         return [x for x in self.b if x not in self.a]
 
 
-def _as_product(emit: Arithmetic, arranged: dict[Any, Node]) -> str:
+def _as_matmul(emit: Arithmetic, arranged: dict[Any, Node]) -> str:
     equation, operands, _ = arguments(emit.before)
     equation = str(equation).replace(" ", "")
     try:
@@ -88,16 +88,16 @@ def _as_product(emit: Arithmetic, arranged: dict[Any, Node]) -> str:
     singles = [[x] for x in left] if not batch else [left]  # without a batch, matmul takes any number of left axes
     one = arrange(operands[0], axes.a, *[[x] for x in batch], *singles, axes.inner)
     two = arrange(operands[1], axes.b, *[[x] for x in batch], axes.inner, right)
-    product = emit(aten.matmul.default, one, two)
+    result = emit(aten.matmul.default, one, two)
     made = [*batch, *left, *right]
-    product = emit.reshape(product, [axes.length[x] for x in made])  # type: ignore[assignment]  # as above
+    result = emit.reshape(result, [axes.length[x] for x in made])  # type: ignore[assignment]  # as above
     order = [made.index(x) for x in axes.out]
-    replace(emit.before, product if order == sorted(order) else emit(aten.permute.default, product, order))
+    replace(emit.before, result if order == sorted(order) else emit(aten.permute.default, result, order))
     return f"{equation} -> matmul"
 
 
 def _axes(equation: str, operands: Sequence[Node]) -> _Axes:
-    """The axes of a product of two operands. Raises `Reject` for what is none."""
+    """Return the axes of an einsum that is a matmul. Raises `Reject` where it is none."""
     if len(operands) != 2:
         raise Reject(f"it has {len(operands)} operands")
     shapes = [val(operand).shape for operand in operands]
@@ -114,7 +114,7 @@ def _axes(equation: str, operands: Sequence[Node]) -> _Axes:
 def letters(equation: str, ranks: Sequence[int]) -> tuple[str, ...]:
     """The letters of each operand and of the result, ellipses spelled out with letters that the equation has not.
 
-    Raises Reject for a letter that occurs twice in one place.
+    Raises Reject for a letter that occurs twice in one operand.
     """
     inputs, _, output = equation.replace(" ", "").partition("->")
     terms = inputs.split(",")

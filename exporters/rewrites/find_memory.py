@@ -2,7 +2,7 @@
 
     irfft(rfft(u, n) * fft_H, n)[..., :T]  ->  op(u; H, a, b),  H = irfft(fft_H)[:, :T]
 
-for a signal u [B, 1, T] and a constant fft_H [M, n / 2 + 1]. The product is a circular convolution of period n; for it
+for a signal u [B, 1, T] and a constant fft_H [M, n / 2 + 1]. The multiply is a circular convolution of period n. For it
 to be a causal one, H must vanish from n - T + 1 on, or the end of the signal would act on its beginning. A and b are
 looked for among the model's constants, by their numbers: H[:, j] = A^j b. This rewrite runs first, while constants that
 the forward pass does not read are still there. Source: Chilkuri and Eliasmith, ICML 2021, eq. 24-26.
@@ -94,7 +94,7 @@ def _response(spectrum: Tensor, period: int, length: int) -> Tensor:
 
 
 def _operands(module: GraphModule, product: Node) -> tuple[Node | None, Tensor | None]:
-    """The forward transform, as it stands in a product with axes added, and the constant spectrum."""
+    """Return the forward transform, as it stands in a multiply with axes added, and the constant spectrum."""
     transformed, spectrum = None, None
     for operand in product.args[:2]:
         value = _folded(module, operand)

@@ -1,11 +1,11 @@
-"""Products and sums with constants, one a channel, go into the layers around them.
+"""Multiplies and sums with constants, one a channel, go into the layers around them.
 
     s * f(x)                ->  f'(x)                      into the rows of a convolution or linear layer f
     f(x) + c                ->  f'(x)                      into its bias
     f(s * x), f(x + c)      ->  f'(x)                      into its columns; c only where nothing is padded
     s * v, g(v)             ->  v', g'(v')                 v' = s v from its layer, which g' undoes: residuals that fork
     s * u + t * v           ->  u + (t / s) * v            where all that read the sum can take s
-    t * (h C)               ->  (t h) C                    rows of a product are those of its left factor
+    t * (h C)               ->  (t h) C                    rows of a matmul are those of its left operand
 
 These are what is left of layer scales, x <- (1 - a) x + a f(x), once a is a constant. A factor is divided by only where
 it lies within 1/64 .. 64, so that half precision keeps its range. Weights are formed in float64 and rounded once.
@@ -60,10 +60,10 @@ class Scaled:
 
 
 def as_scaled(module: GraphModule, node: object, axis: int) -> Scaled | None:
-    """A node as a product with a constant that varies along `axis` at most; by itself where it is none."""
+    """Return a node as a value times a constant that varies along `axis` at most; the plain node where it is none."""
     if not isinstance(node, Node):
         return None
-    found = _product(module, node, axis)
+    found = _multiply(module, node, axis)
     return Scaled(node, *found) if found else Scaled(node, node, None)
 
 
@@ -76,16 +76,16 @@ def as_scaled(module: GraphModule, node: object, axis: int) -> Scaled | None:
     until_stable=True,
 )
 def fold_affine(module: GraphModule, node: Node, costs: Costs) -> str | None:
-    """Every step leaves fewer products, or a smaller one.
+    """Fold a multiply or a sum. Every step leaves fewer multiplies, or a smaller one.
 
-    A near miss is a product or a sum with such a constant that no layer can take.
+    A near miss is a multiply or a sum with such a constant that no layer can take.
     """
     for axis in dict.fromkeys((1, rank(node) - 1)):
         if axis >= rank(node) or axis < 1:
             continue
-        product = _product(module, node, axis)
-        if product is not None:
-            value, scale = product
+        scaled = _multiply(module, node, axis)
+        if scaled is not None:
+            value, scale = scaled
             return _fold_scale(_Factor(module, node, value, scale, _axis_for(value, scale, axis)))
         total = _sum(module, node, axis)
         if total is not None:
@@ -96,10 +96,10 @@ def fold_affine(module: GraphModule, node: Node, costs: Costs) -> str | None:
 
 @dataclass(frozen=True)
 class _Factor:
-    """A product `scale * value` in the graph.
+    """A multiply `scale * value` in the graph.
 
     Attributes:
-        node: the product.
+        node: the multiply.
         scale: [C] or [1], in float64.
         axis: along which it varies.
     """
@@ -123,8 +123,8 @@ def _axis_for(value: Node, constants: Tensor, axis: int) -> int:
     return axis if own is None else own
 
 
-def _product(module: GraphModule, node: Node, axis: int) -> tuple[Node, Tensor] | None:
-    """A value and the constant that it is multiplied by."""
+def _multiply(module: GraphModule, node: Node, axis: int) -> tuple[Node, Tensor] | None:
+    """Return a value and the constant that it is multiplied by."""
     if node.target is aten.mul.Tensor:
         orders = [node.args, node.args[::-1]]
     elif node.target is aten.div.Tensor:
@@ -180,7 +180,7 @@ def _channel_constants(module: GraphModule, other: object, dims: int, axis: int)
 
 def _fold_scale(factor: _Factor) -> str | None:
     module, node, value = factor.module, factor.node, factor.value
-    inner = _product(module, value, factor.axis)
+    inner = _multiply(module, value, factor.axis)
     if inner is not None and len(value.users) == 1:
         _rescale(module, node, inner[0], factor.scale * inner[1], factor.axis)
         return "two factors -> one"
@@ -195,7 +195,7 @@ def _fold_scale(factor: _Factor) -> str | None:
     try:
         _move_out_of_sum(factor)
         return "out of the sum, into what reads that"
-    except Reject:  # which is no reason of its own: most products are no terms
+    except Reject:  # which is no reason of its own: most multiplies are no terms
         pass
     try:
         fold_forwards(module, node, factor.full, torch.zeros_like(factor.full))
@@ -231,7 +231,7 @@ def _fold_shift(module: GraphModule, node: Node, value: Node, shift: Tensor, axi
 
 
 def _rescale(module: GraphModule, node: Node, value: Node, scale: Tensor, axis: int) -> Node:
-    """`scale * value` as one product in the place of a node."""
+    """Replace a node by `scale * value`, as one multiply."""
     emit = Emitter(module, node)
     factor: Node | float = float(scale) if scale.numel() == 1 else _stored(emit, scale, axis, node)
     new = emit(aten.mul.Tensor, value, factor)
@@ -246,9 +246,9 @@ def _stored(emit: Emitter, scale: Tensor, axis: int, node: Node) -> Node:
 
 
 def _layer(value: Node) -> Node | None:
-    """The convolution or linear layer whose rows are a value's channels, through what only rearranges places.
+    """Return the convolution or linear layer whose rows are a value's channels, through what only rearranges positions.
 
-    Places are the axes after the first, so behind those only a layer that makes axis 1 will do.
+    Positions are the axes after the first, so behind those only a layer that makes axis 1 will do.
     """
     step = value
     while step.target in (aten.flatten.using_ints, aten.unflatten.int) and arguments(step)[1] == 2:
@@ -272,7 +272,7 @@ def _way(value: Node, layer: Node) -> Iterator[Node]:
 def _scale_rows(factor: _Factor) -> None:
     """Let the layer that makes `value` make `scale * value`. Raises `Reject` where that cannot be.
 
-    Whatever else reads a value on the way there must take the inverse, or be given it for less than the product costs.
+    Whatever else reads a value on the way there must take the inverse, or be given it for less than the multiply costs.
     """
     layer = _scalable(factor)
     full = factor.scale.expand(layer.channels)
@@ -309,7 +309,7 @@ def _scalable(factor: _Factor) -> Linear:
 
 
 def _compensation(factor: _Factor, full: Tensor, step: Node, reader: Node, is_first: bool) -> Callable[[], None]:
-    """What gives the other readers of a value on the way back what they read, once the value is scaled."""
+    """Return the edit that gives a value's other readers what they read, once the value is scaled on the way back."""
     module = factor.module
     if factor.axis != 1:
         raise Reject(f"{step.name} is also read by {readers(step)}")
@@ -331,10 +331,10 @@ def _multiply_others(module: GraphModule, value: Node, scale: Tensor, but: Node)
     others = [user for user in value.users if user is not but]
     order = {node: i for i, node in enumerate(module.graph.nodes)}
     emit = Emitter(module, min(others, key=order.__getitem__))
-    product = emit(aten.mul.Tensor, value, _stored(emit, scale, 1, value))
-    stand_for(product, value)
+    scaled = emit(aten.mul.Tensor, value, _stored(emit, scale, 1, value))
+    stand_for(scaled, value)
     for other in others:
-        other.replace_input_with(value, product)
+        other.replace_input_with(value, scaled)
 
 
 def _move_out_of_sum(factor: _Factor) -> None:
@@ -344,7 +344,7 @@ def _move_out_of_sum(factor: _Factor) -> None:
     full = factor.scale.expand(int(val(node).shape[1]))
     if not _is_invertible(full):
         raise Reject(f"the factor leaves {1 / LARGEST} .. {LARGEST:g}")
-    inner = _product(module, term, 1)
+    inner = _multiply(module, term, 1)
     layer = as_layer(module, term) if inner is None and channel_axis(term) == 1 else None
     if inner is None and layer is None:
         raise Reject("the other term cannot be divided by the factor")

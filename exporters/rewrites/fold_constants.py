@@ -1,4 +1,4 @@
-"""What is computed from parameters alone is computed once, here: sigmoid(alpha), softmax(weights), rfft(kernel) ...
+"""Constant folding: sigmoid(alpha), softmax(weights), rfft(kernel) ... of parameters alone are computed once, here.
 
 Random numbers and values larger than anything a model would store stay in the graph.
 """
@@ -47,7 +47,7 @@ def fold_constants(module: GraphModule, costs: Costs) -> Iterator[Fired]:
 
 
 def _known(module: GraphModule) -> dict[Node, Any]:
-    """What is computed from parameters alone, in the model's own precision."""
+    """Return the values that are computed from parameters alone, in the model's own precision."""
     known: dict[Node, Any] = {}
     for node in module.graph.nodes:
         if node.op == "get_attr":

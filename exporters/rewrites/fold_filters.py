@@ -10,7 +10,7 @@ forms of one filter, of which the cheapest stands:
     convolution     circular padding and a depthwise convolution with a kernel as large as the map
     matrix          y[c] = x[c] M[c], M the circulant of k over the flattened axes, one for each channel
 
-The last two cost N^2 products a channel of N numbers: they win where launches cost more than that, on small maps.
+The last two cost N^2 MACs a channel of N numbers: they win where launches cost more than that, on small maps.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class _Filter:
 
     @property
     def signal(self) -> Node:
-        """What is filtered."""
+        """The node that is filtered."""
         x = self.forth.args[0]
         assert isinstance(x, Node)
         return x
@@ -165,7 +165,7 @@ def _folded(emit: Arithmetic, filtered: _Filter, costs: Costs, form: str | None)
 
 
 def _prices(filtered: _Filter, costs: Costs) -> dict[str, Price]:
-    """What each form costs."""
+    """Return what each form costs."""
     x, inward, outward = val(filtered.signal), filtered.inward, filtered.outward
     shape, itemsize = example_sizes(x.shape), x.dtype.itemsize
 
@@ -189,7 +189,7 @@ def _prices(filtered: _Filter, costs: Costs) -> dict[str, Price]:
 
 
 def _response(filtered: _Filter) -> Tensor:
-    """What the filter makes of a unit impulse, in float64, in the layout of the signal."""
+    """Return the filter's response to a unit impulse, in float64, in the layout of the signal."""
     shape, axes = val(filtered.back).shape, filtered.axes
     impulse = torch.zeros([int(n) if i in axes else 1 for i, n in enumerate(shape)], dtype=torch.float64)
     impulse.view(-1)[0] = 1

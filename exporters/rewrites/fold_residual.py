@@ -23,7 +23,7 @@ from edgesmith.exporters.rewrites.rewrite import Fired, Reject, declining_at, re
 
 
 def _scaled(name: str, value: Pattern) -> Pattern:
-    """What a pattern matches, by itself or times a constant for each channel, bound as `Scaled`."""
+    """Return a pattern of `value`, by itself or times a constant for each channel, bound as `Scaled`."""
 
     def matches(node: object, match: Match) -> Iterator[Match]:
         found = as_scaled(match["module"], node, axis=1)
@@ -39,7 +39,7 @@ _RESIDUAL = op(aten.add.Tensor, _scaled("skip", hole("x")), _scaled("branch", op
 
 @rewrites(aten.add.Tensor, rule="s x + t conv(x) -> conv'(x)")
 def fold_residual(module: GraphModule, node: Node, costs: Costs) -> Fired | None:
-    """See above. A near miss is such a sum of a convolution that does not keep places, or that is read elsewhere."""
+    """See above. A near miss is such a sum of a convolution that does not keep positions, or that is read elsewhere."""
     found = find(_RESIDUAL, node, module=module)
     if found is None:
         return None
@@ -54,7 +54,7 @@ def fold_residual(module: GraphModule, node: Node, costs: Costs) -> Fired | None
 
 
 def _centred(module: GraphModule, node: Node, branch: Scaled) -> Linear:
-    """The convolution of a residual, which the sum alone reads, and whose kernel has its centre at each place."""
+    """Return the convolution of a residual: the sum alone reads it, and its kernel has its centre at each position."""
     conv = branch.value
     for value in (conv, branch.node):
         if len(value.users) > 1:

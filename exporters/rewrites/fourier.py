@@ -1,13 +1,13 @@
-"""Discrete Fourier transforms as real matrix products: the matrices, the ways to arrange them, and what each costs.
+"""Discrete Fourier transforms as real matmuls: the matrices, the ways to arrange them, and what each costs.
 
     X[k] = f sum_j x[j] e^{s 2 pi i j k / n}          s = -1 forwards, +1 inverse; f from the norm
 
 A transform works axis by axis; each axis is one complex matrix M [given, made], into which cropping, zero padding and
-the norm are folded. A complex value is a pair of real ones, so a complex product is a real one of twice the width:
+the norm are folded. A complex value is a pair of real ones, so a complex matmul is a real one of twice the width:
 
     re = [x_re | x_im] [ Re M ; -Im M ]               im = [x_re | x_im] [ Im M ; Re M ]
 
-and a real input or output halves it. Two products rather than one with [Re M | Im M] and a split: the one whose half
+and a real input or output halves it. Two matmuls rather than one with [Re M | Im M] and a split: the one whose half
 nobody reads vanishes. A real signal has a Hermitian spectrum: n // 2 + 1 bins hold all of it. On the way back each
 counts twice, but for those that are their own mirror image, 0 and n / 2, of which only the real part counts: that is
 how PyTorch reads them.
@@ -84,7 +84,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Price:
-    """What a form costs: multiplications, and an estimate of the time on a target in microseconds."""
+    """The price of a form: multiplications, and an estimate of the time on a target in microseconds."""
 
     macs: int = 0
     us: float = 0.0
@@ -140,7 +140,7 @@ def circle(turns: Tensor, length: int, sign: int) -> Tensor:
 
 
 def matrix(stage: Stage) -> Tensor:
-    """M of a stage that is not split: complex128 [given, made], each the product over the stage's axes."""
+    """M of a stage that is not split: complex128 [given, made], the Kronecker product over the stage's axes."""
     whole = torch.ones(1, 1, dtype=torch.complex128)
     for axis in stage.axes:
         j, k = torch.arange(axis.read), torch.arange(axis.made)
@@ -152,7 +152,7 @@ def matrix(stage: Stage) -> Tensor:
 
 
 def mirror_weights(axis: Axis) -> Tensor:
-    """How often each bin of a half spectrum counts, float64 [read]: once if it is its own mirror image, else twice."""
+    """Return how often each bin of a half spectrum counts, float64 [read]: once if its own mirror image, else twice."""
     k = torch.arange(axis.read)
     return torch.where(2 * k % axis.length == 0, 1.0, 2.0).double()
 
@@ -264,16 +264,16 @@ def product_price(
     before: int, given: int, made: int, after: int, sides: tuple[int, int], costs: Costs, itemsize: int
 ) -> Price:
     """A matrix [given, made] on the middle axis of [before, given, after]; sides: 1 where real, 2 where complex."""
-    inner, products = given * sides[0], sides[1]
-    if after == 1:  # one product from the right
+    inner, matmuls = given * sides[0], sides[1]
+    if after == 1:  # one matmul from the right
         macs, padded = before * inner * made, before * inner * _padded(made, costs)
     else:  # from the left, one for each `before`
         macs, padded = before * made * inner * after, before * made * inner * _padded(after, costs)
-    us = products * (costs.launch_us + padded / costs.gmac_s / 1e3)
-    us += products * inner * made * itemsize / costs.stream_gb_s / 1e3
+    us = matmuls * (costs.launch_us + padded / costs.gmac_s / 1e3)
+    us += matmuls * inner * made * itemsize / costs.stream_gb_s / 1e3
     if sides[0] == 2:
         us += costs.launch_us + 2 * before * inner * after * itemsize / costs.copy_gb_s / 1e3
-    return Price(products * macs, us)
+    return Price(matmuls * macs, us)
 
 
 def _padded(columns: int, costs: Costs) -> int:

@@ -20,13 +20,13 @@ from torch.fx import Graph, GraphModule, Node
 from edgesmith.exporters.costs import Costs
 from edgesmith.exporters.graph.capture import capture
 from edgesmith.exporters.graph.edit import changed, example_sizes, site, stand_for, val
-from edgesmith.exporters.graph.match import Comparison, Place, compare, differences, escapes, literal_at, outputs_of
+from edgesmith.exporters.graph.match import Comparison, Position, compare, differences, escapes, literal_at, outputs_of
 from edgesmith.exporters.rewrites.canonicalise import pattern_form
 from edgesmith.exporters.rewrites.rewrite import Fired, Reject, Rewrite, declining_at, rewrites
 from edgesmith.kernels.op import FusedOp, all_ops
 
 NEAR = 0.5
-"""Fraction of the reference's operators from which a place that does not match is worth reporting."""
+"""Fraction of the reference's operators from which a site that does not match is worth reporting."""
 
 
 def fuse(op: FusedOp) -> Rewrite:
@@ -58,7 +58,7 @@ class _Site:
 
 
 def _accept(op: FusedOp, loose: Graph, found: Comparison, anchor: Node) -> _Site:
-    """What was found loosely as a site. Raises `Reject` where it is none."""
+    """Return the site of what was found loosely. Raises `Reject` where it is none."""
     inputs = _matching(found, loose)
     literals = _literals(op, found)
     values = [val(node) for node in inputs]
@@ -93,10 +93,10 @@ def _matching(found: Comparison, pattern: Graph) -> list[Node]:
 
 
 def _literals(op: FusedOp, found: Comparison) -> dict[str, Any]:
-    """What a site has for the op's free literals. Raises `Reject` where that cannot be said."""
+    """Return a site's values for the op's free literals. Raises `Reject` where they cannot be told."""
     literals = {}
-    for literal, places in _places(op.name).items():
-        values = [literal_at(place, found.bound) for place in places]
+    for literal, positions in _positions(op.name).items():
+        values = [literal_at(position, found.bound) for position in positions]
         if any(value != values[0] or type(value) is not type(values[0]) for value in values):
             raise Reject(f"it has several values for {literal}: {', '.join(map(str, values))}")
         if values:
@@ -105,10 +105,10 @@ def _literals(op: FusedOp, found: Comparison) -> dict[str, Any]:
 
 
 def _replace(module: GraphModule, op: FusedOp, found: _Site, where: str) -> None:
-    """One call of the op, at a place that fits, instead of a site."""
-    place = _place(module, found.inputs, found.outputs)
+    """Replace a site by one call of the op, at a position that fits."""
+    before = _insertion_point(module, found.inputs, found.outputs)
     anchor, outputs = found.outputs[0], found.outputs
-    with module.graph.inserting_before(place):
+    with module.graph.inserting_before(before):
         fused = module.graph.call_function(op.overload, (*found.inputs, *_positional(op, found.literals)))
     fused.meta.update({key: anchor.meta[key] for key in ("stack_trace",) if key in anchor.meta})
     if "nn_module_stack" in anchor.meta:
@@ -119,7 +119,7 @@ def _replace(module: GraphModule, op: FusedOp, found: _Site, where: str) -> None
     else:
         fused.meta["val"] = tuple(output.meta["val"] for output in outputs)
         changed(fused)
-        with module.graph.inserting_before(place):
+        with module.graph.inserting_before(before):
             results = [module.graph.call_function(operator.getitem, (fused, i)) for i in range(len(outputs))]
     inside = _ancestors(outputs, found.inputs)  # an output may be read inside the site too: what goes away stays
     for result, output in zip(results, outputs, strict=True):
@@ -136,21 +136,21 @@ def _positional(op: FusedOp, literals: dict[str, Any]) -> list[Any]:
     return values
 
 
-def _place(module: GraphModule, inputs: list[Node], outputs: list[Node]) -> Node:
-    """The node before which a call can stand: after all of its inputs, before all that read an output.
+def _insertion_point(module: GraphModule, inputs: list[Node], outputs: list[Node]) -> Node:
+    """Return the node before which a call can stand: after all of its inputs, before all that read an output.
 
-    Constants that come later are moved to the front. Raises `Reject` where the other inputs leave no such place.
+    Constants that come later are moved to the front. Raises `Reject` where the other inputs leave no such position.
     """
     order = {node: i for i, node in enumerate(module.graph.nodes)}
     inside = _ancestors(outputs, inputs)
     readers = [user for output in outputs for user in output.users if user not in inside]
-    place = min((outputs[0], *readers), key=order.__getitem__)
-    late = [node for node in inputs if order[node] > order[place]]
+    first = min((outputs[0], *readers), key=order.__getitem__)
+    late = [node for node in inputs if order[node] > order[first]]
     if any(node.op != "get_attr" for node in late):
         raise Reject("an output of the site is read before its last input is there")
     for node in late:
         next(iter(module.graph.nodes)).prepend(node)
-    return place
+    return first
 
 
 def _ancestors(nodes: list[Node], until: list[Node]) -> set[Node]:
@@ -194,19 +194,19 @@ def _loose_pattern(name: str) -> Graph:
 
 
 @cache
-def _places(name: str) -> dict[str, list[Place]]:
-    """Where in the pattern at the example's shapes each of an op's free literals is."""
+def _positions(name: str) -> dict[str, list[Position]]:
+    """Return the positions of an op's free literals in the pattern at the example's shapes."""
     op = all_ops()[name]
     sizes = tuple(tuple(x.shape) for x in op.example())
-    places = {}
+    positions = {}
     for literal, probe in op.literals.items():
         found = differences(_loose_pattern(name), _pattern(name, sizes, ((literal, probe),)))
         if not found:
             raise ValueError(
-                f"{name}: no place in the reference's graph has {literal}, or it decides about more than one"
+                f"{name}: no position in the reference's graph has {literal}, or it decides about more than one"
             )
-        places[literal] = found
-    return places
+        positions[literal] = found
+    return positions
 
 
 def _enclosing(anchor: Node, where: str) -> dict[str, Any]:

@@ -4,8 +4,8 @@
                                                     over the last axis            ->  aten.layer_norm
     permute, layer norm over the last axis, permute back                          ->  edgesmith.channel_norm
 
-Understood spellings: division by sqrt, product with rsqrt, power of -0.5; the variance by `var`, as mean of a square, a
-product or a power; scale and shift in any shape that only varies along the channels, either or both missing. Left
+Understood spellings: division by sqrt, multiply by rsqrt, power of -0.5; the variance by `var`, as mean of a square, a
+multiply or a power; scale and shift in any shape that only varies along the channels, either or both missing. Left
 alone: an unbiased variance, eps outside the root, more than one normalised axis.
 """
 
@@ -115,7 +115,7 @@ def _fuse(module: GraphModule, node: Node) -> str | None:
 
 
 def _put_norm(module: GraphModule, node: Node, source: Node, axis: int, eps: float) -> None:
-    """One operator in the place of a norm that is spelled out, its scale and shift included."""
+    """Replace a norm that is spelled out, its scale and shift included, by one operator."""
     channels = int(val(source).shape[axis])
     end, weight, bias = _affine(module, node, axis, channels)
     target: Any = channel_norm.OP.overload if axis == 1 else aten.layer_norm.default

@@ -1,4 +1,4 @@
-"""What works place by place works on maps as well: flattening waits until something needs a sequence.
+"""Flattening waits until something needs a sequence: what works position by position works on maps as well.
 
     conv1d(flatten(x, 2); W [C', C, 1])      ->  flatten(conv2d(x; W [C', C, 1, 1]), 2)
     channel_norm(flatten(x, 2))              ->  flatten(channel_norm(x), 2)

@@ -16,13 +16,13 @@
     fuse                the graph of a fused op's reference -> that fused op
     compose_layers      conv1x1(conv1x1(x)) -> conv1x1'(x), also through a concatenation, where that is no dearer
     fold_filters        irfft(rfft(x) * constant) -> a circular convolution or a matrix, where the target says cheaper
-    dft                 torch.fft transforms -> matrix products; complex values -> pairs of real ones
+    dft                 torch.fft transforms -> matmuls; complex values -> pairs of real ones
     unstack             f(stack(a, b))[..., 0] -> f(a), where nothing reads the whole
     einsum              einsum(A, B) -> matmul(A', B')
     choose_memory_form  a linear recurrence -> its cheapest form, or none of it
     dense_transforms    frequency filters that transform a map by one matrix, where the target says cheaper
     share_gates         additive attention with q's and k's gates in common convolutions, where the target says cheaper
-    winograd            convolutions over time with fewer products, where the target says faster
+    winograd            convolutions over time with fewer multiplies, where the target says faster
     tile_channels       the widest maps in tiles of channels, where the target gains by less memory in use
 
 Another package's rewrites come from the entry points `edgesmith.rewrites`: each is a `Rewrite`, which runs right behind

@@ -69,12 +69,12 @@ def _unrolled(module: GraphModule, join: Node) -> str | None:
     return _elementwise_loop(loop, join, axis) or _linear_loop(loop, join, axis)
 
 
-# elementwise recurrences, told by their numbers
+# elementwise recurrences, recognised by their numbers
 
 
 @dataclass(frozen=True)
 class _Elementwise:
-    """An op that can be told by its numbers, and what it says of itself."""
+    """An op that can be recognised by its numbers, and what it says of itself."""
 
     op: FusedOp
     recurrence: Recurrence

@@ -12,7 +12,7 @@ A function looks at one node and edits the graph around it. It returns
     raise Reject(reason)  the node is nearly a site, and why it is none; nothing is changed
 
 A search (`@searches`) is a generator over the whole graph of what it did, `Fired`, and of near misses, `Rejection`:
-for what is chosen among several places, or shares something between them.
+for what is chosen among several sites, or shares something between them.
 
 Parameters of a module are replaced, never written to, because they may be the caller's. Every rewrite leaves the
 program's outputs equal but for rounding, and changes nothing when run again. See order.py for all of them.
@@ -40,18 +40,18 @@ class Fired(NamedTuple):
 
 @dataclass(frozen=True)
 class Rejection:
-    """A place where a rewrite nearly fired, and why it did not."""
+    """A site where a rewrite nearly fired, and why it did not."""
 
     site: str
     reason: str
 
 
 class Reject(Exception):
-    """Declines a place where a rewrite nearly fires.
+    """Declines a site where a rewrite nearly fires.
 
     Attributes:
         reason: a clause for the report.
-        at: the place, where it is not the site of the node that the rewrite looks at.
+        at: the site, where it is not that of the node that the rewrite looks at.
     """
 
     def __init__(self, reason: str, at: str | None = None) -> None:
@@ -61,7 +61,7 @@ class Reject(Exception):
 
 @dataclass(frozen=True)
 class RewriteReport:
-    """What one rewrite did: sites where it fired, each with a note on how, and near misses."""
+    """The outcome of one rewrite: sites where it fired, each with a note on how, and near misses."""
 
     name: str
     applied: tuple[tuple[str, str], ...] = ()
@@ -167,7 +167,7 @@ def searches(
 
 @contextlib.contextmanager
 def declining_at(where: str) -> Iterator[None]:
-    """Whatever declines in this block declines at `where`, unless it says another place."""
+    """Let whatever declines in this block decline at `where`, unless it names another site."""
     try:
         yield
     except Reject as declined:

@@ -2,8 +2,8 @@
 
 Shared, a mixer starts fewer operators (one in ONNX, two in Core ML) and its convolutions are twice as wide; it pays by
 splitting [q | k] once more, which moves 2 C H W numbers. On ONNX Runtime's CPU a split copies, and sharing loses at
-seven of the eight map sizes that `bench/gates.py` measures; the model misses the eighth (C = 56 at 28 x 28, where the
-width of 112 suits the vector kernels). Where a split of channels is a view, sharing wins.
+seven of the eight map sizes that `bench/experiments/gates.py` measures. The model misses the eighth (C = 56 at 28 x 28,
+where the width of 112 suits the vector kernels). Where a split of channels is a view, sharing wins.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ convolutions, pools. A runtime that runs operator by operator holds the whole of
 is done, and two tiles. It pays with more launches and one concatenation, so a chain has to end smaller than it begins.
 
 What is in use at once is the memory that an inference walks through, and where something else ran before, none of it is
-in the caches: bytes saved would have been fetched at `Costs.fetch_gb_s`. `bench/tiles.py` times what is chosen so.
+in the caches: bytes saved would have been fetched at `Costs.fetch_gb_s`. `bench/experiments/tiles.py` times the tiles
+that are chosen so.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ SMALLEST = 2
 def tile_channels(module: GraphModule, costs: Costs) -> Iterator[Fired | Rejection]:
     """Tile the chain at which the program's memory peaks, until that is not worth it: then it is a near miss.
 
-    Where two places are equally wide, neither alone lowers the peak, and both stay.
+    Where the program is equally wide in two positions, neither alone lowers the peak, and both stay.
     """
     if not math.isfinite(costs.fetch_gb_s) or not _is_known(module):
         return
@@ -146,7 +147,7 @@ def _owner(node: Node) -> Node:
 
 
 def _borrows(node: Node) -> bool:
-    """Whether a value lies where what it is made of does."""
+    """Return whether a value lies in the memory of what it is made of."""
     if node.target in IN_PLACE:
         (read,) = node.all_input_nodes
         return len(read.users) == 1 and read.op == "call_function" and not _borrows(read)
@@ -166,7 +167,7 @@ def _tensors(node: Node) -> list[Tensor]:
 
 
 def _is_known(module: GraphModule) -> bool:
-    """Whether no size depends on the data."""
+    """Return whether no size depends on the data."""
     return all(numbers(tensor.shape) is not None for node in module.graph.nodes for tensor in _tensors(node))
 
 

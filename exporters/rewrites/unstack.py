@@ -1,7 +1,7 @@
-"""What is stacked along a last axis and read back from it one by one need not be stacked.
+"""Values that are stacked along a last axis and read back one by one need not be stacked.
 
     stack(a, b)[..., 0]              ->  a
-    f(stack(a, b) + c)[..., 1]       ->  f(b + c[..., 1])          f number by number, c constant
+    f(stack(a, b) + c)[..., 1]       ->  f(b + c[..., 1])          f elementwise, c constant
 
 Models carry real and imaginary parts side by side through an activation; apart, they need no copy and one axis less,
 of which Core ML has five.
@@ -43,7 +43,7 @@ def _axis(node: Node) -> int:
 
 
 def _is_read_apart(module: GraphModule, stacked: Node) -> bool:
-    """Whether every reader, through operators that work number by number, takes one of the stacked values."""
+    """Return whether every reader, through elementwise operators, takes one of the stacked values."""
     for reader in stacked.users:
         if reader.target is aten.select.int:
             if _axis(reader) != rank(stacked) - 1:

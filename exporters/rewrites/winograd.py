@@ -1,11 +1,11 @@
-"""Convolutions over time with fewer products, in Winograd's form, where the target's costs say that it is faster.
+"""Convolutions over time with fewer multiplies, in Winograd's form, where the target's costs say that it is faster.
 
     conv1d(x; W [C', C, r])  ->  A^T ((G W) (B^T x)),  m outputs from each tile of n = m + r - 1 inputs
 
     V = B^T x    [B, n, C, T/m]     one convolution of stride m over time, the same for every channel
     U = G W      [n, C', C]         in float64, while compiling
-    M = U V      [B, n, C', T/m]    n products instead of m r, each of C' C T/m
-    y = A^T M    [B, C', T]         one product for all channels, then tiles in their order
+    M = U V      [B, n, C', T/m]    n matmuls instead of m r, each of C' C T/m multiplies
+    y = A^T M    [B, C', T]         one matmul for all channels, then tiles in their order
 
 Evaluating both polynomials at n - 1 points and at infinity, multiplying there and interpolating (Toom and Cook) gives
 the three matrices. Points are a trade: more of them save more and round worse. With 0, 3/4, -3/4, 3/2, -3/2 a tile of
@@ -13,8 +13,8 @@ four with r = 3 rounds twice as coarsely as the convolution itself (5.9e-7 of th
 the usual 0, 1, -1, 2, -2: 8.5e-7). All entries of A and B are exact in float32. A potential of a spiking model may sit
 an ulp from its threshold, so in front of neurons nothing is changed.
 
-The estimate: products at the target's rate, weights and their n / r times larger transforms read once, and tiles moved
-at `Costs.tile_gb_s`; `bench/convolutions.py` holds it against ONNX Runtime.
+The estimate: matmuls at the target's rate, weights and their n / r times larger transforms read once, and tiles moved
+at `Costs.tile_gb_s`; `bench/experiments/convolutions.py` holds it against ONNX Runtime.
 Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016, arXiv 1509.09308, section 4; the
 points: Barabasz et al., "Error Analysis and Improving the Accuracy of Winograd Convolution for Deep Neural Networks",
 arXiv 1803.10986. Letters: B batch, C C' channels, T time, r kernel, m tile, n points.
@@ -51,12 +51,12 @@ POINTS = {
 """Finite points, by how many there are with infinity."""
 
 LAUNCHES = 7
-"""Operators of the form: one before and three after its transforms and products, two and one."""
+"""Operators of the form: one before and three after its transforms and matmuls, two and one."""
 
 
 @rewrites(
     aten.conv1d.default,
-    rule="convolutions over time with fewer products, where the target says faster",
+    rule="convolutions over time with fewer multiplies, where the target says faster",
     for_sequences=True,
 )
 def winograd(module: GraphModule, node: Node, costs: Costs, points: int | None = None) -> str | None:
@@ -88,10 +88,10 @@ def estimate(out: Tensor, weight: Tensor, costs: Costs) -> dict[int, float]:
     batch, width, length = example_sizes(out.shape)
     _, channels, kernel = weight.shape
 
-    def at_once(products: int, rows: int) -> float:
-        """Products with weights that are read once, for so many rows of columns."""
+    def at_once(matmuls: int, rows: int) -> float:
+        """Return the microseconds of matmuls whose weights are read once, for so many rows of columns."""
         columns = -(-rows // costs.columns) * costs.columns
-        return products * width * channels * (batch * columns / costs.gmac_s + 4 / costs.stream_gb_s) * 1e-3
+        return matmuls * width * channels * (batch * columns / costs.gmac_s + 4 / costs.stream_gb_s) * 1e-3
 
     times = {1: costs.launch_us + at_once(kernel, length)}
     for points in POINTS:
@@ -168,8 +168,8 @@ def _replace(module: GraphModule, node: Node, weight: Tensor, tile: int) -> None
     transformed = emit.constant(f"{where}.transformed", torch.einsum("nr,oir->noi", g, weight.double()).float())
     joined = emit.constant(f"{where}.joined", a.float())
     v = emit(aten.conv2d.default, emit(aten.unsqueeze.default, x, 1), tiles, None, [1, tile], [0, padding])
-    product = emit(aten.matmul.default, transformed, v)  # [B, n, C', tiles]
-    y = emit(aten.matmul.default, joined, emit(aten.flatten.using_ints, product, 2))  # [B, m, C' tiles]
+    multiplied = emit(aten.matmul.default, transformed, v)  # [B, n, C', tiles]
+    y = emit(aten.matmul.default, joined, emit(aten.flatten.using_ints, multiplied, 2))  # [B, m, C' tiles]
     y = emit(aten.reshape.default, emit(aten.transpose.int, y, 1, 2), [-1, weight.shape[0], length + extra])
     if extra:
         y = emit(aten.slice.Tensor, y, 2, 0, length)

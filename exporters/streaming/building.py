@@ -1,8 +1,8 @@
-"""A step program while it is made: first the plan, which only reads the sequence program, then the step's graph.
+"""The two stages of making a step program: the plan, which only reads the sequence program, and the step's graph.
 
-The plan says for each value whether it is a stream, how far it is behind, and how many of its past frames something
-reads. With that known, every state can be made where its value is. What an operator becomes is a rule's answer
-(rules.py). Letters: B batch, C channels, T time.
+The plan says for each value whether it is a stream, its delay, and how many of its past frames are read. The graph then
+has each state beside the value that it keeps. Rules say what an operator becomes (rules.py). Letters: B batch,
+C channels, T time.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Stream:
     Attributes:
         axis: where time is in the sequence program; None for a reduction over time, whose value at every step has the
             shape that it has there.
-        delay: by how many steps its frame is older than the newest one.
+        delay: the steps by which its frame is older than the newest one.
         padding: zeros before and after, which a convolution without padding of its own will take.
     """
 
@@ -47,7 +47,7 @@ Emit = Callable[["StepBuilder"], Node]
 """Emits an operator into a step; returns the node of its value."""
 
 Rule = Callable[["Plan", Node], tuple[Stream, Emit]]
-"""From an operator that reads a stream to the stream that it makes, and how a step does. Raises Unsupported."""
+"""From an operator that reads a stream to the stream that it makes, and to what emits it. Raises Unsupported."""
 
 
 @dataclass

@@ -294,12 +294,12 @@ def _reshape(plan: Plan, node: Node) -> tuple[Stream, Emit]:
         axis = None
     else:
         ahead = torch.Size(before[: stream.axis]).numel()
-        places = [
+        positions = [
             i for i in range(len(after)) if torch.Size(after[:i]).numel() == ahead and after[i] == before[stream.axis]
         ]
-        if not places:
+        if not positions:
             raise refuse(node, "reshapes frames together with other axes")
-        axis = places[-1]
+        axis = positions[-1]
         del after[axis]
 
     def emit(step: StepBuilder) -> Node:

@@ -2,26 +2,25 @@
 
     step(frame, states)  ->  prediction, next states
 
-A value that depends on the frames is a stream. In the sequence program it has a time axis; a step has one frame of it,
-without that axis. The frame may be an older one than the newest: a stream's delay is by how many steps. What becomes of
-an operator follows from how it uses time (rules.py):
+A value that depends on the frames is a stream. In the sequence program it has a time axis. In a step it is one frame,
+without that axis. A stream of delay n is n steps behind: step t computes its frame t - n. How an operator uses time
+decides what it becomes (rules.py):
 
-    pointwise      uses each frame by itself, other axes as it likes: the same operator
-    convolution    over K frames that lie d apart, with p zeros before the first one: a matmul with the last
-                   (K - 1) d + 1 frames, at a delay of (K - 1) d - p steps more than its input's; none if it is causal
-    recurrence     an op that says its own step (`FusedOp.recurrence`): that step, with the op's states
-    reduction      mean, sum or last frame: the value over the frames so far
+    pointwise      uses each frame by itself          the same operator
+    convolution    kernel K, dilation d, p zeros      a matmul with the window of the last (K - 1) d + 1 frames; the
+                   before the first frame             delay grows by (K - 1) d - p, which is 0 for a causal one
+    recurrence     an op with `FusedOp.recurrence`    the op's own step, with the op's states
+    reduction      mean, sum or last frame            the value over the frames so far
 
-What a step needs of earlier frames is kept in a state, the stream's history. An operator that reads several streams
-takes all of them at the delay of the slowest, the faster ones from their histories.
+A stream's history is a state with the earlier frames that a step reads. An operator that reads several streams takes
+all of them at the largest delay: the others come from their histories.
 
-A sequence has a first and a last frame, and a convolution reads zeros beyond them. A step program with a delay has
-therefore an input `is_frame`, which is 0 in the steps after the last frame, and a state `valid`, which keeps it for the
-last steps. So every operator knows whether the frame at its delay belongs to the sequence: if not, histories take
-zeros, and recurrences and reductions keep their states. `delay` steps after the last frame bring out the last
-predictions.
+A sequence has a first and a last frame, and a convolution reads zeros beyond them. So a step program with a delay has
+an input `is_frame`, which is 0 in the steps after the last frame. A state `valid` holds its last values, which say for
+every operator whether the frame at its delay belongs to the sequence. If it does not, histories take zeros, and
+recurrences and reductions keep their states. After the last frame, `delay` more steps return the last predictions.
 
-What mixes frames in any other way is refused with its place. Letters: B batch, T time, C channels.
+Whatever mixes frames in any other way is refused with its position. Letters: B batch, T time, C channels.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""bf16 in ONNX files, on a CPU for which ONNX Runtime has no bf16 kernels.
+"""ONNX files in bf16 on a CPU, for which ONNX Runtime has no bf16 kernels: other types stand in.
 
-    folding      constants are folded in double, where every bf16 number is exact; the result is bf16 again
-    executing    values are float; each bf16 result is computed in fp32 and rounded once to bf16
+    to fold constants    double, which holds every bf16 number exactly; the results are made bf16 again
+    to execute           float; each result is computed in fp32, then rounded once to bf16
 
 ONNX has bf16 convolutions from opset 22 on. All other operators here mean the same as in opset 20.
 """
@@ -33,12 +33,12 @@ def has_bf16(model: onnx.ModelProto) -> bool:
 
 
 def to_double(model: onnx.ModelProto) -> None:
-    """Make all bf16 double, for what folds constants."""
+    """Replace bf16 by double everywhere, for an optimiser that folds constants."""
     _retype(model, {BF16: DOUBLE})
 
 
 def from_double(model: onnx.ModelProto) -> None:
-    """Make all double bf16, rounding to nearest even, and the opset one that has bf16."""
+    """Replace double by bf16 everywhere, rounded to nearest even, and raise the opset to one that has bf16."""
     _retype(model, {DOUBLE: BF16})
     for opset in model.opset_import:
         if opset.domain in ("", "ai.onnx"):
@@ -46,7 +46,7 @@ def from_double(model: onnx.ModelProto) -> None:
 
 
 def to_rounded_float(model: onnx.ModelProto) -> None:
-    """Make all bf16 float whose values are those of bf16: what computes something new is followed by two casts."""
+    """Replace bf16 by float everywhere, numbers unchanged: two casts round each result that may have more digits."""
     typed = onnx.shape_inference.infer_shapes(model)
     kinds = {
         value.name: value.type.tensor_type.elem_type
@@ -74,7 +74,7 @@ def to_rounded_float(model: onnx.ModelProto) -> None:
 
 
 def _makes(node: onnx.NodeProto, name: str, kinds: Mapping[str, int]) -> bool:
-    """Whether a value of bf16 is made here that may have more digits."""
+    """Return whether a node makes a bf16 value that may have more digits when it is computed in float."""
     return kinds.get(name) == BF16 and node.op_type not in _ROUNDED
 
 

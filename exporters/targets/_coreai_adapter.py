@@ -1,4 +1,4 @@
-"""All that edgesmith asks of coreai-torch and coreai-core. Both are young: whatever moves in them is mended here.
+"""All that edgesmith asks of coreai-torch and coreai-core. Both are young: what moves in them is followed here.
 
     convert         torch's ExportedProgram -> Program, the converter's own, with composite graphs under steady names
     save            Program -> an asset's folder: main.mlirb, main.hash, metadata.json, the same bytes every time
@@ -70,7 +70,7 @@ def require() -> None:
 
 
 def missing() -> str | None:
-    """Why `require` would raise, or None."""
+    """Return why `require` would raise, or None."""
     try:
         require()
     except BackendMissing as error:
@@ -177,7 +177,7 @@ def check(folder: Path) -> None:
 
 
 def operators(folder: Path) -> Counter[str]:
-    """How often each operator occurs, those in loops too; a composite counts as one; constants are left out."""
+    """Return how often each operator occurs, those in loops too. A composite counts as one; constants are left out."""
     program = _program(folder)
     composites = {_symbol(graph): _composite(graph) for graph in _graphs(program)}
     counts: Counter[str] = Counter()
@@ -521,7 +521,7 @@ def _steady(program: bytes) -> bytes:
 
 
 def _sections(program: bytes) -> tuple[bytes, list[tuple[int, bytes, bytes]]]:
-    """What comes before the sections, and of each section its identifier, what comes before its content, and that.
+    """Return what comes before the sections, and of each its identifier, the bytes up to its content, and its content.
 
     The file is magic number, version, producer and sections; a section is an identifier, whose highest bit says that
     an alignment follows, its length, and its content. The strings are section 0.

@@ -39,7 +39,7 @@ MAIN, STEP, SEQUENCE = "main", "step", "sequence"
 """The function of a package that has one, and those of one that has two: a step is then the default."""
 
 # x g + b becomes a batch norm of variance 1 and epsilon 1e-5, which divides every value by sqrt(1.00001). Behind a
-# convolution it is not needed: other passes take product and sum into the weights, exactly.
+# convolution it is not needed: other passes take multiply and sum into the weights, exactly.
 _SPOILING_PASS = "common::fuse_elementwise_to_batchnorm"  # noqa: S105 - a graph pass, no password
 # It moves every update of a state to where its value is made, and fails where that is after another update. Here all
 # updates come last, so there is nothing to move.

@@ -76,9 +76,9 @@ def _addcmul(context: Any, node: Any) -> None:
     x, a, b = _get_inputs(context, node)[:3]
     value = _get_kwinputs(context, node, "value", default=[1.0])[0]
     factor = float(getattr(value, "val", value))
-    product = mb.mul(x=a, y=b)
-    product = product if factor == 1 else mb.mul(x=product, y=factor)
-    context.add(mb.add(x=x, y=product, name=node.name))
+    term = mb.mul(x=a, y=b)
+    term = term if factor == 1 else mb.mul(x=term, y=factor)
+    context.add(mb.add(x=x, y=term, name=node.name))
 
 
 def _group_norm(general: Any) -> Any:

@@ -2,8 +2,8 @@
 
 torch's dynamo exporter with the fused ops' own lowerings, simplified by onnxsim, one self-contained file. Static
 shapes, or a free batch axis. fp16 is typed in the graph, with float32 inputs and outputs; int8 is QuantizeLinear and
-DequantizeLinear in it, see quantise.py. The model's metadata carry its name, version, input normalisation and labels.
-Names of nodes and weights are the model's own.
+DequantizeLinear in it, see precision/int8.py. The model's metadata carry its name, version, input normalisation and
+labels. Names of nodes and weights are the model's own.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def _group_norm(
 ) -> Any:
     """Group norm, each group one instance. The affine of each channel is a batch norm whose statistics are 0 and 1.
 
-    That is one pass over the map as it lies. A product and a sum are two, and for a depthwise convolution ONNX Runtime
+    That is one pass over the map as it lies. A multiply and a sum are two, and for a depthwise convolution ONNX Runtime
     goes over to its blocked layout and back again.
     """
     import numpy as np
@@ -115,7 +115,7 @@ class OnnxFile(TargetFile):
 
     Args:
         as_written: compute int8 as the file spells it, in float between its roundings, instead of in kernels for
-            integers, which on x86 without VNNI add two products in 16 bits and saturate.
+            integers, which on x86 without VNNI add two 8-bit products in 16 bits and saturate.
         may_have_bf16: whether to look for bf16, which ONNX Runtime does not run on a CPU; looking takes the package
             onnx.
     """
@@ -127,7 +127,7 @@ class OnnxFile(TargetFile):
 
     @cached_property
     def model(self) -> onnx.ModelProto:
-        """What the file holds; not to be written to."""
+        """The content of the file; not to be written to."""
         import onnx
 
         return onnx.load(str(self.path))
@@ -290,7 +290,7 @@ def _session(model: Path | bytes, as_written: bool = False) -> Any:
 
 
 def _annotate(model: onnx.ModelProto, request: Request) -> None:
-    """Say what the model is; drop what the exporter noted about the machine and the source lines it ran from."""
+    """Say what the model is; drop what the exporter wrote about the machine and the source lines it ran from."""
     from edgesmith._version import __version__
 
     facts = {"name": request.name, "version": __version__, "precision": request.precision.name}

@@ -103,7 +103,7 @@ class CoreAiFile(TargetFile):
 
 
 def _facts(request: Request) -> dict[str, str]:
-    """What the file says of itself."""
+    """Return what the file says of itself."""
     from edgesmith._version import __version__
 
     facts = {

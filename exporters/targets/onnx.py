@@ -13,10 +13,10 @@ from edgesmith.exporters.targets.target import Request, Target
 if TYPE_CHECKING:
     from edgesmith.exporters.graph.capture import Program
 
-# Measured on ONNX Runtime's CPU provider, one thread: launches, copies by experiments/gates.py, matmuls of a batch by
-# filters.py, loops and near matrices by recurrences.py, tiles by convolutions.py, the rest by dft.py. Fetching is what
-# AFFNet-ET's tiles gained by each byte less; tiles.py tries it elsewhere. Depthwise convolutions run at 5 (kernels with
-# one axis) to 30 (with two); taking 5 for both never costs much.
+# Measured on ONNX Runtime's CPU provider, one thread, by bench/experiments: launches and copies by gates.py, matmuls of
+# a batch by filters.py, loops and near matrices by recurrences.py, tiles by convolutions.py, the rest by dft.py.
+# Fetching is what AFFNet-ET's tiles gained by each byte less; tiles.py tries it elsewhere. Depthwise convolutions run
+# at 5 (kernels with one axis) to 30 (with two); taking 5 for both never costs much.
 COSTS = Costs(
     launch_us=3.0,
     copy_gb_s=10.0,
@@ -24,7 +24,7 @@ COSTS = Costs(
     stream_gb_s=25.0,
     depthwise_gmac_s=5.0,
     columns=16,
-    product_us=0.15,
+    matmul_us=0.15,
     loop_us=0.8,
     read_gb_s=75.0,
     tile_gb_s=7.0,
@@ -62,7 +62,7 @@ TARGET = Onnx(
     traces_again=True,
     runs_alone=True,
     finds_islands=True,
-    # 7 bits: kernels for x86 without VNNI add two products in 16 bits, and with 8 bits of both they saturate: 18 dB
-    # where 50 were due, on AVX2. ONNX Runtime's "Quantize ONNX models" calls it reduce_range.
+    # 7 bits: kernels for x86 without VNNI add two products of 8 bits in 16, and with 8 bits of both they saturate:
+    # 18 dB where 50 were due, on AVX2. ONNX Runtime's "Quantize ONNX models" calls it reduce_range.
     largest_int8_weight=63,
 )

@@ -49,7 +49,7 @@ Run = Callable[[Sequence[Arrays]], "list[list[np.ndarray]] | NotHere"]
 
 @dataclass(frozen=True)
 class Request:
-    """What a target writes into a file beside the program.
+    """The facts that a target writes into a file beside the program.
 
     Attributes:
         name: of the model; also the file's stem.
@@ -84,7 +84,7 @@ class Request:
 
     @property
     def keeps_states(self) -> bool:
-        """Whether this is a step program whose states the runtime keeps."""
+        """Return whether this is a step program whose states the runtime keeps."""
         return self.streaming is not None and self.streaming["kept_by"] == "runtime"
 
 
@@ -174,7 +174,7 @@ class TargetFile(ABC):
 
 @dataclass(frozen=True)
 class Delivery:
-    """What is published of a lowered file: the file itself. A target whose devices build their own has another.
+    """The published part of a lowered file: the file itself. A target whose devices build their own has another.
 
     Attributes:
         suffix: of the file, with the dot.
@@ -198,7 +198,7 @@ class Delivery:
 
 @dataclass(frozen=True)
 class Delivered:
-    """What came of a delivery.
+    """The outcome of a delivery.
 
     Attributes:
         entries: for the manifest.
@@ -211,7 +211,7 @@ class Delivered:
 
 @dataclass(frozen=True)
 class Package:
-    """What a delivery writes beside a file.
+    """The facts that a delivery writes beside a file.
 
     Attributes:
         request: as the file was lowered.
@@ -250,7 +250,7 @@ class Target(ABC):
         types_programs: whether the program itself is made half or int8 before it is lowered. Otherwise the target's
             converter does that, by the request.
         finds_islands: whether a half-precision program keeps in fp32 what calibration inputs say needs it.
-        largest_int8_weight: 127, or 63 for runtimes that add two products of 8 bits in 16; None without int8.
+        largest_int8_weight: 127, or 63 for runtimes that add two 8-bit products in 16 bits; None without int8.
         is_interpreter: whether running is so slow that fewer long sequences are streamed through it for verification.
         shows_operators: whether its files answer `layers`.
         classifies: whether labels make a classifier of the file, which returns probabilities; elsewhere they are

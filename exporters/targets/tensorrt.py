@@ -111,7 +111,7 @@ class TensorRt(Target):
         return KitFile(path) if _of_kit(path) else EngineFile(path)
 
     def cannot_run(self) -> str | None:
-        """What runs here is the typed ONNX."""
+        """Return why ONNX Runtime cannot run here: it stands in, with the typed ONNX."""
         return cannot_run()
 
     def cannot_time(self) -> str | None:
@@ -124,7 +124,7 @@ class TensorRt(Target):
 
 
 class _TypedFile(TargetFile):
-    """What an engine and a kit have in common: the typed ONNX, which answers for both."""
+    """The common part of an engine and a kit: the typed ONNX, which answers for both."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, FILE_RUNTIME)

@@ -9,7 +9,7 @@ An engine begins with a header of 64 bytes, little endian, which NVIDIA does not
                                                            TensorRT-RTX only
 
 The fields of TensorRT-RTX were found by building one network for each capability, and for several, with version
-1.7.1.116; the place of TensorRT's version is said by its maintainers in github.com/NVIDIA/TensorRT/issues/3073. A
+1.7.1.116; the position of TensorRT's version is said by its maintainers in github.com/NVIDIA/TensorRT/issues/3073. A
 header says nothing of the builder's flags, and TensorRT's nothing of the GPU: those are in the manifest.
 """
 
@@ -176,9 +176,9 @@ def _inspect_engine(path: Path, device: str | None) -> dict[str, Any]:
 
     header = read_header(path)
     artifact = _artifact_of(path)
-    told = _told(artifact) if artifact else {}
-    capabilities = header.compute_capabilities or tuple(told.get("compute_capabilities", ()))
-    flags = told.get("flags", {})
+    recorded = _recorded(artifact) if artifact else {}
+    capabilities = header.compute_capabilities or tuple(recorded.get("compute_capabilities", ()))
+    flags = recorded.get("flags", {})
     found = _loading(header, capabilities, flags)
     if device is not None:
         _refuse_other(path, header, capabilities, devices.get(device), flags)
@@ -196,7 +196,7 @@ def _inspect_engine(path: Path, device: str | None) -> dict[str, Any]:
         "model": artifact.model,
         "precision": artifact.precision,
         "changed": [change for change in artifacts.changed_files(artifact) if change.startswith(path.name)],
-        **{key: value for key, value in told.items() if key not in described},
+        **{key: value for key, value in recorded.items() if key not in described},
     }
 
 
@@ -211,7 +211,7 @@ def _artifact_of(path: Path) -> Artifact | None:
     return artifact if artifact.file.resolve() == path.resolve() else None
 
 
-TOLD: dict[str, type | tuple[type, ...]] = {
+RECORDED: dict[str, type | tuple[type, ...]] = {
     "compute_capabilities": list,
     "flags": dict,
     "layers": dict,
@@ -224,23 +224,23 @@ TOLD: dict[str, type | tuple[type, ...]] = {
 """Facts of an engine in a manifest, and their types; without the first two nobody knows what it loads on."""
 
 
-def _told(artifact: Artifact) -> dict[str, Any]:
+def _recorded(artifact: Artifact) -> dict[str, Any]:
     """Return a manifest's entry of its engine. Raises BadInput where something in it is missing or of another type."""
-    told = artifact.manifest.get("engine")
-    if not isinstance(told, dict):
+    recorded = artifact.manifest.get("engine")
+    if not isinstance(recorded, dict):
         raise BadInput(f"{artifact.path / 'manifest.json'} says nothing of the engine; build or export it again")
-    wrong = [key for key in ("compute_capabilities", "flags") if key not in told]
-    wrong += [key for key, kind in TOLD.items() if key in told and not isinstance(told[key], kind)]
-    if not wrong and not all(isinstance(one, str) for one in told["compute_capabilities"]):
+    wrong = [key for key in ("compute_capabilities", "flags") if key not in recorded]
+    wrong += [key for key, kind in RECORDED.items() if key in recorded and not isinstance(recorded[key], kind)]
+    if not wrong and not all(isinstance(one, str) for one in recorded["compute_capabilities"]):
         wrong.append("compute_capabilities")
-    if not wrong and "layers" in told and not {"network", "engine"} <= told["layers"].keys():
+    if not wrong and "layers" in recorded and not {"network", "engine"} <= recorded["layers"].keys():
         wrong.append("layers")
     if wrong:
         raise BadInput(
             f"{artifact.path / 'manifest.json'} is damaged: the engine's {wrong[0]} are missing or not what edgesmith"
             " writes; build or export it again"
         )
-    return told
+    return recorded
 
 
 def _inspect_kit(folder: Path, device: str | None) -> dict[str, Any]:

@@ -54,7 +54,7 @@ STEP_FRAMES = 1024
 
 @dataclass(frozen=True)
 class Evidence:
-    """What programs and files are compared on.
+    """The inputs and outputs that programs and files are compared on.
 
     Attributes:
         inputs: of each call.
@@ -76,7 +76,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class AcceptanceCriteria:
-    """How outputs are judged.
+    """The criteria by which outputs are judged.
 
     Attributes:
         precision: whose thresholds hold.
@@ -158,7 +158,7 @@ def check(
 def _judge(
     reference: Outputs, outputs: Outputs, criteria: AcceptanceCriteria, record: CheckRecord
 ) -> tuple[Figures, str | None]:
-    """Return the figures that count and why they do not pass. What was excused is noted in the record."""
+    """Return the figures that count and why they do not pass. The record lists what was excused."""
     thresholds = criteria.precision.limits()
     figures = measure(reference, outputs, thresholds.relative_error)
     failure = judge(figures, thresholds)

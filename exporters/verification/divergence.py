@@ -1,4 +1,4 @@
-"""The first place where two programs diverge, found by the names of their values."""
+"""The first position where two programs diverge, found by the names of their values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a folder listing finds inside the package, an entry point finds outside: things that other packages add.
+"""Entry points of other packages: they find outside what a folder listing finds inside.
 
     [project.entry-points."edgesmith.rewrites"]
     fold_twice = "my_package.rewrites:fold_twice"
@@ -92,7 +92,7 @@ def use_facts(group: str, use: Callable[[str, dict[str, Any], Facts], None]) -> 
 
 @cache
 def _facts(group: str) -> tuple[Facts, ...]:
-    """What an entry point's value means here:
+    """Return the facts of a group of entry points:
 
     a.b    a module: the file b.toml beside it. A package: all TOML files in its folder
     a.b:c  a package: the file c.toml in its folder. A module: its attribute `c`, a table; this imports the module
@@ -149,12 +149,12 @@ def leave_out(group: str, name: str, reason: str) -> None:
 
 
 def _origin(point: EntryPoint) -> str:
-    """Where an entry point comes from: `my_package.rewrites:fold_twice of my-package 1.0`."""
+    """Return the origin of an entry point: `my_package.rewrites:fold_twice of my-package 1.0`."""
     package = f" of {point.dist.name} {point.dist.version}" if point.dist is not None else ""
     return f"{point.value}{package}"
 
 
 def _complaint(what: str, error: BaseException) -> str:
-    """What is wrong, with the first line of the error that says so."""
+    """Return the sentence for what is wrong, with the error's first line."""
     reason = (str(error).strip().splitlines() or [""])[0]
     return f"{what} ({type(error).__name__}: {reason})"

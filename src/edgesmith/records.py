@@ -165,7 +165,7 @@ def read_record(
 
     Raises:
         BadInput: it cannot be read, is no JSON, has another schema number, or holds what the schema does not allow. The
-            sentence has the JSON pointer of that place.
+            sentence has the JSON pointer of that position.
     """
     content = parse(source, what, name=name, advice=advice)
     check(content, schema, what, name=name or str(source), advice=advice)
@@ -191,7 +191,7 @@ def parse(source: Path | bytes, what: str, *, name: str = "", advice: str = "mak
 
 
 def check(content: Any, schema: Mapping[str, Any], what: str, *, name: str, advice: str = "make it anew") -> None:
-    """Raise BadInput, with the JSON pointer of the place, where content is not as its schema says."""
+    """Raise BadInput, with the JSON pointer of the position, where content is not as its schema says."""
     import jsonschema
 
     if not isinstance(content, dict):
@@ -207,10 +207,10 @@ def check(content: Any, schema: Mapping[str, Any], what: str, *, name: str, advi
         )
     worst = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema).iter_errors(content))
     if worst is not None:
-        place = "".join(f"/{str(key).replace('~', '~0').replace('/', '~1')}" for key in worst.absolute_path)
+        position = "".join(f"/{str(key).replace('~', '~0').replace('/', '~1')}" for key in worst.absolute_path)
         said = worst.message
         short = said if len(said) < LONGEST_COMPLAINT else f"{said[: LONGEST_COMPLAINT - 3]}..."
-        raise BadInput(f"{name} is no sound {what}: at {place or 'the top'}, {short}; {advice}")
+        raise BadInput(f"{name} is no sound {what}: at {position or 'the top'}, {short}; {advice}")
 
 
 def schema_numbers(schema: Mapping[str, Any]) -> tuple[Any, ...]:

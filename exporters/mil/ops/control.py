@@ -10,7 +10,7 @@ from torch import Tensor
 from edgesmith.exporters.mil.ops import Context, ListValue, StateValue, ints, number, op
 
 LONGEST_LOOP = 1_000_000
-"""Turns after which a loop is taken for one that does not end."""
+"""Iterations after which a loop is taken for one that does not end."""
 
 
 @op("const")

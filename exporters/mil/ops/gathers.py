@@ -6,7 +6,7 @@ negative index counts from the end wherever it is not validated, as converters r
 bounds is an error, since no comparison of undefined values says anything.
 
 The scatter operators combine by `mode`; the default is `add`, although scatter's own text says `update`. Several
-updates of one place are all combined; of several with `update` it is not defined which one remains.
+updates of one position are all combined; of several with `update` it is not defined which one remains.
 """
 
 from __future__ import annotations

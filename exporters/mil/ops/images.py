@@ -90,7 +90,7 @@ def _nearest(x: Tensor, sizes: list[int], centred: bool) -> Tensor:
 def _scaled(x: Tensor, height: Tensor | float, width: Tensor | float) -> list[int]:
     """The last two axes' lengths times their factors, rounded down.
 
-    The product is taken in fp32 even where the evaluation is in fp64: coremltools declares sizes so, and 5 times the
+    The multiply is in fp32 even where the evaluation is in fp64: coremltools declares sizes so, and 5 times the
     fp32 number 2.6 is 13 there, but less than 13 in exact arithmetic.
     """
     factors = (height, x.shape[-2]), (width, x.shape[-1])

@@ -18,7 +18,7 @@ Reduction = Callable[[Tensor, list[int], bool], Tensor]
 
 
 def _product(x: Tensor, dims: list[int], keep: bool) -> Tensor:
-    """Torch's product takes one axis at a time."""
+    """Return the product over axes, one after the other, as torch's takes one at a time."""
     for dim in dims:
         x = x.prod(dim, keepdim=True)
     return x if keep else _without(x, dims)

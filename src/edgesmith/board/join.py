@@ -1,4 +1,4 @@
-"""One file for a board: the text of a module with that of board/common.py in the place of its import.
+"""One file for a board: the text of a module with that of board/common.py instead of its import.
 
     own docstring
     # joined from ...

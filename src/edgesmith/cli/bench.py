@@ -185,7 +185,7 @@ def build_on(
 
 @dataclass(frozen=True)
 class _Criterion:
-    """What counts as slower; the names are those of `edgesmith.bench.verdict.compare`."""
+    """The parameters of `edgesmith.bench.verdict.compare` that say what counts as slower."""
 
     threshold: float
     confidence: float

@@ -20,7 +20,7 @@ SCHEMA: Literal[1] = 1
 
 
 class TargetRecord(TypedDict):
-    """What can be done with one target on this machine.
+    """The readiness of one target on this machine.
 
     Attributes:
         lower, run, time: `yes` or `no`, and by what or why.
@@ -35,7 +35,7 @@ class TargetRecord(TypedDict):
 
 
 class DoctorRecord(TypedDict):
-    """What this machine can do, as `edgesmith doctor --json` prints it.
+    """The readiness of this machine, as `edgesmith doctor --json` prints it.
 
     Attributes:
         python, edgesmith: versions.

@@ -20,7 +20,8 @@ def models(as_json: given.Json = False) -> None:
 
     found = all_models().values()
     if as_json:
-        print_json([asdict(spec) for spec in found])
+        published = [{name: fact for name, fact in asdict(spec).items() if name != "module"} for spec in found]
+        print_json(published)
         return
     table = new_table("models", "model", "params", "MACs", "input", "top-1, published", "licence")
     for spec in found:

@@ -79,7 +79,7 @@ Layers = Annotated[
 ]
 Package = Annotated[Path, typer.Argument(help="A Core ML artifact's folder, or any .mlpackage.", show_default=False)]
 Strict = Annotated[bool, typer.Option("--strict", help="Exit with 3 where there are errors or warnings; notes pass.")]
-Every = Annotated[bool, typer.Option("--all", help="A line for each place, not for each kind of place.")]
+Every = Annotated[bool, typer.Option("--all", help="A line for each position, not for each kind of position.")]
 Engine = Annotated[
     Path,
     typer.Argument(help="An engine, an artifact's folder, or JSON of trtexec --exportLayerInfo.", show_default=False),

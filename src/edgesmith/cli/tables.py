@@ -1,4 +1,4 @@
-"""How the commands show what came back: tables and JSON on stdout, stages and bars on stderr.
+"""Output of the commands: tables and JSON on stdout, stages and bars on stderr.
 
 `rich` is imported where something is shown, so that a refused option does not wait for it.
 """
