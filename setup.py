@@ -20,6 +20,7 @@ setup(
         "edgesmith.bench.estimation": ["*.schema.json", "data/*"],
         "edgesmith.bench.report": ["*.html", "*.css"],
         "edgesmith.cli": ["*.schema.json"],
+        "edgesmith.exporters": ["*.schema.json"],
         "edgesmith.exporters.mil": ["*.schema.json"],
         "edgesmith.exporters.tensorrt.kit": ["*.schema.json"],
         "edgesmith.models": ["*.toml"],

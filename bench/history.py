@@ -18,10 +18,11 @@ import hashlib
 import math
 import sqlite3
 from collections.abc import Iterator, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields
 from itertools import groupby, pairwise
 from pathlib import Path
 from statistics import median
+from typing import Literal, TypedDict, cast
 
 import numpy as np
 
@@ -31,6 +32,10 @@ from edgesmith.bench.statistics import quantile
 from edgesmith.errors import BadInput, OutputError
 
 SCHEMA = 1
+"""Of the SQLite file."""
+
+Cause = Literal["file", "edgesmith", "runtime"]
+
 FEWEST = 3
 """Points on either side of a change."""
 
@@ -42,6 +47,80 @@ WIDTH = 2.0
 
 LEAST_SPREAD = 0.005
 """Runs that differ by less than half a per cent are equal, however often they do."""
+
+
+class KeyRecord(TypedDict):
+    """The facts that the points of one series share.
+
+    Attributes:
+        name: the artifact's folder.
+        cores: that processes were pinned to, such as `0,1`; empty where they were not.
+        runtime: with its compute units, where it has some.
+    """
+
+    device: str
+    cpu: str
+    power_mode: str
+    name: str
+    model: str
+    target: str
+    precision: str
+    threads: int
+    cores: str
+    runtime: str
+
+
+class PointRecord(TypedDict):
+    """One subject of one record of `edgesmith bench`.
+
+    Attributes:
+        started: UTC, ISO 8601.
+        low_ms, high_ms: the 95 % interval of the median; null where there were too few launches.
+        edgesmith, version: of edgesmith and of the runtime.
+        sha256, record: of the file that was timed, and of the record.
+    """
+
+    started: str
+    p50_ms: float
+    low_ms: float | None
+    high_ms: float | None
+    p90_ms: float
+    p99_ms: float
+    launches: int
+    edgesmith: str
+    version: str
+    sha256: str
+    record: str
+
+
+class ChangeRecord(TypedDict):
+    """A point from which on p50 lies elsewhere.
+
+    Attributes:
+        at: its number in the series, from 0.
+        before_ms, after_ms: medians up to the changes on either side.
+        cause: what else is new at that point.
+    """
+
+    at: int
+    before_ms: float
+    after_ms: float
+    cause: list[Cause]
+
+
+class SeriesRecord(TypedDict):
+    """Points of one key, oldest first, and the changes among them."""
+
+    key: KeyRecord
+    points: list[PointRecord]
+    changes: list[ChangeRecord]
+
+
+class History(TypedDict):
+    """The output of `edgesmith history --json`: every series, by key."""
+
+    schema: Literal[1]
+    series: list[SeriesRecord]
 
 
 @dataclass(frozen=True)
@@ -102,7 +181,7 @@ class Change:
     at: int
     before_ms: float
     after_ms: float
-    cause: tuple[str, ...]
+    cause: tuple[Cause, ...]
 
 
 @dataclass(frozen=True)
@@ -201,13 +280,30 @@ def change_points(values_ms: Sequence[float]) -> list[int]:
     return [int(index) for index in found[:-1]]
 
 
-def _differences(before: Point, after: Point) -> tuple[str, ...]:
-    sides = {
+def _differences(before: Point, after: Point) -> tuple[Cause, ...]:
+    sides: dict[Cause, tuple[str, str]] = {
         "file": (before.sha256, after.sha256),
         "edgesmith": (before.edgesmith, after.edgesmith),
         "runtime": (before.version, after.version),
     }
     return tuple(name for name, (one, other) in sides.items() if one != other)
+
+
+def describe(found: Sequence[Series]) -> History:
+    """Return series as the record that `edgesmith history --json` prints."""
+    return {"schema": 1, "series": [_describe(one) for one in found]}
+
+
+def _describe(series: Series) -> SeriesRecord:
+    changes: list[ChangeRecord] = [
+        {"at": one.at, "before_ms": one.before_ms, "after_ms": one.after_ms, "cause": list(one.cause)}
+        for one in series.changes
+    ]
+    return {
+        "key": cast("KeyRecord", asdict(series.key)),  # the same fields
+        "points": [cast("PointRecord", asdict(one)) for one in series.points],
+        "changes": changes,
+    }
 
 
 @contextlib.contextmanager

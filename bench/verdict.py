@@ -14,8 +14,10 @@ seen larger than it is to be called. The noise floor is what two measurements of
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Literal, TypedDict
 
 from edgesmith.bench.measurement import Measurement
 from edgesmith.bench.statistics import Interval, log_ratios, paired_ratio, unpaired_ratio
@@ -23,9 +25,57 @@ from edgesmith.errors import BadInput
 
 THRESHOLD = 0.05
 CONFIDENCE = 0.99
-SLOWER, FASTER, UNCHANGED = "slower", "faster", "unchanged"
-INCONCLUSIVE, NOT_COMPARABLE = "inconclusive", "not comparable"
-EXIT_CODES = {SLOWER: 1, FASTER: 0, UNCHANGED: 0, INCONCLUSIVE: 2, NOT_COMPARABLE: 2}
+Word = Literal["slower", "faster", "unchanged", "inconclusive", "not comparable"]
+SLOWER: Word = "slower"
+FASTER: Word = "faster"
+UNCHANGED: Word = "unchanged"
+INCONCLUSIVE: Word = "inconclusive"
+NOT_COMPARABLE: Word = "not comparable"
+EXIT_CODES: Mapping[Word, Literal[0, 1, 2]] = {
+    SLOWER: 1,
+    FASTER: 0,
+    UNCHANGED: 0,
+    INCONCLUSIVE: 2,
+    NOT_COMPARABLE: 2,
+}
+
+
+class RatioRecord(TypedDict):
+    """Head over base, and the ends of the ratio's interval; null where there were too few launches for one."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+class VerdictRecord(TypedDict):
+    """The result of one comparison.
+
+    Attributes:
+        reason: in a sentence.
+        base, head: names of the two.
+        ratio: null where they are not comparable, or nothing was measured.
+        base_ms, head_ms: medians over launches of each launch's median, milliseconds; null with the ratio.
+        paired: the two were timed in turn.
+        exit_code: 0 where nothing became slower, 1 where it did, 2 where that is not known.
+    """
+
+    verdict: Word
+    reason: str
+    base: str
+    head: str
+    ratio: RatioRecord | None
+    base_ms: float | None
+    head_ms: float | None
+    paired: bool
+    exit_code: Literal[0, 1, 2]
+
+
+class Comparison(TypedDict):
+    """The output of `edgesmith compare --json`: a verdict for each file that was compared with the first."""
+
+    schema: Literal[1]
+    verdicts: list[VerdictRecord]
 
 
 @dataclass(frozen=True)
@@ -40,7 +90,7 @@ class Verdict:
         paired: whether the two were timed in turn.
     """
 
-    verdict: str
+    verdict: Word
     reason: str
     base: str
     head: str
@@ -50,9 +100,32 @@ class Verdict:
     paired: bool = False
 
     @property
-    def exit_code(self) -> int:
+    def exit_code(self) -> Literal[0, 1, 2]:
         """0 where nothing became slower, 1 where it did, 2 where that is not known."""
         return EXIT_CODES[self.verdict]
+
+
+def describe(one: Verdict) -> VerdictRecord:
+    """Return a verdict as a record."""
+    ratio: RatioRecord | None = None
+    if one.ratio is not None:
+        ratio = {"value": one.ratio.value, "low": one.ratio.low, "high": one.ratio.high}
+    return {
+        "verdict": one.verdict,
+        "reason": one.reason,
+        "base": one.base,
+        "head": one.head,
+        "ratio": ratio,
+        "base_ms": one.base_ms,
+        "head_ms": one.head_ms,
+        "paired": one.paired,
+        "exit_code": one.exit_code,
+    }
+
+
+def describe_all(verdicts: Sequence[Verdict]) -> Comparison:
+    """Return verdicts as the record that `edgesmith compare --json` prints."""
+    return {"schema": 1, "verdicts": [describe(one) for one in verdicts]}
 
 
 def compare(
@@ -147,7 +220,7 @@ def _runtime(measurement: Measurement, subject: int) -> str:
     return f"{name} {measurement.runtimes.get(name, '')}".strip()
 
 
-def _judge(ratio: Interval, threshold: float, floor: float, launches: int) -> tuple[str, str]:
+def _judge(ratio: Interval, threshold: float, floor: float, launches: int) -> tuple[Word, str]:
     if ratio.low is None or ratio.high is None:
         return INCONCLUSIVE, f"{launches} launches are too few for an interval: measure longer"
     bounds = f"head takes {ratio.value:.3f} of base's time, {ratio.low:.3f} to {ratio.high:.3f}"

@@ -108,7 +108,7 @@ class ModelOptions:
         return self.spec.input if self.spec and isinstance(self.spec.input, SequenceInput) else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ExportOptions(ModelOptions):
     """The options of one export. Making them checks them; see `ModelOptions` for those of the model.
 
@@ -278,15 +278,15 @@ def _describe_shape(shape: tuple[int, ...]) -> str:
 def _system(target: Target, profile: DeviceProfile | None, wanted: str | None) -> str | None:
     """Return the oldest system to run on: what was asked for, or what all devices of a kind have."""
     known = target.deployment_targets
-    if wanted is not None and known and wanted not in known:
-        raise BadInput(f"unknown deployment target {wanted!r}. There are {', '.join(known)}")
-    if profile is None or profile.systems is None or not known:
+    systems = profile.systems if profile is not None and known else None
+    if wanted is None and systems is not None:
+        return max(target.default_deployment_target or systems.oldest, systems.oldest, key=_version)
+    if wanted is None or not known:
         return wanted
-    if wanted is None:
-        default = target.default_deployment_target or profile.systems.oldest
-        return max(default, profile.systems.oldest, key=_version)
-    if _version(wanted) > _version(profile.systems.newest):
-        raise BadInput(f"{profile.title} runs {profile.systems.newest} at most, got {wanted}")
+    if profile is not None and systems is not None and _version(wanted) > _version(systems.newest):
+        raise BadInput(f"{profile.title} runs {systems.newest} at most, got {wanted}")
+    if wanted not in known:
+        raise BadInput(f"unknown deployment target {wanted!r}. There are {', '.join(known)}")
     return wanted
 
 
@@ -326,7 +326,7 @@ def _check_image_input(options: ExportOptions) -> None:
     """Refuse images for what reads none."""
     if options.image_input and options.image is None:
         name = options.artifact_name
-        reads = "reads sequences" if options.sequence else "is a module, whose input may be anything"
+        reads = "reads sequences" if options.sequence else "is a module, whose input may be anything,"
         raise BadInput(f"{name} {reads} and has no --image-input; leave it out")
     if options.image_input and options.batch != 1:
         raise BadInput(f"an image input holds one image, got --batch {options.batch}; use --batch 1")
@@ -404,7 +404,7 @@ def _check_labels(options: ExportOptions) -> None:
         raise BadInput(f"--labels has {len(labels)} names and the model has {options.spec.classes} classes")
 
 
-MODEL_CHECKS: tuple[Callable[[ModelOptions], None], ...] = (_check_module, _check_reads, _check_batch)
+MODEL_CHECKS: tuple[Callable[[ModelOptions], None], ...] = (_check_batch, _check_module, _check_reads)
 """What must hold to load and rewrite a model."""
 
 FILE_CHECKS: tuple[Callable[[ExportOptions], None], ...] = (

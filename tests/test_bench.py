@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import edgesmith
-from edgesmith import cli
+from edgesmith import cli, records
 from edgesmith.bench import announce, measure, measurement, runner
 from edgesmith.bench.measurement import Cold, Device, Launch, Measurement, Slot, Subject, WarmUp
 from edgesmith.bench.statistics import (
@@ -38,7 +38,16 @@ from edgesmith.bench.statistics import (
     quantile,
     unpaired_ratio,
 )
-from edgesmith.bench.verdict import FASTER, INCONCLUSIVE, NOT_COMPARABLE, SLOWER, UNCHANGED, compare, noise_floor
+from edgesmith.bench.verdict import (
+    FASTER,
+    INCONCLUSIVE,
+    NOT_COMPARABLE,
+    SLOWER,
+    UNCHANGED,
+    Comparison,
+    compare,
+    noise_floor,
+)
 from edgesmith.board.common import is_steady, timed
 from edgesmith.board.join import join
 from edgesmith.errors import BadInput, OutputError, Unsupported
@@ -511,8 +520,9 @@ def test_bench_against_an_artifact_prints_a_verdict(
     (verdict,) = said["verdicts"]
     assert verdict["paired"]
     assert cli.run(["compare", record, "--json"]) == verdict["exit_code"]
-    (again,) = json.loads(capsys.readouterr().out)
-    assert again == verdict
+    compared = json.loads(capsys.readouterr().out)
+    records.check(compared, records.schema_of(Comparison), "comparison", name="stdout")
+    assert compared["verdicts"] == [verdict]
     assert cli.run(["compare", record, "--floor", record, "--markdown"]) in (0, 2)  # itself is its noise floor
     assert "| tiny-onnx-fp32 | tiny-onnx-fp32 (2) |" in capsys.readouterr().out
 

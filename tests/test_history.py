@@ -16,6 +16,7 @@ from edgesmith import cli
 from edgesmith.bench import history, measurement
 from edgesmith.bench.measurement import Measurement
 from edgesmith.errors import BadInput, OutputError
+from edgesmith.records import check, schema_of
 
 
 def on_day(day: int, ms: float, version: str = "1", **facts: object) -> Measurement:
@@ -131,7 +132,9 @@ def test_the_command_adds_and_shows(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert cli.run(["history", *options]) == 0
     assert "+20.0%" in capsys.readouterr().out
     assert cli.run(["history", "--json", *options]) == 0
-    (series,) = json.loads(capsys.readouterr().out)
+    said = json.loads(capsys.readouterr().out)
+    check(said, schema_of(history.History), "history", name="stdout")
+    (series,) = said["series"]
     assert [change["at"] for change in series["changes"]] == [4]
     assert cli.run(["history", "--file", str(tmp_path / "none")]) == 2
     assert "no history at" in capsys.readouterr().err

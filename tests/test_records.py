@@ -11,15 +11,22 @@ import jsonschema
 import pytest
 
 import edgesmith
-from edgesmith import records
+from edgesmith import cli, records
+from edgesmith.bench import measured, measurement
+from edgesmith.bench.history import History
+from edgesmith.bench.verdict import Comparison
 from edgesmith.cli.doctor import DoctorRecord
 from edgesmith.errors import BadInput, OutputError
+from edgesmith.exporters.manifest import Manifest
 from edgesmith.exporters.mil.lint import LintRecord
 from edgesmith.exporters.tensorrt.kit.record import Kit
 from edgesmith.records import Keyword, schema_of
 
 SCHEMAS: dict[str, type] = {
+    "bench/comparison.schema.json": Comparison,
+    "bench/history.schema.json": History,
     "cli/doctor.schema.json": DoctorRecord,
+    "exporters/manifest.schema.json": Manifest,
     "exporters/mil/lint.schema.json": LintRecord,
     "exporters/tensorrt/kit/kit.schema.json": Kit,
 }
@@ -194,3 +201,42 @@ def test_a_type_that_json_does_not_have_is_refused() -> None:
         schema_of(Odd)
     with pytest.raises(TypeError, match="mark what may be missing as NotRequired"):
         schema_of(Partial)
+
+
+# records of before
+
+OLD = Path(__file__).parent / "fixtures" / "records"
+"""Written by edgesmith 0.1.0: a record of `bench` before there was energy (schema 1) and with it (2), a profile (1)."""
+
+
+def test_a_measurement_of_the_old_schema_is_read_and_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    assert json.loads((OLD / "bench-1.json").read_text())["schema"] == 1
+    found = measurement.read(OLD / "bench-1.json")
+    assert [subject.name for subject in found.subjects] == ["base", "head"]
+    assert (found.subjects[0].energy, found.subjects[0].compute_units) == (None, None)
+    assert len(found.launches) == 8
+    assert cli.run(["compare", str(OLD / "bench-1.json"), "--json"]) == 1
+    (verdict,) = json.loads(capsys.readouterr().out)["verdicts"]
+    assert verdict["verdict"] == "slower"
+    assert verdict["ratio"]["value"] == pytest.approx(1.201, abs=1e-3)
+
+
+def test_a_measurement_with_energy_and_a_profile_is_read(tmp_path: Path) -> None:
+    found = measurement.read(OLD / "bench-2.json")
+    first = found.subjects[0]
+    assert first.compute_units == "CPU_AND_NE"
+    assert first.energy is not None
+    assert first.energy.joules == pytest.approx(0.13)
+    assert first.profile is not None
+    assert [one.module for one in first.profile.operators] == ["a", None]
+    measurement.write(found, tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_bytes() == (OLD / "bench-2.json").read_bytes()
+
+
+def test_a_profile_of_the_old_schema_is_read_and_written_as_it_was(tmp_path: Path) -> None:
+    found = measured.read(OLD / "profile-1.json")
+    assert found.model == "casvit_xs"
+    assert found.latency_ms(50).value == pytest.approx(5.0, rel=0.01)
+    assert measured.write(found, tmp_path).read_bytes() == (OLD / "profile-1.json").read_bytes()
+    (kept, _) = measured.condense(measurement.read(OLD / "bench-1.json"))
+    assert kept == found

@@ -84,6 +84,17 @@ def test_a_flip_between_scores_within_the_allowed_error_is_a_tie() -> None:
     assert (figures.agreeing, figures.decided, figures.ties) == (0, 1, 1)
 
 
+@pytest.mark.parametrize(("behind", "tied"), [(0.99, True), (1.01, False)])
+def test_a_tie_ends_at_twice_the_allowed_error(behind: float, tied: bool) -> None:
+    """Both scores may be off by the allowed error, which is relative to the peak over all inputs: here 8 x 1e-3."""
+    gap = behind * 2 * 8e-3
+    reference = [[np.array([[1.0, 1.0 - gap, 0.0]])], [np.array([[8.0, 0.0, 0.0]])]]
+    flipped = [[np.array([[1.0 - gap, 1.0, 0.0]])], [np.array([[8.0, 0.0, 0.0]])]]
+    figures = measure(reference, flipped, 1e-3)
+    assert (figures.agreeing, figures.decided, figures.ties) == ((1, 1, 1) if tied else (1, 2, 0))
+    assert (judge(figures, Thresholds(1, -1e9)) is None) is tied
+
+
 def test_outputs_of_another_shape_are_no_comparison() -> None:
     with pytest.raises(ValueError, match="shape"):
         measure(SCORES, [[y[:, :5]] for (y,) in SCORES], 1e-5)

@@ -57,8 +57,10 @@ def bench(
     measurement, record = _measure(paths, settings, address, out)
     verdicts = criterion.judge_all(measurement) if against else []
     if as_json:
+        from edgesmith.bench.verdict import describe
+
         facts = {"record": str(record), "complete": measurement.complete, "subjects": _figures(measurement)}
-        print_json({**facts, "verdicts": [_plain(one) for one in verdicts]})
+        print_json({**facts, "verdicts": [describe(one) for one in verdicts]})
     else:
         _show_measurement(measurement)
         _show_verdicts(verdicts)
@@ -107,7 +109,9 @@ def compare(
         print(f"record: {record}", file=sys.stderr)
         verdicts, is_cut_short = criterion.judge_all(measurement), not measurement.complete
     if as_json:
-        print_json([_plain(one) for one in verdicts])
+        from edgesmith.bench.verdict import describe_all
+
+        print_json(describe_all(verdicts))
     elif markdown:
         _show_pull_request(verdicts, measurement, criterion)
     else:
@@ -285,10 +289,6 @@ def _compare_records(base: Path, head: Path, criterion: _Criterion) -> tuple[Mea
                 " have to be of one artifact each"
             )
     return measurements[0], [criterion.judge(*measurements)]
-
-
-def _plain(verdict: Verdict) -> dict[str, Any]:
-    return {**asdict(verdict), "exit_code": verdict.exit_code}
 
 
 def _show_verdicts(verdicts: Sequence[Verdict]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,11 +37,11 @@ def show(context: typer.Context, file: given.HistoryFile = HISTORY, as_json: giv
     """Show each series of a history, and where it changed; `history add RECORD ...` adds to it."""
     if context.invoked_subcommand is not None:
         return
-    from edgesmith.bench.history import read
+    from edgesmith.bench.history import describe, read
 
     found = read(file)
     if as_json:
-        print_json([asdict(series) for series in found])
+        print_json(describe(found))
         return
     for series in found:
         _show_series(series)
