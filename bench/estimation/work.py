@@ -33,6 +33,9 @@ from pathlib import Path
 from edgesmith.bench.estimation.nodes import Node, Value
 from edgesmith.errors import BadInput, Unsupported
 
+COUNTED = (".onnx", ".mlpackage")
+"""Suffixes of the files whose operators can be counted."""
+
 KINDS = (
     "conv",
     "pointwise",
