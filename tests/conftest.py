@@ -28,12 +28,16 @@ from edgesmith import plugins
 from edgesmith.exporters import targets
 from edgesmith.exporters.artifact import Artifact, read
 from edgesmith.exporters.graph.capture import Program, capture
+from edgesmith.exporters.options import ExportOptions
 from edgesmith.exporters.rewrites import order
 from edgesmith.kernels.op import all_ops
 from edgesmith.models.registry import all_models
 from edgesmith.profiles.device import all_devices
 
 HERE = Path(__file__).parent
+
+SPELLED_OUT = ("precision", "deployment_target", "device")
+"""Options that make the same artifact where their defaults are given in words."""
 
 NEEDED: dict[str, dict[str, object]] = {"tensorrt": {"device": "rtx3080"}}
 """Options without which a target exports nothing."""
@@ -201,17 +205,18 @@ def artifact(small: nn.Module, run_folder: Path, tmp_path: Path) -> Callable[...
     """Export a named model, or `small`, where no test of this run has done so before; every test gets its own copy."""
     import edgesmith
 
-    def export(model: str, target: str, **options: object) -> Artifact:
-        key = hashlib.sha256(repr((model, target, sorted(options.items()))).encode()).hexdigest()[:16]
-        out = run_folder / "artifacts" / key
+    def export(model: str, target: str, **options: Any) -> Artifact:
+        subject: Any = model
+        if model == "small":
+            subject, options = small, {"inputs": torch.randn(1, 3, 32, 64), **options}
+        asked = ExportOptions(subject, target, **options)
+        others = {name: value for name, value in options.items() if name not in ("inputs", *SPELLED_OUT)}
+        key = (model, target, asked.arithmetic.name, asked.system, asked.device, sorted(others.items()))
+        out = run_folder / "artifacts" / hashlib.sha256(repr(key).encode()).hexdigest()[:16]
         out.mkdir(parents=True, exist_ok=True)
         with alone(out.with_suffix(".lock")):
             if not any(out.iterdir()):
-                if model == "small":
-                    x = torch.randn(1, 3, 32, 64)
-                    edgesmith.export(small, target, inputs=x, out=out, **options)  # type: ignore[arg-type]
-                else:
-                    edgesmith.export(model, target, out=out, **options)  # type: ignore[arg-type]
+                edgesmith.export(subject, target, out=out, **options)
             (made,) = out.iterdir()
         return read(shutil.copytree(made, tmp_path / made.name))
 

@@ -552,15 +552,13 @@ def test_hash_of_a_folder_changes_with_its_images_and_with_nothing_else(tmp_path
     assert calibration.load(folder, *options).described["sha256"] != first.described["sha256"]
 
 
-def test_export_with_images_is_judged_on_those_held_out_and_verified_again_without_the_folder(
-    tmp_path: Path, small: nn.Module, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    given = seeded_inputs([torch.zeros(1, 3, 32, 64)], None, False, 8)
+def test_export_with_data_is_judged_on_those_held_out_and_verified_again_without_the_file(tmp_path: Path) -> None:
+    given = seeded_inputs([torch.zeros(1, 3, 16, 16)], None, False, 8)
     path = tmp_path / "set.npz"
     np.savez(path, x=np.concatenate([3 * x[0].numpy() + 1 for x in given]))
     out = tmp_path / "out"
     artifact = edgesmith.export(
-        small, "onnx", inputs=torch.randn(1, 3, 32, 64), precision="int8", calibration=path, out=out
+        Layers(), "onnx", inputs=torch.randn(1, 3, 16, 16), precision="int8", calibration=path, out=out
     )
     path.unlink()
     verification = artifact.manifest["verification"]
@@ -625,8 +623,6 @@ ARRAY = np.zeros((4, 3, 32, 32), np.float32)
 @pytest.mark.parametrize(
     ("files", "sentence"),
     [
-        ({}, "there is no .*set; wanted a folder of images or an .npz"),
-        ({"set": b"x"}, "must be a folder of images or an .npz, got the file .*set"),
         ({"set/a.png": None}, "set holds 1 images; wanted 2 at least"),
         ({"set/.hidden": b"x"}, "set holds 0 images; wanted 2 at least"),
         ({"set/a.png": None, "set/b.txt": b"words"}, r"b\.txt is no image that Pillow can read; remove it"),
@@ -847,26 +843,6 @@ def test_arrays_of_different_lengths_are_refused(tmp_path: Path) -> None:
     np.savez(path, a=np.zeros((3, 2), np.float32), b=np.zeros((4, 2), np.float32))
     with pytest.raises(BadInput, match="must have as many samples as the others, got a 3, b 4"):
         calibration.load(path, ["a", "b"], [torch.zeros(1, 2)] * 2, None, False)
-
-
-@pytest.mark.parametrize(
-    ("target", "options", "sentence"),
-    [
-        ("onnx", {"calibration": "x.npz"}, "--calibration is for --precision int8, got fp32"),
-        ("onnx", {"precision": "int8", "calibration": "none"}, "--calibration: there is no none"),
-        ("onnx", {"precision": "int8", "streaming": True}, "--precision int8 looks at whole inputs"),
-        ("coreml", {"precision": "int8"}, "target coreml has precisions fp16, fp32, mixed, got 'int8'"),
-    ],
-)
-def test_wrong_options_are_one_sentence(
-    target: str, options: dict[str, Any], sentence: str, layers: Program, tmp_path: Path
-) -> None:
-    if targets.get(target).missing_packages():
-        pytest.skip(f"{target} is not installed")
-    with pytest.raises(BadInput) as raised:
-        edgesmith.export(Layers(), target, inputs=torch.randn(1, 3, 16, 16), out=tmp_path / "out", **options)
-    assert sentence in str(raised.value)
-    assert not (tmp_path / "out").exists()
 
 
 def test_a_model_without_layers_is_refused_in_a_sentence(tmp_path: Path) -> None:

@@ -16,11 +16,11 @@ from support.manifests import smallest_manifest
 from torch import nn
 
 import edgesmith
+from edgesmith.board.common import Refusal
 from edgesmith.errors import BackendMissing, BadInput, Unsupported
 from edgesmith.exporters import targets
 from edgesmith.exporters.artifact import Artifact
 from edgesmith.exporters.tensorrt import engine
-from edgesmith.exporters.tensorrt.kit import build as board
 from edgesmith.models import registry
 from edgesmith.models.registry import ImageInput
 from edgesmith.profiles import device as devices
@@ -196,18 +196,18 @@ def test_whether_this_machines_gpu_loads_an_engine_is_asked_of_cuda(
     path = full(tmp_path / "e", "10.3.0.26")
 
     def no_cuda() -> None:
-        raise board.Refusal("there is no CUDA")
+        raise Refusal("there is no CUDA")
 
-    monkeypatch.setattr(board, "Cuda", no_cuda)
+    monkeypatch.setattr(engine, "Cuda", no_cuda)
     with pytest.raises(BackendMissing) as raised:
         engine.inspect(path, "host-gpu")
     assert str(raised.value) == (
         "m.engine is built for SM 8.6, and which GPU this machine has cannot be found: there is no CUDA"
     )
-    monkeypatch.setattr(board, "Cuda", lambda: SimpleNamespace(compute_capability=lambda: "8.9"))
+    monkeypatch.setattr(engine, "Cuda", lambda: SimpleNamespace(compute_capability=lambda: "8.9"))
     with pytest.raises(BadInput, match=r"is built for SM 8\.6 and this machine's GPU is SM 8\.9; it fits rtx3080$"):
         engine.inspect(path, "host-gpu")
-    monkeypatch.setattr(board, "Cuda", lambda: SimpleNamespace(compute_capability=lambda: "8.6"))
+    monkeypatch.setattr(engine, "Cuda", lambda: SimpleNamespace(compute_capability=lambda: "8.6"))
     module = ModuleType("tensorrt")
     module.__version__ = "10.7.0.1"  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "tensorrt", module)

@@ -202,7 +202,7 @@ def check(content: Any, schema: Mapping[str, Any], what: str, *, name: str, advi
     if numbers and content["schema"] not in numbers:
         reads = " and ".join(map(str, numbers))
         raise BadInput(
-            f"{name} has schema {content['schema']}, and this edgesmith reads {reads}: {advice}, or read it with the"
+            f"{name} has schema {content['schema']!r}, and this edgesmith reads {reads}: {advice}, or read it with the"
             " one that wrote it"
         )
     worst = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema).iter_errors(content))
