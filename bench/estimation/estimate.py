@@ -20,7 +20,7 @@ from typing import Any
 
 from edgesmith import records
 from edgesmith.bench.estimation.roofline import Operator, Rates, parts
-from edgesmith.bench.estimation.work import COUNTED, Work, read_work
+from edgesmith.bench.estimation.work import COUNTED, ONNX, Work, read_work
 from edgesmith.errors import BadInput, EdgesmithError, Unsupported
 from edgesmith.exporters import artifact as artifacts
 from edgesmith.exporters.artifact import Artifact
@@ -236,11 +236,11 @@ def _counted(artifact: Artifact) -> list[Work]:
     """The work of an artifact's operators. Raises BadInput where its file is not what was exported."""
     file = artifact.file
     if file.suffix not in COUNTED:  # an engine: the ONNX file that it is built of
-        file = file.with_suffix(".onnx")
-        if file.name not in artifact.sha256:
-            raise BadInput(
-                f"{artifact.path} has no {file.name}, whose operators would be counted; estimate the kit instead"
-            )
+        file = file.with_suffix(ONNX)
+    if file.suffix == ONNX and file.name not in artifact.sha256:
+        raise BadInput(
+            f"{artifact.path} has no {file.name}, whose operators would be counted; estimate the kit instead"
+        )
     changed = [sentence for sentence in artifacts.changed_files(artifact) if sentence.startswith(file.name)]
     if changed:
         raise BadInput(f"{artifact.path}: {changed[0]} since it was exported; export the model again")
