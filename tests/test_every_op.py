@@ -15,7 +15,7 @@ from support.lowering import lower
 from torch import Tensor, nn
 
 from edgesmith.exporters import targets
-from edgesmith.exporters.graph.capture import capture
+from edgesmith.exporters.graph.capture import Program, capture
 from edgesmith.exporters.graph.edit import count_operators
 from edgesmith.kernels.op import FusedOp, all_ops, find, spikes_in
 
@@ -39,6 +39,17 @@ class Call(nn.Module):
 def forms() -> list[tuple[FusedOp, Mapping[str, Any]]]:
     """Each op in each of its forms."""
     return [(op, form) for op in OPS for form in op.forms]
+
+
+PROGRAMS: dict[tuple[object, ...], Program] = {}
+
+
+def program_of(op: FusedOp, flags: Mapping[str, Any]) -> Program:
+    """A program of one call, captured once for all targets and precisions."""
+    key = op.name, *sorted(flags.items())
+    if key not in PROGRAMS:
+        PROGRAMS[key] = capture(Call(op, flags), op.example()[:1])
+    return PROGRAMS[key]
 
 
 def label(value: object) -> str:
@@ -154,8 +165,7 @@ def test_onnx_lowering_equals_the_reference(
 ) -> None:
     assert "onnx" in op.lowerings
     x, *_ = op.example()
-    program = capture(Call(op, flags), (x,))
-    outputs = lower("onnx", program, tmp_path / "op.onnx", precision).run([[x.numpy()]])
+    outputs = lower("onnx", program_of(op, flags), tmp_path / "op.onnx", precision).run([[x.numpy()]])
     assert isinstance(outputs, list)
     allowed = op.tolerance if precision == "fp32" else 5e-3
     assert furthest(outputs[0], op.reference(*op.example())) <= allowed
@@ -167,8 +177,7 @@ def test_coreml_lowering_converts_without_a_high_rank(op: FusedOp, flags: Mappin
     from edgesmith.exporters.targets._coreml_file import CoreMlFile
 
     assert "coreml" in op.lowerings
-    program = capture(Call(op, flags), op.example()[:1])
-    file = lower("coreml", program, tmp_path / "op.mlpackage", "fp16")
+    file = lower("coreml", program_of(op, flags), tmp_path / "op.mlpackage", "fp16")
     assert isinstance(file, CoreMlFile)
     assert file.largest_rank <= 4
 
@@ -182,7 +191,7 @@ def test_coreai_form_equals_the_reference(
     if target.cannot_run():
         pytest.skip(str(target.cannot_run()))
     x, *_ = op.example()
-    file = lower(target, capture(Call(op, flags), (x,)), tmp_path / "op.aimodel", precision)
+    file = lower(target, program_of(op, flags), tmp_path / "op.aimodel", precision)
     outputs = file.run([[x.numpy()]])
     assert isinstance(outputs, list)
     allowed = op.tolerance if precision == "fp32" else 5e-3

@@ -115,6 +115,7 @@ def test_target_refuses_a_damaged_file(target: Target, export_small: Callable[..
         target.open(damaged).check()
 
 
+@pytest.mark.no_cover  # the lines of any export, dozens of times
 @pytest.mark.parametrize("size", ["1m", "3m", "5m"])
 @pytest.mark.parametrize("target", TARGETS, ids=NAMES)
 def test_target_on_a_full_disk_is_one_sentence(target: Target, size: str, tmp_path: Path) -> None:
@@ -194,6 +195,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.no_cover  # the lines of any export, dozens of times
 @pytest.mark.parametrize("target", TARGETS, ids=NAMES)
 @pytest.mark.parametrize("case", ODD)
 def test_unusual_modules_are_verified_again_or_refused_in_a_sentence(case: str, target: Target, tmp_path: Path) -> None:
