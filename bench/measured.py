@@ -9,23 +9,73 @@ every launch, from which intervals follow, what opening the file took, and what 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
-from edgesmith import profiles
+from edgesmith import profiles, records
 from edgesmith.bench.measurement import Cold, Device, Measurement, environment_line, takes_threads
 from edgesmith.bench.statistics import Interval, order_rank
-from edgesmith.errors import BadInput, OutputError
+from edgesmith.errors import BadInput
+from edgesmith.records import Keyword
 
 SCHEMA = 1
 
 QUANTILES = (50, 90, 99)
 
 FOLDER = Path(profiles.__file__).parent / "measured"
+
+
+Milliseconds = Annotated[float, Keyword("exclusiveMinimum", 0)]
+
+
+class DeviceRecord(TypedDict):
+    """A machine. machine: a hash that tells two with the same parts apart."""
+
+    name: str
+    system: str
+    cpu: str
+    machine: str
+    power_mode: str | None
+
+
+class ColdRecord(TypedDict):
+    """Opening a file alone, in a fresh process; memory is null where nobody says it."""
+
+    load_ms: Milliseconds
+    first_ms: Milliseconds
+    memory_mib: float | None
+
+
+class MeasuredProfile(TypedDict):
+    """Latencies of one artifact on one device, condensed from a record of `edgesmith bench`.
+
+    Attributes:
+        versions: of what ran it.
+        quantiles_ms: of each launch its p50, p90 and p99.
+        samples: of all launches.
+        state: what the system showed meanwhile, in words.
+        compute_units: that Core ML was allowed.
+    """
+
+    schema: Literal[1]
+    device: DeviceRecord
+    model: str
+    target: str
+    precision: str
+    runtime: str
+    versions: dict[str, str]
+    threads: int
+    started: str
+    sha256: str
+    bytes: int
+    cold: ColdRecord | None
+    quantiles_ms: Annotated[list[tuple[Milliseconds, Milliseconds, Milliseconds]], Keyword("minItems", 1)]
+    samples: int
+    state: str
+    compute_units: NotRequired[str]
 
 
 @dataclass(frozen=True)
@@ -107,32 +157,19 @@ def write(profile: Profile, folder: Path = FOLDER) -> Path:
     """Keep a profile, in place of an older one. Raises OutputError where the folder cannot be written."""
     path = folder / profile.place
     facts = {name: value for name, value in asdict(profile).items() if (name, value) != ("compute_units", None)}
-    text = json.dumps({"schema": SCHEMA, **facts}, indent=1, ensure_ascii=False, allow_nan=False)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"cannot write the profile {path}: {error.strerror or error}") from error
+    records.write({"schema": SCHEMA, **facts}, path, "profile", indent=1)
     return path
 
 
 def read(path: Path) -> Profile:
     """Read a profile. Raises BadInput where the file is none, is damaged, or is of another schema."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        version = found.pop("schema")
-        if version != SCHEMA:
-            raise BadInput(f"{path} has schema {version}, and this edgesmith reads {SCHEMA}")
-        cold = found.pop("cold")
-        launches = tuple(tuple(float(ms) for ms in launch) for launch in found.pop("quantiles_ms"))
-        if not launches or any(len(launch) != len(QUANTILES) or not min(launch) > 0 for launch in launches):
-            raise BadInput(f"{path} is no profile: each launch has {len(QUANTILES)} times above 0, in milliseconds")
-        device = Device(**found.pop("device"))
-        return Profile(device=device, cold=cold and Cold(**cold), quantiles_ms=launches, **found)
-    except OSError as error:
-        raise BadInput(f"cannot read the profile {path}: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadInput(f"{path} is damaged or no profile; measure again: edgesmith bench, edgesmith profile") from error
+    advice = "measure again: edgesmith bench, edgesmith profile"
+    found = records.read_record(path, records.schema_of(MeasuredProfile), "profile", advice=advice)
+    del found["schema"]
+    found["device"] = Device(**found["device"])
+    found["cold"] = found["cold"] and Cold(**found["cold"])
+    found["quantiles_ms"] = tuple(tuple(map(float, launch)) for launch in found["quantiles_ms"])
+    return Profile(**found)
 
 
 def read_all(folder: Path = FOLDER) -> list[Profile]:

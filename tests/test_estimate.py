@@ -452,7 +452,7 @@ def test_an_artifact_on_several_devices_is_counted_once(
 ) -> None:
     made, counted = export_small("coreml"), []
     monkeypatch.setattr(
-        "edgesmith.bench.estimation.work.read_work", lambda file: counted.append(file) or read_work(file)
+        "edgesmith.bench.estimation.estimate.read_work", lambda file: counted.append(file) or read_work(file)
     )
     profiles = [devices.get(name) for name in ("iphone13", "rtx3080", "iphone15", "jetson-nano")]
     one, refused, other, taken = estimates.estimate_each(made, profiles)

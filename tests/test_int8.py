@@ -28,7 +28,6 @@ from edgesmith.exporters.graph.edit import count_operators
 from edgesmith.exporters.inputs import COUNT, seeded_inputs
 from edgesmith.exporters.precision import calibration
 from edgesmith.exporters.precision.int8 import (
-    MARGIN_DB,
     Histogram,
     find_layers,
     observe,
@@ -363,7 +362,6 @@ def test_the_outputs_have_to_be_better_than_wanted_by_a_margin(layers: Program) 
     whole = quantise(layers, given, 20.0)
     assert whole.kept == {}
     assert whole.snr_db is not None
-    assert MARGIN_DB == 1.5
     assert quantise(layers, given, whole.snr_db - 1.6).kept == {}
     wanted_db = whole.snr_db - 1.4  # which all in int8 reaches, but not by the margin
     found = quantise(layers, given, wanted_db)

@@ -88,11 +88,12 @@ def test_an_interrupted_record_is_no_profile() -> None:
     ("change", "sentence"),
     [
         ({"schema": 2}, "has schema 2, and this edgesmith reads 1"),
-        ({"quantiles_ms": [[1.0, 2.0]]}, "each launch has 3 times above 0"),
-        ({"quantiles_ms": [[1.0, float("nan"), -3.0]]}, "each launch has 3 times above 0"),
-        ({"quantiles_ms": []}, "each launch has 3 times above 0"),
-        ({"device": "host"}, "is damaged or no profile; measure again"),
-        ({"more": 1}, "is damaged or no profile"),
+        ({"quantiles_ms": [[1.0, 2.0]]}, "at /quantiles_ms/0, [1.0, 2.0] is too short; measure again"),
+        ({"quantiles_ms": [[1.0, 2.0, -3.0]]}, "at /quantiles_ms/0/2, -3.0 is less than or equal to the minimum of 0"),
+        ({"quantiles_ms": [[1.0, float("nan"), 3.0]]}, "it holds NaN, and numbers are finite"),
+        ({"quantiles_ms": []}, "at /quantiles_ms, [] should be non-empty"),
+        ({"device": "host"}, "at /device, 'host' is not of type 'object'; measure again"),
+        ({"more": 1}, "at the top, Additional properties are not allowed ('more' was unexpected)"),
     ],
 )
 def test_what_is_no_profile_is_one_sentence(change: dict[str, Any], sentence: str, tmp_path: Path) -> None:

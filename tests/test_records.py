@@ -25,6 +25,7 @@ from edgesmith.records import Keyword, schema_of
 SCHEMAS: dict[str, type] = {
     "bench/comparison.schema.json": Comparison,
     "bench/history.schema.json": History,
+    "bench/measured.schema.json": measured.MeasuredProfile,
     "cli/doctor.schema.json": DoctorRecord,
     "exporters/manifest.schema.json": Manifest,
     "exporters/mil/lint.schema.json": LintRecord,

@@ -16,17 +16,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgesmith import records
 from edgesmith.bench.estimation.roofline import Operator, Rates, parts
+from edgesmith.bench.estimation.work import COUNTED, ONNX, Work, read_work
 from edgesmith.errors import BadInput, EdgesmithError, Unsupported
+from edgesmith.exporters import artifact as artifacts
+from edgesmith.exporters.artifact import Artifact
 from edgesmith.profiles.device import DeviceProfile
 from edgesmith.profiles.device import get as get_device
-
-if TYPE_CHECKING:
-    from edgesmith.bench.estimation.work import Work
-    from edgesmith.exporters.artifact import Artifact
 
 SCHEMA = "edgesmith.estimate.1"
 COEFFICIENTS = Path(__file__).parent / "data" / "estimates.json"
@@ -197,9 +196,7 @@ def estimate(path: str | Path, device: str) -> Estimate:
     """
     profile = profile_of(device)
     kind_of(profile)
-    from edgesmith.exporters.artifact import read as read_artifact
-
-    (found,) = estimate_each(read_artifact(path), [profile])
+    (found,) = estimate_each(artifacts.read(path), [profile])
     if isinstance(found, EdgesmithError):
         raise found
     return found
@@ -237,15 +234,14 @@ def _checked(artifact: Artifact, profile: DeviceProfile) -> Kind:
 
 def _counted(artifact: Artifact) -> list[Work]:
     """The work of an artifact's operators. Raises BadInput where its file is not what was exported."""
-    from edgesmith.bench.estimation.work import read_work
-    from edgesmith.exporters.artifact import changed_files
-
-    file = artifact.file.with_suffix(".onnx") if artifact.target == "tensorrt" else artifact.file  # what engines are of
-    if artifact.target == "tensorrt" and file.name not in artifact.sha256:
+    file = artifact.file
+    if file.suffix not in COUNTED:  # an engine: the ONNX file that it is built of
+        file = file.with_suffix(ONNX)
+    if file.suffix == ONNX and file.name not in artifact.sha256:
         raise BadInput(
             f"{artifact.path} has no {file.name}, whose operators would be counted; estimate the kit instead"
         )
-    changed = [sentence for sentence in changed_files(artifact) if sentence.startswith(file.name)]
+    changed = [sentence for sentence in artifacts.changed_files(artifact) if sentence.startswith(file.name)]
     if changed:
         raise BadInput(f"{artifact.path}: {changed[0]} since it was exported; export the model again")
     return read_work(file)

@@ -33,6 +33,10 @@ from pathlib import Path
 from edgesmith.bench.estimation.nodes import Node, Value
 from edgesmith.errors import BadInput, Unsupported
 
+ONNX, PACKAGE = ".onnx", ".mlpackage"
+COUNTED = (ONNX, PACKAGE)
+"""Suffixes of the files whose operators can be counted."""
+
 KINDS = (
     "conv",
     "pointwise",
@@ -83,9 +87,9 @@ def read_work(file: Path) -> list[Work]:
         BadInput: another kind of file, or one that cannot be read.
         Unsupported: sizes that only a run decides, loops and branches, or an operator that is not in the tables.
     """
-    if file.suffix == ".onnx":
+    if file.suffix == ONNX:
         from edgesmith.bench.estimation import onnx_nodes as reader
-    elif file.suffix == ".mlpackage":
+    elif file.suffix == PACKAGE:
         from edgesmith.bench.estimation import mil_nodes as reader  # type: ignore[no-redef]  # the same functions
     else:
         raise BadInput(f"operators are counted in .onnx files and .mlpackage folders, got {file.name}")

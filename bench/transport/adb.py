@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from edgesmith.bench.transport import CommandFailed
+from edgesmith.bench.transport.protocol import CommandFailed
 from edgesmith.bench.transport.remote import SHELL, Remote
 from edgesmith.errors import BackendMissing, DeviceFailed, EdgesmithError
 

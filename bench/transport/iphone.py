@@ -19,9 +19,10 @@ from types import TracebackType
 from typing import Self
 
 from edgesmith.bench import iphone_runner
-from edgesmith.bench.transport import Address, Heard
+from edgesmith.bench.transport.address import Address
 from edgesmith.bench.transport.attached import Phone, find_iphone
 from edgesmith.bench.transport.local import Local
+from edgesmith.bench.transport.protocol import Heard
 from edgesmith.errors import BackendMissing
 from edgesmith.profiles import device as devices
 

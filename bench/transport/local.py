@@ -8,8 +8,8 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from edgesmith.bench.transport import CommandFailed, Heard, write_runner
 from edgesmith.bench.transport.process import Errors, give, started
+from edgesmith.bench.transport.protocol import CommandFailed, Heard, write_runner
 
 
 def _scratch() -> tempfile.TemporaryDirectory[str]:

@@ -30,8 +30,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from edgesmith.bench.transport import Address, CommandFailed, CutOff, Heard, write_runner
+from edgesmith.bench.transport.address import Address
 from edgesmith.bench.transport.process import Errors, give, started
+from edgesmith.bench.transport.protocol import CommandFailed, CutOff, Heard, write_runner
 from edgesmith.errors import BackendMissing, DeviceFailed, EdgesmithError, OutputError
 
 SHELL = """exec sh -c 'IFS= read -r line; eval "$line"'"""

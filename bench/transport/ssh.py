@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgesmith.bench.transport import Address
+from edgesmith.bench.transport.address import Address
 from edgesmith.bench.transport.remote import SHELL, Remote
 from edgesmith.errors import BackendMissing, DeviceFailed, EdgesmithError
 

@@ -87,7 +87,7 @@ def _is_concerned(node: Node) -> bool:
 
 
 def _write_out(emit: Arithmetic, costs: Costs, form: str | None) -> str | None:
-    """Put real arithmetic in the place of a node; a note on a transform. Raises `Reject` where there is none."""
+    """Put real arithmetic instead of a node; a note on a transform. Raises `Reject` where there is none."""
     node = emit.before
     if node.op == "get_attr":
         emit.pairs[node] = _take_apart(emit)

@@ -181,7 +181,7 @@ def _prices(filtered: _Filter, costs: Costs) -> dict[str, Price]:
     back = fourier.plan(outward, between, False, True, costs, itemsize).price
     prices = {"transforms": there + back + passes(6, prod(between)) + Price(4 * prod(between))}
     rows, times = (1, signals) if filtered.channel else (signals, 1)
-    one = fourier.product_price(rows, n, n, 1, (1, 1), costs, itemsize)
+    one = fourier.matmul_price(rows, n, n, 1, (1, 1), costs, itemsize)
     prices["matrix"] = Price(times * one.macs, costs.launch_us + times * (one.us - costs.launch_us)) + moved
     prices["convolution"] = Price(signals * n * n, costs.launch_us + signals * n * n / costs.depthwise_gmac_s / 1e3)
     prices["convolution"] += passes(2 * len(inward), 2 * numbers) + moved
@@ -211,8 +211,8 @@ def _permuted(emit: Arithmetic, x: Node, order: list[int]) -> Node:
 def _matrix(emit: Arithmetic, x: Node, kernel: Tensor, channels: bool) -> Node:
     """The circulants [C, N, N] of a kernel [C, *lengths], on x [..., C, *lengths]; [..., *lengths] without channels."""
     lengths = kernel.shape[1:]
-    places = torch.cartesian_prod(*map(torch.arange, lengths)).reshape(-1, len(lengths))  # [N, axes]
-    offset = (places[None] - places[:, None]) % torch.tensor(lengths)  # [from, to, axes]
+    positions = torch.cartesian_prod(*map(torch.arange, lengths)).reshape(-1, len(lengths))  # [N, axes]
+    offset = (positions[None] - positions[:, None]) % torch.tensor(lengths)  # [from, to, axes]
     flat = torch.zeros(offset.shape[:2], dtype=torch.long)
     for i, length in enumerate(lengths):
         flat = flat * length + offset[..., i]

@@ -250,7 +250,7 @@ def _price(
         before, after = prod(sizes[:first]), prod(sizes[last + 1 :])
         if stage.radix is None:
             given, made = prod(axis.given for axis in stage.axes), prod(axis.made for axis in stage.axes)
-            total += product_price(before, given, made, after, sides, costs, itemsize)
+            total += matmul_price(before, given, made, after, sides, costs, itemsize)
             if len(stage.axes) > 1:
                 total += Price(0, costs.launch_us)  # reshapes move nothing
         else:
@@ -260,7 +260,7 @@ def _price(
     return total
 
 
-def product_price(
+def matmul_price(
     before: int, given: int, made: int, after: int, sides: tuple[int, int], costs: Costs, itemsize: int
 ) -> Price:
     """A matrix [given, made] on the middle axis of [before, given, after]; sides: 1 where real, 2 where complex."""
@@ -293,12 +293,12 @@ def _split_price(
     first = (sides[0], 2)
     second = (2, sides[1])
     if axis.hermitian:
-        price = product_price(before * n1, two.given, n2, after, first, costs, itemsize)
-        price += product_price(before, n1, n1, n2 * after, second, costs, itemsize)
+        price = matmul_price(before * n1, two.given, n2, after, first, costs, itemsize)
+        price += matmul_price(before, n1, n1, n2 * after, second, costs, itemsize)
         price += pass_over(3 * sides[0], numbers // 2)  # weights, padding, transposition
     else:
-        price = product_price(before, one.given, n1, n2 * after, first, costs, itemsize)
-        price += product_price(before * n1, n2, two.made, after, second, costs, itemsize)
+        price = matmul_price(before, one.given, n1, n2 * after, first, costs, itemsize)
+        price += matmul_price(before * n1, n2, two.made, after, second, costs, itemsize)
         price += pass_over(sides[1], n1 * two.made * before * after)  # transposition
         price += pass_over(sides[0], numbers) if one.given * n2 != axis.given else Price()
         price += pass_over(sides[1], numbers) if n1 * two.made != axis.made else Price()

@@ -1,5 +1,23 @@
-"""`python -m edgesmith`."""
+"""`edgesmith`, and `python -m edgesmith`."""
 
-from edgesmith.cli import main
+from __future__ import annotations
 
-main()
+import os
+import sys
+from typing import Never
+
+from edgesmith.errors import INTERRUPTED, INTERRUPTION
+
+
+def main() -> Never:
+    """Run the command line. Ctrl-C while that is still imported is answered like any other."""
+    try:
+        from edgesmith.cli import main as run
+    except KeyboardInterrupt:
+        print(f"edgesmith: {INTERRUPTION}", file=sys.stderr, flush=True)
+        os._exit(INTERRUPTED)  # as cli.main does
+    run()
+
+
+if __name__ == "__main__":
+    main()

@@ -19,6 +19,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
+INTERRUPTED = 130
+INTERRUPTION = "interrupted; nothing was published"
+
 
 class EdgesmithError(Exception):
     """A failure with an answer. `str(error)` is the sentence; `exit_code` is what the command line returns."""

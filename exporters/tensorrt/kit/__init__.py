@@ -24,7 +24,7 @@ from edgesmith.board.join import join
 from edgesmith.errors import BackendMissing, Unsupported, VerificationFailed
 from edgesmith.exporters.manifest import SCHEMA
 from edgesmith.exporters.tensorrt.kit import build
-from edgesmith.exporters.tensorrt.kit.record import KIT, Flags, Kit, read_kit, write_record
+from edgesmith.exporters.tensorrt.kit.record import KIT, Board, Flags, Kit, Origin, read_kit, write_record
 
 if TYPE_CHECKING:
     import numpy as np
@@ -84,8 +84,6 @@ def write_kit(
     folder = onnx.parent
     graph = load(str(onnx)).graph
     judged = {i: value.name for i, value in enumerate(graph.output) if value.name not in cases.unjudged}
-    cuda = profile.cuda
-    assert cuda is not None
     kit: Kit = {
         "schema": 1,
         "model": manifest["model"]["name"],
@@ -94,29 +92,12 @@ def write_kit(
         "onnx": onnx.name,
         "inputs": [value.name for value in graph.input],
         "outputs": list(judged.values()),
-        "board": {
-            "title": profile.title,
-            "compute_capability": cuda.compute_capability or None,
-            "tensorrt": cuda.tensorrt,
-            "jetpack": cuda.jetpack,
-            "dla_cores": cuda.dla_cores,
-        },
+        "board": _board(profile),
         "thresholds": {"relative_error": thresholds["relative_error"], "snr_db": thresholds["snr_db"]},
         "spikes": spikes,
         "flags": FLAGS,
         "operators": dict(operators),
-        "manifest": {
-            "schema": SCHEMA,
-            "model": manifest["model"],
-            "weights": manifest["weights"],
-            "target": manifest["target"],
-            "precision": manifest["precision"],
-            "tool": manifest["tool"],
-            "verification": {
-                "inputs": manifest["verification"]["inputs"],
-                "judged_as": manifest["verification"]["judged_as"],
-            },
-        },
+        "manifest": _origin(manifest),
         "files": {},
     }
     _write_cases(folder / CASES, cases, list(judged))
@@ -126,6 +107,33 @@ def write_kit(
     kit["files"] = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
     write_record(kit, folder)
     return kit
+
+
+def _board(profile: DeviceProfile) -> Board:
+    """The device that builds."""
+    cuda = profile.cuda
+    assert cuda is not None
+    return {
+        "title": profile.title,
+        "compute_capability": cuda.compute_capability or None,
+        "tensorrt": cuda.tensorrt,
+        "jetpack": cuda.jetpack,
+        "dla_cores": cuda.dla_cores,
+    }
+
+
+def _origin(manifest: Mapping[str, Any]) -> Origin:
+    """The artifact's facts that the engine's manifest repeats."""
+    verification = manifest["verification"]
+    return {
+        "schema": SCHEMA,
+        "model": manifest["model"],
+        "weights": manifest["weights"],
+        "target": manifest["target"],
+        "precision": manifest["precision"],
+        "tool": manifest["tool"],
+        "verification": {"inputs": verification["inputs"], "judged_as": verification["judged_as"]},
+    }
 
 
 def _write_cases(path: Path, cases: Cases, judged: Sequence[int]) -> None:
@@ -157,7 +165,7 @@ def require_tensorrt() -> None:
     """Raise BackendMissing where this machine has no TensorRT to build with."""
     import importlib.util
 
-    if importlib.util.find_spec("tensorrt") is None and build.find_trtexec() is None:
+    if importlib.util.find_spec(build.Module.runtime) is None and build.find_trtexec() is None:
         raise BackendMissing(
             "--device host-gpu builds with this machine's TensorRT, and there is neither the Python module tensorrt nor"
             " the command trtexec; install TensorRT (docs.nvidia.com/deeplearning/tensorrt), or choose a --device whose"

@@ -25,9 +25,8 @@ from edgesmith.cli.files import inspect, lint
 from edgesmith.cli.listings import models, targets
 from edgesmith.cli.options import PrecisionHelp
 from edgesmith.cli.report import history, report
-from edgesmith.errors import BadInput, EdgesmithError, EdgesmithWarning
+from edgesmith.errors import INTERRUPTED, INTERRUPTION, BadInput, EdgesmithError, EdgesmithWarning
 
-INTERRUPTED = 130
 # The base of everything that parsing raises, from click or from typer's own copy of it.
 _USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
@@ -108,7 +107,7 @@ def run(arguments: list[str], debug: bool = False) -> int:
     except Interrupted:
         return INTERRUPTED
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted; nothing was published", INTERRUPTED, arguments)
+        return _fail(INTERRUPTION, INTERRUPTED, arguments)
     except BrokenPipeError:  # `edgesmith models | head`
         sys.stderr.close()
         return 0
