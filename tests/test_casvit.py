@@ -47,7 +47,7 @@ def test_the_authors_outputs_eager_rewritten_and_in_onnx_runtime(
     _, rewritten, _ = edgesmith.explain("casvit_xs", "onnx", weights=authors_checkpoint)
     assert np.abs(run(rewritten, (x,))[0].numpy() - expected).max() <= PARITY
     artifact = edgesmith.export("casvit_xs", "onnx", weights=authors_checkpoint, out=tmp_path)
-    outputs = backend.run(artifact.file, [[x.numpy()]])
+    outputs = backend.open(artifact.file).run([[x.numpy()]])
     assert isinstance(outputs, list)
     assert np.abs(outputs[0][0] - expected).max() <= PARITY
     assert artifact.manifest["weights"]["origin"] == "file rcvit_xs.pth"
