@@ -387,7 +387,7 @@ def test_a_mac_that_cannot_list_iphones_says_what_it_lacks(phones: Phones, monke
     ("option", "value", "said"),
     [
         ("image_input", True, "takes an image, and coremltools has an iPhone take and give arrays alone"),
-        ("labels", ["cat", "dog"], "answers with labels, and coremltools has an iPhone take and give arrays alone"),
+        ("labels", 2, "answers with labels, and coremltools has an iPhone take and give arrays alone"),
     ],
 )
 def test_what_the_app_cannot_take_is_refused_before_the_phone_is_asked(
