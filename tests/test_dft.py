@@ -337,7 +337,7 @@ def test_long_lengths_hold_single_precision(kind: str, length: int) -> None:
             return torch.fft.irfft(torch.view_as_complex(r), n=length)
         return torch.view_as_real(getattr(torch.fft, kind)(r))
 
-    program, report = apply(transform, given.float(), costs=onnx.costs)
+    program, report = apply(transform, given.float(), costs=onnx.COSTS)
     note = report.applied[-1][1] if kind == "irfft" else report.applied[0][1]
     split = "dense" if length == 1009 else "split"
     assert any(split in note for _, note in report.applied), note
@@ -372,10 +372,10 @@ def test_every_form_gives_the_same(
 
 
 def test_the_report_shows_the_choice_with_its_figures() -> None:
-    _, report = apply(lambda x: torch.fft.rfft2(x), torch.randn(1, 64, 32, 32), costs=onnx.costs)
+    _, report = apply(lambda x: torch.fft.rfft2(x), torch.randn(1, 64, 32, 32), costs=onnx.COSTS)
     note = report.applied[0][1]
     assert note.startswith("rfft2 over [2, 3] 32x32: separable, 0.104 MMAC a channel against 1.11 dense; estimated")
-    _, report = apply(lambda x: torch.fft.rfft2(x), torch.randn(1, 64, 8, 8), costs=onnx.costs)
+    _, report = apply(lambda x: torch.fft.rfft2(x), torch.randn(1, 64, 8, 8), costs=onnx.COSTS)
     assert "8x8: dense" in report.applied[0][1]
 
 
@@ -459,7 +459,7 @@ def test_a_constant_filter_in_every_form(
 
 
 def test_a_filter_is_folded_where_that_is_cheaper_and_else_says_why_not() -> None:
-    costs = onnx.costs
+    costs = onnx.COSTS
     _, reports = rewrite(capture(Filter((6, 4, 3), (2, 3)), (torch.randn(1, 6, 4, 4),)), costs)
     report = next(r for r in reports if r.name == "fold_filters")
     assert report.applied[0][1].startswith("matrix over [2, 3] 4x4: transforms")
