@@ -72,7 +72,7 @@ def test_the_authors_outputs_eager_rewritten_and_in_onnx_runtime(
     ]
     assert [site for site, _ in report(reports, "tile_channels").applied] == ["layer_2.0.block"]
     artifact = edgesmith.export("affnet_et", "onnx", weights=checkpoint, out=tmp_path)
-    outputs = targets.get("onnx").run(artifact.file, [[x.numpy()]])
+    outputs = targets.get("onnx").open(artifact.file).run([[x.numpy()]])
     assert isinstance(outputs, list)
     assert np.abs(outputs[0][0] - expected).max() <= PARITY
     counts = artifact.manifest["operators"]["file"]
@@ -93,7 +93,7 @@ def test_onnx_equals_eager_at_every_size_and_batch(size: tuple[int, int], batch:
     if batch == "dynamic":
         model, _ = load(registry.get("affnet_et"), None)
         x = torch.randn(3, 3, *size)
-        outputs = targets.get("onnx").run(artifact.file, [[x.numpy()]])
+        outputs = targets.get("onnx").open(artifact.file).run([[x.numpy()]])
         assert isinstance(outputs, list)
         with torch.no_grad():
             expected = model(x).numpy()
@@ -142,11 +142,12 @@ def test_a_checkpoint_says_how_many_classes_it_has(checkpoint: Path, tmp_path: P
 
 def test_coreml_program_keeps_its_limits(checkpoint: Path, tmp_path: Path) -> None:
     pytest.importorskip("coremltools", reason="coremltools is not installed")
-    from edgesmith.exporters.targets import coreml
+    from edgesmith.exporters.targets.coreml import TARGET
 
     artifact = edgesmith.export("affnet_et", "coreml", weights=checkpoint, out=tmp_path)
-    counts = coreml.count_operators(artifact.file)
+    file = TARGET.open(artifact.file)
+    counts = file.count_operators()
     assert counts["layer_norm"] == 21
     assert not {"transpose", "square", "real_div"} & set(counts)
     assert sum(counts.values()) <= 380
-    assert coreml.largest_rank(artifact.file) <= 4
+    assert file.largest_rank <= 4

@@ -372,7 +372,7 @@ def test_an_unsound_record_is_refused_in_a_sentence(how: str, said: str, tmp_pat
         ("[]", "is no measurement: it holds no object"),
         ("{}", "is no measurement: it names no schema"),
         ("3", "is no measurement: it holds no object"),
-        ('{"schema": "1"}', "has schema 1, and this edgesmith reads 1 and 2"),
+        ('{"schema": "1"}', "has schema '1', and this edgesmith reads 1 and 2"),
     ],
 )
 def test_another_json_file_is_no_record(text: str, said: str, tmp_path: Path) -> None:

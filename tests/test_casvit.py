@@ -9,6 +9,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from support.lowering import lower
 
 import edgesmith
 from edgesmith.exporters import targets
@@ -16,7 +17,6 @@ from edgesmith.exporters.artifact import Artifact
 from edgesmith.exporters.graph.capture import capture, run
 from edgesmith.exporters.graph.edit import count_operators
 from edgesmith.exporters.rewrites.order import rewrite
-from edgesmith.exporters.targets import Request
 from edgesmith.models import registry
 from edgesmith.models.checkpoint import load
 
@@ -63,13 +63,11 @@ def test_onnx_equals_eager_at_every_size_and_batch(
     spec = registry.get(name)
     model, _ = load(spec, None)
     x = torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(batch))
-    backend = targets.get("onnx")
-    rewritten, _ = rewrite(capture(model, (x,), ("image",), ("logits",)), backend.costs)
-    path = tmp_path / f"{name}.onnx"
-    backend.lower(rewritten, path, Request(name, "fp32", spec.input))
-    backend.check(path)
-    assert "BatchNormalization" not in backend.count_operators(path)
-    outputs = backend.run(path, [[x.numpy()]])
+    rewritten, _ = rewrite(capture(model, (x,), ("image",), ("logits",)), targets.get("onnx").costs)
+    file = lower("onnx", rewritten, tmp_path / f"{name}.onnx", image=spec.input)
+    file.check()
+    assert "BatchNormalization" not in file.count_operators()
+    outputs = file.run([[x.numpy()]])
     assert isinstance(outputs, list)
     with torch.no_grad():
         expected = model(x).numpy()
@@ -86,8 +84,7 @@ def test_onnx_features_equal_eager(tmp_path: Path) -> None:
 def test_operator_counts_of_the_file(
     target: str, golden: Callable[[str, str], None], artifact: Callable[..., Artifact]
 ) -> None:
-    backend = targets.get(target)
-    if targets.missing_packages(backend):
+    if targets.get(target).missing_packages():
         pytest.skip(f"{target}: not installed")
     counts = artifact("casvit_xs", target).manifest["operators"]["file"]
     golden(f"casvit_xs.{target}", "".join(f"{count:5} {op}\n" for op, count in counts.items()))
@@ -95,13 +92,13 @@ def test_operator_counts_of_the_file(
 
 def test_coreml_program_of_xs_keeps_its_limits(artifact: Callable[..., Artifact]) -> None:
     pytest.importorskip("coremltools", reason="coremltools is not installed")
-    from edgesmith.exporters.targets import coreml
+    from edgesmith.exporters.targets.coreml import TARGET
 
-    file = artifact("casvit_xs", "coreml").file
-    counts = coreml.count_operators(file)
+    file = TARGET.open(artifact("casvit_xs", "coreml").file)
+    counts = file.count_operators()
     assert "batch_norm" not in counts
     assert sum(counts.values()) <= 330
-    assert coreml.largest_rank(file) <= 4
+    assert file.largest_rank <= 4
 
 
 def test_published_program_holds_its_mixers() -> None:

@@ -9,6 +9,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from support.lowering import lower
 
 import edgesmith
 from edgesmith.errors import CheckpointError
@@ -17,7 +18,6 @@ from edgesmith.exporters.artifact import Artifact
 from edgesmith.exporters.graph.capture import capture, run
 from edgesmith.exporters.graph.edit import count_operators
 from edgesmith.exporters.rewrites.order import rewrite
-from edgesmith.exporters.targets import Request
 from edgesmith.models import registry
 from edgesmith.models.checkpoint import load
 
@@ -65,9 +65,7 @@ def test_the_authors_outputs_eager_rewritten_and_in_onnx_runtime(
         eager = model(x).numpy()
         exact = model.double()(x.double()).numpy()
     _, rewritten, _ = edgesmith.explain("efficientvim_m1", "onnx", weights=checkpoint)
-    backend = targets.get("onnx")
-    backend.lower(rewritten, tmp_path / "m1.onnx", Request("efficientvim_m1", "fp32"))
-    outputs = backend.run(tmp_path / "m1.onnx", [[x.numpy()]])
+    outputs = lower("onnx", rewritten, tmp_path / "m1.onnx").run([[x.numpy()]])
     assert isinstance(outputs, list)
     peak = np.abs(expected).max()
     rounding = np.abs(expected - exact).max()
@@ -124,12 +122,10 @@ def test_onnx_equals_eager_at_every_size_and_batch(
     spec = registry.get(name)
     model, _ = load(spec, None)
     x = torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(batch))
-    backend = targets.get("onnx")
-    rewritten, _ = rewrite(capture(model, (x,), ("image",), ("logits",)), backend.costs)
-    path = tmp_path / f"{name}.onnx"
-    backend.lower(rewritten, path, Request(name, "fp32"))
-    backend.check(path)
-    outputs = backend.run(path, [[x.numpy()]])
+    rewritten, _ = rewrite(capture(model, (x,), ("image",), ("logits",)), targets.get("onnx").costs)
+    file = lower("onnx", rewritten, tmp_path / f"{name}.onnx")
+    file.check()
+    outputs = file.run([[x.numpy()]])
     assert isinstance(outputs, list)
     with torch.no_grad():
         expected = model(x).numpy()
@@ -163,8 +159,7 @@ def test_published_program_holds_its_mixers_and_nothing_foldable() -> None:
 def test_operator_counts_of_the_file(
     target: str, golden: Callable[[str, str], None], artifact: Callable[..., Artifact]
 ) -> None:
-    backend = targets.get(target)
-    if targets.missing_packages(backend):
+    if targets.get(target).missing_packages():
         pytest.skip(f"{target}: not installed")
     counts = artifact("efficientvim_m1", target).manifest["operators"]["file"]
     golden(f"efficientvim_m1.{target}", "".join(f"{count:5} {op}\n" for op, count in counts.items()))
@@ -176,9 +171,9 @@ def test_operator_counts_of_the_file(
 @pytest.mark.parametrize("name", NAMES)
 def test_coreml_package_keeps_its_limits(name: str, artifact: Callable[..., Artifact]) -> None:
     pytest.importorskip("coremltools", reason="coremltools is not installed")
-    from edgesmith.exporters.targets import coreml
+    from edgesmith.exporters.targets.coreml import TARGET
 
-    file = artifact(name, "coreml").file
-    counts = coreml.count_operators(file)
+    file = TARGET.open(artifact(name, "coreml").file)
+    counts = file.count_operators()
     assert not {"batch_norm", "transpose", "einsum"} & set(counts)
-    assert coreml.largest_rank(file) <= 4
+    assert file.largest_rank <= 4
