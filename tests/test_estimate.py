@@ -385,7 +385,7 @@ def test_a_saved_estimate_is_read_as_it_was_printed(export_small: Callable[..., 
     [
         (
             {"schema": "edgesmith.estimate.2"},
-            "has schema edgesmith.estimate.2, and this edgesmith reads edgesmith.estimate.1",
+            "has schema 'edgesmith.estimate.2', and this edgesmith reads edgesmith.estimate.1",
         ),
         ({"schema": 1}, "is no estimate of edgesmith"),
         ({"estimated_p50_ms": math.nan}, "it holds NaN, and numbers are finite"),
