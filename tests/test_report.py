@@ -221,7 +221,7 @@ def test_estimates_stand_apart_from_measurements_and_say_what_they_are(made: Mad
     assert "are for target onnx" in refused["Not estimated for Jetson Orin Nano"][0][1]
     assert "this artifact is in fp32" in refused["Not estimated for Jetson Orin Nano"][1][1]
     assert "<p>No artifact is estimated: no estimate for GeForce RTX 3080: no latencies of such a device" in page
-    assert "later.json has schema edgesmith.estimate.2, and this edgesmith reads edgesmith.estimate.1" in page
+    assert "later.json has schema &#39;edgesmith.estimate.2&#39;, and this edgesmith reads edgesmith.estimate.1" in page
 
 
 def test_a_page_of_a_saved_estimate_alone_names_the_artifact_by_what_it_says(made: Made, tmp_path: Path) -> None:
