@@ -7,6 +7,7 @@ import importlib.util
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -355,3 +356,8 @@ def test_group_norms_of_any_groups_and_rank(
         assert counts == {"Reshape": 2, "InstanceNormalization": 1} | ({"BatchNormalization": 1} if affine else {})
     else:
         assert ("layer_norm" in counts) == (groups == 1)
+
+
+def test_a_target_with_int8_says_its_largest_weight() -> None:
+    with pytest.raises(ValueError, match="target onnx lists int8 and must say its largest_int8_weight"):
+        replace(targets.get("onnx"), largest_int8_weight=None)

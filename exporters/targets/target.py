@@ -291,6 +291,10 @@ class Target(ABC):
     runs_alone: bool = False
     marks_device: bool = False
 
+    def __post_init__(self) -> None:
+        if "int8" in self.precisions and self.largest_int8_weight is None:
+            raise ValueError(f"target {self.name} lists int8 and must say its largest_int8_weight, 127 or 63")
+
     @abstractmethod
     def lower(self, program: Program, path: Path, request: Request) -> None:
         """Write `program` to `path`, byte for byte the same for the same program and request.

@@ -15,6 +15,7 @@ kernels anew on the device at the first load. No GPU is here: what runs is the t
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -162,8 +163,9 @@ class _TypedFile(TargetFile):
         """Return the engine itself, which says that it is not executed here."""
         return {"engine": lambda _: NotHere(self._why_not_executed())}
 
+    @abstractmethod
     def _why_not_executed(self) -> str:
-        raise NotImplementedError
+        """Return why the engine itself is not executed here."""
 
 
 class EngineFile(_TypedFile):
