@@ -208,7 +208,9 @@ def all_ops() -> dict[str, FusedOp]:
 
 def find(overload: object) -> FusedOp | None:
     """The fused op that a graph node's target is, or None."""
-    return next((op for op in all_ops().values() if op.overload is overload), None)
+    if not isinstance(overload, torch._ops.OpOverload) or overload.namespace != "edgesmith":
+        return None
+    return all_ops().get(overload._opname)
 
 
 def linear_recurrence() -> FusedOp | None:
