@@ -287,7 +287,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
         plugins.forget()
         for remembered in (order._with_plugins, all_ops, all_models, all_devices):
             remembered.cache_clear()
-        gc.collect()  # torch forgets an op of a module once more when the module's library is collected, whenever that is
+        gc.collect()  # a dead library takes the op of its name away from torch when it is collected
         importlib.invalidate_caches()
 
     def put(
