@@ -15,6 +15,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
 from edgesmith.errors import BadInput, Unsupported
+from edgesmith.exporters import decompositions
 from edgesmith.exporters.graph.edit import fork, operator_name, site
 from edgesmith.kernels.op import all_ops
 
@@ -110,7 +111,7 @@ def exported(
     """Return the program as torch's exporter and other converters take it: functional ATen and the target's fused ops.
 
     Fused ops that have no lowering for the target are inlined: replaced by a form made for the target
-    where there is one, or else by the reference.
+    where there is one, or else by the reference. So are operators that we spell in others for it, see decompositions/.
 
     Args:
         target: the name under which fused ops have their lowerings.
@@ -123,6 +124,7 @@ def exported(
     """
     _refuse_complex(program)
     inlined = {op.overload: op.reference for op in all_ops().values() if target not in op.lowerings}
+    inlined |= decompositions.for_target(target)
     module = _with_own_forms(program.module, target)
     is_inlined = any(node.target in inlined for node in module.graph.nodes)
     with torch.no_grad(), _without_torchs_own_warnings():
