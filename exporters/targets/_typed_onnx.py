@@ -37,13 +37,17 @@ OPSET = 20
 _LIMIT_BYTES = 2**31 - 2**20
 
 
-def lower(program: Program, path: Path, request: Request) -> None:
-    """Write the program as one ONNX file."""
+def lower(program: Program, path: Path, request: Request, coarse_from: Mapping[str, int] | None = None) -> None:
+    """Write the program as one ONNX file.
+
+    Args:
+        coarse_from: of the target, see `Target.coarse_from`.
+    """
     import onnxsim
     import torch
 
     from edgesmith.exporters.graph.capture import exported
-    from edgesmith.exporters.targets import _bf16
+    from edgesmith.exporters.targets import _bf16, _onnx_reductions
     from edgesmith.kernels.op import all_ops
 
     ready = exported(program, LOWERINGS, is_traced_again=True)
@@ -77,6 +81,7 @@ def lower(program: Program, path: Path, request: Request) -> None:
         model, _ = onnxsim.simplify(model, check_n=0)
         if has_bf16:
             _bf16.from_double(model)
+    model = _onnx_reductions.refine(model, coarse_from or {})
     _annotate(model, request)
     path.write_bytes(model.SerializeToString(deterministic=True))
 
