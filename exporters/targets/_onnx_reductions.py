@@ -3,7 +3,7 @@
 A sum of n float32 numbers, one after another, is off by about sqrt(n) / 2 ulp, and by n / 2 at worst. PyTorch adds in
 blocks, whose sums it adds again: sqrt(n) blocks of sqrt(n) numbers are off by n^(1/4). So does a file here, with
 
-    mean(x)    = mean_a(mean_b(x[.., a, b]))                  ReduceMean, ReduceSum, GlobalAveragePool; L2 of the squares
+    mean(x)    = mean_a(mean_b(x[.., a, b]))                  ReduceMean, ReduceSum, GlobalAveragePool, ReduceL2 ...
     norm(x)    = c / sqrt(mean(c^2) + eps),  c = x - mean(x)  InstanceNormalization, LayerNormalization
     cumsum(x)  = cumsum_b(x[.., a, b]) + what came before     CumSum
 
