@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from edgesmith.exporters.artifact import Artifact, staging
 from edgesmith.exporters.graph.capture import Program, capture
+from edgesmith.exporters.graph.state import kept_generators
 from edgesmith.exporters.judge import appoint
 from edgesmith.exporters.load import load
 from edgesmith.exporters.lowering import Lowering
@@ -37,7 +38,7 @@ def export(options: ExportOptions) -> Artifact:
 def run(options: ExportOptions) -> Artifact:
     """Make and publish the artifact that is asked for. Raises what `export` does."""
     watch = options.watch
-    with staging(options.out, options.folder_name) as folder:
+    with staging(options.out, options.folder_name) as folder, kept_generators():
         with watch("load"):
             model = load(options, options.labels)
         with watch("capture"):
@@ -75,7 +76,8 @@ def explain(options: ModelOptions) -> tuple[Program, Program, list[RewriteReport
 
 def capture_and_rewrite(options: ModelOptions) -> tuple[Program, Program, list[RewriteReport]]:
     """Return the captured program, the rewritten one, and what every rewrite did. Raises what `explain` does."""
-    model = load(options)
-    captured = capture(model.module, model.inputs, model.input_names, model.output_names)
-    rewritten, reports = rewrite(captured, options.backend.costs)
+    with kept_generators():
+        model = load(options)
+        captured = capture(model.module, model.inputs, model.input_names, model.output_names)
+        rewritten, reports = rewrite(captured, options.backend.costs)
     return captured, rewritten, reports
