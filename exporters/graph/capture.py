@@ -249,7 +249,7 @@ def _export(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) -
 
 
 def _use_batch_statistics(program: ExportedProgram) -> None:
-    """Let a batch norm with the statistics of the batch leave the running ones alone, which its output does not show."""
+    """Let batch norms with the statistics of the batch leave the running ones alone, which no output shows."""
     for node in program.graph.nodes:
         if node.target is torch.ops.aten.batch_norm.default and node.args[5]:
             node.args = (*node.args[:3], None, None, *node.args[5:])

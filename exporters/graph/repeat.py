@@ -1,8 +1,8 @@
 """The same input twice: a model whose second output differs is random or stateful, and no file can be like it.
 
-    moved, and the output differs        refused, with the attribute or buffer
-    moved, and the output is the same    a cache that was built lazily; but a second, other input must not see it either
-    nothing moved, random numbers drawn  refused, with the operator and its line
+moved, and the output differs        refused, with the attribute or buffer
+moved, and the output is the same    a cache that was built lazily; but a second, other input must not see it either
+nothing moved, random numbers drawn  refused, with the operator and its line
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ def refuse_unrepeatable(model: nn.Module, inputs: Sequence[Tensor], state: State
         difference = _differ(first, _run(model, inputs))
     except Exception as error:
         raise Unsupported(
-            f"the model is random or stateful: it does not run on its own example a second time{_left_in(moved)}; {WAY_OUT}"
+            "the model is random or stateful: it does not run on its own example a second time"
+            f"{_left_in(moved)}; {WAY_OUT}"
         ) from error
     if difference is None and moved:
         difference = _seen_by_another(model, inputs, state)
@@ -53,8 +54,8 @@ def refuse_unrepeatable(model: nn.Module, inputs: Sequence[Tensor], state: State
         return bool(moved)
     if has_drawn and not _is_stateful(model, inputs, state, first):
         raise Unsupported(
-            f"the model is random or stateful: its output differs by {difference:.2g} between two runs on the same input; a file"
-            " gives the same output every time, so take the random operator out of forward"
+            f"the model is random or stateful: its output differs by {difference:.2g} between two runs on one input; a"
+            " file gives the same output every time, so take what draws random numbers out of forward"
         )
     if not moved and difference <= ROUNDING:
         return False
@@ -64,7 +65,8 @@ def refuse_unrepeatable(model: nn.Module, inputs: Sequence[Tensor], state: State
             f" input, and nothing in the module has changed, so it reads something outside of it; {WAY_OUT}"
         )
     raise Unsupported(
-        f"the model is random or stateful: its output differs by {difference:.2g} after another run{_left_in(moved)}; {WAY_OUT}"
+        f"the model is random or stateful: its output differs by {difference:.2g} after another run{_left_in(moved)};"
+        f" {WAY_OUT}"
     )
 
 
@@ -72,13 +74,15 @@ def random_operator(graph: Graph) -> str | None:
     """Return, in a sentence, which operator of a captured graph draws random numbers; None where none does."""
     node = next((node for node in graph.nodes if node.users and _draws(node)), None)
     return node and (
-        f"the model is random or stateful: {operator_name(node)}{_line_of(node)} gives another result at every run; a file gives the"
-        " same output every time, so take it out of forward, or make what it draws an input"
+        f"the model is random or stateful: {operator_name(node)}{_line_of(node)} gives another result at every run; a"
+        " file gives the same output every time, so take it out of forward, or make what it draws an input"
     )
 
 
 def _run(model: nn.Module, inputs: Sequence[Tensor]) -> list[Any]:
-    return [x.detach().clone() if isinstance(x, Tensor) else x for x in tree_leaves(model(*(x.clone() for x in inputs)))]
+    return [
+        x.detach().clone() if isinstance(x, Tensor) else x for x in tree_leaves(model(*(x.clone() for x in inputs)))
+    ]
 
 
 def _seen_by_another(model: nn.Module, inputs: Sequence[Tensor], state: State) -> float | None:
@@ -89,7 +93,7 @@ def _seen_by_another(model: nn.Module, inputs: Sequence[Tensor], state: State) -
         state.restore()
         model.eval()
         return _differ(_run(model, other), after)
-    except Exception:  # noqa: BLE001  # the model takes its own example only: then nothing more can be asked
+    except Exception:  # the model takes its own example only: then nothing more can be asked
         return None
 
 

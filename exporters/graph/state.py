@@ -4,9 +4,9 @@
         model(x)
         before.moved()      ["the attribute v of neurons.0"]
 
-State is what `forward` can change: buffers, attributes with the lists, dictionaries, sets and plain objects in them, the
-modes of training, and the three generators of random numbers (torch, random, numpy). Weights are kept only where that
-is asked for, since it takes their memory once more. Objects stay the same objects: contents are put back in place.
+State is what `forward` can change: buffers, attributes with the lists, dictionaries, sets and plain objects in them,
+the modes of training, and the three generators of random numbers (torch, random, numpy). Weights are kept only where
+that is asked for, since it takes their memory once more. Objects stay the same objects: contents are put back in place.
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ class State:
 
     def moved(self) -> list[str]:
         """Return what has changed since, in words; generators of random numbers are not asked."""
-        found = [where for where, tensor, version, values in self.tensors.values() if _is_other(tensor, version, values)]
+        found = [
+            where for where, tensor, version, values in self.tensors.values() if _is_other(tensor, version, values)
+        ]
         for holder in self.holders:
             found += _changed_entries(holder)
         return list(dict.fromkeys(found))
@@ -118,13 +120,13 @@ def read_state(model: nn.Module, weights: bool = False) -> State:
 
 
 def _generators() -> tuple[Any, ...]:
-    return torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002  # what a model may have used
+    return torch.get_rng_state(), random.getstate(), np.random.get_state()  # what a model may have used
 
 
 def _set_generators(states: tuple[Any, ...]) -> None:
     torch.set_rng_state(states[0])
     random.setstate(states[1])
-    np.random.set_state(states[2])  # noqa: NPY002  # as above
+    np.random.set_state(states[2])  # as above
 
 
 def _read_module(module: nn.Module, owner: str, weights: bool, state: State, seen: set[int]) -> None:
@@ -204,7 +206,11 @@ def _changed_entries(holder: _Holder) -> list[str]:
     held, contents = holder.held, holder.contents
     if not isinstance(held, dict):
         now = held.get_state() if isinstance(held, torch.Generator) else held
-        return [] if _is_same(list(now) if isinstance(now, (set, collections.deque)) else now, contents) else [holder.where]
+        return (
+            []
+            if _is_same(list(now) if isinstance(now, (set, collections.deque)) else now, contents)
+            else [holder.where]
+        )
     names = [key for key in {**contents, **held} if not _is_same(contents.get(key, _MISSING), held.get(key, _MISSING))]
     if not holder.where.startswith(ENTRY):
         return [holder.where] if names else []
@@ -215,7 +221,7 @@ _MISSING = object()
 
 
 def _is_same(a: Any, b: Any) -> bool:
-    """Return whether two values are the same object, or equal ones. The contents of what they hold are asked elsewhere."""
+    """Return whether two values are the same object, or equal ones."""
     if a is b:
         return True
     if isinstance(a, Tensor) or isinstance(b, Tensor):
@@ -228,7 +234,7 @@ def _is_same(a: Any, b: Any) -> bool:
         return a.keys() == b.keys() and all(_is_same(a[key], b[key]) for key in a)
     try:
         return bool(a == b)
-    except Exception:  # noqa: BLE001  # a class of the caller's may raise anything where it is compared
+    except Exception:  # a class of the caller's may raise anything where it is compared
         return False
 
 
