@@ -55,18 +55,17 @@ class State:
 
     Attributes:
         holders: objects that hold others.
-        tensors: by identity, where each is in words, the tensor, its version then, and its values then.
+        tensors: by identity, where each is in words, the tensor, and its values then. All are compared: batch norm
+            writes to its running statistics without a new version of them.
     """
 
     holders: list[_Holder] = field(default_factory=list)
-    tensors: dict[int, tuple[str, Tensor, int | None, Tensor]] = field(default_factory=dict)
+    tensors: dict[int, tuple[str, Tensor, Tensor]] = field(default_factory=dict)
     generators: tuple[Any, ...] = ()
 
     def moved(self) -> list[str]:
         """Return what has changed since, in words; generators of random numbers are not asked."""
-        found = [
-            where for where, tensor, version, values in self.tensors.values() if _is_other(tensor, version, values)
-        ]
+        found = [where for where, tensor, values in self.tensors.values() if not _is_equal(tensor, values)]
         for holder in self.holders:
             found += _changed_entries(holder)
         return list(dict.fromkeys(found))
@@ -79,8 +78,8 @@ class State:
         """Put everything back."""
         for holder in self.holders:
             _put_back(holder)
-        for _, tensor, version, values in self.tensors.values():
-            if _is_other(tensor, version, values):
+        for _, tensor, values in self.tensors.values():
+            if not _is_equal(tensor, values):
                 with torch.no_grad():
                     tensor.copy_(values)
         self.restore_generators()
@@ -148,7 +147,7 @@ def _read_module(module: nn.Module, owner: str, weights: bool, state: State, see
 
 def _read_tensor(where: str, tensor: Tensor, state: State) -> None:
     if id(tensor) not in state.tensors and not nn.parameter.is_lazy(tensor):
-        state.tensors[id(tensor)] = (where, tensor, _version(tensor), tensor.detach().clone())
+        state.tensors[id(tensor)] = (where, tensor.detach(), tensor.detach().clone())
 
 
 def _read(where: str, value: Any, state: State, seen: set[int]) -> None:
@@ -236,15 +235,6 @@ def _is_same(a: Any, b: Any) -> bool:
         return bool(a == b)
     except Exception:  # a class of the caller's may raise anything where it is compared
         return False
-
-
-def _version(tensor: Tensor) -> int | None:
-    return None if tensor.is_inference() else tensor._version
-
-
-def _is_other(tensor: Tensor, version: int | None, values: Tensor) -> bool:
-    """Return whether a tensor was written to, and holds other values than before."""
-    return (version is None or version != _version(tensor)) and not _is_equal(tensor.detach(), values)
 
 
 def _is_equal(a: Tensor, b: Tensor) -> bool:

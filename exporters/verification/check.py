@@ -1,8 +1,9 @@
 """Are the numbers still PyTorch's? Eager against captured, rewritten and the file, by the figures of figures.py.
 
 Each call is judged by itself, as figures.py says. Natural inputs (inputs.py) are judged in every precision. So are
-adversarial ones, but that a precision that clips, such as int8, reports quiet, loud and constant ones, and has them be
-finite. Evidence without a description of its calls, of artifacts of before, is judged over all calls together.
+adversarial ones, but that a precision that clips, such as int8, is far outside of its data on zeros, quiet, loud and
+constant ones: it reports their figures, and they have to be finite. Evidence without a description of its calls, as
+older artifacts have it, is judged over all calls together.
 
 Beyond a threshold, the first position where the two programs diverge is looked for by name. Two kinds of models need
 more than a threshold:
@@ -62,7 +63,7 @@ STEP_FRAMES = 1024
 """Frames that a slow runtime steps through, in whole sequences, one of them at least."""
 
 
-REPORTED = frozenset({"quiet", "loud", "constant"})
+REPORTED = frozenset({"zeros", "quiet", "loud", "constant"})
 """Kinds of inputs that a precision that clips says the figures of, and is not judged by."""
 
 
@@ -375,13 +376,14 @@ def check_file(
         program: what it was lowered from, where that is known.
     """
     what, calls = f"eager -> {what}", evidence.calls
+    wider = [name for name in ("mixed", "fp32") if name in target.precisions]
     outputs = file.run(calls)
     if isinstance(outputs, NotHere):
         return [{"step": what, "not_checked_here": outputs.reason}]
 
     def locate(call: int) -> str | None:
         if criteria.precision.dtype == "float16" and (position := file.diagnose(calls[call])) is not None:
-            return position
+            return f"{position}; use --precision {' or '.join(wider)}"
         return None if program is None else _locate_in_file(file, target, program, evidence.inputs[call], criteria)
 
     first = check(what, evidence.reference, outputs, criteria, locate, evidence.described)
