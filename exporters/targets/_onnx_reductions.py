@@ -1,13 +1,14 @@
-"""Long reductions in ONNX files, in two stages where a runtime adds one number after another.
+"""Long reductions in ONNX files, in stages where a runtime adds one number after another.
 
 A sum of n float32 numbers, one after another, is off by about sqrt(n) / 2 ulp, and by n / 2 at worst. PyTorch adds in
-blocks, whose sums it adds again: sqrt(n) blocks of sqrt(n) numbers are off by n^(1/4). So does a file here, with
+blocks, whose sums it adds again, so that each number goes through few additions. So does a file here, with
 
     mean(x)    = mean_a(mean_b(x[.., a, b]))                  ReduceMean, ReduceSum, GlobalAveragePool, ReduceL2 ...
     norm(x)    = c / sqrt(mean(c^2) + eps),  c = x - mean(x)  InstanceNormalization, LayerNormalization
     cumsum(x)  = cumsum_b(x[.., a, b]) + what came before     CumSum
 
-where the reduced axes are split into a blocks of b; zeros fill them up where the length has no such factors. A target
+where the reduced axes are split into a blocks of b, and a again while it is long; zeros fill them up where the length
+has no such factors. A target
 says in `Target.coarse_from` from which length on its kernels need that, as measured by bench/experiments/rounding.py.
 Only float32 values are split, and reductions over axes beside each other whose sizes are known.
 """
@@ -22,14 +23,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import onnx
 
-BLOCK = 1024
-"""Numbers in a block of the last axes, at most: a vector unit adds its lanes apart, so that these are few additions."""
+BLOCK = 32
+"""Numbers in a block, at most. Of equal numbers every addition rounds the same way, and it is these few that add up."""
 
 LANES = 8
 """Sums that run beside each other along the last axes, and do not elsewhere."""
 
-FEWEST = 16
-"""Blocks, or numbers in one, that make a split worth while; zeros fill up what has no such factors."""
+FEWEST = 8
+"""Numbers in a block, at least; zeros fill up what has no such factors."""
 
 
 @dataclass
@@ -75,7 +76,7 @@ class _Writer:
 
 
 def refine(model: onnx.ModelProto, coarse_from: Mapping[str, int]) -> onnx.ModelProto:
-    """Return the model with its long reductions in two stages.
+    """Return the model with its long reductions in stages.
 
     Args:
         coarse_from: lengths by ONNX operator, see `Target.coarse_from`.
@@ -152,12 +153,22 @@ class _Reduced:
         """Sizes of the axes that follow."""
         return [size or 0 for size in self.sizes[self.last + 1 :]]
 
-    def split(self) -> tuple[int, int]:
-        """Return a and b with a * b >= length; more than length where zeros have to fill up."""
+    def split(self) -> list[int]:
+        """Return sizes of stages, the outermost first, whose product is the length or, of awkward ones, a bit more."""
         n = self.length
-        most = min(BLOCK // LANES if self.behind else BLOCK, n // FEWEST)
-        b = next((b for b in range(most, FEWEST - 1, -1) if n % b == 0), most)
-        return -(-n // b), b
+        for unit in (1, BLOCK, BLOCK**2, BLOCK**3):  # what fills up is less than a per cent of what needs it
+            if found := _factors(-(-n // unit) * unit):
+                return found
+        return [-(-n // BLOCK), BLOCK]
+
+
+def _factors(n: int) -> list[int]:
+    """Return factors of n, all but the first between FEWEST and BLOCK; none where there are no such."""
+    if n <= 2 * BLOCK:
+        return [n]
+    inner = next((b for b in range(BLOCK, FEWEST - 1, -1) if n % b == 0), 0)
+    outer = _factors(n // inner) if inner else []
+    return [*outer, inner] if outer else []
 
 
 def _reduced(write: _Writer, name: str, axes: Sequence[int], limit: int, lanes: int = LANES) -> _Reduced | None:
@@ -178,37 +189,32 @@ def _reduced(write: _Writer, name: str, axes: Sequence[int], limit: int, lanes: 
 def _mean(
     write: _Writer, x: str, reduced: _Reduced, *, is_sum: bool = False, keeps: bool = False, is_one: bool = False
 ) -> str:
-    """Write the mean, or the sum, over some axes of x in two stages. Returns [.., 1, *behind].
+    """Write the mean, or the sum, over some axes of x in stages. Returns [.., 1, *behind].
 
     Args:
         keeps: return a 1 for each axis that was reduced.
         is_one: return a single number, of no axes: x has sizes of 1 but for those reduced.
     """
-    first, n = reduced.first, reduced.length
-    a, b = reduced.split()
-    keep = [0] * first
-    is_padded = a * b > n
-    if is_padded:
+    first, n, stages = reduced.first, reduced.length, reduced.split()
+    keep, whole = [0] * first, math.prod(stages)
+    if whole > n:
         flat = write.reshape(x, *keep, n, *reduced.behind)
         pads = [0] * (first + 1 + len(reduced.behind)) * 2
-        pads[len(pads) // 2 + first] = a * b - n
+        pads[len(pads) // 2 + first] = whole - n
         x = write("Pad", flat, write.constant(*pads), write.constant(0.0, is_float=True, is_scalar=True))
-    if is_padded or [*reduced.sizes[first : reduced.last + 1]] != [a, b]:
-        x = write.reshape(x, *keep, a, b, *reduced.behind)
-    kind = "ReduceSum" if is_sum or is_padded else "ReduceMean"
-    has_two = keeps and reduced.last == first + 1
-    inner = write(kind, x, write.constant(first + 1), keepdims=int(has_two))  # [.., a, *behind]
-    if a > BLOCK // LANES * FEWEST and not has_two and not is_one:  # longer than one stage should be
-        rest = _Reduced([*reduced.sizes[:first], a, *reduced.behind], first, first)
-        whole = _mean(write, inner, rest, is_sum=kind == "ReduceSum")
-    else:
-        axes = range(first + 1) if is_one else [first]
-        whole = write(kind, inner, write.constant(*axes), keepdims=int(not is_one))
-    if is_padded and not is_sum:
-        whole = write("Mul", whole, write.constant(1 / n, is_float=True, is_scalar=True))
-    if keeps and not has_two and reduced.last > first:
-        whole = write.reshape(whole, *keep, *[1] * (reduced.last - first + 1), *reduced.behind)
-    return whole
+    if whole > n or [*reduced.sizes[first : reduced.last + 1]] != stages:
+        x = write.reshape(x, *keep, *stages, *reduced.behind)
+    kind = "ReduceSum" if is_sum or whole > n else "ReduceMean"
+    is_laid = keeps and reduced.last - first + 1 == len(stages)  # what comes out has the axes that it needs
+    for i in reversed(range(1, len(stages))):
+        x = write(kind, x, write.constant(first + i), keepdims=int(is_laid))  # [.., stages[:i], *behind]
+    axes = range(first + 1) if is_one and not is_laid else [first]
+    x = write(kind, x, write.constant(*axes), keepdims=int(not is_one))
+    if whole > n and not is_sum:
+        x = write("Mul", x, write.constant(1 / n, is_float=True, is_scalar=True))
+    if keeps and not is_laid and reduced.last > first:
+        x = write.reshape(x, *keep, *[1] * (reduced.last - first + 1), *reduced.behind)
+    return x
 
 
 def _finish(write: _Writer, node: onnx.NodeProto, value: str, reduced: _Reduced, keeps: bool) -> list[onnx.NodeProto]:
@@ -253,8 +259,8 @@ def _instance_norm(node: onnx.NodeProto, write: _Writer, limit: int) -> list[onn
     reduced = _reduced(write, x, range(2, len(sizes)), limit)
     if reduced is None:
         return None
-    a, b = reduced.split()
-    rows = [a, b] if a * b == reduced.length else [reduced.length]
+    stages = reduced.split()
+    rows = stages if math.prod(stages) == reduced.length else [reduced.length]
     x = write.reshape(x, 0, 0, *rows)
     laid = _Reduced([*sizes[:2], *rows], 2, 1 + len(rows))
     centred = write("Sub", x, _mean(write, x, laid, keeps=True))

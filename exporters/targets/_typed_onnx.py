@@ -209,6 +209,8 @@ class OnnxFile(TargetFile):
         session = _session(model.SerializeToString())
         wanted = [value.name for value in session.get_outputs() if value.name in known]
         feeds = {value.name: array for value, array in zip(session.get_inputs(), inputs, strict=True)}
+        if not wanted:  # of no names ONNX Runtime makes all outputs
+            return {}
         return dict(zip(wanted, session.run(wanted, feeds), strict=True))
 
     def _computable(self) -> Path | bytes:
