@@ -275,7 +275,7 @@ def _instance_norm(node: onnx.NodeProto, write: _Writer, limit: int) -> list[onn
         return [node, reshape, norm]
     variance = _mean(write, squares, laid, keeps=True)
     deviation = write("Sqrt", write("Add", variance, write.constant(eps, is_float=True, is_scalar=True)))
-    normed = write.reshape(write("Div", centred, deviation), 0, 0, *[size or 0 for size in sizes[2:]])
+    normed = write.reshape(write("Mul", centred, write("Reciprocal", deviation)), 0, 0, *[size or 0 for size in sizes[2:]])
     if not _is_plain(node, write):
         behind_channels = [1] * (len(sizes) - 2)
         scaled = write("Mul", normed, write.reshape(node.input[1], 1, -1, *behind_channels))
@@ -315,7 +315,7 @@ def _layer_norm(node: onnx.NodeProto, write: _Writer, limit: int) -> list[onnx.N
     centred = write("Sub", x, _mean(write, x, reduced, keeps=True))
     variance = _mean(write, write("Mul", centred, centred), reduced, keeps=True)
     eps = write.constant(given.get("epsilon", 1e-5), is_float=True, is_scalar=True)
-    last = write("Div", centred, write("Sqrt", write("Add", variance, eps)))
+    last = write("Mul", centred, write("Reciprocal", write("Sqrt", write("Add", variance, eps))))
     for kind, name in zip(("Mul", "Add"), [name for name in node.input[1:] if name], strict=False):
         last = write(kind, last, name)
     write("Identity", last, out=node.output[0])

@@ -31,8 +31,8 @@ COSTS = Costs(
     fetch_gb_s=5.0,
 )
 
-# Measured by bench/experiments/rounding.py, whose docstring has the figures: from here on these kernels are three times
-# as far from float64 as PyTorch's.
+# Measured by bench/experiments/rounding.py, see docs/decisions/0062: from here on these kernels are about three times as
+# far from float64 as PyTorch's. Softmax, logsumexp and matmuls are no further at any length that was tried.
 COARSE_FROM = {
     "ReduceMean": 2**13,
     "ReduceSum": 2**13,
@@ -40,7 +40,7 @@ COARSE_FROM = {
     "ReduceL2": 2**10,
     "GlobalAveragePool": 2**13,
     "InstanceNormalization": 2**15,
-    "LayerNormalization": 2**14,
+    "LayerNormalization": 2**15,
     "CumSum": 2**8,
 }
 
