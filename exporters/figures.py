@@ -14,7 +14,8 @@ with P its peak max |y| and N the peak over all natural calls (inputs.py), the e
                              input, threshold x max(P, N)
     threshold x N / 100      where y is zero, or nearly: an ulp or two of what the output is elsewhere
     4 x noise                where that was asked: how far PyTorch's own outputs for this very input move by rounding
-                             (verification/noise.py); never beyond the larger of the threshold and 1e-4, of max(P, N)
+                             (verification/noise.py); on a natural input never beyond the larger of the threshold and
+                             1e-4, of max(P, N). On an adversarial one it may be more: sin(1000 x) is nobody's to know
 
 and the SNR may be lower by as much as the error may be larger than threshold x P.
 """
@@ -191,7 +192,9 @@ def measure_call(
     scales: Sequence[Scale],
     thresholds: Thresholds,
     noise: Sequence[float] | None = None,
+    *,
     clips: bool = False,
+    is_natural: bool = True,
 ) -> CallFigures:
     """Compare the outputs of one call, see the module's docstring.
 
@@ -199,30 +202,32 @@ def measure_call(
         scales: of each output.
         noise: of each output, absolute; None where it was not asked, or nobody can say.
         clips: whether the precision's steps are as wide on every input.
+        is_natural: whether there is a limit to what noise excuses.
 
     Raises:
         ValueError: the two differ in number or shape of outputs.
     """
     if len(outputs) != len(reference):
         raise ValueError(f"there are {len(outputs)} outputs where PyTorch has {len(reference)}")
-    found = [
-        _measure_output(y, z, scale, thresholds, 0.0 if noise is None else noise[j], clips)
-        for j, (y, z, scale) in enumerate(zip(reference, outputs, scales, strict=True))
-    ]
+    found = []
+    for j, (y, z, scale) in enumerate(zip(reference, outputs, scales, strict=True)):
+        excuse = 0.0 if noise is None else NOISE_FACTOR * noise[j]
+        if is_natural:
+            own = float(np.abs(y[np.isfinite(y)]).max(initial=0.0))
+            excuse = min(excuse, max(LARGEST_NOISE, thresholds.relative_error) * max(own, scale.peak))
+        found.append(_measure_output(y, z, scale, thresholds, excuse, clips))
     return max(found, key=lambda one: one.share)
 
 
 def _measure_output(
-    y: np.ndarray, z: np.ndarray, scale: Scale, thresholds: Thresholds, noise: float, clips: bool
+    y: np.ndarray, z: np.ndarray, scale: Scale, thresholds: Thresholds, excuse: float, clips: bool
 ) -> CallFigures:
     if y.shape != z.shape:
         raise ValueError(f"an output has shape {list(z.shape)} where PyTorch's has {list(y.shape)}")
     known = np.isfinite(y)
     a, b = y[known].astype(np.float64), z[known].astype(np.float64)
     own = float(np.abs(a).max(initial=0.0))
-    largest = max(own, scale.peak)
-    peak, limit = (largest if clips else own), thresholds.relative_error
-    excuse = min(NOISE_FACTOR * noise, max(LARGEST_NOISE, limit) * largest)
+    peak, limit = (max(own, scale.peak) if clips else own), thresholds.relative_error
     allowed = max(limit * peak, limit * scale.peak / NEARLY_ZERO, excuse)
     if not np.isfinite(b).all() or not np.array_equal(y[~known], z[~known], equal_nan=True):
         return CallFigures(float("inf"), peak, float("-inf"), allowed, "values that are finite in PyTorch are not")

@@ -264,7 +264,9 @@ def test_noise_excuses_what_rounding_does_on_the_very_input_and_no_more_than_its
     other = [np.array([3e-6, 0], np.float32)]
     assert measure_call(constant, other, scales, FP32).failure is not None
     assert measure_call(constant, other, scales, FP32, [1e-6]).failure is None
-    assert measure_call(constant, [constant[0] + np.float32(1e-3)], scales, FP32, [1.0]).failure is not None
+    far = [constant[0] + np.float32(1e-3)]
+    assert measure_call(constant, far, scales, FP32, [1.0]).failure is not None
+    assert measure_call(constant, far, scales, FP32, [1.0], is_natural=False).failure is None
 
 
 def test_the_norm_of_a_constant_row_is_noise() -> None:
@@ -307,10 +309,15 @@ def test_only_the_output_in_doubt_is_named_and_others_are_verified(tmp_path: Pat
 
 
 def test_the_table_says_what_was_verified_on_what(edgesmith: Callable[..., Any], tmp_path: Path) -> None:
-    shown = edgesmith("export", "-m", "lmuformer_psmnist", "-t", "onnx", "--frames", "8")
+    reads = registry.get("lmuformer_psmnist").input
+    np.savez(
+        tmp_path / "own.npz", **{reads.name: np.random.default_rng(0).random((3, 8, *reads.shape[1:]), np.float32)}
+    )
+    arguments = ("export", "-m", "lmuformer_psmnist", "-t", "onnx", "--frames", "8")
+    shown = edgesmith(*arguments, "--inputs", str(tmp_path / "own.npz"))
     assert shown.returncode == 0, shown.stderr
     words = " ".join(shown.stdout.split())
-    assert "verified on 4 seeded, zeros, quiet x 0.001, loud x 1000, constant, padded" in words
+    assert "verified on 3 given, zeros, quiet x 0.001, loud x 1000, constant, padded" in words
     assert "worst on the" in words
 
 

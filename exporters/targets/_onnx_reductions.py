@@ -16,7 +16,7 @@ Only float32 values are split, and reductions over axes beside each other whose 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +24,16 @@ if TYPE_CHECKING:
     import onnx
 
 BLOCK = 32
-"""Numbers in a block, at most. Of equal numbers every addition rounds the same way, and it is these few that add up."""
+"""Numbers in a block, at most; the first blocks have twice as many, which makes rows long enough for vectors.
+
+Of equal numbers every addition rounds the same way, and it is these few that add up.
+"""
 
 LANES = 8
 """Sums that run beside each other along the last axes, and do not elsewhere."""
+
+WIDE = 1024
+"""Numbers that are added at once where they are squares of what is centred, which equal numbers leave nothing of."""
 
 FEWEST = 8
 """Numbers in a block, at least; zeros fill up what has no such factors."""
@@ -162,12 +168,12 @@ class _Reduced:
         return [-(-n // BLOCK), BLOCK]
 
 
-def _factors(n: int) -> list[int]:
-    """Return factors of n, all but the first between FEWEST and BLOCK; none where there are no such."""
-    if n <= 2 * BLOCK:
+def _factors(n: int, most: int = 2 * BLOCK) -> list[int]:
+    """Return factors of n: the last is 2 BLOCK at most, those before it BLOCK, the first 4 BLOCK; none without such."""
+    if n <= 4 * BLOCK:
         return [n]
-    inner = next((b for b in range(BLOCK, FEWEST - 1, -1) if n % b == 0), 0)
-    outer = _factors(n // inner) if inner else []
+    inner = next((b for b in range(most, FEWEST - 1, -1) if n % b == 0), 0)
+    outer = _factors(n // inner, BLOCK) if inner else []
     return [*outer, inner] if outer else []
 
 
@@ -187,13 +193,21 @@ def _reduced(write: _Writer, name: str, axes: Sequence[int], limit: int, lanes: 
 
 
 def _mean(
-    write: _Writer, x: str, reduced: _Reduced, *, is_sum: bool = False, keeps: bool = False, is_one: bool = False
+    write: _Writer,
+    x: str,
+    reduced: _Reduced,
+    *,
+    is_sum: bool = False,
+    keeps: bool = False,
+    is_one: bool = False,
+    is_wide: bool = False,
 ) -> str:
     """Write the mean, or the sum, over some axes of x in stages. Returns [.., 1, *behind].
 
     Args:
         keeps: return a 1 for each axis that was reduced.
         is_one: return a single number, of no axes: x has sizes of 1 but for those reduced.
+        is_wide: add WIDE numbers at once.
     """
     first, n, stages = reduced.first, reduced.length, reduced.split()
     keep, whole = [0] * first, math.prod(stages)
@@ -206,8 +220,8 @@ def _mean(
         x = write.reshape(x, *keep, *stages, *reduced.behind)
     kind = "ReduceSum" if is_sum or whole > n else "ReduceMean"
     is_laid = keeps and reduced.last - first + 1 == len(stages)  # what comes out has the axes that it needs
-    for i in reversed(range(1, len(stages))):
-        x = write(kind, x, write.constant(first + i), keepdims=int(is_laid))  # [.., stages[:i], *behind]
+    for start, end in _passes(stages, WIDE if is_wide else 1):
+        x = write(kind, x, write.constant(*range(first + start, first + end)), keepdims=int(is_laid))
     axes = range(first + 1) if is_one and not is_laid else [first]
     x = write(kind, x, write.constant(*axes), keepdims=int(not is_one))
     if whole > n and not is_sum:
@@ -215,6 +229,17 @@ def _mean(
     if keeps and not is_laid and reduced.last > first:
         x = write.reshape(x, *keep, *[1] * (reduced.last - first + 1), *reduced.behind)
     return x
+
+
+def _passes(stages: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
+    """Yield the stages that are reduced together, [start, end[, from the innermost on; the outermost is left over."""
+    end = len(stages)
+    while end > 1:
+        start = end - 1
+        while start > 1 and math.prod(stages[start - 1 : end]) <= most:
+            start -= 1
+        yield start, end
+        end = start
 
 
 def _finish(write: _Writer, node: onnx.NodeProto, value: str, reduced: _Reduced, keeps: bool) -> list[onnx.NodeProto]:
@@ -269,13 +294,15 @@ def _instance_norm(node: onnx.NodeProto, write: _Writer, limit: int) -> list[onn
         reshape, norm = behind
         channels = write.shapes[norm.input[0]][1]
         assert channels is not None
-        variance = write("Expand", _mean(write, squares, laid, is_one=True), write.constant(channels))
+        variance = write("Expand", _mean(write, squares, laid, is_one=True, is_wide=True), write.constant(channels))
         back = write("Reshape", centred, reshape.input[1])
         write("BatchNormalization", back, *norm.input[1:4], variance, out=norm.output[0], epsilon=eps)
         return [node, reshape, norm]
-    variance = _mean(write, squares, laid, keeps=True)
+    variance = _mean(write, squares, laid, keeps=True, is_wide=True)
     deviation = write("Sqrt", write("Add", variance, write.constant(eps, is_float=True, is_scalar=True)))
-    normed = write.reshape(write("Mul", centred, write("Reciprocal", deviation)), 0, 0, *[size or 0 for size in sizes[2:]])
+    normed = write.reshape(
+        write("Mul", centred, write("Reciprocal", deviation)), 0, 0, *[size or 0 for size in sizes[2:]]
+    )
     if not _is_plain(node, write):
         behind_channels = [1] * (len(sizes) - 2)
         scaled = write("Mul", normed, write.reshape(node.input[1], 1, -1, *behind_channels))

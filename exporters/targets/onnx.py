@@ -31,8 +31,8 @@ COSTS = Costs(
     fetch_gb_s=5.0,
 )
 
-# Measured by bench/experiments/rounding.py, see docs/decisions/0062: from here on these kernels are about three times as
-# far from float64 as PyTorch's. Softmax, logsumexp and matmuls are no further at any length that was tried.
+# Measured by bench/experiments/rounding.py, see docs/decisions/0062: from here on these kernels are about three times
+# as far from float64 as PyTorch's. Softmax, logsumexp and matmuls are no further at any length that was tried.
 COARSE_FROM = {
     "ReduceMean": 2**13,
     "ReduceSum": 2**13,

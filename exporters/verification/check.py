@@ -238,7 +238,15 @@ def _judge_calls(
 
     def measured(noise: Noise | None) -> list[CallFigures]:
         return [
-            measure_call(ys, zs, scales, precision.limits(), None if noise is None else noise[i], precision.clips)
+            measure_call(
+                ys,
+                zs,
+                scales,
+                precision.limits(),
+                None if noise is None else noise[i],
+                clips=precision.clips,
+                is_natural=described[i].is_natural,
+            )
             for i, (ys, zs) in enumerate(zip(reference, outputs, strict=True))
         ]
 
