@@ -72,7 +72,6 @@ CASES: dict[str, tuple[nn.Module, Tensor]] = {
     "cumsum of rows": (Formula(lambda x: x.cumsum(1)), normal(2, 4096, 3)),
     "group norm": (settled(nn.GroupNorm(1, 64)), normal(1, 64, 64, 64)),
     "group norm of two": (settled(nn.GroupNorm(2, 64)), normal(2, 64, 64, 64)),
-    "group norm far from zero": (settled(nn.GroupNorm(1, 64)), normal(1, 64, 64, 64) + 30),
     "instance norm": (settled(nn.InstanceNorm2d(3, affine=True)), normal(2, 3, 256, 257)),
     "layer norm": (settled(nn.LayerNorm((16, 64, 64))), normal(2, 16, 64, 64)),
 }
@@ -98,6 +97,13 @@ def _lower_as_it_comes(self: object, *arguments: object) -> None:
     targets.onnx._typed_onnx.lower(*arguments)  # type: ignore[arg-type]
 
 
+def test_a_norm_far_from_zero_is_within_the_last_bit_of_what_it_reads(tmp_path: Path) -> None:
+    model, x = settled(nn.GroupNorm(1, 64)), normal(1, 64, 64, 64) + 30
+    ours, _, _ = errors(model, x, tmp_path)
+    peak = float(model(x).abs().max())
+    assert ours <= float(np.spacing(np.float32(x.max()))) / peak
+
+
 def test_short_reductions_stay_as_they_are(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 1), settled(nn.GroupNorm(1, 8)), nn.AdaptiveAvgPool2d(1))
     counts = errors(model, normal(1, 3, 24, 24), tmp_path)[2]
@@ -108,7 +114,7 @@ def test_short_reductions_stay_as_they_are(tmp_path: Path) -> None:
 
 def test_a_norm_takes_its_variance_into_the_affine_behind_it(tmp_path: Path) -> None:
     counts = errors(*CASES["group norm"], tmp_path)[2]
-    assert counts == {"ReduceMean": 8, "Reshape": 3, "Sub": 1, "Mul": 1, "Expand": 1, "BatchNormalization": 1}
+    assert counts == {"ReduceMean": 6, "Reshape": 3, "Sub": 1, "Mul": 1, "Expand": 1, "BatchNormalization": 1}
 
 
 def test_a_free_batch_stays_free(tmp_path: Path) -> None:
