@@ -43,7 +43,7 @@ from edgesmith.exporters.streaming.description import StreamingDescription
 from edgesmith.exporters.streaming.step import Step
 from edgesmith.exporters.streaming.stepper import Stepper
 from edgesmith.exporters.targets.target import NotHere, Target, TargetFile
-from edgesmith.exporters.verification.divergence import captured_names, first_divergence, values
+from edgesmith.exporters.verification.divergence import captured_names, first_divergence, position_found, values
 
 STEP_INPUTS = 3
 """Sequences that a step program runs in PyTorch; its file runs all of them."""
@@ -147,7 +147,7 @@ def check(
     if failure is not None:
         if criteria.spikes and criteria.precision.flips_spikes:
             failure += f" ({criteria.precision.flips_spikes} flips spikes; use --precision fp32)"
-        position = locate()
+        position = position_found(locate)
         failure += f"; they diverge first at {position}" if position else ""
         if not criteria.collects:
             raise VerificationFailed(f"{what}: {failure}")
