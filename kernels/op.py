@@ -133,6 +133,11 @@ class FusedOp:
         literals: the literal parameters that a site may set, each with a probe: any value other than its default. What
             differs between the reference's graph with the default and with the probe is where a site has its own value.
         forms: settings of other literals under which an op computes the same numbers in another way, the default first.
+        centre: operators by which one knows a site of the op, as in "aten.softmax": each computed from the one before. Where a
+            graph has them about as close to each other as the reference and is no site, a report says why. Default: the
+            operator that occurs least often in the reference, unless graphs of every kind have it.
+        is_region: the op is what lies between the first and the last operator of its centre, and reads, beside its first
+            argument, only weights there. Then it is also found in other spellings, by its numbers.
         is_pattern: whether rewrites look for the reference's graph. Not for a recurrence, which would be unrolled: that
             is one op in our models, and in foreign ones rewrites of its own look for it.
         recurrence: how it runs frame by frame, for an op with a time axis.
@@ -151,6 +156,8 @@ class FusedOp:
     tolerance: float = 1e-5
     literals: Mapping[str, Any] = field(default_factory=dict)
     forms: tuple[Mapping[str, Any], ...] = ({},)
+    centre: tuple[str, ...] = ()
+    is_region: bool = False
     is_pattern: bool = True
     recurrence: Recurrence | None = None
     linear: LinearRecurrence | None = None
