@@ -54,6 +54,8 @@ CONTROL_FLOW = frozenset({"cond", "while_loop", "scan", "map_impl", "associative
 def inline_subgraphs(module: GraphModule) -> None:
     """Put every body that is simply run where it stands, in the graph and in the bodies of its control flow.
 
+    The graph has to be recompiled afterwards.
+
     Raises:
         Unsupported: another operator with a sub-graph.
     """
@@ -67,7 +69,7 @@ def inline_subgraphs(module: GraphModule) -> None:
             raise Unsupported(f"{name_of(node)}{line(node)} is an operator that no file holds; compute without it")
         for body in bodies(module, node):
             inline_subgraphs(body)
-    module.recompile()
+            body.recompile()
 
 
 def refuse_casts(module: GraphModule) -> None:

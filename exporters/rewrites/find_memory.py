@@ -19,6 +19,7 @@ from torch.fx import GraphModule, Node
 from edgesmith.exporters.costs import Costs
 from edgesmith.exporters.graph.edit import Emitter, arguments, aten, constant, rank, replace, site, val
 from edgesmith.exporters.rewrites.rewrite import Fired, Reject, rewrites
+from edgesmith.exporters.rewrites.unrolled import ancestors
 from edgesmith.kernels.op import FusedOp, linear_recurrence
 
 SAME = 1e-5
@@ -27,12 +28,14 @@ SAME = 1e-5
 
 @rewrites(aten.fft_irfft.default, rule="irfft(rfft(u) * H) -> a linear recurrence")
 def find_memory(module: GraphModule, inverse: Node, costs: Costs) -> Fired | None:
-    """See above. A near miss is a filter by Fourier transforms with a constant spectrum."""
+    """See above. A near miss is any other filter by Fourier transforms."""
     product, op = inverse.args[0], linear_recurrence()
-    if op is None or not isinstance(product, Node) or product.target is not aten.mul.Tensor:
+    if op is None or not isinstance(product, Node):
         return None
-    transformed, spectrum = _operands(module, product)
+    transformed, spectrum = _operands(module, product) if product.target is aten.mul.Tensor else (None, None)
     if transformed is None or spectrum is None:
+        if any(node.target is aten.fft_rfft.default for node in ancestors(inverse)):
+            raise Reject("between its transforms is more than a multiply by a constant spectrum")
         return None
     where = site(_unsqueezed(transformed), inverse)
     try:

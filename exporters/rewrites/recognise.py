@@ -23,7 +23,16 @@ from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_leaves
 
 from edgesmith.exporters.costs import Costs
-from edgesmith.exporters.graph.edit import Emitter, arguments, constant, example_sizes, operator_name, replace, site, val
+from edgesmith.exporters.graph.edit import (
+    Emitter,
+    arguments,
+    constant,
+    example_sizes,
+    operator_name,
+    replace,
+    site,
+    val,
+)
 from edgesmith.exporters.graph.interpret import run_part
 from edgesmith.exporters.rewrites.rewrite import Fired, Reject, rewrites
 from edgesmith.kernels.op import FusedOp, all_ops
@@ -114,7 +123,9 @@ def _fuse(module: GraphModule, op: FusedOp, region: _Region) -> Fired | None:
         return None
     found = _with_the_same_numbers(module, op, region, fitting)
     if found is None:
-        raise Reject(f"it has weights of {op.name}'s shapes between its ends, and computes other numbers with them", where)
+        raise Reject(
+            f"it has weights of {op.name}'s shapes between its ends, and computes other numbers with them", where
+        )
     inside = {*region.nodes}
     outside = [user for node in region.nodes[:-1] for user in node.users if user not in inside]
     if outside:
@@ -169,7 +180,8 @@ def _with_the_same_numbers(
     """The weights and literals under which an op has a region's numbers; None for none."""
     generator = torch.Generator().manual_seed(0)
     drawn = [
-        0.5 * torch.randn(value.shape, generator=generator, dtype=torch.complex128 if value.is_complex() else torch.float64)
+        0.5
+        * torch.randn(value.shape, generator=generator, dtype=torch.complex128 if value.is_complex() else torch.float64)
         for value in (_held(module, node) for node in region.constants)
     ]
     by_node = dict(zip(region.constants, drawn, strict=True))
@@ -184,7 +196,9 @@ def _with_the_same_numbers(
         candidates = [
             (weights, literals)
             for weights, literals in candidates
-            if _close(op.reference(given, *[_joined([by_node[n] for n in one]) for one in weights], *literals), expected)
+            if _close(
+                op.reference(given, *[_joined([by_node[n] for n in one]) for one in weights], *literals), expected
+            )
         ]
     return candidates[0] if candidates else None
 

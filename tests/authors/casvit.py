@@ -1,4 +1,4 @@
-"""CAS-ViT in its authors' manner: in-place ReLU, DropPath, pools to (1, 1), two heads returned as a pair in training."""
+"""CAS-ViT in its authors' manner: in-place ReLU, DropPath, pools to (1, 1), a pair of heads in training."""
 
 from __future__ import annotations
 

@@ -226,5 +226,7 @@ class EfficientViM(nn.Module):
         if not self.distillation:
             return z
         others = torch.softmax(self.weights_dist, -1)
-        z_dist = sum(others[i] * head(value) for i, (head, value) in enumerate(zip(self.heads_dist, pooled, strict=True)))
+        z_dist = sum(
+            others[i] * head(value) for i, (head, value) in enumerate(zip(self.heads_dist, pooled, strict=True))
+        )
         return (z, z_dist) if self.training else (z + z_dist) / 2

@@ -6,7 +6,6 @@ of single steps. They are reset at the beginning of each sequence.
 
 from __future__ import annotations
 
-
 import torch
 from torch import Tensor, nn
 
@@ -90,7 +89,7 @@ def _memory_state(module: nn.Module, order: int, theta: int, length: int) -> Non
 class LMUFFT(nn.Module):
     """[B, T, C] to all hidden states [B, T, C'] and the last one."""
 
-    fft_H: Tensor
+    fft_H: Tensor  # noqa: N815  # the state dict's name
 
     def __init__(self, input_size: int, hidden_size: int, memory_size: int, seq_len: int, theta: int) -> None:
         super().__init__()
@@ -156,7 +155,10 @@ class Conv1dEmbedding(nn.Module):
         self.conv_layers = nn.Sequential(
             *(
                 nn.Sequential(
-                    nn.Conv1d(width, dim, 3, 1, 1, bias=False), nn.Dropout(0.1), nn.ReLU(inplace=True), nn.BatchNorm1d(dim)
+                    nn.Conv1d(width, dim, 3, 1, 1, bias=False),
+                    nn.Dropout(0.1),
+                    nn.ReLU(inplace=True),
+                    nn.BatchNorm1d(dim),
                 )
                 for width in widths
             )
@@ -199,7 +201,7 @@ class LMUFormer(nn.Module):
 class SLMUFFT(nn.Module):
     """The spiking cell, [B, C, T] to [B, C', T]: batch norms and neurons on u, the memory and h."""
 
-    fft_H: Tensor
+    fft_H: Tensor  # noqa: N815  # the state dict's name
 
     def __init__(self, input_size: int, hidden_size: int, memory_size: int, seq_len: int, theta: int) -> None:
         super().__init__()
