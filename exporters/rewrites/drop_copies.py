@@ -41,9 +41,10 @@ _COPIES = (
 @rewrites(*_COPIES, rule="a copy of x -> x")
 def drop_copies(module: GraphModule, node: Node, costs: Costs) -> str | None:
     """Drop a copy. What changes type or shape is none, and no near miss."""
-    x = node.args[0]
-    if not isinstance(x, Node) or not _is_same(x, node):
+    if not is_copy(node):
         return None
+    x = node.args[0]
+    assert isinstance(x, Node)
     if _returns(node) and (x.op != "call_function" or _returns(x)):
         return None
     node.replace_all_uses_with(x)
@@ -51,8 +52,11 @@ def drop_copies(module: GraphModule, node: Node, costs: Costs) -> str | None:
     return f"{node.name} -> {x.name}"
 
 
-def _is_same(x: Node, node: Node) -> bool:
-    before, after = val(x), val(node)
+def is_copy(node: Node) -> bool:
+    """Return whether a node's value is that of its first argument, of the same type and shape."""
+    if node.target not in _COPIES or not isinstance(node.args[0], Node):
+        return False
+    before, after = val(node.args[0]), val(node)
     return before.dtype == after.dtype and before.device == after.device and same_shape(before, after)
 
 

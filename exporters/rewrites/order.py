@@ -1,7 +1,7 @@
 """The rewrites, in their order, and running them.
 
-    drop_copies         clone(x), x.detach(), x.float() of what is float -> x
     find_memory         irfft(rfft(u) * H) -> a linear recurrence
+    drop_copies         clone(x), x.detach(), x.float() of what is float -> x
     recognise           a fused op in another spelling -> that op, decided by its numbers
     fold_constants      what is computed from parameters alone becomes a parameter
     reroll              an unrolled loop, or a scan, of one step -> one op
@@ -79,8 +79,8 @@ SIMPLE = "fold_batchnorm"
 
 
 ORDER: tuple[Rewrite, ...] = (
-    drop_copies,
     find_memory,
+    drop_copies,
     recognise,
     fold_constants,
     reroll,
