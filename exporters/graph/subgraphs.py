@@ -21,7 +21,7 @@ import re
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -81,8 +81,8 @@ def refuse_casts(module: GraphModule) -> None:
     for node in _higher_order(module):
         inner = bodies(module, node)
         if name_of(node) == "wrap_with_autocast":
-            device, dtype, is_enabled, *_ = node.args
-            rounded = _first_cast(inner[0], str(device), dtype) if is_enabled else None
+            device, dtype, is_enabled = cast(tuple[str, torch.dtype, bool], node.args[:3])
+            rounded = _first_cast(inner[0], device, dtype) if is_enabled else None
             if rounded is not None:
                 raise Unsupported(
                     f"autocast runs {operator_name(rounded)} at {site(rounded)}{line(rounded)} in"
@@ -110,7 +110,7 @@ def bodies(module: GraphModule, node: Node) -> list[GraphModule]:
 def name_of(node: Node) -> str:
     """The name of a higher-order operator: `cond`, `wrap_with_autocast`."""
     assert isinstance(node.target, torch._ops.HigherOrderOperator)
-    return str(node.target.name())
+    return str(node.target)
 
 
 def line(node: Node) -> str:
@@ -225,6 +225,7 @@ def _read_instead(node: Node, value: Any) -> None:
 
 def _first_cast(body: GraphModule, device: str, dtype: torch.dtype) -> Node | None:
     """The first operator in a body that autocast gives other types than it has; None where there is none."""
+    node: Node
     for node in body.graph.nodes:
         if isinstance(node.target, torch._ops.HigherOrderOperator):
             inner = [] if name_of(node) == "wrap_with_autocast" else bodies(body, node)  # which has its own say
@@ -235,20 +236,20 @@ def _first_cast(body: GraphModule, device: str, dtype: torch.dtype) -> Node | No
             args, kwargs = torch.fx.map_arg(
                 (node.args, node.kwargs), lambda one: one.meta["val"] if "val" in one.meta else held(body, one)
             )
-            plain, cast = [
+            plain, rounded = [
                 _operators_run(node.target, args, kwargs, torch.autocast(device, dtype, enabled=enabled))
                 for enabled in (False, True)
             ]
-            if plain != cast:
+            if plain != rounded:
                 return node
     return None
 
 
-class _Log(TorchDispatchMode):
+class _Log(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own metaclass hook has no types
     """The operators that run, with the types that they return."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # nor has its constructor
         self.run: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -60,7 +60,7 @@ def recognise(module: GraphModule, node: Node, costs: Costs) -> Fired | None:
 
 @dataclass(frozen=True)
 class _Region:
-    """What lies between the first and the last operator of an op.
+    """The part of a graph from the first to the last operator of an op, where it may be one.
 
     Attributes:
         x: what the first one reads.
