@@ -135,6 +135,23 @@ def test_lif_refuses_what_no_membrane_can_do() -> None:
         lif.OP.shape(torch.zeros(2, 0))
 
 
+@pytest.mark.parametrize(
+    "literals", [(2.0, 1.0, 0.0, True, 1), (2.0, 0.7, None, False, 1, 0.9), (2.0, 1.0, -0.2, True, 1, 0.9)]
+)
+def test_frame_by_frame_it_spikes_as_over_the_whole_sequence(literals: tuple[Any, ...]) -> None:
+    recurrence = lif.OP.recurrence
+    assert recurrence is not None
+    x = currents(3, 20, 4)
+    assert recurrence.axes(x, *literals) == (1, 1)
+    (membrane,) = recurrence.states
+    state = (torch.full(membrane.shape(x, *literals), membrane.initial(x, *literals)),)
+    frames = []
+    for frame in x.unbind(1):
+        spikes, state = recurrence.step(state, frame, *literals)  # type: ignore[assignment]  # a tuple of one
+        frames.append(spikes)
+    assert torch.equal(torch.stack(frames, 1), lif.OP.overload(x, *literals))
+
+
 # lowerings
 
 

@@ -1,8 +1,8 @@
 """The rewrites, in their order, and running them.
 
     find_memory         irfft(rfft(u) * H) -> a linear recurrence
-    drop_copies         clone(x), x.detach(), x.float() of what is float -> x
-    recognise           a fused op in another spelling -> that op, decided by its numbers
+    drop_copies         a copy of x -> x
+    recognise           a fused op in another spelling -> that op
     fold_constants      what is computed from parameters alone becomes a parameter
     reroll              an unrolled loop, or a scan, of one step -> one op
     canonicalise        one spelling for pools, splits and dropouts, so that patterns need only one
