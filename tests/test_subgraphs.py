@@ -14,6 +14,7 @@ from torch._higher_order_ops.strict_mode import strict_mode
 from edgesmith.errors import Unsupported
 from edgesmith.exporters.graph.capture import capture, run
 from edgesmith.exporters.graph.edit import count_operators, module_path, operators
+from edgesmith.exporters.graph.subgraphs import refuse_control_flow
 
 
 def _region(**options: object) -> torch.autocast:
@@ -174,6 +175,17 @@ def test_a_condition_on_the_input_keeps_both_branches_without_regions_in_them() 
 def test_a_scan_stays_a_scan() -> None:
     program = capture(Region(lambda m, x: scan(lambda c, y: (c + y, c * 2), torch.zeros(4), x)[1]), (torch.ones(3, 4),))
     assert count_operators(program.module)["scan"] == 1
+
+
+@pytest.mark.parametrize(("target", "takes"), [("Core ML", ()), ("ONNX", ("cond",))])
+def test_control_flow_is_refused_where_a_target_has_none(target: str, takes: tuple[str, ...]) -> None:
+    model = Region(lambda m, x: torch.cond(x.sum() > 0, m.layer, lambda y: y * 2, (x,)))
+    program = capture(model, (torch.randn(3, 4),))
+    if takes:
+        refuse_control_flow(program.module, target, takes)
+        return
+    with pytest.raises(Unsupported, match=r"Core ML cannot express cond.*; choose by torch\.where"):
+        refuse_control_flow(program.module, target, takes)
 
 
 def test_what_has_no_meaning_in_a_file_is_refused_by_name() -> None:

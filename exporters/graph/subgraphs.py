@@ -19,7 +19,7 @@ import contextlib
 import operator
 import re
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -91,6 +91,26 @@ def refuse_casts(module: GraphModule) -> None:
                 )
         for body in inner:
             refuse_casts(body)
+
+
+def refuse_control_flow(module: GraphModule, target: str, takes: Collection[str] = ()) -> None:
+    """Refuse loops and branches that a target has not.
+
+    Args:
+        target: what users call it.
+        takes: names of the operators that it has.
+
+    Raises:
+        Unsupported: with the operator and its line.
+    """
+    for node in _higher_order(module):
+        if name_of(node) in CONTROL_FLOW and name_of(node) not in takes:
+            raise Unsupported(
+                f"{target} cannot express {name_of(node)}{line(node)}; choose by torch.where, or write a loop of fixed"
+                " length in Python"
+            )
+        for body in bodies(module, node):
+            refuse_control_flow(body, target, takes)
 
 
 def any_operator(module: GraphModule, is_wanted: Callable[[Node], bool]) -> bool:
