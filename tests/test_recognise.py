@@ -64,8 +64,19 @@ class Halves(nn.Module):
         return torch.fft.irfft2(spectrum * mask, s=x.shape[-2:], norm="ortho")
 
 
+class OverAxes(Halves):
+    """The same with transforms over two of any axes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.fft, "rfft2", lambda x, norm: torch.fft.rfftn(x, dim=(2, 3), norm=norm))
+            inverse = torch.fft.irfftn
+            patch.setattr(torch.fft, "irfft2", lambda x, s, norm: inverse(x, s=s, dim=(2, 3), norm=norm))
+            return super().forward(x)
+
+
 @pytest.mark.parametrize(
-    "model", [filter_of(), filter_of(threshold=0.3), Halves()], ids=["plain", "shrinks", "complex"]
+    "model", [filter_of(), filter_of(threshold=0.3), Halves(), OverAxes()], ids=["plain", "shrinks", "complex", "axes"]
 )
 def test_a_filter_in_another_spelling_becomes_the_op(model: nn.Module) -> None:
     program, reports, counts = apply(model, X, tolerance=2e-6)

@@ -23,7 +23,16 @@ from torch.fx import Graph, GraphModule, Node
 from edgesmith.exporters.costs import Costs
 from edgesmith.exporters.graph.capture import capture
 from edgesmith.exporters.graph.edit import changed, example_sizes, operator_name, operators, site, stand_for, sweep, val
-from edgesmith.exporters.graph.match import Comparison, Position, compare, differences, escapes, literal_at, outputs_of
+from edgesmith.exporters.graph.match import (
+    Comparison,
+    Position,
+    centre_name,
+    compare,
+    differences,
+    escapes,
+    literal_at,
+    outputs_of,
+)
 from edgesmith.exporters.rewrites.canonicalise import pattern_form
 from edgesmith.exporters.rewrites.rewrite import Fired, Reject, Rejection, Rewrite, attempt, declining_at, searches
 from edgesmith.kernels.op import FusedOp, all_ops
@@ -70,7 +79,7 @@ def _unmatched_centres(module: GraphModule, op: FusedOp, explained: set[Node]) -
     centre = centre_of(op)
     reaches = _reaches(op.name, centre)
     for last in operators(module):
-        if not centre or operator_name(last) != centre[-1] or last in explained:
+        if not centre or centre_name(last) != centre[-1] or last in explained:
             continue
         chain = _chain(last, centre[:-1], reaches[:-1])
         if chain is None:
@@ -144,7 +153,7 @@ def _chain(last: Node, before: tuple[str, ...], reaches: tuple[int, ...]) -> lis
     if not before:
         return [last]
     for _, node in _steps(last, lambda node: node.all_input_nodes, reaches[-1]):
-        if operator_name(node) == before[-1] and (rest := _chain(node, before[:-1], reaches[:-1])) is not None:
+        if centre_name(node) == before[-1] and (rest := _chain(node, before[:-1], reaches[:-1])) is not None:
             return [last, *rest]
     return None
 

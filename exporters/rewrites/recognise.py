@@ -28,12 +28,12 @@ from edgesmith.exporters.graph.edit import (
     arguments,
     constant,
     example_sizes,
-    operator_name,
     replace,
     site,
     val,
 )
 from edgesmith.exporters.graph.interpret import run_part
+from edgesmith.exporters.graph.match import centre_name
 from edgesmith.exporters.rewrites.rewrite import Fired, Reject, rewrites
 from edgesmith.kernels.op import FusedOp, all_ops
 
@@ -51,7 +51,7 @@ Weights = tuple[tuple[Node, ...], ...]
 def recognise(module: GraphModule, node: Node, costs: Costs) -> Fired | None:
     """See above. A near miss has constants that fit the op, and other numbers."""
     for op in all_ops().values():
-        if op.is_region and operator_name(node) == op.centre[-1]:
+        if op.is_region and centre_name(node) == op.centre[-1]:
             region = _region(module, node, op.centre[0])
             if region is not None and (fired := _fuse(module, op, region)) is not None:
                 return fired
@@ -99,7 +99,7 @@ def _region(module: GraphModule, last: Node, first: str) -> _Region | None:
             return None
         else:
             inside.add(node)
-            if operator_name(node) == first:
+            if centre_name(node) == first:
                 starts.append(node)
                 queue += node.all_input_nodes[1:]
             else:
