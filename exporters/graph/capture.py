@@ -19,6 +19,7 @@ from edgesmith.exporters import decompositions
 from edgesmith.exporters.graph.edit import fork, operator_name, site
 from edgesmith.exporters.graph.repeat import random_operator, refuse_unrepeatable
 from edgesmith.exporters.graph.state import State, kept_state
+from edgesmith.exporters.graph.subgraphs import any_operator, inline_subgraphs, refuse_casts
 from edgesmith.kernels.op import all_ops
 
 
@@ -237,6 +238,7 @@ def _export(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) -
         )
     graph = program.module(check_guards=False)
     assert isinstance(graph, GraphModule)
+    inline_subgraphs(graph)
     for node in list(graph.graph.nodes):  # torch's own checks of what `val` says of each value
         if node.target is torch.ops.aten._assert_tensor_metadata.default:
             graph.graph.erase_node(node)
@@ -261,8 +263,11 @@ def _exported(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool)
         with _without_torchs_own_warnings():
             shapes = _dynamic_shapes(model, inputs) if dynamic_batch else None
             program = torch.export.export(model, inputs, dynamic_shapes=shapes)
-            if any(_mutates(node) for node in program.graph.nodes):  # foreign models: relu_, add_ ...
+            refuse_casts(program.graph_module)
+            if any_operator(program.graph_module, _mutates):  # foreign models: relu_, add_ ...
                 program = program.run_decompositions({})
+    except Unsupported:
+        raise
     except Exception as error:
         raise Unsupported(
             f"torch.export cannot capture {type(model).__name__}: {_first_line(error)}"

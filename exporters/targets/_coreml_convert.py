@@ -24,6 +24,7 @@ from torch.export import ExportedProgram
 from edgesmith.errors import BadInput, Unsupported
 from edgesmith.exporters.graph.capture import Program, exported, with_module
 from edgesmith.exporters.graph.edit import fork, module_path, tidy
+from edgesmith.exporters.graph.subgraphs import refuse_control_flow
 from edgesmith.exporters.mil.functions import join, read_specification
 from edgesmith.exporters.mil.legalize import Legalization, legalizing
 from edgesmith.exporters.mil.states import keep_states
@@ -174,6 +175,7 @@ def _refuse_what_core_ml_lacks(program: Program) -> None:
         if x.dtype not in kinds:
             raise Unsupported(f"Core ML takes float and integer inputs, and {input_name} is {x.dtype}")
     cannot_return(program, "Core ML")
+    refuse_control_flow(program.module, "Core ML")
 
 
 def scale_input(program: Program, request: Request) -> Program:

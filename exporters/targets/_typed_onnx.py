@@ -43,9 +43,11 @@ def lower(program: Program, path: Path, request: Request) -> None:
     import torch
 
     from edgesmith.exporters.graph.capture import exported
+    from edgesmith.exporters.graph.subgraphs import refuse_control_flow
     from edgesmith.exporters.targets import _bf16
     from edgesmith.kernels.op import all_ops
 
+    refuse_control_flow(program.module, "ONNX", takes=("cond", "while_loop", "scan"))
     ready = exported(program, LOWERINGS, is_traced_again=True)
     has_bf16 = request.precision.dtype == "bfloat16"
     table: dict[Any, Any] = {
@@ -194,6 +196,8 @@ class OnnxFile(TargetFile):
         _make_computable(model)
         session = _session(model.SerializeToString())
         wanted = [value.name for value in session.get_outputs() if value.name in known]
+        if not wanted:  # of no names ONNX Runtime makes all
+            return {}
         feeds = {value.name: array for value, array in zip(session.get_inputs(), inputs, strict=True)}
         return dict(zip(wanted, session.run(wanted, feeds), strict=True))
 

@@ -36,9 +36,11 @@ class CoreAi(Target):
     def lower(self, program: Program, path: Path, request: Request) -> None:
         """Write the program as an `.aimodel`."""
         from edgesmith.exporters.graph.capture import exported
+        from edgesmith.exporters.graph.subgraphs import refuse_control_flow
 
         self.require()
         cannot_return(program, "Core AI")
+        refuse_control_flow(program.module, "Core AI", takes=("cond", "while_loop"))
         ready = exported(program, self.lowers_as)
         size = sum(value.nbytes for value in (*ready.state_dict.values(), *ready.tensor_constants.values()))
         converted, values = adapter.convert(ready, program.input_names, program.output_names)
