@@ -50,6 +50,7 @@ def publish(folder: Path, made: Export, request: Request, checks: list[CheckReco
     delivery = options.backend.delivery(options.profile)
     delivery.accept(missed(checks))
     artifacts.write_reference(folder, judge.evidence.reference, made.captured.inputs, judge.keeps_example)
+    artifacts.write_exact(folder, judge.evidence.exact)
     if judge.keeps_inputs:
         artifacts.write_inputs(folder, judge.evidence.inputs)
     artifacts.write_trace(folder, made.product.trace(made.file, judge.evidence))

@@ -55,6 +55,7 @@ from edgesmith.exporters.streaming.step import Step
 from edgesmith.exporters.streaming.stepper import Stepper
 from edgesmith.exporters.targets.target import NotHere, Target, TargetFile
 from edgesmith.exporters.verification.divergence import captured_names, first_divergence, position_found, values
+from edgesmith.exporters.verification.exact import measure_distances
 from edgesmith.exporters.verification.noise import Noise
 
 STEP_INPUTS = 3
@@ -76,11 +77,13 @@ class Evidence:
         inputs: of each call.
         reference: PyTorch's outputs for them.
         described: what each call is; empty where all are judged together.
+        exact: outputs in float64 for the first few, see exact.py; empty where nothing is compared with them.
     """
 
     inputs: Sequence[Sequence[Tensor]]
     reference: Outputs
     described: Sequence[Call] = ()
+    exact: Outputs = field(default_factory=list)
 
     @property
     def calls(self) -> list[list[np.ndarray]]:
@@ -89,7 +92,7 @@ class Evidence:
 
     def first(self, count: int) -> Evidence:
         """Return the first `count` calls."""
-        return Evidence(self.inputs[:count], self.reference[:count], self.described[:count])
+        return Evidence(self.inputs[:count], self.reference[:count], self.described[:count], self.exact[:count])
 
     def chosen(self, choose: Callable[[Call], bool]) -> Evidence:
         """Return the calls that are chosen; all where there is no description of them."""
@@ -397,6 +400,7 @@ def check_file(
 
     first = check(what, evidence.reference, outputs, criteria, locate, evidence.described)
     first["runtime"] = file.runtime
+    _add_distances(first, evidence, outputs)
     records = [first]
     for runtime, run_there in file.other_runtimes().items():
         others = run_there(calls)
@@ -408,6 +412,12 @@ def check_file(
         between = check(f"{file.runtime} -> {runtime}", outputs, others, criteria, described=evidence.described)
         records += [there, between]
     return records
+
+
+def _add_distances(record: CheckRecord, evidence: Evidence, outputs: Outputs) -> None:
+    """Say in a record how far outputs and PyTorch's are from float64, where that is known."""
+    if evidence.exact and (found := measure_distances(evidence.exact, evidence.reference, outputs)) is not None:
+        record["from_float64"] = found
 
 
 def _exported(program: Program, target: Target) -> ExportedProgram:
@@ -446,7 +456,7 @@ def check_step_file(
     if target.is_interpreter:
         evidence = evidence.first(max(1, STEP_FRAMES // evidence.inputs[0][0].shape[1]))
     try:
-        checked = check_step("file", streaming, step, evidence, criteria)
+        checked = check_step("file", streaming, step, evidence, criteria, is_file=True)
     finally:
         step.close()
     checked["runtime"] = file.runtime
@@ -454,7 +464,12 @@ def check_step_file(
 
 
 def check_step(
-    what: str, streaming: StreamingDescription, step: Step, evidence: Evidence, criteria: AcceptanceCriteria
+    what: str,
+    streaming: StreamingDescription,
+    step: Step,
+    evidence: Evidence,
+    criteria: AcceptanceCriteria,
+    is_file: bool = False,
 ) -> CheckRecord:
     """Check a step program: fed frame by frame, it says what the whole sequence does in PyTorch.
 
@@ -473,6 +488,8 @@ def check_step(
             ]
         )
     checked = check(f"eager -> {what}", evidence.reference, outputs, criteria, described=evidence.described)
+    if is_file:
+        _add_distances(checked, evidence, outputs)
     checked["sequences"] = len(evidence.reference)
     checked["frames"] = evidence.inputs[0][0].shape[1]
     return checked
