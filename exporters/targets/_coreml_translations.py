@@ -10,6 +10,9 @@ from typing import Any
 from edgesmith.errors import Unsupported
 from edgesmith.kernels.op import FusedOp, all_ops
 
+OWN_TRANSLATIONS = frozenset({"aten.group_norm", "aten.alias", "aten.addcmul"})
+"""Operators of PyTorch that are translated here, not by coremltools."""
+
 
 @contextlib.contextmanager
 def own_translations(half: bool) -> Iterator[None]:

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 LOWERINGS = "onnx"
 """Whose lowerings of fused ops these files are made of."""
 
+OWN_TRANSLATIONS = frozenset({"aten.group_norm"})
+"""Operators of PyTorch that are translated here, not by torch's exporter."""
+
 OPSET = 20
 _LIMIT_BYTES = 2**31 - 2**20
 
