@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,8 +41,11 @@ RIGHT, MENDED, REFUSED = "right", "mended", "refused"
 WRONG, LEAKS, CRASH = "silently wrong", "leaks", "crash"
 FAILURES = frozenset({WRONG, LEAKS, CRASH})
 
-TOGETHER = 6
-"""Cases of an operator that are lowered as one model; where one of them is refused, that was one lowering too many."""
+TOGETHER = 8
+"""Cases of an operator that are lowered as one model."""
+
+REMOVED = 1
+"""Cases that are refused, by their module's name, before those that are left are judged one by one."""
 
 
 @dataclass(frozen=True)
@@ -82,21 +85,30 @@ class Column:
 
 def judge(cases: Sequence[Case], column: Column) -> list[Verdict]:
     """Return the verdict of each case, cases together where they are right together."""
-    groups = [cases[k : k + TOGETHER] for k in range(0, len(cases), TOGETHER)]
-    return [verdict for group in groups for verdict in _judge(group, column)]
+    groups = [range(len(cases))[k : k + TOGETHER] for k in range(0, len(cases), TOGETHER)]
+    found: dict[int, Verdict] = {}
+    for group in groups:
+        found |= _judge({k: cases[k] for k in group}, column)
+    return [found[k] for k in range(len(cases))]
 
 
-def _judge(cases: Sequence[Case], column: Column) -> list[Verdict]:
-    if len(cases) == 1:
-        return [_alone(cases[0], column)]
+def _judge(cases: Mapping[int, Case], column: Column, removed: int = 0) -> dict[int, Verdict]:
+    """Judge cases together; one that is refused is judged alone, and after `REMOVED` such ones all that are left."""
+    if not cases:
+        return {}
+    if len(cases) == 1 or removed > REMOVED:
+        return {k: _alone(case, column) for k, case in cases.items()}
     try:
-        found = _try(cases, column)
-    except Exception:  # which case it is about is asked of each alone
-        found = [Verdict(CRASH)] * len(cases)
-    return [
-        verdict if verdict.kind in (RIGHT, MENDED) else _alone(case, column)
-        for verdict, case in zip(found, cases, strict=True)
-    ]
+        together = dict(zip(cases, _try(list(cases.values()), column), strict=True))
+    except Exception as error:
+        named = re.search(r"\bcase_(\d+)\b", str(error))
+        culprit = list(cases)[int(named[1])] if named and int(named[1]) < len(cases) else None
+        if culprit is None:
+            return {k: _alone(case, column) for k, case in cases.items()}
+        others = {k: case for k, case in cases.items() if k != culprit}
+        return {culprit: _alone(cases[culprit], column)} | _judge(others, column, removed + 1)
+    right = (RIGHT, MENDED)
+    return {k: one if one.kind in right else _alone(cases[k], column) for k, one in together.items()}
 
 
 def _alone(case: Case, column: Column) -> Verdict:
