@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgesmith.errors import BackendMissing, BadInput, Unsupported
+from edgesmith.exporters.targets._refusal import refuse
 
 if TYPE_CHECKING:
     import numpy as np
@@ -113,7 +114,7 @@ def convert(program: ExportedProgram, input_names: Sequence[str], output_names: 
         except (ImportError, AttributeError) as error:
             raise _moved(str(error)) from error
         except Exception as error:  # ValueError, RuntimeError, KeyError, NotImplementedError, MLIRError alike
-            raise Unsupported(f"Core AI cannot express this model: {_first_line(error)}") from error
+            raise refuse(error, decomposed.graph.nodes, "Core AI") from error
         _name_composites(converted)
         return converted, _take_labels(converted)
 
@@ -151,7 +152,10 @@ def save(
             cause = error.__cause__ or error
             if isinstance(cause, OSError):
                 raise cause from error
-            raise Unsupported(f"Core AI does not save this model: {_first_line(cause)}") from error
+            raise Unsupported(
+                "Core AI does not save this model, and does not say why in words; export a part of it to find out, or"
+                " choose another target"
+            ) from error
         steady = _steady((made / PROGRAM).read_bytes())
         metadata = json.loads((made / METADATA).read_text(encoding="utf-8"))
     metadata.pop("creationDate", None)
@@ -259,7 +263,10 @@ class Session:
             model = await self._model.enter_async_context(_readable(folder).executable())
             return model.load_function(ENTRY)
         except Exception as error:  # RuntimeError, KeyError and what the native part raises
-            raise Unsupported(f"Core AI does not load {folder.name}: {_first_line(error)}") from error
+            raise Unsupported(
+                f"Core AI's runtime does not load {folder.name}, and does not say why in words; export a part of the"
+                " model to find out, or choose another target"
+            ) from error
 
     def _wait(self, work: Coroutine[Any, Any, Any]) -> Any:
         from asyncio import run_coroutine_threadsafe
@@ -279,7 +286,10 @@ class Session:
         try:
             results = self._wait(self._function(feeds))
         except Exception as error:
-            raise Unsupported(f"Core AI does not run the file: {_first_line(error)}") from error
+            raise Unsupported(
+                "Core AI's runtime does not run the file, and does not say why in words; export a part of the model to"
+                " find out, or choose another target"
+            ) from error
         return [results[name].numpy().copy() for name in self.outputs]
 
     def close(self) -> None:

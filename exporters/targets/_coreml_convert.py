@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch.export import ExportedProgram
 
-from edgesmith.errors import BadInput, Unsupported
+from edgesmith.errors import BadInput, EdgesmithError, Unsupported
 from edgesmith.exporters.graph.capture import Program, exported, with_module
 from edgesmith.exporters.graph.edit import fork, module_path, tidy
 from edgesmith.exporters.mil.functions import join, read_specification
@@ -31,6 +31,7 @@ from edgesmith.exporters.rewrites.fold_batchnorm import fold_forwards
 from edgesmith.exporters.rewrites.rewrite import Reject
 from edgesmith.exporters.targets._coreml_package import check_names, describe, write
 from edgesmith.exporters.targets._coreml_translations import own_translations
+from edgesmith.exporters.targets._refusal import refuse
 from edgesmith.exporters.targets.target import Request, cannot_return
 
 LOWERINGS = "coreml"
@@ -102,7 +103,7 @@ def _convert(program: Program, request: Request, package: Path, system: Any) -> 
         pipeline = passes(legalization.pipeline if half else None)
         if states is not None:
             pipeline.remove_passes({_MOVING_PASS})
-        with _refusing(), _validated_once():
+        with _refusing(taken), _validated_once():
             model = ct.convert(
                 _with_modules(taken),
                 inputs=inputs,
@@ -201,6 +202,7 @@ def scale_input(program: Program, request: Request) -> Program:
 def _with_modules(program: ExportedProgram) -> ExportedProgram:
     """Return the program with each node's module instead of its stack trace."""
     for node in program.graph.nodes:
+        node.meta["written_at"] = node.meta.get("stack_trace")  # for a refusal
         node.meta["stack_trace"] = module_path(node)
     return program
 
@@ -229,17 +231,17 @@ def _sources(model: Any) -> dict[str, list[str]]:
 
 
 @contextlib.contextmanager
-def _refusing() -> Iterator[None]:
-    """Raise Unsupported where coremltools fails: it raises NotImplementedError, ValueError, RuntimeError alike."""
+def _refusing(taken: ExportedProgram) -> Iterator[None]:
+    """Raise Unsupported where coremltools fails on a program: it raises NotImplementedError, ValueError, RuntimeError alike."""
     try:
         yield
-    except OSError:
+    except (OSError, EdgesmithError):
         raise
     except Exception as error:
         line = str(error).strip().splitlines()
         if line and line[0].startswith("filesystem error"):  # how the native part says that a disk is full
             raise OSError(errno.EIO, "the package could not be written; is the disk full?") from error
-        raise Unsupported(f"Core ML cannot express this model: {line[0] if line else error!r}") from error
+        raise refuse(error, taken.graph.nodes, "Core ML") from error
 
 
 @contextlib.contextmanager

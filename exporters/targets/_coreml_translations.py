@@ -12,6 +12,9 @@ from edgesmith.errors import Unsupported
 from edgesmith.exporters.targets._coreml_recurrent import translations as recurrent_translations
 from edgesmith.kernels.op import FusedOp, all_ops
 
+OWN_TRANSLATIONS = frozenset({"aten.group_norm", "aten.alias", "aten.addcmul"})
+"""Operators of PyTorch that are translated here, not by coremltools."""
+
 
 @contextlib.contextmanager
 def own_translations(half: bool) -> Iterator[None]:

@@ -13,6 +13,7 @@ import importlib.util
 import json
 import logging
 import math
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 LOWERINGS = "onnx"
 """Whose lowerings of fused ops these files are made of."""
 
+OWN_TRANSLATIONS = frozenset({"aten.group_norm"})
+"""Operators of PyTorch that are translated here, not by torch's exporter."""
+
 OPSET = 20
 _LIMIT_BYTES = 2**31 - 2**20
 
@@ -44,6 +48,7 @@ def lower(program: Program, path: Path, request: Request) -> None:
 
     from edgesmith.exporters.graph.capture import exported
     from edgesmith.exporters.targets import _bf16
+    from edgesmith.exporters.targets._refusal import refuse
     from edgesmith.kernels.op import all_ops
 
     ready = exported(program, LOWERINGS, is_traced_again=True)
@@ -64,9 +69,8 @@ def lower(program: Program, path: Path, request: Request) -> None:
                 verbose=False,
                 external_data=False,
             )
-        except (torch.onnx.OnnxExporterError, RuntimeError, KeyError) as error:
-            cause = str(error.__cause__ or error).strip().splitlines()
-            raise Unsupported(f"ONNX cannot express this model: {cause[0] if cause else error!r}") from error
+        except Exception as error:  # OnnxExporterError, and what the translations of single operators raise
+            raise refuse(error, ready.graph.nodes, "ONNX") from error
         assert written is not None
         model = written.model_proto
         if model.ByteSize() > _LIMIT_BYTES:
@@ -139,8 +143,12 @@ class OnnxFile(TargetFile):
         try:
             onnx.checker.check_model(str(self.path), full_check=True)
         except Exception as error:  # DecodeError, ValidationError and InferenceError share no base class
-            line = str(error).strip().splitlines()[0]
-            raise Unsupported(f"{self.path.name} is no valid ONNX model: {line}") from error
+            named = re.search(r"[Nn]ode name: ([\w./]+)|\(op_type:\w+, node name: ([\w./]+)\)", str(error))
+            where = f" at {named[1] or named[2]}" if named else ""
+            raise Unsupported(
+                f"{self.path.name} is no valid ONNX model: onnx.checker refuses it{where}; export it again, and where"
+                " that gives the same, with other operators or another precision"
+            ) from error
 
     def count_operators(self) -> dict[str, int]:
         """Return how often each operator type occurs, nodes inside loops too."""
@@ -172,8 +180,7 @@ class OnnxFile(TargetFile):
         try:
             return [session.run(None, dict(zip(names, given, strict=True))) for given in calls]
         except Exception as error:  # onnxruntime's exceptions share no importable base class
-            line = str(error).strip().splitlines()[0]
-            raise Unsupported(f"ONNX Runtime does not run the file: {line}") from error
+            raise _refused("run", error) from error
 
     def open_step(self, threads: int = 1) -> Step | NotHere:
         """Open a step program in ONNX Runtime; one thread is fastest for a step as small as these."""
@@ -286,7 +293,21 @@ def _session(model: Path | bytes, as_written: bool = False) -> Any:
         given = model if isinstance(model, bytes) else str(model)
         return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no importable base class
-        raise Unsupported(f"ONNX Runtime does not load the file: {str(error).strip().splitlines()[0]}") from error
+        raise _refused("load", error) from error
+
+
+def _refused(what: str, error: Exception) -> Unsupported:
+    """Return the refusal of ONNX Runtime, which names a node and its operator in texts of many forms."""
+    text = str(error)
+    named = re.search(r"(?:[Nn]ode with name|Name:|[Nn]ode[:.]? ?\(?)\s*'?\(?([\w./]+/?\w+_\d+)", text)
+    kind = re.search(r"implementation for (\w+)\(|running (\w+) node|Op \((\w+)\)|node[:.]? (\w+)", text)
+    operator = next((found for found in kind.groups() if found), "") if kind else ""
+    node = named[1] if named else ""
+    place = f"{operator or 'the node'} at {node}" if node else operator or "an operator that it does not name"
+    return Unsupported(
+        f"ONNX Runtime does not {what} the file: it refuses {place}; spell that part of the model with other operators,"
+        " or choose another precision or target"
+    )
 
 
 def _annotate(model: onnx.ModelProto, request: Request) -> None:

@@ -44,6 +44,12 @@ class CoreMl(Target):
 
         return CoreMlFile(path, self.runtime)
 
+    def own_translations(self) -> frozenset[str]:
+        """Return what `_coreml_translations.py` translates."""
+        from edgesmith.exporters.targets._coreml_translations import OWN_TRANSLATIONS
+
+        return OWN_TRANSLATIONS
+
     def cannot_run(self) -> str | None:
         """Return None: nothing hinders the evaluator."""
         return None

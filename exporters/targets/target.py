@@ -350,6 +350,10 @@ class Target(ABC):
         if profile is not None and self.name not in profile.targets:
             raise BadInput(f"{profile.title} takes {', '.join(profile.targets)}, not {self.name}; choose --target")
 
+    def own_translations(self) -> frozenset[str]:
+        """Return PyTorch's operators, such as `aten.group_norm`, that are lowered by a translation of edgesmith's."""
+        return frozenset()
+
     def keeps_states(self, deployment_target: str | None) -> bool:
         """Return whether the runtime keeps the states of a step program; otherwise they are inputs and outputs."""
         return False

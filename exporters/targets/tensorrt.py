@@ -111,6 +111,10 @@ class TensorRt(Target):
         """Open an engine with the typed ONNX beside it, or the typed ONNX of a kit."""
         return KitFile(path) if _of_kit(path) else EngineFile(path)
 
+    def own_translations(self) -> frozenset[str]:
+        """Return what `_typed_onnx.py` translates itself."""
+        return _typed_onnx.OWN_TRANSLATIONS
+
     def cannot_run(self) -> str | None:
         """Return why ONNX Runtime cannot run here: it stands in, with the typed ONNX."""
         return cannot_run()
