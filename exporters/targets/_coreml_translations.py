@@ -12,7 +12,13 @@ from edgesmith.errors import Unsupported
 from edgesmith.exporters.targets._coreml_recurrent import translations as recurrent_translations
 from edgesmith.kernels.op import FusedOp, all_ops
 
-OWN_TRANSLATIONS = frozenset({"aten.group_norm", "aten.alias", "aten.addcmul"})
+OWN_TRANSLATIONS = frozenset(
+    f"aten.{name}"
+    for name in (
+        *("addcmul", "alias", "gelu", "group_norm", "gru", "layer_norm", "log", "log10", "log2", "lstm", "prelu"),
+        *("prod", "reciprocal", "rnn_relu", "rnn_tanh", "rsqrt"),
+    )
+)
 """Operators of PyTorch that are translated here, not by coremltools."""
 
 
