@@ -44,7 +44,7 @@ def own_translations(half: bool) -> Iterator[None]:
     table["rsqrt"] = _rsqrt
     table |= {name: _log(base) for name, base in (("log", math.e), ("log2", 2.0), ("log10", 10.0))}
     table |= {"prod": _prod, "prod.dim_int": _prod} | recurrent_translations()
-    table.setdefault("alias", _alias)
+    table["clone"] = table["alias"] = _alias
     table.setdefault("addcmul", _addcmul)
     try:
         yield
