@@ -16,7 +16,7 @@ from torch.fx import GraphModule
 
 from edgesmith.errors import BadInput, Unsupported
 from edgesmith.exporters import decompositions
-from edgesmith.exporters.graph.edit import fork, operator_name, site
+from edgesmith.exporters.graph.edit import Emitter, fork, operator_name, site, stand_for, tidy
 from edgesmith.kernels.op import all_ops
 
 
@@ -171,6 +171,31 @@ def with_module(program: Program, module: nn.Module) -> Program:
     """The same program over another graph."""
     assert isinstance(module, GraphModule)
     return replace(program, module=module)
+
+
+def with_own_outputs(program: Program) -> Program:
+    """Return the program with a copy of each output that is an input, a constant or returned twice.
+
+    Some formats name a value once, and so cannot return it under two names.
+    """
+    (returned,) = program.module.graph.output_node().args
+    values = torch.utils._pytree.tree_leaves(returned)
+    if all(value.op == "call_function" and values.count(value) == 1 for value in values):
+        return program
+    module = fork(program.module)
+    output = module.graph.output_node()
+    emit, met = Emitter(module, output), set[torch.fx.Node]()
+
+    def own(value: torch.fx.Node) -> torch.fx.Node:
+        if value.op == "call_function" and value not in met:
+            met.add(value)
+            return value
+        copy = emit(torch.ops.aten.clone.default, value)
+        stand_for(copy, value)
+        return copy
+
+    output.args = torch.utils._pytree.tree_map(own, output.args)
+    return with_module(program, tidy(module))
 
 
 def run(program: Program, inputs: Sequence[Tensor]) -> list[Tensor]:

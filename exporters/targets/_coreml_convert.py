@@ -22,7 +22,7 @@ import torch
 from torch.export import ExportedProgram
 
 from edgesmith.errors import BadInput, EdgesmithError, Unsupported
-from edgesmith.exporters.graph.capture import Program, exported, with_module
+from edgesmith.exporters.graph.capture import Program, exported, with_module, with_own_outputs
 from edgesmith.exporters.graph.edit import fork, module_path, tidy
 from edgesmith.exporters.mil.functions import join, read_specification
 from edgesmith.exporters.mil.legalize import Legalization, legalizing
@@ -32,7 +32,7 @@ from edgesmith.exporters.rewrites.rewrite import Reject
 from edgesmith.exporters.targets._coreml_package import check_names, describe, write
 from edgesmith.exporters.targets._coreml_translations import own_translations
 from edgesmith.exporters.targets._refusal import refuse
-from edgesmith.exporters.targets.target import Request, cannot_return
+from edgesmith.exporters.targets.target import Request
 
 LOWERINGS = "coreml"
 
@@ -92,6 +92,7 @@ def _convert(program: Program, request: Request, package: Path, system: Any) -> 
     import coremltools as ct
 
     _refuse_what_core_ml_lacks(program)
+    program = with_own_outputs(program)
     if request.image_input:
         program = scale_input(program, request)
     half = request.precision.is_half
@@ -174,7 +175,6 @@ def _refuse_what_core_ml_lacks(program: Program) -> None:
     for input_name, x in zip(program.input_names, program.inputs, strict=True):
         if x.dtype not in kinds:
             raise Unsupported(f"Core ML takes float and integer inputs, and {input_name} is {x.dtype}")
-    cannot_return(program, "Core ML")
 
 
 def scale_input(program: Program, request: Request) -> Program:

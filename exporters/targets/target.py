@@ -366,17 +366,3 @@ class Target(ABC):
     def lowers_as(self) -> str:
         """The name under which fused ops have their lowerings for this target."""
         return self.lowerings or self.name
-
-
-def cannot_return(program: Program, format_name: str) -> None:
-    """Raise Unsupported where an output is an input, a constant, or returned twice, which some formats cannot name."""
-    from torch.utils._pytree import tree_leaves
-
-    (returned,) = program.module.graph.output_node().args
-    values = tree_leaves(returned)
-    for output_name, value in zip(program.output_names, values, strict=True):
-        if value.op != "call_function" or values.count(value) > 1:
-            raise Unsupported(
-                f"{format_name} cannot return {output_name} ({value.name}): it is an input, a constant, or returned"
-                " twice; return each computed value once"
-            )

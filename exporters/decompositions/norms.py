@@ -1,0 +1,81 @@
+"""Norms of rows, and what divides by them.
+
+A square leaves fp32 below 1e-23 and above 1e19, fp16 below 2.4e-4 and above 256. So rows are divided by their peak
+before they are squared, by a peak of at least sqrt(eps) where an eps is added, which keeps quiet rows and zeros:
+
+    p = max(max |x|, sqrt(eps)),  u = x / p        x / sqrt(mean(x x) + eps) = u / sqrt(mean(u u) + (sqrt(eps) / p)^2)
+
+The bracket is between 1 / n and 2, whatever the row is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from edgesmith.exporters.decompositions import decomposes
+
+aten = torch.ops.aten
+
+_QUIETEST = 1e-7
+"""The smallest peak of a row in a norm without eps: above the smallest number of fp16, and harmless in fp32."""
+
+
+@decomposes(
+    aten.rms_norm.default,
+    targets=("coreml",),
+    why="coremltools 9.0 divides by the peak and not eps: a zero row is NaN, quiet rows are off (coremltools#2821)",
+)
+def rms_norm(x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None) -> Tensor:
+    """Return x / sqrt(mean(x x) + eps) over the last axes, times the weight.
+
+    An eps of None is the type's own; an eps of 0 leaves NaN of a row of zeros, as in PyTorch.
+    """
+    axes = list(range(x.dim() - len(normalized_shape), x.dim()))
+    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    root = math.sqrt(eps)
+    peak = x.abs().amax(axes, keepdim=True)
+    peak = peak.clamp(min=root) if root else peak
+    u = x / peak
+    bracket = (u * u).mean(axes, keepdim=True)
+    if root:
+        rest = root / peak
+        bracket = bracket + rest * rest
+    y = u / torch.sqrt(bracket)
+    return y if weight is None else y * weight
+
+
+@decomposes(
+    aten.cosine_similarity.default,
+    targets=("coreml",),
+    why="coremltools 9.0 refuses its defaults, and adds eps where PyTorch takes the larger",
+)
+def cosine_similarity(x: Tensor, y: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
+    """Return x y / (max(|x|, eps) max(|y|, eps)) along an axis. Shapes broadcast."""
+    x, y = torch.broadcast_tensors(x, y)
+    return (_unit(x, dim, eps) * _unit(y, dim, eps)).sum(dim)
+
+
+def _unit(x: Tensor, dim: int, eps: float) -> Tensor:
+    """Return x / max(|x|, eps)."""
+    peak = x.abs().amax([dim], keepdim=True).clamp(min=max(eps, _QUIETEST))
+    u = x / peak
+    size = torch.sqrt((u * u).sum([dim], keepdim=True))
+    return u / torch.maximum(size, eps / peak)
+
+
+@decomposes(aten.pairwise_distance.default, targets=("coreml",), why="coremltools 9.0 has no translation")
+def pairwise_distance(x: Tensor, y: Tensor, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False) -> Tensor:
+    """Return the p-norm of x - y + eps along the last axis."""
+    return torch.linalg.vector_norm(x - y + eps, p, dim=-1, keepdim=keepdim)
+
+
+@decomposes(
+    aten.cdist.default, aten._cdist_forward.default, targets=("coreml",), why="coremltools 9.0 has no translation"
+)
+def cdist(x: Tensor, y: Tensor, p: float = 2.0, compute_mode: int | None = None) -> Tensor:
+    """Return the p-norms of the differences of all rows: [..., N, D] and [..., M, D] to [..., N, M]."""
+    return torch.linalg.vector_norm(x.unsqueeze(-2) - y.unsqueeze(-3), p, dim=-1)

@@ -1,0 +1,237 @@
+"""Reductions over axes, scans and orders along one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from edgesmith.exporters.decompositions import decomposes
+
+aten = torch.ops.aten
+
+
+def _axes(x: Tensor, dim: int | Sequence[int] | None) -> list[int]:
+    """Return axes counted from the front, all of them for None or none named."""
+    named = [dim] if isinstance(dim, int) else list(dim or [])
+    return sorted(axis % max(x.dim(), 1) for axis in named) if named else list(range(x.dim()))
+
+
+def _squares(x: Tensor, axes: list[int], correction: float) -> tuple[Tensor, Tensor, float]:
+    """Return the mean, the deviations from it, and what makes the mean of their squares the variance; axes are kept."""
+    count = math.prod(x.shape[axis] for axis in axes)
+    mean = x.mean(axes, keepdim=True)
+    degrees = max(count - correction, 0)
+    return mean, x - mean, count / degrees if degrees else math.inf
+
+
+def _without(x: Tensor, axes: list[int], keepdim: bool) -> Tensor:
+    return x if keepdim or not axes else x.squeeze(axes)
+
+
+def _variance(x: Tensor, axes: list[int], correction: float) -> Tensor:
+    _, deviation, factor = _squares(x, axes, correction)
+    return (deviation * deviation).mean(axes, keepdim=True) * factor
+
+
+def _deviation(x: Tensor, axes: list[int], correction: float) -> Tensor:
+    """Return the standard deviation, by deviations over their peak: their squares leave half precision."""
+    _, deviation, factor = _squares(x, axes, correction)
+    peak = deviation.abs().amax(axes, keepdim=True)
+    u = deviation / torch.where(peak > 0, peak, torch.ones_like(peak))
+    return peak * torch.sqrt((u * u).mean(axes, keepdim=True)) * math.sqrt(factor)
+
+
+_WHY = "coremltools 9.0 loses the correction where it is the default"
+
+
+@decomposes(aten.var.correction, targets=("coreml",), why=_WHY)
+def var_correction(
+    x: Tensor, dim: Sequence[int] | None = None, *, correction: float | None = None, keepdim: bool = False
+) -> Tensor:
+    """Return the variance over some axes; `correction` degrees of freedom less, 1 by default."""
+    axes = _axes(x, dim)
+    return _without(_variance(x, axes, 1 if correction is None else correction), axes, keepdim)
+
+
+@decomposes(aten.std.correction, targets=("coreml",), why=_WHY)
+def std_correction(
+    x: Tensor, dim: Sequence[int] | None = None, *, correction: float | None = None, keepdim: bool = False
+) -> Tensor:
+    """Return the standard deviation over some axes; `correction` degrees of freedom less, 1 by default."""
+    axes = _axes(x, dim)
+    return _without(_deviation(x, axes, 1 if correction is None else correction), axes, keepdim)
+
+
+@decomposes(aten.var.dim, targets=("coreml",), why=_WHY)
+def var_dim(x: Tensor, dim: Sequence[int] | None, unbiased: bool = True, keepdim: bool = False) -> Tensor:
+    """Return the variance over some axes."""
+    return var_correction(x, dim, correction=int(unbiased), keepdim=keepdim)
+
+
+@decomposes(aten.std.dim, targets=("coreml",), why=_WHY)
+def std_dim(x: Tensor, dim: Sequence[int] | None, unbiased: bool = True, keepdim: bool = False) -> Tensor:
+    """Return the standard deviation over some axes."""
+    return std_correction(x, dim, correction=int(unbiased), keepdim=keepdim)
+
+
+@decomposes(aten.var.default, targets=("coreml",), why=_WHY)
+def var_all(x: Tensor, unbiased: bool = True) -> Tensor:
+    """Return the variance of all numbers."""
+    return var_correction(x, correction=int(unbiased))
+
+
+@decomposes(aten.std.default, targets=("coreml",), why=_WHY)
+def std_all(x: Tensor, unbiased: bool = True) -> Tensor:
+    """Return the standard deviation of all numbers."""
+    return std_correction(x, correction=int(unbiased))
+
+
+@decomposes(aten.var_mean.correction, targets=("coreml",), why="coremltools 9.0 has no translation")
+def var_mean(
+    x: Tensor, dim: Sequence[int] | None = None, *, correction: float | None = None, keepdim: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return the variance and the mean over some axes."""
+    return var_correction(x, dim, correction=correction, keepdim=keepdim), x.mean(_axes(x, dim), keepdim=keepdim)
+
+
+@decomposes(aten.std_mean.correction, targets=("coreml",), why="coremltools 9.0 has no translation")
+def std_mean(
+    x: Tensor, dim: Sequence[int] | None = None, *, correction: float | None = None, keepdim: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return the standard deviation and the mean over some axes."""
+    return std_correction(x, dim, correction=correction, keepdim=keepdim), x.mean(_axes(x, dim), keepdim=keepdim)
+
+
+@decomposes(aten.var_mean.dim, targets=("coreml",), why="coremltools 9.0 has no translation")
+def var_mean_dim(
+    x: Tensor, dim: Sequence[int] | None, unbiased: bool = True, keepdim: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return the variance and the mean over some axes."""
+    return var_mean(x, dim, correction=int(unbiased), keepdim=keepdim)
+
+
+@decomposes(aten.std_mean.dim, targets=("coreml",), why="coremltools 9.0 has no translation")
+def std_mean_dim(
+    x: Tensor, dim: Sequence[int] | None, unbiased: bool = True, keepdim: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return the standard deviation and the mean over some axes."""
+    return std_mean(x, dim, correction=int(unbiased), keepdim=keepdim)
+
+
+@decomposes(aten.var_mean.default, targets=("coreml",), why="coremltools 9.0 has no translation")
+def var_mean_all(x: Tensor, unbiased: bool = True) -> tuple[Tensor, Tensor]:
+    """Return the variance and the mean of all numbers."""
+    return var_mean(x, correction=int(unbiased))
+
+
+@decomposes(aten.std_mean.default, targets=("coreml",), why="coremltools 9.0 has no translation")
+def std_mean_all(x: Tensor, unbiased: bool = True) -> tuple[Tensor, Tensor]:
+    """Return the standard deviation and the mean of all numbers."""
+    return std_mean(x, correction=int(unbiased))
+
+
+_LOG = "coremltools 9.0 takes the logarithm of a softmax, which underflows below -103"
+
+
+@decomposes(aten.log_softmax.int, targets=("coreml",), why=_LOG)
+def log_softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Return x - log(sum(exp(x))) along an axis, by x without its peak."""
+    x = x if dtype is None else x.to(dtype)
+    x = x - x.amax([dim], keepdim=True)
+    return x - torch.log(torch.exp(x).sum([dim], keepdim=True))
+
+
+@decomposes(aten._log_softmax.default, targets=("coreml",), why=_LOG)
+def log_softmax_core(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
+    """Return what `log_softmax` does."""
+    return log_softmax(x, dim, torch.float32 if half_to_float else None)
+
+
+_TRUTH = "coremltools 9.0 takes numbers for truth values as they are: negative ones are not true"
+
+
+def _some(x: Tensor, axes: list[int], keepdim: bool) -> Tensor:
+    """Return where any number over some axes is not 0."""
+    return (x != 0).to(torch.int32).amax(axes, keepdim=keepdim) != 0 if axes else x != 0
+
+
+@decomposes(aten.any.default, targets=("coreml",), why=_TRUTH)
+def any_of_all(x: Tensor) -> Tensor:
+    """Return whether any number is not 0."""
+    return _some(x, _axes(x, None), False)
+
+
+@decomposes(aten.any.dim, aten.any.dims, targets=("coreml",), why=_TRUTH)
+def any_of(x: Tensor, dim: int | Sequence[int] | None, keepdim: bool = False) -> Tensor:
+    """Return where any number over some axes is not 0."""
+    return _some(x, _axes(x, dim), keepdim)
+
+
+@decomposes(aten.all.default, targets=("coreml",), why=_TRUTH)
+def all_of_all(x: Tensor) -> Tensor:
+    """Return whether no number is 0."""
+    return torch.logical_not(_some(x == 0, _axes(x, None), False))
+
+
+@decomposes(aten.all.dim, aten.all.dims, targets=("coreml",), why=_TRUTH)
+def all_of(x: Tensor, dim: int | Sequence[int] | None, keepdim: bool = False) -> Tensor:
+    """Return where no number over some axes is 0."""
+    return torch.logical_not(_some(x == 0, _axes(x, dim), keepdim))
+
+
+@decomposes(aten.count_nonzero.dim_IntList, targets=("coreml",), why="coremltools 9.0 has no translation")
+def count_nonzero_over(x: Tensor, dim: Sequence[int]) -> Tensor:
+    """Return how many numbers over some axes are not 0."""
+    return (x != 0).to(torch.int64).sum(list(dim))
+
+
+@decomposes(aten.count_nonzero.default, targets=("coreml",), why="coremltools 9.0 has no translation")
+def count_nonzero(x: Tensor, dim: int | None = None) -> Tensor:
+    """Return how many numbers are not 0, along an axis or of all."""
+    return (x != 0).to(torch.int64).sum(_axes(x, dim))
+
+
+def _flat(x: Tensor, found: Tensor, keepdim: bool) -> Tensor:
+    return found.reshape([1] * x.dim()) if keepdim else found.reshape([])
+
+
+@decomposes(aten.argmax.default, targets=("coreml",), why="coremltools 9.0 takes no axis for the last one")
+def argmax(x: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
+    """Return the position of the largest number; without an axis that in the flat tensor."""
+    return NotImplemented if dim is not None else _flat(x, torch.argmax(x.reshape([-1]), 0), keepdim)
+
+
+@decomposes(aten.argmin.default, targets=("coreml",), why="coremltools 9.0 takes no axis for the last one")
+def argmin(x: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
+    """Return the position of the smallest number; without an axis that in the flat tensor."""
+    return NotImplemented if dim is not None else _flat(x, torch.argmin(x.reshape([-1]), 0), keepdim)
+
+
+@decomposes(aten.aminmax.default, targets=("coreml",), why="coremltools 9.0 has no translation")
+def aminmax(x: Tensor, *, dim: int | None = None, keepdim: bool = False) -> tuple[Tensor, Tensor]:
+    """Return the smallest and the largest number, along an axis or of all."""
+    return x.amin(_axes(x, dim), keepdim=keepdim), x.amax(_axes(x, dim), keepdim=keepdim)
+
+
+@decomposes(aten.kthvalue.default, targets=("coreml",), why="coremltools 9.0 has no translation")
+def kthvalue(x: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> tuple[Tensor, Tensor]:
+    """Return the k-th smallest number along an axis, and its index."""
+    values, indices = torch.sort(x, dim)
+    if keepdim:
+        return values.narrow(dim, k - 1, 1), indices.narrow(dim, k - 1, 1)
+    return values.select(dim, k - 1), indices.select(dim, k - 1)
+
+
+@decomposes(aten.median.dim, targets=("coreml",), why="coremltools 9.0 has no translation")
+def median(x: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]:
+    """Return the lower median along an axis, and its index."""
+    return kthvalue(x, (x.shape[dim] + 1) // 2, dim, keepdim)
+
+
+@decomposes(aten.median.default, targets=("coreml",), why="coremltools 9.0 has no translation")
+def median_of_all(x: Tensor) -> Tensor:
+    """Return the lower median of all numbers."""
+    return kthvalue(x.reshape([-1]), (x.numel() + 1) // 2, 0)[0]
