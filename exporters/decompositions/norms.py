@@ -29,7 +29,9 @@ _QUIETEST = 1e-7
     targets=("coreml",),
     why="coremltools 9.0 divides by the peak and not eps: a zero row is NaN, quiet rows are off (coremltools#2821)",
 )
-def rms_norm(x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None) -> Tensor:
+def rms_norm(
+    x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
+) -> Tensor:
     """Return x / sqrt(mean(x x) + eps) over the last axes, times the weight.
 
     An eps of None is the type's own; an eps of 0 leaves NaN of a row of zeros, as in PyTorch.
@@ -74,7 +76,10 @@ def pairwise_distance(x: Tensor, y: Tensor, p: float = 2.0, eps: float = 1e-6, k
 
 
 @decomposes(
-    aten.cdist.default, aten._cdist_forward.default, targets=("coreml",), why="coremltools 9.0 has no translation"
+    aten.cdist.default,
+    aten._cdist_forward.default,
+    targets=("coreml", "onnx"),
+    why="neither converter has a translation",
 )
 def cdist(x: Tensor, y: Tensor, p: float = 2.0, compute_mode: int | None = None) -> Tensor:
     """Return the p-norms of the differences of all rows: [..., N, D] and [..., M, D] to [..., N, M]."""

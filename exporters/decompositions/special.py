@@ -1,12 +1,12 @@
 """Special functions, and forms of elementary ones that keep their digits.
 
-    log1p x     log(u) x / (u - 1) with u = 1 + x as rounded, x where u is 1                 (Kahan; HP-15C handbook)
-    expm1 x     (u - 1) x / log(u) with u = exp(x) as rounded, x where u is 1                (the same)
-    erfc x      t exp(-x x + P(t)) with t = 1 / (1 + |x| / 2), relative error 1.2e-7         (Numerical Recipes, 6.2)
-    lgamma x    Lanczos' series with g = 5 for |x| + 1, one step down, or reflected          (Numerical Recipes, 6.1)
-    digamma x   recurrence up to 6, then the asymptotic series, reflected below 0            (Abramowitz & Stegun, 6.3)
-    erfinv x    polynomials in log(1 - x x)                                                  (Giles 2010, table 5)
-    i0 x        polynomials in (x / 3.75)^2 and 3.75 / |x|                                   (Abramowitz & Stegun, 9.8)
+log1p x     log(u) x / (u - 1) with u = 1 + x as rounded, x where u is 1                 (Kahan; HP-15C handbook)
+expm1 x     (u - 1) x / log(u) with u = exp(x) as rounded, x where u is 1                (the same)
+erfc x      t exp(-x x + P(t)) with t = 1 / (1 + |x| / 2), relative error 1.2e-7         (Numerical Recipes, 6.2)
+lgamma x    Lanczos' series with g = 5 for |x| + 1, one step down, or reflected          (Numerical Recipes, 6.1)
+digamma x   recurrence up to 6, then the asymptotic series, reflected below 0            (Abramowitz & Stegun, 6.3)
+erfinv x    polynomials in log(1 - x x)                                                  (Giles 2010, table 5)
+i0 x        polynomials in (x / 3.75)^2 and 3.75 / |x|                                   (Abramowitz & Stegun, 9.8)
 """
 
 from __future__ import annotations
@@ -34,7 +34,12 @@ def _real(x: Tensor) -> Tensor:
     return x if x.is_floating_point() else x.to(torch.get_default_dtype())
 
 
-@decomposes(aten.log1p.default, targets=("coreml",), why="coremltools 9.0 takes log(1 + x), without the digits of small x")
+@decomposes(
+    aten.log1p.default,
+    aten.special_log1p.default,
+    targets=("coreml", "onnx"),
+    why="the converters take log(1 + x), without the digits of small x",
+)
 def log1p(x: Tensor) -> Tensor:
     """Return log(1 + x), exact for small x."""
     x = _real(x)
@@ -44,7 +49,12 @@ def log1p(x: Tensor) -> Tensor:
     return torch.where(same, x, torch.where(u.abs() == math.inf, u, quotient))
 
 
-@decomposes(aten.expm1.default, targets=("coreml",), why="coremltools 9.0 takes exp(x) - 1, without the digits of small x")
+@decomposes(
+    aten.expm1.default,
+    aten.special_expm1.default,
+    targets=("coreml", "onnx"),
+    why="the converters take exp(x) - 1, without the digits of small x",
+)
 def expm1(x: Tensor) -> Tensor:
     """Return exp(x) - 1, exact for small x."""
     x = _real(x)
@@ -103,7 +113,11 @@ def xlogy(x: Tensor, y: Tensor) -> Tensor:
     return torch.where(zero, torch.zeros_like(y), x * torch.log(torch.where(zero, torch.ones_like(y), y)))
 
 
-@decomposes(aten.logaddexp.default, targets=("coreml", "coreai"), why="neither converter has a translation that works")
+@decomposes(
+    aten.logaddexp.default,
+    targets=("coreml", "coreai", "onnx"),
+    why="no converter has a translation that works: the sum of two exponentials overflows",
+)
 def logaddexp(x: Tensor, y: Tensor) -> Tensor:
     """Return log(exp(x) + exp(y)) by the larger one."""
     large, small = torch.maximum(x, y), torch.minimum(x, y)
@@ -111,11 +125,24 @@ def logaddexp(x: Tensor, y: Tensor) -> Tensor:
     return large + torch.log1p(torch.exp(gap))
 
 
+@decomposes(aten.logaddexp2.default, targets=("onnx",), why="torch's exporter adds two powers, which overflow")
+def logaddexp2(x: Tensor, y: Tensor) -> Tensor:
+    """Return log2(2^x + 2^y) by the larger one."""
+    large, small = torch.maximum(x, y), torch.minimum(x, y)
+    gap = torch.where(large == small, torch.zeros_like(large), small - large)
+    return large + torch.log1p(torch.exp2(gap)) * (1 / math.log(2))
+
+
 _ERFC = (-1.26551223, 1.00002368, 0.37409196, 0.09678418, -0.18628806, 0.27886807, -1.13520398, 1.48851587, -0.82215223)
 _ERFC += (0.17087277,)
 
 
-@decomposes(aten.erfc.default, targets=("coreml", "coreai"), why="neither converter has a translation")
+@decomposes(
+    aten.erfc.default,
+    aten.special_erfc.default,
+    targets=("coreml", "coreai", "onnx"),
+    why="no converter has a translation that works",
+)
 def erfc(x: Tensor) -> Tensor:
     """Return 1 - erf(x), with its digits where it is small."""
     x = _real(x)
@@ -129,7 +156,12 @@ _LANCZOS = (76.18009172947146, -86.50532032941677, 24.01409824083091, -1.2317395
 _LANCZOS += (-0.5395239384953e-5,)
 
 
-@decomposes(aten.lgamma.default, targets=("coreml", "coreai"), why="neither converter has a translation")
+@decomposes(
+    aten.lgamma.default,
+    aten.special_gammaln.default,
+    targets=("coreml", "coreai", "onnx"),
+    why="no converter has a translation that works",
+)
 def lgamma(x: Tensor) -> Tensor:
     """Return log |gamma(x)|, infinite at 0 and at negative integers."""
     x = _real(x)
@@ -143,7 +175,12 @@ def lgamma(x: Tensor) -> Tensor:
     return torch.where(x < 0, math.log(math.pi) - torch.log(sine) - y, y - torch.log(x.abs()))
 
 
-@decomposes(aten.digamma.default, targets=("coreml", "coreai"), why="neither converter has a translation")
+@decomposes(
+    aten.digamma.default,
+    aten.special_psi.default,
+    targets=("coreml", "coreai", "onnx"),
+    why="no converter has a translation that works",
+)
 def digamma(x: Tensor) -> Tensor:
     """Return the derivative of log gamma(x): minus infinity at 0, NaN at negative integers."""
     x = _real(x)
@@ -167,7 +204,12 @@ _TAIL = (2.83297682, 1.00167406, 0.00943887047, -0.0076224613, 0.00573950773, -0
 _TAIL += (0.000100950558, -0.000200214257)
 
 
-@decomposes(aten.erfinv.default, targets=("coreml", "coreai"), why="neither converter has a translation")
+@decomposes(
+    aten.erfinv.default,
+    aten.special_erfinv.default,
+    targets=("coreml", "coreai", "onnx"),
+    why="no converter has a translation that works",
+)
 def erfinv(x: Tensor) -> Tensor:
     """Return what erf takes to x: infinite at -1 and 1, NaN beyond."""
     x = _real(x)
@@ -184,7 +226,12 @@ _LARGE_I0 = (0.39894228, 0.1328592e-1, 0.225319e-2, -0.157565e-2, 0.916281e-2, -
 _LARGE_I0 += (-0.1647633e-1, 0.392377e-2)
 
 
-@decomposes(aten.i0.default, targets=("coreml", "coreai"), why="neither converter has a translation")
+@decomposes(
+    aten.i0.default,
+    aten.special_i0.default,
+    targets=("coreml", "coreai", "onnx"),
+    why="no converter has a translation that works",
+)
 def i0(x: Tensor) -> Tensor:
     """Return the modified Bessel function of order 0."""
     size = _real(x).abs()

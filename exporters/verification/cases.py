@@ -30,6 +30,8 @@ class Case:
         values: the inputs of each call, of the same shapes and types every time.
         ulps: that a result may be off, in units of what one rounding of the inputs or of the result moves it by; see
             tolerance.py.
+        mixes: whether each output is a sum over much of the input by way of values that are not outputs, as of a
+            transform and its inverse. One rounding then moves every value by that of the largest.
         floor: error that is allowed beside these, relative to the square of the largest input and to the square of
             the roundoff: of variances, which are sums of squares of rounding where all values are equal.
     """
@@ -39,6 +41,7 @@ class Case:
     function: Callable[..., Any]
     values: tuple[tuple[Tensor, ...], ...]
     ulps: float = 16.0
+    mixes: bool = False
     floor: float = 0.0
 
     def __str__(self) -> str:

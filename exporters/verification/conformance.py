@@ -22,10 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from edgesmith.errors import BadInput, EdgesmithError, Unsupported
+from edgesmith.errors import EdgesmithError, Unsupported
 from edgesmith.exporters import decompositions
 from edgesmith.exporters.graph.capture import Program, capture
 from edgesmith.exporters.graph.edit import operator_name, operators
@@ -83,9 +82,9 @@ class Column:
         return None
 
 
-def judge(cases: Sequence[Case], column: Column) -> list[Verdict]:
-    """Return the verdict of each case, cases together where they are right together."""
-    groups = [range(len(cases))[k : k + TOGETHER] for k in range(0, len(cases), TOGETHER)]
+def judge(cases: Sequence[Case], column: Column, together: int = TOGETHER) -> list[Verdict]:
+    """Return the verdict of each case, so many cases together where they are right together."""
+    groups = [range(len(cases))[k : k + together] for k in range(0, len(cases), together)]
     found: dict[int, Verdict] = {}
     for group in groups:
         found |= _judge({k: cases[k] for k in group}, column)
@@ -169,7 +168,9 @@ def _run(program: Program, calls: Sequence[Sequence[Tensor]], column: Column) ->
     typed = precision.type(program, task)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"case{target.suffix}"
-        target.lower(typed.program, path, Request("case", precision, keep_fp32=typed.keep_fp32 or {}, profile=column.profile))
+        target.lower(
+            typed.program, path, Request("case", precision, keep_fp32=typed.keep_fp32 or {}, profile=column.profile)
+        )
         file = target.open(path)
         file.check()
         found = file.run([[x.numpy() for x in given] for given in calls])

@@ -45,6 +45,7 @@ EXCLUDED = {
 }
 """Patterns of names, each with the reason why it is left out."""
 
+_MIXES = re.compile(r"fft\.|stft|istft")
 _LEFT_OUT = re.compile("|".join(f"(?:{pattern})" for pattern in EXCLUDED))
 
 
@@ -102,7 +103,8 @@ def _case(name: str, label: str, function: Any, sample: Any) -> Case | None:
         args, kwargs = tree_unflatten(filled, spec)
         return function(*args, **kwargs)
 
-    case = Case(name, label, call, (tensors,))
+    is_image = re.search(r"interpolate|upsample|grid_sample", name) is not None
+    case = Case(name, label, call, (tensors,), ulps=64.0 if is_image else 16.0, mixes=is_image or bool(_MIXES.match(name)))
     return case if _runs(case) else None
 
 

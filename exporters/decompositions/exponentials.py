@@ -1,0 +1,31 @@
+"""Activations and losses by exp(x) - 1 and log(1 + exp(x)), to the last digit: ONNX's own operators take the difference."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from edgesmith.exporters.decompositions import decomposes
+
+aten = torch.ops.aten
+
+
+@decomposes(aten.celu.default, targets=("onnx",), why="exp(x) - 1 loses the digits of small x")
+def celu(x: Tensor, alpha: float = 1.0) -> Tensor:
+    """Return x above 0, and alpha (exp(x / alpha) - 1) below."""
+    return torch.where(x > 0, x, torch.expm1(x.clamp(max=0.0) * (1 / alpha)) * alpha)
+
+
+@decomposes(
+    aten.binary_cross_entropy_with_logits.default,
+    targets=("onnx",),
+    why="torch's exporter takes the logarithm of a sigmoid",
+)
+def binary_cross_entropy_with_logits(
+    x: Tensor, wanted: Tensor, weight: Tensor | None = None, pos_weight: Tensor | None = None, reduction: int = 1
+) -> Tensor:
+    """Return (1 - t) x - (1 + (p - 1) t) log sigmoid(x), weighted: all of them, their mean, or their sum."""
+    factor = 1.0 if pos_weight is None else (pos_weight - 1) * wanted + 1
+    loss = (1 - wanted) * x - torch.nn.functional.logsigmoid(x) * factor
+    loss = loss if weight is None else loss * weight
+    return loss if reduction == 0 else loss.mean() if reduction == 1 else loss.sum()
