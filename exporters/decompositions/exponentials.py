@@ -1,4 +1,4 @@
-"""Activations and losses by exp(x) - 1 and log(1 + exp(x)), to the last digit: ONNX's own operators take the difference."""
+"""Activations and losses by exp(x) - 1 and log(1 + exp(x)), to the last digit, where ONNX takes the difference."""
 
 from __future__ import annotations
 

@@ -91,10 +91,9 @@ def nonzero(x: Tensor) -> Tensor:
 @decomposes(aten.isclose.default, targets=("onnx",), why="torch's exporter loses small differences from 0")
 def isclose(x: Tensor, y: Tensor, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False) -> Tensor:
     """Return where |x - y| <= atol + rtol |y|, or the two are equal."""
-    if equal_nan:
-        return NotImplemented
-    near = (x - y).abs() <= y.abs() * rtol + atol if x.is_floating_point() else (x - y).abs().double() <= atol
-    return (x == y) | (near & (y.abs() < torch.inf)) if x.is_floating_point() else (x == y) | near
+    near = (x - y).abs() <= y.abs() * rtol + atol
+    same = (x == y) | (near & (y.abs() < torch.inf) if y.is_floating_point() else near)
+    return same | (torch.isnan(x) & torch.isnan(y)) if equal_nan and x.is_floating_point() else same
 
 
 @decomposes(
@@ -125,54 +124,12 @@ def batch_norm(  # noqa: PLR0913 - the operator's arguments
     return _by_batch(x, weight, bias, eps)[0] if training or running_mean is None else NotImplemented
 
 
-@decomposes(aten._native_batch_norm_legit_functional.default, targets=("onnx",), why=_BATCH)
-def batch_norm_functional(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor,
-    running_var: Tensor,
-    training: bool,
-    momentum: float,
-    eps: float,
-) -> tuple[Tensor, ...]:
-    """Return a batch norm by the statistics of the batch itself, these, and the running ones that follow from them."""
-    if not training:
-        return NotImplemented
-    y, mean, scale = _by_batch(x, weight, bias, eps)
-    count = x.numel() // x.shape[1]
-    variance = (x - mean.reshape([1, -1, *[1] * (x.dim() - 2)])).square().mean([0, *range(2, x.dim())])
-    unbiased = variance * (count / max(count - 1, 1))
-    return (
-        y,
-        mean,
-        scale,
-        running_mean * (1 - momentum) + mean * momentum,
-        running_var * (1 - momentum) + unbiased * momentum,
-    )
-
-
 @decomposes(aten._native_batch_norm_legit.no_stats, targets=("onnx",), why=_BATCH)
 def batch_norm_without_statistics(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, training: bool, momentum: float, eps: float
 ) -> tuple[Tensor, ...]:
     """Return a batch norm by the statistics of the batch itself, its means, and 1 / sqrt(variance + eps)."""
     return _by_batch(x, weight, bias, eps)
-
-
-@decomposes(aten._native_batch_norm_legit.default, targets=("onnx",), why=_BATCH)
-def native_batch_norm_legit(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor,
-    running_var: Tensor,
-    training: bool,
-    momentum: float,
-    eps: float,
-) -> tuple[Tensor, ...]:
-    """Return the same; the running statistics are not of this call."""
-    return _by_batch(x, weight, bias, eps) if training else NotImplemented
 
 
 def _by_batch(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:

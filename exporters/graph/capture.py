@@ -242,6 +242,9 @@ def _export(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) -
     for node in list(graph.graph.nodes):  # torch's own checks of what `val` says of each value
         if node.target is torch.ops.aten._assert_tensor_metadata.default:
             graph.graph.erase_node(node)
+    for node in list(graph.graph.nodes):  # a norm by its batch's own statistics: it updates the running ones, unread
+        if node.target is torch.ops.aten.batch_norm.default and node.args[5]:
+            node.args = (*node.args[:3], None, None, *node.args[5:])
     for node in list(graph.graph.nodes):  # a model that works in place on its input: its caller's is left alone
         if node.target is torch.ops.aten.copy_.default and node.args[0].op == "placeholder":
             node.replace_all_uses_with(node.args[1])

@@ -132,6 +132,9 @@ def _pairs() -> Iterator[Case]:
         yield of("pow", f"to the power of {exponent}", lambda x, e=exponent: x**e, base)
     yield of("pow", "of a number", lambda x: 2.0**x, row(-3, 0, 0.5, 10))
     yield of("pow", "integers", lambda x: x**3, torch.tensor([-3, 0, 2]))
+
+
+def _comparisons() -> Iterator[Case]:
     for name in ("maximum", "minimum", "fmax", "fmin"):
         yield of(name, "ties and signs", getattr(torch, name), (row(1, -1, 0, 2, 5), row(1, 1, 0, -2, 5)))
     yield of(
@@ -144,6 +147,9 @@ def _pairs() -> Iterator[Case]:
     yield of("heaviside", "at zero", torch.heaviside, (row(-1, 0, 2, -0.0), row(0.5, 0.5, 0.5, 0.25)))
     yield of("lerp", "by a number", lambda x, y: torch.lerp(x, y, 0.3), (drawn(4), drawn(4, seed=1)))
     yield of("lerp", "beyond the ends", torch.lerp, (row(1, 2), row(3, 5), row(-1, 2)))
+
+
+def _sums() -> Iterator[Case]:
     for name in ("add", "sub"):
         function = getattr(torch, name)
         yield of(name, "with alpha", lambda x, y, f=function: f(x, y, alpha=2.5), (drawn(3, 4), drawn(4)))
@@ -154,6 +160,11 @@ def _pairs() -> Iterator[Case]:
             (torch.arange(4), torch.arange(4) * 2),
         )
         yield of(name, "integer and float", function, (torch.arange(4), drawn(4)))
+    yield of("add", "a number near 0", lambda x: x + 1e-8, row(0, 1e-8, -1e-8, 1e-7))
+    yield of("sub", "a number near 0", lambda x: x - 1e-8, row(0, 1e-8, -1e-8, 1e-7))
+    yield of("mul", "a number near 1", lambda x: x * 1.000005, row(1, 3, 1000), ulps=2.0)
+    yield of("div", "a number near 1", lambda x: x / 1.000005, row(1, 3, 1000), ulps=2.0)
+    yield of("div", "by a norm with a small eps", lambda x: x / (x.abs().sum(-1, keepdim=True) + 1e-8), _rows())
     yield of("rsub", "with alpha", lambda x: torch.rsub(x, 3.0, alpha=2.0), drawn(4))
     yield of(
         "addcmul",
@@ -251,6 +262,9 @@ def _activations() -> Iterator[Case]:
     yield of("nn.functional.prelu", "one slope", lambda x: F.prelu(x, row(0.25)), drawn(2, 3, 4))
     yield of("nn.functional.prelu", "a slope a channel", lambda x: F.prelu(x, row(0.25, -0.5, 2)), drawn(2, 3, 4))
     yield of("nn.functional.prelu", "computed slopes", F.prelu, (drawn(2, 3, 4), drawn(3)))
+
+
+def _softmaxes() -> Iterator[Case]:
     for dim in (0, 1, -1):
         yield of("nn.functional.glu", f"axis {dim}", partial(F.glu, dim=dim), drawn(4, 6, 8))
     rows = (
@@ -335,6 +349,10 @@ def _norms() -> Iterator[Case]:
     yield of("nn.functional.batch_norm", "of a matrix", _shaken(nn.BatchNorm1d(8)), rows)
     yield of("nn.functional.batch_norm", "of volumes", _shaken(nn.BatchNorm3d(6)), planes.reshape(2, 6, 2, 2, 2))
     yield of("nn.functional.local_response_norm", "default", lambda x: F.local_response_norm(x, 3), planes)
+
+
+def _distances() -> Iterator[Case]:
+    rows = _rows()
     yield of("nn.functional.normalize", "default", F.normalize, rows)
     yield of("nn.functional.normalize", "last axis", lambda x: F.normalize(x, dim=-1, eps=1e-2), rows)
     yield of("nn.functional.normalize", "p = 1", lambda x: F.normalize(x, p=1.0, dim=0), rows)
@@ -404,6 +422,10 @@ def _reductions() -> Iterator[Case]:
         yield of("std", f"correction {correction}, all axes", lambda x, c=correction: torch.std(x, correction=c), x)
     yield of("var_mean", "default", lambda x: torch.var_mean(x, -1), rows, floor=1.0)
     yield of("var", "unbiased as a flag", lambda x: x.var(1, unbiased=False), x)
+
+
+def _extremes() -> Iterator[Case]:
+    x = drawn(3, 4, 5)
     ties = torch.tensor([[1.0, 3, 3, 2, 3], [0, -0.0, 0, -1, 0], [2, 2, 2, 2, 2]])
     for name in ("argmax", "argmin"):
         function = getattr(torch, name)
@@ -415,6 +437,10 @@ def _reductions() -> Iterator[Case]:
         yield of(name, "values and places, ties", lambda x, f=function: tuple(f(x, 1)), ties)
         yield of(name, "last axis, kept", lambda x, f=function: f(x, -1, keepdim=True).values, x)
     yield of("aminmax", "an axis", lambda x: tuple(torch.aminmax(x, dim=1)), x)
+
+
+def _running() -> Iterator[Case]:
+    x = drawn(3, 4, 5)
     for name in ("cumsum", "cumprod"):
         function = getattr(torch, name)
         for dim in (0, 1, -1):
@@ -446,66 +472,73 @@ def _reductions() -> Iterator[Case]:
     yield of("trapezoid", "default", torch.trapezoid, x)
 
 
+_ARRANGED: dict[str, dict[str, Callable[..., Any]]] = {
+    "flip": {"first and last": lambda x: x.flip(0, -1), "middle": lambda x: x.flip(1)},
+    "roll": {
+        "flat": lambda x: x.roll(3),
+        "negative": lambda x: x.roll(-1, -1),
+        "two axes": lambda x: x.roll((1, -2), (0, 2)),
+    },
+    "rot90": {f"k = {k}": lambda x, k=k: torch.rot90(x, k, (1, 2)) for k in (-1, 1, 2, 3)},
+    "tril": {f"diagonal {k}": lambda x, k=k: x.tril(k) for k in (-1, 0, 2)},
+    "triu": {f"diagonal {k}": lambda x, k=k: x.triu(k) for k in (-1, 0, 2)},
+    "diagonal": {"offset": lambda x: x.diagonal(1, -2, -1), "default": torch.diagonal},
+    "diag_embed": {"default": torch.diag_embed, "offset": lambda x: torch.diag_embed(x, -1, 0, 2)},
+    "repeat": {"more axes": lambda x: x.repeat(2, 1, 3, 1), "once": lambda x: x.repeat(1, 1, 1)},
+    "repeat_interleave": {"an axis": lambda x: x.repeat_interleave(2, 1), "flat": lambda x: x.repeat_interleave(3)},
+    "tile": {"fewer axes": lambda x: x.tile(2), "more axes": lambda x: x.tile(2, 1, 1, 2)},
+    "expand": {"minus one": lambda x: x[:, :1].expand(-1, 5, -1), "more axes": lambda x: x.expand(2, 2, 3, 4)},
+    "permute": {"negative": lambda x: x.permute(-1, 0, 1)},
+    "transpose": {"negative": lambda x: x.transpose(-1, 0)},
+    "movedim": {"two": lambda x: x.movedim((0, 1), (2, 0))},
+    "reshape": {"to a vector": lambda x: x.reshape(-1), "more axes": lambda x: x.reshape(2, 1, 3, 2, 2)},
+    "flatten": {"from 1": lambda x: x.flatten(1), "all": torch.flatten},
+    "unflatten": {"negative": lambda x: x.unflatten(-1, (2, -1))},
+    "squeeze": {
+        "all": lambda x: x[:1, :, :1].squeeze(),
+        "one that is larger": lambda x: x.squeeze(0),
+        "several": lambda x: x[:1, :, :1].squeeze((0, 2)),
+    },
+    "unsqueeze": {"negative": lambda x: x.unsqueeze(-2)},
+    "split": {"uneven": lambda x: x.split(3, -1), "sizes": lambda x: x.split([1, 2], 1)},
+    "chunk": {"uneven": lambda x: x.chunk(3, -1)},
+    "tensor_split": {"uneven": lambda x: x.tensor_split(3, -1), "places": lambda x: x.tensor_split((1, 3), -1)},
+    "unbind": {"last": lambda x: x.unbind(-1)},
+    "narrow": {"negative start": lambda x: x.narrow(-1, -2, 2)},
+    "select": {"negative": lambda x: x.select(-1, -1)},
+    "slice": {
+        "negative": lambda x: x[:, -2:, :-1],
+        "steps": lambda x: x[..., ::2],
+        "beyond": lambda x: x[:, 1:100],
+    },
+    "unfold": {"overlapping": lambda x: x.unfold(-1, 2, 1), "gaps": lambda x: x.unfold(1, 1, 2)},
+    "stack": {"last": lambda x: torch.stack([x, 2 * x], -1)},
+    "cat": {
+        "negative": lambda x: torch.cat([x, x + 1], -2),
+        "integer and float": lambda x: torch.cat([x, torch.ones(2, 3, 1, dtype=torch.int64)], -1),
+    },
+    "select_scatter": {"negative": lambda x: x.select_scatter(torch.zeros(2, 3), -1, -1)},
+    "slice_scatter": {"steps": lambda x: x.slice_scatter(torch.zeros(2, 3, 2), 2, 0, 4, 2)},
+    "nn.functional.pixel_shuffle": {"2": lambda x: F.pixel_shuffle(x.reshape(1, 12, 1, 2), 2)},
+    "nn.functional.pixel_unshuffle": {"2": lambda x: F.pixel_unshuffle(x.reshape(1, 1, 6, 4), 2)},
+    "nn.functional.channel_shuffle": {"2": lambda x: F.channel_shuffle(x.reshape(1, 6, 2, 2), 3)},
+    "__getitem__": {
+        "mixed": lambda x: x[..., None, 1, :2],
+        "reversed by a step": lambda x: x[:, torch.arange(2, -1, -1)],
+    },
+}
+"""How tensors are arranged, by operator and case."""
+
+
 def _shapes() -> Iterator[Case]:
     x = drawn(2, 3, 4)
-    forms: dict[str, dict[str, Callable[..., Any]]] = {
-        "flip": {"first and last": lambda x: x.flip(0, -1), "middle": lambda x: x.flip(1)},
-        "roll": {
-            "flat": lambda x: x.roll(3),
-            "negative": lambda x: x.roll(-1, -1),
-            "two axes": lambda x: x.roll((1, -2), (0, 2)),
-        },
-        "rot90": {f"k = {k}": lambda x, k=k: torch.rot90(x, k, (1, 2)) for k in (-1, 1, 2, 3)},
-        "tril": {f"diagonal {k}": lambda x, k=k: x.tril(k) for k in (-1, 0, 2)},
-        "triu": {f"diagonal {k}": lambda x, k=k: x.triu(k) for k in (-1, 0, 2)},
-        "diagonal": {"offset": lambda x: x.diagonal(1, -2, -1), "default": torch.diagonal},
-        "diag_embed": {"default": torch.diag_embed, "offset": lambda x: torch.diag_embed(x, -1, 0, 2)},
-        "repeat": {"more axes": lambda x: x.repeat(2, 1, 3, 1), "once": lambda x: x.repeat(1, 1, 1)},
-        "repeat_interleave": {"an axis": lambda x: x.repeat_interleave(2, 1), "flat": lambda x: x.repeat_interleave(3)},
-        "tile": {"fewer axes": lambda x: x.tile(2), "more axes": lambda x: x.tile(2, 1, 1, 2)},
-        "expand": {"minus one": lambda x: x[:, :1].expand(-1, 5, -1), "more axes": lambda x: x.expand(2, 2, 3, 4)},
-        "permute": {"negative": lambda x: x.permute(-1, 0, 1)},
-        "transpose": {"negative": lambda x: x.transpose(-1, 0)},
-        "movedim": {"two": lambda x: x.movedim((0, 1), (2, 0))},
-        "reshape": {"to a vector": lambda x: x.reshape(-1), "more axes": lambda x: x.reshape(2, 1, 3, 2, 2)},
-        "flatten": {"from 1": lambda x: x.flatten(1), "all": torch.flatten},
-        "unflatten": {"negative": lambda x: x.unflatten(-1, (2, -1))},
-        "squeeze": {
-            "all": lambda x: x[:1, :, :1].squeeze(),
-            "one that is larger": lambda x: x.squeeze(0),
-            "several": lambda x: x[:1, :, :1].squeeze((0, 2)),
-        },
-        "unsqueeze": {"negative": lambda x: x.unsqueeze(-2)},
-        "split": {"uneven": lambda x: x.split(3, -1), "sizes": lambda x: x.split([1, 2], 1)},
-        "chunk": {"uneven": lambda x: x.chunk(3, -1)},
-        "tensor_split": {"uneven": lambda x: x.tensor_split(3, -1), "places": lambda x: x.tensor_split((1, 3), -1)},
-        "unbind": {"last": lambda x: x.unbind(-1)},
-        "narrow": {"negative start": lambda x: x.narrow(-1, -2, 2)},
-        "select": {"negative": lambda x: x.select(-1, -1)},
-        "slice": {
-            "negative": lambda x: x[:, -2:, :-1],
-            "steps": lambda x: x[..., ::2],
-            "beyond": lambda x: x[:, 1:100],
-        },
-        "unfold": {"overlapping": lambda x: x.unfold(-1, 2, 1), "gaps": lambda x: x.unfold(1, 1, 2)},
-        "stack": {"last": lambda x: torch.stack([x, 2 * x], -1)},
-        "cat": {
-            "negative": lambda x: torch.cat([x, x + 1], -2),
-            "integer and float": lambda x: torch.cat([x, torch.ones(2, 3, 1, dtype=torch.int64)], -1),
-        },
-        "select_scatter": {"negative": lambda x: x.select_scatter(torch.zeros(2, 3), -1, -1)},
-        "slice_scatter": {"steps": lambda x: x.slice_scatter(torch.zeros(2, 3, 2), 2, 0, 4, 2)},
-        "nn.functional.pixel_shuffle": {"2": lambda x: F.pixel_shuffle(x.reshape(1, 12, 1, 2), 2)},
-        "nn.functional.pixel_unshuffle": {"2": lambda x: F.pixel_unshuffle(x.reshape(1, 1, 6, 4), 2)},
-        "nn.functional.channel_shuffle": {"2": lambda x: F.channel_shuffle(x.reshape(1, 6, 2, 2), 3)},
-        "__getitem__": {
-            "mixed": lambda x: x[..., None, 1, :2],
-            "reversed by a step": lambda x: x[:, torch.arange(2, -1, -1)],
-        },
-    }
-    for name, functions in forms.items():
+    for name, functions in _ARRANGED.items():
         for label, function in functions.items():
             yield of(name, label, function, x)
+
+
+def _ranks_and_types() -> Iterator[Case]:
+    x = drawn(2, 3, 4)
     deep = drawn(2, 1, 3, 2, 2, 1, 2)
     yield of("add", "rank 7", lambda x: x + x.mean((1, -1), keepdim=True), deep)
     yield of("permute", "rank 7", lambda x: x.permute(6, 0, 4, 2, 5, 1, 3) * 2.0, deep)
@@ -551,6 +584,12 @@ def _indices() -> Iterator[Case]:
     yield of("__getitem__", "by a computed index", lambda x: x[x[:, 0].argmax()], x)
     yield of("gather", "last axis", lambda x, i: x.gather(-1, i), (x, torch.tensor([[0, 4], [1, 1], [2, 0], [3, 3]])))
     yield of("take_along_dim", "by sorting", lambda x: x.take_along_dim(x.argsort(-1), -1), x)
+
+
+def _writing() -> Iterator[Case]:
+    x = drawn(4, 5)
+    picks = torch.tensor([0, 3, 2])
+    back = torch.tensor([-1, 0, -3])
     yield of("index_put", "rows", lambda x, i, v: x.index_put((i,), v), (x, picks, drawn(3, 5, seed=1)))
     yield of("index_put", "negative indices", lambda x, i, v: x.index_put((i,), v), (x, back, drawn(3, 5, seed=1)))
     yield of(
@@ -589,6 +628,10 @@ def _indices() -> Iterator[Case]:
                 lambda x, i, v, m=mode, s=own: x.scatter_reduce(0, i, v, m, include_self=s),
                 (x, places, drawn(2, 5, seed=1)),
             )
+
+
+def _sorting() -> Iterator[Case]:
+    x = drawn(4, 5)
     for largest in (True, False):
         yield of("topk", f"largest {largest}", lambda x, k=largest: tuple(x.topk(3, largest=k)), x)
     yield of("topk", "first axis", lambda x: x.topk(2, 0).values, x)
@@ -678,6 +721,9 @@ def _products() -> Iterator[Case]:
     yield of("nn.functional.linear", "rank 4", _shaken(nn.Linear(4, 3, bias=False)), drawn(2, 2, 3, 4))
     yield of("nn.functional.linear", "computed weights", F.linear, (drawn(2, 4), drawn(3, 4), drawn(3)))
     yield of("nn.functional.bilinear", "default", _shaken(nn.Bilinear(3, 4, 5)), (drawn(2, 3), drawn(2, 4)))
+
+
+def _attention() -> Iterator[Case]:
     q, k, v = drawn(2, 2, 5, 4), drawn(2, 2, 6, 4, seed=1), drawn(2, 2, 6, 4, seed=2)
     attend = F.scaled_dot_product_attention
     name = "nn.functional.scaled_dot_product_attention"
@@ -689,6 +735,9 @@ def _products() -> Iterator[Case]:
     yield of(name, "grouped queries", partial(attend, enable_gqa=True), (drawn(2, 4, 5, 4), k, v))
     yield of(name, "loud", attend, (q * 100, k, v))
     yield of("nn.functional.multi_head_attention_forward", "module", _Attention(), drawn(2, 5, 8))
+
+
+def _vectors() -> Iterator[Case]:
     yield of("kron", "matrices", torch.kron, (drawn(2, 2), drawn(2, 3)))
     yield of("cross", "default", torch.linalg.cross, (drawn(4, 3), drawn(4, 3, seed=1)))
     yield of("outer", "vectors", torch.outer, (drawn(3), drawn(4)))
@@ -899,6 +948,10 @@ def _images() -> Iterator[Case]:
             lambda x, m=mode: F.interpolate(x, size=(1, 1), mode=m, align_corners=True),
             x2,
         )
+
+
+def _grids() -> Iterator[Case]:
+    x2 = drawn(1, 2, 5, 4)
     grid = torch.cat([drawn(1, 3, 4, 2, scale=0.7), row(-1, -1, 1, 1, 0, 0, -1.5, 2).reshape(1, 1, 4, 2)], 1)
     for mode in ("bilinear", "nearest", "bicubic"):
         for padding in ("zeros", "border", "reflection"):
@@ -956,9 +1009,7 @@ def _transforms() -> Iterator[Case]:
     for name in ("rfft", "fft"):
         function = getattr(torch.fft, name)
         for norm in (None, "ortho", "forward"):
-            yield transform(
-                f"fft.{name}", f"norm {norm}", lambda x, f=function, n=norm: f(x, norm=n), y
-            )
+            yield transform(f"fft.{name}", f"norm {norm}", lambda x, f=function, n=norm: f(x, norm=n), y)
     yield transform("fft.rfft", "magnitude", lambda x: torch.fft.rfft(x).abs(), y, torch.zeros(2, 6, 8))
     yield transform("fft.rfft", "longer", lambda x: torch.fft.rfft(x, n=12, dim=1), y)
     yield transform("fft.rfft", "phase", lambda x: torch.fft.rfft(x).angle(), y)
@@ -968,8 +1019,9 @@ def _transforms() -> Iterator[Case]:
 
 
 CLASSES = (
-    _elementwise, _pairs, _choices, _activations, _norms, _reductions, _shapes, _indices, _products, _recurrent,
-    _convolutions, _pooling, _pads, _images, _transforms,
+    _elementwise, _pairs, _comparisons, _sums, _choices, _activations, _softmaxes, _norms, _distances, _reductions,
+    _extremes, _running, _shapes, _ranks_and_types, _indices, _writing, _sorting, _products, _attention, _vectors,
+    _recurrent, _convolutions, _pooling, _pads, _images, _grids, _transforms,
 )  # fmt: skip
 
 

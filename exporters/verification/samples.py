@@ -37,11 +37,12 @@ EXCLUDED = {
     r"broadcast_shapes|combinations": "makes tensors of no values",
     r"item|allclose|equal|is_.*": "returns no tensor",
     r"resize_.*|zero_|fill|as_strided.*|set_|_segment_reduce": "changes or reinterprets memory",
+    r"native_batch_norm|_native_batch_norm_legit|_batch_norm_with_update": "changes its running statistics",
     r"jiterator.*|.*backward|.*_grad|native_dropout.*|bmm\.triton.*|hash_tensor": "no operator of inference",
     r"sparse\..*|to_sparse|.*_unsafe_masked.*|masked\..*|.*linear_cross_entropy.*": "prototype, or of sparse tensors",
     r"cdouble|cfloat|chalf|complex|view_as_complex|polar": "of complex numbers by itself",
     r"bfloat16": "of a type that no file has here",
-    r"histogram|histogramdd|geqrf|ormqr|linalg\.ldl.*|linalg\.householder.*": "computed in places that torch.export lacks",
+    r"histogram|histogramdd|geqrf|ormqr|linalg\.ldl.*|linalg\.householder.*": "a step of an algorithm of linear algebra",
 }
 """Patterns of names, each with the reason why it is left out."""
 
