@@ -33,7 +33,7 @@ def refuse(error: BaseException, nodes: Iterable[Node], format_name: str) -> Uns
     node = _find(error, list(nodes))
     if node is None:
         return Unsupported(
-            f"{format_name} cannot express this model, and its converter does not say which operator that is about;"
+            f"{format_name} cannot express this model, and its converter does not say which operator it means;"
             " export a part of it to find out, or choose another target. --debug shows the trace"
         )
     return Unsupported(f"{format_name} cannot express this model: it does not take {describe(node)}; {WAY_OUT}")

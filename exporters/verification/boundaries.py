@@ -27,6 +27,7 @@ def of(operator: str, label: str, function: Callable[..., Any], *values: Values,
     return Case(operator, label, function, calls, **more)
 
 
+activation = partial(of, activation=True)
 image = partial(of, ulps=64.0, mixes=True)
 transform = partial(of, mixes=True)
 
@@ -238,8 +239,10 @@ def _activations() -> Iterator[Case]:
         "selu",
     )
     for name in names:
-        yield of(f"nn.functional.{name}", "from tiny to huge", getattr(F, name), REAL, LOUD.clamp(-1e9, 1e9))
-    yield of("nn.functional.logsigmoid", "saturation", F.logsigmoid, row(-1e4, -100, -88, -30, 30, 88, 100, 1e4))
+        yield activation(f"nn.functional.{name}", "from tiny to huge", getattr(F, name), REAL, LOUD.clamp(-1e9, 1e9))
+    yield activation(
+        "nn.functional.logsigmoid", "saturation", F.logsigmoid, row(-1e4, -100, -88, -30, 30, 88, 100, 1e4)
+    )
     forms: dict[str, dict[str, Callable[..., Any]]] = {
         "gelu": {"exact": F.gelu, "tanh": partial(F.gelu, approximate="tanh")},
         "elu": {"default": F.elu, "alpha": partial(F.elu, alpha=0.3)},
@@ -257,11 +260,13 @@ def _activations() -> Iterator[Case]:
     }
     for name, functions in forms.items():
         for label, function in functions.items():
-            yield of(f"nn.functional.{name}", label, function, REAL, LOUD.clamp(-1e9, 1e9))
-    yield of("nn.functional.softplus", "saturation", F.softplus, row(-104, -88, -30, 19.9, 20.1, 88, 104))
-    yield of("nn.functional.prelu", "one slope", lambda x: F.prelu(x, row(0.25)), drawn(2, 3, 4))
-    yield of("nn.functional.prelu", "a slope a channel", lambda x: F.prelu(x, row(0.25, -0.5, 2)), drawn(2, 3, 4))
-    yield of("nn.functional.prelu", "computed slopes", F.prelu, (drawn(2, 3, 4), drawn(3)))
+            yield activation(f"nn.functional.{name}", label, function, REAL, LOUD.clamp(-1e9, 1e9))
+    yield activation("nn.functional.softplus", "saturation", F.softplus, row(-104, -88, -30, 19.9, 20.1, 88, 104))
+    yield activation("nn.functional.prelu", "one slope", lambda x: F.prelu(x, row(0.25)), drawn(2, 3, 4))
+    yield activation(
+        "nn.functional.prelu", "a slope a channel", lambda x: F.prelu(x, row(0.25, -0.5, 2)), drawn(2, 3, 4)
+    )
+    yield activation("nn.functional.prelu", "computed slopes", F.prelu, (drawn(2, 3, 4), drawn(3)))
 
 
 def _softmaxes() -> Iterator[Case]:
@@ -952,7 +957,7 @@ def _images() -> Iterator[Case]:
 
 def _grids() -> Iterator[Case]:
     x2 = drawn(1, 2, 5, 4)
-    grid = torch.cat([drawn(1, 3, 4, 2, scale=0.7), row(-1, -1, 1, 1, 0, 0, -1.5, 2).reshape(1, 1, 4, 2)], 1)
+    grid = torch.cat([drawn(1, 3, 4, 2, scale=0.7), row(-1, -1, 1, 1, 0, 0, -1.4, 1.9).reshape(1, 1, 4, 2)], 1)
     for mode in ("bilinear", "nearest", "bicubic"):
         for padding in ("zeros", "border", "reflection"):
             for align in (False, True):

@@ -1,7 +1,7 @@
 """Overloads that rewrites and fused ops may emit: each is a case of its own, by the overload's name.
 
 A rewrite writes ATen, in overloads that no caller spells (`where.ScalarOther`), and the form of a fused op that a
-target inlines is captured like a model. `named_overloads` finds those that the sources name; `tests/test_conformance.py`
+target inlines is captured like a model. `named_overloads` finds those that the sources name; tests/test_conformance.py
 also runs rewrites and collects what is new. What is complex is left out: no complex number leaves the rewrites.
 """
 
@@ -139,7 +139,8 @@ def _layers() -> Iterator[tuple[Any, Callable[..., Any], tuple[Any, ...]]]:
     yield aten.einsum.default, lambda x, y: aten.einsum.default("bij,bjk->bik", [x, y]), (_X, drawn(2, 4, 5))
     yield aten.mean.dim, lambda x: aten.mean.dim(x, [1, -1], True), (_X,)
     for name in ("var", "std"):
-        yield getattr(aten, name).dim, lambda x, f=getattr(aten, name).dim: f(x, [-1], False, True), (_X,)
+        of_axes = getattr(aten, name).dim
+        yield of_axes, lambda x, f=of_axes: f(x, [-1], False, True), (_X,)
         of_correction = getattr(aten, name).correction
         yield of_correction, lambda x, f=of_correction: f(x, [-1], correction=0, keepdim=True), (_X,)
     yield aten.softmax.int, lambda x: aten.softmax.int(x, -1), (_X,)

@@ -5,12 +5,14 @@ A result y = f(x) is computed from inputs that carry a rounding each, and is rou
 
     u (|y| + |f'(x) x|)        f'(x) x by forward differentiation in float64, over inputs of random signs
 
-so that a sum that cancels, a logarithm at 1 and a sine of a large angle are allowed what they magnify, and a rounding or
-a comparison, whose derivative is 0, is allowed nothing. A case is allowed `ulps` of these units: 16 by default, for the
-order of summation and the three or four roundings that transcendental functions have inside. Beside these:
+so that a sum that cancels, a logarithm at 1 and a sine of a large angle are allowed what they magnify, and a rounding
+or a comparison, whose derivative is 0, is allowed nothing. A case is allowed `ulps` of these units: 16 by default, for
+the order of summation and the three or four roundings that transcendental functions have inside. Beside these:
 
     mixes   of a case whose derivative does not show what is inside, as of a transform and its inverse: the largest
             magnitude of the output counts as |f'(x) x| everywhere
+    activations     the magnitude of x counts too, between 1 and 10: exp(x) - 1 and 1 + erf(x) are rounded as numbers of
+            order one, in PyTorch as well, before they are multiplied by x; beyond 10 all of them are saturated
     images  64 units, as if mixed: a position is computed in fp32, up to 16 times as large as a weight, and shifts all
             weights of a pixel together, so that nothing cancels
     fp16    16 x 2^-24, and two roundings of a value of order one: a composite operator rounds between its own, and half
@@ -103,6 +105,8 @@ def expect(case: Case, given: Sequence[Tensor], dtype: str) -> list[Expected]:
             continue
         wide = array.astype(np.float64) if exact is None else exact[k]
         moved = np.abs(wide) if spread is None else np.abs(wide) + spread[k]
+        if case.activation and given[0].shape == value.shape:
+            moved = moved + np.clip(np.abs(given[0].numpy().astype(np.float64)), 1.0, 10.0)
         expected.append(Expected(array, wide, _allowed(case, wide, moved, peak, dtype), dtype))
     return expected
 

@@ -1,4 +1,4 @@
-"""Activations and losses by exp(x) - 1 and log(1 + exp(x)), to the last digit, where ONNX takes the difference."""
+"""Losses by log(1 + exp(x)), where ONNX takes the logarithm of a sigmoid."""
 
 from __future__ import annotations
 
@@ -8,12 +8,6 @@ from torch import Tensor
 from edgesmith.exporters.decompositions import decomposes
 
 aten = torch.ops.aten
-
-
-@decomposes(aten.celu.default, targets=("onnx",), why="exp(x) - 1 loses the digits of small x")
-def celu(x: Tensor, alpha: float = 1.0) -> Tensor:
-    """Return x above 0, and alpha (exp(x / alpha) - 1) below."""
-    return torch.where(x > 0, x, torch.expm1(x.clamp(max=0.0) * (1 / alpha)) * alpha)
 
 
 @decomposes(
