@@ -58,7 +58,7 @@ def test_right_mended_and_refused() -> None:
     right, mended, refused = judge([plain, ours, strange], column)
     assert (right.kind, mended.kind, refused.kind) == (RIGHT, MENDED, REFUSED)
     assert re.fullmatch(
-        r"ONNX cannot express this model: it does not take aten\._linalg_eigh\(float32 \[3, 3\].*\) at case_0 \(.*\);"
+        r"ONNX cannot express this model: it does not take aten\._linalg_eigh\(float32 \[3, 3\].*\) at case_\d \(.*\);"
         r" spell it with other operators, or choose another target: edgesmith operators says what each takes",
         refused.why,
     )
@@ -150,6 +150,10 @@ def _round_away(x: Tensor) -> Tensor:
     return torch.where(x < 0, torch.ceil(x - 0.5), torch.floor(x + 0.5))
 
 
+def _sums(x: Tensor) -> Tensor:
+    return F.conv2d(F.pad(x, (1, 1, 1, 1)), torch.ones(3, 1, 3, 3), stride=2, groups=3)
+
+
 FAULTS: dict[str, tuple[str, str, Any, Callable[..., Any]]] = {
     "a dropped eps": (
         "nn.functional.layer_norm",
@@ -163,7 +167,7 @@ FAULTS: dict[str, tuple[str, str, Any, Callable[..., Any]]] = {
         "cumsum",
         "axis 1",
         aten.cumsum.default,
-        lambda x, dim, **_: aten.flip.default(aten.cumsum.default(aten.flip.default(x, [dim]), dim), [dim]),
+        lambda x, dim, **_: torch.matmul(x, torch.ones(x.shape[-1], x.shape[-1]).triu()),
     ),
     "a default not filled": (
         "nn.functional.softplus",
@@ -208,7 +212,7 @@ FAULTS: dict[str, tuple[str, str, Any, Callable[..., Any]]] = {
         "nn.functional.avg_pool2d",
         "ceil_mode False, count_include_pad True",
         aten.avg_pool2d.default,
-        lambda x, kernel, stride, padding, *_: aten.avg_pool2d.default(F.pad(x, (1, 1, 1, 1)), kernel, stride) * 0.9,
+        lambda x, *_: _sums(x) / _sums(torch.ones_like(x)),
     ),
     "keepdim lost": (
         "amax",

@@ -23,3 +23,12 @@ def binary_cross_entropy_with_logits(
     loss = (1 - wanted) * x - torch.nn.functional.logsigmoid(x) * factor
     loss = loss if weight is None else loss * weight
     return loss if reduction == 0 else loss.mean() if reduction == 1 else loss.sum()
+
+
+@decomposes(
+    aten.soft_margin_loss.default, targets=("onnx",), why="the exporter's log(1 + x) loses the digits of small x"
+)
+def soft_margin_loss(x: Tensor, wanted: Tensor, reduction: int = 1) -> Tensor:
+    """Return log(1 + exp(-t x)): all of them, their mean, or their sum."""
+    loss = torch.log1p(torch.exp(-wanted * x))
+    return loss if reduction == 0 else loss.mean() if reduction == 1 else loss.sum()

@@ -59,7 +59,7 @@ def _argument(value: object) -> str:
 
 def _line(node: Node) -> str:
     """Return the line of the model that an operator comes from, ` (model.py:12)`; empty where that is not known."""
-    frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("written_at") or node.meta.get("stack_trace") or "")
+    frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("written_at") or node.meta.get("stack_trace", ""))
     own = [(file, line) for file, line in frames if "torch" not in Path(file).parts]
     return f" ({Path(own[-1][0]).name}:{own[-1][1]})" if own else ""
 

@@ -71,7 +71,8 @@ def _elementwise() -> Iterator[Case]:
     both += ("frac", "erf", "erfc", "asinh", "atan", "expm1", "exp", "exp2", "sinh", "cosh", "signbit", "logical_not")
     both += ("positive", "deg2rad", "rad2deg", "isfinite", "sinc", "reciprocal", "angle")
     for name in both:
-        yield of(name, "from tiny to huge", getattr(torch, name), REAL, LOUD)
+        curve = name in ("sigmoid", "tanh")  # of order one, as activations are
+        yield of(name, "from tiny to huge", getattr(torch, name), REAL, LOUD, activation=curve)
     for name in ("log", "log2", "log10", "log1p", "sqrt", "rsqrt", "lgamma", "digamma"):
         yield of(name, "positive, from tiny to huge", getattr(torch, name), POSITIVE)
     yield of("log1p", "near 0 and to -1", torch.log1p, UNIT)
@@ -97,7 +98,7 @@ def _elementwise() -> Iterator[Case]:
     yield of("abs", "of integers", torch.abs, torch.tensor([-3, 0, 4]))
     yield of("neg", "of integers", torch.neg, torch.tensor([-3, 0, 4]))
     yield of("bitwise_not", "of booleans", torch.bitwise_not, torch.tensor([True, False]))
-    yield of("sigmoid", "saturation", torch.sigmoid, row(-104, -88, -30, 30, 88, 104))
+    yield activation("sigmoid", "saturation", torch.sigmoid, row(-104, -88, -30, 30, 88, 104))
 
 
 def _pairs() -> Iterator[Case]:
