@@ -105,6 +105,19 @@ def bucketize(x: Tensor, boundaries: Tensor, *, out_int32: bool = False, right: 
     return below.sum(-1).to(torch.int32 if out_int32 else torch.int64)
 
 
+@decomposes(aten.scatter_reduce.two, targets=("onnx",), why="ONNX has no mean, and torch's exporter takes the source")
+def scatter_reduce(
+    x: Tensor, dim: int, index: Tensor, source: Tensor, reduce: str, *, include_self: bool = True
+) -> Tensor:
+    """Return x with the means of what an index sends to each place, of x too with `include_self`."""
+    if reduce != "mean" or not x.is_floating_point():
+        return NotImplemented
+    count = torch.zeros_like(x).scatter_add(dim, index, torch.ones_like(source))
+    total = (x if include_self else torch.zeros_like(x)).scatter_add(dim, index, source)
+    mean = total / (count + 1.0 if include_self else count.clamp(min=1.0))
+    return torch.where(count > 0, mean, x)
+
+
 _BATCH = "torch's exporter takes the running statistics where PyTorch takes the batch's"
 
 

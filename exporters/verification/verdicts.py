@@ -65,11 +65,12 @@ def worst(kinds: Iterable[str]) -> str:
 def table() -> tuple[Entry, ...]:
     """Return the entries, by operator, then by target and precision."""
     content = json.loads(TABLE.read_text(encoding="utf-8"))
-    return tuple(
-        Entry(name, *column.split(":"), one["counts"], one.get("examples", {}))
-        for name, columns in content.items()
-        for column, one in columns.items()
-    )
+    found = []
+    for name, columns in content.items():
+        for column, one in columns.items():
+            target, _, precision = column.partition(":")
+            found.append(Entry(name, target, precision, one["counts"], one.get("examples", {})))
+    return tuple(found)
 
 
 def find(name: str | None = None, target: str | None = None) -> list[Entry]:
