@@ -39,7 +39,7 @@ def _own_type(number: float) -> torch.dtype:
     return torch.get_default_dtype() if isinstance(number, float) else torch.int64
 
 
-@decomposes(aten.where.self, targets=("coreml",), why="coremltools 9.0 wants one type on both sides")
+@decomposes(aten.where.self, targets=("coreml", "coreai"), why="they want one type on both sides, or take the first's")
 def where(condition: Tensor, x: Tensor, other: Tensor) -> Tensor:
     """Return x where the condition holds, else the other, in the type that holds both."""
     if x.dtype == other.dtype:
@@ -51,8 +51,8 @@ def where(condition: Tensor, x: Tensor, other: Tensor) -> Tensor:
 @decomposes(
     aten.add.Tensor,
     aten.add.Scalar,
-    targets=("coreml",),
-    why="coremltools 9.0 drops alpha where it comes by name",
+    targets=("coreml", "coreai"),
+    why="coremltools 9.0 and Core AI drop alpha where it comes by name",
 )
 def add(x: Tensor, other: Tensor | float, alpha: float = 1) -> Tensor:
     """Return x + alpha other."""
@@ -62,8 +62,8 @@ def add(x: Tensor, other: Tensor | float, alpha: float = 1) -> Tensor:
 @decomposes(
     aten.sub.Tensor,
     aten.sub.Scalar,
-    targets=("coreml",),
-    why="coremltools 9.0 drops alpha where it comes by name",
+    targets=("coreml", "coreai"),
+    why="coremltools 9.0 and Core AI drop alpha where it comes by name",
 )
 def sub(x: Tensor, other: Tensor | float, alpha: float = 1) -> Tensor:
     """Return x - alpha other."""
@@ -73,8 +73,8 @@ def sub(x: Tensor, other: Tensor | float, alpha: float = 1) -> Tensor:
 @decomposes(
     aten.rsub.Tensor,
     aten.rsub.Scalar,
-    targets=("coreml",),
-    why="coremltools 9.0 drops alpha where it comes by name",
+    targets=("coreml", "coreai"),
+    why="coremltools 9.0 and Core AI drop alpha where it comes by name",
 )
 def rsub(x: Tensor, other: Tensor | float, alpha: float = 1) -> Tensor:
     """Return other - alpha x."""
@@ -120,7 +120,7 @@ def is_negative(x: Tensor) -> Tensor:
     return (x < 0) | ((x == 0) & (torch.ones_like(x) / x < 0))
 
 
-@decomposes(aten.signbit.default, targets=("coreml",), why="coremltools 9.0 has no translation")
+@decomposes(aten.signbit.default, targets=("coreml", "coreai"), why="neither converter has a translation that works")
 def signbit(x: Tensor) -> Tensor:
     """Return where a number has a minus sign, of a zero too."""
     return is_negative(x) if x.is_floating_point() else x < 0
@@ -160,13 +160,13 @@ def sgn(x: Tensor) -> Tensor:
     return torch.sign(x)
 
 
-@decomposes(aten.isinf.default, targets=("coreml",), why="coremltools 9.0 has no translation")
+@decomposes(aten.isinf.default, targets=("coreml", "coreai"), why="neither converter has a translation that works")
 def isinf(x: Tensor) -> Tensor:
     """Return where a number is infinite."""
     return x.abs() == math.inf if x.is_floating_point() else torch.zeros_like(x, dtype=torch.bool)
 
 
-@decomposes(aten.isfinite.default, targets=("coreml",), why="coremltools 9.0 has no translation")
+@decomposes(aten.isfinite.default, targets=("coreml", "coreai"), why="neither converter has a translation that works")
 def isfinite(x: Tensor) -> Tensor:
     """Return where a number is finite; NaN is not."""
     return x.abs() < math.inf if x.is_floating_point() else torch.ones_like(x, dtype=torch.bool)
@@ -193,7 +193,7 @@ def hypot(x: Tensor, y: Tensor) -> Tensor:
     return large * torch.sqrt(ratio * ratio + 1.0)
 
 
-@decomposes(aten.fmax.default, targets=("coreml",), why="coremltools 9.0 has no translation")
+@decomposes(aten.fmax.default, targets=("coreml", "coreai"), why="neither converter has a translation that works")
 def fmax(x: Tensor, y: Tensor) -> Tensor:
     """Return the larger number, where one is NaN the other."""
     x, y = torch.broadcast_tensors(x, y)
@@ -201,7 +201,7 @@ def fmax(x: Tensor, y: Tensor) -> Tensor:
     return torch.where(x != x, y, torch.where(y != y, x, largest))  # noqa: PLR0124 - so is NaN found
 
 
-@decomposes(aten.fmin.default, targets=("coreml",), why="coremltools 9.0 has no translation")
+@decomposes(aten.fmin.default, targets=("coreml", "coreai"), why="neither converter has a translation that works")
 def fmin(x: Tensor, y: Tensor) -> Tensor:
     """Return the smaller number, where one is NaN the other."""
     x, y = torch.broadcast_tensors(x, y)
@@ -209,7 +209,7 @@ def fmin(x: Tensor, y: Tensor) -> Tensor:
     return torch.where(x != x, y, torch.where(y != y, x, smallest))  # noqa: PLR0124 - so is NaN found
 
 
-@decomposes(aten.heaviside.default, targets=("coreml",), why="coremltools 9.0 has no translation")
+@decomposes(aten.heaviside.default, targets=("coreml", "coreai"), why="neither converter has a translation that works")
 def heaviside(x: Tensor, at_zero: Tensor) -> Tensor:
     """Return 0 below 0, 1 above it, and the other value at it."""
     return torch.where(x == 0, at_zero, (x > 0).to(at_zero.dtype))
@@ -249,3 +249,59 @@ def bitwise_or(x: Tensor, y: Tensor) -> Tensor:
 def bitwise_xor(x: Tensor, y: Tensor) -> Tensor:
     """Return exactly one of two conditions; integers are left."""
     return torch.logical_xor(x, y) if x.dtype == y.dtype == torch.bool else NotImplemented
+
+
+@decomposes(aten.clamp.default, targets=("coreml",), why="Core ML's clip wants its bounds in order")
+def clamp(x: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
+    """Return min(max(x, low), high), which is high throughout where the bounds cross."""
+    if low is None or high is None or low <= high:
+        return NotImplemented
+    return torch.full_like(x, high)
+
+
+@decomposes(aten.clamp.Tensor, targets=("coreml",), why="coremltools 9.0 drops bounds that are tensors where they cross")
+def clamp_by_tensors(x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
+    """Return min(max(x, low), high). Shapes broadcast."""
+    x = x if low is None else torch.maximum(x, low)
+    return x if high is None else torch.minimum(x, high)
+
+
+@decomposes(aten.isnan.default, targets=("coreai",), why="Core AI's converter has no translation")
+def isnan(x: Tensor) -> Tensor:
+    """Return where a number is NaN."""
+    return x != x if x.is_floating_point() else torch.zeros_like(x, dtype=torch.bool)  # noqa: PLR0124 - so NaN is found
+
+
+@decomposes(aten.nan_to_num.default, targets=("coreai",), why="Core AI's converter has no translation of isnan")
+def nan_to_num(x: Tensor, nan: float | None = None, posinf: float | None = None, neginf: float | None = None) -> Tensor:
+    """Return x with finite numbers for NaN and infinities: 0 and the type's own limits by default."""
+    limits = torch.finfo(x.dtype)
+    x = torch.where(isnan(x), torch.full_like(x, nan or 0.0), x)
+    x = torch.where(x == math.inf, torch.full_like(x, limits.max if posinf is None else posinf), x)
+    return torch.where(x == -math.inf, torch.full_like(x, limits.min if neginf is None else neginf), x)
+
+
+@decomposes(aten.remainder.Scalar, targets=("coreai",), why="Core AI's converter takes a tensor for the divisor only")
+def remainder(x: Tensor, divisor: float) -> Tensor:
+    """Return the remainder that has the divisor's sign."""
+    wanted = torch.result_type(x, divisor)
+    return torch.remainder(x.to(wanted), torch.full_like(x, divisor, dtype=wanted))
+
+
+@decomposes(
+    aten.div.Tensor_mode,
+    targets=("coreai",),
+    why="Core AI rounds the quotient, which is one more than PyTorch's floor where it rounds up to an integer",
+)
+def div(x: Tensor, divisor: Tensor, *, rounding_mode: str | None = None) -> Tensor:
+    """Return the floor of a quotient of floats by its remainder, as PyTorch does: (x - x mod d) / d is an integer."""
+    if rounding_mode != "floor" or not torch.result_type(x, divisor).is_floating_point:
+        return NotImplemented
+    quotient = torch.round((x - torch.remainder(x, divisor)) / divisor)
+    return torch.where(divisor == 0, x / divisor, quotient)
+
+
+@decomposes(aten.positive.default, targets=("coreml",), why="an input that is returned needs an operator")
+def positive(x: Tensor) -> Tensor:
+    """Return x."""
+    return x.clone()

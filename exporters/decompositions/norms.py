@@ -50,8 +50,8 @@ def rms_norm(x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None =
 
 @decomposes(
     aten.cosine_similarity.default,
-    targets=("coreml",),
-    why="coremltools 9.0 refuses its defaults, and adds eps where PyTorch takes the larger",
+    targets=("coreml", "coreai"),
+    why="coremltools 9.0 refuses its defaults, and of a zero row Core AI makes NaN",
 )
 def cosine_similarity(x: Tensor, y: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
     """Return x y / (max(|x|, eps) max(|y|, eps)) along an axis. Shapes broadcast."""
@@ -74,7 +74,10 @@ def pairwise_distance(x: Tensor, y: Tensor, p: float = 2.0, eps: float = 1e-6, k
 
 
 @decomposes(
-    aten.cdist.default, aten._cdist_forward.default, targets=("coreml",), why="coremltools 9.0 has no translation"
+    aten.cdist.default,
+    aten._cdist_forward.default,
+    targets=("coreml", "coreai"),
+    why="neither converter has a translation",
 )
 def cdist(x: Tensor, y: Tensor, p: float = 2.0, compute_mode: int | None = None) -> Tensor:
     """Return the p-norms of the differences of all rows: [..., N, D] and [..., M, D] to [..., N, M]."""

@@ -82,7 +82,7 @@ def _antialiased(kernel: Callable[[Tensor], Tensor], reach: float) -> Callable[.
         j = _positions(like, before)
         first = torch.floor(centres - reach * stretched + 0.5).clamp(min=0.0)
         end = torch.floor(centres + reach * stretched + 0.5).clamp(max=float(before))
-        weights = kernel((j + 0.5 - centres) / stretched) * ((j >= first) & (j < end)).to(torch.float32)
+        weights = kernel((j - centres + 0.5) * (1 / stretched)) * ((j >= first) & (j < end)).to(torch.float32)
         return weights / weights.sum(1, keepdim=True)
 
     return matrix
