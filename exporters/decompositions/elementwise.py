@@ -288,20 +288,31 @@ def remainder(x: Tensor, divisor: float) -> Tensor:
     return torch.remainder(x.to(wanted), torch.full_like(x, divisor, dtype=wanted))
 
 
-@decomposes(
-    aten.div.Tensor_mode,
-    targets=("coreai",),
-    why="Core AI rounds the quotient, which is one more than PyTorch's floor where it rounds up to an integer",
-)
+_FLOOR = "Core AI rounds the quotient first, up to an integer too, where PyTorch's remainder is exact"
+
+
+@decomposes(aten.div.Tensor_mode, targets=("coreai",), why=_FLOOR)
 def div(x: Tensor, divisor: Tensor, *, rounding_mode: str | None = None) -> Tensor:
-    """Return the floor of a quotient of floats by its remainder, as PyTorch does: (x - x mod d) / d is an integer."""
-    if rounding_mode != "floor" or not torch.result_type(x, divisor).is_floating_point:
+    """Return the floor of a quotient of floats; other roundings are left."""
+    return floor_divide(x, divisor) if rounding_mode == "floor" else NotImplemented
+
+
+@decomposes(aten.floor_divide.default, targets=("coreai",), why=_FLOOR)
+def floor_divide(x: Tensor, divisor: Tensor) -> Tensor:
+    """Return the floor of a quotient of floats, one less where q d is more than x: by Dekker's exact product q d."""
+    if not torch.result_type(x, divisor).is_floating_point:
         return NotImplemented
-    quotient = torch.round((x - torch.remainder(x, divisor)) / divisor)
-    return torch.where(divisor == 0, x / divisor, quotient)
+    quotient = torch.floor(x / divisor)
+    product = quotient * divisor
+    (q1, q2), (d1, d2) = _halves(quotient), _halves(divisor)
+    error = ((q1 * d1 - product) + q1 * d2 + q2 * d1) + q2 * d2
+    rest = (x - product) - error
+    beyond = torch.where(divisor > 0, rest < 0, rest > 0)
+    return torch.where(beyond, quotient - 1.0, quotient)
 
 
-@decomposes(aten.positive.default, targets=("coreml",), why="an input that is returned needs an operator")
-def positive(x: Tensor) -> Tensor:
-    """Return x."""
-    return x.clone()
+def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return two numbers of half the digits whose sum is x. (Veltkamp; fp32 has 24 bits)"""
+    scaled = x * 4097.0
+    high = scaled - (scaled - x)
+    return high, x - high

@@ -226,6 +226,8 @@ def aminmax(x: Tensor, *, dim: int | None = None, keepdim: bool = False) -> tupl
 @decomposes(aten.kthvalue.default, targets=("coreml",), why="coremltools 9.0 has no translation")
 def kthvalue(x: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> tuple[Tensor, Tensor]:
     """Return the k-th smallest number along an axis, and its index."""
+    if not x.dim():
+        return x.clone(), torch.zeros_like(x, dtype=torch.int64)
     values, indices = torch.sort(x, dim)
     if keepdim:
         return values.narrow(dim, k - 1, 1), indices.narrow(dim, k - 1, 1)
@@ -235,7 +237,7 @@ def kthvalue(x: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> tuple[T
 @decomposes(aten.median.dim, targets=("coreml",), why="coremltools 9.0 has no translation")
 def median(x: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]:
     """Return the lower median along an axis, and its index."""
-    return kthvalue(x, (x.shape[dim] + 1) // 2, dim, keepdim)
+    return kthvalue(x, (x.shape[dim] + 1) // 2 if x.dim() else 1, dim, keepdim)
 
 
 @decomposes(aten.median.default, targets=("coreml",), why="coremltools 9.0 has no translation")
@@ -260,16 +262,39 @@ def cummin(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     return _running(x, dim, torch.amin, math.inf)
 
 
+@decomposes(
+    aten.logcumsumexp.default,
+    targets=("coreml", "coreai"),
+    why="coremltools 9.0 takes the logarithm of a sum of exponentials that overflow; Core AI has no translation",
+)
+def logcumsumexp(x: Tensor, dim: int) -> Tensor:
+    """Return log(sum(exp)) of the numbers up to each position along an axis."""
+    length = x.shape[dim] if x.dim() else 1
+    if length > _LONGEST_SCAN or not x.dim():
+        return NotImplemented
+    return torch.logsumexp(_up_to(x, dim, -math.inf), [-1]).movedim(-1, dim)
+
+
+def _up_to(x: Tensor, dim: int, beyond: float) -> Tensor:
+    """Return for every position i of an axis, now the last but one, the numbers up to it, and others behind it."""
+    rows = x.movedim(dim, -1).unsqueeze(-2)
+    return torch.where(_seen(rows), rows, torch.full_like(rows, beyond))
+
+
+def _seen(rows: Tensor) -> Tensor:
+    """Return [i, j], true up to the diagonal."""
+    j = torch.arange(rows.shape[-1], device=rows.device)
+    return j.unsqueeze(0) <= j.unsqueeze(1)
+
+
 def _running(x: Tensor, dim: int, extreme: Callable[..., Tensor], beyond: float) -> tuple[Tensor, Tensor]:
     """Return an extreme of the first i numbers for every i: of a plane [i, j] with what is behind i left out."""
     length = x.shape[dim] if x.dim() else 1
     if length > _LONGEST_SCAN or not x.dim() or not x.is_floating_point():
         return NotImplemented
-    rows = x.movedim(dim, -1).unsqueeze(-2)
-    j = torch.arange(length, device=x.device)
-    seen = j.unsqueeze(0) <= j.unsqueeze(1)
-    values = extreme(torch.where(seen, rows, torch.full_like(rows, beyond)), [-1])
-    is_it = (rows == values.unsqueeze(-1)) & seen
+    rows, j = x.movedim(dim, -1).unsqueeze(-2), torch.arange(length, device=x.device)
+    values = extreme(_up_to(x, dim, beyond), [-1])
+    is_it = (rows == values.unsqueeze(-1)) & _seen(rows)
     indices = torch.where(is_it, j, torch.zeros_like(j)).amax([-1])
     return values.movedim(-1, dim), indices.movedim(-1, dim)
 
