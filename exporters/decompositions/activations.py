@@ -30,3 +30,16 @@ def celu(x: Tensor, alpha: float = 1.0) -> Tensor:
 def hardshrink(x: Tensor, lambd: float = 0.5) -> Tensor:
     """Return 0 for magnitudes up to lambda, else x."""
     return torch.where(x.abs() > float(lambd), x, torch.zeros_like(x))
+
+
+@decomposes(aten.elu.default, targets=("coreai",), why="Core AI's converter has no translation")
+def elu(x: Tensor, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Tensor:
+    """Return scale x above 0, and scale alpha (exp(input_scale x) - 1) below."""
+    below = torch.expm1(x.clamp(max=0.0) * float(input_scale)) * float(alpha * scale)
+    return torch.where(x > 0, x * float(scale), below)
+
+
+@decomposes(aten.rrelu.default, targets=("coreml", "coreai"), why="neither converter has a translation that works")
+def rrelu(x: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, generator: None = None) -> Tensor:
+    """Return x above 0, and x times the mean of the bounds below, as in evaluation."""
+    return NotImplemented if training else torch.where(x > 0, x, x * ((lower + upper) / 2))

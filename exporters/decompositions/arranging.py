@@ -71,7 +71,7 @@ def rot90(x: Tensor, k: int = 1, dims: Sequence[int] = (0, 1)) -> Tensor:
     return turned[k % 4]()
 
 
-@decomposes(aten.diagonal.default, targets=("coreml",), why="coremltools 9.0 takes the main one of two axes only")
+@decomposes(aten.diagonal.default, aten.diagonal_copy.default, targets=("coreml", "coreai"), why="coremltools 9.0 takes the main one of two axes only")
 def diagonal(x: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
     """Return a diagonal of two axes as the last one: every (n + 1)-th number of the flat plane."""
     first, second = dim1 % x.dim(), dim2 % x.dim()
@@ -102,7 +102,13 @@ def diag(x: Tensor, diagonal: int = 0) -> Tensor:
     return diag_embed(x, diagonal) if x.dim() == 1 else torch.diagonal(x, diagonal)
 
 
-@decomposes(aten.trace.default, targets=("coreml",), why="coremltools 9.0 has no translation of every diagonal")
+@decomposes(aten.trace.default, targets=("coreml", "coreai"), why="neither converter has every diagonal")
 def trace(x: Tensor) -> Tensor:
     """Return the sum of the main diagonal."""
     return torch.diagonal(x).sum()
+
+
+@decomposes(aten.squeeze.default, targets=("coreai",), why="Core AI's converter fails on axes that are not named")
+def squeeze(x: Tensor) -> Tensor:
+    """Return x without axes of 1."""
+    return x.reshape([size for size in x.shape if size != 1])

@@ -39,7 +39,7 @@ def _own_type(number: float) -> torch.dtype:
     return torch.get_default_dtype() if isinstance(number, float) else torch.int64
 
 
-@decomposes(aten.where.self, targets=("coreml",), why="coremltools 9.0 wants one type on both sides")
+@decomposes(aten.where.self, targets=("coreml", "coreai"), why="they want one type on both sides, or take the first's")
 def where(condition: Tensor, x: Tensor, other: Tensor) -> Tensor:
     """Return x where the condition holds, else the other, in the type that holds both."""
     if x.dtype == other.dtype:
@@ -51,8 +51,8 @@ def where(condition: Tensor, x: Tensor, other: Tensor) -> Tensor:
 @decomposes(
     aten.add.Tensor,
     aten.add.Scalar,
-    targets=("coreml",),
-    why="coremltools 9.0 drops alpha where it comes by name",
+    targets=("coreml", "coreai"),
+    why="coremltools 9.0 and Core AI drop alpha where it comes by name",
 )
 def add(x: Tensor, other: Tensor | float, alpha: float = 1) -> Tensor:
     """Return x + alpha other."""
@@ -62,8 +62,8 @@ def add(x: Tensor, other: Tensor | float, alpha: float = 1) -> Tensor:
 @decomposes(
     aten.sub.Tensor,
     aten.sub.Scalar,
-    targets=("coreml",),
-    why="coremltools 9.0 drops alpha where it comes by name",
+    targets=("coreml", "coreai"),
+    why="coremltools 9.0 and Core AI drop alpha where it comes by name",
 )
 def sub(x: Tensor, other: Tensor | float, alpha: float = 1) -> Tensor:
     """Return x - alpha other."""
@@ -73,8 +73,8 @@ def sub(x: Tensor, other: Tensor | float, alpha: float = 1) -> Tensor:
 @decomposes(
     aten.rsub.Tensor,
     aten.rsub.Scalar,
-    targets=("coreml",),
-    why="coremltools 9.0 drops alpha where it comes by name",
+    targets=("coreml", "coreai"),
+    why="coremltools 9.0 and Core AI drop alpha where it comes by name",
 )
 def rsub(x: Tensor, other: Tensor | float, alpha: float = 1) -> Tensor:
     """Return other - alpha x."""
@@ -120,7 +120,7 @@ def is_negative(x: Tensor) -> Tensor:
     return (x < 0) | ((x == 0) & (torch.ones_like(x) / x < 0))
 
 
-@decomposes(aten.signbit.default, targets=("coreml", "onnx"), why="neither converter has a translation")
+@decomposes(aten.signbit.default, targets=("coreml", "coreai", "onnx"), why="no converter has a translation that works")
 def signbit(x: Tensor) -> Tensor:
     """Return where a number has a minus sign, of a zero too."""
     return is_negative(x) if x.is_floating_point() else x < 0
@@ -165,13 +165,13 @@ def sgn(x: Tensor) -> Tensor:
     return torch.sign(x)
 
 
-@decomposes(aten.isinf.default, targets=("coreml",), why="coremltools 9.0 has no translation")
+@decomposes(aten.isinf.default, targets=("coreml", "coreai"), why="neither converter has a translation that works")
 def isinf(x: Tensor) -> Tensor:
     """Return where a number is infinite."""
     return x.abs() == math.inf if x.is_floating_point() else torch.zeros_like(x, dtype=torch.bool)
 
 
-@decomposes(aten.isfinite.default, targets=("coreml",), why="coremltools 9.0 has no translation")
+@decomposes(aten.isfinite.default, targets=("coreml", "coreai"), why="neither converter has a translation that works")
 def isfinite(x: Tensor) -> Tensor:
     """Return where a number is finite; NaN is not."""
     return x.abs() < math.inf if x.is_floating_point() else torch.ones_like(x, dtype=torch.bool)
@@ -198,7 +198,7 @@ def hypot(x: Tensor, y: Tensor) -> Tensor:
     return large * torch.sqrt(ratio * ratio + 1.0)
 
 
-@decomposes(aten.fmax.default, targets=("coreml", "onnx"), why="neither converter has a translation")
+@decomposes(aten.fmax.default, targets=("coreml", "coreai", "onnx"), why="no converter has a translation that works")
 def fmax(x: Tensor, y: Tensor) -> Tensor:
     """Return the larger number, where one is NaN the other."""
     x, y = torch.broadcast_tensors(x, y)
@@ -206,7 +206,7 @@ def fmax(x: Tensor, y: Tensor) -> Tensor:
     return torch.where(x != x, y, torch.where(y != y, x, largest))  # noqa: PLR0124 - so is NaN found
 
 
-@decomposes(aten.fmin.default, targets=("coreml", "onnx"), why="neither converter has a translation")
+@decomposes(aten.fmin.default, targets=("coreml", "coreai", "onnx"), why="no converter has a translation that works")
 def fmin(x: Tensor, y: Tensor) -> Tensor:
     """Return the smaller number, where one is NaN the other."""
     x, y = torch.broadcast_tensors(x, y)
@@ -214,7 +214,7 @@ def fmin(x: Tensor, y: Tensor) -> Tensor:
     return torch.where(x != x, y, torch.where(y != y, x, smallest))  # noqa: PLR0124 - so is NaN found
 
 
-@decomposes(aten.heaviside.default, targets=("coreml",), why="coremltools 9.0 has no translation")
+@decomposes(aten.heaviside.default, targets=("coreml", "coreai"), why="neither converter has a translation that works")
 def heaviside(x: Tensor, at_zero: Tensor) -> Tensor:
     """Return 0 below 0, 1 above it, and the other value at it."""
     return torch.where(x == 0, at_zero, (x > 0).to(at_zero.dtype))
@@ -254,3 +254,70 @@ def bitwise_or(x: Tensor, y: Tensor) -> Tensor:
 def bitwise_xor(x: Tensor, y: Tensor) -> Tensor:
     """Return exactly one of two conditions; integers are left."""
     return torch.logical_xor(x, y) if x.dtype == y.dtype == torch.bool else NotImplemented
+
+
+@decomposes(aten.clamp.default, targets=("coreml",), why="Core ML's clip wants its bounds in order")
+def clamp(x: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
+    """Return min(max(x, low), high), which is high throughout where the bounds cross."""
+    if low is None or high is None or low <= high:
+        return NotImplemented
+    return torch.full_like(x, high)
+
+
+@decomposes(aten.clamp.Tensor, targets=("coreml",), why="coremltools 9.0 drops bounds that are tensors where they cross")
+def clamp_by_tensors(x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
+    """Return min(max(x, low), high). Shapes broadcast."""
+    x = x if low is None else torch.maximum(x, low)
+    return x if high is None else torch.minimum(x, high)
+
+
+@decomposes(aten.isnan.default, targets=("coreai",), why="Core AI's converter has no translation")
+def isnan(x: Tensor) -> Tensor:
+    """Return where a number is NaN."""
+    return x != x if x.is_floating_point() else torch.zeros_like(x, dtype=torch.bool)  # noqa: PLR0124 - so NaN is found
+
+
+@decomposes(aten.nan_to_num.default, targets=("coreai",), why="Core AI's converter has no translation of isnan")
+def nan_to_num(x: Tensor, nan: float | None = None, posinf: float | None = None, neginf: float | None = None) -> Tensor:
+    """Return x with finite numbers for NaN and infinities: 0 and the type's own limits by default."""
+    limits = torch.finfo(x.dtype)
+    x = torch.where(isnan(x), torch.full_like(x, nan or 0.0), x)
+    x = torch.where(x == math.inf, torch.full_like(x, limits.max if posinf is None else posinf), x)
+    return torch.where(x == -math.inf, torch.full_like(x, limits.min if neginf is None else neginf), x)
+
+
+@decomposes(aten.remainder.Scalar, targets=("coreai",), why="Core AI's converter takes a tensor for the divisor only")
+def remainder(x: Tensor, divisor: float) -> Tensor:
+    """Return the remainder that has the divisor's sign."""
+    wanted = torch.result_type(x, divisor)
+    return torch.remainder(x.to(wanted), torch.full_like(x, divisor, dtype=wanted))
+
+
+_FLOOR = "Core AI rounds the quotient first, up to an integer too, where PyTorch's remainder is exact"
+
+
+@decomposes(aten.div.Tensor_mode, targets=("coreai",), why=_FLOOR)
+def div(x: Tensor, divisor: Tensor, *, rounding_mode: str | None = None) -> Tensor:
+    """Return the floor of a quotient of floats; other roundings are left."""
+    return floor_divide(x, divisor) if rounding_mode == "floor" else NotImplemented
+
+
+@decomposes(aten.floor_divide.default, targets=("coreai",), why=_FLOOR)
+def floor_divide(x: Tensor, divisor: Tensor) -> Tensor:
+    """Return the floor of a quotient of floats, one less where q d is more than x: by Dekker's exact product q d."""
+    if not torch.result_type(x, divisor).is_floating_point:
+        return NotImplemented
+    quotient = torch.floor(x / divisor)
+    product = quotient * divisor
+    (q1, q2), (d1, d2) = _halves(quotient), _halves(divisor)
+    error = ((q1 * d1 - product) + q1 * d2 + q2 * d1) + q2 * d2
+    rest = (x - product) - error
+    beyond = torch.where(divisor > 0, rest < 0, rest > 0)
+    return torch.where(beyond, quotient - 1.0, quotient)
+
+
+def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return two numbers of half the digits whose sum is x. (Veltkamp; fp32 has 24 bits)"""
+    scaled = x * 4097.0
+    high = scaled - (scaled - x)
+    return high, x - high

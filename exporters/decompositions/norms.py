@@ -52,8 +52,8 @@ def rms_norm(
 
 @decomposes(
     aten.cosine_similarity.default,
-    targets=("coreml",),
-    why="coremltools 9.0 refuses its defaults, and adds eps where PyTorch takes the larger",
+    targets=("coreml", "coreai"),
+    why="coremltools 9.0 refuses its defaults, and of a zero row Core AI makes NaN",
 )
 def cosine_similarity(x: Tensor, y: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
     """Return x y / (max(|x|, eps) max(|y|, eps)) along an axis. Shapes broadcast."""
@@ -78,9 +78,33 @@ def pairwise_distance(x: Tensor, y: Tensor, p: float = 2.0, eps: float = 1e-6, k
 @decomposes(
     aten.cdist.default,
     aten._cdist_forward.default,
-    targets=("coreml", "onnx"),
+    targets=("coreml", "coreai", "onnx"),
     why="neither converter has a translation",
 )
 def cdist(x: Tensor, y: Tensor, p: float = 2.0, compute_mode: int | None = None) -> Tensor:
     """Return the p-norms of the differences of all rows: [..., N, D] and [..., M, D] to [..., N, M]."""
     return torch.linalg.vector_norm(x.unsqueeze(-2) - y.unsqueeze(-3), p, dim=-1)
+
+
+@decomposes(
+    aten._native_batch_norm_legit_no_training.default,
+    targets=("coreai",),
+    why="Core AI's converter fails without a weight and a bias",
+)
+def batch_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    variance: Tensor,
+    momentum: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (x - mean) / sqrt(variance + eps) over channels, for a norm without an affine, and two empty tensors."""
+    if weight is not None and bias is not None:
+        return NotImplemented
+    planes = [1, -1, *[1] * (x.dim() - 2)]
+    y = (x - mean.reshape(planes)) / torch.sqrt(variance.reshape(planes) + eps)
+    y = y if weight is None else y * weight.reshape(planes)
+    y = y if bias is None else y + bias.reshape(planes)
+    return y, x.new_empty([0]), x.new_empty([0])

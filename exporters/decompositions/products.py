@@ -38,25 +38,31 @@ _TYPES = "coremltools 9.0 multiplies floats by integers, which it refuses"
 @decomposes(aten.addmm.default, targets=("coreml",), why=_TYPES)
 def addmm(x: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
     """Return beta x + alpha a b."""
-    return NotImplemented if beta == alpha == 1 else x * float(beta) + torch.mm(a, b) * float(alpha)
+    return NotImplemented if beta == alpha == 1 else _sum(x, beta, torch.mm(a, b), alpha)
+
+
+def _sum(x: Tensor, beta: float, product: Tensor, alpha: float) -> Tensor:
+    """Return beta x + alpha times a product; a beta of 0 drops what is not finite, as in PyTorch."""
+    product = product * float(alpha)
+    return product if beta == 0 else x * float(beta) + product
 
 
 @decomposes(aten.baddbmm.default, targets=("coreml",), why=_TYPES)
 def baddbmm(x: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
     """Return beta x + alpha a b, for each of a batch."""
-    return x * float(beta) + torch.bmm(a, b) * float(alpha)
+    return _sum(x, beta, torch.bmm(a, b), alpha)
 
 
-@decomposes(aten.addmv.default, targets=("coreml",), why="coremltools 9.0 has no translation")
+@decomposes(aten.addmv.default, targets=("coreml", "coreai"), why="neither converter has a translation that works")
 def addmv(x: Tensor, a: Tensor, v: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
     """Return beta x + alpha a v."""
-    return x * float(beta) + matmul(a, v) * float(alpha)
+    return _sum(x, beta, matmul(a, v), alpha)
 
 
 @decomposes(aten.addr.default, targets=("coreml",), why="coremltools 9.0 has no translation")
 def addr(x: Tensor, u: Tensor, v: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
     """Return beta x + alpha u v^T."""
-    return x * float(beta) + u.unsqueeze(1) * v.unsqueeze(0) * float(alpha)
+    return _sum(x, beta, u.unsqueeze(1) * v.unsqueeze(0), alpha)
 
 
 @decomposes(aten.linalg_multi_dot.default, targets=("coreml",), why="coremltools 9.0 has no translation")
@@ -68,7 +74,7 @@ def multi_dot(tensors: Sequence[Tensor]) -> Tensor:
     return product
 
 
-@decomposes(aten.linalg_cross.default, targets=("coreml",), why="coremltools 9.0 has no translation")
+@decomposes(aten.linalg_cross.default, targets=("coreml", "coreai"), why="neither converter has a translation that works")
 def cross(x: Tensor, y: Tensor, *, dim: int = -1) -> Tensor:
     """Return the vector product along an axis of 3."""
     x, y = torch.broadcast_tensors(x, y)
@@ -102,7 +108,7 @@ def tensordot(x: Tensor, y: Tensor, dims_x: Sequence[int], dims_y: Sequence[int]
     return torch.mm(left, right).reshape([x.shape[axis] for axis in kept_x] + [y.shape[axis] for axis in kept_y])
 
 
-@decomposes(aten.bilinear.default, targets=("coreml",), why="coremltools 9.0 has no translation")
+@decomposes(aten.bilinear.default, targets=("coreml", "coreai"), why="neither converter has a translation that works")
 def bilinear(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return x W_o y + b_o: x [..., I], y [..., J], W [O, I, J]."""
     outputs, inputs, others = weight.shape

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -44,10 +44,10 @@ def _deviation(x: Tensor, axes: list[int], correction: float) -> Tensor:
     return peak * torch.sqrt((u * u).mean(axes, keepdim=True)) * math.sqrt(factor)
 
 
-_WHY = "coremltools 9.0 loses the correction where it is the default"
+_WHY = "coremltools 9.0 loses the correction where it is the default, and Core AI has no variance"
 
 
-@decomposes(aten.var.correction, targets=("coreml",), why=_WHY)
+@decomposes(aten.var.correction, targets=("coreml", "coreai"), why=_WHY)
 def var_correction(
     x: Tensor, dim: Sequence[int] | None = None, *, correction: float | None = None, keepdim: bool = False
 ) -> Tensor:
@@ -56,7 +56,7 @@ def var_correction(
     return _without(_variance(x, axes, 1 if correction is None else correction), axes, keepdim)
 
 
-@decomposes(aten.std.correction, targets=("coreml",), why=_WHY)
+@decomposes(aten.std.correction, targets=("coreml", "coreai"), why=_WHY)
 def std_correction(
     x: Tensor, dim: Sequence[int] | None = None, *, correction: float | None = None, keepdim: bool = False
 ) -> Tensor:
@@ -65,31 +65,31 @@ def std_correction(
     return _without(_deviation(x, axes, 1 if correction is None else correction), axes, keepdim)
 
 
-@decomposes(aten.var.dim, targets=("coreml",), why=_WHY)
+@decomposes(aten.var.dim, targets=("coreml", "coreai"), why=_WHY)
 def var_dim(x: Tensor, dim: Sequence[int] | None, unbiased: bool = True, keepdim: bool = False) -> Tensor:
     """Return the variance over some axes."""
     return var_correction(x, dim, correction=int(unbiased), keepdim=keepdim)
 
 
-@decomposes(aten.std.dim, targets=("coreml",), why=_WHY)
+@decomposes(aten.std.dim, targets=("coreml", "coreai"), why=_WHY)
 def std_dim(x: Tensor, dim: Sequence[int] | None, unbiased: bool = True, keepdim: bool = False) -> Tensor:
     """Return the standard deviation over some axes."""
     return std_correction(x, dim, correction=int(unbiased), keepdim=keepdim)
 
 
-@decomposes(aten.var.default, targets=("coreml",), why=_WHY)
+@decomposes(aten.var.default, targets=("coreml", "coreai"), why=_WHY)
 def var_all(x: Tensor, unbiased: bool = True) -> Tensor:
     """Return the variance of all numbers."""
     return var_correction(x, correction=int(unbiased))
 
 
-@decomposes(aten.std.default, targets=("coreml",), why=_WHY)
+@decomposes(aten.std.default, targets=("coreml", "coreai"), why=_WHY)
 def std_all(x: Tensor, unbiased: bool = True) -> Tensor:
     """Return the standard deviation of all numbers."""
     return std_correction(x, correction=int(unbiased))
 
 
-@decomposes(aten.var_mean.correction, targets=("coreml",), why="coremltools 9.0 has no translation")
+@decomposes(aten.var_mean.correction, targets=("coreml", "coreai"), why="coremltools 9.0 has no translation")
 def var_mean(
     x: Tensor, dim: Sequence[int] | None = None, *, correction: float | None = None, keepdim: bool = False
 ) -> tuple[Tensor, Tensor]:
@@ -97,7 +97,7 @@ def var_mean(
     return var_correction(x, dim, correction=correction, keepdim=keepdim), x.mean(_axes(x, dim), keepdim=keepdim)
 
 
-@decomposes(aten.std_mean.correction, targets=("coreml",), why="coremltools 9.0 has no translation")
+@decomposes(aten.std_mean.correction, targets=("coreml", "coreai"), why="coremltools 9.0 has no translation")
 def std_mean(
     x: Tensor, dim: Sequence[int] | None = None, *, correction: float | None = None, keepdim: bool = False
 ) -> tuple[Tensor, Tensor]:
@@ -105,7 +105,7 @@ def std_mean(
     return std_correction(x, dim, correction=correction, keepdim=keepdim), x.mean(_axes(x, dim), keepdim=keepdim)
 
 
-@decomposes(aten.var_mean.dim, targets=("coreml",), why="coremltools 9.0 has no translation")
+@decomposes(aten.var_mean.dim, targets=("coreml", "coreai"), why="coremltools 9.0 has no translation")
 def var_mean_dim(
     x: Tensor, dim: Sequence[int] | None, unbiased: bool = True, keepdim: bool = False
 ) -> tuple[Tensor, Tensor]:
@@ -113,7 +113,7 @@ def var_mean_dim(
     return var_mean(x, dim, correction=int(unbiased), keepdim=keepdim)
 
 
-@decomposes(aten.std_mean.dim, targets=("coreml",), why="coremltools 9.0 has no translation")
+@decomposes(aten.std_mean.dim, targets=("coreml", "coreai"), why="coremltools 9.0 has no translation")
 def std_mean_dim(
     x: Tensor, dim: Sequence[int] | None, unbiased: bool = True, keepdim: bool = False
 ) -> tuple[Tensor, Tensor]:
@@ -121,13 +121,13 @@ def std_mean_dim(
     return std_mean(x, dim, correction=int(unbiased), keepdim=keepdim)
 
 
-@decomposes(aten.var_mean.default, targets=("coreml",), why="coremltools 9.0 has no translation")
+@decomposes(aten.var_mean.default, targets=("coreml", "coreai"), why="coremltools 9.0 has no translation")
 def var_mean_all(x: Tensor, unbiased: bool = True) -> tuple[Tensor, Tensor]:
     """Return the variance and the mean of all numbers."""
     return var_mean(x, correction=int(unbiased))
 
 
-@decomposes(aten.std_mean.default, targets=("coreml",), why="coremltools 9.0 has no translation")
+@decomposes(aten.std_mean.default, targets=("coreml", "coreai"), why="coremltools 9.0 has no translation")
 def std_mean_all(x: Tensor, unbiased: bool = True) -> tuple[Tensor, Tensor]:
     """Return the standard deviation and the mean of all numbers."""
     return std_mean(x, correction=int(unbiased))
@@ -210,6 +210,13 @@ def argmin(x: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
     return NotImplemented if dim is not None else _flat(x, torch.argmin(x.reshape([-1]), 0), keepdim)
 
 
+@decomposes(aten.argmin.default, targets=("coreai",), why="Core AI has no argmin")
+def argmin_by_argmax(x: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
+    """Return the position of the smallest number as that of the largest of -x; without an axis in the flat tensor."""
+    opposite = -x if x.is_floating_point() else -1 - x  # the smallest integer has no opposite
+    return torch.argmax(opposite, dim, keepdim)
+
+
 @decomposes(aten.aminmax.default, targets=("coreml",), why="coremltools 9.0 has no translation")
 def aminmax(x: Tensor, *, dim: int | None = None, keepdim: bool = False) -> tuple[Tensor, Tensor]:
     """Return the smallest and the largest number, along an axis or of all."""
@@ -219,6 +226,8 @@ def aminmax(x: Tensor, *, dim: int | None = None, keepdim: bool = False) -> tupl
 @decomposes(aten.kthvalue.default, targets=("coreml",), why="coremltools 9.0 has no translation")
 def kthvalue(x: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> tuple[Tensor, Tensor]:
     """Return the k-th smallest number along an axis, and its index."""
+    if not x.dim():
+        return x.clone(), torch.zeros_like(x, dtype=torch.int64)
     values, indices = torch.sort(x, dim)
     if keepdim:
         return values.narrow(dim, k - 1, 1), indices.narrow(dim, k - 1, 1)
@@ -228,10 +237,91 @@ def kthvalue(x: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> tuple[T
 @decomposes(aten.median.dim, targets=("coreml",), why="coremltools 9.0 has no translation")
 def median(x: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]:
     """Return the lower median along an axis, and its index."""
-    return kthvalue(x, (x.shape[dim] + 1) // 2, dim, keepdim)
+    return kthvalue(x, (x.shape[dim] + 1) // 2 if x.dim() else 1, dim, keepdim)
 
 
 @decomposes(aten.median.default, targets=("coreml",), why="coremltools 9.0 has no translation")
 def median_of_all(x: Tensor) -> Tensor:
     """Return the lower median of all numbers."""
     return kthvalue(x.reshape([-1]), (x.numel() + 1) // 2, 0)[0]
+
+
+_LONGEST_SCAN = 512
+"""The longest axis whose running extremes are taken over all pairs of positions; longer ones are left to the target."""
+
+
+@decomposes(aten.cummax.default, targets=("coreml", "coreai"), why="neither converter has a translation")
+def cummax(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Return the largest number up to each position along an axis, and the index of its last occurrence."""
+    return _running(x, dim, torch.amax, -math.inf)
+
+
+@decomposes(aten.cummin.default, targets=("coreml", "coreai"), why="neither converter has a translation")
+def cummin(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Return the smallest number up to each position along an axis, and the index of its last occurrence."""
+    return _running(x, dim, torch.amin, math.inf)
+
+
+@decomposes(
+    aten.logcumsumexp.default,
+    targets=("coreml", "coreai"),
+    why="coremltools 9.0 takes the logarithm of a sum of exponentials that overflow; Core AI has no translation",
+)
+def logcumsumexp(x: Tensor, dim: int) -> Tensor:
+    """Return log(sum(exp)) of the numbers up to each position along an axis."""
+    length = x.shape[dim] if x.dim() else 1
+    if length > _LONGEST_SCAN or not x.dim():
+        return NotImplemented
+    return torch.logsumexp(_up_to(x, dim, -math.inf), [-1]).movedim(-1, dim)
+
+
+def _up_to(x: Tensor, dim: int, beyond: float) -> Tensor:
+    """Return for every position i of an axis, now the last but one, the numbers up to it, and others behind it."""
+    rows = x.movedim(dim, -1).unsqueeze(-2)
+    return torch.where(_seen(rows), rows, torch.full_like(rows, beyond))
+
+
+def _seen(rows: Tensor) -> Tensor:
+    """Return [i, j], true up to the diagonal."""
+    j = torch.arange(rows.shape[-1], device=rows.device)
+    return j.unsqueeze(0) <= j.unsqueeze(1)
+
+
+def _running(x: Tensor, dim: int, extreme: Callable[..., Tensor], beyond: float) -> tuple[Tensor, Tensor]:
+    """Return an extreme of the first i numbers for every i: of a plane [i, j] with what is behind i left out."""
+    length = x.shape[dim] if x.dim() else 1
+    if length > _LONGEST_SCAN or not x.dim() or not x.is_floating_point():
+        return NotImplemented
+    rows, j = x.movedim(dim, -1).unsqueeze(-2), torch.arange(length, device=x.device)
+    values = extreme(_up_to(x, dim, beyond), [-1])
+    is_it = (rows == values.unsqueeze(-1)) & _seen(rows)
+    indices = torch.where(is_it, j, torch.zeros_like(j)).amax([-1])
+    return values.movedim(-1, dim), indices.movedim(-1, dim)
+
+
+@decomposes(aten.bucketize.Tensor, targets=("coreml", "coreai"), why="neither converter has a translation")
+def bucketize(x: Tensor, boundaries: Tensor, *, out_int32: bool = False, right: bool = False) -> Tensor:
+    """Return how many boundaries lie below each number, or up to it with `right`."""
+    return _counted(x.unsqueeze(-1), boundaries, out_int32, right)
+
+
+@decomposes(aten.searchsorted.Tensor, targets=("coreai",), why="Core AI's converter has no translation")
+def searchsorted(
+    ordered: Tensor,
+    x: Tensor,
+    *,
+    out_int32: bool = False,
+    right: bool = False,
+    side: str | None = None,
+    sorter: Tensor | None = None,
+) -> Tensor:
+    """Return where each number goes in rows in ascending order: [..., N] and [..., M] to [..., M]."""
+    if sorter is not None:
+        return NotImplemented
+    rows = ordered if ordered.dim() == 1 else ordered.unsqueeze(-2)
+    return _counted(x.unsqueeze(-1), rows, out_int32, right or side == "right")
+
+
+def _counted(x: Tensor, boundaries: Tensor, out_int32: bool, right: bool) -> Tensor:
+    below = boundaries <= x if right else boundaries < x
+    return below.to(torch.int32).sum([-1]).to(torch.int32 if out_int32 else torch.int64)

@@ -82,7 +82,7 @@ def _antialiased(kernel: Callable[[Tensor], Tensor], reach: float) -> Callable[.
         j = _positions(like, before)
         first = torch.floor(centres - reach * stretched + 0.5).clamp(min=0.0)
         end = torch.floor(centres + reach * stretched + 0.5).clamp(max=float(before))
-        weights = kernel((j + 0.5 - centres) / stretched) * ((j >= first) & (j < end)).to(torch.float32)
+        weights = kernel((j - centres + 0.5) * (1 / stretched)) * ((j >= first) & (j < end)).to(torch.float32)
         return weights / weights.sum(1, keepdim=True)
 
     return matrix
@@ -140,10 +140,55 @@ upsample_bicubic2d_aa = decomposes(aten._upsample_bicubic2d_aa.vec, targets=_APP
 )
 def upsample_nearest_exact(x: Tensor, size: Sequence[int] | None, factors: Sequence[float] | None) -> Tensor:
     """Return the number whose place holds the centre of each new one."""
+    return _nearest(x, _sizes(x, size, factors), factors, 0.5)
+
+
+@decomposes(
+    aten.upsample_nearest1d.vec,
+    aten.upsample_nearest2d.vec,
+    aten.upsample_nearest3d.vec,
+    targets=("coreai",),
+    why="Core AI reads other numbers where the factor is not whole",
+)
+def upsample_nearest(x: Tensor, size: Sequence[int] | None, factors: Sequence[float] | None) -> Tensor:
+    """Return the number at or before the place of each new one."""
     sizes = _sizes(x, size, factors)
+    if all(after % before == 0 for before, after in zip(x.shape[2:], sizes, strict=True)):
+        return NotImplemented
+    return _nearest(x, sizes, factors, 0.0)
+
+
+def _nearest(x: Tensor, sizes: Sequence[int], factors: Sequence[float] | None, offset: float) -> Tensor:
+    """Return x at floor((i + offset) s) for every new position i of each axis."""
     for axis, (after, factor) in enumerate(zip(sizes, factors or [None] * len(sizes), strict=True), 2):
         before = x.shape[axis]
         i = torch.arange(after, dtype=torch.float32, device=x.device)
-        at = torch.floor((i + 0.5) * _scale(before, after, factor)).clamp(max=float(before - 1))
+        at = torch.floor((i + offset) * _scale(before, after, factor)).clamp(max=float(before - 1))
         x = torch.index_select(x, axis, at.to(torch.int32))
     return x
+
+
+@decomposes(
+    aten.adaptive_avg_pool2d.default,
+    aten._adaptive_avg_pool2d.default,
+    targets=("coreai",),
+    why="Core AI's converter refuses maps that grow",
+)
+def adaptive_avg_pool2d(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Return means over windows from floor(i from / to) to ceil((i + 1) from / to), where a map grows."""
+    if all(after <= before for before, after in zip(x.shape[-2:], size, strict=True)):
+        return NotImplemented
+    rank = x.dim()
+    x = x.unsqueeze(0) if rank == 3 else x  # noqa: PLR2004 - without a batch
+    y = _resized(x, size, False, [None, None], _windows)
+    return y.squeeze(0) if rank == 3 else y  # noqa: PLR2004 - as above
+
+
+def _windows(like: Tensor, before: int, after: int, scale: float, by_corners: bool) -> Tensor:
+    """Return the matrix of means over windows; halves keep quotients that are whole off the edge."""
+    i = torch.arange(after, dtype=torch.float32, device=like.device).unsqueeze(1)
+    first = torch.floor((i * before + 0.5) / after)
+    end = torch.floor(((i + 1.0) * before - 0.5) / after) + 1.0
+    j = _positions(like, before)
+    inside = ((j >= first) & (j < end)).to(torch.float32)
+    return inside / inside.sum(1, keepdim=True)

@@ -186,14 +186,14 @@ def with_own_outputs(program: Program) -> Program:
     """
     (returned,) = program.module.graph.output_node().args
     values = torch.utils._pytree.tree_leaves(returned)
-    if all(value.op == "call_function" and values.count(value) == 1 for value in values):
+    if all(_is_computed(value) and values.count(value) == 1 for value in values):
         return program
     module = fork(program.module)
     output = module.graph.output_node()
     emit, met = Emitter(module, output), set[torch.fx.Node]()
 
     def own(value: torch.fx.Node) -> torch.fx.Node:
-        if value.op == "call_function" and value not in met:
+        if _is_computed(value) and value not in met:
             met.add(value)
             return value
         copy = emit(torch.ops.aten.clone.default, value)
@@ -202,6 +202,17 @@ def with_own_outputs(program: Program) -> Program:
 
     output.args = torch.utils._pytree.tree_map(own, output.args)
     return with_module(program, tidy(module))
+
+
+def _is_computed(value: torch.fx.Node) -> bool:
+    """Return whether a node makes a value, and does not hand one on."""
+    return value.op == "call_function" and operator_name(value) not in _HANDING_ON
+
+
+_HANDING_ON = frozenset(
+    f"aten.{name}"
+    for name in ("alias", "conj", "contiguous", "detach", "dropout", "positive", "real", "resolve_conj", "resolve_neg")
+)
 
 
 def run(program: Program, inputs: Sequence[Tensor]) -> list[Tensor]:

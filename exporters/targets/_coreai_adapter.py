@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgesmith.errors import BackendMissing, BadInput, Unsupported
+from edgesmith.exporters import decompositions
 from edgesmith.exporters.targets._refusal import refuse
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 TESTED = {"coreai-torch": "0.4.3", "coreai-core": "1.0.0b3"}
 """The distributions that this file was written for, and their versions."""
 
+LOWERINGS = "coreai"
 PROGRAM = "main.mlirb"
 HASH = "main.hash"
 METADATA = "metadata.json"
@@ -92,7 +94,7 @@ def convert(program: ExportedProgram, input_names: Sequence[str], output_names: 
     require()
     with _quiet():
         converter_type = _get("coreai_torch.converter", "TorchConverter")
-        table = _get("coreai_torch", "get_decomp_table")()
+        table = {**_get("coreai_torch", "get_decomp_table")(), **decompositions.for_target(LOWERINGS)}
         _label_values(program)
         decomposed = program.run_decompositions(table)
 
@@ -107,6 +109,7 @@ def convert(program: ExportedProgram, input_names: Sequence[str], output_names: 
         converter = Converter(mode=converter_type.Mode.RELEASE)
         try:
             converter.register_torch_lowering("aten::native_group_norm.default", allow_override=True)(_group_norm)
+            converter.register_torch_lowering("aten::_to_copy.default", allow_override=True)(_to_copy)
             converter.add_exported_program(
                 decomposed, input_names=list(input_names), output_names=list(output_names), entrypoint_name=ENTRY
             )
@@ -316,6 +319,26 @@ def _need_room(folder: Path, size: int) -> None:
     """
     if shutil.disk_usage(folder).free < 1.1 * size + _OVERHEAD:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+
+
+def _to_copy(values: Mapping[str, Any], node: Any, location: Any) -> Any:
+    """Convert a type; floats that become integers lose their fraction by an operator of their own.
+
+    The converter drops a cast to integers and back, and the fraction stays.
+    """
+    core: Any = importlib.import_module("coreai._compiler.dialects.coreai")
+    wanted = _get("coreai_torch._utils", "get_output_element_type_from_node")(node)
+    x = values[str(node.args[0])]
+    own = x.type.element_type
+    if own == wanted:
+        return x
+    before, after = node.args[0].meta["val"].dtype, node.meta["val"].dtype
+    if before.is_floating_point and not after.is_floating_point and str(after) != "torch.bool":
+        zero, one = core.constant(0, dtype=own), core.constant(1, dtype=own)
+        above, below = core.broadcasting_greater(x, zero), core.broadcasting_greater(zero, x)
+        sign = core.broadcasting_sub(core.cast(above, own), core.cast(below, own))
+        x = core.broadcasting_mul(sign, core.broadcasting_floor_divide(core.abs_(x), one))
+    return core.cast(x, wanted)
 
 
 def _group_norm(values: Mapping[str, Any], node: Any, location: Any) -> list[Any]:

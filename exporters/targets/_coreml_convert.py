@@ -29,7 +29,9 @@ from edgesmith.exporters.mil.legalize import Legalization, legalizing
 from edgesmith.exporters.mil.states import keep_states
 from edgesmith.exporters.rewrites.fold_batchnorm import fold_forwards
 from edgesmith.exporters.rewrites.rewrite import Reject
+from edgesmith.exporters.targets._coreml_inputs import with_core_ml_inputs
 from edgesmith.exporters.targets._coreml_package import check_names, describe, write
+from edgesmith.exporters.targets._coreml_spelling import spell_out
 from edgesmith.exporters.targets._coreml_translations import own_translations
 from edgesmith.exporters.targets._refusal import refuse
 from edgesmith.exporters.targets.target import Request
@@ -91,8 +93,7 @@ def _convert(program: Program, request: Request, package: Path, system: Any) -> 
     """Have coremltools save a program as a package."""
     import coremltools as ct
 
-    _refuse_what_core_ml_lacks(program)
-    program = with_own_outputs(program)
+    program = with_core_ml_inputs(with_own_outputs(program))
     if request.image_input:
         program = scale_input(program, request)
     half = request.precision.is_half
@@ -101,6 +102,8 @@ def _convert(program: Program, request: Request, package: Path, system: Any) -> 
     outputs = None if classifier else [ct.TensorType(name=n, dtype=np.float32) for n in program.output_names]
     inputs = _inputs(program, request)
     with own_translations(half), legalizing() as legalization:
+        with _refusing(taken):
+            taken = spell_out(taken, LOWERINGS)
         pipeline = passes(legalization.pipeline if half else None)
         if states is not None:
             pipeline.remove_passes({_MOVING_PASS})
@@ -167,14 +170,6 @@ def _compute_precision(request: Request) -> Any:
     if not request.precision.is_half:
         return ct.precision.FLOAT32
     return ct.transform.FP16ComputePrecision(op_selector=lambda operation: operation.name not in request.keep_fp32)
-
-
-def _refuse_what_core_ml_lacks(program: Program) -> None:
-    """Raise Unsupported for what coremltools would turn into something else without a word."""
-    kinds = {torch.float32, torch.float16, torch.int32, torch.int64}
-    for input_name, x in zip(program.input_names, program.inputs, strict=True):
-        if x.dtype not in kinds:
-            raise Unsupported(f"Core ML takes float and integer inputs, and {input_name} is {x.dtype}")
 
 
 def scale_input(program: Program, request: Request) -> Program:

@@ -44,6 +44,8 @@ def own_translations(half: bool) -> Iterator[None]:
     table["rsqrt"] = _rsqrt
     table |= {name: _log(base) for name, base in (("log", math.e), ("log2", 2.0), ("log10", 10.0))}
     table |= {"prod": _prod, "prod.dim_int": _prod} | recurrent_translations()
+    passed_on = table["noop"]
+    table |= {name: _passed_on(passed_on) for name, function in table.items() if function is passed_on}
     table["clone"] = table["alias"] = _alias
     table.setdefault("addcmul", _addcmul)
     try:
@@ -84,6 +86,17 @@ def _alias(context: Any, node: Any) -> None:
     from coremltools.converters.mil.frontend.torch.ops import _get_inputs
 
     context.add(mb.identity(x=_get_inputs(context, node)[0], name=node.name))
+
+
+def _passed_on(general: Any) -> Any:
+    """Return a translation of what passes a value on: of an input to a value of its own, as an output may be."""
+    from coremltools.converters.mil.frontend.torch.ops import _get_inputs
+
+    def translate(context: Any, node: Any) -> None:
+        is_input = len(node.inputs) > 0 and getattr(_get_inputs(context, node)[0], "op", node) is None
+        (_alias if is_input else general)(context, node)
+
+    return translate
 
 
 def _addcmul(context: Any, node: Any) -> None:

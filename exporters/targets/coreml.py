@@ -108,4 +108,5 @@ TARGET = CoreMl(
     classifies=True,
     deployment_targets=("iOS16", "iOS17", "iOS18", "iOS26"),
     default_deployment_target="iOS17",
+    smallest_rank=1,
 )

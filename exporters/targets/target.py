@@ -263,6 +263,7 @@ class Target(ABC):
         unthreaded: why the runtime takes no number of threads; empty where it does.
         runs_alone: whether its files run without the packages that lowering needs.
         marks_device: whether files for different devices differ, so that the artifact's folder names the device.
+        smallest_rank: of an input; one without axes has that many axes of 1 in the file.
     """
 
     name: str
@@ -290,6 +291,7 @@ class Target(ABC):
     default_deployment_target: str | None = None
     runs_alone: bool = False
     marks_device: bool = False
+    smallest_rank: int = 0
 
     def __post_init__(self) -> None:
         if "int8" in self.precisions and self.largest_int8_weight is None:
