@@ -43,9 +43,6 @@ FAILURES = frozenset({WRONG, LEAKS, CRASH})
 TOGETHER = 8
 """Cases of an operator that are lowered as one model."""
 
-REMOVED = 1
-"""Cases that are refused, by their module's name, before those that are left are judged one by one."""
-
 
 @dataclass(frozen=True)
 class Verdict:
@@ -91,33 +88,33 @@ def judge(cases: Sequence[Case], column: Column, together: int = TOGETHER) -> li
     return [found[k] for k in range(len(cases))]
 
 
-def _judge(cases: Mapping[int, Case], column: Column, removed: int = 0) -> dict[int, Verdict]:
-    """Judge cases together; one that is refused is judged alone, and after `REMOVED` such ones all that are left."""
+def _judge(cases: Mapping[int, Case], column: Column) -> dict[int, Verdict]:
+    """Judge cases together, without those whose module is named where the whole is refused; else each alone."""
     if not cases:
         return {}
-    if len(cases) == 1 or removed > REMOVED:
-        return {k: _alone(case, column) for k, case in cases.items()}
     try:
         together = dict(zip(cases, _try(list(cases.values()), column), strict=True))
     except Exception as error:
+        found = _failure(error)
         named = re.search(r"\bcase_(\d+)\b", str(error))
         culprit = list(cases)[int(named[1])] if named and int(named[1]) < len(cases) else None
-        if culprit is None:
-            return {k: _alone(case, column) for k, case in cases.items()}
-        others = {k: case for k, case in cases.items() if k != culprit}
-        return {culprit: _alone(cases[culprit], column)} | _judge(others, column, removed + 1)
+        if len(cases) == 1:
+            return dict.fromkeys(cases, found)
+        if culprit is None or found.kind != REFUSED:
+            return {k: one for j, case in cases.items() for k, one in _judge({j: case}, column).items()}
+        return {culprit: found} | _judge({k: case for k, case in cases.items() if k != culprit}, column)
+    if len(cases) == 1:
+        return together
     right = (RIGHT, MENDED)
-    return {k: one if one.kind in right else _alone(cases[k], column) for k, one in together.items()}
+    return {k: one if one.kind in right else _judge({k: cases[k]}, column)[k] for k, one in together.items()}
 
 
-def _alone(case: Case, column: Column) -> Verdict:
-    try:
-        return _try([case], column)[0]
-    except EdgesmithError as error:
-        leak = leaked(error)
-        return Verdict(LEAKS, f"{error}") if leak else Verdict(REFUSED, str(error))
-    except Exception as error:
-        return Verdict(CRASH, f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}")
+def _failure(error: Exception) -> Verdict:
+    """Return the verdict on what lowering or running raised."""
+    if not isinstance(error, EdgesmithError):
+        lines = str(error).strip().splitlines()
+        return Verdict(CRASH, f"{type(error).__name__}: {lines[0] if lines else ''}")
+    return Verdict(LEAKS if leaked(error) else REFUSED, str(error))
 
 
 def _try(cases: Sequence[Case], column: Column) -> list[Verdict]:
