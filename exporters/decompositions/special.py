@@ -152,6 +152,26 @@ def erfc(x: Tensor) -> Tensor:
     return torch.where(size < 0.5, 1.0 - torch.erf(x), torch.where(x < 0, 2.0 - y, y))
 
 
+@decomposes(aten.special_erfcx.default, targets=("onnx",), why="torch's exporter multiplies exp(x x) by an erfc of 0")
+def erfcx(x: Tensor) -> Tensor:
+    """Return exp(x x) erfc(x), which falls as 1 / x."""
+    x = _real(x)
+    size = x.abs()
+    t = 1.0 / (size * 0.5 + 1.0)
+    y = t * torch.exp(_polynomial(t, _ERFC))
+    return torch.where(x < 0, 2.0 * torch.exp(size * size) - y, y)
+
+
+@decomposes(aten.special_log_ndtr.default, targets=("onnx",), why="torch's exporter takes the logarithm of 1 - erf(x)")
+def log_ndtr(x: Tensor) -> Tensor:
+    """Return the logarithm of the normal distribution, log(erfc(-x / sqrt 2) / 2), by the logarithm of erfc's form."""
+    z = _real(x) * math.sqrt(0.5)
+    size = torch.where(z < 0, -z, torch.zeros_like(z))
+    t = 1.0 / (size * 0.5 + 1.0)
+    low = torch.log(t) + _polynomial(t, _ERFC) - size * size - math.log(2)
+    return torch.where(z < -0.7, low, torch.log1p(erfc(torch.where(z < -0.7, torch.zeros_like(z), z)) * -0.5))
+
+
 _LANCZOS = (76.18009172947146, -86.50532032941677, 24.01409824083091, -1.231739572450155, 0.1208650973866179e-2)
 _LANCZOS += (-0.5395239384953e-5,)
 
