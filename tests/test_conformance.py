@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-import edgesmith
+from edgesmith import kernels
 from edgesmith.errors import BadInput, EdgesmithError, Unsupported
-from edgesmith.exporters import decompositions, targets
+from edgesmith.exporters import decompositions, rewrites, targets
 from edgesmith.exporters.graph.capture import capture
 from edgesmith.exporters.graph.edit import operators
 from edgesmith.exporters.rewrites.order import rewrite
@@ -30,17 +31,6 @@ from edgesmith.exporters.verification.tolerance import expect
 aten = torch.ops.aten
 ONNX, COREML = "onnx:fp32", "coreml:fp32"
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture
-def cases() -> Callable[[str, str], list[Case]]:
-    """Cases of one operator of our own whose label matches."""
-
-    def find(operator: str, label: str = ".*") -> list[Case]:
-        found = dict(boundaries.all_operators())[operator]()
-        return [case for case in found if re.fullmatch(label, case.label)]
-
-    return find
 
 
 def kinds(found: Sequence[Verdict]) -> set[str]:
@@ -235,32 +225,42 @@ FAULTS: dict[str, tuple[str, str, Any, Callable[..., Any]]] = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.fixture(scope="module")
+def planted() -> Callable[[str, bool], dict[str, Verdict]]:
+    """Verdicts of the faults' cases on a column, with the faults planted or without: lowered as one model."""
+
+    @cache
+    def verdict(column: str, faults: bool) -> dict[str, Verdict]:
+        names = list(FAULTS) if column == ONNX else ON_CORE_ML
+        own = dict(boundaries.all_operators())
+        chosen = [next(c for c in own[FAULTS[f][0]]() if c.label == FAULTS[f][1]) for f in names]
+        with pytest.MonkeyPatch.context() as patch:
+            if faults:
+                ours = decompositions.for_target
+                wrong = {FAULTS[f][2]: FAULTS[f][3] for f in names}
+                patch.setattr(decompositions, "for_target", lambda target: {**ours(target), **wrong})
+            return dict(zip(names, conformance.compare(chosen, available(column)), strict=True))
+
+    return verdict
+
+
+ON_CORE_ML = ["approximate ignored", "a value dropped", "a correction ignored"]
+
+
+@pytest.mark.parametrize(("column", "fault"), [*((ONNX, f) for f in FAULTS), *((COREML, f) for f in ON_CORE_ML)])
 def test_a_planted_fault_is_caught_by_its_operators_cases(
-    fault: str, cases: Callable[[str, str], list[Case]], monkeypatch: pytest.MonkeyPatch
+    column: str, fault: str, planted: Callable[[str, bool], dict[str, Verdict]]
 ) -> None:
-    operator, label, overload, wrong = FAULTS[fault]
-    (case,) = cases(operator, re.escape(label))
-    plant(monkeypatch, overload, wrong)
-    (found,) = judge([case], sweep.column(ONNX))
+    found = planted(column, True)[fault]
     assert found.kind == WRONG, found
     assert "where PyTorch has" in found.why
 
 
-@pytest.mark.parametrize("fault", ["approximate ignored", "a value dropped", "a correction ignored"])
-def test_a_planted_fault_is_caught_on_core_ml(
-    fault: str, cases: Callable[[str, str], list[Case]], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("column", [ONNX, COREML])
+def test_nothing_is_found_where_nothing_is_planted(
+    column: str, planted: Callable[[str, bool], dict[str, Verdict]]
 ) -> None:
-    operator, label, overload, wrong = FAULTS[fault]
-    column = available(COREML)
-    plant(monkeypatch, overload, wrong)
-    assert kinds(judge(cases(operator, re.escape(label)), column)) == {WRONG}
-
-
-def plant(monkeypatch: pytest.MonkeyPatch, overload: Any, wrong: Callable[..., Any]) -> None:
-    """Spell an operator wrongly, right before it is lowered."""
-    ours = decompositions.for_target
-    monkeypatch.setattr(decompositions, "for_target", lambda target: {**ours(target), overload: wrong})
+    assert kinds(list(planted(column, False).values())) <= {RIGHT, MENDED}
 
 
 def available(name: str) -> conformance.Column:
@@ -352,19 +352,15 @@ def _die(*_: object) -> None:
 
 
 def test_every_overload_that_a_rewrite_names_is_a_case() -> None:
-    package = Path(edgesmith.__file__).parent
-    folders = [
-        Path(sys.modules[name].__file__ or "").parent for name in ("edgesmith.exporters.rewrites", "edgesmith.kernels")
-    ]
-    assert package
+    folders = [Path(package.__file__ or "").parent for package in (rewrites, kernels)]
     named = emitted.named_overloads(*folders)
     assert len(named) > 60
     assert named - {case.operator for case in emitted.cases()} == set()
 
 
 @pytest.mark.parametrize("operator", ["fft.rfft", "fft.irfft2", "stft", "einsum"])
-def test_what_rewrites_emit_is_a_case(operator: str, cases: Callable[[str], list[Case]]) -> None:
-    some = cases(operator)
+def test_what_rewrites_emit_is_a_case(operator: str) -> None:
+    some = dict(boundaries.all_operators())[operator]()
     captured = capture(Together(some), [x for case in some for x in case.values[0]])
     rewritten, _ = rewrite(captured, targets.get("onnx").costs)
     before = {str(node.target) for node in operators(captured.module)}

@@ -46,7 +46,7 @@ TOGETHER = 8
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a case on a target.
+    """The outcome of a case on a target.
 
     Attributes:
         kind: one of the six above.
@@ -93,7 +93,7 @@ def _judge(cases: Mapping[int, Case], column: Column) -> dict[int, Verdict]:
     if not cases:
         return {}
     try:
-        together = dict(zip(cases, _try(list(cases.values()), column), strict=True))
+        together = dict(zip(cases, compare(list(cases.values()), column), strict=True))
     except Exception as error:
         found = _failure(error)
         named = re.search(r"\bcase_(\d+)\b", str(error))
@@ -117,7 +117,7 @@ def _failure(error: Exception) -> Verdict:
     return Verdict(LEAKS if leaked(error) else REFUSED, str(error))
 
 
-def _try(cases: Sequence[Case], column: Column) -> list[Verdict]:
+def compare(cases: Sequence[Case], column: Column) -> list[Verdict]:
     """Lower cases as one model and compare each with PyTorch. Raises what lowering and running raise."""
     precision = precisions.get(column.precision)
     if precision.is_half:

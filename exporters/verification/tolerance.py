@@ -1,4 +1,4 @@
-"""How far a file's value may be from PyTorch's: so many units of what one rounding can do to it.
+"""The distance that a file's value may have from PyTorch's: so many units of what one rounding can do to it.
 
 A result y = f(x) is computed from inputs that carry a rounding each, and is rounded itself. With the unit roundoff u
 (2^-24 in fp32, 2^-11 in fp16) one rounding moves it by
@@ -43,7 +43,7 @@ DRAWS = 4
 
 @dataclass(frozen=True)
 class Expected:
-    """What PyTorch says of one output of one call, and how far a file may be from it.
+    """PyTorch's value of one output of one call, and the distance that a file may have from it.
 
     Attributes:
         value: in the output's own type.
