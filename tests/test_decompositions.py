@@ -6,7 +6,6 @@ The operators of a group are lowered as one model, so that a target is asked a f
 from __future__ import annotations
 
 import functools
-import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,14 +16,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from support.lowering import lower
 from torch import Tensor, nn
 
-from edgesmith.exporters import decompositions
-from edgesmith.exporters.decompositions import decomposes
 from edgesmith.exporters.graph.capture import capture
 from edgesmith.exporters.rewrites.order import rewrite
 from edgesmith.exporters.targets import get
-from support.lowering import lower
 
 aten = torch.ops.aten
 APPLES = ("coreml", "coreai")
@@ -50,7 +47,9 @@ EDGES = torch.tensor(
     [[0.0, -0.0, 1.0, -1.0, 0.5, -0.5, 2.5, -2.5, 1e-6, -1e-6, 1e-20, -1e-20, 90.0, -90.0, 1e4, -1e4, 0.999, -3.7]]
 )
 OTHERS = EDGES.flip(1) + 0.1
-ROWS = torch.cat([_drawn(2, 32), torch.zeros(1, 32), torch.full((1, 32), 1.5), _drawn(1, 32) * 1e-3, _drawn(1, 32) * 1e3])
+ROWS = torch.cat(
+    [_drawn(2, 32), torch.zeros(1, 32), torch.full((1, 32), 1.5), _drawn(1, 32) * 1e-3, _drawn(1, 32) * 1e3]
+)
 """As drawn, zeros, constant, quiet, loud."""
 
 Y = torch.tensor([[0.0, 0.0, 1.0, -0.0, 0.0, 1.0, -1.0, 2.0, -3.0, 3e-20, -0.0]])
@@ -60,7 +59,11 @@ X = torch.tensor([[-1.0, 2.0, 0.0, -1.0, 0.0, -1e-9, -1e-9, -2.0, 4.0, -1e-25, 2
 GROUPS = {
     "angles": Group({"atan2": torch.atan2, "atan2_of_zeros": lambda y, x: torch.atan2(y * 0, x)}, (Y, X), ALL),
     "saturating": Group(
-        {"logsigmoid": F.logsigmoid, "unfold": lambda x: x.unfold(-1, 6, 4), "unfold_few": lambda x: x.unfold(-1, 13, 4)},
+        {
+            "logsigmoid": F.logsigmoid,
+            "unfold": lambda x: x.unfold(-1, 6, 4),
+            "unfold_few": lambda x: x.unfold(-1, 13, 4),
+        },
         (EDGES,),
         ALL,
     ),
@@ -290,7 +293,9 @@ def run_file(model: nn.Module, inputs: Sequence[Tensor], target: str, precision:
         backend = get(target)
         if not program.typed_as:
             program, _ = rewrite(program, backend.costs)
-        outputs = lower(target, program, Path(folder) / f"m{backend.suffix}", precision).run([[x.numpy() for x in inputs]])
+        outputs = lower(target, program, Path(folder) / f"m{backend.suffix}", precision).run(
+            [[x.numpy() for x in inputs]]
+        )
     assert isinstance(outputs, list), outputs
     return outputs[0]
 

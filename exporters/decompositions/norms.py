@@ -29,7 +29,9 @@ _QUIETEST = 1e-7
     targets=("coreml",),
     why="coremltools 9.0 divides by the peak and not eps: a zero row is NaN, quiet rows are off (coremltools#2821)",
 )
-def rms_norm(x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None) -> Tensor:
+def rms_norm(
+    x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
+) -> Tensor:
     """Return x / sqrt(mean(x x) + eps) over the last axes, times the weight.
 
     An eps of None is the type's own; an eps of 0 leaves NaN of a row of zeros, as in PyTorch.
@@ -109,7 +111,9 @@ def batch_norm(
 
 
 @decomposes(
-    aten.instance_norm.default, targets=("coreml", "coreai"), why="they take an image's own statistics for the stored ones"
+    aten.instance_norm.default,
+    targets=("coreml", "coreai"),
+    why="they take an image's own statistics for the stored ones",
 )
 def instance_norm(  # noqa: PLR0913 - the operator's own arguments
     x: Tensor,

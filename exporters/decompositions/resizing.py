@@ -5,7 +5,7 @@ A matrix [to, from] has the weights of what is read for each new position, at Py
     s = from / to, or 1 / the factor that is given         c = (i + 1/2) s - 1/2, or i (from - 1) / (to - 1) by corners
     linear        max(1 - |j - c|, 0), c inside the map
     cubic         Keys' kernel with a = -3/4 at j - c, beyond an edge the edge
-    antialiased   the kernel (a = -1/2 of cubic ones) at (j + 1/2 - (i + 1/2) s) / max(s, 1), each row divided by its sum
+    antialiased   the kernel (cubic: a = -1/2) at (j + 1/2 - (i + 1/2) s) / max(s, 1), each row divided by its sum
 
 The operators that compute a matrix read nothing of the model, so that converters fold them into a constant.
 """
@@ -113,7 +113,7 @@ def _resized(
             x = torch.matmul(x, weights.transpose(0, 1))
         else:
             shape = list(x.shape)
-            x = torch.matmul(weights, x.reshape([*shape[: axis], before, -1]))
+            x = torch.matmul(weights, x.reshape([*shape[:axis], before, -1]))
             x = x.reshape([*shape[:axis], after, *shape[axis + 1 :]])
     return x
 
@@ -189,9 +189,9 @@ def adaptive_avg_pool2d(x: Tensor, size: Sequence[int]) -> Tensor:
     if all(after <= before for before, after in zip(x.shape[-2:], size, strict=True)):
         return NotImplemented
     rank = x.dim()
-    x = x.unsqueeze(0) if rank == 3 else x  # noqa: PLR2004 - without a batch
+    x = x.unsqueeze(0) if rank == 3 else x
     y = _resized(x, size, False, [None, None], _windows)
-    return y.squeeze(0) if rank == 3 else y  # noqa: PLR2004 - as above
+    return y.squeeze(0) if rank == 3 else y
 
 
 def _windows(like: Tensor, before: int, after: int, scale: float, by_corners: bool) -> Tensor:

@@ -1,12 +1,12 @@
 """Special functions, and forms of elementary ones that keep their digits.
 
-    log1p x     log(u) x / (u - 1) with u = 1 + x as rounded, x where u is 1                 (Kahan; HP-15C handbook)
-    expm1 x     (u - 1) x / log(u) with u = exp(x) as rounded, x where u is 1                (the same)
-    erfc x      t exp(-x x + P(t)) with t = 1 / (1 + |x| / 2), relative error 1.2e-7         (Numerical Recipes, 6.2)
-    lgamma x    Lanczos' series with g = 5 for |x| + 1, one step down, or reflected          (Numerical Recipes, 6.1)
-    digamma x   recurrence up to 6, then the asymptotic series, reflected below 0            (Abramowitz & Stegun, 6.3)
-    erfinv x    polynomials in log(1 - x x)                                                  (Giles 2010, table 5)
-    i0 x        polynomials in (x / 3.75)^2 and 3.75 / |x|                                   (Abramowitz & Stegun, 9.8)
+log1p x     log(u) x / (u - 1) with u = 1 + x as rounded, x where u is 1                 (Kahan; HP-15C handbook)
+expm1 x     (u - 1) x / log(u) with u = exp(x) as rounded, x where u is 1                (the same)
+erfc x      t exp(-x x + P(t)) with t = 1 / (1 + |x| / 2), relative error 1.2e-7         (Numerical Recipes, 6.2)
+lgamma x    Lanczos' series with g = 5 for |x| + 1, one step down, or reflected          (Numerical Recipes, 6.1)
+digamma x   recurrence up to 6, then the asymptotic series, reflected below 0            (Abramowitz & Stegun, 6.3)
+erfinv x    polynomials in log(1 - x x)                                                  (Giles 2010, table 5)
+i0 x        polynomials in (x / 3.75)^2 and 3.75 / |x|                                   (Abramowitz & Stegun, 9.8)
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ def _real(x: Tensor) -> Tensor:
     return x if x.is_floating_point() else x.to(torch.get_default_dtype())
 
 
-@decomposes(aten.log1p.default, targets=("coreml",), why="coremltools 9.0 takes log(1 + x), without the digits of small x")
+@decomposes(
+    aten.log1p.default, targets=("coreml",), why="coremltools 9.0 takes log(1 + x), without the digits of small x"
+)
 def log1p(x: Tensor) -> Tensor:
     """Return log(1 + x), exact for small x."""
     x = _real(x)
@@ -44,7 +46,9 @@ def log1p(x: Tensor) -> Tensor:
     return torch.where(same, x, torch.where(u.abs() == math.inf, u, quotient))
 
 
-@decomposes(aten.expm1.default, targets=("coreml",), why="coremltools 9.0 takes exp(x) - 1, without the digits of small x")
+@decomposes(
+    aten.expm1.default, targets=("coreml",), why="coremltools 9.0 takes exp(x) - 1, without the digits of small x"
+)
 def expm1(x: Tensor) -> Tensor:
     """Return exp(x) - 1, exact for small x."""
     x = _real(x)

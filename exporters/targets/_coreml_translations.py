@@ -167,7 +167,7 @@ def _prelu(general: Any) -> Any:
 
     def translate(context: Any, node: Any) -> None:
         x, slope = _get_inputs(context, node, expected=2)
-        if slope.val is not None and x.rank >= 3:  # noqa: PLR2004 - as the operator asks for
+        if slope.val is not None and x.rank >= 3:
             general(context, node)
             return
         if x.rank > 1:
