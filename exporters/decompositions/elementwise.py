@@ -120,13 +120,18 @@ def is_negative(x: Tensor) -> Tensor:
     return (x < 0) | ((x == 0) & (torch.ones_like(x) / x < 0))
 
 
-@decomposes(aten.signbit.default, targets=("coreml", "coreai"), why="neither converter has a translation that works")
+@decomposes(aten.signbit.default, targets=("coreml", "coreai", "onnx"), why="no converter has a translation that works")
 def signbit(x: Tensor) -> Tensor:
     """Return where a number has a minus sign, of a zero too."""
     return is_negative(x) if x.is_floating_point() else x < 0
 
 
-@decomposes(aten.copysign.Tensor, aten.copysign.Scalar, targets=("coreml",), why="coremltools 9.0 has no translation")
+@decomposes(
+    aten.copysign.Tensor,
+    aten.copysign.Scalar,
+    targets=("coreml", "onnx"),
+    why="neither converter has a translation",
+)
 def copysign(x: Tensor, sign: Tensor | float) -> Tensor:
     """Return the magnitude of one number with the sign of another."""
     if not isinstance(sign, Tensor):
@@ -184,7 +189,7 @@ def rad2deg(x: Tensor) -> Tensor:
     return x * (180 / math.pi)
 
 
-@decomposes(aten.hypot.default, targets=("coreml",), why="coremltools 9.0 has no translation")
+@decomposes(aten.hypot.default, targets=("coreml", "onnx"), why="neither converter has a translation")
 def hypot(x: Tensor, y: Tensor) -> Tensor:
     """Return sqrt(x x + y y) by the quotient of the smaller, whose square does not overflow."""
     x, y = x.abs(), y.abs()
@@ -193,7 +198,7 @@ def hypot(x: Tensor, y: Tensor) -> Tensor:
     return large * torch.sqrt(ratio * ratio + 1.0)
 
 
-@decomposes(aten.fmax.default, targets=("coreml", "coreai"), why="neither converter has a translation that works")
+@decomposes(aten.fmax.default, targets=("coreml", "coreai", "onnx"), why="no converter has a translation that works")
 def fmax(x: Tensor, y: Tensor) -> Tensor:
     """Return the larger number, where one is NaN the other."""
     x, y = torch.broadcast_tensors(x, y)
@@ -201,7 +206,7 @@ def fmax(x: Tensor, y: Tensor) -> Tensor:
     return torch.where(x != x, y, torch.where(y != y, x, largest))
 
 
-@decomposes(aten.fmin.default, targets=("coreml", "coreai"), why="neither converter has a translation that works")
+@decomposes(aten.fmin.default, targets=("coreml", "coreai", "onnx"), why="no converter has a translation that works")
 def fmin(x: Tensor, y: Tensor) -> Tensor:
     """Return the smaller number, where one is NaN the other."""
     x, y = torch.broadcast_tensors(x, y)

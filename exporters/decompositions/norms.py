@@ -78,7 +78,7 @@ def pairwise_distance(x: Tensor, y: Tensor, p: float = 2.0, eps: float = 1e-6, k
 @decomposes(
     aten.cdist.default,
     aten._cdist_forward.default,
-    targets=("coreml", "coreai"),
+    targets=("coreml", "coreai", "onnx"),
     why="neither converter has a translation",
 )
 def cdist(x: Tensor, y: Tensor, p: float = 2.0, compute_mode: int | None = None) -> Tensor:

@@ -35,7 +35,10 @@ def _real(x: Tensor) -> Tensor:
 
 
 @decomposes(
-    aten.log1p.default, targets=("coreml",), why="coremltools 9.0 takes log(1 + x), without the digits of small x"
+    aten.log1p.default,
+    aten.special_log1p.default,
+    targets=("coreml", "onnx"),
+    why="the converters take log(1 + x), without the digits of small x",
 )
 def log1p(x: Tensor) -> Tensor:
     """Return log(1 + x), exact for small x."""
@@ -47,7 +50,10 @@ def log1p(x: Tensor) -> Tensor:
 
 
 @decomposes(
-    aten.expm1.default, targets=("coreml",), why="coremltools 9.0 takes exp(x) - 1, without the digits of small x"
+    aten.expm1.default,
+    aten.special_expm1.default,
+    targets=("coreml", "onnx"),
+    why="the converters take exp(x) - 1, without the digits of small x",
 )
 def expm1(x: Tensor) -> Tensor:
     """Return exp(x) - 1, exact for small x."""
@@ -107,7 +113,11 @@ def xlogy(x: Tensor, y: Tensor) -> Tensor:
     return torch.where(zero, torch.zeros_like(y), x * torch.log(torch.where(zero, torch.ones_like(y), y)))
 
 
-@decomposes(aten.logaddexp.default, targets=("coreml", "coreai"), why="neither converter has a translation that works")
+@decomposes(
+    aten.logaddexp.default,
+    targets=("coreml", "coreai", "onnx"),
+    why="no converter has a translation that works: the sum of two exponentials overflows",
+)
 def logaddexp(x: Tensor, y: Tensor) -> Tensor:
     """Return log(exp(x) + exp(y)) by the larger one."""
     large, small = torch.maximum(x, y), torch.minimum(x, y)
@@ -115,11 +125,24 @@ def logaddexp(x: Tensor, y: Tensor) -> Tensor:
     return large + torch.log1p(torch.exp(gap))
 
 
+@decomposes(aten.logaddexp2.default, targets=("onnx",), why="torch's exporter adds two powers, which overflow")
+def logaddexp2(x: Tensor, y: Tensor) -> Tensor:
+    """Return log2(2^x + 2^y) by the larger one."""
+    large, small = torch.maximum(x, y), torch.minimum(x, y)
+    gap = torch.where(large == small, torch.zeros_like(large), small - large)
+    return large + torch.log1p(torch.exp2(gap)) * (1 / math.log(2))
+
+
 _ERFC = (-1.26551223, 1.00002368, 0.37409196, 0.09678418, -0.18628806, 0.27886807, -1.13520398, 1.48851587, -0.82215223)
 _ERFC += (0.17087277,)
 
 
-@decomposes(aten.erfc.default, targets=("coreml", "coreai"), why="neither converter has a translation")
+@decomposes(
+    aten.erfc.default,
+    aten.special_erfc.default,
+    targets=("coreml", "coreai", "onnx"),
+    why="no converter has a translation that works",
+)
 def erfc(x: Tensor) -> Tensor:
     """Return 1 - erf(x), with its digits where it is small."""
     x = _real(x)
@@ -129,11 +152,36 @@ def erfc(x: Tensor) -> Tensor:
     return torch.where(size < 0.5, 1.0 - torch.erf(x), torch.where(x < 0, 2.0 - y, y))
 
 
+@decomposes(aten.special_erfcx.default, targets=("onnx",), why="torch's exporter multiplies exp(x x) by an erfc of 0")
+def erfcx(x: Tensor) -> Tensor:
+    """Return exp(x x) erfc(x), which falls as 1 / x."""
+    x = _real(x)
+    size = x.abs()
+    t = 1.0 / (size * 0.5 + 1.0)
+    y = t * torch.exp(_polynomial(t, _ERFC))
+    return torch.where(x < 0, 2.0 * torch.exp(size * size) - y, y)
+
+
+@decomposes(aten.special_log_ndtr.default, targets=("onnx",), why="torch's exporter takes the logarithm of 1 - erf(x)")
+def log_ndtr(x: Tensor) -> Tensor:
+    """Return the logarithm of the normal distribution, log(erfc(-x / sqrt 2) / 2), by the logarithm of erfc's form."""
+    z = _real(x) * math.sqrt(0.5)
+    size = torch.where(z < 0, -z, torch.zeros_like(z))
+    t = 1.0 / (size * 0.5 + 1.0)
+    low = torch.log(t) + _polynomial(t, _ERFC) - size * size - math.log(2)
+    return torch.where(z < -0.7, low, torch.log1p(erfc(torch.where(z < -0.7, torch.zeros_like(z), z)) * -0.5))
+
+
 _LANCZOS = (76.18009172947146, -86.50532032941677, 24.01409824083091, -1.231739572450155, 0.1208650973866179e-2)
 _LANCZOS += (-0.5395239384953e-5,)
 
 
-@decomposes(aten.lgamma.default, targets=("coreml", "coreai"), why="neither converter has a translation")
+@decomposes(
+    aten.lgamma.default,
+    aten.special_gammaln.default,
+    targets=("coreml", "coreai", "onnx"),
+    why="no converter has a translation that works",
+)
 def lgamma(x: Tensor) -> Tensor:
     """Return log |gamma(x)|, infinite at 0 and at negative integers."""
     x = _real(x)
@@ -147,7 +195,12 @@ def lgamma(x: Tensor) -> Tensor:
     return torch.where(x < 0, math.log(math.pi) - torch.log(sine) - y, y - torch.log(x.abs()))
 
 
-@decomposes(aten.digamma.default, targets=("coreml", "coreai"), why="neither converter has a translation")
+@decomposes(
+    aten.digamma.default,
+    aten.special_psi.default,
+    targets=("coreml", "coreai", "onnx"),
+    why="no converter has a translation that works",
+)
 def digamma(x: Tensor) -> Tensor:
     """Return the derivative of log gamma(x): minus infinity at 0, NaN at negative integers."""
     x = _real(x)
@@ -171,7 +224,12 @@ _TAIL = (2.83297682, 1.00167406, 0.00943887047, -0.0076224613, 0.00573950773, -0
 _TAIL += (0.000100950558, -0.000200214257)
 
 
-@decomposes(aten.erfinv.default, targets=("coreml", "coreai"), why="neither converter has a translation")
+@decomposes(
+    aten.erfinv.default,
+    aten.special_erfinv.default,
+    targets=("coreml", "coreai", "onnx"),
+    why="no converter has a translation that works",
+)
 def erfinv(x: Tensor) -> Tensor:
     """Return what erf takes to x: infinite at -1 and 1, NaN beyond."""
     x = _real(x)
@@ -188,7 +246,12 @@ _LARGE_I0 = (0.39894228, 0.1328592e-1, 0.225319e-2, -0.157565e-2, 0.916281e-2, -
 _LARGE_I0 += (-0.1647633e-1, 0.392377e-2)
 
 
-@decomposes(aten.i0.default, targets=("coreml", "coreai"), why="neither converter has a translation")
+@decomposes(
+    aten.i0.default,
+    aten.special_i0.default,
+    targets=("coreml", "coreai", "onnx"),
+    why="no converter has a translation that works",
+)
 def i0(x: Tensor) -> Tensor:
     """Return the modified Bessel function of order 0."""
     size = _real(x).abs()

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import re
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -139,7 +142,10 @@ def exported(
             ) from error
         if is_traced_again and not is_inlined:  # the file is the same
             return written
-        return written.run_decompositions(inlined)
+        try:
+            return written.run_decompositions(inlined)
+        except Unsupported as error:  # of a decomposition; torch.fx has added what it was executing
+            raise Unsupported(str(error).partition("\n")[0]) from None
 
 
 def _with_own_forms(module: GraphModule, target: str) -> GraphModule:
@@ -253,6 +259,9 @@ def _export(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) -
     for node in list(graph.graph.nodes):  # torch's own checks of what `val` says of each value
         if node.target is torch.ops.aten._assert_tensor_metadata.default:
             graph.graph.erase_node(node)
+    for node in list(graph.graph.nodes):  # a norm by its batch's own statistics: it updates the running ones, unread
+        if node.target is torch.ops.aten.batch_norm.default and node.args[5]:
+            node.args = (*node.args[:3], None, None, *node.args[5:])
     for node in list(graph.graph.nodes):  # a model that works in place on its input: its caller's is left alone
         if node.target is torch.ops.aten.copy_.default and node.args[0].op == "placeholder":
             node.replace_all_uses_with(node.args[1])
@@ -270,10 +279,26 @@ def _exported(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool)
                 program = program.run_decompositions({})
     except Exception as error:
         raise Unsupported(
-            f"torch.export cannot capture {type(model).__name__}: {_first_line(error)}"
+            f"torch.export cannot capture {type(model).__name__}: {_reason(error)}."
             " Rewrite that line with static shapes and without data-dependent control flow; --debug shows the trace."
         ) from error
     return program
+
+
+def _reason(error: BaseException) -> str:
+    """Return why a capture failed and at which line of the model, in our words: torch's are about its own tracing."""
+    kinds = " ".join(kind.__name__ for kind in type(error).__mro__)
+    by_value = re.search(r"DataDependent|DynamicOutputShape|UserError", kinds) or "data-dependent" in str(error)
+    what = "a shape or a branch depends on values of tensors" if by_value else "an exception is raised"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames if _is_foreign(frame.filename)]
+    return f"{what} at {own[-1]}" if own else what
+
+
+def _is_foreign(file: str) -> bool:
+    """Return whether a source file is neither torch's nor edgesmith's, so that it is the model's."""
+    folders = (Path(torch.__file__).parent, Path(decompositions.__file__).parents[1])
+    return not file.startswith("<") and not any(Path(file).is_relative_to(folder) for folder in folders)
 
 
 @contextlib.contextmanager

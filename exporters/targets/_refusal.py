@@ -33,8 +33,8 @@ def refuse(error: BaseException, nodes: Iterable[Node], format_name: str) -> Uns
     node = _find(error, list(nodes))
     if node is None:
         return Unsupported(
-            f"{format_name} cannot express this model, and its converter does not say which operator it is about;"
-            f" export a part of it to find out, or choose another target. --debug shows the trace"
+            f"{format_name} cannot express this model, and its converter does not say which operator it means;"
+            " export a part of it to find out, or choose another target. --debug shows the trace"
         )
     return Unsupported(f"{format_name} cannot express this model: it does not take {describe(node)}; {WAY_OUT}")
 
@@ -58,8 +58,8 @@ def _argument(value: object) -> str:
 
 
 def _line(node: Node) -> str:
-    """Return the line of the model that an operator comes from, ` (model.py:12)`; empty where only torch's are known."""
-    frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("written_at") or node.meta.get("stack_trace") or "")
+    """Return the line of the model that an operator comes from, ` (model.py:12)`; empty where that is not known."""
+    frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("written_at") or node.meta.get("stack_trace", ""))
     own = [(file, line) for file, line in frames if "torch" not in Path(file).parts]
     return f" ({Path(own[-1][0]).name}:{own[-1][1]})" if own else ""
 

@@ -57,7 +57,7 @@ def lower(program: Program, path: Path, request: Request) -> None:
         op.overload: op.lowerings[LOWERINGS] for op in all_ops().values() if LOWERINGS in op.lowerings
     }
     table[torch.ops.aten.group_norm.default] = _group_norm
-    with _quiet():
+    with _quiet(), _exact_units():
         try:
             written = torch.onnx.export(
                 ready,
@@ -112,6 +112,30 @@ def _group_norm(
     ones, zeros = constant([1] * channels), constant([0] * channels)
     scale, shift = (ones if weight is None else weight), (zeros if bias is None else bias)
     return op.BatchNormalization(normed, scale, shift, zeros, ones, epsilon=0.0)
+
+
+@contextlib.contextmanager
+def _exact_units() -> Iterator[None]:
+    """Have the exporter's optimizer drop x + 0 and x * 1 only.
+
+    It compares constants with those of its patterns up to 1e-5, or 1e-8 from 0 (onnxscript, `Constant` in
+    rewriter/_pattern_ir.py), so that it drops x + 1e-8 and x * 1.000005 too.
+    """
+    from onnxscript.rewriter import _matcher
+
+    class Exact:
+        """The module `math`, as far as the matcher asks it."""
+
+        @staticmethod
+        def isclose(found: float, wanted: float, **tolerances: float) -> bool:
+            return found == wanted if wanted in (0, 1) else math.isclose(found, wanted, **tolerances)
+
+    before = _matcher.math
+    _matcher.math = Exact
+    try:
+        yield
+    finally:
+        _matcher.math = before
 
 
 class OnnxFile(TargetFile):

@@ -30,6 +30,10 @@ class Case:
         values: the inputs of each call, of the same shapes and types every time.
         ulps: that a result may be off, in units of what one rounding of the inputs or of the result moves it by; see
             tolerance.py.
+        mixes: whether each output is a sum over much of the input by way of values that are not outputs, as of a
+            transform and its inverse. One rounding then moves every value by that of the largest.
+        activation: whether the operator is an activation, which is composed of numbers of order one: the magnitude of
+            the input counts beside the output's, as 1 at least and 10 at most.
         floor: error that is allowed beside these, relative to the square of the largest input and to the square of
             the roundoff: of variances, which are sums of squares of rounding where all values are equal.
     """
@@ -39,6 +43,8 @@ class Case:
     function: Callable[..., Any]
     values: tuple[tuple[Tensor, ...], ...]
     ulps: float = 16.0
+    mixes: bool = False
+    activation: bool = False
     floor: float = 0.0
 
     def __str__(self) -> str:

@@ -17,15 +17,14 @@ from __future__ import annotations
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from edgesmith.errors import BadInput, EdgesmithError, Unsupported
+from edgesmith.errors import EdgesmithError, Unsupported
 from edgesmith.exporters import decompositions
 from edgesmith.exporters.graph.capture import Program, capture
 from edgesmith.exporters.graph.edit import operator_name, operators
@@ -41,8 +40,8 @@ RIGHT, MENDED, REFUSED = "right", "mended", "refused"
 WRONG, LEAKS, CRASH = "silently wrong", "leaks", "crash"
 FAILURES = frozenset({WRONG, LEAKS, CRASH})
 
-TOGETHER = 6
-"""Cases of an operator that are lowered as one model; where one of them is refused, that was one lowering too many."""
+TOGETHER = 8
+"""Cases of an operator that are lowered as one model."""
 
 
 @dataclass(frozen=True)
@@ -80,33 +79,42 @@ class Column:
         return None
 
 
-def judge(cases: Sequence[Case], column: Column) -> list[Verdict]:
-    """Return the verdict of each case, cases together where they are right together."""
-    groups = [cases[k : k + TOGETHER] for k in range(0, len(cases), TOGETHER)]
-    return [verdict for group in groups for verdict in _judge(group, column)]
+def judge(cases: Sequence[Case], column: Column, together: int = TOGETHER) -> list[Verdict]:
+    """Return the verdict of each case, so many cases together where they are right together."""
+    groups = [range(len(cases))[k : k + together] for k in range(0, len(cases), together)]
+    found: dict[int, Verdict] = {}
+    for group in groups:
+        found |= _judge({k: cases[k] for k in group}, column)
+    return [found[k] for k in range(len(cases))]
 
 
-def _judge(cases: Sequence[Case], column: Column) -> list[Verdict]:
-    if len(cases) == 1:
-        return [_alone(cases[0], column)]
+def _judge(cases: Mapping[int, Case], column: Column) -> dict[int, Verdict]:
+    """Judge cases together, without those whose module is named where the whole is refused; else each alone."""
+    if not cases:
+        return {}
     try:
-        found = _try(cases, column)
-    except Exception:  # which case it is about is asked of each alone
-        found = [Verdict(CRASH)] * len(cases)
-    return [
-        verdict if verdict.kind in (RIGHT, MENDED) else _alone(case, column)
-        for verdict, case in zip(found, cases, strict=True)
-    ]
-
-
-def _alone(case: Case, column: Column) -> Verdict:
-    try:
-        return _try([case], column)[0]
-    except EdgesmithError as error:
-        leak = leaked(error)
-        return Verdict(LEAKS, f"{error}") if leak else Verdict(REFUSED, str(error))
+        together = dict(zip(cases, _try(list(cases.values()), column), strict=True))
     except Exception as error:
-        return Verdict(CRASH, f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}")
+        found = _failure(error)
+        named = re.search(r"\bcase_(\d+)\b", str(error))
+        culprit = list(cases)[int(named[1])] if named and int(named[1]) < len(cases) else None
+        if len(cases) == 1:
+            return dict.fromkeys(cases, found)
+        if culprit is None or found.kind != REFUSED:
+            return {k: one for j, case in cases.items() for k, one in _judge({j: case}, column).items()}
+        return {culprit: found} | _judge({k: case for k, case in cases.items() if k != culprit}, column)
+    if len(cases) == 1:
+        return together
+    right = (RIGHT, MENDED)
+    return {k: one if one.kind in right else _judge({k: cases[k]}, column)[k] for k, one in together.items()}
+
+
+def _failure(error: Exception) -> Verdict:
+    """Return the verdict on what lowering or running raised."""
+    if not isinstance(error, EdgesmithError):
+        lines = str(error).strip().splitlines()
+        return Verdict(CRASH, f"{type(error).__name__}: {lines[0] if lines else ''}")
+    return Verdict(LEAKS if leaked(error) else REFUSED, str(error))
 
 
 def _try(cases: Sequence[Case], column: Column) -> list[Verdict]:
@@ -157,7 +165,9 @@ def _run(program: Program, calls: Sequence[Sequence[Tensor]], column: Column) ->
     typed = precision.type(program, task)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"case{target.suffix}"
-        target.lower(typed.program, path, Request("case", precision, keep_fp32=typed.keep_fp32 or {}, profile=column.profile))
+        target.lower(
+            typed.program, path, Request("case", precision, keep_fp32=typed.keep_fp32 or {}, profile=column.profile)
+        )
         file = target.open(path)
         file.check()
         found = file.run([[x.numpy() for x in given] for given in calls])

@@ -32,19 +32,25 @@ LARGEST = 20_000
 
 EXCLUDED = {
     r"cauchy|exponential|geometric|log_normal|normal|uniform|bernoulli|multinomial|rand.*|.*dropout.*|nn\.functional\."
-    r"(rrelu|fractional_max_pool.*)|svd_lowrank|pca_lowrank": "random",
+    r"(rrelu|fractional_max_pool.*|multi_head_attention_forward)|svd_lowrank|pca_lowrank": "random",
     r"arange|linspace|logspace|zeros|ones|full|empty.*|eye|scalar_tensor|new_.*|.*_like|signal\..*|"
     r"broadcast_shapes|combinations": "makes tensors of no values",
     r"item|allclose|equal|is_.*": "returns no tensor",
     r"resize_.*|zero_|fill|as_strided.*|set_|_segment_reduce": "changes or reinterprets memory",
+    r"native_batch_norm|_native_batch_norm_legit|_batch_norm_with_update": "changes its running statistics",
     r"jiterator.*|.*backward|.*_grad|native_dropout.*|bmm\.triton.*|hash_tensor": "no operator of inference",
     r"sparse\..*|to_sparse|.*_unsafe_masked.*|masked\..*|.*linear_cross_entropy.*": "prototype, or of sparse tensors",
     r"cdouble|cfloat|chalf|complex|view_as_complex|polar": "of complex numbers by itself",
     r"bfloat16": "of a type that no file has here",
-    r"histogram|histogramdd|geqrf|ormqr|linalg\.ldl.*|linalg\.householder.*": "computed in places that torch.export lacks",
+    r"histogram|histogramdd|geqrf|ormqr|linalg\.(ldl|householder).*": "a step of an algorithm of linear algebra",
 }
 """Patterns of names, each with the reason why it is left out."""
 
+_MIXES = re.compile(r"fft\.|stft|istft")
+_ACTIVATIONS = frozenset(
+    f"nn.functional.{name}"
+    for name in ("gelu", "elu", "celu", "selu", "mish", "silu", "softplus", "tanhshrink", "logsigmoid", "hardswish")
+) | {"sigmoid", "tanh", "special.expit"}
 _LEFT_OUT = re.compile("|".join(f"(?:{pattern})" for pattern in EXCLUDED))
 
 
@@ -102,7 +108,10 @@ def _case(name: str, label: str, function: Any, sample: Any) -> Case | None:
         args, kwargs = tree_unflatten(filled, spec)
         return function(*args, **kwargs)
 
-    case = Case(name, label, call, (tensors,))
+    is_image = re.search(r"interpolate|upsample|grid_sample", name) is not None
+    mixes = is_image or _MIXES.match(name) is not None
+    ulps, activation = (64.0 if is_image else 16.0), name in _ACTIVATIONS
+    case = Case(name, label, call, (tensors,), ulps=ulps, mixes=mixes, activation=activation)
     return case if _runs(case) else None
 
 

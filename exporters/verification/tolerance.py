@@ -5,11 +5,16 @@ A result y = f(x) is computed from inputs that carry a rounding each, and is rou
 
     u (|y| + |f'(x) x|)        f'(x) x by forward differentiation in float64, over inputs of random signs
 
-so that a sum that cancels, a logarithm at 1 and a sine of a large angle are allowed what they magnify, and a rounding or
-a comparison, whose derivative is 0, is allowed nothing. A case is allowed `ulps` of these units: 16 by default, for the
-order of summation and the three or four roundings that transcendental functions have inside. Beside these:
+so that a sum that cancels, a logarithm at 1 and a sine of a large angle are allowed what they magnify, and a rounding
+or a comparison, whose derivative is 0, is allowed nothing. A case is allowed `ulps` of these units: 16 by default, for
+the order of summation and the three or four roundings that transcendental functions have inside. Beside these:
 
-    fp32    16 x 2^-126, since runtimes may flush what is subnormal
+    mixes   of a case whose derivative does not show what is inside, as of a transform and its inverse: the largest
+            magnitude of the output counts as |f'(x) x| everywhere
+    activations     the magnitude of x counts too, between 1 and 10: exp(x) - 1 and 1 + erf(x) are rounded as numbers of
+            order one, in PyTorch as well, before they are multiplied by x; beyond 10 all of them are saturated
+    images  64 units, as if mixed: a position is computed in fp32, up to 16 times as large as a weight, and shifts all
+            weights of a pixel together, so that nothing cancels
     fp16    16 x 2^-24, and two roundings of a value of order one: a composite operator rounds between its own, and half
             precision cannot have log(1 + x) to more digits than 1 + x. Values beyond 65504 may be infinite
     floor   of a case, see `Case.floor`
@@ -100,6 +105,8 @@ def expect(case: Case, given: Sequence[Tensor], dtype: str) -> list[Expected]:
             continue
         wide = array.astype(np.float64) if exact is None else exact[k]
         moved = np.abs(wide) if spread is None else np.abs(wide) + spread[k]
+        if case.activation and given[0].shape == value.shape:
+            moved = moved + np.clip(np.abs(given[0].numpy().astype(np.float64)), 1.0, 10.0)
         expected.append(Expected(array, wide, _allowed(case, wide, moved, peak, dtype), dtype))
     return expected
 
@@ -115,9 +122,7 @@ def _allowed(case: Case, exact: np.ndarray, moved: np.ndarray, peak: float, dtyp
     return np.asarray(allowed)
 
 
-def _exact(
-    case: Case, given: Sequence[Tensor], count: int
-) -> tuple[list[np.ndarray] | None, list[np.ndarray] | None]:
+def _exact(case: Case, given: Sequence[Tensor], count: int) -> tuple[list[np.ndarray] | None, list[np.ndarray] | None]:
     """Return the outputs in float64 and what one relative change of the inputs moves them by; None where unknown."""
     wide = [x.double() if x.is_floating_point() else x for x in given]
     try:
@@ -128,7 +133,7 @@ def _exact(
     if len(outputs) != count:
         return None, None
     exact = [y.numpy().astype(np.float64) for y in outputs]
-    return exact, _spread(case, wide, outputs)
+    return exact, _peaks(outputs) if case.mixes else _spread(case, wide, outputs)
 
 
 def _spread(case: Case, wide: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[np.ndarray] | None:
@@ -159,7 +164,7 @@ def _spread(case: Case, wide: Sequence[Tensor], outputs: Sequence[Tensor]) -> li
 
 
 def _peaks(outputs: Sequence[Tensor]) -> list[np.ndarray]:
-    """Return the largest magnitude of each output everywhere, for operators that cannot be differentiated forward."""
+    """Return the largest magnitude of each output everywhere, for operators that mix, or cannot be differentiated."""
     found = []
     for y in outputs:
         magnitudes = np.abs(y.numpy().astype(np.float64))
