@@ -24,6 +24,7 @@ from edgesmith.exporters import targets
 from edgesmith.exporters.artifact import Artifact, changed_files, read
 from edgesmith.exporters.precision.table import all_precisions
 from edgesmith.plugins import leave_out
+from support.forks import begin, export_convolution
 
 pytestmark = pytest.mark.wheel
 
@@ -238,29 +239,30 @@ def test_two_processes_write_the_same_bytes(process: Run, tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_export_killed_at_any_moment_leaves_nothing_or_a_whole_artifact(edgesmith: Run, tmp_path: Path) -> None:
-    """SIGKILL at 20 random moments of a whole run; half of them find an older artifact in place."""
-    command = [sys.executable, "-m", "edgesmith", "export", *SMALL, "--target", "onnx"]
+    """SIGKILL at 20 random moments of a run, from its first line on; half of them find an older artifact in place."""
+    begin(tmp_path).join()  # this one imports
     start = time.monotonic()
-    subprocess.run(command, cwd=tmp_path, capture_output=True, check=True)
+    begin(tmp_path).join()
     whole_s = time.monotonic() - start
     moments = random.Random(0)
-    artifact, older = tmp_path / FOLDER, tmp_path / "older"
+    (artifact,) = tmp_path.iterdir()
+    older = tmp_path.with_name("older")
     artifact.rename(older)
     for round_ in range(20):
         if round_ == 10 and not artifact.exists():
             older.rename(artifact)
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = begin(tmp_path)
         time.sleep(moments.uniform(0, 1.05 * whole_s))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
         if artifact.exists():
             assert changed_files(read(artifact)) == []
         else:
             assert round_ < 10, "the artifact that was there is gone"
     assert artifact.exists()
-    assert edgesmith("verify", FOLDER).returncode == 0
-    assert edgesmith("export", *SMALL, "--target", "onnx").returncode == 0
-    assert [path.name for path in artifact.parent.iterdir()] == [artifact.name], "leftovers of killed runs"
+    assert edgesmith("verify", str(artifact)).returncode == 0
+    export_convolution(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [artifact.name], "leftovers of killed runs"
 
 
 @pytest.mark.parametrize("delay_s", [0.3, 1.0, 2.0, 4.0])

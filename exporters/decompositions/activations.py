@@ -40,6 +40,8 @@ def elu(x: Tensor, alpha: float = 1, scale: float = 1, input_scale: float = 1) -
 
 
 @decomposes(aten.rrelu.default, targets=("coreml", "coreai"), why="neither converter has a translation that works")
-def rrelu(x: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, generator: None = None) -> Tensor:
+def rrelu(
+    x: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, generator: None = None
+) -> Tensor:
     """Return x above 0, and x times the mean of the bounds below, as in evaluation."""
     return NotImplemented if training else torch.where(x > 0, x, x * ((lower + upper) / 2))

@@ -71,7 +71,12 @@ def rot90(x: Tensor, k: int = 1, dims: Sequence[int] = (0, 1)) -> Tensor:
     return turned[k % 4]()
 
 
-@decomposes(aten.diagonal.default, aten.diagonal_copy.default, targets=("coreml", "coreai"), why="coremltools 9.0 takes the main one of two axes only")
+@decomposes(
+    aten.diagonal.default,
+    aten.diagonal_copy.default,
+    targets=("coreml", "coreai"),
+    why="coremltools 9.0 takes the main one of two axes only",
+)
 def diagonal(x: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
     """Return a diagonal of two axes as the last one: every (n + 1)-th number of the flat plane."""
     first, second = dim1 % x.dim(), dim2 % x.dim()

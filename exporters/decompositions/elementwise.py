@@ -203,7 +203,7 @@ def fmax(x: Tensor, y: Tensor) -> Tensor:
     """Return the larger number, where one is NaN the other."""
     x, y = torch.broadcast_tensors(x, y)
     largest = torch.maximum(x, y)
-    return torch.where(x != x, y, torch.where(y != y, x, largest))  # noqa: PLR0124 - so is NaN found
+    return torch.where(x != x, y, torch.where(y != y, x, largest))
 
 
 @decomposes(aten.fmin.default, targets=("coreml", "coreai", "onnx"), why="no converter has a translation that works")
@@ -211,7 +211,7 @@ def fmin(x: Tensor, y: Tensor) -> Tensor:
     """Return the smaller number, where one is NaN the other."""
     x, y = torch.broadcast_tensors(x, y)
     smallest = torch.minimum(x, y)
-    return torch.where(x != x, y, torch.where(y != y, x, smallest))  # noqa: PLR0124 - so is NaN found
+    return torch.where(x != x, y, torch.where(y != y, x, smallest))
 
 
 @decomposes(aten.heaviside.default, targets=("coreml", "coreai"), why="neither converter has a translation that works")
@@ -264,7 +264,9 @@ def clamp(x: Tensor, low: float | None = None, high: float | None = None) -> Ten
     return torch.full_like(x, high)
 
 
-@decomposes(aten.clamp.Tensor, targets=("coreml",), why="coremltools 9.0 drops bounds that are tensors where they cross")
+@decomposes(
+    aten.clamp.Tensor, targets=("coreml",), why="coremltools 9.0 drops bounds that are tensors where they cross"
+)
 def clamp_by_tensors(x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
     """Return min(max(x, low), high). Shapes broadcast."""
     x = x if low is None else torch.maximum(x, low)
@@ -274,7 +276,7 @@ def clamp_by_tensors(x: Tensor, low: Tensor | None = None, high: Tensor | None =
 @decomposes(aten.isnan.default, targets=("coreai",), why="Core AI's converter has no translation")
 def isnan(x: Tensor) -> Tensor:
     """Return where a number is NaN."""
-    return x != x if x.is_floating_point() else torch.zeros_like(x, dtype=torch.bool)  # noqa: PLR0124 - so NaN is found
+    return x != x if x.is_floating_point() else torch.zeros_like(x, dtype=torch.bool)
 
 
 @decomposes(aten.nan_to_num.default, targets=("coreai",), why="Core AI's converter has no translation of isnan")

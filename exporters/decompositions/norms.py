@@ -108,3 +108,25 @@ def batch_norm(
     y = y if weight is None else y * weight.reshape(planes)
     y = y if bias is None else y + bias.reshape(planes)
     return y, x.new_empty([0]), x.new_empty([0])
+
+
+@decomposes(
+    aten.instance_norm.default,
+    targets=("coreml", "coreai"),
+    why="they take an image's own statistics for the stored ones",
+)
+def instance_norm(  # noqa: PLR0913 - the operator's own arguments
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor | None,
+    variance: Tensor | None,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Tensor:
+    """Return an instance norm with stored statistics, which is a batch norm; others are left."""
+    if use_input_stats or mean is None or variance is None:
+        return NotImplemented
+    return torch.batch_norm(x, weight, bias, mean, variance, False, momentum, eps, cudnn_enabled)

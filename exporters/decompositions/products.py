@@ -74,7 +74,9 @@ def multi_dot(tensors: Sequence[Tensor]) -> Tensor:
     return product
 
 
-@decomposes(aten.linalg_cross.default, targets=("coreml", "coreai"), why="neither converter has a translation that works")
+@decomposes(
+    aten.linalg_cross.default, targets=("coreml", "coreai"), why="neither converter has a translation that works"
+)
 def cross(x: Tensor, y: Tensor, *, dim: int = -1) -> Tensor:
     """Return the vector product along an axis of 3."""
     x, y = torch.broadcast_tensors(x, y)

@@ -5,7 +5,7 @@ A matrix [to, from] has the weights of what is read for each new position, at Py
     s = from / to, or 1 / the factor that is given         c = (i + 1/2) s - 1/2, or i (from - 1) / (to - 1) by corners
     linear        max(1 - |j - c|, 0), c inside the map
     cubic         Keys' kernel with a = -3/4 at j - c, beyond an edge the edge
-    antialiased   the kernel (a = -1/2 of cubic ones) at (j + 1/2 - (i + 1/2) s) / max(s, 1), each row divided by its sum
+    antialiased   the kernel (cubic: a = -1/2) at (j + 1/2 - (i + 1/2) s) / max(s, 1), each row divided by its sum
 
 The operators that compute a matrix read nothing of the model, so that converters fold them into a constant.
 """
@@ -53,21 +53,31 @@ def _linear(like: Tensor, before: int, after: int, scale: float, by_corners: boo
     return (1.0 - (_positions(like, before) - centres).abs()).clamp(min=0.0)
 
 
+def _near(d: Tensor, a: float) -> Tensor:
+    """Return Keys' cubic kernel at distances up to 1. (IEEE TASSP 29, 1981; the order of operators is ATen's)"""
+    return ((a + 2.0) * d - (a + 3.0)) * d * d + 1.0
+
+
+def _far(d: Tensor, a: float) -> Tensor:
+    """Return Keys' cubic kernel at distances from 1 to 2."""
+    return ((a * d - 5.0 * a) * d + 8.0 * a) * d - 4.0 * a
+
+
 def _keys(distance: Tensor, a: float) -> Tensor:
-    """Return Keys' cubic kernel. (IEEE TASSP 29, 1981)"""
+    """Return Keys' cubic kernel."""
     d = distance.abs()
-    near = ((a + 2.0) * d - (a + 3.0)) * d * d + 1.0
-    far = ((d - 5.0) * d + 8.0) * d * a - 4.0 * a
-    return torch.where(d <= 1, near, torch.where(d < 2, far, torch.zeros_like(d)))
+    return torch.where(d < 1, _near(d, a), torch.where(d < 2, _far(d, a), torch.zeros_like(d)))
 
 
 def _cubic(like: Tensor, before: int, after: int, scale: float, by_corners: bool) -> Tensor:
     centres = _centres(like, before, after, scale, by_corners)
-    first, weights = torch.floor(centres), torch.zeros([after, before], device=like.device)
-    for tap in (-1.0, 0.0, 1.0, 2.0):
-        at = first + tap
-        read = (_positions(like, before) == at.clamp(0.0, float(before - 1))).to(torch.float32)
-        weights = weights + read * _keys(at - centres, -0.75)
+    first = torch.floor(centres)
+    t, a = centres - first, -0.75
+    taps = ((-1.0, _far(t + 1.0, a)), (0.0, _near(t, a)), (1.0, _near(1.0 - t, a)), (2.0, _far(2.0 - t, a)))
+    weights = torch.zeros([after, before], device=like.device)
+    for tap, weight in taps:
+        at = (first + tap).clamp(0.0, float(before - 1))
+        weights = weights + (_positions(like, before) == at).to(torch.float32) * weight
     return weights
 
 
@@ -103,7 +113,7 @@ def _resized(
             x = torch.matmul(x, weights.transpose(0, 1))
         else:
             shape = list(x.shape)
-            x = torch.matmul(weights, x.reshape([*shape[: axis], before, -1]))
+            x = torch.matmul(weights, x.reshape([*shape[:axis], before, -1]))
             x = x.reshape([*shape[:axis], after, *shape[axis + 1 :]])
     return x
 
@@ -147,8 +157,8 @@ def upsample_nearest_exact(x: Tensor, size: Sequence[int] | None, factors: Seque
     aten.upsample_nearest1d.vec,
     aten.upsample_nearest2d.vec,
     aten.upsample_nearest3d.vec,
-    targets=("coreai",),
-    why="Core AI reads other numbers where the factor is not whole",
+    targets=_APPLES,
+    why="they read other numbers where the factor is not whole",
 )
 def upsample_nearest(x: Tensor, size: Sequence[int] | None, factors: Sequence[float] | None) -> Tensor:
     """Return the number at or before the place of each new one."""
@@ -179,9 +189,9 @@ def adaptive_avg_pool2d(x: Tensor, size: Sequence[int]) -> Tensor:
     if all(after <= before for before, after in zip(x.shape[-2:], size, strict=True)):
         return NotImplemented
     rank = x.dim()
-    x = x.unsqueeze(0) if rank == 3 else x  # noqa: PLR2004 - without a batch
+    x = x.unsqueeze(0) if rank == 3 else x
     y = _resized(x, size, False, [None, None], _windows)
-    return y.squeeze(0) if rank == 3 else y  # noqa: PLR2004 - as above
+    return y.squeeze(0) if rank == 3 else y
 
 
 def _windows(like: Tensor, before: int, after: int, scale: float, by_corners: bool) -> Tensor:

@@ -93,7 +93,7 @@ def _analysis(emit: Emitter, given: _Given) -> Node:
 
 
 def _padded(emit: Emitter, x: Node, given: _Given) -> Node:
-    """Return the signal with half a frame on both sides. [B, L], as pads of other modes than zeros want an axis more."""
+    """Return the signal with half a frame on both sides; as [B, L], for pads other than zeros want a second axis."""
     around = [given.n_fft // 2] * 2
     if given.pad_mode == "constant":
         return emit(aten.constant_pad_nd.default, x, around, 0.0)

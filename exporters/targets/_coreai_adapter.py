@@ -28,7 +28,7 @@ import tempfile
 import threading
 import warnings
 from collections import Counter, OrderedDict
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +94,7 @@ def convert(program: ExportedProgram, input_names: Sequence[str], output_names: 
     require()
     with _quiet():
         converter_type = _get("coreai_torch.converter", "TorchConverter")
-        table = {**_get("coreai_torch", "get_decomp_table")(), **decompositions.for_target(LOWERINGS)}
+        table = _with_ours(_get("coreai_torch", "get_decomp_table")())
         _label_values(program)
         decomposed = program.run_decompositions(table)
 
@@ -120,6 +120,22 @@ def convert(program: ExportedProgram, input_names: Sequence[str], output_names: 
             raise refuse(error, decomposed.graph.nodes, "Core AI") from error
         _name_composites(converted)
         return converted, _take_labels(converted)
+
+
+def _with_ours(theirs: Mapping[Any, Callable[..., Any]]) -> dict[Any, Callable[..., Any]]:
+    """Return the converter's decompositions and ours, which come first: what theirs make may need ours again."""
+
+    def either(own: Callable[..., Any], other: Callable[..., Any]) -> Callable[..., Any]:
+        def decompose(*args: Any, **kwargs: Any) -> Any:
+            made = own(*args, **kwargs)
+            return other(*args, **kwargs) if made is NotImplemented else made
+
+        return decompose
+
+    table = dict(theirs.items())
+    for overload, own in decompositions.for_target(LOWERINGS).items():
+        table[overload] = either(own, table[overload]) if overload in table else own
+    return table
 
 
 def save(

@@ -227,7 +227,9 @@ def _mac_feeds(
 
     pairs = zip(interface.inputs, given, strict=True)
     return {
-        feature.name: np.atleast_1d(x.astype(np.float32)) if feature.image is None else Image.fromarray(_picture(metadata, x))
+        feature.name: np.atleast_1d(x.astype(np.float32))
+        if feature.image is None
+        else Image.fromarray(_picture(metadata, x))
         for feature, x in pairs
     }
 

@@ -1,8 +1,8 @@
 """Inputs as Core ML takes them: float and int32 arrays of 1 to 5 axes.
 
-    a number, shape []                   [1]
-    bool, uint8, int8, int16, int64      int32; truth values are 0 and 1
-    more than five axes, float64         refused
+a number, shape []                   [1]
+bool, uint8, int8, int16, int64      int32; truth values are 0 and 1
+more than five axes, float64         refused
 """
 
 from __future__ import annotations

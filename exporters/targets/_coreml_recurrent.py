@@ -29,8 +29,10 @@ class _Direction:
     def __init__(self, parameters: Sequence[Any], gates: Sequence[int]) -> None:
         arrays = [parameter.val for parameter in parameters]
         if any(array is None for array in arrays):
-            raise Unsupported("Core ML's recurrent layers take constant weights, and these are computed; export with"
-                              " weights that are parameters")
+            raise Unsupported(
+                "Core ML's recurrent layers take constant weights, and these are computed; export with"
+                " weights that are parameters"
+            )
         ordered = [np.concatenate([np.split(array, len(gates))[gate] for gate in gates]) for array in arrays]
         self.weight_ih, self.weight_hh, *biases = ordered
         self.bias_ih, self.bias_hh = biases or [np.zeros(len(self.weight_ih), self.weight_ih.dtype)] * 2
@@ -48,15 +50,16 @@ def translations() -> dict[str, Callable[[Any, Any], None]]:
 
 
 def _arguments(context: Any, node: Any) -> tuple[Any, Any, list[Any], int, int, int, bool]:
-    """Return input, states, parameters, parameters of a direction, layers, directions, and whether batches are first."""
+    """Return input, states, parameters, their number in a direction, layers, directions, whether batches are first."""
     from coremltools.converters.mil.frontend.torch.ops import _get_inputs
 
     x, states, parameters, has_biases, layers, _, _, bidirectional, batch_first = _get_inputs(context, node)
     count, directions = int(layers.val), 2 if bidirectional.val else 1
     size = 4 if has_biases.val else 2
     if len(parameters) != size * count * directions:
-        raise Unsupported("Core ML's lstm has no projection of its states; export with proj_size=0 and a linear layer"
-                          " behind it")
+        raise Unsupported(
+            "Core ML's lstm has no projection of its states; export with proj_size=0 and a linear layer behind it"
+        )
     return x, states, list(parameters), size, count, directions, bool(batch_first.val)
 
 
@@ -178,7 +181,9 @@ def _gru_loop(x: Any, h: Any, weights: _Direction) -> tuple[Any, Any]:
 
     def step(h: Any, frame: Any) -> tuple[Any, Any]:
         x_r, x_n, x_z = mb.split(x=mb.squeeze(x=frame, axes=[0]), num_splits=3, axis=-1)
-        h_r, h_n, h_z = mb.split(x=mb.linear(x=h, weight=weights.weight_hh, bias=weights.bias_hh), num_splits=3, axis=-1)
+        h_r, h_n, h_z = mb.split(
+            x=mb.linear(x=h, weight=weights.weight_hh, bias=weights.bias_hh), num_splits=3, axis=-1
+        )
         r, z = mb.sigmoid(x=mb.add(x=x_r, y=h_r)), mb.sigmoid(x=mb.add(x=x_z, y=h_z))
         n = mb.tanh(x=mb.add(x=x_n, y=mb.mul(x=r, y=h_n)))
         h = mb.add(x=n, y=mb.mul(x=z, y=mb.sub(x=h, y=n)))

@@ -16,7 +16,7 @@ OWN_TRANSLATIONS = frozenset(
     f"aten.{name}"
     for name in (
         *("addcmul", "alias", "gelu", "group_norm", "gru", "layer_norm", "log", "log10", "log2", "lstm", "prelu"),
-        *("prod", "reciprocal", "rnn_relu", "rnn_tanh", "rsqrt"),
+        *("prod", "reciprocal", "remainder", "rnn_relu", "rnn_tanh", "rsqrt"),
     )
 )
 """Operators of PyTorch that are translated here, not by coremltools."""
@@ -42,6 +42,7 @@ def own_translations(half: bool) -> Iterator[None]:
     table["gelu"] = _gelu
     table["reciprocal"] = _reciprocal
     table["rsqrt"] = _rsqrt
+    table["remainder"] = _remainder
     table |= {name: _log(base) for name, base in (("log", math.e), ("log2", 2.0), ("log10", 10.0))}
     table |= {"prod": _prod, "prod.dim_int": _prod} | recurrent_translations()
     passed_on = table["noop"]
@@ -166,7 +167,7 @@ def _prelu(general: Any) -> Any:
 
     def translate(context: Any, node: Any) -> None:
         x, slope = _get_inputs(context, node, expected=2)
-        if slope.val is not None and x.rank >= 3:  # noqa: PLR2004 - as the operator asks for
+        if slope.val is not None and x.rank >= 3:
             general(context, node)
             return
         if x.rank > 1:
@@ -211,6 +212,15 @@ def _rsqrt(context: Any, node: Any) -> None:
     from coremltools.converters.mil.frontend.torch.ops import _get_inputs
 
     context.add(mb.rsqrt(x=_real(_get_inputs(context, node)[0]), epsilon=0.0, name=node.name))
+
+
+def _remainder(context: Any, node: Any) -> None:
+    """Translate to `mod`. coremltools subtracts the floor of the rounded quotient times the divisor."""
+    from coremltools.converters.mil import Builder as mb
+    from coremltools.converters.mil.frontend.torch.ops import _get_inputs, promote_input_dtypes
+
+    x, divisor = promote_input_dtypes(_get_inputs(context, node, expected=2))
+    context.add(mb.mod(x=x, y=divisor, name=node.name))
 
 
 def _log(base: float) -> Callable[[Any, Any], None]:
