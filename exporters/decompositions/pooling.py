@@ -30,8 +30,8 @@ def avg_pool2d(
     """Return the sums of windows of an image over the divisor."""
     if divisor_override is None:
         return NotImplemented
-    windows = (_each(k, 2) for k in (kernel_size, stride or kernel_size, padding))
-    return _sums(F.avg_pool2d, x, *windows, ceil_mode) / divisor_override
+    kernel, steps, pads = (_each(k, 2) for k in (kernel_size, stride or kernel_size, padding))
+    return _sums(F.avg_pool2d, x, kernel, steps, pads, ceil_mode) / divisor_override
 
 
 @decomposes(aten.avg_pool3d.default, targets=("onnx",), why=_DIVISOR)
@@ -47,8 +47,8 @@ def avg_pool3d(
     """Return the sums of windows of a volume over the divisor."""
     if divisor_override is None:
         return NotImplemented
-    windows = (_each(k, 3) for k in (kernel_size, stride or kernel_size, padding))
-    return _sums(F.avg_pool3d, x, *windows, ceil_mode) / divisor_override
+    kernel, steps, pads = (_each(k, 3) for k in (kernel_size, stride or kernel_size, padding))
+    return _sums(F.avg_pool3d, x, kernel, steps, pads, ceil_mode) / divisor_override
 
 
 def _sums(

@@ -130,12 +130,13 @@ def _exact_units() -> Iterator[None]:
         def isclose(found: float, wanted: float, **tolerances: float) -> bool:
             return found == wanted if wanted in (0, 1) else math.isclose(found, wanted, **tolerances)
 
-    before = _matcher.math
-    _matcher.math = Exact
+    matcher: Any = _matcher
+    before = matcher.math
+    matcher.math = Exact
     try:
         yield
     finally:
-        _matcher.math = before
+        matcher.math = before
 
 
 class OnnxFile(TargetFile):

@@ -52,7 +52,7 @@ ODD_NUMBERS = row(0.0, 1.0, float("inf"), -float("inf"), float("nan"), -2.0)
 
 
 def _elementwise() -> Iterator[Case]:
-    both = (
+    both: tuple[str, ...] = (
         "sin",
         "cos",
         "tan",
@@ -702,7 +702,7 @@ def _products() -> Iterator[Case]:
         lambda c, a, b: torch.baddbmm(c / 0, a, b, beta=0),
         (drawn(2, 3, 5), drawn(2, 3, 4), drawn(2, 4, 5)),
     )
-    equations = {
+    equations: dict[str, tuple[Tensor, ...]] = {
         "ij,jk->ik": (a, b),
         "bij,bjk->bik": (drawn(2, 3, 4), drawn(2, 4, 5)),
         "bhid,bhjd->bhij": (drawn(2, 2, 3, 4), drawn(2, 2, 5, 4)),
@@ -767,7 +767,8 @@ class _Recurrent(nn.Module):
     def __init__(self, kind: type[nn.RNNBase], **options: Any) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.layer = kind(3, 4, **options)
+        made: Callable[..., nn.RNNBase] = kind  # the base wants its kind's name first
+        self.layer = made(3, 4, **options)
 
     def forward(self, x: Tensor, *state: Tensor) -> list[Tensor]:
         given = (tuple(state) if len(state) == 2 else state[0]) if state else None
@@ -851,11 +852,11 @@ def _pooling() -> Iterator[Case]:
             yield of("nn.functional.avg_pool2d", label, lambda x, o=options: F.avg_pool2d(x, 3, 2, 1, **o), x2)
             yield of("nn.functional.avg_pool3d", label, lambda x, o=options: F.avg_pool3d(x, 3, 2, 1, **o), x3)
         for dilation in (1, 2):
-            more = {"ceil_mode": ceil, "dilation": dilation}
+            dilated = {"ceil_mode": ceil, "dilation": dilation}
             label = f"ceil_mode {ceil}, dilation {dilation}"
-            yield of("nn.functional.max_pool1d", label, lambda x, o=more: F.max_pool1d(x, 3, 2, 1, **o), x1)
-            yield of("nn.functional.max_pool2d", label, lambda x, o=more: F.max_pool2d(x, 3, 2, 1, **o), x2)
-            yield of("nn.functional.max_pool3d", label, lambda x, o=more: F.max_pool3d(x, 2, 2, 1, **o), x3)
+            yield of("nn.functional.max_pool1d", label, lambda x, o=dilated: F.max_pool1d(x, 3, 2, 1, **o), x1)
+            yield of("nn.functional.max_pool2d", label, lambda x, o=dilated: F.max_pool2d(x, 3, 2, 1, **o), x2)
+            yield of("nn.functional.max_pool3d", label, lambda x, o=dilated: F.max_pool3d(x, 2, 2, 1, **o), x3)
     yield of("nn.functional.avg_pool2d", "divisor", lambda x: F.avg_pool2d(x, 2, divisor_override=3), x2)
     yield of("nn.functional.avg_pool2d", "by axis", lambda x: F.avg_pool2d(x, (3, 2), (1, 2), (1, 0)), x2)
     yield of(
@@ -871,11 +872,12 @@ def _pooling() -> Iterator[Case]:
     yield of("nn.functional.adaptive_avg_pool3d", "to 2", lambda x: F.adaptive_avg_pool3d(x, 2), x3)
     for p in (1.0, 2.0, 3.0):
         yield of("nn.functional.lp_pool2d", f"p = {p}", lambda x, p=p: F.lp_pool2d(x, p, 2), x2.abs())
-    for kernel, options in ((2, {}), (3, {"padding": 1}), ((2, 3), {"stride": (2, 1)}), (2, {"dilation": 2})):
+    kernels: list[tuple[Any, dict[str, Any]]] = [(2, {}), (3, {"padding": 1}), ((2, 3), {"stride": (2, 1)})]
+    for kernel, more in (*kernels, (2, {"dilation": 2})):
         yield of(
             "nn.functional.unfold",
-            f"kernel {kernel}, {options}",
-            lambda x, k=kernel, o=options: F.unfold(x, k, **o),
+            f"kernel {kernel}, {more}",
+            lambda x, k=kernel, o=more: F.unfold(x, k, **o),
             x2,
         )
     yield of("nn.functional.fold", "overlapping", lambda x: F.fold(x, (4, 5), 2), drawn(1, 8, 12))
@@ -885,7 +887,7 @@ def _pooling() -> Iterator[Case]:
     yield of(
         "nn.functional.max_unpool2d",
         "of a max pool",
-        lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2),
+        lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), [2]),
         x2[..., :6, :6],
     )
 

@@ -228,6 +228,6 @@ def _shared(sentence: str, message: str, length: int = 24) -> str | None:
 class _quiet(warnings.catch_warnings):  # noqa: N801 - a context manager, as its base
     """Keep warnings of PyTorch about samples off the terminal."""
 
-    def __enter__(self) -> None:  # type: ignore[override]  # its log is not asked for
+    def __enter__(self) -> None:
         super().__enter__()
         warnings.simplefilter("ignore")

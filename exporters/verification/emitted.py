@@ -32,7 +32,7 @@ _STATISTICS = (drawn(4, seed=2), drawn(4, seed=3), drawn(4, seed=4), drawn(4, se
 
 
 def _unary() -> Iterator[tuple[Any, Callable[..., Any], tuple[Any, ...]]]:
-    names = (
+    names: tuple[str, ...] = (
         "abs",
         "alias",
         "clone",
@@ -159,7 +159,7 @@ def _layers() -> Iterator[tuple[Any, Callable[..., Any], tuple[Any, ...]]]:
 
 def cases() -> list[Case]:
     """Return a case of each overload, called after it."""
-    found = []
+    found: list[Case] = []
     for overload, function, given in (*_unary(), *_binary(), *_arranging(), *_layers()):
         found.append(of(str(overload), f"{len(found)}", function, given))
     return found

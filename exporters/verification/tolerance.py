@@ -154,7 +154,9 @@ def _spread(case: Case, wide: Sequence[Tensor], outputs: Sequence[Tensor]) -> li
     for _ in range(DRAWS):
         signs = [torch.randint(0, 2, x.shape, generator=generator).double() * 2 - 1 for x in primals]
         try:
-            _, tangents = torch.func.jvp(of_floats, primals, tuple(x * s for x, s in zip(primals, signs, strict=True)))
+            _, tangents, *_ = torch.func.jvp(
+                of_floats, primals, tuple(x * s for x, s in zip(primals, signs, strict=True))
+            )
         except (RuntimeError, NotImplementedError, TypeError, ValueError):
             return _peaks(outputs)
         for k, tangent in zip(places, tangents, strict=True):
