@@ -162,12 +162,6 @@ def erfcx(x: Tensor) -> Tensor:
     return torch.where(x < 0, 2.0 * torch.exp(size * size) - y, y)
 
 
-@decomposes(aten.special_ndtr.default, targets=("onnx",), why="torch's exporter takes 1 + erf(x)")
-def ndtr(x: Tensor) -> Tensor:
-    """Return the normal distribution, erfc(-x / sqrt 2) / 2, with the digits of its lower tail."""
-    return erfc(_real(x) * -math.sqrt(0.5)) * 0.5
-
-
 @decomposes(aten.special_log_ndtr.default, targets=("onnx",), why="torch's exporter takes the logarithm of 1 - erf(x)")
 def log_ndtr(x: Tensor) -> Tensor:
     """Return the logarithm of the normal distribution, log(erfc(-x / sqrt 2) / 2), by the logarithm of erfc's form."""
