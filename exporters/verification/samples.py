@@ -50,7 +50,7 @@ _MIXES = re.compile(r"fft\.|stft|istft")
 _ACTIVATIONS = frozenset(
     f"nn.functional.{name}"
     for name in ("gelu", "elu", "celu", "selu", "mish", "silu", "softplus", "tanhshrink", "logsigmoid", "hardswish")
-) | {"sigmoid", "tanh", "special.expit"}
+) | {"sigmoid", "tanh", "special.expit", "special.ndtr"}
 _LEFT_OUT = re.compile("|".join(f"(?:{pattern})" for pattern in EXCLUDED))
 
 
