@@ -76,7 +76,6 @@ def _binary() -> Iterator[tuple[Any, Callable[..., Any], tuple[Any, ...]]]:
 
 
 _ARRANGED: dict[Any, tuple[Any, ...]] = {
-    aten._to_copy.default: (),
     aten._unsafe_view.default: ([6, 4],),
     aten.cat.default: (),
     aten.chunk.default: (2, -1),
