@@ -18,6 +18,7 @@
     fuse                the graph of a fused op's reference -> that fused op
     compose_layers      conv1x1(conv1x1(x)) -> conv1x1'(x), also through a concatenation, where that is no dearer
     fold_filters        irfft(rfft(x) * constant) -> a circular convolution or a matrix, where the target says cheaper
+    short_time          stft, istft -> windows, and torch.fft transforms of them
     dft                 torch.fft transforms -> matmuls; complex values -> pairs of real ones
     unstack             f(stack(a, b))[..., 0] -> f(a), where nothing reads the whole
     einsum              einsum(A, B) -> matmul(A', B')
@@ -67,6 +68,7 @@ from edgesmith.exporters.rewrites.recognise import recognise
 from edgesmith.exporters.rewrites.reroll import reroll
 from edgesmith.exporters.rewrites.rewrite import Rewrite, RewriteReport
 from edgesmith.exporters.rewrites.share_gates import share_gates
+from edgesmith.exporters.rewrites.short_time import short_time
 from edgesmith.exporters.rewrites.tile_channels import tile_channels
 from edgesmith.exporters.rewrites.unstack import unstack
 from edgesmith.exporters.rewrites.winograd import winograd
@@ -97,6 +99,7 @@ ORDER: tuple[Rewrite, ...] = (
     *(fuse(op) for op in all_ops().values() if op.is_pattern),
     compose_layers,
     fold_filters,
+    short_time,
     dft,
     unstack,
     einsum,
