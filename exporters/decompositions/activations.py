@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgesmith.exporters.decompositions import decomposes
+from edgesmith.exporters.decompositions import LEAVE, decomposes
 
 aten = torch.ops.aten
 
@@ -44,4 +44,4 @@ def rrelu(
     x: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, generator: None = None
 ) -> Tensor:
     """Return x above 0, and x times the mean of the bounds below, as in evaluation."""
-    return NotImplemented if training else torch.where(x > 0, x, x * ((lower + upper) / 2))
+    return LEAVE if training else torch.where(x > 0, x, x * ((lower + upper) / 2))

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from edgesmith.exporters.decompositions import decomposes
+from edgesmith.exporters.decompositions import LEAVE, decomposes
 
 aten = torch.ops.aten
 
@@ -57,8 +57,9 @@ def rms_norm(
 )
 def cosine_similarity(x: Tensor, y: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
     """Return x y / (max(|x|, eps) max(|y|, eps)) along an axis. Shapes broadcast."""
-    x, y = torch.broadcast_tensors(x, y)
-    return (_unit(x, dim, eps) * _unit(y, dim, eps)).sum(dim)
+    x, y = torch.broadcast_tensors(x, y)  # type: ignore[no-untyped-call]  # torch declares no types
+    product = _unit(x, dim, eps) * _unit(y, dim, eps)
+    return product.sum(dim)
 
 
 def _unit(x: Tensor, dim: int, eps: float) -> Tensor:
@@ -66,13 +67,15 @@ def _unit(x: Tensor, dim: int, eps: float) -> Tensor:
     peak = x.abs().amax([dim], keepdim=True).clamp(min=max(eps, _QUIETEST))
     u = x / peak
     size = torch.sqrt((u * u).sum([dim], keepdim=True))
-    return u / torch.maximum(size, eps / peak)
+    unit: Tensor = u / torch.maximum(size, eps / peak)
+    return unit
 
 
 @decomposes(aten.pairwise_distance.default, targets=("coreml",), why="coremltools 9.0 has no translation")
 def pairwise_distance(x: Tensor, y: Tensor, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False) -> Tensor:
     """Return the p-norm of x - y + eps along the last axis."""
-    return torch.linalg.vector_norm(x - y + eps, p, dim=-1, keepdim=keepdim)
+    size: Tensor = torch.linalg.vector_norm(x - y + eps, p, dim=-1, keepdim=keepdim)
+    return size
 
 
 @decomposes(
@@ -83,7 +86,8 @@ def pairwise_distance(x: Tensor, y: Tensor, p: float = 2.0, eps: float = 1e-6, k
 )
 def cdist(x: Tensor, y: Tensor, p: float = 2.0, compute_mode: int | None = None) -> Tensor:
     """Return the p-norms of the differences of all rows: [..., N, D] and [..., M, D] to [..., N, M]."""
-    return torch.linalg.vector_norm(x.unsqueeze(-2) - y.unsqueeze(-3), p, dim=-1)
+    size: Tensor = torch.linalg.vector_norm(x.unsqueeze(-2) - y.unsqueeze(-3), p, dim=-1)
+    return size
 
 
 @decomposes(
@@ -102,7 +106,7 @@ def batch_norm(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return (x - mean) / sqrt(variance + eps) over channels, for a norm without an affine, and two empty tensors."""
     if weight is not None and bias is not None:
-        return NotImplemented
+        return LEAVE
     planes = [1, -1, *[1] * (x.dim() - 2)]
     y = (x - mean.reshape(planes)) / torch.sqrt(variance.reshape(planes) + eps)
     y = y if weight is None else y * weight.reshape(planes)
@@ -128,5 +132,5 @@ def instance_norm(  # noqa: PLR0913 - the operator's own arguments
 ) -> Tensor:
     """Return an instance norm with stored statistics, which is a batch norm; others are left."""
     if use_input_stats or mean is None or variance is None:
-        return NotImplemented
+        return LEAVE
     return torch.batch_norm(x, weight, bias, mean, variance, False, momentum, eps, cudnn_enabled)
