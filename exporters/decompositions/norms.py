@@ -38,6 +38,9 @@ def rms_norm(
     """
     axes = list(range(x.dim() - len(normalized_shape), x.dim()))
     eps = torch.finfo(x.dtype).eps if eps is None else eps
+    if eps < 0:  # which no peak keeps from being subtracted
+        y = x / torch.sqrt((x * x).mean(axes, keepdim=True) + eps)
+        return y if weight is None else y * weight
     root = math.sqrt(eps)
     peak = x.abs().amax(axes, keepdim=True)
     peak = peak.clamp(min=root) if root else peak
