@@ -230,11 +230,12 @@ def _measure_output(
     peak, limit = (max(own, scale.peak) if clips else own), thresholds.relative_error
     allowed = max(limit * peak, limit * scale.peak / NEARLY_ZERO, excuse)
     if not np.isfinite(b).all() or not np.array_equal(y[~known], z[~known], equal_nan=True):
-        return CallFigures(float("inf"), peak, float("-inf"), allowed, "values that are finite in PyTorch are not")
+        failure = f"error inf of the peak, allowed {limit:.2g}: values that are finite in PyTorch are not"
+        return CallFigures(float("inf"), peak, float("-inf"), allowed, failure)
     error, wrong = float(np.abs(a - b).max(initial=0.0)), float(((a - b) ** 2).sum())
     signal = max(float((a**2).sum()), scale.power * a.size if clips else 0.0)
     snr = None if wrong == 0 else 10 * float(np.log10(signal / wrong)) if signal > 0 else float("-inf")
-    failure = None
+    failure = ""
     if not error <= allowed:
         failure = (
             f"error {error / peak:.2g} of the peak, allowed {allowed / peak:.2g}"
@@ -243,8 +244,8 @@ def _measure_output(
         )
     elif snr is not None and signal > 0 and peak:
         wanted = thresholds.snr_db - 20 * float(np.log10(allowed / (limit * peak)))
-        failure = None if snr >= wanted else f"SNR {snr:.1f} dB, wanted {wanted:.0f} dB"
-    return CallFigures(error, peak, snr, allowed, failure)
+        failure = "" if snr >= wanted else f"SNR {snr:.1f} dB, wanted {wanted:.0f} dB"
+    return CallFigures(error, peak, snr, allowed, failure or None)
 
 
 def judge(figures: Figures, thresholds: Thresholds) -> str | None:

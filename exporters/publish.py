@@ -121,6 +121,8 @@ def describe(made: Export, checks: list[CheckRecord]) -> Manifest:
 def _describe_model(made: Export) -> ModelRecord:
     spec = made.model.spec
     inputs, outputs = made.product.interface()
+    fewest = made.options.backend.smallest_rank
+    inputs = [{"name": one["name"], "shape": one["shape"] or [1] * fewest} for one in inputs]
     record: ModelRecord = {"name": made.model.name, "inputs": inputs, "outputs": outputs}
     if spec is None:
         return record

@@ -56,6 +56,10 @@ class Onnx(Target):
         """Open an ONNX file."""
         return OnnxFile(path, self.runtime, may_have_bf16=False)
 
+    def own_translations(self) -> frozenset[str]:
+        """Return what `_typed_onnx.py` translates itself."""
+        return _typed_onnx.OWN_TRANSLATIONS
+
     def cannot_run(self) -> str | None:
         """ONNX Runtime is a base dependency."""
         return _typed_onnx.cannot_run()

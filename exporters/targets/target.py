@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgesmith.errors import BackendMissing, BadInput, Unsupported
+from edgesmith.errors import BackendMissing, BadInput
 from edgesmith.exporters.costs import Costs
 
 if TYPE_CHECKING:
@@ -265,6 +265,7 @@ class Target(ABC):
         unthreaded: why the runtime takes no number of threads; empty where it does.
         runs_alone: whether its files run without the packages that lowering needs.
         marks_device: whether files for different devices differ, so that the artifact's folder names the device.
+        smallest_rank: of an input; one without axes has that many axes of 1 in the file.
     """
 
     name: str
@@ -293,6 +294,7 @@ class Target(ABC):
     default_deployment_target: str | None = None
     runs_alone: bool = False
     marks_device: bool = False
+    smallest_rank: int = 0
 
     def __post_init__(self) -> None:
         if "int8" in self.precisions and self.largest_int8_weight is None:
@@ -353,6 +355,10 @@ class Target(ABC):
         if profile is not None and self.name not in profile.targets:
             raise BadInput(f"{profile.title} takes {', '.join(profile.targets)}, not {self.name}; choose --target")
 
+    def own_translations(self) -> frozenset[str]:
+        """Return PyTorch's operators, such as `aten.group_norm`, that are lowered by a translation of edgesmith's."""
+        return frozenset()
+
     def keeps_states(self, deployment_target: str | None) -> bool:
         """Return whether the runtime keeps the states of a step program; otherwise they are inputs and outputs."""
         return False
@@ -365,17 +371,3 @@ class Target(ABC):
     def lowers_as(self) -> str:
         """The name under which fused ops have their lowerings for this target."""
         return self.lowerings or self.name
-
-
-def cannot_return(program: Program, format_name: str) -> None:
-    """Raise Unsupported where an output is an input, a constant, or returned twice, which some formats cannot name."""
-    from torch.utils._pytree import tree_leaves
-
-    (returned,) = program.module.graph.output_node().args
-    values = tree_leaves(returned)
-    for output_name, value in zip(program.output_names, values, strict=True):
-        if value.op != "call_function" or values.count(value) > 1:
-            raise Unsupported(
-                f"{format_name} cannot return {output_name} ({value.name}): it is an input, a constant, or returned"
-                " twice; return each computed value once"
-            )

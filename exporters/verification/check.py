@@ -24,6 +24,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -53,7 +54,7 @@ from edgesmith.exporters.streaming.description import StreamingDescription
 from edgesmith.exporters.streaming.step import Step
 from edgesmith.exporters.streaming.stepper import Stepper
 from edgesmith.exporters.targets.target import NotHere, Target, TargetFile
-from edgesmith.exporters.verification.divergence import captured_names, first_divergence, values
+from edgesmith.exporters.verification.divergence import captured_names, first_divergence, position_found, values
 from edgesmith.exporters.verification.exact import measure_distances
 from edgesmith.exporters.verification.noise import Noise
 
@@ -198,7 +199,7 @@ def check(
     if (failure := judged.failure) is not None:
         if criteria.spikes and criteria.precision.flips_spikes:
             failure += f" ({criteria.precision.flips_spikes} flips spikes; use --precision fp32)"
-        position = locate(judged.call)
+        position = position_found(partial(locate, judged.call))
         failure += f"; they diverge first at {position}" if position else ""
         if not criteria.collects:
             raise VerificationFailed(f"{what}: {failure}")
