@@ -9,10 +9,12 @@ from __future__ import annotations
 import operator
 from collections.abc import Collection
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Node
+from torch.utils._pytree import tree_map
 
 from edgesmith.exporters.graph.capture import Program, with_module
 from edgesmith.exporters.graph.edit import add_constant, aten, constant, fork, tidy
@@ -43,6 +45,8 @@ def half(program: Program, keep_fp32: Collection[str] = (), kind: torch.dtype = 
             continue
         weight = constant(module, node)
         is_single = weight is not None or node.op == "placeholder" or is_kept(node, keep_fp32)
+        if not is_single:
+            _name_type(node, kind)
         others = [user for user in node.users if (user.op == "output" or is_kept(user, keep_fp32)) != is_single]
         if not others:
             continue
@@ -66,6 +70,15 @@ def round_weight(weight: Tensor, kind: torch.dtype = torch.float16) -> Tensor:
     """Return a weight in a type of 16 bits."""
     limit = torch.finfo(kind).max
     return weight.clamp(-limit, limit).to(kind)
+
+
+def _name_type(node: Node, kind: torch.dtype) -> None:
+    """Have a node that names the type of its result, as a cast of a mask or a softmax may, name the other one."""
+
+    def renamed(value: Any) -> Any:
+        return kind if value is torch.float32 else value
+
+    node.args, node.kwargs = tree_map(renamed, node.args), tree_map(renamed, node.kwargs)
 
 
 def _cast(graph: torch.fx.Graph, node: Node, dtype: torch.dtype) -> Node:

@@ -30,6 +30,7 @@ from edgesmith.exporters.graph.capture import Program
 from edgesmith.exporters.graph.edit import count_operators, operator_name, site
 from edgesmith.exporters.graph.interpret import Values, evaluate, interpret
 from edgesmith.exporters.precision.half import half, is_kept, round_weight
+from edgesmith.exporters.precision.large_constants import find_large_constants
 from edgesmith.exporters.precision.policy import ROUNDING_DB, Seen, choose, find
 from edgesmith.exporters.precision.task import Typed, TypingTask
 from edgesmith.kernels.op import spikes_in
@@ -70,14 +71,15 @@ def find_islands(
         dtype: float16 or bfloat16.
     """
     spikes = spikes_in(count_operators(program.module))
+    large = find_large_constants(program, dtype)
 
     def measure(kept: Mapping[str, str]) -> dict[str, str]:
-        evaluation = _Evaluation(program, kept, dtype)
+        evaluation = _Evaluation(program, {**large, **kept}, dtype)
         for given in inputs:
             evaluation.add(given)
         return choose(evaluation.seen(), spikes or evaluation.reaches(snr_db), evaluation.largest)
 
-    return find(measure)
+    return {**large, **find(measure)}
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's base class carries no types
