@@ -1,10 +1,16 @@
-"""The one thing of the lint's that the Core ML lowering legalizes by itself: masks of minus infinity in half precision.
+"""What the Core ML lowering does by itself for masks in half precision: finite ones, or else sums in fp32.
 
 The Neural Engine's softmax does not handle infinity (rule `infinite-constant`), a finite mask such as -1e9 becomes
 infinite in fp16 (rule `fp16-overflow`), and coremltools leaves an operator with such a constant in fp32 (rule
 `fp32-computation`). A constant whose values below -65504 can reach nothing but softmaxes is therefore written with
 -40000 instead. The exponential of either is zero beside any score above -39000, so no number changes, but in
 rows that are masked throughout: NaN before, finite now; or, of a finite mask, even before and even up to rounding now.
+
+A constant that is multiplied, as in (1 - keep) * -1e9, has no such place: the sum of the scores and -40000 is too coarse
+for a row that is masked throughout. There, and wherever else a finite constant beyond 65504 is in arithmetic, everything
+from it to the softmax (or to another operator with a bounded result) stays fp32, as `large_constants` has it for other
+targets. coremltools itself takes a finite number above 1e38, such as the least fp32 number, for infinity, whose product
+with 0 is NaN.
 
 Other findings are left, as what would legalize them has a price of its own; docs/lint.md says which.
 """
@@ -13,7 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +27,7 @@ import numpy as np
 
 from edgesmith.exporters.mil.program import MlProgram
 from edgesmith.exporters.mil.rules import MASK
+from edgesmith.exporters.precision.large_constants import find_reach
 from edgesmith.exporters.precision.policy import HALF_MAX
 
 LEGALIZED = "edgesmith.mended"
@@ -30,6 +37,15 @@ exist, so it keeps its old name."""
 _PASS = "edgesmith::legalize_masks"  # noqa: S105 - a graph pass, no password
 _BEFORE = "common::add_fp16_cast"
 _VIEWS = frozenset({"reshape", "transpose", "expand_dims", "squeeze", "slice_by_index", "slice_by_size", "identity"})
+_SEEDS = frozenset({"add", "sub", "mul", "real_div", "select"})
+"""Operators whose results are as large as a constant that they read. Bounds of a clip or a maximum are none."""
+_CARRYING = (
+    _SEEDS | _VIEWS | {"maximum", "minimum", "clip", "abs", "tile", "concat", "stack", "reduce_max", "reduce_min", "gather"}
+)
+_BOUNDING = frozenset(
+    "softmax sigmoid tanh equal not_equal less less_equal greater greater_equal reduce_argmax reduce_argmin "
+    "scaled_dot_product_attention".split()
+)
 _JOINING = {"add": ("x", "y"), "select": ("a", "b")}
 """Operators that put a mask onto scores, and the parameters that the mask may be."""
 
@@ -60,10 +76,11 @@ def legalizations_of(program: MlProgram) -> tuple[Legalization, ...]:
 
 @dataclass
 class Legalizing:
-    """A conversion that legalizes: coremltools' passes with ours among them, and what it has done."""
+    """A conversion that legalizes: coremltools' passes with ours among them, what it has done, and what stays fp32."""
 
     pipeline: Any
     done: list[Legalization] = field(default_factory=list)
+    keep_fp32: set[str] = field(default_factory=set)
 
 
 @contextlib.contextmanager
@@ -74,33 +91,69 @@ def legalizing() -> Iterator[Legalizing]:
     from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
 
     done: list[Legalization] = []
+    keep_fp32: set[str] = set()
 
     class LegalizeMasks(AbstractGraphPass):  # type: ignore[misc]
-        """Write -40000 into masks."""
+        """Find what stays fp32, and write -40000 into the other masks."""
 
         def apply(self, prog: Any) -> None:
             for function in prog.functions.values():
-                done.extend(_legalize_block(function))
+                keep_fp32.update(_find_large_constants(function))
+                done.extend(_legalize_block(function, keep_fp32))
 
     PASS_REGISTRY.passes[_PASS] = LegalizeMasks
     try:
         pipeline = ct.PassPipeline()
         pipeline.insert_pass(pipeline.passes.index(_BEFORE), _PASS)
-        yield Legalizing(pipeline, done)
+        yield Legalizing(pipeline, done, keep_fp32)
     finally:
         del PASS_REGISTRY.passes[_PASS]
 
 
-def _legalize_block(block: Any) -> Iterator[Legalization]:
-    """Legalize the constants of a block and of those inside it."""
+def _find_large_constants(block: Any) -> Iterator[str]:
+    """Yield the names of operators that stay fp32 for a constant beyond fp16's range, which is no plain mask."""
+    for op in block.operations:
+        for inner in op.blocks:
+            yield from _find_large_constants(inner)
+        large = [value for value in op.inputs.values() if op.op_type in _SEEDS and _is_large(value)]
+        if not large or all(_takes_mask(op, value) and _is_mask(value.val) for value in large):
+            continue
+        for one in find_reach(op, _readers, _is_bounded) or [op]:
+            yield one.name
+
+
+def _is_large(value: Any) -> bool:
+    """Return whether a value is a constant with finite elements beyond fp16's range."""
+    known = getattr(value, "val", None)
+    array = np.abs(np.asarray(0.0 if known is None else known))
+    return array.dtype.kind == "f" and bool((np.isfinite(array) & (array > HALF_MAX)).any())
+
+
+def _readers(op: Any) -> list[Any] | None:
+    """Return what reads an operator's results, or None where some of that neither carries nor bounds them."""
+    blocks = {id(output) for output in op.enclosing_block.outputs}
+    if any(id(output) in blocks for output in op.outputs):
+        return None
+    following = [reader for output in op.outputs for reader in output.child_ops]
+    return following if all(one.op_type in _CARRYING or _is_bounded(one) for one in following) else None
+
+
+def _is_bounded(op: Any) -> bool:
+    return op.op_type in _BOUNDING or not any(output.is_tensor_or_scalar_of("fp32") for output in op.outputs)
+
+
+def _legalize_block(block: Any, keep_fp32: Collection[str]) -> Iterator[Legalization]:
+    """Legalize the constants of a block and of those inside it, but for what reads them in fp32."""
     from coremltools.converters.mil import Builder as mb
 
     for op in list(block.operations):
         for inner in op.blocks:
-            yield from _legalize_block(inner)
+            yield from _legalize_block(inner, keep_fp32)
         if op.op_type != "const" or not _is_mask(op.val.val) or not _only_masks(op.outputs[0]):
             continue
         mask, value = op.outputs[0], np.asarray(op.val.val)
+        if any(child.name in keep_fp32 for child in mask.child_ops):
+            continue
         readers = [child.name for child in mask.child_ops]
         low = value < -HALF_MAX
         with block:

@@ -12,7 +12,7 @@ import errno
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -119,7 +119,7 @@ def _convert(program: Program, request: Request, package: Path, system: Any) -> 
                 classifier_config=classifier,
                 convert_to="mlprogram",
                 minimum_deployment_target=system,
-                compute_precision=_compute_precision(request),
+                compute_precision=_compute_precision(request, legalization.keep_fp32),
                 skip_model_load=True,
                 package_dir=str(package),
             )
@@ -165,13 +165,18 @@ def passes(pipeline: Any = None) -> Any:
     return pipeline
 
 
-def _compute_precision(request: Request) -> Any:
-    """Return coremltools' word for a precision: fp16 everywhere, nowhere, or but for some operators."""
+def _compute_precision(request: Request, keep_fp32: Collection[str]) -> Any:
+    """Return coremltools' word for a precision: fp16 nowhere, or but for the operators of the request and `keep_fp32`.
+
+    Passes add to `keep_fp32` before coremltools asks.
+    """
     import coremltools as ct
 
     if not request.precision.is_half:
         return ct.precision.FLOAT32
-    return ct.transform.FP16ComputePrecision(op_selector=lambda operation: operation.name not in request.keep_fp32)
+    return ct.transform.FP16ComputePrecision(
+        op_selector=lambda operation: operation.name not in request.keep_fp32 and operation.name not in keep_fp32
+    )
 
 
 def scale_input(program: Program, request: Request) -> Program:
