@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -116,10 +116,16 @@ def _find_large_constants(block: Any) -> Iterator[str]:
         for inner in op.blocks:
             yield from _find_large_constants(inner)
         large = [value for value in op.inputs.values() if op.op_type in _SEEDS and _is_large(value)]
-        if not large or all(_takes_mask(op, value) and _is_mask(value.val) for value in large):
+        path = find_reach(op, _readers, _is_bounded) if large else None
+        if not large or (all(_takes_mask(op, value) and _is_mask(value.val) for value in large) and _is_last(path)):
             continue
-        for one in find_reach(op, _readers, _is_bounded) or [op]:
+        for one in path or [op]:
             yield one.name
+
+
+def _is_last(path: Sequence[Any] | None) -> bool:
+    """Return whether the first operator of a path masks last: no sum or further mask comes before the softmax."""
+    return all(one.op_type in _VIEWS or _is_bounded(one) for one in (path or [])[1:])
 
 
 def _is_large(value: Any) -> bool:
