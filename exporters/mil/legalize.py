@@ -98,7 +98,9 @@ def legalizing() -> Iterator[Legalizing]:
 
         def apply(self, prog: Any) -> None:
             for function in prog.functions.values():
-                keep_fp32.update(_find_large_constants(function))
+                for path, legalization in _find_large_constants(function):
+                    keep_fp32.update(path)
+                    done.append(legalization)
                 done.extend(_legalize_block(function, keep_fp32))
 
     PASS_REGISTRY.passes[_PASS] = LegalizeMasks
@@ -110,8 +112,8 @@ def legalizing() -> Iterator[Legalizing]:
         del PASS_REGISTRY.passes[_PASS]
 
 
-def _find_large_constants(block: Any) -> Iterator[str]:
-    """Yield the names of operators that stay fp32 for a constant beyond fp16's range, which is no plain mask."""
+def _find_large_constants(block: Any) -> Iterator[tuple[list[str], Legalization]]:
+    """Yield the names of operators that stay fp32 for a constant beyond fp16's range which is no plain mask."""
     for op in block.operations:
         for inner in op.blocks:
             yield from _find_large_constants(inner)
@@ -119,8 +121,9 @@ def _find_large_constants(block: Any) -> Iterator[str]:
         path = find_reach(op, _readers, _is_bounded) if large else None
         if not large or (all(_takes_mask(op, value) and _is_mask(value.val) for value in large) and _is_last(path)):
             continue
-        for one in path or [op]:
-            yield one.name
+        names = list(dict.fromkeys(one.name for one in path or [op]))
+        what = f"it and {len(names) - 1} after it stay" if names[1:] else "it stays"
+        yield names, Legalization("fp16-overflow", op.name, f"reads a constant beyond fp16's range, so {what} fp32")
 
 
 def _is_last(path: Sequence[Any] | None) -> bool:

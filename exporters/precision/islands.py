@@ -37,18 +37,18 @@ from edgesmith.kernels.op import spikes_in
 
 
 def type_half(program: Program, task: TypingTask, dtype_name: str) -> Typed:
-    """Return the program in a type of 16 bits, but for the islands of targets that have them.
+    """Return the program in a type of 16 bits, but for the islands of its constants, and those of targets that have them.
 
     Args:
         program: rewritten, of float32.
-        task: a target whose converter types the program gets it as it is. A step has no islands: whole inputs say
-            nothing about it.
+        task: a target whose converter types the program gets it as it is. A step's islands are those of its constants
+            alone: whole inputs say nothing about it.
         dtype_name: `float16` or `bfloat16`.
     """
     if not task.types_programs:
         return Typed(program)
     dtype: torch.dtype = getattr(torch, dtype_name)
-    kept: dict[str, str] = {}
+    kept = find_large_constants(program, dtype)
     if task.finds_islands and not task.is_step:
         kept = find_islands(program, task.inputs, task.thresholds.snr_db, dtype)
     return Typed(half(program, kept, dtype), kept or None)
