@@ -36,6 +36,7 @@ class Masked(nn.Module):
         masked = {
             "finfo.min times": scores + padded * LEAST,
             "1e9 times": scores + (keep[:, None].float() - 1) * 1e9,
+            "finfo(float16).min times": scores + padded * torch.finfo(torch.float16).min,
             "filled": scores.masked_fill(keep[:, None] == 0, -1e30),
             "filled, then added": scores + inverted,
             "causal": scores + self.causal,
@@ -71,7 +72,7 @@ class Constants(nn.Module):
     """Constants that need no fp32, and two that do: in a path to a softmax, and before a matmul."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        fine = x.clamp(min=LEAST).softmax(-1) + (x - 6e4).sigmoid() + (x + torch.inf).tanh()
+        fine = x.clamp(min=LEAST).softmax(-1) + (x - 3e4).sigmoid() + (x + torch.inf).tanh()
         return fine, (x * 1e5).view(16, 6).softmax(-1), (x / 1e6) @ x.transpose(1, 2)
 
 

@@ -27,7 +27,7 @@ import numpy as np
 
 from edgesmith.exporters.mil.program import MlProgram
 from edgesmith.exporters.mil.rules import MASK
-from edgesmith.exporters.precision.large_constants import find_reach
+from edgesmith.exporters.precision.large_constants import SHARE, find_reach
 from edgesmith.exporters.precision.policy import HALF_MAX
 
 LEGALIZED = "edgesmith.mended"
@@ -117,13 +117,15 @@ def _find_large_constants(block: Any) -> Iterator[tuple[list[str], Legalization]
     for op in block.operations:
         for inner in op.blocks:
             yield from _find_large_constants(inner)
-        large = [value for value in op.inputs.values() if op.op_type in _SEEDS and _is_large(value)]
+        large = [value for value in op.inputs.values() if op.op_type in _SEEDS and _is_large(value, HALF_MAX * SHARE)]
         path = find_reach(op, _readers, _is_bounded) if large else None
         if not large or (all(_takes_mask(op, value) and _is_mask(value.val) for value in large) and _is_last(path)):
             continue
+        if path is None and not any(_is_large(value, HALF_MAX) for value in large):
+            continue
         names = list(dict.fromkeys(one.name for one in path or [op]))
         what = f"it and {len(names) - 1} after it stay" if names[1:] else "it stays"
-        yield names, Legalization("fp16-overflow", op.name, f"reads a constant beyond fp16's range, so {what} fp32")
+        yield names, Legalization("fp16-overflow", op.name, f"reads a constant too large for fp16, so {what} fp32")
 
 
 def _is_last(path: Sequence[Any] | None) -> bool:
@@ -131,17 +133,20 @@ def _is_last(path: Sequence[Any] | None) -> bool:
     return all(one.op_type in _VIEWS or _is_bounded(one) for one in (path or [])[1:])
 
 
-def _is_large(value: Any) -> bool:
-    """Return whether a value is a constant with finite elements beyond fp16's range."""
+def _is_large(value: Any, limit: float) -> bool:
+    """Return whether a value is a constant with finite elements beyond a limit."""
     known = getattr(value, "val", None)
     array = np.abs(np.asarray(0.0 if known is None else known))
-    return array.dtype.kind == "f" and bool((np.isfinite(array) & (array > HALF_MAX)).any())
+    return array.dtype.kind == "f" and bool((np.isfinite(array) & (array > limit)).any())
 
 
 def _readers(op: Any) -> list[Any] | None:
-    """Return what reads an operator's results, or None where some of that neither carries nor bounds them."""
-    blocks = {id(output) for output in op.enclosing_block.outputs}
-    if any(id(output) in blocks for output in op.outputs):
+    """Return what reads an operator's results, or None where some of that neither carries nor bounds them.
+
+    The outputs of a package are Float32, those of a loop's body are whatever reads them next.
+    """
+    block = op.enclosing_block
+    if block.outer_op is not None and any(output is one for output in op.outputs for one in block.outputs):
         return None
     following = [reader for output in op.outputs for reader in output.child_ops]
     return following if all(one.op_type in _CARRYING or _is_bounded(one) for one in following) else None

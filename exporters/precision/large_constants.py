@@ -5,7 +5,8 @@
 Where such a constant may go is read off the program, not off data: an example without padding shows nothing of its
 mask. From the operator that reads the constant on, what its value runs through stays fp32, up to and with the operators
 whose results are bounded again. Where the value may leave otherwise, as through a matmul, only that operator stays: what
-becomes of the rest is for `islands` to measure. An infinite constant is as infinite in 16 bits, so it keeps nothing.
+becomes of the rest is for `islands` to measure. A constant counts from `SHARE` of the range on, as scores are still added
+to a mask of finfo(float16).min; that alone keeps nothing where the value is not bounded again. An infinite constant is as infinite in 16 bits, so it keeps nothing.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from torch.utils._pytree import tree_leaves
 
 from edgesmith.exporters.graph.capture import Program
 from edgesmith.exporters.graph.edit import constant, operator_name, site
+
+SHARE = 0.5
+"""Of a type's range, what a constant may have that others are added to."""
 
 One = TypeVar("One")
 
@@ -68,11 +72,11 @@ def find_large_constants(program: Program, dtype: torch.dtype) -> dict[str, str]
         if _name(node) not in _SEEDS or not _is_float(node):
             continue
         peak = _largest_constant(program, node)
-        if peak <= largest:
+        if peak <= largest * SHARE:
             continue
         position = f"{operator_name(node).removeprefix('aten.')} at {site(node)}"
         reason = f"{position} reads the constant {peak:.3g}, and half precision ends at {largest:.6g}"
-        for one in find_reach(node, _readers, _is_bounded) or [node]:
+        for one in find_reach(node, _readers, _is_bounded) or ([node] if peak > largest else []):
             kept.setdefault(one.name, reason)
     return kept
 
