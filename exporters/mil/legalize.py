@@ -4,13 +4,12 @@ The Neural Engine's softmax does not handle infinity (rule `infinite-constant`),
 infinite in fp16 (rule `fp16-overflow`), and coremltools leaves an operator with such a constant in fp32 (rule
 `fp32-computation`). A constant whose values below -65504 can reach nothing but softmaxes is therefore written with
 -40000 instead. The exponential of either is zero beside any score above -39000, so no number changes, but in
-rows that are masked throughout: NaN before, finite now; or, of a finite mask, even before and even up to rounding now.
+rows that are masked throughout: NaN before, finite now.
 
-A constant that is multiplied, as in (1 - keep) * -1e9, has no such place: the sum of the scores and -40000 is too coarse
-for a row that is masked throughout. There, and wherever else a finite constant beyond 65504 is in arithmetic, everything
-from it to the softmax (or to another operator with a bounded result) stays fp32, as `large_constants` has it for other
-targets. coremltools itself takes a finite number above 1e38, such as the least fp32 number, for infinity, whose product
-with 0 is NaN.
+Of a finite mask such a row is even, and beside -40000 the scores' sum is too coarse for that. So only a finite mask that is
+the last thing scores meet is written so. What runs through other arithmetic, as (1 - keep) * -1e9, stays fp32 up to the
+softmax or another operator with a bounded result, as `large_constants` has it for other targets. coremltools keeps the
+operator alone, and takes a finite number above 1e38, the least fp32 number, for infinity, whose product with 0 is NaN.
 
 Other findings are left, as what would legalize them has a price of its own; docs/lint.md says which.
 """
@@ -39,12 +38,17 @@ _BEFORE = "common::add_fp16_cast"
 _VIEWS = frozenset({"reshape", "transpose", "expand_dims", "squeeze", "slice_by_index", "slice_by_size", "identity"})
 _SEEDS = frozenset({"add", "sub", "mul", "real_div", "select"})
 """Operators whose results are as large as a constant that they read. Bounds of a clip or a maximum are none."""
-_CARRYING = (
-    _SEEDS | _VIEWS | {"maximum", "minimum", "clip", "abs", "tile", "concat", "stack", "reduce_max", "reduce_min", "gather"}
+_CARRYING = frozenset(
+    {
+        *(*_SEEDS, *_VIEWS, "tile", "concat", "stack", "gather"),
+        *("maximum", "minimum", "clip", "abs", "reduce_max", "reduce_min"),
+    }
 )
 _BOUNDING = frozenset(
-    "softmax sigmoid tanh equal not_equal less less_equal greater greater_equal reduce_argmax reduce_argmin "
-    "scaled_dot_product_attention".split()
+    {
+        *("softmax", "scaled_dot_product_attention", "sigmoid", "tanh", "reduce_argmax", "reduce_argmin"),
+        *("equal", "not_equal", "less", "less_equal", "greater", "greater_equal"),
+    }
 )
 _JOINING = {"add": ("x", "y"), "select": ("a", "b")}
 """Operators that put a mask onto scores, and the parameters that the mask may be."""

@@ -37,12 +37,12 @@ from edgesmith.kernels.op import spikes_in
 
 
 def type_half(program: Program, task: TypingTask, dtype_name: str) -> Typed:
-    """Return the program in a type of 16 bits, but for the islands of its constants, and those of targets that have them.
+    """Return the program in a type of 16 bits, but for islands: of its constants, and of what its inputs show.
 
     Args:
         program: rewritten, of float32.
-        task: a target whose converter types the program gets it as it is. A step's islands are those of its constants
-            alone: whole inputs say nothing about it.
+        task: a target whose converter types the program gets it as it is. Inputs show nothing where the target has no
+            such islands, nor of a step: whole inputs say nothing about it.
         dtype_name: `float16` or `bfloat16`.
     """
     if not task.types_programs:

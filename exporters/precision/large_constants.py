@@ -2,11 +2,13 @@
 
     softmax(q k^T + (1 - keep) c)        0 c = 0, and 0 times what half precision makes of c, infinity, is NaN
 
-Where such a constant may go is read off the program, not off data: an example without padding shows nothing of its
-mask. From the operator that reads the constant on, what its value runs through stays fp32, up to and with the operators
-whose results are bounded again. Where the value may leave otherwise, as through a matmul, only that operator stays: what
-becomes of the rest is for `islands` to measure. A constant counts from `SHARE` of the range on, as scores are still added
-to a mask of finfo(float16).min; that alone keeps nothing where the value is not bounded again. An infinite constant is as infinite in 16 bits, so it keeps nothing.
+Where such a constant may go is read off the program, not off data: an example without padding shows nothing of its mask.
+From the operator that reads the constant on, what its value runs through stays fp32, up to and with the operators whose
+results are bounded again. Where the value may leave otherwise, as through a matmul, only that operator stays: what
+becomes of the rest is for `islands` to measure.
+
+A constant counts from `SHARE` of the range on, as scores are still added to a mask of finfo(float16).min; that alone keeps
+nothing where the value is not bounded again. An infinite constant is as infinite in 16 bits, so it keeps nothing.
 """
 
 from __future__ import annotations
@@ -27,16 +29,21 @@ SHARE = 0.5
 
 One = TypeVar("One")
 
-_SEEDS = frozenset("add sub rsub mul div masked_fill where scalar_tensor full full_like".split())
+_SEEDS = frozenset({"add", "sub", "rsub", "mul", "div", "masked_fill", "where", "scalar_tensor", "full", "full_like"})
 """ATen operators whose results are as large as a constant that they read. Bounds of a clamp are none."""
 
-_CARRYING = _SEEDS | frozenset(
-    "clamp clamp_min clamp_max maximum minimum neg abs view reshape _unsafe_view expand permute transpose unsqueeze "
-    "squeeze slice select clone contiguous _to_copy to cat stack repeat flatten unflatten alias amax amin".split()
+_VIEWS = frozenset(
+    {
+        *("view", "reshape", "_unsafe_view", "flatten", "unflatten", "unsqueeze", "squeeze", "expand", "repeat"),
+        *("permute", "transpose", "slice", "select", "cat", "stack", "clone", "alias", "contiguous", "to", "_to_copy"),
+    }
 )
+_CARRYING = _SEEDS | _VIEWS | {"clamp", "clamp_min", "clamp_max", "maximum", "minimum", "amax", "amin", "neg", "abs"}
 _BOUNDING = frozenset(
-    "softmax _softmax _safe_softmax sigmoid tanh eq ne lt le gt ge isfinite isinf isnan argmax argmin "
-    "scaled_dot_product_attention".split()
+    {
+        *("softmax", "_softmax", "_safe_softmax", "scaled_dot_product_attention", "sigmoid", "tanh"),
+        *("eq", "ne", "lt", "le", "gt", "ge", "isfinite", "isinf", "isnan", "argmax", "argmin"),
+    }
 )
 
 
