@@ -2,7 +2,7 @@
 PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
 FOLDERS := kernels models profiles exporters bench
 
-.PHONY: check static format lint types layers test links
+.PHONY: check static format lint types layers test links conformance operators
 
 check: static test
 
@@ -23,6 +23,16 @@ layers: links
 # -P keeps the root off sys.path, where `models` would be found a second time.
 test:
 	$(PYTHON) -P -m pytest -n 2 --cov --cov-report=term --cov-fail-under=90
+
+# Every operator on every target, resumed where it was left: build/conformance.jsonl. Hours on one core; exit 3 where a
+# row is a failure.
+conformance: links
+	PYTHONPATH=.links $(PYTHON) -P -m edgesmith.exporters.verification.sweep --write
+	$(MAKE) operators
+
+operators: links
+	PYTHONPATH=.links $(PYTHON) -P -c \
+	  "from edgesmith.exporters.verification import verdicts as v; print(v.markdown(v.table()), end='')" > docs/operators.md
 
 # What setup.py does for an installed package, for tools that read source trees: one import root.
 links:

@@ -22,6 +22,7 @@ setup(
         "edgesmith.cli": ["*.schema.json"],
         "edgesmith.exporters": ["*.schema.json"],
         "edgesmith.exporters.mil": ["*.schema.json"],
+        "edgesmith.exporters.verification": ["operators.json"],
         "edgesmith.exporters.tensorrt.kit": ["*.schema.json"],
         "edgesmith.models": ["*.toml"],
         "edgesmith.profiles": ["*.toml", "measured/*/*.json"],

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 REFERENCE = "reference.safetensors"
 INPUTS = "inputs.safetensors"
+EXACT = "float64.safetensors"
 TRACE = "trace.json"
 _STAGING = ".edgesmith-"
 
@@ -159,6 +160,28 @@ def read_reference(artifact: Artifact) -> tuple[list[list[np.ndarray]], list[Ten
             examples[number] = torch.zeros(value.tolist(), dtype=getattr(torch, leaf))
     ordered = [[one[j] for j in sorted(one)] for _, one in sorted(outputs.items())]
     return ordered, [examples[k] for k in sorted(examples)]
+
+
+def write_exact(folder: Path, outputs: list[list[np.ndarray]]) -> None:
+    """Keep outputs in float64, where there are any."""
+    from safetensors.numpy import save
+
+    if outputs:
+        tensors = {f"input_{i}.output_{j}": y for i, one in enumerate(outputs) for j, y in enumerate(one)}
+        (folder / EXACT).write_bytes(save({name: np.ascontiguousarray(value) for name, value in tensors.items()}))
+
+
+def read_exact(artifact: Artifact) -> list[list[np.ndarray]]:
+    """Return what `write_exact` kept; nothing where the precision is not fp32."""
+    from safetensors.numpy import load_file
+
+    if not (artifact.path / EXACT).is_file():
+        return []
+    found: dict[int, dict[int, np.ndarray]] = {}
+    for name, value in load_file(artifact.path / EXACT).items():
+        owner, _, leaf = name.partition(".")
+        found.setdefault(int(owner.removeprefix("input_")), {})[int(leaf.removeprefix("output_"))] = value
+    return [[one[j] for j in sorted(one)] for _, one in sorted(found.items())]
 
 
 def write_inputs(folder: Path, given: Sequence[Sequence[Tensor]]) -> None:

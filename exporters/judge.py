@@ -22,6 +22,7 @@ from edgesmith.exporters.precision import table as precisions
 from edgesmith.exporters.precision.calibration import Calibration
 from edgesmith.exporters.verification.check import AcceptanceCriteria, Evidence, check_program, measure_noise
 from edgesmith.exporters.verification.doubts import find_doubts
+from edgesmith.exporters.verification.exact import run_in_float64
 from edgesmith.exporters.verification.noise import NoiseMeter
 from edgesmith.exporters.verification.selection import Given, Selection, Subject, select
 from edgesmith.kernels.op import spikes_in
@@ -113,7 +114,8 @@ def appoint(
     image = options.image if options.image_input else None
     subject = Subject(model.module, captured, is_named, image, getattr(torch, judged.dtype))
     selection = select(subject, given)
-    evidence = Evidence(selection.inputs, selection.reference, selection.calls)
+    exact = run_in_float64(model.module, selection.inputs) if judged is precisions.FP32 else []
+    evidence = Evidence(selection.inputs, selection.reference, selection.calls, exact)
     noise = NoiseMeter(model.module, evidence.inputs, evidence.reference)
     natural = evidence.chosen(lambda call: call.is_natural)
     spikes = spikes_in(count_operators(rewritten.module))

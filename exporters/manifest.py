@@ -214,6 +214,13 @@ class CallRecord(TypedDict):
     not_judged: NotRequired[bool]
 
 
+class DistanceRecord(TypedDict):
+    """Distances from the model's outputs in float64, relative to their peak: the file's, and eager PyTorch's own."""
+
+    file: float
+    pytorch: float
+
+
 class CheckRecord(TypedDict):
     """One check.
 
@@ -229,6 +236,7 @@ class CheckRecord(TypedDict):
         noise: how far eager PyTorch is from itself in float64, relative to the peak, where that was asked.
         allowed: the error that noise allows.
         sequences, frames: that a step was fed.
+        from_float64: of a file in fp32, on the first inputs.
         matching: files that are as they were published.
         operators: of a valid file.
     """
@@ -250,6 +258,7 @@ class CheckRecord(TypedDict):
     allowed: NotRequired[float]
     sequences: NotRequired[int]
     frames: NotRequired[int]
+    from_float64: NotRequired[DistanceRecord]
     matching: NotRequired[int]
     operators: NotRequired[int]
 

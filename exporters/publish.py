@@ -50,6 +50,7 @@ def publish(folder: Path, made: Export, request: Request, checks: list[CheckReco
     delivery = options.backend.delivery(options.profile)
     delivery.accept(missed(checks))
     artifacts.write_reference(folder, judge.evidence.reference, made.captured.inputs, judge.keeps_example)
+    artifacts.write_exact(folder, judge.evidence.exact)
     if judge.keeps_inputs:
         artifacts.write_inputs(folder, judge.evidence.inputs)
     artifacts.write_trace(folder, made.product.trace(made.file, judge.evidence))
@@ -120,6 +121,8 @@ def describe(made: Export, checks: list[CheckRecord]) -> Manifest:
 def _describe_model(made: Export) -> ModelRecord:
     spec = made.model.spec
     inputs, outputs = made.product.interface()
+    fewest = made.options.backend.smallest_rank
+    inputs = [{"name": one["name"], "shape": one["shape"] or [1] * fewest} for one in inputs]
     record: ModelRecord = {"name": made.model.name, "inputs": inputs, "outputs": outputs}
     if spec is None:
         return record

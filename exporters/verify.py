@@ -81,9 +81,9 @@ def read_evidence(artifact: Artifact) -> Evidence:
     """Return PyTorch's outputs that an artifact carries, and the inputs that they belong to."""
     reference, examples = artifacts.read_reference(artifact)
     calls = [_read_call(one) for one in artifact.manifest["verification"]["inputs"].get("calls", ())]
-    kept = artifacts.read_inputs(artifact)
+    kept, exact = artifacts.read_inputs(artifact), artifacts.read_exact(artifact)
     if kept is not None:
-        return Evidence(kept, reference, calls)
+        return Evidence(kept, reference, calls, exact)
     options = artifact.manifest["target"]["options"]
     reads = registry.get(artifact.model).input if options["image_input"] else None
     image = reads if isinstance(reads, ImageInput) else None
@@ -92,7 +92,7 @@ def read_evidence(artifact: Artifact) -> Evidence:
         return Evidence(seeded_inputs(examples, image, is_dynamic, len(reference)), reference)
     if any(call.kind == "seeded" for call in calls):
         (examples,) = seeded_inputs(examples, count=1)  # the example of a named model, of which the shape is kept
-    return Evidence([make(call, examples, image, is_dynamic) for call in calls], reference, calls)
+    return Evidence([make(call, examples, image, is_dynamic) for call in calls], reference, calls, exact)
 
 
 def _read_call(record: VerifiedCall) -> Call:

@@ -1,11 +1,13 @@
-"""Operators that treat each number by itself."""
+"""Operators that treat each number by itself, and two numbers at the same place."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 
-from edgesmith.exporters.decompositions import decomposes
+from edgesmith.exporters.decompositions import LEAVE, decomposes
 
 aten = torch.ops.aten
 
@@ -13,4 +15,308 @@ aten = torch.ops.aten
 @decomposes(aten.where.ScalarOther, targets=("coreml",), why="coremltools 9.0 translates where of two tensors only")
 def where_scalar_other(condition: Tensor, x: Tensor, other: float) -> Tensor:
     """Return x where the condition holds, else the number. Shapes broadcast."""
-    return torch.where(condition, x, torch.scalar_tensor(other, dtype=torch.result_type(x, other)))
+    wanted = torch.result_type(x, other)
+    return torch.where(condition, x.to(wanted), torch.scalar_tensor(other, dtype=wanted))
+
+
+@decomposes(aten.where.ScalarSelf, targets=("coreml",), why="coremltools 9.0 does not promote the number's type")
+def where_scalar_self(condition: Tensor, number: float, other: Tensor) -> Tensor:
+    """Return the number where the condition holds, else the tensor. Shapes broadcast."""
+    wanted = torch.result_type(other, number)
+    return torch.where(condition, torch.scalar_tensor(number, dtype=wanted), other.to(wanted))
+
+
+@decomposes(aten.where.Scalar, targets=("coreml",), why="coremltools 9.0 does not promote the numbers' types")
+def where_scalar(condition: Tensor, number: float, other: float) -> Tensor:
+    """Return one of two numbers for each place of the condition."""
+    wanted = torch.result_type(torch.scalar_tensor(number, dtype=_own_type(number)), other)
+    first, second = (torch.scalar_tensor(x, dtype=wanted) for x in (number, other))
+    return torch.where(condition, first, second)
+
+
+def _own_type(number: float) -> torch.dtype:
+    """Return the type that a number has as a tensor."""
+    return torch.get_default_dtype() if isinstance(number, float) else torch.int64
+
+
+@decomposes(aten.where.self, targets=("coreml", "coreai"), why="they want one type on both sides, or take the first's")
+def where(condition: Tensor, x: Tensor, other: Tensor) -> Tensor:
+    """Return x where the condition holds, else the other, in the type that holds both."""
+    if x.dtype == other.dtype:
+        return LEAVE
+    wanted = torch.result_type(x, other)
+    return torch.where(condition, x.to(wanted), other.to(wanted))
+
+
+@decomposes(
+    aten.add.Tensor,
+    aten.add.Scalar,
+    targets=("coreml", "coreai"),
+    why="coremltools 9.0 and Core AI drop alpha where it comes by name",
+)
+def add(x: Tensor, other: Tensor | float, alpha: float = 1) -> Tensor:
+    """Return x + alpha other."""
+    return LEAVE if alpha == 1 else torch.add(x, _times(other, alpha))
+
+
+@decomposes(
+    aten.sub.Tensor,
+    aten.sub.Scalar,
+    targets=("coreml", "coreai"),
+    why="coremltools 9.0 and Core AI drop alpha where it comes by name",
+)
+def sub(x: Tensor, other: Tensor | float, alpha: float = 1) -> Tensor:
+    """Return x - alpha other."""
+    return LEAVE if alpha == 1 else torch.sub(x, _times(other, alpha))
+
+
+@decomposes(
+    aten.rsub.Tensor,
+    aten.rsub.Scalar,
+    targets=("coreml", "coreai"),
+    why="coremltools 9.0 and Core AI drop alpha where it comes by name",
+)
+def rsub(x: Tensor, other: Tensor | float, alpha: float = 1) -> Tensor:
+    """Return other - alpha x."""
+    return LEAVE if alpha == 1 else torch.rsub(x * alpha, other)
+
+
+def _times(other: Tensor | float, alpha: float) -> Tensor | float:
+    """Return alpha other, in the floats' type where other is one: a float constant, as coremltools promotes none."""
+    if isinstance(other, Tensor):
+        return other * (float(alpha) if other.is_floating_point() else alpha)
+    return other * alpha
+
+
+@decomposes(
+    aten.atan2.default,
+    targets=("coreml", "coreai", "onnx"),
+    why="at y = 0 and beside x = 0 its translations leave the quadrant (coremltools#2769, pytorch#162570)",
+)
+def atan2(y: Tensor, x: Tensor) -> Tensor:
+    """Return the angle of (x, y) from the x axis, in (-pi, pi], or -pi for y = -0 and negative x.
+
+    With q = min(|x|, |y|) / max(|x|, |y|) <= 1 no quotient overflows:
+
+        a = atan q, or pi / 2 - atan q where |y| > |x|;  pi - a where x < 0;  with y's sign
+
+    The sign of a zero is that of its reciprocal.
+    """
+    if not y.is_floating_point() or not x.is_floating_point():
+        y, x = y.to(torch.get_default_dtype()), x.to(torch.get_default_dtype())
+    height, width = y.abs(), x.abs()
+    large, small = torch.maximum(height, width), torch.minimum(height, width)
+    one = torch.ones_like(large)
+    ratio = small / torch.where(large > 0, large, one)
+    ratio = torch.where((small == large) & (large > 0), one, ratio)  # of two infinities too
+    angle = torch.atan(ratio)
+    angle = torch.where(height > width, math.pi / 2 - angle, angle)
+    angle = torch.where(is_negative(x), math.pi - angle, angle)
+    return torch.where(is_negative(y), -angle, angle)
+
+
+def is_negative(x: Tensor) -> Tensor:
+    """Return where a number has a minus sign, of a zero too."""
+    return (x < 0) | ((x == 0) & (torch.ones_like(x) / x < 0))
+
+
+@decomposes(aten.signbit.default, targets=("coreml", "coreai", "onnx"), why="no converter has a translation that works")
+def signbit(x: Tensor) -> Tensor:
+    """Return where a number has a minus sign, of a zero too."""
+    return is_negative(x) if x.is_floating_point() else x < 0
+
+
+@decomposes(
+    aten.copysign.Tensor,
+    aten.copysign.Scalar,
+    targets=("coreml", "onnx"),
+    why="neither converter has a translation",
+)
+def copysign(x: Tensor, sign: Tensor | float) -> Tensor:
+    """Return the magnitude of one number with the sign of another."""
+    if not isinstance(sign, Tensor):
+        return x.abs() if math.copysign(1, sign) > 0 else -x.abs()
+    return torch.where(is_negative(sign), -x.abs(), x.abs())
+
+
+@decomposes(aten.trunc.default, aten.fix.default, targets=("coreml",), why="coremltools 9.0 has no translation")
+def trunc(x: Tensor) -> Tensor:
+    """Return x without its fraction."""
+    return torch.where(x < 0, torch.ceil(x), torch.floor(x)) if x.is_floating_point() else x.clone()
+
+
+@decomposes(aten.frac.default, targets=("coreml",), why="coremltools 9.0 has no translation")
+def frac(x: Tensor) -> Tensor:
+    """Return the fraction of x, which has the sign of x."""
+    return x - trunc(x)
+
+
+@decomposes(aten.fmod.Tensor, aten.fmod.Scalar, targets=("coreml",), why="coremltools 9.0 has no translation")
+def fmod(x: Tensor, divisor: Tensor | float) -> Tensor:
+    """Return the remainder of x that has the sign of x."""
+    rest = torch.remainder(x.abs(), abs(divisor) if not isinstance(divisor, Tensor) else divisor.abs())
+    return torch.where(x < 0, -rest, rest)
+
+
+@decomposes(aten.sgn.default, targets=("coreml",), why="coremltools 9.0 has no translation")
+def sgn(x: Tensor) -> Tensor:
+    """Return the sign of a real number: -1, 0 or 1."""
+    return torch.sign(x)
+
+
+@decomposes(aten.isinf.default, targets=("coreml", "coreai"), why="neither converter has a translation that works")
+def isinf(x: Tensor) -> Tensor:
+    """Return where a number is infinite."""
+    return x.abs() == math.inf if x.is_floating_point() else torch.zeros_like(x, dtype=torch.bool)
+
+
+@decomposes(aten.isfinite.default, targets=("coreml", "coreai"), why="neither converter has a translation that works")
+def isfinite(x: Tensor) -> Tensor:
+    """Return where a number is finite; NaN is not."""
+    return x.abs() < math.inf if x.is_floating_point() else torch.ones_like(x, dtype=torch.bool)
+
+
+@decomposes(aten.deg2rad.default, targets=("coreml",), why="coremltools 9.0 has no translation")
+def deg2rad(x: Tensor) -> Tensor:
+    """Return degrees as radians."""
+    return x * (math.pi / 180)
+
+
+@decomposes(aten.rad2deg.default, targets=("coreml",), why="coremltools 9.0 has no translation")
+def rad2deg(x: Tensor) -> Tensor:
+    """Return radians as degrees."""
+    return x * (180 / math.pi)
+
+
+@decomposes(aten.hypot.default, targets=("coreml", "onnx"), why="neither converter has a translation")
+def hypot(x: Tensor, y: Tensor) -> Tensor:
+    """Return sqrt(x x + y y) by the quotient of the smaller, whose square does not overflow."""
+    x, y = x.abs(), y.abs()
+    large, small = torch.maximum(x, y), torch.minimum(x, y)
+    ratio = small / torch.where(large > 0, large, torch.ones_like(large))
+    return large * torch.sqrt(ratio * ratio + 1.0)
+
+
+@decomposes(aten.fmax.default, targets=("coreml", "coreai", "onnx"), why="no converter has a translation that works")
+def fmax(x: Tensor, y: Tensor) -> Tensor:
+    """Return the larger number, where one is NaN the other."""
+    largest = torch.maximum(x, y)
+    return torch.where(x != x, y, torch.where(y != y, x, largest))
+
+
+@decomposes(aten.fmin.default, targets=("coreml", "coreai", "onnx"), why="no converter has a translation that works")
+def fmin(x: Tensor, y: Tensor) -> Tensor:
+    """Return the smaller number, where one is NaN the other."""
+    smallest = torch.minimum(x, y)
+    return torch.where(x != x, y, torch.where(y != y, x, smallest))
+
+
+@decomposes(aten.heaviside.default, targets=("coreml", "coreai"), why="neither converter has a translation that works")
+def heaviside(x: Tensor, at_zero: Tensor) -> Tensor:
+    """Return 0 below 0, 1 above it, and the other value at it."""
+    return torch.where(x == 0, at_zero, (x > 0).to(at_zero.dtype))
+
+
+@decomposes(aten.lerp.Tensor, aten.lerp.Scalar, targets=("coreml",), why="coremltools 9.0 has no translation")
+def lerp(start: Tensor, end: Tensor, weight: Tensor | float) -> Tensor:
+    """Return start + weight (end - start)."""
+    return start + (end - start) * weight
+
+
+@decomposes(aten.addcdiv.default, targets=("coreml",), why="coremltools 9.0 has no translation")
+def addcdiv(x: Tensor, a: Tensor, b: Tensor, value: float = 1) -> Tensor:
+    """Return x + value a / b."""
+    return x + (a / b) * float(value)
+
+
+@decomposes(
+    aten.bitwise_and.Tensor, aten.__and__.Tensor, targets=("coreml",), why="coremltools 9.0 has none under this name"
+)
+def bitwise_and(x: Tensor, y: Tensor) -> Tensor:
+    """Return both of two conditions; integers are left."""
+    return torch.logical_and(x, y) if x.dtype == y.dtype == torch.bool else LEAVE
+
+
+@decomposes(
+    aten.bitwise_or.Tensor, aten.__or__.Tensor, targets=("coreml",), why="coremltools 9.0 has none under this name"
+)
+def bitwise_or(x: Tensor, y: Tensor) -> Tensor:
+    """Return either of two conditions; integers are left."""
+    return torch.logical_or(x, y) if x.dtype == y.dtype == torch.bool else LEAVE
+
+
+@decomposes(
+    aten.bitwise_xor.Tensor, aten.__xor__.Tensor, targets=("coreml",), why="coremltools 9.0 has none under this name"
+)
+def bitwise_xor(x: Tensor, y: Tensor) -> Tensor:
+    """Return exactly one of two conditions; integers are left."""
+    return torch.logical_xor(x, y) if x.dtype == y.dtype == torch.bool else LEAVE
+
+
+@decomposes(aten.clamp.default, targets=("coreml",), why="Core ML's clip wants its bounds in order")
+def clamp(x: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
+    """Return min(max(x, low), high), which is high throughout where the bounds cross."""
+    if low is None or high is None or low <= high:
+        return LEAVE
+    return torch.full_like(x, high)
+
+
+@decomposes(
+    aten.clamp.Tensor, targets=("coreml",), why="coremltools 9.0 drops bounds that are tensors where they cross"
+)
+def clamp_by_tensors(x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
+    """Return min(max(x, low), high). Shapes broadcast."""
+    x = x if low is None else torch.maximum(x, low)
+    return x if high is None else torch.minimum(x, high)
+
+
+@decomposes(aten.isnan.default, targets=("coreai",), why="Core AI's converter has no translation")
+def isnan(x: Tensor) -> Tensor:
+    """Return where a number is NaN."""
+    return x != x if x.is_floating_point() else torch.zeros_like(x, dtype=torch.bool)
+
+
+@decomposes(aten.nan_to_num.default, targets=("coreai",), why="Core AI's converter has no translation of isnan")
+def nan_to_num(x: Tensor, nan: float | None = None, posinf: float | None = None, neginf: float | None = None) -> Tensor:
+    """Return x with finite numbers for NaN and infinities: 0 and the type's own limits by default."""
+    limits = torch.finfo(x.dtype)
+    x = torch.where(isnan(x), torch.full_like(x, nan or 0.0), x)
+    x = torch.where(x == math.inf, torch.full_like(x, limits.max if posinf is None else posinf), x)
+    return torch.where(x == -math.inf, torch.full_like(x, limits.min if neginf is None else neginf), x)
+
+
+@decomposes(aten.remainder.Scalar, targets=("coreai",), why="Core AI's converter takes a tensor for the divisor only")
+def remainder(x: Tensor, divisor: float) -> Tensor:
+    """Return the remainder that has the divisor's sign."""
+    wanted = torch.result_type(x, divisor)
+    return torch.remainder(x.to(wanted), torch.full_like(x, divisor, dtype=wanted))
+
+
+_FLOOR = "Core AI rounds the quotient first, up to an integer too, where PyTorch's remainder is exact"
+
+
+@decomposes(aten.div.Tensor_mode, targets=("coreai",), why=_FLOOR)
+def div(x: Tensor, divisor: Tensor, *, rounding_mode: str | None = None) -> Tensor:
+    """Return the floor of a quotient of floats; other roundings are left."""
+    return floor_divide(x, divisor) if rounding_mode == "floor" else LEAVE
+
+
+@decomposes(aten.floor_divide.default, targets=("coreai",), why=_FLOOR)
+def floor_divide(x: Tensor, divisor: Tensor) -> Tensor:
+    """Return the floor of a quotient of floats, one less where q d is more than x: by Dekker's exact product q d."""
+    if not torch.result_type(x, divisor).is_floating_point:
+        return LEAVE
+    quotient = torch.floor(x / divisor)
+    product = quotient * divisor
+    (q1, q2), (d1, d2) = _halves(quotient), _halves(divisor)
+    error = ((q1 * d1 - product) + q1 * d2 + q2 * d1) + q2 * d2
+    rest = (x - product) - error
+    beyond = torch.where(divisor > 0, rest < 0, rest > 0)
+    return torch.where(beyond, quotient - 1.0, quotient)
+
+
+def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return two numbers of half the digits whose sum is x. (Veltkamp; fp32 has 24 bits)"""
+    scaled = x * 4097.0
+    high = scaled - (scaled - x)
+    return high, x - high

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import re
+import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,9 +19,10 @@ from torch.fx import GraphModule
 
 from edgesmith.errors import BadInput, Unsupported
 from edgesmith.exporters import decompositions
-from edgesmith.exporters.graph.edit import fork, operator_name, site
+from edgesmith.exporters.graph.edit import Emitter, fork, operator_name, site, stand_for, tidy
 from edgesmith.exporters.graph.repeat import random_operator, refuse_unrepeatable
 from edgesmith.exporters.graph.state import State, kept_state
+from edgesmith.exporters.graph.subgraphs import any_operator, inline_subgraphs, refuse_casts
 from edgesmith.kernels.op import all_ops
 
 
@@ -159,7 +163,10 @@ def exported(
             ) from error
         if is_traced_again and not is_inlined:  # the file is the same
             return written
-        return written.run_decompositions(inlined)
+        try:
+            return written.run_decompositions(inlined)
+        except Unsupported as error:  # of a decomposition; torch.fx has added what it was executing
+            raise Unsupported(str(error).partition("\n")[0]) from None
 
 
 def _with_own_forms(module: GraphModule, target: str) -> GraphModule:
@@ -191,6 +198,42 @@ def with_module(program: Program, module: nn.Module) -> Program:
     """The same program over another graph."""
     assert isinstance(module, GraphModule)
     return replace(program, module=module)
+
+
+def with_own_outputs(program: Program) -> Program:
+    """Return the program with a copy of each output that is an input, a constant or returned twice.
+
+    Some formats name a value once, and so cannot return it under two names.
+    """
+    (returned,) = program.module.graph.output_node().args
+    values = torch.utils._pytree.tree_leaves(returned)
+    if all(_is_computed(value) and values.count(value) == 1 for value in values):
+        return program
+    module = fork(program.module)
+    output = module.graph.output_node()
+    emit, met = Emitter(module, output), set[torch.fx.Node]()
+
+    def own(value: torch.fx.Node) -> torch.fx.Node:
+        if _is_computed(value) and value not in met:
+            met.add(value)
+            return value
+        copy = emit(torch.ops.aten.clone.default, value)
+        stand_for(copy, value)
+        return copy
+
+    output.args = torch.utils._pytree.tree_map(own, output.args)
+    return with_module(program, tidy(module))
+
+
+def _is_computed(value: torch.fx.Node) -> bool:
+    """Return whether a node makes a value, and does not hand one on."""
+    return value.op == "call_function" and operator_name(value) not in _HANDING_ON
+
+
+_HANDING_ON = frozenset(
+    f"aten.{name}"
+    for name in ("alias", "conj", "contiguous", "detach", "dropout", "positive", "real", "resolve_conj", "resolve_neg")
+)
 
 
 def run(program: Program, inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -228,7 +271,6 @@ def _export(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) -
     program = _exported(model, inputs, dynamic_batch)
     if (sentence := random_operator(program.graph)) is not None:
         raise Unsupported(sentence)
-    _use_batch_statistics(program)
     written = list(program.graph_signature.buffers_to_mutate.values())
     if written:
         raise Unsupported(
@@ -237,9 +279,13 @@ def _export(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) -
         )
     graph = program.module(check_guards=False)
     assert isinstance(graph, GraphModule)
+    inline_subgraphs(graph)
     for node in list(graph.graph.nodes):  # torch's own checks of what `val` says of each value
         if node.target is torch.ops.aten._assert_tensor_metadata.default:
             graph.graph.erase_node(node)
+    for node in list(graph.graph.nodes):  # a norm by its batch's own statistics: it updates the running ones, unread
+        if node.target is torch.ops.aten.batch_norm.default and node.args[5]:
+            node.args = (*node.args[:3], None, None, *node.args[5:])
     for node in list(graph.graph.nodes):  # a model that works in place on its input: its caller's is left alone
         if node.target is torch.ops.aten.copy_.default and node.args[0].op == "placeholder":
             node.replace_all_uses_with(node.args[1])
@@ -248,27 +294,38 @@ def _export(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) -
     return graph
 
 
-def _use_batch_statistics(program: ExportedProgram) -> None:
-    """Let batch norms with the statistics of the batch leave the running ones alone, which no output shows."""
-    for node in program.graph.nodes:
-        if node.target is torch.ops.aten.batch_norm.default and node.args[5]:
-            node.args = (*node.args[:3], None, None, *node.args[5:])
-    program.graph_module.recompile()
-
-
 def _exported(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) -> ExportedProgram:
     try:
         with _without_torchs_own_warnings():
             shapes = _dynamic_shapes(model, inputs) if dynamic_batch else None
             program = torch.export.export(model, inputs, dynamic_shapes=shapes)
-            if any(_mutates(node) for node in program.graph.nodes):  # foreign models: relu_, add_ ...
+            refuse_casts(program.graph_module)
+            if any_operator(program.graph_module, _mutates):  # foreign models: relu_, add_ ...
                 program = program.run_decompositions({})
+    except Unsupported:
+        raise
     except Exception as error:
         raise Unsupported(
-            f"torch.export cannot capture {type(model).__name__}: {_first_line(error)}"
+            f"torch.export cannot capture {type(model).__name__}: {_reason(error)}."
             " Rewrite that line with static shapes and without data-dependent control flow; --debug shows the trace."
         ) from error
     return program
+
+
+def _reason(error: BaseException) -> str:
+    """Return why a capture failed and at which line of the model, in our words: torch's are about its own tracing."""
+    kinds = " ".join(kind.__name__ for kind in type(error).__mro__)
+    by_value = re.search(r"DataDependent|DynamicOutputShape|UserError", kinds) or "data-dependent" in str(error)
+    what = "a shape or a branch depends on values of tensors" if by_value else "an exception is raised"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames if _is_foreign(frame.filename)]
+    return f"{what} at {own[-1]}" if own else what
+
+
+def _is_foreign(file: str) -> bool:
+    """Return whether a source file is neither torch's nor edgesmith's, so that it is the model's."""
+    folders = (Path(torch.__file__).parent, Path(decompositions.__file__).parents[1])
+    return not file.startswith("<") and not any(Path(file).is_relative_to(folder) for folder in folders)
 
 
 @contextlib.contextmanager

@@ -328,8 +328,10 @@ def _magnitude(emit: Arithmetic, z: Pair) -> Half:
 
 
 def _angle(emit: Arithmetic, z: Pair) -> Half:
+    """atan2(l, m) with l = -0 taken as 0: the sign of a zero out of a sum of products is an accident of its order."""
     re, im = emit.both(z)
-    return emit(aten.atan2.default, im, re)
+    positive = emit(aten.where.self, emit(aten.eq.Scalar, im, 0), emit(aten.abs.default, im), im)
+    return emit(aten.atan2.default, positive, re)
 
 
 def _polar(emit: Arithmetic, size: Any, angle: Any) -> Pair:

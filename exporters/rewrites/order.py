@@ -1,6 +1,8 @@
 """The rewrites, in their order, and running them.
 
     find_memory         irfft(rfft(u) * H) -> a linear recurrence
+    drop_copies         a copy of x -> x
+    recognise           a fused op in another spelling -> that op
     fold_constants      what is computed from parameters alone becomes a parameter
     reroll              an unrolled loop, or a scan, of one step -> one op
     canonicalise        one spelling for pools, splits and dropouts, so that patterns need only one
@@ -16,6 +18,7 @@
     fuse                the graph of a fused op's reference -> that fused op
     compose_layers      conv1x1(conv1x1(x)) -> conv1x1'(x), also through a concatenation, where that is no dearer
     fold_filters        irfft(rfft(x) * constant) -> a circular convolution or a matrix, where the target says cheaper
+    short_time          stft, istft -> windows, and torch.fft transforms of them
     dft                 torch.fft transforms -> matmuls; complex values -> pairs of real ones
     unstack             f(stack(a, b))[..., 0] -> f(a), where nothing reads the whole
     einsum              einsum(A, B) -> matmul(A', B')
@@ -47,6 +50,7 @@ from edgesmith.exporters.rewrites.compose_layers import compose_layers
 from edgesmith.exporters.rewrites.concat_linears import concat_linears
 from edgesmith.exporters.rewrites.dense_transforms import dense_transforms
 from edgesmith.exporters.rewrites.dft import dft
+from edgesmith.exporters.rewrites.drop_copies import drop_copies
 from edgesmith.exporters.rewrites.drop_shift import drop_shift
 from edgesmith.exporters.rewrites.einsum import einsum
 from edgesmith.exporters.rewrites.find_memory import find_memory
@@ -60,9 +64,11 @@ from edgesmith.exporters.rewrites.fuse import fuse
 from edgesmith.exporters.rewrites.fuse_channel_norm import fuse_channel_norm
 from edgesmith.exporters.rewrites.lift_flatten import lift_flatten
 from edgesmith.exporters.rewrites.merge_linears import merge_linears
+from edgesmith.exporters.rewrites.recognise import recognise
 from edgesmith.exporters.rewrites.reroll import reroll
 from edgesmith.exporters.rewrites.rewrite import Rewrite, RewriteReport
 from edgesmith.exporters.rewrites.share_gates import share_gates
+from edgesmith.exporters.rewrites.short_time import short_time
 from edgesmith.exporters.rewrites.tile_channels import tile_channels
 from edgesmith.exporters.rewrites.unstack import unstack
 from edgesmith.exporters.rewrites.winograd import winograd
@@ -76,6 +82,8 @@ SIMPLE = "fold_batchnorm"
 
 ORDER: tuple[Rewrite, ...] = (
     find_memory,
+    drop_copies,
+    recognise,
     fold_constants,
     reroll,
     canonicalise,
@@ -91,6 +99,7 @@ ORDER: tuple[Rewrite, ...] = (
     *(fuse(op) for op in all_ops().values() if op.is_pattern),
     compose_layers,
     fold_filters,
+    short_time,
     dft,
     unstack,
     einsum,

@@ -185,7 +185,7 @@ def _as_matrix(weight: Tensor) -> Tensor:
 
 
 def _pad(plan: Plan, node: Node) -> tuple[Stream, Emit]:
-    """Zeros around the frames wait for a convolution."""
+    """Zeros around the frames wait for a convolution; as many before as are cut off behind shift the frames."""
     x, widths, *how = arguments(node)
     stream = plan.stream(x)
     if stream.axis is None:
@@ -195,10 +195,15 @@ def _pad(plan: Plan, node: Node) -> tuple[Stream, Emit]:
     if not before and not after:
         return stream, _same(node, stream.delay, {1: [*widths[:behind], *widths[behind + 2 :]]})
     mode, value = how if node.target is aten.pad.default else ("constant", *how)
-    if mode != "constant" or value or min(before, after) < 0:
+    if mode != "constant" or value:
         raise refuse(node, "pads the frames with something else than zeros")
     if any(width for i, width in enumerate(widths) if i not in (behind, behind + 1)):
         raise refuse(node, "pads time and other axes at once")
+    if before == -after > 0:
+        plan.need(x, before)
+        return Stream(stream.axis, stream.delay), lambda step: step.window(x, before, 1)
+    if min(before, after) < 0:
+        raise refuse(node, "reads some of the frames only")
     plan.padded[node] = x  # whose history has the zeros
     return Stream(stream.axis, stream.delay, (before, after)), lambda step: step.value(x)
 
@@ -417,6 +422,7 @@ _RULES: dict[Any, Rule] = {
     aten.conv1d.default: _convolution,
     aten.expand.default: _expand,
     aten.flatten.using_ints: _reshape,
+    aten.glu.default: _other_axes(1),
     aten.layer_norm.default: _norm,
     aten.linear.default: _linear,
     aten.log_softmax.int: _other_axes(1),

@@ -28,11 +28,13 @@ import tempfile
 import threading
 import warnings
 from collections import Counter, OrderedDict
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgesmith.errors import BackendMissing, BadInput, Unsupported
+from edgesmith.exporters import decompositions
+from edgesmith.exporters.targets._refusal import refuse
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 TESTED = {"coreai-torch": "0.4.3", "coreai-core": "1.0.0b3"}
 """The distributions that this file was written for, and their versions."""
 
+LOWERINGS = "coreai"
 PROGRAM = "main.mlirb"
 HASH = "main.hash"
 METADATA = "metadata.json"
@@ -91,7 +94,7 @@ def convert(program: ExportedProgram, input_names: Sequence[str], output_names: 
     require()
     with _quiet():
         converter_type = _get("coreai_torch.converter", "TorchConverter")
-        table = _get("coreai_torch", "get_decomp_table")()
+        table = _with_ours(_get("coreai_torch", "get_decomp_table")())
         _label_values(program)
         decomposed = program.run_decompositions(table)
 
@@ -106,6 +109,7 @@ def convert(program: ExportedProgram, input_names: Sequence[str], output_names: 
         converter = Converter(mode=converter_type.Mode.RELEASE)
         try:
             converter.register_torch_lowering("aten::native_group_norm.default", allow_override=True)(_group_norm)
+            converter.register_torch_lowering("aten::_to_copy.default", allow_override=True)(_to_copy)
             converter.add_exported_program(
                 decomposed, input_names=list(input_names), output_names=list(output_names), entrypoint_name=ENTRY
             )
@@ -113,9 +117,25 @@ def convert(program: ExportedProgram, input_names: Sequence[str], output_names: 
         except (ImportError, AttributeError) as error:
             raise _moved(str(error)) from error
         except Exception as error:  # ValueError, RuntimeError, KeyError, NotImplementedError, MLIRError alike
-            raise Unsupported(f"Core AI cannot express this model: {_first_line(error)}") from error
+            raise refuse(error, decomposed.graph.nodes, "Core AI") from error
         _name_composites(converted)
         return converted, _take_labels(converted)
+
+
+def _with_ours(theirs: Mapping[Any, Callable[..., Any]]) -> dict[Any, Callable[..., Any]]:
+    """Return the converter's decompositions and ours, which come first: what theirs make may need ours again."""
+
+    def either(own: Callable[..., Any], other: Callable[..., Any]) -> Callable[..., Any]:
+        def decompose(*args: Any, **kwargs: Any) -> Any:
+            made = own(*args, **kwargs)
+            return other(*args, **kwargs) if made is NotImplemented else made
+
+        return decompose
+
+    table = dict(theirs.items())
+    for overload, own in decompositions.for_target(LOWERINGS).items():
+        table[overload] = either(own, table[overload]) if overload in table else own
+    return table
 
 
 def save(
@@ -151,7 +171,10 @@ def save(
             cause = error.__cause__ or error
             if isinstance(cause, OSError):
                 raise cause from error
-            raise Unsupported(f"Core AI does not save this model: {_first_line(cause)}") from error
+            raise Unsupported(
+                "Core AI does not save this model, and does not say why in words; export a part of it to find out, or"
+                " choose another target"
+            ) from error
         steady = _steady((made / PROGRAM).read_bytes())
         metadata = json.loads((made / METADATA).read_text(encoding="utf-8"))
     metadata.pop("creationDate", None)
@@ -259,7 +282,10 @@ class Session:
             model = await self._model.enter_async_context(_readable(folder).executable())
             return model.load_function(ENTRY)
         except Exception as error:  # RuntimeError, KeyError and what the native part raises
-            raise Unsupported(f"Core AI does not load {folder.name}: {_first_line(error)}") from error
+            raise Unsupported(
+                f"Core AI's runtime does not load {folder.name}, and does not say why in words; export a part of the"
+                " model to find out, or choose another target"
+            ) from error
 
     def _wait(self, work: Coroutine[Any, Any, Any]) -> Any:
         from asyncio import run_coroutine_threadsafe
@@ -279,7 +305,10 @@ class Session:
         try:
             results = self._wait(self._function(feeds))
         except Exception as error:
-            raise Unsupported(f"Core AI does not run the file: {_first_line(error)}") from error
+            raise Unsupported(
+                "Core AI's runtime does not run the file, and does not say why in words; export a part of the model to"
+                " find out, or choose another target"
+            ) from error
         return [results[name].numpy().copy() for name in self.outputs]
 
     def close(self) -> None:
@@ -306,6 +335,26 @@ def _need_room(folder: Path, size: int) -> None:
     """
     if shutil.disk_usage(folder).free < 1.1 * size + _OVERHEAD:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+
+
+def _to_copy(values: Mapping[str, Any], node: Any, location: Any) -> Any:
+    """Convert a type; floats that become integers lose their fraction by an operator of their own.
+
+    The converter drops a cast to integers and back, and the fraction stays.
+    """
+    core: Any = importlib.import_module("coreai._compiler.dialects.coreai")
+    wanted = _get("coreai_torch._utils", "get_output_element_type_from_node")(node)
+    x = values[str(node.args[0])]
+    own = x.type.element_type
+    if own == wanted:
+        return x
+    before, after = node.args[0].meta["val"].dtype, node.meta["val"].dtype
+    if before.is_floating_point and not after.is_floating_point and str(after) != "torch.bool":
+        zero, one = core.constant(0, dtype=own), core.constant(1, dtype=own)
+        above, below = core.broadcasting_greater(x, zero), core.broadcasting_greater(zero, x)
+        sign = core.broadcasting_sub(core.cast(above, own), core.cast(below, own))
+        x = core.broadcasting_mul(sign, core.broadcasting_floor_divide(core.abs_(x), one))
+    return core.cast(x, wanted)
 
 
 def _group_norm(values: Mapping[str, Any], node: Any, location: Any) -> list[Any]:

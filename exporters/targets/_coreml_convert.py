@@ -21,17 +21,21 @@ import numpy as np
 import torch
 from torch.export import ExportedProgram
 
-from edgesmith.errors import BadInput, Unsupported
-from edgesmith.exporters.graph.capture import Program, exported, with_module
+from edgesmith.errors import BadInput, EdgesmithError, Unsupported
+from edgesmith.exporters.graph.capture import Program, exported, with_module, with_own_outputs
 from edgesmith.exporters.graph.edit import fork, module_path, tidy
+from edgesmith.exporters.graph.subgraphs import refuse_control_flow
 from edgesmith.exporters.mil.functions import join, read_specification
 from edgesmith.exporters.mil.legalize import Legalization, legalizing
 from edgesmith.exporters.mil.states import keep_states
 from edgesmith.exporters.rewrites.fold_batchnorm import fold_forwards
 from edgesmith.exporters.rewrites.rewrite import Reject
+from edgesmith.exporters.targets._coreml_inputs import with_core_ml_inputs
 from edgesmith.exporters.targets._coreml_package import check_names, describe, write
+from edgesmith.exporters.targets._coreml_spelling import spell_out
 from edgesmith.exporters.targets._coreml_translations import own_translations
-from edgesmith.exporters.targets.target import Request, cannot_return
+from edgesmith.exporters.targets._refusal import refuse
+from edgesmith.exporters.targets.target import Request
 
 LOWERINGS = "coreml"
 
@@ -90,7 +94,8 @@ def _convert(program: Program, request: Request, package: Path, system: Any) -> 
     """Have coremltools save a program as a package."""
     import coremltools as ct
 
-    _refuse_what_core_ml_lacks(program)
+    refuse_control_flow(program.module, "Core ML")
+    program = with_core_ml_inputs(with_own_outputs(program))
     if request.image_input:
         program = scale_input(program, request)
     half = request.precision.is_half
@@ -99,10 +104,12 @@ def _convert(program: Program, request: Request, package: Path, system: Any) -> 
     outputs = None if classifier else [ct.TensorType(name=n, dtype=np.float32) for n in program.output_names]
     inputs = _inputs(program, request)
     with own_translations(half), legalizing() as legalization:
+        with _refusing(taken):
+            taken = spell_out(taken, LOWERINGS)
         pipeline = passes(legalization.pipeline if half else None)
         if states is not None:
             pipeline.remove_passes({_MOVING_PASS})
-        with _refusing(), _validated_once():
+        with _refusing(taken), _validated_once():
             model = ct.convert(
                 _with_modules(taken),
                 inputs=inputs,
@@ -167,15 +174,6 @@ def _compute_precision(request: Request) -> Any:
     return ct.transform.FP16ComputePrecision(op_selector=lambda operation: operation.name not in request.keep_fp32)
 
 
-def _refuse_what_core_ml_lacks(program: Program) -> None:
-    """Raise Unsupported for what coremltools would turn into something else without a word."""
-    kinds = {torch.float32, torch.float16, torch.int32, torch.int64}
-    for input_name, x in zip(program.input_names, program.inputs, strict=True):
-        if x.dtype not in kinds:
-            raise Unsupported(f"Core ML takes float and integer inputs, and {input_name} is {x.dtype}")
-    cannot_return(program, "Core ML")
-
-
 def scale_input(program: Program, request: Request) -> Program:
     """Return the program for inputs [1, 3, H, W] that still have to be divided by the standard deviations.
 
@@ -201,6 +199,7 @@ def scale_input(program: Program, request: Request) -> Program:
 def _with_modules(program: ExportedProgram) -> ExportedProgram:
     """Return the program with each node's module instead of its stack trace."""
     for node in program.graph.nodes:
+        node.meta["written_at"] = node.meta.get("stack_trace")  # for a refusal
         node.meta["stack_trace"] = module_path(node)
     return program
 
@@ -229,17 +228,17 @@ def _sources(model: Any) -> dict[str, list[str]]:
 
 
 @contextlib.contextmanager
-def _refusing() -> Iterator[None]:
-    """Raise Unsupported where coremltools fails: it raises NotImplementedError, ValueError, RuntimeError alike."""
+def _refusing(taken: ExportedProgram) -> Iterator[None]:
+    """Raise Unsupported where coremltools fails on a program; it raises exceptions of any type."""
     try:
         yield
-    except OSError:
+    except (OSError, EdgesmithError):
         raise
     except Exception as error:
         line = str(error).strip().splitlines()
         if line and line[0].startswith("filesystem error"):  # how the native part says that a disk is full
             raise OSError(errno.EIO, "the package could not be written; is the disk full?") from error
-        raise Unsupported(f"Core ML cannot express this model: {line[0] if line else error!r}") from error
+        raise refuse(error, taken.graph.nodes, "Core ML") from error
 
 
 @contextlib.contextmanager

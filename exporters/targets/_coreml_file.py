@@ -214,7 +214,7 @@ def _feeds(evaluator: Evaluator, given: Arrays) -> dict[str, Any]:
     """Return inputs by name; pictures for what takes pictures."""
     pairs = zip(evaluator.interface.inputs, given, strict=True)
     return {
-        feature.name: np.asarray(x) if feature.image is None else _picture(evaluator.program.metadata, x)
+        feature.name: np.atleast_1d(x) if feature.image is None else _picture(evaluator.program.metadata, x)
         for feature, x in pairs
     }
 
@@ -227,7 +227,9 @@ def _mac_feeds(
 
     pairs = zip(interface.inputs, given, strict=True)
     return {
-        feature.name: x.astype(np.float32) if feature.image is None else Image.fromarray(_picture(metadata, x))
+        feature.name: np.atleast_1d(x.astype(np.float32))
+        if feature.image is None
+        else Image.fromarray(_picture(metadata, x))
         for feature, x in pairs
     }
 

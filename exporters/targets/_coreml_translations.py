@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from edgesmith.errors import Unsupported
+from edgesmith.exporters.targets._coreml_recurrent import translations as recurrent_translations
 from edgesmith.kernels.op import FusedOp, all_ops
+
+OWN_TRANSLATIONS = frozenset(
+    f"aten.{name}"
+    for name in (
+        *("addcmul", "alias", "gelu", "group_norm", "gru", "layer_norm", "log", "log10", "log2", "lstm", "prelu"),
+        *("prod", "reciprocal", "remainder", "rnn_relu", "rnn_tanh", "rsqrt"),
+    )
+)
+"""Operators of PyTorch that are translated here, not by coremltools."""
 
 
 @contextlib.contextmanager
@@ -26,7 +37,17 @@ def own_translations(half: bool) -> Iterator[None]:
         if "coreml" in op.lowerings:
             table[f"edgesmith::{op.name}"] = _fused(op, half)
     table["group_norm"] = _group_norm(table["group_norm"])
-    table.setdefault("alias", _alias)
+    table["layer_norm"] = _layer_norm(table["layer_norm"])
+    table["prelu"] = _prelu(table["prelu"])
+    table["gelu"] = _gelu
+    table["reciprocal"] = _reciprocal
+    table["rsqrt"] = _rsqrt
+    table["remainder"] = _remainder
+    table |= {name: _log(base) for name, base in (("log", math.e), ("log2", 2.0), ("log10", 10.0))}
+    table |= {"prod": _prod, "prod.dim_int": _prod} | recurrent_translations()
+    passed_on = table["noop"]
+    table |= {name: _passed_on(passed_on) for name, function in table.items() if function is passed_on}
+    table["clone"] = table["alias"] = _alias
     table.setdefault("addcmul", _addcmul)
     try:
         yield
@@ -68,6 +89,17 @@ def _alias(context: Any, node: Any) -> None:
     context.add(mb.identity(x=_get_inputs(context, node)[0], name=node.name))
 
 
+def _passed_on(general: Any) -> Any:
+    """Return a translation of what passes a value on: of an input to a value of its own, as an output may be."""
+    from coremltools.converters.mil.frontend.torch.ops import _get_inputs
+
+    def translate(context: Any, node: Any) -> None:
+        is_input = len(node.inputs) > 0 and getattr(_get_inputs(context, node)[0], "op", node) is None
+        (_alias if is_input else general)(context, node)
+
+    return translate
+
+
 def _addcmul(context: Any, node: Any) -> None:
     """Translate x + value a b. `value` comes by name, and is 1 if it is not given."""
     from coremltools.converters.mil import Builder as mb
@@ -105,3 +137,114 @@ def _group_norm(general: Any) -> Any:
         context.add(y, torch_name=node.name)
 
     return translate
+
+
+def _layer_norm(general: Any) -> Any:
+    """Return a translation of layer norms whose weight is computed: Core ML's own takes constants only."""
+    from coremltools.converters.mil import Builder as mb
+    from coremltools.converters.mil.frontend.torch.ops import _get_inputs, _get_kwinputs
+
+    def translate(context: Any, node: Any) -> None:
+        given = _get_inputs(context, node, min_expected=2)
+        x, shape, weight, bias, eps = (*given[:5], *[None] * (5 - len(given)))[:5]
+        weight = _get_kwinputs(context, node, "weight", default=[weight])[0]
+        bias = _get_kwinputs(context, node, "bias", default=[bias])[0]
+        if all(one is None or one.val is not None for one in (weight, bias)):
+            general(context, node)
+            return
+        axes = list(range(x.rank - len(shape.val), x.rank))
+        y = mb.layer_norm(x=x, axes=axes, epsilon=1e-5 if eps is None else float(eps.val))
+        y = y if weight is None else mb.mul(x=y, y=weight)
+        context.add(y if bias is None else mb.add(x=y, y=bias), torch_name=node.name)
+
+    return translate
+
+
+def _prelu(general: Any) -> Any:
+    """Return a translation of prelus whose slope is computed, or one for a value without channels."""
+    from coremltools.converters.mil import Builder as mb
+    from coremltools.converters.mil.frontend.torch.ops import _get_inputs
+
+    def translate(context: Any, node: Any) -> None:
+        x, slope = _get_inputs(context, node, expected=2)
+        if slope.val is not None and x.rank >= 3:
+            general(context, node)
+            return
+        if x.rank > 1:
+            slope = mb.reshape(x=slope, shape=[-1, *[1] * (x.rank - 2)])
+        below = mb.mul(x=mb.minimum(x=x, y=0.0), y=slope)
+        context.add(mb.add(x=mb.maximum(x=x, y=0.0), y=below, name=node.name))
+
+    return translate
+
+
+def _gelu(context: Any, node: Any) -> None:
+    """Translate to the form that is asked for; coremltools takes the exact one where it comes by name."""
+    from coremltools.converters.mil import Builder as mb
+    from coremltools.converters.mil.frontend.torch.ops import _get_inputs, _get_kwinputs
+
+    x, *how = _get_inputs(context, node)
+    approximate = how[0] if how else _get_kwinputs(context, node, "approximate", default=["none"])[0]
+    approximate = getattr(approximate, "val", approximate)
+    mode = "TANH_APPROXIMATION" if approximate == "tanh" else "EXACT"
+    context.add(mb.gelu(x=x, mode=mode, name=node.name))
+
+
+def _real(x: Any) -> Any:
+    """Return integers and truth values as floats."""
+    from coremltools.converters.mil import Builder as mb
+    from coremltools.converters.mil.mil import types
+
+    return x if types.is_float(x.dtype) else mb.cast(x=x, dtype="fp32")
+
+
+def _reciprocal(context: Any, node: Any) -> None:
+    """Translate to 1 / x. Core ML's `inverse` adds an epsilon of 1e-4 to x."""
+    from coremltools.converters.mil import Builder as mb
+    from coremltools.converters.mil.frontend.torch.ops import _get_inputs
+
+    context.add(mb.real_div(x=1.0, y=_real(_get_inputs(context, node)[0]), name=node.name))
+
+
+def _rsqrt(context: Any, node: Any) -> None:
+    """Translate to `rsqrt` without its epsilon of 1e-12."""
+    from coremltools.converters.mil import Builder as mb
+    from coremltools.converters.mil.frontend.torch.ops import _get_inputs
+
+    context.add(mb.rsqrt(x=_real(_get_inputs(context, node)[0]), epsilon=0.0, name=node.name))
+
+
+def _remainder(context: Any, node: Any) -> None:
+    """Translate to `mod`. coremltools subtracts the floor of the rounded quotient times the divisor."""
+    from coremltools.converters.mil import Builder as mb
+    from coremltools.converters.mil.frontend.torch.ops import _get_inputs, promote_input_dtypes
+
+    x, divisor = promote_input_dtypes(_get_inputs(context, node, expected=2))
+    context.add(mb.mod(x=x, y=divisor, name=node.name))
+
+
+def _log(base: float) -> Callable[[Any, Any], None]:
+    """Return a translation to `log` without its epsilon of 1e-45, with which log 0 is -103."""
+
+    def translate(context: Any, node: Any) -> None:
+        from coremltools.converters.mil import Builder as mb
+        from coremltools.converters.mil.frontend.torch.ops import _get_inputs
+
+        x = _real(_get_inputs(context, node)[0])
+        if base == math.e:
+            context.add(mb.log(x=x, epsilon=0.0, name=node.name))
+        else:
+            context.add(mb.mul(x=mb.log(x=x, epsilon=0.0), y=1 / math.log(base), name=node.name))
+
+    return translate
+
+
+def _prod(context: Any, node: Any) -> None:
+    """Translate to a product over one axis, or of all numbers."""
+    from coremltools.converters.mil import Builder as mb
+    from coremltools.converters.mil.frontend.torch.ops import _get_inputs
+
+    x, *how = _get_inputs(context, node)
+    axes = [int(how[0].val)] if how else None
+    keep = bool(how[1].val) if len(how) > 1 and how[1] is not None else False
+    context.add(mb.reduce_prod(x=x, axes=axes, keep_dims=keep, name=node.name))

@@ -13,6 +13,7 @@ import importlib.util
 import json
 import logging
 import math
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgesmith.errors import Unsupported
-from edgesmith.exporters.targets.target import Arrays, NotHere, Request, TargetFile
+from edgesmith.exporters.targets.target import Arrays, NotHere, Request, Run, TargetFile
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,26 +34,36 @@ if TYPE_CHECKING:
 LOWERINGS = "onnx"
 """Whose lowerings of fused ops these files are made of."""
 
+OWN_TRANSLATIONS = frozenset({"aten.group_norm"})
+"""Operators of PyTorch that are translated here, not by torch's exporter."""
+
 OPSET = 20
 _LIMIT_BYTES = 2**31 - 2**20
 
 
-def lower(program: Program, path: Path, request: Request) -> None:
-    """Write the program as one ONNX file."""
+def lower(program: Program, path: Path, request: Request, coarse_from: Mapping[str, int] | None = None) -> None:
+    """Write the program as one ONNX file.
+
+    Args:
+        coarse_from: of the target, see `Target.coarse_from`.
+    """
     import onnxsim
     import torch
 
     from edgesmith.exporters.graph.capture import exported
-    from edgesmith.exporters.targets import _bf16
+    from edgesmith.exporters.graph.subgraphs import refuse_control_flow
+    from edgesmith.exporters.targets import _bf16, _onnx_reductions
+    from edgesmith.exporters.targets._refusal import refuse
     from edgesmith.kernels.op import all_ops
 
+    refuse_control_flow(program.module, "ONNX", takes=("cond", "while_loop", "scan"))
     ready = exported(program, LOWERINGS, is_traced_again=True)
     has_bf16 = request.precision.dtype == "bfloat16"
     table: dict[Any, Any] = {
         op.overload: op.lowerings[LOWERINGS] for op in all_ops().values() if LOWERINGS in op.lowerings
     }
     table[torch.ops.aten.group_norm.default] = _group_norm
-    with _quiet():
+    with _quiet(), _exact_units():
         try:
             written = torch.onnx.export(
                 ready,
@@ -64,9 +75,8 @@ def lower(program: Program, path: Path, request: Request) -> None:
                 verbose=False,
                 external_data=False,
             )
-        except (torch.onnx.OnnxExporterError, RuntimeError, KeyError) as error:
-            cause = str(error.__cause__ or error).strip().splitlines()
-            raise Unsupported(f"ONNX cannot express this model: {cause[0] if cause else error!r}") from error
+        except Exception as error:  # OnnxExporterError, and what the translations of single operators raise
+            raise refuse(error, ready.graph.nodes, "ONNX") from error
         assert written is not None
         model = written.model_proto
         if model.ByteSize() > _LIMIT_BYTES:
@@ -77,6 +87,7 @@ def lower(program: Program, path: Path, request: Request) -> None:
         model, _ = onnxsim.simplify(model, check_n=0)
         if has_bf16:
             _bf16.from_double(model)
+    model = _onnx_reductions.refine(model, coarse_from or {})
     _annotate(model, request)
     path.write_bytes(model.SerializeToString(deterministic=True))
 
@@ -110,6 +121,31 @@ def _group_norm(
     return op.BatchNormalization(normed, scale, shift, zeros, ones, epsilon=0.0)
 
 
+@contextlib.contextmanager
+def _exact_units() -> Iterator[None]:
+    """Have the exporter's optimizer drop x + 0 and x * 1 only.
+
+    It compares constants with those of its patterns up to 1e-5, or 1e-8 from 0 (onnxscript, `Constant` in
+    rewriter/_pattern_ir.py), so that it drops x + 1e-8 and x * 1.000005 too.
+    """
+    from onnxscript.rewriter import _matcher
+
+    class Exact:
+        """The module `math`, as far as the matcher asks it."""
+
+        @staticmethod
+        def isclose(found: float, wanted: float, **tolerances: float) -> bool:
+            return found == wanted if wanted in (0, 1) else math.isclose(found, wanted, **tolerances)
+
+    matcher: Any = _matcher
+    before = matcher.math
+    matcher.math = Exact
+    try:
+        yield
+    finally:
+        matcher.math = before
+
+
 class OnnxFile(TargetFile):
     """An ONNX file, parsed once.
 
@@ -139,8 +175,12 @@ class OnnxFile(TargetFile):
         try:
             onnx.checker.check_model(str(self.path), full_check=True)
         except Exception as error:  # DecodeError, ValidationError and InferenceError share no base class
-            line = str(error).strip().splitlines()[0]
-            raise Unsupported(f"{self.path.name} is no valid ONNX model: {line}") from error
+            named = re.search(r"[Nn]ode name: ([\w./]+)|\(op_type:\w+, node name: ([\w./]+)\)", str(error))
+            where = f" at {named[1] or named[2]}" if named else ""
+            raise Unsupported(
+                f"{self.path.name} is no valid ONNX model: onnx.checker refuses it{where}; export it again, and where"
+                " that gives the same, with other operators or another precision"
+            ) from error
 
     def count_operators(self) -> dict[str, int]:
         """Return how often each operator type occurs, nodes inside loops too."""
@@ -163,17 +203,25 @@ class OnnxFile(TargetFile):
         return counts
 
     def run(self, calls: Sequence[Arrays]) -> list[list[np.ndarray]] | NotHere:
-        """Execute in ONNX Runtime on the CPU."""
+        """Execute in ONNX Runtime on the CPU, with the optimisations that it does by itself."""
+        return self._run(calls)
+
+    def other_runtimes(self) -> dict[str, Run]:
+        """Return ONNX Runtime without its optimisations, for int8, whose kernels and biases these choose."""
+        if not any(node.op_type == "DequantizeLinear" for node in _nodes(self.model.graph)):
+            return {}
+        return {f"{self.runtime}, not optimised": lambda calls: self._run(calls, is_optimised=False)}
+
+    def _run(self, calls: Sequence[Arrays], is_optimised: bool = True) -> list[list[np.ndarray]] | NotHere:
         reason = cannot_run()
         if reason is not None:
             return NotHere(reason)
-        session = _session(self._computable(), self.as_written)
+        session = _session(self._computable(), self.as_written, is_optimised)
         names = [value.name for value in session.get_inputs()]
         try:
             return [session.run(None, dict(zip(names, given, strict=True))) for given in calls]
         except Exception as error:  # onnxruntime's exceptions share no importable base class
-            line = str(error).strip().splitlines()[0]
-            raise Unsupported(f"ONNX Runtime does not run the file: {line}") from error
+            raise _refused("run", error) from error
 
     def open_step(self, threads: int = 1) -> Step | NotHere:
         """Open a step program in ONNX Runtime; one thread is fastest for a step as small as these."""
@@ -194,6 +242,8 @@ class OnnxFile(TargetFile):
         _make_computable(model)
         session = _session(model.SerializeToString())
         wanted = [value.name for value in session.get_outputs() if value.name in known]
+        if not wanted:  # of no names ONNX Runtime makes all
+            return {}
         feeds = {value.name: array for value, array in zip(session.get_inputs(), inputs, strict=True)}
         return dict(zip(wanted, session.run(wanted, feeds), strict=True))
 
@@ -274,10 +324,12 @@ def _make_computable(model: onnx.ModelProto) -> bool:
     return found
 
 
-def _session(model: Path | bytes, as_written: bool = False) -> Any:
+def _session(model: Path | bytes, as_written: bool = False, is_optimised: bool = True) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
+    if not is_optimised:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # a few runs are not worth a busy core
     if as_written:
@@ -286,7 +338,21 @@ def _session(model: Path | bytes, as_written: bool = False) -> Any:
         given = model if isinstance(model, bytes) else str(model)
         return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no importable base class
-        raise Unsupported(f"ONNX Runtime does not load the file: {str(error).strip().splitlines()[0]}") from error
+        raise _refused("load", error) from error
+
+
+def _refused(what: str, error: Exception) -> Unsupported:
+    """Return the refusal of ONNX Runtime, which names a node and its operator in texts of many forms."""
+    text = str(error)
+    named = re.search(r"(?:[Nn]ode with name|Name:|[Nn]ode[:.]? ?\(?)\s*'?\(?([\w./]+/?\w+_\d+)", text)
+    kind = re.search(r"implementation for (\w+)\(|running (\w+) node|Op \((\w+)\)|node[:.]? (\w+)", text)
+    operator = next((found for found in kind.groups() if found), "") if kind else ""
+    node = named[1] if named else ""
+    place = f"{operator or 'the node'} at {node}" if node else operator or "an operator that it does not name"
+    return Unsupported(
+        f"ONNX Runtime does not {what} the file: it refuses {place}; spell that part of the model with other operators,"
+        " or choose another precision or target"
+    )
 
 
 def _annotate(model: onnx.ModelProto, request: Request) -> None:

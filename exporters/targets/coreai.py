@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from edgesmith.exporters.costs import Costs
 from edgesmith.exporters.targets import _coreai_adapter as adapter
-from edgesmith.exporters.targets.target import Arrays, NotHere, Request, Target, TargetFile, cannot_return
+from edgesmith.exporters.targets.target import Arrays, NotHere, Request, Target, TargetFile
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,10 +35,12 @@ class CoreAi(Target):
 
     def lower(self, program: Program, path: Path, request: Request) -> None:
         """Write the program as an `.aimodel`."""
-        from edgesmith.exporters.graph.capture import exported
+        from edgesmith.exporters.graph.capture import exported, with_own_outputs
+        from edgesmith.exporters.graph.subgraphs import refuse_control_flow
 
         self.require()
-        cannot_return(program, "Core AI")
+        refuse_control_flow(program.module, "Core AI", takes=("cond", "while_loop"))
+        program = with_own_outputs(program)
         ready = exported(program, self.lowers_as)
         size = sum(value.nbytes for value in (*ready.state_dict.values(), *ready.tensor_constants.values()))
         converted, values = adapter.convert(ready, program.input_names, program.output_names)

@@ -44,6 +44,12 @@ class CoreMl(Target):
 
         return CoreMlFile(path, self.runtime)
 
+    def own_translations(self) -> frozenset[str]:
+        """Return what `_coreml_translations.py` translates."""
+        from edgesmith.exporters.targets._coreml_translations import OWN_TRANSLATIONS
+
+        return OWN_TRANSLATIONS
+
     def cannot_run(self) -> str | None:
         """Return None: nothing hinders the evaluator."""
         return None
@@ -102,4 +108,5 @@ TARGET = CoreMl(
     classifies=True,
     deployment_targets=("iOS16", "iOS17", "iOS18", "iOS26"),
     default_deployment_target="iOS17",
+    smallest_rank=1,
 )

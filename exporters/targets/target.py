@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgesmith.errors import BackendMissing, BadInput, Unsupported
+from edgesmith.errors import BackendMissing, BadInput
 from edgesmith.exporters.costs import Costs
 
 if TYPE_CHECKING:
@@ -251,6 +251,8 @@ class Target(ABC):
             converter does that, by the request.
         finds_islands: whether a half-precision program keeps in fp32 what calibration inputs say needs it.
         largest_int8_weight: 127, or 63 for runtimes that add two 8-bit products in 16 bits; None without int8.
+        coarse_from: lengths from which the runtime's reductions round more coarsely than PyTorch's, by the format's
+            operators; lowering takes another form from there on.
         is_interpreter: whether running is so slow that fewer long sequences are streamed through it for verification.
         shows_operators: whether its files answer `layers`.
         classifies: whether labels make a classifier of the file, which returns probabilities; elsewhere they are
@@ -263,6 +265,7 @@ class Target(ABC):
         unthreaded: why the runtime takes no number of threads; empty where it does.
         runs_alone: whether its files run without the packages that lowering needs.
         marks_device: whether files for different devices differ, so that the artifact's folder names the device.
+        smallest_rank: of an input; one without axes has that many axes of 1 in the file.
     """
 
     name: str
@@ -283,6 +286,7 @@ class Target(ABC):
     types_programs: bool = True
     finds_islands: bool = False
     largest_int8_weight: int | None = None
+    coarse_from: Mapping[str, int] = field(default_factory=dict)
     is_interpreter: bool = False
     shows_operators: bool = False
     classifies: bool = False
@@ -290,6 +294,7 @@ class Target(ABC):
     default_deployment_target: str | None = None
     runs_alone: bool = False
     marks_device: bool = False
+    smallest_rank: int = 0
 
     def __post_init__(self) -> None:
         if "int8" in self.precisions and self.largest_int8_weight is None:
@@ -350,6 +355,10 @@ class Target(ABC):
         if profile is not None and self.name not in profile.targets:
             raise BadInput(f"{profile.title} takes {', '.join(profile.targets)}, not {self.name}; choose --target")
 
+    def own_translations(self) -> frozenset[str]:
+        """Return PyTorch's operators, such as `aten.group_norm`, that are lowered by a translation of edgesmith's."""
+        return frozenset()
+
     def keeps_states(self, deployment_target: str | None) -> bool:
         """Return whether the runtime keeps the states of a step program; otherwise they are inputs and outputs."""
         return False
@@ -362,17 +371,3 @@ class Target(ABC):
     def lowers_as(self) -> str:
         """The name under which fused ops have their lowerings for this target."""
         return self.lowerings or self.name
-
-
-def cannot_return(program: Program, format_name: str) -> None:
-    """Raise Unsupported where an output is an input, a constant, or returned twice, which some formats cannot name."""
-    from torch.utils._pytree import tree_leaves
-
-    (returned,) = program.module.graph.output_node().args
-    values = tree_leaves(returned)
-    for output_name, value in zip(program.output_names, values, strict=True):
-        if value.op != "call_function" or values.count(value) > 1:
-            raise Unsupported(
-                f"{format_name} cannot return {output_name} ({value.name}): it is an input, a constant, or returned"
-                " twice; return each computed value once"
-            )

@@ -111,6 +111,10 @@ class TensorRt(Target):
         """Open an engine with the typed ONNX beside it, or the typed ONNX of a kit."""
         return KitFile(path) if _of_kit(path) else EngineFile(path)
 
+    def own_translations(self) -> frozenset[str]:
+        """Return what `_typed_onnx.py` translates itself."""
+        return _typed_onnx.OWN_TRANSLATIONS
+
     def cannot_run(self) -> str | None:
         """Return why ONNX Runtime cannot run here: it stands in, with the typed ONNX."""
         return cannot_run()
@@ -286,9 +290,19 @@ def build(onnx: Path, compute_capability: str) -> tuple[bytes, dict[str, Any]]:
     built = builder.build_serialized_network(network, config)
     if built is None:
         node, cause = engine.refusal(log.lines)
-        hint = "; use --precision fp16" if cause.startswith("FP32") else ""
-        raise Unsupported(f"{made_by} does not build {_place(node)} for SM {compute_capability}: {cause}{hint}")
+        raise Unsupported(
+            f"{made_by} does not build {_place(node)} for SM {compute_capability}: {_CAUSES.get(cause, _OTHER_CAUSE)}"
+        )
     return bytes(built), engine.condense(log.lines, network.num_layers)
+
+
+_CAUSES = {"FP32 GEMM is not supported": "FP32 GEMM is not supported; use --precision fp16"}
+"""Causes that the builder gives, each with the way out."""
+
+_OTHER_CAUSE = (
+    "its builder finds no kernel for it, or asks for a GPU that is not here; spell that part of the model with other"
+    " operators, choose another precision, or build where the GPU is, from a kit"
+)
 
 
 def _refused(made_by: str, errors: Sequence[Any]) -> str:
@@ -298,9 +312,10 @@ def _refused(made_by: str, errors: Sequence[Any]) -> str:
     kinds = sorted({error.node_operator() for error in errors})
     first = errors[0]
     others = f" (and {len(errors) - 1} other places, of {', '.join(kinds)})" if len(errors) > 1 else ""
-    why = first.desc().strip().splitlines()[-1] if first.desc().strip() else ""
-    reason = f": {why}" if why not in ("", "false") else ""
-    return f"{made_by} has no {first.node_operator()} as at {_place(first.node_name())}{others}{reason}"
+    return (
+        f"{made_by} does not take {first.node_operator()} as at {_place(first.node_name())}{others}; spell that part of"
+        " the model with other operators, or choose another target: edgesmith operators says what each takes"
+    )
 
 
 def _place(node: str) -> str:

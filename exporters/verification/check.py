@@ -3,8 +3,8 @@
 Each call is judged by itself, as figures.py says. Natural inputs (inputs.py) are judged in every precision. So are
 adversarial ones, but that a precision that clips, such as int8, is far outside of its data on zeros, quiet, loud and
 constant ones: it reports their figures, and they have to be finite. So it is, in every precision, where PyTorch's own
-output for an adversarial input is nothing but rounding, such as the norm of a constant. Evidence without a description of its calls, as
-older artifacts have it, is judged over all calls together.
+output for an adversarial input is nothing but rounding, such as the norm of a constant. Evidence without a description
+of its calls, as older artifacts have it, is judged over all calls together.
 
 Beyond a threshold, the first position where the two programs diverge is looked for by name. Two kinds of models need
 more than a threshold:
@@ -25,6 +25,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -54,7 +55,8 @@ from edgesmith.exporters.streaming.description import StreamingDescription
 from edgesmith.exporters.streaming.step import Step
 from edgesmith.exporters.streaming.stepper import Stepper
 from edgesmith.exporters.targets.target import NotHere, Target, TargetFile
-from edgesmith.exporters.verification.divergence import captured_names, first_divergence, values
+from edgesmith.exporters.verification.divergence import captured_names, first_divergence, position_found, values
+from edgesmith.exporters.verification.exact import measure_distances
 from edgesmith.exporters.verification.noise import Noise
 
 STEP_INPUTS = 3
@@ -76,11 +78,13 @@ class Evidence:
         inputs: of each call.
         reference: PyTorch's outputs for them.
         described: what each call is; empty where all are judged together.
+        exact: outputs in float64 for the first few, see exact.py; empty where nothing is compared with them.
     """
 
     inputs: Sequence[Sequence[Tensor]]
     reference: Outputs
     described: Sequence[Call] = ()
+    exact: Outputs = field(default_factory=list)
 
     @property
     def calls(self) -> list[list[np.ndarray]]:
@@ -89,7 +93,7 @@ class Evidence:
 
     def first(self, count: int) -> Evidence:
         """Return the first `count` calls."""
-        return Evidence(self.inputs[:count], self.reference[:count], self.described[:count])
+        return Evidence(self.inputs[:count], self.reference[:count], self.described[:count], self.exact[:count])
 
     def chosen(self, choose: Callable[[Call], bool]) -> Evidence:
         """Return the calls that are chosen; all where there is no description of them."""
@@ -196,20 +200,12 @@ def check(
     if (failure := judged.failure) is not None:
         if criteria.spikes and criteria.precision.flips_spikes:
             failure += f" ({criteria.precision.flips_spikes} flips spikes; use --precision fp32)"
-        position = _locate(locate, judged.call)
+        position = position_found(partial(locate, judged.call))
         failure += f"; they diverge first at {position}" if position else ""
         if not criteria.collects:
             raise VerificationFailed(f"{what}: {failure}")
         record["missed"] = failure
     return cast(CheckRecord, {**record, **judged.details, **describe_figures(judged.figures)})
-
-
-def _locate(locate: Callable[[int], str | None], call: int) -> str | None:
-    """Return where numbers diverge; None where the search fails, which must not take the sentence's place."""
-    try:
-        return locate(call)
-    except Exception:  # runtimes and converters raise what they like
-        return None
 
 
 def _judge(reference: Outputs, outputs: Outputs, criteria: AcceptanceCriteria) -> _Judgement:
@@ -407,6 +403,7 @@ def check_file(
 
     first = check(what, evidence.reference, outputs, criteria, locate, evidence.described)
     first["runtime"] = file.runtime
+    _add_distances(first, evidence, outputs)
     records = [first]
     for runtime, run_there in file.other_runtimes().items():
         others = run_there(calls)
@@ -418,6 +415,12 @@ def check_file(
         between = check(f"{file.runtime} -> {runtime}", outputs, others, criteria, described=evidence.described)
         records += [there, between]
     return records
+
+
+def _add_distances(record: CheckRecord, evidence: Evidence, outputs: Outputs) -> None:
+    """Say in a record how far outputs and PyTorch's are from float64, where that is known."""
+    if evidence.exact and (found := measure_distances(evidence.exact, evidence.reference, outputs)) is not None:
+        record["from_float64"] = found
 
 
 def _exported(program: Program, target: Target) -> ExportedProgram:
@@ -456,7 +459,7 @@ def check_step_file(
     if target.is_interpreter:
         evidence = evidence.first(max(1, STEP_FRAMES // evidence.inputs[0][0].shape[1]))
     try:
-        checked = check_step("file", streaming, step, evidence, criteria)
+        checked = check_step("file", streaming, step, evidence, criteria, is_file=True)
     finally:
         step.close()
     checked["runtime"] = file.runtime
@@ -464,7 +467,12 @@ def check_step_file(
 
 
 def check_step(
-    what: str, streaming: StreamingDescription, step: Step, evidence: Evidence, criteria: AcceptanceCriteria
+    what: str,
+    streaming: StreamingDescription,
+    step: Step,
+    evidence: Evidence,
+    criteria: AcceptanceCriteria,
+    is_file: bool = False,
 ) -> CheckRecord:
     """Check a step program: fed frame by frame, it says what the whole sequence does in PyTorch.
 
@@ -483,6 +491,8 @@ def check_step(
             ]
         )
     checked = check(f"eager -> {what}", evidence.reference, outputs, criteria, described=evidence.described)
+    if is_file:
+        _add_distances(checked, evidence, outputs)
     checked["sequences"] = len(evidence.reference)
     checked["frames"] = evidence.inputs[0][0].shape[1]
     return checked

@@ -22,7 +22,7 @@ from edgesmith.cli.devices import devices, estimate
 from edgesmith.cli.doctor import doctor
 from edgesmith.cli.export import explain, export, verify
 from edgesmith.cli.files import inspect, lint
-from edgesmith.cli.listings import models, targets
+from edgesmith.cli.listings import models, operators, targets
 from edgesmith.cli.options import PrecisionHelp
 from edgesmith.cli.report import history, report
 from edgesmith.errors import INTERRUPTED, INTERRUPTION, BadInput, EdgesmithError, EdgesmithWarning
@@ -38,6 +38,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     inspect,
     models,
     targets,
+    operators,
     doctor,
     bench,
     compare,

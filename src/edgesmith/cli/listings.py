@@ -1,4 +1,4 @@
-"""The commands that list what there is: `models` and `targets`."""
+"""The commands that list what there is: `models`, `targets` and `operators`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from edgesmith.cli import options as given
 from edgesmith.cli.tables import new_table, print_json, print_table
 
 if TYPE_CHECKING:
+    from edgesmith.exporters.verification.verdicts import Entry
     from edgesmith.models.registry import ModelSpec
     from edgesmith.profiles.device import DeviceProfile
 
@@ -98,3 +99,31 @@ def _list_targets(as_json: bool) -> None:
         row = (one["name"], one["description"], one["suffix"], ", ".join(one["precisions"]), one["runtime"], comes_with)
         table.add_row(*row)
     print_table(table)
+
+
+def operators(name: given.OperatorName = None, target: given.ListedTarget = None, as_json: given.Json = False) -> None:
+    """List PyTorch's operators by target: right, mended by edgesmith, or refused. With a name, also why.
+
+    The table comes with edgesmith; it was made by running each operator on each target.
+    """
+    from edgesmith.exporters.verification import verdicts
+
+    entries = verdicts.find(name, target)
+    if as_json:
+        print_json([asdict(entry) for entry in entries])
+        return
+    columns = sorted(dict.fromkeys(entry.column for entry in entries))
+    by_operator: dict[str, dict[str, Entry]] = {}
+    for entry in entries:
+        by_operator.setdefault(entry.operator, {})[entry.column] = entry
+    shown = new_table("operators", "operator", *columns, names=True)
+    for operator, row in by_operator.items():
+        shown.add_row(operator, *(row[column].describe() if column in row else "" for column in columns))
+    print_table(shown)
+    if name is None:
+        for column, counts in verdicts.totals(entries).items():
+            print(f"{column}: {', '.join(f'{counts[kind]} {kind}' for kind in verdicts.ORDER if counts[kind])}")
+        return
+    for entry in entries:
+        for kind, example in entry.examples.items():
+            print(f"{entry.operator}, {example['case']}, {entry.column}: {kind}. {example['why']}")

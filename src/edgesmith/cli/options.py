@@ -93,6 +93,10 @@ Engine = Annotated[
 OnDevice = Annotated[
     str | None, typer.Option("--device", help="Refuse an engine that this device cannot load.", show_default=False)
 ]
+OperatorName = Annotated[
+    str | None, typer.Argument(help="An operator's name or part of it, such as softmax.", show_default=False)
+]
+ListedTarget = Annotated[str | None, typer.Option("--target", "-t", help="One target only.", show_default=False)]
 ListDevices = Annotated[bool, typer.Option("--devices", help="List the devices that --device knows.")]
 EstimatedDevice = Annotated[str, typer.Option("--device", help="Name from `edgesmith devices`.", show_default=False)]
 

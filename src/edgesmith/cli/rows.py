@@ -179,6 +179,11 @@ def _describe_spikes(check: CheckRecord) -> str:
     return f"spike for spike on {spikes['inputs']} of {spikes['of']} inputs"
 
 
+def _describe_distances(check: CheckRecord) -> str:
+    distances = check["from_float64"]
+    return f"{distances['file']:.1e} of the peak from float64, PyTorch {distances['pytorch']:.1e}"
+
+
 def _describe_top1(check: CheckRecord) -> str:
     top1 = check["top1"]
     ties = f", {top1['ties']} ties" if top1["ties"] else ""
@@ -190,6 +195,7 @@ CHECKED: dict[str, Callable[[CheckRecord], str]] = {
     "worst": _describe_worst,
     "spike_for_spike": _describe_spikes,
     "noise": lambda c: f"allowed {c['allowed']:.1e}: eager is {c['noise']:.1e} from itself in float64",
+    "from_float64": _describe_distances,
     "top1": _describe_top1,
     "runtime": lambda c: c["runtime"],
 }

@@ -1,0 +1,119 @@
+"""Operators that move numbers: windows, diagonals, permutations, shifts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from edgesmith.exporters.decompositions import decomposes
+
+aten = torch.ops.aten
+
+
+@decomposes(aten.unfold.default, targets=("coreml", "coreai", "onnx"), why="the converters have none, or make a loop")
+def unfold(x: Tensor, dimension: int, size: int, step: int) -> Tensor:
+    """Return all windows of an axis: [..., L, ...] to [..., (L - size) // step + 1, ..., size].
+
+    By the fewer slices: one a window; or one for each block of gcd(size, step) numbers that a window consists of.
+    """
+    axis = dimension % x.dim()
+    count = (x.shape[axis] - size) // step + 1
+    block = math.gcd(size, step)
+    if count < size // block:
+        windows = [x.narrow(axis, i * step, size) for i in range(count)]
+        return torch.stack(windows, axis).movedim(axis + 1, -1)
+    x = x.movedim(axis, -1)
+    blocks = x.shape[-1] // block
+    x = x.narrow(-1, 0, blocks * block).reshape([*x.shape[:-1], blocks, block])
+    stride = step // block
+    parts = [x[..., i : i + (count - 1) * stride + 1 : stride, :] for i in range(size // block)]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts, -1)).movedim(-2, axis)
+
+
+@decomposes(aten.channel_shuffle.default, targets=("coreml",), why="coremltools 9.0 has no translation")
+def channel_shuffle(x: Tensor, groups: int) -> Tensor:
+    """Return x with the channels of all groups in turn."""
+    batch, channels, *rest = x.shape
+    return x.reshape([batch, groups, channels // groups, -1]).transpose(1, 2).reshape([batch, channels, *rest])
+
+
+@decomposes(aten.roll.default, targets=("coreml",), why="coremltools 9.0 wants an axis")
+def roll(x: Tensor, shifts: Sequence[int], dims: Sequence[int] = ()) -> Tensor:
+    """Return x with each axis moved on, what falls off put at the other end; without axes as a flat tensor."""
+    if not dims:
+        return _rolled(x.reshape([-1]), shifts[0], 0).reshape(x.shape)
+    for shift, dim in zip(shifts, dims, strict=True):
+        x = _rolled(x, shift, dim % x.dim())
+    return x
+
+
+def _rolled(x: Tensor, shift: int, axis: int) -> Tensor:
+    length = x.shape[axis]
+    shift = shift % length if length else 0
+    if shift == 0:
+        return x.clone()
+    return torch.cat([x.narrow(axis, length - shift, shift), x.narrow(axis, 0, length - shift)], axis)
+
+
+@decomposes(aten.rot90.default, targets=("coreml",), why="coremltools 9.0 has no translation")
+def rot90(x: Tensor, k: int = 1, dims: Sequence[int] = (0, 1)) -> Tensor:
+    """Return x turned by k right angles from the first axis to the second."""
+    first, second = dims
+    turned = {
+        0: lambda: x.clone(),
+        1: lambda: x.flip([second]).transpose(first, second),
+        2: lambda: x.flip([first, second]),
+        3: lambda: x.flip([first]).transpose(first, second),
+    }
+    return turned[k % 4]()
+
+
+@decomposes(
+    aten.diagonal.default,
+    aten.diagonal_copy.default,
+    targets=("coreml", "coreai"),
+    why="coremltools 9.0 takes the main one of two axes only",
+)
+def diagonal(x: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
+    """Return a diagonal of two axes as the last one: every (n + 1)-th number of the flat plane."""
+    first, second = dim1 % x.dim(), dim2 % x.dim()
+    others = [axis for axis in range(x.dim()) if axis not in (first, second)]
+    rows, columns = x.shape[first], x.shape[second]
+    shape = [x.shape[axis] for axis in others]
+    start = offset if offset >= 0 else -offset * columns
+    length = max(min(rows + min(offset, 0), columns - max(offset, 0)), 0)
+    flat = x.permute([*others, first, second]).reshape([*shape, rows * columns])
+    return flat[..., start : start + (length - 1) * (columns + 1) + 1 : columns + 1]
+
+
+@decomposes(aten.diag_embed.default, targets=("coreml",), why="coremltools 9.0 has no translation")
+def diag_embed(x: Tensor, offset: int = 0, dim1: int = -2, dim2: int = -1) -> Tensor:
+    """Return planes with a vector on a diagonal, and zeros: each number is followed by as many zeros as a row has."""
+    length, size = x.shape[-1], x.shape[-1] + abs(offset)
+    first, second = dim1 % (x.dim() + 1), dim2 % (x.dim() + 1)
+    spread = torch.constant_pad_nd(x.unsqueeze(-1), [0, size]).reshape([*x.shape[:-1], length * (size + 1)])
+    start = offset if offset >= 0 else -offset * size
+    flat = torch.constant_pad_nd(spread, [start, max(size * size - start - length * (size + 1), 0)])
+    plane = flat[..., : size * size].reshape([*x.shape[:-1], size, size])
+    return plane.movedim([-2, -1], [first, second])
+
+
+@decomposes(aten.diag.default, targets=("coreml",), why="coremltools 9.0 has no translation")
+def diag(x: Tensor, diagonal: int = 0) -> Tensor:
+    """Return a vector as a diagonal, or the diagonal of a matrix."""
+    return diag_embed(x, diagonal) if x.dim() == 1 else torch.diagonal(x, diagonal)
+
+
+@decomposes(aten.trace.default, targets=("coreml", "coreai"), why="neither converter has every diagonal")
+def trace(x: Tensor) -> Tensor:
+    """Return the sum of the main diagonal."""
+    return torch.diagonal(x).sum()
+
+
+@decomposes(aten.squeeze.default, targets=("coreai",), why="Core AI's converter fails on axes that are not named")
+def squeeze(x: Tensor) -> Tensor:
+    """Return x without axes of 1."""
+    return x.reshape([size for size in x.shape if size != 1])

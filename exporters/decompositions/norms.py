@@ -1,0 +1,139 @@
+"""Norms of rows, and what divides by them.
+
+A square leaves fp32 below 1e-23 and above 1e19, fp16 below 2.4e-4 and above 256. So rows are divided by their peak
+before they are squared, by a peak of at least sqrt(eps) where an eps is added, which keeps quiet rows and zeros:
+
+    p = max(max |x|, sqrt(eps)),  u = x / p        x / sqrt(mean(x x) + eps) = u / sqrt(mean(u u) + (sqrt(eps) / p)^2)
+
+The bracket is between 1 / n and 2, whatever the row is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from edgesmith.exporters.decompositions import LEAVE, decomposes
+
+aten = torch.ops.aten
+
+_QUIETEST = 1e-7
+"""The smallest peak of a row in a norm without eps: above the smallest number of fp16, and harmless in fp32."""
+
+
+@decomposes(
+    aten.rms_norm.default,
+    targets=("coreml",),
+    why="coremltools 9.0 divides by the peak and not eps: a zero row is NaN, quiet rows are off (coremltools#2821)",
+)
+def rms_norm(
+    x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
+) -> Tensor:
+    """Return x / sqrt(mean(x x) + eps) over the last axes, times the weight.
+
+    An eps of None is the type's own; an eps of 0 leaves NaN of a row of zeros, as in PyTorch.
+    """
+    axes = list(range(x.dim() - len(normalized_shape), x.dim()))
+    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    if eps < 0:  # which no peak keeps from being subtracted
+        y = x / torch.sqrt((x * x).mean(axes, keepdim=True) + eps)
+        return y if weight is None else y * weight
+    root = math.sqrt(eps)
+    peak = x.abs().amax(axes, keepdim=True)
+    peak = peak.clamp(min=root) if root else peak
+    u = x / peak
+    bracket = (u * u).mean(axes, keepdim=True)
+    if root:
+        rest = root / peak
+        bracket = bracket + rest * rest
+    y = u / torch.sqrt(bracket)
+    return y if weight is None else y * weight
+
+
+@decomposes(
+    aten.cosine_similarity.default,
+    targets=("coreml", "coreai"),
+    why="coremltools 9.0 refuses its defaults, and of a zero row Core AI makes NaN",
+)
+def cosine_similarity(x: Tensor, y: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
+    """Return x y / (max(|x|, eps) max(|y|, eps)) along an axis. Shapes broadcast."""
+    x, y = torch.broadcast_tensors(x, y)  # type: ignore[no-untyped-call]  # torch declares no types
+    product = _unit(x, dim, eps) * _unit(y, dim, eps)
+    return product.sum(dim)
+
+
+def _unit(x: Tensor, dim: int, eps: float) -> Tensor:
+    """Return x / max(|x|, eps)."""
+    peak = x.abs().amax([dim], keepdim=True).clamp(min=max(eps, _QUIETEST))
+    u = x / peak
+    size = torch.sqrt((u * u).sum([dim], keepdim=True))
+    unit: Tensor = u / torch.maximum(size, eps / peak)
+    return unit
+
+
+@decomposes(aten.pairwise_distance.default, targets=("coreml",), why="coremltools 9.0 has no translation")
+def pairwise_distance(x: Tensor, y: Tensor, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False) -> Tensor:
+    """Return the p-norm of x - y + eps along the last axis."""
+    size: Tensor = torch.linalg.vector_norm(x - y + eps, p, dim=-1, keepdim=keepdim)
+    return size
+
+
+@decomposes(
+    aten.cdist.default,
+    aten._cdist_forward.default,
+    targets=("coreml", "coreai", "onnx"),
+    why="neither converter has a translation",
+)
+def cdist(x: Tensor, y: Tensor, p: float = 2.0, compute_mode: int | None = None) -> Tensor:
+    """Return the p-norms of the differences of all rows: [..., N, D] and [..., M, D] to [..., N, M]."""
+    size: Tensor = torch.linalg.vector_norm(x.unsqueeze(-2) - y.unsqueeze(-3), p, dim=-1)
+    return size
+
+
+@decomposes(
+    aten._native_batch_norm_legit_no_training.default,
+    targets=("coreai",),
+    why="Core AI's converter fails without a weight and a bias",
+)
+def batch_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    variance: Tensor,
+    momentum: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (x - mean) / sqrt(variance + eps) over channels, for a norm without an affine, and two empty tensors."""
+    if weight is not None and bias is not None:
+        return LEAVE
+    planes = [1, -1, *[1] * (x.dim() - 2)]
+    y = (x - mean.reshape(planes)) / torch.sqrt(variance.reshape(planes) + eps)
+    y = y if weight is None else y * weight.reshape(planes)
+    y = y if bias is None else y + bias.reshape(planes)
+    return y, x.new_empty([0]), x.new_empty([0])
+
+
+@decomposes(
+    aten.instance_norm.default,
+    targets=("coreml", "coreai"),
+    why="they take an image's own statistics for the stored ones",
+)
+def instance_norm(  # noqa: PLR0913 - the operator's own arguments
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor | None,
+    variance: Tensor | None,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Tensor:
+    """Return an instance norm with stored statistics, which is a batch norm; others are left."""
+    if use_input_stats or mean is None or variance is None:
+        return LEAVE
+    return torch.batch_norm(x, weight, bias, mean, variance, False, momentum, eps, cudnn_enabled)

@@ -1,0 +1,58 @@
+"""Padding: what lies beyond an edge."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from edgesmith.exporters.decompositions import LEAVE, decomposes
+
+aten = torch.ops.aten
+
+
+def _cut(x: Tensor, widths: Sequence[int]) -> tuple[Tensor, list[int]]:
+    """Return x without what negative widths take away, and the widths that are left."""
+    for i, width in enumerate(widths):
+        if width < 0:
+            axis, last = x.dim() - 1 - i // 2, i % 2
+            x = x.narrow(axis, 0 if last else -width, x.shape[axis] + width)
+    return x, [max(width, 0) for width in widths]
+
+
+@decomposes(aten.constant_pad_nd.default, targets=("coreml", "coreai"), why="their pads have no negative widths")
+def constant_pad(x: Tensor, widths: Sequence[int], value: float = 0.0) -> Tensor:
+    """Return x with a number around it; negative widths take away. Widths come in pairs, the last axis first."""
+    if all(width >= 0 for width in widths):
+        return LEAVE
+    x, widths = _cut(x, widths)
+    return torch.constant_pad_nd(x, widths, value) if any(widths) else x.clone()
+
+
+@decomposes(aten.pad.default, targets=("coreml", "coreai"), why="their pads have no negative widths and do not wrap")
+def pad(x: Tensor, widths: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor:
+    """Return x padded: wrapped around with mode `circular`; negative widths take away."""
+    if mode == "circular":
+        return _circular(x, widths)
+    if mode == "constant" and any(width < 0 for width in widths):
+        return constant_pad(x, widths, value or 0.0)
+    return LEAVE
+
+
+@decomposes(aten._pad_circular.default, targets=("coreml", "coreai"), why="their pads do not wrap")
+def pad_circular(x: Tensor, widths: Sequence[int]) -> Tensor:
+    """Return x padded with what lies at the other end of each axis."""
+    return _circular(x, widths)
+
+
+def _circular(x: Tensor, widths: Sequence[int]) -> Tensor:
+    """Return x wrapped around, axis by axis, as concatenations."""
+    x, widths = _cut(x, widths)
+    for i in range(0, len(widths), 2):
+        axis, (before, after) = x.dim() - 1 - i // 2, widths[i : i + 2]
+        length = x.shape[axis]
+        parts = [x.narrow(axis, length - before, before)] if before else []
+        parts += [x, *([x.narrow(axis, 0, after)] if after else [])]
+        x = torch.cat(parts, axis) if len(parts) > 1 else x
+    return x

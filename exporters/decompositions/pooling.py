@@ -1,0 +1,70 @@
+"""Average pools with a divisor of their own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from edgesmith.exporters.decompositions import decomposes
+
+aten = torch.ops.aten
+
+
+_DIVISOR = "torch's exporter drops divisor_override"
+
+
+@decomposes(aten.avg_pool2d.default, targets=("onnx",), why=_DIVISOR)
+def avg_pool2d(
+    x: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (0,),
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    """Return the sums of windows of an image over the divisor."""
+    if divisor_override is None:
+        return NotImplemented
+    kernel, steps, pads = (_each(k, 2) for k in (kernel_size, stride or kernel_size, padding))
+    return _sums(F.avg_pool2d, x, kernel, steps, pads, ceil_mode) / divisor_override
+
+
+@decomposes(aten.avg_pool3d.default, targets=("onnx",), why=_DIVISOR)
+def avg_pool3d(
+    x: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (0,),
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    """Return the sums of windows of a volume over the divisor."""
+    if divisor_override is None:
+        return NotImplemented
+    kernel, steps, pads = (_each(k, 3) for k in (kernel_size, stride or kernel_size, padding))
+    return _sums(F.avg_pool3d, x, kernel, steps, pads, ceil_mode) / divisor_override
+
+
+def _sums(
+    pool: Callable[..., Tensor], x: Tensor, kernel: list[int], steps: list[int], pads: list[int], ceil_mode: bool
+) -> Tensor:
+    """Return the sums of windows: averages of the padded map times their size."""
+    widths: list[int] = []
+    for size, k, step, pad in zip(x.shape[-len(kernel) :], kernel, steps, pads, strict=True):
+        gap = size + 2 * pad - k
+        count = (math.ceil(gap / step) if ceil_mode else gap // step) + 1
+        if ceil_mode and (count - 1) * step >= size + pad:  # a window that begins in the padding is left out
+            count -= 1
+        widths = [pad, max((count - 1) * step + k - size - pad, 0), *widths]
+    return pool(F.pad(x, widths), kernel, steps) * math.prod(kernel)
+
+
+def _each(value: Sequence[int], axes: int) -> list[int]:
+    """Return a number for each axis of one for all."""
+    return list(value) * axes if len(value) == 1 else list(value)

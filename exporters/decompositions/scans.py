@@ -1,0 +1,41 @@
+"""Running products and sums along an axis, by shifts and masks."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from edgesmith.exporters.decompositions import decomposes
+
+aten = torch.ops.aten
+
+
+@decomposes(aten.cumprod.default, targets=("onnx",), why="torch's exporter has no translation, and ONNX no operator")
+def cumprod(x: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
+    """Return the products of the first 1, 2, 3 ... numbers along an axis, in log2(n) steps (Hillis and Steele 1986)."""
+    kind = dtype or (x.dtype if x.is_floating_point() else torch.int64)
+    y = x.to(kind)
+    if not x.dim():
+        return y
+    y = y.movedim(dim, -1)
+    shift, size = 1, y.shape[-1]
+    while shift < size:
+        y = y * torch.nn.functional.pad(y[..., :-shift], (shift, 0), value=1.0)
+        shift *= 2
+    return y.movedim(-1, dim)
+
+
+@decomposes(
+    aten.logcumsumexp.default, targets=("onnx",), why="torch's exporter sums exponentials, which over- and underflow"
+)
+def logcumsumexp(x: Tensor, dim: int) -> Tensor:
+    """Return log(exp x_0 + ... + exp x_i) along an axis, each by the largest number in it: n x n of them."""
+    if not x.dim():
+        return x.clone()
+    y = x.movedim(dim, -1)
+    places = torch.arange(y.shape[-1])
+    seen = places.unsqueeze(0) <= places.unsqueeze(1)  # [i, j]: j is among the first of i
+    rows = torch.where(seen, y.unsqueeze(-2), -math.inf)
+    return torch.logsumexp(rows, -1).movedim(-1, dim)

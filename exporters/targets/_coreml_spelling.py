@@ -1,0 +1,53 @@
+"""Operators that coremltools has no translation for, in PyTorch's own decompositions, as far as PyTorch has one.
+
+What is wrong, or has no decomposition that Core ML takes, is in exporters/decompositions instead, which come first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram, default_decompositions
+
+from edgesmith.exporters import decompositions
+
+_ROUNDS = 4
+"""What a decomposition makes may have to be spelled out again; this is deeper than any of PyTorch's."""
+
+
+def spell_out(program: ExportedProgram, target: str) -> ExportedProgram:
+    """Return the program without operators that coremltools lacks and PyTorch has others for.
+
+    To be called while our own translations hold, see `own_translations`.
+
+    Args:
+        target: the name under which our decompositions hold.
+    """
+    ours = decompositions.for_target(target)
+    for _ in range(_ROUNDS):
+        met = {node.target for node in program.graph.nodes if node.op == "call_function"}
+        lacking = {one: own for one in met if _is_lacking(one) and (own := _torchs_own().get(one)) is not None}
+        if not lacking:
+            break
+        program = program.run_decompositions({**lacking, **ours})
+    return program
+
+
+def _is_lacking(overload: Any) -> bool:
+    """Return whether an operator is one of PyTorch's that has no translation."""
+    from coremltools.converters.mil.frontend.torch.torch_op_registry import _TORCH_OPS_REGISTRY
+    from coremltools.converters.mil.frontend.torch.utils import sanitize_op_kind
+
+    if not isinstance(overload, torch._ops.OpOverload) or overload.namespace != "aten":
+        return False
+    name = overload.name()  # type: ignore[no-untyped-call]  # torch declares no types
+    return sanitize_op_kind(name) not in _TORCH_OPS_REGISTRY.name_to_func_mapping
+
+
+@cache
+def _torchs_own() -> Mapping[Any, Callable[..., Any]]:
+    """Return PyTorch's decompositions by operator."""
+    return dict(default_decompositions().items())  # type: ignore[no-untyped-call]  # torch declares no types

@@ -1,0 +1,171 @@
+"""Overloads that rewrites and fused ops may emit: each is a case of its own, by the overload's name.
+
+A rewrite writes ATen, in overloads that no caller spells (`where.ScalarOther`), and the form of a fused op that a
+target inlines is captured like a model. `named_overloads` finds those that the sources name; tests/test_conformance.py
+also runs rewrites and collects what is new. What is complex is left out: no complex number leaves the rewrites.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edgesmith.exporters.verification.boundaries import drawn, of, row
+from edgesmith.exporters.verification.cases import Case
+
+aten = torch.ops.aten
+
+REMOVED = frozenset(
+    f"aten.{name}.default"
+    for name in ("complex", "real", "imag", "view_as_real", "fft_fft", "fft_ifft", "fft_rfft", "fft_irfft", "dropout")
+) | {"aten.stft.center", "aten.stft.default", "aten.istft.default"}
+"""Overloads that rewrites name to remove them."""
+
+_X, _Y, _MASK = drawn(2, 3, 4), drawn(2, 3, 4, seed=1), torch.tensor([True, False, True, False])
+_POSITIVE = _X.abs() + 0.5
+_PLANES, _KERNEL = drawn(1, 4, 6, 6), drawn(8, 4, 3, 3)
+_STATISTICS = (drawn(4, seed=2), drawn(4, seed=3), drawn(4, seed=4), drawn(4, seed=5).abs() + 0.5)
+
+
+def _unary() -> Iterator[tuple[Any, Callable[..., Any], tuple[Any, ...]]]:
+    names: tuple[str, ...] = (
+        "abs",
+        "alias",
+        "clone",
+        "contiguous",
+        "cos",
+        "detach",
+        "exp",
+        "gelu",
+        "hardsigmoid",
+        "hardswish",
+        "hardtanh",
+    )
+    names += ("leaky_relu", "neg", "reciprocal", "relu", "relu6", "sigmoid", "silu", "sin", "square", "tanh")
+    for name in names:
+        overload = getattr(aten, name).default
+        yield overload, overload, (_X,)
+    for name in ("log", "rsqrt", "sqrt"):
+        overload = getattr(aten, name).default
+        yield overload, overload, (_POSITIVE,)
+
+
+def _binary() -> Iterator[tuple[Any, Callable[..., Any], tuple[Any, ...]]]:
+    for name in ("add", "sub", "mul", "div", "rsub"):
+        yield getattr(aten, name).Tensor, getattr(aten, name).Tensor, (_X, _POSITIVE)
+        scalar = getattr(aten, name).Scalar
+        yield scalar, lambda x, f=scalar: f(x, 2.5), (_X,)
+    yield aten.add.Tensor, lambda x: aten.add.Tensor(x, 1.5), (_X,)
+    yield aten.mul.Tensor, lambda x: aten.mul.Tensor(x, 1.5), (_X,)
+    yield aten.div.Tensor, lambda x: aten.div.Tensor(x, 1.5), (_X,)
+    for name in ("maximum", "minimum", "atan2"):
+        overload = getattr(aten, name).default
+        yield overload, overload, (_X, _Y)
+    yield aten.pow.Tensor_Scalar, lambda x: aten.pow.Tensor_Scalar(x, 2), (_X,)
+    yield aten.pow.Tensor_Tensor, aten.pow.Tensor_Tensor, (_POSITIVE, _Y)
+    yield aten.clamp_min.default, lambda x: aten.clamp_min.default(x, 0.5), (_X,)
+    yield aten.gt.Scalar, lambda x: aten.gt.Scalar(x, 0), (row(-1, -0.0, 0, 2),)
+    yield aten.eq.Scalar, lambda x: aten.eq.Scalar(x, 0), (row(-1, -0.0, 0, 2),)
+    yield aten.where.self, aten.where.self, (_MASK, _X, _Y)
+    yield aten.where.ScalarOther, lambda m, x: aten.where.ScalarOther(m, x, 0.5), (_MASK, _X)
+    yield aten.masked_fill.Scalar, lambda x, m: aten.masked_fill.Scalar(x, m, 0.5), (_X, _MASK)
+
+
+_ARRANGED: dict[Any, tuple[Any, ...]] = {
+    aten._unsafe_view.default: ([6, 4],),
+    aten.cat.default: (),
+    aten.chunk.default: (2, -1),
+    aten.constant_pad_nd.default: ([1, 2, 0, 1],),
+    aten.expand.default: ([5, 2, 3, 4],),
+    aten.flatten.using_ints: (1, -1),
+    aten.full_like.default: (2.0,),
+    aten.new_full.default: ([2, 3], 1.5),
+    aten.new_zeros.default: ([2, 3],),
+    aten.pad.default: ([1, 2], "constant", 0.0),
+    aten.permute.default: ([2, 0, 1],),
+    aten.reshape.default: ([4, -1],),
+    aten.select.int: (1, -1),
+    aten.slice.Tensor: (1, -2, 9223372036854775807),
+    aten.split.Tensor: (2, -1),
+    aten.split_with_sizes.default: ([1, 3], -1),
+    aten.stack.default: (),
+    aten.swapaxes.default: (0, -1),
+    aten.transpose.int: (0, -1),
+    aten.unbind.int: (1,),
+    aten.unflatten.int: (-1, [2, 2]),
+    aten.unfold.default: (-1, 2, 1),
+    aten.unsqueeze.default: (-1,),
+    aten.view.default: ([6, 4],),
+    aten.zeros_like.default: (),
+}
+"""What arranges one tensor, with its other arguments."""
+
+
+def _arranging() -> Iterator[tuple[Any, Callable[..., Any], tuple[Any, ...]]]:
+    for overload, more in _ARRANGED.items():
+        if overload in (aten.cat.default, aten.stack.default):
+            yield overload, lambda x, y, f=overload: f([x, y], -1), (_X, _Y)
+        elif overload in (
+            aten.full_like.default,
+            aten.new_full.default,
+            aten.new_zeros.default,
+            aten.zeros_like.default,
+        ):
+            yield overload, lambda x, f=overload, a=more: f(x, *a) + x.sum(), (_X,)
+        else:
+            yield overload, lambda x, f=overload, a=more: f(x, *a), (_X,)
+    yield aten._to_copy.default, lambda x: aten._to_copy.default(x, dtype=torch.float32), (torch.arange(4),)
+    yield aten.t.default, aten.t.default, (drawn(3, 4),)
+    yield aten.expand_as.default, aten.expand_as.default, (drawn(3, 1), drawn(3, 4))
+    single = drawn(1, 3, 1, 2)
+    yield aten.squeeze.default, aten.squeeze.default, (single,)
+    yield aten.squeeze.dim, lambda x: aten.squeeze.dim(x, 2), (single,)
+    yield aten.squeeze.dims, lambda x: aten.squeeze.dims(x, [0, 2]), (single,)
+    yield aten.full.default, lambda x: x + aten.full.default([4], 2.0), (_X,)
+    yield aten.zeros.default, lambda x: x + aten.zeros.default([4]), (_X,)
+
+
+def _layers() -> Iterator[tuple[Any, Callable[..., Any], tuple[Any, ...]]]:
+    yield aten.linear.default, aten.linear.default, (_X, drawn(5, 4), drawn(5))
+    yield aten.conv1d.default, aten.conv1d.default, (drawn(1, 4, 9), drawn(8, 4, 3), drawn(8))
+    yield aten.conv2d.default, lambda x, w: aten.conv2d.default(x, w, None, [2, 1], [1, 0]), (_PLANES, _KERNEL)
+    yield aten.matmul.default, aten.matmul.default, (_X, drawn(2, 4, 5))
+    yield aten.mm.default, aten.mm.default, (drawn(3, 4), drawn(4, 5))
+    yield aten.einsum.default, lambda x, y: aten.einsum.default("bij,bjk->bik", [x, y]), (_X, drawn(2, 4, 5))
+    yield aten.mean.dim, lambda x: aten.mean.dim(x, [1, -1], True), (_X,)
+    for name in ("var", "std"):
+        of_axes = getattr(aten, name).dim
+        yield of_axes, lambda x, f=of_axes: f(x, [-1], False, True), (_X,)
+        of_correction = getattr(aten, name).correction
+        yield of_correction, lambda x, f=of_correction: f(x, [-1], correction=0, keepdim=True), (_X,)
+    yield aten.softmax.int, lambda x: aten.softmax.int(x, -1), (_X,)
+    yield aten._softmax.default, lambda x: aten._softmax.default(x, 1, False), (_X,)
+    yield aten.layer_norm.default, lambda x: aten.layer_norm.default(x, [4]), (_X,)
+    yield aten.group_norm.default, lambda x: aten.group_norm.default(x, 2), (_PLANES,)
+    batch = (_PLANES, *_STATISTICS)
+    yield aten.batch_norm.default, lambda *xs: aten.batch_norm.default(*xs, False, 0.1, 1e-5, False), batch
+    legit = aten._native_batch_norm_legit_no_training.default
+    yield legit, lambda *xs: legit(*xs, 0.1, 1e-5)[0], batch
+    yield aten.adaptive_avg_pool1d.default, lambda x: aten.adaptive_avg_pool1d.default(x, [1]), (_X,)
+    yield aten.adaptive_avg_pool2d.default, lambda x: aten.adaptive_avg_pool2d.default(x, [1, 1]), (_PLANES,)
+    yield aten.avg_pool2d.default, lambda x: aten.avg_pool2d.default(x, [2, 2]), (_PLANES,)
+    yield aten.max_pool2d.default, lambda x: aten.max_pool2d.default(x, [2, 2]), (_PLANES,)
+
+
+def cases() -> list[Case]:
+    """Return a case of each overload, called after it."""
+    found: list[Case] = []
+    for overload, function, given in (*_unary(), *_binary(), *_arranging(), *_layers()):
+        found.append(of(str(overload), f"{len(found)}", function, given))
+    return found
+
+
+def named_overloads(*folders: Path) -> set[str]:
+    """Return the overloads that Python sources name, but for those that they remove."""
+    sources = (file.read_text(encoding="utf-8") for folder in folders for file in folder.rglob("*.py"))
+    found = {name for source in sources for name in re.findall(r"\baten\.\w+\.[A-Za-z]\w*", source)}
+    return found - REMOVED

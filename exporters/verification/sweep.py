@@ -1,0 +1,167 @@
+"""The whole table: every operator on every target, in a process that may crash, resumed where it was left.
+
+    python -m edgesmith.exporters.verification.sweep [--columns onnx:fp32,coreml:fp16] [--only REGEX] [--write]
+
+Rows are appended to a file as they are made, so that a sweep that was interrupted goes on; `--again` begins anew. A
+process that dies, or that takes longer than `LIMIT_S` for an operator, is a crash of that operator on that target.
+`--write` makes the table that is shipped of the rows, operators.json. Exit code 3 where a row is a failure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import re
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TypedDict
+
+from edgesmith.errors import VerificationFailed
+from edgesmith.exporters import targets
+from edgesmith.exporters.verification import boundaries, conformance, samples, verdicts
+from edgesmith.exporters.verification.conformance import CRASH, FAILURES, Column
+
+ROWS = Path("build") / "conformance.jsonl"
+"""The rows of a sweep, one JSON object a line."""
+
+COLUMNS = ("onnx:fp32", "coreml:fp32", "coreai:fp32", "coreml:fp16", "tensorrt:fp32", "onnx:fp16")
+"""Targets and precisions, in the order of a sweep."""
+
+LIMIT_S = 300.0
+"""Time that an operator may take on a target."""
+
+
+class Row(TypedDict):
+    """An operator on a target.
+
+    Attributes:
+        cases: label, verdict and reason of each.
+    """
+
+    operator: str
+    column: str
+    cases: list[tuple[str, str, str]]
+    seconds: float
+
+
+def column(name: str) -> Column:
+    """Return the column of `TARGET:PRECISION`."""
+    target, _, precision = name.partition(":")
+    return Column(targets.get(target), precision)
+
+
+def cases_by_operator() -> dict[str, list[samples.Maker]]:
+    """Return what makes each operator's cases: of OpInfo, and of our own boundaries."""
+    found: dict[str, list[samples.Maker]] = {}
+    for name, make in (*samples.all_operators(), *boundaries.all_operators()):
+        found.setdefault(name, []).append(make)
+    return dict(sorted(found.items()))
+
+
+def sweep(columns: Sequence[str], names: Sequence[str], path: Path) -> list[Row]:
+    """Make the rows that `path` does not have yet, in a process of their own. Returns all that were asked for."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    wanted = [(name, one) for one in columns for name in names]
+    while True:
+        have = {(row["operator"], row["column"]): row for row in _read(path)}
+        todo = [key for key in wanted if key not in have]
+        if not todo:
+            return [have[key] for key in wanted]
+        _advance(todo, path)
+
+
+def _advance(todo: Sequence[tuple[str, str]], path: Path) -> None:
+    """Make rows until none is left or one crashes, which is then its row."""
+    context = multiprocessing.get_context("spawn")
+    worker = context.Process(target=_work, args=(list(todo), path))
+    worker.start()
+    done, since = len(_read(path)), time.monotonic()
+    why = ""
+    while worker.is_alive():
+        worker.join(1.0)
+        if (now := len(_read(path))) != done:
+            done, since = now, time.monotonic()
+        elif time.monotonic() - since > LIMIT_S:
+            worker.kill()
+            worker.join()
+            why = f"took longer than {LIMIT_S:.0f} s"
+    if worker.exitcode:
+        have = {(row["operator"], row["column"]) for row in _read(path)}
+        name, one = next(key for key in todo if key not in have)
+        why = why or f"the process died with code {worker.exitcode}"
+        _append(path, {"operator": name, "column": one, "cases": [("all", CRASH, why)], "seconds": 0.0})
+
+
+def _work(todo: Sequence[tuple[str, str]], path: Path) -> None:
+    warnings.simplefilter("ignore")
+    makers = cases_by_operator()
+    known: dict[str, Column] = {}
+    start = time.monotonic()
+    for k, (name, one) in enumerate(todo):
+        began = time.monotonic()
+        cases = [case for make in makers[name] for case in make()]
+        if one not in known:
+            known[one] = column(one)
+        verdicts = conformance.judge(cases, known[one])
+        told = [(case.label, verdict.kind, verdict.why) for case, verdict in zip(cases, verdicts, strict=True)]
+        _append(path, {"operator": name, "column": one, "cases": told, "seconds": round(time.monotonic() - began, 2)})
+        counts = Counter(verdict.kind for verdict in verdicts)
+        said = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+        spent = time.monotonic() - start
+        print(f"{k + 1}/{len(todo)} {spent:5.0f} s  {one:14} {name}: {said}", file=sys.stderr, flush=True)
+
+
+def _append(path: Path, row: Row) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def _read(path: Path) -> list[Row]:
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+
+
+def summarise(rows: Sequence[Row]) -> Iterator[str]:
+    """Yield the failures, then the totals of each column."""
+    for row in rows:
+        for label, kind, why in row["cases"]:
+            if kind in FAILURES:
+                yield f"{kind}: {row['operator']} ({label}) on {row['column']}: {why}"
+    for one in dict.fromkeys(row["column"] for row in rows):
+        of_column = [row for row in rows if row["column"] == one]
+        counts = Counter(kind for row in of_column for _, kind, _ in row["cases"])
+        worst = Counter(verdicts.worst(kind for _, kind, _ in row["cases"]) for row in of_column if row["cases"])
+        seconds = sum(row["seconds"] for row in of_column)
+        yield f"{one}: cases {dict(counts)}; operators by their worst case {dict(worst)}; {seconds:.0f} s"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the sweep that is asked for. Returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--columns", default=",".join(COLUMNS))
+    parser.add_argument("--only", default=".*", help="operators whose whole name matches")
+    parser.add_argument("--rows", type=Path, default=ROWS)
+    parser.add_argument("--again", action="store_true", help="make the rows that are asked for anew")
+    parser.add_argument("--write", action="store_true", help=f"write {verdicts.TABLE.name}")
+    given = parser.parse_args(arguments)
+    names = [name for name in cases_by_operator() if re.fullmatch(given.only, name)]
+    columns = given.columns.split(",")
+    if given.again and given.rows.is_file():
+        kept = [row for row in _read(given.rows) if row["operator"] not in names or row["column"] not in columns]
+        given.rows.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    rows = sweep(columns, names, given.rows)
+    print("\n".join(summarise(rows)))
+    if given.write:
+        verdicts.write(_read(given.rows))
+    failed = any(kind in FAILURES for row in rows for _, kind, _ in row["cases"])
+    return VerificationFailed.exit_code if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

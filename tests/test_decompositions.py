@@ -1,0 +1,334 @@
+"""Every operator that we spell ourselves, on boundary values, on each target that it is spelled for, against PyTorch.
+
+The operators of a group are lowered as one model, so that a target is asked a few times only.
+"""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from support.lowering import lower
+from torch import Tensor, nn
+
+from edgesmith.exporters.graph.capture import capture
+from edgesmith.exporters.rewrites.order import rewrite
+from edgesmith.exporters.targets import get
+
+aten = torch.ops.aten
+APPLES = ("coreml", "coreai")
+ALL = ("coreml", "coreai", "onnx")
+
+Functions = Mapping[str, Callable[..., Any]]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Functions of the same inputs, and the targets that they are for."""
+
+    functions: Functions
+    inputs: tuple[Tensor, ...]
+    targets: tuple[str, ...] = ("coreml",)
+
+
+def _drawn(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+EDGES = torch.tensor(
+    [[0.0, -0.0, 1.0, -1.0, 0.5, -0.5, 2.5, -2.5, 1e-6, -1e-6, 1e-20, -1e-20, 90.0, -90.0, 1e4, -1e4, 0.999, -3.7]]
+)
+OTHERS = EDGES.flip(1) + 0.1
+ROWS = torch.cat(
+    [_drawn(2, 32), torch.zeros(1, 32), torch.full((1, 32), 1.5), _drawn(1, 32) * 1e-3, _drawn(1, 32) * 1e3]
+)
+"""As drawn, zeros, constant, quiet, loud."""
+
+Y = torch.tensor([[0.0, 0.0, 1.0, -0.0, 0.0, 1.0, -1.0, 2.0, -3.0, 3e-20, -0.0]])
+X = torch.tensor([[-1.0, 2.0, 0.0, -1.0, 0.0, -1e-9, -1e-9, -2.0, 4.0, -1e-25, 2.0]])
+"""All quadrants, both axes, zeros with both signs, and beside an axis."""
+
+GROUPS = {
+    "angles": Group({"atan2": torch.atan2, "atan2_of_zeros": lambda y, x: torch.atan2(y * 0, x)}, (Y, X), ALL),
+    "saturating": Group(
+        {
+            "logsigmoid": F.logsigmoid,
+            "unfold": lambda x: x.unfold(-1, 6, 4),
+            "unfold_few": lambda x: x.unfold(-1, 13, 4),
+        },
+        (EDGES,),
+        ALL,
+    ),
+    "pairs": Group(
+        {
+            "add_alpha": lambda x, y: torch.add(x, y, alpha=2),
+            "sub_alpha": lambda x, y: torch.sub(x, y, alpha=2.5),
+            "where_tensors": lambda x, y: torch.where(x > 0, x.long(), y),
+            "where_number": lambda x, y: torch.where(x > 0, x, 0.0),
+            "where_number_first": lambda x, y: torch.where(x > 0, 1.0, y),
+            "where_numbers": lambda x, y: torch.where(x > 0, 1, 2.5),
+            "where_promoted": lambda x, y: torch.where(x > 0, x.long(), 0.5),
+            "fmax": torch.fmax,
+            "fmin": torch.fmin,
+            "xlogy": lambda x, y: torch.xlogy(x, y.abs()),
+            "logaddexp": torch.logaddexp,
+            "heaviside": torch.heaviside,
+            "floor": lambda x, y: torch.div(x, y, rounding_mode="floor"),
+            "remainder": lambda x, y: x.long() % 3,
+        },
+        (EDGES, OTHERS),
+        APPLES,
+    ),
+    "pairs_of_core_ml": Group(
+        {
+            "rsub_alpha": lambda x, y: torch.rsub(x, y, alpha=2),
+            "copysign": torch.copysign,
+            "copysign_of_number": lambda x, y: torch.copysign(x, -1.0),
+            "fmod": torch.fmod,
+            "hypot": torch.hypot,
+            "lerp": lambda x, y: torch.lerp(x, y, 0.3),
+            "lerp_by_tensor": lambda x, y: torch.lerp(x, y, y * 0.01),
+            "addcdiv": lambda x, y: torch.addcdiv(x, x, y, value=0.5),
+            "and": lambda x, y: (x > 0) & (y > 0),
+            "or": lambda x, y: (x > 0) | (y > 0),
+            "xor": lambda x, y: (x > 0) ^ (y > 0),
+            "clamp_by_tensors": lambda x, y: torch.clamp(x, y, x * 0),
+            "clamp_crossed": lambda x, y: x.clamp(1.0, -1.0),
+        },
+        (EDGES, OTHERS),
+    ),
+    "functions": Group(
+        {
+            "signbit": torch.signbit,
+            "isfinite": lambda x: torch.isfinite(1 / x),
+            "isinf": lambda x: torch.isinf(1 / x),
+            "isnan": lambda x: torch.isnan(torch.sqrt(x)),
+            "nan_to_num": lambda x: torch.nan_to_num(torch.log(x)),
+            "erfc": torch.erfc,
+            "erfinv": lambda x: torch.erfinv(x.clamp(-1.0, 1.0)),
+            "lgamma": lambda x: torch.lgamma(x.abs() + 2.5),
+            "digamma": lambda x: torch.digamma(x.abs() + 2.5),
+            "i0": lambda x: torch.i0(x.clamp(-20, 20)),
+            "elu": lambda x: F.elu(x, 0.5),
+            "selu": F.selu,
+            "softplus": lambda x: F.softplus(x, 2.0, 3.0),
+            "rrelu": F.rrelu,
+            "to_integers": lambda x: x.long().float(),
+        },
+        (EDGES,),
+        APPLES,
+    ),
+    "functions_of_core_ml": Group(
+        {
+            "trunc": torch.trunc,
+            "frac": torch.frac,
+            "sgn": torch.sgn,
+            "deg2rad": torch.deg2rad,
+            "rad2deg": torch.rad2deg,
+            "celu": lambda x: F.celu(x, 0.5),
+            "hardshrink": F.hardshrink,
+            "gelu": F.gelu,
+            "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+            "remainder": lambda x: torch.remainder(x, 0.1),
+            "log1p": lambda x: torch.log1p(x.clamp(min=-0.99)),
+            "expm1": torch.expm1,
+            "asinh": torch.asinh,
+            "acosh": lambda x: torch.acosh(x.abs() + 1),
+            "logit": lambda x: torch.logit(torch.sigmoid(x), 1e-6),
+            "sinc": torch.sinc,
+            "log": lambda x: torch.log(x.abs()),
+            "log2": lambda x: torch.log2(x.abs()),
+            "log10": lambda x: torch.log10(x.abs()),
+            "rsqrt": lambda x: torch.rsqrt(x.abs()),
+            "reciprocal": torch.reciprocal,
+            "lerp_to_0": lambda x: torch.lerp(x, x * 0, 0.25),
+        },
+        (EDGES,),
+    ),
+    "norms": Group(
+        {
+            "cosine_similarity": lambda x: F.cosine_similarity(x, x.flip(1) + 0.1 * x),
+            "cosine_similarity_eps": lambda x: F.cosine_similarity(x, x.roll(1, 1), dim=-1, eps=1e-6),
+            "cdist": lambda x: torch.cdist(x[:2], x[2:]),
+            "std": lambda x: x.std(-1),
+            "std_of_all": lambda x: x.std(),
+            "var": lambda x: torch.var(x, -1, correction=2, keepdim=True),
+            "var_mean": lambda x: torch.var_mean(x, -1),
+            "std_mean": lambda x: torch.std_mean(x, -1, unbiased=False),
+            "batch_norm": lambda x: F.batch_norm(x, x[0], x[1].abs()),
+            "instance_norm": lambda x: F.instance_norm(x[None], x[:, 0], x[:, 1].abs(), use_input_stats=False),
+            "argmin": lambda x: x.argmin(-1),
+            "cummax": lambda x: torch.cummax(x, 1),
+            "cummin": lambda x: torch.cummin(x.round(), 0),
+            "logcumsumexp": lambda x: torch.logcumsumexp(x, 1),
+            "searchsorted": lambda x: torch.searchsorted(torch.arange(32.0).expand(6, 32) / 8, x),
+            "bucketize": lambda x: torch.bucketize(x, torch.arange(4.0)),
+        },
+        (ROWS,),
+        APPLES,
+    ),
+    "norms_of_core_ml": Group(
+        {
+            "rms_norm": lambda x: F.rms_norm(x, (32,), x[0], 1e-6),
+            "rms_norm_of_types_eps": lambda x: F.rms_norm(x, (32,)),
+            "layer_norm_computed": lambda x: F.layer_norm(x, (32,), x[0], x[1]),
+            "layer_norm_quiet": lambda x: F.layer_norm(x, (32,), eps=1e-12),
+            "normalize": lambda x: F.normalize(x, dim=-1),
+            "pairwise_distance": lambda x: F.pairwise_distance(x, x.flip(0)),
+            "log_softmax": lambda x: F.log_softmax(x, -1),
+            "logsumexp": lambda x: torch.logsumexp(x, -1),
+            "softmax": lambda x: torch.softmax(x, -1),
+            "all": lambda x: torch.all(x, -1),
+            "any": lambda x: torch.any(x, -1),
+            "any_of_all": lambda x: torch.any(x * 0),
+            "count_nonzero": lambda x: torch.count_nonzero(x, 1),
+            "argmax_of_all": lambda x: x.argmax(),
+            "argmin_of_all": lambda x: x.argmin(),
+            "aminmax": lambda x: torch.aminmax(x, dim=1),
+            "kthvalue": lambda x: x[:2].kthvalue(3, -1),
+            "median": lambda x: x[:2].median(-1),
+            "prod": lambda x: x.clamp(-2, 2).prod(-1),
+            "prelu": lambda x: F.prelu(x, x[0]),
+        },
+        (ROWS,),
+    ),
+    "maps": Group(
+        {
+            "bicubic": lambda x: F.interpolate(x, size=(7, 13), mode="bicubic"),
+            "smoothed": lambda x: F.interpolate(x, size=(5, 5), mode="bilinear", antialias=True),
+            "smoothed_bicubic": lambda x: F.interpolate(x, size=(5, 5), mode="bicubic", antialias=True),
+            "nearest": lambda x: F.interpolate(x, size=(7, 13)),
+            "grown_area": lambda x: F.interpolate(x, size=(11, 13), mode="area"),
+            "trilinear": lambda x: F.interpolate(x[:, :, :3].unsqueeze(1), scale_factor=2, mode="trilinear"),
+            "circular": lambda x: F.pad(x, (2, 3, 1, 0), mode="circular"),
+            "cut": lambda x: F.pad(x, (-1, 2)),
+            "diagonal": lambda x: x.diagonal(1, 2, 3),
+            "squeeze": lambda x: x[:, :1].squeeze(),
+        },
+        (_drawn(2, 2, 9, 10),),
+        APPLES,
+    ),
+    "maps_of_core_ml": Group(
+        {
+            "nearest_exact": lambda x: F.interpolate(x, size=(7, 13), mode="nearest-exact"),
+            "channel_shuffle": lambda x: F.channel_shuffle(x, 2),
+            "roll": lambda x: x.roll((1, -2), (2, 3)),
+            "roll_flat": lambda x: x.roll(5),
+            "rot90": lambda x: torch.rot90(x, 1, (2, 3)),
+            "diag_embed": lambda x: torch.diag_embed(x[0, 0], -1),
+            "diag": lambda x: torch.diag(x[0, 0, 0], 1),
+            "trace": lambda x: torch.trace(x[0, 0]),
+        },
+        (_drawn(2, 2, 9, 10),),
+    ),
+    "products": Group(
+        {
+            "matrix_vector": lambda x, y: x @ y[:, 0],
+            "vector_matrix": lambda x, y: x[0] @ y,
+            "vector_vector": lambda x, y: x[0] @ y[:, 0],
+            "vector_batch": lambda x, y: x[0] @ y.expand(2, 4, 5),
+            "mv": lambda x, y: torch.mv(x, y[:, 0]),
+            "dot": lambda x, y: torch.dot(x[0], y[:, 0]),
+            "addmm": lambda x, y: torch.addmm(y[:3] / 0, x, y, beta=0, alpha=2),
+            "baddbmm": lambda x, y: torch.baddbmm(y[None, :3], x[None], y[None], beta=0.5, alpha=2),
+            "addmv": lambda x, y: torch.addmv(x[:, 1], x, y[:, 0], alpha=0.5),
+            "addr": lambda x, y: torch.addr(x, x[:, 0], x[0], beta=0.5),
+            "multi_dot": lambda x, y: torch.linalg.multi_dot([x, y, y.T]),
+            "cross": lambda x, y: torch.linalg.cross(x[:, :3], x[:, 1:]),
+            "power": lambda x, y: torch.matrix_power(x[:, 1:], 3),
+            "tensordot": lambda x, y: torch.tensordot(x, y, 1),
+            "bilinear": lambda x, y: F.bilinear(x, x, y[:, None, :4].expand(4, 4, 4)),
+            "kron": lambda x, y: torch.kron(x, y),
+        },
+        (_drawn(3, 4), _drawn(4, 5)),
+        ("coreml",),
+    ),
+}
+
+
+class Together(nn.Module):
+    """All functions of a group, as one model."""
+
+    def __init__(self, functions: Functions) -> None:
+        super().__init__()
+        self.functions = functions
+
+    def forward(self, *given: Tensor) -> list[list[Tensor]]:
+        return [torch.utils._pytree.tree_leaves(function(*given)) for function in self.functions.values()]
+
+
+@functools.cache
+def run_group(name: str, target: str) -> dict[str, tuple[list[np.ndarray], list[Tensor]]]:
+    """Return what each function of a group makes in a file, and in PyTorch."""
+    assert (name, target) not in asked, "it was refused"
+    asked.add((name, target))
+    group = GROUPS[name]
+    functions = {key: f for key, f in group.functions.items() if (key, target) not in LEFT_OUT}
+    model = Together(functions)
+    got = run_file(model, group.inputs, target)
+    found = {}
+    for key, wanted in zip(functions, model(*group.inputs), strict=True):
+        found[key], got = (got[: len(wanted)], wanted), got[len(wanted) :]
+    return found
+
+
+asked: set[tuple[str, str]] = set()
+"""What was lowered, so that a refusal is one failure's time."""
+
+LEFT_OUT = frozenset({("searchsorted", "coreml")})
+"""What a target has its own translation for, or no decomposition of ours."""
+
+
+def run_file(model: nn.Module, inputs: Sequence[Tensor], target: str, precision: str = "fp32") -> list[np.ndarray]:
+    """Return a model's outputs in a target's file."""
+    program = capture(model, inputs)
+    with tempfile.TemporaryDirectory() as folder:
+        backend = get(target)
+        if not program.typed_as:
+            program, _ = rewrite(program, backend.costs)
+        outputs = lower(target, program, Path(folder) / f"m{backend.suffix}", precision).run(
+            [[x.numpy() for x in inputs]]
+        )
+    assert isinstance(outputs, list), outputs
+    return outputs[0]
+
+
+def assert_equal(got: np.ndarray, wanted: Tensor, tolerance: float = 2e-5, least: float = 1e-6) -> None:
+    """Hold numbers to PyTorch's: a share of each row's peak, and what is not finite to be the same."""
+    want = wanted.detach().double().numpy()
+    assert got.shape == want.shape
+    got = got.astype(np.float64)
+    np.testing.assert_array_equal(np.isnan(got), np.isnan(want))
+    infinite = np.isinf(want)
+    np.testing.assert_array_equal(np.where(infinite, got, 0), np.where(infinite, want, 0))
+    finite = np.isfinite(want)
+    got, want = np.where(finite, got, 0), np.where(finite, want, 0)
+    assert finite.any() or infinite.any(), "nothing to compare"
+    rows = np.abs(want).reshape(want.shape[0], -1).max(1) if want.ndim > 1 else np.abs(want)
+    peak = rows.reshape(-1, *[1] * (want.ndim - 1)) if want.ndim > 1 else rows
+    error = np.abs(got - want) / (peak * tolerance + least)
+    assert error.max(initial=0.0) <= 1, f"{got.flat[error.argmax()]} where PyTorch has {want.flat[error.argmax()]}"
+
+
+ROWS_OF_TABLE = [
+    pytest.param(name, key, target, id=f"{key}-{target}")
+    for name, group in GROUPS.items()
+    for target in group.targets
+    for key in group.functions
+    if (key, target) not in LEFT_OUT
+]
+
+
+@pytest.mark.parametrize(("group", "function", "target"), ROWS_OF_TABLE)
+def test_an_operator_is_pytorchs(group: str, function: str, target: str) -> None:
+    got, wanted = run_group(group, target)[function]
+    for one, other in zip(got, wanted, strict=True):
+        assert_equal(one, other)
