@@ -97,11 +97,11 @@ def _lower_as_it_comes(self: object, *arguments: object) -> None:
     targets.onnx._typed_onnx.lower(*arguments)  # type: ignore[arg-type]
 
 
-def test_a_norm_far_from_zero_is_within_the_last_bit_of_what_it_reads(tmp_path: Path) -> None:
+def test_a_norm_far_from_zero_is_within_two_units_in_the_last_place_of_what_it_reads(tmp_path: Path) -> None:
     model, x = settled(nn.GroupNorm(1, 64)), normal(1, 64, 64, 64) + 30
     ours, _, _ = errors(model, x, tmp_path)
     peak = float(model(x).abs().max())
-    assert ours <= float(np.spacing(np.float32(x.max()))) / peak
+    assert ours <= 2 * float(np.spacing(np.float32(x.max()))) / peak
 
 
 def test_short_reductions_stay_as_they_are(tmp_path: Path) -> None:

@@ -147,6 +147,7 @@ def quantise(
             " give samples that it takes"
         ) from error
     kept = find_computed_biases(program.module)
+    seen = _choose_ranges(program, layers, seen, kept, inputs[:CORRECTION_INPUTS], Thresholds(most_error, snr_db))
     costs: dict[str, float] | None = None
     for _ in range(ROUNDS):
         found = _apply(program, layers, seen, kept, inputs[:CORRECTION_INPUTS])
@@ -161,6 +162,23 @@ def quantise(
         kept |= more
     wanted = Thresholds(most_error, snr_db + MARGIN_DB)
     return _settle_in_file(program, layers, seen, found, inputs, wanted, run_file)
+
+
+def _choose_ranges(
+    program: Program,
+    layers: Sequence[Linear],
+    seen: Seen,
+    kept: Mapping[str, str],
+    inputs: Sequence[Sequence[Tensor]],
+    wanted: Thresholds,
+) -> Seen:
+    """Return what was seen with ranges that clip nothing, where the error of what is clipped is too large."""
+    clipped = _apply(program, layers, seen, kept, inputs)
+    if clipped.error <= wanted.relative_error / 2:
+        return seen
+    wide = replace(seen, scales=seen.widest)
+    other = _apply(program, layers, wide, kept, inputs)
+    return wide if other.error < clipped.error else seen
 
 
 def _reached(snr_db: float | None, error: float, wanted_db: float, most_error: float) -> float:
@@ -316,6 +334,7 @@ class Seen:
         means: of every layer's output by channel, over CORRECTION_INPUTS.
         outputs: for each of these inputs.
         largest_weight: as an integer.
+        widest: scales with which nothing that was met is clipped.
     """
 
     scales: Mapping[Node, float]
@@ -323,6 +342,7 @@ class Seen:
     means: Mapping[Node, Tensor]
     outputs: Sequence[Sequence[Tensor]]
     largest_weight: int
+    widest: Mapping[Node, float]
 
 
 def observe(
@@ -346,7 +366,8 @@ def observe(
                 outputs.append([y.double() for y in tree_leaves(value)])
     scales = {node: _scale(histogram.percentile(RANGE_PERCENT)) for node, histogram in histograms.items()}
     means = {node: torch.stack(parts).mean(0) for node, parts in sums.items()}
-    return Seen(scales, macs, means, outputs, largest_weight)
+    widest = {node: _scale(histogram.percentile(100.0)) for node, histogram in histograms.items()}
+    return Seen(scales, macs, means, outputs, largest_weight, widest)
 
 
 def _scale(limit: float) -> float:
@@ -492,13 +513,13 @@ def _snr_db(reference: Sequence[Sequence[Tensor]], outputs: Sequence[Sequence[Te
 
 
 def _error(reference: Sequence[Sequence[Tensor]], outputs: Sequence[Sequence[Tensor]]) -> float:
-    """Return the largest error of any output relative to its peak over all calls."""
+    """Return the largest error of any output of any call, relative to its peak."""
     worst = 0.0
-    for ys, zs in zip(zip(*reference, strict=True), zip(*outputs, strict=True), strict=True):
-        peak = max(float(y.abs().max()) if y.numel() else 0.0 for y in ys)
-        gap = max(float((z - y).abs().max()) if y.numel() else 0.0 for y, z in zip(ys, zs, strict=True))
-        if gap:
-            worst = max(worst, gap / peak if peak else math.inf)
+    for ys, zs in zip(reference, outputs, strict=True):
+        for y, z in zip(ys, zs, strict=True):
+            gap = float((z - y).abs().max()) if y.numel() else 0.0
+            if gap:
+                worst = max(worst, gap / float(y.abs().max()) if y.any() else math.inf)
     return worst
 
 
