@@ -119,6 +119,7 @@ GROUPS = {
             "i0": lambda x: torch.i0(x.clamp(-20, 20)),
             "elu": lambda x: F.elu(x, 0.5),
             "selu": F.selu,
+            "softplus": lambda x: F.softplus(x, 2.0, 3.0),
             "rrelu": F.rrelu,
             "to_integers": lambda x: x.long().float(),
         },

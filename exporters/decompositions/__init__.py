@@ -7,7 +7,7 @@ PyTorch that means the same and that the target translates well:
     @decomposes(aten.rms_norm.default, targets=("coreml",), why="coremltools scales by the peak: a zero row is NaN")
     def rms_norm(x, normalized_shape, weight=None, eps=None): ...
 
-The function takes the operator's own arguments and may return `NotImplemented` for those that it leaves to the target.
+The function takes the operator's own arguments and may return `LEAVE` for those that it leaves to the target.
 A module of this folder holds those of one class of operators and is found by listing it. Which operators need one is
 measured by `edgesmith operators`, see verification/conformance.py.
 """
@@ -20,11 +20,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Never, TypeVar, cast
 
 import torch
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+LEAVE: Never = cast(Never, NotImplemented)
+"""What a function returns for arguments that it leaves to the target."""
 
 
 @dataclass(frozen=True)

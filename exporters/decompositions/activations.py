@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgesmith.exporters.decompositions import decomposes
+from edgesmith.exporters.decompositions import LEAVE, decomposes
 
 aten = torch.ops.aten
 
@@ -44,4 +44,18 @@ def rrelu(
     x: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, generator: None = None
 ) -> Tensor:
     """Return x above 0, and x times the mean of the bounds below, as in evaluation."""
-    return NotImplemented if training else torch.where(x > 0, x, x * ((lower + upper) / 2))
+    return LEAVE if training else torch.where(x > 0, x, x * ((lower + upper) / 2))
+
+
+_STEEP = 15.0
+"""From here on a softplus is x in fp32, so that a threshold beyond changes no number."""
+
+
+@decomposes(aten.softplus.default, targets=("coreml", "coreai"), why="Core ML's softplus has no threshold")
+def softplus(x: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
+    """Return log(1 + exp(beta x)) / beta, and x where beta x is above the threshold."""
+    if threshold >= _STEEP and beta == 1:
+        return LEAVE
+    scaled = x * float(beta)
+    smooth = scaled.clamp(min=0.0) + torch.log1p(torch.exp(-scaled.abs()))
+    return torch.where(scaled > float(threshold), x, smooth * (1 / beta))

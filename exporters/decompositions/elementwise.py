@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from edgesmith.exporters.decompositions import decomposes
+from edgesmith.exporters.decompositions import LEAVE, decomposes
 
 aten = torch.ops.aten
 
@@ -43,7 +43,7 @@ def _own_type(number: float) -> torch.dtype:
 def where(condition: Tensor, x: Tensor, other: Tensor) -> Tensor:
     """Return x where the condition holds, else the other, in the type that holds both."""
     if x.dtype == other.dtype:
-        return NotImplemented
+        return LEAVE
     wanted = torch.result_type(x, other)
     return torch.where(condition, x.to(wanted), other.to(wanted))
 
@@ -56,7 +56,7 @@ def where(condition: Tensor, x: Tensor, other: Tensor) -> Tensor:
 )
 def add(x: Tensor, other: Tensor | float, alpha: float = 1) -> Tensor:
     """Return x + alpha other."""
-    return NotImplemented if alpha == 1 else torch.add(x, _times(other, alpha))
+    return LEAVE if alpha == 1 else torch.add(x, _times(other, alpha))
 
 
 @decomposes(
@@ -67,7 +67,7 @@ def add(x: Tensor, other: Tensor | float, alpha: float = 1) -> Tensor:
 )
 def sub(x: Tensor, other: Tensor | float, alpha: float = 1) -> Tensor:
     """Return x - alpha other."""
-    return NotImplemented if alpha == 1 else torch.sub(x, _times(other, alpha))
+    return LEAVE if alpha == 1 else torch.sub(x, _times(other, alpha))
 
 
 @decomposes(
@@ -78,7 +78,7 @@ def sub(x: Tensor, other: Tensor | float, alpha: float = 1) -> Tensor:
 )
 def rsub(x: Tensor, other: Tensor | float, alpha: float = 1) -> Tensor:
     """Return other - alpha x."""
-    return NotImplemented if alpha == 1 else torch.rsub(x * alpha, other)
+    return LEAVE if alpha == 1 else torch.rsub(x * alpha, other)
 
 
 def _times(other: Tensor | float, alpha: float) -> Tensor | float:
@@ -136,7 +136,6 @@ def copysign(x: Tensor, sign: Tensor | float) -> Tensor:
     """Return the magnitude of one number with the sign of another."""
     if not isinstance(sign, Tensor):
         return x.abs() if math.copysign(1, sign) > 0 else -x.abs()
-    x, sign = torch.broadcast_tensors(x, sign)
     return torch.where(is_negative(sign), -x.abs(), x.abs())
 
 
@@ -201,7 +200,6 @@ def hypot(x: Tensor, y: Tensor) -> Tensor:
 @decomposes(aten.fmax.default, targets=("coreml", "coreai", "onnx"), why="no converter has a translation that works")
 def fmax(x: Tensor, y: Tensor) -> Tensor:
     """Return the larger number, where one is NaN the other."""
-    x, y = torch.broadcast_tensors(x, y)
     largest = torch.maximum(x, y)
     return torch.where(x != x, y, torch.where(y != y, x, largest))
 
@@ -209,7 +207,6 @@ def fmax(x: Tensor, y: Tensor) -> Tensor:
 @decomposes(aten.fmin.default, targets=("coreml", "coreai", "onnx"), why="no converter has a translation that works")
 def fmin(x: Tensor, y: Tensor) -> Tensor:
     """Return the smaller number, where one is NaN the other."""
-    x, y = torch.broadcast_tensors(x, y)
     smallest = torch.minimum(x, y)
     return torch.where(x != x, y, torch.where(y != y, x, smallest))
 
@@ -237,7 +234,7 @@ def addcdiv(x: Tensor, a: Tensor, b: Tensor, value: float = 1) -> Tensor:
 )
 def bitwise_and(x: Tensor, y: Tensor) -> Tensor:
     """Return both of two conditions; integers are left."""
-    return torch.logical_and(x, y) if x.dtype == y.dtype == torch.bool else NotImplemented
+    return torch.logical_and(x, y) if x.dtype == y.dtype == torch.bool else LEAVE
 
 
 @decomposes(
@@ -245,7 +242,7 @@ def bitwise_and(x: Tensor, y: Tensor) -> Tensor:
 )
 def bitwise_or(x: Tensor, y: Tensor) -> Tensor:
     """Return either of two conditions; integers are left."""
-    return torch.logical_or(x, y) if x.dtype == y.dtype == torch.bool else NotImplemented
+    return torch.logical_or(x, y) if x.dtype == y.dtype == torch.bool else LEAVE
 
 
 @decomposes(
@@ -253,14 +250,14 @@ def bitwise_or(x: Tensor, y: Tensor) -> Tensor:
 )
 def bitwise_xor(x: Tensor, y: Tensor) -> Tensor:
     """Return exactly one of two conditions; integers are left."""
-    return torch.logical_xor(x, y) if x.dtype == y.dtype == torch.bool else NotImplemented
+    return torch.logical_xor(x, y) if x.dtype == y.dtype == torch.bool else LEAVE
 
 
 @decomposes(aten.clamp.default, targets=("coreml",), why="Core ML's clip wants its bounds in order")
 def clamp(x: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
     """Return min(max(x, low), high), which is high throughout where the bounds cross."""
     if low is None or high is None or low <= high:
-        return NotImplemented
+        return LEAVE
     return torch.full_like(x, high)
 
 
@@ -301,14 +298,14 @@ _FLOOR = "Core AI rounds the quotient first, up to an integer too, where PyTorch
 @decomposes(aten.div.Tensor_mode, targets=("coreai",), why=_FLOOR)
 def div(x: Tensor, divisor: Tensor, *, rounding_mode: str | None = None) -> Tensor:
     """Return the floor of a quotient of floats; other roundings are left."""
-    return floor_divide(x, divisor) if rounding_mode == "floor" else NotImplemented
+    return floor_divide(x, divisor) if rounding_mode == "floor" else LEAVE
 
 
 @decomposes(aten.floor_divide.default, targets=("coreai",), why=_FLOOR)
 def floor_divide(x: Tensor, divisor: Tensor) -> Tensor:
     """Return the floor of a quotient of floats, one less where q d is more than x: by Dekker's exact product q d."""
     if not torch.result_type(x, divisor).is_floating_point:
-        return NotImplemented
+        return LEAVE
     quotient = torch.floor(x / divisor)
     product = quotient * divisor
     (q1, q2), (d1, d2) = _halves(quotient), _halves(divisor)

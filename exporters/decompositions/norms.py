@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from edgesmith.exporters.decompositions import decomposes
+from edgesmith.exporters.decompositions import LEAVE, decomposes
 
 aten = torch.ops.aten
 
@@ -38,8 +38,8 @@ def rms_norm(
     """
     axes = list(range(x.dim() - len(normalized_shape), x.dim()))
     eps = torch.finfo(x.dtype).eps if eps is None else eps
-    if eps < 0:  # which PyTorch takes, and nobody means
-        y = x * torch.rsqrt((x * x).mean(axes, keepdim=True) + eps)
+    if eps < 0:  # which no peak keeps from being subtracted
+        y = x / torch.sqrt((x * x).mean(axes, keepdim=True) + eps)
         return y if weight is None else y * weight
     root = math.sqrt(eps)
     peak = x.abs().amax(axes, keepdim=True)
@@ -60,8 +60,9 @@ def rms_norm(
 )
 def cosine_similarity(x: Tensor, y: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
     """Return x y / (max(|x|, eps) max(|y|, eps)) along an axis. Shapes broadcast."""
-    x, y = torch.broadcast_tensors(x, y)
-    return (_unit(x, dim, eps) * _unit(y, dim, eps)).sum(dim)
+    x, y = torch.broadcast_tensors(x, y)  # type: ignore[no-untyped-call]  # torch declares no types
+    product = _unit(x, dim, eps) * _unit(y, dim, eps)
+    return product.sum(dim)
 
 
 def _unit(x: Tensor, dim: int, eps: float) -> Tensor:
@@ -69,13 +70,15 @@ def _unit(x: Tensor, dim: int, eps: float) -> Tensor:
     peak = x.abs().amax([dim], keepdim=True).clamp(min=max(eps, _QUIETEST))
     u = x / peak
     size = torch.sqrt((u * u).sum([dim], keepdim=True))
-    return u / torch.maximum(size, eps / peak)
+    unit: Tensor = u / torch.maximum(size, eps / peak)
+    return unit
 
 
 @decomposes(aten.pairwise_distance.default, targets=("coreml",), why="coremltools 9.0 has no translation")
 def pairwise_distance(x: Tensor, y: Tensor, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False) -> Tensor:
     """Return the p-norm of x - y + eps along the last axis."""
-    return torch.linalg.vector_norm(x - y + eps, p, dim=-1, keepdim=keepdim)
+    size: Tensor = torch.linalg.vector_norm(x - y + eps, p, dim=-1, keepdim=keepdim)
+    return size
 
 
 @decomposes(
@@ -86,7 +89,8 @@ def pairwise_distance(x: Tensor, y: Tensor, p: float = 2.0, eps: float = 1e-6, k
 )
 def cdist(x: Tensor, y: Tensor, p: float = 2.0, compute_mode: int | None = None) -> Tensor:
     """Return the p-norms of the differences of all rows: [..., N, D] and [..., M, D] to [..., N, M]."""
-    return torch.linalg.vector_norm(x.unsqueeze(-2) - y.unsqueeze(-3), p, dim=-1)
+    size: Tensor = torch.linalg.vector_norm(x.unsqueeze(-2) - y.unsqueeze(-3), p, dim=-1)
+    return size
 
 
 @decomposes(
@@ -105,7 +109,7 @@ def batch_norm(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return (x - mean) / sqrt(variance + eps) over channels, for a norm without an affine, and two empty tensors."""
     if weight is not None and bias is not None:
-        return NotImplemented
+        return LEAVE
     planes = [1, -1, *[1] * (x.dim() - 2)]
     y = (x - mean.reshape(planes)) / torch.sqrt(variance.reshape(planes) + eps)
     y = y if weight is None else y * weight.reshape(planes)
@@ -131,5 +135,5 @@ def instance_norm(  # noqa: PLR0913 - the operator's own arguments
 ) -> Tensor:
     """Return an instance norm with stored statistics, which is a batch norm; others are left."""
     if use_input_stats or mean is None or variance is None:
-        return NotImplemented
+        return LEAVE
     return torch.batch_norm(x, weight, bias, mean, variance, False, momentum, eps, cudnn_enabled)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from edgesmith.exporters.decompositions import decomposes
+from edgesmith.exporters.decompositions import LEAVE, decomposes
 
 aten = torch.ops.aten
 
@@ -25,7 +25,7 @@ def _cut(x: Tensor, widths: Sequence[int]) -> tuple[Tensor, list[int]]:
 def constant_pad(x: Tensor, widths: Sequence[int], value: float = 0.0) -> Tensor:
     """Return x with a number around it; negative widths take away. Widths come in pairs, the last axis first."""
     if all(width >= 0 for width in widths):
-        return NotImplemented
+        return LEAVE
     x, widths = _cut(x, widths)
     return torch.constant_pad_nd(x, widths, value) if any(widths) else x.clone()
 
@@ -37,7 +37,7 @@ def pad(x: Tensor, widths: Sequence[int], mode: str = "constant", value: float |
         return _circular(x, widths)
     if mode == "constant" and any(width < 0 for width in widths):
         return constant_pad(x, widths, value or 0.0)
-    return NotImplemented
+    return LEAVE
 
 
 @decomposes(aten._pad_circular.default, targets=("coreml", "coreai"), why="their pads do not wrap")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from edgesmith.exporters.decompositions import decomposes
+from edgesmith.exporters.decompositions import LEAVE, decomposes
 
 aten = torch.ops.aten
 
@@ -16,7 +16,7 @@ aten = torch.ops.aten
 def matmul(x: Tensor, y: Tensor) -> Tensor:
     """Return x y; a vector is a row on the left and a column on the right."""
     if x.dim() > 1 and y.dim() > 1:
-        return NotImplemented
+        return LEAVE
     left = x.unsqueeze(0) if x.dim() == 1 else x
     right = y.unsqueeze(1) if y.dim() == 1 else y
     product = torch.matmul(left, right)
@@ -38,7 +38,7 @@ _TYPES = "coremltools 9.0 multiplies floats by integers, which it refuses"
 @decomposes(aten.addmm.default, targets=("coreml",), why=_TYPES)
 def addmm(x: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
     """Return beta x + alpha a b."""
-    return NotImplemented if beta == alpha == 1 else _sum(x, beta, torch.mm(a, b), alpha)
+    return LEAVE if beta == alpha == 1 else _sum(x, beta, torch.mm(a, b), alpha)
 
 
 def _sum(x: Tensor, beta: float, product: Tensor, alpha: float) -> Tensor:
@@ -79,7 +79,7 @@ def multi_dot(tensors: Sequence[Tensor]) -> Tensor:
 )
 def cross(x: Tensor, y: Tensor, *, dim: int = -1) -> Tensor:
     """Return the vector product along an axis of 3."""
-    x, y = torch.broadcast_tensors(x, y)
+    x, y = torch.broadcast_tensors(x, y)  # type: ignore[no-untyped-call]  # torch declares no types
     x1, x2, x3 = x.unbind(dim)
     y1, y2, y3 = y.unbind(dim)
     return torch.stack([x2 * y3 - x3 * y2, x3 * y1 - x1 * y3, x1 * y2 - x2 * y1], dim)
@@ -89,7 +89,7 @@ def cross(x: Tensor, y: Tensor, *, dim: int = -1) -> Tensor:
 def matrix_power(x: Tensor, n: int) -> Tensor:
     """Return the n-th power of square matrices, for n of 1 and more."""
     if n < 1:
-        return NotImplemented
+        return LEAVE
     product = x
     for _ in range(n - 1):
         product = torch.matmul(product, x)
@@ -124,7 +124,7 @@ def bilinear(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None = None) -
 def kron(x: Tensor, y: Tensor) -> Tensor:
     """Return every product of two numbers, in blocks of y's shape: of matrices or vectors."""
     if x.dim() != y.dim() or x.dim() > 2:
-        return NotImplemented
+        return LEAVE
     if x.dim() < 2:
         return (x.reshape([-1, 1]) * y.reshape([1, -1])).reshape([-1])
     product = x.reshape([x.shape[0], 1, x.shape[1], 1]) * y.reshape([1, y.shape[0], 1, y.shape[1]])

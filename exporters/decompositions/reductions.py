@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from edgesmith.exporters.decompositions import decomposes
+from edgesmith.exporters.decompositions import LEAVE, decomposes
 
 aten = torch.ops.aten
 
@@ -201,13 +201,13 @@ def _flat(x: Tensor, found: Tensor, keepdim: bool) -> Tensor:
 @decomposes(aten.argmax.default, targets=("coreml",), why="coremltools 9.0 takes no axis for the last one")
 def argmax(x: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
     """Return the position of the largest number; without an axis that in the flat tensor."""
-    return NotImplemented if dim is not None else _flat(x, torch.argmax(x.reshape([-1]), 0), keepdim)
+    return LEAVE if dim is not None else _flat(x, torch.argmax(x.reshape([-1]), 0), keepdim)
 
 
 @decomposes(aten.argmin.default, targets=("coreml",), why="coremltools 9.0 takes no axis for the last one")
 def argmin(x: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
     """Return the position of the smallest number; without an axis that in the flat tensor."""
-    return NotImplemented if dim is not None else _flat(x, torch.argmin(x.reshape([-1]), 0), keepdim)
+    return LEAVE if dim is not None else _flat(x, torch.argmin(x.reshape([-1]), 0), keepdim)
 
 
 @decomposes(aten.argmin.default, targets=("coreai",), why="Core AI has no argmin")
@@ -271,7 +271,7 @@ def logcumsumexp(x: Tensor, dim: int) -> Tensor:
     """Return log(sum(exp)) of the numbers up to each position along an axis."""
     length = x.shape[dim] if x.dim() else 1
     if length > _LONGEST_SCAN or not x.dim():
-        return NotImplemented
+        return LEAVE
     return torch.logsumexp(_up_to(x, dim, -math.inf), [-1]).movedim(-1, dim)
 
 
@@ -291,7 +291,7 @@ def _running(x: Tensor, dim: int, extreme: Callable[..., Tensor], beyond: float)
     """Return an extreme of the first i numbers for every i: of a plane [i, j] with what is behind i left out."""
     length = x.shape[dim] if x.dim() else 1
     if length > _LONGEST_SCAN or not x.dim() or not x.is_floating_point():
-        return NotImplemented
+        return LEAVE
     rows, j = x.movedim(dim, -1).unsqueeze(-2), torch.arange(length, device=x.device)
     values = extreme(_up_to(x, dim, beyond), [-1])
     is_it = (rows == values.unsqueeze(-1)) & _seen(rows)
@@ -317,7 +317,7 @@ def searchsorted(
 ) -> Tensor:
     """Return where each number goes in rows in ascending order: [..., N] and [..., M] to [..., M]."""
     if sorter is not None:
-        return NotImplemented
+        return LEAVE
     rows = ordered if ordered.dim() == 1 else ordered.unsqueeze(-2)
     return _counted(x.unsqueeze(-1), rows, out_int32, right or side == "right")
 

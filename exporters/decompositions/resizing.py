@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from edgesmith.exporters.decompositions import decomposes
+from edgesmith.exporters.decompositions import LEAVE, decomposes
 
 aten = torch.ops.aten
 
@@ -164,13 +164,14 @@ def upsample_nearest(x: Tensor, size: Sequence[int] | None, factors: Sequence[fl
     """Return the number at or before the place of each new one."""
     sizes = _sizes(x, size, factors)
     if all(after % before == 0 for before, after in zip(x.shape[2:], sizes, strict=True)):
-        return NotImplemented
+        return LEAVE
     return _nearest(x, sizes, factors, 0.0)
 
 
 def _nearest(x: Tensor, sizes: Sequence[int], factors: Sequence[float] | None, offset: float) -> Tensor:
     """Return x at floor((i + offset) s) for every new position i of each axis."""
-    for axis, (after, factor) in enumerate(zip(sizes, factors or [None] * len(sizes), strict=True), 2):
+    given: Sequence[float | None] = factors or [None] * len(sizes)
+    for axis, (after, factor) in enumerate(zip(sizes, given, strict=True), 2):
         before = x.shape[axis]
         i = torch.arange(after, dtype=torch.float32, device=x.device)
         at = torch.floor((i + offset) * _scale(before, after, factor)).clamp(max=float(before - 1))
@@ -187,10 +188,10 @@ def _nearest(x: Tensor, sizes: Sequence[int], factors: Sequence[float] | None, o
 def adaptive_avg_pool2d(x: Tensor, size: Sequence[int]) -> Tensor:
     """Return means over windows from floor(i from / to) to ceil((i + 1) from / to), where a map grows."""
     if all(after <= before for before, after in zip(x.shape[-2:], size, strict=True)):
-        return NotImplemented
+        return LEAVE
     rank = x.dim()
     x = x.unsqueeze(0) if rank == 3 else x
-    y = _resized(x, size, False, [None, None], _windows)
+    y = _resized(x, size, False, (None, None), _windows)
     return y.squeeze(0) if rank == 3 else y
 
 

@@ -227,7 +227,7 @@ def _sources(model: Any) -> dict[str, list[str]]:
 
 @contextlib.contextmanager
 def _refusing(taken: ExportedProgram) -> Iterator[None]:
-    """Raise Unsupported where coremltools fails on a program: it raises NotImplementedError, ValueError, RuntimeError alike."""
+    """Raise Unsupported where coremltools fails on a program; it raises exceptions of any type."""
     try:
         yield
     except (OSError, EdgesmithError):

@@ -43,10 +43,11 @@ def _is_lacking(overload: Any) -> bool:
 
     if not isinstance(overload, torch._ops.OpOverload) or overload.namespace != "aten":
         return False
-    return sanitize_op_kind(overload.name()) not in _TORCH_OPS_REGISTRY.name_to_func_mapping
+    name = overload.name()  # type: ignore[no-untyped-call]  # torch declares no types
+    return sanitize_op_kind(name) not in _TORCH_OPS_REGISTRY.name_to_func_mapping
 
 
 @cache
 def _torchs_own() -> Mapping[Any, Callable[..., Any]]:
     """Return PyTorch's decompositions by operator."""
-    return dict(default_decompositions().items())
+    return dict(default_decompositions().items())  # type: ignore[no-untyped-call]  # torch declares no types
