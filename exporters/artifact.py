@@ -5,8 +5,8 @@
     leftovers  of killed runs: staging folders that nobody locks, removed by the next run
 
 The manifest (manifest.py) says what the artifact is made of and how it was checked. `reference.safetensors` holds
-PyTorch's outputs for the seeded inputs: `verify` needs neither the weights nor the model, and checks a Core ML package
-built on Linux when it is on a Mac.
+PyTorch's outputs for the inputs of verification: `verify` needs neither the weights nor the model, and checks a Core ML
+package built on Linux when it is on a Mac.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 REFERENCE = "reference.safetensors"
 INPUTS = "inputs.safetensors"
+EXACT = "float64.safetensors"
 TRACE = "trace.json"
 _STAGING = ".edgesmith-"
 
@@ -116,14 +117,20 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     manifests.write(folder, {**manifest, "files": list_files(folder)})
 
 
-def write_reference(folder: Path, outputs: list[list[np.ndarray]], examples: Sequence[Tensor]) -> None:
-    """Keep PyTorch's outputs for the seeded inputs, and the example inputs that those follow (of floats, the shape)."""
+def write_reference(
+    folder: Path, outputs: list[list[np.ndarray]], examples: Sequence[Tensor], is_own: bool = False
+) -> None:
+    """Keep PyTorch's outputs for the inputs of verification, and the example that those follow.
+
+    Args:
+        is_own: whether the example is the caller's; of a named model's floats only the shape is kept.
+    """
     from safetensors.numpy import save
 
     tensors = {f"input_{i}.output_{j}": y for i, one in enumerate(outputs) for j, y in enumerate(one)}
     for k, example in enumerate(examples):
         array = example.detach().numpy()
-        if example.is_floating_point():
+        if example.is_floating_point() and not is_own:
             tensors[f"example_{k}.{array.dtype}"] = np.array(array.shape, dtype=np.int64)
         else:
             tensors[f"example_{k}.values"] = array
@@ -152,6 +159,28 @@ def read_reference(artifact: Artifact) -> tuple[list[list[np.ndarray]], list[Ten
             examples[number] = torch.zeros(value.tolist(), dtype=getattr(torch, leaf))
     ordered = [[one[j] for j in sorted(one)] for _, one in sorted(outputs.items())]
     return ordered, [examples[k] for k in sorted(examples)]
+
+
+def write_exact(folder: Path, outputs: list[list[np.ndarray]]) -> None:
+    """Keep outputs in float64, where there are any."""
+    from safetensors.numpy import save
+
+    if outputs:
+        tensors = {f"input_{i}.output_{j}": y for i, one in enumerate(outputs) for j, y in enumerate(one)}
+        (folder / EXACT).write_bytes(save({name: np.ascontiguousarray(value) for name, value in tensors.items()}))
+
+
+def read_exact(artifact: Artifact) -> list[list[np.ndarray]]:
+    """Return what `write_exact` kept; nothing where the precision is not fp32."""
+    from safetensors.numpy import load_file
+
+    if not (artifact.path / EXACT).is_file():
+        return []
+    found: dict[int, dict[int, np.ndarray]] = {}
+    for name, value in load_file(artifact.path / EXACT).items():
+        owner, _, leaf = name.partition(".")
+        found.setdefault(int(owner.removeprefix("input_")), {})[int(leaf.removeprefix("output_"))] = value
+    return [[one[j] for j in sorted(one)] for _, one in sorted(found.items())]
 
 
 def write_inputs(folder: Path, given: Sequence[Sequence[Tensor]]) -> None:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from edgesmith.exporters.artifact import Artifact, staging
 from edgesmith.exporters.graph.capture import Program, capture
+from edgesmith.exporters.graph.state import kept_generators
 from edgesmith.exporters.judge import appoint
-from edgesmith.exporters.load import load
+from edgesmith.exporters.load import load, load_given
 from edgesmith.exporters.lowering import Lowering
 from edgesmith.exporters.options import ExportOptions, ModelOptions, takes
 from edgesmith.exporters.products import derive
@@ -37,16 +38,17 @@ def export(options: ExportOptions) -> Artifact:
 def run(options: ExportOptions) -> Artifact:
     """Make and publish the artifact that is asked for. Raises what `export` does."""
     watch = options.watch
-    with staging(options.out, options.folder_name) as folder:
+    with staging(options.out, options.folder_name) as folder, kept_generators():
         with watch("load"):
             model = load(options, options.labels)
+            given = load_given(options, model)
         with watch("capture"):
             captured = capture(model.module, model.inputs, model.input_names, model.output_names, options.dynamic_batch)
         with watch("rewrite"):
             rewritten, reports = rewrite(captured, options.costs, streaming=options.streaming)
             product = derive(captured, rewritten, options)
         with watch("verify the program"):
-            judge = appoint(options, model, captured, rewritten)
+            judge = appoint(options, model, captured, rewritten, given)
             checks = judge.check_programs(captured, rewritten, product)
         lower = Lowering(options, folder, product)
         with watch(f"type as {options.arithmetic.name}"):
@@ -75,7 +77,8 @@ def explain(options: ModelOptions) -> tuple[Program, Program, list[RewriteReport
 
 def capture_and_rewrite(options: ModelOptions) -> tuple[Program, Program, list[RewriteReport]]:
     """Return the captured program, the rewritten one, and what every rewrite did. Raises what `explain` does."""
-    model = load(options)
-    captured = capture(model.module, model.inputs, model.input_names, model.output_names)
-    rewritten, reports = rewrite(captured, options.backend.costs)
+    with kept_generators():
+        model = load(options)
+        captured = capture(model.module, model.inputs, model.input_names, model.output_names)
+        rewritten, reports = rewrite(captured, options.backend.costs)
     return captured, rewritten, reports

@@ -6,6 +6,18 @@
             the allowed error is a tie: the error threshold already allows that flip. Only for outputs [B, classes].
 
 Of several outputs every one must pass. Each precision has its thresholds, which the manifest repeats.
+
+Each call is judged by itself, so that a quiet or a zero input cannot hide behind a loud one. Of a call and an output,
+with P its peak max |y| and N the peak over all natural calls (inputs.py), the error may be the largest of
+
+    threshold x P            as the precision has it; of one that clips, such as int8, whose steps are as wide on every
+                             input, threshold x max(P, N)
+    threshold x N / 100      where y is zero, or nearly: an ulp or two of what the output is elsewhere
+    4 x noise                where that was asked: how far PyTorch's own outputs for this very input move by rounding
+                             (verification/noise.py); on a natural input never beyond the larger of the threshold and
+                             1e-4, of max(P, N). On an adversarial one it may be more: sin(1000 x) is nobody's to know
+
+and the SNR may be lower by as much as the error may be larger than threshold x P.
 """
 
 from __future__ import annotations
@@ -16,6 +28,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from edgesmith.exporters.precision.task import Thresholds
+
+NEARLY_ZERO = 100.0
+"""How far below the natural calls' peak an output is so small that errors are relative to that peak."""
 
 Outputs = list[list[np.ndarray]]
 """One list of outputs for each input."""
@@ -114,6 +129,123 @@ def _top1(reference: list[np.ndarray], outputs: list[np.ndarray], margin: float)
                 decided += 1
                 agreeing += best == theirs
     return agreeing, decided, ties
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The size of one output over all natural calls.
+
+    Attributes:
+        peak: largest finite magnitude.
+        power: mean square of the finite values.
+    """
+
+    peak: float
+    power: float
+
+
+@dataclass(frozen=True)
+class CallFigures:
+    """Figures of one call; of several outputs those of the one that comes closest to what is allowed, or is beyond it.
+
+    Attributes:
+        max_abs_error: `inf` where a finite value became none.
+        peak: of the reference that the error is relative to.
+        snr_db: None where the two are equal.
+        allowed: the absolute error.
+        failure: why it does not pass, without the call; None where it does.
+    """
+
+    max_abs_error: float
+    peak: float
+    snr_db: float | None
+    allowed: float
+    failure: str | None
+
+    @property
+    def relative_error(self) -> float:
+        """The error relative to the peak."""
+        return self.max_abs_error / self.peak if self.peak else (float("inf") if self.max_abs_error else 0.0)
+
+    @property
+    def share(self) -> float:
+        """The error as a share of what is allowed."""
+        if self.failure is not None:
+            return float("inf")
+        return self.max_abs_error / self.allowed if self.allowed else 0.0
+
+
+def scales_of(reference: Outputs, natural: Sequence[int]) -> list[Scale]:
+    """Return the size of each output over the natural calls."""
+    found = []
+    for j in range(len(reference[0])):
+        values = [reference[i][j][np.isfinite(reference[i][j])].astype(np.float64) for i in natural]
+        count = sum(v.size for v in values)
+        peak = max((float(np.abs(v).max(initial=0.0)) for v in values), default=0.0)
+        found.append(Scale(peak, sum(float((v**2).sum()) for v in values) / count if count else 0.0))
+    return found
+
+
+def measure_call(
+    reference: Sequence[np.ndarray],
+    outputs: Sequence[np.ndarray],
+    scales: Sequence[Scale],
+    thresholds: Thresholds,
+    noise: Sequence[float] | None = None,
+    *,
+    clips: bool = False,
+    is_natural: bool = True,
+) -> CallFigures:
+    """Compare the outputs of one call, see the module's docstring.
+
+    Args:
+        scales: of each output.
+        noise: of each output, absolute; None where it was not asked, or nobody can say.
+        clips: whether the precision's steps are as wide on every input.
+        is_natural: whether there is a limit to what noise excuses.
+
+    Raises:
+        ValueError: the two differ in number or shape of outputs.
+    """
+    if len(outputs) != len(reference):
+        raise ValueError(f"there are {len(outputs)} outputs where PyTorch has {len(reference)}")
+    found = []
+    for j, (y, z, scale) in enumerate(zip(reference, outputs, scales, strict=True)):
+        excuse = 0.0 if noise is None else NOISE_FACTOR * noise[j]
+        if is_natural:
+            own = float(np.abs(y[np.isfinite(y)]).max(initial=0.0))
+            excuse = min(excuse, max(LARGEST_NOISE, thresholds.relative_error) * max(own, scale.peak))
+        found.append(_measure_output(y, z, scale, thresholds, excuse, clips))
+    return max(found, key=lambda one: one.share)
+
+
+def _measure_output(
+    y: np.ndarray, z: np.ndarray, scale: Scale, thresholds: Thresholds, excuse: float, clips: bool
+) -> CallFigures:
+    if y.shape != z.shape:
+        raise ValueError(f"an output has shape {list(z.shape)} where PyTorch's has {list(y.shape)}")
+    known = np.isfinite(y)
+    a, b = y[known].astype(np.float64), z[known].astype(np.float64)
+    own = float(np.abs(a).max(initial=0.0))
+    peak, limit = (max(own, scale.peak) if clips else own), thresholds.relative_error
+    allowed = max(limit * peak, limit * scale.peak / NEARLY_ZERO, excuse)
+    if not np.isfinite(b).all() or not np.array_equal(y[~known], z[~known], equal_nan=True):
+        failure = f"error inf of the peak, allowed {limit:.2g}: values that are finite in PyTorch are not"
+        return CallFigures(float("inf"), peak, float("-inf"), allowed, failure)
+    error, wrong = float(np.abs(a - b).max(initial=0.0)), float(((a - b) ** 2).sum())
+    signal = max(float((a**2).sum()), scale.power * a.size if clips else 0.0)
+    snr = None if wrong == 0 else 10 * float(np.log10(signal / wrong)) if signal > 0 else float("-inf")
+    failure = ""
+    if not error <= allowed:
+        failure = (
+            f"error {error / peak:.2g} of the peak, allowed {allowed / peak:.2g}"
+            if peak
+            else f"error {error:.2g} where PyTorch has nothing but zeros, allowed {allowed:.2g}"
+        )
+    elif snr is not None and signal > 0 and peak:
+        wanted = thresholds.snr_db - 20 * float(np.log10(allowed / (limit * peak)))
+        failure = "" if snr >= wanted else f"SNR {snr:.1f} dB, wanted {wanted:.0f} dB"
+    return CallFigures(error, peak, snr, allowed, failure or None)
 
 
 def judge(figures: Figures, thresholds: Thresholds) -> str | None:

@@ -1,8 +1,25 @@
-"""The inputs that numbers are compared on: drawn like the examples, the same ones every time."""
+"""The inputs that numbers are compared on: the caller's example first, drawn ones after it, and adversarial ones.
+
+    kind       the input                                                                              is natural
+    example    the caller's example, as it is                                                         yes
+    drawn      after the example: the distribution of each tensor by its own quantiles, see `draw`    yes
+    seeded     of a named model: standard normal, or random RGB bytes normalised as it expects        yes
+    given      the caller's own data, `--inputs`                                                      yes
+    held out   of a calibration set                                                                   yes
+    zeros      nothing but zeros; of an image input a black picture
+    constant   each tensor one of the example's own values throughout; a grey picture
+    quiet      the example x 1e-3, or the smallest power of ten that the precision holds
+    loud       the example x 1e3, or the largest power of ten that the precision holds
+    padded     the example with zeros in its last row and its last column; of an image input black ones
+
+Adversarial inputs change floating-point tensors that are no masks of 0 and 1; others keep the example's values. A call
+says what it is in a few words, and `make` makes the same tensors of them every time.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,27 +27,207 @@ from torch import Tensor
 from edgesmith.models.registry import ImageInput
 
 COUNT = 8
-"""Inputs, each a whole batch."""
+"""Calls of a caller's own data at most, and seeded inputs of artifacts that do not name theirs."""
+
+NATURAL = 4
+"""The example and what is drawn after it, or seeded inputs."""
+
+ADVERSARIAL = ("zeros", "quiet", "loud", "constant", "padded")
+REPRESENTS = ("example", "drawn", "seeded", "given", "held out")
+"""Kinds that are like what the model will meet."""
+
+CONSTANT = 0.75
+"""The quantile of the example that is the constant."""
+
+SPREAD = 0.5
+"""Around the value of a constant example, relative to it."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One input of verification, in the words that it is made of.
+
+    Attributes:
+        kind: see the module's docstring.
+        seed: of a drawn or seeded one.
+        factor: of a quiet or loud one.
+        only: the position of the one input that is changed; None for all of them.
+    """
+
+    kind: str
+    seed: int | None = None
+    factor: float | None = None
+    only: int | None = None
+
+    @property
+    def is_natural(self) -> bool:
+        """Return whether it is like what the model will meet."""
+        return self.kind in REPRESENTS
+
+    def __str__(self) -> str:
+        """Return `loud input (the example x 1000)`."""
+        if self.kind in ("example", "zeros"):
+            words = {"example": "the example", "zeros": "zeros"}[self.kind]
+        elif self.factor is not None:
+            words = f"the {self.kind} input (the example x {self.factor:g})"
+        elif self.seed is not None:
+            words = f"the {self.kind} input of seed {self.seed}"
+        else:
+            words = f"the {self.kind} input"
+        return words if self.only is None else f"{words}, of input {self.only} alone"
+
+
+def make(call: Call, examples: Sequence[Tensor], image: ImageInput | None, dynamic_batch: bool) -> list[Tensor]:
+    """Return the inputs of one call. Kinds that a caller's data are of are kept instead, and not made.
+
+    Args:
+        examples: [B, ...] each.
+        image: where the model's one input is an image of bytes.
+        dynamic_batch: drawn ones go round from a batch of 1 to the examples'.
+    """
+    if call.kind == "seeded":
+        assert call.seed is not None
+        return [_seed(example, call.seed, k, image, dynamic_batch) for k, example in enumerate(examples)]
+    if call.kind == "drawn":
+        assert call.seed is not None
+        return [draw(_first_rows(x, call.seed, dynamic_batch), call.seed, k) for k, x in enumerate(examples)]
+    if call.kind == "example":
+        return list(examples)
+    if image is not None:
+        examples = [_seed(example, 0, k, image, False) for k, example in enumerate(examples)]
+    change = _of_picture(call.kind, image) if image is not None else _of_tensor(call)
+    chosen = [call.only] if call.only is not None else changeable(examples)
+    return [change(x) if k in chosen else x for k, x in enumerate(examples)]
+
+
+def changeable(examples: Sequence[Tensor]) -> list[int]:
+    """Return the positions of inputs that adversarial ones change: no integers, and masks only where all are masks."""
+    floating = [k for k, x in enumerate(examples) if x.is_floating_point() and x.numel()]
+    return [k for k in floating if not _is_mask(examples[k])] or floating
+
+
+def _is_mask(x: Tensor) -> bool:
+    """Return whether a tensor of numbers holds both 0 and 1 and nothing else, or nothing but 1."""
+    if x.dtype == torch.bool:
+        return False
+    return bool(((x == 0) | (x == 1)).all()) and bool((x == 1).any())
+
+
+def _of_tensor(call: Call) -> Callable[[Tensor], Tensor]:
+    """Return how an adversarial call changes a tensor."""
+    if call.factor is not None:
+        factor = call.factor
+        return lambda x: x * factor
+    changes: dict[str, Callable[[Tensor], Tensor]] = {"zeros": torch.zeros_like, "constant": _constant, "padded": _pad}
+    return changes[call.kind]
+
+
+def _of_picture(kind: str, image: ImageInput | None) -> Callable[[Tensor], Tensor]:
+    """Return how an adversarial call changes a normalised picture: values stay those of bytes."""
+    assert image is not None
+    mean, std = (torch.tensor(value).reshape(1, -1, 1, 1) for value in (image.mean, image.std))
+
+    def shade(x: Tensor, byte: int) -> Tensor:
+        return ((byte / 255 - mean) / std).to(x.dtype).expand_as(x).clone()
+
+    if kind == "padded":
+        return lambda x: _pad(x, shade(x, 0))
+    return lambda x: shade(x, {"zeros": 0, "constant": 128}[kind])
+
+
+def _constant(x: Tensor) -> Tensor:
+    """Return one of a tensor's own finite values throughout, its largest magnitude where the quantile is 0."""
+    known = x[x.isfinite()].flatten().sort().values
+    if not known.numel():
+        return torch.zeros_like(x)
+    value = known[int(CONSTANT * (known.numel() - 1))]
+    return torch.full_like(x, float(value if value != 0 else known[known.abs().argmax()]))
+
+
+def _pad(x: Tensor, padding: Tensor | None = None) -> Tensor:
+    """Return a tensor with zeros, or other padding, in its last row and its last column; of a vector in its last."""
+    padded, padding = x.clone(), torch.zeros_like(x) if padding is None else padding
+    for axis in {x.dim() - 1, max(x.dim() - 2, 0)} if x.dim() else ():
+        if x.shape[axis] > 1:
+            padded.narrow(axis, x.shape[axis] - 1, 1).copy_(padding.narrow(axis, x.shape[axis] - 1, 1))
+    return padded
+
+
+def draw(example: Tensor, seed: int, position: int = 0) -> Tensor:
+    """Draw a tensor after an example: what is positive stays positive, whole stays whole, and in the same range.
+
+    0 and 1 alone       each row shuffled, along an axis whose sums are all 1 where there is one, as of one-hot
+                        vectors; a constant 1 becomes 0 and 1 at random
+    integers            uniform between the smallest and the largest
+    booleans            random
+    one value v         standard normal for 0, or else v x uniform(0.5, 1.5), rounded where v is whole
+    anything else       by the example's quantiles: uniform positions in its sorted values, linear between two of
+                        them; one of the values themselves where all are whole, or some are not finite
+    """
+    generator = torch.Generator().manual_seed(1000 * position + seed)
+    if not example.numel():
+        return example
+    if _is_mask(example) and (example.is_floating_point() or bool((example == 0).any())):
+        return _draw_mask(example, generator)
+    if not example.is_floating_point():
+        return _draw_integers(example, generator)
+    values = example.flatten().sort().values
+    is_whole = bool(((values == values.round()) | ~values.isfinite()).all())
+    if values[0] == values[-1]:
+        return _draw_around(example, float(values[0]), is_whole, generator)
+    at = torch.rand(example.numel(), generator=generator, dtype=torch.float64) * (example.numel() - 1)
+    if is_whole or not bool(values.isfinite().all()):
+        return values[at.round().long()].reshape(example.shape)
+    below = at.floor().long()
+    above = (below + 1).clamp(max=example.numel() - 1)
+    share = (at - below).to(example.dtype)
+    return torch.lerp(values[below], values[above], share).reshape(example.shape)
+
+
+def _draw_integers(example: Tensor, generator: torch.Generator) -> Tensor:
+    if example.dtype == torch.bool:
+        return torch.randint(0, 2, example.shape, generator=generator).bool()
+    low, high = int(example.min()), int(example.max())
+    return torch.randint(low, high + 1, example.shape, generator=generator).to(example.dtype)
+
+
+def _draw_mask(example: Tensor, generator: torch.Generator) -> Tensor:
+    if bool((example == 1).all()):
+        return torch.randint(0, 2, example.shape, generator=generator).to(example.dtype)
+    axes = [axis for axis in range(example.dim()) if example.shape[axis] > 1]
+    axis = next((axis for axis in reversed(axes) if bool((example.sum(axis) == 1).all())), axes[-1])
+    order = torch.rand(example.shape, generator=generator).argsort(axis)
+    return example.gather(axis, order)
+
+
+def _draw_around(example: Tensor, value: float, is_whole: bool, generator: torch.Generator) -> Tensor:
+    """Draw around the value of a constant example, which may be a placeholder."""
+    if value == 0 or value != value or value in (float("inf"), float("-inf")):
+        drawn = torch.randn(example.shape, generator=generator)
+        return drawn.to(example.dtype)
+    drawn = value * (1 + SPREAD * (2 * torch.rand(example.shape, generator=generator) - 1))
+    return (drawn.round() if is_whole else drawn).to(example.dtype)
 
 
 def seeded_inputs(
     examples: Sequence[Tensor], image: ImageInput | None = None, dynamic_batch: bool = False, count: int = COUNT
 ) -> list[list[Tensor]]:
-    """Return `count` inputs like the examples, the same ones every time. `describe_inputs` says it in words.
+    """Return `count` inputs of the examples' shapes, the same ones every time. `describe_inputs` says it in words.
 
     Floating point: standard normal, or, with `image`, random RGB bytes normalised as the model expects. Integers and
     booleans: the example first, then uniform between its smallest and largest value. With `dynamic_batch` the batch
     goes round from 1 to the examples'.
     """
-    return [
-        [_draw(example, seed, k, image, dynamic_batch) for k, example in enumerate(examples)] for seed in range(count)
-    ]
+    return [make(Call("seeded", seed), examples, image, dynamic_batch) for seed in range(count)]
 
 
-def _draw(example: Tensor, seed: int, position: int, image: ImageInput | None, dynamic_batch: bool) -> Tensor:
+def _first_rows(example: Tensor, seed: int, dynamic_batch: bool) -> Tensor:
+    return example[: 1 + seed % example.shape[0]] if dynamic_batch and example.dim() else example
+
+
+def _seed(example: Tensor, seed: int, position: int, image: ImageInput | None, dynamic_batch: bool) -> Tensor:
     generator = torch.Generator().manual_seed(1000 * position + seed)
-    if dynamic_batch and example.dim():
-        example = example[: 1 + seed % example.shape[0]]
+    example = _first_rows(example, seed, dynamic_batch)
     shape = example.shape
     if image is not None:
         rgb = torch.randint(0, 256, shape, generator=generator).to(example.dtype) / 255
@@ -38,12 +235,7 @@ def _draw(example: Tensor, seed: int, position: int, image: ImageInput | None, d
         return (rgb - mean) / std
     if example.is_floating_point():
         return torch.randn(shape, generator=generator).to(example.dtype)
-    if seed == 0 or example.numel() == 0:
-        return example
-    if example.dtype == torch.bool:
-        return torch.randint(0, 2, shape, generator=generator).bool()
-    low, high = int(example.min()), int(example.max())
-    return torch.randint(low, high + 1, shape, generator=generator).to(example.dtype)
+    return example if seed == 0 or example.numel() == 0 else _draw_integers(example, generator)
 
 
 def describe_inputs(examples: Sequence[Tensor], image: ImageInput | None = None) -> list[str]:
@@ -57,6 +249,31 @@ def describe_inputs(examples: Sequence[Tensor], image: ImageInput | None = None)
         elif example.dtype == torch.bool:
             words.append("the example, then random booleans")
         else:
-            low, high = (int(example.min()), int(example.max())) if example.numel() else (0, 0)
-            words.append(f"the example, then integers from {low} to {high}")
+            low, high = _range(example)
+            words.append(f"the example, then integers from {low:.0f} to {high:.0f}")
     return words
+
+
+def describe_drawn(examples: Sequence[Tensor]) -> list[str]:
+    """Return what `draw` draws after each example, in words."""
+    words = []
+    for example in examples:
+        low, high = _range(example)
+        if not example.numel():
+            words.append("empty")
+        elif _is_mask(example) and (low == 0 or example.is_floating_point()):
+            words.append("0 and 1, shuffled" if low == 0 else "0 and 1 at random")
+        elif example.dtype == torch.bool:
+            words.append("random booleans")
+        elif not example.is_floating_point():
+            words.append(f"integers from {low:.0f} to {high:.0f}")
+        elif low == high:
+            words.append("standard normal" if low == 0 else f"around {low:.3g}")
+        else:
+            words.append(f"as the example is distributed, from {low:.3g} to {high:.3g}")
+    return words
+
+
+def _range(example: Tensor) -> tuple[float, float]:
+    """Return the smallest and the largest value; 0 and 0 for none."""
+    return (float(example.min()), float(example.max())) if example.numel() else (0.0, 0.0)

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import warnings
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
-from edgesmith.exporters.graph.capture import Program, run_eager
+import torch
+from torch import Tensor
+
+from edgesmith.errors import EdgesmithWarning
+from edgesmith.exporters.graph.capture import Program
 from edgesmith.exporters.graph.edit import count_operators
-from edgesmith.exporters.inputs import COUNT, describe_inputs, seeded_inputs
+from edgesmith.exporters.inputs import describe_drawn, describe_inputs
 from edgesmith.exporters.load import Loaded
-from edgesmith.exporters.manifest import CheckRecord, InputsRecord
+from edgesmith.exporters.manifest import CheckRecord, InputsRecord, VerifiedCall
 from edgesmith.exporters.options import ExportOptions
 from edgesmith.exporters.precision import calibration as calibrations
 from edgesmith.exporters.precision import table as precisions
 from edgesmith.exporters.precision.calibration import Calibration
-from edgesmith.exporters.verification.check import (
-    AcceptanceCriteria,
-    Evidence,
-    arrays,
-    check_program,
-    measure_noise,
-)
+from edgesmith.exporters.verification.check import AcceptanceCriteria, Evidence, check_program, measure_noise
+from edgesmith.exporters.verification.doubts import find_doubts
+from edgesmith.exporters.verification.exact import run_in_float64
+from edgesmith.exporters.verification.noise import NoiseMeter
+from edgesmith.exporters.verification.selection import Given, Selection, Subject, select
 from edgesmith.kernels.op import spikes_in
 
 if TYPE_CHECKING:
     from edgesmith.exporters.products import Product
+
+
+class Unverified(EdgesmithWarning):
+    """An output that no check could have failed on."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,11 @@ class Judge:
         calibration: the data that a precision is made on; None where it needs none.
         of_program: criteria for programs, by the model's own precision.
         of_file: criteria for the file, by the precision that was asked for.
-        inputs: how the manifest describes the inputs.
+        inputs: how the manifest describes the inputs, but for their noise.
+        noise: of each input, where it was asked.
+        unverified: outputs that no check can fail on, each with the reason.
+        keeps_inputs: whether the artifact has to keep the inputs: they do not follow from the example and seeds.
+        keeps_example: whether it has to keep the example: it is the caller's.
     """
 
     evidence: Evidence
@@ -45,6 +56,10 @@ class Judge:
     of_program: AcceptanceCriteria
     of_file: AcceptanceCriteria
     inputs: InputsRecord
+    noise: NoiseMeter
+    unverified: dict[str, str]
+    keeps_inputs: bool
+    keeps_example: bool
 
     def check_programs(self, captured: Program, rewritten: Program, product: Product) -> list[CheckRecord]:
         """Check the programs that the file will be made of, in PyTorch.
@@ -58,32 +73,79 @@ class Judge:
         ]
         return checks + product.check_programs(captured, self.evidence, self.of_program)
 
+    def describe_inputs(self) -> InputsRecord:
+        """Return the manifest's record of the inputs, with the noise that the file's precision has asked for."""
+        noise = self.noise.asked.get(self.of_file.precision.criteria.dtype)
+        if noise is None:
+            return self.inputs
+        calls = [
+            cast(VerifiedCall, {**call, "noise": [float(f"{one:.1e}") for one in found]})
+            for call, found in zip(self.inputs["calls"], noise, strict=True)
+        ]
+        return {**self.inputs, "calls": calls}
 
-def appoint(options: ExportOptions, model: Loaded, captured: Program, rewritten: Program) -> Judge:
-    """Return the judge of an export.
+
+def appoint(
+    options: ExportOptions,
+    model: Loaded,
+    captured: Program,
+    rewritten: Program,
+    data: tuple[list[list[Tensor]], dict[str, Any]] | None = None,
+) -> Judge:
+    """Return the judge of an export; a warning for outputs that no check can fail on.
+
+    Args:
+        data: of the caller's own, to verify on, and what they are.
 
     Raises:
-        BadInput: calibration data that cannot be used.
+        BadInput: calibration data that cannot be used, or data that the model does not run on.
     """
-    image = options.image if options.image_input else None
-    given = seeded_inputs(captured.inputs, image, options.dynamic_batch)
-    inputs: InputsRecord = {
-        "count": COUNT,
-        "seeds": f"0 to {COUNT - 1}",
-        "values": describe_inputs(captured.inputs, image),
-    }
-    calibration = None
+    is_named, calibration = model.spec is not None, None
     if options.arithmetic.calibrates:
-        calibration = calibrations.for_program(options.calibration, captured, options.image)
-        if calibration.held_out is not None:
-            given = calibration.held_out
-            held_out = f"of the calibration set, kept in {calibrations.INPUTS_FILE}"
-            inputs = {"count": len(given), "held_out": held_out}
-    evidence = Evidence(given, [arrays(run_eager(model.module, x)) for x in given])
+        calibration = calibrations.for_program(options.calibration, captured, options.image, is_named)
+    given = None
+    if data is not None:
+        given = Given("given", data[0])
+    elif calibration is not None and calibration.held_out is not None:
+        given = Given("held out", calibration.held_out)
     own = precisions.of_dtype(model.dtype)
-    spikes = spikes_in(count_operators(rewritten.module))
-    criteria = AcceptanceCriteria(own, spikes, partial(measure_noise, model.module, evidence))
     asked = options.arithmetic.criteria
     judged = own if asked is precisions.FP32 else asked
+    image = options.image if options.image_input else None
+    subject = Subject(model.module, captured, is_named, image, getattr(torch, judged.dtype))
+    selection = select(subject, given)
+    exact = run_in_float64(model.module, selection.inputs) if judged is precisions.FP32 else []
+    evidence = Evidence(selection.inputs, selection.reference, selection.calls, exact)
+    noise = NoiseMeter(model.module, evidence.inputs, evidence.reference)
+    natural = evidence.chosen(lambda call: call.is_natural)
+    spikes = spikes_in(count_operators(rewritten.module))
+    criteria = AcceptanceCriteria(
+        own, spikes, partial(measure_noise, model.module, natural), noise_of_calls=noise.measure
+    )
     of_file = replace(criteria, precision=judged, collects=options.allow_inaccurate)
-    return Judge(evidence, calibration, criteria, of_file, inputs)
+    unverified = find_doubts(captured.output_names, evidence)
+    for output, reason in unverified.items():
+        warnings.warn(f"{output} is not verified: {reason}", Unverified, stacklevel=2)
+    record = _describe(selection, subject, given is not None, None if data is None else data[1])
+    return Judge(evidence, calibration, criteria, of_file, record, noise, unverified, given is not None, not is_named)
+
+
+def _describe(selection: Selection, subject: Subject, is_kept: bool, facts: dict[str, Any] | None) -> InputsRecord:
+    """Return how the manifest describes the inputs."""
+    record: InputsRecord = {"count": len(selection.calls)}
+    record["calls"] = [
+        cast(VerifiedCall, {key: value for key, value in asdict(call).items() if value is not None})
+        for call in selection.calls
+    ]
+    kinds = {call.kind for call in selection.calls}
+    if "drawn" in kinds:
+        record["values"] = describe_drawn(subject.captured.inputs)
+    if "seeded" in kinds:
+        record["values"] = describe_inputs(subject.captured.inputs, subject.image)
+    if selection.left_out:
+        record["left_out"] = selection.left_out
+    if is_kept:
+        record["kept"] = calibrations.INPUTS_FILE
+    if facts is not None:
+        record["given"] = facts
+    return record

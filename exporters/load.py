@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +14,9 @@ from torch.nn.parameter import is_lazy
 
 from edgesmith.errors import BadInput
 from edgesmith.exporters.graph.capture import run_eager
-from edgesmith.exporters.options import ModelOptions
+from edgesmith.exporters.inputs import seeded_inputs
+from edgesmith.exporters.options import ExportOptions, ModelOptions
+from edgesmith.exporters.precision.calibration import read_given
 from edgesmith.models import checkpoint
 from edgesmith.models.checkpoint import Weights, fingerprint
 from edgesmith.models.registry import ModelSpec
@@ -42,6 +47,17 @@ class Loaded:
         tensors = (*self.module.parameters(), *self.module.buffers())
         return "float16" if any(tensor.dtype == torch.float16 for tensor in tensors) else "float32"
 
+    def name_inputs(self) -> tuple[str, ...]:
+        """Return what capture calls the inputs: the parameters of `forward`, numbered where it takes `*args`."""
+        if self.input_names is not None:
+            return self.input_names
+        names: list[str] = []
+        for parameter in inspect.signature(self.module.forward).parameters.values():
+            is_any = parameter.kind is inspect.Parameter.VAR_POSITIONAL
+            left = len(self.inputs) - len(names)
+            names += [f"{parameter.name}_{i}" for i in range(left)] if is_any else [parameter.name]
+        return tuple(names[: len(self.inputs)])
+
 
 def load(options: ModelOptions, labels: Sequence[str] | None = None) -> Loaded:
     """Load the model that is asked for.
@@ -57,15 +73,25 @@ def load(options: ModelOptions, labels: Sequence[str] | None = None) -> Loaded:
     return loaded if labels is None else _label(loaded, labels, options.backend.classifies)
 
 
+def load_given(options: ExportOptions, model: Loaded) -> tuple[list[list[Tensor]], dict[str, Any]] | None:
+    """Return the caller's own data to verify on, and what they are; None where there are none.
+
+    Raises:
+        BadInput: a file that cannot be used, or too few of them.
+    """
+    if options.verify_inputs is None:
+        return None
+    return read_given(Path(options.verify_inputs), model.name_inputs(), model.inputs, options.image)
+
+
 def _load_named(options: ModelOptions, spec: ModelSpec) -> Loaded:
     """Load a model of the registry, with example inputs of the shape that is asked for."""
     asked: dict[str, object] = {"features": True} if options.features else {}
     if options.sequence is not None:
         asked["frames"] = options.shape[0]
     module, origin = checkpoint.load(spec, options.weights, **asked)
-    generator = torch.Generator().manual_seed(0)
     batch = max(options.batch, 2) if options.dynamic_batch else options.batch
-    x = torch.randn(batch, *options.shape, generator=generator)
+    ((x,),) = seeded_inputs([torch.zeros(batch, *options.shape)], count=1)
     outputs: tuple[str, ...] = ("logits",)
     if options.features:
         outputs = tuple(f"features_{i}" for i in range(len(run_eager(module, (x,)))))

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgesmith.exporters.artifact import remove
 from edgesmith.exporters.judge import Judge
 from edgesmith.exporters.options import ExportOptions
 from edgesmith.exporters.precision.policy import INPUTS
-from edgesmith.exporters.precision.task import Typed, TypingTask
+from edgesmith.exporters.precision.task import Calls, Typed, TypingTask
 from edgesmith.exporters.products import Product
-from edgesmith.exporters.targets.target import Request, TargetFile
+from edgesmith.exporters.targets.target import NotHere, Request, TargetFile
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Lowering:
@@ -71,6 +75,13 @@ class Lowering:
             file = self(Typed(program, kept))
             return file.lossy_operators(judge.evidence.calls[:INPUTS], limits.snr_db)
 
+        def run_file(typed: Typed, calls: Calls) -> dict[str, list[list[np.ndarray]]]:
+            file = self(typed)
+            given = [[x.numpy() for x in call] for call in calls]
+            answers = {file.runtime: file.run(given)}
+            answers |= {name: run_there(given) for name, run_there in file.other_runtimes().items()}
+            return {name: outputs for name, outputs in answers.items() if not isinstance(outputs, NotHere)}
+
         return TypingTask(
             inputs=judge.evidence.inputs[:INPUTS],
             calibration=judge.calibration,
@@ -80,4 +91,5 @@ class Lowering:
             finds_islands=self._target.finds_islands,
             largest_int8_weight=self._target.largest_int8_weight,
             lossy_operators=lossy_operators,
+            run_file=run_file,
         )

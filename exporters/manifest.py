@@ -192,6 +192,35 @@ class SpikeForSpike(TypedDict):
     of: int
 
 
+class CallRecord(TypedDict):
+    """Figures of one call, in the order of `verification.inputs.calls`.
+
+    Attributes:
+        kind: see inputs.py; left out of the worst call, which has `input`.
+        input: what it is, in words.
+        max_abs_error, relative_error: null where a finite value became none; relative to the call's own peak, or null
+            where that is 0 and the error is not.
+        snr_db: null where the two are equal.
+        allowed: the absolute error that was allowed.
+        not_judged: where the figures are only reported.
+    """
+
+    kind: NotRequired[str]
+    input: NotRequired[str]
+    max_abs_error: float | None
+    relative_error: float | None
+    snr_db: float | None
+    allowed: float
+    not_judged: NotRequired[bool]
+
+
+class DistanceRecord(TypedDict):
+    """Distances from the model's outputs in float64, relative to their peak: the file's, and eager PyTorch's own."""
+
+    file: float
+    pytorch: float
+
+
 class CheckRecord(TypedDict):
     """One check.
 
@@ -201,9 +230,13 @@ class CheckRecord(TypedDict):
         missed: by how much the threshold was missed, where the file was published all the same.
         runtime: what executed it.
         others: the figures over all inputs, where only some are judged.
+        max_abs_error and what follows: of the worst natural input, relative to its own peak.
+        worst: of all inputs that are judged, the one that came closest to what is allowed.
+        calls: the figures of every input.
         noise: how far eager PyTorch is from itself in float64, relative to the peak, where that was asked.
         allowed: the error that noise allows.
         sequences, frames: that a step was fed.
+        from_float64: of a file in fp32, on the first inputs.
         matching: files that are as they were published.
         operators: of a valid file.
     """
@@ -219,25 +252,53 @@ class CheckRecord(TypedDict):
     top1: NotRequired[Top1]
     spike_for_spike: NotRequired[SpikeForSpike]
     others: NotRequired[FiguresRecord]
+    worst: NotRequired[CallRecord]
+    calls: NotRequired[list[CallRecord]]
     noise: NotRequired[float]
     allowed: NotRequired[float]
     sequences: NotRequired[int]
     frames: NotRequired[int]
+    from_float64: NotRequired[DistanceRecord]
     matching: NotRequired[int]
     operators: NotRequired[int]
 
 
-class InputsRecord(TypedDict):
-    """The inputs that outputs were compared on: drawn from seeds, or held out of a calibration set.
+class VerifiedCall(TypedDict):
+    """One of the calls that outputs were compared on, see inputs.py.
 
     Attributes:
+        seed: of a drawn or seeded one.
+        factor: of a quiet or loud one.
+        only: the position of the one input that was changed.
+        noise: how far rounding alone moves each output in PyTorch, absolute, where that was asked.
+    """
+
+    kind: str
+    seed: NotRequired[int]
+    factor: NotRequired[float]
+    only: NotRequired[int]
+    noise: NotRequired[list[float]]
+
+
+class InputsRecord(TypedDict):
+    """The inputs that outputs were compared on.
+
+    Attributes:
+        calls: what each is, in order; without it all were seeded, or held out, and judged together.
         values: what was drawn for each input, in words.
+        left_out: what was not compared, each with the reason.
+        kept: where the artifact keeps them, if they do not follow from the example and seeds.
+        given: of the caller's own data, what they are; see precision/calibration.py.
     """
 
     count: int
     seeds: NotRequired[str]
     values: NotRequired[list[str]]
     held_out: NotRequired[str]
+    calls: NotRequired[list[VerifiedCall]]
+    left_out: NotRequired[list[str]]
+    kept: NotRequired[str]
+    given: NotRequired[dict[str, Any]]
 
 
 class ThresholdsRecord(TypedDict):
@@ -254,12 +315,14 @@ class VerificationRecord(TypedDict):
     Attributes:
         judged_as: the precision whose thresholds hold.
         missed: a sentence for each check beyond its threshold, where the file was published all the same.
+        unverified: outputs that no check could have failed on, each with the reason.
     """
 
     inputs: InputsRecord
     judged_as: str
     thresholds: dict[str, ThresholdsRecord]
     missed: NotRequired[list[str]]
+    unverified: NotRequired[dict[str, str]]
     steps: list[CheckRecord]
 
 

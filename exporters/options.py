@@ -126,6 +126,8 @@ class ExportOptions(ModelOptions):
             such devices have becomes the deployment target. TensorRT needs one: an engine is for one GPU.
         calibration: a folder of images or an `.npz` that int8 is calibrated and judged on (precision/calibration.py);
             without it random inputs are, with a warning.
+        verify_inputs: a folder of images or an `.npz`, as for `calibration`, that the file is verified on instead of
+            drawn inputs, in every precision; the artifact keeps what was used.
         allow_inaccurate: publish a file whose outputs diverge from PyTorch's beyond the threshold; the manifest's
             `verification.missed` says by how much, and verifying it raises VerificationFailed as ever.
         out: folder for the artifact's own folder.
@@ -144,6 +146,7 @@ class ExportOptions(ModelOptions):
     deployment_target: str | None = None
     device: str | None = None
     calibration: str | Path | None = None
+    verify_inputs: str | Path | None = None
     allow_inaccurate: bool = False
     out: str | Path = "artifacts"
     watch: Watch = silent
@@ -380,13 +383,27 @@ def _check_streaming(options: ExportOptions) -> None:
 def _check_calibration(options: ExportOptions) -> None:
     if options.calibration is None:
         return
-    path = Path(options.calibration)
     if not options.arithmetic.calibrates:
         raise BadInput(f"--calibration is for --precision int8, got {options.arithmetic.name}")
+    _check_samples("--calibration", Path(options.calibration))
+
+
+def _check_verify_inputs(options: ExportOptions) -> None:
+    """Refuse data that are not there, and those that a file of images could not be given."""
+    if options.verify_inputs is None:
+        return
+    path = Path(options.verify_inputs)
+    _check_samples("--inputs", path)
+    if options.image_input and not path.is_dir():
+        raise BadInput(f"--inputs must be a folder of images where --image-input takes images, got {path}")
+
+
+def _check_samples(option: str, path: Path) -> None:
+    """Refuse what is no folder and no `.npz`."""
     if not path.exists():
-        raise BadInput(f"--calibration: there is no {path}; wanted a folder of images or an .npz")
+        raise BadInput(f"{option}: there is no {path}; wanted a folder of images or an .npz")
     if path.is_file() and path.suffix.lower() != ".npz":
-        raise BadInput(f"--calibration must be a folder of images or an .npz, got the file {path}")
+        raise BadInput(f"{option} must be a folder of images or an .npz, got the file {path}")
 
 
 def _check_labels(options: ExportOptions) -> None:
@@ -412,6 +429,7 @@ FILE_CHECKS: tuple[Callable[[ExportOptions], None], ...] = (
     _check_image_input,
     _check_streaming,
     _check_calibration,
+    _check_verify_inputs,
     _check_labels,
 )
 """What must hold beside that to write a file."""

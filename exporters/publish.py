@@ -49,9 +49,10 @@ def publish(folder: Path, made: Export, request: Request, checks: list[CheckReco
     options, judge = made.options, made.judge
     delivery = options.backend.delivery(options.profile)
     delivery.accept(missed(checks))
-    artifacts.write_reference(folder, judge.evidence.reference, made.captured.inputs)
-    if judge.calibration is not None and judge.calibration.held_out is not None:
-        artifacts.write_inputs(folder, judge.calibration.held_out)
+    artifacts.write_reference(folder, judge.evidence.reference, made.captured.inputs, judge.keeps_example)
+    artifacts.write_exact(folder, judge.evidence.exact)
+    if judge.keeps_inputs:
+        artifacts.write_inputs(folder, judge.evidence.inputs)
     artifacts.write_trace(folder, made.product.trace(made.file, judge.evidence))
     manifest = describe(made, checks)
     if delivery.is_kit:
@@ -105,10 +106,11 @@ def describe(made: Export, checks: list[CheckRecord]) -> Manifest:
             "file": file.count_operators(),
         },
         "verification": {
-            "inputs": made.judge.inputs,
+            "inputs": made.judge.describe_inputs(),
             "judged_as": made.judge.of_file.precision.name,
             "thresholds": _thresholds(),
             **({"missed": sentences} if (sentences := missed(checks)) else {}),
+            **({"unverified": made.judge.unverified} if made.judge.unverified else {}),
             "steps": list(checks),
         },
         **made.typed.describe(file),

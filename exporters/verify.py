@@ -14,8 +14,8 @@ from edgesmith.errors import BadInput, EdgesmithError, Unsupported, Verification
 from edgesmith.exporters import artifact as artifacts
 from edgesmith.exporters import targets
 from edgesmith.exporters.artifact import Artifact
-from edgesmith.exporters.inputs import seeded_inputs
-from edgesmith.exporters.manifest import CheckRecord, missed
+from edgesmith.exporters.inputs import Call, make, seeded_inputs
+from edgesmith.exporters.manifest import CheckRecord, VerifiedCall, missed
 from edgesmith.exporters.options import Watch, silent
 from edgesmith.exporters.precision import table as precisions
 from edgesmith.exporters.products import read_product
@@ -80,13 +80,24 @@ def verify_layers(path: str | Path) -> list[dict[str, Any]]:
 def read_evidence(artifact: Artifact) -> Evidence:
     """Return PyTorch's outputs that an artifact carries, and the inputs that they belong to."""
     reference, examples = artifacts.read_reference(artifact)
-    kept = artifacts.read_inputs(artifact)
+    calls = [_read_call(one) for one in artifact.manifest["verification"]["inputs"].get("calls", ())]
+    kept, exact = artifacts.read_inputs(artifact), artifacts.read_exact(artifact)
     if kept is not None:
-        return Evidence(kept, reference)
+        return Evidence(kept, reference, calls, exact)
     options = artifact.manifest["target"]["options"]
     reads = registry.get(artifact.model).input if options["image_input"] else None
     image = reads if isinstance(reads, ImageInput) else None
-    return Evidence(seeded_inputs(examples, image, options["batch"] == "dynamic", len(reference)), reference)
+    is_dynamic = options["batch"] == "dynamic"
+    if not calls:  # of an artifact that judges all of them together
+        return Evidence(seeded_inputs(examples, image, is_dynamic, len(reference)), reference)
+    if any(call.kind == "seeded" for call in calls):
+        (examples,) = seeded_inputs(examples, count=1)  # the example of a named model, of which the shape is kept
+    return Evidence([make(call, examples, image, is_dynamic) for call in calls], reference, calls, exact)
+
+
+def _read_call(record: VerifiedCall) -> Call:
+    """Return a call that the manifest describes."""
+    return Call(record["kind"], record.get("seed"), record.get("factor"), record.get("only"))
 
 
 def _criteria(artifact: Artifact) -> AcceptanceCriteria:
@@ -96,7 +107,14 @@ def _criteria(artifact: Artifact) -> AcceptanceCriteria:
     counts = artifact.manifest.get("operators")
     spikes = counts is not None and spikes_in(counts["rewritten"])
     judged = precisions.get(verification["judged_as"])
-    return AcceptanceCriteria(judged, spikes, lambda: max(noises, default=None), collects=True)
+    kept = [call["noise"] for call in verification["inputs"].get("calls", ()) if "noise" in call]
+    return AcceptanceCriteria(
+        judged,
+        spikes,
+        lambda: max(noises, default=None),
+        collects=True,
+        noise_of_calls=lambda _: kept or None,
+    )
 
 
 def _check_files(artifact: Artifact, target: Target) -> CheckRecord:

@@ -230,6 +230,7 @@ OP = define(
         shape=shape,
         example=example,
         lowerings={"onnx": lower_onnx, "coreml": lower_coreml},
+        centre=("aten.sigmoid", "aten.add", "aten.conv2d", "aten.mul"),
         tolerance=2e-6,
         forms=({}, {"share_gates": True}),
     )

@@ -149,6 +149,7 @@ OP = define(
         shape=shape,
         example=example,
         lowerings={"onnx": lower_onnx, "coreml": lower_coreml},
+        centre=("aten.softmax", "aten.mul", "aten.matmul", "aten.matmul"),
         tolerance=3e-6,
     )
 )

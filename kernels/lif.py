@@ -2,14 +2,19 @@
 
     charge   v_t = v_{t-1} + (x_t - (v_{t-1} - v_r)) / tau       decaying input
              v_t = v_{t-1} - (v_{t-1} - v_r) / tau + x_t         otherwise
+             v_t = v_{t-1} + (x_t - (v_{t-1} - v_r)) (1 - beta)  with beta, decaying input
+             v_t = beta v_{t-1} + x_t                            with beta, otherwise; to 0, whatever v_r
     fire     s_t = 1 where v_t >= threshold, else 0
     reset    v_t <- v_r where s_t = 1                            hard reset to v_r
              v_t <- v_t - threshold s_t                          soft reset (`reset` is None; v_r = 0 above)
 
 v starts at v_r. Spikes are exact only where every rounding is the same, so `step` fixes the order of operations, and
-every lowering keeps it: a membrane potential one ulp off can be a spike more or less.
-Source: Fang et al., "SpikingJelly", Science Advances 2023, eq. 1-3 (neurons LIF, `step_mode` m); whether the reset is
-detached from the gradient makes no difference to the numbers. Letters: T time.
+every lowering keeps it: a membrane potential one ulp off can be a spike more or less. So both ways to say what leaks,
+1 / tau and beta = 1 - 1 / tau, are kept, for they round otherwise. A neuron that fires above its threshold, and not at
+it, has the next number as its threshold.
+Source: Fang et al., "SpikingJelly", Science Advances 2023, eq. 1-3 (neurons LIF, `step_mode` m), for tau; Eshraghian et
+al., "Training spiking neural networks using lessons from deep learning", Proc. IEEE 2023, eq. 4, for beta. Whether the
+reset is detached from the gradient makes no difference to the numbers. Letters: T time.
 """
 
 from __future__ import annotations
@@ -26,10 +31,21 @@ from edgesmith.kernels.loops import coreml_loop, onnx_filled, onnx_scan, torch_l
 from edgesmith.kernels.op import FusedOp, Recognition, Recurrence, RecurrentState, define
 
 
-def charge(x: Tensor, v: Tensor, tau: float = 2.0, reset: float | None = 0.0, decay_input: bool = True) -> Tensor:
+def charge(
+    x: Tensor,
+    v: Tensor,
+    tau: float = 2.0,
+    reset: float | None = 0.0,
+    decay_input: bool = True,
+    beta: float | None = None,
+) -> Tensor:
     """The membrane potential that an input leads to, before any spike."""
+    if beta is not None and not decay_input:
+        return v * beta + x
     leak = v - reset if reset else v
-    return v + (x - leak) / tau if decay_input else v - leak / tau + x
+    if not decay_input:
+        return v - leak / tau + x
+    return v + ((x - leak) / tau if beta is None else (x - leak) * (1 - beta))
 
 
 def fire(v: Tensor, threshold: float = 1.0, reset: float | None = 0.0) -> tuple[Tensor, Tensor]:
@@ -48,9 +64,10 @@ def step(
     threshold: float = 1.0,
     reset: float | None = 0.0,
     decay_input: bool = True,
+    beta: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One time step: input and membrane potential of one shape to spikes (0 or 1) and the next membrane potential."""
-    return fire(charge(x, v, tau, reset, decay_input), threshold, reset)
+    return fire(charge(x, v, tau, reset, decay_input, beta), threshold, reset)
 
 
 def reference(
@@ -60,6 +77,7 @@ def reference(
     reset: float | None = 0.0,
     decay_input: bool = True,
     dim: int = -1,
+    beta: float | None = None,
 ) -> Tensor:
     """Spikes, 0 or 1 in the type of `x` and of its shape, from input currents with time along `dim`.
 
@@ -68,13 +86,14 @@ def reference(
         tau: membrane time constant in steps, 1 or more.
         threshold: potential from which a neuron fires.
         reset: potential after a spike; None subtracts the threshold instead.
-        decay_input: whether the input, too, is divided by tau.
+        decay_input: whether the input, too, is divided by tau, or multiplied by 1 - beta.
         dim: the time axis.
+        beta: what is left of the potential after a step, 0 to 1, in the place of tau, which then has no meaning.
     """
     v = torch.full_like(x.select(dim, 0), reset or 0.0)
     spikes = []
     for current in x.unbind(dim):
-        fired, v = step(current, v, tau, threshold, reset, decay_input)
+        fired, v = step(current, v, tau, threshold, reset, decay_input, beta)
         spikes.append(fired)
     return torch.stack(spikes, dim)
 
@@ -86,12 +105,15 @@ def shape(
     reset: float | None = 0.0,
     decay_input: bool = True,
     dim: int = -1,
+    beta: float | None = None,
 ) -> tuple[int, ...]:
     """The input's shape. Raises ValueError for what no membrane can do."""
     if not -x.dim() <= dim < x.dim():
         raise ValueError(f"lif: dim must be an axis of {list(x.shape)}, got {dim}")
     if tau < 1:
         raise ValueError(f"lif: tau must be 1 or more, got {tau}")
+    if beta is not None and not 0 <= beta <= 1:
+        raise ValueError(f"lif: beta must be between 0 and 1, got {beta}")
     if x.shape[dim] == 0:
         raise ValueError(f"lif: there must be a time step, got {list(x.shape)} with time along {dim}")
     return tuple(x.shape)
@@ -109,6 +131,7 @@ def lower_onnx(
     reset: float | None = 0.0,
     decay_input: bool = True,
     dim: int = -1,
+    beta: float | None = None,
 ) -> Any:
     """ONNX: a Scan that yields the potential before each reset; spikes are where all of it passes the threshold.
 
@@ -120,11 +143,11 @@ def lower_onnx(
     op: Any = opset20
     dim = dim % len(x.shape)
     is_negated = reset is not None and x.dtype.numpy().type(reset) == 0
-    by_tau = _onnx_division(x, tau)
+    charge = _onnx_charge(x, tau, decay_input, beta, "Sub" if is_negated else "Add")
     if is_negated:
-        step = _onnx_negated_step(x, by_tau, threshold, decay_input)
+        step = _onnx_negated_step(x, charge, threshold)
     else:
-        step = _onnx_step(x, by_tau, threshold, reset, decay_input)
+        step = _onnx_step(x, charge, threshold, reset, leaks_to_reset=decay_input or beta is None)
     start = onnx_filled(x, [i for i in range(len(x.shape)) if i != dim], reset or 0.0)
     _, potential = onnx_scan([start], x, dim, step)
     if is_negated:
@@ -170,32 +193,47 @@ def _is_power_of_two(tau: float) -> bool:
     return math.frexp(tau)[0] == 0.5
 
 
-def _onnx_negated_step(x: Any, by_tau: Callable[[Any, Any], Any], threshold: float, decay_input: bool) -> OnnxStep:
+OnnxCharge = Callable[[Any, Any, Any, Any], Any]
+"""From a node builder, the potential (or -v), what of it leaks and a current to the potential (or -v) charged."""
+
+
+def _onnx_charge(x: Any, tau: float, decay_input: bool, beta: float | None, join: str) -> OnnxCharge:
+    """The first half of a step. `join` is Add for v, and Sub for -v, from which a current is subtracted."""
+    other = "Add" if join == "Sub" else "Sub"
+    if beta is None:
+        scaled = _onnx_division(x, tau)
+    else:
+        factor = _onnx_number(x, 1 - beta if decay_input else beta)
+
+        def scaled(make: Any, value: Any) -> Any:
+            return make("Mul", value, factor)
+
+    def charge(make: Any, v: Any, leak: Any, current: Any) -> Any:
+        if decay_input:
+            return make(join, v, scaled(make, make(other, current, leak)))
+        left = make("Sub", v, scaled(make, leak)) if beta is None else scaled(make, v)
+        return make(join, left, current)
+
+    return charge
+
+
+def _onnx_negated_step(x: Any, charge: OnnxCharge, threshold: float) -> OnnxStep:
     """A step of z = -v with a hard reset to 0."""
     limit = float(x.dtype.numpy().type(threshold))
 
     def step(make: Any, z: Any, current: Any) -> tuple[Any, Any]:
-        if decay_input:
-            charged = make("Sub", z, by_tau(make, make("Add", current, z)))
-        else:
-            charged = make("Sub", make("Sub", z, by_tau(make, z)), current)
+        charged = charge(make, z, z, current)
         return make("ThresholdedRelu", charged, alpha=-limit), charged
 
     return step
 
 
-def _onnx_step(
-    x: Any, by_tau: Callable[[Any, Any], Any], threshold: float, reset: float | None, decay_input: bool
-) -> OnnxStep:
+def _onnx_step(x: Any, charge: OnnxCharge, threshold: float, reset: float | None, leaks_to_reset: bool) -> OnnxStep:
     """A step of v with a soft reset, or a hard one to another number than 0."""
     origin, bound = _onnx_number(x, reset or 0.0), _onnx_number(x, threshold)
 
     def step(make: Any, v: Any, current: Any) -> tuple[Any, Any]:
-        leak = make("Sub", v, origin) if reset else v
-        if decay_input:
-            charged = make("Add", v, by_tau(make, make("Sub", current, leak)))
-        else:
-            charged = make("Add", make("Sub", v, by_tau(make, leak)), current)
+        charged = charge(make, v, make("Sub", v, origin) if reset and leaks_to_reset else v, current)
         after = make("Sub", charged, bound) if reset is None else origin
         return make("Where", make("Less", charged, bound), charged, after), charged
 
@@ -209,6 +247,7 @@ def lower_coreml(
     reset: float | None = 0.0,
     decay_input: bool = True,
     dim: int = -1,
+    beta: float | None = None,
     half: bool = False,
 ) -> Any:
     """Core ML: a while_loop that keeps v and writes the potential before each reset, then one comparison of all.
@@ -233,12 +272,17 @@ def lower_coreml(
             return value if tau == 1 else mb.mul(x=value, y=real(1 / tau))
         return mb.real_div(x=value, y=real(tau))
 
-    def step(v: Any, current: Any) -> tuple[Any, Any]:
+    def charge(v: Any, current: Any) -> Any:
+        if beta is not None and not decay_input:
+            return mb.add(x=mb.mul(x=v, y=real(beta)), y=current)
         leak = mb.sub(x=v, y=real(reset)) if reset else v
         if decay_input:
-            charged = mb.add(x=v, y=by_tau(mb.sub(x=current, y=leak)))
-        else:
-            charged = mb.add(x=mb.sub(x=v, y=by_tau(leak)), y=current)
+            missing = mb.sub(x=current, y=leak)
+            return mb.add(x=v, y=by_tau(missing) if beta is None else mb.mul(x=missing, y=real(1 - beta)))
+        return mb.add(x=mb.sub(x=v, y=by_tau(leak)), y=current)
+
+    def step(v: Any, current: Any) -> tuple[Any, Any]:
+        charged = charge(v, current)
         after = mb.sub(x=charged, y=real(threshold)) if reset is None else real(reset)
         fired = mb.greater_equal(x=charged, y=real(threshold))
         return mb.select(cond=fired, a=after, b=charged), charged
@@ -258,11 +302,12 @@ def for_coreai(
     reset: float | None = 0.0,
     decay_input: bool = True,
     dim: int = -1,
+    beta: float | None = None,
 ) -> Tensor:
     """Core AI: a loop that keeps v and writes the potential before each reset, then one comparison of all."""
 
     def step(v: Tensor, current: Tensor) -> tuple[Tensor, Tensor]:
-        charged = charge(current, v, tau, reset, decay_input)
+        charged = charge(current, v, tau, reset, decay_input, beta)
         _, after = fire(charged, threshold, reset)
         return after, charged
 
@@ -272,23 +317,36 @@ def for_coreai(
     return (potential >= threshold).to(x.dtype)
 
 
-def _settings(numbers: Sequence[float]) -> Iterator[tuple[float, float, float | None, bool]]:
-    """tau, threshold, reset and decay_input of neurons in whose step some numbers stand: 1/tau or 1 - 1/tau for tau."""
+Settings = tuple[float, float, float | None, bool, float | None]
+"""tau, threshold, reset, decay_input and beta."""
+
+
+def _settings(numbers: Sequence[float]) -> Iterator[Settings]:
+    """The settings of neurons in whose step some numbers stand: 1/tau or 1 - 1/tau for tau, 1 - beta for beta.
+
+    A neuron that fires above a number has the next one as its threshold.
+    """
     taus = dict.fromkeys(
         tau for n in numbers if n for tau in (n, 1 / n, *((1 / (1 - n),) if n != 1 else ())) if tau >= 1
     )
-    yield from itertools.product(taus, numbers, (*numbers, None), (True, False))
+    betas = dict.fromkeys(beta for n in numbers for beta in (n, 1 - n) if 0 < beta <= 1)
+    resets = (*numbers, None)
+    leaks = [*((tau, None) for tau in taus), *((2.0, beta) for beta in betas)]
+    above = [float(torch.nextafter(torch.tensor(n), torch.tensor(math.inf))) for n in numbers if n]
+    for thresholds in (numbers, above):
+        for (tau, beta), threshold, reset, decays in itertools.product(leaks, thresholds, resets, (True, False)):
+            yield tau, threshold, reset, decays, beta
 
 
 def _near_miss(output: Tensor) -> str | None:
     """Return why spikes are not lif's; other outputs look like no neurons."""
     is_binary = bool(((output == 0) | (output == 1)).all()) and bool(output.any())
-    return "no tau, threshold and reset of its literals give lif's numbers" if is_binary else None
+    return "no tau, beta, threshold and reset of its literals give lif's numbers" if is_binary else None
 
 
 def _axes(x: Tensor, *literals: Any) -> tuple[int, int]:
-    """Of the currents and of the spikes: `dim`, which is the last literal."""
-    axis = literals[-1] % x.dim()
+    """Of the currents and of the spikes: `dim`."""
+    axis = (literals[4] if len(literals) > 4 else -1) % x.dim()
     return axis, axis
 
 
@@ -301,25 +359,30 @@ def _first_potential(x: Tensor, tau: float, threshold: float, reset: float | Non
     return float(reset or 0)
 
 
-def _advance(v: Tensor, x: Tensor, tau: float, threshold: float, reset: float | None, decay_input: bool) -> Tensor:
-    return charge(x, v, tau, reset, decay_input)
+def _advance(v: Tensor, x: Tensor, *settings: Any) -> Tensor:
+    tau, _, reset, decay_input, beta = settings
+    return charge(x, v, tau, reset, decay_input, beta)
 
 
-def _settle(v: Tensor, tau: float, threshold: float, reset: float | None, decay_input: bool) -> tuple[Tensor, Tensor]:
+def _settle(v: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
+    _, threshold, reset, _, _ = settings
     return fire(v, threshold, reset)
 
 
-def _of_spikingjelly(
-    tau: float, decay_input: bool, threshold: float, reset: float | None, *others: Any
-) -> tuple[float, float, float | None, bool]:
+def _literals(settings: tuple[Any, ...], axis: int) -> tuple[Any, ...]:
+    """The literals of a call with time along an axis; beta is left out where there is none."""
+    *others, beta = settings
+    return (*others, axis) if beta is None else (*others, axis, beta)
+
+
+def _of_spikingjelly(tau: float, decay_input: bool, threshold: float, reset: float | None, *others: Any) -> Settings:
     """The settings of `sj_lif.forward`, which version 2 of spikingjelly makes of a multi-step LIF."""
-    return tau, threshold, reset, decay_input
+    return tau, threshold, reset, decay_input, None
 
 
-def _one_step(
-    states: tuple[Tensor], x: Tensor, tau: float, threshold: float, reset: float | None, decay_input: bool, dim: int
-) -> tuple[Tensor, tuple[Tensor]]:
-    spikes, v = step(x, *states, tau, threshold, reset, decay_input)
+def _one_step(states: tuple[Tensor], x: Tensor, *literals: Any) -> tuple[Tensor, tuple[Tensor]]:
+    tau, threshold, reset, decay_input, _, *beta = literals
+    spikes, v = step(x, *states, tau, threshold, reset, decay_input, *beta)
     return spikes, (v,)
 
 
@@ -342,6 +405,7 @@ OP = define(
                 advance=_advance,
                 settle=_settle,
                 settings=_settings,
+                literals=_literals,
                 near_miss=_near_miss,
                 foreign={"sj_lif.forward.default": _of_spikingjelly},
             ),

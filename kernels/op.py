@@ -52,13 +52,14 @@ class Recognition:
         c_t = advance(s_{t-1}, x_t)     an unrolled loop is cut here, at the first value that all later ones follow from
         y_t, s_t = settle(c_t)          where nothing comes after the cut, y_t = s_t = c_t
 
-    Settings are the op's literals up to its last one, which is the time axis: it is called `op(x, *settings, axis)`.
+    Settings are what a step may differ in. By default they are the op's literals up to its last one, the time axis.
 
     Attributes:
         advance: `(state, frame, *settings) -> cut`.
         settle: `(cut, *settings) -> (output, next state)`.
         settings: from the numbers that stand in a step to the settings that it may have, the likeliest first. The first
             under which both halves give the step's numbers, bit for bit, is taken.
+        literals: from settings and the time axis to the literals of a call, `op(x, *literals)`.
         near_miss: from a step's outputs for random states and inputs to the reason why it is not this op, where it
             looks as if it were meant to be; None otherwise.
         foreign: operators of other packages that mean the op, `name(x [T, ...], state, *others) -> (output, ...)`: from
@@ -68,6 +69,7 @@ class Recognition:
     advance: Callable[..., Tensor]
     settle: Callable[..., tuple[Tensor, Tensor]]
     settings: Callable[[Sequence[float]], Iterable[tuple[Any, ...]]]
+    literals: Callable[[tuple[Any, ...], int], tuple[Any, ...]] = lambda settings, axis: (*settings, axis)
     near_miss: Callable[[Tensor], str | None] = lambda _: None
     foreign: Mapping[str, Callable[..., tuple[Any, ...]]] = field(default_factory=dict)
 
@@ -133,6 +135,11 @@ class FusedOp:
         literals: the literal parameters that a site may set, each with a probe: any value other than its default. What
             differs between the reference's graph with the default and with the probe is where a site has its own value.
         forms: settings of other literals under which an op computes the same numbers in another way, the default first.
+        centre: operators by which one knows a site of the op, such as "aten.softmax", each computed from the one before
+            it. Where a graph has them nearly as close together as the reference and is no site, a report says why.
+            Default: the operator that occurs least often in the reference, unless graphs of every kind have it.
+        is_region: whether the op is what lies between the first and the last operator of its centre, and reads, beside
+            its first argument, only weights there. Then it is also found in other spellings, by its numbers.
         is_pattern: whether rewrites look for the reference's graph. Not for a recurrence, which would be unrolled: that
             is one op in our models, and in foreign ones rewrites of its own look for it.
         recurrence: how it runs frame by frame, for an op with a time axis.
@@ -151,6 +158,8 @@ class FusedOp:
     tolerance: float = 1e-5
     literals: Mapping[str, Any] = field(default_factory=dict)
     forms: tuple[Mapping[str, Any], ...] = ({},)
+    centre: tuple[str, ...] = ()
+    is_region: bool = False
     is_pattern: bool = True
     recurrence: Recurrence | None = None
     linear: LinearRecurrence | None = None

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.forks import begin, export_convolution
 
 from edgesmith import cli, records
 from edgesmith.cli.doctor import DoctorRecord, examine
@@ -24,7 +25,6 @@ from edgesmith.exporters import targets
 from edgesmith.exporters.artifact import Artifact, changed_files, read
 from edgesmith.exporters.precision.table import all_precisions
 from edgesmith.plugins import leave_out
-from support.forks import begin, export_convolution
 
 pytestmark = pytest.mark.wheel
 

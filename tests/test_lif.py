@@ -73,6 +73,8 @@ SETTINGS = [
     for reset in (0.0, -0.4, None)
     for decay in (True, False)
     for dim in (-1, 1)
+] + [
+    (2.0, 1.0, reset, decay, -1, beta) for beta in (0.9, 1.0) for reset in (0.0, -0.4, None) for decay in (True, False)
 ]
 
 
@@ -86,6 +88,7 @@ SETTINGS = [
     threshold=st.floats(-1, 3, width=32),
     reset=st.none() | st.floats(-1, 1, width=32),
     decay=st.booleans(),
+    beta=st.none() | st.floats(0, 1, width=32),
     seed=st.integers(0, 10**6),
     data=st.data(),
 )
@@ -97,17 +100,22 @@ def test_lif_along_any_axis_is_its_step_in_turn(
     threshold: float,
     reset: float | None,
     decay: bool,
+    beta: float | None,
     seed: int,
     data: st.DataObject,
 ) -> None:
     dim = data.draw(st.integers(-len(shape) - 1, len(shape)))
     x = currents(length, *shape, seed=seed).movedim(0, dim)
-    spikes = lif.OP.overload(x, tau, threshold, reset, decay, dim)
+    spikes = lif.OP.overload(x, tau, threshold, reset, decay, dim, beta)
     v = torch.full(shape, reset or 0.0)
     for t in range(length):  # written out, not by lif.step
         rest = 0.0 if reset is None else reset
         leak = (v - rest) if rest else v
-        v = v + (x.select(dim, t) - leak) / tau if decay else v - leak / tau + x.select(dim, t)
+        current = x.select(dim, t)
+        if beta is None:
+            v = v + (current - leak) / tau if decay else v - leak / tau + current
+        else:
+            v = v + (1 - beta) * (current - leak) if decay else beta * v + current
         fired = v >= threshold
         assert torch.equal(spikes.select(dim, t), fired.float())
         v = v - fired * torch.tensor(threshold) if reset is None else v.masked_fill(fired, reset)
@@ -115,11 +123,33 @@ def test_lif_along_any_axis_is_its_step_in_turn(
 
 def test_lif_refuses_what_no_membrane_can_do() -> None:
     x = torch.zeros(2, 3)
-    for arguments, reason in (((0.5,), "tau must be"), ((2.0, 1.0, 0.0, True, 2), "dim must be")):
+    beyond = (2.0, 1.0, 0.0, True, -1, 1.5)
+    for arguments, reason in (
+        ((0.5,), "tau must be"),
+        ((2.0, 1.0, 0.0, True, 2), "dim must be"),
+        (beyond, "beta must"),
+    ):
         with pytest.raises(ValueError, match=reason):
             lif.OP.shape(x, *arguments)
     with pytest.raises(ValueError, match="must be a time step"):
         lif.OP.shape(torch.zeros(2, 0))
+
+
+@pytest.mark.parametrize(
+    "literals", [(2.0, 1.0, 0.0, True, 1), (2.0, 0.7, None, False, 1, 0.9), (2.0, 1.0, -0.2, True, 1, 0.9)]
+)
+def test_frame_by_frame_it_spikes_as_over_the_whole_sequence(literals: tuple[Any, ...]) -> None:
+    recurrence = lif.OP.recurrence
+    assert recurrence is not None
+    x = currents(3, 20, 4)
+    assert recurrence.axes(x, *literals) == (1, 1)
+    (membrane,) = recurrence.states
+    state = (torch.full(membrane.shape(x, *literals), membrane.initial(x, *literals)),)
+    frames = []
+    for frame in x.unbind(1):
+        spikes, state = recurrence.step(state, frame, *literals)  # type: ignore[assignment]  # a tuple of one
+        frames.append(spikes)
+    assert torch.equal(torch.stack(frames, 1), lif.OP.overload(x, *literals))
 
 
 # lowerings
@@ -244,9 +274,51 @@ def _to_reset(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return spike, spike * 0.25 + (1 - spike) * v
 
 
+def _third(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    v = v + (x - v) * (1 / 3)  # which rounds otherwise than a division by 3
+    spike = (v >= 1.0).to(x.dtype)
+    return spike, (1.0 - spike) * v
+
+
+def _strict(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    v = v + (x - v) / 2
+    spike = (v > 1.0).to(x.dtype)
+    return spike, (1.0 - spike) * v
+
+
+def _leaky(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    v = 0.9 * v + x
+    spike = (v >= 1.0).float()
+    return spike, v * (1 - spike)
+
+
+def _leaky_soft(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    v = v * torch.tensor(0.85) + x
+    spike = (v - 0.5 >= 0).float()
+    return spike, v - spike * 0.5
+
+
+def _leaky_above(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    v = torch.tensor(0.9).clamp(0, 1) * v + x
+    spike = ((v - torch.tensor(1.0)) > 0).float()
+    return spike, (1 - spike) * v
+
+
+def _towards_the_input(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    v = v + 0.1 * ((0.0 - v) + x)
+    spike = torch.gt(v - 1.0, 0).to(x)
+    return spike, (1 - spike) * v + spike * 0.0
+
+
 @pytest.mark.parametrize(
     ("step", "start", "meaning"),
     [
+        (_third, 0.0, f"lif(2.0, 1.0, 0.0, True, {1 - 1 / 3})"),
+        (_strict, 0.0, f"lif(2.0, {1 + 2.0**-23}, 0.0, True)"),
+        (_leaky, 0.0, "lif(2.0, 1.0, 0.0, False, 0.9)"),
+        (_leaky_soft, 0.0, f"lif(2.0, 0.5, None, False, {float(np.float32(0.85))})"),
+        (_leaky_above, 0.0, f"lif(2.0, {1 + 2.0**-23}, 0.0, False, {float(np.float32(0.9))})"),
+        (_towards_the_input, 0.0, f"lif(2.0, {1 + 2.0**-23}, 0.0, True, 0.9)"),
         (_hard, 0.0, "lif(2.0, 1.0, 0.0, True)"),
         (_soft, 0.0, "lif(4.0, 0.5, None, True)"),
         (_where, 0.0, "lif(2.0, 1.0, 0.0, False)"),
@@ -257,6 +329,24 @@ def test_loops_are_rolled_up_however_a_step_is_spelled(step: Step, start: float,
     program, report = rolled(Loop(step, start), currents(12, 2, 5))
     assert count_operators(program.module) == {"edgesmith.lif": 1}
     assert report.applied[0][1] == f"12 unrolled steps -> edgesmith.{meaning}"
+
+
+def _reset_late(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    v = 0.9 * v + x - (v >= 1.0).float()
+    return (v >= 1.0).float(), v
+
+
+def _soft_above(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    v = 0.9 * v + x
+    spike = (v > 1.0).float()
+    return spike, v - spike
+
+
+@pytest.mark.parametrize("step", [_reset_late, _soft_above])
+def test_a_leak_by_a_factor_with_another_reset_is_left(step: Step) -> None:
+    program, report = rolled(Loop(step), currents(12, 2, 5))
+    assert "edgesmith.lif" not in count_operators(program.module)
+    assert "no tau, beta, threshold and reset" in report.rejected[0].reason
 
 
 def test_a_loop_that_concatenates_and_one_that_starts_with_a_number_are_rolled_up() -> None:
@@ -330,7 +420,7 @@ def test_a_scan_that_starts_off_its_reset_is_left(start: float) -> None:
 
     program, report = rolled(Scan(), currents(8, 2, 5))
     assert "edgesmith.lif" not in count_operators(program.module)
-    assert "no tau, threshold and reset" in report.rejected[0].reason
+    assert "no tau, beta, threshold and reset" in report.rejected[0].reason
 
 
 @pytest.fixture(scope="module")
@@ -377,28 +467,16 @@ def test_spikingjellys_own_operator_becomes_the_op(
         assert reason in report.rejected[0].reason
 
 
-def _third(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    v = v + (x - v) * (1 / 3)  # rounds otherwise than a division by 3
-    spike = (v >= 1.0).to(x.dtype)
-    return spike, (1.0 - spike) * v
-
-
-def _strict(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    v = v + (x - v) / 2
-    spike = (v > 1.0).to(x.dtype)
-    return spike, (1.0 - spike) * v
-
-
 def _clamped(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     spike, v = _hard(x, v)
     return spike, v.clamp(min=-1000)
 
 
-@pytest.mark.parametrize("step", [_third, _strict, _clamped])
+@pytest.mark.parametrize("step", [_clamped])
 def test_steps_that_are_nearly_lif_are_left_with_the_reason(step: Step) -> None:
     program, report = rolled(Loop(step), currents(8, 2, 5))
     assert "edgesmith.lif" not in count_operators(program.module)
-    assert "no tau, threshold and reset" in report.rejected[0].reason
+    assert "no tau, beta, threshold and reset" in report.rejected[0].reason
 
 
 def test_a_loop_with_one_other_step_is_left_with_the_step() -> None:

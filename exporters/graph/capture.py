@@ -20,6 +20,9 @@ from torch.fx import GraphModule
 from edgesmith.errors import BadInput, Unsupported
 from edgesmith.exporters import decompositions
 from edgesmith.exporters.graph.edit import Emitter, fork, operator_name, site, stand_for, tidy
+from edgesmith.exporters.graph.repeat import random_operator, refuse_unrepeatable
+from edgesmith.exporters.graph.state import State, kept_state
+from edgesmith.exporters.graph.subgraphs import any_operator, inline_subgraphs, refuse_casts
 from edgesmith.kernels.op import all_ops
 
 
@@ -50,7 +53,7 @@ def capture(
     output_names: Sequence[str] | None = None,
     dynamic_batch: bool = False,
 ) -> Program:
-    """Capture a model in eval mode. The model itself is left as it was.
+    """Capture a model in eval mode. The model itself is left as it was, with all its state.
 
     Args:
         model: any module that torch.export accepts.
@@ -61,12 +64,15 @@ def capture(
 
     Raises:
         BadInput: inputs that the model's own code rejects.
-        Unsupported: code that torch.export cannot capture; the sentence names the position.
+        Unsupported: code that torch.export cannot capture, which the sentence names; a random or stateful model.
     """
     inputs = tuple(x.detach().clone() for x in inputs)
     _check(model, inputs, dynamic_batch)
     outputs = run_eager(model, inputs)
+    leaves_caches = _refuse_unrepeatable(model, inputs, dynamic_batch)
     with evaluating(model):
+        if leaves_caches:  # built before torch.export looks, they are constants to it
+            model(*(x.clone() for x in inputs))
         graph = _export(model, inputs, dynamic_batch)
     if input_names is None:
         input_names = [n.name for n in graph.graph.nodes if n.op == "placeholder"]
@@ -77,35 +83,50 @@ def capture(
 
 
 @contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; afterwards every submodule is in the mode that it was in."""
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
+def evaluating(model: nn.Module, weights: bool = False) -> Iterator[State]:
+    """Eval mode without gradients; afterwards the model's modes and state are what they were, see state.py.
+
+    Args:
+        weights: keep its parameters' values too.
+    """
+    with kept_state(model, weights) as state:
+        model.eval()
         with torch.no_grad():
-            yield
-    finally:
-        for module, mode in training.items():
-            module.training = mode
+            yield state
 
 
 def run_eager(model: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """A model's own outputs in eval mode, flat. Inputs and buffers are afterwards what they were.
+    """A model's own outputs in eval mode, flat. Inputs and the model's state are afterwards what they were.
 
     Raises:
         BadInput: the model does not run on such inputs, or returns something else than real tensors.
     """
-    buffers = {buffer: buffer.clone() for buffer in model.buffers()}
     with evaluating(model):
         try:
             outputs = model(*(x.clone() for x in inputs))
         except Exception as error:
             shapes = ", ".join(str(list(x.shape)) for x in inputs)
             raise BadInput(f"the model does not run on inputs of shape {shapes}: {_first_line(error)}") from error
-        finally:
-            for buffer, before in buffers.items():
-                buffer.copy_(before)
-    return _flat(outputs)
+        # What lies in a buffer, or in an attribute, is about to be put back.
+        return [y.clone() for y in _flat(outputs)]
+
+
+def _refuse_unrepeatable(model: nn.Module, inputs: Sequence[Tensor], dynamic_batch: bool) -> bool:
+    """Refuse a random or stateful model, by the operator and its line where the captured graph shows it.
+
+    Returns:
+        Whether calls leave caches behind.
+    """
+    try:
+        with evaluating(model, weights=True) as state:
+            return refuse_unrepeatable(model, inputs, state)
+    except Unsupported as error:
+        sentence = None
+        with contextlib.suppress(Unsupported), evaluating(model):
+            sentence = random_operator(_exported(model, tuple(inputs), dynamic_batch).graph)
+        if sentence is None:
+            raise
+        raise Unsupported(sentence) from error
 
 
 def exported(
@@ -248,6 +269,9 @@ def _refuse_reserved_names(model: nn.Module) -> None:
 def _export(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) -> GraphModule:
     """The unlifted graph of a model, free of side effects."""
     program = _exported(model, inputs, dynamic_batch)
+    if (sentence := random_operator(program.graph)) is not None:
+        raise Unsupported(sentence)
+    _use_batch_statistics(program)
     written = list(program.graph_signature.buffers_to_mutate.values())
     if written:
         raise Unsupported(
@@ -256,6 +280,7 @@ def _export(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) -
         )
     graph = program.module(check_guards=False)
     assert isinstance(graph, GraphModule)
+    inline_subgraphs(graph)
     for node in list(graph.graph.nodes):  # torch's own checks of what `val` says of each value
         if node.target is torch.ops.aten._assert_tensor_metadata.default:
             graph.graph.erase_node(node)
@@ -270,13 +295,24 @@ def _export(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) -
     return graph
 
 
+def _use_batch_statistics(program: ExportedProgram) -> None:
+    """Let batch norms with the statistics of the batch leave the running ones alone, which no output shows."""
+    for node in program.graph.nodes:
+        if node.target is torch.ops.aten.batch_norm.default and node.args[5]:
+            node.args = (*node.args[:3], None, None, *node.args[5:])
+    program.graph_module.recompile()
+
+
 def _exported(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) -> ExportedProgram:
     try:
         with _without_torchs_own_warnings():
             shapes = _dynamic_shapes(model, inputs) if dynamic_batch else None
             program = torch.export.export(model, inputs, dynamic_shapes=shapes)
-            if any(_mutates(node) for node in program.graph.nodes):  # foreign models: relu_, add_ ...
+            refuse_casts(program.graph_module)
+            if any_operator(program.graph_module, _mutates):  # foreign models: relu_, add_ ...
                 program = program.run_decompositions({})
+    except Unsupported:
+        raise
     except Exception as error:
         raise Unsupported(
             f"torch.export cannot capture {type(model).__name__}: {_reason(error)}."

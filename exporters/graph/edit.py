@@ -66,7 +66,10 @@ def constant(module: GraphModule, node: object) -> Tensor | None:
 
 
 def add_constant(module: GraphModule, name: str, value: Tensor, before: Node) -> Node:
-    """A new parameter called `name` (numbered when that is taken) and the `get_attr` node that reads it."""
+    """A new parameter called `name` (numbered when that is taken) and the `get_attr` node that reads it.
+
+    A name is also taken where a module has something of its own under it or under a part of it: `to`, `type`, `float`.
+    """
     read = {str(n.target) for n in module.graph.nodes if n.op == "get_attr"}
     unique, count = name, 1
     while not _is_free(module, unique, read):
@@ -91,13 +94,18 @@ def _is_free(module: nn.Module, name: str, read: set[str]) -> bool:
     if name in read:
         return False
     value: Any = module
-    for part in name.split("."):
+    parts = name.split(".")
+    for i, part in enumerate(parts):
         if not isinstance(value, nn.Module):
             return False
         if not hasattr(value, part):
-            return True
+            return _MODULES_OWN.isdisjoint(parts[i + 1 :])  # the rest is made anew
         value = getattr(value, part)
     return isinstance(value, Tensor)
+
+
+_MODULES_OWN = frozenset(dir(nn.Module()))
+"""Attributes of every module, under whose names it can hold nothing else."""
 
 
 def set_constant(module: GraphModule, user: Node, index: int, name: str, value: Tensor) -> None:

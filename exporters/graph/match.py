@@ -78,6 +78,15 @@ def escapes(comparison: Comparison, outputs: Sequence[Node]) -> str | None:
     return None
 
 
+def centre_name(node: Node) -> str:
+    """Return how an op's centre calls an operator: `operator_name`, but one name for transforms over some axes."""
+    name = operator_name(node)
+    return _OVER_TWO_AXES.get(name, name)
+
+
+_OVER_TWO_AXES = {f"aten.fft_{kind}n": f"aten.fft_{kind}2" for kind in ("fft", "ifft", "rfft", "irfft")}
+
+
 Position = tuple[Node, tuple[int, ...]]
 """Where a literal is: an operator, and the way through its arguments, by schema position."""
 

@@ -1,10 +1,10 @@
-"""Inputs to calibrate int8 on: a folder of images, an `.npz`, or, with a warning, random numbers.
+"""Inputs to calibrate int8 on, or to verify on: a folder of images, an `.npz`, or, with a warning, random numbers.
 
     folder    every file in it and below, in the order of their paths: decoded by Pillow, as RGB of 8 bits, resized so
               that CROP of it covers the input, cropped in the middle, normalised as the model wants it
     .npz      one array for each input by its name, [N, ...]: N samples, each of the input's shape without its batch. An
               input's batch is its first axis, 1 for a scalar; where inputs differ in it, N does in the same proportion
-    random    seeded like the inputs of verification, with other seeds
+    random    to calibrate on alone: drawn like the inputs of verification, with other seeds
 
 Samples fill batches in order; what is left over is not used. Every HELD_OUT-th call, COUNT of inputs.py at
 most, is kept out of calibration: int8 is judged on those. Of a large set LIMIT calls are used, evenly spread.
@@ -31,7 +31,7 @@ from torch import Tensor
 
 from edgesmith.errors import BackendMissing, BadInput, EdgesmithWarning
 from edgesmith.exporters.graph.capture import Program
-from edgesmith.exporters.inputs import COUNT, seeded_inputs
+from edgesmith.exporters.inputs import COUNT, NATURAL, Call, make
 from edgesmith.models.registry import ImageInput
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Calibration:
 
     Attributes:
         inputs: to calibrate on, one list of tensors for each call.
-        held_out: to judge on; None for the seeded inputs of verification.
+        held_out: to judge on; None for the inputs of verification as in every precision.
         described: for the manifest.
     """
 
@@ -82,7 +82,9 @@ class Calibration:
     described: dict[str, Any]
 
 
-def for_program(path: str | Path | None, program: Program, image: ImageInput | None) -> Calibration:
+def for_program(
+    path: str | Path | None, program: Program, image: ImageInput | None, is_named: bool = True
+) -> Calibration:
     """Return what a program is calibrated and judged on; a warning where that is random.
 
     Raises:
@@ -90,11 +92,17 @@ def for_program(path: str | Path | None, program: Program, image: ImageInput | N
     """
     if path is None:
         warnings.warn(WARNING, RandomCalibration, stacklevel=2)
-    return load(None if path is None else Path(path), program.input_names, program.inputs, image, program.dynamic_batch)
+    source = None if path is None else Path(path)
+    return load(source, program.input_names, program.inputs, image, program.dynamic_batch, is_named)
 
 
 def load(
-    path: Path | None, names: Sequence[str], examples: Sequence[Tensor], image: ImageInput | None, dynamic_batch: bool
+    path: Path | None,
+    names: Sequence[str],
+    examples: Sequence[Tensor],
+    image: ImageInput | None,
+    dynamic_batch: bool,
+    is_named: bool = True,
 ) -> Calibration:
     """Inputs like the examples from a folder or an `.npz`, or random ones without a path.
 
@@ -102,67 +110,108 @@ def load(
         names: of the inputs.
         examples: [B, ...] each.
         image: how an image becomes the one input, for models that read images.
+        is_named: whether the model is of the registry, whose example says nothing about its data.
 
     Raises:
         BadInput: a file that cannot be used, or too few of them.
     """
     if path is None:
-        seeded = seeded_inputs(examples, None, dynamic_batch, COUNT + RANDOM)
+        kind = "seeded" if is_named else "drawn"
+        drawn = [make(Call(kind, seed), examples, None, dynamic_batch) for seed in range(COUNT, COUNT + RANDOM)]
         return Calibration(
-            seeded[COUNT:],
+            drawn,
             None,
             {
                 "source": "random",
                 "calls": RANDOM,
-                "held_out": COUNT,
+                "held_out": NATURAL,
                 "seeds": f"{COUNT} to {COUNT + RANDOM - 1}",
                 "warning": WARNING,
             },
         )
-    if path.is_dir():
-        return _from_folder(path, examples, image)
-    return _from_npz(path, names, examples)
+    read = _read_samples(Source("--calibration", path, calls=2), names, examples, image)
+    return _split(*read)
 
 
-def _from_folder(path: Path, examples: Sequence[Tensor], image: ImageInput | None) -> Calibration:
+def read_given(
+    path: Path, names: Sequence[str], examples: Sequence[Tensor], image: ImageInput | None
+) -> tuple[list[list[Tensor]], dict[str, Any]]:
+    """Return the caller's own data to verify on, COUNT calls at most, evenly spread, and what they are in words.
+
+    Raises:
+        BadInput: a file that cannot be used, or too few of them.
+    """
+    given, facts, digest = _read_samples(Source("--inputs", path, calls=1), names, examples, image)
+    chosen = [given[i * len(given) // COUNT] for i in range(COUNT)] if len(given) > COUNT else given
+    return chosen, {**facts, "calls": len(chosen), "sha256": digest}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file or folder with samples.
+
+    Attributes:
+        option: that it was given by, for sentences.
+        calls: that it has to fill at least.
+    """
+
+    option: str
+    path: Path
+    calls: int
+
+
+Samples = tuple[list[list[Tensor]], dict[str, Any], str]
+"""One list of tensors for each call, what they are, and a digest."""
+
+
+def _read_samples(
+    source: Source, names: Sequence[str], examples: Sequence[Tensor], image: ImageInput | None
+) -> Samples:
+    if source.path.is_dir():
+        return _from_folder(source, examples, image)
+    return _from_npz(source, names, examples)
+
+
+def _from_folder(source: Source, examples: Sequence[Tensor], image: ImageInput | None) -> Samples:
+    path = source.path
     if image is None:
-        raise BadInput(f"--calibration {path} is a folder of images, and this model reads none; give an .npz")
+        raise BadInput(f"{source.option} {path} is a folder of images, and this model reads none; give an .npz")
     files = sorted(
         (file for file in path.rglob("*") if file.is_file() and not _is_hidden(file, path)),
         key=lambda file: file.relative_to(path).as_posix(),
     )
     batch = examples[0].shape[0]
-    calls = _calls(len(files), batch, f"{path} holds", "images")
+    calls = _calls(source, len(files), batch, "images")
     used = [file for i in calls for file in files[i * batch : (i + 1) * batch]]
     digest = hashlib.sha256()
     samples = []
     for file in used:
-        content = _read(file)
+        content = _read(source, file)
         digest.update(f"{file.relative_to(path).as_posix()}\n".encode() + hashlib.sha256(content).digest())
-        samples.append(_pixels(file, content, image, (examples[0].shape[2], examples[0].shape[3])))
+        samples.append(_pixels(source, file, content, image, (examples[0].shape[2], examples[0].shape[3])))
     given = [[torch.from_numpy(np.stack(samples[i : i + batch]))] for i in range(0, len(samples), batch)]
     facts = {
         "source": "images",
         "files": len(files),
         "preprocessing": f"resized to {1 / CROP:.3g} of the input's size, cropped in the middle, normalised",
     }
-    return _split(given, facts, digest.hexdigest())
+    return given, facts, digest.hexdigest()
 
 
 def _is_hidden(file: Path, root: Path) -> bool:
     return any(part.startswith(".") for part in file.relative_to(root).parts)
 
 
-def _read(file: Path) -> bytes:
+def _read(source: Source, file: Path) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
         raise BadInput(
-            f"--calibration: cannot read {file} ({error.strerror}); remove it or give another set"
+            f"{source.option}: cannot read {file} ({error.strerror}); remove it or give another set"
         ) from error
 
 
-def _pixels(file: Path, content: bytes, image: ImageInput, size: tuple[int, int]) -> np.ndarray:
+def _pixels(source: Source, file: Path, content: bytes, image: ImageInput, size: tuple[int, int]) -> np.ndarray:
     """An image as the model reads it, [3, H, W] float32."""
     try:
         from PIL import Image
@@ -171,10 +220,10 @@ def _pixels(file: Path, content: bytes, image: ImageInput, size: tuple[int, int]
     height, width = size
     try:
         with Image.open(io.BytesIO(content)) as opened:
-            rgb = _shades(opened, file).convert("RGB")
+            rgb = _shades(source, opened, file).convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise BadInput(
-            f"--calibration: {file} is no image that Pillow can read; remove it or give another set"
+            f"{source.option}: {file} is no image that Pillow can read; remove it or give another set"
         ) from error
     scale = max(width / CROP / rgb.width, height / CROP / rgb.height)
     left, top = (rgb.width - width / scale) / 2, (rgb.height - height / scale) / 2
@@ -185,7 +234,7 @@ def _pixels(file: Path, content: bytes, image: ImageInput, size: tuple[int, int]
     return np.ascontiguousarray(((values - mean) / std).transpose(2, 0, 1))
 
 
-def _shades(opened: Image.Image, file: Path) -> Image.Image:
+def _shades(source: Source, opened: Image.Image, file: Path) -> Image.Image:
     """An image that Pillow can make RGB of. It cuts wider numbers off at 255, and what they mean is known of some only.
 
     Pillow drops an image's transparency, as training pipelines do: what is transparent has the colour that is stored.
@@ -198,17 +247,17 @@ def _shades(opened: Image.Image, file: Path) -> Image.Image:
         return Image.fromarray(numbers.round().astype(np.uint8))
     if opened.mode in ("I", "F"):
         raise BadInput(
-            f"--calibration: {file} must have 8 or 16 bits a channel, got "
+            f"{source.option}: {file} must have 8 or 16 bits a channel, got "
             f"{'floating point' if opened.mode == 'F' else '32-bit integers'}, which have no white; convert it or"
             " remove it"
         )
     return opened
 
 
-def _from_npz(path: Path, names: Sequence[str], examples: Sequence[Tensor]) -> Calibration:
-    content = _read(path)
-    arrays = _arrays(path, content, names)
-    chosen = [_checked(path, name, array, e) for name, array, e in zip(names, arrays, examples, strict=True)]
+def _from_npz(source: Source, names: Sequence[str], examples: Sequence[Tensor]) -> Samples:
+    content = _read(source, source.path)
+    arrays = _arrays(source, content, names)
+    chosen = [_checked(source, name, array, e) for name, array, e in zip(names, arrays, examples, strict=True)]
     sizes = [len(array) for array in chosen]
     batches = [example.shape[0] if example.dim() else 1 for example in examples]
     if len({Fraction(size, batch) for size, batch in zip(sizes, batches, strict=True)}) > 1:
@@ -217,23 +266,26 @@ def _from_npz(path: Path, names: Sequence[str], examples: Sequence[Tensor]) -> C
             for name, size, batch in zip(names, sizes, batches, strict=True)
         )
         what = "samples" if len(set(batches)) == 1 else "batches"
-        raise BadInput(f"--calibration: every array of {path} must have as many {what} as the others, got {counts}")
+        raise BadInput(
+            f"{source.option}: every array of {source.path} must have as many {what} as the others, got {counts}"
+        )
     widest = max(range(len(names)), key=batches.__getitem__)
-    calls = _calls(sizes[widest], batches[widest], f"{path} holds", "samples")
+    calls = _calls(source, sizes[widest], batches[widest], "samples")
 
     def tensor(k: int, i: int) -> Tensor:
         taken = chosen[k][i * batches[k] : (i + 1) * batches[k]] if examples[k].dim() else chosen[k][i]
         return _as_tensor(taken, examples[k])
 
     given = [[tensor(k, i) for k in range(len(names))] for i in calls]
-    return _split(given, {"source": "npz", "samples": sizes[widest]}, hashlib.sha256(content).hexdigest())
+    return given, {"source": "npz", "samples": sizes[widest]}, hashlib.sha256(content).hexdigest()
 
 
-def _arrays(path: Path, content: bytes, names: Sequence[str]) -> list[np.ndarray]:
+def _arrays(source: Source, content: bytes, names: Sequence[str]) -> list[np.ndarray]:
     """Each input's array, as it was written. Other arrays of the file are not read."""
+    path = source.path
     if content.startswith(NPY):
         raise BadInput(
-            f"--calibration: {path} is a single array (.npy), wanted an .npz with an array for each input; write it"
+            f"{source.option}: {path} is a single array (.npy), wanted an .npz with an array for each input; write it"
             f" with numpy.savez({path.name!r}, {names[0]}=array)"
         )
     try:
@@ -242,50 +294,55 @@ def _arrays(path: Path, content: bytes, names: Sequence[str]) -> list[np.ndarray
             arrays = {name: opened[name] for name in names if name in found}
     except RuntimeError as error:  # zipfile's, of passwords and methods
         raise BadInput(
-            f"--calibration: {path} is encrypted, or compressed in a way that Python's zipfile does not know; write it"
-            " with numpy.savez"
+            f"{source.option}: {path} is encrypted, or compressed in a way that Python's zipfile does not know; write"
+            " it with numpy.savez"
         ) from error
     except MemoryError as error:
-        raise BadInput(f"--calibration: {path} does not fit into memory; give fewer samples") from error
+        raise BadInput(f"{source.option}: {path} does not fit into memory; give fewer samples") from error
     except UNREADABLE as error:
-        raise BadInput(f"--calibration: {path} is no .npz of plain arrays; write it with numpy.savez") from error
+        raise BadInput(f"{source.option}: {path} is no .npz of plain arrays; write it with numpy.savez") from error
     if missing := [name for name in names if name not in arrays]:
         raise BadInput(
-            f"--calibration: {path} has {', '.join(found) or 'no arrays'}, and the model's inputs are"
+            f"{source.option}: {path} has {', '.join(found) or 'no arrays'}, and the model's inputs are"
             f" {', '.join(names)}; {', '.join(missing)} is missing"
         )
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray):  # NumPy gives the bytes of what is no array
-            raise BadInput(f"--calibration: {name} in {path} is a file that holds no array; write it with numpy.savez")
+            raise BadInput(
+                f"{source.option}: {name} in {path} is a file that holds no array; write it with numpy.savez"
+            )
     return [arrays[name] for name in names]
 
 
-def _checked(path: Path, name: str, array: np.ndarray, example: Tensor) -> np.ndarray:
+def _checked(source: Source, name: str, array: np.ndarray, example: Tensor) -> np.ndarray:
     """An array whose samples are what an input takes."""
+    path = source.path
     wanted = list(example.shape[1:])
     if not array.ndim or list(array.shape[1:]) != wanted:
         shape = ", ".join(["N", *map(str, wanted)])
-        raise BadInput(f"--calibration: {name} in {path} must be [{shape}], got {list(array.shape)}")
+        raise BadInput(f"{source.option}: {name} in {path} must be [{shape}], got {list(array.shape)}")
     if example.dim() and not example.shape[0]:
-        raise BadInput(f"--calibration: the input {name} has a batch of 0, which no samples fill; leave the option out")
+        raise BadInput(
+            f"{source.option}: the input {name} has a batch of 0, which no samples fill; leave the option out"
+        )
     kind = "f" if example.is_floating_point() else "b" if example.dtype == torch.bool else "iu"
     if array.dtype.kind not in kind:
         words = {"f": "floating point", "b": "booleans", "iu": "integers"}[kind]
-        raise BadInput(f"--calibration: {name} in {path} must be {words}, got {array.dtype}")
+        raise BadInput(f"{source.option}: {name} in {path} must be {words}, got {array.dtype}")
     if kind == "f" and not np.isfinite(array).all():
-        raise BadInput(f"--calibration: {name} in {path} has values that are not finite; remove those samples")
+        raise BadInput(f"{source.option}: {name} in {path} has values that are not finite; remove those samples")
     if array.size and kind != "b":
-        _check_range(path, name, array, example)
+        _check_range(source, name, array, example)
     return array
 
 
-def _check_range(path: Path, name: str, array: np.ndarray, example: Tensor) -> None:
+def _check_range(source: Source, name: str, array: np.ndarray, example: Tensor) -> None:
     """Refuse values that an input's type cannot hold."""
     limits = torch.finfo(example.dtype) if example.is_floating_point() else torch.iinfo(example.dtype)
     for value in (array.min(), array.max()):
         if not limits.min <= value.item() <= limits.max:
             raise BadInput(
-                f"--calibration: {name} in {path} has {value!s}, and {_dtype(example)} ends at"
+                f"{source.option}: {name} in {source.path} has {value!s}, and {_dtype(example)} ends at"
                 f" {limits.max if value > 0 else limits.min}; remove those samples"
             )
 
@@ -300,13 +357,15 @@ def _as_tensor(array: np.ndarray, example: Tensor) -> Tensor:
     return torch.from_numpy(np.array(array, dtype, order="C")).to(example.dtype)
 
 
-def _calls(count: int, batch: int, where: str, what: str) -> list[int]:
-    """Which batches are used. Raises BadInput for fewer than two."""
+def _calls(source: Source, count: int, batch: int, what: str) -> list[int]:
+    """Which batches are used. Raises BadInput for fewer than the source has to fill."""
     calls = count // batch
-    if calls < 2:
+    if calls < source.calls:
+        use = (
+            f"one batch of {batch} to calibrate on and one to judge by" if source.calls > 1 else f"one batch of {batch}"
+        )
         raise BadInput(
-            f"--calibration: {where} {count} {what}; wanted {2 * batch} at least, one batch of {batch} to calibrate on"
-            " and one to judge by"
+            f"{source.option}: {source.path} holds {count} {what}; wanted {source.calls * batch} at least, {use}"
         )
     every = max(1.0, calls / LIMIT)
     return [int(i * every) for i in range(min(calls, LIMIT))]

@@ -1,13 +1,15 @@
 """int8, explicit in the graph: which layers, with which ranges, and what stays float by measurement.
 
     x_q = clamp(round(x / s), -128, 127)    s = the RANGE_PERCENT percentile of |x| / 127       one s a tensor
-    W_q = round(W / s_c)                    s_c = max |W_c| / w                                 one an output channel c
+    W_q = round(W / s_c)                    s_c = max(max |W_c| / w, |b_c| / (s 2^30))           one an output channel c
     y   = f(s x_q, s_c W_q, b')             b' = b - E[f(s x_q, s_c W_q, b) - f(x, W, b)]       bias correction
 
-w is 127, or 63 for runtimes whose kernels add two 8-bit products in 16 bits. Biases are corrected in order, each for
-what is left after those before. Layers are convolutions and matmuls with constant weights, and a constant bias or none:
-b' cannot stand for a bias that is computed. A value is rounded once, however many layers read it. A sum behind a layer
-reads the rounded value too, so that a residual need only be kept in int8.
+w is 127, or 63 for runtimes whose kernels add two 8-bit products in 16 bits. Kernels for integers add a bias as an
+int32 at the scale s s_c: where weights are tiny beside their bias, s_c follows from that, and the weights become 0.
+Biases are corrected in order, each for what is left after those before. Layers are convolutions and matmuls with
+constant weights, and a constant bias or none: b' cannot stand for a bias that is computed. A value is rounded once,
+however many layers read it. A sum behind a layer reads the rounded value too, so that a residual need only be kept in
+int8.
 
 Everything else stays float, and so does every fused op that says why (`FusedOp.stays_float`). Layers inside other fused
 ops are layers like any. Zero points are 0, as TensorRT wants it. In the graph these are PyTorch's own operators,
@@ -19,19 +21,22 @@ noise at the outputs that one layer alone makes. Independent noises add up, so h
     10 log10(signal / (noise - sum of what goes))
 
 and is measured again. Sums save no multiplication and go first; then layers by noise per multiplication; last what
-makes less than an even share of the noise that is allowed.
+makes less than an even share of the noise that is allowed. What the program reaches the file has to reach as well, see
+int8_in_file.py.
 
 Sources: Nagel et al., "A White Paper on Neural Network Quantization", arXiv 2106.08295, section 3 (symmetric ranges,
-bias correction); NVIDIA, "Working with Quantized Types", TensorRT documentation (where Q and DQ go).
+bias correction); onnxruntime issue 21000 (biases beyond int32); NVIDIA, "Working with Quantized Types", TensorRT
+documentation (where Q and DQ go).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.ao.quantization.fx import _decomposed as _registers_operators  # noqa: F401  # torch.ops.quantized_decomposed
@@ -54,7 +59,8 @@ from edgesmith.exporters.graph.edit import (
 )
 from edgesmith.exporters.graph.interpret import interpret, recompute
 from edgesmith.exporters.graph.linear import Linear, along, spelled
-from edgesmith.exporters.precision.task import CountsMacs, Typed, TypingTask
+from edgesmith.exporters.precision.int8_in_file import find_spoiling
+from edgesmith.exporters.precision.task import CountsMacs, RunFile, Thresholds, Typed, TypingTask, runs_nothing
 from edgesmith.kernels.op import all_ops
 
 LEAST, MOST = -128, 127
@@ -73,6 +79,15 @@ ROUNDS = 6
 """How often layers may go back to float before the rest is left as it is; verification then says what is missing."""
 
 
+MOST_OF_BIAS = 2.0**30
+"""A bias at the scale of its layer's products, at most: half of what an int32 holds, since correction moves biases."""
+
+LEAST_PRODUCT = 2.0**-100
+"""The scale of a layer's products, at least: what divides by it must not overflow."""
+
+FILE_LOSS_DB = 1.0
+"""How much of the program's SNR the file may lose to another rounding."""
+
 _quantised = torch.ops.quantized_decomposed
 
 
@@ -84,6 +99,7 @@ class Quantised:
         kept: layers and sums that stay float, by node name, each with the reason in words.
         layers, sums: how many are int8.
         snr_db: of the worst output on the calibration inputs, against the program in float; None where equal.
+        error: of the worst output, relative to its peak.
     """
 
     program: Program
@@ -91,10 +107,16 @@ class Quantised:
     layers: int
     sums: int
     snr_db: float | None
+    error: float = 0.0
 
 
 def quantise(
-    program: Program, inputs: Sequence[Sequence[Tensor]], snr_db: float, largest_weight: int = MOST
+    program: Program,
+    inputs: Sequence[Sequence[Tensor]],
+    snr_db: float,
+    largest_weight: int = MOST,
+    run_file: RunFile = runs_nothing,
+    most_error: float = math.inf,
 ) -> Quantised:
     """The program with int8 layers; as few of them as the inputs ask for stay float.
 
@@ -103,6 +125,8 @@ def quantise(
         inputs: for calibration, one tuple for each call.
         snr_db: what every output should reach against the same program in float.
         largest_weight: w above.
+        run_file: of the task; runs the file that a program becomes.
+        most_error: that an output may have, relative to its peak.
 
     Raises:
         Unsupported: there is no layer that could be int8.
@@ -126,15 +150,65 @@ def quantise(
     costs: dict[str, float] | None = None
     for _ in range(ROUNDS):
         found = _apply(program, layers, seen, kept, inputs[:CORRECTION_INPUTS])
-        if found.snr_db is None or found.snr_db >= snr_db + MARGIN_DB:
+        now_db = _reached(found.snr_db, found.error, snr_db + MARGIN_DB, most_error)
+        if now_db >= snr_db + MARGIN_DB:
             break
         if costs is None:
             costs = sensitivities(program, layers, seen, inputs[:SENSITIVITY_INPUTS])
-        more = _choose(layers, seen, costs, kept, found.snr_db, snr_db + MARGIN_DB)
+        more = _choose(layers, seen, costs, kept, now_db, snr_db + MARGIN_DB)
         if not more:
             break
         kept |= more
-    return found
+    wanted = Thresholds(most_error, snr_db + MARGIN_DB)
+    return _settle_in_file(program, layers, seen, found, inputs, wanted, run_file)
+
+
+def _reached(snr_db: float | None, error: float, wanted_db: float, most_error: float) -> float:
+    """Return an SNR, or that at which the largest error would be what is allowed, if it were to fall with the noise."""
+    if snr_db is None:
+        return math.inf
+    return snr_db if error <= most_error else min(snr_db, wanted_db - 20 * math.log10(error / most_error))
+
+
+def _settle_in_file(
+    program: Program,
+    layers: Sequence[Linear],
+    seen: Seen,
+    found: Quantised,
+    inputs: Sequence[Sequence[Tensor]],
+    wanted: Thresholds,
+    run_file: RunFile,
+) -> Quantised:
+    """Return the program with those layers in float as well that its file's runtimes spoil."""
+    given = inputs[:CORRECTION_INPUTS]
+    made: dict[frozenset[str], Quantised] = {frozenset(): found}
+
+    def measure(more: Sequence[str]) -> float:
+        key = frozenset(more)
+        if key not in made:
+            kept = {**found.kept, **dict.fromkeys(more, "")}
+            made[key] = _apply(program, layers, seen, kept, given)
+        typed = Typed(made[key].program, made[key].kept)
+        answers = [_doubles(outputs) for outputs in run_file(typed, given).values()]
+        return min((reached(_snr_db(seen.outputs, ys), _error(seen.outputs, ys)) for ys in answers), default=math.inf)
+
+    def reached(snr_db: float | None, error: float) -> float:
+        return _reached(snr_db, error, wanted.snr_db, wanted.relative_error)
+
+    names = [layer.node.name for layer in layers if layer.node.name not in found.kept]
+    spoiling = find_spoiling(names, measure, min(wanted.snr_db, reached(found.snr_db, found.error) - FILE_LOSS_DB))
+    if not spoiling:
+        return found
+    nodes = {layer.node.name: layer.node for layer in layers}
+    reasons = {
+        name: f"{operator_name(nodes[name]).removeprefix('aten.')} at {site(nodes[name])} leaves the file {snr:.1f} dB"
+        for name, snr in spoiling.items()
+    }
+    return replace(made[frozenset(spoiling)], kept={**found.kept, **reasons})
+
+
+def _doubles(outputs: Sequence[Sequence[np.ndarray]]) -> list[list[Tensor]]:
+    return [[torch.from_numpy(y).double() for y in each] for each in outputs]
 
 
 def open_fused(program: Program) -> Program:
@@ -301,7 +375,7 @@ def _apply(
         rounded[value] = _round_value(module, twins[value], seen.scales[value])
     for layer in chosen:
         node = twins[layer.node]
-        weight = _round_weight(module, node, layer, seen.largest_weight)
+        weight = _round_weight(module, node, layer, seen)
         args = list(arguments(node))
         args[layer.at.data], args[layer.at.weight] = rounded[layer.read], weight
         node.args, node.kwargs = _by_kind(node, args)
@@ -312,8 +386,8 @@ def _apply(
                 twins[reader].update_arg(i, rounded[value])
                 count += 1
     outputs = _correct_biases(module, {twins[layer.node]: layer for layer in chosen}, seen, inputs)
-    snr = _snr_db(seen.outputs, outputs)
-    return Quantised(with_module(program, tidy(module)), dict(kept), len(chosen), count, snr)
+    snr, error = _snr_db(seen.outputs, outputs), _error(seen.outputs, outputs)
+    return Quantised(with_module(program, tidy(module)), dict(kept), len(chosen), count, snr, error)
 
 
 def _correct_biases(
@@ -360,9 +434,10 @@ def _round_value(module: GraphModule, node: Node, scale: float) -> Node:
     return emit(_quantised.dequantize_per_tensor.default, numbers, scale, 0, LEAST, MOST, torch.int8)
 
 
-def _round_weight(module: GraphModule, node: Node, layer: Linear, largest: int) -> Node:
+def _round_weight(module: GraphModule, node: Node, layer: Linear, seen: Seen) -> Node:
     """A layer's weight as int8 numbers with a scale for each output channel."""
-    numbers, scales = round_weight(layer.own_weight, layer.at.rows, largest)
+    least = least_scales(layer, seen.scales[layer.read])
+    numbers, scales = round_weight(layer.own_weight, layer.at.rows, seen.largest_weight, least)
     emit = Emitter(module, node)
     name = str(layer.weight_node.target)
     held = emit.constant(f"{name}_int8", numbers)
@@ -373,12 +448,40 @@ def _round_weight(module: GraphModule, node: Node, layer: Linear, largest: int) 
     return made
 
 
-def round_weight(weight: Tensor, axis: int, largest: int = MOST) -> tuple[Tensor, Tensor]:
-    """int8 numbers of a weight's shape and float32 scales [C], C the channels along `axis`."""
+def round_weight(weight: Tensor, axis: int, largest: int = MOST, least: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """int8 numbers of a weight's shape and float32 scales [C], C the channels along `axis`; at least `least` [C]."""
     peaks = weight.movedim(axis, 0).flatten(1).abs().amax(1)
     scales = torch.where(peaks > 0, peaks / largest, torch.ones_like(peaks)).clamp(min=torch.finfo(torch.float32).tiny)
+    if least is not None:
+        scales = torch.maximum(scales, least.to(scales))
     broadcast = scales.reshape([-1 if i == axis else 1 for i in range(weight.dim())])
     return (weight / broadcast).round().clamp(-largest, largest).to(torch.int8), scales
+
+
+def least_scales(layer: Linear, scale: float) -> Tensor:
+    """Return the scales [C] that a layer's weight has at least: its bias fits an int32 at the scale of its products.
+
+    A constant that is added right behind a matmul counts as its bias, since runtimes join the two.
+
+    Args:
+        scale: of what the layer reads.
+    """
+    sizes = torch.zeros(layer.channels, dtype=torch.float64)
+    for bias in (layer.bias, *_added_behind(layer)):
+        if bias is not None and bias.numel():
+            flat = bias.abs().flatten()
+            sizes = torch.maximum(sizes, flat if flat.numel() == layer.channels else flat.max())
+    return torch.clamp(sizes / MOST_OF_BIAS, min=LEAST_PRODUCT).div(scale).clamp(max=torch.finfo(torch.float32).max)
+
+
+def _added_behind(layer: Linear) -> Iterator[Tensor]:
+    """Constants that are added to what a layer makes."""
+    for user in layer.node.users:
+        if user.target is aten.add.Tensor:
+            for other in user.args:
+                value = constant(layer.module, other) if isinstance(other, Node) else None
+                if value is not None:
+                    yield value.double()
 
 
 def _snr_db(reference: Sequence[Sequence[Tensor]], outputs: Sequence[Sequence[Tensor]]) -> float | None:
@@ -386,6 +489,17 @@ def _snr_db(reference: Sequence[Sequence[Tensor]], outputs: Sequence[Sequence[Te
     ratios = [_ratio(*pair) for pair in zip(_power(reference), _noise(reference, outputs), strict=True)]
     worst = min(ratios)
     return None if worst == math.inf else worst
+
+
+def _error(reference: Sequence[Sequence[Tensor]], outputs: Sequence[Sequence[Tensor]]) -> float:
+    """Return the largest error of any output relative to its peak over all calls."""
+    worst = 0.0
+    for ys, zs in zip(zip(*reference, strict=True), zip(*outputs, strict=True), strict=True):
+        peak = max(float(y.abs().max()) if y.numel() else 0.0 for y in ys)
+        gap = max(float((z - y).abs().max()) if y.numel() else 0.0 for y, z in zip(ys, zs, strict=True))
+        if gap:
+            worst = max(worst, gap / peak if peak else math.inf)
+    return worst
 
 
 def _ratio(signal: float, noise: float) -> float:
@@ -434,7 +548,8 @@ def _rounded_alone(layers: Sequence[Linear], seen: Seen, values: Mapping[Node, A
 
     for layer in layers:
         args: list[Any] = list(arguments(layer.node))
-        numbers, scales = round_weight(layer.own_weight, layer.at.rows, seen.largest_weight)
+        least = least_scales(layer, seen.scales[layer.read])
+        numbers, scales = round_weight(layer.own_weight, layer.at.rows, seen.largest_weight, least)
         args[layer.at.data], args[layer.at.weight] = rounded[layer.read], numbers * layer.of_rows(scales)
         yield layer.node, made(layer.node, args)
     for reader, i in (pair for readers in find_sums(layers).values() for pair in readers):
@@ -490,7 +605,8 @@ def type_int8(program: Program, task: TypingTask) -> Typed:
     assert task.calibration is not None
     assert task.largest_int8_weight is not None, "the target lists int8 and says no largest weight"
     data, largest = task.calibration, task.largest_int8_weight
-    found = quantise(program, data.inputs, task.thresholds.snr_db, largest)
+    limits = task.thresholds
+    found = quantise(program, data.inputs, limits.snr_db, largest, task.run_file, limits.relative_error)
 
     def describe(file: CountsMacs) -> dict[str, Any]:
         macs = file.count_macs()

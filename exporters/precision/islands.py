@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -218,3 +219,39 @@ def _largest_sum(func: Any, args: Sequence[Any], result: Any) -> float:
     if name == "aten::native_layer_norm":
         return _peak(args[0].square().flatten(-len(args[1])).sum(-1))
     return 0.0
+
+
+@dataclass(frozen=True)
+class Extent:
+    """The size of one node's values in a run.
+
+    Attributes:
+        peak: largest finite magnitude inside it, sums of reductions included, or of its result.
+        result: that of its result alone.
+        unknown: how many elements of its result are not finite.
+    """
+
+    peak: float
+    result: float
+    unknown: int
+
+
+def find_extents(program: Program, inputs: Sequence[Tensor]) -> dict[str, Extent]:
+    """Return the size of every value that a program makes of some inputs, by its node's name."""
+    inner: dict[str, float] = {}
+
+    def compute(node: Node, values: Values, call: int) -> Any:
+        with _Watch(None) as watch:
+            result = evaluate(node, values)
+        inner[node.name] = watch.peak
+        return result
+
+    found = {}
+    for node, (value,) in interpret(program.module, [[x.clone() for x in inputs]], compute):
+        if node.op not in ("call_function", "placeholder"):
+            continue
+        floats = [x for x in tree_leaves(value) if isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex())]
+        result = max(map(_peak, floats), default=0.0)
+        unknown = sum(int((~x.isfinite()).sum()) for x in floats)
+        found[node.name] = Extent(max(result, inner.get(node.name, 0.0)), result, unknown)
+    return found

@@ -49,6 +49,8 @@ class Precision:
         flips_spikes: what makes a neuron near its threshold fire otherwise, in words; empty where nothing does.
         needs_whole_inputs: whether it looks at whole inputs, so that a step cannot have it.
         calibrates: whether it is made and judged on data of the caller's, `--calibration`.
+        clips: whether it cuts off what is beyond the range of its data, in steps that are as wide on every input. What
+            is far quieter, louder or more even than they are is then another matter than its accuracy.
         also_for: targets that take it beside those that list it themselves.
     """
 
@@ -63,6 +65,7 @@ class Precision:
     flips_spikes: str = ""
     needs_whole_inputs: bool = False
     calibrates: bool = False
+    clips: bool = False
     also_for: tuple[str, ...] = ()
 
     @property
@@ -159,6 +162,7 @@ INT8 = Precision(
     flips_spikes="int8",
     needs_whole_inputs=True,
     calibrates=True,
+    clips=True,
 )
 
 GROUP = "edgesmith.precisions"

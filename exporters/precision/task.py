@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from edgesmith.exporters.graph.capture import Program
@@ -17,6 +18,14 @@ if TYPE_CHECKING:
 
 Calls = Sequence[Sequence["Tensor"]]
 """The inputs of several calls."""
+
+RunFile = Callable[["Typed", Calls], "Mapping[str, list[list[np.ndarray]]]"]
+"""Lowers a typed program and runs the file: the outputs of every call, by what executed it."""
+
+
+def runs_nothing(typed: Typed, calls: Calls) -> Mapping[str, list[list[np.ndarray]]]:
+    """Return no outputs: of what cannot be lowered or run while it is typed."""
+    return {}
 
 
 @dataclass(frozen=True)
@@ -61,6 +70,7 @@ class TypingTask:
         types_programs, finds_islands, largest_int8_weight: of the target, see `Target`.
         lossy_operators: lowers the program with some operators kept in fp32, and returns those that still spoil its
             numbers, each with the reason. Of targets whose converter types the program.
+        run_file: shows what the file makes of a typed program, in each runtime that is here.
     """
 
     inputs: Calls
@@ -71,3 +81,4 @@ class TypingTask:
     finds_islands: bool
     largest_int8_weight: int | None
     lossy_operators: Callable[[Mapping[str, str]], Mapping[str, str]]
+    run_file: RunFile = runs_nothing

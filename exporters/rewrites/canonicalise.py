@@ -3,6 +3,7 @@
 dropout(x), not training               ->  x
 adaptive_avg_pool2d(x, 1)              ->  mean(x, [2, 3], keepdim)
 mean(x, [-1, -2])                      ->  mean(x, [2, 3])
+mean(flatten(x, 2), [2])               ->  mean(x, [2, 3])
 chunk(x, n, d), split(x, n, d)         ->  split_with_sizes(x, [n, ...], d)
     softmax(x, -1), transpose(x, -1, -2)   ->  axes counted from the front, the lower one first
     reshape, view: [B, C, *] -> [B, C, N]  ->  flatten(x, 2)
@@ -53,10 +54,19 @@ def _mean(module: GraphModule, node: Node) -> str | None:
         return None
     axes = axes or None  # an empty list means every axis
     wanted = sorted(axis % rank(x) for axis in (range(rank(x)) if axes is None else axes))
+    if _is_map_flattened(x) and wanted == [2] and not keepdim and dtype is None:
+        _replace(module, node, aten.mean.dim, (x.args[0], [2, 3]))
+        return "mean of a flattened map -> mean over its axes"
     if dtype is not None or (list(axes or []) == wanted and len(node.args) == 3):
         return None
     _replace(module, node, aten.mean.dim, (x, wanted, keepdim))
     return "mean: axes counted from the front"
+
+
+def _is_map_flattened(x: Node) -> bool:
+    """Return whether a value [B, C, H W] is a map [B, C, H, W] flattened."""
+    is_flatten = x.target is aten.flatten.using_ints and reshaping(val(x.args[0]).shape, val(x).shape)[1:] == (2,)
+    return is_flatten and rank(x.args[0]) == 4
 
 
 def _split(module: GraphModule, node: Node) -> str | None:

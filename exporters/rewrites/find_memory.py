@@ -18,7 +18,9 @@ from torch.fx import GraphModule, Node
 
 from edgesmith.exporters.costs import Costs
 from edgesmith.exporters.graph.edit import Emitter, arguments, aten, constant, rank, replace, site, val
+from edgesmith.exporters.rewrites.drop_copies import is_copy
 from edgesmith.exporters.rewrites.rewrite import Fired, Reject, rewrites
+from edgesmith.exporters.rewrites.unrolled import ancestors
 from edgesmith.kernels.op import FusedOp, linear_recurrence
 
 SAME = 1e-5
@@ -27,12 +29,16 @@ SAME = 1e-5
 
 @rewrites(aten.fft_irfft.default, rule="irfft(rfft(u) * H) -> a linear recurrence")
 def find_memory(module: GraphModule, inverse: Node, costs: Costs) -> Fired | None:
-    """See above. A near miss is a filter by Fourier transforms with a constant spectrum."""
+    """See above. A near miss is any other filter by Fourier transforms."""
     product, op = inverse.args[0], linear_recurrence()
-    if op is None or not isinstance(product, Node) or product.target is not aten.mul.Tensor:
+    if op is None or not isinstance(product, Node):
         return None
-    transformed, spectrum = _operands(module, product)
+    while is_copy(product):
+        product = product.all_input_nodes[0]
+    transformed, spectrum = _operands(module, product) if product.target is aten.mul.Tensor else (None, None)
     if transformed is None or spectrum is None:
+        if any(node.target is aten.fft_rfft.default for node in ancestors(inverse)):
+            raise Reject("between its transforms is more than a multiply by a constant spectrum")
         return None
     where = site(_unsqueezed(transformed), inverse)
     try:
@@ -106,8 +112,8 @@ def _operands(module: GraphModule, product: Node) -> tuple[Node | None, Tensor |
 
 
 def _unsqueezed(node: Node) -> Node:
-    """Return the value before axes were added to it."""
-    while node.target is aten.unsqueeze.default and isinstance(node.args[0], Node):
+    """Return the value before axes were added to it, or it was copied."""
+    while (node.target is aten.unsqueeze.default or is_copy(node)) and isinstance(node.args[0], Node):
         node = node.args[0]
     return node
 
@@ -136,6 +142,9 @@ def _kept(inverse: Node, length: int) -> Node:
     node, shape = inverse, val(inverse).shape
     while len(node.users) == 1:
         (user,) = node.users
+        if is_copy(user):
+            node = user
+            continue
         if user.target is not aten.slice.Tensor:
             break
         _, axis, start, _, step = arguments(user)

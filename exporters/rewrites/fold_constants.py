@@ -26,6 +26,7 @@ LARGEST = 2**24
 @searches(rule="what is computed from parameters alone becomes a parameter")
 def fold_constants(module: GraphModule, costs: Costs) -> Iterator[Fired]:
     """Store what the rest of the graph reads of constant subgraphs. There are no near misses."""
+    _share_numbers(module)
     known = _known(module)
     stored: dict[Any, Node] = {}
     first: dict[Node, Node] = {}
@@ -44,6 +45,17 @@ def fold_constants(module: GraphModule, costs: Costs) -> Iterator[Fired]:
         stored[computed] = add_constant(module, f"{site(node)}.{node.name}", value, before=node)
         replace(node, stored[computed])
         yield Fired(site(node), f"{node.name}, {list(value.shape)}, is a constant")
+
+
+def _share_numbers(module: GraphModule) -> None:
+    """Let equal numbers be one constant: a `torch.tensor(0.9)` in a loop is captured as one for each iteration."""
+    first: dict[tuple[Any, ...], Node] = {}
+    for node in module.graph.nodes:
+        value = constant(module, node)
+        if value is not None and value.dim() == 0:
+            one = first.setdefault((value.dtype, repr(value.item())), node)
+            if one is not node:
+                node.replace_all_uses_with(one)
 
 
 def _known(module: GraphModule) -> dict[Node, Any]:

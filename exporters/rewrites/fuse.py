@@ -2,13 +2,16 @@
 
 Sites are found with the pattern captured at the op's example shapes, literals ignored; then the reference is captured
 again at each site's own shapes and compared exactly. A site is refused, with its reason, when an operator or a literal
-differs, when the op's shape rule does not hold, or when a value in between is read from outside.
+differs, when the op's shape rule does not hold, or when a value in between is read from outside. Where the graph has an
+op's centre, the few operators by which one knows it, and there is no site, the first difference is a near miss too.
 """
 
 from __future__ import annotations
 
 import inspect
 import operator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -19,10 +22,19 @@ from torch.fx import Graph, GraphModule, Node
 
 from edgesmith.exporters.costs import Costs
 from edgesmith.exporters.graph.capture import capture
-from edgesmith.exporters.graph.edit import changed, example_sizes, site, stand_for, val
-from edgesmith.exporters.graph.match import Comparison, Position, compare, differences, escapes, literal_at, outputs_of
+from edgesmith.exporters.graph.edit import changed, example_sizes, operator_name, operators, site, stand_for, sweep, val
+from edgesmith.exporters.graph.match import (
+    Comparison,
+    Position,
+    centre_name,
+    compare,
+    differences,
+    escapes,
+    literal_at,
+    outputs_of,
+)
 from edgesmith.exporters.rewrites.canonicalise import pattern_form
-from edgesmith.exporters.rewrites.rewrite import Fired, Reject, Rewrite, declining_at, rewrites
+from edgesmith.exporters.rewrites.rewrite import Fired, Reject, Rejection, Rewrite, attempt, declining_at, searches
 from edgesmith.kernels.op import FusedOp, all_ops
 
 NEAR = 0.5
@@ -32,20 +44,118 @@ NEAR = 0.5
 def fuse(op: FusedOp) -> Rewrite:
     """The rewrite `fuse_<op>`: every site of one op's reference becomes that op."""
 
-    def fuse_op(module: GraphModule, anchor: Node, costs: Costs) -> Fired | None:
+    def search(module: GraphModule, costs: Costs) -> Iterator[Fired | Rejection]:
         loose = _loose_pattern(op.name)
-        if anchor.target is not outputs_of(loose)[0].target:
-            return None
-        found = compare(loose, anchor, literals=False)
-        if found.likeness < NEAR:
-            return None
-        where = site(*found.matched)
-        with declining_at(where):
-            accepted = _accept(op, loose, found, anchor)
-            _replace(module, op, accepted, where)
-        return Fired(where, f"{len(found.matched)} operators -> edgesmith.{op.name}")
+        explained: set[Node] = set()
+        for anchor in operators(module):
+            if anchor.target is not outputs_of(loose)[0].target:
+                continue
+            found = compare(loose, anchor, literals=False)
+            outcome = attempt(anchor, _fuse_site, module, op, found, anchor)
+            if isinstance(outcome, Rejection):
+                explained |= {*found.matched}
+            if outcome is not None:
+                yield outcome
+            if isinstance(outcome, Fired):
+                sweep(module)  # what is dead must not count as a reader
+        yield from _unmatched_centres(module, op, explained)
 
-    return rewrites(rule=f"the graph of {op.name}'s reference -> edgesmith.{op.name}", name=f"fuse_{op.name}")(fuse_op)
+    rule = f"the graph of {op.name}'s reference -> edgesmith.{op.name}"
+    return searches(rule=rule, name=f"fuse_{op.name}")(search)
+
+
+def _fuse_site(module: GraphModule, op: FusedOp, found: Comparison, anchor: Node) -> Fired | None:
+    if found.likeness < NEAR:
+        return None
+    where = site(*found.matched)
+    with declining_at(where):
+        accepted = _accept(op, _loose_pattern(op.name), found, anchor)
+        _replace(module, op, accepted, where)
+    return Fired(where, f"{len(found.matched)} operators -> edgesmith.{op.name}")
+
+
+def _unmatched_centres(module: GraphModule, op: FusedOp, explained: set[Node]) -> Iterator[Rejection]:
+    """A near miss for each occurrence of an op's centre that is no site, unless it was explained already."""
+    centre = centre_of(op)
+    reaches = _reaches(op.name, centre)
+    for last in operators(module):
+        if not centre or centre_name(last) != centre[-1] or last in explained:
+            continue
+        chain = _chain(last, centre[:-1], reaches[:-1])
+        if chain is None:
+            continue
+        anchors = [last, *(node for _, node in _steps(last, lambda node: node.users, reaches[-1]))]
+        closest = max(
+            (compare(_loose_pattern(op.name), anchor, literals=False) for anchor in anchors),
+            key=lambda found: (len({*found.matched} & {*chain}), found.likeness),
+        )
+        if explained.isdisjoint(closest.matched):
+            explained |= {*closest.matched}
+            yield Rejection(site(*chain), closest.mismatches[0] if closest.mismatches else f"it is no {op.name}")
+
+
+def centre_of(op: FusedOp) -> tuple[str, ...]:
+    """The operators by which one knows a site of an op, see `FusedOp.centre`; empty where there are no such."""
+    if op.centre:
+        return op.centre
+    names = Counter(operator_name(node) for node in _loose_pattern(op.name).nodes if node.op == "call_function")
+    rarest = min(names, key=lambda name: names[name], default="getitem")
+    return () if rarest in _EVERYWHERE else (rarest,)
+
+
+_EVERYWHERE = frozenset(
+    ["getitem", *(f"aten.{name}" for name in ("add", "sub", "mul", "div", "neg", "pow", "sum", "mean", "exp", "sqrt"))]
+    + [f"aten.{name}" for name in ("relu", "sigmoid", "tanh", "gelu", "silu", "softmax", "rsqrt", "clamp", "clone")]
+    + [f"aten.{name}" for name in ("linear", "matmul", "conv1d", "conv2d", "batch_norm", "layer_norm", "group_norm")]
+    + [f"aten.{name}" for name in ("view", "reshape", "permute", "transpose", "flatten", "unflatten", "unsqueeze")]
+    + [f"aten.{name}" for name in ("squeeze", "select", "slice", "expand", "cat", "stack", "split_with_sizes", "to")]
+)
+"""Operators of every kind of graph, none of which is a centre by itself."""
+
+
+@cache
+def _reaches(name: str, centre: tuple[str, ...]) -> tuple[int, ...]:
+    """Return how far apart a graph may have the operators of a centre, one behind the other, and the output from them.
+
+    It may have them one step further apart than the reference, or, where they are the two ends of an op, as many steps
+    as the reference has operators.
+    """
+    nodes = [node for node in _loose_pattern(name).nodes if node.op == "call_function"]
+    if all_ops()[name].is_region:
+        return (*(len(nodes) for _ in centre[1:]), 0)
+    reached = [node for node in nodes if operator_name(node) == centre[0]] if centre else []
+    reaches = []
+    for wanted in centre[1:]:
+        steps = {node: step for one in reversed(reached) for step, node in _steps(one, lambda node: node.users)}
+        reached = [node for node in nodes if operator_name(node) == wanted and node in steps]
+        reaches.append(1 + min((steps[node] for node in reached), default=0))
+    behind = [step for one in reached for step, _ in _steps(one, lambda node: node.users)]
+    return (*reaches, 1 + max(behind, default=0))
+
+
+def _steps(
+    node: Node, following: Callable[[Node], Iterable[Node]], reach: int | None = None
+) -> Iterator[tuple[int, Node]]:
+    """The operators that follow on a node, with the fewest steps to each, the nearest first."""
+    layer, seen, step = [node], {node}, 0
+    while layer and step != reach:
+        step += 1
+        found = (
+            other for one in layer for other in following(one) if other.op == "call_function" and other not in seen
+        )
+        layer = list(dict.fromkeys(found))
+        seen |= {*layer}
+        yield from ((step, other) for other in layer)
+
+
+def _chain(last: Node, before: tuple[str, ...], reaches: tuple[int, ...]) -> list[Node] | None:
+    """The operators of a centre that ends with `last`, the last one first; None where they are not there."""
+    if not before:
+        return [last]
+    for _, node in _steps(last, lambda node: node.all_input_nodes, reaches[-1]):
+        if centre_name(node) == before[-1] and (rest := _chain(node, before[:-1], reaches[:-1])) is not None:
+            return [last, *rest]
+    return None
 
 
 @dataclass(frozen=True)

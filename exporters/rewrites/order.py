@@ -1,6 +1,8 @@
 """The rewrites, in their order, and running them.
 
     find_memory         irfft(rfft(u) * H) -> a linear recurrence
+    drop_copies         a copy of x -> x
+    recognise           a fused op in another spelling -> that op
     fold_constants      what is computed from parameters alone becomes a parameter
     reroll              an unrolled loop, or a scan, of one step -> one op
     canonicalise        one spelling for pools, splits and dropouts, so that patterns need only one
@@ -48,6 +50,7 @@ from edgesmith.exporters.rewrites.compose_layers import compose_layers
 from edgesmith.exporters.rewrites.concat_linears import concat_linears
 from edgesmith.exporters.rewrites.dense_transforms import dense_transforms
 from edgesmith.exporters.rewrites.dft import dft
+from edgesmith.exporters.rewrites.drop_copies import drop_copies
 from edgesmith.exporters.rewrites.drop_shift import drop_shift
 from edgesmith.exporters.rewrites.einsum import einsum
 from edgesmith.exporters.rewrites.find_memory import find_memory
@@ -61,6 +64,7 @@ from edgesmith.exporters.rewrites.fuse import fuse
 from edgesmith.exporters.rewrites.fuse_channel_norm import fuse_channel_norm
 from edgesmith.exporters.rewrites.lift_flatten import lift_flatten
 from edgesmith.exporters.rewrites.merge_linears import merge_linears
+from edgesmith.exporters.rewrites.recognise import recognise
 from edgesmith.exporters.rewrites.reroll import reroll
 from edgesmith.exporters.rewrites.rewrite import Rewrite, RewriteReport
 from edgesmith.exporters.rewrites.share_gates import share_gates
@@ -78,6 +82,8 @@ SIMPLE = "fold_batchnorm"
 
 ORDER: tuple[Rewrite, ...] = (
     find_memory,
+    drop_copies,
+    recognise,
     fold_constants,
     reroll,
     canonicalise,

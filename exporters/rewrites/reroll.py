@@ -83,7 +83,16 @@ class _Elementwise:
     def initial(self, x: Tensor, settings: Settings) -> float:
         """The value of its state before the first frame of inputs [T, ...]."""
         (state,) = self.recurrence.states
-        return state.initial(x, *settings, 0)
+        return state.initial(x, *self.told_by.literals(settings, 0))
+
+    def call(self, settings: Settings, axis: int) -> tuple[Any, ...]:
+        """The literals of a call with time along an axis."""
+        return self.told_by.literals(settings, axis)
+
+    def described(self, settings: Settings) -> str:
+        """The op with its settings, for a report; without those at the end that it does not have."""
+        count = max(i for i, value in enumerate(settings, start=1) if value is not None)
+        return f"edgesmith.{self.op.name}({', '.join(map(str, settings[:count]))})"
 
 
 def _elementwise_ops() -> list[_Elementwise]:
@@ -113,14 +122,10 @@ def _elementwise_loop(loop: Loop, join: Node, axis: int) -> str | None:
         if reason is not None:
             raise Reject(reason)
         return None
-    op, settings = found
+    one, settings = found
     inputs, dim = _stacked(module, join, loop.inputs)
-    _put(module, join, Emitter(module, before=join)(op.overload, inputs, *settings, dim), dim, axis)
-    return f"{len(loop.outputs)} unrolled steps -> {_called(op, settings)}"
-
-
-def _called(op: FusedOp, settings: Settings) -> str:
-    return f"edgesmith.{op.name}({', '.join(map(str, settings))})"
+    _put(module, join, Emitter(module, before=join)(one.op.overload, inputs, *one.call(settings, dim)), dim, axis)
+    return f"{len(loop.outputs)} unrolled steps -> {one.described(settings)}"
 
 
 def _numbers(module: GraphModule, nodes: Iterable[Node]) -> list[float]:
@@ -159,7 +164,7 @@ PARTS = (slice(0, 64), slice(None))
 
 def _op_of_loop(
     step: Step, start: Callable[[Tensor], Tensor], numbers: Sequence[float], dtype: torch.dtype
-) -> tuple[FusedOp, Settings] | None:
+) -> tuple[_Elementwise, Settings] | None:
     """The op and the settings under which it has the numbers of an unrolled step, exactly; None for none.
 
     The step's state is the cut of `Recognition`: a step settles what the one before has left, and advances.
@@ -183,7 +188,7 @@ def _op_of_loop(
 
 def _op_of_scan(
     step: Step, start: float, numbers: Sequence[float], dtype: torch.dtype
-) -> tuple[FusedOp, Settings] | None:
+) -> tuple[_Elementwise, Settings] | None:
     """The op and the settings under which its step has a scan's numbers, exactly; None for none."""
     state, x = _samples(numbers, dtype, 0), _samples(numbers, dtype, 1)
     after, output = step(state, x)
@@ -199,11 +204,11 @@ def _op_of_scan(
 
 def _first_that(
     agrees: Callable[[_Elementwise, Settings, slice], bool], numbers: Sequence[float]
-) -> tuple[FusedOp, Settings] | None:
+) -> tuple[_Elementwise, Settings] | None:
     for one in _elementwise_ops():
         for settings in one.told_by.settings(numbers):
             if all(agrees(one, settings, part) for part in PARTS):
-                return one.op, settings
+                return one, settings
     return None
 
 
@@ -495,9 +500,9 @@ def _scanned(module: GraphModule, node: Node) -> str | None:
     emit = Emitter(module, before=node)
     try:
         if val(scan.state).shape == val(scan.x).shape[1:]:
-            op, settings = _elementwise_scan(scan)
-            value = emit(op.overload, scan.x, *settings, 0)
-            note = f"a scan -> {_called(op, settings)}"
+            one, settings = _elementwise_scan(scan)
+            value = emit(one.op.overload, scan.x, *one.call(settings, 0))
+            note = f"a scan -> {one.described(settings)}"
         else:
             linear = linear_recurrence()
             system = _linear_scan(scan)
@@ -513,7 +518,7 @@ def _scanned(module: GraphModule, node: Node) -> str | None:
     return note
 
 
-def _elementwise_scan(scan: _Scan) -> tuple[FusedOp, Settings]:
+def _elementwise_scan(scan: _Scan) -> tuple[_Elementwise, Settings]:
     """The op and the settings of an elementwise scan. Raises Reject where there are none."""
     numbers = {*_numbers(scan.body, scan.body.graph.nodes), scan.start}
     numbers |= {value.item() for value in scan.shared if value.numel() == 1}
@@ -583,9 +588,9 @@ def _foreign(module: GraphModule, node: Node) -> str | None:
     if _start(module, state) != initial:
         raise Reject(f"its state does not start with {initial}, as {one.op.name}'s does")
     expected = node.target(sample, torch.full_like(sample[0], initial), *others)[0]  # type: ignore[operator]  # it is one
-    found = one.op.reference(sample, *settings, 0)
+    found = one.op.reference(sample, *one.call(settings, 0))
     assert isinstance(found, Tensor)
     if not torch.equal(expected, found):
         raise Reject(f"{one.op.name} gives other numbers")
-    replace(results[0], Emitter(module, before=node)(one.op.overload, x, *settings, 0))
-    return f"{name.removesuffix('.default')} -> {_called(one.op, settings)}"
+    replace(results[0], Emitter(module, before=node)(one.op.overload, x, *one.call(settings, 0)))
+    return f"{name.removesuffix('.default')} -> {one.described(settings)}"

@@ -56,8 +56,9 @@ class Loop:
     outputs: list[Node]
 
     def nodes(self) -> list[Node]:
-        """All nodes of the last step and of the first."""
-        return [*self.step, *self.out, *ancestors(self.states[0])]
+        """All nodes of the last step and of the first, without what computes the inputs."""
+        before = ancestors(self.inputs[0]) | {self.inputs[0]}
+        return [*self.step, *self.out, *(ancestors(self.states[0]) | {self.states[0]}) - before]
 
     def next_state(self, state: Tensor, given: Tensor) -> Tensor:
         """c_t from c_{t-1} and e_t."""

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgesmith.errors import Unsupported
-from edgesmith.exporters.targets.target import Arrays, NotHere, Request, TargetFile
+from edgesmith.exporters.targets.target import Arrays, NotHere, Request, Run, TargetFile
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,16 +41,22 @@ OPSET = 20
 _LIMIT_BYTES = 2**31 - 2**20
 
 
-def lower(program: Program, path: Path, request: Request) -> None:
-    """Write the program as one ONNX file."""
+def lower(program: Program, path: Path, request: Request, coarse_from: Mapping[str, int] | None = None) -> None:
+    """Write the program as one ONNX file.
+
+    Args:
+        coarse_from: of the target, see `Target.coarse_from`.
+    """
     import onnxsim
     import torch
 
     from edgesmith.exporters.graph.capture import exported
-    from edgesmith.exporters.targets import _bf16
+    from edgesmith.exporters.graph.subgraphs import refuse_control_flow
+    from edgesmith.exporters.targets import _bf16, _onnx_reductions
     from edgesmith.exporters.targets._refusal import refuse
     from edgesmith.kernels.op import all_ops
 
+    refuse_control_flow(program.module, "ONNX", takes=("cond", "while_loop", "scan"))
     ready = exported(program, LOWERINGS, is_traced_again=True)
     has_bf16 = request.precision.dtype == "bfloat16"
     table: dict[Any, Any] = {
@@ -81,6 +87,7 @@ def lower(program: Program, path: Path, request: Request) -> None:
         model, _ = onnxsim.simplify(model, check_n=0)
         if has_bf16:
             _bf16.from_double(model)
+    model = _onnx_reductions.refine(model, coarse_from or {})
     _annotate(model, request)
     path.write_bytes(model.SerializeToString(deterministic=True))
 
@@ -196,11 +203,20 @@ class OnnxFile(TargetFile):
         return counts
 
     def run(self, calls: Sequence[Arrays]) -> list[list[np.ndarray]] | NotHere:
-        """Execute in ONNX Runtime on the CPU."""
+        """Execute in ONNX Runtime on the CPU, with the optimisations that it does by itself."""
+        return self._run(calls)
+
+    def other_runtimes(self) -> dict[str, Run]:
+        """Return ONNX Runtime without its optimisations, for int8, whose kernels and biases these choose."""
+        if not any(node.op_type == "DequantizeLinear" for node in _nodes(self.model.graph)):
+            return {}
+        return {f"{self.runtime}, not optimised": lambda calls: self._run(calls, is_optimised=False)}
+
+    def _run(self, calls: Sequence[Arrays], is_optimised: bool = True) -> list[list[np.ndarray]] | NotHere:
         reason = cannot_run()
         if reason is not None:
             return NotHere(reason)
-        session = _session(self._computable(), self.as_written)
+        session = _session(self._computable(), self.as_written, is_optimised)
         names = [value.name for value in session.get_inputs()]
         try:
             return [session.run(None, dict(zip(names, given, strict=True))) for given in calls]
@@ -226,6 +242,8 @@ class OnnxFile(TargetFile):
         _make_computable(model)
         session = _session(model.SerializeToString())
         wanted = [value.name for value in session.get_outputs() if value.name in known]
+        if not wanted:  # of no names ONNX Runtime makes all
+            return {}
         feeds = {value.name: array for value, array in zip(session.get_inputs(), inputs, strict=True)}
         return dict(zip(wanted, session.run(wanted, feeds), strict=True))
 
@@ -306,10 +324,12 @@ def _make_computable(model: onnx.ModelProto) -> bool:
     return found
 
 
-def _session(model: Path | bytes, as_written: bool = False) -> Any:
+def _session(model: Path | bytes, as_written: bool = False, is_optimised: bool = True) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
+    if not is_optimised:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # a few runs are not worth a busy core
     if as_written:

@@ -251,6 +251,8 @@ class Target(ABC):
             converter does that, by the request.
         finds_islands: whether a half-precision program keeps in fp32 what calibration inputs say needs it.
         largest_int8_weight: 127, or 63 for runtimes that add two 8-bit products in 16 bits; None without int8.
+        coarse_from: lengths from which the runtime's reductions round more coarsely than PyTorch's, by the format's
+            operators; lowering takes another form from there on.
         is_interpreter: whether running is so slow that fewer long sequences are streamed through it for verification.
         shows_operators: whether its files answer `layers`.
         classifies: whether labels make a classifier of the file, which returns probabilities; elsewhere they are
@@ -284,6 +286,7 @@ class Target(ABC):
     types_programs: bool = True
     finds_islands: bool = False
     largest_int8_weight: int | None = None
+    coarse_from: Mapping[str, int] = field(default_factory=dict)
     is_interpreter: bool = False
     shows_operators: bool = False
     classifies: bool = False

@@ -1,15 +1,21 @@
 """Are the numbers still PyTorch's? Eager against captured, rewritten and the file, by the figures of figures.py.
 
+Each call is judged by itself, as figures.py says. Natural inputs (inputs.py) are judged in every precision. So are
+adversarial ones, but that a precision that clips, such as int8, is far outside of its data on zeros, quiet, loud and
+constant ones: it reports their figures, and they have to be finite. Evidence without a description of its calls, as
+older artifacts have it, is judged over all calls together.
+
 Beyond a threshold, the first position where the two programs diverge is looked for by name. Two kinds of models need
 more than a threshold:
 
     noise    a model may magnify rounding so that PyTorch itself is further from its own result in float64 than fp32's
              threshold. Nothing can be asked to be closer to it than that: the threshold is then NOISE_FACTOR times
-             that distance, LARGEST_NOISE at most.
+             that distance, LARGEST_NOISE at most. It is asked of the very input, see noise.py.
     spikes   a neuron whose potential misses its threshold by an ulp may fire in one order of summation and not in
-             another, and what follows differs visibly. Such an input says nothing; at least half of the inputs of
-             each batch size must agree spike for spike, which is judged by the thresholds as ever. A neuron that is
-             wrong by a per cent fires otherwise on most inputs; one that is wrong by 1e-4 may pass.
+             another, and what follows differs visibly. Such an input says nothing; at least half of the natural
+             inputs of each batch size, and half of the adversarial ones, must agree spike for spike, which is judged
+             by the thresholds as ever. A neuron that is wrong by a per cent fires otherwise on most inputs; one that
+             is wrong by 1e-4 may pass.
 """
 
 from __future__ import annotations
@@ -17,7 +23,8 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -26,6 +33,7 @@ from torch.export import ExportedProgram
 
 from edgesmith.errors import BadInput, VerificationFailed
 from edgesmith.exporters.figures import (
+    CallFigures,
     Figures,
     Outputs,
     above_noise,
@@ -33,23 +41,32 @@ from edgesmith.exporters.figures import (
     cover_half,
     judge,
     measure,
+    measure_call,
+    scales_of,
 )
 from edgesmith.exporters.graph.capture import Program, exported, run, run_eager, with_module
 from edgesmith.exporters.graph.edit import operators
-from edgesmith.exporters.manifest import CheckRecord, FiguresRecord
+from edgesmith.exporters.inputs import Call
+from edgesmith.exporters.manifest import CallRecord, CheckRecord, FiguresRecord
 from edgesmith.exporters.precision.table import Precision
 from edgesmith.exporters.precision.task import Thresholds
 from edgesmith.exporters.streaming.description import StreamingDescription
 from edgesmith.exporters.streaming.step import Step
 from edgesmith.exporters.streaming.stepper import Stepper
 from edgesmith.exporters.targets.target import NotHere, Target, TargetFile
-from edgesmith.exporters.verification.divergence import captured_names, first_divergence, values
+from edgesmith.exporters.verification.divergence import captured_names, first_divergence, position_found, values
+from edgesmith.exporters.verification.exact import measure_distances
+from edgesmith.exporters.verification.noise import Noise
 
 STEP_INPUTS = 3
 """Sequences that a step program runs in PyTorch; its file runs all of them."""
 
 STEP_FRAMES = 1024
 """Frames that a slow runtime steps through, in whole sequences, one of them at least."""
+
+
+REPORTED = frozenset({"zeros", "quiet", "loud", "constant"})
+"""Kinds of inputs that a precision that clips says the figures of, and is not judged by."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +76,14 @@ class Evidence:
     Attributes:
         inputs: of each call.
         reference: PyTorch's outputs for them.
+        described: what each call is; empty where all are judged together.
+        exact: outputs in float64 for the first few, see exact.py; empty where nothing is compared with them.
     """
 
     inputs: Sequence[Sequence[Tensor]]
     reference: Outputs
+    described: Sequence[Call] = ()
+    exact: Outputs = field(default_factory=list)
 
     @property
     def calls(self) -> list[list[np.ndarray]]:
@@ -71,7 +92,15 @@ class Evidence:
 
     def first(self, count: int) -> Evidence:
         """Return the first `count` calls."""
-        return Evidence(self.inputs[:count], self.reference[:count])
+        return Evidence(self.inputs[:count], self.reference[:count], self.described[:count], self.exact[:count])
+
+    def chosen(self, choose: Callable[[Call], bool]) -> Evidence:
+        """Return the calls that are chosen; all where there is no description of them."""
+        if not self.described:
+            return self
+        picked = [i for i, call in enumerate(self.described) if choose(call)]
+        inputs, reference, described = self.inputs, self.reference, self.described
+        return Evidence([inputs[i] for i in picked], [reference[i] for i in picked], [described[i] for i in picked])
 
 
 @dataclass(frozen=True)
@@ -84,12 +113,14 @@ class AcceptanceCriteria:
         noise: how far, relative to the peak, eager outputs are from those in float64; asked only when it matters.
             None where that cannot be said.
         collects: whether a check that fails says so in its record, under `missed`, instead of raising.
+        noise_of_calls: from the name of a type to the noise of each call in it, see noise.py.
     """
 
     precision: Precision
     spikes: bool
     noise: Callable[[], float | None]
     collects: bool = False
+    noise_of_calls: Callable[[str], Noise | None] = lambda _: None
 
     def thresholds(self) -> Thresholds:
         """Return what another machine must hold: eager's own noise, which it cannot measure, is in it."""
@@ -118,9 +149,26 @@ def arrays(tensors: Sequence[Tensor]) -> list[np.ndarray]:
     return [t.detach().float().numpy() for t in tensors]
 
 
-def _nowhere() -> str | None:
+def _nowhere(call: int) -> str | None:
     """Say nothing about where numbers diverge."""
     return None
+
+
+@dataclass
+class _Judgement:
+    """The outcome of a comparison.
+
+    Attributes:
+        figures: that count.
+        failure: why they do not pass; None where they do.
+        call: on which they do not, or come closest to it.
+        details: for the record.
+    """
+
+    figures: Figures
+    failure: str | None
+    call: int = 0
+    details: CheckRecord = field(default_factory=lambda: cast(CheckRecord, {}))
 
 
 def check(
@@ -128,54 +176,167 @@ def check(
     reference: Outputs,
     outputs: Outputs,
     criteria: AcceptanceCriteria,
-    locate: Callable[[], str | None] = _nowhere,
+    locate: Callable[[int], str | None] = _nowhere,
+    described: Sequence[Call] = (),
 ) -> CheckRecord:
     """Compare two sets of outputs.
 
     Args:
         what: was compared with what, such as `eager -> file`.
-        locate: finds the first position where the two diverge, in words.
+        locate: finds the first position where the two diverge on a call, in words.
+        described: what each call is; empty where all are judged together.
 
     Raises:
         VerificationFailed: with that position, unless the criteria collect failures.
     """
-    record: CheckRecord = {"step": what}
     try:
-        figures, failure = _judge(reference, outputs, criteria, record)
+        judged = (
+            _judge_calls(reference, outputs, criteria, described) if described else _judge(reference, outputs, criteria)
+        )
     except ValueError as error:
         raise VerificationFailed(f"{what}: {error}") from error
-    if failure is not None:
+    record: CheckRecord = {"step": what}
+    if (failure := judged.failure) is not None:
         if criteria.spikes and criteria.precision.flips_spikes:
             failure += f" ({criteria.precision.flips_spikes} flips spikes; use --precision fp32)"
-        position = locate()
+        position = position_found(partial(locate, judged.call))
         failure += f"; they diverge first at {position}" if position else ""
         if not criteria.collects:
             raise VerificationFailed(f"{what}: {failure}")
         record["missed"] = failure
-    return cast(CheckRecord, {**record, **describe_figures(figures)})
+    return cast(CheckRecord, {**record, **judged.details, **describe_figures(judged.figures)})
 
 
-def _judge(
-    reference: Outputs, outputs: Outputs, criteria: AcceptanceCriteria, record: CheckRecord
-) -> tuple[Figures, str | None]:
-    """Return the figures that count and why they do not pass. The record lists what was excused."""
+def _judge(reference: Outputs, outputs: Outputs, criteria: AcceptanceCriteria) -> _Judgement:
+    """Judge all calls together. The details list what was excused."""
+    details: CheckRecord = cast(CheckRecord, {})
     thresholds = criteria.precision.limits()
     figures = measure(reference, outputs, thresholds.relative_error)
     failure = judge(figures, thresholds)
     if failure is not None and criteria.spikes:
         agreeing = agreeing_inputs(reference, outputs, thresholds.relative_error)
-        record["spike_for_spike"] = {"inputs": len(agreeing), "of": len(reference)}
+        details["spike_for_spike"] = {"inputs": len(agreeing), "of": len(reference)}
         if cover_half(agreeing, reference):
-            record["others"] = describe_figures(figures)
+            details["others"] = describe_figures(figures)
             few = [[outs[i] for i in agreeing] for outs in (reference, outputs)]
             figures = measure(few[0], few[1], thresholds.relative_error)
             failure = judge(figures, thresholds)
     if failure is not None and criteria.precision.excuses_noise and (noise := criteria.noise()) is not None:
         thresholds = above_noise(thresholds, noise)
-        record["noise"] = float(f"{noise:.1e}")
-        record["allowed"] = float(f"{thresholds.relative_error:.1e}")
+        details["noise"] = float(f"{noise:.1e}")
+        details["allowed"] = float(f"{thresholds.relative_error:.1e}")
         failure = judge(figures, thresholds)
-    return figures, failure
+    return _Judgement(figures, failure, 0, details)
+
+
+def _judge_calls(
+    reference: Outputs, outputs: Outputs, criteria: AcceptanceCriteria, described: Sequence[Call]
+) -> _Judgement:
+    """Judge each call by itself. The details have the figures of all of them, and of the worst."""
+    precision = criteria.precision.criteria
+    natural = [i for i, call in enumerate(described) if call.is_natural]
+    scales = scales_of(reference, natural)
+
+    def measured(noise: Noise | None) -> list[CallFigures]:
+        return [
+            measure_call(
+                ys,
+                zs,
+                scales,
+                precision.limits(),
+                None if noise is None else noise[i],
+                clips=precision.clips,
+                is_natural=described[i].is_natural,
+            )
+            for i, (ys, zs) in enumerate(zip(reference, outputs, strict=True))
+        ]
+
+    found = measured(None)
+    reported = [
+        i for i, call in enumerate(described) if precision.clips and call.kind in REPORTED and _is_known(found[i])
+    ]
+    failing = [i for i, one in enumerate(found) if one.failure is not None and i not in reported]
+    details: CheckRecord = cast(CheckRecord, {})
+    noise = criteria.noise_of_calls(precision.dtype) if failing and not precision.clips else None
+    if noise is not None:
+        found = measured(noise)
+        failing = [i for i in failing if found[i].failure is not None]
+    flipped: list[int] = []
+    if failing and criteria.spikes:
+        agreeing = [i for i in range(len(found)) if i not in failing]
+        details["spike_for_spike"] = {"inputs": sum(i in natural for i in agreeing), "of": len(natural)}
+        if _covers_half(agreeing, natural, reference):
+            failing, flipped = [], failing
+            details["others"] = describe_figures(_summarise(reference, outputs, natural, criteria))
+    kept = [i for i in natural if i not in flipped]
+    judged = [i for i in range(len(found)) if i not in reported and i not in flipped]
+    worst = max(failing or judged, key=lambda i: found[i].share)
+    details["worst"] = _describe_call(found[worst])
+    details["worst"]["input"] = str(described[worst])
+    details["calls"] = [_describe_call(one) for one in found]
+    for i, record in enumerate(details["calls"]):
+        record["kind"] = described[i].kind
+        if i in reported or i in flipped:
+            record["not_judged"] = True
+    figures = _summarise(reference, outputs, kept, criteria)
+    failure = _say_failure(figures, found, failing, described) if judged else None
+    return _Judgement(figures, failure, worst, details)
+
+
+def _say_failure(
+    figures: Figures, found: Sequence[CallFigures], failing: Sequence[int], described: Sequence[Call]
+) -> str | None:
+    """Return why some calls do not pass, by the worst of them; None where all do."""
+    if figures.finite == 0:
+        return "PyTorch's own outputs are not finite on any natural input, so nothing can be compared"
+    if not failing:
+        return None
+    worst = max(failing, key=lambda i: found[i].max_abs_error / (found[i].allowed or 1.0))
+    others = f", and on {len(failing) - 1} other inputs" if len(failing) > 1 else ""
+    return f"{found[worst].failure}, on {described[worst]}{others}"
+
+
+def _is_known(figures: CallFigures) -> bool:
+    """Return whether everything is finite that is so in PyTorch."""
+    return math.isfinite(figures.max_abs_error)
+
+
+def _covers_half(agreeing: Sequence[int], natural: Sequence[int], reference: Outputs) -> bool:
+    """Return whether half of the natural inputs of each batch size agree, and half of the others."""
+    if not cover_half([k for k, i in enumerate(natural) if i in agreeing], [reference[i] for i in natural]):
+        return False
+    others = [i for i in range(len(reference)) if i not in natural]
+    return 2 * sum(i in agreeing for i in others) >= len(others)
+
+
+def _summarise(reference: Outputs, outputs: Outputs, chosen: Sequence[int], criteria: AcceptanceCriteria) -> Figures:
+    """Return the figures of the worst of some calls, each relative to its own peak; top-1 over all of them."""
+    limit = criteria.precision.limits().relative_error
+    of_each = [measure([reference[i]], [outputs[i]], limit) for i in chosen]
+    ratios = [one.snr_db for one in of_each if one.snr_db is not None]
+    known = [one.relative_error for one in of_each if math.isfinite(one.relative_error)]
+    broken = any(not math.isfinite(one.max_abs_error) for one in of_each)
+    counts = [[getattr(one, key) for one in of_each] for key in ("agreeing", "decided", "ties")]
+    is_top1 = all(one.decided is not None for one in of_each)
+    return Figures(
+        max((one.max_abs_error for one in of_each), default=0.0),
+        math.inf if broken or (of_each and not known) else max(known, default=0.0),
+        min(ratios) if ratios else None,
+        measure([reference[i] for i in chosen], [reference[i] for i in chosen], limit).finite if chosen else 1.0,
+        *(sum(one) if is_top1 and of_each else None for one in counts),
+    )
+
+
+def _describe_call(figures: CallFigures) -> CallRecord:
+    """Return the figures of a call as the manifest has them."""
+    whole = describe_figures(Figures(figures.max_abs_error, figures.relative_error, figures.snr_db))
+    record: CallRecord = {
+        "max_abs_error": whole["max_abs_error"],
+        "relative_error": whole["relative_error"],
+        "snr_db": whole["snr_db"],
+        "allowed": float(f"{figures.allowed:.1e}"),
+    }
+    return record
 
 
 def describe_figures(figures: Figures) -> FiguresRecord:
@@ -201,15 +362,15 @@ def check_program(
 ) -> CheckRecord:
     """Check a captured or rewritten program, by the thresholds of the model's own precision."""
 
-    def locate() -> str | None:
+    def locate(call: int) -> str | None:
         if program is captured:
             return None
-        found = values(program.module, evidence.inputs[0])
+        found = values(program.module, evidence.inputs[call])
         limit = criteria.precision.limits().relative_error
-        return first_divergence(captured, found, captured_names(program), evidence.inputs[0], limit)
+        return first_divergence(captured, found, captured_names(program), evidence.inputs[call], limit)
 
     outputs = [arrays(run(program, x)) for x in evidence.inputs]
-    return check(f"eager -> {what}", evidence.reference, outputs, criteria, locate)
+    return check(f"eager -> {what}", evidence.reference, outputs, criteria, locate, evidence.described)
 
 
 def check_file(
@@ -227,27 +388,36 @@ def check_file(
         program: what it was lowered from, where that is known.
     """
     what, calls = f"eager -> {what}", evidence.calls
+    wider = [name for name in ("mixed", "fp32") if name in target.precisions]
     outputs = file.run(calls)
     if isinstance(outputs, NotHere):
         return [{"step": what, "not_checked_here": outputs.reason}]
 
-    def locate() -> str | None:
-        if criteria.precision.dtype == "float16" and (position := file.diagnose(calls[0])) is not None:
-            return position
-        return None if program is None else _locate_in_file(file, target, program, evidence, criteria)
+    def locate(call: int) -> str | None:
+        if criteria.precision.dtype == "float16" and (position := file.diagnose(calls[call])) is not None:
+            return f"{position}; use --precision {' or '.join(wider)}"
+        return None if program is None else _locate_in_file(file, target, program, evidence.inputs[call], criteria)
 
-    first = check(what, evidence.reference, outputs, criteria, locate)
+    first = check(what, evidence.reference, outputs, criteria, locate, evidence.described)
     first["runtime"] = file.runtime
+    _add_distances(first, evidence, outputs)
     records = [first]
     for runtime, run_there in file.other_runtimes().items():
         others = run_there(calls)
         if isinstance(others, NotHere):
             records.append({"step": f"eager -> {runtime}", "not_checked_here": others.reason})
             continue
-        there = check(f"eager -> {runtime}", evidence.reference, others, criteria)
+        there = check(f"eager -> {runtime}", evidence.reference, others, criteria, described=evidence.described)
         there["runtime"] = runtime
-        records += [there, check(f"{file.runtime} -> {runtime}", outputs, others, criteria)]
+        between = check(f"{file.runtime} -> {runtime}", outputs, others, criteria, described=evidence.described)
+        records += [there, between]
     return records
+
+
+def _add_distances(record: CheckRecord, evidence: Evidence, outputs: Outputs) -> None:
+    """Say in a record how far outputs and PyTorch's are from float64, where that is known."""
+    if evidence.exact and (found := measure_distances(evidence.exact, evidence.reference, outputs)) is not None:
+        record["from_float64"] = found
 
 
 def _exported(program: Program, target: Target) -> ExportedProgram:
@@ -255,15 +425,15 @@ def _exported(program: Program, target: Target) -> ExportedProgram:
 
 
 def _locate_in_file(
-    file: TargetFile, target: Target, program: Program, evidence: Evidence, criteria: AcceptanceCriteria
+    file: TargetFile, target: Target, program: Program, inputs: Sequence[Tensor], criteria: AcceptanceCriteria
 ) -> str | None:
-    """Return the first value of a file that diverges from the program's."""
+    """Return the first value of a file that diverges from the program's on some inputs."""
     # Exporting anew numbers the nodes anew, and those are the names that the file has.
     lowered = with_module(program, _exported(program, target).module(check_guards=False))
     names = [node.name for node in operators(lowered.module)]
-    found = file.intermediate(names, evidence.calls[0])
+    found = file.intermediate(names, [x.numpy() for x in inputs])
     limit = criteria.precision.limits().relative_error
-    return first_divergence(lowered, found, {name: name for name in names}, evidence.inputs[0], limit)
+    return first_divergence(lowered, found, {name: name for name in names}, inputs, limit)
 
 
 def check_step_file(
@@ -286,7 +456,7 @@ def check_step_file(
     if target.is_interpreter:
         evidence = evidence.first(max(1, STEP_FRAMES // evidence.inputs[0][0].shape[1]))
     try:
-        checked = check_step("file", streaming, step, evidence, criteria)
+        checked = check_step("file", streaming, step, evidence, criteria, is_file=True)
     finally:
         step.close()
     checked["runtime"] = file.runtime
@@ -294,7 +464,12 @@ def check_step_file(
 
 
 def check_step(
-    what: str, streaming: StreamingDescription, step: Step, evidence: Evidence, criteria: AcceptanceCriteria
+    what: str,
+    streaming: StreamingDescription,
+    step: Step,
+    evidence: Evidence,
+    criteria: AcceptanceCriteria,
+    is_file: bool = False,
 ) -> CheckRecord:
     """Check a step program: fed frame by frame, it says what the whole sequence does in PyTorch.
 
@@ -312,7 +487,9 @@ def check_step(
                 for j, axis in enumerate(axes)
             ]
         )
-    checked = check(f"eager -> {what}", evidence.reference, outputs, criteria)
+    checked = check(f"eager -> {what}", evidence.reference, outputs, criteria, described=evidence.described)
+    if is_file:
+        _add_distances(checked, evidence, outputs)
     checked["sequences"] = len(evidence.reference)
     checked["frames"] = evidence.inputs[0][0].shape[1]
     return checked

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from torch import Tensor
@@ -11,6 +11,18 @@ from torch.fx import GraphModule
 from edgesmith.exporters.graph.capture import Program
 from edgesmith.exporters.graph.edit import equals, module_path, operator_name
 from edgesmith.exporters.graph.interpret import interpret
+
+
+def position_found(locate: Callable[[], str | None]) -> str | None:
+    """Return what a search for a position finds; None where the search itself fails.
+
+    A verdict stands without a position. A search runs more than the verdict needed, such as a file with further
+    outputs, and what fails there must not take the verdict's place.
+    """
+    try:
+        return locate()
+    except Exception:  # whatever a runtime raises for a file that was changed for the search
+        return None
 
 
 def values(module: GraphModule, inputs: Sequence[Tensor]) -> dict[str, np.ndarray]:

@@ -67,6 +67,12 @@ Calibration = Annotated[
         show_default="random inputs",
     ),
 ]
+VerifyInputs = Annotated[
+    Path | None,
+    typer.Option(
+        "--inputs", help="Folder of images, or .npz, that the file is verified on.", show_default="drawn inputs"
+    ),
+]
 AllowInaccurate = Annotated[
     bool, typer.Option("--allow-inaccurate", help="Publish a file that misses the thresholds, and say so in it.")
 ]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgesmith.exporters.artifact import Artifact
-    from edgesmith.exporters.manifest import CheckRecord, Int8Record, Manifest
+    from edgesmith.exporters.manifest import CheckRecord, InputsRecord, Int8Record, Manifest
     from edgesmith.exporters.streaming.description import StreamingDescription
 
 Row = tuple[str, str]
@@ -25,10 +25,30 @@ def artifact_rows(artifact: Artifact) -> Iterator[Row]:
     manifest = artifact.manifest
     for rows in (_model_rows, _rewrite_rows, _precision_rows, _operator_rows, _device_rows, _sequence_rows):
         yield from rows(manifest)
-    yield from ((check["step"], describe_check(check)) for check in manifest["verification"]["steps"])
+    yield from _verification_rows(manifest)
     own = [entry for entry in manifest["files"] if entry["path"].startswith(manifest["file"])]
     yield "size", f"{sum(entry['bytes'] for entry in own) / 1e6:.2f} MB"
     yield "file", str(artifact.file)
+
+
+def _verification_rows(manifest: Manifest) -> Iterator[Row]:
+    verification = manifest["verification"]
+    if "calls" in verification["inputs"]:
+        yield "verified on", describe_inputs(verification["inputs"])
+    yield from ((check["step"], describe_check(check)) for check in verification["steps"])
+    for output, reason in verification.get("unverified", {}).items():
+        yield "NOT VERIFIED", f"{output}: {reason}"
+
+
+def describe_inputs(inputs: InputsRecord) -> str:
+    """Return `example, 3 drawn, zeros, quiet x 0.001, loud x 1000; left out: ...`."""
+    kinds: dict[str, int] = {}
+    for call in inputs["calls"]:
+        factor = f" x {call['factor']:g}" if "factor" in call else ""
+        only = f" of input {call['only']}" if "only" in call else ""
+        kinds[f"{call['kind']}{factor}{only}"] = kinds.get(f"{call['kind']}{factor}{only}", 0) + 1
+    words = ", ".join(f"{count} {kind}" if count > 1 else kind for kind, count in kinds.items())
+    return f"{words}; left out: {'; '.join(inputs['left_out'])}" if "left_out" in inputs else words
 
 
 def _model_rows(manifest: Manifest) -> Iterator[Row]:
@@ -145,9 +165,23 @@ def _describe_error(check: CheckRecord) -> list[str]:
     return [f"max error {error:.1e} ({relative:.1e} of the peak)", f"SNR {snr_db:.1f} dB"]
 
 
+def _describe_worst(check: CheckRecord) -> str:
+    worst = check["worst"]
+    error, relative = worst["max_abs_error"], worst["relative_error"]
+    if error is None:
+        return f"not finite on {worst['input']}"
+    figures = f"{error:.1e}" if relative is None else f"{relative:.1e} of its peak"
+    return f"worst on {worst['input']}: {figures}"
+
+
 def _describe_spikes(check: CheckRecord) -> str:
     spikes = check["spike_for_spike"]
     return f"spike for spike on {spikes['inputs']} of {spikes['of']} inputs"
+
+
+def _describe_distances(check: CheckRecord) -> str:
+    distances = check["from_float64"]
+    return f"{distances['file']:.1e} of the peak from float64, PyTorch {distances['pytorch']:.1e}"
 
 
 def _describe_top1(check: CheckRecord) -> str:
@@ -158,8 +192,10 @@ def _describe_top1(check: CheckRecord) -> str:
 
 CHECKED: dict[str, Callable[[CheckRecord], str]] = {
     "finite": lambda c: f"compared {c['finite']:.1%} of the values, the others are not finite in PyTorch",
+    "worst": _describe_worst,
     "spike_for_spike": _describe_spikes,
     "noise": lambda c: f"allowed {c['allowed']:.1e}: eager is {c['noise']:.1e} from itself in float64",
+    "from_float64": _describe_distances,
     "top1": _describe_top1,
     "runtime": lambda c: c["runtime"],
 }

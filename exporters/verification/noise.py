@@ -1,0 +1,87 @@
+"""The distance that rounding alone moves PyTorch's own outputs, for each input by itself.
+
+    distance    |eager in float32 - eager in float64|: what PyTorch's rounding did on this very input
+    movement    |f(x (1 + e), w (1 + e)) - f(x, w)| in float64, every e at random within half a unit in the last place
+                of the precision: what any rounding of what the model reads may do there
+
+The noise is the larger of the two; of half precisions, whose rounding PyTorch does not do here, the second. A norm of a
+constant row is what needs it: its exact result is zero, and 1 / sqrt(eps) magnifies whatever rounding leaves of it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edgesmith.errors import BadInput
+from edgesmith.exporters.figures import Outputs
+from edgesmith.exporters.graph.capture import run_eager
+
+SEED = 0
+
+Noise = list[list[float]]
+"""Of each call and output, absolute."""
+
+
+@dataclass
+class NoiseMeter:
+    """Measures the noise of a model's inputs when it is first asked, once for each type.
+
+    Attributes:
+        model, inputs, reference: PyTorch's, and its outputs.
+        asked: what was measured, by the type's name; None where that cannot be said.
+    """
+
+    model: nn.Module
+    inputs: Sequence[Sequence[Tensor]]
+    reference: Outputs
+    asked: dict[str, Noise | None] = field(default_factory=dict)
+
+    def measure(self, dtype: str) -> Noise | None:
+        """Return the noise of every call in a precision of this type; None for a model that sets types itself."""
+        if dtype not in self.asked:
+            try:
+                self.asked[dtype] = self._measure(getattr(torch, dtype))
+            except (BadInput, RuntimeError, TypeError):
+                self.asked[dtype] = None
+        return self.asked[dtype]
+
+    def _measure(self, dtype: torch.dtype) -> Noise:
+        exact, moved = (copy.deepcopy(self.model).double() for _ in range(2))
+        step = torch.finfo(dtype).eps / 2
+        generator = torch.Generator().manual_seed(SEED)
+        with torch.no_grad():
+            for weight in (*moved.parameters(), *moved.buffers()):
+                weight.copy_(_move(weight, step, generator))
+        found: Noise = []
+        for given, ys in zip(self.inputs, self.reference, strict=True):
+            doubles = [x.double() if x.is_floating_point() else x for x in given]
+            wanted = _run(exact, doubles)
+            other = _run(moved, [_move(x, step, generator) for x in doubles])
+            distances = [_gap(a, b) for a, b in zip(other, wanted, strict=True)]
+            if dtype == torch.float32:
+                distances = [max(d, _gap(y, a)) for d, y, a in zip(distances, ys, wanted, strict=True)]
+            found.append(distances)
+        return found
+
+
+def _move(x: Tensor, step: float, generator: torch.Generator) -> Tensor:
+    """Return a tensor with every element moved by up to `step` of itself; integers as they are."""
+    if not x.is_floating_point():
+        return x
+    return x * (1 + step * (2 * torch.rand(x.shape, generator=generator, dtype=x.dtype) - 1))
+
+
+def _run(model: nn.Module, inputs: Sequence[Tensor]) -> list[np.ndarray]:
+    return [y.numpy() for y in run_eager(model, inputs)]
+
+
+def _gap(a: np.ndarray, b: np.ndarray) -> float:
+    """Return the largest difference of values that are finite in both."""
+    known = np.isfinite(a) & np.isfinite(b)
+    return float(np.abs(a[known].astype(np.float64) - b[known].astype(np.float64)).max(initial=0.0))

@@ -1,0 +1,471 @@
+"""The inputs that a file is verified on, and errors in a lowered file that only one kind of them shows."""
+
+from __future__ import annotations
+
+import json
+import random
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import edgesmith
+from edgesmith.errors import BadInput, Unsupported, VerificationFailed
+from edgesmith.exporters import artifact as artifacts
+from edgesmith.exporters import targets
+from edgesmith.exporters.figures import Scale, measure_call
+from edgesmith.exporters.graph.capture import Program, capture, with_module
+from edgesmith.exporters.inputs import ADVERSARIAL, Call, changeable, draw, make
+from edgesmith.exporters.judge import Unverified
+from edgesmith.exporters.precision.task import Thresholds
+from edgesmith.exporters.targets.target import Request, Target
+from edgesmith.exporters.verification.noise import NoiseMeter
+from edgesmith.exporters.verify import read_evidence
+from edgesmith.models import registry
+from edgesmith.models.registry import ImageInput
+
+FP32 = Thresholds(1e-5, 100.0)
+TARGETS = ("onnx", "coreml", "coreai", "tensorrt")
+
+
+class Lines(nn.Module):
+    """A module made of a function."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.function(*inputs)
+
+
+class Net(nn.Module):
+    """Two layers. [B, N, 6] -> [B, N, 4]"""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.relu(self.first(x)))
+
+
+EXAMPLE = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(1))
+
+
+def export(model: nn.Module, target: str, out: Path, **options: Any) -> edgesmith.Artifact:
+    if targets.get(target).missing_packages():
+        pytest.skip(f"{target} is not installed")
+    device = {"device": "jetson-orin-nano"} if target == "tensorrt" else {}
+    return edgesmith.export(model, target, out=out, **device, **options)
+
+
+# errors in the lowered file
+
+
+class Faulty(nn.Module):
+    """A program that is given something else than its input."""
+
+    def __init__(self, program: Program, fault: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.program, self.fault = program.module, fault
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.program(self.fault(x))
+        return y
+
+
+FAULTS: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
+    "the example alone": ("the example", lambda x: torch.where((x - EXAMPLE).abs().max() < 1e-4, x + 1, x)),
+    "zeros alone": ("zeros", lambda x: torch.where(x == 0, torch.ones_like(x), x)),
+    "loud inputs": ("the loud input", lambda x: x.clamp(-100, 100)),
+    "quiet inputs": ("the quiet input", lambda x: torch.where(x.abs() < 4e-3, x * 0.6, x)),
+}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_file_that_is_wrong_only_on_one_kind_of_input_is_refused(
+    target: str, fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named, function = FAULTS[fault]
+    kind = type(targets.get(target))
+    right = kind.lower
+
+    def wrong(self: Target, program: Program, path: Path, request: Request) -> None:
+        inputs = (program.input_names, program.output_names)
+        module = capture(Faulty(program, function), program.inputs, *inputs).module
+        right(self, with_module(program, module), path, request)
+
+    monkeypatch.setattr(kind, "lower", wrong)
+    with pytest.raises(VerificationFailed, match=f"eager -> file: .*, on {named}"):
+        export(Net(), target, tmp_path, inputs=EXAMPLE, precision="fp32")
+    assert list(tmp_path.iterdir()) == []
+
+
+# what is drawn
+
+
+def test_drawn_values_keep_sign_range_and_wholeness() -> None:
+    positive = torch.rand(4, 50) + 0.1
+    whole = torch.randint(-300, 300, (4, 50)).float()
+    for seed in range(1, 4):
+        drawn = draw(positive, seed)
+        assert not torch.equal(drawn, positive)
+        assert float(positive.min()) <= float(drawn.min())
+        assert float(drawn.max()) <= float(positive.max())
+        assert abs(float(drawn.median() - positive.median())) < 0.15
+        assert set(draw(whole, seed).flatten().tolist()) <= set(whole.flatten().tolist())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+@pytest.mark.parametrize("axis", [1, -1])
+def test_one_hot_vectors_stay_one_hot(dtype: torch.dtype, axis: int) -> None:
+    vectors = F.one_hot(torch.randint(0, 5, (3, 7)), 5).to(dtype).movedim(-1, axis)
+    drawn = draw(vectors, 1)
+    assert drawn.sum(axis).eq(1).all()
+    assert not torch.equal(drawn, vectors)
+
+
+def test_constant_examples_are_placeholders() -> None:
+    assert draw(torch.zeros(200), 1).std() > 0.8
+    around = draw(torch.full((200,), -2.5), 1)
+    assert -3.75 <= float(around.min()) < float(around.max()) <= -1.25
+    assert set(draw(torch.ones(200), 1).tolist()) == {0.0, 1.0}
+    assert draw(torch.tensor(16.0), 1) == draw(torch.tensor(16.0), 1).round()
+    infinite = draw(torch.tensor([0.0, -torch.inf, 0.0, -torch.inf]), 1)
+    assert set(infinite.tolist()) <= {0.0, -torch.inf}
+
+
+def test_adversarial_inputs_leave_integers_and_masks_alone() -> None:
+    x, mask, tokens = torch.randn(2, 3, 4), torch.tensor([[0.0, 1.0, 1.0]]), torch.tensor([3, 5])
+    assert changeable([x, mask, tokens]) == [0]
+    assert changeable([mask, tokens]) == [0]
+    for kind in ADVERSARIAL:
+        factor = {"loud": 10.0, "quiet": 0.1}.get(kind)
+        changed, *others = make(Call(kind, factor=factor), [x, mask, tokens], None, False)
+        assert not torch.equal(changed, x)
+        assert torch.equal(others[0], mask)
+        assert torch.equal(others[1], tokens)
+    padded = make(Call("padded"), [x], None, False)[0]
+    assert not padded[:, -1].any()
+    assert not padded[..., -1].any()
+    assert torch.equal(padded[:, :-1, :-1], x[:, :-1, :-1])
+
+
+def test_an_image_input_has_pictures_of_bytes_alone() -> None:
+    image = registry.get("casvit_xs").input
+    assert isinstance(image, ImageInput)
+    mean, std = (torch.tensor(one).reshape(1, -1, 1, 1) for one in (image.mean, image.std))
+    for call in (Call("zeros"), Call("constant"), Call("padded"), Call("seeded", 3)):
+        (x,) = make(call, [torch.zeros(1, 3, 8, 8)], image, False)
+        bytes_ = (x * std + mean) * 255
+        assert float((bytes_ - bytes_.round()).abs().max()) < 1e-3
+        assert -1e-3 < float(bytes_.min()) <= float(bytes_.max()) < 255.001
+
+
+# models of the caller's own data
+
+
+def test_audio_of_16_bits_is_refused_in_half_precision_on_the_callers_example(tmp_path: Path) -> None:
+    energy = Lines(lambda x: (x * x).mean(-1).sqrt())
+    with pytest.raises(VerificationFailed, match=r"on the example.*use --precision mixed or fp32"):
+        export(energy, "coreml", tmp_path, inputs=(torch.rand(1, 40, 10) * 3000,), precision="fp16")
+
+
+def test_logarithms_and_look_ups_by_computed_index_are_exported(tmp_path: Path) -> None:
+    power = torch.rand(1, 40, 10) + 0.1
+    made = export(Lines(lambda x: torch.log(x).sum((1, 2))), "onnx", tmp_path, inputs=(power,), name="log")
+    inputs = made.manifest["verification"]["inputs"]
+    assert [call["kind"] for call in inputs["calls"]][:2] == ["example", "drawn"]
+    assert [one.split(":")[0] for one in inputs["left_out"]] == ["zeros", "padded"]
+    table = export(
+        Lines(lambda x: torch.arange(50.0)[(x * 40).long()]), "onnx", tmp_path, inputs=(power,), name="table"
+    )
+    assert "loud: PyTorch does not run on it" in table.manifest["verification"]["inputs"]["left_out"]
+    for artifact in (made, table):
+        _, steps = edgesmith.verify(artifact.path)
+        assert steps[-1] == artifact.manifest["verification"]["steps"][-1]
+
+
+def test_the_loud_input_of_half_precision_stays_within_its_range(tmp_path: Path) -> None:
+    def factors(function: Callable[[Tensor], Tensor], precision: str) -> dict[str, float]:
+        x = (torch.rand(1, 16, generator=torch.Generator().manual_seed(0)) + 1,)
+        made = export(Lines(function), "onnx", tmp_path, inputs=x, precision=precision)
+        calls = made.manifest["verification"]["inputs"]["calls"]
+        return {call["kind"]: call["factor"] for call in calls if "factor" in call}
+
+    assert factors(lambda x: x * 3, "fp32") == {"quiet": 1e-3, "loud": 1e3}
+    assert factors(lambda x: x * 3, "fp16") == {"quiet": 1e-3, "loud": 1e3}
+    assert factors(lambda x: (x * x).sqrt(), "fp16") == {"quiet": 1e-1, "loud": 1e1}
+    assert factors(lambda x: (x * x).sqrt(), "fp32") == {"quiet": 1e-3, "loud": 1e3}
+
+
+def test_data_of_ones_own_replace_the_drawn_inputs_and_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "own.npz"
+    data = np.random.default_rng(0).standard_normal((20, 5, 6)).astype(np.float32)
+    np.savez(path, x=data)
+    made = export(Net(), "onnx", tmp_path / "out", inputs=EXAMPLE, verify_inputs=path, precision="fp16")
+    path.unlink()
+    inputs = made.manifest["verification"]["inputs"]
+    kinds = [call["kind"] for call in inputs["calls"]]
+    assert kinds.count("given") == 8
+    assert set(kinds) == {"example", "given", *ADVERSARIAL}
+    assert inputs["given"]["samples"] == 20
+    _, steps = edgesmith.verify(made.path)
+    assert steps[-1] == made.manifest["verification"]["steps"][-1]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "sentence"),
+    [
+        ({"y": np.zeros((4, 5, 6), np.float32)}, r"--inputs: .* has y, and the model's inputs are x; x is missing"),
+        ({"x": np.zeros((4, 5, 7), np.float32)}, r"--inputs: x in .* must be \[N, 5, 6\], got \[4, 5, 7\]"),
+        ({"x": np.zeros((1, 5, 6), np.float32)}, r"--inputs: .* holds 1 samples; wanted 2 at least, one batch of 2"),
+    ],
+)
+def test_a_wrong_file_is_answered_before_the_model_is_captured(
+    arrays: dict[str, np.ndarray], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def captured(*_: Any) -> None:
+        raise AssertionError("captured")
+
+    monkeypatch.setattr("edgesmith.exporters.export.capture", captured)
+    np.savez(tmp_path / "own.npz", **arrays)
+    options: dict[str, Any] = {"inputs": EXAMPLE, "out": tmp_path / "out"}
+    with pytest.raises(BadInput, match=sentence):
+        edgesmith.export(Net(), "onnx", verify_inputs=tmp_path / "own.npz", **options)
+    with pytest.raises(BadInput, match="--inputs: there is no"):
+        edgesmith.export(Net(), "onnx", verify_inputs=tmp_path / "none.npz", **options)
+
+
+# one call at a time
+
+
+def test_each_call_is_judged_by_its_own_peak() -> None:
+    quiet, scales = [np.array([1e-3, 2e-3], np.float32)], [Scale(1.0, 0.5)]
+    assert measure_call(quiet, quiet, scales, FP32).failure is None
+    assert "error 0.38 of the peak" in str(measure_call(quiet, [quiet[0] * np.float32(0.62)], scales, FP32).failure)
+    assert "nothing but zeros" in str(measure_call([0 * quiet[0]], quiet, scales, FP32).failure)
+    assert measure_call([0 * quiet[0]], [quiet[0] * np.float32(2e-5)], scales, FP32).failure is None
+    broken = [np.array([np.nan, 2e-3], np.float32)]
+    assert "finite in PyTorch" in str(measure_call(quiet, broken, scales, FP32).failure)
+
+
+def test_noise_excuses_what_rounding_does_on_the_very_input_and_no_more_than_its_limit() -> None:
+    constant, scales = [np.array([1e-6, -1e-6], np.float32)], [Scale(1.0, 0.5)]
+    other = [np.array([3e-6, 0], np.float32)]
+    assert measure_call(constant, other, scales, FP32).failure is not None
+    assert measure_call(constant, other, scales, FP32, [1e-6]).failure is None
+    far = [constant[0] + np.float32(1e-3)]
+    assert measure_call(constant, far, scales, FP32, [1.0]).failure is not None
+    assert measure_call(constant, far, scales, FP32, [1.0], is_natural=False).failure is None
+
+
+def test_the_norm_of_a_constant_row_is_noise() -> None:
+    norm = nn.LayerNorm(48, elementwise_affine=False)
+    given = [[torch.full((1, 48), 0.1)], [torch.randn(1, 48)]]
+    noise = NoiseMeter(norm, given, [[norm(x).numpy()] for (x,) in given]).measure("float32")
+    assert noise is not None
+    assert 1e-7 < noise[0][0] < 1e-4
+    assert noise[1][0] < 1e-5
+
+
+# checks that cannot fail
+
+
+@pytest.mark.parametrize(
+    ("function", "inputs", "reason"),
+    [
+        (lambda x: x * 0, (torch.randn(2, 8),), "gives zeros on all"),
+        (lambda x: x.softmax(-1).sum(-1), (torch.randn(2, 8),), "gives the same on all"),
+        (lambda x: x[:0], (torch.randn(2, 8),), "is empty on every input"),
+        (lambda x: torch.where(x > 0.5, x, float("nan")), (torch.linspace(0, 1, 16)[None],), r"% of its values are"),
+    ],
+)
+def test_an_output_that_no_check_can_fail_on_is_not_verified(
+    function: Callable[[Tensor], Tensor], inputs: tuple[Tensor, ...], reason: str, tmp_path: Path
+) -> None:
+    with pytest.warns(Unverified, match=f"output is not verified: .*{reason}"):
+        made = export(Lines(function), "onnx", tmp_path, inputs=inputs)
+    assert list(made.manifest["verification"]["unverified"]) == ["output"]
+
+
+def test_only_the_output_in_doubt_is_named_and_others_are_verified(tmp_path: Path) -> None:
+    both = Lines(lambda x: (x * 2, x * 0))
+    with pytest.warns(Unverified, match="output_1 is not verified"):
+        made = export(both, "onnx", tmp_path, inputs=(torch.randn(2, 8),))
+    assert list(made.manifest["verification"]["unverified"]) == ["output_1"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Unverified)
+        assert "unverified" not in export(Net(), "onnx", tmp_path, inputs=EXAMPLE).manifest["verification"]
+
+
+def test_the_table_says_what_was_verified_on_what(edgesmith: Callable[..., Any], tmp_path: Path) -> None:
+    reads = registry.get("lmuformer_psmnist").input
+    np.savez(
+        tmp_path / "own.npz", **{reads.name: np.random.default_rng(0).random((3, 8, *reads.shape[1:]), np.float32)}
+    )
+    arguments = ("export", "-m", "lmuformer_psmnist", "-t", "onnx", "--frames", "8")
+    shown = edgesmith(*arguments, "--inputs", str(tmp_path / "own.npz"))
+    assert shown.returncode == 0, shown.stderr
+    words = " ".join(shown.stdout.split())
+    assert "verified on 3 given, zeros, quiet x 0.001, loud x 1000, constant, padded" in words
+    assert "worst on the" in words
+
+
+# random or stateful
+
+
+class Stateful(nn.Module):
+    """A layer, and what a test's function does around it."""
+
+    def __init__(self, function: Callable[..., Tensor], **attributes: Any) -> None:
+        super().__init__()
+        self.layer, self.function = nn.Linear(8, 8), function
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
+
+
+def potential(m: Any, x: Tensor) -> Tensor:
+    m.v = (0 if m.v is None else m.v * 1e-6) + m.layer(x)  # forgets so fast that no threshold sees it
+    return m.v  # type: ignore[no-any-return]  # of a test's own attribute
+
+
+def largest(m: Any, x: Tensor) -> Tensor:
+    m.v = x if m.v is None else torch.maximum(m.v, x)  # the second run on one input is like the first
+    return m.layer(m.v)  # type: ignore[no-any-return]  # as above
+
+
+def counted(m: Any, x: Tensor) -> Tensor:
+    m.count += 1
+    return m.layer(x) * m.count  # type: ignore[no-any-return]  # as above
+
+
+def remembered(m: Any, x: Tensor) -> Tensor:
+    m.seen["all"].append(m.layer(x))
+    return sum(m.seen["all"])  # type: ignore[no-any-return]  # as above
+
+
+def in_place(m: Any, x: Tensor) -> Tensor:
+    m.v.mul_(0.5).add_(x)
+    return m.layer(m.v)  # type: ignore[no-any-return]  # as above
+
+
+def cached(m: Any, x: Tensor) -> Tensor:
+    if x.shape[-1] not in m.tables:
+        m.tables[x.shape[-1]] = torch.arange(float(x.shape[-1]))
+    return m.layer(x * m.tables[x.shape[-1]])  # type: ignore[no-any-return]  # as above
+
+
+def last(m: Any, x: Tensor) -> Tensor:
+    m.v = m.layer(x)
+    return m.v * 2  # type: ignore[no-any-return]  # as above
+
+
+STATEFUL = {
+    "the attribute v of inner": lambda: Stateful(potential, v=None),
+    "the attribute v of inner ": lambda: Stateful(largest, v=None),
+    "the attribute count of inner": lambda: Stateful(counted, count=0),
+    "the attribute seen of inner": lambda: Stateful(remembered, seen={"all": []}),
+    "the attribute v of inner  ": lambda: Stateful(in_place, v=torch.zeros(2, 8)),
+    "the buffer v of inner": lambda: Stateful(in_place, v=nn.Buffer(torch.zeros(2, 8))),
+}
+HARMLESS = {
+    "cached": lambda: Stateful(cached, tables={}),
+    "last": lambda: Stateful(last, v=None),
+}
+
+
+@pytest.fixture
+def inner(request: pytest.FixtureRequest) -> Iterator[nn.Module]:
+    """A stateful module in the training mode inside another one, which is afterwards as it was."""
+    torch.manual_seed(0)
+    module: nn.Module = request.param()
+    module.layer.eval()
+
+    def look() -> list[str]:
+        state = {name: repr(value) for name, value in vars(module).items()}
+        modes = [one.training for one in module.modules()]
+        return [repr(state), repr(modes), repr(torch.get_rng_state().tolist()), repr(random.getstate())]
+
+    before = look()
+    yield module
+    assert look() == before
+
+
+def outside(inner: nn.Module) -> nn.Module:
+    outer = nn.Sequential()
+    outer.add_module("inner", inner)
+    return outer
+
+
+@pytest.mark.parametrize(
+    ("inner", "moved"), [(make_one, moved.strip()) for moved, make_one in STATEFUL.items()], indirect=["inner"]
+)
+def test_a_stateful_model_is_refused_with_what_moved_and_left_as_it_was(
+    inner: nn.Module, moved: str, tmp_path: Path
+) -> None:
+    with pytest.raises(Unsupported, match=f"random or stateful: .* has changed {moved}.*an input and an output"):
+        export(outside(inner), "onnx", tmp_path, inputs=torch.full((2, 8), 0.5))
+
+
+@pytest.mark.parametrize("inner", HARMLESS.values(), indirect=True)
+def test_what_no_later_call_sees_is_exported_and_left_as_it_was(inner: nn.Module, tmp_path: Path) -> None:
+    made = export(outside(inner), "onnx", tmp_path, inputs=torch.linspace(-1, 1, 16).reshape(2, 8))
+    assert made.manifest["verification"]["steps"][-1]["relative_error"] <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("function", "operator"),
+    [
+        (lambda x: F.dropout(x, training=True), r"aten.dropout at .*test_verified_inputs.py:\d+"),
+        (lambda x: x + torch.rand(8), r"aten.rand at .*test_verified_inputs.py:\d+"),
+        (lambda x: x * torch.bernoulli(torch.full((8,), 0.5)), "aten.bernoulli at "),
+        (lambda x: x * float(np.random.default_rng().random()), "differs by .* between two runs"),
+    ],
+)
+def test_a_random_model_is_refused_with_its_operator_and_line(
+    function: Callable[[Tensor], Tensor], operator: str, tmp_path: Path
+) -> None:
+    with pytest.raises(Unsupported, match=f"random or stateful: .*{operator}"):
+        export(Lines(function), "onnx", tmp_path, inputs=torch.randn(2, 8))
+
+
+@pytest.mark.parametrize("target", ["onnx", "coreml", "coreai"])
+def test_batch_statistics_in_eval_are_right_and_the_running_ones_stay(target: str, tmp_path: Path) -> None:
+    class Batch(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            n = self.norm
+            return F.batch_norm(x, n.running_mean, n.running_var, n.weight, n.bias, training=True)
+
+    model = Batch()
+    made = export(model, target, tmp_path, inputs=torch.randn(3, 4, 5), precision="fp32")
+    assert made.manifest["verification"]["steps"][2]["relative_error"] <= 1e-5
+    assert model.norm.running_mean is not None
+    assert not model.norm.running_mean.any()
+
+
+def test_artifacts_of_before_are_judged_over_all_calls_together(tmp_path: Path) -> None:
+    made = export(Net(), "onnx", tmp_path, inputs=EXAMPLE)
+    path = made.path / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    manifest["verification"]["inputs"] = {"count": 8, "seeds": "0 to 7", "values": ["standard normal"]}
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+    evidence = read_evidence(artifacts.read(made.path))
+    assert not evidence.described
+    assert len(evidence.inputs) == len(evidence.reference)
