@@ -170,7 +170,7 @@ def test_both_spellings_of_a_short_time_transform_are_the_same_matmuls() -> None
     x = _drawn(2, 160)
     counts = []
     for spelling in (_spectrum, _by_hand):
-        program, reports = rewrite(capture(Calling(spelling), (x,)), get("coreml").costs)
+        program, _ = rewrite(capture(Calling(spelling), (x,)), get("coreml").costs)
         counts.append(sum(node.target is aten.matmul.default for node in program.module.graph.nodes))
     assert counts[0] == counts[1] == 2
 
@@ -242,7 +242,7 @@ def test_gates_and_token_shifts_stream(tmp_path: Path) -> None:
 
 
 def test_an_operator_has_one_spelling_for_a_target() -> None:
-    with pytest.raises(ValueError, match="spells aten.atan2.default for these targets already"):
+    with pytest.raises(ValueError, match=r"spells aten\.atan2\.default for these targets already"):
         decomposes(aten.atan2.default, targets=("coreml",), why="again")(lambda y, x: y)
 
 
