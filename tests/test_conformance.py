@@ -288,7 +288,7 @@ def sampled(column: str, of_each: int, share: int) -> Iterator[Case]:
     }
     for name in sorted(fine):
         if (zlib.crc32(name.encode()) + turn) % share == 0:
-            yield from [case for make in makers[name] for case in make()][-of_each:]
+            yield from makers[name][-1]()[-of_each:]  # our own where there are some
 
 
 @pytest.mark.no_cover
