@@ -134,7 +134,8 @@ def write_reference(
             tensors[f"example_{k}.{array.dtype}"] = np.array(array.shape, dtype=np.int64)
         else:
             tensors[f"example_{k}.values"] = array
-    (folder / REFERENCE).write_bytes(save({name: np.ascontiguousarray(value) for name, value in tensors.items()}))
+    # numpy.ascontiguousarray would make a vector of a scalar
+    (folder / REFERENCE).write_bytes(save({name: np.array(value, order="C") for name, value in tensors.items()}))
 
 
 def read_reference(artifact: Artifact) -> tuple[list[list[np.ndarray]], list[Tensor]]:

@@ -154,6 +154,7 @@ class CallFigures:
         snr_db: None where the two are equal.
         allowed: the absolute error.
         failure: why it does not pass, without the call; None where it does.
+        is_rounding: whether PyTorch's own output is nothing but rounding, by its noise.
     """
 
     max_abs_error: float
@@ -161,6 +162,7 @@ class CallFigures:
     snr_db: float | None
     allowed: float
     failure: str | None
+    is_rounding: bool = False
 
     @property
     def relative_error(self) -> float:
@@ -215,7 +217,8 @@ def measure_call(
         if is_natural:
             own = float(np.abs(y[np.isfinite(y)]).max(initial=0.0))
             excuse = min(excuse, max(LARGEST_NOISE, thresholds.relative_error) * max(own, scale.peak))
-        found.append(_measure_output(y, z, scale, thresholds, excuse, clips))
+        one = _measure_output(y, z, scale, thresholds, excuse, clips)
+        found.append(replace(one, is_rounding=0 < one.peak <= excuse))
     return max(found, key=lambda one: one.share)
 
 

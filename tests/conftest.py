@@ -209,7 +209,8 @@ def artifact(small: nn.Module, run_folder: Path, tmp_path: Path) -> Callable[...
     def export(model: str, target: str, **options: Any) -> Artifact:
         subject: Any = model
         if model == "small":
-            subject, options = small, {"inputs": torch.randn(1, 3, 32, 64), **options}
+            example = torch.randn(1, 3, 32, 64, generator=torch.Generator().manual_seed(0))  # an artifact keeps it
+            subject, options = small, {"inputs": example, **options}
         asked = ExportOptions(subject, target, **options)
         others = {name: value for name, value in options.items() if name not in ("inputs", *SPELLED_OUT)}
         key = (model, target, asked.arithmetic.name, asked.system, asked.device, sorted(others.items()))

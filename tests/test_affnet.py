@@ -59,7 +59,7 @@ def test_the_authors_outputs_eager_rewritten_and_in_onnx_runtime(
         assert np.abs(model(x).numpy() - expected).max() <= PARITY
     _, rewritten, reports = edgesmith.explain("affnet_et", "onnx", weights=checkpoint)
     assert np.abs(run(rewritten, (x,))[0].numpy() - expected).max() <= PARITY
-    fused = report(reports, "fuse_fft_filter")
+    fused = report(reports, "recognise")
     assert (len(fused.applied), fused.rejected) == (9, ())
     assert [site for site, _ in fused.applied][:2] == [f"layer_3.1.global_rep.{i}.filter" for i in range(2)]
     assert [site for site, _ in report(reports, "dense_transforms").applied] == [

@@ -12,7 +12,7 @@ from edgesmith.exporters.decompositions import decomposes
 aten = torch.ops.aten
 
 
-@decomposes(aten.hardtanh.default, targets=("coreml",), why="coremltools 9.0 asks for both limits")
+@decomposes(aten.hardtanh.default, targets=("coreml", "coreai"), why="the converters ask for both limits")
 def hardtanh(x: Tensor, min_val: float = -1, max_val: float = 1) -> Tensor:
     """Return x between two limits."""
     return torch.clamp(x, min_val, max_val)

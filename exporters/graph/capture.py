@@ -271,7 +271,6 @@ def _export(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) -
     program = _exported(model, inputs, dynamic_batch)
     if (sentence := random_operator(program.graph)) is not None:
         raise Unsupported(sentence)
-    _use_batch_statistics(program)
     written = list(program.graph_signature.buffers_to_mutate.values())
     if written:
         raise Unsupported(
@@ -293,14 +292,6 @@ def _export(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) -
             graph.graph.erase_node(node)
     graph.recompile()
     return graph
-
-
-def _use_batch_statistics(program: ExportedProgram) -> None:
-    """Let batch norms with the statistics of the batch leave the running ones alone, which no output shows."""
-    for node in program.graph.nodes:
-        if node.target is torch.ops.aten.batch_norm.default and node.args[5]:
-            node.args = (*node.args[:3], None, None, *node.args[5:])
-    program.graph_module.recompile()
 
 
 def _exported(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) -> ExportedProgram:

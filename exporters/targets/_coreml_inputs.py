@@ -31,7 +31,7 @@ def with_core_ml_inputs(program: Program) -> Program:
         return program
     module = fork(program.module)
     placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
-    first = next(node for node in module.graph.nodes if node.op != "placeholder")
+    first = placeholders[-1].next  # constants may stand before them
     given = []
     for node, x in zip(placeholders, program.inputs, strict=True):
         given.append(_as_given(x))

@@ -980,7 +980,7 @@ def _grids() -> Iterator[Case]:
 
 
 def _transforms() -> Iterator[Case]:
-    x, window = drawn(2, 64), torch.hann_window(16)
+    x, window, mel = drawn(2, 64), torch.hann_window(16), drawn(6, 9).abs()
     forms: dict[str, dict[str, Any]] = {
         "window": {"window": window},
         "not centred": {"window": window, "center": False},
@@ -996,9 +996,7 @@ def _transforms() -> Iterator[Case]:
     yield transform(
         "stft",
         "mel",
-        lambda x: torch.log(
-            drawn(6, 9).abs() @ torch.stft(x, 16, window=window, return_complex=True).abs() ** 2 + 1e-6
-        ),
+        lambda x: torch.log(mel @ torch.stft(x, 16, window=window, return_complex=True).abs() ** 2 + 1e-6),
         x,
     )
     yield transform(

@@ -22,8 +22,12 @@ aten = torch.ops.aten
 REMOVED = frozenset(
     f"aten.{name}.default"
     for name in ("complex", "real", "imag", "view_as_real", "fft_fft", "fft_ifft", "fft_rfft", "fft_irfft", "dropout")
-) | {"aten.stft.center", "aten.stft.default", "aten.istft.default"}
-"""Overloads that rewrites name to remove them."""
+) | {
+    *("aten.stft.center", "aten.stft.default", "aten.istft.default", "aten.lift_fresh_copy.default"),
+    *("aten.to.device", "aten.to.dtype", "aten.to.dtype_layout", "aten.to.other", "aten.type_as.default"),
+    *("aten.reshape_as.default", "aten.view_as.default"),
+}
+"""Overloads that rewrites name to remove them; where one stays, it is the caller's own."""
 
 _X, _Y, _MASK = drawn(2, 3, 4), drawn(2, 3, 4, seed=1), torch.tensor([True, False, True, False])
 _POSITIVE = _X.abs() + 0.5

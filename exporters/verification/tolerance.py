@@ -96,7 +96,8 @@ def expect(case: Case, given: Sequence[Tensor], dtype: str) -> list[Expected]:
     with torch.no_grad():
         values = [y.detach() for y in case.call([x.clone() for x in given])]
     exact, spread = _exact(case.wide(), given, len(values))
-    peak = max((float(x.abs().max()) for x in given if x.is_floating_point() and x.numel()), default=0.0)
+    finite = (x[x.isfinite()].abs() for x in given if x.is_floating_point())
+    peak = max((float(x.max()) for x in finite if x.numel()), default=0.0)
     expected = []
     for k, value in enumerate(values):
         array = value.numpy()
