@@ -11,7 +11,10 @@ from torch import Tensor, nn
 import edgesmith
 from edgesmith.exporters.graph.capture import capture
 from edgesmith.exporters.precision.half import half
+from edgesmith.exporters.precision.islands import type_half
 from edgesmith.exporters.precision.large_constants import find_large_constants
+from edgesmith.exporters.precision.table import FP16
+from edgesmith.exporters.precision.task import TypingTask
 from edgesmith.exporters.targets import get
 from edgesmith.exporters.targets.target import NotHere
 
@@ -82,6 +85,21 @@ def test_only_what_a_finite_constant_beyond_the_range_runs_through_stays_fp32() 
     assert sorted(name.rstrip("_0123456789") for name in kept) == ["div", "mul", "softmax", "view"]
     assert "reads the constant 1e+05, and half precision ends at 65504" in kept["mul"]
     assert find_large_constants(program, torch.bfloat16) == {}
+
+
+@pytest.mark.parametrize("options", [{"finds_islands": False}, {"is_step": True}])
+def test_a_constant_keeps_its_island_where_inputs_show_nothing(options: dict[str, bool]) -> None:
+    program = capture(Constants().eval(), (X,))
+    defaults = {"is_step": False, "types_programs": True, "finds_islands": True} | options
+    task = TypingTask(
+        inputs=[],
+        calibration=None,
+        thresholds=FP16.limits(),
+        largest_int8_weight=None,
+        lossy_operators=lambda _: {},
+        **defaults,
+    )
+    assert type_half(program, task, "float16").keep_fp32 == find_large_constants(program, torch.float16)
 
 
 def test_a_cast_and_a_softmax_that_name_float32_are_of_half_precision_with_the_rest() -> None:

@@ -6,8 +6,8 @@ infinite in fp16 (rule `fp16-overflow`), and coremltools leaves an operator with
 -40000 instead. The exponential of either is zero beside any score above -39000, so no number changes, but in
 rows that are masked throughout: NaN before, finite now.
 
-Of a finite mask such a row is even, and beside -40000 the scores' sum is too coarse for that. So of finite masks only the
-last that scores meet is written so. What runs through other arithmetic, as (1 - keep) * -1e9, stays fp32 up to the
+Of a finite mask such a row is even, and beside -40000 the scores' sum is too coarse for that. So of finite masks only
+the last that scores meet is written so. What runs through other arithmetic, as (1 - keep) * -1e9, stays fp32 up to the
 softmax or another operator with a bounded result, as `large_constants` has it for other targets. coremltools keeps the
 operator alone, and takes a finite number above 1e38, the least fp32 number, for infinity, whose product with 0 is NaN.
 

@@ -3,8 +3,9 @@
     softmax(q k^T + (1 - keep) c)        0 c = 0, and 0 times what half precision makes of c, infinity, is NaN
 
 Where such a constant may go is read off the program, not off data: an example without padding shows no mask. From the
-operator that reads the constant on, what its value runs through stays fp32, up to and with the operators whose results are bounded again. Where the value may leave otherwise, as through a matmul, only that operator stays:
-what becomes of the rest is for `islands` to measure.
+operator that reads the constant on, what its value runs through stays fp32, up to and with the operators whose results
+are bounded again. Where the value may leave otherwise, as through a matmul, only that operator stays: what becomes of
+the rest is for `islands` to measure.
 
 A constant counts from `SHARE` of the range on, as scores are still added to a mask of finfo(float16).min; that alone
 keeps nothing where the value is not bounded again. An infinite constant is as infinite in 16 bits, so it keeps nothing.
