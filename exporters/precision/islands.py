@@ -9,6 +9,8 @@ what was seen:
     loss    no reason where neurons spike: rounding anywhere before one flips spikes, and only all of it in fp32 helps
     SNR     no reason here: where no node loses 1 dB, all of them together would have to be fp32
 
+Beside what they show stays what a large constant runs through, see large_constants.py.
+
 `type_mixed` leaves both the typing and the measuring to a target's converter and its files.
 """
 
