@@ -78,7 +78,7 @@ def test_the_authors_outputs_eager_rewritten_and_in_onnx_runtime(
     counts = artifact.manifest["operators"]["file"]
     assert not {"DFT", "Einsum", "Shrink", "Transpose"} & set(counts)
     assert counts["BatchNormalization"] == 18  # the affine of each group norm that a residual reads too
-    assert sum(counts.values()) <= 450
+    assert sum(counts.values()) <= 500  # norms over long axes run in stages
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,9 @@ def test_onnx_equals_eager_at_every_size_and_batch(size: tuple[int, int], batch:
 @pytest.mark.parametrize("name", ["affnet_t", "affnet"])
 def test_larger_models_export(name: str, tmp_path: Path) -> None:
     artifact = edgesmith.export(name, "onnx", out=tmp_path)
-    assert sum(artifact.manifest["operators"]["file"].values()) <= 460  # of which 13 for tiles of channels
+    assert (
+        sum(artifact.manifest["operators"]["file"].values()) <= 600
+    )  # of which 13 for tiles of channels, some 130 for norms in stages
     assert artifact.manifest["verification"]["steps"][-1]["relative_error"] <= EAGER
 
 

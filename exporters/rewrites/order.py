@@ -21,6 +21,7 @@
     short_time          stft, istft -> windows, and torch.fft transforms of them
     dft                 torch.fft transforms -> matmuls; complex values -> pairs of real ones
     unstack             f(stack(a, b))[..., 0] -> f(a), where nothing reads the whole
+    zero_masked_rows    attention of a query that sees no key -> 0, as PyTorch has it
     einsum              einsum(A, B) -> matmul(A', B')
     choose_memory_form  a linear recurrence -> its cheapest form, or none of it
     dense_transforms    frequency filters that transform a map by one matrix, where the target says cheaper
@@ -72,6 +73,7 @@ from edgesmith.exporters.rewrites.short_time import short_time
 from edgesmith.exporters.rewrites.tile_channels import tile_channels
 from edgesmith.exporters.rewrites.unstack import unstack
 from edgesmith.exporters.rewrites.winograd import winograd
+from edgesmith.exporters.rewrites.zero_masked_rows import zero_masked_rows
 from edgesmith.kernels.op import all_ops
 from edgesmith.plugins import leave_out, load_plugins
 
@@ -102,6 +104,7 @@ ORDER: tuple[Rewrite, ...] = (
     short_time,
     dft,
     unstack,
+    zero_masked_rows,
     einsum,
     choose_memory_form,
     dense_transforms,
