@@ -198,7 +198,7 @@ def test_export_shows_stages_and_one_table_and_verify_accepts_it(edgesmith: Run,
         assert part in result.stdout
     again = edgesmith("verify", FOLDER)
     assert again.returncode == 0
-    assert "2 files, as published" in again.stdout
+    assert "3 files, as published" in again.stdout
     assert (
         json.loads(edgesmith("verify", f"{FOLDER}/casvit_xs.onnx", "--json").stdout)["steps"][2]["max_abs_error"] < 1e-5
     )

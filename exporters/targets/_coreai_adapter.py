@@ -33,8 +33,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgesmith.errors import BackendMissing, BadInput, Unsupported
-from edgesmith.exporters import decompositions
-from edgesmith.exporters.targets._refusal import refuse
 
 if TYPE_CHECKING:
     import numpy as np
@@ -91,6 +89,8 @@ def convert(program: ExportedProgram, input_names: Sequence[str], output_names: 
         BackendMissing: see `require`.
         Unsupported: an operator that the converter refuses, or an API that is not where it was.
     """
+    from edgesmith.exporters.targets._refusal import refuse
+
     require()
     with _quiet():
         converter_type = _get("coreai_torch.converter", "TorchConverter")
@@ -124,6 +124,7 @@ def convert(program: ExportedProgram, input_names: Sequence[str], output_names: 
 
 def _with_ours(theirs: Mapping[Any, Callable[..., Any]]) -> dict[Any, Callable[..., Any]]:
     """Return the converter's decompositions and ours, which come first: what theirs make may need ours again."""
+    from edgesmith.exporters import decompositions
 
     def either(own: Callable[..., Any], other: Callable[..., Any]) -> Callable[..., Any]:
         def decompose(*args: Any, **kwargs: Any) -> Any:

@@ -2,7 +2,8 @@
 
     distance    |eager in float32 - eager in float64|: what PyTorch's rounding did on this very input
     movement    |f(x (1 + e), w (1 + e)) - f(x, w)| in float64, every e at random within half a unit in the last place
-                of the precision: what any rounding of what the model reads may do there
+                of the precision: what any rounding of what the model reads may do there; of half precisions every
+                operator's result is moved so as well, because each is rounded when it is stored
 
 The noise is the larger of the two; of half precisions, whose rounding PyTorch does not do here, the second. A norm of a
 constant row is what needs it: its exact result is zero, and 1 / sqrt(eps) magnifies whatever rounding leaves of it.
@@ -10,13 +11,17 @@ constant row is what needs it: its exact result is zero, and 1 / sqrt(eps) magni
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 from edgesmith.errors import BadInput
 from edgesmith.exporters.figures import Outputs
@@ -62,12 +67,27 @@ class NoiseMeter:
         for given, ys in zip(self.inputs, self.reference, strict=True):
             doubles = [x.double() if x.is_floating_point() else x for x in given]
             wanted = _run(exact, doubles)
-            other = _run(moved, [_move(x, step, generator) for x in doubles])
+            with contextlib.nullcontext() if dtype == torch.float32 else _Storing(step, generator):
+                other = _run(moved, [_move(x, step, generator) for x in doubles])
             distances = [_gap(a, b) for a, b in zip(other, wanted, strict=True)]
             if dtype == torch.float32:
                 distances = [max(d, _gap(y, a)) for d, y, a in zip(distances, ys, wanted, strict=True)]
             found.append(distances)
         return found
+
+
+class _Storing(TorchDispatchMode):
+    """Moves every result of an operator, as a type that rounds by up to `step` of it does when the result is stored."""
+
+    def __init__(self, step: float, generator: torch.Generator) -> None:
+        super().__init__()
+        self._step, self._generator = step, generator
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if any(argument.alias_info is not None for argument in func._schema.arguments):
+            return made  # a view, or written in place: stored before
+        return tree_map_only(Tensor, lambda x: _move(x, self._step, self._generator), made)
 
 
 def _move(x: Tensor, step: float, generator: torch.Generator) -> Tensor:
