@@ -179,10 +179,10 @@ ODD = {
 }
 
 
-REFUSED = {
-    # what a target cannot express, or a program that sets types itself and so cannot be made fp16
-    "onnx": {("integers", "fp16"), ("double", "fp16")},
-    "tensorrt": {("integers", "fp16"), ("double", "fp16")},
+REFUSED: dict[str, set[tuple[str, str]]] = {
+    # what a target cannot express
+    "onnx": set(),
+    "tensorrt": set(),
     "coreml": {("double", precision) for precision in ("fp32", "fp16")},
     "coreai": set(),
 }
