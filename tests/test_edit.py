@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.rewriting import apply
 from torch import Tensor, nn
 from torch.fx import GraphModule, symbolic_trace
 
 from edgesmith.exporters.graph.edit import add_constant, constant
 from edgesmith.exporters.verification.divergence import position_found
-from tests.support.rewriting import apply
 
 
 def _empty() -> GraphModule:
