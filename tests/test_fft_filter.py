@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -88,6 +88,9 @@ class TorchBuilder:
     _concat = staticmethod(lambda values, axis: torch.cat(values, axis))
 
 
+TOGETHER = 10
+"""Filters that share one capture."""
+
 SHAPES = {
     "blocks": st.integers(1, 8),
     "width": st.integers(1, 4),
@@ -97,27 +100,40 @@ SHAPES = {
 }
 
 
+class Filters(nn.Module):
+    """Filters beside each other, each of an input of its own."""
+
+    def __init__(self, filters: Iterable[Filter]) -> None:
+        super().__init__()
+        self.filters = nn.ModuleList(filters)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(one(x) for one, x in zip(self.filters, inputs, strict=True))
+
+
 @pytest.mark.slow
-@given(**SHAPES)
-@settings(max_examples=300)
-def test_any_filter_becomes_the_op_and_real_arithmetic_computes_it(
-    blocks: int, width: int, size: tuple[int, int], batch: int, threshold: float
-) -> None:
-    model, x = Filter(blocks * width, blocks, threshold=threshold), draw(blocks * width, size, batch)
-    program = capture(model, (x,))
+@given(cases=st.lists(st.fixed_dictionaries(SHAPES), min_size=TOGETHER, max_size=TOGETHER))
+@settings(max_examples=300 // TOGETHER)
+def test_any_filter_becomes_the_op_and_real_arithmetic_computes_it(cases: list[dict[str, Any]]) -> None:
+    """300 filters, TOGETHER of them in one capture."""
+    widths = [case["blocks"] * case["width"] for case in cases]
+    filters = [Filter(n, c["blocks"], threshold=c["threshold"]) for n, c in zip(widths, cases, strict=True)]
+    inputs = [draw(n, c["size"], c["batch"]) for n, c in zip(widths, cases, strict=True)]
+    program = capture(Filters(filters), inputs)
     rewritten, (report,) = rewrite(program, Costs(0), FUSE)
-    assert count_operators(rewritten.module) == {"edgesmith.fft_filter": 1}, report.rejected
-    (node,) = operators(rewritten.module)
-    assert arguments(node)[5] == threshold
-    (expected,), (found,) = run(program, (x,)), run(rewritten, (x,))
-    assert error(found, expected, x) <= OP.tolerance
-    given_ = [TorchBuilder.Value(t.detach()) for t in (x, *model.weights)]
+    assert count_operators(rewritten.module) == {"edgesmith.fft_filter": TOGETHER}, report.rejected
+    thresholds = [arguments(node)[5] for node in operators(rewritten.module)]
+    assert thresholds == [case["threshold"] for case in cases]
+    outputs = zip(filters, inputs, thresholds, run(program, inputs), run(rewritten, inputs), strict=True)
     with pytest.MonkeyPatch.context() as patch:
         for name in ("coremltools", "coremltools.converters", "coremltools.converters.mil"):
             patch.setitem(sys.modules, name, SimpleNamespace(Builder=TorchBuilder()))
-        for dense in (False, True):
-            lowered = OP.lowerings["coreml"](*given_, threshold, dense)
-            assert error(lowered.tensor, expected, x) <= OP.tolerance
+        for model, x, threshold, expected, found in outputs:
+            assert error(found, expected, x) <= OP.tolerance
+            given_ = [TorchBuilder.Value(t.detach()) for t in (x, *model.weights)]
+            for dense in (False, True):
+                lowered = OP.lowerings["coreml"](*given_, threshold, dense)
+                assert error(lowered.tensor, expected, x) <= OP.tolerance
 
 
 @given(dense=st.booleans(), **SHAPES)
