@@ -26,8 +26,9 @@ from hypothesis import HealthCheck, settings
 from torch import nn
 
 from edgesmith import plugins
-from edgesmith.exporters import targets
+from edgesmith.exporters import decompositions, targets
 from edgesmith.exporters.artifact import Artifact, read
+from edgesmith.exporters.decompositions import decomposes
 from edgesmith.exporters.graph.capture import Program, capture
 from edgesmith.exporters.options import ExportOptions
 from edgesmith.exporters.rewrites import order
@@ -63,6 +64,7 @@ def pytest_configure(config: pytest.Config) -> None:
         torch.set_num_threads(1)
         os.environ["OMP_NUM_THREADS"] = "1"
     if config.getoption("--cov", None):
+        decompositions.decomposes = decomposes_traced
         torch.export.export = untraced(torch.export.export)
         for owner, name in (
             (torch.export.ExportedProgram, "run_decompositions"),
@@ -78,12 +80,15 @@ def pytest_configure(config: pytest.Config) -> None:
 def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function of torch's without the coverage tracer, under which it takes twice as long.
 
-    What it calls of ours is modules and shape rules, which run outside it too: the figures are the same.
+    What it calls of ours is modules and shape rules, which run outside it too: the figures are the same. Decompositions
+    run nowhere else, and are traced.
     """
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
+        global _tracer
         tracer = sys.gettrace()
+        _tracer = tracer or _tracer
         sys.settrace(None)
         try:
             return function(*args, **kwargs)
@@ -91,6 +96,29 @@ def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
             sys.settrace(tracer)
 
     return call
+
+
+_tracer: Any = None
+"""The coverage tracer, while a function runs without it."""
+
+
+def decomposes_traced(*overloads: Any, **options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a decomposition that runs with the coverage tracer, inside of functions that run without."""
+    register = decomposes(*overloads, **options)
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            before = sys.gettrace()
+            sys.settrace(_tracer)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                sys.settrace(before)
+
+        return register(call)
+
+    return decorate
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -74,6 +74,7 @@ def _binary() -> Iterator[tuple[Any, Callable[..., Any], tuple[Any, ...]]]:
     yield aten.clamp_min.default, lambda x: aten.clamp_min.default(x, 0.5), (_X,)
     yield aten.gt.Scalar, lambda x: aten.gt.Scalar(x, 0), (row(-1, -0.0, 0, 2),)
     yield aten.eq.Scalar, lambda x: aten.eq.Scalar(x, 0), (row(-1, -0.0, 0, 2),)
+    yield aten.any.dim, lambda m: aten.any.dim(m, -1, True), (torch.stack([_MASK, ~_MASK, _MASK & ~_MASK]),)
     yield aten.where.self, aten.where.self, (_MASK, _X, _Y)
     yield aten.where.ScalarOther, lambda m, x: aten.where.ScalarOther(m, x, 0.5), (_MASK, _X)
     yield aten.masked_fill.Scalar, lambda x, m: aten.masked_fill.Scalar(x, m, 0.5), (_X, _MASK)
@@ -146,6 +147,8 @@ def _layers() -> Iterator[tuple[Any, Callable[..., Any], tuple[Any, ...]]]:
         yield of_axes, lambda x, f=of_axes: f(x, [-1], False, True), (_X,)
         of_correction = getattr(aten, name).correction
         yield of_correction, lambda x, f=of_correction: f(x, [-1], correction=0, keepdim=True), (_X,)
+    attend = aten.scaled_dot_product_attention.default
+    yield attend, lambda x, y, m: attend(x, y, y, m), (_PLANES, _PLANES + 1, torch.ones(6, 6, dtype=torch.bool).tril())
     yield aten.softmax.int, lambda x: aten.softmax.int(x, -1), (_X,)
     yield aten._softmax.default, lambda x: aten._softmax.default(x, 1, False), (_X,)
     yield aten.layer_norm.default, lambda x: aten.layer_norm.default(x, [4]), (_X,)
