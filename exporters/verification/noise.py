@@ -76,11 +76,11 @@ class NoiseMeter:
         return found
 
 
-class _Storing(TorchDispatchMode):
+class _Storing(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's class has no annotations
     """Moves every result of an operator, as a type that rounds by up to `step` of it does when the result is stored."""
 
     def __init__(self, step: float, generator: torch.Generator) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # as above
         self._step, self._generator = step, generator
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
