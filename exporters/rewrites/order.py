@@ -21,7 +21,7 @@
     short_time          stft, istft -> windows, and torch.fft transforms of them
     dft                 torch.fft transforms -> matmuls; complex values -> pairs of real ones
     unstack             f(stack(a, b))[..., 0] -> f(a), where nothing reads the whole
-    zero_masked_rows    attention of a query that sees no key -> 0, as PyTorch has it
+    zero_masked_rows    sdpa(q, k, v, mask) -> 0 where a query sees no key
     einsum              einsum(A, B) -> matmul(A', B')
     choose_memory_form  a linear recurrence -> its cheapest form, or none of it
     dense_transforms    frequency filters that transform a map by one matrix, where the target says cheaper
