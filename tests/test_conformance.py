@@ -320,6 +320,10 @@ def test_listing_operators_imports_no_torch() -> None:
 def test_an_unknown_operator_has_neighbours() -> None:
     with pytest.raises(BadInput, match=r"unknown operator 'sofmax'. Nearest: softmax.*List them: edgesmith operators"):
         verdicts.find("sofmax")
+    bare = next(e.operator for e in verdicts.table() if len(verdicts.find(e.operator)) == 1)  # on one target alone
+    assert f"| `{bare}` | not tried |" in verdicts.markdown(verdicts.table())
+    with pytest.raises(BadInput, match="has not been tried on coreml; leave --target out"):
+        verdicts.find(bare, "coreml")
     with pytest.raises(BadInput, match="has no target 'webgpu'; it has "):
         verdicts.find("softmax", "webgpu")
 

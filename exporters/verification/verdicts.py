@@ -61,6 +61,10 @@ def worst(kinds: Iterable[str]) -> str:
     return max(kinds, key=ORDER.index)
 
 
+NOT_TRIED = "not tried"
+"""In the place of verdicts: no case of that operator has been run on that target."""
+
+
 @cache
 def table() -> tuple[Entry, ...]:
     """Return the entries, by operator, then by target and precision."""
@@ -89,6 +93,8 @@ def find(name: str | None = None, target: str | None = None) -> list[Entry]:
         return entries
     plain = name.removeprefix("torch.").removeprefix("aten.")
     found = [entry for entry in entries if entry.operator == plain] or [e for e in entries if plain in e.operator]
+    if not found and any(plain in entry.operator for entry in table()):
+        raise BadInput(f"{plain} has not been tried on {target}; leave --target out to see where it has")
     if not found:
         raise unknown("operator", plain, dict.fromkeys(entry.operator for entry in entries), "edgesmith operators")
     return found
@@ -100,6 +106,11 @@ def totals(entries: Iterable[Entry]) -> dict[str, Counter[str]]:
     for entry in entries:
         found.setdefault(entry.column, Counter()).update(entry.counts)
     return found
+
+
+def tried(entries: Iterable[Entry]) -> dict[str, int]:
+    """Return by column how many operators have been run there."""
+    return dict(Counter(entry.column for entry in entries))
 
 
 def write(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -124,7 +135,7 @@ def markdown(entries: Sequence[Entry]) -> str:
     by_operator: dict[str, dict[str, Entry]] = {}
     for entry in entries:
         by_operator.setdefault(entry.operator, {})[entry.column] = entry
-    summed = totals(entries)
+    summed, run = totals(entries), tried(entries)
     lines = [
         "# Operators by target",
         "",
@@ -134,9 +145,11 @@ def markdown(entries: Sequence[Entry]) -> str:
         "- right: every value within the operator's tolerance of PyTorch's",
         "- mended: the same, by a decomposition, a lowering or a rewrite of edgesmith's",
         "- refused: not exported, with one sentence that says why and what to do",
+        f"- {NOT_TRIED}: no case has been run there, which says nothing about it; nor have operators that are not listed",
         "",
         f"| | {' | '.join(columns)} |",
         f"|---|{'---|' * len(columns)}",
+        f"| operators tried | {' | '.join(f'{run[column]} of {len(by_operator)}' for column in columns)} |",
         *(
             f"| {kind} | {' | '.join(str(summed[column][kind]) for column in columns)} |"
             for kind in ORDER
@@ -147,6 +160,6 @@ def markdown(entries: Sequence[Entry]) -> str:
         f"|---|{'---|' * len(columns)}",
     ]
     for name, row in by_operator.items():
-        cells = (row[column].describe() if column in row else "" for column in columns)
+        cells = (row[column].describe() if column in row else NOT_TRIED for column in columns)
         lines.append(f"| `{name}` | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

@@ -118,11 +118,15 @@ def operators(name: given.OperatorName = None, target: given.ListedTarget = None
         by_operator.setdefault(entry.operator, {})[entry.column] = entry
     shown = new_table("operators", "operator", *columns, names=True)
     for operator, row in by_operator.items():
-        shown.add_row(operator, *(row[column].describe() if column in row else "" for column in columns))
+        shown.add_row(
+            operator, *(row[column].describe() if column in row else verdicts.NOT_TRIED for column in columns)
+        )
     print_table(shown)
     if name is None:
+        run, known = verdicts.tried(entries), len({entry.operator for entry in verdicts.table()})
         for column, counts in verdicts.totals(entries).items():
-            print(f"{column}: {', '.join(f'{counts[kind]} {kind}' for kind in verdicts.ORDER if counts[kind])}")
+            verdict = ", ".join(f"{counts[kind]} {kind}" for kind in verdicts.ORDER if counts[kind])
+            print(f"{column}: {run[column]} of {known} operators tried: {verdict}")
         return
     for entry in entries:
         for kind, example in entry.examples.items():
