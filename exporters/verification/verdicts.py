@@ -145,7 +145,7 @@ def markdown(entries: Sequence[Entry]) -> str:
         "- right: every value within the operator's tolerance of PyTorch's",
         "- mended: the same, by a decomposition, a lowering or a rewrite of edgesmith's",
         "- refused: not exported, with one sentence that says why and what to do",
-        f"- {NOT_TRIED}: no case has been run there, which says nothing about it; nor have operators that are not listed",
+        f"- {NOT_TRIED}: no case has been run there, which says nothing about it, as of operators not listed",
         "",
         f"| | {' | '.join(columns)} |",
         f"|---|{'---|' * len(columns)}",
