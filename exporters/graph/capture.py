@@ -16,13 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
+from torch.fx.graph import CodeGen
 
-from edgesmith.errors import BadInput, Unsupported
+from edgesmith.errors import BadInput, EdgesmithWarning, Unsupported
 from edgesmith.exporters import decompositions
 from edgesmith.exporters.graph.edit import Emitter, fork, operator_name, site, stand_for, tidy
 from edgesmith.exporters.graph.repeat import random_operator, refuse_unrepeatable
+from edgesmith.exporters.graph.signature import Bound, Results, own, read_results
 from edgesmith.exporters.graph.state import State, kept_state
 from edgesmith.exporters.graph.subgraphs import any_operator, inline_subgraphs, refuse_casts
+from edgesmith.exporters.graph.unwrap import unwrapped
 from edgesmith.kernels.op import all_ops
 
 
@@ -56,11 +59,12 @@ def capture(
     """Capture a model in eval mode. The model itself is left as it was, with all its state.
 
     Args:
-        model: any module that torch.export accepts.
+        model: any module that torch.export accepts; one that does not take tensors alone as it was bound to them, see
+            signature.py.
         inputs: example tensors, [B, ...] each. With `dynamic_batch`, B must be 2 or more: torch.export would take a
             batch of 1 for a constant.
         input_names: default: the names of the parameters of `forward`.
-        output_names: default: `output`, or `output_0`, `output_1` ...
+        output_names: default: the keys of what the model returns; of what has none `output`, or `output_0` ...
 
     Raises:
         BadInput: inputs that the model's own code rejects.
@@ -68,17 +72,19 @@ def capture(
     """
     inputs = tuple(x.detach().clone() for x in inputs)
     _check(model, inputs, dynamic_batch)
-    outputs = run_eager(model, inputs)
+    returned = _run(model, inputs)
     leaves_caches = _refuse_unrepeatable(model, inputs, dynamic_batch)
     with evaluating(model):
         if leaves_caches:  # built before torch.export looks, they are constants to it
             model(*(x.clone() for x in inputs))
-        graph = _export(model, inputs, dynamic_batch)
+        with _returning_tensors(own(model), returned):
+            graph = _export(model, inputs, dynamic_batch)
     if input_names is None:
         input_names = [n.name for n in graph.graph.nodes if n.op == "placeholder"]
     if output_names is None:
-        stem = "result" if any(name.startswith("output") for name in input_names) else "output"
-        output_names = [stem] if len(outputs) == 1 else [f"{stem}_{i}" for i in range(len(outputs))]
+        output_names = returned.names(input_names)
+    if returned.left_out:
+        warnings.warn(_describe_left_out(returned), LeftOut, stacklevel=2)
     return Program(graph, inputs, tuple(input_names), tuple(output_names), dynamic_batch)
 
 
@@ -89,7 +95,7 @@ def evaluating(model: nn.Module, weights: bool = False) -> Iterator[State]:
     Args:
         weights: keep its parameters' values too.
     """
-    with kept_state(model, weights) as state:
+    with unwrapped(model), kept_state(model, weights) as state:
         model.eval()
         with torch.no_grad():
             yield state
@@ -99,16 +105,50 @@ def run_eager(model: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
     """A model's own outputs in eval mode, flat. Inputs and the model's state are afterwards what they were.
 
     Raises:
-        BadInput: the model does not run on such inputs, or returns something else than real tensors.
+        BadInput: the model does not run on such inputs, or returns no tensor, or complex ones.
     """
+    return _run(model, inputs).tensors
+
+
+def _run(model: nn.Module, inputs: Sequence[Tensor]) -> Results:
+    """Return a model's own outputs with their names. Raises what `run_eager` does."""
     with evaluating(model):
         try:
             outputs = model(*(x.clone() for x in inputs))
         except Exception as error:
             shapes = ", ".join(str(list(x.shape)) for x in inputs)
             raise BadInput(f"the model does not run on inputs of shape {shapes}: {_first_line(error)}") from error
+        results = read_results(outputs)
+        _check_outputs(outputs, results.tensors)
         # What lies in a buffer, or in an attribute, is about to be put back.
-        return [y.clone() for y in _flat(outputs)]
+        return replace(results, tensors=[y.clone() for y in results.tensors])
+
+
+class LeftOut(EdgesmithWarning):
+    """A model returns something that is no tensor."""
+
+
+def _describe_left_out(results: Results) -> str:
+    """Return, in a sentence, what no file can return."""
+    found = ", ".join(f"{name} ({_describe_value(value)})" for name, value in results.left_out.items())
+    return f"the model also returns what is no tensor, which the file leaves out: {found}"
+
+
+def _describe_value(value: Any) -> str:
+    return repr(value)[:40] if isinstance(value, bool | int | float | str) else type(value).__name__
+
+
+@contextlib.contextmanager
+def _returning_tensors(model: nn.Module, results: Results) -> Iterator[None]:
+    """Let a model return its tensors alone, as a list, where it returns more than a plain sequence of them."""
+    if results.is_flat:
+        yield
+        return
+    hook = model.register_forward_hook(lambda module, inputs, returned: read_results(returned).tensors)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _refuse_unrepeatable(model: nn.Module, inputs: Sequence[Tensor], dynamic_batch: bool) -> bool:
@@ -239,11 +279,15 @@ _HANDING_ON = frozenset(
 def run(program: Program, inputs: Sequence[Tensor]) -> list[Tensor]:
     """Run a program's graph; its outputs in the order of `output_names`."""
     with torch.no_grad():
-        return _flat(program.module(*inputs))
+        outputs = program.module(*inputs)
+    tensors = read_results(outputs).tensors
+    _check_outputs(outputs, tensors)
+    return tensors
 
 
 def _check(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) -> None:
     """Answer in one sentence what torch would answer in a page."""
+    model = own(model)
     tensors = (*inputs, *model.parameters(), *model.buffers())
     if any(nn.parameter.is_lazy(tensor) for tensor in tensors):
         raise BadInput("the model has lazy parameters without a shape; run it once before exporting it")
@@ -279,6 +323,8 @@ def _export(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) -
         )
     graph = program.module(check_guards=False)
     assert isinstance(graph, GraphModule)
+    if isinstance(model, Bound):
+        graph = _take_tensors_alone(graph, model.takes)
     inline_subgraphs(graph)
     for node in list(graph.graph.nodes):  # torch's own checks of what `val` says of each value
         if node.target is torch.ops.aten._assert_tensor_metadata.default:
@@ -294,11 +340,22 @@ def _export(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) -
     return graph
 
 
+def _take_tensors_alone(graph: GraphModule, takes: Sequence[bool]) -> GraphModule:
+    """Drop the inputs that are no tensors, whose values are in the graph, and take tensors one by one."""
+    placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    for node, is_tensor in zip(placeholders, takes, strict=True):
+        if not is_tensor:
+            graph.graph.erase_node(node)
+    graph.graph.set_codegen(CodeGen())
+    return GraphModule(graph, graph.graph)  # without the hook that asks for the arguments as they were nested
+
+
 def _exported(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) -> ExportedProgram:
     try:
-        with _without_torchs_own_warnings():
+        with _without_torchs_own_warnings(), torch.compiler.set_stance("default"):  # which torch.cond asks for
             shapes = _dynamic_shapes(model, inputs) if dynamic_batch else None
-            program = torch.export.export(model, inputs, dynamic_shapes=shapes)
+            args, kwargs = model.fill(inputs) if isinstance(model, Bound) else (inputs, {})
+            program = torch.export.export(own(model), args, kwargs, dynamic_shapes=shapes)
             refuse_casts(program.graph_module)
             if any_operator(program.graph_module, _mutates):  # foreign models: relu_, add_ ...
                 program = program.run_decompositions({})
@@ -306,7 +363,7 @@ def _exported(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool)
         raise
     except Exception as error:
         raise Unsupported(
-            f"torch.export cannot capture {type(model).__name__}: {_reason(error)}."
+            f"torch.export cannot capture {type(own(model)).__name__}: {_reason(error)}."
             " Rewrite that line with static shapes and without data-dependent control flow; --debug shows the trace."
         ) from error
     return program
@@ -337,8 +394,21 @@ def _without_torchs_own_warnings() -> Iterator[None]:
         yield
 
 
-def _dynamic_shapes(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
+def _dynamic_shapes(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any, ...] | dict[str, Any]:
     """A free first axis for every input, nested as torch.export wants it: those for *args in a tuple of their own."""
+    if isinstance(model, Bound):
+        args, kwargs = model.fill(inputs)
+        named = inspect.signature(model.model.forward).parameters
+        if strange := [name for name in kwargs if name not in named]:  # torch.export does not find their axes
+            raise BadInput(
+                f"a dynamic batch of {strange[0]!r} needs a parameter of that name; name it in forward, which takes it"
+                " as one of any keyword arguments, or leave --dynamic-batch out"
+            )
+        free = torch.export.ShapesCollection()
+        for x in inputs:
+            if x.dim():
+                free[x] = {0: Dim("batch", min=1)}
+        return dict(free.dynamic_shapes(model.model, args, kwargs))
     axes = [{0: Dim("batch", min=1)} if x.dim() else None for x in inputs]
     kinds = [p.kind for p in inspect.signature(model.forward).parameters.values()]
     if inspect.Parameter.VAR_POSITIONAL not in kinds:
@@ -351,16 +421,14 @@ def _mutates(node: torch.fx.Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and bool(node.target._schema.is_mutable)
 
 
-def _flat(outputs: Any) -> list[Tensor]:
-    leaves = torch.utils._pytree.tree_leaves(outputs)
-    if not leaves or not all(isinstance(leaf, Tensor) for leaf in leaves):
+def _check_outputs(outputs: Any, tensors: Sequence[Tensor]) -> None:
+    if not tensors:
         raise BadInput(
             f"the model must return a tensor or a nest of tensors, got {type(outputs).__name__};"
             " wrap it in a module that returns tensors"
         )
-    if any(leaf.is_complex() for leaf in leaves):
+    if any(leaf.is_complex() for leaf in tensors):
         raise BadInput("the model returns complex numbers, which no target here has; return torch.view_as_real(...)")
-    return leaves
 
 
 def _first_line(error: BaseException) -> str:

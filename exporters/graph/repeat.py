@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node
-from torch.utils._pytree import tree_leaves
 
 from edgesmith.errors import Unsupported
 from edgesmith.exporters.graph.edit import operator_name
+from edgesmith.exporters.graph.signature import named_leaves
 from edgesmith.exporters.graph.state import State
 
 WAY_OUT = "a file keeps no state: hand it in and out, as an input and an output, or reset it at the start of forward"
@@ -80,9 +80,8 @@ def random_operator(graph: Graph) -> str | None:
 
 
 def _run(model: nn.Module, inputs: Sequence[Tensor]) -> list[Any]:
-    return [
-        x.detach().clone() if isinstance(x, Tensor) else x for x in tree_leaves(model(*(x.clone() for x in inputs)))
-    ]
+    leaves = [leaf for _, leaf in named_leaves(model(*(x.clone() for x in inputs)))]
+    return [x.detach().clone() if isinstance(x, Tensor) else x for x in leaves]
 
 
 def _seen_by_another(model: nn.Module, inputs: Sequence[Tensor], state: State) -> float | None:
