@@ -49,7 +49,7 @@ def test_capture_knows_the_module_of_every_operator(small: nn.Module) -> None:
 
 def test_capture_takes_several_inputs_and_nests_of_outputs() -> None:
     program = capture(Lines(lambda a, b: {"sum": a + b, "pair": (a, b * 2)}), (torch.ones(2), torch.ones(2)))
-    assert program.output_names == ("output_0", "output_1", "output_2")
+    assert program.output_names == ("sum", "pair_0", "pair_1")
     assert len(program.input_names) == 2
     assert [float(y.sum()) for y in run(program, (torch.ones(2), torch.ones(2)))] == [4, 2, 4]
 

@@ -144,7 +144,7 @@ def _returning_tensors(model: nn.Module, results: Results) -> Iterator[None]:
     if results.is_flat:
         yield
         return
-    hook = model.register_forward_hook(lambda module, inputs, returned: read_results(returned).tensors)
+    hook = model.register_forward_hook(lambda _, __, returned: read_results(returned).tensors)
     try:
         yield
     finally:
@@ -398,17 +398,17 @@ def _dynamic_shapes(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any, 
     """A free first axis for every input, nested as torch.export wants it: those for *args in a tuple of their own."""
     if isinstance(model, Bound):
         args, kwargs = model.fill(inputs)
-        named = inspect.signature(model.model.forward).parameters
-        if strange := [name for name in kwargs if name not in named]:  # torch.export does not find their axes
+        known = inspect.signature(model.model.forward).parameters
+        if strange := [name for name in kwargs if name not in known]:  # torch.export does not find their axes
             raise BadInput(
                 f"a dynamic batch of {strange[0]!r} needs a parameter of that name; name it in forward, which takes it"
                 " as one of any keyword arguments, or leave --dynamic-batch out"
             )
-        free = torch.export.ShapesCollection()
+        free = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]  # torch's has no annotations
         for x in inputs:
             if x.dim():
                 free[x] = {0: Dim("batch", min=1)}
-        return dict(free.dynamic_shapes(model.model, args, kwargs))
+        return dict(free.dynamic_shapes(model.model, args, kwargs))  # type: ignore[no-untyped-call]  # as above
     axes = [{0: Dim("batch", min=1)} if x.dim() else None for x in inputs]
     kinds = [p.kind for p in inspect.signature(model.forward).parameters.values()]
     if inspect.Parameter.VAR_POSITIONAL not in kinds:

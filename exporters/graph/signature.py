@@ -11,6 +11,7 @@ is left out.
 
 from __future__ import annotations
 
+import copy
 import enum
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,6 +42,10 @@ class Bound(nn.Module):
         super().__init__()
         self.model = model
         self._leaves, self._spec = tuple(leaves), spec
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Bound:
+        """Return a copy of the module, bound in the same way."""
+        return Bound(copy.deepcopy(self.model, memo), self._leaves, self._spec)
 
     def forward(self, *tensors: Tensor) -> Any:
         """Return what the module returns."""
@@ -88,6 +93,8 @@ def bind(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Bi
     Raises:
         BadInput: arguments that `forward` does not take, or no tensor among them.
     """
+    if not args and not kwargs:
+        raise BadInput("inputs must be tensors, or nests with a tensor in them, got none")
     signature = inspect.signature(model.forward)
     _check_arguments(model, signature, args, kwargs)
     for value in (*args, *kwargs.values()):
@@ -139,7 +146,8 @@ def _check_arguments(
 
 def _describe_parameter(parameter: inspect.Parameter) -> str:
     """Return `x`, `*args` or `scale=2.0`."""
-    stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+    is_any, is_any_by_name = parameter.kind is parameter.VAR_POSITIONAL, parameter.kind is parameter.VAR_KEYWORD
+    stars = "*" if is_any else "**" if is_any_by_name else ""
     default = "" if parameter.default is parameter.empty else f"={parameter.default!r}"
     return f"{stars}{parameter.name}{default}"
 

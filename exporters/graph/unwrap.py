@@ -1,8 +1,8 @@
 """Models out of the wrappers around them, at the root and inside, so that every layer has the model's own name.
 
-    torch.compile(model)               the model; no compiler runs while it is captured
-    DataParallel, DistributedData...   the model
-    AveragedModel, of SWA and EMA      the averaged model
+torch.compile(model)               the model; no compiler runs while it is captured
+DataParallel, DistributedData...   the model
+AveragedModel, of SWA and EMA      the averaged model
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 @contextlib.contextmanager
 def unwrapped(model: nn.Module) -> Iterator[None]:
-    """Take the wrappers away from the modules inside a model, and let nothing be compiled; afterwards all is as before."""
+    """Take the wrappers inside a model away, and let nothing be compiled; afterwards all is as before."""
     put_back = []
     for parent in list(own(model).modules()):
         for name, child in list(parent._modules.items()):
