@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import re
-import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +18,8 @@ from torch.fx.graph import CodeGen
 from edgesmith.errors import BadInput, EdgesmithWarning, Unsupported
 from edgesmith.exporters import decompositions
 from edgesmith.exporters.graph.edit import Emitter, fork, operator_name, site, stand_for, tidy
+from edgesmith.exporters.graph.mending import mended, silenced
+from edgesmith.exporters.graph.refusals import refuse_capture, refuse_running
 from edgesmith.exporters.graph.repeat import random_operator, refuse_unrepeatable
 from edgesmith.exporters.graph.signature import Bound, Results, own, read_results
 from edgesmith.exporters.graph.state import State, kept_state
@@ -116,8 +115,7 @@ def _run(model: nn.Module, inputs: Sequence[Tensor]) -> Results:
         try:
             outputs = model(*(x.clone() for x in inputs))
         except Exception as error:
-            shapes = ", ".join(str(list(x.shape)) for x in inputs)
-            raise BadInput(f"the model does not run on inputs of shape {shapes}: {_first_line(error)}") from error
+            raise refuse_running(model, inputs, error) from error
         results = read_results(outputs)
         _check_outputs(outputs, results.tensors)
         # What lies in a buffer, or in an attribute, is about to be put back.
@@ -329,6 +327,9 @@ def _export(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) -
     for node in list(graph.graph.nodes):  # torch's own checks of what `val` says of each value
         if node.target is torch.ops.aten._assert_tensor_metadata.default:
             graph.graph.erase_node(node)
+    for node in reversed(graph.graph.nodes):  # which raised, and the model's own code went on without it
+        if not node.users and node.meta.get("val") is None and _returns(node):
+            graph.graph.erase_node(node)
     for node in list(graph.graph.nodes):  # a norm by its batch's own statistics: it updates the running ones, unread
         if node.target is torch.ops.aten.batch_norm.default and node.args[5]:
             node.args = (*node.args[:3], None, None, *node.args[5:])
@@ -352,7 +353,7 @@ def _take_tensors_alone(graph: GraphModule, takes: Sequence[bool]) -> GraphModul
 
 def _exported(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) -> ExportedProgram:
     try:
-        with _without_torchs_own_warnings(), torch.compiler.set_stance("default"):  # which torch.cond asks for
+        with _without_torchs_own_warnings(), mended(), torch.compiler.set_stance("default"):  # torch.cond compiles
             shapes = _dynamic_shapes(model, inputs) if dynamic_batch else None
             args, kwargs = model.fill(inputs) if isinstance(model, Bound) else (inputs, {})
             program = torch.export.export(own(model), args, kwargs, dynamic_shapes=shapes)
@@ -362,33 +363,14 @@ def _exported(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool)
     except Unsupported:
         raise
     except Exception as error:
-        raise Unsupported(
-            f"torch.export cannot capture {type(own(model)).__name__}: {_reason(error)}."
-            " Rewrite that line with static shapes and without data-dependent control flow; --debug shows the trace."
-        ) from error
+        raise refuse_capture(model, error) from error
     return program
-
-
-def _reason(error: BaseException) -> str:
-    """Return why a capture failed and at which line of the model, in our words: torch's are about its own tracing."""
-    kinds = " ".join(kind.__name__ for kind in type(error).__mro__)
-    by_value = re.search(r"DataDependent|DynamicOutputShape|UserError", kinds) or "data-dependent" in str(error)
-    what = "a shape or a branch depends on values of tensors" if by_value else "an exception is raised"
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames if _is_foreign(frame.filename)]
-    return f"{what} at {own[-1]}" if own else what
-
-
-def _is_foreign(file: str) -> bool:
-    """Return whether a source file is neither torch's nor edgesmith's, so that it is the model's."""
-    folders = (Path(torch.__file__).parent, Path(decompositions.__file__).parents[1])
-    return not file.startswith("<") and not any(Path(file).is_relative_to(folder) for folder in folders)
 
 
 @contextlib.contextmanager
 def _without_torchs_own_warnings() -> Iterator[None]:
     """torch.export warns of renamings inside torch that its callers can do nothing about."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), silenced():
         warnings.simplefilter("ignore", category=UserWarning)
         warnings.simplefilter("ignore", category=FutureWarning)
         yield
@@ -417,6 +399,10 @@ def _dynamic_shapes(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any, 
     return (*axes[:named], tuple(axes[named:]))
 
 
+def _returns(node: torch.fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and bool(node.target._schema.returns)
+
+
 def _mutates(node: torch.fx.Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and bool(node.target._schema.is_mutable)
 
@@ -429,9 +415,3 @@ def _check_outputs(outputs: Any, tensors: Sequence[Tensor]) -> None:
         )
     if any(leaf.is_complex() for leaf in tensors):
         raise BadInput("the model returns complex numbers, which no target here has; return torch.view_as_real(...)")
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    line = next((part.strip() for part in text if part.strip()), type(error).__name__)
-    return line if line.endswith((".", "!", "?")) else line + "."

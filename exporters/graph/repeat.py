@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 
 from edgesmith.errors import Unsupported
+from edgesmith.exporters.graph.blame import line_of_node
 from edgesmith.exporters.graph.edit import operator_name
 from edgesmith.exporters.graph.signature import named_leaves
 from edgesmith.exporters.graph.state import State
@@ -74,7 +75,7 @@ def random_operator(graph: Graph) -> str | None:
     """Return, in a sentence, which operator of a captured graph draws random numbers; None where none does."""
     node = next((node for node in graph.nodes if node.users and _draws(node)), None)
     return node and (
-        f"the model is random or stateful: {operator_name(node)}{_line_of(node)} gives another result at every run; a"
+        f"the model is random or stateful: {operator_name(node)}{_at(node)} gives another result at every run; a"
         " file gives the same output every time, so take it out of forward, or make what it draws an input"
     )
 
@@ -144,12 +145,7 @@ def _draws(node: Node) -> bool:
     return given.get("train", given.get("training")) is not False and given.get("dropout_p") != 0
 
 
-def _line_of(node: Node) -> str:
+def _at(node: Node) -> str:
     """Return where an operator stands in the source, with its line; empty where that is not known."""
-    lines = [line.strip() for line in str(node.meta.get("stack_trace") or "").strip().splitlines()]
-    files = [i for i, line in enumerate(lines) if line.startswith("File ")]
-    if not files:
-        return ""
-    where = lines[files[-1]].split(", in ")[0].removeprefix("File ").replace('"', "").replace(", line ", ":")
-    code = lines[files[-1] + 1] if files[-1] + 1 < len(lines) else ""
-    return f" at {where}" + (f" ({code})" if code else "")
+    line = line_of_node(node)
+    return f" at {line}" if line else ""

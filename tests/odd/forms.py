@@ -315,3 +315,77 @@ class Pair(NamedTuple):
 
     boxes: Tensor
     scores: Tensor
+
+
+class ReturnsResult(nn.Module):
+    def forward(self, x: Tensor, *, return_dict: bool = True) -> Any:
+        return Result(x * 2, [x, x + 1]) if return_dict else (x * 2,)
+
+
+class ReturnsPairs(nn.Module):
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        return {"first": Pair(x, x * 2), "count": 2}
+
+
+class KeywordOnly(nn.Module):
+    def forward(self, x: Tensor, *, mask: Tensor | None = None, scale: float = 1.0) -> Tensor:
+        return x * scale if mask is None else x * mask * scale
+
+
+class TakesResult(nn.Module):
+    def forward(self, result: Result) -> Tensor:
+        return result.logits + result.hidden[0]
+
+
+class AsksItself(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.gate: Callable[[Tensor], Tensor] = lambda x: x * torch.sigmoid(self.layer(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gate(x)
+
+
+class Hooked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.seen = nn.Linear(4, 4), {}
+        self.layer.register_forward_hook(self._see)
+
+    def _see(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        self.seen["output"] = output
+        return output * 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x).relu()
+
+
+class RaisesItself(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() != 4:
+            raise ValueError(f"wants images [B, C, H, W], got {list(x.shape)}")
+        return x
+
+
+class OnMeta(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4, device="meta")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+class Vmapped(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.func.vmap(lambda row: row.cumsum(0))(x)
+
+
+class GathersOutOfRange(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(3, 4)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.table(tokens)
