@@ -1,7 +1,7 @@
 """Modules as people bring them: each is captured and means what it does in PyTorch, or gets a sentence.
 
-The golden has a line for each: what it became, or what is said. A sentence names the user's line and the way out, is one
-line, and has no words of a compiler in it.
+The golden has a line for each: what it became, or what is said. A sentence names the user's line and the way out, is
+one line, and has no words of a compiler in it.
 """
 
 from __future__ import annotations
@@ -54,7 +54,19 @@ FORMS = {
     if isinstance(form, type) and issubclass(form, nn.Module) and form is not forms.Lines
 }
 CASES: dict[str, Callable[[], nn.Module]] = {**FORMS, **WRAPPED}
-RAW = ("FakeTensor", "symint", "SymInt", "guard", "u0", "Dynamo", "dynamo", "TORCH_LOGS", "aten::", "Traceback", "fbcode")
+RAW = (
+    "FakeTensor",
+    "symint",
+    "SymInt",
+    "guard",
+    "u0",
+    "Dynamo",
+    "dynamo",
+    "TORCH_LOGS",
+    "aten::",
+    "Traceback",
+    "fbcode",
+)
 """Words of torch's tracing that nobody should have to read."""
 
 
@@ -70,7 +82,9 @@ def describe(name: str) -> str:
         return f"{type(error).__name__}: {re.sub(r'[/.a-z_-]*odd/forms.py', 'forms.py', str(error))}"
     for made, wanted in zip(run(program, bound.inputs), run_eager(bound.module, bound.inputs), strict=True):
         torch.testing.assert_close(made, wanted)
-    counts = ", ".join(f"{operator.removeprefix('aten.')} {n}" for operator, n in count_operators(program.module).items())
+    counts = ", ".join(
+        f"{operator.removeprefix('aten.')} {n}" for operator, n in count_operators(program.module).items()
+    )
     return f"{', '.join(program.input_names)} -> {', '.join(program.output_names)}: {counts}"
 
 
@@ -96,7 +110,9 @@ def test_sentences_are_of_one_line_without_a_compilers_words(described: dict[str
         assert ";" in line, f"{name} names no way out: {line}"
 
 
-@pytest.mark.parametrize("name", ["BranchOnValues", "LengthFromValues", "ToAList", "WrongRank", "NeedsCuda"])
+@pytest.mark.parametrize(
+    "name", ["BranchOnValues", "LengthFromValues", "ToAList", "WrongRank", "NeedsCuda", "KeepsState"]
+)
 def test_a_sentence_names_the_line_in_the_users_file(name: str, described: dict[str, str]) -> None:
     number = re.search(r"forms\.py:(\d+) \((.+?)\)", described[name])
     assert number is not None, described[name]

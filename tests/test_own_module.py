@@ -61,6 +61,28 @@ MADE = Net()
 NUMBER = 3
 """
 SHAPE = ("--input", "1x3x6x6")
+VIT = """
+import torch
+from torch import nn
+
+from edgesmith.models.casvit import AdditiveTokenMixer, CasViT
+
+class Gate(nn.Module):
+    def __init__(self, block):
+        super().__init__()
+        self.block = block
+
+    def forward(self, x):
+        mask = torch.tanh(self.block(x))
+        return x * mask
+
+def build():
+    model = CasViT(depths=(1, 1, 1, 1), dims=(8, 12, 16, 24), num_classes=10)
+    for mixer in model.modules():
+        if isinstance(mixer, AdditiveTokenMixer):
+            mixer.oper_q[1] = Gate(mixer.oper_q[1].block[:2])
+    return model
+"""
 
 
 @pytest.fixture(scope="module")
@@ -330,6 +352,21 @@ def test_lint_and_estimate_export_the_module_first(
     assert run(["estimate", "--module", "net.py:Net", *SHAPE, "--device", "galaxy-s23", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["estimated_p50_ms"] > 0
     assert (tmp_path / "artifacts" / "net-onnx-fp16").is_dir()
+
+
+def test_explain_says_of_a_gate_with_tanh_exactly_that_and_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "vit.py").write_text(VIT)
+    monkeypatch.chdir(tmp_path)
+    found, _ = explain(capsys, "--module", "vit.py:build", "--input", "1x3x32x32")
+    assert isinstance(found["rewrites"], list)
+    (fuse,) = [one for one in found["rewrites"] if one["name"] == "fuse_additive_attention"]
+    assert len(fuse["rejected"]) == 4
+    number = VIT.splitlines().index("        mask = torch.tanh(self.block(x))") + 1
+    for missed in fuse["rejected"]:
+        assert missed["reason"].endswith("oper_q.1: the reference has aten.sigmoid where the graph has aten.tanh")
+        assert missed["line"] == f"vit.py:{number} (mask = torch.tanh(self.block(x)))"
 
 
 def test_the_python_call_takes_a_description_too() -> None:

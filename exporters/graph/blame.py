@@ -6,7 +6,9 @@ A line of an installed package, such as timm, is named where there is none of th
 from __future__ import annotations
 
 import functools
+import inspect
 import linecache
+import re
 import site
 import sys
 import sysconfig
@@ -15,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.fx import Node
 
 from edgesmith import errors
@@ -58,6 +61,34 @@ def line_of_error(error: BaseException) -> str | None:
 def line_of_node(node: Node) -> str | None:
     """Return `net.py:12 (y = f(x))` for the user's line that a captured operator stands in."""
     return _last(_frames_of(str(node.meta.get("stack_trace") or "")))
+
+
+def line_of_attribute(model: nn.Module, where: str) -> str | None:
+    """Return the line at which a module's own class sets something outside of `__init__`.
+
+    Args:
+        where: as `state.py` says it: `the attribute last of the model`, `the buffer count of blocks.0`.
+    """
+    found = re.fullmatch(r"the \w+ (\w+)(?:\[.*\])? of (?:the model|([\w.]+))", where)
+    if found is None:
+        return None
+    name, path = found[1], found[2] or ""
+    try:
+        kind = type(model.get_submodule(path))
+        lines, start = inspect.getsourcelines(kind)
+        file = inspect.getsourcefile(kind) or ""
+    except (AttributeError, OSError, TypeError):
+        return None
+    sets = re.compile(
+        rf"self\.{name}\b(\[.*\])?\s*([-+*/@|&^%]|//|\*\*)?=(?!=)|self\.{name}\.(\w+_|append|update|add)\("
+    )
+    function = ""
+    for i, line in enumerate(lines):
+        if line.lstrip().startswith("def "):
+            function = line.split("def ")[1].partition("(")[0]
+        if function != "__init__" and sets.search(line):
+            return _last([(file, start + i)])
+    return None
 
 
 def _frames_of(trace: str) -> Iterator[tuple[str, int]]:

@@ -293,9 +293,26 @@ def _check(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) ->
         raise BadInput("the model computes in bfloat16, which no target here takes; convert it with .float()")
     if any(x.is_complex() for x in inputs):
         raise BadInput("the model takes complex numbers, which no target here has; give it both halves as tensors")
+    _check_storage(model, inputs)
     _refuse_reserved_names(model)
     if dynamic_batch and any(x.dim() and x.shape[0] < 2 for x in inputs):
         raise BadInput("a dynamic batch needs example inputs with a batch of 2 or more")
+
+
+def _check_storage(model: nn.Module, inputs: Sequence[Tensor]) -> None:
+    """Refuse tensors without values, on other devices, or sparse ones."""
+    held = [*model.named_parameters(), *model.named_buffers()]
+    named = [*((f"the input {i}", x) for i, x in enumerate(inputs)), *((f"the weight {name}", x) for name, x in held)]
+    for name, tensor in named:
+        if tensor.is_meta:
+            raise BadInput(
+                f"{name} is on the meta device and has no values; build the model on the CPU, or load its weights into"
+                " it with assign=True"
+            )
+        if tensor.device.type != "cpu":
+            raise BadInput(f"{name} is on {tensor.device}; move the model and its inputs with .cpu()")
+        if tensor.layout != torch.strided:
+            raise BadInput(f"{name} is sparse ({tensor.layout}), which no file holds; give it dense, with .to_dense()")
 
 
 def _refuse_reserved_names(model: nn.Module) -> None:
@@ -358,7 +375,7 @@ def _exported(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool)
             args, kwargs = model.fill(inputs) if isinstance(model, Bound) else (inputs, {})
             program = torch.export.export(own(model), args, kwargs, dynamic_shapes=shapes)
             refuse_casts(program.graph_module)
-            if any_operator(program.graph_module, _mutates):  # foreign models: relu_, add_ ...
+            if any_operator(program.graph_module, _is_to_be_traced_again):  # foreign models: relu_, add_, vmap ...
                 program = program.run_decompositions({})
     except Unsupported:
         raise
@@ -397,6 +414,11 @@ def _dynamic_shapes(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any, 
         return tuple(axes)
     named = kinds.index(inspect.Parameter.VAR_POSITIONAL)
     return (*axes[:named], tuple(axes[named:]))
+
+
+def _is_to_be_traced_again(node: torch.fx.Node) -> bool:
+    """Return whether an operator writes to its argument, or stands for a nesting of vmap, which runs in no graph."""
+    return _mutates(node) or getattr(node.target, "__module__", "").startswith("torch._functorch")
 
 
 def _returns(node: torch.fx.Node) -> bool:

@@ -47,4 +47,3 @@ def silenced() -> Iterator[None]:
             yield
     finally:
         logging.disable(level)
-

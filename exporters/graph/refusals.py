@@ -209,5 +209,3 @@ def _first_line(error: BaseException) -> str:
     """Return the first line of what an exception says, without a full stop."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0].rstrip(".:")[:200] if lines else ""
-
-

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.fx import Graph, Node
 
 from edgesmith.errors import Unsupported
-from edgesmith.exporters.graph.blame import line_of_node
+from edgesmith.exporters.graph.blame import line_of_attribute, line_of_node
 from edgesmith.exporters.graph.edit import operator_name
-from edgesmith.exporters.graph.signature import named_leaves
+from edgesmith.exporters.graph.signature import named_leaves, own
 from edgesmith.exporters.graph.state import State
 
 WAY_OUT = "a file keeps no state: hand it in and out, as an input and an output, or reset it at the start of forward"
@@ -47,7 +47,7 @@ def refuse_unrepeatable(model: nn.Module, inputs: Sequence[Tensor], state: State
     except Exception as error:
         raise Unsupported(
             "the model is random or stateful: it does not run on its own example a second time"
-            f"{_left_in(moved)}; {WAY_OUT}"
+            f"{_left_in(model, moved)}; {WAY_OUT}"
         ) from error
     if difference is None and moved:
         difference = _seen_by_another(model, inputs, state)
@@ -66,8 +66,8 @@ def refuse_unrepeatable(model: nn.Module, inputs: Sequence[Tensor], state: State
             f" input, and nothing in the module has changed, so it reads something outside of it; {WAY_OUT}"
         )
     raise Unsupported(
-        f"the model is random or stateful: its output differs by {difference:.2g} after another run{_left_in(moved)};"
-        f" {WAY_OUT}"
+        f"the model is random or stateful: its output differs by {difference:.2g} after another run"
+        f"{_left_in(model, moved)}; {WAY_OUT}"
     )
 
 
@@ -128,10 +128,13 @@ def _differ(first: Sequence[Any], second: Sequence[Any]) -> float | None:
     return worst or None
 
 
-def _left_in(moved: Sequence[str]) -> str:
+def _left_in(model: nn.Module, moved: Sequence[str]) -> str:
     if not moved:
         return ""
-    return f", and the first one has changed {moved[0]}" + (f" ({len(moved) - 1} more)" if len(moved) > 1 else "")
+    line = line_of_attribute(own(model), moved[0])
+    at = f", at {line}" if line else ""
+    more = f" ({len(moved) - 1} more)" if len(moved) > 1 else ""
+    return f", and the first one has changed {moved[0]}{at}{more}"
 
 
 def _draws(node: Node) -> bool:

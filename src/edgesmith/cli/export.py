@@ -155,11 +155,13 @@ def _show_rewrites(reports: list[RewriteReport]) -> None:
 
 def _rewrite_table(report: RewriteReport) -> Table:
     fired, missed = len(report.applied), len(report.rejected)
-    table = new_table(f"{report.name}: fired at {fired} sites, {missed} near misses", "", "site", "how, or why not")
+    table = new_table(
+        f"{report.name}: fired at {fired} sites, {missed} near misses", "", "site", "how, or why not", "line"
+    )
     for site, note in report.applied:
-        table.add_row("fired", site, note)
+        table.add_row("fired", site, note, "")
     for rejection in report.rejected:
-        table.add_row("no", rejection.site, rejection.reason)
+        table.add_row("no", rejection.site, rejection.reason, rejection.line or "")
     return table
 
 
