@@ -1,4 +1,4 @@
-"""What is mended while a model is captured, because it means the same in eval mode and torch.export loses it.
+"""Mending of a model while it is captured: spellings that mean the same in eval mode, and that torch.export loses.
 
     x.data      x.detach(): torch.export takes the data of a captured tensor for a constant without values
 
