@@ -10,16 +10,16 @@ Everything of the kit is compared with its digests before it is copied, and ever
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from edgesmith.bench.transport import Address, CommandFailed, Transport, connect
-from edgesmith.errors import BadInput, DeviceFailed, Unsupported
+from edgesmith.errors import BadInput, DeviceFailed, Unreadable, Unsupported
 from edgesmith.exporters import artifact as artifacts
 from edgesmith.exporters.manifest import MANIFEST
 from edgesmith.exporters.tensorrt.kit import KIT, SCRIPT, Kit, read_kit
+from edgesmith.readers.documents import read_json
 
 MEASUREMENT = "measurement.json"
 THERE, RESULT = "kit", "result"
@@ -119,8 +119,8 @@ def _listed(where: Transport) -> list[str]:
 
 def _check(folder: Path, where: Transport) -> None:
     try:
-        manifest: Any = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except ValueError as error:
+        manifest: Any = read_json(folder / MANIFEST, "manifest")
+    except Unreadable as error:
         raise DeviceFailed(f"the {MANIFEST} that {SCRIPT} wrote on {where.name} is damaged: {error}") from error
     if not isinstance(manifest, dict):
         raise DeviceFailed(f"the {MANIFEST} that {SCRIPT} wrote on {where.name} is none: no JSON object")

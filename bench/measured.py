@@ -19,6 +19,7 @@ from edgesmith import profiles, records
 from edgesmith.bench.measurement import Cold, Device, Measurement, environment_line, takes_threads
 from edgesmith.bench.statistics import Interval, order_rank
 from edgesmith.errors import BadInput
+from edgesmith.paths import path_below
 from edgesmith.records import Keyword
 
 SCHEMA = 1
@@ -117,13 +118,13 @@ class Profile:
         return Interval(float(np.median(values)), *ends)
 
     @property
-    def place(self) -> Path:
-        """Below `measured/`."""
+    def words(self) -> tuple[str, str]:
+        """The names of its folder and file below `measured/`; they come from a record, and may be none."""
         words = [self.model, self.target, self.precision]
         words += [] if self.compute_units in (None, "ALL") else [self.compute_units.lower()]
         words += [] if self.threads == 1 or not takes_threads(self.target) else [f"{self.threads}threads"]
         words += [re.sub(r"[^a-z0-9]+", "-", self.device.power_mode.lower())] if self.device.power_mode else []
-        return Path(self.device.name) / ".".join([*words, "json"])
+        return self.device.name, ".".join([*words, "json"])
 
 
 def condense(measurement: Measurement) -> Iterator[Profile]:
@@ -154,8 +155,13 @@ def condense(measurement: Measurement) -> Iterator[Profile]:
 
 
 def write(profile: Profile, folder: Path = FOLDER) -> Path:
-    """Keep a profile, in place of an older one. Raises OutputError where the folder cannot be written."""
-    path = folder / profile.place
+    """Keep a profile, in place of an older one.
+
+    Raises:
+        BadInput: its device or model is no name of a folder or file.
+        OutputError: the folder cannot be written.
+    """
+    path = path_below(folder, *profile.words)
     facts = {name: value for name, value in asdict(profile).items() if (name, value) != ("compute_units", None)}
     records.write({"schema": SCHEMA, **facts}, path, "profile", indent=1)
     return path

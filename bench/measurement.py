@@ -6,7 +6,6 @@ launch (a temporary file, then a rename), so that what was measured before a run
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,6 +18,7 @@ from edgesmith import records
 from edgesmith.board.common import MEASUREMENT_SCHEMA
 from edgesmith.errors import BadInput
 from edgesmith.exporters import targets
+from edgesmith.readers.documents import read_json
 
 SCHEMA = MEASUREMENT_SCHEMA
 """2 has energy and compute units, which readers of 1 refuse. A record with neither reads the same in both."""
@@ -245,7 +245,7 @@ def read(path: Path) -> Measurement:
 @cache
 def schema() -> dict[str, Any]:
     """The JSON Schema of a measurement."""
-    loaded: dict[str, Any] = json.loads(Path(__file__).with_name("measurement.schema.json").read_text(encoding="utf-8"))
+    loaded: dict[str, Any] = read_json(Path(__file__).with_name("measurement.schema.json"), "schema")
     return loaded
 
 

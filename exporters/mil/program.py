@@ -19,7 +19,6 @@ padded at the end. (The layout is MILBlob's StorageFormat; each type was checked
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
 import mmap
@@ -34,8 +33,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgesmith.errors import BackendMissing, BadInput, Unsupported
+from edgesmith.errors import BackendMissing, BadInput, Unreadable, Unsupported
 from edgesmith.exporters.mil.carriers import carrier
+from edgesmith.paths import path_listed
+from edgesmith.readers.documents import read_json
+from edgesmith.readers.messages import parse_message
 
 
 @dataclass(frozen=True)
@@ -361,16 +363,16 @@ def _specification(path: Path) -> Path:
     if path.is_file():
         return path
     manifest = path / "Manifest.json"
+    if not manifest.is_file():
+        raise BadInput(f"{path.name} has no Manifest.json, so it is no complete .mlpackage; export it anew")
     try:
-        content = json.loads(manifest.read_text(encoding="utf-8"))
+        content = read_json(manifest, "package's manifest", advice="export the package anew")
         entry = content["itemInfoEntries"][content["rootModelIdentifier"]]["path"]
-    except FileNotFoundError:
-        raise BadInput(f"{path.name} has no Manifest.json, so it is no complete .mlpackage; export it anew") from None
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (KeyError, TypeError) as error:
         raise BadInput(
             f"the Manifest.json of {path.name} names no model ({error!r}); export the package anew"
         ) from error
-    found = path / "Data" / str(entry)
+    found = path_listed(path / "Data", str(entry))
     if not found.is_file():
         raise BadInput(f"{path.name} names {entry} as its model, and has no such file; export the package anew")
     return found
@@ -384,12 +386,7 @@ def _model(path: Path, package: Path) -> Any:
             raise BackendMissing(
                 "reading Core ML packages takes coremltools; install it with: pip install 'edgesmith[coreml]'"
             ) from error
-    model = Model_pb2.Model()
-    try:
-        model.ParseFromString(path.read_bytes())
-    except Exception as error:  # protobuf's own DecodeError, which depends on its implementation
-        raise BadInput(f"the model in {package.name} cannot be read ({error}); the file is damaged") from error
-    return model
+    return parse_message(path, Model_pb2.Model(), f"model in {package.name}")
 
 
 @contextlib.contextmanager
@@ -618,9 +615,9 @@ def references(inputs: Mapping[str, Operand]) -> Iterator[tuple[str, str]]:
 def _sources(metadata: Mapping[str, str], function: str) -> dict[str, str]:
     """Return the module that each of a function's operators comes from, where the package has a table."""
     try:
-        table = json.loads(metadata.get(f"{SOURCES}.{function}") or metadata.get(SOURCES, "{}"))
+        table = read_json(metadata.get(f"{SOURCES}.{function}") or metadata.get(SOURCES, "{}"), "table of modules")
         return {name: module for module, names in table.items() for name in names}
-    except (ValueError, AttributeError, TypeError):  # somebody else's entry of the same name
+    except (Unreadable, AttributeError, TypeError):  # somebody else's entry of the same name
         return {}
 
 
