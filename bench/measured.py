@@ -10,7 +10,7 @@ every launch, from which intervals follow, what opening the file took, and what 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
@@ -21,6 +21,7 @@ from edgesmith.bench.statistics import Interval, order_rank
 from edgesmith.errors import BadInput
 from edgesmith.paths import path_below
 from edgesmith.records import Keyword
+from edgesmith.show import in_markdown, in_terminal
 
 SCHEMA = 1
 
@@ -208,16 +209,17 @@ def row(profile: Profile) -> tuple[str, ...]:
 def markdown(found: Sequence[Profile]) -> str:
     """The README's table of profiles, and below it what they were measured on."""
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    lines += ["| " + " | ".join(row(profile)) + " |" for profile in found]
-    return "\n".join([*lines, "", *dict.fromkeys(describe_device(profile) for profile in found)]) + "\n"
+    lines += ["| " + " | ".join(map(in_markdown, row(profile))) + " |" for profile in found]
+    return "\n".join([*lines, "", *dict.fromkeys(describe_device(profile, in_markdown) for profile in found)]) + "\n"
 
 
-def describe_device(profile: Profile) -> str:
-    """`host`: which processor and runtime, and when."""
+def describe_device(profile: Profile, shown: Callable[[str], str] = str) -> str:
+    """`host`: which processor and runtime, and when. `shown` makes foreign words fit for where they go."""
     versions = ", ".join(f"{name} {version}" for name, version in sorted(profile.versions.items()))
     device = profile.device
     mode = f", {device.power_mode}" if device.power_mode else ""
-    return f"`{device.name}`: {device.cpu}{mode}, {device.system}; {versions}; {profile.started[:10]}."
+    name = in_terminal(device.name).replace("`", "'")  # which nothing escapes between two of them
+    return f"`{name}`: " + shown(f"{device.cpu}{mode}, {device.system}; {versions}; {profile.started[:10]}.")
 
 
 def facts(profile: Profile) -> dict[str, Any]:

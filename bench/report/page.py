@@ -53,6 +53,7 @@ from edgesmith.exporters.manifest import MANIFEST, CheckRecord, OperatorCounts, 
 from edgesmith.exporters.tensorrt import engine as engines
 from edgesmith.models import registry
 from edgesmith.readers.documents import read_json
+from edgesmith.show import in_html
 
 WANTED = "artifacts, records of bench, estimates or a history"
 
@@ -176,6 +177,7 @@ def render(found: Found, entries: Sequence[Entry] = ()) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
         undefined=jinja2.StrictUndefined,
+        finalize=lambda value: in_html(value) if type(value) is str else value,  # markup is a class of its own
     )
     style = (Path(__file__).with_name("page.css")).read_text(encoding="utf-8")
     sections = [section for section in _sections(found, entries) if section.blocks]

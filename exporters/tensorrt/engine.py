@@ -55,8 +55,8 @@ RUNTIMES = {RTX: "tensorrt_rtx", FULL: "tensorrt"}
 _MAGIC = {b"vtrt": RTX, b"ftrt": FULL}
 _HEADER_BYTES = 64
 
-NEWEST_MAJOR = 40
-"""Far above TensorRT's 10 and TensorRT-RTX's 1: in a random file four bytes are most likely no version."""
+NEWEST = (20, 60)
+"""Far above TensorRT 10.16 and TensorRT-RTX 1.7: a random file's four bytes are most likely no version."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def read_header(path: Path) -> Header:
             f"{path.name} is no engine of TensorRT-RTX or TensorRT: it begins with {head[:4]!r}, not b'vtrt' or b'ftrt'"
         )
     version = ".".join(map(str, head[24:28]))
-    if not head[24] <= NEWEST_MAJOR:
+    if head[24] > NEWEST[0] or head[25] > NEWEST[1]:
         raise Unsupported(f"{path.name} is no engine of {made_by}: it begins like one, and says version {version}")
     if made_by == FULL:
         return Header(version, (), size, made_by)

@@ -18,7 +18,7 @@ _ODD = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
 _KNOWN = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
-_MARKS = re.compile(r"[\\`*\[\]<>|~@#$&!]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
+_MARKS = re.compile(r"[\\`*\[\]<>|~@#$&]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 """What Markdown or GitHub makes something of: emphasis, links, markup, cells, mentions, issues, formulas."""
 
 _LINKS = re.compile(r":(?=//)|(?<=www)\.", re.IGNORECASE)

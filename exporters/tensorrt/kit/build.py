@@ -125,7 +125,12 @@ MEMORY = {
 
 
 def precision_of(words: str) -> str:
-    """The precision in `Half`, in `Row major linear FP16 format` and the like; in others their first word."""
+    """The precision in `Half`, in `Row major linear FP16 format` and the like; in others their first word.
+
+    `N/A due to dynamic shapes` is none: what it will be, a run decides.
+    """
+    if words.startswith("N/A"):
+        return UNKNOWN
     found = re.findall(r"[A-Za-z0-9]+", words)
     known = [PRECISIONS[word.lower()] for word in found if word.lower() in PRECISIONS]
     return known[0] if known else found[0].lower() if found else NO_VALUE

@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 
     Call = Callable[[], Any]
 
+TELEMETRY_OFF = {"ORT_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
+"""Of ONNX Runtime, which reads it as its module is imported; and the variable that other tools agree on."""
+
+os.environ.update(TELEMETRY_OFF)
+
 MEASUREMENT_SCHEMA = 2
 """Of the record that `edgesmith bench` and build.py write: 2 has energy and compute units."""
 

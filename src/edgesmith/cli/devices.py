@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from edgesmith.cli import options as given
-from edgesmith.cli.tables import new_table, print_json, print_table
+from edgesmith.cli.tables import new_table, print_json, print_line, print_table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -32,15 +32,16 @@ def devices(as_json: given.Json = False) -> None:
         print_json({"devices": known, "attached": [asdict(one) for one in found], "notes": notes})
         return
     print_table(_devices_table(profiles))
-    print(
+    print_line(
         "estimates: the published latencies that `edgesmith estimate` is fitted on. sourced: figures with a source, of"
         " all that a profile has; --json shows each.\n"
     )
     if found:
         print_table(_attached_table(found))
     else:
-        print("attached here: nothing that was found")
-    print("\n".join(f"note: {note}" for note in notes))
+        print_line("attached here: nothing that was found")
+    for note in notes:
+        print_line(f"note: {note}")
 
 
 def _devices_table(profiles: list[DeviceProfile]) -> Table:
@@ -73,7 +74,7 @@ def estimate(artifact: given.ArtifactPath, device: given.EstimatedDevice, as_jso
 
 
 def _show_estimate(found: Estimate) -> None:
-    print(f"{found.model}, {found.precision}, on {found.title}: ESTIMATED, nothing was run")
+    print_line(f"{found.model}, {found.precision}, on {found.title}: ESTIMATED, nothing was run")
     table = new_table("", "", "estimated")
     low, high = found.interval_ms
     table.add_row("p50", f"{found.p50_ms:.2f} ms")
@@ -83,10 +84,12 @@ def _show_estimate(found: Estimate) -> None:
         place = "module not known" if cost.module is None else cost.module or "the model itself"
         table.add_row(f"{cost.type}, {place}", f"{cost.ms:.3f} ms, {cost.share:.0%}, {cost.bound}")
     print_table(table)
-    print(f"computed by {found.runtime}; {found.macs / 1e6:.0f} M multiply-accumulates in {found.operators} operators")
-    print(f"error on published rows that it was not fitted on: {found.left_out.sentence()}")
+    print_line(
+        f"computed by {found.runtime}; {found.macs / 1e6:.0f} M multiply-accumulates in {found.operators} operators"
+    )
+    print_line(f"error on published rows that it was not fitted on: {found.left_out.sentence()}")
     for note in found.notes:
-        print(f"note: {note}")
+        print_line(f"note: {note}")
 
 
 def _over_ssh() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ import typer
 
 from edgesmith.cli import options as given
 from edgesmith.cli.rows import artifact_rows, describe_check
-from edgesmith.cli.tables import new_table, print_json, print_table, show_stage
+from edgesmith.cli.tables import new_table, print_json, print_line, print_table, show_stage
 from edgesmith.errors import VerificationFailed
 
 if TYPE_CHECKING:
@@ -84,7 +83,7 @@ def _show_artifact(artifact: Artifact, as_json: bool) -> None:
             table.add_row(*row)
         print_table(table)
     for sentence in artifact.manifest["verification"].get("missed", []):
-        print(f"edgesmith: INACCURATE, published because of --allow-inaccurate: {sentence}", file=sys.stderr)
+        print_line(f"edgesmith: INACCURATE, published because of --allow-inaccurate: {sentence}", to_stderr=True)
 
 
 def explain(
@@ -121,7 +120,8 @@ def _show_rewrites(reports: list[RewriteReport]) -> None:
             print_table(_rewrite_table(report))
     idle = [report.name for report in reports if not report.applied and not report.rejected]
     if idle:
-        print(f"found nothing: {', '.join(idle)}\n")
+        print_line(f"found nothing: {', '.join(idle)}")
+        print_line()
 
 
 def _rewrite_table(report: RewriteReport) -> Table:
@@ -172,7 +172,7 @@ def verify(artifact: given.ArtifactPath, layers: given.Layers = False, as_json: 
         if layers:
             print_table(_layers_table(operators))
     if failure:
-        print(f"edgesmith: {failure}", file=sys.stderr)
+        print_line(f"edgesmith: {failure}", to_stderr=True)
         raise typer.Exit(failure.exit_code)
 
 

@@ -39,7 +39,7 @@ def as_dataclass(kind: type[T], table: object, where: str) -> T:
 
 
 @cache
-def _fields(kind: type) -> tuple[dict[str, Any], dict[str, bool]]:
+def _fields(kind: Any) -> tuple[dict[str, Any], dict[str, bool]]:
     own = [one for one in fields(kind) if one.init]
     hints = get_type_hints(kind)
     defaults = {one.name: one.default is not MISSING or one.default_factory is not MISSING for one in own}
