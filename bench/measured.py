@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from edgesmith import profiles, records
-from edgesmith.bench.measurement import Cold, Device, Measurement, environment_line, takes_threads
+from edgesmith.bench.measurement import LONGEST_MS, Cold, Device, Measurement, environment_line, takes_threads
 from edgesmith.bench.statistics import Interval, order_rank
 from edgesmith.errors import BadInput
 from edgesmith.paths import path_below
@@ -30,7 +30,7 @@ QUANTILES = (50, 90, 99)
 FOLDER = Path(profiles.__file__).parent / "measured"
 
 
-Milliseconds = Annotated[float, Keyword("exclusiveMinimum", 0)]
+Milliseconds = Annotated[float, Keyword("exclusiveMinimum", 0), Keyword("maximum", LONGEST_MS)]
 
 
 class DeviceRecord(TypedDict):

@@ -8,8 +8,11 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from edgesmith.cli import options as given
 from edgesmith.cli.tables import new_table, print_json, print_line, print_table
+from edgesmith.readers.limits import parse_limit, run_within
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -62,8 +65,16 @@ def _attached_table(found: list[Attached]) -> Table:
     return table
 
 
-def estimate(artifact: given.ArtifactPath, device: given.EstimatedDevice, as_json: given.Json = False) -> None:
+def estimate(
+    artifact: given.ArtifactPath,
+    device: given.EstimatedDevice,
+    limit: given.Within = None,
+    as_json: given.Json = False,
+) -> None:
     """Estimate, not measure, how long a call takes on a device: a roofline fitted on published latencies."""
+    if limit is not None:
+        arguments = ["estimate", "--device", device, *(["--json"] if as_json else []), "--", str(artifact)]
+        raise typer.Exit(run_within(parse_limit(limit), arguments, str(artifact)))
     from edgesmith.bench.estimation.estimate import estimate as estimated
 
     found = estimated(artifact, device)

@@ -12,6 +12,7 @@ from edgesmith.cli import options as given
 from edgesmith.cli.rows import artifact_rows, describe_check
 from edgesmith.cli.tables import new_table, print_json, print_line, print_table, show_stage
 from edgesmith.errors import VerificationFailed
+from edgesmith.readers.limits import parse_limit, run_within
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -142,8 +143,16 @@ def _operators_table(model: str, captured: dict[str, int], rewritten: dict[str, 
     return table
 
 
-def verify(artifact: given.ArtifactPath, layers: given.Layers = False, as_json: given.Json = False) -> None:
+def verify(
+    artifact: given.ArtifactPath,
+    layers: given.Layers = False,
+    limit: given.Within = None,
+    as_json: given.Json = False,
+) -> None:
     """Check an artifact again: its files, its format, and its numbers where it can run."""
+    if limit is not None:
+        flags = [flag for flag, is_given in (("--layers", layers), ("--json", as_json)) if is_given]
+        raise typer.Exit(run_within(parse_limit(limit), ["verify", *flags, "--", str(artifact)], str(artifact)))
     from edgesmith.exporters import targets
     from edgesmith.exporters.artifact import read
 

@@ -83,6 +83,15 @@ ArtifactPath = Annotated[Path, typer.Argument(help="An artifact's folder, or the
 Layers = Annotated[
     bool, typer.Option("--layers", help="Also every operator: its range, and what its precision costs (coreml).")
 ]
+Within = Annotated[
+    str | None,
+    typer.Option(
+        "--limit",
+        metavar="SECONDS[,GIB]",
+        help="Read the file in a process that is stopped after that time, or above that memory (4).",
+        show_default="none",
+    ),
+]
 Package = Annotated[Path, typer.Argument(help="A Core ML artifact's folder, or any .mlpackage.", show_default=False)]
 Strict = Annotated[bool, typer.Option("--strict", help="Exit with 3 where there are errors or warnings; notes pass.")]
 Every = Annotated[bool, typer.Option("--all", help="A line for each position, not for each kind of position.")]

@@ -21,14 +21,14 @@ def read_bytes(path: Path, what: str, limit: int) -> bytes:
     Raises:
         Unreadable: it is not there, cannot be read, is no regular file, or is larger than that.
     """
-    check_file(path, what, limit)
+    size = check_file(path, what, limit)
     try:
         with path.open("rb") as file:
-            content = file.read(limit + 1)
+            content = file.read(size + 1)  # Python allocates what it is asked for
     except (OSError, ValueError) as error:
         raise Unreadable(f"cannot read the {what} {path}: {_reason(error)}") from error
-    if len(content) > limit:  # it has grown since
-        raise _too_large(path, what, len(content), limit)
+    if len(content) > size:
+        raise Unreadable(f"cannot read the {what} {path}: it grew while it was read")
     return content
 
 
