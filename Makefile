@@ -37,7 +37,7 @@ operators: links
 # Every reader against 10,000 damaged files: half an hour on one core; exit 1 where one was a bug. SAMPLES changes the number.
 SAMPLES ?= 10000
 fuzz: links
-	cd tests && PYTHONPATH=../.links:. OMP_NUM_THREADS=1 $(abspath $(PYTHON)) -P -m support.fuzzing $(SAMPLES)
+	PYTHONPATH=.links:tests OMP_NUM_THREADS=1 $(PYTHON) -P -m support.fuzzing $(SAMPLES)
 
 # What setup.py does for an installed package, for tools that read source trees: one import root.
 links:

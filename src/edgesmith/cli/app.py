@@ -27,7 +27,7 @@ from edgesmith.cli.options import PrecisionHelp
 from edgesmith.cli.report import history, report
 from edgesmith.cli.tables import print_line
 from edgesmith.errors import INTERRUPTED, INTERRUPTION, BadInput, EdgesmithError, EdgesmithWarning
-from edgesmith.readers.limits import OUT_OF_MEMORY, is_within
+from edgesmith.readers.limits import OUT_OF_MEMORY, is_out_of_memory
 from edgesmith.show import in_json
 
 # The base of everything that parsing raises, from click or from typer's own copy of it.
@@ -115,11 +115,9 @@ def run(arguments: list[str], debug: bool = False) -> int:
     except BrokenPipeError:  # `edgesmith models | head`
         sys.stderr.close()
         return 0
-    except MemoryError:
-        if is_within():  # whoever has set the limit says so
-            return OUT_OF_MEMORY
-        return _fail("this machine has not the memory that the file asks for", BadInput.exit_code, arguments)
     except Exception as error:
+        if is_out_of_memory(error):  # whoever has set the limit says so
+            return OUT_OF_MEMORY
         if debug:
             raise
         sentence = f"a bug in edgesmith: {type(error).__name__}: {error}. Please report it with the output of --debug"

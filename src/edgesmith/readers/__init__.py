@@ -6,7 +6,8 @@
     tensors      `.safetensors` and `.npz`
     pickles      PyTorch's `.pth`: checksums and sizes first, then its restricted unpickler
     messages     protobuf: ONNX and Core ML's specification
-    databases    SQLite, opened to be read
+    databases    SQLite: what is read of one
+    typed        tables as dataclasses
     limits       a command again, in a process with a limit of time and memory
 
 What a reader returns has the types that it promises; what the values mean is for the room that asked. A test refuses

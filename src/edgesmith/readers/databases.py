@@ -1,21 +1,19 @@
-"""SQLite files, opened to be read: nothing in them runs, and a query ends.
+"""SQLite files: nothing in them runs, a query ends, and rows have the types that their columns promise.
 
 A database can carry views and triggers that call functions, and pages that loop. The schema is not trusted, pages are
-checked as they are read, and a query stops after STEPS of SQLite's machine.
+checked as they are read, and a query stops after STEPS of SQLite's machine. Whoever keeps a database opens it; what it
+reads goes through `harden` and `check_rows`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from edgesmith.errors import Unreadable
-from edgesmith.readers.budget import GIBIBYTE, check_file
 
-LARGEST = GIBIBYTE
 STEPS = 200_000_000
 """Some seconds; a million rows take a twentieth."""
 
@@ -23,25 +21,9 @@ _EVERY = 1_000_000
 _LONGEST_VALUE = 2**20
 
 
-@contextlib.contextmanager
-def open_database(path: Path, what: str) -> Iterator[sqlite3.Connection]:
-    """Open a database to read it. Raises Unreadable for what is wrong with it, in the block as well."""
-    check_file(path, what, LARGEST)
-    connection = None
-    try:
-        connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
-        harden(connection)
-        yield connection
-    except (sqlite3.Error, UnicodeDecodeError, OverflowError) as error:
-        raise Unreadable(f"{path} is damaged or no {what}: {error}") from error
-    finally:
-        if connection is not None:
-            connection.close()
-
-
 def harden(connection: sqlite3.Connection) -> None:
-    """Have a connection trust nothing that is stored, and end."""
-    for pragma in ("trusted_schema = OFF", "cell_size_check = ON", "mmap_size = 0"):
+    """Have a connection that only reads trust nothing that is stored, and end."""
+    for pragma in ("query_only = ON", "trusted_schema = OFF", "cell_size_check = ON", "mmap_size = 0"):
         connection.execute(f"PRAGMA {pragma}")
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LONGEST_VALUE)
     left = iter(range(STEPS // _EVERY))

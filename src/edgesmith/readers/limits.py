@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -24,6 +25,9 @@ INSIDE = "EDGESMITH_WITHIN_LIMIT"
 
 OUT_OF_MEMORY = 70
 """What such a process ends with where Python was refused memory."""
+
+LEAST_GIB = 0.25
+"""Python itself does not start with much less."""
 
 _DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
@@ -42,14 +46,16 @@ def parse_limit(text: str) -> Limit:
         parts = [float(part) for part in text.split(",")]
     except ValueError:
         parts = []
-    if not (1 <= len(parts) <= 2 and all(0 < part < 1e6 for part in parts)):
-        raise BadInput(f"--limit takes seconds, or seconds and GiB of memory such as 60,4; got {text!r}")
-    return Limit(*parts)
+    limit = Limit(*parts) if 1 <= len(parts) <= 2 else Limit(0)
+    if not (0 < limit.seconds < 1e6 and LEAST_GIB <= limit.memory_gib < 1e6):
+        raise BadInput(f"--limit takes seconds, or seconds and at least {LEAST_GIB} GiB such as 60,4; got {text!r}")
+    return limit
 
 
-def is_within() -> bool:
-    """Return whether this process is one that has a limit already."""
-    return INSIDE in os.environ
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error is, in a process with a limit, of memory that was refused; libraries say it in words."""
+    said = isinstance(error, MemoryError) or re.search("bad_alloc|allocate|memory", str(error), re.IGNORECASE)
+    return INSIDE in os.environ and bool(said)
 
 
 def run_within(limit: Limit, arguments: Sequence[str], what: str) -> int:

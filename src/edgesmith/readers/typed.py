@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from types import NoneType, UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from edgesmith.errors import Unreadable
 
@@ -30,7 +30,7 @@ def as_dataclass(kind: type[T], table: object, where: str) -> T:
     """
     if not isinstance(table, dict):
         raise Unreadable(f"{where} must be a table, got {_short(table)}")
-    types, has_default = _fields(kind)
+    types, has_default = _fields(cast("Any", kind))
     if unknown := [key for key in table if key not in types]:
         raise Unreadable(f"{where} has {str(unknown[0])[:80]!r}, which is none of {', '.join(types)}")
     if missing := [name for name in types if name not in table and not has_default[name]]:
