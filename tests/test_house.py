@@ -119,7 +119,10 @@ READING_MODULES = ("tomllib", "zipfile", "tarfile", "pickle", "yaml", "safetenso
 
 READING = {
     "bench/history.py": {"sqlite3.connect"},  # its own file, which it writes; what it reads goes through readers/
-    "bench/runner.py": {"json.load", "json.loads"},  # on a board, without edgesmith: its plan, and ONNX Runtime's profile
+    "bench/runner.py": {
+        "json.load",
+        "json.loads",
+    },  # on a board, without edgesmith: its plan, a runtime's profile
     "bench/iphone_runner.py": {"json.load", "json.loads"},  # as above
     "exporters/tensorrt/kit/build.py": {"json.loads", "numpy.load"},  # as above: its kit, compared with digests first
 }
