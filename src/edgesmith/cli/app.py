@@ -25,6 +25,7 @@ from edgesmith.cli.files import inspect, lint
 from edgesmith.cli.listings import models, operators, targets
 from edgesmith.cli.options import PrecisionHelp
 from edgesmith.cli.report import history, report
+from edgesmith.cli.signals import resend_lost_interrupts
 from edgesmith.cli.tables import print_line
 from edgesmith.errors import INTERRUPTED, INTERRUPTION, BadInput, EdgesmithError, EdgesmithWarning
 from edgesmith.readers.limits import OUT_OF_MEMORY, is_out_of_memory
@@ -80,6 +81,7 @@ def _root(
 
 def main() -> Never:
     """Run the command line and exit with its code."""
+    resend_lost_interrupts()
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     code = run([argument for argument in arguments if argument != "--debug"], debug)
