@@ -21,9 +21,13 @@ import torch
 from safetensors.torch import save_file
 from support.manifests import smallest_manifest
 
-from edgesmith.errors import BadInput, CheckpointError, Unreadable, VerificationFailed
+from edgesmith.board.common import Refusal
+from edgesmith.errors import BadInput, CheckpointError, Unreadable, Unsupported, VerificationFailed
 from edgesmith.exporters import artifact as artifacts
 from edgesmith.exporters.precision.calibration import read_given
+from edgesmith.exporters.tensorrt import engine
+from edgesmith.exporters.tensorrt.kit import build
+from edgesmith.exporters.tensorrt.kit.record import read_kit
 from edgesmith.models import checkpoint
 from edgesmith.profiles import device as devices
 from edgesmith.readers import limits
@@ -389,3 +393,32 @@ def test_telemetry_is_off_before_anything_is_imported() -> None:
     code = "import os, edgesmith, sys; print(os.environ['ORT_DISABLE_TELEMETRY'], 'onnxruntime' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "1 False\n"
+
+
+# What looks like something
+
+
+def test_a_random_file_that_begins_like_an_engine_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "a.engine"
+    for magic in (b"ftrt", b"vtrt"):
+        path.write_bytes(magic + bytes(range(60, 256)))
+        with pytest.raises(Unsupported, match="begins like one, and says version"):
+            engine.read_header(path)
+
+
+def test_a_precision_that_a_run_decides_is_unknown() -> None:
+    assert build.precision_of("N/A due to dynamic shapes") == build.UNKNOWN
+    assert build.precision_of("Row major linear FP16 format") == "fp16"
+
+
+@pytest.mark.parametrize("name", ["../../x", "/x", "a/b", "..", "", "a\x1b"])
+@pytest.mark.parametrize("key", ["model", "onnx"])
+def test_a_kit_names_files_by_plain_names(key: str, name: str, export_small: Callable[..., Any]) -> None:
+    kit = export_small("tensorrt", device="jetson-orin-nano", precision="fp16").path
+    content = json.loads((kit / "kit.json").read_text())
+    (kit / "kit.json").write_text(json.dumps({**content, key: name}))
+    with pytest.raises(Unreadable, match=f"its {key} .* is no name of a file"):
+        read_kit(kit)
+    if key == "model":
+        with pytest.raises(Refusal, match="is no name of an engine's file"):
+            build.read_kit(kit)

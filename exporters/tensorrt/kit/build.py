@@ -690,6 +690,9 @@ def read_kit(folder: Path) -> dict[str, Any]:
         raise Refusal(f"the kit is damaged: kit.json cannot be read ({error}); copy its folder again") from error
     if schema != SCHEMA:
         raise Refusal(f"kit.json has schema {schema}, and this build.py reads {SCHEMA}: copy the kit whole")
+    model = str(kit.get("model"))
+    if Path(model).name != model or model == ".." or not model.isprintable():
+        raise Refusal(f"the kit is damaged: {model[:80]!r} is no name of an engine's file")
     for name, digest in files.items():
         try:
             content = (folder / name).read_bytes()
