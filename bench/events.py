@@ -32,7 +32,7 @@ class Machine:
     system: str
     cpu: str
     machine: str
-    power_mode: str | None
+    power_mode: str | None = None  # an iPhone has none
 
 
 @dataclass(frozen=True)

@@ -252,6 +252,26 @@ def copied(name: str) -> Callable[[Path], None]:
     return lambda folder: void(shutil.copy(RECORDS.parent / name, folder / name))
 
 
+EVENTS = (
+    {"event": "start", "runtimes": {"onnxruntime": "1"}, "environment": {"load": 0.5}, "meters": {}},
+    {"event": "open", "model": 0, "load_ms": 5.0, "first_ms": 2.0, "memory_mib": None},
+    {"event": "warm", "model": 0, "calls": 3, "ms": 9.0, "is_steady": True},
+    {"event": "slot", "model": 0, "round": 0, "at_s": 0.1, "samples_ms": [3.0, 3.1]},
+    {"event": "end", "environment": {}},
+)
+
+
+def make_events(folder: Path) -> None:
+    (folder / "lines").write_text("\n".join(map(json.dumps, EVENTS)))
+
+
+def read_events(folder: Path) -> Any:
+    from edgesmith.bench.events import read_event
+
+    for line in (folder / "lines").read_text(errors="replace").splitlines():
+        read_event(line, "board", 1)
+
+
 def make_engine(folder: Path) -> None:
     head = struct.pack("<4s12xQ4B4xQ", b"vtrt", 4096, 1, 7, 1, 116, 6)
     (folder / "a.engine").write_bytes(head.ljust(4096, b"\7"))
@@ -298,6 +318,7 @@ READERS = (
         lambda f: command("inspect", str(f / "inspector_10.json")),
         mutate_json,
     ),
+    Reader("runner's lines", make_events, "lines", read_events, mutate_text),
     Reader("estimate", make_estimate, "estimate.json", lambda f: void(read_estimate(f)), mutate_json),
     Reader("ONNX file", copy_of("onnx"), "made/FILE.onnx", lambda f: void(count_nodes(f)), mutate_bytes),
     Reader("Core ML model", copy_of("coreml"), "made/MODEL", lambda f: lint_package(f), mutate_bytes),
