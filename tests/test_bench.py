@@ -320,7 +320,7 @@ def damaged(record: dict[str, Any], how: str) -> str:
         slot["samples_ms"] = [-1.0]
     elif how == "zero":
         slot["samples_ms"] = [0.0]
-    elif how == "endless start":
+    elif how in ("endless start", "vast start"):
         record["subjects"][0]["cold"]["load_ms"] = 424242
     elif how == "stranger":
         slot["subject"] = 7

@@ -691,7 +691,7 @@ def read_kit(folder: Path) -> dict[str, Any]:
     if schema != SCHEMA:
         raise Refusal(f"kit.json has schema {schema}, and this build.py reads {SCHEMA}: copy the kit whole")
     model = str(kit.get("model"))
-    if Path(model).name != model or model == ".." or not model.isprintable():
+    if Path(model).name != model or model in ("", "..") or not model.isprintable():
         raise Refusal(f"the kit is damaged: {model[:80]!r} is no name of an engine's file")
     for name, digest in files.items():
         try:
