@@ -131,7 +131,7 @@ def read_event(line: str, device: str, models: int) -> dict[str, Any]:
     try:
         event = read_json(line, "event", name=f"what {device} answered", advice="look at what runs there")
         kind = event.get("event") if isinstance(event, dict) else None
-        if kind not in KINDS:
+        if not isinstance(kind, str) or kind not in KINDS:
             raise Unreadable(f"{device} answered {line[:80]!r}, which is no event of a runner's")
         form = KINDS[kind]
         if form is not None:
