@@ -21,7 +21,7 @@ from edgesmith.errors import BadInput
 from edgesmith.exporters import targets
 
 SCHEMA = MEASUREMENT_SCHEMA
-"""2 has energy and compute units, which readers of 1 refuse. A record with neither reads the same in both."""
+"""2 has energy and compute units, 3 the order of every launch and the looks of a comparison; readers take all three."""
 
 
 @dataclass(frozen=True)
@@ -149,12 +149,18 @@ class WarmUp:
 
 @dataclass(frozen=True)
 class Launch:
-    """One process: its warm-ups, its slots, and what the system showed before and after (`runner.environment`)."""
+    """One process: its warm-ups, its slots, and what the system showed before and after (`runner.environment`).
+
+    Attributes:
+        warm: of each subject, in the subjects' order.
+        order: subjects in the order in which they were opened, warmed up and first run; None of records before 3.
+    """
 
     warm: tuple[WarmUp, ...]
     slots: tuple[Slot, ...]
     before: Mapping[str, Any] = field(default_factory=dict)
     after: Mapping[str, Any] = field(default_factory=dict)
+    order: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -170,7 +176,12 @@ class Device:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Latencies of some subjects on one device; `complete` is False where the run was interrupted."""
+    """Latencies of some subjects on one device.
+
+    Attributes:
+        complete: False where the run was interrupted.
+        looks: numbers of launches at which a comparison might end, where there was one while measuring.
+    """
 
     edgesmith: str
     started: str
@@ -184,6 +195,7 @@ class Measurement:
     subjects: tuple[Subject, ...]
     launches: tuple[Launch, ...] = ()
     complete: bool = False
+    looks: tuple[int, ...] = ()
 
     def held_to(self, subject: int) -> str:
         """Return the limits of a subject's runtime in words: compute units, or threads; nothing for engines."""
@@ -224,11 +236,16 @@ def write(measurement: Measurement, path: Path) -> None:
         for key in ("profile", "energy", "compute_units"):  # such a record is what it was before there were any
             if subject[key] is None:
                 del subject[key]
+    for launch in record["launches"]:
+        if launch["order"] is None:
+            del launch["order"]
+    if not record["looks"]:
+        del record["looks"]
     records.write(record, path, "measurement", indent=None)
 
 
 def read(path: Path) -> Measurement:
-    """Read a measurement, of this schema or of 1.
+    """Read a measurement, of this schema or an older one.
 
     Raises:
         BadInput: no such file, no JSON, another schema, or something in it that no measurement holds, with its place.
@@ -278,6 +295,7 @@ def _measurement(record: Mapping[str, Any]) -> Measurement:
     plain["cores"] = None if record["cores"] is None else tuple(record["cores"])
     plain["subjects"] = tuple(map(_subject, record["subjects"]))
     plain["launches"] = tuple(map(_launch, record["launches"]))
+    plain["looks"] = tuple(record.get("looks", ()))
     return Measurement(**plain)
 
 
@@ -298,6 +316,7 @@ def _launch(record: Mapping[str, Any]) -> Launch:
         tuple(Slot(**{**slot, "samples_ms": tuple(slot["samples_ms"])}) for slot in record["slots"]),
         record["before"],
         record["after"],
+        tuple(record["order"]) if "order" in record else None,
     )
 
 
@@ -306,7 +325,11 @@ def _faults(measurement: Measurement) -> Iterator[str]:
     for subject in measurement.subjects:
         if not all(map(math.isfinite, _figures(subject))):  # 1e999 is JSON
             yield f"a figure of {subject.name} is not finite"
+    if list(measurement.looks) != sorted(set(measurement.looks)):
+        yield "its looks do not rise"
     for number, launch in enumerate(measurement.launches):
+        if launch.order is not None and sorted(launch.order) != list(range(len(measurement.subjects))):
+            yield f"launch {number} has an order that is none of its subjects"
         if len(launch.warm) != len(measurement.subjects):
             yield f"launch {number} has not a warm-up for each subject"
         counts = dict.fromkeys(range(len(measurement.subjects)), 0)
