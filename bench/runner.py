@@ -26,8 +26,8 @@ need Python 3.8, numpy and the runtime; for engines that is the module `tensorrt
 
 A round has one slot for each model and lasts as long as its slots. Rounds come in pairs, the second in the reverse
 order of the first, so that each model comes before each other one as often as after it; the first pair begins in the
-plan's order, every other in a new one. They go on until `seconds` have passed. The first call of a slot finds the caches
-full of another model and is not kept.
+plan's order, every other in a new one. They go on until `seconds` have passed. The first call of a slot finds the
+caches full of another model and is not kept.
 """
 
 from __future__ import annotations

@@ -151,7 +151,7 @@ class Criterion:
         return all(map(self._stands, self.judge_all(measurement)))
 
     def _stands(self, one: Verdict) -> bool:
-        """A verdict stands that no launch can change, whose interval is narrow enough, or lies beyond half the threshold.
+        """A verdict stands whose interval is narrow enough, or lies beyond half the threshold; so does not comparable.
 
         Narrow enough is half the threshold to either side of the estimate.
         """
@@ -291,17 +291,14 @@ def _judge(ratio: Interval, threshold: float, floor: float, launches: int) -> tu
     if ratio.low is None or ratio.high is None:
         return INCONCLUSIVE, f"{launches} launches are too few for an interval: measure longer"
     bounds = f"head takes {ratio.value:.3f} of base's time, {ratio.low:.3f} to {ratio.high:.3f}"
-    whole, half = 1 + threshold, 1 + threshold / 2
+    whole, half, change = 1 + threshold, 1 + threshold / 2, f"{100 * threshold:g}%"
     if ratio.low > 1 + floor and (ratio.value >= whole or ratio.low > half):
         return SLOWER, bounds
     if ratio.high < 1 / (1 + floor) and (ratio.value <= 1 / whole or ratio.high < 1 / half):
         return FASTER, bounds
     if 1 / whole < ratio.low and ratio.high < whole:
-        return UNCHANGED, f"{bounds}: no change by {100 * threshold:g}%"
+        return UNCHANGED, f"{bounds}: no change by {change}"
     if 1 / (1 + floor) <= ratio.high and ratio.low <= 1 + floor:
         inside = "on both sides of 1" if ratio.low <= 1 <= ratio.high else "within the noise floor"
-        return (
-            INCONCLUSIVE,
-            f"{bounds}, {inside}, and a change by {100 * threshold:g}% is not ruled out: measure longer",
-        )
-    return INCONCLUSIVE, f"{bounds}: a change, and it may or may not be one by {100 * threshold:g}%: measure longer"
+        return INCONCLUSIVE, f"{bounds}, {inside}, and a change by {change} is not ruled out: measure longer"
+    return INCONCLUSIVE, f"{bounds}: a change, which may or may not be one by {change}: measure longer"

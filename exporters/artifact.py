@@ -29,6 +29,7 @@ import numpy as np
 from edgesmith.errors import BadInput, OutputError
 from edgesmith.exporters import manifest as manifests
 from edgesmith.exporters.manifest import MANIFEST, FileRecord, Manifest
+from edgesmith.writing import sync_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -273,12 +274,16 @@ def publish(folder: Path, out: str | Path, name: str) -> Path:
         if file.is_file():
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
+        elif file.is_dir():
+            sync_folder(file)
+    sync_folder(folder)
     with _locked(Path(out)):
         _refuse_to_lose(final)
         if final.exists():
             _exchange(folder, final)
         else:
             folder.rename(final)
+        sync_folder(final.parent)
     return final
 
 

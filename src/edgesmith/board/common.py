@@ -122,9 +122,9 @@ def environment() -> dict[str, Any]:
 
 
 def busy_cores() -> float | None:
-    """Cores that are in use now, on average over `LOOK_S`, those that other machines take included; None where not known.
+    """Cores that are in use now, on average over `LOOK_S`, what other machines take included; None where not known.
 
-    The load that the system shows is an average of the last minute: it has what ended meanwhile, and not what just began.
+    The load that the system shows is an average of the last minute: it has what has ended, and not what has just begun.
     """
 
     def ticks() -> list[float]:

@@ -13,7 +13,8 @@ import typer
 
 from edgesmith.cli import options as given
 from edgesmith.cli.tables import new_table, print_json, print_table, show_progress
-from edgesmith.errors import BadInput, OutputError
+from edgesmith.errors import BadInput
+from edgesmith.writing import write_whole
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -287,10 +288,7 @@ def _show_pull_request(verdicts: Sequence[Verdict], measurement: Measurement, cr
 def _write_junit(path: Path, verdicts: Sequence[Verdict]) -> None:
     from edgesmith.bench.announce import junit
 
-    try:
-        path.write_text(junit(verdicts), encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    write_whole(path, junit(verdicts), "JUnit file")
 
 
 def _figures(measurement: Measurement) -> list[dict[str, Any]]:
