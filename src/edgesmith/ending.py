@@ -57,7 +57,7 @@ def own_temporary_folder() -> Callable[[], None]:
         The function that removes it. It is called at Python's own end too, after what libraries do there.
     """
     parent, owner = Path(tempfile.gettempdir()), os.getpid()
-    _remove_leftovers(parent)
+    remove_leftovers(parent)
     try:
         handle, folder = _make(parent)
     except OSError:
@@ -102,7 +102,7 @@ def _lock(folder: Path) -> int | None:
     return handle
 
 
-def _remove_leftovers(parent: Path) -> None:
+def remove_leftovers(parent: Path) -> None:
     """Remove folders of this user's commands that have ended without doing so."""
     for folder in parent.glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError):  # another command lives in it, or has just removed it
