@@ -148,9 +148,9 @@ class Criterion:
 
     def is_met(self, measurement: Measurement) -> bool:
         """Return whether every verdict stands, so that no launch need be added."""
-        return all(map(self._stands, self.judge_all(measurement)))
+        return all(map(self.stands, self.judge_all(measurement)))
 
-    def _stands(self, one: Verdict) -> bool:
+    def stands(self, one: Verdict) -> bool:
         """A verdict stands whose interval is narrow enough, or lies beyond half the threshold; so does not comparable.
 
         Narrow enough is half the threshold to either side of the estimate.
@@ -233,7 +233,7 @@ def compare(
         ratio = paired_ratio(log_ratios(base.rounds(base_subject), head.rounds(head_subject)), surer)
     else:
         ratio = unpaired_ratio(medians[0], medians[1], confidence)
-    verdict, reason = _judge(ratio, threshold, floor, min(map(len, medians)))
+    verdict, reason = judge(ratio, threshold, floor, min(map(len, medians)))
     return Verdict(verdict, reason, *names, ratio, median(medians[0]), median(medians[1]), is_paired)
 
 
@@ -287,7 +287,8 @@ def _runtime(measurement: Measurement, subject: int) -> str:
     return f"{name} {measurement.runtimes.get(name, '')}".strip()
 
 
-def _judge(ratio: Interval, threshold: float, floor: float, launches: int) -> tuple[Word, str]:
+def judge(ratio: Interval, threshold: float, floor: float, launches: int) -> tuple[Word, str]:
+    """Return the verdict on a ratio by the rule at the top of this file, and the reason in a sentence."""
     if ratio.low is None or ratio.high is None:
         return INCONCLUSIVE, f"{launches} launches are too few for an interval: measure longer"
     bounds = f"head takes {ratio.value:.3f} of base's time, {ratio.low:.3f} to {ratio.high:.3f}"
