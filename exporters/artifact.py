@@ -270,7 +270,10 @@ def publish(folder: Path, out: str | Path, name: str) -> Path:
         OutputError: what is there has become something else than an artifact.
     """
     final = Path(out) / name
+    umask = _umask()
     for file in folder.rglob("*"):
+        if not file.is_symlink():  # libraries make some files for their owner alone
+            file.chmod((0o777 if file.is_dir() else 0o666) & ~umask)
         if file.is_file():
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())

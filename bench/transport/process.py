@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from threading import Thread
 
 
 @contextmanager
 def started(command: Sequence[str], **environment: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A process with pipes, `environment` on top of ours; what has not ended with the block is killed."""
+    """A process with pipes, `environment` on top of ours; what has not ended with the block is killed.
+
+    Where the system can, it kills the process when ours is killed: a client of a connection would outlive us by as long
+    as the other side has something to say.
+    """
+    if shutil.which(command[0]) is not None:  # what is not there fails as it would by itself
+        command = [*_ending_with_us(), *command]
     with subprocess.Popen(  # noqa: S603  # a list, no shell; callers name what they start
         command,
         stdin=subprocess.PIPE,
@@ -27,6 +36,17 @@ def started(command: Sequence[str], **environment: str) -> Iterator[subprocess.P
             if process.poll() is None:
                 with suppress(ProcessLookupError, PermissionError):  # ended just now
                     os.killpg(process.pid, signal.SIGKILL)  # and what it has started, which may hold its pipes open
+
+
+@cache
+def _ending_with_us() -> tuple[str, ...]:
+    """Return what stands before a command that is to be killed with us: setpriv, of util-linux from 2.33 on."""
+    setpriv = shutil.which("setpriv") if sys.platform == "linux" else None
+    if setpriv is None:
+        return ()
+    guard = (setpriv, "--pdeathsig", "KILL", "--")
+    tried = subprocess.run([*guard, "true"], capture_output=True, check=False)  # noqa: S603  # the system's own
+    return guard if tried.returncode == 0 else ()
 
 
 def give(process: subprocess.Popen[bytes], text: bytes, close: bool = True) -> None:
