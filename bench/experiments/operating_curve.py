@@ -111,8 +111,13 @@ def operate(
 def draw(panels: dict[str, list[dict[Word, float]]], threshold: float) -> str:
     """Return the figure as SVG: a panel for each state of the machine, a line for each verdict."""
     width, height, left, top = 360, 260, 46, 34
-    x = lambda change: left + change / CHANGES[-1] * (width - left - 14)  # noqa: E731
-    y = lambda share: height - 40 - share * (height - 40 - top)  # noqa: E731
+
+    def x(change: float) -> float:
+        return left + change / CHANGES[-1] * (width - left - 22)
+
+    def y(share: float) -> float:
+        return height - 40 - share * (height - 40 - top)
+
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width * len(panels)} {height}" role="img"'
         ' font-family="sans-serif" font-size="11"><title>Chance of each verdict against the true change</title>'
@@ -121,7 +126,7 @@ def draw(panels: dict[str, list[dict[Word, float]]], threshold: float) -> str:
     for i, (name, rows) in enumerate(panels.items()):
         parts.append(f'<g transform="translate({i * width} 0)"><text x="{left}" y="16" font-size="13">{name}</text>')
         for share in (0.0, 0.5, 1.0):
-            parts.append(f'<line x1="{left}" x2="{width - 14}" y1="{y(share):.1f}" y2="{y(share):.1f}" stroke="#ddd"/>')
+            parts.append(f'<line x1="{left}" x2="{width - 22}" y1="{y(share):.1f}" y2="{y(share):.1f}" stroke="#ddd"/>')
             parts.append(f'<text x="{left - 6}" y="{y(share) + 4:.1f}" text-anchor="end">{share:.0%}</text>')
         for change in (0.0, 0.025, 0.05, 0.075, 0.1):
             parts.append(f'<text x="{x(change):.1f}" y="{height - 24}" text-anchor="middle">{change:.1%}</text>')
@@ -134,7 +139,7 @@ def draw(panels: dict[str, list[dict[Word, float]]], threshold: float) -> str:
             dashes = ("", "2 2", "8 2", "1 3")[k]
             parts.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{points}"')
             parts.append(f' stroke-dasharray="{dashes}"/>' if dashes else "/>")
-            parts.append(f'<text x="{left + 58 + 68 * k}" y="16" fill="{colour}">{word}</text>')
+            parts.append(f'<text x="{left + (58, 126, 204, 254)[k]}" y="16" fill="{colour}">{word}</text>')
         parts.append("</g>")
     return "".join(parts) + "</svg>\n"
 
