@@ -241,8 +241,6 @@ def measure(
             about, usable, busy = ask(where, sorted({subject.runtime for subject in subjects}))
             _check_cores(settings.cores, usable)
         loaded = describe_load(where.name, busy, len(usable), settings.threads)
-        if loaded is not None:
-            reports.on_warning(loaded)
         plan = Plan(
             models=[_model(_put(one, where), subject) for one, subject in zip(found, subjects, strict=True)],
             seconds=max(seconds / launches - LAUNCH_COST_S, SHORTEST_S),
@@ -255,6 +253,8 @@ def measure(
             until=settings.until,
             whole_s=math.inf if settings.until is None else seconds,
         )
+        if loaded is not None:
+            reports.on_warning(loaded)
         return carry_out(plan, subjects, where, about, reports)
 
 

@@ -23,6 +23,9 @@ from edgesmith.exporters import targets
 SCHEMA = MEASUREMENT_SCHEMA
 """2 has energy and compute units, 3 the order of every launch and the looks of a comparison; readers take all three."""
 
+UNORDERED = 2
+"""The schema of a record that has neither: one that was read and is written again is as it was."""
+
 
 @dataclass(frozen=True)
 class Cold:
@@ -231,7 +234,8 @@ def takes_threads(target: str) -> bool:
 
 def write(measurement: Measurement, path: Path) -> None:
     """Write a measurement, whole or not at all. Raises OutputError where the folder cannot be written."""
-    record = {"schema": SCHEMA, **asdict(measurement)}
+    is_new = measurement.looks or any(launch.order is not None for launch in measurement.launches)
+    record = {"schema": SCHEMA if is_new else UNORDERED, **asdict(measurement)}
     for subject in record["subjects"]:
         for key in ("profile", "energy", "compute_units"):  # such a record is what it was before there were any
             if subject[key] is None:

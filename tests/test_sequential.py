@@ -336,8 +336,8 @@ def test_records_of_before_there_were_orders_are_read(tmp_path: Path) -> None:
     path = tmp_path / "record.json"
     measurement.write(noisy(1.0), path)
     record = json.loads(path.read_text())
-    assert record["schema"] == 3
-    for schema in (1, 2):
+    assert record["schema"] == 2
+    for schema in (1, 2, 3):
         path.write_text(json.dumps(record | {"schema": schema}))
         old = measurement.read(path)
         assert old == noisy(1.0)

@@ -1,4 +1,4 @@
-"""How likely is each verdict of `compare`, against the change that is true?
+"""The chance of each verdict of `compare` against the change that is true.
 
 A comparison is simulated as `measure` runs it: launches in pairs of either order, looks, and an end where the verdict
 stands. Each launch gives one number, the logarithm of head / base, which is the true change, what the order of the
