@@ -234,8 +234,9 @@ def _measure(paths: Sequence[Path], settings: Settings, device: Address, out: Pa
     record = out if out is not None else Path("measurements") / f"{stamp}.json"
     if record.suffix != ".json":
         raise BadInput(f"a record is a .json file, got {record}")
+    errors = sys.stderr  # the progress bar puts another in its place, which would break a note into lines
     with show_progress("measure") as on_progress:
-        reports = Reports(record, on_progress, lambda sentence: print(f"note: {sentence}", file=sys.stderr))
+        reports = Reports(record, on_progress, lambda sentence: print(f"note: {sentence}", file=errors, flush=True))
         measurement = measure(paths, settings, device, reports)
     if not measurement.complete:
         measurements.write(measurement, record)
