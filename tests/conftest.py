@@ -55,6 +55,7 @@ settings.load_profile("edgesmith")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write the goldens anew instead of comparing")
+    parser.addoption("--kills", type=int, default=6, help="how many commands test_kills.py kills")
 
 
 def pytest_configure(config: pytest.Config) -> None:
