@@ -25,6 +25,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from edgesmith import plugins
@@ -33,7 +34,7 @@ from edgesmith.exporters.artifact import Artifact, read
 from edgesmith.exporters.decompositions import decomposes
 from edgesmith.exporters.graph.capture import Program, capture
 from edgesmith.exporters.options import ExportOptions
-from edgesmith.exporters.rewrites import order
+from edgesmith.exporters.rewrites import fuse, order
 from edgesmith.kernels.op import all_ops
 from edgesmith.models.registry import all_models
 from edgesmith.profiles.device import all_devices
@@ -74,6 +75,7 @@ def pytest_configure(config: pytest.Config) -> None:
             (torch.fx.GraphModule, "recompile"),
         ):
             setattr(owner, name, untraced(getattr(owner, name)))
+        fuse.make_fx = lambda *given, **options: untraced(make_fx(*given, **options))
         with contextlib.suppress(ImportError):
             leave_coremltools_passes_untraced()
     config.addinivalue_line("markers", "slow: a minute or more")

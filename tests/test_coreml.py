@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import struct
@@ -583,10 +584,24 @@ def test_damage_to_the_sequence_alone_is_named(both: Artifact, tmp_path: Path) -
         edgesmith.verify(copied)
 
 
+def test_a_conversion_collects_no_older_garbage_and_a_callers_frozen_objects_stay() -> None:
+    frozen = _coreml_convert._older_objects_uncollected
+    with frozen():
+        assert gc.get_freeze_count() > 0  # conftest.py's
+    assert gc.get_freeze_count() > 0
+    gc.unfreeze()
+    try:
+        with frozen():
+            assert gc.get_freeze_count() > 0
+        assert gc.get_freeze_count() == 0
+    finally:
+        gc.freeze()
+
+
 @pytest.mark.parametrize("name", ["lmuformer", "spiking_lmuformer"])
 def test_a_step_and_its_sequence_share_their_weights(name: str, tmp_path: Path) -> None:
-    both = edgesmith.export(name, "coreml", precision="fp32", frames=40, out=tmp_path, **BOTH)
-    alone = edgesmith.export(name, "coreml", precision="fp32", frames=40, out=tmp_path)
+    both = edgesmith.export(name, "coreml", precision="fp32", frames=16, out=tmp_path, **BOTH)
+    alone = edgesmith.export(name, "coreml", precision="fp32", frames=16, out=tmp_path)
 
     def size(artifact: Artifact) -> int:
         return sum(file.stat().st_size for file in artifact.file.rglob("weight.bin"))

@@ -297,13 +297,16 @@ def _pattern(name: str, sizes: tuple[tuple[int, ...], ...], literals: tuple[tupl
     return graph
 
 
-def _trace(reference: _Reference, inputs: list[Tensor]) -> GraphModule:
+def _trace(reference: nn.Module, inputs: list[Tensor]) -> GraphModule:
     """Return a reference's graph as `capture` would, in half of its time: a model has a dozen sites of other shapes.
 
     What torch.export does beyond tracing shows in references that write in place or have constants or sub-graphs.
     """
     with torch.no_grad():
-        traced = make_fx(lambda *args: reference(*args), tracing_mode="fake", pre_dispatch=True)(*inputs)
+        trace = make_fx(
+            lambda *args: reference(*args), tracing_mode="fake", pre_dispatch=True, _allow_non_fake_inputs=True
+        )
+        traced = trace(*inputs)
     if all(_is_plain(node) for node in traced.graph.nodes):
         return traced
     return capture(reference, inputs).module
