@@ -572,9 +572,8 @@ def test_export_with_data_is_judged_on_those_held_out_and_verified_again_without
 
 
 def test_images_calibrate_a_named_model_from_the_command_line(
-    tmp_path: Path, edgesmith: Callable[..., Any], one_block_a_stage: Callable[[], None]
+    tmp_path: Path, edgesmith: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one_block_a_stage()
     folder = pictures(tmp_path / "set", 16)
     result = edgesmith(
         *("export", "-m", "efficientvim_m1", "-t", "onnx", "-p", "int8", "--input-size", "32"),
