@@ -167,7 +167,7 @@ def translations() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inspect, "getsource", functools.cache(inspect.getsource))
-        patch.setattr(ONNXRegistry, "from_torchlib", from_torchlib)
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(from_torchlib))
         yield
 
 
