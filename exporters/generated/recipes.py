@@ -129,11 +129,17 @@ def parse(content: Mapping[str, Any]) -> Recipe:
 
 
 class Generated(nn.Module):
-    """The model of a recipe, with weights of its own."""
+    """The model of a recipe, with weights of its own.
+
+    Attributes:
+        recipe: what it is made of.
+        functions: what steps call, by name.
+    """
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
         self.recipe = recipe
+        self.functions = FUNCTIONS
         generator = torch.Generator().manual_seed(recipe.seed)
         with torch.random.fork_rng():
             torch.manual_seed(recipe.seed)
@@ -153,7 +159,7 @@ class Generated(nn.Module):
             if name in LAYERS:
                 values[out] = self.get_submodule(f"layer_{out}")(*given)
             else:
-                values[out] = FUNCTIONS[name](*given, **fixed)
+                values[out] = self.functions[name](*given, **fixed)
         return tuple(values[out] for out in recipe.outputs)
 
 

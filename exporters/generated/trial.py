@@ -16,11 +16,13 @@ from __future__ import annotations
 import copy
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from edgesmith.errors import Unsupported
 from edgesmith.exporters import targets
@@ -108,10 +110,29 @@ def expect(model: Generated, given: Sequence[Tensor], dtype: str) -> list[Expect
 def _walk(model: Generated, given: Sequence[Tensor], coarsest: float, generator: torch.Generator) -> list[Tensor]:
     """Return the outputs of a run in which rounding moves what is given and what is computed."""
     moved = copy.deepcopy(model)
+    moved.functions = {**moved.functions, **_spelled(coarsest, generator)}
     for weight in (*moved.parameters(), *moved.buffers()):
         weight.data = move(weight.data, coarsest, generator)
     with Storing(coarsest, generator, EXACT):
         return run_eager(moved, [move(x, coarsest, generator) for x in given])
+
+
+def _spelled(step: float, generator: torch.Generator) -> dict[str, Callable[..., Tensor]]:
+    """Return functions that round inside, so that it is seen: 1 + erf(x) cancels, and so do weights of a resize.
+
+    A position in an image is computed in fp32, up to 16 times as large as a weight, see tolerance.py.
+    """
+
+    def gelu(x: Tensor) -> Tensor:
+        return x * (0.5 * (1 + torch.erf(x * 0.5**0.5)))
+
+    def interpolate(x: Tensor, **how: Any) -> Tensor:
+        y = F.interpolate(x, **how)
+        if how["mode"] == "nearest" or not y.numel():
+            return y
+        return y + 16 * (move(torch.ones_like(y), step, generator) - 1) * y.abs().max()
+
+    return {"gelu": gelu, "interpolate": interpolate}
 
 
 EXACT = frozenset(

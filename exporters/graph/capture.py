@@ -19,7 +19,7 @@ from torch.fx import GraphModule
 
 from edgesmith.errors import BadInput, Unsupported
 from edgesmith.exporters import decompositions
-from edgesmith.exporters.graph.edit import Emitter, fork, operator_name, site, stand_for, tidy
+from edgesmith.exporters.graph.edit import Emitter, fork, operator_name, operators, site, stand_for, tidy
 from edgesmith.exporters.graph.repeat import random_operator, refuse_unrepeatable
 from edgesmith.exporters.graph.state import State, kept_state
 from edgesmith.exporters.graph.subgraphs import any_operator, inline_subgraphs, refuse_casts
@@ -234,6 +234,16 @@ _HANDING_ON = frozenset(
     f"aten.{name}"
     for name in ("alias", "conj", "contiguous", "detach", "dropout", "positive", "real", "resolve_conj", "resolve_neg")
 )
+
+
+def computes_in_half(program: Program) -> bool:
+    """Return whether an operator of a program rounds to float16, whatever the model's inputs and weights are."""
+    return any(
+        isinstance(value, Tensor) and value.dtype == torch.float16
+        for node in operators(program.module)
+        if operator_name(node) not in _HANDING_ON
+        for value in torch.utils._pytree.tree_leaves(node.meta.get("val"))
+    )
 
 
 def run(program: Program, inputs: Sequence[Tensor]) -> list[Tensor]:

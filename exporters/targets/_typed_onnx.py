@@ -52,7 +52,7 @@ def lower(program: Program, path: Path, request: Request, coarse_from: Mapping[s
 
     from edgesmith.exporters.graph.capture import exported
     from edgesmith.exporters.graph.subgraphs import refuse_control_flow
-    from edgesmith.exporters.targets import _bf16, _onnx_reductions
+    from edgesmith.exporters.targets import _bf16, _onnx_reductions, _onnx_types
     from edgesmith.exporters.targets._refusal import refuse
     from edgesmith.kernels.op import all_ops
 
@@ -87,6 +87,7 @@ def lower(program: Program, path: Path, request: Request, coarse_from: Mapping[s
         model, _ = onnxsim.simplify(model, check_n=0)
         if has_bf16:
             _bf16.from_double(model)
+    _onnx_types.legalize(model)
     model = _onnx_reductions.refine(model, coarse_from or {})
     _annotate(model, request)
     path.write_bytes(model.SerializeToString(deterministic=True))
