@@ -155,3 +155,18 @@ def _by_batch(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float)
     y = y if weight is None else y * weight.reshape(shape)
     y = y if bias is None else y + bias.reshape(shape)
     return y, mean.flatten(), scale.flatten()
+
+
+_DOUBLE = "ONNX Runtime has no kernel for double, and the same is exact to double in operators that it has"
+
+
+@decomposes(aten.tan.default, targets=("onnx",), why=_DOUBLE)
+def tan(x: Tensor) -> Tensor:
+    """Return the tangent of doubles."""
+    return torch.sin(x) / torch.cos(x) if x.dtype == torch.float64 else NotImplemented
+
+
+@decomposes(aten.leaky_relu.default, targets=("onnx",), why=_DOUBLE)
+def leaky_relu(x: Tensor, negative_slope: float = 0.01) -> Tensor:
+    """Return doubles, those below zero scaled."""
+    return torch.where(x > 0, x, x * negative_slope) if x.dtype == torch.float64 else NotImplemented

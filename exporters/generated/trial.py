@@ -36,7 +36,7 @@ from edgesmith.exporters.verification.conformance import RIGHT, WRONG, Column, V
 from edgesmith.exporters.verification.noise import Storing, move
 from edgesmith.exporters.verification.tolerance import SMALLEST, Expected
 
-WALKS = 6
+WALKS = 16
 """Runs of a model in which rounding is played."""
 
 SWINGS = 4.0

@@ -226,14 +226,30 @@ def with_own_outputs(program: Program) -> Program:
 
 
 def _is_computed(value: torch.fx.Node) -> bool:
-    """Return whether a node makes a value, and does not hand one on."""
-    return value.op == "call_function" and operator_name(value) not in _HANDING_ON
+    """Return whether a node makes a value, and does not hand one on: an expansion to the same shape, say."""
+    if value.op != "call_function" or operator_name(value) in _HANDING_ON:
+        return False
+    if operator_name(value) not in _REARRANGING:
+        return True
+    made, read = value.meta["val"], value.all_input_nodes[0].meta["val"]
+    return not isinstance(read, Tensor) or made.dtype != read.dtype or made.shape != read.shape
 
 
 _HANDING_ON = frozenset(
     f"aten.{name}"
     for name in ("alias", "conj", "contiguous", "detach", "dropout", "positive", "real", "resolve_conj", "resolve_neg")
 )
+
+
+_REARRANGING = frozenset(
+    f"aten.{name}"
+    for name in (
+        *("_to_copy", "_unsafe_view", "cat", "chunk", "constant_pad_nd", "expand", "expand_as", "flatten", "narrow", "pad"),
+        *("permute", "repeat", "reshape", "slice", "squeeze", "stack", "t", "tile", "to", "transpose", "type_as"),
+        *("unflatten", "unsqueeze", "view", "view_as", "swapaxes", "movedim"),
+    )
+)
+"""Operators that converters drop where they change nothing, which only those can that keep the shape and the type."""
 
 
 def computes_in_half(program: Program) -> bool:

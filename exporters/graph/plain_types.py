@@ -52,7 +52,7 @@ def with_plain_types(program: Program, doubles: bool = False) -> Program:
     module = fork(program.module)
     made: dict[Node, Node] = {}
     nodes = list(module.graph.nodes)
-    first = next(node for node in nodes if node.op != "placeholder")
+    first = [node for node in nodes if node.op == "placeholder"][-1].next  # constants may stand before them
     for node in nodes:
         emit = Emitter(module, first if node.op == "placeholder" else node)
         types = {one.dtype for one in _tensors(node)} & wider.keys()
@@ -75,7 +75,7 @@ def _plain(emit: Emitter, node: Node, made: dict[Node, Node], wider: dict[torch.
     def widen(value: Any) -> Any:
         return wider.get(value, value) if isinstance(value, torch.dtype) else value
 
-    args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda one: made.get(one, one))
+    args, kwargs = torch.fx.map_arg((_in_range(node), node.kwargs), lambda one: made.get(one, one))
     args = tuple(widen(value) for value in args)
     new = emit(node.target, *args, **{name: widen(value) for name, value in kwargs.items()})
     values = _tensors(node)
@@ -86,6 +86,20 @@ def _plain(emit: Emitter, node: Node, made: dict[Node, Node], wider: dict[torch.
         new = emit(aten.sub.Scalar, new, below) if below else new
     new.meta["equals"] = equals(node)
     return new
+
+
+def _in_range(node: Node) -> tuple[Any, ...]:
+    """Return a node's arguments with numbers as PyTorch takes them beside a small type: -1 is 255 to a uint8."""
+    kinds = {one.dtype for source in node.all_input_nodes for one in _tensors(source) if one.dim()}
+    kind = kinds.pop() if len(kinds) == 1 else None
+    if kind not in SMALL or any(one.is_floating_point() for one in _tensors(node)):
+        return tuple(node.args)
+    below, count = SMALL[kind], _RANGE[kind]
+    declared = [str(one.type) for one in node.target._schema.arguments]  # type: ignore[union-attr]  # an operator's
+    return tuple(
+        (value + below) % count - below if "number" in of.lower() and type(value) is int else value
+        for value, of in zip(node.args, declared, strict=False)
+    )
 
 
 def _tensors(node: Node) -> list[Tensor]:
