@@ -43,7 +43,7 @@ def _own_type(number: float) -> torch.dtype:
 def where(condition: Tensor, x: Tensor, other: Tensor) -> Tensor:
     """Return x where the condition holds, else the other, in the type that holds both; of single numbers as vectors."""
     if not condition.dim() and not x.dim() and not other.dim():
-        return torch.where(condition.reshape(1), x.reshape(1), other.reshape(1)).reshape(())
+        return torch.where(condition.reshape(1), x.reshape(1), other.reshape(1)).squeeze(0)
     if x.dtype == other.dtype:
         return LEAVE
     wanted = torch.result_type(x, other)

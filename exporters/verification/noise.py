@@ -3,9 +3,10 @@
     distance    |eager in float32 - eager in float64|: what PyTorch's rounding did on this very input
     movement    |f(x (1 + e), w (1 + e)) - f(x, w)| in float64, every e at random within half a unit in the last place
                 of the precision: what any rounding of what the model reads may do there; of half precisions every
-                operator's result is moved so as well, because each is rounded when it is stored
+                operator's result is moved so as well, because each is rounded when it is stored; and of float32 where
+                the model itself is in float64, and has rounded nothing so far
 
-The noise is the larger of the two; of half precisions, whose rounding PyTorch does not do here, the second. A norm of a
+The noise is the larger of the two; where PyTorch has not rounded to the precision itself, the second. A norm of a
 constant row is what needs it: its exact result is zero, and 1 / sqrt(eps) magnifies whatever rounding leaves of it.
 """
 
@@ -63,14 +64,16 @@ class NoiseMeter:
         with torch.no_grad():
             for weight in (*moved.parameters(), *moved.buffers()):
                 weight.copy_(move(weight, step, generator))
+        doubled = (x.dtype == torch.float64 for x in (*self.model.parameters(), *self.model.buffers(), *self.inputs[0]))
+        is_stored = dtype != torch.float32 or any(doubled)
         found: Noise = []
         for given, ys in zip(self.inputs, self.reference, strict=True):
             doubles = [x.double() if x.is_floating_point() else x for x in given]
             wanted = _run(exact, doubles)
-            with contextlib.nullcontext() if dtype == torch.float32 else Storing(step, generator):
+            with Storing(step, generator) if is_stored else contextlib.nullcontext():
                 other = _run(moved, [move(x, step, generator) for x in doubles])
             distances = [_gap(a, b) for a, b in zip(other, wanted, strict=True)]
-            if dtype == torch.float32:
+            if not is_stored:
                 distances = [max(d, _gap(y, a)) for d, y, a in zip(distances, ys, wanted, strict=True)]
             found.append(distances)
         return found
