@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from edgesmith.errors import Unsupported
 from edgesmith.exporters.targets.target import Arrays, NotHere, Request, Run, TargetFile
@@ -124,12 +124,15 @@ def _group_norm(
 
 @contextlib.contextmanager
 def _exact_units() -> Iterator[None]:
-    """Have the exporter's optimizer drop x + 0 and x * 1 only.
+    """Have the exporter's optimizer drop x + 0 and x * 1 only, and leave a Clip or Relu of a Clip as it is.
 
     It compares constants with those of its patterns up to 1e-5, or 1e-8 from 0 (onnxscript, `Constant` in
-    rewriter/_pattern_ir.py), so that it drops x + 1e-8 and x * 1.000005 too.
+    rewriter/_pattern_ir.py), so that it drops x + 1e-8 and x * 1.000005 too. Of relu(clip(x, -2, -1)), which is 0, it
+    makes clip(x, 0, -1), which is -1, and it forgets the bounds of a clip that was fused before.
     """
+    from onnxscript import rewriter
     from onnxscript.rewriter import _matcher
+    from onnxscript.rewriter.rules.common import _fuse_relus_clips
 
     class Exact:
         """The module `math`, as far as the matcher asks it."""
@@ -138,13 +141,16 @@ def _exact_units() -> Iterator[None]:
         def isclose(found: float, wanted: float, **tolerances: float) -> bool:
             return found == wanted if wanted in (0, 1) else math.isclose(found, wanted, **tolerances)
 
-    matcher: Any = _matcher
-    before = matcher.math
+    matcher, general = cast(Any, _matcher), cast(Any, rewriter)
+    before, rules = matcher.math, general._DEFAULT_REWRITE_RULES
+    wrong = tuple(_fuse_relus_clips.rules)
     matcher.math = Exact
+    general._DEFAULT_REWRITE_RULES = tuple(rule for rule in rules if rule not in wrong)
     try:
         yield
     finally:
         matcher.math = before
+        general._DEFAULT_REWRITE_RULES = rules
 
 
 class OnnxFile(TargetFile):
