@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 LOWERINGS = "onnx"
 """Whose lowerings of fused ops these files are made of."""
 
-OWN_TRANSLATIONS = frozenset({"aten.group_norm"})
+OWN_TRANSLATIONS = frozenset({"aten.group_norm", "aten.clamp"})
 """Operators of PyTorch that are translated here, not by torch's exporter."""
 
 OPSET = 20
@@ -63,6 +63,7 @@ def lower(program: Program, path: Path, request: Request, coarse_from: Mapping[s
         op.overload: op.lowerings[LOWERINGS] for op in all_ops().values() if LOWERINGS in op.lowerings
     }
     table[torch.ops.aten.group_norm.default] = _group_norm
+    table[torch.ops.aten.clamp.default] = _clamp
     with _quiet(), _exact_units():
         try:
             written = torch.onnx.export(
@@ -122,17 +123,31 @@ def _group_norm(
     return op.BatchNormalization(normed, scale, shift, zeros, ones, epsilon=0.0)
 
 
+def _clamp(x: Any, least: float | None = None, most: float | None = None) -> Any:
+    """Clamp, as one Clip; PyTorch's is `most` everywhere where the bounds are the wrong way round."""
+    import numpy as np
+    import onnx_ir as ir
+    from onnxscript import opset20
+
+    op: Any = opset20  # as above
+    kind = x.dtype.numpy()
+    low, high = (None if one is None else op.Constant(value=ir.tensor(np.asarray(one, kind))) for one in (least, most))
+    if least is not None and most is not None and least > most:
+        return op.Min(op.Max(x, low), high)
+    return op.Clip(x, low, high)
+
+
 @contextlib.contextmanager
 def _exact_units() -> Iterator[None]:
-    """Have the exporter's optimizer drop x + 0 and x * 1 only, and leave a Clip or Relu of a Clip as it is.
+    """Have the exporter's optimizer drop x + 0 and x * 1 only, and make no Clip of what is none.
 
     It compares constants with those of its patterns up to 1e-5, or 1e-8 from 0 (onnxscript, `Constant` in
     rewriter/_pattern_ir.py), so that it drops x + 1e-8 and x * 1.000005 too. Of relu(clip(x, -2, -1)), which is 0, it
-    makes clip(x, 0, -1), which is -1, and it forgets the bounds of a clip that was fused before.
+    makes clip(x, 0, -1), which is -1, and of two clips of one value it loses the bounds of one: both have one name.
     """
     from onnxscript import rewriter
     from onnxscript.rewriter import _matcher
-    from onnxscript.rewriter.rules.common import _fuse_relus_clips
+    from onnxscript.rewriter.rules.common import _fuse_relus_clips, _min_max_to_clip
 
     class Exact:
         """The module `math`, as far as the matcher asks it."""
@@ -143,7 +158,7 @@ def _exact_units() -> Iterator[None]:
 
     matcher, general = cast(Any, _matcher), cast(Any, rewriter)
     before, rules = matcher.math, general._DEFAULT_REWRITE_RULES
-    wrong = tuple(_fuse_relus_clips.rules)
+    wrong = (*_fuse_relus_clips.rules, *_min_max_to_clip.rules)
     matcher.math = Exact
     general._DEFAULT_REWRITE_RULES = tuple(rule for rule in rules if rule not in wrong)
     try:
