@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -194,7 +193,9 @@ _WHOLE_PRODUCTS = 2**20
 
 
 @decomposes(
-    aten.matmul.default, targets=("onnx",), why="TensorRT multiplies matrices of floats, and ONNX none of small integers"
+    aten.matmul.default,
+    targets=("onnx",),
+    why="TensorRT multiplies matrices of floats, and ONNX none of small integers",
 )
 def matmul(x: Tensor, y: Tensor) -> Tensor:
     """Return the product of matrices of whole numbers as sums of products."""
@@ -202,8 +203,7 @@ def matmul(x: Tensor, y: Tensor) -> Tensor:
         return NotImplemented
     left = x if x.dim() > 1 else x.unsqueeze(0)  # [.., M, K]
     right = y if y.dim() > 1 else y.unsqueeze(1)  # [.., K, N]
-    batch = torch.broadcast_shapes(left.shape[:-2], right.shape[:-2])
-    if math.prod((*batch, *left.shape[-2:], right.shape[-1])) > _WHOLE_PRODUCTS:
+    if max(left.numel() * right.shape[-1], right.numel() * left.shape[-2]) > _WHOLE_PRODUCTS:
         return NotImplemented
     product = (left.unsqueeze(-1) * right.unsqueeze(-3)).sum(-2).to(x.dtype)
     product = product.squeeze(-2) if x.dim() == 1 else product

@@ -43,7 +43,9 @@ def work(todo: Sequence[tuple[str, str]], path: Path, models: Path = recipes.MOD
             columns[one] = sweep.column(one)
         found = trial.judge(known[name], columns[one])
         took = round(time.monotonic() - began, 2)
-        sweep.append(path, {"operator": name, "column": one, "cases": [("model", found.kind, found.why)], "seconds": took})
+        sweep.append(
+            path, {"operator": name, "column": one, "cases": [("model", found.kind, found.why)], "seconds": took}
+        )
         spent = time.monotonic() - start
         print(f"{k + 1}/{len(todo)} {spent:5.0f} s  {one:14} {name}: {found.kind}", file=sys.stderr, flush=True)
 

@@ -12,13 +12,12 @@ time, so that another machine may draw other models. The recipes that `make conf
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
-from edgesmith.exporters.generated.recipes import DRAWS, Generated, Recipe, Step, draw_inputs
+from edgesmith.exporters.generated.recipes import DRAWS, Generated, Recipe, Step, Typed, draw_inputs
 
 SIZES = range(5, 16)
 """Operators of a model."""
@@ -31,6 +30,7 @@ _SAME = {
     **{name: name.lower() for name in ("Where", "Add", "Sub", "Mul", "Max", "Min", "Pow", "Floor", "Ceil", "Round")},
     **{name: name.lower() for name in ("Sqrt", "Log2", "Neg", "Flatten", "MatMul")},
     "PTMatMul": "matmul",
+    "PReLU": "PReLU",
     "LeakyReLU": "leaky_relu",
     "Equal": "eq",
     "Greater": "gt",
@@ -41,7 +41,7 @@ _SAME = {
 }
 """Operators of nnsmith without attributes, by what they are called here."""
 
-_PADS = {"ConstPad": {"mode": "constant", "value": 0.5}, "ReflectPad": {"mode": "reflect"}}
+_PADS: dict[str, dict[str, Any]] = {"ConstPad": {"mode": "constant", "value": 0.5}, "ReflectPad": {"mode": "reflect"}}
 _PADS["ReplicatePad"] = {"mode": "replicate"}
 _MODES = {"NearestInterp": "nearest", "LinearInterp": "linear", "BilinearInterp": "bilinear"}
 _MODES |= {"BicubicInterp": "bicubic", "TrilinearInterp": "trilinear"}
@@ -98,7 +98,6 @@ def _divide(op: Any) -> tuple[str, dict[str, Any]]:
 
 
 _WITH_ATTRIBUTES: dict[str, Callable[[Any], tuple[str, dict[str, Any]]]] = {
-    "PReLU": lambda op: ("PReLU", {}),
     "Clip": _clip,
     "Slice": _slice,
     "Transpose": _transpose,
@@ -115,10 +114,8 @@ _WITH_ATTRIBUTES: dict[str, Callable[[Any], tuple[str, dict[str, Any]]]] = {
     "Tril": lambda op: ("tril", {"diagonal": op.diagonal}),
     "Triu": lambda op: ("triu", {"diagonal": op.diagonal}),
     **{name: lambda op: ("pad", {"pad": list(op.padding_list), **_PADS[type(op).__name__]}) for name in _PADS},
-    **{
-        name: lambda op: ("interpolate", {"size": list(op.size), "mode": _MODES[type(op).__name__]}) for name in _MODES
-    },
-    **{name: _reduce for name in (*_REDUCTIONS, "ReduceMin", "ReduceMax")},
+    **{name: lambda op: ("interpolate", {"size": list(op.size), "mode": _MODES[type(op).__name__]}) for name in _MODES},
+    **dict.fromkeys((*_REDUCTIONS, "ReduceMin", "ReduceMax"), _reduce),
     **{f"ExpandLast{k}": lambda op: ("expand", {"shape": list(op.output_like[0].shape)}) for k in range(1, 5)},
     **{f"Concat{k}": lambda op: ("cat", {"dim": op.extra_attrs["axis"]}) for k in range(1, 6)},
     **{
@@ -130,7 +127,7 @@ _WITH_ATTRIBUTES: dict[str, Callable[[Any], tuple[str, dict[str, Any]]]] = {
 
 def _recipe(name: str, graph: Any) -> Recipe | None:
     """Return the recipe of nnsmith's graph; None where it has complex numbers."""
-    inputs, constants, steps = [], [], list[Step]()
+    inputs, constants, steps = list[Typed](), list[Typed](), list[Step]()
     if any("complex" in str(value.dtype) for value in graph.vars.values()):
         return None
     short = {value: f"v{k}" for k, value in enumerate(value for one in graph.insts for value in one.retvals())}
@@ -190,4 +187,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -244,7 +244,18 @@ _HANDING_ON = frozenset(
 _REARRANGING = frozenset(
     f"aten.{name}"
     for name in (
-        *("_to_copy", "_unsafe_view", "cat", "chunk", "constant_pad_nd", "expand", "expand_as", "flatten", "narrow", "pad"),
+        *(
+            "_to_copy",
+            "_unsafe_view",
+            "cat",
+            "chunk",
+            "constant_pad_nd",
+            "expand",
+            "expand_as",
+            "flatten",
+            "narrow",
+            "pad",
+        ),
         *("permute", "repeat", "reshape", "slice", "squeeze", "stack", "t", "tile", "to", "transpose", "type_as"),
         *("unflatten", "unsqueeze", "view", "view_as", "swapaxes", "movedim"),
     )
