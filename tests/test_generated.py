@@ -200,6 +200,10 @@ FORMS: dict[str, tuple[Callable[..., Any], list[Tensor]]] = {
         lambda x: (x.atan(), nn.functional.gelu(x), nn.functional.interpolate(x, size=[5, 3], mode="bilinear")),
         [torch.randn(1, 1, 4, 4).double()],
     ),
+    "a resize of half precision": (
+        lambda x: nn.functional.interpolate(x, size=[5, 3], mode="nearest"),
+        [torch.randn(1, 1, 4, 4).half()],
+    ),
     "products of small integers": (lambda x: x @ x.T, [torch.arange(12, dtype=torch.uint8).reshape(3, 4)]),
     "the largest of a vector": (lambda x: (x.argmax(0), x.topk(2).values), [torch.randn(7)]),
 }

@@ -85,7 +85,19 @@ def _types(graph: onnx.GraphProto) -> Iterator[tuple[str, str]]:
 def _lacking(node: onnx.NodeProto, known: dict[str, str]) -> str | None:
     """Return the type that a node has no kernel for, or None."""
     lacks = LACKS.get(node.op_type, ())
-    return next((kind for name in node.input if (kind := known.get(name)) in lacks), None) if lacks else None
+    if not lacks:
+        return None
+    return next((kind for k in _of_type(node) if (kind := known.get(node.input[k])) in lacks), None)
+
+
+def _of_type(node: onnx.NodeProto, *, made: bool = False) -> list[int]:
+    """Return the inputs, or with `made` the outputs, of the type that `LACKS` is about: not the sizes of a Resize."""
+    import onnx
+
+    schema = onnx.defs.get_schema(node.op_type, OPSET)
+    kind = schema.inputs[1 if node.op_type == "Where" else 0].type_str
+    declared, given = (schema.outputs, node.output) if made else (schema.inputs, node.input)
+    return [k for k, name in enumerate(given) if name and declared[min(k, len(declared) - 1)].type_str == kind]
 
 
 def _cast(node: onnx.NodeProto, kind: str, known: dict[str, str]) -> list[onnx.NodeProto]:
@@ -97,16 +109,14 @@ def _cast(node: onnx.NodeProto, kind: str, known: dict[str, str]) -> list[onnx.N
     before, after = [], []
     made = onnx.NodeProto()
     made.CopyFrom(node)
-    for k, name in enumerate(node.input):
-        if known.get(name) == kind and not (node.op_type == "Where" and k == 0):
-            made.input[k] = f"{node.name}_given_{k}"
-            to = getattr(onnx.TensorProto, by)
-            before.append(helper.make_node("Cast", [name], [made.input[k]], name=f"{node.name}_cast_{k}", to=to))
-    if node.op_type in ("ArgMax", "ArgMin"):  # an index, whatever is compared
-        return [*before, made]
-    for k, name in enumerate(node.output):
-        if known.get(name) == kind:
-            made.output[k] = f"{node.name}_made_{k}"
-            back = getattr(onnx.TensorProto, kind)
-            after.append(helper.make_node("Cast", [made.output[k]], [name], name=f"{node.name}_back_{k}", to=back))
+    for k in _of_type(node):
+        made.input[k] = f"{node.name}_given_{k}"
+        to = getattr(onnx.TensorProto, by)
+        before.append(helper.make_node("Cast", [node.input[k]], [made.input[k]], name=f"{node.name}_cast_{k}", to=to))
+    for k in _of_type(node, made=True):
+        made.output[k] = f"{node.name}_made_{k}"
+        back = getattr(onnx.TensorProto, kind)
+        after.append(
+            helper.make_node("Cast", [made.output[k]], [node.output[k]], name=f"{node.name}_back_{k}", to=back)
+        )
     return [*before, made, *after]
