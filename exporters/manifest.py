@@ -47,6 +47,7 @@ class ModelRecord(TypedDict):
         inputs, outputs: of the file, in order, without states that the runtime keeps.
         features: whether it returns dense features instead of logits.
         normalisation: of images, or in words what was done to the features of frames.
+        fixed: arguments of a module's forward that are part of the file, as Python writes them.
     """
 
     name: str
@@ -57,6 +58,7 @@ class ModelRecord(TypedDict):
     paper: NotRequired[str]
     licence: NotRequired[str]
     normalisation: NotRequired[Normalisation | str]
+    fixed: NotRequired[dict[str, str]]
 
 
 class FunctionRecord(TypedDict):

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from edgesmith.cli import options as given
+from edgesmith.cli.chosen import Chosen, chooses_model
+from edgesmith.cli.export import export_chosen
 from edgesmith.cli.tables import new_table, print_json, print_table, show_progress
 from edgesmith.errors import BadInput, OutputError
 
@@ -28,8 +30,11 @@ class Interrupted(Exception):
     """Ctrl-C came while something was measured; what was is kept, and that is said."""
 
 
+@chooses_model
 def bench(
-    artifacts: given.Artifacts,
+    chosen: Chosen,
+    artifacts: given.Artifacts = None,
+    target: given.TargetName = "onnx",
     against: given.Against = None,
     seconds: given.Seconds = 30.0,
     launches: given.Launches = 12,
@@ -49,11 +54,14 @@ def bench(
     sign: given.Sign = None,
     as_json: given.Json = False,
 ) -> None:
-    """Time artifacts in turn; every sample is kept. With --against, compare them."""
+    """Time artifacts in turn; every sample is kept. With --against, compare them. A model is exported first."""
     address = _parse_address(device, python, remote_tmp, ssh_config, ssh_option, sign)
     criterion = _criterion(threshold, confidence, floor)
     settings = _settings(seconds, launches, threads, cores, units, operators=ops, energy=True)
-    paths = [*([against] if against else []), *artifacts]
+    if not artifacts and chosen.model is None:
+        raise BadInput("give artifacts' folders, or a model to export for this: --model NAME or --module CODE")
+    made = [export_chosen(chosen, target)] if chosen.model is not None else []
+    paths = [*([against] if against else []), *(artifacts or ()), *made]
     measurement, record = _measure(paths, settings, address, out)
     verdicts = criterion.judge_all(measurement) if against else []
     if as_json:

@@ -9,6 +9,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from edgesmith.cli import options as given
+from edgesmith.cli.chosen import Chosen, chooses_model
+from edgesmith.cli.export import one_artifact
 from edgesmith.cli.tables import new_table, print_json, print_table
 
 if TYPE_CHECKING:
@@ -61,10 +63,21 @@ def _attached_table(found: list[Attached]) -> Table:
     return table
 
 
-def estimate(artifact: given.ArtifactPath, device: given.EstimatedDevice, as_json: given.Json = False) -> None:
-    """Estimate, not measure, how long a call takes on a device: a roofline fitted on published latencies."""
-    from edgesmith.bench.estimation.estimate import estimate as estimated
+@chooses_model
+def estimate(
+    chosen: Chosen, device: given.EstimatedDevice, artifact: given.OneArtifact = None, as_json: given.Json = False
+) -> None:
+    """Estimate, not measure, how long a call takes on a device: a roofline fitted on published latencies.
 
+    A model is exported for the device first.
+    """
+    from edgesmith.bench.estimation.estimate import estimate as estimated
+    from edgesmith.bench.estimation.estimate import kind_of, profile_of
+
+    if chosen.model is not None:
+        kind = kind_of(profile_of(device))
+        artifact = one_artifact(artifact, chosen, kind.target, kind.precision)
+    artifact = one_artifact(artifact, Chosen(), "")
     found = estimated(artifact, device)
     if as_json:
         print_json(found.as_json())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,11 @@ def show_stage(stage: str) -> Iterator[None]:
     with console.status(f"{stage} ..."):
         yield
     console.print(f"  {stage:<20} {time.perf_counter() - start:6.1f} s")
+
+
+def printing_to_stderr() -> contextlib.AbstractContextManager[Any]:
+    """Let what a model's own code prints go to stderr: stdout is for results."""
+    return contextlib.redirect_stdout(sys.stderr)
 
 
 @contextlib.contextmanager
