@@ -4,27 +4,25 @@ Files: `.safetensors`, and PyTorch's `.pth`/`.pt` as a bare state dict or in an 
 beside it: the one that the model's facts name, else `model`, `state_dict` or `model_ema`, the first that is there.
 Prefixes `module.` and `backbone.` are dropped.
 
-A pickle is read by PyTorch's restricted unpickler, which builds tensors and plain containers only. `argparse.Namespace`
-and numpy scalars, which training scripts leave beside the weights, are let through: they hold data and run nothing.
+The files are opened by readers/: a pickle by PyTorch's restricted unpickler, after its archive's checksums.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgesmith.errors import CheckpointError
+from edgesmith.errors import CheckpointError, Unreadable
 from edgesmith.models.registry import ModelSpec, build, family
+from edgesmith.readers.pickles import read_pickle
+from edgesmith.readers.tensors import read_safetensors_as_torch
 
 RANDOM_SEED = 0
 _ENVELOPES = ("model", "state_dict", "model_ema")
@@ -81,8 +79,13 @@ def read(path: str | Path, envelope: str = "") -> dict[str, Tensor]:
     """The state dict in a file; of several, the one under `envelope`. Raises CheckpointError."""
     path = Path(path)
     _check_readable(path)
-    is_safe = path.suffix == ".safetensors"
-    state = _read_safetensors(path) if is_safe else _open_envelope(_read_pickle(path), path, envelope)
+    try:
+        if path.suffix == ".safetensors":
+            state = read_safetensors_as_torch(path, "safetensors file", "download it again")
+        else:
+            state = _open_envelope(read_pickle(path), path, envelope)
+    except Unreadable as error:
+        raise CheckpointError(str(error)) from error
     if not state:
         raise CheckpointError(f"{path.name} holds no tensors; a model's state dict was expected")
     return state
@@ -131,7 +134,10 @@ def _read_key(path: Path, key: str) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         raise CheckpointError(f"{path.name} holds tensors alone and has no keys; leave --key out")
     _check_readable(path)
-    content = _read_pickle(path)
+    try:
+        content = read_pickle(path)
+    except Unreadable as error:
+        raise CheckpointError(str(error)) from error
     for part in key.split("."):
         known = [str(one) for one in content] if isinstance(content, dict) else []
         if part not in known:
@@ -183,38 +189,6 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
     return digest.hexdigest()
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path.name} is damaged or no safetensors file ({error}); download it again") from error
-
-
-def _read_pickle(path: Path) -> Any:
-    inert: list[Any] = [argparse.Namespace, np.dtype, np.ndarray]
-    inert += [type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4", "?")]
-    scalar = np.float64(0).__reduce__()[0]  # the function that pickles of numpy scalars name
-    inert += [scalar, (scalar, "numpy.core.multiarray.scalar")]
-    try:
-        with torch.serialization.safe_globals(inert):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        found = re.search(r"(?:GLOBAL|global:?|class|type) ['\"`]?([\w.]+\.[\w.]+)", str(error))
-        unsafe = "weights_only" in str(error).lower() or "weights only" in str(error).lower()
-        if unsafe and found and "zip" not in str(error).lower():
-            raise CheckpointError(
-                f"{path.name} is refused: its pickle asks for {found[1]}, which could run code."
-                " Ask its author for a plain state dict or a .safetensors file"
-            ) from error
-        raise CheckpointError(
-            f"{path.name} is truncated, or no PyTorch checkpoint that holds only tensors;"
-            " download it again, or ask for .safetensors"
-        ) from error
 
 
 def _open_envelope(content: Any, path: Path, envelope: str) -> dict[str, Tensor]:

@@ -2,46 +2,40 @@
 
 from __future__ import annotations
 
-import json
-import tomllib
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgesmith.errors import BadInput
+from edgesmith.errors import BadInput, Unreadable
+from edgesmith.readers import documents
+from edgesmith.readers.tensors import read_npz
 
 if TYPE_CHECKING:
     import numpy as np
 
+_EXAMPLE = "--inputs: example"
+_ADVICE = "write it with numpy.savez"
+
 
 def parse_table(text: str, option: str) -> dict[str, Any]:
     """Return the object in a text of JSON. Raises BadInput for anything else."""
+    wanted = f"""{option} must be a JSON object such as '{{"width": 32}}', got {text[:80]!r}"""
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise BadInput(f"""{option} must be a JSON object such as '{{"width": 32}}', got {text[:80]!r}""") from error
+        found = documents.read_json(text, option)
+    except Unreadable as error:
+        raise BadInput(wanted) from error
     if not isinstance(found, dict):
-        raise BadInput(f"""{option} must be a JSON object such as '{{"width": 32}}', got {text[:80]!r}""")
+        raise BadInput(wanted)
     return found
 
 
 def read_toml(path: Path) -> dict[str, Any]:
     """Return the tables in a TOML file. Raises BadInput where it cannot be read."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        raise BadInput(f"{path} cannot be read as TOML: {error}; mend it, or remove it") from error
+    return documents.read_toml(path, "TOML file", advice="mend it, or remove it")
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """Return the arrays in an `.npz` by name. Raises BadInput where it holds anything else."""
-    import numpy as np
-
-    try:
-        with np.load(path, allow_pickle=False) as opened:
-            found = {name: opened[name] for name in opened.files} if isinstance(opened, np.lib.npyio.NpzFile) else {}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, RuntimeError, TypeError) as error:
-        raise BadInput(f"--inputs: {path} is no .npz of plain arrays; write it with numpy.savez") from error
-    if not found:
+    names, _ = read_npz(path, (), _EXAMPLE, _ADVICE)
+    if not names:
         raise BadInput(f"--inputs: {path} holds no arrays by name; write it with numpy.savez({path.name!r}, x=array)")
-    return found
+    return read_npz(path, names, _EXAMPLE, _ADVICE)[1]

@@ -25,6 +25,7 @@ from edgesmith.errors import VerificationFailed
 from edgesmith.exporters import targets
 from edgesmith.exporters.verification import boundaries, conformance, samples, verdicts
 from edgesmith.exporters.verification.conformance import CRASH, FAILURES, Column
+from edgesmith.readers.documents import read_lines
 
 ROWS = Path("build") / "conformance.jsonl"
 """The rows of a sweep, one JSON object a line."""
@@ -137,7 +138,7 @@ def read(path: Path) -> list[Row]:
     """Return the rows of a file; a line that was cut off is none."""
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    return list(read_lines(path, "log of the sweep"))
 
 
 def forget(path: Path, columns: Sequence[str], names: Sequence[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +11,9 @@ import typer
 from edgesmith.cli import options as given
 from edgesmith.cli.chosen import Chosen, chooses_model
 from edgesmith.cli.rows import artifact_rows, describe_check
-from edgesmith.cli.tables import new_table, print_json, print_table, printing_to_stderr, show_stage
+from edgesmith.cli.tables import new_table, print_json, print_line, print_table, printing_to_stderr, show_stage
 from edgesmith.errors import BadInput, VerificationFailed
+from edgesmith.readers.limits import parse_limit, run_within
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -86,7 +86,7 @@ def _show_artifact(artifact: Artifact, as_json: bool) -> None:
             table.add_row(*row)
         print_table(table)
     for sentence in artifact.manifest["verification"].get("missed", []):
-        print(f"edgesmith: INACCURATE, published because of --allow-inaccurate: {sentence}", file=sys.stderr)
+        print_line(f"edgesmith: INACCURATE, published because of --allow-inaccurate: {sentence}", to_stderr=True)
 
 
 def export_chosen(chosen: Chosen, target: str, precision: str | None = None) -> Path:
@@ -101,7 +101,7 @@ def export_chosen(chosen: Chosen, target: str, precision: str | None = None) -> 
         from edgesmith.exporters.export import run
     with printing_to_stderr():
         artifact = run(options)
-    print(f"exported to {artifact.path}", file=sys.stderr)
+    print_line(f"exported to {artifact.path}", to_stderr=True)
     return artifact.path
 
 
@@ -150,7 +150,8 @@ def _show_rewrites(reports: list[RewriteReport]) -> None:
             print_table(_rewrite_table(report))
     idle = [report.name for report in reports if not report.applied and not report.rejected]
     if idle:
-        print(f"found nothing: {', '.join(idle)}\n")
+        print_line(f"found nothing: {', '.join(idle)}")
+        print_line()
 
 
 def _rewrite_table(report: RewriteReport) -> Table:
@@ -173,8 +174,16 @@ def _operators_table(model: str, captured: dict[str, int], rewritten: dict[str, 
     return table
 
 
-def verify(artifact: given.ArtifactPath, layers: given.Layers = False, as_json: given.Json = False) -> None:
+def verify(
+    artifact: given.ArtifactPath,
+    layers: given.Layers = False,
+    limit: given.Within = None,
+    as_json: given.Json = False,
+) -> None:
     """Check an artifact again: its files, its format, and its numbers where it can run."""
+    if limit is not None:
+        flags = [flag for flag, is_given in (("--layers", layers), ("--json", as_json)) if is_given]
+        raise typer.Exit(run_within(parse_limit(limit), ["verify", *flags, "--", str(artifact)], str(artifact)))
     from edgesmith.exporters import targets
     from edgesmith.exporters.artifact import read
 
@@ -203,7 +212,7 @@ def verify(artifact: given.ArtifactPath, layers: given.Layers = False, as_json: 
         if layers:
             print_table(_layers_table(operators))
     if failure:
-        print(f"edgesmith: {failure}", file=sys.stderr)
+        print_line(f"edgesmith: {failure}", to_stderr=True)
         raise typer.Exit(failure.exit_code)
 
 

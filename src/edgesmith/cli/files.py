@@ -12,7 +12,7 @@ from edgesmith.cli import options as given
 from edgesmith.cli.chosen import Chosen, chooses_model
 from edgesmith.cli.export import one_artifact
 from edgesmith.cli.rows import Row, describe_counts, describe_flags, engine_rows
-from edgesmith.cli.tables import new_table, print_json, print_table, show_stage
+from edgesmith.cli.tables import new_table, print_json, print_line, print_table, show_stage
 from edgesmith.errors import VerificationFailed
 
 LINTED = "coreml"
@@ -61,7 +61,7 @@ def _show_report(report: Report, every: bool) -> None:
         print_table(_rules_table(report))
     counts = ", ".join(f"{count} {severity}{'s' * (count != 1)}" for severity, count in report.counts.items())
     own, padded = report.bytes / 2**20, report.padded_bytes / 2**20
-    print(
+    print_line(
         f"{report.path.name}: {counts} in {report.operators} operators. All values take {own:.1f} MiB, with their last"
         f" axes padded {padded:.1f} MiB. This reads the program; where it runs, a compute plan on the device says."
     )

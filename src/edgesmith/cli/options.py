@@ -132,6 +132,15 @@ Layers = Annotated[
 OneArtifact = Annotated[
     Path | None, typer.Argument(help="An artifact's folder, or the file in it.", show_default=False)
 ]
+Within = Annotated[
+    str | None,
+    typer.Option(
+        "--limit",
+        metavar="SECONDS[,GIB]",
+        help="Read the file in a process that is stopped after that time, or above that memory (4).",
+        show_default="none",
+    ),
+]
 Package = Annotated[
     Path | None, typer.Argument(help="A Core ML artifact's folder, or any .mlpackage.", show_default=False)
 ]
