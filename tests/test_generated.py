@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def test_a_recipe_is_the_same_model_every_time(known: dict[str, Recipe]) -> None
         given = draw_inputs(one, "normal")
         first, again = (Generated(one).eval()(*given) for _ in range(2))
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-        assert recipes.parse(recipes.json.loads(one.dump())) == one
+        assert recipes.parse(json.loads(one.dump())) == one
 
 
 def test_a_recipe_that_calls_something_else_is_refused(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgesmith.errors import BadInput
+from edgesmith.readers.documents import read_lines
 
 MODELS = Path(__file__).with_name("models.jsonl")
 """The recipes that `make conformance` goes through, one a line."""
@@ -110,8 +111,8 @@ def read(path: Path = MODELS) -> dict[str, Recipe]:
     if not path.is_file():
         raise BadInput(f"there is no {path}; make recipes: python -m edgesmith.exporters.generated.draw")
     found = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        recipe = parse(json.loads(line))
+    for line in read_lines(path, "recipes", advice="make them anew: python -m edgesmith.exporters.generated.draw"):
+        recipe = parse(line)
         found[recipe.name] = recipe
     return found
 
