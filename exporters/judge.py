@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from edgesmith.errors import EdgesmithWarning
-from edgesmith.exporters.graph.capture import Program
+from edgesmith.exporters.graph.capture import Program, computes_in_half
 from edgesmith.exporters.graph.edit import count_operators
 from edgesmith.exporters.inputs import describe_drawn, describe_inputs
 from edgesmith.exporters.load import Loaded
@@ -108,7 +108,7 @@ def appoint(
         given = Given("given", data[0])
     elif calibration is not None and calibration.held_out is not None:
         given = Given("held out", calibration.held_out)
-    own = precisions.of_dtype(model.dtype)
+    own = precisions.of_dtype("float16" if computes_in_half(captured) else model.dtype)
     asked = options.arithmetic.criteria
     judged = own if asked is precisions.FP32 else asked
     image = options.image if options.image_input else None

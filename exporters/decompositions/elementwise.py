@@ -39,9 +39,11 @@ def _own_type(number: float) -> torch.dtype:
     return torch.get_default_dtype() if isinstance(number, float) else torch.int64
 
 
-@decomposes(aten.where.self, targets=("coreml", "coreai"), why="they want one type on both sides, or take the first's")
+@decomposes(aten.where.self, targets=("coreml", "coreai"), why="they want one type on both sides, and coremltools axes")
 def where(condition: Tensor, x: Tensor, other: Tensor) -> Tensor:
-    """Return x where the condition holds, else the other, in the type that holds both."""
+    """Return x where the condition holds, else the other, in the type that holds both; of single numbers as vectors."""
+    if not condition.dim() and not x.dim() and not other.dim():
+        return torch.where(condition.reshape(1), x.reshape(1), other.reshape(1)).squeeze(0)
     if x.dtype == other.dtype:
         return LEAVE
     wanted = torch.result_type(x, other)

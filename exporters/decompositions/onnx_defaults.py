@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -155,3 +155,71 @@ def _by_batch(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float)
     y = y if weight is None else y * weight.reshape(shape)
     y = y if bias is None else y + bias.reshape(shape)
     return y, mean.flatten(), scale.flatten()
+
+
+_VECTOR = "TensorRT's selections along an axis want two axes"
+
+
+@decomposes(aten.argmax.default, targets=("onnx",), why=_VECTOR)
+def argmax(x: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
+    """Return the place of the largest number of a vector, or of all numbers, as that of a matrix of one row."""
+    return _place(torch.argmax, x, dim, keepdim)
+
+
+@decomposes(aten.argmin.default, targets=("onnx",), why=_VECTOR)
+def argmin(x: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
+    """Return the place of the smallest number of a vector, or of all numbers, as that of a matrix of one row."""
+    return _place(torch.argmin, x, dim, keepdim)
+
+
+def _place(select: Callable[..., Tensor], x: Tensor, dim: int | None, keepdim: bool) -> Tensor:
+    if dim is not None and x.dim() > 1:
+        return NotImplemented
+    found = select(x.reshape(1, -1), 1)
+    return found.reshape([1] * x.dim() if keepdim else [])
+
+
+@decomposes(aten.topk.default, targets=("onnx",), why=_VECTOR)
+def topk(x: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> tuple[Tensor, Tensor]:  # noqa: A002 - PyTorch's name
+    """Return the largest numbers of a vector and their places, as those of a matrix of one row."""
+    if x.dim() != 1:
+        return NotImplemented
+    values, places = torch.topk(x.reshape(1, -1), k, 1, largest, sorted)
+    return values.reshape(-1), places.reshape(-1)
+
+
+_WHOLE_PRODUCTS = 2**20
+"""Products of a matmul of whole numbers that are written out one by one."""
+
+
+@decomposes(
+    aten.matmul.default,
+    targets=("onnx",),
+    why="TensorRT multiplies matrices of floats, and ONNX none of small integers",
+)
+def matmul(x: Tensor, y: Tensor) -> Tensor:
+    """Return the product of matrices of whole numbers as sums of products."""
+    if x.dtype.is_floating_point:
+        return NotImplemented
+    left = x if x.dim() > 1 else x.unsqueeze(0)  # [.., M, K]
+    right = y if y.dim() > 1 else y.unsqueeze(1)  # [.., K, N]
+    if max(left.numel() * right.shape[-1], right.numel() * left.shape[-2]) > _WHOLE_PRODUCTS:
+        return NotImplemented
+    product = (left.unsqueeze(-1) * right.unsqueeze(-3)).sum(-2).to(x.dtype)
+    product = product.squeeze(-2) if x.dim() == 1 else product
+    return product.squeeze(-1) if y.dim() == 1 else product
+
+
+_DOUBLE = "ONNX Runtime has no kernel for double, and the same is exact to double in operators that it has"
+
+
+@decomposes(aten.tan.default, targets=("onnx",), why=_DOUBLE)
+def tan(x: Tensor) -> Tensor:
+    """Return the tangent of doubles."""
+    return torch.sin(x) / torch.cos(x) if x.dtype == torch.float64 else NotImplemented
+
+
+@decomposes(aten.leaky_relu.default, targets=("onnx",), why=_DOUBLE)
+def leaky_relu(x: Tensor, negative_slope: float = 0.01) -> Tensor:
+    """Return doubles, those below zero scaled."""
+    return torch.where(x > 0, x, x * negative_slope) if x.dtype == torch.float64 else NotImplemented

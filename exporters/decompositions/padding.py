@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from edgesmith.exporters.decompositions import LEAVE, decomposes
 
@@ -37,7 +38,35 @@ def pad(x: Tensor, widths: Sequence[int], mode: str = "constant", value: float |
         return _circular(x, widths)
     if mode == "constant" and any(width < 0 for width in widths):
         return constant_pad(x, widths, value or 0.0)
-    return LEAVE
+    return _beyond_edges(x, widths, mode)
+
+
+def _beyond_edges(x: Tensor, widths: Sequence[int], mode: str) -> Tensor:
+    """Return x padded by `reflect` or `replicate` where a width is negative, or none is more than zero.
+
+    PyTorch reflects at the edges of the whole x, and takes away afterwards.
+    """
+    if all(width >= 0 for width in widths) and any(widths):
+        return LEAVE
+    kept = [max(width, 0) for width in widths]
+    x = F.pad(x, kept, mode) if any(kept) else x.clone()
+    return _cut(x, [min(width, 0) for width in widths])[0]
+
+
+_REFLECTIONS = (aten.reflection_pad1d.default, aten.reflection_pad2d.default, aten.reflection_pad3d.default)
+_REPLICATIONS = (aten.replication_pad1d.default, aten.replication_pad2d.default, aten.replication_pad3d.default)
+
+
+@decomposes(*_REFLECTIONS, targets=("coreml", "coreai"), why="their pads have no negative widths")
+def reflection_pad(x: Tensor, widths: Sequence[int]) -> Tensor:
+    """Return x padded with its mirror image; negative widths take away."""
+    return _beyond_edges(x, widths, "reflect")
+
+
+@decomposes(*_REPLICATIONS, targets=("coreml", "coreai"), why="their pads have no negative widths")
+def replication_pad(x: Tensor, widths: Sequence[int]) -> Tensor:
+    """Return x padded with its edges; negative widths take away."""
+    return _beyond_edges(x, widths, "replicate")
 
 
 @decomposes(aten._pad_circular.default, targets=("coreml", "coreai"), why="their pads do not wrap")

@@ -17,7 +17,7 @@ from torch.fx.graph import CodeGen
 
 from edgesmith.errors import BadInput, EdgesmithWarning, Unsupported
 from edgesmith.exporters import decompositions
-from edgesmith.exporters.graph.edit import Emitter, fork, operator_name, site, stand_for, tidy
+from edgesmith.exporters.graph.edit import Emitter, fork, operator_name, operators, site, stand_for, tidy
 from edgesmith.exporters.graph.mending import mended, silenced
 from edgesmith.exporters.graph.refusals import refuse_capture, refuse_running
 from edgesmith.exporters.graph.repeat import random_operator, refuse_unrepeatable
@@ -264,14 +264,51 @@ def with_own_outputs(program: Program) -> Program:
 
 
 def _is_computed(value: torch.fx.Node) -> bool:
-    """Return whether a node makes a value, and does not hand one on."""
-    return value.op == "call_function" and operator_name(value) not in _HANDING_ON
+    """Return whether a node makes a value, and does not hand one on: an expansion to the same shape, say."""
+    if value.op != "call_function" or operator_name(value) in _HANDING_ON:
+        return False
+    if operator_name(value) not in _REARRANGING:
+        return True
+    made, read = value.meta["val"], value.all_input_nodes[0].meta["val"]
+    return not isinstance(read, Tensor) or made.dtype != read.dtype or made.shape != read.shape
 
 
 _HANDING_ON = frozenset(
     f"aten.{name}"
     for name in ("alias", "conj", "contiguous", "detach", "dropout", "positive", "real", "resolve_conj", "resolve_neg")
 )
+
+
+_REARRANGING = frozenset(
+    f"aten.{name}"
+    for name in (
+        *(
+            "_to_copy",
+            "_unsafe_view",
+            "cat",
+            "chunk",
+            "constant_pad_nd",
+            "expand",
+            "expand_as",
+            "flatten",
+            "narrow",
+            "pad",
+        ),
+        *("permute", "repeat", "reshape", "slice", "squeeze", "stack", "t", "tile", "to", "transpose", "type_as"),
+        *("unflatten", "unsqueeze", "view", "view_as", "swapaxes", "movedim"),
+    )
+)
+"""Operators that converters drop where they change nothing, which only those can that keep the shape and the type."""
+
+
+def computes_in_half(program: Program) -> bool:
+    """Return whether an operator of a program rounds to float16, whatever the model's inputs and weights are."""
+    return any(
+        isinstance(value, Tensor) and value.dtype == torch.float16
+        for node in operators(program.module)
+        if operator_name(node) not in _HANDING_ON
+        for value in torch.utils._pytree.tree_leaves(node.meta.get("val"))
+    )
 
 
 def run(program: Program, inputs: Sequence[Tensor]) -> list[Tensor]:

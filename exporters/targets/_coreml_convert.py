@@ -25,6 +25,7 @@ from torch.export import ExportedProgram
 from edgesmith.errors import BadInput, EdgesmithError, Unsupported
 from edgesmith.exporters.graph.capture import Program, exported, with_module, with_own_outputs
 from edgesmith.exporters.graph.edit import fork, module_path, tidy
+from edgesmith.exporters.graph.plain_types import with_plain_types
 from edgesmith.exporters.graph.subgraphs import refuse_control_flow
 from edgesmith.exporters.mil.functions import join, read_specification
 from edgesmith.exporters.mil.legalize import Legalization, legalizing
@@ -96,7 +97,7 @@ def _convert(program: Program, request: Request, package: Path, system: Any) -> 
     import coremltools as ct
 
     refuse_control_flow(program.module, "Core ML")
-    program = with_core_ml_inputs(with_own_outputs(program))
+    program = with_core_ml_inputs(with_plain_types(with_own_outputs(program), doubles=True))
     if request.image_input:
         program = scale_input(program, request)
     half = request.precision.is_half

@@ -2,7 +2,8 @@
 
 a number, shape []                   [1]
 bool, uint8, int8, int16, int64      int32; truth values are 0 and 1
-more than five axes, float64         refused
+float64                              float32
+more than five axes                  refused
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from edgesmith.exporters.graph.edit import Emitter, aten, fork, stand_for, tidy
 
 LARGEST_RANK = 5
 _SMALL = frozenset({torch.bool, torch.uint8, torch.int8, torch.int16})
-_TAKEN = frozenset({torch.float32, torch.float16, torch.int32, torch.int64, *_SMALL})
+_TAKEN = frozenset({torch.float64, torch.float32, torch.float16, torch.int32, torch.int64, *_SMALL})
 
 
 def with_core_ml_inputs(program: Program) -> Program:
@@ -39,21 +40,23 @@ def with_core_ml_inputs(program: Program) -> Program:
             continue
         value = Emitter(module, node).placeholder(f"{node.name}_given", given[-1])
         emit = Emitter(module, first)
-        own = value if x.dtype not in _SMALL else emit(aten._to_copy.default, value, dtype=x.dtype)
+        own = emit(aten._to_copy.default, value, dtype=torch.bool) if x.dtype == torch.bool else value
         own = emit(aten.squeeze.dims, own, [0]) if not x.dim() else own
         stand_for(own, node)
+        own.meta["val"] = own.meta["val"].to(given[-1].dtype) if x.dtype != torch.bool else own.meta["val"]
         node.replace_all_uses_with(own)
         module.graph.erase_node(node)
     return with_module(Program(**{**vars(program), "inputs": tuple(given)}), tidy(module))
 
 
 def _is_foreign(x: Tensor) -> bool:
-    return x.dtype in _SMALL or not x.dim()
+    return x.dtype in _SMALL or x.dtype == torch.float64 or not x.dim()
 
 
 def _as_given(x: Tensor) -> Tensor:
     """Return an input as the file takes it."""
     x = x.to(torch.int32) if x.dtype in _SMALL else x
+    x = x.float() if x.dtype == torch.float64 else x
     return x if x.dim() else x.reshape(1)
 
 

@@ -172,6 +172,8 @@ def _prelu(general: Any) -> Any:
             return
         if x.rank > 1:
             slope = mb.reshape(x=slope, shape=[-1, *[1] * (x.rank - 2)])
+        elif x.rank == 0:  # of a value without axes the slope, of one number, has one
+            slope = mb.squeeze(x=slope)
         below = mb.mul(x=mb.minimum(x=x, y=0.0), y=slope)
         context.add(mb.add(x=mb.maximum(x=x, y=0.0), y=below, name=node.name))
 

@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from edgesmith.errors import Unsupported
 from edgesmith.exporters.targets.target import Arrays, NotHere, Request, Run, TargetFile
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 LOWERINGS = "onnx"
 """Whose lowerings of fused ops these files are made of."""
 
-OWN_TRANSLATIONS = frozenset({"aten.group_norm"})
+OWN_TRANSLATIONS = frozenset({"aten.group_norm", "aten.clamp"})
 """Operators of PyTorch that are translated here, not by torch's exporter."""
 
 OPSET = 20
@@ -53,7 +53,7 @@ def lower(program: Program, path: Path, request: Request, coarse_from: Mapping[s
 
     from edgesmith.exporters.graph.capture import exported
     from edgesmith.exporters.graph.subgraphs import refuse_control_flow
-    from edgesmith.exporters.targets import _bf16, _onnx_reductions
+    from edgesmith.exporters.targets import _bf16, _onnx_reductions, _onnx_types
     from edgesmith.exporters.targets._refusal import refuse
     from edgesmith.kernels.op import all_ops
 
@@ -64,6 +64,7 @@ def lower(program: Program, path: Path, request: Request, coarse_from: Mapping[s
         op.overload: op.lowerings[LOWERINGS] for op in all_ops().values() if LOWERINGS in op.lowerings
     }
     table[torch.ops.aten.group_norm.default] = _group_norm
+    table[torch.ops.aten.clamp.default] = _clamp
     with _quiet(), _exact_units():
         try:
             written = torch.onnx.export(
@@ -88,6 +89,7 @@ def lower(program: Program, path: Path, request: Request, coarse_from: Mapping[s
         model, _ = onnxsim.simplify(model, check_n=0)
         if has_bf16:
             _bf16.from_double(model)
+    _onnx_types.legalize(model)
     model = _onnx_reductions.refine(model, coarse_from or {})
     _annotate(model, request)
     path.write_bytes(model.SerializeToString(deterministic=True))
@@ -122,14 +124,31 @@ def _group_norm(
     return op.BatchNormalization(normed, scale, shift, zeros, ones, epsilon=0.0)
 
 
+def _clamp(x: Any, least: float | None = None, most: float | None = None) -> Any:
+    """Clamp, as one Clip; PyTorch's is `most` everywhere where the bounds are the wrong way round."""
+    import numpy as np
+    import onnx_ir as ir
+    from onnxscript import opset20
+
+    op: Any = opset20  # as above
+    kind = x.dtype.numpy()
+    low, high = (None if one is None else op.Constant(value=ir.tensor(np.asarray(one, kind))) for one in (least, most))
+    if least is not None and most is not None and least > most:
+        return op.Min(op.Max(x, low), high)
+    return op.Clip(x, low, high)
+
+
 @contextlib.contextmanager
 def _exact_units() -> Iterator[None]:
-    """Have the exporter's optimizer drop x + 0 and x * 1 only.
+    """Have the exporter's optimizer drop x + 0 and x * 1 only, and make no Clip of what is none.
 
     It compares constants with those of its patterns up to 1e-5, or 1e-8 from 0 (onnxscript, `Constant` in
-    rewriter/_pattern_ir.py), so that it drops x + 1e-8 and x * 1.000005 too.
+    rewriter/_pattern_ir.py), so that it drops x + 1e-8 and x * 1.000005 too. Of relu(clip(x, -2, -1)), which is 0, it
+    makes clip(x, 0, -1), which is -1, and of two clips of one value it loses the bounds of one: both have one name.
     """
+    from onnxscript import rewriter
     from onnxscript.rewriter import _matcher
+    from onnxscript.rewriter.rules.common import _fuse_relus_clips, _min_max_to_clip
 
     class Exact:
         """The module `math`, as far as the matcher asks it."""
@@ -138,13 +157,16 @@ def _exact_units() -> Iterator[None]:
         def isclose(found: float, wanted: float, **tolerances: float) -> bool:
             return found == wanted if wanted in (0, 1) else math.isclose(found, wanted, **tolerances)
 
-    matcher: Any = _matcher
-    before = matcher.math
+    matcher, general = cast(Any, _matcher), cast(Any, rewriter)
+    before, rules = matcher.math, general._DEFAULT_REWRITE_RULES
+    wrong = (*_fuse_relus_clips.rules, *_min_max_to_clip.rules)
     matcher.math = Exact
+    general._DEFAULT_REWRITE_RULES = tuple(rule for rule in rules if rule not in wrong)
     try:
         yield
     finally:
         matcher.math = before
+        general._DEFAULT_REWRITE_RULES = rules
 
 
 class OnnxFile(TargetFile):

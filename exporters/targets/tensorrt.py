@@ -92,6 +92,9 @@ class TensorRt(Target):
 
     def lower(self, program: Program, path: Path, request: Request) -> None:
         """Write the typed ONNX, and where `path` is an engine's, the engine of it beside it."""
+        from edgesmith.exporters.graph.plain_types import with_plain_types
+
+        program = with_plain_types(program)  # TensorRT computes in no less than int32
         if _of_kit(path):
             _typed_onnx.lower(program, path, request)
             refuse_operators(_open_onnx(path), request.profile)

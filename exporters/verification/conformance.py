@@ -95,7 +95,7 @@ def _judge(cases: Mapping[int, Case], column: Column) -> dict[int, Verdict]:
     try:
         together = dict(zip(cases, compare(list(cases.values()), column), strict=True))
     except Exception as error:
-        found = _failure(error)
+        found = failure(error)
         named = re.search(r"\bcase_(\d+)\b", str(error))
         culprit = list(cases)[int(named[1])] if named and int(named[1]) < len(cases) else None
         if len(cases) == 1:
@@ -109,7 +109,7 @@ def _judge(cases: Mapping[int, Case], column: Column) -> dict[int, Verdict]:
     return {k: one if one.kind in right else _judge({k: cases[k]}, column)[k] for k, one in together.items()}
 
 
-def _failure(error: Exception) -> Verdict:
+def failure(error: Exception) -> Verdict:
     """Return the verdict on what lowering or running raised."""
     if not isinstance(error, EdgesmithError):
         lines = str(error).strip().splitlines()

@@ -3,9 +3,10 @@
     distance    |eager in float32 - eager in float64|: what PyTorch's rounding did on this very input
     movement    |f(x (1 + e), w (1 + e)) - f(x, w)| in float64, every e at random within half a unit in the last place
                 of the precision: what any rounding of what the model reads may do there; of half precisions every
-                operator's result is moved so as well, because each is rounded when it is stored
+                operator's result is moved so as well, because each is rounded when it is stored; and of float32 where
+                the model itself is in float64, and has rounded nothing so far
 
-The noise is the larger of the two; of half precisions, whose rounding PyTorch does not do here, the second. A norm of a
+The noise is the larger of the two; where PyTorch has not rounded to the precision itself, the second. A norm of a
 constant row is what needs it: its exact result is zero, and 1 / sqrt(eps) magnifies whatever rounding leaves of it.
 """
 
@@ -62,38 +63,48 @@ class NoiseMeter:
         generator = torch.Generator().manual_seed(SEED)
         with torch.no_grad():
             for weight in (*moved.parameters(), *moved.buffers()):
-                weight.copy_(_move(weight, step, generator))
+                weight.copy_(move(weight, step, generator))
+        doubled = (x.dtype == torch.float64 for x in (*self.model.parameters(), *self.model.buffers(), *self.inputs[0]))
+        is_stored = dtype != torch.float32 or any(doubled)
         found: Noise = []
         for given, ys in zip(self.inputs, self.reference, strict=True):
             doubles = [x.double() if x.is_floating_point() else x for x in given]
             wanted = _run(exact, doubles)
-            with contextlib.nullcontext() if dtype == torch.float32 else _Storing(step, generator):
-                other = _run(moved, [_move(x, step, generator) for x in doubles])
+            with Storing(step, generator) if is_stored else contextlib.nullcontext():
+                other = _run(moved, [move(x, step, generator) for x in doubles])
             distances = [_gap(a, b) for a, b in zip(other, wanted, strict=True)]
-            if dtype == torch.float32:
+            if not is_stored:
                 distances = [max(d, _gap(y, a)) for d, y, a in zip(distances, ys, wanted, strict=True)]
             found.append(distances)
         return found
 
 
-class _Storing(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's class has no annotations
-    """Moves every result of an operator, as a type that rounds by up to `step` of it does when the result is stored."""
+class Storing(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's class has no annotations
+    """Moves every result of an operator, as a type that rounds by up to `step` of it does when the result is stored.
 
-    def __init__(self, step: float, generator: torch.Generator) -> None:
+    Attributes:
+        exact: names of operators that round nothing.
+    """
+
+    def __init__(self, step: float, generator: torch.Generator, exact: frozenset[str] = frozenset()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # as above
-        self._step, self._generator = step, generator
+        self._step, self._generator, self._exact = step, generator, exact
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
-        if any(argument.alias_info is not None for argument in func._schema.arguments):
+        if func._schema.name in self._exact or any(one.alias_info is not None for one in func._schema.arguments):
             return made  # a view, or written in place: stored before
-        return tree_map_only(Tensor, lambda x: _move(x, self._step, self._generator), made)
+        return tree_map_only(Tensor, lambda x: move(x, self._step, self._generator), made)
 
 
-def _move(x: Tensor, step: float, generator: torch.Generator) -> Tensor:
-    """Return a tensor with every element moved by up to `step` of itself; integers as they are."""
+def move(x: Tensor, step: float, generator: torch.Generator) -> Tensor:
+    """Return a tensor with every element moved by up to `step` of itself, or a unit of its own type where that is more.
+
+    Integers are as they are.
+    """
     if not x.is_floating_point():
         return x
+    step = max(step, torch.finfo(x.dtype).eps)
     return x * (1 + step * (2 * torch.rand(x.shape, generator=generator, dtype=x.dtype) - 1))
 
 

@@ -17,7 +17,7 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypedDict
 
@@ -65,38 +65,49 @@ def cases_by_operator() -> dict[str, list[samples.Maker]]:
     return dict(sorted(found.items()))
 
 
-def sweep(columns: Sequence[str], names: Sequence[str], path: Path) -> list[Row]:
-    """Make the rows that `path` does not have yet, in a process of their own. Returns all that were asked for."""
+Work = Callable[[Sequence[tuple[str, str]], Path], None]
+"""Appends the row of each name and column to a file."""
+
+
+def sweep(columns: Sequence[str], names: Sequence[str], path: Path, work: Work | None = None) -> list[Row]:
+    """Make the rows that `path` does not have yet, in a process of their own. Returns all that were asked for.
+
+    Args:
+        columns: each `TARGET:PRECISION`.
+        names: of operators, or of whatever `work` knows.
+        path: of the rows.
+        work: what makes them; default: operators' rows.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     wanted = [(name, one) for one in columns for name in names]
     while True:
-        have = {(row["operator"], row["column"]): row for row in _read(path)}
+        have = {(row["operator"], row["column"]): row for row in read(path)}
         todo = [key for key in wanted if key not in have]
         if not todo:
             return [have[key] for key in wanted]
-        _advance(todo, path)
+        _advance(todo, path, work or _work)
 
 
-def _advance(todo: Sequence[tuple[str, str]], path: Path) -> None:
+def _advance(todo: Sequence[tuple[str, str]], path: Path, work: Work) -> None:
     """Make rows until none is left or one crashes, which is then its row."""
     context = multiprocessing.get_context("spawn")
-    worker = context.Process(target=_work, args=(list(todo), path))
+    worker = context.Process(target=work, args=(list(todo), path))
     worker.start()
-    done, since = len(_read(path)), time.monotonic()
+    done, since = len(read(path)), time.monotonic()
     why = ""
     while worker.is_alive():
         worker.join(1.0)
-        if (now := len(_read(path))) != done:
+        if (now := len(read(path))) != done:
             done, since = now, time.monotonic()
         elif time.monotonic() - since > LIMIT_S:
             worker.kill()
             worker.join()
             why = f"took longer than {LIMIT_S:.0f} s"
     if worker.exitcode:
-        have = {(row["operator"], row["column"]) for row in _read(path)}
+        have = {(row["operator"], row["column"]) for row in read(path)}
         name, one = next(key for key in todo if key not in have)
         why = why or f"the process died with code {worker.exitcode}"
-        _append(path, {"operator": name, "column": one, "cases": [("all", CRASH, why)], "seconds": 0.0})
+        append(path, {"operator": name, "column": one, "cases": [("all", CRASH, why)], "seconds": 0.0})
 
 
 def _work(todo: Sequence[tuple[str, str]], path: Path) -> None:
@@ -111,22 +122,31 @@ def _work(todo: Sequence[tuple[str, str]], path: Path) -> None:
             known[one] = column(one)
         verdicts = conformance.judge(cases, known[one])
         told = [(case.label, verdict.kind, verdict.why) for case, verdict in zip(cases, verdicts, strict=True)]
-        _append(path, {"operator": name, "column": one, "cases": told, "seconds": round(time.monotonic() - began, 2)})
+        append(path, {"operator": name, "column": one, "cases": told, "seconds": round(time.monotonic() - began, 2)})
         counts = Counter(verdict.kind for verdict in verdicts)
         said = ", ".join(f"{count} {kind}" for kind, count in counts.items())
         spent = time.monotonic() - start
         print(f"{k + 1}/{len(todo)} {spent:5.0f} s  {one:14} {name}: {said}", file=sys.stderr, flush=True)
 
 
-def _append(path: Path, row: Row) -> None:
+def append(path: Path, row: Row) -> None:
+    """Append a row to a file."""
     with path.open("a") as file:
         file.write(json.dumps(row) + "\n")
 
 
-def _read(path: Path) -> list[Row]:
+def read(path: Path) -> list[Row]:
+    """Return the rows of a file; a line that was cut off is none."""
     if not path.is_file():
         return []
     return list(read_lines(path, "log of the sweep"))
+
+
+def forget(path: Path, columns: Sequence[str], names: Sequence[str]) -> None:
+    """Remove the rows of some names on some columns, so that they are made anew."""
+    kept = [row for row in read(path) if row["operator"] not in names or row["column"] not in columns]
+    if path.is_file():
+        write_whole(path, "".join(json.dumps(row) + "\n" for row in kept), "rows")
 
 
 def summarise(rows: Sequence[Row]) -> Iterator[str]:
@@ -154,13 +174,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     names = [name for name in cases_by_operator() if re.fullmatch(given.only, name)]
     columns = given.columns.split(",")
-    if given.again and given.rows.is_file():
-        kept = [row for row in _read(given.rows) if row["operator"] not in names or row["column"] not in columns]
-        write_whole(given.rows, "".join(json.dumps(row) + "\n" for row in kept), "rows")
+    if given.again:
+        forget(given.rows, columns, names)
     rows = sweep(columns, names, given.rows)
     print("\n".join(summarise(rows)))
     if given.write:
-        verdicts.write(_read(given.rows))
+        verdicts.write(read(given.rows))
     failed = any(kind in FAILURES for row in rows for _, kind, _ in row["cases"])
     return VerificationFailed.exit_code if failed else 0
 

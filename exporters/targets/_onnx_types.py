@@ -1,0 +1,122 @@
+"""Types that ONNX Runtime has no kernel for: what an operator reads is cast, and what it makes is cast back.
+
+    tan(x: double)      Cast(Tan(Cast(x, float)), double)          as precise as float32, which is what is asked for
+    x @ y: uint8        Cast(MatMul(Cast(x, int32), Cast(y, int32)), uint8)        the same whole numbers, modulo 256
+
+`LACKS` says what ONNX Runtime's CPU kernels do not take of what ONNX allows an operator, and the last lines what ONNX
+itself does not allow, which torch's exporter writes all the same. float16 is left out: ONNX Runtime casts that itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import onnx
+
+OPSET = 20
+"""Whose operators these are."""
+
+_DOUBLE = ("DOUBLE",)
+_SMALL = ("INT8", "UINT8", "INT16")
+_WHOLE = (*_SMALL, "INT32", "INT64")
+
+# By onnxruntime's get_all_opkernel_def() of 1.23 to 1.31, operators of models only.
+LACKS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Cosh", "Erf", "Sinh", "Tan"), _DOUBLE),
+    **dict.fromkeys(("Elu", "Gelu", "HardSigmoid", "LeakyRelu", "Selu", "Softplus", "Softsign"), _DOUBLE),
+    **dict.fromkeys(("AveragePool", "Conv", "ConvTranspose", "GlobalAveragePool", "GlobalMaxPool", "LpPool"), _DOUBLE),
+    **dict.fromkeys(("InstanceNormalization", "LRN", "Mean", "MeanVarianceNormalization", "Det"), _DOUBLE),
+    "PRelu": (*_DOUBLE, "INT32", "INT64"),
+    "Resize": (*_DOUBLE, "INT16", "INT64", "BOOL"),
+    **dict.fromkeys(("ArgMax", "ArgMin", "Clip", "Max", "Min", "Pad"), ("INT16",)),
+    **dict.fromkeys(("DepthToSpace", "SpaceToDepth"), ("INT16", "INT32", "INT64", "BOOL")),
+    "GridSample": (*_WHOLE, "BOOL"),
+    "Pow": _SMALL,
+    "Relu": ("INT16", "INT64"),
+    "Trilu": _SMALL,
+    "Where": ("INT16", "BOOL"),
+    # Not in ONNX.
+    **dict.fromkeys(("Gemm", "MatMul"), (*_SMALL, "BOOL")),
+    **dict.fromkeys(("CumSum", "Einsum", "ReduceMean", "ReduceProd", "ReduceSum", "ReduceSumSquare"), _SMALL),
+}
+"""Types of the first input that an operator has no kernel for."""
+
+_WIDER = {
+    "DOUBLE": ("FLOAT",),
+    "INT64": ("DOUBLE", "FLOAT"),
+    "INT32": ("DOUBLE", "FLOAT"),
+    "INT16": ("INT32", "FLOAT"),
+    "INT8": ("INT32", "FLOAT"),
+    "UINT8": ("INT32", "FLOAT"),
+    "BOOL": ("INT32", "UINT8", "FLOAT"),
+}
+"""Types that hold a type's values, the best first; float32 holds those of a double as far as it can."""
+
+
+def legalize(model: onnx.ModelProto) -> None:
+    """Put casts around the nodes of a model whose types ONNX Runtime has no kernel for."""
+    import onnx
+
+    if not any(node.op_type in LACKS for node in model.graph.node):
+        return
+    known = dict(_types(onnx.shape_inference.infer_shapes(model).graph))
+    nodes = list(model.graph.node)
+    if not any(_lacking(node, known) for node in nodes):
+        return
+    del model.graph.node[:]
+    del model.graph.value_info[:]  # torch's exporter says what it meant, and the casts are not in it
+    for node in nodes:
+        kind = _lacking(node, known)
+        model.graph.node.extend([node] if kind is None else _cast(node, kind, known))
+
+
+def _types(graph: onnx.GraphProto) -> Iterator[tuple[str, str]]:
+    """Yield the values of a graph with the names of their types."""
+    import onnx
+
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        yield value.name, onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type)
+    for one in graph.initializer:
+        yield one.name, onnx.TensorProto.DataType.Name(one.data_type)
+
+
+def _lacking(node: onnx.NodeProto, known: dict[str, str]) -> str | None:
+    """Return the type that a node has no kernel for, or None."""
+    lacks = LACKS.get(node.op_type, ())
+    if not lacks:
+        return None
+    return next((kind for k in _of_type(node) if (kind := known.get(node.input[k])) in lacks), None)
+
+
+def _of_type(node: onnx.NodeProto, *, made: bool = False) -> list[int]:
+    """Return the inputs, or with `made` the outputs, of the type that `LACKS` is about: not the sizes of a Resize."""
+    import onnx
+
+    schema = onnx.defs.get_schema(node.op_type, OPSET)
+    kind = schema.inputs[1 if node.op_type == "Where" else 0].type_str
+    declared, given = (schema.outputs, node.output) if made else (schema.inputs, node.input)
+    return [k for k, name in enumerate(given) if name and declared[min(k, len(declared) - 1)].type_str == kind]
+
+
+def _cast(node: onnx.NodeProto, kind: str, known: dict[str, str]) -> list[onnx.NodeProto]:
+    """Return a node of another type, between casts from `kind` and back."""
+    import onnx
+    from onnx import helper
+
+    by = next(one for one in _WIDER[kind] if one not in LACKS[node.op_type])
+    before, after = [], []
+    made = onnx.NodeProto()
+    made.CopyFrom(node)
+    for k in _of_type(node):
+        made.input[k] = f"{node.name}_given_{k}"
+        to = getattr(onnx.TensorProto, by)
+        before.append(helper.make_node("Cast", [node.input[k]], [made.input[k]], name=f"{node.name}_cast_{k}", to=to))
+    for k in _of_type(node, made=True):
+        made.output[k] = f"{node.name}_made_{k}"
+        back = getattr(onnx.TensorProto, kind)
+        after.append(
+            helper.make_node("Cast", [made.output[k]], [node.output[k]], name=f"{node.name}_back_{k}", to=back)
+        )
+    return [*before, made, *after]
