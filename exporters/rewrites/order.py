@@ -23,6 +23,7 @@
     unstack             f(stack(a, b))[..., 0] -> f(a), where nothing reads the whole
     zero_masked_rows    sdpa(q, k, v, mask) -> 0 where a query sees no key
     einsum              einsum(A, B) -> matmul(A', B')
+    fuse_attention      softmax(s q k' + bias) v -> one operator, s in the layer before q
     choose_memory_form  a linear recurrence -> its cheapest form, or none of it
     dense_transforms    frequency filters that transform a map by one matrix, where the target says cheaper
     share_gates         additive attention with q's and k's gates in common convolutions, where the target says cheaper
@@ -62,6 +63,7 @@ from edgesmith.exporters.rewrites.fold_filters import fold_filters
 from edgesmith.exporters.rewrites.fold_group_norm import fold_group_norm
 from edgesmith.exporters.rewrites.fold_residual import fold_residual
 from edgesmith.exporters.rewrites.fuse import fuse
+from edgesmith.exporters.rewrites.fuse_attention import fuse_attention
 from edgesmith.exporters.rewrites.fuse_channel_norm import fuse_channel_norm
 from edgesmith.exporters.rewrites.lift_flatten import lift_flatten
 from edgesmith.exporters.rewrites.merge_linears import merge_linears
@@ -106,6 +108,7 @@ ORDER: tuple[Rewrite, ...] = (
     unstack,
     zero_masked_rows,
     einsum,
+    fuse_attention,
     choose_memory_form,
     dense_transforms,
     share_gates,
