@@ -265,6 +265,22 @@ def __getattr__(name: str) -> Callable[..., MetaFormer]:
     return partial(MetaFormer, depths=depths, dims=dims, mixers=mixers, norm=norm, head=head, **classes)
 
 
+def settle(model: nn.Module) -> None:
+    """Give a model with random weights activations and scales that do something.
+
+    Initial ones scale by 1 and shift by 0: an export could leave them out and look right. 0.8944 and -0.4472 are the
+    paper's, which bring the activation of a standard normal variable to mean 0 and variance 1.
+    """
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, StarReLU):
+                module.scale.normal_(0.8944, 0.1)
+                module.bias.normal_(-0.4472, 0.1)
+            elif isinstance(module, Scale | ChannelNorm | SampleNorm | nn.LayerNorm):
+                for name, parameter in module.named_parameters():
+                    parameter.normal_(float(name != "bias"), 0.1)
+
+
 _OF_TIMM = (
     (r"stem\.norm\.", "downsample_layers.0.post_norm."),
     (r"stem\.", "downsample_layers.0."),

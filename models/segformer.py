@@ -215,6 +215,17 @@ def segformer_b2(**options: Any) -> SegFormer:
     return SegFormer(depths=(3, 4, 6, 3), dims=(64, 128, 320, 512), width=768, **options)
 
 
+def settle(model: nn.Module) -> None:
+    """Give a model with random weights norms that do something: initial ones scale by 1 and shift by 0."""
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, ChannelNorm | nn.BatchNorm2d):
+                for name, parameter in module.named_parameters():
+                    parameter.normal_(float(name == "weight"), 0.1)
+            if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
+                module.running_mean.normal_(0, 0.1)
+
+
 _RENAMED = (
     # as transformers writes it and the Hub has it
     (r"encoder\.patch_embeddings\.(\d)\.", r"stages.\1.patch_embeddings."),

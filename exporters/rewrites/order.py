@@ -12,10 +12,12 @@
     lift_flatten        conv1d(flatten(x)) -> flatten(conv2d(x)): chains of maps stay maps
     drop_shift          softmax(x + c) -> softmax(x)
     fold_residual       s x + t conv(x) -> conv'(x)
+    fold_borders        conv(x + c), padded with zeros -> conv(x) + a constant map
     fold_affine         s f(x) + c -> f'(x), and what is left of layer scales
     concat_linears      L1(x) + L2(y) -> L([x | y])
     fold_group_norm     conv(g n(x) + b) -> conv'(n(x)), n the normalisation of a group norm without its affine
     fuse                the graph of a fused op's reference -> that fused op
+    split_resized       conv1x1([resize(a) | b]) -> resize(conv1x1(a)) + conv1x1(b), where the target says cheaper
     compose_layers      conv1x1(conv1x1(x)) -> conv1x1'(x), also through a concatenation, where that is no dearer
     fold_filters        irfft(rfft(x) * constant) -> a circular convolution or a matrix, where the target says cheaper
     short_time          stft, istft -> windows, and torch.fft transforms of them
@@ -58,6 +60,7 @@ from edgesmith.exporters.rewrites.einsum import einsum
 from edgesmith.exporters.rewrites.find_memory import find_memory
 from edgesmith.exporters.rewrites.fold_affine import fold_affine
 from edgesmith.exporters.rewrites.fold_batchnorm import fold_batchnorm
+from edgesmith.exporters.rewrites.fold_borders import fold_borders
 from edgesmith.exporters.rewrites.fold_constants import fold_constants
 from edgesmith.exporters.rewrites.fold_filters import fold_filters
 from edgesmith.exporters.rewrites.fold_group_norm import fold_group_norm
@@ -72,6 +75,7 @@ from edgesmith.exporters.rewrites.reroll import reroll
 from edgesmith.exporters.rewrites.rewrite import Rewrite, RewriteReport
 from edgesmith.exporters.rewrites.share_gates import share_gates
 from edgesmith.exporters.rewrites.short_time import short_time
+from edgesmith.exporters.rewrites.split_resized import split_resized
 from edgesmith.exporters.rewrites.tile_channels import tile_channels
 from edgesmith.exporters.rewrites.unstack import unstack
 from edgesmith.exporters.rewrites.winograd import winograd
@@ -97,10 +101,12 @@ ORDER: tuple[Rewrite, ...] = (
     lift_flatten,
     drop_shift,
     fold_residual,
+    fold_borders,
     fold_affine,
     concat_linears,
     fold_group_norm,
     *(fuse(op) for op in all_ops().values() if op.is_pattern),
+    split_resized,
     compose_layers,
     fold_filters,
     short_time,
