@@ -59,6 +59,9 @@ ModelInput = ImageInput | SequenceInput
 
 PLUGINS = "edgesmith.models"
 
+SEGMENTATION = "semantic segmentation"
+"""The task of models whose logits are a map [B, classes, H/4, W/4]."""
+
 
 @dataclass(frozen=True)
 class ModelSpec:
@@ -89,6 +92,11 @@ class ModelSpec:
     envelope: str = ""
     precision: str = ""
     module: str = ""
+
+    @property
+    def segments(self) -> bool:
+        """Return whether its logits are a map: of each pixel, at a quarter of the image's size."""
+        return self.task == SEGMENTATION
 
 
 @cache

@@ -216,9 +216,17 @@ def segformer_b2(**options: Any) -> SegFormer:
 
 
 def settle(model: nn.Module) -> None:
-    """Give a model with random weights norms that do something: initial ones scale by 1 and shift by 0."""
+    """Give a model with random weights norms that do something, and classes that depend on the image.
+
+    Initial norms scale by 1 and shift by 0, and initial logits are little else than the classifier's bias.
+    """
     with torch.no_grad():
         for module in model.modules():
+            if isinstance(module, DecodeHead):
+                module.classifier.weight.normal_(0, 0.5)
+                nn.init.zeros_(module.classifier.bias)
+                for projection in module.linear_projections:
+                    projection.proj.weight.mul_(3)
             if isinstance(module, ChannelNorm | nn.BatchNorm2d):
                 for name, parameter in module.named_parameters():
                     parameter.normal_(float(name == "weight"), 0.1)
