@@ -6,6 +6,7 @@
     fold_constants      what is computed from parameters alone becomes a parameter
     reroll              an unrolled loop, or a scan, of one step -> one op
     canonicalise        one spelling for pools, splits and dropouts, so that patterns need only one
+    keep_maps           [B, N, C] between convolutions -> maps [B, C, H, W], laid out once
     merge_linears       (L1(x) + L2(x)) * s  ->  L(x)
     fold_batchnorm      BN(conv(x)) -> conv'(x);  conv(BN(x)) -> conv'(x);  linear(mean(BN(x))) -> linear'(mean(x))
     fuse_channel_norm   a layer norm that is spelled out -> one operator
@@ -68,6 +69,7 @@ from edgesmith.exporters.rewrites.fold_residual import fold_residual
 from edgesmith.exporters.rewrites.fuse import fuse
 from edgesmith.exporters.rewrites.fuse_attention import fuse_attention
 from edgesmith.exporters.rewrites.fuse_channel_norm import fuse_channel_norm
+from edgesmith.exporters.rewrites.keep_maps import keep_maps
 from edgesmith.exporters.rewrites.lift_flatten import lift_flatten
 from edgesmith.exporters.rewrites.merge_linears import merge_linears
 from edgesmith.exporters.rewrites.recognise import recognise
@@ -95,6 +97,7 @@ ORDER: tuple[Rewrite, ...] = (
     fold_constants,
     reroll,
     canonicalise,
+    keep_maps,
     merge_linears,
     fold_batchnorm,
     fuse_channel_norm,
