@@ -182,7 +182,7 @@ def _check_shapes(found: _Found) -> None:
 def _put(module: GraphModule, found: _Found) -> Node:
     """Emit the op in the layout that needs fewer transpositions."""
     emit = Emitter(module, found.end)
-    values = (found.q, found.k, found.v)
+    values = [_plain(value) for value in (found.q, found.k, found.v)]
     readers_flip = bool(found.end.users) and all(_swapped(user) is not None for user in found.end.users)
     flipped = [flip != (_swapped(value) is not None) for flip, value in zip(found.flips, values, strict=False)]
     flipped.append(found.flips[3] != readers_flip)
@@ -204,6 +204,13 @@ def _put(module: GraphModule, found: _Found) -> Node:
     module.graph.erase_node(found.end)  # for torch, what may drop out is random and never dead
     sweep(module)
     return new
+
+
+def _plain(node: Node) -> Node:
+    """Return a value without transpositions that undo each other."""
+    while (before := _swapped(node)) is not None and (twice := _swapped(before)) is not None:
+        node = twice
+    return node
 
 
 def _swapped(node: Node) -> Node | None:

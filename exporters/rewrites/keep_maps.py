@@ -4,6 +4,7 @@
     linear(t)                                               ->  conv1x1(x)
     layer_norm(t)                                           ->  channel_norm(x)
     relu(t), t + u, t * c, mean over positions ...          ->  the same of the maps, constants laid out once
+    M t, a matrix over the positions                        ->  flatten(x) M', as a map again
     heads of t, [B, h, N, d]                                ->  transpose(reshape(x, [B, h, d, N]))
     joined heads, flatten(transpose(z [B, h, N, d]))        ->  reshape(transpose(z), [B, C, H, W])
     transpose(t), permute(t, to the front)                  ->  x
@@ -83,6 +84,7 @@ class _Layout:
         ends: values that are not of that layout, with what they are of the maps; in order.
         sizes: H and W of the maps of so many positions.
         neutral: values [B, 1, ...], which are the same in every layout, with those of the maps.
+        packed: from queries, keys and values in one to the split of their map.
     """
 
     module: GraphModule
@@ -91,6 +93,7 @@ class _Layout:
     ends: list[tuple[Node, Node]] = field(default_factory=list)
     sizes: dict[int, tuple[int, int]] = field(default_factory=dict)
     neutral: dict[Node, Node] = field(default_factory=dict)
+    packed: dict[Node, Node] = field(default_factory=dict)
 
     def visit(self, node: Node) -> None:
         """Find the map of a value, or what it is of maps, where it reads some."""
@@ -204,8 +207,9 @@ class _Layout:
         if positions != self._positions(of) or arguments(unbound)[1] != 0:  # type: ignore[arg-type]  # a node
             return False
         emit = self.emitter(node)
-        split = emit(aten.split_with_sizes.default, of, [heads * width] * parts, 1)
-        part = emit(operator.getitem, split, index)
+        if x not in self.packed:
+            self.packed[x] = emit(aten.split_with_sizes.default, of, [heads * width] * parts, 1)
+        part = emit(operator.getitem, self.packed[x], index)
         self.ends.append((node, self._as_heads(node, part, [batch, heads, width, positions])))
         return True
 
@@ -221,7 +225,8 @@ class _Layout:
         swaps = _axes(x) == {1, 2} if x.target is aten.transpose.int else _order(x) == [0, 2, 1, 3]
         batch, positions, heads, width = val(x).shape
         sizes = self.sizes.get(positions) if isinstance(positions, int) else None
-        if not swaps or sizes is None or tuple(val(node).shape) != (batch, positions, heads * width):
+        joined = {(batch, *layout, heads * width) for layout in ((positions,), sizes or ())}
+        if not swaps or sizes is None or tuple(val(node).shape) not in joined:
             return False
         emit = self.emitter(node)
         turned = emit(aten.transpose.int, x.args[0], 2, 3)  # [B, h, d, N]
@@ -249,6 +254,26 @@ class _Layout:
         weight = weight if weight is not None else emit.constant(f"{site(node)}.weight", _filled(node, sizes[0], 1.0))
         bias = bias if bias is not None else emit.constant(f"{site(node)}.bias", _filled(node, sizes[0], 0.0))
         self._put(node, emit(channel_norm.OP.overload, of, weight, bias, eps))
+        return True
+
+    def _mixed(self, node: Node) -> bool:
+        """One matrix over the positions, M t."""
+        if node.target is aten.einsum.default:
+            equation, operands = node.args[:2]
+            matrix, x = operands if isinstance(operands, list | tuple) and len(operands) == 2 else (None, None)
+            letters = "".join(str(equation).split())
+            m, n, b, c = (*letters[:2], *letters[3:4], *letters[5:6]) if len(letters) == 11 else "    "
+            if letters != f"{m}{n},{b}{n}{c}->{b}{m}{c}":
+                return False
+        else:
+            matrix, x = node.args
+        of, held = self.maps.get(x), constant(self.module, matrix)  # type: ignore[arg-type]  # anything
+        if of is None or held is None or held.dim() != 2 or rank(node) != 3 or not same_shape(val(x), val(node)):
+            return False
+        emit = self.emitter(node)
+        turned = emit.constant(f"{site(node)}.matrix", held.t())
+        mixed = emit(aten.matmul.default, emit(aten.flatten.using_ints, of, 2), turned)
+        self._put(node, emit(aten.unflatten.int, mixed, 2, list(val(of).shape[2:])))
         return True
 
     def _mean(self, node: Node) -> bool:
@@ -347,6 +372,8 @@ _RULES: dict[Any, tuple[_Rule, ...]] = {
     aten.view.default: (_Layout._flatten, _Layout._joined),
     aten.linear.default: (_Layout._linear,),
     aten.layer_norm.default: (_Layout._norm,),
+    aten.einsum.default: (_Layout._mixed,),
+    aten.matmul.default: (_Layout._mixed,),
     aten.mean.dim: (_Layout._mean,),
     aten.split_with_sizes.default: (_Layout._split,),
     operator.getitem: (_Layout._packed_heads, _Layout._part),
