@@ -109,8 +109,10 @@ def _from_torch(module: GraphModule, node: Node) -> _Found | None:
 def _from_softmax(module: GraphModule, softmax: Node) -> _Found | None:
     """A softmax of scores, products of two values, whose only reader is a product."""
     scores, axis, dtype = arguments(softmax)
+    if rank(softmax) < 3:
+        return None
     positions_last = axis % rank(softmax) == rank(softmax) - 2
-    if rank(softmax) < 3 or axis % rank(softmax) < rank(softmax) - 2 or dtype not in (None, val(scores).dtype):
+    if axis % rank(softmax) < rank(softmax) - 2 or dtype not in (None, val(scores).dtype):
         return None
     end = next(iter(softmax.users), None)
     if end is None or end.target not in _PRODUCTS or end.args[1 if positions_last else 0] is not softmax:
@@ -188,7 +190,8 @@ def _put(module: GraphModule, found: _Found) -> Node:
     flipped.append(found.flips[3] != readers_flip)
     channels_first = sum(flipped) > 2
     operands = [
-        value if flip == channels_first else _swap(emit, value) for flip, value in zip(found.flips, values, strict=False)
+        value if flip == channels_first else _swap(emit, value)
+        for flip, value in zip(found.flips, values, strict=False)
     ]
     bias = [found.bias] if found.bias is not None else [None]
     new = emit(attention.OP.overload, *operands, *bias, found.scale, channels_first)
@@ -253,7 +256,7 @@ def _fold_scale(module: GraphModule, op: Node) -> str:
         return ""
     way = list(_way_back(q))
     layer = as_layer(module, way[-1]) if way else None
-    if layer is None or len(q.users) > 1:
+    if layer is None or len(q.users) > 1 or q in rest:
         return ", scaled"
     rows = _own_rows(layer, way)
     if rows is None:

@@ -165,7 +165,10 @@ def _at_one_position(module: GraphModule, node: Node) -> str | None:
     norm = node.args[0] if node.target is aten.flatten.using_ints else None
     if not isinstance(norm, Node) or norm.target is not channel_norm.OP.overload or len(norm.users) > 1:
         return None
-    if any(not isinstance(n, int) or n != 1 for n in val(norm).shape[2:]) or arguments(node)[1:] not in ((1, -1), (1, 3)):
+    if any(not isinstance(n, int) or n != 1 for n in val(norm).shape[2:]) or arguments(node)[1:] not in (
+        (1, -1),
+        (1, 3),
+    ):
         return None
     x, weight, bias, eps = arguments(norm)
     emit = Emitter(module, node)

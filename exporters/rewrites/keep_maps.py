@@ -60,7 +60,7 @@ def keep_maps(module: GraphModule, costs: Costs) -> Iterator[Fired]:
     for node in operators(module):
         if all(isinstance(n, int) for n in _shape(node)):
             found.visit(node)
-    if len(found.ends) > len(found.exits()):
+    if len(found.ends) > len(found.exits()) and not found.has_norms_alone():
         moved = len(found.ends)
         where = site(*[node for node, _ in found.ends])
         found.commit()
@@ -115,6 +115,11 @@ class _Layout:
         known = self.maps.keys() | self.neutral.keys() | ended | self._inner()
         of_layout = [node for node in self.maps if node not in self.starts]
         return [node for node in of_layout if any(user not in known and not _is_new(user) for user in node.users)]
+
+    def has_norms_alone(self) -> bool:
+        """Return whether nothing is computed but layer norms, which `fuse_channel_norm` takes with what is around."""
+        computed = [node for node in self.maps if node not in self.starts]
+        return all(node.target is aten.layer_norm.default for node in computed)
 
     def _inner(self) -> set[Node]:
         """Values on the way from one of the layout to an end, which die with it."""
@@ -248,7 +253,11 @@ class _Layout:
     def _norm(self, node: Node) -> bool:
         x, sizes, weight, bias, eps, _ = arguments(node)
         of = self.maps.get(x)
-        if of is None or len(sizes) != 1 or any(w is not None and constant(self.module, w) is None for w in (weight, bias)):
+        if (
+            of is None
+            or len(sizes) != 1
+            or any(w is not None and constant(self.module, w) is None for w in (weight, bias))
+        ):
             return False
         emit = self.emitter(node)
         weight = weight if weight is not None else emit.constant(f"{site(node)}.weight", _filled(node, sizes[0], 1.0))

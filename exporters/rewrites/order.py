@@ -18,7 +18,7 @@
     concat_linears      L1(x) + L2(y) -> L([x | y])
     fold_group_norm     conv(g n(x) + b) -> conv'(n(x)), n the normalisation of a group norm without its affine
     fuse                the graph of a fused op's reference -> that fused op
-    split_resized       conv1x1([resize(a) | b]) -> resize(conv1x1(a)) + conv1x1(b), where the target says cheaper
+    split_resized       conv1x1([resize(a) | b]) -> resize(conv1x1(a)) + conv1x1(b), where that is cheaper
     compose_layers      conv1x1(conv1x1(x)) -> conv1x1'(x), also through a concatenation, where that is no dearer
     fold_filters        irfft(rfft(x) * constant) -> a circular convolution or a matrix, where the target says cheaper
     short_time          stft, istft -> windows, and torch.fft transforms of them
@@ -26,7 +26,7 @@
     unstack             f(stack(a, b))[..., 0] -> f(a), where nothing reads the whole
     zero_masked_rows    sdpa(q, k, v, mask) -> 0 where a query sees no key
     einsum              einsum(A, B) -> matmul(A', B')
-    fuse_attention      softmax(s q k' + bias) v -> one operator, s in the layer before q
+    fuse_attention      softmax(s q k' + bias) v -> edgesmith.attention, s in the layer before q
     choose_memory_form  a linear recurrence -> its cheapest form, or none of it
     dense_transforms    frequency filters that transform a map by one matrix, where the target says cheaper
     share_gates         additive attention with q's and k's gates in common convolutions, where the target says cheaper

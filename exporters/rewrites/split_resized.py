@@ -24,7 +24,9 @@ from edgesmith.exporters.rewrites.rewrite import Reject, rewrites
 _RESIZES = frozenset({aten.upsample_bilinear2d.vec, aten.upsample_nearest2d.vec, aten.upsample_bicubic2d.vec})
 
 
-@rewrites(aten.conv2d.default, rule="conv1x1([resize(a) | b]) -> resize(conv1x1(a)) + conv1x1(b), where that is cheaper")
+@rewrites(
+    aten.conv2d.default, rule="conv1x1([resize(a) | b]) -> resize(conv1x1(a)) + conv1x1(b), where that is cheaper"
+)
 def split_resized(module: GraphModule, node: Node, costs: Costs) -> str | None:
     """See above. A near miss is a resized map that is read elsewhere too."""
     cat, layer = node.args[0], as_layer(module, node)
