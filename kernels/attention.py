@@ -6,10 +6,10 @@
     attention(q [B, h, N, d], k [B, h, M, d], v [B, h, M, e], bias=None, scale=1.0)                   -> [B, h, N, e]
     attention(q [B, h, d, N], k [B, h, d, M], v [B, h, e, M], bias=None, scale=1.0, channels_first)   -> [B, h, e, N]
 
-bias is [B or 1, h or 1, N or 1, M or 1], the same in both layouts, and finite: masks of -inf are no biases. `scale` is 1
-where it is folded into the queries. Cosine attention is this op of normalised queries and keys, with its temperature and
-whatever else is constant in the queries; pooled or reduced keys are just M < N. The heads may be any number of leading
-axes; maps [B, C, H, W] become [B, h, d, N] by a reshape alone, which is what `channels_first` is for.
+bias is [B or 1, h or 1, N or 1, M or 1], the same in both layouts, and finite: masks of -inf are no biases. `scale` is
+1 where it is folded into the queries. Cosine attention is this op of normalised queries and keys, with its temperature
+and whatever else is constant in the queries; pooled or reduced keys are just M < N. The heads may be any number of
+leading axes; maps [B, C, H, W] become [B, h, d, N] by a reshape alone, which is what `channels_first` is for.
 exporters/rewrites/fuse_attention.py finds the spellings of models.
 
 Source: Vaswani et al., arXiv 1706.03762, eq. 1. Letters: B batch, h heads, N queries, M keys, d e widths of a head.
@@ -85,8 +85,8 @@ def example() -> tuple[Tensor, ...]:
 def lower_onnx(q: Any, k: Any, v: Any, bias: Any = None, scale: float = 1.0, channels_first: bool = False) -> Any:
     """ONNX: MatMul, Add, Softmax, MatMul, which TensorRT fuses into one kernel, and transpositions of what they read.
 
-    ONNX Runtime takes a transposition of the last two axes into its products. `Attention` of opset 23 and ONNX Runtime's
-    own `MultiHeadAttention` mean the same; which form is fastest is to be measured, and this function is the place.
+    ONNX Runtime takes a transposition of the last two axes into its products. `Attention` of opset 23 and its own
+    `MultiHeadAttention` mean the same; which form is fastest is to be measured, and this function is the place.
     """
     from onnxscript import opset20
 

@@ -261,7 +261,7 @@ def __getattr__(name: str) -> Callable[..., MetaFormer]:
         raise AttributeError(f"module {__name__} has no {name}")
     sizes, mixers, norm, head = family
     depths, dims = sizes[found[2]]
-    classes = {"num_classes": 21841} if found[4] else {}
+    classes: dict[str, Any] = {"num_classes": 21841} if found[4] else {}
     return partial(MetaFormer, depths=depths, dims=dims, mixers=mixers, norm=norm, head=head, **classes)
 
 

@@ -5,8 +5,8 @@
     attention  softmax(q k' / sqrt(d)) v;  k, v of N(conv r x r stride r (x)), r = 8, 4, 2, 1
     head       W [resize(L4 F4) | ... | resize(L1 F1)], BN, ReLU, conv1x1    [B, classes, H/4, W/4]
 
-N normalises over C at each position. Its eps is 1e-5 in the embeddings and reductions; in blocks and behind stages it is
-1e-6 in the authors' code and 1e-5 in transformers', and follows from the checkpoint's layout.
+N normalises over C at each position. Its eps is 1e-5 in the embeddings and reductions; in blocks and behind stages it
+is 1e-6 in the authors' code and 1e-5 in transformers', and follows from the checkpoint's layout.
 Source: Xie et al., "SegFormer", arXiv 2105.15203; names follow transformers' module tree. TransKD (arXiv 2202.13393)
 trains a B0 with a B2 as its teacher; what it deploys is this model. Letters: B, C, H W, N tokens, d = C / heads.
 """
@@ -224,9 +224,10 @@ def settle(model: nn.Module) -> None:
         for module in model.modules():
             if isinstance(module, DecodeHead):
                 module.classifier.weight.normal_(0, 0.5)
-                nn.init.zeros_(module.classifier.bias)
-                for projection in module.linear_projections:
-                    projection.proj.weight.mul_(3)
+                module.classifier.bias.mul_(0)
+                for projection in module.linear_projections.modules():
+                    if isinstance(projection, nn.Conv2d):
+                        projection.weight.mul_(3)
             if isinstance(module, ChannelNorm | nn.BatchNorm2d):
                 for name, parameter in module.named_parameters():
                     parameter.normal_(float(name == "weight"), 0.1)

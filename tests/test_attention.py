@@ -1,4 +1,4 @@
-"""Attention: every spelling becomes the op, near misses do not, its scale goes into the queries' layer, and its files."""
+"""Attention: every spelling becomes the op, near misses do not, its scale goes into a layer, and its files mean it."""
 
 from __future__ import annotations
 
@@ -178,7 +178,10 @@ def test_heads_of_maps_are_not_moved(written_out: bool) -> None:
 def test_each_form_of_each_file_means_the_op(
     target: str, system: str | None, channels_first: bool, tmp_path: Path
 ) -> None:
-    """Both layouts, with a scale and a bias. Core ML has its own operator from iOS18 on, and goes head by head before."""
+    """Both layouts, with a scale and a bias. Core ML has its own operator from iOS18 on, and goes head by head before.
+
+    Rank 4 all the way.
+    """
     if targets.get(target).missing_packages():
         pytest.skip(f"{target}: not installed")
 

@@ -173,7 +173,7 @@ def test_random_mixers_are_for_one_size() -> None:
 def test_operators_after_the_rewrites(name: str, golden: Callable[[str, str], None]) -> None:
     """Nothing that depends on weights alone is left to compute, and every activation has gone into its neighbours."""
     size = None if name.startswith("rand") else (64, 64)
-    captured, after, reports = edgesmith.explain(name, "onnx", input_size=size)
+    captured, after, _ = edgesmith.explain(name, "onnx", input_size=size)
     counts = count_operators(after.module)
     assert not fold_constants.apply(after.module, Costs(0)).applied
     x = captured.inputs

@@ -210,7 +210,7 @@ def test_classes_are_the_checkpoints(tmp_path: Path) -> None:
 
 
 def test_the_head_is_four_small_convolutions_and_nothing_constant_is_computed() -> None:
-    captured, after, reports = edgesmith.explain(SPEC.name, "onnx", input_size=SIZE)
+    captured, after, _ = edgesmith.explain(SPEC.name, "onnx", input_size=SIZE)
     counts = count_operators(after.module)
     assert counts == {
         "aten.conv2d": 71,

@@ -3,8 +3,9 @@
     conv(x + c)              ->  conv(x) + m        m = conv of the constant image c, padded with zeros as well
     conv1x1(conv(x) + m)     ->  conv1x1(conv(x)) + m'
 
-Inside the map m is one number a channel, as for a convolution that pads nothing; at its border fewer taps see c. StarReLU
-in front of a depthwise 7x7 leaves such a constant. Moved only where the map has no more numbers than what was added to.
+Inside the map m is one number a channel, as for a convolution that pads nothing; at its border fewer taps see c.
+StarReLU in front of a depthwise 7x7 leaves such a constant. Moved only where the map has no more numbers than what was
+added to.
 In float64, rounded once.
 """
 

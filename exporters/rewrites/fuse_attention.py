@@ -285,7 +285,7 @@ def _own_rows(layer: Linear, way: list[Node]) -> Tensor | None:
     marks: dict[Node, Any] = {layer.node: torch.arange(layer.channels).reshape(shape).expand(sizes)}
     for node in reversed(way[:-1]):
         marks[node] = _moved(node, marks)
-    own = marks[way[0]].unique()
+    own: Tensor = marks[way[0]].unique()
     on_way = set(way)
     for node in way[1:]:
         for user in node.users:

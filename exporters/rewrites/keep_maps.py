@@ -312,7 +312,7 @@ class _Layout:
 
     def _part(self, node: Node) -> bool:
         whole, index = node.args
-        if whole not in self.maps:
+        if not isinstance(whole, Node) or whole not in self.maps:
             return False
         self._put(node, self.emitter(node)(operator.getitem, self.maps[whole], index))
         return True
@@ -320,7 +320,7 @@ class _Layout:
     def _unary(self, node: Node) -> None:
         x = node.args[0]
         for known in (self.maps, self.neutral):
-            if x in known:
+            if isinstance(x, Node) and x in known:
                 known[node] = self.emitter(node)(node.target, known[x], *node.args[1:], **node.kwargs)
 
     def _binary(self, node: Node) -> None:

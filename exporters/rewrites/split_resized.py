@@ -4,8 +4,8 @@
 
 Resizing works channel by channel and a 1x1 convolution position by position, so the two commute, and so does a bias,
 since a resize's weights sum to 1. Heads over feature pyramids are such, SegFormer's among them: what projects a map to
-the common width then composes with its part. Where the target says that this is cheaper: fewer products, but a resize of
-as many channels as come out. In float64, rounded once.
+the common width then composes with its part. Where the target says that this is cheaper: fewer products, but a resize
+of as many channels as come out. In float64, rounded once.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ def split_resized(module: GraphModule, node: Node, costs: Costs) -> str | None:
         raise Reject(f"{shared.name} is read by {readers(shared)}")
     if len(set(parts)) < len(parts):
         raise Reject("a map is in the concatenation twice")
-    weight = layer.weight.split([int(val(part).shape[1]) for part in parts], dim=1)
+    weight = torch.split(layer.weight, [int(val(part).shape[1]) for part in parts], dim=1)
     others = [(part, own) for part, own in zip(parts, weight, strict=True) if part not in chosen]
-    emit, bias = Emitter(module, node), node.args[2] if len(node.args) > 2 else None
+    emit, bias = Emitter(module, node), layer.bias_node
     terms = []
     if others:
         read = others[0][0] if len(others) == 1 else emit(aten.cat.default, [part for part, _ in others], 1)

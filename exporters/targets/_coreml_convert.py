@@ -160,7 +160,7 @@ def _outputs(program: Program, request: Request) -> list[Any]:
     """Return coremltools' description of the outputs: Float32, but for classes of pixels."""
     import coremltools as ct
 
-    kind = np.float32
+    kind: type[np.generic] = np.float32
     if request.segments and not program.module.graph.output_node().all_input_nodes[0].meta["val"].is_floating_point():
         kind = np.int32
     return [ct.TensorType(name=name, dtype=kind) for name in program.output_names]
