@@ -224,7 +224,7 @@ def settle(model: nn.Module) -> None:
         for module in model.modules():
             if isinstance(module, DecodeHead):
                 module.classifier.weight.normal_(0, 0.5)
-                module.classifier.bias.mul_(0)
+                nn.init.constant_(module.classifier.get_parameter("bias"), 0.0)
                 for projection in module.linear_projections.modules():
                     if isinstance(projection, nn.Conv2d):
                         projection.weight.mul_(3)
