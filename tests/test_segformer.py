@@ -264,9 +264,8 @@ def test_a_resize_that_would_be_dearer_or_is_read_elsewhere_stays() -> None:
 # maps of classes
 
 
-def test_a_core_ml_file_of_classes_takes_an_image_and_agrees_on_999_of_1000_pixels(
-    checkpoint: Path, rebuild: ModuleType, tmp_path: Path
-) -> None:
+def test_a_core_ml_file_of_classes_takes_an_image_and_agrees_but_for_ties(checkpoint: Path, tmp_path: Path) -> None:
+    """Weights by a rule have no margins: 0.12 % of the pixels change at 61 dB, and all of them between near ties."""
     pytest.importorskip("coremltools", reason="coremltools is not installed")
     names = [f"class {i}" for i in range(19)]
     artifact = edgesmith.export(
@@ -283,8 +282,20 @@ def test_a_core_ml_file_of_classes_takes_an_image_and_agrees_on_999_of_1000_pixe
     assert artifact.manifest["model"]["outputs"] == ["labels"]
     assert artifact.manifest["model"]["segmentation"] == "labels"
     *_, last = artifact.manifest["verification"]["steps"]
-    assert last["top1"]["agreeing"] >= 0.999 * last["top1"]["decided"]
+    assert last["top1"]["agreeing"] >= 0.998 * last["top1"]["decided"]
     file = targets.get("coreml").open(artifact.file)
+    model, _ = load(SPEC, checkpoint)
+    x = F.interpolate(torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(1)), (64, 64), mode="bicubic")
+    outputs = file.run([[x.numpy()]])
+    assert isinstance(outputs, list)
+    with torch.no_grad():
+        scores = F.interpolate(model(x), (64, 64), mode="bilinear")
+    best = scores.topk(2, dim=1).values
+    is_decided = best[:, 0] - best[:, 1] > 5e-3 * scores.abs().max()
+    same = torch.from_numpy(outputs[0][0]) == scores.argmax(1)
+    assert is_decided.float().mean() > 0.9
+    assert same[is_decided].all()
+    assert same.float().mean() >= 0.998
     metadata = file.program.metadata
     assert metadata["com.apple.coreml.model.preview.type"] == "imageSegmenter"
     assert json.loads(metadata["com.apple.coreml.model.preview.params"])["labels"] == names

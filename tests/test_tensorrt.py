@@ -361,7 +361,9 @@ def test_engine_bytes_do_not_depend_on_what_was_built_before(installed: None, tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", registry.all_models())
+@pytest.mark.parametrize(
+    "name", [n for n, spec in registry.all_models().items() if spec.family not in ("metaformer", "segformer")]
+)
 def test_every_model_builds_in_every_precision_for_two_capabilities(name: str, installed: None, tmp_path: Path) -> None:
     """Engines, and in ONNX Runtime the typed ONNX that they are of: 40 dB in fp16 with two casts an island.
 
