@@ -285,7 +285,11 @@ def test_a_core_ml_file_of_classes_takes_an_image_and_agrees_but_for_ties(checkp
     assert last["top1"]["agreeing"] >= 0.998 * last["top1"]["decided"]
     file = targets.get("coreml").open(artifact.file)
     model, _ = load(SPEC, checkpoint)
-    x = F.interpolate(torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(1)), (64, 64), mode="bicubic")
+    smooth = F.interpolate(torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(1)), (64, 64), mode="bicubic")
+    rgb = (255 * smooth.clamp(0, 1)).round() / 255  # an image has nothing between
+    assert isinstance(SPEC.input, registry.ImageInput)
+    mean, std = (torch.tensor(one).reshape(3, 1, 1) for one in (SPEC.input.mean, SPEC.input.std))
+    x = (rgb - mean) / std
     outputs = file.run([[x.numpy()]])
     assert isinstance(outputs, list)
     with torch.no_grad():
