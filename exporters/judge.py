@@ -120,7 +120,11 @@ def appoint(
     natural = evidence.chosen(lambda call: call.is_natural)
     spikes = spikes_in(count_operators(rewritten.module))
     criteria = AcceptanceCriteria(
-        own, spikes, partial(measure_noise, model.module, natural), noise_of_calls=noise.measure
+        own,
+        spikes,
+        partial(measure_noise, model.module, natural),
+        noise_of_calls=noise.measure,
+        of_classes=options.segmentation == "labels",
     )
     of_file = replace(criteria, precision=judged, collects=options.allow_inaccurate)
     unverified = find_doubts(captured.output_names, evidence)

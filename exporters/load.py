@@ -77,7 +77,11 @@ def load(options: ModelOptions, labels: Sequence[str] | None = None) -> Loaded:
         BadInput: inputs that are no tensors; labels that do not fit the model's classes.
     """
     loaded = _load_module(options) if options.spec is None else _load_named(options, options.spec)
-    return loaded if labels is None else _label(loaded, labels, options.backend.classifies)
+    if labels is not None:
+        loaded = _label(loaded, labels, options.backend.classifies, options.segments)
+    if options.segmentation == "labels":
+        loaded = replace(loaded, module=_Segmenter(loaded.module), output_names=("labels",))
+    return loaded
 
 
 def load_given(options: ExportOptions, model: Loaded) -> tuple[list[list[Tensor]], dict[str, Any]] | None:
@@ -163,15 +167,28 @@ class _Classifier(nn.Module):
         return logits.softmax(dim=1)
 
 
-def _label(loaded: Loaded, labels: Sequence[str], classifies: bool) -> Loaded:
+class _Segmenter(nn.Module):
+    """The class of each pixel instead of logits at a quarter of the size. [B, 3, H, W] -> int32 [B, H, W]"""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> Tensor:
+        logits: Tensor = self.model(image)
+        scores = nn.functional.interpolate(logits, image.shape[2:], mode="bilinear")
+        return scores.argmax(1).to(torch.int32)
+
+
+def _label(loaded: Loaded, labels: Sequence[str], classifies: bool, segments: bool) -> Loaded:
     """Check class names against the model's outputs, and make a classifier of it where the target has such files."""
     outputs = run_eager(loaded.module, loaded.inputs)
-    if len(outputs) != 1 or outputs[0].dim() != 2:
+    if len(outputs) != 1 or outputs[0].dim() != (4 if segments else 2):
         raise BadInput("--labels needs a model that returns one tensor [B, classes]")
     logits = outputs[0]
     if logits.shape[1] != len(labels):
         raise BadInput(f"--labels has {len(labels)} names and the model has {logits.shape[1]} classes")
-    if not classifies:
+    if segments or not classifies:
         return loaded
     names = loaded.input_names or tuple(f"input_{i}" for i in range(len(loaded.inputs)))
     return replace(loaded, module=_Classifier(loaded.module), input_names=names, output_names=("probabilities",))

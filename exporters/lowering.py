@@ -40,6 +40,7 @@ class Lowering:
             streaming=product.streaming,
             sequence_program=product.sequence_program,
             labels=None if options.labels is None else tuple(options.labels),
+            segments=options.segments,
             image_input=options.image_input,
             deployment_target=options.system,
             profile=options.profile,

@@ -49,6 +49,7 @@ class ModelRecord(TypedDict):
     Attributes:
         inputs, outputs: of the file, in order, without states that the runtime keeps.
         features: whether it returns dense features instead of logits.
+        segmentation: of a model for it: `logits` at a quarter of the image's size, or `labels`, each pixel's class.
         normalisation: of images, or in words what was done to the features of frames.
         fixed: arguments of a module's forward that are part of the file, as Python writes them.
     """
@@ -57,6 +58,7 @@ class ModelRecord(TypedDict):
     inputs: list[NamedShape]
     outputs: list[str]
     features: NotRequired[bool]
+    segmentation: NotRequired[str]
     source: NotRequired[str]
     paper: NotRequired[str]
     licence: NotRequired[str]

@@ -60,6 +60,8 @@ class ModelOptions:
         batch: images or sequences in one call.
         dynamic_batch: leave the batch free, where the target can.
         features: the dense features of a named model instead of its logits.
+        segmentation: of a named model for it: `logits` at a quarter of the image's size, or `labels`, the class of each
+            pixel at the image's own size. Default: logits.
 
     Raises:
         BadInput: a sentence that says what was wanted, what came and what to do.
@@ -77,6 +79,7 @@ class ModelOptions:
     batch: int = 1
     dynamic_batch: bool = False
     features: bool = False
+    segmentation: str | None = None
 
     def __post_init__(self) -> None:
         for check in MODEL_CHECKS:
@@ -101,6 +104,11 @@ class ModelOptions:
     def artifact_name(self) -> str:
         """The model's name in the artifact."""
         return _name(self.model, self.spec, self.name)
+
+    @property
+    def segments(self) -> bool:
+        """Return whether the model's output is a map of classes, as logits or as labels."""
+        return self.spec is not None and self.spec.segments and not self.features
 
     @property
     def image(self) -> ImageInput | None:
@@ -193,6 +201,7 @@ class ExportOptions(ModelOptions):
             (is_resized, _describe_shape(self.shape)),
             (is_batched, f"batch-{'dynamic' if self.dynamic_batch else self.batch}"),
             (self.features, "features"),
+            (self.segmentation == "labels", "label-map"),
             (self.labels is not None, "labels"),
             (self.image_input, "image"),
             (self.streaming, "streaming"),
@@ -203,6 +212,9 @@ class ExportOptions(ModelOptions):
         words = (str(word) for differs, word in differences if differs)
         return "-".join([self.artifact_name, self.backend.name, self.arithmetic.name, *words])
 
+
+SEGMENTATIONS = ("logits", "labels")
+"""The outputs that a model for segmentation may have, the default first."""
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -280,6 +292,11 @@ def _shape(spec: ModelSpec | None, size: tuple[int, int] | None, frames: int | N
         raise BadInput(f"{spec.name} reads images and has no --frames; their size is --input-size")
     if size is None:
         return reads.shape
+    if reads.is_fixed and size != reads.shape[1:]:
+        raise BadInput(
+            f"{spec.name} has weights for {reads.shape[1]}x{reads.shape[2]} alone, got {size[0]}x{size[1]};"
+            " leave --input-size out"
+        )
     if any(n < reads.divisor or n % reads.divisor for n in size):
         nearest = [max(reads.divisor, round(n / reads.divisor) * reads.divisor) for n in size]
         raise BadInput(
@@ -342,6 +359,17 @@ def _check_reads(options: ModelOptions) -> None:
     _ = options.backend, options.artifact_name, options.shape  # which are refused where they cannot be
     if options.sequence is not None and options.features:
         raise BadInput(f"{options.artifact_name} reads sequences and has no --features; their length is --frames")
+
+
+def _check_segmentation(options: ModelOptions) -> None:
+    """Refuse maps of classes of what makes none, and those of other kinds."""
+    if options.segmentation is None:
+        return
+    if options.segmentation not in SEGMENTATIONS:
+        raise BadInput(f"--segmentation is {' or '.join(SEGMENTATIONS)}, got {options.segmentation!r}")
+    if not options.segments:
+        why = "--features returns no classes" if options.features else "it is no model for semantic segmentation"
+        raise BadInput(f"{options.artifact_name} has no --segmentation, since {why}; leave it out")
 
 
 def _check_image_input(options: ExportOptions) -> None:
@@ -434,13 +462,18 @@ def _check_labels(options: ExportOptions) -> None:
     if len(set(labels)) != len(labels):
         twice = next(label for i, label in enumerate(labels) if label in labels[:i])
         raise BadInput(f"labels must differ from each other, got {twice!r} twice")
-    if options.backend.classifies and options.batch != 1:
+    if options.backend.classifies and options.batch != 1 and not options.segments:
         raise BadInput(f"a Core ML classifier classifies one image, got --batch {options.batch}; use --batch 1")
     if options.spec is not None and options.weights is None and len(labels) != options.spec.classes:
         raise BadInput(f"--labels has {len(labels)} names and the model has {options.spec.classes} classes")
 
 
-MODEL_CHECKS: tuple[Callable[[ModelOptions], None], ...] = (_check_batch, _check_module, _check_reads)
+MODEL_CHECKS: tuple[Callable[[ModelOptions], None], ...] = (
+    _check_batch,
+    _check_module,
+    _check_reads,
+    _check_segmentation,
+)
 """What must hold to load and rewrite a model."""
 
 FILE_CHECKS: tuple[Callable[[ExportOptions], None], ...] = (

@@ -16,7 +16,7 @@ from edgesmith.exporters.graph.edit import count_operators
 from edgesmith.exporters.judge import Judge
 from edgesmith.exporters.load import Loaded
 from edgesmith.exporters.manifest import SCHEMA, CheckRecord, Manifest, ModelRecord, RewriteRecord, TargetRecord, missed
-from edgesmith.exporters.options import ExportOptions
+from edgesmith.exporters.options import SEGMENTATIONS, ExportOptions
 from edgesmith.exporters.precision import table as precisions
 from edgesmith.exporters.precision.task import Typed
 from edgesmith.exporters.products import Product
@@ -129,6 +129,8 @@ def _describe_model(made: Export) -> ModelRecord:
     if spec is None:
         return record
     record["features"] = made.options.features
+    if made.options.segments:
+        record["segmentation"] = made.options.segmentation or SEGMENTATIONS[0]
     record["source"], record["paper"], record["licence"] = spec.source, spec.paper, spec.licence
     image, sequence = made.options.image, made.options.sequence
     if image is not None:

@@ -114,6 +114,7 @@ def _criteria(artifact: Artifact) -> AcceptanceCriteria:
         lambda: max(noises, default=None),
         collects=True,
         noise_of_calls=lambda _: kept or None,
+        of_classes=artifact.manifest["model"].get("segmentation") == "labels",
     )
 
 

@@ -25,13 +25,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ImageInput:
-    """The input of an image model: float RGB of shape [B, *shape], each channel `(value in 0..1 - mean) / std`."""
+    """The input of an image model: float RGB of shape [B, *shape], each channel `(value in 0..1 - mean) / std`.
+
+    Attributes:
+        divisor: of every height and width.
+        is_fixed: weights are for the map sizes at `shape`, so that there is no other.
+    """
 
     name: str
     shape: tuple[int, int, int]
     divisor: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    is_fixed: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,9 @@ class SequenceInput:
 ModelInput = ImageInput | SequenceInput
 
 PLUGINS = "edgesmith.models"
+
+SEGMENTATION = "semantic segmentation"
+"""The task of models whose logits are a map [B, classes, H/4, W/4]."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +92,11 @@ class ModelSpec:
     envelope: str = ""
     precision: str = ""
     module: str = ""
+
+    @property
+    def segments(self) -> bool:
+        """Return whether its logits are a map: of each pixel, at a quarter of the image's size."""
+        return self.task == SEGMENTATION
 
 
 @cache

@@ -361,7 +361,9 @@ def test_engine_bytes_do_not_depend_on_what_was_built_before(installed: None, tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", registry.all_models())
+@pytest.mark.parametrize(
+    "name", [n for n, spec in registry.all_models().items() if spec.family not in ("metaformer", "segformer")]
+)
 def test_every_model_builds_in_every_precision_for_two_capabilities(
     name: str, installed: None, one_block_a_stage: Callable[[], None], tmp_path: Path
 ) -> None:

@@ -33,9 +33,15 @@ def lossy_operators(program: MlProgram, inputs: Sequence[dict[str, Any]], snr_db
         BadInput, Unsupported: as `report.compare`.
     """
     report = compare(program, inputs)
-    ratios = [output.rounding.snr_db for output in report.outputs]
+    numbers = {one.name for operation in program.operations() for one in operation.outputs if _is_whole(one.type)}
+    ratios = [output.rounding.snr_db for output in report.outputs if output.name not in numbers]
     reached = all(ratio is None or ratio >= snr_db for ratio in ratios)
     return choose(_seen(program, {cost.met.output: cost for cost in report.operators}, snr_db), reached)
+
+
+def _is_whole(kind: Any) -> bool:
+    """Return whether a value is of whole numbers, such as classes, of which a ratio to an error says nothing."""
+    return isinstance(kind, TensorType) and kind.dtype.startswith(("int", "uint"))
 
 
 def _seen(program: MlProgram, costs: Mapping[str, Cost], snr_db: float) -> list[Seen]:

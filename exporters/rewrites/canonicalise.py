@@ -8,6 +8,8 @@ chunk(x, n, d), split(x, n, d)         ->  split_with_sizes(x, [n, ...], d)
     softmax(x, -1), transpose(x, -1, -2)   ->  axes counted from the front, the lower one first
     reshape, view: [B, C, *] -> [B, C, N]  ->  flatten(x, 2)
     reshape, view: [B, C, N] -> [B, C, *]  ->  unflatten(x, 2, [*])
+    x ** 2, square(x)                      ->  x * x
+    upsample(x) to its own size            ->  x
     _native_batch_norm_legit_no_training   ->  batch_norm, which is what functionalising made it from
 """
 
@@ -126,6 +128,26 @@ def _native_norm(module: GraphModule, node: Node) -> str | None:
     return "native batch norm -> batch_norm"
 
 
+def _square(module: GraphModule, node: Node) -> str | None:
+    if node.target is aten.pow.Tensor_Scalar and node.args[1] != 2:
+        return None
+    x = node.args[0]
+    if not val(x).is_floating_point():
+        return None
+    _replace(module, node, aten.mul.Tensor, (x, x))
+    return "a square -> a multiply"
+
+
+def _resize(module: GraphModule, node: Node) -> str | None:
+    x, *_, scales = arguments(node)
+    if any(scale != 1 for scale in scales or ()) or not all(isinstance(n, int) for n in val(node).shape[2:]):
+        return None
+    if tuple(val(x).shape[2:]) != tuple(val(node).shape[2:]):
+        return None
+    node.replace_all_uses_with(x)
+    return "a resize to the same size -> nothing"
+
+
 def _replace(module: GraphModule, node: Node, target: Any, args: tuple[Any, ...]) -> None:
     with module.graph.inserting_before(node):
         new = module.graph.call_function(target, args)
@@ -148,6 +170,10 @@ _RULES: dict[Any, Callable[[GraphModule, Node], str | None]] = {
     aten.unflatten.int: _reshape,
     aten.reshape.default: _reshape,
     aten.view.default: _reshape,
+    aten.pow.Tensor_Scalar: _square,
+    aten.square.default: _square,
+    aten.upsample_bilinear2d.vec: _resize,
+    aten.upsample_nearest2d.vec: _resize,
 }
 
 

@@ -3,6 +3,8 @@
     (x - mean(x)) / sqrt(var(x) + eps) * w + b      over axis 1 of [B, C, *]      ->  edgesmith.channel_norm
                                                     over the last axis            ->  aten.layer_norm
     permute, layer norm over the last axis, permute back                          ->  edgesmith.channel_norm
+    (x - mean(x)) / sqrt(var(x) + eps) over all axes but the batch                ->  aten.group_norm of one group
+    flatten(channel_norm(x [B, C, 1, 1]), 1)                                      ->  aten.layer_norm of flatten(x, 1)
 
 Understood spellings: division by sqrt, multiply by rsqrt, power of -0.5; the variance by `var`, as mean of a square, a
 multiply or a power; scale and shift in any shape that only varies along the channels, either or both missing. Left
@@ -32,7 +34,7 @@ from edgesmith.exporters.graph.edit import (
     sweep,
     val,
 )
-from edgesmith.exporters.graph.pattern import ANY, Match, any_of, exactly, find, hole, named, near, op
+from edgesmith.exporters.graph.pattern import ANY, Match, Pattern, any_of, exactly, find, hole, named, near, op
 from edgesmith.exporters.rewrites.rewrite import Fired, Reject, rewrites
 from edgesmith.kernels import channel_norm
 
@@ -43,54 +45,75 @@ def _axis(value: object, match: Match) -> Iterator[Match]:
         yield from match.bind("axis", value[0] % rank(match["x"]))
 
 
-_X = hole("x", Node)
-_CENTRED = op(aten.sub.Tensor, _X, op(aten.mean.dim, _X, _axis, True))
-_UNDER_ROOT = op(aten.add.Tensor, hole("variance", Node), hole("eps"))
-_NORMALISED = any_of(
-    op(aten.div.Tensor, _CENTRED, op(aten.sqrt.default, _UNDER_ROOT)),
-    op(aten.div.Tensor, _CENTRED, op(aten.pow.Tensor_Scalar, _UNDER_ROOT, 0.5)),
-    op(aten.mul.Tensor, _CENTRED, op(aten.rsqrt.default, _UNDER_ROOT)),
-    op(aten.mul.Tensor, _CENTRED, op(aten.pow.Tensor_Scalar, _UNDER_ROOT, -0.5)),
-    near(
-        "eps is added outside the root",
-        op(
-            aten.div.Tensor,
-            _CENTRED,
-            op(aten.add.Tensor, op((aten.sqrt.default, aten.std.dim, aten.std.correction), ...), ...),
-        ),
-    ),
-)
-"""(x - mean(x)) / sqrt(variance + eps), over one axis."""
+def _all_axes(value: object, match: Match) -> Iterator[Match]:
+    """A list of all axes of `x` but the first, bound as `axis`."""
+    dims = rank(match["x"])
+    if isinstance(value, list | tuple) and dims > 2 and sorted(axis % dims for axis in value) == list(range(1, dims)):
+        yield from match.bind("axis", list(range(1, dims)))
 
-_SQUARED = any_of(
-    op(aten.mul.Tensor, named("centred", _CENTRED), hole("centred")),
-    op(aten.pow.Tensor_Tensor, named("centred", _CENTRED), hole("centred")),
-    op(aten.pow.Tensor_Scalar, _CENTRED, 2),
-    op(aten.square.default, _CENTRED),
-)
+
+_X = hole("x", Node)
+
+
+def _normalised(axis: Pattern) -> Pattern:
+    """(x - mean(x)) / sqrt(variance + eps)."""
+    centred = op(aten.sub.Tensor, _X, op(aten.mean.dim, _X, axis, True))
+    under_root = op(aten.add.Tensor, hole("variance", Node), hole("eps"))
+    return any_of(
+        op(aten.div.Tensor, centred, op(aten.sqrt.default, under_root)),
+        op(aten.div.Tensor, centred, op(aten.pow.Tensor_Scalar, under_root, 0.5)),
+        op(aten.mul.Tensor, centred, op(aten.rsqrt.default, under_root)),
+        op(aten.mul.Tensor, centred, op(aten.pow.Tensor_Scalar, under_root, -0.5)),
+        near(
+            "eps is added outside the root",
+            op(
+                aten.div.Tensor,
+                centred,
+                op(aten.add.Tensor, op((aten.sqrt.default, aten.std.dim, aten.std.correction), ...), ...),
+            ),
+        ),
+    )
+
+
 _VAR = (aten.var.dim, aten.var.correction)  # (x, axes, unbiased or correction, keepdim)
-_SPREAD = any_of(_X, _CENTRED)
-_VARIANCE = any_of(
-    op(aten.mean.dim, _SQUARED, _axis, True),
-    op(_VAR, _SPREAD, _axis, 0, True),
-    near("its variance is of another type", op(aten.mean.dim, ...), unless=op(aten.mean.dim, ANY, ANY, ANY)),
-    near(
-        "its mean and its variance are over different axes",
-        op(aten.mean.dim, ...),
-        unless=op(aten.mean.dim, ANY, _axis, True),
-    ),
-    near("its variance is another value's", op(_VAR, ...), unless=op(_VAR, _SPREAD, ...)),
-    near("its mean and its variance are over different axes", op(_VAR, ...), unless=op(_VAR, ANY, _axis, ANY, True)),
-    near("its variance is unbiased, over C - 1", op(_VAR, ...)),
-    near("what is under the root is no variance of it", ANY),
-)
-"""The biased variance of `x` over `axis`, both of which are known."""
+
+
+def _biased_variance(axis: Pattern) -> Pattern:
+    """The biased variance of `x` over `axis`, both of which are known."""
+    centred = op(aten.sub.Tensor, _X, op(aten.mean.dim, _X, axis, True))
+    squared = any_of(
+        op(aten.mul.Tensor, named("centred", centred), hole("centred")),
+        op(aten.mul.Tensor, centred, centred),
+        op(aten.pow.Tensor_Tensor, named("centred", centred), hole("centred")),
+        op(aten.pow.Tensor_Scalar, centred, 2),
+        op(aten.square.default, centred),
+    )
+    spread = any_of(_X, centred)
+    return any_of(
+        op(aten.mean.dim, squared, axis, True),
+        op(_VAR, spread, axis, 0, True),
+        near("its variance is of another type", op(aten.mean.dim, ...), unless=op(aten.mean.dim, ANY, ANY, ANY)),
+        near(
+            "its mean and its variance are over different axes",
+            op(aten.mean.dim, ...),
+            unless=op(aten.mean.dim, ANY, axis, True),
+        ),
+        near("its variance is another value's", op(_VAR, ...), unless=op(_VAR, spread, ...)),
+        near("its mean and its variance are over different axes", op(_VAR, ...), unless=op(_VAR, ANY, axis, ANY, True)),
+        near("its variance is unbiased, over C - 1", op(_VAR, ...)),
+        near("what is under the root is no variance of it", ANY),
+    )
+
+
+_NORMALISED, _VARIANCE = _normalised(_axis), _biased_variance(_axis)
+_OF_SAMPLE, _VARIANCE_OF_SAMPLE = _normalised(_all_axes), _biased_variance(_all_axes)
 
 
 @rewrites(rule="a layer norm that is spelled out -> one operator")
 def fuse_channel_norm(module: GraphModule, node: Node, costs: Costs) -> str | Fired | None:
     """See the table above."""
-    return _fuse(module, node) or _between_permutations(module, node)
+    known = _over_sample(module, node) or _at_one_position(module, node)
+    return known or _fuse(module, node) or _between_permutations(module, node)
 
 
 def _fuse(module: GraphModule, node: Node) -> str | None:
@@ -112,6 +135,46 @@ def _fuse(module: GraphModule, node: Node) -> str | None:
         raise Reject("the number of channels is not known")
     _put_norm(module, node, source, axis, float(eps))
     return "a layer norm over axis 1 -> edgesmith.channel_norm" if axis == 1 else "-> aten.layer_norm"
+
+
+def _over_sample(module: GraphModule, node: Node) -> str | None:
+    """All axes but the batch at once, as a group norm of one group; the scale of a map goes with it."""
+    found = find(_OF_SAMPLE, node)
+    if found is None or found.reason is not None:
+        return None
+    eps = found["eps"]
+    variance = find(_VARIANCE_OF_SAMPLE, found["variance"], x=found["x"], axis=found["axis"])
+    if variance is None or variance.reason is not None or not isinstance(eps, int | float) or isinstance(eps, bool):
+        return None
+    source = found["x"]
+    channels = val(source).shape[1]
+    if not isinstance(channels, int) or not val(source).is_floating_point():
+        return None
+    end, weight, bias = _affine(module, node, 1, channels)
+    emit = Emitter(module, end)
+    where = site(node)
+    given = [emit.constant(f"{where}.{name}", value) for name, value in (("weight", weight), ("bias", bias))]
+    if not bool(bias.any()):
+        given[1:] = []
+    replace(end, emit(aten.group_norm.default, source, 1, *given, *([None] * (2 - len(given))), float(eps)))
+    return "a norm over all of a sample -> aten.group_norm"
+
+
+def _at_one_position(module: GraphModule, node: Node) -> str | None:
+    """A channel norm of [B, C, 1, 1] that is flattened to [B, C]."""
+    norm = node.args[0] if node.target is aten.flatten.using_ints else None
+    if not isinstance(norm, Node) or norm.target is not channel_norm.OP.overload or len(norm.users) > 1:
+        return None
+    if any(not isinstance(n, int) or n != 1 for n in val(norm).shape[2:]) or arguments(node)[1:] not in (
+        (1, -1),
+        (1, 3),
+    ):
+        return None
+    x, weight, bias, eps = arguments(norm)
+    emit = Emitter(module, node)
+    flat = emit(aten.flatten.using_ints, x, 1)
+    replace(node, emit(aten.layer_norm.default, flat, [int(val(x).shape[1])], weight, bias, eps))
+    return "a norm at one position -> aten.layer_norm"
 
 
 def _put_norm(module: GraphModule, node: Node, source: Node, axis: int, eps: float) -> None:

@@ -89,7 +89,7 @@ def lower(program: Program, path: Path, request: Request, system: Any) -> None:
         sources = {name: one.sources for name, one in made.items()}
         describe(model, request, sources, [one for each in made.values() for one in each.legalized])
         write(model, first, path)
-    check_names(model, {name: one.program for name, one in made.items()}, request.labels is not None)
+    check_names(model, {name: one.program for name, one in made.items()}, request.classifies)
 
 
 def _convert(program: Program, request: Request, package: Path, system: Any) -> _Converted:
@@ -102,8 +102,8 @@ def _convert(program: Program, request: Request, package: Path, system: Any) -> 
         program = scale_input(program, request)
     half = request.precision.is_half
     program, taken, states = _with_states(program, request)
-    classifier = None if request.labels is None else ct.ClassifierConfig(list(request.labels))
-    outputs = None if classifier else [ct.TensorType(name=n, dtype=np.float32) for n in program.output_names]
+    classifier = ct.ClassifierConfig(list(request.labels)) if request.labels and request.classifies else None
+    outputs = None if classifier else _outputs(program, request)
     inputs = _inputs(program, request)
     with own_translations(half), legalizing() as legalization:
         with _refusing(taken):
@@ -156,6 +156,16 @@ def _inputs(program: Program, request: Request) -> list[Any]:
     return [
         ct.TensorType(name=n, shape=tuple(x.shape), dtype=real if x.is_floating_point() else np.int32) for n, x in pairs
     ]
+
+
+def _outputs(program: Program, request: Request) -> list[Any]:
+    """Return coremltools' description of the outputs: Float32, but for classes of pixels."""
+    import coremltools as ct
+
+    kind: type[np.generic] = np.float32
+    if request.segments and not program.module.graph.output_node().all_input_nodes[0].meta["val"].is_floating_point():
+        kind = np.int32
+    return [ct.TensorType(name=name, dtype=kind) for name in program.output_names]
 
 
 def passes(pipeline: Any = None) -> Any:

@@ -6,6 +6,7 @@ Identifiers become hashes of what they name, the date is dropped, and map entrie
 
 from __future__ import annotations
 
+import colorsys
 import hashlib
 import json
 import shutil
@@ -49,6 +50,8 @@ def describe(model: Any, request: Request, sources: Sources, legalized: Sequence
         facts["edgesmith.input.std"] = json.dumps(request.image.std)
     if request.sequence is not None:
         facts["edgesmith.input.normalised"] = request.sequence.normalised
+    if request.segments and request.labels is not None:
+        facts |= _preview(request.labels)
     for function, table in sources.items():
         facts[SOURCES if len(sources) == 1 else f"{SOURCES}.{function}"] = json.dumps(table)
     if legalized:
@@ -56,6 +59,17 @@ def describe(model: Any, request: Request, sources: Sources, legalized: Sequence
     for key, value in facts.items():
         metadata.userDefined[key] = value
     metadata.userDefined.pop("com.github.apple.coremltools.conversion_date", None)
+
+
+def _preview(labels: Sequence[str]) -> dict[str, str]:
+    """Return what Xcode, and apps that follow it, read of a segmentation's classes: names, and a colour for each."""
+    hues = [colorsys.hsv_to_rgb(i / len(labels), 0.7, 0.9) for i in range(len(labels))]
+    colours = ["#" + "".join(f"{round(255 * part):02X}" for part in hue) for hue in hues]
+    named = {"labels": list(labels), "colors": colours}
+    return {
+        "com.apple.coreml.model.preview.type": "imageSegmenter",
+        "com.apple.coreml.model.preview.params": json.dumps(named, ensure_ascii=False),
+    }
 
 
 def write(model: Any, source: Path, path: Path) -> None:

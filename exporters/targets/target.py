@@ -62,6 +62,7 @@ class Request:
         streaming: the description of a step program, for one.
         sequence_program: beside a step program, that of the whole sequence, for a file that holds both.
         labels: class names, in the order of the logits.
+        segments: whether the output is a map of classes, of which the labels are names; a file for it classifies none.
         image_input: take images instead of normalised tensors.
         deployment_target: oldest system that the file must run on, in the target's own words.
         profile: the device that the file is for.
@@ -76,11 +77,17 @@ class Request:
     sequence_program: Program | None = None
     keep_fp32: Mapping[str, str] = field(default_factory=dict)
     labels: tuple[str, ...] | None = None
+    segments: bool = False
     image_input: bool = False
     deployment_target: str | None = None
     profile: DeviceProfile | None = None
     licence: str = ""
     source: str = ""
+
+    @property
+    def classifies(self) -> bool:
+        """Return whether the labels are those of one class for each input."""
+        return self.labels is not None and not self.segments
 
     @property
     def keeps_states(self) -> bool:

@@ -6,6 +6,8 @@ constant ones: it reports their figures, and they have to be finite. So it is, i
 output for an adversarial input is nothing but rounding, such as the norm of a constant. Evidence without a description
 of its calls, as older artifacts have it, is judged over all calls together.
 
+Outputs that are classes of pixels have no error that means anything: one is judged by how many of them agree.
+
 Beyond a threshold, the first position where the two programs diverge is looked for by name. Two kinds of models need
 more than a threshold:
 
@@ -34,15 +36,18 @@ from torch.export import ExportedProgram
 
 from edgesmith.errors import BadInput, VerificationFailed
 from edgesmith.exporters.figures import (
+    OTHER_CLASS_OF_ONE,
     CallFigures,
     Figures,
     Outputs,
     above_noise,
     agreeing_inputs,
+    allowed_classes,
     cover_half,
     judge,
     measure,
     measure_call,
+    measure_classes,
     scales_of,
 )
 from edgesmith.exporters.graph.capture import Program, exported, run, run_eager, with_module
@@ -114,6 +119,7 @@ class AcceptanceCriteria:
         noise: how far, relative to the peak, eager outputs are from those in float64; asked only when it matters.
             None where that cannot be said.
         collects: whether a check that fails says so in its record, under `missed`, instead of raising.
+        of_classes: whether outputs are classes of pixels, judged by how many agree.
         noise_of_calls: from the name of a type to the noise of each call in it, see noise.py.
     """
 
@@ -122,6 +128,7 @@ class AcceptanceCriteria:
     noise: Callable[[], float | None]
     collects: bool = False
     noise_of_calls: Callable[[str], Noise | None] = lambda _: None
+    of_classes: bool = False
 
     def thresholds(self) -> Thresholds:
         """Return what another machine must hold: eager's own noise, which it cannot measure, is in it."""
@@ -191,9 +198,12 @@ def check(
         VerificationFailed: with that position, unless the criteria collect failures.
     """
     try:
-        judged = (
-            _judge_calls(reference, outputs, criteria, described) if described else _judge(reference, outputs, criteria)
-        )
+        if criteria.of_classes:
+            judged = _judge_classes(reference, outputs, criteria, described)
+        elif described:
+            judged = _judge_calls(reference, outputs, criteria, described)
+        else:
+            judged = _judge(reference, outputs, criteria)
     except ValueError as error:
         raise VerificationFailed(f"{what}: {error}") from error
     record: CheckRecord = {"step": what}
@@ -228,6 +238,33 @@ def _judge(reference: Outputs, outputs: Outputs, criteria: AcceptanceCriteria) -
         details["allowed"] = float(f"{thresholds.relative_error:.1e}")
         failure = judge(figures, thresholds)
     return _Judgement(figures, failure, 0, details)
+
+
+def _judge_classes(
+    reference: Outputs, outputs: Outputs, criteria: AcceptanceCriteria, described: Sequence[Call]
+) -> _Judgement:
+    """Judge classes of pixels: nearly all of them agree on the natural calls, and most on each of these.
+
+    Adversarial calls, of even images, are reported. The figures are shares of pixels: the error is that of those with
+    another class.
+    """
+    limits = criteria.precision.criteria
+    allowed = allowed_classes(limits.limits(), limits.clips)
+    of_one = min(1.0, OTHER_CLASS_OF_ONE * allowed)
+    found = [measure_classes(ys, zs, of_one) for ys, zs in zip(reference, outputs, strict=True)]
+    natural = [i for i, _ in enumerate(found) if not described or described[i].is_natural]
+    worst = max(natural, key=lambda i: found[i].share)
+    details: CheckRecord = cast(CheckRecord, {"calls": [_describe_call(one) for one in found]})
+    for i, call in enumerate(described):
+        details["calls"][i]["kind"] = call.kind
+        if i not in natural:
+            details["calls"][i]["not_judged"] = True
+    pixels = sum(y.size for i in natural for y in reference[i])
+    others = sum(round(found[i].max_abs_error * sum(y.size for y in reference[i])) for i in natural)
+    share = others / max(pixels, 1)
+    figures = Figures(found[worst].max_abs_error, share, None, agreeing=pixels - others, decided=pixels, ties=0)
+    failure = f"{share:.2%} of the pixels have another class, allowed {allowed:.2%}" if share > allowed else None
+    return _Judgement(figures, failure or found[worst].failure, worst, details)
 
 
 def _judge_calls(

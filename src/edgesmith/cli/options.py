@@ -82,6 +82,14 @@ Frames = Annotated[
 Batch = Annotated[int, typer.Option("--batch", "-b", help="Images or sequences in one call.")]
 DynamicBatch = Annotated[bool, typer.Option("--dynamic-batch", help="Leave the batch free (onnx).")]
 Features = Annotated[bool, typer.Option("--features", help="Dense features instead of logits.")]
+Segmentation = Annotated[
+    str | None,
+    typer.Option(
+        "--segmentation",
+        help="Of a model for it: logits, at a quarter of the size, or labels, the class of each pixel.",
+        show_default="logits",
+    ),
+]
 TakesImage = Annotated[bool, typer.Option("--image-input", help="Take an image; normalisation is folded in (coreml).")]
 Streaming = Annotated[bool, typer.Option("--streaming", help="One step of a sequence model, states in and out.")]
 WithSequence = Annotated[
