@@ -47,6 +47,7 @@ class ModelRecord(TypedDict):
         inputs, outputs: of the file, in order, without states that the runtime keeps.
         features: whether it returns dense features instead of logits.
         normalisation: of images, or in words what was done to the features of frames.
+        series: of a forecaster, what it reads and returns, see models/series.py.
     """
 
     name: str
@@ -57,6 +58,7 @@ class ModelRecord(TypedDict):
     paper: NotRequired[str]
     licence: NotRequired[str]
     normalisation: NotRequired[Normalisation | str]
+    series: NotRequired[dict[str, Any]]
 
 
 class FunctionRecord(TypedDict):

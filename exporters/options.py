@@ -26,6 +26,7 @@ from edgesmith.exporters.precision.table import Precision
 from edgesmith.exporters.targets.target import Target
 from edgesmith.models import registry
 from edgesmith.models.registry import ImageInput, ModelSpec, SequenceInput
+from edgesmith.models.series import SeriesInput, read_file
 from edgesmith.profiles import device as devices
 from edgesmith.profiles.device import DeviceProfile
 
@@ -56,6 +57,8 @@ class ModelOptions:
         batch: images or sequences in one call.
         dynamic_batch: leave the batch free, where the target can.
         features: the dense features of a named model instead of its logits.
+        config: a forecaster's `config.json`, with transformers' names, for the models that take one.
+        observed_mask: a second input of a named forecaster, which says what was observed.
 
     Raises:
         BadInput: a sentence that says what was wanted, what came and what to do.
@@ -72,6 +75,8 @@ class ModelOptions:
     batch: int = 1
     dynamic_batch: bool = False
     features: bool = False
+    config: str | Path | None = None
+    observed_mask: bool = False
 
     def __post_init__(self) -> None:
         for check in MODEL_CHECKS:
@@ -85,7 +90,7 @@ class ModelOptions:
     @cached_property
     def spec(self) -> ModelSpec | None:
         """The facts about a named model; None for a module."""
-        return _spec(self.model)
+        return _configured(_spec(self.model), self.config, self.observed_mask)
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
@@ -106,6 +111,11 @@ class ModelOptions:
     def sequence(self) -> SequenceInput | None:
         """The model's frames; None where it reads no sequences."""
         return self.spec.input if self.spec and isinstance(self.spec.input, SequenceInput) else None
+
+    @property
+    def series(self) -> SeriesInput | None:
+        """The contract of a forecaster; None for any other model."""
+        return self.spec.input if self.spec and isinstance(self.spec.input, SeriesInput) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,6 +239,22 @@ def _spec(model: str | nn.Module) -> ModelSpec | None:
     return None
 
 
+def _configured(spec: ModelSpec | None, config: str | Path | None, observed_mask: bool) -> ModelSpec | None:
+    """Return a forecaster with a configuration of the caller's own; any other model as it is."""
+    if spec is None or not isinstance(spec.input, SeriesInput):
+        if config is not None or observed_mask:
+            option = "--config" if config is not None else "--observed-mask"
+            name = spec.name if spec is not None else "a module"
+            raise BadInput(f"{option} is for forecasters, such as ttm and patchtsmixer; {name} is none")
+        return spec
+    if config is not None and not spec.configurable:
+        raise BadInput(f"{spec.name} has a configuration of its own; --config goes with --model {spec.family}")
+    if config is None and not observed_mask:
+        return spec
+    facts = read_file(config) if config is not None else {}
+    return registry.configure(spec, facts, observed_mask, Path(config).name if config is not None else spec.name)
+
+
 def _precision(target: Target, name: str | None, spec: ModelSpec | None) -> Precision:
     """Return the precision of a name, of the model, or of the target."""
     known = precisions.for_target(target.name, target.precisions)
@@ -255,6 +281,14 @@ def _shape(spec: ModelSpec | None, size: tuple[int, int] | None, frames: int | N
     if spec is None:
         return ()
     reads = spec.input
+    if isinstance(reads, SeriesInput):
+        if size is not None or frames is not None:
+            option = "--input-size" if size is not None else "--frames"
+            raise BadInput(
+                f"{spec.name} reads a context of {reads.shape[0]} steps and has no {option}; its length is the"
+                " context_length of its configuration"
+            )
+        return reads.shape
     if isinstance(reads, SequenceInput):
         if size is not None:
             raise BadInput(f"{spec.name} reads sequences and has no --input-size; their length is --frames")
@@ -321,6 +355,8 @@ def _check_module(options: ModelOptions) -> None:
 def _check_reads(options: ModelOptions) -> None:
     """Refuse names that nothing has, sizes that the model does not read, and maps of a model that has none."""
     _ = options.backend, options.artifact_name, options.shape  # which are refused where they cannot be
+    if options.series is not None and options.features:
+        raise BadInput(f"{options.artifact_name} reads time series and has no --features; leave it out")
     if options.sequence is not None and options.features:
         raise BadInput(f"{options.artifact_name} reads sequences and has no --features; their length is --frames")
 
@@ -329,7 +365,9 @@ def _check_image_input(options: ExportOptions) -> None:
     """Refuse images for what reads none."""
     if options.image_input and options.image is None:
         name = options.artifact_name
-        reads = "reads sequences" if options.sequence else "is a module, whose input may be anything,"
+        reads = "is a module, whose input may be anything,"
+        if options.spec is not None:
+            reads = "reads sequences" if options.sequence else "reads time series"
         raise BadInput(f"{name} {reads} and has no --image-input; leave it out")
     if options.image_input and options.batch != 1:
         raise BadInput(f"an image input holds one image, got --batch {options.batch}; use --batch 1")
@@ -362,6 +400,11 @@ def _check_batch(options: ModelOptions) -> None:
 
 def _check_streaming(options: ExportOptions) -> None:
     """Refuse what a step cannot have, and a sequence without a step."""
+    if options.series is not None and options.streaming:
+        raise BadInput(
+            f"{options.artifact_name} mixes all patches of its context and has no --streaming; feed it the last"
+            f" {options.shape[0]} steps each time"
+        )
     if options.image is not None and options.streaming:
         raise BadInput(f"{options.artifact_name} reads images and has no --streaming; models of sequences have")
     if options.streaming and options.arithmetic.needs_whole_inputs:

@@ -48,6 +48,8 @@ def describe(model: Any, request: Request, sources: Sources, legalized: Sequence
         facts["edgesmith.input.std"] = json.dumps(request.image.std)
     if request.sequence is not None:
         facts["edgesmith.input.normalised"] = request.sequence.normalised
+    if request.series is not None:
+        facts["edgesmith.input.series"] = json.dumps(request.series.describe())
     for function, table in sources.items():
         facts[SOURCES if len(sources) == 1 else f"{SOURCES}.{function}"] = json.dumps(table)
     if legalized:

@@ -26,6 +26,8 @@ def export(
     model: given.ModelName,
     target: given.TargetName,
     weights: given.Weights = None,
+    config: given.Config = None,
+    observed_mask: given.ObservedMask = False,
     precision: given.PrecisionName = None,
     input_size: given.InputSize = None,
     frames: given.Frames = None,
@@ -51,6 +53,8 @@ def export(
         model,
         target,
         weights=weights,
+        config=config,
+        observed_mask=observed_mask,
         precision=precision,
         input_size=given.parse_size(input_size),
         frames=frames,
@@ -91,6 +95,8 @@ def explain(
     model: given.ModelName,
     target: given.TargetName = "onnx",
     weights: given.Weights = None,
+    config: given.Config = None,
+    observed_mask: given.ObservedMask = False,
     input_size: given.InputSize = None,
     frames: given.Frames = None,
     features: given.Features = False,
@@ -100,7 +106,16 @@ def explain(
     from edgesmith.exporters.options import ModelOptions
 
     size = given.parse_size(input_size)
-    options = ModelOptions(model, target, weights=weights, input_size=size, frames=frames, features=features)
+    options = ModelOptions(
+        model,
+        target,
+        weights=weights,
+        config=config,
+        observed_mask=observed_mask,
+        input_size=size,
+        frames=frames,
+        features=features,
+    )
     with show_stage("import"):
         from edgesmith.exporters.export import capture_and_rewrite
         from edgesmith.exporters.graph.edit import count_operators
