@@ -104,7 +104,7 @@ def _load_named(options: ModelOptions, spec: ModelSpec) -> Loaded:
         output = "forecast" if options.series.horizon else "logits"
         return Loaded(spec.name, module, inputs, names, (output,), origin, spec)
     ((x,),) = seeded_inputs([torch.zeros(batch, *options.shape)], count=1)
-    outputs: tuple[str, ...] = ("logits",)
+    outputs: tuple[str, ...] = ("logits" if spec.classes else "sequence",)
     if options.features:
         outputs = tuple(f"features_{i}" for i in range(len(run_eager(module, (x,)))))
     return Loaded(spec.name, module, (x,), (spec.input.name,), outputs, origin, spec)

@@ -27,8 +27,8 @@ import numpy as np
 from edgesmith.exporters.mil.program import MlProgram
 from edgesmith.exporters.mil.rules import MASK
 from edgesmith.exporters.precision.large_constants import SHARE, find_reach
-from edgesmith.exporters.precision.restored_levels import find_ends, is_layer
 from edgesmith.exporters.precision.policy import HALF_MAX
+from edgesmith.exporters.precision.restored_levels import find_ends, is_layer
 
 LEGALIZED = "edgesmith.mended"
 """User-defined metadata: a JSON list of what the lowering has changed, as `Legalization`. The key is of packages that

@@ -24,6 +24,7 @@
     zero_masked_rows    sdpa(q, k, v, mask) -> 0 where a query sees no key
     einsum              einsum(A, B) -> matmul(A', B')
     choose_memory_form  a linear recurrence -> its cheapest form, or none of it
+    choose_scan_form    a scan -> its cheapest form
     dense_transforms    frequency filters that transform a map by one matrix, where the target says cheaper
     share_gates         additive attention with q's and k's gates in common convolutions, where the target says cheaper
     winograd            convolutions over time with fewer multiplies, where the target says faster
@@ -47,6 +48,7 @@ from edgesmith.exporters.graph.capture import Program, with_module
 from edgesmith.exporters.graph.edit import fork, tidy
 from edgesmith.exporters.rewrites.canonicalise import canonicalise
 from edgesmith.exporters.rewrites.choose_memory_form import choose_memory_form
+from edgesmith.exporters.rewrites.choose_scan_form import choose_scan_form
 from edgesmith.exporters.rewrites.compose_layers import compose_layers
 from edgesmith.exporters.rewrites.concat_linears import concat_linears
 from edgesmith.exporters.rewrites.dense_transforms import dense_transforms
@@ -107,6 +109,7 @@ ORDER: tuple[Rewrite, ...] = (
     zero_masked_rows,
     einsum,
     choose_memory_form,
+    choose_scan_form,
     dense_transforms,
     share_gates,
     winograd,
