@@ -66,10 +66,11 @@ class Hydra(nn.Module):
         self.out_proj = nn.Linear(inner, dim, bias=False)
 
     def forward(self, u: Tensor) -> Tensor:
-        z, mixed, steps = self.in_proj(u).split(self.sizes, dim=-1)
+        projected: Tensor = self.in_proj(u)
+        z, mixed, steps = torch.split(projected, self.sizes, dim=-1)
         mixed = F.silu(self.conv1d(mixed.transpose(1, 2))).transpose(1, 2)
         rows = self.groups * self.state
-        x, rows = mixed.split((self.sizes[0], mixed.shape[-1] - self.sizes[0]), dim=-1)
+        x, rows = torch.split(mixed, (self.sizes[0], mixed.shape[-1] - self.sizes[0]), dim=-1)
         b, c = rows.reshape(*rows.shape[:2], 2, 2, self.groups, self.state).unbind(3)  # [B, T, 2, G, N]
         y: Tensor = quasiseparable.OP.overload(
             x.reshape(*x.shape[:2], self.heads, -1),

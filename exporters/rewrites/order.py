@@ -4,6 +4,8 @@
     drop_copies         a copy of x -> x
     recognise           a fused op in another spelling -> that op
     fold_constants      what is computed from parameters alone becomes a parameter
+    find_closed_scan    exp(S) cumsum(U exp(-S)) -> a selective scan
+    find_loop_scan      an unrolled loop of h = exp(P_t) h + U_t -> a selective scan
     reroll              an unrolled loop, or a scan, of one step -> one op
     canonicalise        one spelling for pools, splits and dropouts, so that patterns need only one
     merge_linears       (L1(x) + L2(x)) * s  ->  L(x)
@@ -57,6 +59,7 @@ from edgesmith.exporters.rewrites.drop_copies import drop_copies
 from edgesmith.exporters.rewrites.drop_shift import drop_shift
 from edgesmith.exporters.rewrites.einsum import einsum
 from edgesmith.exporters.rewrites.find_memory import find_memory
+from edgesmith.exporters.rewrites.find_selective_scan import find_closed_scan, find_loop_scan
 from edgesmith.exporters.rewrites.fold_affine import fold_affine
 from edgesmith.exporters.rewrites.fold_batchnorm import fold_batchnorm
 from edgesmith.exporters.rewrites.fold_constants import fold_constants
@@ -89,6 +92,8 @@ ORDER: tuple[Rewrite, ...] = (
     drop_copies,
     recognise,
     fold_constants,
+    find_closed_scan,
+    find_loop_scan,
     reroll,
     canonicalise,
     merge_linears,
