@@ -252,6 +252,14 @@ def draw_series(reads: SeriesInput, batch: int, seed: int) -> tuple[Tensor, ...]
     return tuple(drawn.get(name, series[:, :steps]).contiguous() for name in reads.inputs)
 
 
+def draw_tokens(vocabulary: int, batch: int, length: int) -> tuple[Tensor, Tensor]:
+    """Return tokens of the whole vocabulary, uniform, its first and last among them, and types: 0 up to the middle."""
+    ids = torch.randint(0, vocabulary, (batch, length), generator=torch.Generator().manual_seed(0))
+    ids[:, 0], ids[:, -1] = 0, vocabulary - 1
+    types = (torch.arange(length) >= length // 2).long().expand(batch, length).contiguous()
+    return ids, types
+
+
 def _first_rows(example: Tensor, seed: int, dynamic_batch: bool) -> Tensor:
     return example[: 1 + seed % example.shape[0]] if dynamic_batch and example.dim() else example
 

@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from edgesmith.errors import BadInput
 from edgesmith.exporters.graph.capture import run_eager
-from edgesmith.exporters.inputs import NATURAL, draw_series, seeded_inputs
+from edgesmith.exporters.inputs import NATURAL, draw_series, draw_tokens, seeded_inputs
 from edgesmith.exporters.options import ExportOptions, ModelOptions
 from edgesmith.exporters.precision.calibration import read_given
 from edgesmith.models import checkpoint
@@ -103,6 +103,10 @@ def _load_named(options: ModelOptions, spec: ModelSpec) -> Loaded:
         inputs, names = draw_series(options.series, batch, 0), tuple(options.series.inputs)
         output = "forecast" if options.series.horizon else "logits"
         return Loaded(spec.name, module, inputs, names, (output,), origin, spec)
+    if options.tokens is not None:
+        vocabulary = int(getattr(module, "vocabulary", options.tokens.vocabulary))  # a checkpoint may have its own
+        ids = draw_tokens(vocabulary, batch, options.shape[0])
+        return Loaded(spec.name, module, ids, (spec.input.name, "token_type_ids"), ("logits",), origin, spec)
     ((x,),) = seeded_inputs([torch.zeros(batch, *options.shape)], count=1)
     outputs: tuple[str, ...] = ("logits" if spec.classes else "sequence",)
     if options.features:

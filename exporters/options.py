@@ -25,7 +25,7 @@ from edgesmith.exporters.precision import table as precisions
 from edgesmith.exporters.precision.table import Precision
 from edgesmith.exporters.targets.target import Target
 from edgesmith.models import registry
-from edgesmith.models.registry import ImageInput, ModelSpec, SequenceInput
+from edgesmith.models.registry import ImageInput, ModelSpec, SequenceInput, TokenInput
 from edgesmith.models.series import SeriesInput, read_file
 from edgesmith.profiles import device as devices
 from edgesmith.profiles.device import DeviceProfile
@@ -111,6 +111,11 @@ class ModelOptions:
     def sequence(self) -> SequenceInput | None:
         """The model's frames; None where it reads no sequences."""
         return self.spec.input if self.spec and isinstance(self.spec.input, SequenceInput) else None
+
+    @property
+    def tokens(self) -> TokenInput | None:
+        """The tokens of a language model; None where it reads none."""
+        return self.spec.input if self.spec and isinstance(self.spec.input, TokenInput) else None
 
     @property
     def series(self) -> SeriesInput | None:
@@ -295,6 +300,10 @@ def _shape(spec: ModelSpec | None, size: tuple[int, int] | None, frames: int | N
         if frames is not None and frames < 1:
             raise BadInput(f"--frames must be 1 or more, got {frames}")
         return (frames or reads.shape[0], reads.shape[1])
+    if isinstance(reads, TokenInput):
+        if size is not None:
+            raise BadInput(f"{spec.name} reads tokens and has no --input-size; their number is --frames")
+        return (frames or reads.shape[0],)
     if frames is not None:
         raise BadInput(f"{spec.name} reads images and has no --frames; their size is --input-size")
     if size is None:
@@ -357,7 +366,7 @@ def _check_reads(options: ModelOptions) -> None:
     _ = options.backend, options.artifact_name, options.shape  # which are refused where they cannot be
     if options.series is not None and options.features:
         raise BadInput(f"{options.artifact_name} reads time series and has no --features; leave it out")
-    if options.sequence is not None and options.features:
+    if options.spec is not None and options.image is None and options.features:
         raise BadInput(f"{options.artifact_name} reads sequences and has no --features; their length is --frames")
 
 
@@ -367,7 +376,7 @@ def _check_image_input(options: ExportOptions) -> None:
         name = options.artifact_name
         reads = "is a module, whose input may be anything,"
         if options.spec is not None:
-            reads = "reads sequences" if options.sequence else "reads time series"
+            reads = "reads sequences" if options.series is None else "reads time series"
         raise BadInput(f"{name} {reads} and has no --image-input; leave it out")
     if options.image_input and options.batch != 1:
         raise BadInput(f"an image input holds one image, got --batch {options.batch}; use --batch 1")
@@ -405,6 +414,8 @@ def _check_streaming(options: ExportOptions) -> None:
             f"{options.artifact_name} mixes all patches of its context and has no --streaming; feed it the last"
             f" {options.shape[0]} steps each time"
         )
+    if options.tokens is not None and options.streaming:
+        raise BadInput(f"{options.artifact_name} scans its tokens backwards too and has no --streaming; leave it out")
     if options.image is not None and options.streaming:
         raise BadInput(f"{options.artifact_name} reads images and has no --streaming; models of sequences have")
     if options.streaming and options.arithmetic.needs_whole_inputs:

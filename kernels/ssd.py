@@ -157,8 +157,8 @@ def times(x: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, costs: Any)
         """E, the scores and their product with the input, of `count` squares a head."""
         passes = 1e-3 * PASSES * 8 * rows * count * size**2 / costs.stream_gb_s
         macs = count * size**2 * (batch * groups * states + rows * width)
-        start: float = 8 * costs.launch_us + rows * count * costs.matmul_us
-        return start + passes + 1e-3 * macs / costs.gmac_s
+        starts = 8 * costs.launch_us + rows * count * costs.matmul_us
+        return float(starts + passes + 1e-3 * macs / costs.gmac_s)
 
     found = {"quadratic": square(length, 1)}
     if length > CHUNK:

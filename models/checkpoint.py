@@ -151,6 +151,8 @@ def _read_pickle(path: Path) -> Any:
 
 
 def _open_envelope(content: Any, path: Path, envelope: str) -> dict[str, Tensor]:
+    if isinstance(content, dict) and isinstance(content.get("state"), dict):  # composer's, around an envelope
+        content = content["state"]
     if isinstance(content, dict):
         for key in (envelope, *_ENVELOPES):
             inner = content.get(key)

@@ -52,7 +52,22 @@ class SequenceInput:
     frame_ms: float | None = None
 
 
-ModelInput = ImageInput | SequenceInput | SeriesInput
+@dataclass(frozen=True)
+class TokenInput:
+    """The inputs of a language model: int64 tokens of shape [B, *shape], shape = (tokens,), and types 0 and 1 of each.
+
+    Attributes:
+        vocabulary: how many tokens there are.
+        normalised: how text becomes tokens, in words.
+    """
+
+    name: str
+    shape: tuple[int]
+    vocabulary: int
+    normalised: str
+
+
+ModelInput = ImageInput | SequenceInput | SeriesInput | TokenInput
 
 PLUGINS = "edgesmith.models"
 
@@ -160,8 +175,9 @@ def _forecaster(name: str, facts: dict[str, Any], own: dict[str, Any]) -> ModelS
 
 
 def _input(facts: dict[str, Any]) -> ModelInput:
-    kind = ImageInput if len(facts["shape"]) == 3 else SequenceInput
-    return kind(**_frozen(facts))
+    kinds: dict[int, type[ImageInput] | type[SequenceInput] | type[TokenInput]]
+    kinds = {1: TokenInput, 2: SequenceInput, 3: ImageInput}
+    return kinds[len(facts["shape"])](**_frozen(facts))
 
 
 def _frozen(facts: dict[str, Any]) -> dict[str, Any]:

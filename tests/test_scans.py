@@ -19,10 +19,11 @@ from edgesmith.exporters.export import explain
 from edgesmith.exporters.graph.capture import capture
 from edgesmith.exporters.graph.edit import count_operators
 from edgesmith.exporters.rewrites.choose_scan_form import choose_scan_form
+from edgesmith.exporters.verify import verify_artifact
 from edgesmith.kernels import quasiseparable, selective_scan, ssd
 from edgesmith.models import registry
 from edgesmith.models.checkpoint import load
-from edgesmith.models.hydra import Hydra
+from edgesmith.models.hydra import Hydra, HydraBert
 from edgesmith.models.mamba import Mamba
 
 BLOCKS = ("hydra_block_d128", "mamba_block_d192")
@@ -240,3 +241,30 @@ def test_a_mixer_in_both_directions_has_no_step_and_says_why(tmp_path: Path) -> 
 
     with pytest.raises(Unsupported, match="scans its sequence backwards too, so that the first frame waits"):
         edgesmith.export("hydra_block_d128", "onnx", streaming=True, frames=128, out=tmp_path)
+
+
+@pytest.mark.parametrize(("classes", "shape"), [(None, (2, 9, 96)), (3, (2, 3))])
+def test_hydra_bert_has_the_authors_keys_and_both_heads(classes: int | None, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    model = HydraBert(vocabulary=96, depth=1, dim=64, num_classes=classes).eval()
+    keys = set(model.state_dict())
+    assert "bert.encoder.layer.0.layer.mixer.in_proj.weight" in keys
+    assert "bert.encoder.layer.0.layer.norm.bias" in keys
+    head = {"cls.predictions.transform.LayerNorm.weight", "cls.predictions.decoder.weight"}
+    assert head <= keys if classes is None else {"bert.pooler.dense.weight", "classifier.weight"} <= keys
+    with torch.no_grad():
+        assert model(torch.zeros(2, 9, dtype=torch.int64), torch.zeros(2, 9, dtype=torch.int64)).shape == shape
+
+
+def test_a_hydra_berts_checkpoint_says_its_sizes_and_its_file_is_verified_again(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    model = HydraBert(vocabulary=96, depth=1, dim=64)
+    state = {f"model.{key}": value.clone() for key, value in model.state_dict().items()}
+    torch.save({"state": {"model": state}}, tmp_path / "composer.pt")
+    torch.save(state, tmp_path / "bare.pt")
+    artifact = edgesmith.export("hydra_bert", "onnx", weights=tmp_path / "bare.pt", frames=12, out=tmp_path)
+    assert [one["name"] for one in artifact.manifest["model"]["inputs"]] == ["input_ids", "token_type_ids"]
+    assert artifact.manifest["operators"]["captured"]["edgesmith.quasiseparable"] == 1
+    verify_artifact(artifact.path)
+    loaded, _ = load(registry.get("hydra_bert"), tmp_path / "composer.pt")
+    assert torch.equal(loaded.state_dict()["bert.embeddings.word_embeddings.weight"], next(iter(state.values())))

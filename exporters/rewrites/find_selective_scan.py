@@ -1,11 +1,11 @@
 """A selective scan in another spelling becomes the op for it: an unrolled loop, or a closed form by cumulative sums.
 
-    h_t = exp(P_t) h_{t-1} + U_t, stacked over t               a Python loop, of which a capture has one copy a step
-    exp(S) cumsum(U exp(-S)),  exp(S) cumsum(U / exp(S)),  S = cumsum(P)      all steps at once
-        P = Delta A,  U = (Delta x) B,  y_t = sum over the states of h_t C_t        ->  selective_scan(x, Delta, A, B, C)
+    h_t = exp(P_t) h_{t-1} + U_t, stacked over t             a Python loop, of which a capture has one copy a step
+    exp(S) cumsum(U exp(-S)),  exp(S) cumsum(U / exp(S)),  S = cumsum(P)              all steps at once
+        P = Delta A,  U = (Delta x) B,  y_t = sum of h_t C_t over the states  ->  selective_scan(x, Delta, A, B, C)
 
-The closed form is right in real numbers and not in float32: exp(-S) overflows once |S| passes 88, at Mamba's own initial
-values after 255 steps. P and U may be products in any order and layout, by broadcasting or as an einsum.
+The closed form is right in real numbers and not in float32: exp(-S) overflows once |S| passes 88, at Mamba's own
+initial values after 255 steps. P and U may be products in any order and layout, by broadcasting or as an einsum.
 """
 
 from __future__ import annotations
@@ -211,16 +211,16 @@ def _read_one(part: Node) -> tuple[Node, Node, int] | None:
     """Return h_t, C_t and the axis of h_t that is summed over, of y_t = sum h_t C_t or h_t @ C_t."""
     if part.target in (aten.select.int, aten.squeeze.dim) and part.all_input_nodes[0].target is aten.matmul.default:
         product = part.all_input_nodes[0]
-        h, column = product.args[:2]
+        h, column = arguments(product)[:2]
         if rank(column) == rank(h) and val(column).shape[-1] == 1 and arguments(part)[1] % rank(product) == rank(h) - 1:
-            base = column.args[0] if column.target is aten.unsqueeze.default else None
+            base = arguments(column)[0] if column.target is aten.unsqueeze.default else None
             return (h, base, rank(h) - 1) if isinstance(base, Node) else None
     if part.target is aten.sum.dim_IntList:
         product, axes, *_ = arguments(part)
         if product.target is aten.mul.Tensor and len(axes) == 1 and len(product.all_input_nodes) == 2:
             h, row = product.all_input_nodes
             if rank(row) == rank(h) and row.target is aten.unsqueeze.default:
-                return h, row.args[0], axes[0] % rank(h)
+                return h, arguments(row)[0], axes[0] % rank(h)
     return None
 
 
@@ -257,12 +257,13 @@ def _is_zero(node: Node) -> bool:
         return True
     if node.target is aten.full.default:
         return bool(node.args[1] == 0)
-    value = constant(node.graph.owning_module, node) if node.op == "get_attr" else None
+    module = node.graph.owning_module
+    value = constant(module, node) if module is not None else None
     return value is not None and not bool(value.any())
 
 
 def _selected(parts: list[Node]) -> tuple[Node | None, int]:
-    """Return the tensor whose slices along one axis, all of them and in order, are these nodes; None where it is none."""
+    """Return the tensor whose slices along one axis, all and in order, are these nodes; None where it is none."""
     if any(part.target is not aten.select.int for part in parts):
         return None, 0
     source, axis, _ = arguments(parts[0])
@@ -296,7 +297,7 @@ def _replace_loop(module: GraphModule, states: States, stack: Node, c: tuple[Nod
 
 
 def _factors(node: Node) -> list[Factor]:
-    """Return the factors of a product, by broadcasting or as an einsum without sums; the node itself where it is none."""
+    """Return the factors of a product, by broadcasting or as an einsum without sums; of other nodes themselves."""
     if node.target is aten.einsum.default:
         equation, operands = arguments(node)[:2]
         found = _einsum(str(equation), operands)
@@ -317,9 +318,9 @@ def _factors(node: Node) -> list[Factor]:
         return found_factors
     moved = _moved(node)
     if moved is not None:
-        source, dims = moved
+        source, order = moved
         return [
-            Factor(one.node, tuple(None if dim is None else one.dims[dim] for dim in dims)) for one in _factors(source)
+            Factor(one.node, tuple(None if dim is None else one.dims[dim] for dim in order)) for one in _factors(source)
         ]
     return [_aligned(node, node)]
 
