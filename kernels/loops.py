@@ -50,8 +50,9 @@ def onnx_scan(
 
     inputs = [inside(f"{stem}_state_{i}", state, state.shape) for i, state in enumerate(states)]
     for k, one in enumerate(sequences):
-        name = f"{stem}_slice" if k == 0 else f"{stem}_slice_{k}"
-        inputs.append(inside(name, one, [n for i, n in enumerate(one.shape) if i != axis]))
+        inputs.append(
+            inside(f"{stem}_slice{f'_{k}' if k else ''}", one, [n for i, n in enumerate(one.shape) if i != axis])
+        )
     outputs = list(step(make, *inputs))
     for value in outputs:
         value.dtype = sequences[0].dtype

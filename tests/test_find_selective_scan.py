@@ -99,7 +99,7 @@ def test_a_foreign_spelling_becomes_the_op_with_the_same_numbers(spelling: Any) 
     notes = [note for one in reports if one.name in ("find_closed_scan", "find_loop_scan") for _, note in one.applied]
     assert len(notes) == 1
     assert ("overflows float32" in notes[0]) == (spelling in (Closed, Quotient))
-    again, reports = rewrite(program, COSTS, (find_closed_scan, find_loop_scan))
+    _, reports = rewrite(program, COSTS, (find_closed_scan, find_loop_scan))
     assert not any(one.applied or one.rejected for one in reports)
 
 

@@ -62,7 +62,7 @@ class States:
 
 @dataclass(frozen=True)
 class Readout:
-    """What is made of the states: y, and how C lies in the axes of P and U.
+    """The read-out of the states, y, and C in the axes of P and U.
 
     Attributes:
         output: the node that has all of y.
