@@ -28,8 +28,7 @@ def onnx_scan(
         stacked: how many values come out a step beside the states.
         stacked_axis: where in a result the steps are; default: `axis`.
 
-    Returns:
-        The last states, then the stacked values.
+    Returns the last states, then the stacked values.
     """
     import onnx_ir as ir
     from onnxscript import evaluator
@@ -56,7 +55,6 @@ def onnx_scan(
     outputs = list(step(make, *inputs))
     for value in outputs:
         value.dtype = sequences[0].dtype
-    axes = [axis if stacked_axis is None else stacked_axis] * stacked
     scan = ir.node(
         "Scan",
         [*states, *sequences],
@@ -64,7 +62,7 @@ def onnx_scan(
             "body": ir.Graph(inputs, outputs, nodes=nodes, name=f"{stem}_body"),
             "num_scan_inputs": len(sequences),
             "scan_input_axes": [axis] * len(sequences),
-            "scan_output_axes": axes,
+            "scan_output_axes": [axis if stacked_axis is None else stacked_axis] * stacked,
         },
         num_outputs=len(outputs),
         version=20,

@@ -268,3 +268,16 @@ def test_a_hydra_berts_checkpoint_says_its_sizes_and_its_file_is_verified_again(
     verify_artifact(artifact.path)
     loaded, _ = load(registry.get("hydra_bert"), tmp_path / "composer.pt")
     assert torch.equal(loaded.state_dict()["bert.embeddings.word_embeddings.weight"], next(iter(state.values())))
+
+
+class Sums(nn.Module):
+    """Running sums along axes that are counted from the end."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.cumsum(-2) + x.cumsum(-3) + x.cumsum(-1)
+
+
+def test_core_ml_takes_running_sums_along_any_axis(tmp_path: Path) -> None:
+    pytest.importorskip("coremltools", reason="coremltools is not installed")
+    artifact = edgesmith.export(Sums(), "coreml", inputs=(torch.randn(2, 3, 4),), out=tmp_path)
+    assert artifact.manifest["operators"]["file"]["cumsum"] == 3
