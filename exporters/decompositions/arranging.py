@@ -19,6 +19,8 @@ def unfold(x: Tensor, dimension: int, size: int, step: int) -> Tensor:
 
     By the fewer slices: one a window; or one for each block of gcd(size, step) numbers that a window consists of.
     """
+    if not x.dim():
+        return x.reshape([1]).narrow(0, 0, size)
     axis = dimension % x.dim()
     count = (x.shape[axis] - size) // step + 1
     block = math.gcd(size, step)
