@@ -70,13 +70,13 @@ class Hydra(nn.Module):
         z, mixed, steps = projected.split_with_sizes(self.sizes, dim=-1)
         mixed = F.silu(self.conv1d(mixed.transpose(1, 2))).transpose(1, 2)
         x, rows = mixed.split_with_sizes([self.sizes[0], mixed.shape[-1] - self.sizes[0]], dim=-1)
-        b, c = rows.reshape(*rows.shape[:2], 2, 2, self.groups, self.state).unbind(3)  # [B, T, 2, G, N]
+        rows = rows.reshape(*rows.shape[:2], 4, self.groups, self.state)  # B_f, C_f, B_b, C_b; Core ML ends at 5 axes
         y: Tensor = quasiseparable.OP.overload(
             x.reshape(*x.shape[:2], self.heads, -1),
             F.softplus(steps.reshape(*steps.shape[:2], 2, -1) + self.dt_bias),
             -self.A_log.exp(),
-            b,
-            c,
+            rows[:, :, 0::2],
+            rows[:, :, 1::2],
             F.linear(x, self.fc_D.weight, self.D),
         )
         out: Tensor = self.out_proj(self.norm(y.flatten(2), z))

@@ -281,3 +281,12 @@ def test_core_ml_takes_running_sums_along_any_axis(tmp_path: Path) -> None:
     pytest.importorskip("coremltools", reason="coremltools is not installed")
     artifact = edgesmith.export(Sums(), "coreml", inputs=(torch.randn(2, 3, 4),), out=tmp_path)
     assert artifact.manifest["operators"]["file"]["cumsum"] == 3
+
+
+def test_core_ml_takes_a_hydra_mixer_in_half_precision(tmp_path: Path) -> None:
+    pytest.importorskip("coremltools", reason="coremltools is not installed")
+    torch.manual_seed(0)
+    model, x = Hydra(16, state=4, head_dim=8), torch.randn(1, 12, 16)
+    artifact = edgesmith.export(model, "coreml", inputs=(x,), precision="fp16", out=tmp_path)
+    counts = artifact.manifest["operators"]["file"]
+    assert not {"while_loop", "reverse", "gather"} & set(counts)
