@@ -27,9 +27,10 @@ from typing import Literal, TypedDict, cast
 import numpy as np
 
 from edgesmith.bench import measurement as measurements
-from edgesmith.bench.measurement import in_words
+from edgesmith.bench.measurement import LONGEST_MS, SHORTEST_MS, in_words
 from edgesmith.bench.statistics import quantile
 from edgesmith.errors import BadInput, OutputError
+from edgesmith.readers.databases import check_rows, harden
 
 SCHEMA = 1
 """Of the SQLite file."""
@@ -47,6 +48,15 @@ WIDTH = 2.0
 
 LEAST_SPREAD = 0.005
 """Runs that differ by less than half a per cent are equal, however often they do."""
+
+
+KINDS: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (float,),
+    "float | None": (float, type(None)),
+}
+"""Of a field's values in Python as SQLite gives them; it enforces none of its columns' types."""
 
 
 class KeyRecord(TypedDict):
@@ -248,11 +258,15 @@ def read(file: Path) -> list[Series]:
     """Every series of a history, by key. Raises BadInput where there is none."""
     columns = len(fields(Key))
     with _opened(file, create=False) as history:
+        harden(history)
         order = ", ".join(str(i + 1) for i in range(columns))
         rows = history.execute(f"SELECT * FROM points ORDER BY {order}, started, rowid").fetchall()  # noqa: S608
+    check_rows(rows, [KINDS[str(field.type)] for kind in (Key, Point) for field in fields(kind)], file, "history")
     found = []
     for key, own in groupby(rows, key=lambda row: row[:columns]):
         points = tuple(Point(*row[columns:]) for row in own)
+        if not all(SHORTEST_MS <= ms <= LONGEST_MS for one in points for ms in (one.p50_ms, one.p90_ms, one.p99_ms)):
+            raise BadInput(f"{file} is no sound history: it holds a time that no call takes")
         found.append(Series(Key(*key), points, find_changes(points)))
     return found
 

@@ -24,6 +24,7 @@ from typing import Any
 from edgesmith._version import __version__
 from edgesmith.bench import measurement as measurements
 from edgesmith.bench import runner
+from edgesmith.bench.events import read_event
 from edgesmith.bench.measurement import (
     Cold,
     Device,
@@ -364,7 +365,7 @@ def _events(plan: dict[str, Any], where: Transport) -> Iterator[dict[str, Any]]:
             file = where.write_runner(Path(folder))
             script = where.put(file, file.name)
             for line in where.run([*where.python, script], json.dumps(plan)):
-                event = json.loads(line)
+                event = read_event(line, where.name, len(plan["models"]))
                 if event["event"] == "failed":
                     raise CutOff(f"{where.name} does not do what coremltools asks of it ({event['why']})")
                 if event["event"] == "lacks":

@@ -6,8 +6,6 @@ launch (a temporary file, then a rename), so that what was measured before a run
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -19,9 +17,14 @@ from edgesmith import records
 from edgesmith.board.common import MEASUREMENT_SCHEMA
 from edgesmith.errors import BadInput
 from edgesmith.exporters import targets
+from edgesmith.readers.documents import read_json
 
 SCHEMA = MEASUREMENT_SCHEMA
 """2 has energy and compute units, which readers of 1 refuse. A record with neither reads the same in both."""
+
+
+SHORTEST_MS, LONGEST_MS = 1e-9, 1e12
+"""A call takes no less than a femtosecond and no more than thirty years: beyond, sums and ratios lose their meaning."""
 
 
 @dataclass(frozen=True)
@@ -245,7 +248,7 @@ def read(path: Path) -> Measurement:
 @cache
 def schema() -> dict[str, Any]:
     """The JSON Schema of a measurement."""
-    loaded: dict[str, Any] = json.loads(Path(__file__).with_name("measurement.schema.json").read_text(encoding="utf-8"))
+    loaded: dict[str, Any] = read_json(Path(__file__).with_name("measurement.schema.json"), "schema")
     return loaded
 
 
@@ -304,8 +307,8 @@ def _launch(record: Mapping[str, Any]) -> Launch:
 def _faults(measurement: Measurement) -> Iterator[str]:
     """Yield what is wrong with a measurement beyond what its schema can say."""
     for subject in measurement.subjects:
-        if not all(map(math.isfinite, _figures(subject))):  # 1e999 is JSON
-            yield f"a figure of {subject.name} is not finite"
+        if not all(0 <= value <= LONGEST_MS for value in _figures(subject)):
+            yield f"a figure of {subject.name} is beyond what is measured"
     for number, launch in enumerate(measurement.launches):
         if len(launch.warm) != len(measurement.subjects):
             yield f"launch {number} has not a warm-up for each subject"
@@ -313,8 +316,8 @@ def _faults(measurement: Measurement) -> Iterator[str]:
         for slot in launch.slots:
             if slot.subject not in counts:
                 yield f"launch {number} times a subject {slot.subject}"
-            elif not all(map(math.isfinite, slot.samples_ms)):
-                yield f"launch {number} holds a time that is not finite"
+            elif not all(SHORTEST_MS <= ms <= LONGEST_MS for ms in slot.samples_ms):
+                yield f"launch {number} holds a time that no call takes"
             else:
                 counts[slot.subject] += 1
         if len(set(counts.values())) > 1:

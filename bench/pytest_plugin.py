@@ -59,6 +59,7 @@ def check_latency(
     from edgesmith.bench.measure import Reports, Settings, measure
     from edgesmith.bench.verdict import EXIT_CODES, SLOWER, compare
     from edgesmith.errors import EdgesmithError
+    from edgesmith.show import in_terminal
 
     try:
         reports = Reports(options.pop("record", None))
@@ -67,8 +68,8 @@ def check_latency(
             raise KeyboardInterrupt
         verdict = compare(measured, measured, 0, 1, threshold=threshold, confidence=confidence, floor=floor)
     except EdgesmithError as error:
-        pytest.fail(str(error), pytrace=False)
-    said = f"{verdict.head} against {verdict.base}: {verdict.verdict}: {verdict.reason}"
+        pytest.fail(in_terminal(str(error)), pytrace=False)
+    said = in_terminal(f"{verdict.head} against {verdict.base}: {verdict.verdict}: {verdict.reason}")
     on_result("edgesmith verdict", verdict.verdict)
     if verdict.ratio is not None:
         on_result("edgesmith ratio", f"{verdict.ratio.value:.4f}")

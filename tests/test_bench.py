@@ -320,7 +320,7 @@ def damaged(record: dict[str, Any], how: str) -> str:
         slot["samples_ms"] = [-1.0]
     elif how == "zero":
         slot["samples_ms"] = [0.0]
-    elif how == "endless start":
+    elif how in ("endless start", "vast start"):
         record["subjects"][0]["cold"]["load_ms"] = 424242
     elif how == "stranger":
         slot["subject"] = 7
@@ -335,8 +335,10 @@ def damaged(record: dict[str, Any], how: str) -> str:
         return text.replace(json.dumps(slot["samples_ms"][0]), "NaN", 1)
     if how == "infinite":
         return text.replace(json.dumps(slot["samples_ms"][0]), "1e999", 1)
-    if how == "endless start":
-        return text.replace("424242", "1e999")
+    if how in ("tiny", "vast"):
+        return text.replace(json.dumps(slot["samples_ms"][0]), "1e-320" if how == "tiny" else "1e308", 1)
+    if how in ("endless start", "vast start"):
+        return text.replace("424242", "1e999" if how == "endless start" else "1e300")
     return text[: len(text) // 2] if how == "truncated" else text
 
 
@@ -351,8 +353,11 @@ def damaged(record: dict[str, Any], how: str) -> str:
         ("field", "'mood' was unexpected"),
         ("none", "'threads' is a required property"),
         ("nan", "it holds NaN"),
-        ("infinite", "not finite"),
-        ("endless start", "a figure of s0 is not finite"),
+        ("infinite", "1e999, and numbers are finite"),
+        ("tiny", "launch 0 holds a time that no call takes"),
+        ("vast", "launch 0 holds a time that no call takes"),
+        ("endless start", "1e999, and numbers are finite"),
+        ("vast start", "a figure of s0 is beyond what is measured"),
         ("truncated", "damaged"),
     ],
 )

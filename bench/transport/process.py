@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from threading import Thread
+from threading import Event, Thread, Timer
+
+MOST_LINES = 10_000
+LONGEST_LINE = 65_536
+"""Of a process's stderr: what is kept of it, however much it writes."""
 
 
 @contextmanager
@@ -29,6 +34,25 @@ def started(command: Sequence[str], **environment: str) -> Iterator[subprocess.P
                     os.killpg(process.pid, signal.SIGKILL)  # and what it has started, which may hold its pipes open
 
 
+@contextmanager
+def limited(process: subprocess.Popen[bytes], seconds: float) -> Iterator[Event]:
+    """Kill a process that takes longer than that for what the block waits for. Yields what then is set."""
+    late = Event()
+
+    def end() -> None:
+        late.set()
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+    timer = Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield late
+    finally:
+        timer.cancel()
+
+
 def give(process: subprocess.Popen[bytes], text: bytes, close: bool = True) -> None:
     """Write to a process's stdin. One that has ended reads nothing; why it has, its exit code and stderr say."""
     assert process.stdin is not None
@@ -45,24 +69,24 @@ def give(process: subprocess.Popen[bytes], text: bytes, close: bool = True) -> N
 
 
 class Errors(Thread):
-    """Reads a process's stderr beside the program, so that the process never waits; lines are kept and passed on."""
+    """Reads a process's stderr beside the program, so that the process never waits; the last lines are kept."""
 
     def __init__(self, process: subprocess.Popen[bytes], heard: Callable[[str], None] | None = None) -> None:
         super().__init__(daemon=True)
         assert process.stderr is not None
         self._pipe, self._heard = process.stderr, heard
-        self._lines: list[str] = []
+        self._lines: deque[str] = deque(maxlen=MOST_LINES)
         self.start()
 
     def run(self) -> None:
         with suppress(ValueError):  # closed at the end of its block
-            for raw in self._pipe:
+            while raw := self._pipe.readline(LONGEST_LINE):
                 line = raw.decode(errors="replace").rstrip("\r\n")
                 self._lines.append(line)
                 if self._heard is not None:
                     self._heard(line)
 
     def lines(self) -> list[str]:
-        """Every line, once the pipe has ended."""
+        """The last MOST_LINES lines, once the pipe has ended."""
         self.join()
-        return self._lines
+        return list(self._lines)

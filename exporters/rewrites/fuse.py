@@ -21,10 +21,12 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
 from edgesmith.exporters.costs import Costs
+from edgesmith.exporters.graph.blame import line_of_node
 from edgesmith.exporters.graph.capture import capture
 from edgesmith.exporters.graph.edit import changed, example_sizes, operator_name, operators, site, stand_for, sweep, val
 from edgesmith.exporters.graph.match import (
     Comparison,
+    Mismatch,
     Position,
     centre_name,
     compare,
@@ -91,7 +93,8 @@ def _unmatched_centres(module: GraphModule, op: FusedOp, explained: set[Node]) -
         )
         if explained.isdisjoint(closest.matched):
             explained |= {*closest.matched}
-            yield Rejection(site(*chain), closest.mismatches[0] if closest.mismatches else f"it is no {op.name}")
+            first = closest.mismatches[0] if closest.mismatches else Mismatch(f"it is no {op.name}", last)
+            yield Rejection(site(*chain), first.sentence, line_of_node(first.node or last))
 
 
 def centre_of(op: FusedOp) -> tuple[str, ...]:
@@ -195,7 +198,7 @@ def _accept(op: FusedOp, loose: Graph, found: Comparison, anchor: Node) -> _Site
 def _matching(found: Comparison, pattern: Graph) -> list[Node]:
     """The arguments of a comparison without mismatches."""
     if found.mismatches:
-        raise Reject(found.mismatches[0])
+        raise Reject(found.mismatches[0].sentence, node=found.mismatches[0].node)
     inputs = found.inputs(pattern)
     if inputs is None:
         raise Reject("an argument of the reference is missing")

@@ -25,6 +25,7 @@ from edgesmith.errors import VerificationFailed
 from edgesmith.exporters import targets
 from edgesmith.exporters.verification import boundaries, conformance, samples, verdicts
 from edgesmith.exporters.verification.conformance import CRASH, FAILURES, Column
+from edgesmith.readers.documents import read_lines
 
 ROWS = Path("build") / "conformance.jsonl"
 """The rows of a sweep, one JSON object a line."""
@@ -124,7 +125,7 @@ def _append(path: Path, row: Row) -> None:
 def _read(path: Path) -> list[Row]:
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    return list(read_lines(path, "log of the sweep"))
 
 
 def summarise(rows: Sequence[Row]) -> Iterator[str]:

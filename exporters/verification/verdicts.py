@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from edgesmith.errors import BadInput, unknown
+from edgesmith.readers.documents import read_json
 
 TABLE = Path(__file__).with_name("operators.json")
 
@@ -68,7 +69,7 @@ NOT_TRIED = "not tried"
 @cache
 def table() -> tuple[Entry, ...]:
     """Return the entries, by operator, then by target and precision."""
-    content = json.loads(TABLE.read_text(encoding="utf-8"))
+    content = read_json(TABLE, "table of operators")
     found = []
     for name, columns in content.items():
         for column, one in columns.items():

@@ -35,6 +35,10 @@ class BadInput(EdgesmithError):
     exit_code = 2
 
 
+class Unreadable(BadInput):
+    """A foreign file that is damaged, is not what it is taken for, or asks for more than its reader's budget."""
+
+
 class CheckpointError(BadInput):
     """A weights file that is damaged, unsafe, or of another model."""
 

@@ -28,7 +28,6 @@ from typing import (
     Annotated,
     Any,
     Literal,
-    NoReturn,
     NotRequired,
     Union,
     get_args,
@@ -38,6 +37,7 @@ from typing import (
 )
 
 from edgesmith.errors import BadInput, OutputError
+from edgesmith.readers.documents import read_json
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 PLAIN = {str: "string", bool: "boolean", int: "integer", float: "number", NoneType: "null"}
@@ -173,21 +173,8 @@ def read_record(
 
 
 def parse(source: Path | bytes, what: str, *, name: str = "", advice: str = "make it anew") -> Any:
-    """Return the JSON in a file or in bytes; see `read_record`. Raises BadInput where there is none, or it has NaN."""
-    name = name or (str(source) if isinstance(source, Path) else f"the {what}")
-    try:
-        text = (source.read_bytes() if isinstance(source, Path) else source).decode()
-        return json.loads(text, parse_constant=_refuse_constant)
-    except OSError as error:
-        raise BadInput(f"cannot read the {what} {name}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{name} is no {what}: it is no text; {advice}") from error
-    except json.JSONDecodeError as error:
-        raise BadInput(f"{name} is damaged or no {what}: {error.msg} in line {error.lineno}; {advice}") from error
-    except _NoNumber as error:
-        raise BadInput(f"{name} is no {what}: it holds {error}, and numbers are finite; {advice}") from error
-    except RecursionError as error:
-        raise BadInput(f"{name} is no {what}: it is nested too deeply; {advice}") from error
+    """Return the JSON in a file or in bytes, see `readers.documents`. Raises BadInput where there is none."""
+    return read_json(source, what, name=name, advice=advice)
 
 
 def check(content: Any, schema: Mapping[str, Any], what: str, *, name: str, advice: str = "make it anew") -> None:
@@ -246,11 +233,3 @@ def write(record: Mapping[str, Any], path: Path, what: str, indent: int | None =
             temporary.replace(path)
         except OSError as error:
             raise OutputError(f"cannot write the {what} {path}: {error.strerror or error}") from error
-
-
-class _NoNumber(ValueError):
-    """NaN or an infinity."""
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise _NoNumber(name)

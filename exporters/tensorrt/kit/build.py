@@ -125,7 +125,12 @@ MEMORY = {
 
 
 def precision_of(words: str) -> str:
-    """The precision in `Half`, in `Row major linear FP16 format` and the like; in others their first word."""
+    """The precision in `Half`, in `Row major linear FP16 format` and the like; in others their first word.
+
+    `N/A due to dynamic shapes` is none: what it will be, a run decides.
+    """
+    if words.startswith("N/A"):
+        return UNKNOWN
     found = re.findall(r"[A-Za-z0-9]+", words)
     known = [PRECISIONS[word.lower()] for word in found if word.lower() in PRECISIONS]
     return known[0] if known else found[0].lower() if found else NO_VALUE
@@ -685,6 +690,9 @@ def read_kit(folder: Path) -> dict[str, Any]:
         raise Refusal(f"the kit is damaged: kit.json cannot be read ({error}); copy its folder again") from error
     if schema != SCHEMA:
         raise Refusal(f"kit.json has schema {schema}, and this build.py reads {SCHEMA}: copy the kit whole")
+    model = str(kit.get("model"))
+    if Path(model).name != model or model in ("", "..") or not model.isprintable():
+        raise Refusal(f"the kit is damaged: {model[:80]!r} is no name of an engine's file")
     for name, digest in files.items():
         try:
             content = (folder / name).read_bytes()

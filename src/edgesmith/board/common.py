@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 
     Call = Callable[[], Any]
 
+TELEMETRY_OFF = {"ORT_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
+"""Of ONNX Runtime, which reads it as its module is imported; and the variable that other tools agree on."""
+
+os.environ.update(TELEMETRY_OFF)
+
 MEASUREMENT_SCHEMA = 2
 """Of the record that `edgesmith bench` and build.py write: 2 has energy and compute units."""
 
@@ -194,7 +199,7 @@ def linux_power_mode() -> str | None:
 
 def machine() -> dict[str, Any]:
     """Return the system, the processor or board, the power mode, and a hash that tells two machines apart."""
-    node = uuid.getnode()
+    node = network_node()
     is_random = node >> 40 & 1  # by that bit
     own = f"{node:x}" if not is_random else read_line(Path("/etc/machine-id")) or ""
     return {
@@ -203,6 +208,21 @@ def machine() -> dict[str, Any]:
         "machine": hashlib.sha256(f"{platform.node()} {own}".encode()).hexdigest()[:12],
         "power_mode": power_mode(),
     }
+
+
+def network_node() -> int:
+    """The hardware address of this machine as a number: of a device before a virtual one, the first by name.
+
+    Linux shows it in files; Python's `uuid.getnode` opens a socket to ask. Bit 40 is set where there is none.
+    """
+    if sys.platform != "linux":
+        return uuid.getnode()
+    found = []
+    for path in (ROOT / "sys/class/net").glob("*/address"):
+        digits = (read_line(path) or "").replace(":", "")
+        if re.fullmatch("[0-9a-f]{12}", digits) and int(digits, 16):
+            found.append((not (path.parent / "device").exists(), path.parent.name, int(digits, 16)))
+    return min(found)[2] if found else 1 << 40
 
 
 def processor() -> str:

@@ -26,7 +26,10 @@ from edgesmith.cli.listings import models, operators, targets
 from edgesmith.cli.options import PrecisionHelp
 from edgesmith.cli.report import history, report
 from edgesmith.cli.signals import resend_lost_interrupts
+from edgesmith.cli.tables import print_line
 from edgesmith.errors import INTERRUPTED, INTERRUPTION, BadInput, EdgesmithError, EdgesmithWarning
+from edgesmith.readers.limits import OUT_OF_MEMORY, is_out_of_memory
+from edgesmith.show import in_json
 
 # The base of everything that parsing raises, from click or from typer's own copy of it.
 _USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -115,6 +118,8 @@ def run(arguments: list[str], debug: bool = False) -> int:
         sys.stderr.close()
         return 0
     except Exception as error:
+        if is_out_of_memory(error):  # whoever has set the limit says so
+            return OUT_OF_MEMORY
         if debug:
             raise
         sentence = f"a bug in edgesmith: {type(error).__name__}: {error}. Please report it with the output of --debug"
@@ -128,7 +133,7 @@ def _shown_warnings() -> Iterator[None]:
 
     def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
         if issubclass(category, EdgesmithWarning):
-            print(f"edgesmith: WARNING: {message}", file=sys.stderr)
+            print_line(f"edgesmith: WARNING: {message}", to_stderr=True)
         else:
             show_others(message, category, *where, **more)
 
@@ -139,7 +144,7 @@ def _shown_warnings() -> Iterator[None]:
 
 
 def _fail(sentence: str, code: int, arguments: list[str]) -> int:
-    print(f"edgesmith: {sentence}", file=sys.stderr)
+    print_line(f"edgesmith: {sentence}", to_stderr=True)
     if "--json" in arguments:
-        print(json.dumps({"error": sentence, "exit_code": code}, ensure_ascii=False))
+        print(in_json(json.dumps({"error": sentence, "exit_code": code}, ensure_ascii=False)))
     return code
