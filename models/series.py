@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from edgesmith.errors import BadInput
+from edgesmith.readers.documents import read_json
 
 FREQUENCIES = ("oov", "min", "2min", "5min", "10min", "15min", "30min", "h", "D", "W")
 """The meaning of a frequency token, by its index; a model knows the first of them, as many as its table has."""
@@ -265,10 +266,7 @@ def read_file(path: str | Path) -> dict[str, Any]:
     Raises:
         BadInput: it cannot be read, or is no JSON object.
     """
-    try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise BadInput(f"cannot read --config {path} ({error}); wanted the config.json of the model") from error
+    found = read_json(Path(path), "config.json", advice="give the config.json of the model")
     if not isinstance(found, dict):
         raise BadInput(f"--config {path} holds a {type(found).__name__}; wanted a JSON object of names and values")
     return found

@@ -281,7 +281,7 @@ def test_a_config_that_is_none_and_one_beside_a_preset_are_refused(tmp_path: Pat
     (tmp_path / "config.json").write_text("[]", encoding="utf-8")
     with pytest.raises(BadInput, match=r"holds a list; wanted a JSON object"):
         _ = ModelOptions("ttm", config=tmp_path / "config.json")
-    with pytest.raises(BadInput, match=r"cannot read --config .*no.json"):
+    with pytest.raises(BadInput, match=r"no.json"):
         _ = ModelOptions("ttm", config=tmp_path / "no.json")
     with pytest.raises(BadInput, match=r"--config goes with --model ttm"):
         _ = ModelOptions("ttm_512_96", config=tmp_path / "config.json")
