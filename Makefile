@@ -2,7 +2,7 @@
 PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
 FOLDERS := kernels models profiles exporters bench
 
-.PHONY: check static format lint types layers test links conformance operators fuzz
+.PHONY: check static format lint types layers test links conformance operators fuzz kills
 
 check: static test
 
@@ -44,3 +44,7 @@ links:
 	rm -rf .links && mkdir -p .links/edgesmith
 	$(foreach folder,$(FOLDERS),ln -sfn ../../$(folder) .links/edgesmith/$(folder);)
 	ln -sfn $(addprefix ../../,$(filter-out %/__pycache__,$(wildcard src/edgesmith/*))) .links/edgesmith/
+
+# Two hundred kills of commands at random moments; half an hour on one core.
+kills:
+	$(PYTHON) -P -m pytest tests/test_kills.py --kills 200 -n 0

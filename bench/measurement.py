@@ -20,7 +20,10 @@ from edgesmith.exporters import targets
 from edgesmith.readers.documents import read_json
 
 SCHEMA = MEASUREMENT_SCHEMA
-"""2 has energy and compute units, which readers of 1 refuse. A record with neither reads the same in both."""
+"""2 has energy and compute units, 3 the order of every launch and the looks of a comparison; readers take all three."""
+
+UNORDERED = 2
+"""The schema of a record that has neither: one that was read and is written again is as it was."""
 
 
 SHORTEST_MS, LONGEST_MS = 1e-9, 1e12
@@ -152,12 +155,18 @@ class WarmUp:
 
 @dataclass(frozen=True)
 class Launch:
-    """One process: its warm-ups, its slots, and what the system showed before and after (`runner.environment`)."""
+    """One process: its warm-ups, its slots, and what the system showed before and after (`runner.environment`).
+
+    Attributes:
+        warm: of each subject, in the subjects' order.
+        order: subjects in the order in which they were opened, warmed up and first run; None of records before 3.
+    """
 
     warm: tuple[WarmUp, ...]
     slots: tuple[Slot, ...]
     before: Mapping[str, Any] = field(default_factory=dict)
     after: Mapping[str, Any] = field(default_factory=dict)
+    order: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -173,7 +182,12 @@ class Device:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Latencies of some subjects on one device; `complete` is False where the run was interrupted."""
+    """Latencies of some subjects on one device.
+
+    Attributes:
+        complete: False where the run was interrupted.
+        looks: numbers of launches at which a comparison might end, where there was one while measuring.
+    """
 
     edgesmith: str
     started: str
@@ -187,6 +201,7 @@ class Measurement:
     subjects: tuple[Subject, ...]
     launches: tuple[Launch, ...] = ()
     complete: bool = False
+    looks: tuple[int, ...] = ()
 
     def held_to(self, subject: int) -> str:
         """Return the limits of a subject's runtime in words: compute units, or threads; nothing for engines."""
@@ -222,16 +237,22 @@ def takes_threads(target: str) -> bool:
 
 def write(measurement: Measurement, path: Path) -> None:
     """Write a measurement, whole or not at all. Raises OutputError where the folder cannot be written."""
-    record = {"schema": SCHEMA, **asdict(measurement)}
+    is_new = measurement.looks or any(launch.order is not None for launch in measurement.launches)
+    record = {"schema": SCHEMA if is_new else UNORDERED, **asdict(measurement)}
     for subject in record["subjects"]:
         for key in ("profile", "energy", "compute_units"):  # such a record is what it was before there were any
             if subject[key] is None:
                 del subject[key]
+    for launch in record["launches"]:
+        if launch["order"] is None:
+            del launch["order"]
+    if not record["looks"]:
+        del record["looks"]
     records.write(record, path, "measurement", indent=None)
 
 
 def read(path: Path) -> Measurement:
-    """Read a measurement, of this schema or of 1.
+    """Read a measurement, of this schema or an older one.
 
     Raises:
         BadInput: no such file, no JSON, another schema, or something in it that no measurement holds, with its place.
@@ -281,6 +302,7 @@ def _measurement(record: Mapping[str, Any]) -> Measurement:
     plain["cores"] = None if record["cores"] is None else tuple(record["cores"])
     plain["subjects"] = tuple(map(_subject, record["subjects"]))
     plain["launches"] = tuple(map(_launch, record["launches"]))
+    plain["looks"] = tuple(record.get("looks", ()))
     return Measurement(**plain)
 
 
@@ -301,6 +323,7 @@ def _launch(record: Mapping[str, Any]) -> Launch:
         tuple(Slot(**{**slot, "samples_ms": tuple(slot["samples_ms"])}) for slot in record["slots"]),
         record["before"],
         record["after"],
+        tuple(record["order"]) if "order" in record else None,
     )
 
 
@@ -309,7 +332,11 @@ def _faults(measurement: Measurement) -> Iterator[str]:
     for subject in measurement.subjects:
         if not all(0 <= value <= LONGEST_MS for value in _figures(subject)):
             yield f"a figure of {subject.name} is beyond what is measured"
+    if list(measurement.looks) != sorted(set(measurement.looks)):
+        yield "its looks do not rise"
     for number, launch in enumerate(measurement.launches):
+        if launch.order is not None and sorted(launch.order) != list(range(len(measurement.subjects))):
+            yield f"launch {number} has an order that is none of its subjects"
         if len(launch.warm) != len(measurement.subjects):
             yield f"launch {number} has not a warm-up for each subject"
         counts = dict.fromkeys(range(len(measurement.subjects)), 0)

@@ -35,6 +35,7 @@ from edgesmith.paths import path_listed
 from edgesmith.readers.budget import GIBIBYTE
 from edgesmith.readers.documents import read_json
 from edgesmith.readers.tensors import read_safetensors, read_safetensors_as_torch
+from edgesmith.writing import sync_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -316,16 +317,23 @@ def publish(folder: Path, out: str | Path, name: str) -> Path:
         OutputError: what is there has become something else than an artifact.
     """
     final = Path(out) / name
+    umask = _umask()
     for file in folder.rglob("*"):
+        if not file.is_symlink():  # libraries make some files for their owner alone
+            file.chmod((0o777 if file.is_dir() else 0o666) & ~umask)
         if file.is_file():
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
+        elif file.is_dir():
+            sync_folder(file)
+    sync_folder(folder)
     with _locked(Path(out)):
         _refuse_to_lose(final)
         if final.exists():
             _exchange(folder, final)
         else:
             folder.rename(final)
+        sync_folder(final.parent)
     return final
 
 

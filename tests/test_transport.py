@@ -204,7 +204,8 @@ def adb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def one_sentence(error: str) -> str:
-    (line,) = error.strip().splitlines()
+    lines = error.strip().splitlines()
+    (line,) = [line for line in lines if line and not line.startswith("note: ")]  # such as that this machine is busy
     assert line.startswith("edgesmith: ")
     return line
 

@@ -37,6 +37,7 @@ from edgesmith.exporters.precision.half import half
 from edgesmith.exporters.rewrites.order import rewrite
 from edgesmith.exporters.targets.target import Request
 from edgesmith.readers.documents import read_json
+from edgesmith.writing import write_whole
 
 BACKBONE = 512
 """Height and width of what backbones of detectors read."""
@@ -72,7 +73,7 @@ def add_missing(target: str, names: Sequence[str]) -> None:
 def write(path: Path, known: dict[str, Any]) -> None:
     """One line a model, so that a change can be read."""
     lines = (f"  {json.dumps(name)}: {json.dumps(known[name], separators=(',', ':'))}" for name in sorted(known))
-    path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    write_whole(path, "{\n" + ",\n".join(lines) + "\n}\n", "features")
 
 
 def count(name: str, target: str) -> dict[str, Any]:

@@ -13,7 +13,6 @@ blocks (blocks.py), which `page.html` writes with everything escaped. Estimates 
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +45,7 @@ from edgesmith.bench.report.estimated import Entry, estimate_blocks, list_entrie
 from edgesmith.bench.report.figures import number
 from edgesmith.bench.report.tradeoff import LEAST_ERROR, Point, draw_tradeoff
 from edgesmith.bench.statistics import Interval, quantile
-from edgesmith.errors import BadInput, EdgesmithError, OutputError, Unreadable
+from edgesmith.errors import BadInput, EdgesmithError, Unreadable
 from edgesmith.exporters import artifact as artifacts
 from edgesmith.exporters.artifact import Artifact
 from edgesmith.exporters.manifest import MANIFEST, CheckRecord, OperatorCounts, RewriteRecord, own_files
@@ -54,6 +53,7 @@ from edgesmith.exporters.tensorrt import engine as engines
 from edgesmith.models import registry
 from edgesmith.readers.documents import read_json
 from edgesmith.show import in_html
+from edgesmith.writing import write_whole
 
 WANTED = "artifacts, records of bench, estimates or a history"
 
@@ -93,18 +93,7 @@ def write_report(folder: Path, out: Path, devices: Sequence[str] = ()) -> Found:
     if profiles and not found.artifacts:
         raise BadInput(f"nothing to estimate below {folder}: wanted artifacts, as `edgesmith export` writes them")
     page = render(found, list_entries(found.artifacts, found.estimates, profiles))
-    temporary = None
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=out.parent, delete=False) as file:
-            temporary = Path(file.name)
-            file.write(page)
-        temporary.chmod(0o644)
-        temporary.replace(out)
-    except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        raise OutputError(f"cannot write the report {out}: {error.strerror or error}") from error
+    write_whole(out, page, "report")
     return found
 
 

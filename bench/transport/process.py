@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from threading import Event, Thread, Timer
 
 MOST_LINES = 10_000
@@ -17,7 +20,13 @@ LONGEST_LINE = 65_536
 
 @contextmanager
 def started(command: Sequence[str], **environment: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A process with pipes, `environment` on top of ours; what has not ended with the block is killed."""
+    """A process with pipes, `environment` on top of ours; what has not ended with the block is killed.
+
+    Where the system can, it kills the process when ours is killed: a client of a connection would outlive us by as long
+    as the other side has something to say.
+    """
+    if shutil.which(command[0]) is not None:  # what is not there fails as it would by itself
+        command = [*_ending_with_us(), *command]
     with subprocess.Popen(  # noqa: S603  # a list, no shell; callers name what they start
         command,
         stdin=subprocess.PIPE,
@@ -51,6 +60,17 @@ def limited(process: subprocess.Popen[bytes], seconds: float) -> Iterator[Event]
         yield late
     finally:
         timer.cancel()
+
+
+@cache
+def _ending_with_us() -> tuple[str, ...]:
+    """Return what stands before a command that is to be killed with us: setpriv, of util-linux from 2.33 on."""
+    setpriv = shutil.which("setpriv") if sys.platform == "linux" else None
+    if setpriv is None:
+        return ()
+    guard = (setpriv, "--pdeathsig", "KILL", "--")
+    tried = subprocess.run([*guard, "true"], capture_output=True, check=False)  # noqa: S603  # the system's own
+    return guard if tried.returncode == 0 else ()
 
 
 def give(process: subprocess.Popen[bytes], text: bytes, close: bool = True) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import operator
 import random
 import sys
 import types
@@ -143,6 +144,8 @@ def _read_module(module: nn.Module, owner: str, weights: bool, state: State, see
             if isinstance(value, Tensor) and (weights or kind != "_parameters"):
                 _read_tensor(f"the {what} {name}{owner}", value, state)
     for name, value in attributes.items():
+        if value is None or isinstance(value, OPAQUE):  # nearly all, of which no words are made
+            continue
         if name not in REGISTERED and not name.endswith("_hooks") and not name.startswith("_forward_"):
             _read(f"the attribute {name}{owner}", value, state, seen)
 
@@ -191,7 +194,7 @@ def _put_back(holder: _Holder) -> None:
     elif isinstance(held, torch.Generator):
         held.set_state(contents)
     elif isinstance(held, dict):
-        if list(held) != list(contents) or any(held[key] is not value for key, value in contents.items()):
+        if list(held) != list(contents) or not all(map(operator.is_, held.values(), contents.values())):
             held.clear()
             held.update(contents)
     elif isinstance(held, set):
@@ -246,4 +249,4 @@ def _is_equal(a: Tensor, b: Tensor) -> bool:
         a, b = a.to_dense(), b.to_dense()
     if a.is_meta:
         return True
-    return bool(((a == b) | ((a != a) & (b != b))).all())  # NaN where NaN was
+    return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())  # NaN where NaN was

@@ -13,11 +13,8 @@ A test derives every schema anew and compares it with the file that is committed
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -36,8 +33,9 @@ from typing import (
     is_typeddict,
 )
 
-from edgesmith.errors import BadInput, OutputError
+from edgesmith.errors import BadInput
 from edgesmith.readers.documents import read_json
+from edgesmith.writing import write_whole
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 PLAIN = {str: "string", bool: "boolean", int: "integer", float: "number", NoneType: "null"}
@@ -212,24 +210,9 @@ def to_text(record: Mapping[str, Any], indent: int | None = 2) -> str:
 
 
 def write(record: Mapping[str, Any], path: Path, what: str, indent: int | None = 2) -> None:
-    """Write a record, whole or not at all: into a temporary file, which then takes the place of `path`.
+    """Write a record, whole or not at all.
 
     Raises:
         OutputError: the folder cannot be made or written.
     """
-    text = to_text(record, indent)
-    with contextlib.ExitStack() as undo:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(
-                "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-            ) as file:
-                temporary = Path(file.name)
-                undo.callback(temporary.unlink, missing_ok=True)
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.chmod(0o644)  # others may read it, as what is no secret
-            temporary.replace(path)
-        except OSError as error:
-            raise OutputError(f"cannot write the {what} {path}: {error.strerror or error}") from error
+    write_whole(path, to_text(record, indent), what)

@@ -493,7 +493,10 @@ class Module:
                 samples.append(timed(call))
             slots.append({"subject": 0, "round": len(slots), "at_s": at_s, "samples_ms": samples})
         warm = [{"calls": calls, "ms": ms, "is_steady": steady}]
-        return {"cold": cold, "launch": {"warm": warm, "slots": slots, "before": before, "after": state()}}
+        return {
+            "cold": cold,
+            "launch": {"warm": warm, "slots": slots, "before": before, "after": state(), "order": [0]},
+        }
 
 
 class Trtexec:
@@ -599,7 +602,10 @@ class Trtexec:
             slots.append({"subject": 0, "round": len(slots), "at_s": spent / 1e3, "samples_ms": kept})
             spent += sum(kept)
         warm = [{"calls": 0, "ms": float(warm_ms), "is_steady": False}]
-        return {"cold": None, "launch": {"warm": warm, "slots": slots, "before": before, "after": state()}}
+        return {
+            "cold": None,
+            "launch": {"warm": warm, "slots": slots, "before": before, "after": state(), "order": [0]},
+        }
 
 
 def to_json(text: str) -> str:
@@ -796,11 +802,25 @@ def sha256(path: Path) -> str:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file by a rename."""
+    """Write a file by a rename, for those whom the umask lets read it."""
     handle, temporary = tempfile.mkstemp(dir=str(path.parent), prefix=f".{path.name}.")
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)
-    Path(temporary).replace(path)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o666 & ~umask())
+        Path(temporary).replace(path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):  # it has become `path`
+            os.unlink(temporary)  # noqa: PTH108  # Python 3.8's Path.unlink takes no missing_ok
+
+
+def umask() -> int:
+    """The permissions that this process gives to nobody."""
+    current = os.umask(0)
+    os.umask(current)
+    return current
 
 
 def write_json(path: Path, content: Any, indent: int | None = 2) -> None:
@@ -828,7 +848,7 @@ def staging(out: Path) -> Iterator[Path]:
     try:
         yield folder
         try:
-            folder.chmod(0o755)
+            folder.chmod(0o777 & ~umask())
             folder.replace(out)
         except OSError as error:
             raise Refusal(f"cannot write to {out.parent}: {error.strerror or error}; nothing was written") from error

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,8 @@ from edgesmith.cli import options as given
 from edgesmith.cli.chosen import Chosen, chooses_model
 from edgesmith.cli.export import export_chosen
 from edgesmith.cli.tables import new_table, print_json, print_line, print_lines, print_table, show_progress
-from edgesmith.errors import BadInput, OutputError
+from edgesmith.errors import BadInput
+from edgesmith.writing import write_whole
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from edgesmith.bench.measure import Settings
     from edgesmith.bench.measurement import Measurement, Profile
     from edgesmith.bench.transport import Address
-    from edgesmith.bench.verdict import Verdict
+    from edgesmith.bench.verdict import Criterion, Verdict
 
 
 class Interrupted(Exception):
@@ -35,8 +37,8 @@ def bench(
     artifacts: given.Artifacts = None,
     target: given.TargetName = "onnx",
     against: given.Against = None,
-    seconds: given.Seconds = 30.0,
-    launches: given.Launches = 12,
+    seconds: given.Seconds = None,
+    launches: given.Launches = None,
     threads: given.Threads = 1,
     cores: given.Cores = None,
     units: given.Units = None,
@@ -56,7 +58,8 @@ def bench(
     """Time artifacts in turn; every sample is kept. With --against, compare them. A model is exported first."""
     address = _parse_address(device, python, remote_tmp, ssh_config, ssh_option, sign)
     criterion = _criterion(threshold, confidence, floor)
-    settings = _settings(seconds, launches, threads, cores, units, operators=ops, energy=True)
+    until = criterion if against else None
+    settings = _settings(seconds, launches, threads, cores, units, operators=ops, energy=True, until=until)
     if not artifacts and chosen.model is None:
         raise BadInput("give artifacts' folders, or a model to export for this: --model NAME or --module CODE")
     made = [export_chosen(chosen, target)] if chosen.model is not None else []
@@ -83,8 +86,8 @@ def compare(
     confidence: given.Confidence = 0.99,
     floor: given.Floor = None,
     despite: given.Despite = None,
-    seconds: given.Seconds = 30.0,
-    launches: given.Launches = 12,
+    seconds: given.Seconds = None,
+    launches: given.Launches = None,
     threads: given.Threads = 1,
     cores: given.Cores = None,
     units: given.Units = None,
@@ -99,19 +102,22 @@ def compare(
     junit: given.Junit = None,
     as_json: given.Json = False,
 ) -> None:
-    """Say whether head became slower than base: exit code 0 no, 1 yes, 2 not known or not comparable.
+    """Say whether head became slower than base: exit code 0 no, 8 yes, 9 not known, 10 not comparable.
 
-    Two artifacts are measured in turn, which is the comparison to trust. Records of two runs are compared as they are.
+    Two artifacts are measured in turn until that is known, which is the comparison to trust. Records of two runs are
+    compared as they are.
     """
     address = _parse_address(device, python, remote_tmp, ssh_config, ssh_option, sign)
     criterion = _criterion(threshold, confidence, floor, frozenset(despite or ()))
+    from edgesmith.bench.verdict import worst_code
+
     is_cut_short = False
     if head is None:
         measurement, verdicts = _compare_within(base, criterion)
     elif _is_record(base) or _is_record(head):
         measurement, verdicts = _compare_records(base, head, criterion)
     else:
-        settings = _settings(seconds, launches, threads, cores, units)
+        settings = _settings(seconds, launches, threads, cores, units, until=criterion)
         measurement, record = _measure([base, head], settings, address, out)
         print_line(f"record: {record}", to_stderr=True)
         verdicts, is_cut_short = criterion.judge_all(measurement), not measurement.complete
@@ -127,8 +133,7 @@ def compare(
         _write_junit(junit, verdicts)
     if is_cut_short:
         raise Interrupted
-    codes = {one.exit_code for one in verdicts}
-    raise typer.Exit(1 if 1 in codes else max(codes))
+    raise typer.Exit(worst_code(verdicts))
 
 
 def profile(
@@ -190,36 +195,15 @@ def build_on(
     print_line(f"{built}")
 
 
-@dataclass(frozen=True)
-class _Criterion:
-    """The parameters of `edgesmith.bench.verdict.compare` that say what counts as slower."""
-
-    threshold: float
-    confidence: float
-    floor: float
-    despite: frozenset[str]
-
-    def judge(self, base: Measurement, head: Measurement, of_head: int = 0) -> Verdict:
-        """Compare the first artifact of `base` with one of `head`."""
-        from edgesmith.bench.verdict import compare
-
-        return compare(base, head, 0, of_head, **vars(self))
-
-    def judge_all(self, measurement: Measurement) -> list[Verdict]:
-        """Compare the first artifact of a measurement with each of the others."""
-        return [self.judge(measurement, measurement, i) for i in range(1, len(measurement.subjects))]
-
-
 def _criterion(
     threshold: str, confidence: float, floor: Path | None, despite: frozenset[str] = frozenset()
-) -> _Criterion:
+) -> Criterion:
     """Return what counts as slower, checked before anything is measured for it."""
     from edgesmith.bench.measurement import read
-    from edgesmith.bench.verdict import check_options, noise_floor
+    from edgesmith.bench.verdict import Criterion, noise_floor
 
     share, least = given.parse_share(threshold), 0.0 if floor is None else noise_floor(read(floor))
-    check_options(share, confidence, least)
-    return _Criterion(share, confidence, least, despite)
+    return Criterion(share, confidence, least, despite)
 
 
 def _parse_address(
@@ -238,7 +222,7 @@ def _parse_address(
 
 
 def _settings(
-    seconds: float, launches: int, threads: int, cores: str | None, units: str | None, **also: bool
+    seconds: float | None, launches: int | None, threads: int, cores: str | None, units: str | None, **also: Any
 ) -> Settings:
     from edgesmith.bench.measure import Settings
 
@@ -258,13 +242,14 @@ def _measure(paths: Sequence[Path], settings: Settings, device: Address, out: Pa
     record = out if out is not None else Path("measurements") / f"{stamp}.json"
     if record.suffix != ".json":
         raise BadInput(f"a record is a .json file, got {record}")
+    errors = sys.stderr  # the progress bar puts another in its place, which would break a note into lines
     with show_progress("measure") as on_progress:
-        reports = Reports(record, on_progress, lambda sentence: print_line(f"note: {sentence}", to_stderr=True))
+        reports = Reports(record, on_progress, lambda sentence: print_line(f"note: {sentence}", to=errors))
         measurement = measure(paths, settings, device, reports)
     if not measurement.complete:
         measurements.write(measurement, record)
         done = len(measurement.launches)
-        print_line(f"interrupted after {done} of {settings.launches} launches, which are kept", to_stderr=True)
+        print_line(f"interrupted after {done} of {settings.most[1]} launches, which are kept", to_stderr=True)
     return measurement, record
 
 
@@ -272,7 +257,7 @@ def _is_record(path: Path) -> bool:
     return path.is_file() and path.suffix == ".json"
 
 
-def _compare_within(record: Path, criterion: _Criterion) -> tuple[Measurement, list[Verdict]]:
+def _compare_within(record: Path, criterion: Criterion) -> tuple[Measurement, list[Verdict]]:
     """Compare the artifacts of one record."""
     from edgesmith.bench.measurement import read
 
@@ -282,7 +267,7 @@ def _compare_within(record: Path, criterion: _Criterion) -> tuple[Measurement, l
     return measurement, criterion.judge_all(measurement)
 
 
-def _compare_records(base: Path, head: Path, criterion: _Criterion) -> tuple[Measurement, list[Verdict]]:
+def _compare_records(base: Path, head: Path, criterion: Criterion) -> tuple[Measurement, list[Verdict]]:
     """Compare the artifacts of two records. Returns the first of the two as well."""
     from edgesmith.bench.measurement import read
 
@@ -303,7 +288,7 @@ def _show_verdicts(verdicts: Sequence[Verdict]) -> None:
         print_line(f"{one.head} against {one.base}: {one.verdict}: {one.reason}")
 
 
-def _show_pull_request(verdicts: Sequence[Verdict], measurement: Measurement, criterion: _Criterion) -> None:
+def _show_pull_request(verdicts: Sequence[Verdict], measurement: Measurement, criterion: Criterion) -> None:
     from edgesmith.bench.announce import markdown
 
     print_lines(markdown(verdicts, measurement, criterion.threshold, criterion.confidence))
@@ -312,10 +297,7 @@ def _show_pull_request(verdicts: Sequence[Verdict], measurement: Measurement, cr
 def _write_junit(path: Path, verdicts: Sequence[Verdict]) -> None:
     from edgesmith.bench.announce import junit
 
-    try:
-        path.write_text(junit(verdicts), encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    write_whole(path, junit(verdicts), "JUnit file")
 
 
 def _figures(measurement: Measurement) -> list[dict[str, Any]]:

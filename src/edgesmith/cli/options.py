@@ -175,8 +175,16 @@ Artifacts = Annotated[
 Against = Annotated[
     Path | None, typer.Option("--against", help="An artifact to compare the others with.", show_default=False)
 ]
-Seconds = Annotated[float, typer.Option("--seconds", help="How long it may last, about.")]
-Launches = Annotated[int, typer.Option("--launches", help="Processes, each with all artifacts in turn.")]
+Seconds = Annotated[
+    float | None,
+    typer.Option("--seconds", help="How long it may last, about.", show_default="30; 60 at most, to compare"),
+]
+Launches = Annotated[
+    int | None,
+    typer.Option(
+        "--launches", help="Processes, each with all artifacts in turn.", show_default="12; 24 at most, to compare"
+    ),
+]
 Threads = Annotated[int, typer.Option("--threads", help="Of the runtime.")]
 Cores = Annotated[
     str | None, typer.Option("--cores", help="Pin to these: 0, or 0,2 or 0-3.", show_default="not pinned")

@@ -10,7 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from edgesmith.show import in_json, in_terminal
 
@@ -74,9 +74,14 @@ def new_table(title: str, *columns: str, header: bool = True, names: bool = Fals
     return table
 
 
-def print_line(text: object = "", *, to_stderr: bool = False) -> None:
-    """Print one line, in which a foreign text moves no cursor and begins no other line."""
-    print(in_terminal(str(text)), file=sys.stderr if to_stderr else sys.stdout, flush=to_stderr)
+def print_line(text: object = "", *, to_stderr: bool = False, to: TextIO | None = None) -> None:
+    """Print one line, in which a foreign text moves no cursor and begins no other line.
+
+    Args:
+        to: a stream in the place of either, such as the stderr of before a progress bar.
+    """
+    stream = to or (sys.stderr if to_stderr else sys.stdout)
+    print(in_terminal(str(text)), file=stream, flush=stream is not sys.stdout)
 
 
 def print_lines(text: str) -> None:
