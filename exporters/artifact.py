@@ -220,10 +220,15 @@ def read_exact(artifact: Artifact) -> list[list[np.ndarray]]:
 
 
 def write_inputs(folder: Path, given: Sequence[Sequence[Tensor]]) -> None:
-    """Keep inputs that do not follow from seeds: those of a calibration set that a file is judged by."""
+    """Keep inputs that do not follow from seeds: those of a calibration set that a file is judged by.
+
+    Copies, because calls share the tensors that adversarial inputs leave alone, and safetensors takes none twice.
+    """
     from safetensors.torch import save
 
-    tensors = {f"input_{i}.{k}": value.contiguous() for i, one in enumerate(given) for k, value in enumerate(one)}
+    tensors = {
+        f"input_{i}.{k}": value.contiguous().clone() for i, one in enumerate(given) for k, value in enumerate(one)
+    }
     (folder / INPUTS).write_bytes(save(tensors))
 
 

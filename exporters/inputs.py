@@ -18,6 +18,7 @@ says what it is in a few words, and `make` makes the same tensors of them every 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor
 
 from edgesmith.models.registry import ImageInput
+from edgesmith.models.series import SeriesInput
 
 COUNT = 8
 """Calls of a caller's own data at most, and seeded inputs of artifacts that do not name theirs."""
@@ -219,6 +221,43 @@ def seeded_inputs(
     goes round from 1 to the examples'.
     """
     return [make(Call("seeded", seed), examples, image, dynamic_batch) for seed in range(count)]
+
+
+LEVEL = 1000.0
+"""The level of drawn series, in deviations: data of a meter are far from 0, and squares of them beyond fp16."""
+
+
+def draw_series(reads: SeriesInput, batch: int, seed: int) -> tuple[Tensor, ...]:
+    """Return the inputs of a forecaster: series with a level, a trend, two seasons and noise, and what goes with them.
+
+    Levels of the first call are 0, of the second LEVEL, and so on in turn. A mask leaves one value in ten out. Tokens
+    go round through all frequencies, from call to call and row to row.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    steps, channels = reads.shape
+    ahead = max(reads.horizon, 1)
+    t = torch.arange(steps + ahead, dtype=torch.float32).reshape(1, -1, 1)
+
+    def each(low: float, high: float) -> Tensor:
+        """Return a number for each series, uniform in a range. [B, 1, C]"""
+        return low + (high - low) * torch.rand(batch, 1, channels, generator=generator)
+
+    series = LEVEL * (seed % 2) * each(0.5, 1.5) + each(-1, 1) * t / steps
+    for period in (24.0, 168.0):
+        series = series + each(0.2, 1) * (2 * math.pi * (t / period + each(0, 1))).sin()
+    series = series + 0.3 * torch.randn(batch, steps + ahead, channels, generator=generator)
+    observed = (torch.rand(batch, steps, channels, generator=generator) < 0.9).float()
+    tokens = (torch.arange(batch) + seed) % max(reads.frequencies, 1)
+    drawn = {"observed_mask": observed, "freq_token": tokens, "future_values": series[:, steps:]}
+    return tuple(drawn.get(name, series[:, :steps]).contiguous() for name in reads.inputs)
+
+
+def draw_tokens(vocabulary: int, batch: int, length: int) -> tuple[Tensor, Tensor]:
+    """Return tokens of the whole vocabulary, uniform, its first and last among them, and types: 0 up to the middle."""
+    ids = torch.randint(0, vocabulary, (batch, length), generator=torch.Generator().manual_seed(0))
+    ids[:, 0], ids[:, -1] = 0, vocabulary - 1
+    types = (torch.arange(length) >= length // 2).long().expand(batch, length).contiguous()
+    return ids, types
 
 
 def _first_rows(example: Tensor, seed: int, dynamic_batch: bool) -> Tensor:

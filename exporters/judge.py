@@ -131,7 +131,10 @@ def appoint(
     for output, reason in unverified.items():
         warnings.warn(f"{output} is not verified: {reason}", Unverified, stacklevel=2)
     record = _describe(selection, subject, given is not None, None if data is None else data[1])
-    return Judge(evidence, calibration, criteria, of_file, record, noise, unverified, given is not None, not is_named)
+    keeps_example = not is_named or not all(
+        x.is_floating_point() for x in captured.inputs
+    )  # tokens follow from no seed
+    return Judge(evidence, calibration, criteria, of_file, record, noise, unverified, given is not None, keeps_example)
 
 
 def _describe(selection: Selection, subject: Subject, is_kept: bool, facts: dict[str, Any] | None) -> InputsRecord:

@@ -17,7 +17,7 @@ from edgesmith.errors import BadInput, EdgesmithWarning
 from edgesmith.exporters.graph.capture import run_eager
 from edgesmith.exporters.graph.signature import bind
 from edgesmith.exporters.graph.unwrap import unwrap
-from edgesmith.exporters.inputs import seeded_inputs
+from edgesmith.exporters.inputs import NATURAL, draw_series, draw_tokens, seeded_inputs
 from edgesmith.exporters.options import ExportOptions, ModelOptions
 from edgesmith.exporters.own.building import build
 from edgesmith.exporters.own.reference import OwnModule
@@ -87,9 +87,15 @@ def load(options: ModelOptions, labels: Sequence[str] | None = None) -> Loaded:
 def load_given(options: ExportOptions, model: Loaded) -> tuple[list[list[Tensor]], dict[str, Any]] | None:
     """Return the caller's own data to verify on, and what they are; None where there are none.
 
+    Those of a forecaster are drawn where the caller has none: series, which standard normal values are not.
+
     Raises:
         BadInput: a file that cannot be used, or too few of them.
     """
+    if options.verify_inputs is None and options.series is not None:
+        batch = model.inputs[0].shape[0]
+        drawn = [list(draw_series(options.series, batch, seed)) for seed in range(NATURAL)]
+        return drawn, {"source": "drawn series: a level, a trend, two seasons and noise of each channel"}
     if options.verify_inputs is None:
         return None
     return read_given(Path(options.verify_inputs), model.name_inputs(), model.inputs, options.image)
@@ -100,10 +106,20 @@ def _load_named(options: ModelOptions, spec: ModelSpec) -> Loaded:
     asked: dict[str, object] = {"features": True} if options.features else {}
     if options.sequence is not None:
         asked["frames"] = options.shape[0]
+    if options.series is not None:
+        asked |= {"config": spec.series, "observed_mask": options.observed_mask}
     module, origin = checkpoint.load(spec, options.weights, **asked)
     batch = max(options.batch, 2) if options.dynamic_batch else options.batch
+    if options.series is not None:
+        inputs, names = draw_series(options.series, batch, 0), tuple(options.series.inputs)
+        output = "forecast" if options.series.horizon else "logits"
+        return Loaded(spec.name, module, inputs, names, (output,), origin, spec)
+    if options.tokens is not None:
+        vocabulary = int(getattr(module, "vocabulary", options.tokens.vocabulary))  # a checkpoint may have its own
+        ids = draw_tokens(vocabulary, batch, options.shape[0])
+        return Loaded(spec.name, module, ids, (spec.input.name, "token_type_ids"), ("logits",), origin, spec)
     ((x,),) = seeded_inputs([torch.zeros(batch, *options.shape)], count=1)
-    outputs: tuple[str, ...] = ("logits",)
+    outputs: tuple[str, ...] = ("logits" if spec.classes else "sequence",)
     if options.features:
         outputs = tuple(f"features_{i}" for i in range(len(run_eager(module, (x,)))))
     return Loaded(spec.name, module, (x,), (spec.input.name,), outputs, origin, spec)

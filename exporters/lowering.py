@@ -37,6 +37,7 @@ class Lowering:
             precision=options.arithmetic,
             image=options.image,
             sequence=options.sequence,
+            series=options.series,
             streaming=product.streaming,
             sequence_program=product.sequence_program,
             labels=None if options.labels is None else tuple(options.labels),

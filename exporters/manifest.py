@@ -51,6 +51,7 @@ class ModelRecord(TypedDict):
         features: whether it returns dense features instead of logits.
         segmentation: of a model for it: `logits` at a quarter of the image's size, or `labels`, each pixel's class.
         normalisation: of images, or in words what was done to the features of frames.
+        series: of a forecaster, what it reads and returns, see models/series.py.
         fixed: arguments of a module's forward that are part of the file, as Python writes them.
     """
 
@@ -63,6 +64,7 @@ class ModelRecord(TypedDict):
     paper: NotRequired[str]
     licence: NotRequired[str]
     normalisation: NotRequired[Normalisation | str]
+    series: NotRequired[dict[str, Any]]
     fixed: NotRequired[dict[str, str]]
 
 

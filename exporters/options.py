@@ -26,7 +26,8 @@ from edgesmith.exporters.precision import table as precisions
 from edgesmith.exporters.precision.table import Precision
 from edgesmith.exporters.targets.target import Target
 from edgesmith.models import registry
-from edgesmith.models.registry import ImageInput, ModelSpec, SequenceInput
+from edgesmith.models.registry import ImageInput, ModelSpec, SequenceInput, TokenInput
+from edgesmith.models.series import SeriesInput, read_file
 from edgesmith.profiles import device as devices
 from edgesmith.profiles.device import DeviceProfile
 
@@ -62,6 +63,8 @@ class ModelOptions:
         features: the dense features of a named model instead of its logits.
         segmentation: of a named model for it: `logits` at a quarter of the image's size, or `labels`, the class of each
             pixel at the image's own size. Default: logits.
+        config: a forecaster's `config.json`, with transformers' names, for the models that take one.
+        observed_mask: a second input of a named forecaster, which says what was observed.
 
     Raises:
         BadInput: a sentence that says what was wanted, what came and what to do.
@@ -80,6 +83,8 @@ class ModelOptions:
     dynamic_batch: bool = False
     features: bool = False
     segmentation: str | None = None
+    config: str | Path | None = None
+    observed_mask: bool = False
 
     def __post_init__(self) -> None:
         for check in MODEL_CHECKS:
@@ -93,7 +98,7 @@ class ModelOptions:
     @cached_property
     def spec(self) -> ModelSpec | None:
         """The facts about a named model; None for a module."""
-        return _spec(self.model)
+        return _configured(_spec(self.model), self.config, self.observed_mask)
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
@@ -119,6 +124,16 @@ class ModelOptions:
     def sequence(self) -> SequenceInput | None:
         """The model's frames; None where it reads no sequences."""
         return self.spec.input if self.spec and isinstance(self.spec.input, SequenceInput) else None
+
+    @property
+    def tokens(self) -> TokenInput | None:
+        """The tokens of a language model; None where it reads none."""
+        return self.spec.input if self.spec and isinstance(self.spec.input, TokenInput) else None
+
+    @property
+    def series(self) -> SeriesInput | None:
+        """The contract of a forecaster; None for any other model."""
+        return self.spec.input if self.spec and isinstance(self.spec.input, SeriesInput) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,6 +263,22 @@ def _spec(model: str | nn.Module | OwnModule) -> ModelSpec | None:
     return None
 
 
+def _configured(spec: ModelSpec | None, config: str | Path | None, observed_mask: bool) -> ModelSpec | None:
+    """Return a forecaster with a configuration of the caller's own; any other model as it is."""
+    if spec is None or not isinstance(spec.input, SeriesInput):
+        if config is not None or observed_mask:
+            option = "--config" if config is not None else "--observed-mask"
+            name = spec.name if spec is not None else "a module"
+            raise BadInput(f"{option} is for forecasters, such as ttm and patchtsmixer; {name} is none")
+        return spec
+    if config is not None and not spec.configurable:
+        raise BadInput(f"{spec.name} has a configuration of its own; --config goes with --model {spec.family}")
+    if config is None and not observed_mask:
+        return spec
+    facts = read_file(config) if config is not None else {}
+    return registry.configure(spec, facts, observed_mask, Path(config).name if config is not None else spec.name)
+
+
 def _precision(target: Target, name: str | None, spec: ModelSpec | None) -> Precision:
     """Return the precision of a name, of the model, or of the target."""
     known = precisions.for_target(target.name, target.precisions)
@@ -282,12 +313,24 @@ def _shape(spec: ModelSpec | None, size: tuple[int, int] | None, frames: int | N
     if spec is None:
         return ()
     reads = spec.input
+    if isinstance(reads, SeriesInput):
+        if size is not None or frames is not None:
+            option = "--input-size" if size is not None else "--frames"
+            raise BadInput(
+                f"{spec.name} reads a context of {reads.shape[0]} steps and has no {option}; its length is the"
+                " context_length of its configuration"
+            )
+        return reads.shape
     if isinstance(reads, SequenceInput):
         if size is not None:
             raise BadInput(f"{spec.name} reads sequences and has no --input-size; their length is --frames")
         if frames is not None and frames < 1:
             raise BadInput(f"--frames must be 1 or more, got {frames}")
         return (frames or reads.shape[0], reads.shape[1])
+    if isinstance(reads, TokenInput):
+        if size is not None:
+            raise BadInput(f"{spec.name} reads tokens and has no --input-size; their number is --frames")
+        return (frames or reads.shape[0],)
     if frames is not None:
         raise BadInput(f"{spec.name} reads images and has no --frames; their size is --input-size")
     if size is None:
@@ -357,7 +400,9 @@ def _check_module(options: ModelOptions) -> None:
 def _check_reads(options: ModelOptions) -> None:
     """Refuse names that nothing has, sizes that the model does not read, and maps of a model that has none."""
     _ = options.backend, options.artifact_name, options.shape  # which are refused where they cannot be
-    if options.sequence is not None and options.features:
+    if options.series is not None and options.features:
+        raise BadInput(f"{options.artifact_name} reads time series and has no --features; leave it out")
+    if options.spec is not None and options.image is None and options.features:
         raise BadInput(f"{options.artifact_name} reads sequences and has no --features; their length is --frames")
 
 
@@ -376,7 +421,9 @@ def _check_image_input(options: ExportOptions) -> None:
     """Refuse images for what reads none."""
     if options.image_input and options.image is None:
         name = options.artifact_name
-        reads = "reads sequences" if options.sequence else "is a module, whose input may be anything,"
+        reads = "is a module, whose input may be anything,"
+        if options.spec is not None:
+            reads = "reads sequences" if options.series is None else "reads time series"
         raise BadInput(f"{name} {reads} and has no --image-input; leave it out")
     if options.image_input and options.batch != 1:
         raise BadInput(f"an image input holds one image, got --batch {options.batch}; use --batch 1")
@@ -409,6 +456,13 @@ def _check_batch(options: ModelOptions) -> None:
 
 def _check_streaming(options: ExportOptions) -> None:
     """Refuse what a step cannot have, and a sequence without a step."""
+    if options.series is not None and options.streaming:
+        raise BadInput(
+            f"{options.artifact_name} mixes all patches of its context and has no --streaming; feed it the last"
+            f" {options.shape[0]} steps each time"
+        )
+    if options.tokens is not None and options.streaming:
+        raise BadInput(f"{options.artifact_name} scans its tokens backwards too and has no --streaming; leave it out")
     if options.image is not None and options.streaming:
         raise BadInput(f"{options.artifact_name} reads images and has no --streaming; models of sequences have")
     if options.streaming and options.arithmetic.needs_whole_inputs:

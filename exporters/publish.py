@@ -137,6 +137,11 @@ def _describe_model(made: Export) -> ModelRecord:
         record["normalisation"] = {"mean": list(image.mean), "std": list(image.std)}
     elif sequence is not None:
         record["normalisation"] = sequence.normalised
+    elif made.options.tokens is not None:
+        record["normalisation"] = made.options.tokens.normalised
+    elif made.options.series is not None:
+        record["normalisation"] = made.options.series.normalised
+        record["series"] = made.options.series.describe()
     return record
 
 

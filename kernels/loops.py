@@ -17,19 +17,18 @@ def onnx_scan(
     stacked: int = 1,
     stacked_axis: int | None = None,
 ) -> Sequence[Any]:
-    """An ONNX Scan over one sequence, recorded where a lowering is being recorded.
+    """An ONNX Scan over one sequence or several, recorded where a lowering is being recorded.
 
     Args:
         states: initial states.
-        sequence: what is read along `axis`, one slice an iteration.
-        axis: of the sequence, counted from the front.
-        step: from a node builder (`make("Add", a, b)`), the states and the slice to the next states and `stacked`
+        sequence: what is read along `axis`, one slice an iteration; or a list of them.
+        axis: of the sequences, counted from the front.
+        step: from a node builder (`make("Add", a, b)`), the states and the slices to the next states and `stacked`
             values that the Scan puts together. It may read values of the graph around it.
         stacked: how many values come out a step beside the states.
         stacked_axis: where in a result the steps are; default: `axis`.
 
-    Returns:
-        The last states, then the stacked values.
+    Returns the last states, then the stacked values.
     """
     import onnx_ir as ir
     from onnxscript import evaluator
@@ -38,7 +37,8 @@ def onnx_scan(
         return ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(like.dtype))
 
     recorder: Any = evaluator.default()
-    stem = f"scan_{len(recorder.nodes)}_{sequence.name}"
+    sequences = list(sequence) if isinstance(sequence, list | tuple) else [sequence]
+    stem = f"scan_{len(recorder.nodes)}_{sequences[0].name}"
     nodes: list[Any] = []
 
     def make(kind: str, *values: Any, **attributes: Any) -> Any:
@@ -48,19 +48,21 @@ def onnx_scan(
         return node.outputs[0]
 
     inputs = [inside(f"{stem}_state_{i}", state, state.shape) for i, state in enumerate(states)]
-    inputs.append(inside(f"{stem}_slice", sequence, [n for i, n in enumerate(sequence.shape) if i != axis]))
+    for k, one in enumerate(sequences):
+        inputs.append(
+            inside(f"{stem}_slice{f'_{k}' if k else ''}", one, [n for i, n in enumerate(one.shape) if i != axis])
+        )
     outputs = list(step(make, *inputs))
     for value in outputs:
-        value.dtype = sequence.dtype
-    axes = [axis if stacked_axis is None else stacked_axis] * stacked
+        value.dtype = sequences[0].dtype
     scan = ir.node(
         "Scan",
-        [*states, sequence],
+        [*states, *sequences],
         {
             "body": ir.Graph(inputs, outputs, nodes=nodes, name=f"{stem}_body"),
-            "num_scan_inputs": 1,
-            "scan_input_axes": [axis],
-            "scan_output_axes": axes,
+            "num_scan_inputs": len(sequences),
+            "scan_input_axes": [axis] * len(sequences),
+            "scan_output_axes": [axis if stacked_axis is None else stacked_axis] * stacked,
         },
         num_outputs=len(outputs),
         version=20,

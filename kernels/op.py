@@ -83,6 +83,7 @@ class Recurrence:
             argument, without the time axis, and so is `output`; `others` are the call's other arguments, as they are.
         states: in the order of `step`.
         axes: from a call's arguments to the time axes of its first argument and of its output, counted from the front.
+        sequences: positions of other arguments with that time axis, of which `step` is given the frame too.
         cannot_step: from a call's arguments to the reason why it cannot run frame by frame; None where it can.
         runs: what the op does along its time axis, a verb.
         recognition: for loops and scans that the op is to take the place of; None where there are no such.
@@ -91,6 +92,7 @@ class Recurrence:
     step: Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
     states: tuple[RecurrentState, ...]
     axes: Callable[..., tuple[int, int]]
+    sequences: tuple[int, ...] = ()
     cannot_step: Callable[..., str | None] = lambda *_: None
     runs: str = "runs"
     recognition: Recognition | None = None
@@ -114,6 +116,22 @@ class LinearRecurrence:
     scaled: Callable[[Tensor, Tensor, Tensor | None, Tensor | None], tuple[Tensor | None, ...]]
     forms: tuple[str, ...]
     chunks: Callable[[int], tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Forms:
+    """The forms of an op whose last argument, `form`, says how it is computed, and what each costs.
+
+    Attributes:
+        names: the default first.
+        looped: those that run step by step and have lowerings; every target inlines the reference of the others.
+        times: from the arguments, as tensors of the right shapes, and a target's costs (`exporters.costs.Costs`) to
+            microseconds by form; a form that cannot be is left out.
+    """
+
+    names: tuple[str, ...]
+    looped: tuple[str, ...]
+    times: Callable[..., Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -147,6 +165,8 @@ class FusedOp:
         normalised_axis: the axis that a norm takes mean and variance over; its other axes do not mix.
         stays_float: why int8 leaves the whole op in float; empty where int8 may open it and round the layers inside.
         spikes: its outputs are 0 or 1, and rounding before it flips some of them.
+        choice: of an op that has several forms, what each costs.
+        no_step: why it cannot run frame by frame, where that is its nature.
     """
 
     name: str
@@ -166,6 +186,8 @@ class FusedOp:
     normalised_axis: int | None = None
     stays_float: str = ""
     spikes: bool = False
+    choice: Forms | None = None
+    no_step: str = ""
 
     @property
     def overload(self) -> torch._ops.OpOverload:

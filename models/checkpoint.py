@@ -65,8 +65,7 @@ def load(spec: ModelSpec, path: str | Path | None, **asked: Any) -> tuple[nn.Mod
                 settle(model)
         return model, Weights(f"random (seed {RANDOM_SEED})", fingerprint(model.state_dict()))
     path = Path(path)
-    reads_heads = getattr(family(spec), "READS_HEADS", False)
-    state, dropped = _own_keys(read(path, spec.envelope), reads_heads)
+    state, dropped = _own_keys(read(path, spec.envelope), spec.own_prefix)
     options, state, notes = family(spec).from_checkpoint(state, **asked)
     if dropped:
         notes = [*notes, f"{len(dropped)} tensors outside the backbone were left out, first {dropped[0]}"]
@@ -168,15 +167,15 @@ _AROUND = ("module", "_orig_mod")
 """Names that data-parallel training and compilers put before every other."""
 
 
-def _own_keys(state: dict[str, Tensor], reads_heads: bool) -> tuple[dict[str, Tensor], list[str]]:
+def _own_keys(state: dict[str, Tensor], own_prefix: str = "") -> tuple[dict[str, Tensor], list[str]]:
     """Tensors by the model's own names, and the names of those that belong to something around it.
 
     `module.` goes where every key has it (data-parallel training); where any key starts with `backbone.`, those are the
-    model and the others (`neck.`, `decode_head.` ...) are not, unless the family reads heads: then it sees all of them.
+    model and the others (`neck.`, `decode_head.` ...) are not, unless the model's own keys begin so (`own_prefix`).
     """
     if all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
-    if reads_heads:
+    if own_prefix == "backbone.":
         return state, []
     backbone = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
     if not backbone:
@@ -195,6 +194,8 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
 
 
 def _open_envelope(content: Any, path: Path, envelope: str) -> dict[str, Tensor]:
+    if isinstance(content, dict) and isinstance(content.get("state"), dict):  # composer's, around an envelope
+        content = content["state"]
     if isinstance(content, dict):
         for key in (envelope, *_ENVELOPES):
             inner = content.get(key)

@@ -8,12 +8,15 @@ table in it, `my_models.tiny:FACTS`, for which listing models has to import it.
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgesmith.errors import BadInput, unknown
+from edgesmith.models import series
+from edgesmith.models.series import SeriesConfig, SeriesInput
 from edgesmith.plugins import Facts, leave_out, use_facts
 from edgesmith.readers.documents import read_toml
 
@@ -55,7 +58,22 @@ class SequenceInput:
     frame_ms: float | None = None
 
 
-ModelInput = ImageInput | SequenceInput
+@dataclass(frozen=True)
+class TokenInput:
+    """The inputs of a language model: int64 tokens of shape [B, *shape], shape = (tokens,), and types 0 and 1 of each.
+
+    Attributes:
+        vocabulary: how many tokens there are.
+        normalised: how text becomes tokens, in words.
+    """
+
+    name: str
+    shape: tuple[int]
+    vocabulary: int
+    normalised: str
+
+
+ModelInput = ImageInput | SequenceInput | SeriesInput | TokenInput
 
 PLUGINS = "edgesmith.models"
 
@@ -76,6 +94,10 @@ class ModelSpec:
             they hold others too.
         precision: the default of every target for this model; empty for the target's own.
         module: with the architecture; empty for `edgesmith.models.<family>`.
+        config: of a forecaster, its configuration by transformers' names; see series.py.
+        supported: of a forecaster, the values that its family has of other names.
+        configurable: whether a configuration of the caller's own may take the place of `config`.
+        own_prefix: with which the model's own keys begin, where a checkpoint's usually mean a model around it.
     """
 
     name: str
@@ -92,11 +114,36 @@ class ModelSpec:
     envelope: str = ""
     precision: str = ""
     module: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    supported: Mapping[str, Any] = field(default_factory=dict)
+    configurable: bool = False
+    own_prefix: str = ""
+
+    @property
+    def series(self) -> SeriesConfig:
+        """The configuration of a forecaster."""
+        return series.read_config(self.config, self.supported, self.name)
 
     @property
     def segments(self) -> bool:
         """Return whether its logits are a map: of each pixel, at a quarter of the image's size."""
         return self.task == SEGMENTATION
+
+
+def configure(spec: ModelSpec, facts: Mapping[str, Any], observed_mask: bool, origin: str) -> ModelSpec:
+    """Return a forecaster's facts with a configuration of the caller's own in the place of its config.
+
+    Args:
+        facts: by transformers' names; where they leave something out, the family's defaults hold.
+        observed_mask: whether it reads a mask of observed values too.
+        origin: of the facts, for sentences.
+
+    Raises:
+        BadInput: a value that the family does not have, or values that do not fit together.
+    """
+    config = {**spec.config, **facts}
+    reads = series.to_input(series.read_config(config, spec.supported, origin), observed_mask)
+    return replace(spec, config=config, input=reads)
 
 
 @cache
@@ -127,14 +174,24 @@ def all_models() -> dict[str, ModelSpec]:
 
 def _family(facts: dict[str, Any]) -> list[ModelSpec]:
     """The models of one family. What a model's own table says of its input goes before what its family's says."""
-    models, common = facts.pop("models"), facts.pop("input")
+    models, common = facts.pop("models"), facts.pop("input", None)
+    if "config" in facts:
+        return [_forecaster(name, facts, own) for name, own in models.items()]
     inputs = {name: _input(own.pop("input", common)) for name, own in models.items()}
     return [ModelSpec(**{**facts, **_frozen(own)}, name=name, input=inputs[name]) for name, own in models.items()]
 
 
+def _forecaster(name: str, facts: dict[str, Any], own: dict[str, Any]) -> ModelSpec:
+    """Return the facts of a forecaster, whose configuration says what it reads."""
+    config = {**facts["config"], **own.pop("config", {})}
+    reads = series.to_input(series.read_config(config, facts.get("supported", {}), name))
+    return ModelSpec(**{**_frozen(facts), **_frozen(own), "config": config}, name=name, input=reads)
+
+
 def _input(facts: dict[str, Any]) -> ModelInput:
-    kind = ImageInput if len(facts["shape"]) == 3 else SequenceInput
-    return kind(**_frozen(facts))
+    kinds: dict[int, type[ImageInput] | type[SequenceInput] | type[TokenInput]]
+    kinds = {1: TokenInput, 2: SequenceInput, 3: ImageInput}
+    return kinds[len(facts["shape"])](**_frozen(facts))
 
 
 def _frozen(facts: dict[str, Any]) -> dict[str, Any]:

@@ -23,9 +23,6 @@ from torch import Tensor, nn
 
 from edgesmith.models.norms import ChannelNorm
 
-READS_HEADS = True
-"""A checkpoint's decoding head belongs to the model."""
-
 HEADS = (1, 2, 5, 8)
 REDUCTIONS = (8, 4, 2, 1)
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from edgesmith.exporters.decompositions import decomposes
+from edgesmith.exporters.decompositions import LEAVE, decomposes
 
 aten = torch.ops.aten
 
@@ -39,3 +39,13 @@ def logcumsumexp(x: Tensor, dim: int) -> Tensor:
     seen = places.unsqueeze(0) <= places.unsqueeze(1)  # [i, j]: j is among the first of i
     rows = torch.where(seen, y.unsqueeze(-2), -math.inf)
     return torch.logsumexp(rows, -1).movedim(-1, dim)
+
+
+@decomposes(
+    aten.cumsum.default, targets=("coreml",), why="coremltools refuses an axis counted from the end but the last"
+)
+def cumsum(x: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
+    """Return the running sums along the same axis, counted from the front."""
+    if dim >= -1:
+        return LEAVE
+    return x.cumsum(dim + x.dim(), dtype=dtype)

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.fx.graph import CodeGen
 
 from edgesmith.errors import BadInput, EdgesmithWarning, Unsupported
 from edgesmith.exporters import decompositions
-from edgesmith.exporters.graph.edit import Emitter, fork, operator_name, operators, site, stand_for, tidy
+from edgesmith.exporters.graph.edit import Emitter, arguments, fork, operator_name, operators, site, stand_for, tidy
 from edgesmith.exporters.graph.mending import mended, silenced
 from edgesmith.exporters.graph.refusals import refuse_capture, refuse_running
 from edgesmith.exporters.graph.repeat import random_operator, refuse_unrepeatable
@@ -25,7 +25,7 @@ from edgesmith.exporters.graph.signature import Bound, Results, own, read_result
 from edgesmith.exporters.graph.state import State, kept_state
 from edgesmith.exporters.graph.subgraphs import any_operator, inline_subgraphs, refuse_casts
 from edgesmith.exporters.graph.unwrap import unwrapped
-from edgesmith.kernels.op import all_ops
+from edgesmith.kernels.op import all_ops, find
 
 
 @dataclass(frozen=True)
@@ -210,13 +210,20 @@ def exported(
 def _with_own_forms(module: GraphModule, target: str) -> GraphModule:
     """The graph with calls of the PyTorch functions that a target inlines instead of references."""
     forms = {op.overload: op.inlined[target] for op in all_ops().values() if target in op.inlined}
-    if not any(node.target in forms for node in module.graph.nodes):
+    if not any(node.target in forms or _is_closed(node) for node in module.graph.nodes):
         return module
     module = fork(module)
     for node in module.graph.nodes:
-        node.target = forms.get(node.target, node.target)
+        op = find(node.target)
+        node.target = op.reference if op is not None and _is_closed(node) else forms.get(node.target, node.target)
     module.recompile()
     return module
+
+
+def _is_closed(node: Node) -> bool:
+    """Return whether a node is a fused op in a form without a loop, whose reference is plain operators."""
+    op = find(node.target)
+    return op is not None and op.choice is not None and arguments(node)[-1] not in op.choice.looped
 
 
 def _refuse_complex(program: Program) -> None:

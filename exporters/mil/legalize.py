@@ -27,6 +27,7 @@ from edgesmith.exporters.mil.program import MlProgram
 from edgesmith.exporters.mil.rules import MASK
 from edgesmith.exporters.precision.large_constants import SHARE, find_reach
 from edgesmith.exporters.precision.policy import HALF_MAX
+from edgesmith.exporters.precision.restored_levels import find_ends, is_layer
 from edgesmith.readers.documents import read_json
 
 LEGALIZED = "edgesmith.mended"
@@ -59,7 +60,7 @@ class Legalization:
     """One change of the lowering's, so that a rule is kept.
 
     Attributes:
-        rule: a key of `rules.RULES`.
+        rule: a key of `rules.RULES`, or `level`: what precision/restored_levels.py finds.
         name: of the operator.
         change: in words.
     """
@@ -105,6 +106,9 @@ def legalizing() -> Iterator[Legalizing]:
                 for path, legalization in _find_large_constants(function):
                     keep_fp32.update(path)
                     done.append(legalization)
+                for name, legalization in _find_restored_levels(function):
+                    keep_fp32.add(name)
+                    done.append(legalization)
                 done.extend(_legalize_block(function, keep_fp32))
 
     PASS_REGISTRY.passes[_PASS] = LegalizeMasks
@@ -130,6 +134,31 @@ def _find_large_constants(block: Any) -> Iterator[tuple[list[str], Legalization]
         names = list(dict.fromkeys(one.name for one in path or [op]))
         what = f"it and {len(names) - 1} after it stay" if names[1:] else "it stays"
         yield names, Legalization("fp16-overflow", op.name, f"reads a constant too large for fp16, so {what} fp32")
+
+
+def _find_restored_levels(function: Any) -> Iterator[tuple[str, Legalization]]:
+    """Yield the names of operators that take a level from the inputs or give it back: they stay fp32."""
+    raw: list[Any] = []
+    for op in function.operations:
+        given = [value for value in _values(op) if value.val is None]
+        if not given or op.blocks or is_layer(op.op_type):
+            continue
+        if all(value.op is None or value.op in raw for value in given):
+            raw.append(op)
+
+    def operands(op: Any) -> list[Any]:
+        return [value.op for value in _values(op) if value.op is not None and value.val is None]
+
+    makers = [value.op for value in function.outputs if value.op is not None]
+    for op in find_ends(raw, operands, makers, lambda op: str(op.op_type).removeprefix("reduce_")):
+        reason = "takes a level from the data, or gives it back, so it stays fp32"
+        yield op.name, Legalization("level", op.name, reason)
+
+
+def _values(op: Any) -> Iterator[Any]:
+    """Yield the values that an operator reads."""
+    for value in op.inputs.values():
+        yield from value if isinstance(value, list | tuple) else (value,)
 
 
 def _is_last(path: Sequence[Any] | None) -> bool:

@@ -9,7 +9,8 @@ what was seen:
     loss    no reason where neurons spike: rounding anywhere before one flips spikes, and only all of it in fp32 helps
     SNR     no reason here: where no node loses 1 dB, all of them together would have to be fp32
 
-Beside what they show stays what a large constant runs through, see large_constants.py.
+Beside what they show stays what a large constant runs through, see large_constants.py, and what takes a level from the
+data and gives it back, see restored_levels.py.
 
 `type_mixed` leaves both the typing and the measuring to a target's converter and its files.
 """
@@ -34,6 +35,7 @@ from edgesmith.exporters.graph.interpret import Values, evaluate, interpret
 from edgesmith.exporters.precision.half import half, is_kept, round_weight
 from edgesmith.exporters.precision.large_constants import find_large_constants
 from edgesmith.exporters.precision.policy import ROUNDING_DB, Seen, choose, find
+from edgesmith.exporters.precision.restored_levels import find_restored_levels
 from edgesmith.exporters.precision.task import Typed, TypingTask
 from edgesmith.kernels.op import spikes_in
 
@@ -50,10 +52,15 @@ def type_half(program: Program, task: TypingTask, dtype_name: str) -> Typed:
     if not task.types_programs:
         return Typed(program)
     dtype: torch.dtype = getattr(torch, dtype_name)
-    kept = find_large_constants(program, dtype)
+    kept = _find_by_reading(program, dtype)
     if task.finds_islands and not task.is_step:
         kept = find_islands(program, task.inputs, task.thresholds.snr_db, dtype)
     return Typed(half(program, kept, dtype), kept or None)
+
+
+def _find_by_reading(program: Program, dtype: torch.dtype) -> dict[str, str]:
+    """Return the names of nodes that stay fp32 whatever the data are, each with the reason in words."""
+    return {**find_restored_levels(program), **find_large_constants(program, dtype)}
 
 
 def type_mixed(program: Program, task: TypingTask) -> Typed:
@@ -73,7 +80,7 @@ def find_islands(
         dtype: float16 or bfloat16.
     """
     spikes = spikes_in(count_operators(program.module))
-    large = find_large_constants(program, dtype)
+    large = _find_by_reading(program, dtype)
 
     def measure(kept: Mapping[str, str]) -> dict[str, str]:
         evaluation = _Evaluation(program, {**large, **kept}, dtype)

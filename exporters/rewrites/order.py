@@ -4,6 +4,8 @@
     drop_copies         a copy of x -> x
     recognise           a fused op in another spelling -> that op
     fold_constants      what is computed from parameters alone becomes a parameter
+    find_closed_scan    exp(S) cumsum(U exp(-S)) -> a selective scan
+    find_loop_scan      an unrolled loop of h = exp(P_t) h + U_t -> a selective scan
     reroll              an unrolled loop, or a scan, of one step -> one op
     canonicalise        one spelling for pools, splits and dropouts, so that patterns need only one
     keep_maps           [B, N, C] between convolutions -> maps [B, C, H, W], laid out once
@@ -28,6 +30,7 @@
     einsum              einsum(A, B) -> matmul(A', B')
     fuse_attention      softmax(s q k' + bias) v -> edgesmith.attention, s in the layer before q
     choose_memory_form  a linear recurrence -> its cheapest form, or none of it
+    choose_scan_form    a scan -> its cheapest form
     dense_transforms    frequency filters that transform a map by one matrix, where the target says cheaper
     share_gates         additive attention with q's and k's gates in common convolutions, where the target says cheaper
     winograd            convolutions over time with fewer multiplies, where the target says faster
@@ -51,6 +54,7 @@ from edgesmith.exporters.graph.capture import Program, with_module
 from edgesmith.exporters.graph.edit import fork, tidy
 from edgesmith.exporters.rewrites.canonicalise import canonicalise
 from edgesmith.exporters.rewrites.choose_memory_form import choose_memory_form
+from edgesmith.exporters.rewrites.choose_scan_form import choose_scan_form
 from edgesmith.exporters.rewrites.compose_layers import compose_layers
 from edgesmith.exporters.rewrites.concat_linears import concat_linears
 from edgesmith.exporters.rewrites.dense_transforms import dense_transforms
@@ -59,6 +63,7 @@ from edgesmith.exporters.rewrites.drop_copies import drop_copies
 from edgesmith.exporters.rewrites.drop_shift import drop_shift
 from edgesmith.exporters.rewrites.einsum import einsum
 from edgesmith.exporters.rewrites.find_memory import find_memory
+from edgesmith.exporters.rewrites.find_selective_scan import find_closed_scan, find_loop_scan
 from edgesmith.exporters.rewrites.fold_affine import fold_affine
 from edgesmith.exporters.rewrites.fold_batchnorm import fold_batchnorm
 from edgesmith.exporters.rewrites.fold_borders import fold_borders
@@ -95,6 +100,8 @@ ORDER: tuple[Rewrite, ...] = (
     drop_copies,
     recognise,
     fold_constants,
+    find_closed_scan,
+    find_loop_scan,
     reroll,
     canonicalise,
     keep_maps,
@@ -119,6 +126,7 @@ ORDER: tuple[Rewrite, ...] = (
     einsum,
     fuse_attention,
     choose_memory_form,
+    choose_scan_form,
     dense_transforms,
     share_gates,
     winograd,

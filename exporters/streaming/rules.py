@@ -33,6 +33,8 @@ def rule_for(node: Node) -> Rule:
         return partial(_recurrence, op.recurrence)
     if op is not None and op.normalised_axis is not None:
         return partial(_norm_over, op.normalised_axis)
+    if op is not None and op.no_step:
+        raise refuse(node, op.no_step)
     return _pointwise
 
 
@@ -212,15 +214,16 @@ def _recurrence(recurrence: Recurrence, plan: Plan, node: Node) -> tuple[Stream,
     """A fused op that says its own step: its states, and its step with every frame."""
     x, *others = arguments(node)
     read = [leaf for leaf in tree_leaves(others) if isinstance(leaf, Node)]
-    if x not in plan.streams or any(other in plan.streams for other in read):
+    framed = [others[i - 1] for i in recurrence.sequences]
+    if any((other in plan.streams) != (other in framed) for other in read) or x not in plan.streams:
         raise refuse(node, "has weights that depend on the frames")
-    stream = plan.stream(x)
+    delay = plan.align(node)
     given = torch.fx.map_arg((x, *others), val)
     reason = recurrence.cannot_step(*given)
     if reason is not None:
         raise refuse(node, reason)
     axis, axis_after = recurrence.axes(*given)
-    if stream.axis != axis:
+    if any(plan.stream(one).axis != axis for one in (x, *framed)):
         raise refuse(node, f"{recurrence.runs} along another axis than time")
     count = len(recurrence.states)
 
@@ -239,13 +242,13 @@ def _recurrence(recurrence: Recurrence, plan: Plan, node: Node) -> tuple[Stream,
         before = [slot.before for slot in slots]
         output: Node
         output, following = step.emit.inline(
-            frame_step, step.value(x), *before, *(step.value(other) for other in read), as_captured=True
+            frame_step, step.at(x, delay), *before, *(step.at(other, delay) for other in read), as_captured=True
         )
         for slot, after in zip(slots, following, strict=True):
-            step.update_for_frame(slot, after, stream.delay)
+            step.update_for_frame(slot, after, delay)
         return output
 
-    return Stream(axis_after, stream.delay), emit
+    return Stream(axis_after, delay), emit
 
 
 def _permute(plan: Plan, node: Node) -> tuple[Stream, Emit]:
@@ -438,6 +441,8 @@ _RULES: dict[Any, Rule] = {
     aten.squeeze.dims: _squeeze,
     aten.sum.dim_IntList: _reduce,
     aten.transpose.int: _permute,
+    aten.unbind.int: _other_axes(1),
+    aten.unflatten.int: _reshape,
     aten.unsqueeze.default: _unsqueeze,
     aten.view.default: _reshape,
 }

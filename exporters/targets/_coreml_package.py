@@ -52,6 +52,8 @@ def describe(model: Any, request: Request, sources: Sources, legalized: Sequence
         facts["edgesmith.input.normalised"] = request.sequence.normalised
     if request.segments and request.labels is not None:
         facts |= _preview(request.labels)
+    if request.series is not None:
+        facts["edgesmith.input.series"] = json.dumps(request.series.describe())
     for function, table in sources.items():
         facts[SOURCES if len(sources) == 1 else f"{SOURCES}.{function}"] = json.dumps(table)
     if legalized:

@@ -390,6 +390,8 @@ def _annotate(model: onnx.ModelProto, request: Request) -> None:
     if request.sequence is not None:
         facts["input.layout"] = "batch, frames, features"
         facts["input.normalised"] = request.sequence.normalised
+    if request.series is not None:
+        facts["input.series"] = json.dumps(request.series.describe())
     if request.labels is not None:
         facts["labels"] = json.dumps(request.labels, ensure_ascii=False)
     del model.metadata_props[:]

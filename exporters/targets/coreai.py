@@ -123,6 +123,8 @@ def _facts(request: Request) -> dict[str, str]:
     if request.sequence is not None:
         facts["edgesmith.input.layout"] = "batch, frames, features"
         facts["edgesmith.input.normalised"] = request.sequence.normalised
+    if request.series is not None:
+        facts["edgesmith.input.series"] = json.dumps(request.series.describe())
     if request.labels is not None:
         facts["edgesmith.labels"] = json.dumps(request.labels, ensure_ascii=False)
     return facts

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from edgesmith.exporters.streaming.description import StreamingDescription
     from edgesmith.exporters.streaming.step import Step
     from edgesmith.models.registry import ImageInput, SequenceInput
+    from edgesmith.models.series import SeriesInput
     from edgesmith.profiles.device import DeviceProfile
 
 Arrays = Sequence["np.ndarray"]
@@ -59,6 +60,7 @@ class Request:
             names where that types the program, or else by the program's nodes.
         image: how the model's input relates to RGB images, where it reads images.
         sequence: what its frames are, where it reads sequences.
+        series: what it reads and returns, where it is a forecaster.
         streaming: the description of a step program, for one.
         sequence_program: beside a step program, that of the whole sequence, for a file that holds both.
         labels: class names, in the order of the logits.
@@ -73,6 +75,7 @@ class Request:
     precision: Precision
     image: ImageInput | None = None
     sequence: SequenceInput | None = None
+    series: SeriesInput | None = None
     streaming: StreamingDescription | None = None
     sequence_program: Program | None = None
     keep_fp32: Mapping[str, str] = field(default_factory=dict)

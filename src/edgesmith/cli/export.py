@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 def export(
     chosen: Chosen,
     target: given.TargetName,
+    config: given.Config = None,
+    observed_mask: given.ObservedMask = False,
     precision: given.PrecisionName = None,
     input_size: given.InputSize = None,
     frames: given.Frames = None,
@@ -52,6 +54,8 @@ def export(
         chosen.require(),
         target,
         **chosen.options,
+        config=config,
+        observed_mask=observed_mask,
         precision=precision,
         input_size=given.parse_size(input_size),
         frames=frames,
@@ -120,6 +124,8 @@ def one_artifact(artifact: Path | None, chosen: Chosen, target: str, precision: 
 def explain(
     chosen: Chosen,
     target: given.TargetName = "onnx",
+    config: given.Config = None,
+    observed_mask: given.ObservedMask = False,
     input_size: given.InputSize = None,
     frames: given.Frames = None,
     features: given.Features = False,
@@ -130,7 +136,14 @@ def explain(
 
     size = given.parse_size(input_size)
     options = ModelOptions(
-        chosen.require(), target, **chosen.options, input_size=size, frames=frames, features=features
+        chosen.require(),
+        target,
+        **chosen.options,
+        config=config,
+        observed_mask=observed_mask,
+        input_size=size,
+        frames=frames,
+        features=features,
     )
     with show_stage("import"):
         from edgesmith.exporters.export import capture_and_rewrite

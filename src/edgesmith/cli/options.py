@@ -90,6 +90,13 @@ Segmentation = Annotated[
         show_default="logits",
     ),
 ]
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", help="A forecaster's config.json, for ttm and patchtsmixer.", show_default=False),
+]
+ObservedMask = Annotated[
+    bool, typer.Option("--observed-mask", help="A forecaster's second input: which values were observed.")
+]
 TakesImage = Annotated[bool, typer.Option("--image-input", help="Take an image; normalisation is folded in (coreml).")]
 Streaming = Annotated[bool, typer.Option("--streaming", help="One step of a sequence model, states in and out.")]
 WithSequence = Annotated[

@@ -1,0 +1,272 @@
+"""The time-series contract: what a forecaster reads and returns, and its configuration. Imports no torch.
+
+    past_values     [B, T, C]   the last T values of each channel, in the data's own scale
+    observed_mask   [B, T, C]   float, 1 where a value was observed and 0 where not; only where it is asked for
+    freq_token      [B]         int64, the sampling rate's index; of models with resolution prefix tuning
+    future_values   [B, H, C]   channels that are known ahead; of models with exogenous channels, others are not read
+    forecast        [B, H, c]   the next H values of the predicted channels, in the data's own scale
+
+Names and defaults are those of transformers' PatchTSMixerConfig and granite-tsfm's TinyTimeMixerConfig, so their
+`config.json` is read as it is. Letters: B batch, T context, H horizon, C channels, P patch length, p patches, D width.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from edgesmith.errors import BadInput
+from edgesmith.readers.documents import read_json
+
+FREQUENCIES = ("oov", "min", "2min", "5min", "10min", "15min", "30min", "h", "D", "W")
+"""The meaning of a frequency token, by its index; a model knows the first of them, as many as its table has."""
+
+NARROWEST = 4
+"""Features of a patch at which a level of adaptive patching is left as it is."""
+
+HEADS = {
+    "ForPrediction": "prediction",
+    "ForTimeSeriesClassification": "classification",
+    "ForRegression": "regression",
+}
+"""Heads by how the class in a config's `architectures` ends."""
+
+
+@dataclass(frozen=True)
+class SeriesInput:
+    """The input of a forecaster: float series of shape [B, *shape], shape = (T, C), in the data's own scale.
+
+    Attributes:
+        name: of the series.
+        normalised: what is done to the values outside, in words: nothing.
+        horizon: H, steps of the forecast; 0 where the model returns classes or values instead.
+        predicted: the channels of the forecast.
+        exogenous: channels that are known ahead and read from `future_values`.
+        frequencies: how many frequency tokens there are; 0 for none.
+        observed_mask: whether a mask of observed values is an input.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    normalised: str
+    horizon: int
+    predicted: tuple[int, ...]
+    exogenous: tuple[int, ...] = ()
+    frequencies: int = 0
+    observed_mask: bool = False
+
+    @property
+    def inputs(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of all inputs without the batch, in their order."""
+        return {
+            self.name: self.shape,
+            **({"observed_mask": self.shape} if self.observed_mask else {}),
+            **({"freq_token": ()} if self.frequencies else {}),
+            **({"future_values": (self.horizon, self.shape[1])} if self.exogenous else {}),
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """Return the contract as it stands in manifests and files."""
+        facts: dict[str, Any] = {
+            "context_length": self.shape[0],
+            "channels": self.shape[1],
+            "inputs": list(self.inputs),
+            "layout": "batch, steps, channels",
+            "scale": "of the data: values go in as they are, and forecasts are in the same scale",
+        }
+        if self.horizon:
+            facts |= {"prediction_length": self.horizon, "predicted_channels": list(self.predicted)}
+        if self.observed_mask:
+            facts["observed_mask"] = "float, 1 observed, 0 missing"
+        if self.frequencies:
+            facts["freq_token"] = dict(enumerate_names(self.frequencies))
+        if self.exogenous:
+            facts["future_channels"] = list(self.exogenous)
+        return facts
+
+
+def enumerate_names(count: int) -> list[tuple[str, int]]:
+    """Return frequencies with their tokens, of a table of `count`."""
+    return [(name, i) for i, name in enumerate(FREQUENCIES[:count])]
+
+
+@dataclass(frozen=True)
+class SeriesConfig:
+    """The configuration of a PatchTSMixer or TTM, with transformers' names. Defaults are PatchTSMixer's.
+
+    Attributes:
+        head: prediction, classification or regression; from `architectures`.
+        mode: `mix_channel` mixes channels in the backbone too, `common_channel` does not.
+        scaling: `std`, `mean` or None.
+        adaptive_patching_levels and what follows: of TTM alone.
+    """
+
+    head: str = "prediction"
+    context_length: int = 32
+    prediction_length: int = 16
+    patch_length: int = 8
+    patch_stride: int = 8
+    num_input_channels: int = 1
+    prediction_channel_indices: tuple[int, ...] | None = None
+    d_model: int = 8
+    expansion_factor: int = 2
+    num_layers: int = 3
+    mode: str = "common_channel"
+    gated_attn: bool = True
+    norm_mlp: str = "LayerNorm"
+    norm_eps: float = 1e-5
+    self_attn: bool = False
+    self_attn_heads: int = 1
+    use_positional_encoding: bool = False
+    scaling: str | bool | None = "std"
+    loss: str = "mse"
+    num_targets: int = 3
+    head_aggregation: str | None = "max_pool"
+    output_range: tuple[float, float] | None = None
+    exogenous_channel_indices: tuple[int, ...] | None = None
+    adaptive_patching_levels: int = 0
+    resolution_prefix_tuning: bool = False
+    frequency_token_vocab_size: int = 5
+    use_decoder: bool = True
+    decoder_num_layers: int = 8
+    decoder_d_model: int = 8
+    decoder_adaptive_patching_levels: int = 0
+    decoder_raw_residual: bool = False
+    decoder_mode: str = "common_channel"
+    prediction_filter_length: int | None = None
+    enable_forecast_channel_mixing: bool = False
+    fcm_gated_attn: bool = True
+    fcm_context_length: int = 1
+    fcm_use_mixer: bool = False
+    fcm_mix_layers: int = 2
+    fcm_prepend_past: bool = True
+    fcm_prepend_past_offset: int | None = None
+
+    @property
+    def patches(self) -> int:
+        """Return p, without a frequency's."""
+        return (max(self.context_length, self.patch_length) - self.patch_length) // self.patch_stride + 1
+
+    @property
+    def exogenous(self) -> tuple[int, ...]:
+        """Return the channels that are known ahead."""
+        return tuple(self.exogenous_channel_indices or ())
+
+    @property
+    def predicted(self) -> tuple[int, ...]:
+        """Return the channels of the forecast, sorted: those that are named, or all that are not known ahead."""
+        if self.prediction_channel_indices is not None:
+            return tuple(sorted(self.prediction_channel_indices))
+        return tuple(i for i in range(self.num_input_channels) if i not in self.exogenous)
+
+    @property
+    def horizon(self) -> int:
+        """Return H, steps of the forecast."""
+        return self.prediction_filter_length or self.prediction_length
+
+    @property
+    def scaler(self) -> str:
+        """Return `std`, `mean` or the empty string; True is `std`, whatever transformers' documentation says."""
+        return "std" if self.scaling is True else str(self.scaling or "")
+
+
+def read_config(facts: Mapping[str, Any], supported: Mapping[str, Any], origin: str) -> SeriesConfig:
+    """Return a configuration. What no field is called is left out: it changes training alone, or does not load.
+
+    Args:
+        facts: by transformers' names.
+        supported: the values of other names that a family has, by name: `[false]` for what it has not.
+        origin: the file or model, for sentences.
+
+    Raises:
+        BadInput: a value that the family does not have, or values that do not fit together.
+    """
+    for name, values in supported.items():
+        if name in facts and facts[name] not in values:
+            wanted = " or ".join(json.dumps(value) for value in values)
+            raise BadInput(f"{origin}: {name} must be {wanted}, got {json.dumps(facts[name])}")
+    known = {field.name for field in fields(SeriesConfig)}
+    own: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in facts.items() if name in known}
+    head = _head(facts.get("architectures"), origin)
+    if head is not None:
+        own["head"] = head
+    config = SeriesConfig(**own)
+    _check(config, origin)
+    return config
+
+
+def _head(architectures: object, origin: str) -> str | None:
+    """Return the head that a class name stands for; None where no class is named."""
+    if not isinstance(architectures, list) or not architectures:
+        return None
+    name = str(architectures[0])
+    for ending, head in HEADS.items():
+        if name.endswith(ending):
+            return head
+    raise BadInput(f"{origin}: architectures must name a class that ends in {', '.join(HEADS)}, got {name}")
+
+
+def _check(config: SeriesConfig, origin: str) -> None:
+    """Raise BadInput for the first value that is no number of its kind, or that does not fit the others."""
+    for field in fields(config):
+        value, default = getattr(config, field.name), field.default
+        if type(default) is int and (type(value) is not int or value < 0):
+            raise BadInput(f"{origin}: {field.name} must be a whole number, got {json.dumps(value)}")
+        if type(default) is bool and field.name != "scaling" and type(value) is not bool:
+            raise BadInput(f"{origin}: {field.name} must be true or false, got {json.dumps(value)}")
+    channels = config.num_input_channels
+    beyond = [i for i in (*config.predicted, *config.exogenous) if not 0 <= i < channels]
+    width = config.d_model if not config.self_attn else config.d_model % max(config.self_attn_heads, 1)
+    conditions = (
+        (config.patch_length >= 1 and config.patch_stride >= 1, "patch_length and patch_stride must be 1 or more"),
+        (config.patch_length <= config.context_length, "patch_length must be context_length at most"),
+        (channels >= 1 and config.d_model >= 1, "num_input_channels and d_model must be 1 or more"),
+        (config.mode in ("common_channel", "mix_channel"), "mode must be common_channel or mix_channel"),
+        (
+            config.decoder_mode in ("common_channel", "mix_channel"),
+            "decoder_mode must be common_channel or mix_channel",
+        ),
+        (config.scaler in ("", "std", "mean"), "scaling must be std, mean or null"),
+        (not config.self_attn or width == 0, "d_model must be divisible by self_attn_heads"),
+        (not beyond, f"channel {beyond[0] if beyond else ''} is none of the {channels}"),
+        (config.horizon <= config.prediction_length, "prediction_filter_length must be prediction_length at most"),
+    )
+    for holds, sentence in conditions:
+        if not holds:
+            raise BadInput(f"{origin}: {sentence}")
+    for name, size in (("d_model", config.d_model), ("decoder_d_model", config.decoder_d_model)):
+        levels = config.adaptive_patching_levels if name == "d_model" else config.decoder_adaptive_patching_levels
+        factor = 2 ** max(levels - 1, 0)
+        if size // factor > NARROWEST and size % factor:
+            why = f"for {name.replace('d_model', '')}adaptive_patching_levels {levels}"
+            raise BadInput(f"{origin}: {name} must be divisible by {factor}, {why}, got {size}")
+
+
+def to_input(config: SeriesConfig, observed_mask: bool = False) -> SeriesInput:
+    """Return what a model of this configuration reads."""
+    forecasts = config.head == "prediction"
+    return SeriesInput(
+        "past_values",
+        (config.context_length, config.num_input_channels),
+        "not at all: values in the data's own scale",
+        config.horizon if forecasts else 0,
+        config.predicted if forecasts else (),
+        config.exogenous if config.enable_forecast_channel_mixing else (),
+        config.frequency_token_vocab_size if config.resolution_prefix_tuning else 0,
+        observed_mask,
+    )
+
+
+def read_file(path: str | Path) -> dict[str, Any]:
+    """Return the facts in a `config.json`.
+
+    Raises:
+        BadInput: it cannot be read, or is no JSON object.
+    """
+    found = read_json(Path(path), "config.json", advice="give the config.json of the model")
+    if not isinstance(found, dict):
+        raise BadInput(f"--config {path} holds a {type(found).__name__}; wanted a JSON object of names and values")
+    return found
