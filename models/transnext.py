@@ -105,17 +105,16 @@ class AggregatedAttention(Attention):
         else:
             u = F.avg_pool2d(u, (height // cells[0], width // cells[1]))
         pooled = self.kv(self.norm(u)).flatten(2)  # [B, 2C, P]
-        seen = _neighbours(height, width)  # [9, N], 1 where a neighbour is in the map
-        length = (seen.sum(0, keepdim=True) + cells[0] * cells[1]).log().to(x.dtype)
-        hidden = ((seen - 1) * aggregated_attention.MASKED).to(x.dtype)
+        seen = torch.tensor(aggregated_attention.inside(height, width))  # [9, N]
+        length = (seen.sum(0, keepdim=True) + cells[0] * cells[1]).log()
+        local_bias = self.relative_pos_bias_local[:, :, None] + (seen - 1) * aggregated_attention.MASKED
         y = aggregated_attention.OP.overload(
             self.q(x),
             self.kv(x),
             pooled,
             F.softplus(self.temperature) * length,
             self.query_embedding.transpose(1, 2),
-            self.relative_pos_bias_local[:, :, None] + hidden,
-            self.position_bias((height, width), cells),
+            torch.cat((local_bias, self.position_bias((height, width), cells)), dim=1),
             self.learnable_tokens.transpose(1, 2),
             self.learnable_bias.transpose(1, 2),
         )
@@ -291,17 +290,6 @@ def from_checkpoint(
     if "head.weight" in state and state["head.weight"].dim() == 2:
         options["num_classes"] = state["head.weight"].shape[0]
     return options, state, []
-
-
-@cache
-def _neighbour_table(height: int, width: int) -> np.ndarray[Any, Any]:
-    """Return 1 where a neighbour of the 3x3 window, row by row, lies in the map, else 0. [9, N]"""
-    padded = np.pad(np.ones((height, width), np.float32), 1)
-    return np.stack([padded[y : y + height, x : x + width].ravel() for y in range(3) for x in range(3)])
-
-
-def _neighbours(height: int, width: int) -> Tensor:
-    return torch.tensor(_neighbour_table(height, width))
 
 
 @cache
