@@ -6,6 +6,7 @@
     fold_constants      what is computed from parameters alone becomes a parameter
     reroll              an unrolled loop, or a scan, of one step -> one op
     canonicalise        one spelling for pools, splits and dropouts, so that patterns need only one
+    find_aggregated     aggregated attention in another spelling -> edgesmith.aggregated_attention
     merge_linears       (L1(x) + L2(x)) * s  ->  L(x)
     fold_batchnorm      BN(conv(x)) -> conv'(x);  conv(BN(x)) -> conv'(x);  linear(mean(BN(x))) -> linear'(mean(x))
     fuse_channel_norm   a layer norm that is spelled out -> one operator
@@ -54,6 +55,7 @@ from edgesmith.exporters.rewrites.dft import dft
 from edgesmith.exporters.rewrites.drop_copies import drop_copies
 from edgesmith.exporters.rewrites.drop_shift import drop_shift
 from edgesmith.exporters.rewrites.einsum import einsum
+from edgesmith.exporters.rewrites.find_aggregated import find_aggregated
 from edgesmith.exporters.rewrites.find_memory import find_memory
 from edgesmith.exporters.rewrites.fold_affine import fold_affine
 from edgesmith.exporters.rewrites.fold_batchnorm import fold_batchnorm
@@ -89,6 +91,7 @@ ORDER: tuple[Rewrite, ...] = (
     fold_constants,
     reroll,
     canonicalise,
+    find_aggregated,
     merge_linears,
     fold_batchnorm,
     fuse_channel_norm,
