@@ -265,6 +265,11 @@ def _shape(spec: ModelSpec | None, size: tuple[int, int] | None, frames: int | N
         raise BadInput(f"{spec.name} reads images and has no --frames; their size is --input-size")
     if size is None:
         return reads.shape
+    if reads.is_fixed and size != reads.shape[1:]:
+        raise BadInput(
+            f"{spec.name} has weights for {reads.shape[1]}x{reads.shape[2]} alone, got {size[0]}x{size[1]};"
+            " leave --input-size out"
+        )
     if any(n < reads.divisor or n % reads.divisor for n in size):
         nearest = [max(reads.divisor, round(n / reads.divisor) * reads.divisor) for n in size]
         raise BadInput(

@@ -66,7 +66,8 @@ def load(spec: ModelSpec, path: str | Path | None, **asked: Any) -> tuple[nn.Mod
                 settle(model)
         return model, Weights(f"random (seed {RANDOM_SEED})", fingerprint(model.state_dict()))
     path = Path(path)
-    state, dropped = _own_keys(read(path, spec.envelope))
+    reads_heads = getattr(family(spec), "READS_HEADS", False)
+    state, dropped = _own_keys(read(path, spec.envelope), reads_heads)
     options, state, notes = family(spec).from_checkpoint(state, **asked)
     if dropped:
         notes = [*notes, f"{len(dropped)} tensors outside the backbone were left out, first {dropped[0]}"]
@@ -92,14 +93,16 @@ def read(path: str | Path, envelope: str = "") -> dict[str, Tensor]:
     return state
 
 
-def _own_keys(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+def _own_keys(state: dict[str, Tensor], reads_heads: bool) -> tuple[dict[str, Tensor], list[str]]:
     """Tensors by the model's own names, and the names of those that belong to something around it.
 
     `module.` goes where every key has it (data-parallel training); where any key starts with `backbone.`, those are the
-    model and the others (`neck.`, `decode_head.` ...) are not.
+    model and the others (`neck.`, `decode_head.` ...) are not, unless the family reads heads: then it sees all of them.
     """
     if all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
+    if reads_heads:
+        return state, []
     backbone = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
     if not backbone:
         return state, []

@@ -25,13 +25,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ImageInput:
-    """The input of an image model: float RGB of shape [B, *shape], each channel `(value in 0..1 - mean) / std`."""
+    """The input of an image model: float RGB of shape [B, *shape], each channel `(value in 0..1 - mean) / std`.
+
+    Attributes:
+        divisor: of every height and width.
+        is_fixed: weights are for the map sizes at `shape`, so that there is no other.
+    """
 
     name: str
     shape: tuple[int, int, int]
     divisor: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    is_fixed: bool = False
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,11 @@ def as_scaled(module: GraphModule, node: object, axis: int) -> Scaled | None:
     return Scaled(node, *found) if found else Scaled(node, node, None)
 
 
+def as_shifted(module: GraphModule, node: Node, axis: int) -> tuple[Node, Tensor] | None:
+    """Return a sum as a value and a constant, [C] along `axis` or [1], in float64; None where it is none."""
+    return _sum(module, node, axis)
+
+
 @rewrites(
     aten.mul.Tensor,
     aten.div.Tensor,

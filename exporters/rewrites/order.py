@@ -13,10 +13,12 @@
     lift_flatten        conv1d(flatten(x)) -> flatten(conv2d(x)): chains of maps stay maps
     drop_shift          softmax(x + c) -> softmax(x)
     fold_residual       s x + t conv(x) -> conv'(x)
+    fold_borders        conv(x + c), padded with zeros -> conv(x) + a constant map
     fold_affine         s f(x) + c -> f'(x), and what is left of layer scales
     concat_linears      L1(x) + L2(y) -> L([x | y])
     fold_group_norm     conv(g n(x) + b) -> conv'(n(x)), n the normalisation of a group norm without its affine
     fuse                the graph of a fused op's reference -> that fused op
+    split_resized       conv1x1([resize(a) | b]) -> resize(conv1x1(a)) + conv1x1(b), where the target says cheaper
     compose_layers      conv1x1(conv1x1(x)) -> conv1x1'(x), also through a concatenation, where that is no dearer
     fold_filters        irfft(rfft(x) * constant) -> a circular convolution or a matrix, where the target says cheaper
     short_time          stft, istft -> windows, and torch.fft transforms of them
@@ -24,6 +26,7 @@
     unstack             f(stack(a, b))[..., 0] -> f(a), where nothing reads the whole
     zero_masked_rows    sdpa(q, k, v, mask) -> 0 where a query sees no key
     einsum              einsum(A, B) -> matmul(A', B')
+    fuse_attention      softmax(s q k' + bias) v -> one operator, s in the layer before q
     choose_memory_form  a linear recurrence -> its cheapest form, or none of it
     dense_transforms    frequency filters that transform a map by one matrix, where the target says cheaper
     share_gates         additive attention with q's and k's gates in common convolutions, where the target says cheaper
@@ -59,11 +62,13 @@ from edgesmith.exporters.rewrites.find_aggregated import find_aggregated
 from edgesmith.exporters.rewrites.find_memory import find_memory
 from edgesmith.exporters.rewrites.fold_affine import fold_affine
 from edgesmith.exporters.rewrites.fold_batchnorm import fold_batchnorm
+from edgesmith.exporters.rewrites.fold_borders import fold_borders
 from edgesmith.exporters.rewrites.fold_constants import fold_constants
 from edgesmith.exporters.rewrites.fold_filters import fold_filters
 from edgesmith.exporters.rewrites.fold_group_norm import fold_group_norm
 from edgesmith.exporters.rewrites.fold_residual import fold_residual
 from edgesmith.exporters.rewrites.fuse import fuse
+from edgesmith.exporters.rewrites.fuse_attention import fuse_attention
 from edgesmith.exporters.rewrites.fuse_channel_norm import fuse_channel_norm
 from edgesmith.exporters.rewrites.lift_flatten import lift_flatten
 from edgesmith.exporters.rewrites.merge_linears import merge_linears
@@ -72,6 +77,7 @@ from edgesmith.exporters.rewrites.reroll import reroll
 from edgesmith.exporters.rewrites.rewrite import Rewrite, RewriteReport
 from edgesmith.exporters.rewrites.share_gates import share_gates
 from edgesmith.exporters.rewrites.short_time import short_time
+from edgesmith.exporters.rewrites.split_resized import split_resized
 from edgesmith.exporters.rewrites.tile_channels import tile_channels
 from edgesmith.exporters.rewrites.unstack import unstack
 from edgesmith.exporters.rewrites.winograd import winograd
@@ -98,10 +104,12 @@ ORDER: tuple[Rewrite, ...] = (
     lift_flatten,
     drop_shift,
     fold_residual,
+    fold_borders,
     fold_affine,
     concat_linears,
     fold_group_norm,
     *(fuse(op) for op in all_ops().values() if op.is_pattern),
+    split_resized,
     compose_layers,
     fold_filters,
     short_time,
@@ -109,6 +117,7 @@ ORDER: tuple[Rewrite, ...] = (
     unstack,
     zero_masked_rows,
     einsum,
+    fuse_attention,
     choose_memory_form,
     dense_transforms,
     share_gates,
