@@ -18,36 +18,27 @@ Near misses: a neighbour outside of the map that no mask hides, a value that is 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from itertools import permutations
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from edgesmith.exporters.costs import Costs
-from edgesmith.exporters.graph.edit import (
-    Emitter,
-    arguments,
-    aten,
-    constant,
-    example_sizes,
-    operator_name,
-    rank,
-    replace,
-    site,
-    val,
-)
-from edgesmith.exporters.graph.interpret import run_part
+from edgesmith.exporters.graph.edit import Emitter, arguments, aten, example_sizes, rank, replace, site, val
 from edgesmith.exporters.graph.linear import channel_axis
+from edgesmith.exporters.rewrites.regions import (
+    Region,
+    as_made,
+    in_place_of,
+    is_layer,
+    region,
+    same,
+    with_channels_first,
+)
 from edgesmith.exporters.rewrites.rewrite import Reject, declining_at, rewrites
 from edgesmith.kernels import aggregated_attention
 from edgesmith.kernels.aggregated_attention import MASKED, inside
-
-SAME = 1e-7
-"""Largest difference between the same numbers, relative to their peak: constants of the graph may have been rounded."""
 
 HIDDEN = 1e3
 """A bias below minus this hides a neighbour."""
@@ -64,20 +55,21 @@ TAPS = 9
 @rewrites(aten.softmax.int, rule="aggregated attention in another spelling -> edgesmith.aggregated_attention")
 def find_aggregated(module: GraphModule, node: Node, costs: Costs) -> str | None:
     """See above."""
-    region = _region(module, node)
-    if region is None:
+    around = _around(module, node)
+    if around is None:
         return None
+    found, reader = around
     sites = [
-        found
-        for sources in permutations(region.sources)
-        for size in region.sizes
-        if (found := _as_site(module, node, region, sources, size)) is not None
+        one
+        for sources in permutations(range(len(found.sources)))
+        for size in _sizes(found)
+        if (one := _as_site(node, found, reader, sources, size)) is not None
     ]
     declined: Reject | None = None
-    with declining_at(site(*region.nodes)):
-        for found in sites:
+    with declining_at(site(*found.nodes)):
+        for one in sites:
             try:
-                return _fuse(module, region, found)
+                return _fuse(one)
             except Reject as reason:
                 declined = declined or reason
         if declined is not None:
@@ -85,44 +77,12 @@ def find_aggregated(module: GraphModule, node: Node, costs: Costs) -> str | None
     return None
 
 
-@dataclass(frozen=True)
-class _Region:
-    """What lies between layers around a softmax.
-
-    Attributes:
-        sources: the three layers that it reads.
-        nodes: in order.
-        last: what the layer behind it reads.
-        reader: that layer.
-        free: nodes that are sizes, with the numbers that the example has.
-    """
-
-    sources: tuple[Node, ...]
-    nodes: list[Node]
-    last: Node
-    reader: Node
-    free: Mapping[Node, int]
-
-    @cached_property
-    def sizes(self) -> list[tuple[int, int]]:
-        """Heights and widths that its maps may have, the likeliest first: what is unfolded, then what is a map."""
-        unfolded = [node.all_input_nodes[0] for node in self.nodes if node.target is aten.im2col.default]
-        values = [node for node in self.nodes if isinstance(node.meta.get("val"), Tensor)]
-        met = [example_sizes(val(node).shape)[-2:] for node in (*unfolded, *self.sources, *values) if rank(node) > 3]
-        ordered = sorted(dict.fromkeys((h, w) for h, w in met), key=lambda size: min(size) == 1)
-        return ordered[:CANDIDATES]
-
-
-def _is_layer(node: Node) -> bool:
-    return node.op == "call_function" and channel_axis(node) is not None
-
-
-def _region(module: GraphModule, softmax: Node) -> _Region | None:
-    """The region around a softmax; None where it has other than three layers before it and one behind."""
+def _around(module: GraphModule, softmax: Node) -> tuple[Region, Node] | None:
+    """What lies between layers around a softmax, and the layer behind; None for other than three before it."""
     reached, queue, ends = {softmax}, [softmax], set()
     while queue:
         for user in queue.pop().users:
-            if _is_layer(user):
+            if is_layer(user):
                 ends.add((user.args[0], user))
             elif user not in reached:
                 reached.add(user)
@@ -130,27 +90,19 @@ def _region(module: GraphModule, softmax: Node) -> _Region | None:
     if len(ends) != 1:
         return None
     ((last, reader),) = ends
-    nodes: set[Node] = set()
-    sources: dict[Node, None] = {}
-    free: dict[Node, int] = {}
-    queue = [last]
-    while queue:
-        node = queue.pop()
-        if node in nodes or node.op == "get_attr":
-            continue
-        if isinstance(node.meta.get("val"), torch.SymInt):
-            free[node] = int(node.meta["val"].node.hint)
-        elif _is_layer(node):
-            sources[node] = None
-        elif node.op != "call_function":
-            return None
-        else:
-            nodes.add(node)
-            queue += node.all_input_nodes
-    if len(sources) != 3:
+    found = region(module, last, is_layer) if isinstance(last, Node) else None
+    if found is None or len(found.sources) != 3 or not all(map(is_layer, found.sources)):
         return None
-    ordered = [node for node in module.graph.nodes if node in nodes]
-    return _Region(tuple(sources), ordered, last, reader, free)
+    return found, reader
+
+
+def _sizes(found: Region) -> list[tuple[int, int]]:
+    """Heights and widths that its maps may have, the likeliest first: what is unfolded, then what is a map."""
+    unfolded = [node.all_input_nodes[0] for node in found.nodes if node.target is aten.im2col.default]
+    values = [node for node in found.nodes if isinstance(node.meta.get("val"), Tensor)]
+    met = [example_sizes(val(node).shape)[-2:] for node in (*unfolded, *found.sources, *values) if rank(node) > 3]
+    ordered = sorted(dict.fromkeys((h, w) for h, w in met), key=lambda size: min(size) == 1)
+    return ordered[:CANDIDATES]
 
 
 class _Site:
@@ -161,33 +113,24 @@ class _Site:
     """
 
     def __init__(
-        self, module: GraphModule, softmax: Node, region: _Region, sources: Sequence[Node], sizes: Sequence[int]
+        self, softmax: Node, found: Region, reader: Node, sources: Sequence[int], sizes: Sequence[int]
     ) -> None:
-        self.softmax, self.region, self.sources = softmax, region, sources
+        self.softmax, self.region, self.reader, self.order = softmax, found, reader, sources
+        self.sources = [found.sources[i] for i in sources]
         self.batch, self.heads, self.head_width, self.height, self.width, self.cells = sizes
         self.positions = self.height * self.width
         self.channels = self.heads * self.head_width
-        self.module = module
-        read = {source for node in region.nodes for source in node.all_input_nodes if source.op == "get_attr"}
-        held = {node: constant(module, node) for node in read}
-        self._constants = {
-            node: value.double() if value.is_floating_point() else value
-            for node, value in held.items()
-            if value is not None
-        }
+        self.channels_last = channel_axis(reader) != 1
 
     def run(self, q: Tensor, kv: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the logits and the weights, [B, h, N, 9 + P], and the output, [B, C, N]."""
-        given: dict[Node, Any] = {**self.region.free, **self._constants}
-        for source, x in zip(self.sources, (q, kv, pooled), strict=True):
-            given[source] = _as_in(source, x)
-        values = run_part(self.module, self.region.nodes, given)
-        logits = self.softmax.all_input_nodes[0]
+        made = [as_made(source, x) for source, x in zip(self.sources, (q, kv, pooled), strict=True)]
+        values = self.region.run(*(made[self.order.index(i)] for i in range(3)))
         output = values[self.region.last]
-        if _axis_read(self.region) != 1:
+        if self.channels_last:
             output = output.reshape(self.batch, -1, self.channels).transpose(1, 2)
         output = output.reshape(self.batch, self.channels, -1)
-        return self._rows(values[logits]), self._rows(values[self.softmax]), output
+        return self._rows(values[self.softmax.all_input_nodes[0]]), self._rows(values[self.softmax]), output
 
     def _rows(self, x: Tensor) -> Tensor:
         _, axis, *_ = arguments(self.softmax)
@@ -213,90 +156,49 @@ class _Site:
         return directions.repeat(self.heads, 1).expand(self.batch, -1, -1), at
 
 
-def _as_in(source: Node, x: Tensor) -> Tensor:
-    """A map [B, C, N] as a layer makes it."""
-    shape = example_sizes(val(source).shape)
-    return (x if channel_axis(source) == 1 else x.transpose(1, 2)).reshape(shape)
-
-
-def _axis_read(region: _Region) -> int:
-    """The axis of the output that the layer behind takes as channels."""
-    return 1 if channel_axis(region.reader) == 1 else rank(region.last) - 1
-
-
 def _as_site(
-    module: GraphModule, softmax: Node, region: _Region, sources: Sequence[Node], size: tuple[int, int]
+    softmax: Node, found: Region, reader: Node, sources: Sequence[int], size: tuple[int, int]
 ) -> _Site | None:
     """A region as a site, for an order of its sources and a size of the map; None where the sizes do not fit."""
     shapes = []
-    for source in sources:
+    for source in (found.sources[i] for i in sources):
         batch, *rest = example_sizes(val(source).shape)
         channels = rest.pop(0) if channel_axis(source) == 1 else rest.pop()
         shapes.append((batch, channels, torch.Size(rest).numel()))
     (batch, channels, positions), (_, twice, around), (_, pooled, cells) = shapes
-    _, axis, *_ = arguments(softmax)
     logits = example_sizes(val(softmax).shape)
-    columns = logits.pop(axis)
+    columns = logits.pop(arguments(softmax)[1])
     rows = torch.Size(logits).numel()
     fits = twice == pooled == 2 * channels and around == positions == size[0] * size[1] and columns == TAPS + cells
-    if not fits or rows % (batch * positions) or positions not in logits[-2:]:
+    if not fits or rows % (batch * positions) or positions not in logits[-2:] or rows * columns > LARGEST:
         return None
     heads = rows // (batch * positions)
-    if channels % heads or rows * columns > LARGEST or torch.Size(example_sizes(val(region.last).shape)).numel() != (
-        batch * channels * positions
-    ):
+    made = torch.Size(example_sizes(val(found.last).shape)).numel()
+    if channels % heads or made != batch * channels * positions:
         return None
-    return _Site(module, softmax, region, sources, (batch, heads, channels // heads, *size, cells))
+    return _Site(softmax, found, reader, sources, (batch, heads, channels // heads, *size, cells))
 
 
-def _fuse(module: GraphModule, region: _Region, found: _Site) -> str:
+def _fuse(found: _Site) -> str:
     """Put the op in a region's place. Raises `Reject` where it computes something else."""
-    if any(val(node).dtype != torch.float32 for node in (*found.sources, region.last)):
+    nodes, last = found.region.nodes, found.region.last
+    if any(val(node).dtype != torch.float32 for node in (*found.sources, last)):
         raise Reject("it is not of float32 throughout")
-    within = {*region.nodes}
-    outside = [user for node in region.nodes if node is not region.last for user in node.users if user not in within]
-    if outside or len(region.last.users) > 1:
-        reader = outside[0] if outside else next(user for user in region.last.users if user is not region.reader)
-        raise Reject(f"a value in it is also read by {reader.name} ({operator_name(reader)}), outside the site")
+    found.region.check_alone()
     try:
         constants = _identify(found)
         _compare(found, constants)
     except (RuntimeError, TypeError, IndexError) as error:
         raise Reject("it sets types or sizes itself, and cannot be run on others") from error
-    where, emit = site(*region.nodes), Emitter(module, region.last)
-    maps = [_as_map(emit, source, found) for source in found.sources[:2]]
-    maps.append(_as_cells(emit, found.sources[2]))
+    where, emit = site(*nodes), Emitter(found.region.module, last)
+    q, kv, pooled = (with_channels_first(emit, source) for source in found.sources)
+    size = [found.height, found.width]
+    q, kv = (x if rank(x) == 4 else emit(aten.unflatten.int, x, 2, size) for x in (q, kv))
+    pooled = pooled if rank(pooled) == 3 else emit(aten.flatten.using_ints, pooled, 2)
     weights = [emit.constant(f"{where}.{name}", value.float()) for name, value in constants.items()]
-    y = emit(aggregated_attention.OP.overload, *maps, *weights)
-    if _axis_read(region) != 1:
-        y = emit(aten.permute.default, y, [0, 2, 3, 1])
-    if list(val(y).shape) != list(val(region.last).shape):
-        y = emit(aten.reshape.default, y, _sizes(region.last, y))
-    replace(region.last, y)
-    return f"{len(region.nodes)} operators, in another spelling -> edgesmith.aggregated_attention"
-
-
-def _sizes(node: Node, free: Node) -> list[Any]:
-    """A node's sizes, for a reshape; a free batch stays -1."""
-    return [size if isinstance(size, int) else -1 for size in val(node).shape]
-
-
-def _as_map(emit: Emitter, source: Node, found: _Site) -> Node:
-    """A layer's output as [B, C, H, W]."""
-    if channel_axis(source) != 1:
-        last = rank(source) - 1
-        source = emit(aten.permute.default, source, [0, last, *range(1, last)])
-    if rank(source) == 4:
-        return source
-    return emit(aten.unflatten.int, source, 2, [found.height, found.width])
-
-
-def _as_cells(emit: Emitter, source: Node) -> Node:
-    """A layer's output as [B, C, P]."""
-    if channel_axis(source) != 1:
-        last = rank(source) - 1
-        source = emit(aten.permute.default, source, [0, last, *range(1, last)])
-    return source if rank(source) == 3 else emit(aten.flatten.using_ints, source, 2)
+    y = emit(aggregated_attention.OP.overload, q, kv, pooled, *weights)
+    replace(last, in_place_of(emit, y, last, found.channels_last))
+    return f"{len(nodes)} operators, in another spelling -> edgesmith.aggregated_attention"
 
 
 def _identify(found: _Site) -> dict[str, Tensor]:
@@ -419,5 +321,5 @@ def _compare(found: _Site, constants: Mapping[str, Tensor]) -> None:
         expected = aggregated_attention.reference(
             q.unflatten(2, size), kv.unflatten(2, size), pooled, *constants.values()
         ).flatten(2)
-        if not bool((output - expected).abs().max() <= SAME * expected.abs().max()):
+        if not same(output, expected):
             raise Reject("it has the sizes of an aggregated attention, and computes other numbers")

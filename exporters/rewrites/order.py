@@ -7,6 +7,7 @@
     reroll              an unrolled loop, or a scan, of one step -> one op
     canonicalise        one spelling for pools, splits and dropouts, so that patterns need only one
     find_aggregated     aggregated attention in another spelling -> edgesmith.aggregated_attention
+    find_conv_glu       gelu(dw3x3(a)) * v -> edgesmith.conv_glu
     merge_linears       (L1(x) + L2(x)) * s  ->  L(x)
     fold_batchnorm      BN(conv(x)) -> conv'(x);  conv(BN(x)) -> conv'(x);  linear(mean(BN(x))) -> linear'(mean(x))
     fuse_channel_norm   a layer norm that is spelled out -> one operator
@@ -27,6 +28,7 @@
     zero_masked_rows    sdpa(q, k, v, mask) -> 0 where a query sees no key
     einsum              einsum(A, B) -> matmul(A', B')
     fuse_attention      softmax(s q k' + bias) v -> one operator, s in the layer before q
+    find_inception      convolution, max pool and attention, joined -> edgesmith.inception_mixer
     choose_memory_form  a linear recurrence -> its cheapest form, or none of it
     dense_transforms    frequency filters that transform a map by one matrix, where the target says cheaper
     share_gates         additive attention with q's and k's gates in common convolutions, where the target says cheaper
@@ -59,6 +61,8 @@ from edgesmith.exporters.rewrites.drop_copies import drop_copies
 from edgesmith.exporters.rewrites.drop_shift import drop_shift
 from edgesmith.exporters.rewrites.einsum import einsum
 from edgesmith.exporters.rewrites.find_aggregated import find_aggregated
+from edgesmith.exporters.rewrites.find_conv_glu import find_conv_glu
+from edgesmith.exporters.rewrites.find_inception import find_inception
 from edgesmith.exporters.rewrites.find_memory import find_memory
 from edgesmith.exporters.rewrites.fold_affine import fold_affine
 from edgesmith.exporters.rewrites.fold_batchnorm import fold_batchnorm
@@ -98,6 +102,7 @@ ORDER: tuple[Rewrite, ...] = (
     reroll,
     canonicalise,
     find_aggregated,
+    find_conv_glu,
     merge_linears,
     fold_batchnorm,
     fuse_channel_norm,
@@ -118,6 +123,7 @@ ORDER: tuple[Rewrite, ...] = (
     zero_masked_rows,
     einsum,
     fuse_attention,
+    find_inception,
     choose_memory_form,
     dense_transforms,
     share_gates,
