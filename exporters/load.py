@@ -91,11 +91,15 @@ def _load_named(options: ModelOptions, spec: ModelSpec) -> Loaded:
         asked["frames"] = options.shape[0]
     module, origin = checkpoint.load(spec, options.weights, **asked)
     batch = max(options.batch, 2) if options.dynamic_batch else options.batch
-    ((x,),) = seeded_inputs([torch.zeros(batch, *options.shape)], count=1)
+    names, shapes = [spec.input.name], [options.shape]
     outputs: tuple[str, ...] = ("logits",)
+    if options.sequence is not None and options.sequence.condition is not None:
+        name, width = options.sequence.condition
+        names, shapes, outputs = [*names, name], [*shapes, (width,)], ("tokens",)
+    (inputs,) = seeded_inputs([torch.zeros(batch, *shape) for shape in shapes], count=1)
     if options.features:
-        outputs = tuple(f"features_{i}" for i in range(len(run_eager(module, (x,)))))
-    return Loaded(spec.name, module, (x,), (spec.input.name,), outputs, origin, spec)
+        outputs = tuple(f"features_{i}" for i in range(len(run_eager(module, tuple(inputs)))))
+    return Loaded(spec.name, module, tuple(inputs), tuple(names), outputs, origin, spec)
 
 
 def _load_module(options: ModelOptions) -> Loaded:

@@ -150,7 +150,7 @@ def lower_onnx(
     proj_bias: Any,
     heads: int = 1,
 ) -> Any:
-    """ONNX: the reference, with attention's own lowering inside."""
+    """ONNX: the reference; ONNX Runtime takes the transpositions into the products."""
     from onnxscript import opset20
 
     op: Any = opset20  # its stubs want numpy's types where the exporter takes values
@@ -170,12 +170,13 @@ def lower_onnx(
 
     a = op.Conv(part(0, half), conv_weight, kernel_shape=[1, 1])
     a = op.Gelu(depthwise(a, local_weight, 2 * half))
-    b, *_ = _as_tuple(op.MaxPool(part(half, 2 * half), kernel_shape=[3, 3], pads=[1, 1, 1, 1]))
+    b, *_ = op.MaxPool(part(half, 2 * half), kernel_shape=[3, 3], pads=[1, 1, 1, 1])  # and the indices
     b = op.Gelu(op.Conv(b, peak_weight, peak_bias, kernel_shape=[1, 1]))
     qkv = op.Conv(part(2 * half, channels), qkv_weight, qkv_bias, kernel_shape=[cell, cell], strides=[cell, cell])
     qkv = op.Reshape(qkv, ints(0, 3 * heads, low // heads, positions))
     q, k, v = op.Split(qkv, axis=1, num_outputs=3)
-    c = attention.lower_onnx(q, k, v, channels_first=True)
+    weights = op.Softmax(op.MatMul(op.Transpose(q, perm=[0, 1, 3, 2]), k), axis=-1)
+    c = op.MatMul(v, op.Transpose(weights, perm=[0, 1, 3, 2]))
     c = op.Reshape(c, ints(0, low, height // cell, width // cell))
     if cell > 1:
         scales = op.Constant(value_floats=[1.0, 1.0, float(cell), float(cell)])
@@ -183,10 +184,6 @@ def lower_onnx(
         c = op.Resize(c, None, scales, mode="nearest", **modes)
     z = depthwise(op.Concat(a, b, c, axis=1), fuse_weight, 4 * half + low)
     return op.Conv(z, proj_weight, proj_bias, kernel_shape=[1, 1])
-
-
-def _as_tuple(values: Any) -> tuple[Any, ...]:
-    return values if isinstance(values, tuple) else (values,)
 
 
 def lower_coreml(

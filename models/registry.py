@@ -47,12 +47,14 @@ class SequenceInput:
     Attributes:
         normalised: what was done to the features, in words and figures.
         frame_ms: time from one frame to the next, where frames have one.
+        condition: name and width of a second input, one vector for each sequence; None where there is none.
     """
 
     name: str
     shape: tuple[int, int]
     normalised: str
     frame_ms: float | None = None
+    condition: tuple[str, int] | None = None
 
 
 ModelInput = ImageInput | SequenceInput
@@ -126,6 +128,8 @@ def _family(facts: dict[str, Any]) -> list[ModelSpec]:
 
 def _input(facts: dict[str, Any]) -> ModelInput:
     kind = ImageInput if len(facts["shape"]) == 3 else SequenceInput
+    if "condition" in facts:
+        facts = {**facts, "condition": (facts["condition"]["name"], facts["condition"]["width"])}
     return kind(**_frozen(facts))
 
 
