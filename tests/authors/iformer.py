@@ -155,3 +155,9 @@ class InceptionTransformer(nn.Module):
             if i < 3:
                 x = x.permute(0, 3, 1, 2)
         return self.head(self.norm(x.flatten(1, 2)).mean(1))
+
+
+def small() -> InceptionTransformer:
+    """iFormer-S at its published size."""
+    heads = ((1,) * 3, (3,) * 3, (7,) * 4 + (9,) * 5, (11,) * 3)
+    return InceptionTransformer(dims=(96, 192, 320, 384), heads=heads)

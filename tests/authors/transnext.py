@@ -214,3 +214,8 @@ class TransNeXt(nn.Module):
             if i < 4:
                 x = x.reshape(b, h, w, -1).permute(0, 3, 1, 2).contiguous()
         return self.head(x.mean(dim=1))
+
+
+def micro() -> TransNeXt:
+    """TransNeXt Micro at its published size."""
+    return TransNeXt(dims=(48, 96, 192, 384), depths=(2, 2, 15, 2))
