@@ -8,7 +8,7 @@
     y = W dw3x3([ a' | b' | c' ])             the residual around dw3x3 is in its centres       [B, C, H, W]
 
 Source: Inception Transformer, arXiv 2205.12956, eq. 2-9; mean, scale and residual are in the weights.
-Letters: B batch, C channels, r = (C - L) / 2, L channels of the attention, H W, h heads, d head width, p side of a cell.
+Letters: B batch, C channels, r = (C - L) / 2, L channels of the attention, H W, h heads, d head width, p a cell's side.
 """
 
 from __future__ import annotations

@@ -69,8 +69,8 @@ class LowMixer(nn.Module):
             x = F.avg_pool2d(x, self.pool)
         size = x.shape[2:]
         q, k, v = (t.unflatten(1, (self.heads, HEAD_WIDTH)).flatten(3) for t in self.qkv(x).chunk(3, dim=1))
-        scores = (q.transpose(2, 3) * HEAD_WIDTH**-0.5) @ k  # [B, h, N, N]
-        y = v @ scores.softmax(-1).transpose(2, 3)  # [B, h, d, N]
+        weights = (k.transpose(2, 3) @ (q * HEAD_WIDTH**-0.5)).softmax(2)  # [B, h, keys, queries]
+        y = v @ weights  # [B, h, d, N]
         y = y.flatten(1, 2).unflatten(2, size)
         return F.interpolate(y, scale_factor=self.pool, mode="nearest") if self.pool > 1 else y
 
@@ -184,7 +184,9 @@ class InceptionTransformer(nn.Module):
         super().__init__()
         self.features = features
         for i, (dim, own) in enumerate(zip(dims, heads, strict=True)):
-            self.add_module(f"patch_embed{i + 1}" if i else "patch_embed", Embedding(dims[i - 1], dim) if i else Stem(dim))
+            self.add_module(
+                f"patch_embed{i + 1}" if i else "patch_embed", Embedding(dims[i - 1], dim) if i else Stem(dim)
+            )
             side = grid >> i
             self.register_parameter(f"pos_embed{i + 1}", nn.Parameter(0.02 * torch.randn(1, side, side, dim)))
             blocks = (Block(dim, count, pool=2 if i < 2 else 1, scaled=i >= 2) for count in own)

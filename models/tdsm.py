@@ -65,9 +65,7 @@ class TDSM(nn.Module):
         permutations: the source of each channel, [D], and of each number of a group, [L D_g]; default: from `SEED`.
     """
 
-    def __init__(
-        self, dim: int, groups: int, frames: int = 64, permutations: Sequence[Tensor] | None = None
-    ) -> None:
+    def __init__(self, dim: int, groups: int, frames: int = 64, permutations: Sequence[Tensor] | None = None) -> None:
         super().__init__()
         if frames % PARTS:
             raise ValueError(f"tdsm: the tokens must be a multiple of {PARTS}, got {frames}")
@@ -150,9 +148,7 @@ def tdsm_d1152_n2(**options: Any) -> TDSM:
     return TDSM(1152, 2, **options)
 
 
-def from_checkpoint(
-    state: dict[str, Tensor], frames: int = 64
-) -> tuple[dict[str, Any], dict[str, Tensor], list[str]]:
+def from_checkpoint(state: dict[str, Tensor], frames: int = 64) -> tuple[dict[str, Any], dict[str, Tensor], list[str]]:
     """Return what a checkpoint says about the block: builder options, the tensors to load, and notes for the user.
 
     The authors' have no permutations; one that has brings `perm_channel` and a `perm_token_0`, `perm_token_1` ... for

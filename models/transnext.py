@@ -132,10 +132,10 @@ class CosineAttention(Attention):
         height, width = x.shape[2:]
         q, k, v = (t.unflatten(1, (self.heads, HEAD_WIDTH)).flatten(3) for t in self.qkv(x).chunk(3, dim=1))
         scale = F.softplus(self.temperature) * log(height * width)  # [h, 1, 1]
-        q = (F.normalize(q, dim=2).transpose(2, 3) + self.query_embedding) * scale  # [B, h, N, d]
-        bias = self.position_bias((height, width), (height, width)).transpose(1, 2)  # [h, N, N]
-        scores = (q @ F.normalize(k, dim=2) + bias).softmax(-1)
-        y = v @ scores.transpose(2, 3)  # [B, h, d, N]
+        q = (F.normalize(q, dim=2) + self.query_embedding.transpose(1, 2)) * scale  # [B, h, d, N]
+        bias = self.position_bias((height, width), (height, width))  # [h, keys, queries]
+        weights = (F.normalize(k, dim=2).transpose(2, 3) @ q + bias).softmax(2)
+        y = v @ weights  # [B, h, d, N]
         return self.proj(y.flatten(1, 2).unflatten(2, (height, width)))
 
 

@@ -156,9 +156,7 @@ class _Site:
         return directions.repeat(self.heads, 1).expand(self.batch, -1, -1), at
 
 
-def _as_site(
-    softmax: Node, found: Region, reader: Node, sources: Sequence[int], size: tuple[int, int]
-) -> _Site | None:
+def _as_site(softmax: Node, found: Region, reader: Node, sources: Sequence[int], size: tuple[int, int]) -> _Site | None:
     """A region as a site, for an order of its sources and a size of the map; None where the sizes do not fit."""
     shapes = []
     for source in (found.sources[i] for i in sources):

@@ -49,10 +49,9 @@ def _is_local(node: Node) -> bool:
     """Return whether a node is a depthwise 3x3 convolution that keeps its map."""
     if node.target is not aten.conv2d.default:
         return False
-    x, weight, _, stride, padding, dilation, groups = arguments(node)
-    channels = val(x).shape[1]
+    x, weight, *_, groups = arguments(node)
     keeps = list(val(node).shape) == list(val(x).shape)
-    return bool(keeps and groups == channels and list(val(weight).shape[1:]) == [1, 3, 3])
+    return bool(keeps and groups == val(x).shape[1] and list(val(weight).shape[1:]) == [1, 3, 3])
 
 
 def _fuse(found: Region, layer: Linear, gate: Node) -> str:

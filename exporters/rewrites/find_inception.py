@@ -106,9 +106,7 @@ def _fuse(found: Region, layers: _Layers) -> str:
     weights, first = _known_weights(found, layers)
     emit, where = Emitter(found.module, found.last), site(*found.nodes)
     names = list(inception_mixer.reference.__annotations__)[1:]
-    constants = [
-        emit.constant(f"{where}.{name}", weight.float()) for name, weight in zip(names, weights, strict=False)
-    ]
+    constants = [emit.constant(f"{where}.{name}", weight.float()) for name, weight in zip(names, weights, strict=False)]
     given = x if first else emit(aten.permute.default, x, [0, 3, 1, 2])
     replace(found.last, emit(inception_mixer.OP.overload, given, *constants, layers.heads))
     return f"{len(found.nodes)} operators -> edgesmith.inception_mixer"

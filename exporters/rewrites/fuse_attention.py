@@ -188,7 +188,8 @@ def _put(module: GraphModule, found: _Found) -> Node:
     flipped.append(found.flips[3] != readers_flip)
     channels_first = sum(flipped) > 2
     operands = [
-        value if flip == channels_first else _swap(emit, value) for flip, value in zip(found.flips, values, strict=False)
+        value if flip == channels_first else _swap(emit, value)
+        for flip, value in zip(found.flips, values, strict=False)
     ]
     bias = [found.bias] if found.bias is not None else [None]
     new = emit(attention.OP.overload, *operands, *bias, found.scale, channels_first)
