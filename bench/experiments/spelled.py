@@ -1,8 +1,8 @@
 """Ours against torch's own export of the authors' spelling, with the same weights, in ONNX Runtime on one thread.
 
-Both run in turn in one process, one process after the other. A spelling is MODEL=MODULE:FUNCTION, where the function makes the authors' form of a model of the zoo; those of the
-tests are in tests/authors. Printed are the median milliseconds of both, the ratio of plain to ours, median and
-quartiles over processes, and the nodes of either file.
+Both run in turn in one process, one process after the other. A spelling is MODEL=MODULE:FUNCTION, where the function
+makes the authors' form of a model of the zoo; those of the tests are in tests/authors. Printed are the median
+milliseconds of both, the ratio of plain to ours, median and quartiles over processes, and the nodes of either file.
 
     export PYTHONPATH=tests
     python -m edgesmith.bench.experiments.spelled 25 12 transnext_micro=authors.transnext:micro
