@@ -278,6 +278,30 @@ def test_ctrl_c_is_one_sentence_and_leaves_nothing(delay_s: float, tmp_path: Pat
     assert not list(tmp_path.glob("artifacts/*"))
 
 
+LOSES_AN_INTERRUPT = """
+import os, signal, time
+from edgesmith.cli import app, signals
+signals.resend_lost_interrupts()
+class Finalised:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0)
+try:
+    Finalised()
+    time.sleep(20)
+except KeyboardInterrupt:
+    print("heard")
+else:
+    print("lost")
+"""
+
+
+def test_an_interrupt_inside_a_finaliser_is_not_lost() -> None:
+    run = subprocess.run([sys.executable, "-c", LOSES_AN_INTERRUPT], capture_output=True, text=True)
+    assert run.stdout == "heard\n", run.stderr
+    assert run.stderr == ""
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [

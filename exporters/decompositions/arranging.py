@@ -19,6 +19,8 @@ def unfold(x: Tensor, dimension: int, size: int, step: int) -> Tensor:
 
     By the fewer slices: one a window; or one for each block of gcd(size, step) numbers that a window consists of.
     """
+    if not x.dim():
+        return x.reshape([1]).narrow(0, 0, size)
     axis = dimension % x.dim()
     count = (x.shape[axis] - size) // step + 1
     block = math.gcd(size, step)
@@ -117,3 +119,31 @@ def trace(x: Tensor) -> Tensor:
 def squeeze(x: Tensor) -> Tensor:
     """Return x without axes of 1."""
     return x.reshape([size for size in x.shape if size != 1])
+
+
+@decomposes(aten.diagonal_scatter.default, why="torch's ONNX exporter ends in an error of its own; no converter has it")
+def diagonal_scatter(x: Tensor, source: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
+    """Return x with a diagonal of its axes `dim1` and `dim2` replaced: [..., L] of numbers, L its length."""
+    planes = x.movedim((dim1, dim2), (-2, -1))
+    rows = torch.arange(planes.shape[-2], device=x.device).unsqueeze(1)
+    columns = torch.arange(planes.shape[-1], device=x.device)
+    if not source.shape[-1]:
+        return x.clone()
+    along = (rows if offset >= 0 else columns).flatten().clamp(max=source.shape[-1] - 1)
+    values = source.to(x.dtype).index_select(-1, along).unsqueeze(-1 if offset >= 0 else -2)
+    return torch.where(columns - rows == offset, values, planes).movedim((-2, -1), (dim1, dim2))
+
+
+@decomposes(aten.sort.stable, targets=("onnx",), why="torch's exporter has the unstable one; TopK keeps ties in order")
+def sort_stable(
+    x: Tensor, *, stable: bool | None = None, dim: int = -1, descending: bool = False
+) -> tuple[Tensor, ...]:
+    """Return x sorted along an axis, and the indices; equal numbers stay in order."""
+    return torch.sort(x, dim, descending)
+
+
+@decomposes(aten.linalg_vander.default, targets=("onnx",), why="its running products come as an operator of prims")
+def vander(x: Tensor, *, N: int | None = None) -> Tensor:  # noqa: N803  # PyTorch's name for it
+    """Return the powers 0 to N - 1 of each number, [..., n] to [..., n, N]."""
+    x = x.reshape([1]) if not x.dim() else x
+    return torch.pow(x.unsqueeze(-1), torch.arange(x.shape[-1] if N is None else N, dtype=x.dtype, device=x.device))

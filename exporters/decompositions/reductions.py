@@ -217,13 +217,13 @@ def argmin_by_argmax(x: Tensor, dim: int | None = None, keepdim: bool = False) -
     return torch.argmax(opposite, dim, keepdim)
 
 
-@decomposes(aten.aminmax.default, targets=("coreml",), why="coremltools 9.0 has no translation")
+@decomposes(aten.aminmax.default, targets=("coreml", "onnx"), why="neither converter has a translation")
 def aminmax(x: Tensor, *, dim: int | None = None, keepdim: bool = False) -> tuple[Tensor, Tensor]:
     """Return the smallest and the largest number, along an axis or of all."""
     return x.amin(_axes(x, dim), keepdim=keepdim), x.amax(_axes(x, dim), keepdim=keepdim)
 
 
-@decomposes(aten.kthvalue.default, targets=("coreml",), why="coremltools 9.0 has no translation")
+@decomposes(aten.kthvalue.default, targets=("coreml", "onnx"), why="neither converter has a translation")
 def kthvalue(x: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> tuple[Tensor, Tensor]:
     """Return the k-th smallest number along an axis, and its index."""
     if not x.dim():
@@ -234,13 +234,13 @@ def kthvalue(x: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> tuple[T
     return values.select(dim, k - 1), indices.select(dim, k - 1)
 
 
-@decomposes(aten.median.dim, targets=("coreml",), why="coremltools 9.0 has no translation")
+@decomposes(aten.median.dim, targets=("coreml", "onnx"), why="neither converter has a translation")
 def median(x: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]:
     """Return the lower median along an axis, and its index."""
     return kthvalue(x, (x.shape[dim] + 1) // 2 if x.dim() else 1, dim, keepdim)
 
 
-@decomposes(aten.median.default, targets=("coreml",), why="coremltools 9.0 has no translation")
+@decomposes(aten.median.default, targets=("coreml", "onnx"), why="neither converter has a translation")
 def median_of_all(x: Tensor) -> Tensor:
     """Return the lower median of all numbers."""
     return kthvalue(x.reshape([-1]), (x.numel() + 1) // 2, 0)[0]
@@ -250,13 +250,13 @@ _LONGEST_SCAN = 512
 """The longest axis whose running extremes are taken over all pairs of positions; longer ones are left to the target."""
 
 
-@decomposes(aten.cummax.default, targets=("coreml", "coreai"), why="neither converter has a translation")
+@decomposes(aten.cummax.default, targets=("coreml", "coreai", "onnx"), why="no converter has a translation")
 def cummax(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """Return the largest number up to each position along an axis, and the index of its last occurrence."""
     return _running(x, dim, torch.amax, -math.inf)
 
 
-@decomposes(aten.cummin.default, targets=("coreml", "coreai"), why="neither converter has a translation")
+@decomposes(aten.cummin.default, targets=("coreml", "coreai", "onnx"), why="no converter has a translation")
 def cummin(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """Return the smallest number up to each position along an axis, and the index of its last occurrence."""
     return _running(x, dim, torch.amin, math.inf)
@@ -269,8 +269,9 @@ def cummin(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
 )
 def logcumsumexp(x: Tensor, dim: int) -> Tensor:
     """Return log(sum(exp)) of the numbers up to each position along an axis."""
-    length = x.shape[dim] if x.dim() else 1
-    if length > _LONGEST_SCAN or not x.dim():
+    if not x.dim():
+        return x.clone()
+    if x.shape[dim] > _LONGEST_SCAN:
         return LEAVE
     return torch.logsumexp(_up_to(x, dim, -math.inf), [-1]).movedim(-1, dim)
 
@@ -289,8 +290,10 @@ def _seen(rows: Tensor) -> Tensor:
 
 def _running(x: Tensor, dim: int, extreme: Callable[..., Tensor], beyond: float) -> tuple[Tensor, Tensor]:
     """Return an extreme of the first i numbers for every i: of a plane [i, j] with what is behind i left out."""
-    length = x.shape[dim] if x.dim() else 1
-    if length > _LONGEST_SCAN or not x.dim() or not x.is_floating_point():
+    if not x.dim():
+        return x.clone(), torch.zeros_like(x, dtype=torch.int64)
+    length = x.shape[dim]
+    if length > _LONGEST_SCAN or not x.is_floating_point():
         return LEAVE
     rows, j = x.movedim(dim, -1).unsqueeze(-2), torch.arange(length, device=x.device)
     values = extreme(_up_to(x, dim, beyond), [-1])

@@ -25,6 +25,7 @@ from edgesmith.cli.files import inspect, lint
 from edgesmith.cli.listings import models, operators, targets
 from edgesmith.cli.options import PrecisionHelp
 from edgesmith.cli.report import history, report
+from edgesmith.cli.signals import resend_lost_interrupts
 from edgesmith.errors import INTERRUPTED, INTERRUPTION, BadInput, EdgesmithError, EdgesmithWarning
 
 # The base of everything that parsing raises, from click or from typer's own copy of it.
@@ -77,6 +78,7 @@ def _root(
 
 def main() -> Never:
     """Run the command line and exit with its code."""
+    resend_lost_interrupts()
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     code = run([argument for argument in arguments if argument != "--debug"], debug)

@@ -1,0 +1,43 @@
+"""Signals of the process that runs a command."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from types import TracebackType
+from typing import Protocol
+
+RESENT_S = 0.05
+"""How long a lost interrupt waits, so that the callback that lost it is over."""
+
+
+class _Unraisable(Protocol):
+    exc_type: type[BaseException]
+    exc_value: BaseException | None
+    exc_traceback: TracebackType | None
+    err_msg: str | None
+    object: object
+
+
+def resend_lost_interrupts() -> None:
+    """Have an interrupt delivered once more where Python cannot raise it.
+
+    Python runs the handler of SIGINT between two instructions, whichever they are. Inside a finaliser, a weak
+    reference's callback or one of the garbage collector's, nothing that is raised leaves the callback: Python passes it
+    to `sys.unraisablehook` and goes on, and a command that was told to stop would run to its end.
+    """
+    told = sys.unraisablehook
+
+    def hear(unraisable: _Unraisable) -> None:
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            told(unraisable)
+            return
+        # To the main thread by name: it may be waiting in a system call, which only its own signal ends.
+        main = threading.main_thread().ident
+        assert main is not None  # it runs
+        again = threading.Timer(RESENT_S, signal.pthread_kill, (main, signal.SIGINT))
+        again.daemon = True
+        again.start()
+
+    sys.unraisablehook = hear
