@@ -63,7 +63,7 @@ def reference(
     local, pool = weights.split((9, pooled.shape[2]), dim=2)
     local = local + (tokens @ unit + token_bias)
     y = (local.unsqueeze(2) * local_v).sum(3) + pool_v @ pool
-    return y.flatten(1, 2).unflatten(2, (height, width))
+    return torch.unflatten(y.flatten(1, 2), 2, (height, width))
 
 
 def _neighbours(x: Tensor) -> Tensor:
@@ -248,7 +248,7 @@ def for_coreai(
     margin, positions = width + 1, height * width
 
     def in_heads(x: Tensor) -> Tensor:
-        return x.unflatten(1, (heads, head_width)).flatten(3)
+        return torch.unflatten(x, 1, (heads, head_width)).flatten(3)
 
     def shifted(x: Tensor) -> list[Tensor]:
         row = F.pad(x, (margin, margin))
@@ -270,7 +270,7 @@ def for_coreai(
     y = in_heads(pool_v) @ pool
     for weight, one in zip(local.split(1, dim=2), shifted(in_heads(v)), strict=True):
         y = y + weight * one
-    return y.flatten(1, 2).unflatten(2, (height, width))
+    return torch.unflatten(y.flatten(1, 2), 2, (height, width))
 
 
 OP = define(

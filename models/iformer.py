@@ -96,7 +96,7 @@ class Mixer(nn.Module):
         self.proj = nn.Conv2d(joined, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        high, low = x.split(self.widths, dim=1)
+        high, low = x.split_with_sizes(self.widths, dim=1)
         z = torch.cat((self.high_mixer(high), self.low_mixer(low)), dim=1)
         return self.proj(z + self.conv_fuse(z))
 

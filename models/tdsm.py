@@ -65,6 +65,9 @@ class TDSM(nn.Module):
         permutations: the source of each channel, [D], and of each number of a group, [L D_g]; default: from `SEED`.
     """
 
+    index: Tensor
+    inverse: Tensor
+
     def __init__(self, dim: int, groups: int, frames: int = 64, permutations: Sequence[Tensor] | None = None) -> None:
         super().__init__()
         if frames % PARTS:
@@ -79,17 +82,17 @@ class TDSM(nn.Module):
         self.register_buffer("inverse", torch.argsort(index), persistent=False)
 
     def forward(self, c: Tensor, t: Tensor) -> Tensor:
-        rows = self.scale_shift_table + t.unflatten(1, (6, self.dim))  # [B, 6, D], of which three are used
-        shift, scale, gate, *_ = rows.split(1, dim=1)
+        rows = self.scale_shift_table + torch.unflatten(t, 1, (6, self.dim))  # [B, 6, D], of which three are used
+        shift, scale, gate, *_ = rows.chunk(6, dim=1)
         z = F.layer_norm(c, (self.dim,), eps=1e-6) * (1 + scale) + shift
         u = z.flatten(1).index_select(1, self.index)  # [B, L D], group by group
         mixed = []
-        for part, width, expert in zip(
-            u.split([self.frames * width for width in self.widths], dim=1), self.widths, self.experts_attn, strict=True
-        ):
+        parts = u.split_with_sizes([self.frames * width for width in self.widths], dim=1)
+        for part, width, expert in zip(parts, self.widths, self.experts_attn, strict=True):
+            assert isinstance(expert, Expert)
             tokens = part.reshape(-1, self.frames // PARTS, width)  # [4 B, L/4, D_g]
             mixed.append(expert.attn(tokens).reshape(-1, self.frames * width))
-        y = torch.cat(mixed, dim=1).index_select(1, self.inverse).unflatten(1, (self.frames, self.dim))
+        y = torch.unflatten(torch.cat(mixed, dim=1).index_select(1, self.inverse), 1, (self.frames, self.dim))
         return c + gate * y
 
 

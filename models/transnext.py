@@ -244,7 +244,7 @@ class TransNeXt(nn.Module):
         maps = []
         for i in range(1, 5):
             x = self.get_submodule(f"patch_embed{i}")(x)
-            for block in self.get_submodule(f"block{i}"):  # type: ignore[union-attr]  # a ModuleList
+            for block in self.get_submodule(f"block{i}").children():
                 x = block(x)
             x = self.get_submodule(f"norm{i}")(x)
             maps.append(x)

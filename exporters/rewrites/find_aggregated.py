@@ -316,8 +316,7 @@ def _compare(found: _Site, constants: Mapping[str, Tensor]) -> None:
         q, kv, pooled = (magnitude * torch.randn(x.shape, generator=generator).double() for x in found.zeros())
         _, _, output = found.run(q, kv, pooled)
         size = (found.height, found.width)
-        expected = aggregated_attention.reference(
-            q.unflatten(2, size), kv.unflatten(2, size), pooled, *constants.values()
-        ).flatten(2)
+        maps = (torch.unflatten(x, 2, size) for x in (q, kv))
+        expected = aggregated_attention.reference(*maps, pooled, *constants.values()).flatten(2)
         if not same(output, expected):
             raise Reject("it has the sizes of an aggregated attention, and computes other numbers")

@@ -68,7 +68,7 @@ def _fuse(found: Region, layer: Linear, gate: Node) -> str:
     u = torch.randn(batch, 2 * channels, height * width, generator=torch.Generator().manual_seed(0)).double()
     if val(source).numel() != u.numel() or val(node).numel() != u.numel() // 2:
         raise Reject("the layer before it does not make two halves of the convolution's channels")
-    maps = u.unflatten(2, (height, width))
+    maps = torch.unflatten(u, 2, (height, width))
     swapped = torch.cat(maps.chunk(2, dim=1)[::-1], dim=1)
     output = found.run(as_made(source, u))[node]
     if not _is_op(output, source, conv_glu.reference(maps, layer.weight, bias)):
