@@ -48,7 +48,7 @@ class ChannelNorm(nn.LayerNorm):
 
 
 class Attention(nn.Module):
-    """What both attentions have: temperature, query embedding and the MLP of the position bias."""
+    """The common part of both attentions: temperature, query embedding and the MLP of the position bias."""
 
     def __init__(self, dim: int, pretrain_side: int) -> None:
         super().__init__()

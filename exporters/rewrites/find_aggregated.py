@@ -78,7 +78,7 @@ def find_aggregated(module: GraphModule, node: Node, costs: Costs) -> str | None
 
 
 def _around(module: GraphModule, softmax: Node) -> tuple[Region, Node] | None:
-    """What lies between layers around a softmax, and the layer behind; None for other than three before it."""
+    """The region between the layers around a softmax, and the layer behind; None for other than three before it."""
     reached, queue, ends = {softmax}, [softmax], set()
     while queue:
         for user in queue.pop().users:
@@ -290,7 +290,7 @@ def _tokens(found: _Site, local: Sequence[int]) -> tuple[Tensor, Tensor]:
 
 
 def _learned(found: _Site, local: Sequence[int], q: Tensor) -> Tensor:
-    """What is added to the softmax for each neighbour, [h, 9, N]; 0 outside of the map."""
+    """The part that is added to the softmax for each neighbour, [h, 9, N]; 0 outside of the map."""
     y, x = (t.flatten() for t in torch.meshgrid(torch.arange(found.height), torch.arange(found.width), indexing="ij"))
     weights = torch.zeros(found.heads, TAPS, found.positions, dtype=torch.float64)
     for start in range(0, TAPS, found.head_width):

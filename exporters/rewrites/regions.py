@@ -70,7 +70,7 @@ def is_layer(node: Node) -> bool:
 
 
 def region(module: GraphModule, last: Node, stops: Callable[[Node], bool]) -> Region | None:
-    """What a node is computed from, itself included, back to where `stops` holds; None where it reads an input."""
+    """All that a node is computed from, itself included, back to where `stops` holds; None where it reads an input."""
     nodes: set[Node] = set()
     sources: dict[Node, None] = {}
     free: dict[Node, int] = {}
