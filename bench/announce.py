@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 
 from edgesmith.bench.measurement import Measurement
 from edgesmith.bench.verdict import FASTER, SLOWER, UNCHANGED, Verdict
+from edgesmith.show import in_markdown, in_xml
 
 
 def markdown(verdicts: Sequence[Verdict], measurement: Measurement | None, threshold: float, confidence: float) -> str:
@@ -17,14 +18,22 @@ def markdown(verdicts: Sequence[Verdict], measurement: Measurement | None, thres
     ]
     for one in verdicts:
         name = f"**{one.verdict}**" if one.verdict == SLOWER else one.verdict
-        rows.append(f"| {one.base} | {one.head} | {_ms(one.base_ms)} | {_ms(one.head_ms)} | {_ratio(one)} | {name} |")
+        rows.append(
+            f"| {in_markdown(one.base)} | {in_markdown(one.head)} | {_ms(one.base_ms)} | {_ms(one.head_ms)}"
+            f" | {_ratio(one)} | {name} |"
+        )
     notes = [f"Medians, and {confidence:.0%} intervals of their ratio; a change by {threshold:.1%} matters."]
     if measurement is not None:
         device = measurement.device
         ways = dict.fromkeys(measurement.held_to(i) for i in range(len(measurement.subjects)))
-        where = ", ".join(filter(None, (f"{device.name} ({device.cpu})", device.power_mode, *ways)))
+        named = filter(None, (f"{device.name} ({device.cpu})", device.power_mode, *ways))
+        where = ", ".join(map(in_markdown, named))
         notes.append(f"{len(measurement.launches)} launches on {where}.")
-    others = [f"{one.head}: {one.reason}." for one in verdicts if one.verdict not in (SLOWER, FASTER, UNCHANGED)]
+    others = [
+        f"{in_markdown(one.head)}: {in_markdown(one.reason)}."
+        for one in verdicts
+        if one.verdict not in (SLOWER, FASTER, UNCHANGED)
+    ]
     return "\n".join([*rows, "", " ".join(notes), *others]) + "\n"
 
 
@@ -42,13 +51,13 @@ def junit(verdicts: Sequence[Verdict]) -> str:
     )
     for one in verdicts:
         case = ElementTree.SubElement(
-            suite, "testcase", classname="edgesmith.latency", name=f"{one.base} -> {one.head}"
+            suite, "testcase", classname="edgesmith.latency", name=in_xml(f"{one.base} -> {one.head}")
         )
         if one in failed:
-            ElementTree.SubElement(case, "failure", message=one.reason, type=one.verdict)
+            ElementTree.SubElement(case, "failure", message=in_xml(one.reason), type=one.verdict)
         elif one not in passed:
-            ElementTree.SubElement(case, "skipped", message=f"{one.verdict}: {one.reason}")
-        ElementTree.SubElement(case, "system-out").text = f"{one.verdict}: {one.reason}"
+            ElementTree.SubElement(case, "skipped", message=in_xml(f"{one.verdict}: {one.reason}"))
+        ElementTree.SubElement(case, "system-out").text = in_xml(f"{one.verdict}: {one.reason}")
     ElementTree.indent(suite)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(suite, encoding="unicode") + "\n"
 

@@ -10,16 +10,17 @@ Everything of the kit is compared with its digests before it is copied, and ever
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
 
+from edgesmith.bench import measurement as measurements
 from edgesmith.bench.transport import Address, CommandFailed, Transport, connect
 from edgesmith.errors import BadInput, DeviceFailed, Unsupported
 from edgesmith.exporters import artifact as artifacts
 from edgesmith.exporters.manifest import MANIFEST
+from edgesmith.exporters.tensorrt import engine as engines
 from edgesmith.exporters.tensorrt.kit import KIT, SCRIPT, Kit, read_kit
+from edgesmith.paths import is_listed, path_listed
 
 MEASUREMENT = "measurement.json"
 THERE, RESULT = "kit", "result"
@@ -29,6 +30,8 @@ LIST = (
     "import os, sys; [print(os.path.relpath(os.path.join(d, f), sys.argv[1]).replace(os.sep, '/'))"
     " for d, _, files in os.walk(sys.argv[1]) for f in files]"
 )
+
+MOST_FILES = 100
 
 OnProgress = Callable[[str], None]
 """Hears lines about the copies, and those that build.py writes."""
@@ -43,7 +46,7 @@ def read_whole_kit(path: Path) -> Kit:
         )
     kit = read_kit(path)
     for name, digest in kit["files"].items():
-        if not _is_within(name):
+        if not is_listed(name):
             raise BadInput(f"{path / KIT} lists {name!r}, which is no path in the kit: export it again")
         try:
             with (path / name).open("rb") as file:
@@ -88,9 +91,10 @@ def build_on(
         _build(where, on_progress, options)
         for file in _listed(where):
             on_progress(f"bringing {file}")
-            (folder / file).parent.mkdir(parents=True, exist_ok=True)
-            where.get(f"{RESULT}/{file}", folder / file)
-        _check(folder, where)
+            here = path_listed(folder, file)
+            here.parent.mkdir(parents=True, exist_ok=True)
+            where.get(f"{RESULT}/{file}", here)
+        _check(folder, kit, where)
         return artifacts.publish(folder, out, name)
 
 
@@ -109,25 +113,36 @@ def _build(where: Transport, on_progress: OnProgress, options: Sequence[str]) ->
 def _listed(where: Transport) -> list[str]:
     """Return the files of the result there. Raises DeviceFailed where it is no result."""
     files = sorted(where.run([*where.python, "-c", LIST, RESULT]))
+    if len(files) > MOST_FILES:
+        raise DeviceFailed(
+            f"{SCRIPT} made {len(files)} files on {where.name}, and a result has a few; nothing was brought back"
+        )
     lacking = next((file for file in (MANIFEST, MEASUREMENT) if file not in files), None)
-    odd = next((file for file in files if not _is_within(file)), None)
+    odd = next((file for file in files if not is_listed(file)), None)
     if lacking is not None or odd is not None:
         why = f"has no {lacking}" if lacking is not None else f"holds {odd!r}"
         raise DeviceFailed(f"what {SCRIPT} made on {where.name} {why}: it is no result, and nothing was brought back")
     return files
 
 
-def _check(folder: Path, where: Transport) -> None:
+def _check(folder: Path, kit: Kit, where: Transport) -> None:
+    """Read what came back as whoever uses it will, before it is published.
+
+    Raises:
+        DeviceFailed: a link is among it, a record is damaged, a file is not what the manifest says, or the engine is
+            another model's.
+    """
+    said = f"what {SCRIPT} made on {where.name} is no result, and nothing was published"
+    if links := [path for path in folder.rglob("*") if path.is_symlink()]:
+        raise DeviceFailed(f"{said}: {links[0].relative_to(folder)} is a link")
     try:
-        manifest: Any = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DeviceFailed(f"the {MANIFEST} that {SCRIPT} wrote on {where.name} is damaged: {error}") from error
-    if not isinstance(manifest, dict):
-        raise DeviceFailed(f"the {MANIFEST} that {SCRIPT} wrote on {where.name} is none: no JSON object")
-
-
-def _is_within(name: str) -> bool:
-    """Return whether a name is a plain path in a folder."""
-    path = PurePosixPath(name)
-    plain = name.isprintable() and "\\" not in name and str(path) == name
-    return plain and not path.is_absolute() and ".." not in path.parts and name != "."
+        artifact = artifacts.read(folder)
+        measurements.read(folder / MEASUREMENT)
+        changed = artifacts.changed_files(artifact)
+        engines.read_header(artifact.file)
+    except (BadInput, Unsupported) as error:
+        raise DeviceFailed(f"{said}: {error}") from error
+    if changed:
+        raise DeviceFailed(f"{said}: {changed[0]}")
+    if (artifact.model, artifact.precision) != (kit["model"], kit["precision"]):
+        raise DeviceFailed(f"{said}: it is {artifact.model}, {artifact.precision}, and the kit is {kit['model']}")

@@ -27,12 +27,31 @@ from typing import Literal, TypedDict, cast
 import numpy as np
 
 from edgesmith.bench import measurement as measurements
-from edgesmith.bench.measurement import in_words
+from edgesmith.bench.measurement import LONGEST_MS, SHORTEST_MS, in_words
 from edgesmith.bench.statistics import quantile
 from edgesmith.errors import BadInput, OutputError
+from edgesmith.readers.databases import check_rows, harden
 
-SCHEMA = 1
-"""Of the SQLite file."""
+APART = sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN
+"""Of errors of a connection that may only read, where a killed writer's journal has to be rolled back first."""
+
+MIGRATIONS = (
+    (
+        "CREATE TABLE points (device TEXT NOT NULL, cpu TEXT NOT NULL, power_mode TEXT NOT NULL, "
+        "name TEXT NOT NULL, model TEXT NOT NULL, target TEXT NOT NULL, precision TEXT NOT NULL, "
+        "threads INTEGER NOT NULL, cores TEXT NOT NULL, runtime TEXT NOT NULL, started TEXT NOT NULL, "
+        "p50_ms REAL NOT NULL, low_ms REAL, high_ms REAL, p90_ms REAL NOT NULL, p99_ms REAL NOT NULL, "
+        "launches INTEGER NOT NULL, edgesmith TEXT NOT NULL, version TEXT NOT NULL, sha256 TEXT NOT NULL, "
+        "record TEXT NOT NULL, UNIQUE (record, sha256))"
+    ),
+)
+"""The statement that makes schema n + 1 of schema n, of an empty file at first: a new one is added at the end.
+
+A column for each field of a key and a point, each subject of a record once. It stays as it is: files have its text.
+"""
+
+SCHEMA = len(MIGRATIONS)
+"""Of the SQLite file: its user_version."""
 
 Cause = Literal["file", "edgesmith", "runtime"]
 
@@ -47,6 +66,15 @@ WIDTH = 2.0
 
 LEAST_SPREAD = 0.005
 """Runs that differ by less than half a per cent are equal, however often they do."""
+
+
+KINDS: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (float,),
+    "float | None": (float, type(None)),
+}
+"""Of a field's values in Python as SQLite gives them; it enforces none of its columns' types."""
 
 
 class KeyRecord(TypedDict):
@@ -248,11 +276,15 @@ def read(file: Path) -> list[Series]:
     """Every series of a history, by key. Raises BadInput where there is none."""
     columns = len(fields(Key))
     with _opened(file, create=False) as history:
+        harden(history)
         order = ", ".join(str(i + 1) for i in range(columns))
         rows = history.execute(f"SELECT * FROM points ORDER BY {order}, started, rowid").fetchall()  # noqa: S608
+    check_rows(rows, [KINDS[str(field.type)] for kind in (Key, Point) for field in fields(kind)], file, "history")
     found = []
     for key, own in groupby(rows, key=lambda row: row[:columns]):
         points = tuple(Point(*row[columns:]) for row in own)
+        if not all(SHORTEST_MS <= ms <= LONGEST_MS for one in points for ms in (one.p50_ms, one.p90_ms, one.p99_ms)):
+            raise BadInput(f"{file} is no sound history: it holds a time that no call takes")
         found.append(Series(Key(*key), points, find_changes(points)))
     return found
 
@@ -308,24 +340,17 @@ def _describe(series: Series) -> SeriesRecord:
 
 @contextlib.contextmanager
 def _opened(file: Path, create: bool) -> Iterator[sqlite3.Connection]:
-    """A history, whose changes are kept where the block ends well."""
+    """A history in one transaction, whose changes are kept, all of them, where the block ends well."""
     if not create and not file.is_file():
         raise BadInput(f"there is no history at {file}: start one with edgesmith history add RECORD")
     connection = None
     try:
         if create:
             file.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(file if create else f"{file.resolve().as_uri()}?mode=ro", uri=not create)
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version > SCHEMA:
-            raise BadInput(f"{file} has schema {version}, and this edgesmith reads {SCHEMA}: update edgesmith")
-        with connection:
-            if version == 0:
-                if not create or connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-                    raise BadInput(f"{file} is no history of edgesmith: it is another program's database")
-                connection.execute(_table())
-                connection.execute(f"PRAGMA user_version = {SCHEMA}")
-            yield connection
+        connection = _connect(file, create)
+        _migrate(connection, file)
+        yield connection
+        connection.execute("COMMIT")
     except sqlite3.OperationalError as error:
         raise OutputError(f"cannot use the history {file}: {error}") from error
     except sqlite3.DatabaseError as error:
@@ -334,11 +359,60 @@ def _opened(file: Path, create: bool) -> Iterator[sqlite3.Connection]:
         raise OutputError(f"cannot write the history {file}: {error.strerror or error}") from error
     finally:
         if connection is not None:
-            connection.close()
+            connection.close()  # what is not committed is rolled back
 
 
-def _table() -> str:
-    """The one table: a column for each field of a key and a point, each subject of a record once."""
-    kinds = {"str": "TEXT NOT NULL", "int": "INTEGER NOT NULL", "float": "REAL NOT NULL", "float | None": "REAL"}
-    columns = [f"{field.name} {kinds[str(field.type)]}" for kind in (Key, Point) for field in fields(kind)]
-    return f"CREATE TABLE points ({', '.join(columns)}, UNIQUE (record, sha256))"
+def _connect(file: Path, create: bool) -> sqlite3.Connection:
+    """A connection in a transaction: to the file, or, to read an older schema, to a copy of it in memory."""
+    if create:
+        connection = sqlite3.connect(file, isolation_level=None)
+        connection.execute("PRAGMA synchronous = FULL")  # a commit is on the disk before it is said to be there
+        connection.execute("BEGIN IMMEDIATE")
+        return connection
+    address = file.resolve().as_uri()
+    connection = sqlite3.connect(f"{address}?mode=ro", uri=True, isolation_level=None)
+    try:
+        version = _version(connection)
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF not in APART:
+            raise
+        connection.close()
+        connection = sqlite3.connect(f"{address}?mode=rw", uri=True, isolation_level=None)
+        version = _version(connection)
+    if 0 <= version < SCHEMA:
+        copy = sqlite3.connect(":memory:", isolation_level=None)
+        connection.backup(copy)
+        connection.close()
+        connection = copy
+    connection.execute("BEGIN")
+    return connection
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    """Return the schema that a file says it has; 0 of a new file."""
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    return version
+
+
+def _migrate(connection: sqlite3.Connection, file: Path) -> None:
+    """Bring a history to `SCHEMA`, step by step, in the transaction of its block.
+
+    Raises:
+        BadInput: it is another program's file, or a later version's.
+    """
+    version = _version(connection)
+    if version > SCHEMA:
+        raise BadInput(f"{file} has schema {version}, and this edgesmith reads {SCHEMA}: update edgesmith")
+    tables = dict(connection.execute("SELECT name, sql FROM sqlite_master WHERE type IN ('table', 'view')"))
+    if version == 0 and tables == {"points": MIGRATIONS[0]}:
+        version = 1  # by an edgesmith that was killed before it gave the file its number
+    if version < 0 or (version == 0 and tables) or (version > 0 and "points" not in tables):
+        raise BadInput(f"{file} is no history of edgesmith: it is another program's database")
+    for statement in MIGRATIONS[version:]:
+        connection.execute(statement)
+    if _version(connection) < SCHEMA:
+        connection.execute(f"PRAGMA user_version = {SCHEMA}")
+    columns = [row[1] for row in connection.execute("PRAGMA table_info(points)")]
+    if columns != [field.name for kind in (Key, Point) for field in fields(kind)]:
+        raise BadInput(f"{file} is damaged or no history of edgesmith: its columns are others")

@@ -22,7 +22,6 @@ import asyncio
 import hashlib
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -105,31 +104,32 @@ async def prepare(facts: Mapping[str, Any]) -> Any:
 
 async def time_all(plan: Mapping[str, Any], device: Any) -> None:
     """Load the plan's models, warm them up, and time them in turn."""
-    calls: list[Predict] = []
+    order = plan.get("order") or list(range(len(plan["models"])))
+    calls: dict[int, Predict] = {}
     loaded = []
-    for i, model in enumerate(plan["models"]):
+    for i in order:
+        model = plan["models"][i]
         wrapper, call = await load(model["file"], plan["seed"], device, **model.get("options", {}))
         loaded.append(wrapper)
-        calls.append(call)
+        calls[i] = call
         load_ms = wrapper.load_duration_in_nano_seconds / 1e6
         tell("open", model=i, load_ms=load_ms, first_ms=await call(), memory_mib=None)
     if plan["seconds"] > 0:
-        for i, call in enumerate(calls):
+        for i in order:
             warm: list[float] = []
             while not is_steady(warm) and len(warm) < MOST_WARM:
-                warm.append(await call())
+                warm.append(await calls[i]())
             tell("warm", model=i, calls=len(warm), ms=sum(warm), is_steady=is_steady(warm))
-        order, shuffle = list(range(len(calls))), random.Random(plan["seed"])  # noqa: S311  # an order, no secret
-        start, rounds = time.perf_counter(), 0
-        while rounds == 0 or time.perf_counter() - start < plan["seconds"]:
-            shuffle.shuffle(order)
-            for i in order:
+        start = time.perf_counter()
+        for number, turn in enumerate(runner.turns(order, plan["seed"])):
+            if number and number % 2 == 0 and time.perf_counter() - start >= plan["seconds"]:
+                break
+            for i in turn:
                 at_s = time.perf_counter() - start
                 samples = [await calls[i]()]
                 while sum(samples) < plan["slot_ms"]:
                     samples.append(await calls[i]())
-                tell("slot", model=i, round=rounds, at_s=at_s, samples_ms=samples)
-            rounds += 1
+                tell("slot", model=i, round=number, at_s=at_s, samples_ms=samples)
     for wrapper in loaded:
         await wrapper.unload()
 

@@ -3,11 +3,16 @@
     cold      every artifact alone in a fresh process: loading, the first call, memory
     profile   every artifact alone in another, where time per operator is asked for
     launch    a fresh process with all of them: warm up until steady, then rounds with one slot for each (runner.py)
+    look      where artifacts are compared: after some launches, whether the verdicts stand; else launches are added
     energy    every artifact alone, three times in turn, where the device has a meter: sensors of boards may average
               over longer than a slot, and to read them while times are taken would be seen in those
 
 Launches are what statistics count, as a process keeps its luck: the same file measured twice in one process differs by
 what its memory happened to be given. The record is written after each of them.
+
+A process favours what it opens, warms up and runs later: of one file against itself, the second was faster in 80 of 120
+launches, by 0.5 %. So launches come in pairs, the second in the reverse order of the first, and of any two artifacts
+each comes first in half of them.
 """
 
 from __future__ import annotations
@@ -15,7 +20,9 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import math
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +31,7 @@ from typing import Any
 from edgesmith._version import __version__
 from edgesmith.bench import measurement as measurements
 from edgesmith.bench import runner
+from edgesmith.bench.events import read_event
 from edgesmith.bench.measurement import (
     Cold,
     Device,
@@ -38,10 +46,12 @@ from edgesmith.bench.measurement import (
     WarmUp,
 )
 from edgesmith.bench.operators import place_layers, place_operators
+from edgesmith.bench.statistics import FEWEST_LAUNCHES
 from edgesmith.bench.subjects import check_options, files_of, read_timed, subjects_of
 from edgesmith.bench.transport import Address, CommandFailed, CutOff, Transport, connect
 from edgesmith.bench.transport.local import Local
-from edgesmith.board.common import SLOT_MS, machine
+from edgesmith.bench.verdict import Criterion
+from edgesmith.board.common import SLOT_MS, busy_cores, machine
 from edgesmith.errors import BackendMissing, BadInput, DeviceFailed, EdgesmithError, Unsupported
 from edgesmith.exporters.artifact import Artifact
 
@@ -54,7 +64,15 @@ INSTALL = {
 }
 """Packages to install for a runtime, where those are not its name alone."""
 
-LAUNCHES = 12
+SECONDS, LAUNCHES = 30.0, 12
+"""How long a measurement lasts, about, and its processes."""
+
+MOST_SECONDS, MOST_LAUNCHES = 60.0, 24
+"""The most of a comparison, which ends where it is decided."""
+
+LOOKS = 4
+"""How often a comparison may end, at about even distances. Each look that is not made leaves the others narrower."""
+
 ONE_CALL_MS = 1e-3
 """A slot of one call: on an iPhone each takes seconds, whatever the app's own time is."""
 
@@ -65,6 +83,9 @@ ENERGY_S = 2.0
 
 LAUNCH_COST_S = 1.5
 """About what starting a process and warming up take of the time that a measurement may last."""
+
+SHORTEST_S = 0.3
+"""Of a launch's rounds."""
 
 OnProgress = Callable[[int, int], None]
 """Hears how many steps are done, of how many."""
@@ -78,8 +99,10 @@ class Settings:
     """The settings by which artifacts are timed.
 
     Attributes:
-        seconds: how long it may last, about; each launch gets its share.
-        launches: processes.
+        seconds: how long it may last, about; each launch gets its share. 30 without it, 60 at most with `until`.
+        launches: processes; 12 without it, 24 at most with `until`.
+        until: the criterion by which the first artifact is compared with the others while they are measured: launches
+            are added until it is met.
         threads: of the runtime.
         cores: to pin the processes to.
         operators: also the time per operator, in a process of its own for each artifact.
@@ -90,18 +113,25 @@ class Settings:
         BadInput: a number that must be more than 0 is not.
     """
 
-    seconds: float = 30.0
-    launches: int = LAUNCHES
+    seconds: float | None = None
+    launches: int | None = None
     threads: int = 1
     cores: Sequence[int] | None = None
     operators: bool = False
     compute_units: str | None = None
     energy: bool = False
+    until: Criterion | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("seconds", self.seconds), ("launches", self.launches), ("threads", self.threads)):
-            if not value > 0:
+            if value is not None and not value > 0:
                 raise BadInput(f"{name} must be more than 0, got {value}")
+
+    @property
+    def most(self) -> tuple[float, int]:
+        """Seconds and launches, at most."""
+        usual = (SECONDS, LAUNCHES) if self.until is None else (MOST_SECONDS, MOST_LAUNCHES)
+        return self.seconds or usual[0], self.launches or usual[1]
 
 
 @dataclass(frozen=True)
@@ -113,6 +143,8 @@ class Plan:
         seconds: of rounds in each launch.
         profiled: the same files here, where the time per operator is to be taken.
         energy: whether a meter runs too, where the device has one.
+        until: the criterion that may end it before `launches`, at a look.
+        whole_s: how long launches may be added; without a limit all are made.
     """
 
     models: Sequence[Mapping[str, Any]]
@@ -124,6 +156,22 @@ class Plan:
     seed: int = 0
     profiled: Sequence[Path] = ()
     energy: bool = False
+    until: Criterion | None = None
+    whole_s: float = math.inf
+
+    @property
+    def looks(self) -> tuple[int, ...]:
+        """Numbers of launches at which a comparison may end: even ones, so that orders are balanced, and the last."""
+        if self.until is None:
+            return ()
+        even = {max(2 * round(self.launches * k / LOOKS / 2), FEWEST_LAUNCHES) for k in range(1, LOOKS)}
+        return (*sorted(n for n in even if n < self.launches), self.launches)
+
+    def order(self, launch: int) -> list[int]:
+        """Return the order of the models in a launch: each pair of launches begins one model further on."""
+        count = len(self.models)
+        order = [(launch // 2 + i) % count for i in range(count)]
+        return order[::-1] if launch % 2 else order
 
     def for_runner(self, model: int | None = None, **changed: Any) -> dict[str, Any]:
         """Return the JSON for a process: of all models or of one alone, with what differs from the other processes."""
@@ -180,25 +228,34 @@ def measure(
         raise BadInput("there is nothing to measure: give one or more artifacts")
     units = settings.compute_units
     found = [read_timed(path) for path in paths]
+    seconds, launches = settings.most
     check_options(found, device, threads=settings.threads, operators=settings.operators, compute_units=units)
     subjects = subjects_of(found, device.is_here, units)
     if device.is_here:
         _check_cores(settings.cores, runner.usable_cores())
     with connect(device) as where:
         about = replace(this_machine(), name=device.name)
-        if not device.is_here:  # what it lacks is said before anything large is copied
-            about, usable = ask(where, sorted({subject.runtime for subject in subjects}))
+        busy, usable = None, runner.usable_cores()
+        if device.is_here:
+            busy = busy_cores()
+        else:  # what it lacks is said before anything large is copied
+            about, usable, busy = ask(where, sorted({subject.runtime for subject in subjects}))
             _check_cores(settings.cores, usable)
+        loaded = describe_load(where.name, busy, len(usable), settings.threads)
         plan = Plan(
             models=[_model(_put(one, where), subject) for one, subject in zip(found, subjects, strict=True)],
-            seconds=max(settings.seconds / settings.launches - LAUNCH_COST_S, 0.3),
-            launches=settings.launches,
+            seconds=max(seconds / launches - LAUNCH_COST_S, SHORTEST_S),
+            launches=launches,
             threads=settings.threads,
             cores=None if settings.cores is None else tuple(settings.cores),
             slot_ms=ONE_CALL_MS if device.kind == "iphone" else SLOT_MS,
             profiled=[one.file for one in found] if settings.operators else (),
             energy=settings.energy,
+            until=settings.until,
+            whole_s=math.inf if settings.until is None else seconds,
         )
+        if loaded is not None:
+            reports.on_warning(loaded)
         return carry_out(plan, subjects, where, about, reports)
 
 
@@ -247,6 +304,7 @@ class _Run:
             slot_ms=plan.slot_ms,
             seed=plan.seed,
             subjects=tuple(subjects),
+            looks=plan.looks,
         )
         self._meters: dict[str, str] = {}
         self._done, self._total = 0, len(subjects) + plan.launches
@@ -266,15 +324,32 @@ class _Run:
             self._step()
 
     def launch(self) -> None:
-        """Time all subjects in turn, launch by launch."""
-        seed, launches = self.plan.seed, self.plan.launches
+        """Time all subjects in turn, launch by launch, until a comparison is decided or all launches are made."""
+        plan = self.plan
         self._total += len(self._metered_in_turn())
-        for number in range(launches):
-            told = self.plan.for_runner(seconds=self.plan.seconds, seed=seed + number)
-            done = (*self.result.launches, _launch(list(_events(told, self.where))))
-            self.result = replace(self.result, launches=done, complete=len(done) == launches)
+        start = time.monotonic()
+        for number in range(plan.launches):
+            order = plan.order(number)
+            told = plan.for_runner(seconds=plan.seconds, seed=plan.seed + number, order=order)
+            done = (*self.result.launches, _launch(list(_events(told, self.where)), order))
+            self.result = replace(self.result, launches=done)
+            self.result = replace(self.result, complete=self._is_over(time.monotonic() - start))
             self._write()
             self._step()
+            if self.result.complete:
+                break
+        self._total -= plan.launches - len(self.result.launches)
+
+    def _is_over(self, passed_s: float) -> bool:
+        """Return whether no launch is to follow. A comparison out of time ends where an interval is to be had."""
+        count, until = len(self.result.launches), self.plan.until
+        if count >= self.plan.launches:
+            return True
+        if count % 2 or count < FEWEST_LAUNCHES:
+            return False
+        if passed_s >= self.plan.whole_s:
+            return True
+        return until is not None and count in self.plan.looks and until.is_met(self.result)
 
     def meter(self) -> None:
         """Meter every subject alone. Without a meter's answer there is no energy, and times stay as they are."""
@@ -319,15 +394,31 @@ def this_machine() -> Device:
     return Device(name="host", **machine())
 
 
-def ask(where: Transport, runtimes: Sequence[str]) -> tuple[Device, list[int]]:
-    """Describe a device. Returns the cores that a process may use there too.
+def describe_load(name: str, busy: float | None, cores: int, threads: int) -> str | None:
+    """Return a sentence about a machine on which so much else runs that it shows in times; None where it does not.
+
+    A quarter of the cores may be busy, as long as half a core more than the threads is free.
+
+    Args:
+        busy: cores in use, of `cores`; None where that is not known.
+    """
+    if busy is None or cores < 1 or busy <= max(0.25, min(cores / 4, cores - threads - 0.5)):
+        return None
+    return (
+        f"{name} is busy before the measurement, {busy:.1f} of {cores} core{'s' * (cores != 1)} in use: times are"
+        " longer, and verdicts take longer or stay inconclusive; end what runs there"
+    )
+
+
+def ask(where: Transport, runtimes: Sequence[str]) -> tuple[Device, list[int], float | None]:
+    """Describe a device. Returns the cores that a process may use there, and how many of all are in use, too.
 
     Raises:
         BackendMissing: it lacks a runtime.
     """
     events = list(_events({"models": [], "runtimes": list(runtimes), "seconds": 0, "seed": 0}, where))
     about = next(event for event in events if event["event"] == "about")
-    return Device(name=where.name, **about["machine"]), about["cores"]
+    return Device(name=where.name, **about["machine"]), about["cores"], about.get("busy")
 
 
 def _check_cores(cores: Sequence[int] | None, usable: Sequence[int]) -> None:
@@ -364,7 +455,7 @@ def _events(plan: dict[str, Any], where: Transport) -> Iterator[dict[str, Any]]:
             file = where.write_runner(Path(folder))
             script = where.put(file, file.name)
             for line in where.run([*where.python, script], json.dumps(plan)):
-                event = json.loads(line)
+                event = read_event(line, where.name, len(plan["models"]))
                 if event["event"] == "failed":
                     raise CutOff(f"{where.name} does not do what coremltools asks of it ({event['why']})")
                 if event["event"] == "lacks":
@@ -400,15 +491,21 @@ def _profile(plan: dict[str, Any], where: Transport, file: Path) -> Profile:
     return Profile(told["calls"], told["call_ms"], place(found, file))
 
 
-def _launch(events: Sequence[dict[str, Any]]) -> Launch:
+def _launch(events: Sequence[dict[str, Any]], order: Sequence[int]) -> Launch:
+    """The launch of a runner's events, which tell of its models in an order; warm-ups are put into the models' own."""
+
     def of(kind: str) -> list[dict[str, Any]]:
         return [event for event in events if event["event"] == kind]
 
     return Launch(
-        warm=tuple(WarmUp(event["calls"], event["ms"], event["is_steady"]) for event in of("warm")),
+        warm=tuple(
+            WarmUp(event["calls"], event["ms"], event["is_steady"])
+            for event in sorted(of("warm"), key=lambda event: int(event["model"]))
+        ),
         slots=tuple(
             Slot(event["model"], event["round"], event["at_s"], tuple(event["samples_ms"])) for event in of("slot")
         ),
         before=events[0]["environment"],
         after=events[-1]["environment"],
+        order=tuple(order),
     )

@@ -10,16 +10,18 @@ every launch, from which intervals follow, what opening the file took, and what 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from edgesmith import profiles, records
-from edgesmith.bench.measurement import Cold, Device, Measurement, environment_line, takes_threads
+from edgesmith.bench.measurement import LONGEST_MS, Cold, Device, Measurement, environment_line, takes_threads
 from edgesmith.bench.statistics import Interval, order_rank
 from edgesmith.errors import BadInput
+from edgesmith.paths import path_below
 from edgesmith.records import Keyword
+from edgesmith.show import in_markdown, in_terminal
 
 SCHEMA = 1
 
@@ -28,7 +30,7 @@ QUANTILES = (50, 90, 99)
 FOLDER = Path(profiles.__file__).parent / "measured"
 
 
-Milliseconds = Annotated[float, Keyword("exclusiveMinimum", 0)]
+Milliseconds = Annotated[float, Keyword("exclusiveMinimum", 0), Keyword("maximum", LONGEST_MS)]
 
 
 class DeviceRecord(TypedDict):
@@ -117,13 +119,13 @@ class Profile:
         return Interval(float(np.median(values)), *ends)
 
     @property
-    def place(self) -> Path:
-        """Below `measured/`."""
+    def words(self) -> tuple[str, str]:
+        """The names of its folder and file below `measured/`; they come from a record, and may be none."""
         words = [self.model, self.target, self.precision]
         words += [] if self.compute_units in (None, "ALL") else [self.compute_units.lower()]
         words += [] if self.threads == 1 or not takes_threads(self.target) else [f"{self.threads}threads"]
         words += [re.sub(r"[^a-z0-9]+", "-", self.device.power_mode.lower())] if self.device.power_mode else []
-        return Path(self.device.name) / ".".join([*words, "json"])
+        return self.device.name, ".".join([*words, "json"])
 
 
 def condense(measurement: Measurement) -> Iterator[Profile]:
@@ -154,8 +156,13 @@ def condense(measurement: Measurement) -> Iterator[Profile]:
 
 
 def write(profile: Profile, folder: Path = FOLDER) -> Path:
-    """Keep a profile, in place of an older one. Raises OutputError where the folder cannot be written."""
-    path = folder / profile.place
+    """Keep a profile, in place of an older one.
+
+    Raises:
+        BadInput: its device or model is no name of a folder or file.
+        OutputError: the folder cannot be written.
+    """
+    path = path_below(folder, *profile.words)
     facts = {name: value for name, value in asdict(profile).items() if (name, value) != ("compute_units", None)}
     records.write({"schema": SCHEMA, **facts}, path, "profile", indent=1)
     return path
@@ -202,16 +209,17 @@ def row(profile: Profile) -> tuple[str, ...]:
 def markdown(found: Sequence[Profile]) -> str:
     """The README's table of profiles, and below it what they were measured on."""
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    lines += ["| " + " | ".join(row(profile)) + " |" for profile in found]
-    return "\n".join([*lines, "", *dict.fromkeys(describe_device(profile) for profile in found)]) + "\n"
+    lines += ["| " + " | ".join(map(in_markdown, row(profile))) + " |" for profile in found]
+    return "\n".join([*lines, "", *dict.fromkeys(describe_device(profile, in_markdown) for profile in found)]) + "\n"
 
 
-def describe_device(profile: Profile) -> str:
-    """`host`: which processor and runtime, and when."""
+def describe_device(profile: Profile, shown: Callable[[str], str] = str) -> str:
+    """`host`: which processor and runtime, and when. `shown` makes foreign words fit for where they go."""
     versions = ", ".join(f"{name} {version}" for name, version in sorted(profile.versions.items()))
     device = profile.device
     mode = f", {device.power_mode}" if device.power_mode else ""
-    return f"`{device.name}`: {device.cpu}{mode}, {device.system}; {versions}; {profile.started[:10]}."
+    name = in_terminal(device.name).replace("`", "'")  # which nothing escapes between two of them
+    return f"`{name}`: " + shown(f"{device.cpu}{mode}, {device.system}; {versions}; {profile.started[:10]}.")
 
 
 def facts(profile: Profile) -> dict[str, Any]:

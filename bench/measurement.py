@@ -6,8 +6,6 @@ launch (a temporary file, then a rename), so that what was measured before a run
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -19,9 +17,17 @@ from edgesmith import records
 from edgesmith.board.common import MEASUREMENT_SCHEMA
 from edgesmith.errors import BadInput
 from edgesmith.exporters import targets
+from edgesmith.readers.documents import read_json
 
 SCHEMA = MEASUREMENT_SCHEMA
-"""2 has energy and compute units, which readers of 1 refuse. A record with neither reads the same in both."""
+"""2 has energy and compute units, 3 the order of every launch and the looks of a comparison; readers take all three."""
+
+UNORDERED = 2
+"""The schema of a record that has neither: one that was read and is written again is as it was."""
+
+
+SHORTEST_MS, LONGEST_MS = 1e-9, 1e12
+"""A call takes no less than a femtosecond and no more than thirty years: beyond, sums and ratios lose their meaning."""
 
 
 @dataclass(frozen=True)
@@ -149,12 +155,18 @@ class WarmUp:
 
 @dataclass(frozen=True)
 class Launch:
-    """One process: its warm-ups, its slots, and what the system showed before and after (`runner.environment`)."""
+    """One process: its warm-ups, its slots, and what the system showed before and after (`runner.environment`).
+
+    Attributes:
+        warm: of each subject, in the subjects' order.
+        order: subjects in the order in which they were opened, warmed up and first run; None of records before 3.
+    """
 
     warm: tuple[WarmUp, ...]
     slots: tuple[Slot, ...]
     before: Mapping[str, Any] = field(default_factory=dict)
     after: Mapping[str, Any] = field(default_factory=dict)
+    order: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -170,7 +182,12 @@ class Device:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Latencies of some subjects on one device; `complete` is False where the run was interrupted."""
+    """Latencies of some subjects on one device.
+
+    Attributes:
+        complete: False where the run was interrupted.
+        looks: numbers of launches at which a comparison might end, where there was one while measuring.
+    """
 
     edgesmith: str
     started: str
@@ -184,6 +201,7 @@ class Measurement:
     subjects: tuple[Subject, ...]
     launches: tuple[Launch, ...] = ()
     complete: bool = False
+    looks: tuple[int, ...] = ()
 
     def held_to(self, subject: int) -> str:
         """Return the limits of a subject's runtime in words: compute units, or threads; nothing for engines."""
@@ -219,16 +237,22 @@ def takes_threads(target: str) -> bool:
 
 def write(measurement: Measurement, path: Path) -> None:
     """Write a measurement, whole or not at all. Raises OutputError where the folder cannot be written."""
-    record = {"schema": SCHEMA, **asdict(measurement)}
+    is_new = measurement.looks or any(launch.order is not None for launch in measurement.launches)
+    record = {"schema": SCHEMA if is_new else UNORDERED, **asdict(measurement)}
     for subject in record["subjects"]:
         for key in ("profile", "energy", "compute_units"):  # such a record is what it was before there were any
             if subject[key] is None:
                 del subject[key]
+    for launch in record["launches"]:
+        if launch["order"] is None:
+            del launch["order"]
+    if not record["looks"]:
+        del record["looks"]
     records.write(record, path, "measurement", indent=None)
 
 
 def read(path: Path) -> Measurement:
-    """Read a measurement, of this schema or of 1.
+    """Read a measurement, of this schema or an older one.
 
     Raises:
         BadInput: no such file, no JSON, another schema, or something in it that no measurement holds, with its place.
@@ -245,7 +269,7 @@ def read(path: Path) -> Measurement:
 @cache
 def schema() -> dict[str, Any]:
     """The JSON Schema of a measurement."""
-    loaded: dict[str, Any] = json.loads(Path(__file__).with_name("measurement.schema.json").read_text(encoding="utf-8"))
+    loaded: dict[str, Any] = read_json(Path(__file__).with_name("measurement.schema.json"), "schema")
     return loaded
 
 
@@ -278,6 +302,7 @@ def _measurement(record: Mapping[str, Any]) -> Measurement:
     plain["cores"] = None if record["cores"] is None else tuple(record["cores"])
     plain["subjects"] = tuple(map(_subject, record["subjects"]))
     plain["launches"] = tuple(map(_launch, record["launches"]))
+    plain["looks"] = tuple(record.get("looks", ()))
     return Measurement(**plain)
 
 
@@ -298,23 +323,28 @@ def _launch(record: Mapping[str, Any]) -> Launch:
         tuple(Slot(**{**slot, "samples_ms": tuple(slot["samples_ms"])}) for slot in record["slots"]),
         record["before"],
         record["after"],
+        tuple(record["order"]) if "order" in record else None,
     )
 
 
 def _faults(measurement: Measurement) -> Iterator[str]:
     """Yield what is wrong with a measurement beyond what its schema can say."""
     for subject in measurement.subjects:
-        if not all(map(math.isfinite, _figures(subject))):  # 1e999 is JSON
-            yield f"a figure of {subject.name} is not finite"
+        if not all(0 <= value <= LONGEST_MS for value in _figures(subject)):
+            yield f"a figure of {subject.name} is beyond what is measured"
+    if list(measurement.looks) != sorted(set(measurement.looks)):
+        yield "its looks do not rise"
     for number, launch in enumerate(measurement.launches):
+        if launch.order is not None and sorted(launch.order) != list(range(len(measurement.subjects))):
+            yield f"launch {number} has an order that is none of its subjects"
         if len(launch.warm) != len(measurement.subjects):
             yield f"launch {number} has not a warm-up for each subject"
         counts = dict.fromkeys(range(len(measurement.subjects)), 0)
         for slot in launch.slots:
             if slot.subject not in counts:
                 yield f"launch {number} times a subject {slot.subject}"
-            elif not all(map(math.isfinite, slot.samples_ms)):
-                yield f"launch {number} holds a time that is not finite"
+            elif not all(SHORTEST_MS <= ms <= LONGEST_MS for ms in slot.samples_ms):
+                yield f"launch {number} holds a time that no call takes"
             else:
                 counts[slot.subject] += 1
         if len(set(counts.values())) > 1:

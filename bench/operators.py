@@ -38,6 +38,7 @@ from typing import TYPE_CHECKING
 from edgesmith.bench.measurement import Operator
 from edgesmith.exporters import artifact as artifacts
 from edgesmith.exporters.tensorrt import engine as engines
+from edgesmith.readers.messages import read_onnx
 
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto
@@ -57,9 +58,7 @@ MOST_JOINED = 3
 
 def place_operators(found: Iterable[Operator], file: Path) -> tuple[Operator, ...]:
     """Operators with the module and the op that an ONNX file says they come from."""
-    import onnx
-
-    graph = onnx.load(str(file), load_external_data=False).graph
+    graph = read_onnx(file).graph
     nodes: dict[str, NodeProto] = {node.name: node for node in graph.node}
     ops = ops_of_nodes(graph)
     makers: dict[str, NodeProto] = {value: node for node in graph.node for value in node.output}
@@ -88,12 +87,10 @@ def place_layers(found: Iterable[Operator], file: Path) -> tuple[Operator, ...]:
 
     Where that file is not at hand, an op is what its nodes' names say: `conv` of `stages.0/Conv_1`.
     """
-    import onnx
-
     listed = engines.read_layers(file.parent)["layers"] if (file.parent / engines.LAYERS).is_file() else []
     layers = {layer["name"]: layer for layer in listed}
     source = _typed_onnx(file)
-    ops = ops_of_nodes(onnx.load(str(source), load_external_data=False).graph) if source else {}
+    ops = ops_of_nodes(read_onnx(source).graph) if source else {}
     known = ops.keys() | {node for layer in listed for node in layer["nodes"]}
 
     def place(one: Operator) -> Operator:

@@ -50,25 +50,27 @@ def check_latency(
         threshold, floor: shares: the smallest change that matters, and the machine's noise; see `verdict.compare`.
         confidence: of the interval.
         on_result: hears the verdict and the ratio, by name.
-        options: of `measure.Settings`: seconds, launches, threads, cores; and `record`, a path.
+        options: of `measure.Settings`: seconds and launches, at most, threads, cores; and `record`, a path.
 
     Returns:
         The verdict, faster or unchanged.
     """
     __tracebackhide__ = True
     from edgesmith.bench.measure import Reports, Settings, measure
-    from edgesmith.bench.verdict import EXIT_CODES, SLOWER, compare
+    from edgesmith.bench.verdict import EXIT_CODES, SLOWER, Criterion
     from edgesmith.errors import EdgesmithError
+    from edgesmith.show import in_terminal
 
     try:
         reports = Reports(options.pop("record", None))
-        measured = measure([base, head], settings=Settings(**options), reports=reports)
+        criterion = Criterion(threshold, confidence, floor)
+        measured = measure([base, head], settings=Settings(**options, until=criterion), reports=reports)
         if not measured.complete:  # Ctrl-C, of which pytest has to hear
             raise KeyboardInterrupt
-        verdict = compare(measured, measured, 0, 1, threshold=threshold, confidence=confidence, floor=floor)
+        verdict = criterion.judge(measured, measured, 1)
     except EdgesmithError as error:
-        pytest.fail(str(error), pytrace=False)
-    said = f"{verdict.head} against {verdict.base}: {verdict.verdict}: {verdict.reason}"
+        pytest.fail(in_terminal(str(error)), pytrace=False)
+    said = in_terminal(f"{verdict.head} against {verdict.base}: {verdict.verdict}: {verdict.reason}")
     on_result("edgesmith verdict", verdict.verdict)
     if verdict.ratio is not None:
         on_result("edgesmith ratio", f"{verdict.ratio.value:.4f}")

@@ -7,13 +7,16 @@ need Python 3.8, numpy and the runtime; for engines that is the module `tensorrt
 
     plan   {"models": [{"file": ..., "runtime": "onnxruntime"}], "threads": 1, "cores": [0] or null, "seed": 0,
             "seconds": 2.0, "slot_ms": 30.0, "runtimes": ["onnxruntime"]}       the last where there is no model;
+                                                                            "order": [1, 0]: of the models, in which
+                                                                            they are opened, warmed up and first run;
                                                                             "operators": true: those are timed alone,
                                                                             "energy": true: calls are metered alone
             a model may have "options" of its runtime, such as {"compute_units": "ALL"}
     lacks  {"runtime", "why", "can_import"}                                 instead of all others: what cannot be
                                                                             imported, or cannot work here
     start  {"runtimes": {name: version}, "environment": {...}, "meters": {name: what it covers}}    once all is imported
-    about  {"machine": {...}, "cores": [0, 1]}                              only where the plan has no model
+    about  {"machine": {...}, "cores": [0, 1], "busy": 0.1}                 only where the plan has no model; "busy":
+                                                                            cores that are in use, null where not known
     open   {"model", "load_ms", "first_ms", "memory_mib"}                   for each model, in the plan's order
     warm   {"model", "calls", "ms", "is_steady"}                            after the calls that were not kept
     slot   {"model", "round", "at_s", "samples_ms": [...]}                  several calls of one model in a row
@@ -21,8 +24,10 @@ need Python 3.8, numpy and the runtime; for engines that is the module `tensorrt
     energy {"model", "calls", "seconds", "joules"}                          of a plan that asks for it
     end    {"environment": {...}}
 
-A round has one slot for each model, in a new order every time, and lasts as long as its slots; rounds go on until
-`seconds` have passed. The first call of a slot finds the caches full of another model and is not kept.
+A round has one slot for each model and lasts as long as its slots. Rounds come in pairs, the second in the reverse
+order of the first, so that each model comes before each other one as often as after it; the first pair begins in the
+plan's order, every other in a new one. They go on until `seconds` have passed. The first call of a slot finds the
+caches full of another model and is not kept.
 """
 
 from __future__ import annotations
@@ -45,6 +50,8 @@ from edgesmith.board.common import (
     Cuda,
     Refusal,
     bind,
+    busy_cores,
+    end_with_parent,
     environment,
     first_line,
     machine,
@@ -58,7 +65,7 @@ from edgesmith.board.common import (
 )
 
 if TYPE_CHECKING:  # Python 3.8 cannot subscript what the annotations name
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from edgesmith.board.common import Call
 
@@ -492,6 +499,7 @@ def tell(event: str, **facts: Any) -> None:
 
 def main() -> None:
     """Carry out the plan on standard input."""
+    end_with_parent()
     plan = json.load(sys.stdin)
     sys.stdout = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no event
@@ -504,7 +512,7 @@ def main() -> None:
     shown = {name: found[0] for name, found in meters.items() if found}
     tell("start", runtimes=versions, environment=environment(), meters=shown)
     if not plan["models"]:
-        tell("about", machine=machine(), cores=usable_cores())
+        tell("about", machine=machine(), cores=usable_cores(), busy=busy_cores())
     if plan.get("operators"):
         time_each_operator(plan)
     elif plan.get("energy"):
@@ -550,31 +558,41 @@ def meter_each(plan: dict[str, Any], meters: dict[str, Callable[[], Joules]]) ->
 
 
 def time_in_turn(plan: dict[str, Any]) -> None:
-    """Open all models, warm each up, and time them in rounds."""
-    calls: list[Call] = []
-    for i, model in enumerate(plan["models"]):
+    """Open all models, warm each up, and time them in rounds; in the plan's order, then each order and its reverse."""
+    order = plan.get("order") or list(range(len(plan["models"])))
+    calls: dict[int, Call] = {}
+    for i in order:
+        model = plan["models"][i]
         start = time.perf_counter()
         call = open_model(plan, model)
         load_ms = (time.perf_counter() - start) * 1e3
         tell("open", model=i, load_ms=load_ms, first_ms=timed(call), memory_mib=memory_mib())
-        calls.append(slowed(call, model["slowed"]) if model.get("slowed") else call)
+        calls[i] = slowed(call, model["slowed"]) if model.get("slowed") else call
     if plan["seconds"] <= 0:
         return
-    for i, call in enumerate(calls):
-        count, spent_ms, steady = warm_up(call)
+    for i in order:
+        count, spent_ms, steady = warm_up(calls[i])
         tell("warm", model=i, calls=count, ms=spent_ms, is_steady=steady)
-    order, shuffle = list(range(len(calls))), random.Random(plan["seed"])  # noqa: S311  # an order, no secret
-    start, rounds = time.perf_counter(), 0
-    while rounds == 0 or time.perf_counter() - start < plan["seconds"]:
-        shuffle.shuffle(order)
-        for i in order:
+    start = time.perf_counter()
+    for number, turn in enumerate(turns(order, plan["seed"])):
+        if number and number % 2 == 0 and time.perf_counter() - start >= plan["seconds"]:
+            return
+        for i in turn:
             at_s = time.perf_counter() - start
             calls[i]()
             samples = [timed(calls[i])]
             while sum(samples) < plan["slot_ms"]:
                 samples.append(timed(calls[i]))
-            tell("slot", model=i, round=rounds, at_s=at_s, samples_ms=samples)
-        rounds += 1
+            tell("slot", model=i, round=number, at_s=at_s, samples_ms=samples)
+
+
+def turns(order: Sequence[int], seed: int) -> Iterator[list[int]]:
+    """Yield orders of rounds without end: the given one and its reverse, then a new one and its reverse, and so on."""
+    turn, shuffle = list(order), random.Random(seed)  # noqa: S311  # an order, no secret
+    while True:
+        yield list(turn)
+        yield turn[::-1]
+        shuffle.shuffle(turn)
 
 
 if __name__ == "__main__":

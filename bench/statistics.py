@@ -9,6 +9,9 @@ one number, and the launches are exchangeable.
     ratio      head over base: in each launch the median over rounds of log(head / base), which drift cannot move as
                both sides of a round are neighbours; over launches the mean, with a bootstrap-t interval (Efron and
                Tibshirani, "An Introduction to the Bootstrap", 1993, section 12.5)
+    looks      where launches are added until a comparison is decided, every look has an interval, and all of them hold
+               the truth together with the confidence asked for (repeated confidence intervals: Jennison and Turnbull,
+               J. R. Stat. Soc. B 51, 1989, 305), each at the same level (Pocock, Biometrika 64, 1977, 191)
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from statistics import NormalDist
 
 import numpy as np
 
@@ -71,6 +76,38 @@ def unpaired_ratio(base: Sequence[float], head: Sequence[float], confidence: flo
     """Head over base from medians of launches that were not timed in turn; drift between the two is in neither."""
     a, b = np.log(np.asarray(base)), np.log(np.asarray(head))
     return _exponential(float(b.mean() - a.mean()), _bootstrap_t([b, a], confidence, seed))
+
+
+@cache
+def confidence_of_a_look(confidence: float, looks: tuple[int, ...]) -> float:
+    """The confidence of each look's interval, so that those of all looks hold the truth together with `confidence`.
+
+    Args:
+        looks: how many launches there are at each, rising.
+    """
+    if len(looks) < 2:
+        return confidence
+    low, high = 0.0, 8.0
+    while high - low > 1e-9:
+        middle = (low + high) / 2
+        low, high = (middle, high) if _leaves(middle, looks) > 1 - confidence else (low, middle)
+    return 2 * NormalDist().cdf(high) - 1
+
+
+def _leaves(bound: float, looks: Sequence[int]) -> float:
+    """P(|S_n| > bound sqrt(n) at some look n), S_n being a sum of n standard normal numbers.
+
+    The density of sums that have stayed within so far goes from look to look by convolution with N(0, n_k - n_(k-1))
+    (Armitage, McPherson and Rowe, J. R. Stat. Soc. A 132, 1969, 235), here by Gauss-Legendre quadrature.
+    """
+    nodes, weights = np.polynomial.legendre.leggauss(64)
+    at, weight, density, before = np.zeros(1), np.ones(1), np.ones(1), 0
+    for n in looks:
+        sums, variance = nodes * bound * math.sqrt(n), n - before
+        step = np.exp(-((sums[:, None] - at[None, :]) ** 2) / (2 * variance)) / math.sqrt(2 * math.pi * variance)
+        density = step @ (density * weight)
+        at, weight, before = sums, weights * bound * math.sqrt(n), n
+    return 1 - float(density @ weight)
 
 
 def _exponential(value: float, ends: tuple[float, float] | None) -> Interval:

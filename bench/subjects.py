@@ -13,7 +13,7 @@ from edgesmith.errors import BackendMissing, BadInput
 from edgesmith.exporters import artifact as artifacts
 from edgesmith.exporters import targets
 from edgesmith.exporters.artifact import Artifact
-from edgesmith.exporters.manifest import MANIFEST, FileRecord
+from edgesmith.exporters.manifest import MANIFEST, FileRecord, own_files
 from edgesmith.exporters.streaming.description import RUNTIME
 from edgesmith.exporters.tensorrt import engine as engines
 from edgesmith.exporters.tensorrt.kit import KIT
@@ -93,8 +93,7 @@ def _numbered(title: str, taken: Sequence[str]) -> str:
 
 def files_of(artifact: Artifact) -> list[FileRecord]:
     """Return the entries of an artifact's manifest that are its file or package."""
-    own = [entry for entry in artifact.manifest["files"] if entry["path"].startswith(artifact.manifest["file"])]
-    return sorted(own, key=lambda entry: entry["path"])
+    return own_files(artifact.manifest)
 
 
 def check_options(

@@ -1,14 +1,17 @@
 """Verdicts on whether something became slower, from measurements.
 
-    slower         the interval of head / base lies above 1 and the noise floor, and reaches a slowdown by the
-                   threshold or lies above that too
+    slower         the whole interval of head / base lies above 1 and the noise floor, and either the estimate reaches
+                   the threshold or the whole interval lies above half of it
     faster         the same, the other way round
-    unchanged      a change by the threshold, either way, is ruled out
-    inconclusive   neither: the interval is too wide, or there are too few launches for one
+    unchanged      the whole interval lies inside the threshold, on either side of 1
+    inconclusive   none of these: the interval is too wide, or there are too few launches for one
     not comparable the two were measured on different devices, or otherwise
 
-So a change that is sure but smaller than the threshold passes, and a change of the threshold's size does not have to be
-seen larger than it is to be called. The noise floor is what two measurements of the same file were seen to differ by.
+Noise alone makes an interval wider, and so makes none of the first three likelier. An interval of half the threshold to
+either side of its estimate tells no change from one by the threshold, and one of a quarter is always one of the three.
+The noise floor is what two measurements of the same file were seen to differ by.
+
+Two that are timed in turn are judged while that goes on: `Criterion.is_met` says when launches need not be added.
 """
 
 from __future__ import annotations
@@ -20,8 +23,8 @@ from statistics import median
 from typing import Literal, TypedDict
 
 from edgesmith.bench.measurement import Measurement
-from edgesmith.bench.statistics import Interval, log_ratios, paired_ratio, unpaired_ratio
-from edgesmith.errors import BadInput
+from edgesmith.bench.statistics import Interval, confidence_of_a_look, log_ratios, paired_ratio, unpaired_ratio
+from edgesmith.errors import INCONCLUSIVE_CODE, NOT_COMPARABLE_CODE, SLOWER_CODE, BadInput
 
 THRESHOLD = 0.05
 CONFIDENCE = 0.99
@@ -31,12 +34,13 @@ FASTER: Word = "faster"
 UNCHANGED: Word = "unchanged"
 INCONCLUSIVE: Word = "inconclusive"
 NOT_COMPARABLE: Word = "not comparable"
-EXIT_CODES: Mapping[Word, Literal[0, 1, 2]] = {
-    SLOWER: 1,
+ExitCode = Literal[0, 8, 9, 10]
+EXIT_CODES: Mapping[Word, ExitCode] = {
+    SLOWER: SLOWER_CODE,
     FASTER: 0,
     UNCHANGED: 0,
-    INCONCLUSIVE: 2,
-    NOT_COMPARABLE: 2,
+    INCONCLUSIVE: INCONCLUSIVE_CODE,
+    NOT_COMPARABLE: NOT_COMPARABLE_CODE,
 }
 
 
@@ -57,7 +61,7 @@ class VerdictRecord(TypedDict):
         ratio: null where they are not comparable, or nothing was measured.
         base_ms, head_ms: medians over launches of each launch's median, milliseconds; null with the ratio.
         paired: the two were timed in turn.
-        exit_code: 0 where nothing became slower, 1 where it did, 2 where that is not known.
+        exit_code: 0 where nothing became slower, 8 where it did, 9 where that is not known, 10 where it cannot be.
     """
 
     verdict: Word
@@ -68,13 +72,17 @@ class VerdictRecord(TypedDict):
     base_ms: float | None
     head_ms: float | None
     paired: bool
-    exit_code: Literal[0, 1, 2]
+    exit_code: ExitCode
 
 
 class Comparison(TypedDict):
-    """The output of `edgesmith compare --json`: a verdict for each file that was compared with the first."""
+    """The output of `edgesmith compare --json`: a verdict for each file that was compared with the first.
 
-    schema: Literal[1]
+    Attributes:
+        schema: 2 since slower, inconclusive and not comparable have exit codes of their own.
+    """
+
+    schema: Literal[2]
     verdicts: list[VerdictRecord]
 
 
@@ -100,9 +108,66 @@ class Verdict:
     paired: bool = False
 
     @property
-    def exit_code(self) -> Literal[0, 1, 2]:
-        """0 where nothing became slower, 1 where it did, 2 where that is not known."""
+    def exit_code(self) -> ExitCode:
+        """0 where nothing became slower, 8 where it did, 9 where that is not known, 10 where it cannot be."""
         return EXIT_CODES[self.verdict]
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """The criterion by which a head is slower than its base: the options of `compare`, which says what they mean.
+
+    Raises:
+        BadInput: threshold, confidence or floor are out of range.
+    """
+
+    threshold: float = THRESHOLD
+    confidence: float = CONFIDENCE
+    floor: float = 0.0
+    despite: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        check_options(self.threshold, self.confidence, self.floor)
+
+    def judge(self, base: Measurement, head: Measurement, of_head: int = 0) -> Verdict:
+        """Compare the first subject of `base` with one of `head`."""
+        return compare(
+            base,
+            head,
+            0,
+            of_head,
+            threshold=self.threshold,
+            confidence=self.confidence,
+            floor=self.floor,
+            despite=self.despite,
+        )
+
+    def judge_all(self, measurement: Measurement) -> list[Verdict]:
+        """Compare the first subject of a measurement with each of the others."""
+        return [self.judge(measurement, measurement, i) for i in range(1, len(measurement.subjects))]
+
+    def is_met(self, measurement: Measurement) -> bool:
+        """Return whether every verdict stands, so that no launch need be added."""
+        return all(map(self.stands, self.judge_all(measurement)))
+
+    def stands(self, one: Verdict) -> bool:
+        """A verdict stands whose interval is narrow enough, or lies beyond half the threshold; so does not comparable.
+
+        Narrow enough is half the threshold to either side of the estimate.
+        """
+        if one.verdict == NOT_COMPARABLE:
+            return True
+        if one.verdict == INCONCLUSIVE or one.ratio is None or one.ratio.low is None or one.ratio.high is None:
+            return False
+        half = 1 + self.threshold / 2
+        is_narrow = math.log(one.ratio.high / one.ratio.low) / 2 <= math.log(half)
+        return is_narrow or one.ratio.low > half or one.ratio.high < 1 / half
+
+
+def worst_code(verdicts: Sequence[Verdict]) -> ExitCode:
+    """Return the exit code of several verdicts: slower, else not comparable, else inconclusive, else 0."""
+    codes = {one.exit_code for one in verdicts}
+    return SLOWER_CODE if SLOWER_CODE in codes else max(codes, default=0)
 
 
 def describe(one: Verdict) -> VerdictRecord:
@@ -125,7 +190,7 @@ def describe(one: Verdict) -> VerdictRecord:
 
 def describe_all(verdicts: Sequence[Verdict]) -> Comparison:
     """Return verdicts as the record that `edgesmith compare --json` prints."""
-    return {"schema": 1, "verdicts": [describe(one) for one in verdicts]}
+    return {"schema": 2, "verdicts": [describe(one) for one in verdicts]}
 
 
 def compare(
@@ -143,7 +208,8 @@ def compare(
 
     Args:
         threshold: the smallest change that matters, as a share: 0.05 for 5 %.
-        confidence: of the interval.
+        confidence: of the interval; where launches were added until the comparison was decided, that of the intervals
+            at all looks together.
         floor: noise floor of the device, as a share, see `noise_floor`.
         despite: names of differences, from `differences`, that are not to stand in the way.
 
@@ -163,10 +229,11 @@ def compare(
     medians = [[median(launch) for launch in side] for side in samples]
     is_paired = base is head
     if is_paired:
-        ratio = paired_ratio(log_ratios(base.rounds(base_subject), head.rounds(head_subject)), confidence)
+        surer = confidence_of_a_look(confidence, base.looks)
+        ratio = paired_ratio(log_ratios(base.rounds(base_subject), head.rounds(head_subject)), surer)
     else:
         ratio = unpaired_ratio(medians[0], medians[1], confidence)
-    verdict, reason = _judge(ratio, threshold, floor, min(map(len, medians)))
+    verdict, reason = judge(ratio, threshold, floor, min(map(len, medians)))
     return Verdict(verdict, reason, *names, ratio, median(medians[0]), median(medians[1]), is_paired)
 
 
@@ -220,15 +287,19 @@ def _runtime(measurement: Measurement, subject: int) -> str:
     return f"{name} {measurement.runtimes.get(name, '')}".strip()
 
 
-def _judge(ratio: Interval, threshold: float, floor: float, launches: int) -> tuple[Word, str]:
+def judge(ratio: Interval, threshold: float, floor: float, launches: int) -> tuple[Word, str]:
+    """Return the verdict on a ratio by the rule at the top of this file, and the reason in a sentence."""
     if ratio.low is None or ratio.high is None:
         return INCONCLUSIVE, f"{launches} launches are too few for an interval: measure longer"
     bounds = f"head takes {ratio.value:.3f} of base's time, {ratio.low:.3f} to {ratio.high:.3f}"
-    if ratio.low > 1 + floor and ratio.high >= 1 + threshold:
+    whole, half, change = 1 + threshold, 1 + threshold / 2, f"{100 * threshold:g}%"
+    if ratio.low > 1 + floor and (ratio.value >= whole or ratio.low > half):
         return SLOWER, bounds
-    if ratio.high < 1 / (1 + floor) and ratio.low <= 1 / (1 + threshold):
+    if ratio.high < 1 / (1 + floor) and (ratio.value <= 1 / whole or ratio.high < 1 / half):
         return FASTER, bounds
-    if 1 / (1 + threshold) < ratio.low and ratio.high < 1 + threshold:
-        return UNCHANGED, f"{bounds}: no change by {threshold:.0%}"
-    inside = "within the noise floor" if ratio.low > 1 or ratio.high < 1 else "on both sides of 1"
-    return INCONCLUSIVE, f"{bounds}, {inside}, and a change by {threshold:.0%} is not ruled out: measure longer"
+    if 1 / whole < ratio.low and ratio.high < whole:
+        return UNCHANGED, f"{bounds}: no change by {change}"
+    if 1 / (1 + floor) <= ratio.high and ratio.low <= 1 + floor:
+        inside = "on both sides of 1" if ratio.low <= 1 <= ratio.high else "within the noise floor"
+        return INCONCLUSIVE, f"{bounds}, {inside}, and a change by {change} is not ruled out: measure longer"
+    return INCONCLUSIVE, f"{bounds}: a change, which may or may not be one by {change}: measure longer"

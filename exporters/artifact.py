@@ -15,20 +15,27 @@ import contextlib
 import ctypes
 import hashlib
 import json
+import math
 import os
+import re
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from edgesmith.errors import BadInput, OutputError
+from edgesmith.errors import BadInput, OutputError, Unreadable
 from edgesmith.exporters import manifest as manifests
 from edgesmith.exporters.manifest import MANIFEST, FileRecord, Manifest
+from edgesmith.paths import path_listed
+from edgesmith.readers.budget import GIBIBYTE
+from edgesmith.readers.documents import read_json
+from edgesmith.readers.tensors import read_safetensors, read_safetensors_as_torch
+from edgesmith.writing import sync_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +44,11 @@ REFERENCE = "reference.safetensors"
 INPUTS = "inputs.safetensors"
 EXACT = "float64.safetensors"
 TRACE = "trace.json"
+ADVICE = "export the model again"
 _STAGING = ".edgesmith-"
+_OUTPUT = re.compile(r"input_(\d{1,6})\.(?:output_)?(\d{1,6})", re.ASCII)
+_EXAMPLE = re.compile(r"example_(\d{1,6})\.(values|float16|float32|float64|bfloat16)", re.ASCII)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -72,7 +83,7 @@ class Artifact:
     @property
     def digest(self) -> str:
         """sha256 of the target's file, or of the sorted digests of the files in its package."""
-        digests = [self.sha256[path] for path in sorted(self.sha256) if path.startswith(self.manifest["file"])]
+        digests = [entry["sha256"] for entry in manifests.own_files(self.manifest)]
         return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
     @property
@@ -88,16 +99,27 @@ def read(path: str | Path) -> Artifact:
     if folder is None:
         raise BadInput(f"no artifact at {given}: wanted a folder with {MANIFEST}, as `edgesmith export` writes it")
     manifest = manifests.read(folder)
-    return Artifact(folder, folder / manifest["file"], manifest)
+    return Artifact(folder, path_listed(folder, manifest["file"]), manifest)
 
 
 def changed_files(artifact: Artifact) -> list[str]:
     """Return the differences from the manifest's list of files: a sentence for each missing, added or altered one."""
+    linked = sorted(path for path in artifact.path.rglob("*") if path.is_symlink())
+    if linked:  # what it points to is nobody's to read
+        return [f"{linked[0].relative_to(artifact.path).as_posix()} became a link"]
     listed = artifact.sha256
-    present = {entry["path"]: entry["sha256"] for entry in list_files(artifact.path)}
+    sizes = {entry["path"]: entry["bytes"] for entry in artifact.manifest["files"]}
+    present = {entry["path"]: entry for entry in list_files(artifact.path)}
     found = [f"{name} is missing" for name in listed if name not in present]
     found += [f"{name} was added" for name in present if name not in listed]
-    found += [f"{name} was altered" for name in listed if name in present and present[name] != listed[name]]
+    both = [name for name in listed if name in present]
+    found += [f"{name} was altered" for name in both if present[name]["sha256"] != listed[name]]
+    same = [name for name in both if present[name]["sha256"] == listed[name]]
+    found += [
+        f"{name} has {present[name]['bytes']} bytes where the manifest says {sizes[name]}"
+        for name in same
+        if present[name]["bytes"] != sizes[name]
+    ]
     return found
 
 
@@ -107,8 +129,9 @@ def list_files(folder: Path) -> list[FileRecord]:
     for file in sorted(folder.rglob("*")):
         relative = file.relative_to(folder).as_posix()
         if file.is_file() and relative != MANIFEST:
-            content = file.read_bytes()
-            entries.append({"path": relative, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()})
+            with file.open("rb") as content:
+                digest = hashlib.file_digest(content, "sha256").hexdigest()
+            entries.append({"path": relative, "bytes": file.stat().st_size, "sha256": digest})
     return entries
 
 
@@ -144,22 +167,41 @@ def read_reference(artifact: Artifact) -> tuple[list[list[np.ndarray]], list[Ten
     Inputs of which only the shape was kept are zeros.
     """
     import torch
-    from safetensors.numpy import load_file
 
-    tensors = load_file(artifact.path / REFERENCE)
+    path = artifact.path / REFERENCE
+    tensors = read_safetensors(path, "reference", ADVICE)
     outputs: dict[int, dict[int, np.ndarray]] = {}
     examples: dict[int, Tensor] = {}
     for name, value in tensors.items():
-        owner, _, leaf = name.partition(".")
-        number = int(owner.rsplit("_", 1)[1])
-        if owner.startswith("input_"):
-            outputs.setdefault(number, {})[int(leaf.rsplit("_", 1)[1])] = value
-        elif leaf == "values":
-            examples[number] = torch.from_numpy(value)
+        if output := _OUTPUT.fullmatch(name):
+            outputs.setdefault(int(output[1]), {})[int(output[2])] = value
+        elif example := _EXAMPLE.fullmatch(name):
+            if example[2] == "values":
+                examples[int(example[1])] = torch.from_numpy(value)
+            else:
+                examples[int(example[1])] = _zeros(path, name, value, example[2])
         else:
-            examples[number] = torch.zeros(value.tolist(), dtype=getattr(torch, leaf))
-    ordered = [[one[j] for j in sorted(one)] for _, one in sorted(outputs.items())]
-    return ordered, [examples[k] for k in sorted(examples)]
+            raise Unreadable(f"{path} is no reference: it has a tensor {name[:80]!r}; {ADVICE}")
+    return _in_order(path, outputs), _in_order(path, {0: examples})[0] if examples else []
+
+
+def _zeros(path: Path, name: str, shape: np.ndarray, dtype: str) -> Tensor:
+    """Return zeros of a shape that a file gives. Raises Unreadable where that is no shape, or a very large one."""
+    import torch
+
+    kind = getattr(torch, dtype)
+    is_shape = shape.dtype == np.int64 and shape.ndim == 1 and len(shape) <= 8 and not (shape < 0).any()
+    if not is_shape or math.prod(shape.tolist()) * kind.itemsize > GIBIBYTE:
+        raise Unreadable(f"{path} is no reference: {name} is no shape of an input; {ADVICE}")
+    return torch.zeros(shape.tolist(), dtype=kind)
+
+
+def _in_order(path: Path, found: Mapping[int, Mapping[int, T]]) -> list[list[T]]:
+    """Return numbered lists of numbered values. Raises Unreadable where a number is missing."""
+    for numbers in (found, *found.values()):
+        if sorted(numbers) != list(range(len(numbers))):
+            raise Unreadable(f"{path} is damaged: a tensor is missing; {ADVICE}")
+    return [[one[j] for j in sorted(one)] for _, one in sorted(found.items())]
 
 
 def write_exact(folder: Path, outputs: list[list[np.ndarray]]) -> None:
@@ -173,15 +215,8 @@ def write_exact(folder: Path, outputs: list[list[np.ndarray]]) -> None:
 
 def read_exact(artifact: Artifact) -> list[list[np.ndarray]]:
     """Return what `write_exact` kept; nothing where the precision is not fp32."""
-    from safetensors.numpy import load_file
-
-    if not (artifact.path / EXACT).is_file():
-        return []
-    found: dict[int, dict[int, np.ndarray]] = {}
-    for name, value in load_file(artifact.path / EXACT).items():
-        owner, _, leaf = name.partition(".")
-        found.setdefault(int(owner.removeprefix("input_")), {})[int(leaf.removeprefix("output_"))] = value
-    return [[one[j] for j in sorted(one)] for _, one in sorted(found.items())]
+    path = artifact.path / EXACT
+    return _in_order(path, _numbered(path, read_safetensors(path, "reference", ADVICE))) if path.is_file() else []
 
 
 def write_inputs(folder: Path, given: Sequence[Sequence[Tensor]]) -> None:
@@ -194,16 +229,21 @@ def write_inputs(folder: Path, given: Sequence[Sequence[Tensor]]) -> None:
 
 def read_inputs(artifact: Artifact) -> list[list[Tensor]] | None:
     """Return what `write_inputs` kept; None where inputs follow from seeds."""
-    from safetensors.torch import load_file
-
-    file = artifact.path / INPUTS
-    if not file.is_file():
+    path = artifact.path / INPUTS
+    if not path.is_file():
         return None
-    found: dict[int, dict[int, Tensor]] = {}
-    for name, value in load_file(file).items():
-        owner, _, position = name.partition(".")
-        found.setdefault(int(owner.removeprefix("input_")), {})[int(position)] = value
-    return [[one[k] for k in sorted(one)] for _, one in sorted(found.items())]
+    return _in_order(path, _numbered(path, read_safetensors_as_torch(path, "file of inputs", ADVICE)))
+
+
+def _numbered(path: Path, tensors: Mapping[str, T]) -> dict[int, dict[int, T]]:
+    """Return tensors by the numbers in their names, `input_0.1` or `input_0.output_1`. Raises Unreadable."""
+    found: dict[int, dict[int, T]] = {}
+    for name, value in tensors.items():
+        numbers = _OUTPUT.fullmatch(name)
+        if numbers is None:
+            raise Unreadable(f"{path} is damaged: it has a tensor {name[:80]!r}; {ADVICE}")
+        found.setdefault(int(numbers[1]), {})[int(numbers[2])] = value
+    return found
 
 
 def write_trace(folder: Path, trace: Mapping[str, tuple[float, float]]) -> None:
@@ -217,8 +257,11 @@ def write_trace(folder: Path, trace: Mapping[str, tuple[float, float]]) -> None:
 def read_trace(artifact: Artifact) -> dict[str, tuple[float, float]]:
     """Return what `write_trace` kept; empty where it kept nothing."""
     file = artifact.path / TRACE
-    lines = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return {position: (float(first), float(second)) for position, (first, second) in lines.items()}
+    lines = read_json(file, "trace", advice=ADVICE) if file.is_file() else {}
+    try:
+        return {position: (float(first), float(second)) for position, (first, second) in lines.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise Unreadable(f"{file} is no trace of operators; {ADVICE}") from error
 
 
 def remove(file: Path) -> None:
@@ -269,16 +312,23 @@ def publish(folder: Path, out: str | Path, name: str) -> Path:
         OutputError: what is there has become something else than an artifact.
     """
     final = Path(out) / name
+    umask = _umask()
     for file in folder.rglob("*"):
+        if not file.is_symlink():  # libraries make some files for their owner alone
+            file.chmod((0o777 if file.is_dir() else 0o666) & ~umask)
         if file.is_file():
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
+        elif file.is_dir():
+            sync_folder(file)
+    sync_folder(folder)
     with _locked(Path(out)):
         _refuse_to_lose(final)
         if final.exists():
             _exchange(folder, final)
         else:
             folder.rename(final)
+        sync_folder(final.parent)
     return final
 
 

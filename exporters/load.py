@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from edgesmith.errors import BadInput
+from edgesmith.errors import BadInput, EdgesmithWarning
 from edgesmith.exporters.graph.capture import run_eager
+from edgesmith.exporters.graph.signature import bind
+from edgesmith.exporters.graph.unwrap import unwrap
 from edgesmith.exporters.inputs import seeded_inputs
 from edgesmith.exporters.options import ExportOptions, ModelOptions
+from edgesmith.exporters.own.building import build
+from edgesmith.exporters.own.reference import OwnModule
 from edgesmith.exporters.precision.calibration import read_given
 from edgesmith.models import checkpoint
 from edgesmith.models.checkpoint import Weights, fingerprint
@@ -31,6 +36,7 @@ class Loaded:
         inputs: example inputs, [B, ...] each; of a named model they follow from a seed.
         input_names, output_names: None for what capture calls them.
         spec: None for a module of the caller's own.
+        fixed: arguments of its forward that are part of the file, as they are no tensors.
     """
 
     name: str
@@ -40,6 +46,7 @@ class Loaded:
     output_names: tuple[str, ...] | None
     weights: Weights
     spec: ModelSpec | None = None
+    fixed: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def dtype(self) -> str:
@@ -102,17 +109,50 @@ def _load_named(options: ModelOptions, spec: ModelSpec) -> Loaded:
     return Loaded(spec.name, module, tuple(inputs), tuple(names), outputs, origin, spec)
 
 
+class Fixed(EdgesmithWarning):
+    """Arguments that are no tensors became part of the file."""
+
+
+class Unfitting(EdgesmithWarning):
+    """Weights of a file that were not asked to fit were taken as far as they do."""
+
+
 def _load_module(options: ModelOptions) -> Loaded:
-    """Take a module of the caller's own with its inputs."""
-    module, inputs = options.model, options.inputs
-    assert isinstance(module, nn.Module)  # the options have been checked
-    assert inputs is not None
-    given: Sequence[Tensor] = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
-    if not given or not all(isinstance(x, Tensor) for x in given):
-        raise BadInput(f"inputs must be tensors, got {[type(x).__name__ for x in given]}")
-    tensors = {key: value for key, value in module.state_dict().items() if isinstance(value, Tensor)}
-    origin = Weights("the module's own", fingerprint(tensors) if not any(map(is_lazy, tensors.values())) else "")
-    return Loaded(options.artifact_name, module, tuple(given), None, None, origin)
+    """Take a module of the caller's own with its inputs, or build it where it was described."""
+    if isinstance(options.model, OwnModule):
+        built = build(options.model)
+        module, args, kwargs, origin = unwrap(built.module), built.args, built.kwargs, built.weights
+        if origin is not None and not options.model.strict and origin.notes:
+            warnings.warn(f"{origin.origin}: {'; '.join(origin.notes)}", Unfitting, stacklevel=2)
+    else:
+        assert isinstance(options.model, nn.Module)  # the options have been checked
+        args, kwargs = _arguments(options.inputs, options.kwargs or {})
+        module, origin = unwrap(options.model), None
+    bound = bind(module, args, kwargs)
+    if bound.fixed:
+        said = ", ".join(f"{name} = {value!r}" for name, value in bound.fixed.items())
+        warnings.warn(f"fixed in the file, as they are no tensors: {said}", Fixed, stacklevel=2)
+    if origin is None:
+        tensors = {key: value for key, value in module.state_dict().items() if isinstance(value, Tensor)}
+        origin = Weights(
+            "the module's own", fingerprint(tensors) if not any(map(_has_no_values, tensors.values())) else ""
+        )
+    return Loaded(options.artifact_name, bound.module, bound.inputs, bound.names, None, origin, fixed=bound.fixed)
+
+
+def _has_no_values(tensor: Tensor) -> bool:
+    return is_lazy(tensor) or tensor.is_meta
+
+
+def _arguments(
+    inputs: Sequence[Any] | Mapping[str, Any] | Tensor | None, kwargs: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of forward by position and by name."""
+    if isinstance(inputs, Mapping):
+        return (), {**inputs, **kwargs}
+    if isinstance(inputs, Tensor) or inputs is None:
+        return () if inputs is None else (inputs,), dict(kwargs)
+    return tuple(inputs), dict(kwargs)
 
 
 class _Classifier(nn.Module):

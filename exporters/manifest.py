@@ -11,10 +11,13 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from edgesmith import records
+from edgesmith.errors import Unreadable
 from edgesmith.exporters.streaming.description import StreamingDescription
+from edgesmith.paths import is_listed
+from edgesmith.records import Keyword
 
 SCHEMA: Literal[2] = 2
 MANIFEST = "manifest.json"
@@ -47,6 +50,7 @@ class ModelRecord(TypedDict):
         inputs, outputs: of the file, in order, without states that the runtime keeps.
         features: whether it returns dense features instead of logits.
         normalisation: of images, or in words what was done to the features of frames.
+        fixed: arguments of a module's forward that are part of the file, as Python writes them.
     """
 
     name: str
@@ -57,6 +61,7 @@ class ModelRecord(TypedDict):
     paper: NotRequired[str]
     licence: NotRequired[str]
     normalisation: NotRequired[Normalisation | str]
+    fixed: NotRequired[dict[str, str]]
 
 
 class FunctionRecord(TypedDict):
@@ -330,8 +335,8 @@ class FileRecord(TypedDict):
     """A file of the artifact, by its path in the folder."""
 
     path: str
-    bytes: int
-    sha256: str
+    bytes: Annotated[int, Keyword("minimum", 0)]
+    sha256: Annotated[str, Keyword("pattern", "^[0-9a-f]{64}$")]
 
 
 class Int8Record(TypedDict):
@@ -410,7 +415,29 @@ def read(folder: Path) -> Manifest:
         found = {_RENAMED.get(key, key): value for key, value in found.items()} | {"schema": SCHEMA}
     records.check(found, schema(), "manifest", name=str(path), advice=advice)
     manifest: Manifest = found
+    if (fault := _fault(manifest)) is not None:
+        raise Unreadable(f"{path} is no sound manifest: {fault}; {advice}")
     return manifest
+
+
+def own_files(manifest: Manifest) -> list[FileRecord]:
+    """Return the entries that are the target's file, or that lie in its package, in order of their paths."""
+    file = manifest["file"]
+    own = (one for one in manifest["files"] if one["path"] == file or one["path"].startswith(f"{file}/"))
+    return sorted(own, key=lambda one: one["path"])
+
+
+def _fault(manifest: Manifest) -> str | None:
+    """Return what is wrong with the files that a manifest lists: they lie in its folder, each once, its own too."""
+    paths = [entry["path"] for entry in manifest["files"]]
+    for path in (manifest["file"], *paths):
+        if not is_listed(path) or path == MANIFEST:
+            return f"{path[:200]!r} is no path of a file in the folder"
+    if len(set(paths)) < len(paths):
+        return "it lists a file twice"
+    if not own_files(manifest):
+        return f"it does not list {manifest['file']!r}, which is its file"
+    return None
 
 
 def write(folder: Path, manifest: Manifest) -> None:

@@ -10,17 +10,18 @@ model can tell, such as how many classes a checkpoint has, load.py asks.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property, wraps
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from edgesmith.errors import BadInput
 from edgesmith.exporters import targets
 from edgesmith.exporters.costs import Costs
+from edgesmith.exporters.own.reference import OwnModule
 from edgesmith.exporters.precision import table as precisions
 from edgesmith.exporters.precision.table import Precision
 from edgesmith.exporters.targets.target import Target
@@ -46,9 +47,12 @@ class ModelOptions:
     """The options that say which model is loaded, of which shape; all that `explain` takes. Making them checks them.
 
     Attributes:
-        model: a name from `edgesmith models`, or any module that torch.export captures.
+        model: a name from `edgesmith models`, any module that torch.export captures, or an `OwnModule`, which says
+            where one is found.
         target: a name from `edgesmith targets`.
-        inputs: example tensors, for a module; their shapes are the artifact's.
+        inputs: example arguments of a module's forward, by position, or by name in a dictionary: tensors, whose shapes
+            are the artifact's, and nests of them. Other values among them become part of the file.
+        kwargs: those by name, beside others by position.
         name: what to call a module's artifact; default: its class, in lower case.
         weights: checkpoint of a named model; without it weights are random from a fixed seed.
         input_size: height and width in pixels, of a named image model; default: the published size.
@@ -61,10 +65,11 @@ class ModelOptions:
         BadInput: a sentence that says what was wanted, what came and what to do.
     """
 
-    model: str | nn.Module
+    model: str | nn.Module | OwnModule
     target: str = "onnx"
     _: KW_ONLY
-    inputs: Sequence[Tensor] | Tensor | None = None
+    inputs: Sequence[Any] | Mapping[str, Any] | Tensor | None = None
+    kwargs: Mapping[str, Any] | None = None
     name: str | None = None
     weights: str | Path | None = None
     input_size: tuple[int, int] | None = None
@@ -219,9 +224,11 @@ def takes(options: Callable[_P, _O]) -> Callable[[Callable[[_O], _R]], Callable[
     return decorate
 
 
-def _spec(model: str | nn.Module) -> ModelSpec | None:
+def _spec(model: str | nn.Module | OwnModule) -> ModelSpec | None:
     if isinstance(model, str):
         return registry.get(model)
+    if isinstance(model, OwnModule):
+        return None
     from torch import nn  # imported already: somebody has made a module
 
     if not isinstance(model, nn.Module):
@@ -238,16 +245,24 @@ def _precision(target: Target, name: str | None, spec: ModelSpec | None) -> Prec
     return precisions.get(wanted)
 
 
-def _name(model: str | nn.Module, spec: ModelSpec | None, name: str | None) -> str:
+def _name(model: str | nn.Module | OwnModule, spec: ModelSpec | None, name: str | None) -> str:
     """Return what the artifact calls the model."""
     if spec is not None:
         if name is not None:
             raise BadInput(f"a named model keeps its name, {spec.name}; name= is for a module, got {name!r}")
         return spec.name
-    name = name or type(model).__name__.lower()
+    name = name or _own_name(model)
     if not name.replace("_", "").replace("-", "").isalnum():
         raise BadInput(f"a model's name becomes a file's name: letters, digits, _ and - only, got {name!r}")
     return name
+
+
+def _own_name(model: str | nn.Module | OwnModule) -> str:
+    if isinstance(model, OwnModule):
+        return model.name
+    from edgesmith.exporters.graph.unwrap import unwrap  # torch has been imported: somebody has made a module
+
+    return type(unwrap(cast("nn.Module", model))).__name__.lower()
 
 
 def _shape(spec: ModelSpec | None, size: tuple[int, int] | None, frames: int | None) -> tuple[int, ...]:
@@ -307,13 +322,17 @@ def _version(system: str) -> int:
 def _check_module(options: ModelOptions) -> None:
     """Refuse options of named models beside a module, and a module without inputs."""
     if options.spec is not None:
-        if options.inputs is not None:
+        if options.inputs is not None or options.kwargs is not None:
             raise BadInput(
                 f"{options.spec.name} has inputs of its own shape; inputs= is for a module, and sizes are"
                 " --input-size, --frames and --batch"
             )
         return
-    if options.inputs is None:
+    given = options.inputs is not None or options.kwargs is not None
+    if isinstance(options.model, OwnModule):
+        if given:
+            raise BadInput("an OwnModule says its inputs itself; leave inputs= and kwargs= out")
+    elif not given:
         raise BadInput("exporting a module needs inputs=(tensor, ...), one example for each argument of forward")
     of_named = (options.weights, options.input_size, options.frames)
     if any(value is not None for value in of_named) or options.batch != 1 or options.features:

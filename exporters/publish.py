@@ -124,6 +124,8 @@ def _describe_model(made: Export) -> ModelRecord:
     fewest = made.options.backend.smallest_rank
     inputs = [{"name": one["name"], "shape": one["shape"] or [1] * fewest} for one in inputs]
     record: ModelRecord = {"name": made.model.name, "inputs": inputs, "outputs": outputs}
+    if made.model.fixed:
+        record["fixed"] = {name: repr(value) for name, value in made.model.fixed.items()}
     if spec is None:
         return record
     record["features"] = made.options.features

@@ -4,26 +4,25 @@ Files: `.safetensors`, and PyTorch's `.pth`/`.pt` as a bare state dict or in an 
 beside it: the one that the model's facts name, else `model`, `state_dict` or `model_ema`, the first that is there.
 Prefixes `module.` and `backbone.` are dropped.
 
-A pickle is read by PyTorch's restricted unpickler, which builds tensors and plain containers only. `argparse.Namespace`
-and numpy scalars, which training scripts leave beside the weights, are let through: they hold data and run nothing.
+The files are opened by readers/: a pickle by PyTorch's restricted unpickler, after its archive's checksums.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgesmith.errors import CheckpointError
+from edgesmith.errors import CheckpointError, Unreadable
 from edgesmith.models.registry import ModelSpec, build, family
+from edgesmith.readers.pickles import read_pickle
+from edgesmith.readers.tensors import read_safetensors_as_torch
 
 RANDOM_SEED = 0
 _ENVELOPES = ("model", "state_dict", "model_ema")
@@ -81,17 +80,93 @@ def load(spec: ModelSpec, path: str | Path | None, **asked: Any) -> tuple[nn.Mod
 def read(path: str | Path, envelope: str = "") -> dict[str, Tensor]:
     """The state dict in a file; of several, the one under `envelope`. Raises CheckpointError."""
     path = Path(path)
+    _check_readable(path)
+    try:
+        if path.suffix == ".safetensors":
+            state = read_safetensors_as_torch(path, "safetensors file", "download it again")
+        else:
+            state = _open_envelope(read_pickle(path), path, envelope)
+    except Unreadable as error:
+        raise CheckpointError(str(error)) from error
+    if not state:
+        raise CheckpointError(f"{path.name} holds no tensors; a model's state dict was expected")
+    return state
+
+
+def _check_readable(path: Path) -> None:
     if not path.is_file():
         raise CheckpointError(f"no weights file at {path}; give a .pth, .pt or .safetensors file")
     try:
         path.open("rb").close()
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}; check its permissions") from error
-    is_safe = path.suffix == ".safetensors"
-    state = _read_safetensors(path) if is_safe else _open_envelope(_read_pickle(path), path, envelope)
-    if not state:
-        raise CheckpointError(f"{path.name} holds no tensors; a model's state dict was expected")
-    return state
+
+
+def load_into(module: nn.Module, path: str | Path, key: str | None = None, strict: bool = True) -> Weights:
+    """Load a file's weights into a module that is none of the registry's.
+
+    Args:
+        key: of the state dict in the file, dots lead further in; default: the file itself or a usual envelope.
+        strict: refuse a file that lacks a weight of the module, or has another; else load what fits by name and shape.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, unsafe, has no such key, or is of another model.
+    """
+    path = Path(path)
+    state = read(path) if key is None else _read_key(path, key)
+    wanted = module.state_dict()
+    state, notes = _without_prefixes(state, wanted)
+    blame = f"{path.name} is not a checkpoint of {type(module).__name__}"
+    if not strict:
+        fitting = {name: x for name, x in state.items() if name in wanted and wanted[name].shape == x.shape}
+        if not fitting:
+            _check_names_and_shapes(wanted, state, blame)
+        missing = [name for name in wanted if name not in fitting]
+        left = [name for name in state if name not in fitting]
+        notes += [f"{len(missing)} weights are not in the file, first {missing[0]}"] if missing else []
+        notes += [f"{len(left)} weights of the file were left out, first {left[0]}"] if left else []
+        state = {**wanted, **fitting}
+    _fit(module, state, blame)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Weights(f"file {path.name}", fingerprint(module.state_dict()), digest, tuple(notes))
+
+
+def _read_key(path: Path, key: str) -> dict[str, Tensor]:
+    """Return the state dict under a key of a file."""
+    if path.suffix == ".safetensors":
+        raise CheckpointError(f"{path.name} holds tensors alone and has no keys; leave --key out")
+    _check_readable(path)
+    try:
+        content = read_pickle(path)
+    except Unreadable as error:
+        raise CheckpointError(str(error)) from error
+    for part in key.split("."):
+        known = [str(one) for one in content] if isinstance(content, dict) else []
+        if part not in known:
+            nearest = get_close_matches(part, known, n=3, cutoff=0.4) or known[:5]
+            has = f"the nearest: {', '.join(nearest)}" if nearest else "it has no keys there"
+            raise CheckpointError(f"{path.name} has no key {part!r}; {has}")
+        content = content[part]
+    if not isinstance(content, dict) or not any(isinstance(one, Tensor) for one in content.values()):
+        raise CheckpointError(f"{path.name} holds a {type(content).__name__} under {key!r}, not a state dict")
+    return {str(name): one for name, one in content.items() if isinstance(one, Tensor)}
+
+
+def _without_prefixes(state: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Return tensors without what all names begin with, where more of them are the module's own then."""
+    notes: list[str] = []
+    while True:
+        first = next(iter(state)).partition(".")[0]
+        shorter = {name.partition(".")[2]: one for name, one in state.items() if name.startswith(f"{first}.")}
+        gain = sum(name in wanted for name in shorter) - sum(name in wanted for name in state)
+        if len(shorter) < len(state) or "" in shorter or (gain <= 0 and first not in _AROUND):
+            return state, notes
+        state = shorter
+        notes.append(f"{first}. was dropped from the names")
+
+
+_AROUND = ("module", "_orig_mod")
+"""Names that data-parallel training and compilers put before every other."""
 
 
 def _own_keys(state: dict[str, Tensor], reads_heads: bool) -> tuple[dict[str, Tensor], list[str]]:
@@ -118,38 +193,6 @@ def fingerprint(state: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
     return digest.hexdigest()
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path.name} is damaged or no safetensors file ({error}); download it again") from error
-
-
-def _read_pickle(path: Path) -> Any:
-    inert: list[Any] = [argparse.Namespace, np.dtype, np.ndarray]
-    inert += [type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4", "?")]
-    scalar = np.float64(0).__reduce__()[0]  # the function that pickles of numpy scalars name
-    inert += [scalar, (scalar, "numpy.core.multiarray.scalar")]
-    try:
-        with torch.serialization.safe_globals(inert):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        found = re.search(r"(?:GLOBAL|global:?|class|type) ['\"`]?([\w.]+\.[\w.]+)", str(error))
-        unsafe = "weights_only" in str(error).lower() or "weights only" in str(error).lower()
-        if unsafe and found and "zip" not in str(error).lower():
-            raise CheckpointError(
-                f"{path.name} is refused: its pickle asks for {found[1]}, which could run code."
-                " Ask its author for a plain state dict or a .safetensors file"
-            ) from error
-        raise CheckpointError(
-            f"{path.name} is truncated, or no PyTorch checkpoint that holds only tensors;"
-            " download it again, or ask for .safetensors"
-        ) from error
 
 
 def _open_envelope(content: Any, path: Path, envelope: str) -> dict[str, Tensor]:
@@ -191,7 +234,10 @@ def _check_names_and_shapes(wanted: Mapping[str, Tensor], state: Mapping[str, Te
         shapes = f"{list(state[key].shape)}, wanted {list(wanted[key].shape)}"
         parts.append(f"{len(mismatched)} of another shape, first {key}: {shapes}")
     if missing:
-        parts.append(f"{len(missing)} missing, first {missing[0]} {list(wanted[missing[0]].shape)}")
+        alike = [key for key in unexpected if state[key].shape == wanted[missing[0]].shape]
+        nearest = get_close_matches(missing[0], alike, n=1, cutoff=0.3)
+        near = f" (the nearest in the file: {nearest[0]} {list(state[nearest[0]].shape)})" if nearest else ""
+        parts.append(f"{len(missing)} missing, first {missing[0]} {list(wanted[missing[0]].shape)}{near}")
     if unexpected:
         parts.append(f"{len(unexpected)} unexpected, first {unexpected[0]} {list(state[unexpected[0]].shape)}")
     if parts:

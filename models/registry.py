@@ -8,7 +8,6 @@ table in it, `my_models.tiny:FACTS`, for which listing models has to import it.
 from __future__ import annotations
 
 import importlib
-import tomllib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgesmith.errors import BadInput, unknown
 from edgesmith.plugins import Facts, leave_out, use_facts
+from edgesmith.readers.documents import read_toml
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -102,7 +102,7 @@ def all_models() -> dict[str, ModelSpec]:
     """
     found: dict[str, ModelSpec] = {}
     for path in sorted(Path(__file__).parent.glob("*.toml")):
-        for spec in _family(tomllib.loads(path.read_text(encoding="utf-8"))):
+        for spec in _family(read_toml(path, "table of facts")):
             if spec.name in found:
                 raise ValueError(f"two families define {spec.name}: {found[spec.name].family} and {path.stem}")
             found[spec.name] = spec

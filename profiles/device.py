@@ -6,15 +6,17 @@ One of another package is an entry point in the group `edgesmith.devices`: `my_b
 
 from __future__ import annotations
 
-import tomllib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from edgesmith.errors import unknown
+from edgesmith.errors import Unreadable, unknown
 from edgesmith.plugins import Facts, leave_out, use_facts
+from edgesmith.readers.documents import read_toml
+from edgesmith.readers.typed import as_dataclass
 
 PLUGINS = "edgesmith.devices"
 
@@ -103,6 +105,8 @@ class DeviceProfile:
         return f"JetPack {self.cuda.jetpack}" if self.cuda and self.cuda.jetpack else "its own"
 
 
+COMPUTE_CAPABILITY = re.compile(r"(\d{1,3}\.\d{1,3})?")
+
 TABLES = frozenset({"tensorrt-ops"})
 """Files of this folder that are no devices."""
 
@@ -113,10 +117,10 @@ def all_devices() -> dict[str, DeviceProfile]:
     found = {}
     for path in sorted(Path(__file__).parent.glob("*.toml")):
         if path.stem not in TABLES:
-            found[path.stem] = _profile(path.stem, tomllib.loads(path.read_text(encoding="utf-8")))
+            found[path.stem] = read_profile(path)
 
     def add(name: str, facts: dict[str, Any], whose: Facts) -> None:
-        profile = _profile(name, facts)
+        profile = _profile(name, facts, f"{name}.toml")
         if name in found:
             leave_out(
                 PLUGINS, whose.name, f"{whose.origin} has a device {name}, and so has {found[name].title}; rename it"
@@ -128,17 +132,19 @@ def all_devices() -> dict[str, DeviceProfile]:
     return found
 
 
-def _profile(name: str, facts: dict[str, Any]) -> DeviceProfile:
-    systems, cuda = facts.pop("systems", None), facts.pop("cuda", None)
-    facts["targets"], facts["models"] = tuple(facts["targets"]), tuple(facts.get("models", ()))
-    for table in ("peak", "memory", "clocks"):
-        facts[table] = {figure: Figure(**said) for figure, said in facts.get(table, {}).items()}
-    return DeviceProfile(
-        name,
-        **facts,
-        systems=Systems(**systems) if systems else None,
-        cuda=Cuda(**cuda) if cuda else None,
-    )
+def read_profile(path: Path) -> DeviceProfile:
+    """Return the device of a TOML file. Raises Unreadable where the file is damaged, or says what no profile does."""
+    return _profile(path.stem, read_toml(path, "device profile"), str(path))
+
+
+def _profile(name: str, facts: dict[str, Any], where: str) -> DeviceProfile:
+    profile = as_dataclass(DeviceProfile, {**facts, "name": name}, where)
+    for figure, said in {**profile.peak, **profile.memory, **profile.clocks}.items():
+        if said.value is not None and not said.value > 0:
+            raise Unreadable(f"{where}: {figure} must be above 0, got {said.value}")
+    if profile.cuda is not None and not COMPUTE_CAPABILITY.fullmatch(profile.cuda.compute_capability):
+        raise Unreadable(f"{where}: a compute capability is like 8.7, got {profile.cuda.compute_capability[:40]!r}")
+    return profile
 
 
 def get(name: str) -> DeviceProfile:

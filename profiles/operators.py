@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+
+from edgesmith.readers.documents import read_toml
 
 NEVER = "never"
 """The `since` of an operator that no TensorRT has."""
@@ -30,7 +31,7 @@ class Operator:
 @cache
 def all_operators() -> dict[str, Operator]:
     """Every operator of the table by name."""
-    table = tomllib.loads(Path(__file__).with_name("tensorrt-ops.toml").read_text(encoding="utf-8"))
+    table = read_toml(Path(__file__).with_name("tensorrt-ops.toml"), "table of operators")
     sources = table["sources"]
     return {
         name: Operator(name, row["since"], row["rtx"], sources[row["source"]])

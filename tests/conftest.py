@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import fcntl
 import functools
 import gc
@@ -24,6 +25,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from edgesmith import plugins
 from edgesmith.exporters import decompositions, targets
@@ -31,7 +34,7 @@ from edgesmith.exporters.artifact import Artifact, read
 from edgesmith.exporters.decompositions import decomposes
 from edgesmith.exporters.graph.capture import Program, capture
 from edgesmith.exporters.options import ExportOptions
-from edgesmith.exporters.rewrites import order
+from edgesmith.exporters.rewrites import fuse, order
 from edgesmith.kernels.op import all_ops
 from edgesmith.models.registry import all_models
 from edgesmith.profiles.device import all_devices
@@ -55,6 +58,7 @@ settings.load_profile("edgesmith")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write the goldens anew instead of comparing")
+    parser.addoption("--kills", type=int, default=6, help="how many commands test_kills.py kills")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -72,6 +76,9 @@ def pytest_configure(config: pytest.Config) -> None:
             (torch.fx.GraphModule, "recompile"),
         ):
             setattr(owner, name, untraced(getattr(owner, name)))
+        fuse.make_fx = lambda *given, **options: untraced(make_fx(*given, **options))
+        with contextlib.suppress(ImportError):
+            leave_coremltools_passes_untraced()
     config.addinivalue_line("markers", "slow: a minute or more")
     config.addinivalue_line("markers", "wheel: runs from the built wheel too, outside a checkout")
     config.addinivalue_line("markers", "no_cover: runs untraced; pytest-cov's own, for where it is not installed")
@@ -98,6 +105,20 @@ def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def leave_coremltools_passes_untraced() -> None:
+    """Have coremltools' own passes run without the coverage tracer, and ours among them with it."""
+    from coremltools.converters.mil.mil.passes.graph_pass import AbstractGraphPass
+
+    traced = AbstractGraphPass.__call__
+    quick = untraced(traced)
+
+    def call(self: Any, program: Any) -> Any:
+        is_theirs = type(self).__module__.startswith("coremltools.")
+        return (quick if is_theirs else traced)(self, program)
+
+    AbstractGraphPass.__call__ = call
+
+
 _tracer: Any = None
 """The coverage tracer, while a function runs without it."""
 
@@ -122,21 +143,43 @@ def decomposes_traced(*overloads: Any, **options: Any) -> Callable[[Callable[...
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave tests untraced that go over the same lines hundreds of times: a tracer nearly doubles what torch takes."""
+    """Leave tests untraced that go over the same lines hundreds of times: a tracer nearly doubles what torch takes.
+
+    They are those that draw their cases, and those of whole models, one after the other.
+    """
     for item in items:
-        if item.get_closest_marker("slow") or hasattr(getattr(item, "obj", None), "hypothesis"):
+        is_drawn = hasattr(getattr(item, "obj", None), "hypothesis")
+        if item.get_closest_marker("slow") or is_drawn or "one_block_a_stage" in getattr(item, "fixturenames", ()):
             item.add_marker("no_cover")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def sources() -> Iterator[None]:
-    """Read the source of each function once. At every ONNX export torch's exporter reads those of 500 of its own anew.
+def translations() -> Iterator[None]:
+    """Read torch's translations to ONNX once. At every ONNX export its exporter parses the sources of all 500 anew.
 
-    That is half of what a small export takes: 0.3 of 0.7 s of a core.
+    That is a third of what a small export takes: 0.3 s of a core, and as much to read the sources.
     """
+    read_once = functools.cache(ONNXRegistry.from_torchlib)
+
+    def from_torchlib(*arguments: Any, **options: Any) -> ONNXRegistry:
+        table = copy.copy(read_once(*arguments, **options))
+        table.functions = {operator: list(found) for operator, found in table.functions.items()}  # an export adds to it
+        return table
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inspect, "getsource", functools.cache(inspect.getsource))
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(from_torchlib))
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen() -> None:
+    """Leave what is alive where a file of tests begins out of collections of garbage.
+
+    coremltools asks for one at every conversion, and with torch in memory each takes 0.6 s.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
@@ -212,6 +255,28 @@ def small() -> nn.Module:
 
     torch.manual_seed(0)
     return randomise_(CasViT(depths=(1, 1, 1, 1), dims=(8, 12, 16, 24), num_classes=10))
+
+
+@pytest.fixture
+def one_block_a_stage(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Have image models built with one block a stage from the call on: with their own widths, and half the operators.
+
+    Variants of a family differ in their widths and in how often a block is repeated. What repeating does, a variant of
+    each family shows beside these at its own depth; and test_every_model.py rewrites every variant at its own depth.
+    """
+
+    def cut() -> None:
+        for family, name in (("affnet", "AFFNet"), ("casvit", "CasViT"), ("efficientvim", "EfficientViM")):
+            module = importlib.import_module(f"edgesmith.models.{family}")
+            monkeypatch.setattr(module, name, functools.partial(_with_one_block_a_stage, getattr(module, name)))
+
+    return cut
+
+
+def _with_one_block_a_stage(build: type[nn.Module], *arguments: Any, **options: Any) -> nn.Module:
+    given = inspect.signature(build).bind(*arguments, **options)
+    given.arguments["depths"] = [1] * len(given.arguments["depths"])
+    return build(*given.args, **given.kwargs)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -84,7 +85,12 @@ def test_the_authors_outputs_eager_rewritten_and_in_onnx_runtime(
 @pytest.mark.parametrize(
     ("size", "batch"), [((192, 320), 1), ((97, 130), 2), ((32, 32), "dynamic")], ids=["192x320", "odd maps", "dynamic"]
 )
-def test_onnx_equals_eager_at_every_size_and_batch(size: tuple[int, int], batch: int | str, tmp_path: Path) -> None:
+def test_onnx_equals_eager_at_every_size_and_batch(
+    size: tuple[int, int], batch: int | str, one_block_a_stage: Callable[[], None], tmp_path: Path
+) -> None:
+    """At its own depth with a batch of 1; other batches and odd maps with one block a stage."""
+    if batch != 1:
+        one_block_a_stage()
     options = {"dynamic_batch": True} if batch == "dynamic" else {"batch": batch}
     artifact = edgesmith.export("affnet_et", "onnx", input_size=size, out=tmp_path, **options)  # type: ignore[arg-type]
     step = artifact.manifest["verification"]["steps"][-1]
@@ -102,7 +108,9 @@ def test_onnx_equals_eager_at_every_size_and_batch(size: tuple[int, int], batch:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["affnet_t", "affnet"])
-def test_larger_models_export(name: str, tmp_path: Path) -> None:
+def test_larger_models_export(name: str, one_block_a_stage: Callable[[], None], tmp_path: Path) -> None:
+    """Their widths with one block a stage: they are as deep as ET."""
+    one_block_a_stage()
     artifact = edgesmith.export(name, "onnx", out=tmp_path)
     assert (
         sum(artifact.manifest["operators"]["file"].values()) <= 600
@@ -119,13 +127,16 @@ def test_random_filters_pass_something() -> None:
         assert float((block(x) - x).std()) > 0.05
 
 
-def test_features_are_the_outputs_of_layers_2_to_5(checkpoint: Path, tmp_path: Path) -> None:
+def test_features_are_the_outputs_of_layers_2_to_5(
+    checkpoint: Path, one_block_a_stage: Callable[[], None], tmp_path: Path
+) -> None:
     spec = registry.get("affnet_et")
     model, origin = load(spec, checkpoint, features=True)
     with torch.no_grad():
         maps = model(torch.zeros(1, 3, 65, 97))
     assert [tuple(m.shape) for m in maps] == [(1, 48, 17, 25), (1, 64, 9, 13), (1, 104, 5, 7), (1, 144, 3, 4)]
     assert origin.notes == ()
+    one_block_a_stage()
     artifact = edgesmith.export("affnet_et", "onnx", features=True, input_size=(64, 64), out=tmp_path)
     assert artifact.manifest["model"]["outputs"] == [f"features_{i}" for i in range(4)]
     assert artifact.manifest["verification"]["steps"][-1]["relative_error"] <= EAGER
@@ -142,6 +153,7 @@ def test_a_checkpoint_says_how_many_classes_it_has(checkpoint: Path, tmp_path: P
         load(registry.get("affnet_t"), checkpoint)
 
 
+@pytest.mark.no_cover  # the lines of any export
 def test_coreml_program_keeps_its_limits(checkpoint: Path, tmp_path: Path) -> None:
     pytest.importorskip("coremltools", reason="coremltools is not installed")
     from edgesmith.exporters.targets.coreml import TARGET

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import struct
@@ -180,6 +181,7 @@ def test_layers_of_another_target_are_refused_before_anything_is_checked(
     assert shown.stderr == "edgesmith: target onnx does not show its operators one by one; coreml does\n"
 
 
+@pytest.mark.no_cover  # the lines of any export
 @pytest.mark.parametrize("name", ["efficientvim_m1", "affnet_et", "lmuformer"])
 def test_the_evaluator_and_core_ai_agree(name: str, tmp_path: Path) -> None:
     """Apple's own runtime, on another file of the same model, is an independent judge of the evaluator."""
@@ -187,10 +189,15 @@ def test_the_evaluator_and_core_ai_agree(name: str, tmp_path: Path) -> None:
     if core_ai.missing_packages():
         pytest.skip("coreai-torch is not installed")
     options = {} if name == "lmuformer" else {"input_size": (96, 128)}
-    files = {
-        target: edgesmith.export(name, target, precision="fp32", out=tmp_path, **options).file  # type: ignore[arg-type]
+    made = {
+        target: edgesmith.export(name, target, precision="fp32", out=tmp_path, **options)  # type: ignore[arg-type]
         for target in ("coreml", "coreai")
     }
+    for artifact in made.values():
+        judged = artifact.manifest["verification"]["steps"][-1]
+        assert judged["relative_error"] <= 1e-5
+        assert judged["snr_db"] >= 100
+    files = {target: artifact.file for target, artifact in made.items()}
     shape = (1, 128, 128) if name == "lmuformer" else (1, 3, 96, 128)
     x = np.random.default_rng(7).standard_normal(shape, dtype=np.float32)
     outputs = [targets.get(target).open(file).run([[x]]) for target, file in files.items()]
@@ -575,6 +582,20 @@ def test_damage_to_the_sequence_alone_is_named(both: Artifact, tmp_path: Path) -
         VerificationFailed, match=r"model.mlmodel was altered; its numbers are others from sequence: \S+"
     ):
         edgesmith.verify(copied)
+
+
+def test_a_conversion_collects_no_older_garbage_and_a_callers_frozen_objects_stay() -> None:
+    frozen = _coreml_convert._older_objects_uncollected
+    with frozen():
+        assert gc.get_freeze_count() > 0  # conftest.py's
+    assert gc.get_freeze_count() > 0
+    gc.unfreeze()
+    try:
+        with frozen():
+            assert gc.get_freeze_count() > 0
+        assert gc.get_freeze_count() == 0
+    finally:
+        gc.freeze()
 
 
 @pytest.mark.parametrize("name", ["lmuformer", "spiking_lmuformer"])

@@ -423,7 +423,8 @@ def test_a_kit_and_an_engine_are_estimated_by_the_onnx_that_they_are_built_of(
     assert estimates.estimate(engine.path, "jetson-orin-nano").macs == found.macs
     with pytest.raises(BadInput, match="are for target onnx, this artifact is for tensorrt"):
         estimates.estimate(kit.path, "galaxy-s24")
-    manifest = {**kit.manifest, "files": [one for one in kit.manifest["files"] if not one["path"].endswith(".onnx")]}
+    listed = [one for one in engine.manifest["files"] if not one["path"].endswith(".onnx")]
+    manifest = {**engine.manifest, "files": listed}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(BadInput, match=r"has no .*\.onnx, whose operators would be counted; estimate the kit instead"):
         estimates.estimate(tmp_path, "jetson-orin-nano")

@@ -18,6 +18,7 @@ import edgesmith
 from edgesmith.bench import measure as measures
 from edgesmith.bench import measurement
 from edgesmith.bench.pytest_plugin import check_latency
+from edgesmith.errors import INCONCLUSIVE_CODE, SLOWER_CODE, BadInput
 
 
 @pytest.fixture(scope="module")
@@ -99,32 +100,82 @@ def test_a_project_finds_the_fixture_and_pays_nothing_where_it_does_not_use_it(a
     assert unused.returncode == 0, unused.stdout
 
 
-def run_step(workflow: dict[str, Any], name: str, folder: Path, **more: str) -> int:
-    """Run one step of the workflow's job as a runner does."""
+def run_step(workflow: dict[str, Any], name: str, folder: Path, path: str = "", **more: str) -> int:
+    """Run one step of the workflow's job as a runner does: bash, where a failing line ends it."""
     (step,) = (step for step in workflow["jobs"]["latency"]["steps"] if step.get("name") == name)
-    program = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    places = {"GITHUB_STEP_SUMMARY": str(folder / "summary.md"), "GITHUB_OUTPUT": str(folder / "output")}
+    program = os.pathsep.join(filter(None, (path, str(Path(sys.executable).parent), os.environ["PATH"])))
+    places = {
+        "GITHUB_STEP_SUMMARY": str(folder / "summary.md"),
+        "GITHUB_OUTPUT": str(folder / "output"),
+        "GITHUB_WORKSPACE": str(folder),
+    }
     environment = {**os.environ, **workflow["env"], **places, "PATH": program, **more}
     return subprocess.run(["bash", "-e", "-c", step["run"]], cwd=folder, env=environment, check=False).returncode
 
 
-@pytest.mark.parametrize(("ratio", "code"), [(1.0, 0), (1.3, 1)])
-def test_the_workflow_s_steps_run_as_they_stand(
-    ratio: float, code: int, checkout: Path, artifact: Path, tmp_path: Path
-) -> None:
+@pytest.fixture
+def workflow(checkout: Path) -> dict[str, Any]:
     yaml = pytest.importorskip("yaml")
-    workflow = yaml.safe_load((checkout / "docs" / "latency-gate.yml").read_text(encoding="utf-8"))
-    assert workflow["jobs"]["latency"]["runs-on"]
+    found: dict[str, Any] = yaml.safe_load((checkout / "docs" / "latency-gate.yml").read_text(encoding="utf-8"))
+    return found
+
+
+def script(path: Path, text: str) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+def test_the_workflow_installs_what_is_there(workflow: dict[str, Any], checkout: Path, tmp_path: Path) -> None:
+    """A stand-in for pip tells what it is asked for; the steps before have checked both sides out."""
+    (tmp_path / "head").symlink_to(checkout)
+    pip = script(tmp_path / "bin" / "pip", f'#!/bin/sh\nprintf "%s\\n" "$@" > {tmp_path}/asked\n')
+    assert run_step(workflow, "install", tmp_path, str(pip.parent)) == 0
+    action, _, constraints, project = (tmp_path / "asked").read_text().splitlines()
+    assert action == "install"
+    assert (tmp_path / constraints).is_file()
+    assert project.startswith("./")  # without it pip asks an index for a package of that name
+    assert 'name = "edgesmith"' in (tmp_path / project / "pyproject.toml").read_text()
+
+
+def test_the_workflow_exports_and_measures_both_sides(workflow: dict[str, Any], artifact: Path, tmp_path: Path) -> None:
     for side in ("base", "head"):
-        (tmp_path / "made" / side).mkdir(parents=True)
-        (tmp_path / "made" / side / "tiny").symlink_to(artifact)
-    if ratio == 1.0:  # once is enough: what follows does not depend on the machine
-        assert run_step(workflow, "measure", tmp_path, ARTIFACT="tiny", SECONDS_TO_MEASURE="1") == 0
-        assert len(measurement.read(tmp_path / "made" / "latency.json").subjects) == 2
-    measurement.write(noisy(ratio), tmp_path / "made" / "latency.json")
+        (tmp_path / side).mkdir()
+    copies = script(tmp_path / "bin" / "exports", f'#!/bin/sh\nmkdir -p "$2" && cp -r {artifact} "$2/tiny"\n')
+    assert run_step(workflow, "export", tmp_path, EXPORT=f"{copies} --out") == 0
+    assert run_step(workflow, "measure", tmp_path, ARTIFACT="tiny", SECONDS_TO_MEASURE="1") == 0
+    made = measurement.read(tmp_path / "made" / "latency.json")
+    assert len(made.subjects) == 2
+    assert made.looks
+    assert all(subject.profile for subject in made.subjects)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "facts", "code", "passes"),
+    [
+        (1.0, {}, 0, True),
+        (1.3, {}, SLOWER_CODE, False),
+        (1.0, {"launches": noisy(1.0).launches[:2]}, INCONCLUSIVE_CODE, True),
+        (1.0, {"subjects": (noisy(1.0).subjects[0], replace(noisy(1.0).subjects[1], precision="int8"))}, 10, False),
+    ],
+)
+def test_the_workflow_takes_each_verdict_by_its_meaning(
+    ratio: float, facts: dict[str, Any], code: int, passes: bool, workflow: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "made").mkdir()
+    measurement.write(replace(noisy(ratio), **facts), tmp_path / "made" / "latency.json")
     assert run_step(workflow, "judge", tmp_path) == 0
     assert (tmp_path / "output").read_text() == f"code={code}\n"
     assert "| base | head |" in (tmp_path / "summary.md").read_text()
     assert (tmp_path / "made" / "report.html").is_file()
-    assert run_step(workflow, "gate", tmp_path, CODE=str(code)) == code
-    assert run_step(workflow, "gate", tmp_path, CODE="2") == 0
+    assert (run_step(workflow, "gate", tmp_path, CODE=str(code)) == 0) == passes
+
+
+def test_the_workflow_ends_where_there_is_no_verdict(workflow: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "latency.json").write_text("{}")
+    assert run_step(workflow, "judge", tmp_path) == BadInput.exit_code
+    assert not (tmp_path / "output").exists()
+    for code in ("", "1", "2"):
+        assert run_step(workflow, "gate", tmp_path, CODE=code) == 1

@@ -96,3 +96,84 @@ def test_the_command_line_imports_itself_at_the_top(checkout: Path) -> None:
                 if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("edgesmith.cli"):
                     inside.append(f"{path}:{node.lineno}")
     assert not inside
+
+
+READS = {
+    "json": ("load", "loads"),
+    "tomllib": ("load", "loads"),
+    "np": ("load", "genfromtxt", "loadtxt", "fromfile"),
+    "numpy": ("load", "genfromtxt", "loadtxt", "fromfile"),
+    "torch": ("load",),
+    "onnx": ("load", "load_model", "load_from_string", "load_model_from_string"),
+    "sqlite3": ("connect",),
+    "zipfile": ("ZipFile", "Path", "is_zipfile"),
+    "tarfile": ("open", "TarFile"),
+    "pickle": ("load", "loads", "Unpickler"),
+    "yaml": ("load", "safe_load"),
+    "ElementTree": ("parse", "fromstring"),
+}
+"""Functions that open foreign files, by their module."""
+
+READING_METHODS = ("ParseFromString", "MergeFromString", "load_file", "safe_open")
+READING_MODULES = ("tomllib", "zipfile", "tarfile", "pickle", "yaml", "safetensors")
+
+READING = {
+    "bench/history.py": {"sqlite3.connect"},  # its own file, which it writes; what it reads goes through readers/
+    "bench/runner.py": {
+        "json.load",
+        "json.loads",
+    },  # on a board, without edgesmith: its plan, a runtime's profile
+    "bench/iphone_runner.py": {"json.load", "json.loads"},  # as above
+    "exporters/tensorrt/kit/build.py": {"json.loads", "numpy.load"},  # as above: its kit, compared with digests first
+}
+"""Files outside `readers` that open something themselves."""
+
+OWN_OUTPUT = "bench/experiments/"
+"""Experiments read what they have written themselves a moment before."""
+
+
+def opened_by(tree: ast.Module) -> Iterator[str]:
+    """Yield the calls and imports of a module that open foreign files."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            owner, name = ast.unparse(node.func.value).rpartition(".")[2], node.func.attr
+            if name in READS.get(owner, ()) or name in READING_METHODS:
+                yield f"{owner}.{name}"
+        elif isinstance(node, ast.Import):
+            yield from (one.name for one in node.names if one.name.partition(".")[0] in READING_MODULES)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in READING_MODULES:
+            yield from (f"{node.module}.{one.name}" for one in node.names if one.name != "save")
+
+
+def test_nothing_but_the_readers_opens_foreign_files(checkout: Path) -> None:
+    found = {}
+    for path, tree in trees(checkout):
+        if not path.startswith(("src/edgesmith/readers/", OWN_OUTPUT)):
+            more = set(opened_by(tree)) - READING.get(path, set())
+            found |= {path: more} if more else {}
+    assert not found, f"read them by edgesmith.readers: {found}"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("import json; json.loads(text)", "import numpy as np; np.load(path)", "import torch; torch.load(path)"),
+        *("import zipfile", "from safetensors.torch import load_file", "model.ParseFromString(content)"),
+        *("import sqlite3; sqlite3.connect(path)", "import tomllib", "import onnx; onnx.load(path)"),
+    ],
+)
+def test_an_opened_file_is_found(line: str) -> None:
+    assert list(opened_by(ast.parse(line)))
+
+
+def test_the_command_line_prints_by_its_tables_alone(checkout: Path) -> None:
+    """`tables.print_line` makes foreign text fit for a terminal; `print` does not."""
+    printed = []
+    for path, tree in trees(checkout):
+        if not path.startswith("src/edgesmith/cli/") or path.endswith("/tables.py"):
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
+                printed.append(f"{path}:{node.lineno} {ast.unparse(node)}")
+    own = ("print(f'edgesmith {__version__}')", "print(context.get_help())", "print(in_json(")
+    assert not [line for line in printed if not line.partition(" ")[2].startswith(own)]

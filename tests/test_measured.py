@@ -65,7 +65,7 @@ def test_a_profile_has_the_quantiles_of_the_record_and_survives_a_file(tmp_path:
         path = measured.write(profile, tmp_path)
         assert measured.read(path) == profile
     assert measured.read_all(tmp_path) == [first, second]
-    assert [str(one.place) for one in (first, second)] == [
+    assert ["/".join(one.words) for one in (first, second)] == [
         "host/casvit_xs.onnx.fp32.json",
         "host/lmuformer.onnx.fp16.json",
     ]

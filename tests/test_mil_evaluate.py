@@ -458,6 +458,39 @@ def test_sizes_that_a_run_decides(mb: Any, tmp_path: Path) -> None:
         assert evaluator.run({"x": torch.ones(count, 2)})["y"].tolist() == [count, count]
     with pytest.raises(BadInput, match=r"x has the shape \[4, 3\], and p.mlpackage takes \[\?, 2\]"):
         evaluator.run({"x": torch.ones(4, 3)})
+    with pytest.raises(BadInput, match=r"x has the shape \[10, 2\], and p.mlpackage takes \[1 to 9, 2\]"):
+        evaluator.run({"x": torch.ones(10, 2)})
+
+
+def test_only_shapes_that_are_listed_are_evaluated(mb: Any, tmp_path: Path) -> None:
+    from coremltools.converters.mil.mil import get_new_symbol
+
+    inputs = [ct.TensorType("x", ct.EnumeratedShapes([(1, 2), (4, 2)]))]
+    specs = [mb.TensorSpec((get_new_symbol(), 2))]
+    evaluator = Evaluator(save(lambda x: mb.relu(x=x, name="y"), specs, tmp_path / "p.mlpackage", inputs=inputs))
+    assert evaluator.run({"x": torch.ones(4, 2)})["y"].shape == (4, 2)
+    with pytest.raises(BadInput, match=r"x has the shape \[3, 2\], and p.mlpackage takes \[1, 2\] or \[4, 2\]"):
+        evaluator.run({"x": torch.ones(3, 2)})
+
+
+def test_a_pipelines_parts_are_read_and_none_is_run_for_the_whole(mb: Any, tmp_path: Path) -> None:
+    path = save(lambda x: mb.relu(x=x, name="y"), [mb.TensorSpec((1, 2))], tmp_path / "p.mlpackage")
+
+    def join(model: Any) -> None:
+        part = type(model)()
+        part.CopyFrom(model)
+        model.ClearField("mlProgram")
+        model.pipeline.models.add().scaler.SetInParent()
+        model.pipeline.models.add().CopyFrom(part)
+
+    program = load(edit(path, join))
+    assert list(program.functions) == ["part_1"]
+    assert [one.type for one in program.operations("part_1")] == ["relu"]
+    assert Evaluator(program, "part_1").run({"x": torch.tensor([[-1.0, 2.0]])})["y"].tolist() == [[0, 2]]
+    with pytest.raises(BadInput, match=r"p.mlpackage is a pipeline of part_1, and one program is wanted"):
+        Evaluator(program)
+    with pytest.raises(Unsupported, match=r"is a pipeline of scaler and no ML Program"):
+        load(edit(path, lambda model: model.pipeline.models.pop()))
 
 
 # ----------------------------------------------------------------------------------------------------- what is refused

@@ -214,7 +214,7 @@ def test_the_undamaged_package_evaluates(package: Path) -> None:
     [
         (lambda p: shutil.rmtree(p), "there is no"),
         (lambda p: (p / "Manifest.json").unlink(), "no Manifest.json"),
-        (lambda p: (p / "Manifest.json").write_text("{"), "Manifest.json of linear.mlpackage names no model"),
+        (lambda p: (p / "Manifest.json").write_text("{"), "Manifest.json is damaged or no package's manifest"),
         (lambda p: (p / "Manifest.json").write_text("{}"), "KeyError"),
         (lambda p: (p / SPECIFICATION).unlink(), "and has no such file"),
         (lambda p: (p / SPECIFICATION).write_bytes(b"\xff" * 90), "cannot be read"),

@@ -16,7 +16,7 @@ from edgesmith.bench import measured, measurement
 from edgesmith.bench.history import History
 from edgesmith.bench.verdict import Comparison
 from edgesmith.cli.doctor import DoctorRecord
-from edgesmith.errors import BadInput, OutputError
+from edgesmith.errors import SLOWER_CODE, BadInput, OutputError
 from edgesmith.exporters.manifest import Manifest
 from edgesmith.exporters.mil.lint import LintRecord
 from edgesmith.exporters.tensorrt.kit.record import Kit
@@ -224,7 +224,7 @@ def test_a_measurement_of_the_old_schema_is_read_and_compared(capsys: pytest.Cap
     assert [subject.name for subject in found.subjects] == ["base", "head"]
     assert (found.subjects[0].energy, found.subjects[0].compute_units) == (None, None)
     assert len(found.launches) == 8
-    assert cli.run(["compare", str(OLD / "bench-1.json"), "--json"]) == 1
+    assert cli.run(["compare", str(OLD / "bench-1.json"), "--json"]) == SLOWER_CODE
     (verdict,) = json.loads(capsys.readouterr().out)["verdicts"]
     assert verdict["verdict"] == "slower"
     assert verdict["ratio"]["value"] == pytest.approx(1.201, abs=1e-3)

@@ -11,12 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.rewriting import DEAR_COPIES, apply, reasons
 from torch import Tensor, nn
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import map_arg
+from torch.utils._pytree import tree_leaves
 
 from edgesmith.exporters.costs import Costs
 from edgesmith.exporters.graph.capture import Program, capture, run, with_module
 from edgesmith.exporters.graph.edit import arguments, count_operators, operator_name, operators
+from edgesmith.exporters.graph.match import outputs_of
+from edgesmith.exporters.rewrites import fuse as fusing
 from edgesmith.exporters.rewrites import order
+from edgesmith.exporters.rewrites.canonicalise import pattern_form
 from edgesmith.exporters.rewrites.choose_memory_form import Readout, estimate
 from edgesmith.exporters.rewrites.fold_constants import fold_constants
 from edgesmith.exporters.rewrites.order import ORDER, all_rewrites, rewrite
@@ -495,6 +500,50 @@ def test_fuse_finds_every_mixer_of_a_network_with_a_dynamic_batch(small: nn.Modu
     assert count_operators(rewritten.module)["edgesmith.additive_attention"] == 4
     x = torch.randn(5, 3, 64, 64)
     assert torch.allclose(run(rewritten, (x,))[0], small(x), atol=1e-5)
+
+
+def spelled(graph: Graph) -> list[object]:
+    """A graph's operators with their arguments by number, and the shapes of their results."""
+    numbers = {node: f"node {i}" for i, node in enumerate(graph.nodes)}
+    return [
+        (node.target, map_arg((node.args, node.kwargs), numbers.__getitem__), val_shapes(node))
+        for node in graph.nodes
+        if node.op == "call_function"
+    ] + [numbers[node] for node in outputs_of(graph)]
+
+
+def val_shapes(node: Node) -> list[tuple[int, ...]]:
+    return [tuple(value.shape) for value in tree_leaves(node.meta["val"])]
+
+
+@pytest.mark.parametrize("name", [name for name, op in all_ops().items() if op.is_pattern])
+def test_a_reference_is_traced_as_it_is_captured(name: str) -> None:
+    reference = fusing._Reference(all_ops()[name], {})
+    inputs = [torch.zeros(x.shape) for x in all_ops()[name].example()]
+    traced, captured = fusing._trace(reference, inputs), capture(reference, inputs).module
+    assert spelled(pattern_form(traced).graph) == spelled(pattern_form(captured).graph)
+
+
+TENTH = torch.tensor(0.1)
+
+
+class Applied(nn.Module):
+    """A function of one input."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+@pytest.mark.parametrize(
+    "function", [lambda x: x.sin().add_(1), lambda x: x.sin() + TENTH], ids=["written in place", "a constant"]
+)
+def test_what_tracing_alone_spells_otherwise_is_captured(function: Callable[[Tensor], Tensor]) -> None:
+    model, x = Applied(function), torch.zeros(4)
+    assert spelled(fusing._trace(model, [x]).graph) == spelled(capture(model, [x]).module.graph)
 
 
 # share_gates

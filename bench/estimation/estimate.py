@@ -10,7 +10,6 @@ An estimate has its own words and its own schema, estimate.schema.json; `measure
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -26,6 +25,7 @@ from edgesmith.exporters import artifact as artifacts
 from edgesmith.exporters.artifact import Artifact
 from edgesmith.profiles.device import DeviceProfile
 from edgesmith.profiles.device import get as get_device
+from edgesmith.readers.documents import read_json
 
 SCHEMA = "edgesmith.estimate.1"
 COEFFICIENTS = Path(__file__).parent / "data" / "estimates.json"
@@ -337,7 +337,7 @@ def is_estimate(content: Any) -> bool:
 @cache
 def schema() -> dict[str, Any]:
     """The JSON Schema of an estimate."""
-    loaded: dict[str, Any] = json.loads(Path(__file__).with_name("estimate.schema.json").read_text(encoding="utf-8"))
+    loaded: dict[str, Any] = read_json(Path(__file__).with_name("estimate.schema.json"), "schema")
     return loaded
 
 
@@ -403,7 +403,7 @@ def operator_of(work: Any) -> Operator:
 @cache
 def coefficients(fit: str) -> dict[str, Any]:
     """Return the result of a fit: `coefficients`, `factors` and `rows` by device, `range_ms`, `left_out`."""
-    found: dict[str, Any] = json.loads(COEFFICIENTS.read_text(encoding="utf-8"))["fits"][fit]
+    found: dict[str, Any] = read_json(COEFFICIENTS, "table of fits")["fits"][fit]
     for one in found["left_out"].values():
         one["logs"] = tuple(one["logs"])
     return found

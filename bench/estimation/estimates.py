@@ -21,6 +21,7 @@ from typing import Any
 from edgesmith.bench.estimation.estimate import COEFFICIENTS, COVERAGE, KINDS, LeftOut
 from edgesmith.bench.estimation.fit import Case, cases_of, fit, left_out
 from edgesmith.bench.estimation.rows import FELL_BACK, read_rows
+from edgesmith.writing import write_whole
 
 BARS = {"iphone": (0.25, 0.9)}
 """The demands on a kind: median error at most, rank correlation at least."""
@@ -132,7 +133,7 @@ def show_others(kind: str, cases: Sequence[Case], estimates: Sequence[float]) ->
 def write(made: dict[str, Any]) -> None:
     """data/estimates.json, one kind after the other."""
     text = json.dumps({"made_by": "python -m edgesmith.bench.estimation.estimates --write", "fits": made}, indent=1)
-    COEFFICIENTS.write_text(text + "\n", encoding="utf-8")
+    write_whole(COEFFICIENTS, text + "\n", "coefficients")
 
 
 if __name__ == "__main__":

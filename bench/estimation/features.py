@@ -36,6 +36,8 @@ from edgesmith.exporters.precision import table as precisions
 from edgesmith.exporters.precision.half import half
 from edgesmith.exporters.rewrites.order import rewrite
 from edgesmith.exporters.targets.target import Request
+from edgesmith.readers.documents import read_json
+from edgesmith.writing import write_whole
 
 BACKBONE = 512
 """Height and width of what backbones of detectors read."""
@@ -52,7 +54,7 @@ def main() -> None:
 def add_missing(target: str, names: Sequence[str]) -> None:
     """Count the models that a target's file lacks, and leave out those that are no longer wanted."""
     path = file_of(target)
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    before = read_json(path, "table of counted models") if path.exists() else {}
     known = {name: before[name] for name in names if name in before}
     for name in names:
         if name in known:
@@ -71,7 +73,7 @@ def add_missing(target: str, names: Sequence[str]) -> None:
 def write(path: Path, known: dict[str, Any]) -> None:
     """One line a model, so that a change can be read."""
     lines = (f"  {json.dumps(name)}: {json.dumps(known[name], separators=(',', ':'))}" for name in sorted(known))
-    path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    write_whole(path, "{\n" + ",\n".join(lines) + "\n}\n", "features")
 
 
 def count(name: str, target: str) -> dict[str, Any]:

@@ -12,7 +12,6 @@ With `other_device`, the device's rows are left out too, and its factor is 1: th
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from edgesmith.bench.estimation.estimate import KINDS, rates_of
 from edgesmith.bench.estimation.roofline import GROUPS, PRODUCTS, Coefficients, Operator, Rates, predict, terms
 from edgesmith.bench.estimation.rows import FORMATS, Row, file_of, key, read_rows
 from edgesmith.profiles.device import get as get_device
+from edgesmith.readers.documents import read_json
 
 ROUNDS = 8
 PRIOR: Coefficients = {"call": 0.3, "launch": 0.002, "compute": 2.0, "weights": 1.0, "moved": 1.0}
@@ -144,7 +144,7 @@ def _in(precision: str, operators: tuple[Operator, ...]) -> tuple[Operator, ...]
 @cache
 def _counted(target: str) -> dict[str, tuple[Operator, ...]]:
     path = file_of(target)
-    known = json.loads(path.read_text(encoding="utf-8"))
+    known = read_json(path, "table of counted models")
     return {
         name: tuple(
             Operator(kind, bool(fused), macs, weight, read + written, times)

@@ -10,6 +10,7 @@ from onnx import AttributeProto, GraphProto, NodeProto, TensorProto
 
 from edgesmith.bench.estimation.nodes import Node, Value, fixed, kinds_of
 from edgesmith.errors import BadInput
+from edgesmith.readers.messages import read_onnx
 
 OPERATORS = kinds_of(
     {
@@ -40,7 +41,7 @@ def read_nodes(file: Path) -> list[Node]:
         Unsupported: a size that only a run decides.
     """
     try:
-        graph = onnx.shape_inference.infer_shapes(onnx.load(str(file)), data_prop=True).graph
+        graph = onnx.shape_inference.infer_shapes(read_onnx(file), data_prop=True).graph
     except Exception as error:  # protobuf and onnx raise errors of their own
         raise BadInput(f"{file} is not an ONNX file that can be read: {error}") from error
     tensors = _Tensors(graph, file)

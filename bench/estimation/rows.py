@@ -7,11 +7,12 @@ nothing says that the figure is of another kind: `why_not` is the reason where i
 from __future__ import annotations
 
 import csv
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+
+from edgesmith.readers.documents import read_toml
 
 DATA = Path(__file__).parent / "data"
 
@@ -103,7 +104,7 @@ def _why_not(row: Row) -> str:
 
 def _models() -> dict[str, tuple[str, str]]:
     """Family and name in timm or torchvision, by published name."""
-    families = tomllib.loads((DATA / "models.toml").read_text(encoding="utf-8"))
+    families = read_toml(DATA / "models.toml", "table of models")
     return {name.casefold(): (family, model) for family, names in families.items() for name, model in names.items()}
 
 

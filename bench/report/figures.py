@@ -17,6 +17,8 @@ from xml.etree.ElementTree import Element
 
 import numpy as np
 
+from edgesmith.show import in_xml
+
 WIDTH, HEIGHT = 360.0, 230.0
 LEFT, RIGHT, TOP, BOTTOM = 62.0, 12.0, 16.0, 42.0
 BINS = 40
@@ -218,7 +220,8 @@ def _frame(name: str, title: str, summary: str, x: Axis, y: Axis, ticks: bool = 
 
 
 def _add(parent: Element, tag: str, attributes: dict[str, str], text: str | None = None) -> None:
-    ElementTree.SubElement(parent, tag, attributes).text = text
+    shown = {name: in_xml(value) for name, value in attributes.items()}
+    ElementTree.SubElement(parent, tag, shown).text = None if text is None else in_xml(text)
 
 
 def _n(value: float) -> str:

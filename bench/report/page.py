@@ -12,9 +12,7 @@ blocks (blocks.py), which `page.html` writes with everything escaped. Estimates 
 
 from __future__ import annotations
 
-import json
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,12 +45,15 @@ from edgesmith.bench.report.estimated import Entry, estimate_blocks, list_entrie
 from edgesmith.bench.report.figures import number
 from edgesmith.bench.report.tradeoff import LEAST_ERROR, Point, draw_tradeoff
 from edgesmith.bench.statistics import Interval, quantile
-from edgesmith.errors import BadInput, EdgesmithError, OutputError
+from edgesmith.errors import BadInput, EdgesmithError, Unreadable
 from edgesmith.exporters import artifact as artifacts
 from edgesmith.exporters.artifact import Artifact
-from edgesmith.exporters.manifest import MANIFEST, CheckRecord, OperatorCounts, RewriteRecord
+from edgesmith.exporters.manifest import MANIFEST, CheckRecord, OperatorCounts, RewriteRecord, own_files
 from edgesmith.exporters.tensorrt import engine as engines
 from edgesmith.models import registry
+from edgesmith.readers.documents import read_json
+from edgesmith.show import in_html
+from edgesmith.writing import write_whole
 
 WANTED = "artifacts, records of bench, estimates or a history"
 
@@ -92,18 +93,7 @@ def write_report(folder: Path, out: Path, devices: Sequence[str] = ()) -> Found:
     if profiles and not found.artifacts:
         raise BadInput(f"nothing to estimate below {folder}: wanted artifacts, as `edgesmith export` writes them")
     page = render(found, list_entries(found.artifacts, found.estimates, profiles))
-    temporary = None
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=out.parent, delete=False) as file:
-            temporary = Path(file.name)
-            file.write(page)
-        temporary.chmod(0o644)
-        temporary.replace(out)
-    except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        raise OutputError(f"cannot write the report {out}: {error.strerror or error}") from error
+    write_whole(out, page, "report")
     return found
 
 
@@ -150,8 +140,8 @@ def _candidates(folder: Path) -> Iterator[Path]:
 def _is_record(path: Path) -> bool:
     """Return whether a JSON file is a record, or damaged, which only reading it as one can say in a sentence."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = read_json(path, "record")
+    except Unreadable:
         return True
     return isinstance(content, dict) and {"launches", "subjects"} <= content.keys()
 
@@ -159,8 +149,8 @@ def _is_record(path: Path) -> bool:
 def _is_estimate(path: Path) -> bool:
     """Return whether a JSON file says that it is an estimate."""
     try:
-        return estimates.is_estimate(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+        return estimates.is_estimate(read_json(path, "estimate"))
+    except Unreadable:
         return False
 
 
@@ -176,6 +166,7 @@ def render(found: Found, entries: Sequence[Entry] = ()) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
         undefined=jinja2.StrictUndefined,
+        finalize=lambda value: in_html(value) if type(value) is str else value,  # markup is a class of its own
     )
     style = (Path(__file__).with_name("page.css")).read_text(encoding="utf-8")
     sections = [section for section in _sections(found, entries) if section.blocks]
@@ -212,7 +203,7 @@ def _artifact_blocks(found: Sequence[tuple[str, Artifact]]) -> Iterator[Block]:
     for name, artifact in found:
         manifest = artifact.manifest
         step = _file_step(artifact)
-        size = sum(one["bytes"] for one in manifest["files"] if one["path"].startswith(manifest["file"]))
+        size = sum(one["bytes"] for one in own_files(manifest))
         counts = manifest.get("operators")  # what a board built of a kit has none, nor rewrites: the kit has
         rows.append(
             (

@@ -9,7 +9,6 @@ Devices over SSH are in no list. A model is matched to a profile: an iPhone's by
 from __future__ import annotations
 
 import fnmatch
-import json
 import os
 import platform
 import re
@@ -23,8 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgesmith.errors import BackendMissing, DeviceFailed
+from edgesmith.errors import BackendMissing, DeviceFailed, Unreadable
 from edgesmith.profiles.device import all_devices
+from edgesmith.readers.documents import read_json
 
 TIMEOUT_S = 5.0
 """For each program; devicectl has its own limit too, and is given a little more."""
@@ -140,16 +140,18 @@ def iphones() -> list[Phone]:
         limit = ["--timeout", f"{TIMEOUT_S:.0f}"]
         said = _asked(["xcrun", "devicectl", "list", "devices", *limit, "--json-output", str(answer)], 2 * TIMEOUT_S)
         try:
-            listed = json.loads(answer.read_text(encoding="utf-8"))["result"]["devices"]
+            listed = read_json(answer, "list of devices")["result"]["devices"]
             return [phone for one in listed if (phone := _phone(one)) is not None]
-        except OSError as error:
+        except Unreadable as error:
+            if answer.is_file():
+                raise _NoAnswer(f"what devicectl lists is not understood: {error}") from error
             if "unable to find utility" in said:
                 raise BackendMissing(
                     "iPhones are reached by devicectl, which is not here: install Xcode 15 or later, and choose it with"
                     " sudo xcode-select -s /Applications/Xcode.app"
                 ) from error
             raise _NoAnswer(f"devicectl lists no devices: {_last(said)}") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise _NoAnswer(f"what devicectl lists is not understood ({type(error).__name__}: {error})") from error
 
 

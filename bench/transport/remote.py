@@ -20,6 +20,7 @@ for each connection, so that no output holds them.
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 import shlex
 import subprocess
@@ -31,7 +32,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from edgesmith.bench.transport.address import Address
-from edgesmith.bench.transport.process import Errors, give, started
+from edgesmith.bench.transport.process import LONGEST_LINE, Errors, give, limited, started
 from edgesmith.bench.transport.protocol import CommandFailed, CutOff, Heard, write_runner
 from edgesmith.errors import BackendMissing, DeviceFailed, EdgesmithError, OutputError
 
@@ -46,6 +47,16 @@ PAUSES_S = (1, 2, 4)
 
 CUT_S = 5
 """The time within which the end of a channel is known to be that of the connection."""
+
+ANSWER_S = 60
+"""The time that a device has to begin: to log in, to start a shell or Python."""
+
+COPIED_S = 600
+"""The time that it has to read a file through."""
+
+LARGEST_ANSWER = 1 << 20
+LARGEST_OUTPUT = 1 << 28
+"""Bytes of an answer, and of a command's output: a runner's samples are some megabytes."""
 
 CHUNK = 1 << 20
 NO_ROOM = ("No space left on device", "Disk quota exceeded", "File too large", "Read-only file system")
@@ -127,13 +138,15 @@ class Remote(ABC):
         self._start()
         python = self.python[0]
         try:
-            version = "".join(self.run([python, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]))
+            version = "".join(self.ask([python, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]))
         except CommandFailed as error:
             if error.code in (126, 127):  # of POSIX shells: cannot be executed, is not there
                 why = f"there is no {python} on {self.name}"
             else:
                 why = f"{python} on {self.name} does not start ({error.last_line})"
             raise BackendMissing(f"{why}: install Python 3.8 or later there, or name it with --python") from error
+        if not re.fullmatch(r"\d{1,3}\.\d{1,3}", version, re.ASCII):
+            raise DeviceFailed(f"{python} on {self.name} says that it is Python {version[:80]!r}, which is no version")
         if tuple(map(int, version.split("."))) < OLDEST_PYTHON:
             raise BackendMissing(
                 f"{python} on {self.name} is Python {version}, and 3.8 or later is needed: name another with --python"
@@ -210,11 +223,30 @@ class Remote(ABC):
             yield from session.lines()
             session.check()
 
+    def ask(self, command: Sequence[str], seconds: float = ANSWER_S) -> list[str]:
+        """Run a command there that answers soon and briefly. Raises DeviceFailed where it does not."""
+        with self._session(_quoted(command)) as session, limited(session.process, seconds) as late:
+            try:
+                session.give(b"")
+                lines = list(session.lines(LARGEST_ANSWER))
+                session.check()
+            except DeviceFailed as error:
+                if late.is_set():
+                    raise DeviceFailed(
+                        f"{self.name} did not answer within {seconds:g} s; look at what runs there"
+                    ) from error
+                raise
+        return lines
+
     def _send(self, file: Path, name: str) -> None:
         """Append to a file there what it lacks."""
         there = _quote(name)
         parent = _quote(str(PurePosixPath(name).parent))
-        (size,) = self._shell(f"mkdir -p {parent} && if [ -e {there} ]; then wc -c <{there}; else echo 0; fi")
+        size = "".join(
+            self._shell(f"mkdir -p {parent} && if [ -e {there} ]; then wc -c <{there}; else echo 0; fi")
+        ).strip()
+        if not re.fullmatch(r"\d{1,15}", size, re.ASCII):
+            raise DeviceFailed(f"{self.name} says of {name} that it has {size[:80]!r} bytes")
         if int(size) > file.stat().st_size:
             self._command(["rm", "-f", name])
             size = "0"
@@ -237,9 +269,11 @@ class Remote(ABC):
 
     def _look(self, name: str) -> tuple[int, str]:
         """Size and sha256 of a file there."""
-        (line,) = self.run([*self.python, "-c", DIGEST, name])
-        size, digest = line.split()
-        return int(size), digest
+        said = "\n".join(self.ask([*self.python, "-c", DIGEST, name], COPIED_S))
+        found = re.fullmatch(r"(\d{1,15}) ([0-9a-f]{64})", said, re.ASCII)
+        if found is None:
+            raise DeviceFailed(f"{self.name} says of {name} that it is {said[:80]!r}, which is no size and digest")
+        return int(found[1]), found[2]
 
     def _command(self, command: Sequence[str]) -> None:
         for _ in self.run(command):
@@ -264,7 +298,11 @@ class Remote(ABC):
         )
         with started(self._channel()) as process:
             give(process, f"{framed}\n".encode(), close=False)
-            yield _Session(process, self, heard)
+            with limited(process, ANSWER_S) as late:
+                session = _Session(process, self, heard)
+            if late.is_set():
+                raise DeviceFailed(f"{self.name} did not begin a command within {ANSWER_S} s; look at what runs there")
+            yield session
 
     def _start(self) -> None:
         """Connect and start a keeper, of `self.folder` where there is one. Raises what `_why` says."""
@@ -274,25 +312,32 @@ class Remote(ABC):
         self._keeper = self._stack.enter_context(started(self._connection()))
         self._errors = Errors(self._keeper)
         give(self._keeper, f"{NEWLINE} {line} {script}\n".encode(), close=False)
-        assert self._keeper.stdout is not None
-        for raw in self._keeper.stdout:
-            said = raw.decode(errors="replace").strip()
-            if said.startswith(SAYS):
-                folder = said.removeprefix(SAYS).strip()
-                if not folder:
-                    break
-                if self.folder and folder != self.folder:
-                    raise DeviceFailed(f"what was copied to {self.name} is gone; try again")
-                self.folder = folder
-                if self._is_kept:
-                    give(self._keeper, b"keep\n", close=False)
-                return
-        else:
+        folder = self._read_folder(self._keeper)
+        if folder is None:
             self._keeper.wait()
             raise self._why(self._errors.lines())
+        if folder:
+            if self.folder and folder != self.folder:
+                raise DeviceFailed(f"what was copied to {self.name} is gone; try again")
+            self.folder = folder
+            if self._is_kept:
+                give(self._keeper, b"keep\n", close=False)
+            return
         lines = self._errors.lines() or ["nobody said why"]
         why = _no_room(lines) or lines[-1]
         raise OutputError(f"no folder can be made on {self.name} ({why}): choose another place with --remote-tmp")
+
+    def _read_folder(self, keeper: subprocess.Popen[bytes]) -> str | None:
+        """Return the folder that a keeper says it has made, empty for none; None where it ended before."""
+        assert keeper.stdout is not None
+        with limited(keeper, ANSWER_S) as late:
+            while raw := keeper.stdout.readline(LONGEST_LINE):
+                said = raw.decode(errors="replace").strip()
+                if said.startswith(SAYS):
+                    return said.removeprefix(SAYS).strip()
+        if late.is_set():
+            raise DeviceFailed(f"{self.name} did not answer within {ANSWER_S} s of the login; look at what runs there")
+        return None
 
     def _reconnect(self, cut: CutOff) -> None:
         """Connect again after a cut, to the folder that is still there. Raises the cut where that cannot be done."""
@@ -346,23 +391,33 @@ class _Session:
 
     def __init__(self, process: subprocess.Popen[bytes], remote: Remote, heard: Heard | None) -> None:
         assert process.stdout is not None
-        self._process, self._remote, self._heard = process, remote, heard
+        self.process, self._remote, self._heard = process, remote, heard
         self._is_begun = self._is_whole = False
         self._errors = Errors(process, self._hear)
         self.output: IO[bytes] = process.stdout
-        while (line := self.output.readline()) and line.strip() != remote.begin.encode():
+        while (line := self.output.readline(LONGEST_LINE)) and line.strip() != remote.begin.encode():
             pass
 
     def give(self, text: bytes, close: bool = True) -> bool:
         """Write to its stdin. Returns whether it still reads."""
-        give(self._process, text, close)
-        assert self._process.stdin is not None
-        return not self._process.stdin.closed
+        give(self.process, text, close)
+        assert self.process.stdin is not None
+        return not self.process.stdin.closed
 
-    def lines(self) -> Iterator[str]:
-        """Yield the lines that it writes to stdout; half a line that was cut off is none."""
+    def lines(self, most: int = LARGEST_OUTPUT) -> Iterator[str]:
+        """Yield the lines that it writes to stdout; half a line that was cut off is none.
+
+        Raises:
+            DeviceFailed: they have more bytes than `most`.
+        """
         end = self._remote.end.encode()
-        for raw in self.output:
+        left = most
+        while raw := self.output.readline(left + 1):
+            left -= len(raw)
+            if left < 0:
+                raise DeviceFailed(
+                    f"{self._remote.name} wrote more than {most / 1e6:.1f} MB where that was not expected"
+                )
             self._is_whole = raw.endswith(end)
             line = raw.removesuffix(end)
             if line.endswith(b"\n") or (self._is_whole and line):
@@ -371,12 +426,18 @@ class _Session:
     def check(self) -> None:
         """Raise CommandFailed or CutOff, unless it ended with 0."""
         if not self._is_whole:
-            self._is_whole = self.output.read().endswith(self._remote.end.encode())
-        self._process.wait()
+            rest = b""
+            while chunk := self.output.read(CHUNK):
+                rest = (rest + chunk)[-len(self._remote.end) :]
+            self._is_whole = rest.endswith(self._remote.end.encode())
+        self.process.wait()
         lines, end = self._errors.lines(), self._remote.end
         if not self._is_whole or not lines or not lines[-1].startswith(end):
             raise self._remote._cut(lines)
-        code = int(lines[-1].split()[1])
+        said = lines[-1].removeprefix(end).strip()
+        if not re.fullmatch(r"\d{1,3}", said, re.ASCII):
+            raise DeviceFailed(f"{self._remote.name} says that a command ended with {said[:80]!r}")
+        code = int(said)
         if code != 0:
             begin = lines.index(self._remote.begin) + 1 if self._remote.begin in lines else 0
             raise CommandFailed(code, "\n".join(lines[begin:-1]).rstrip("\n"))

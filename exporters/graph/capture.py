@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import re
-import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
+from torch.fx.graph import CodeGen
 
-from edgesmith.errors import BadInput, Unsupported
+from edgesmith.errors import BadInput, EdgesmithWarning, Unsupported
 from edgesmith.exporters import decompositions
 from edgesmith.exporters.graph.edit import Emitter, fork, operator_name, site, stand_for, tidy
+from edgesmith.exporters.graph.mending import mended, silenced
+from edgesmith.exporters.graph.refusals import refuse_capture, refuse_running
 from edgesmith.exporters.graph.repeat import random_operator, refuse_unrepeatable
+from edgesmith.exporters.graph.signature import Bound, Results, own, read_results
 from edgesmith.exporters.graph.state import State, kept_state
 from edgesmith.exporters.graph.subgraphs import any_operator, inline_subgraphs, refuse_casts
+from edgesmith.exporters.graph.unwrap import unwrapped
 from edgesmith.kernels.op import all_ops
 
 
@@ -56,11 +58,12 @@ def capture(
     """Capture a model in eval mode. The model itself is left as it was, with all its state.
 
     Args:
-        model: any module that torch.export accepts.
+        model: any module that torch.export accepts; one that does not take tensors alone as it was bound to them, see
+            signature.py.
         inputs: example tensors, [B, ...] each. With `dynamic_batch`, B must be 2 or more: torch.export would take a
             batch of 1 for a constant.
         input_names: default: the names of the parameters of `forward`.
-        output_names: default: `output`, or `output_0`, `output_1` ...
+        output_names: default: the keys of what the model returns; of what has none `output`, or `output_0` ...
 
     Raises:
         BadInput: inputs that the model's own code rejects.
@@ -68,17 +71,19 @@ def capture(
     """
     inputs = tuple(x.detach().clone() for x in inputs)
     _check(model, inputs, dynamic_batch)
-    outputs = run_eager(model, inputs)
+    returned = _run(model, inputs)
     leaves_caches = _refuse_unrepeatable(model, inputs, dynamic_batch)
     with evaluating(model):
         if leaves_caches:  # built before torch.export looks, they are constants to it
             model(*(x.clone() for x in inputs))
-        graph = _export(model, inputs, dynamic_batch)
+        with _returning_tensors(own(model), returned):
+            graph = _export(model, inputs, dynamic_batch)
     if input_names is None:
         input_names = [n.name for n in graph.graph.nodes if n.op == "placeholder"]
     if output_names is None:
-        stem = "result" if any(name.startswith("output") for name in input_names) else "output"
-        output_names = [stem] if len(outputs) == 1 else [f"{stem}_{i}" for i in range(len(outputs))]
+        output_names = returned.names(input_names)
+    if returned.left_out:
+        warnings.warn(_describe_left_out(returned), LeftOut, stacklevel=2)
     return Program(graph, inputs, tuple(input_names), tuple(output_names), dynamic_batch)
 
 
@@ -89,7 +94,7 @@ def evaluating(model: nn.Module, weights: bool = False) -> Iterator[State]:
     Args:
         weights: keep its parameters' values too.
     """
-    with kept_state(model, weights) as state:
+    with unwrapped(model), kept_state(model, weights) as state:
         model.eval()
         with torch.no_grad():
             yield state
@@ -99,16 +104,49 @@ def run_eager(model: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
     """A model's own outputs in eval mode, flat. Inputs and the model's state are afterwards what they were.
 
     Raises:
-        BadInput: the model does not run on such inputs, or returns something else than real tensors.
+        BadInput: the model does not run on such inputs, or returns no tensor, or complex ones.
     """
+    return _run(model, inputs).tensors
+
+
+def _run(model: nn.Module, inputs: Sequence[Tensor]) -> Results:
+    """Return a model's own outputs with their names. Raises what `run_eager` does."""
     with evaluating(model):
         try:
             outputs = model(*(x.clone() for x in inputs))
         except Exception as error:
-            shapes = ", ".join(str(list(x.shape)) for x in inputs)
-            raise BadInput(f"the model does not run on inputs of shape {shapes}: {_first_line(error)}") from error
+            raise refuse_running(model, inputs, error) from error
+        results = read_results(outputs)
+        _check_outputs(outputs, results.tensors)
         # What lies in a buffer, or in an attribute, is about to be put back.
-        return [y.clone() for y in _flat(outputs)]
+        return replace(results, tensors=[y.clone() for y in results.tensors])
+
+
+class LeftOut(EdgesmithWarning):
+    """A model returns something that is no tensor."""
+
+
+def _describe_left_out(results: Results) -> str:
+    """Return, in a sentence, what no file can return."""
+    found = ", ".join(f"{name} ({_describe_value(value)})" for name, value in results.left_out.items())
+    return f"the model also returns what is no tensor, which the file leaves out: {found}"
+
+
+def _describe_value(value: Any) -> str:
+    return repr(value)[:40] if isinstance(value, bool | int | float | str) else type(value).__name__
+
+
+@contextlib.contextmanager
+def _returning_tensors(model: nn.Module, results: Results) -> Iterator[None]:
+    """Let a model return its tensors alone, as a list, where it returns more than a plain sequence of them."""
+    if results.is_flat:
+        yield
+        return
+    hook = model.register_forward_hook(lambda _, __, returned: read_results(returned).tensors)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _refuse_unrepeatable(model: nn.Module, inputs: Sequence[Tensor], dynamic_batch: bool) -> bool:
@@ -239,11 +277,15 @@ _HANDING_ON = frozenset(
 def run(program: Program, inputs: Sequence[Tensor]) -> list[Tensor]:
     """Run a program's graph; its outputs in the order of `output_names`."""
     with torch.no_grad():
-        return _flat(program.module(*inputs))
+        outputs = program.module(*inputs)
+    tensors = read_results(outputs).tensors
+    _check_outputs(outputs, tensors)
+    return tensors
 
 
 def _check(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) -> None:
     """Answer in one sentence what torch would answer in a page."""
+    model = own(model)
     tensors = (*inputs, *model.parameters(), *model.buffers())
     if any(nn.parameter.is_lazy(tensor) for tensor in tensors):
         raise BadInput("the model has lazy parameters without a shape; run it once before exporting it")
@@ -251,9 +293,26 @@ def _check(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) ->
         raise BadInput("the model computes in bfloat16, which no target here takes; convert it with .float()")
     if any(x.is_complex() for x in inputs):
         raise BadInput("the model takes complex numbers, which no target here has; give it both halves as tensors")
+    _check_storage(model, inputs)
     _refuse_reserved_names(model)
     if dynamic_batch and any(x.dim() and x.shape[0] < 2 for x in inputs):
         raise BadInput("a dynamic batch needs example inputs with a batch of 2 or more")
+
+
+def _check_storage(model: nn.Module, inputs: Sequence[Tensor]) -> None:
+    """Refuse tensors without values, on other devices, or sparse ones."""
+    held = [*model.named_parameters(), *model.named_buffers()]
+    named = [*((f"the input {i}", x) for i, x in enumerate(inputs)), *((f"the weight {name}", x) for name, x in held)]
+    for name, tensor in named:
+        if tensor.is_meta:
+            raise BadInput(
+                f"{name} is on the meta device and has no values; build the model on the CPU, or load its weights into"
+                " it with assign=True"
+            )
+        if tensor.device.type != "cpu":
+            raise BadInput(f"{name} is on {tensor.device}; move the model and its inputs with .cpu()")
+        if tensor.layout != torch.strided:
+            raise BadInput(f"{name} is sparse ({tensor.layout}), which no file holds; give it dense, with .to_dense()")
 
 
 def _refuse_reserved_names(model: nn.Module) -> None:
@@ -279,9 +338,14 @@ def _export(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) -
         )
     graph = program.module(check_guards=False)
     assert isinstance(graph, GraphModule)
+    if isinstance(model, Bound):
+        graph = _take_tensors_alone(graph, model.takes)
     inline_subgraphs(graph)
     for node in list(graph.graph.nodes):  # torch's own checks of what `val` says of each value
         if node.target is torch.ops.aten._assert_tensor_metadata.default:
+            graph.graph.erase_node(node)
+    for node in reversed(graph.graph.nodes):  # which raised, and the model's own code went on without it
+        if not node.users and node.meta.get("val") is None and _returns(node):
             graph.graph.erase_node(node)
     for node in list(graph.graph.nodes):  # a norm by its batch's own statistics: it updates the running ones, unread
         if node.target is torch.ops.aten.batch_norm.default and node.args[5]:
@@ -294,51 +358,56 @@ def _export(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) -
     return graph
 
 
+def _take_tensors_alone(graph: GraphModule, takes: Sequence[bool]) -> GraphModule:
+    """Drop the inputs that are no tensors, whose values are in the graph, and take tensors one by one."""
+    placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    for node, is_tensor in zip(placeholders, takes, strict=True):
+        if not is_tensor:
+            graph.graph.erase_node(node)
+    graph.graph.set_codegen(CodeGen())
+    return GraphModule(graph, graph.graph)  # without the hook that asks for the arguments as they were nested
+
+
 def _exported(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) -> ExportedProgram:
     try:
-        with _without_torchs_own_warnings():
+        with _without_torchs_own_warnings(), mended(), torch.compiler.set_stance("default"):  # torch.cond compiles
             shapes = _dynamic_shapes(model, inputs) if dynamic_batch else None
-            program = torch.export.export(model, inputs, dynamic_shapes=shapes)
+            args, kwargs = model.fill(inputs) if isinstance(model, Bound) else (inputs, {})
+            program = torch.export.export(own(model), args, kwargs, dynamic_shapes=shapes)
             refuse_casts(program.graph_module)
-            if any_operator(program.graph_module, _mutates):  # foreign models: relu_, add_ ...
+            if any_operator(program.graph_module, _is_to_be_traced_again):  # foreign models: relu_, add_, vmap ...
                 program = program.run_decompositions({})
     except Unsupported:
         raise
     except Exception as error:
-        raise Unsupported(
-            f"torch.export cannot capture {type(model).__name__}: {_reason(error)}."
-            " Rewrite that line with static shapes and without data-dependent control flow; --debug shows the trace."
-        ) from error
+        raise refuse_capture(model, error) from error
     return program
-
-
-def _reason(error: BaseException) -> str:
-    """Return why a capture failed and at which line of the model, in our words: torch's are about its own tracing."""
-    kinds = " ".join(kind.__name__ for kind in type(error).__mro__)
-    by_value = re.search(r"DataDependent|DynamicOutputShape|UserError", kinds) or "data-dependent" in str(error)
-    what = "a shape or a branch depends on values of tensors" if by_value else "an exception is raised"
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames if _is_foreign(frame.filename)]
-    return f"{what} at {own[-1]}" if own else what
-
-
-def _is_foreign(file: str) -> bool:
-    """Return whether a source file is neither torch's nor edgesmith's, so that it is the model's."""
-    folders = (Path(torch.__file__).parent, Path(decompositions.__file__).parents[1])
-    return not file.startswith("<") and not any(Path(file).is_relative_to(folder) for folder in folders)
 
 
 @contextlib.contextmanager
 def _without_torchs_own_warnings() -> Iterator[None]:
     """torch.export warns of renamings inside torch that its callers can do nothing about."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), silenced():
         warnings.simplefilter("ignore", category=UserWarning)
         warnings.simplefilter("ignore", category=FutureWarning)
         yield
 
 
-def _dynamic_shapes(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
+def _dynamic_shapes(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any, ...] | dict[str, Any]:
     """A free first axis for every input, nested as torch.export wants it: those for *args in a tuple of their own."""
+    if isinstance(model, Bound):
+        args, kwargs = model.fill(inputs)
+        known = inspect.signature(model.model.forward).parameters
+        if strange := [name for name in kwargs if name not in known]:  # torch.export does not find their axes
+            raise BadInput(
+                f"a dynamic batch of {strange[0]!r} needs a parameter of that name; name it in forward, which takes it"
+                " as one of any keyword arguments, or leave --dynamic-batch out"
+            )
+        free = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]  # torch's has no annotations
+        for x in inputs:
+            if x.dim():
+                free[x] = {0: Dim("batch", min=1)}
+        return dict(free.dynamic_shapes(model.model, args, kwargs))  # type: ignore[no-untyped-call]  # as above
     axes = [{0: Dim("batch", min=1)} if x.dim() else None for x in inputs]
     kinds = [p.kind for p in inspect.signature(model.forward).parameters.values()]
     if inspect.Parameter.VAR_POSITIONAL not in kinds:
@@ -347,23 +416,24 @@ def _dynamic_shapes(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any, 
     return (*axes[:named], tuple(axes[named:]))
 
 
+def _is_to_be_traced_again(node: torch.fx.Node) -> bool:
+    """Return whether an operator writes to its argument, or stands for a nesting of vmap, which runs in no graph."""
+    return _mutates(node) or getattr(node.target, "__module__", "").startswith("torch._functorch")
+
+
+def _returns(node: torch.fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and bool(node.target._schema.returns)
+
+
 def _mutates(node: torch.fx.Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and bool(node.target._schema.is_mutable)
 
 
-def _flat(outputs: Any) -> list[Tensor]:
-    leaves = torch.utils._pytree.tree_leaves(outputs)
-    if not leaves or not all(isinstance(leaf, Tensor) for leaf in leaves):
+def _check_outputs(outputs: Any, tensors: Sequence[Tensor]) -> None:
+    if not tensors:
         raise BadInput(
             f"the model must return a tensor or a nest of tensors, got {type(outputs).__name__};"
             " wrap it in a module that returns tensors"
         )
-    if any(leaf.is_complex() for leaf in leaves):
+    if any(leaf.is_complex() for leaf in tensors):
         raise BadInput("the model returns complex numbers, which no target here has; return torch.view_as_real(...)")
-    return leaves
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    line = next((part.strip() for part in text if part.strip()), type(error).__name__)
-    return line if line.endswith((".", "!", "?")) else line + "."

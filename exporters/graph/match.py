@@ -14,7 +14,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.fx import Graph, Node
@@ -23,18 +23,30 @@ from torch.utils._pytree import tree_leaves
 from edgesmith.exporters.graph.edit import COMMUTATIVE, arguments, operator_name, site
 
 
+class Mismatch(NamedTuple):
+    """A difference between a pattern and a graph.
+
+    Attributes:
+        sentence: the reference's and the graph's.
+        node: of the graph, where it is; None where that cannot be said.
+    """
+
+    sentence: str
+    node: Node | None
+
+
 @dataclass(frozen=True)
 class Comparison:
     """The outcome of comparing a pattern with the graph at one anchor.
 
     Attributes:
         bound: pattern node to graph node, placeholders included.
-        mismatches: a sentence each, outputs first; empty for a match.
+        mismatches: outputs first; empty for a match.
         total: operators in the pattern.
     """
 
     bound: dict[Node, Node] = field(default_factory=dict)
-    mismatches: tuple[str, ...] = ()
+    mismatches: tuple[Mismatch, ...] = ()
     total: int = 0
 
     @property
@@ -143,43 +155,49 @@ def _differences(
 _Bound = dict[Node, Node]
 
 
-def _compare_values(p: object, g: object, bound: _Bound, literals: bool) -> tuple[_Bound, list[str]]:
+def _differ(p: object, g: object, node: Node | None = None) -> list[Mismatch]:
+    return [Mismatch(f"the reference has {p} where the graph has {g}", node)]
+
+
+def _compare_values(p: object, g: object, bound: _Bound, literals: bool) -> tuple[_Bound, list[Mismatch]]:
     if isinstance(p, Node):
         return _compare_nodes(p, g, bound, literals)
     if isinstance(g, Node):
-        return bound, [f"the reference has {p!r} where the graph has {g.name}"]
+        return bound, _differ(repr(p), g.name, g)
     if isinstance(p, list | tuple) and isinstance(g, list | tuple):
         if literals and not any(isinstance(value, Node) for value in (*p, *g)):
-            return bound, [] if list(p) == list(g) else [f"the reference has {list(p)} where the graph has {list(g)}"]
+            return bound, [] if list(p) == list(g) else _differ(list(p), list(g))
         if len(p) != len(g):
-            return bound, [f"the reference has {list(p)} where the graph has {list(g)}"] if literals else []
-        found: list[str] = []
+            return bound, _differ(list(p), list(g)) if literals else []
+        found: list[Mismatch] = []
         for a, b in zip(p, g, strict=True):
             bound, mismatches = _compare_values(a, b, bound, literals)
             found += mismatches
         return bound, found
     if (p is None) != (g is None):
-        return bound, [f"the reference has {p!r} where the graph has {g!r}"]
+        return bound, _differ(repr(p), repr(g))
     if literals and p != g:
-        return bound, [f"the reference has {p!r} where the graph has {g!r}"]
+        return bound, _differ(repr(p), repr(g))
     return bound, []
 
 
-def _compare_nodes(p: Node, g: object, bound: _Bound, literals: bool) -> tuple[_Bound, list[str]]:
+def _compare_nodes(p: Node, g: object, bound: _Bound, literals: bool) -> tuple[_Bound, list[Mismatch]]:
     if p in bound:
         if bound[p] is g:
             return bound, []
-        return bound, [f"the reference reads {bound[p].name} where the graph reads {getattr(g, 'name', g)}"]
+        read = g if isinstance(g, Node) else None
+        sentence = f"the reference reads {bound[p].name} where the graph reads {getattr(g, 'name', g)}"
+        return bound, [Mismatch(sentence, read)]
     if not isinstance(g, Node):
-        return bound, [f"the reference has {p.name} where the graph has {g!r}"]
+        return bound, _differ(p.name, repr(g))
     if p.op == "placeholder":
         return {**bound, p: g}, []
     if g.op != "call_function" or g.target is not p.target:
         found = operator_name(g) if g.op == "call_function" else f"{g.op} {g.target}"
-        mismatch = f"at {site(g)}: the reference has {operator_name(p)} where the graph has {found}"
+        sentence = f"at {site(g)}: the reference has {operator_name(p)} where the graph has {found}"
         for a, b in zip(p.all_input_nodes, g.all_input_nodes, strict=False):  # how much alike is it below?
             bound, _ = _compare_nodes(a, b, bound, literals)
-        return bound, [mismatch]
+        return bound, [Mismatch(sentence, g)]
     bound = {**bound, p: g}
     args, others = arguments(p), arguments(g)
     orders = [others]
@@ -191,8 +209,8 @@ def _compare_nodes(p: Node, g: object, bound: _Bound, literals: bool) -> tuple[_
 
 def _compare_arguments(
     p: Node, g: Node, args: tuple[object, ...], others: tuple[object, ...], bound: _Bound, literals: bool
-) -> tuple[_Bound, list[str]]:
-    found: list[str] = []
+) -> tuple[_Bound, list[Mismatch]]:
+    found: list[Mismatch] = []
     names = [a.name for a in p.target._schema.arguments] if isinstance(p.target, torch._ops.OpOverload) else []
     for i, (a, b) in enumerate(zip(args, others, strict=True)):
         part_of_tuple = p.target is operator.getitem and not isinstance(a, Node)  # which never depends on shapes
@@ -200,5 +218,5 @@ def _compare_arguments(
         values = [leaf for leaf in tree_leaves((a, b)) if isinstance(leaf, Node)]  # which name their own position
         here = (not values or isinstance(a, Node) != isinstance(b, Node)) and i < len(names)
         label = f"at {site(g)}: {operator_name(p)}'s {names[i]}: " if here else ""
-        found += [label + mismatch for mismatch in mismatches]
+        found += [Mismatch(label + sentence, node or g) for sentence, node in mismatches]
     return bound, found

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node
-from torch.utils._pytree import tree_leaves
 
 from edgesmith.errors import Unsupported
+from edgesmith.exporters.graph.blame import line_of_attribute, line_of_node
 from edgesmith.exporters.graph.edit import operator_name
+from edgesmith.exporters.graph.signature import named_leaves, own
 from edgesmith.exporters.graph.state import State
 
 WAY_OUT = "a file keeps no state: hand it in and out, as an input and an output, or reset it at the start of forward"
@@ -46,7 +47,7 @@ def refuse_unrepeatable(model: nn.Module, inputs: Sequence[Tensor], state: State
     except Exception as error:
         raise Unsupported(
             "the model is random or stateful: it does not run on its own example a second time"
-            f"{_left_in(moved)}; {WAY_OUT}"
+            f"{_left_in(model, moved)}; {WAY_OUT}"
         ) from error
     if difference is None and moved:
         difference = _seen_by_another(model, inputs, state)
@@ -65,8 +66,8 @@ def refuse_unrepeatable(model: nn.Module, inputs: Sequence[Tensor], state: State
             f" input, and nothing in the module has changed, so it reads something outside of it; {WAY_OUT}"
         )
     raise Unsupported(
-        f"the model is random or stateful: its output differs by {difference:.2g} after another run{_left_in(moved)};"
-        f" {WAY_OUT}"
+        f"the model is random or stateful: its output differs by {difference:.2g} after another run"
+        f"{_left_in(model, moved)}; {WAY_OUT}"
     )
 
 
@@ -74,15 +75,14 @@ def random_operator(graph: Graph) -> str | None:
     """Return, in a sentence, which operator of a captured graph draws random numbers; None where none does."""
     node = next((node for node in graph.nodes if node.users and _draws(node)), None)
     return node and (
-        f"the model is random or stateful: {operator_name(node)}{_line_of(node)} gives another result at every run; a"
+        f"the model is random or stateful: {operator_name(node)}{_at(node)} gives another result at every run; a"
         " file gives the same output every time, so take it out of forward, or make what it draws an input"
     )
 
 
 def _run(model: nn.Module, inputs: Sequence[Tensor]) -> list[Any]:
-    return [
-        x.detach().clone() if isinstance(x, Tensor) else x for x in tree_leaves(model(*(x.clone() for x in inputs)))
-    ]
+    leaves = [leaf for _, leaf in named_leaves(model(*(x.clone() for x in inputs)))]
+    return [x.detach().clone() if isinstance(x, Tensor) else x for x in leaves]
 
 
 def _seen_by_another(model: nn.Module, inputs: Sequence[Tensor], state: State) -> float | None:
@@ -128,10 +128,13 @@ def _differ(first: Sequence[Any], second: Sequence[Any]) -> float | None:
     return worst or None
 
 
-def _left_in(moved: Sequence[str]) -> str:
+def _left_in(model: nn.Module, moved: Sequence[str]) -> str:
     if not moved:
         return ""
-    return f", and the first one has changed {moved[0]}" + (f" ({len(moved) - 1} more)" if len(moved) > 1 else "")
+    line = line_of_attribute(own(model), moved[0])
+    at = f", at {line}" if line else ""
+    more = f" ({len(moved) - 1} more)" if len(moved) > 1 else ""
+    return f", and the first one has changed {moved[0]}{at}{more}"
 
 
 def _draws(node: Node) -> bool:
@@ -145,12 +148,7 @@ def _draws(node: Node) -> bool:
     return given.get("train", given.get("training")) is not False and given.get("dropout_p") != 0
 
 
-def _line_of(node: Node) -> str:
+def _at(node: Node) -> str:
     """Return where an operator stands in the source, with its line; empty where that is not known."""
-    lines = [line.strip() for line in str(node.meta.get("stack_trace") or "").strip().splitlines()]
-    files = [i for i, line in enumerate(lines) if line.startswith("File ")]
-    if not files:
-        return ""
-    where = lines[files[-1]].split(", in ")[0].removeprefix("File ").replace('"', "").replace(", line ", ":")
-    code = lines[files[-1] + 1] if files[-1] + 1 < len(lines) else ""
-    return f" at {where}" + (f" ({code})" if code else "")
+    line = line_of_node(node)
+    return f" at {line}" if line else ""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import operator
 import random
 import sys
 import types
@@ -23,6 +24,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from edgesmith.exporters.graph.signature import own
 
 REGISTERED = {"_parameters": "parameter", "_buffers": "buffer", "_modules": "submodule"}
 """Dictionaries of torch.nn.Module whose entries are attributes to whoever reads them, and what an entry is called."""
@@ -112,7 +115,7 @@ def kept_generators() -> Iterator[None]:
 def read_state(model: nn.Module, weights: bool = False) -> State:
     """Return a module's state, with `weights` also its parameters' values."""
     state, seen = State(generators=_generators()), set[int]()
-    for path, module in model.named_modules():
+    for path, module in own(model).named_modules():
         owner = f" of {path}" if path else " of the model"
         _read_module(module, owner, weights, state, seen)
     return state
@@ -141,6 +144,8 @@ def _read_module(module: nn.Module, owner: str, weights: bool, state: State, see
             if isinstance(value, Tensor) and (weights or kind != "_parameters"):
                 _read_tensor(f"the {what} {name}{owner}", value, state)
     for name, value in attributes.items():
+        if value is None or isinstance(value, OPAQUE):  # nearly all, of which no words are made
+            continue
         if name not in REGISTERED and not name.endswith("_hooks") and not name.startswith("_forward_"):
             _read(f"the attribute {name}{owner}", value, state, seen)
 
@@ -189,7 +194,7 @@ def _put_back(holder: _Holder) -> None:
     elif isinstance(held, torch.Generator):
         held.set_state(contents)
     elif isinstance(held, dict):
-        if list(held) != list(contents) or any(held[key] is not value for key, value in contents.items()):
+        if list(held) != list(contents) or not all(map(operator.is_, held.values(), contents.values())):
             held.clear()
             held.update(contents)
     elif isinstance(held, set):
@@ -238,6 +243,10 @@ def _is_same(a: Any, b: Any) -> bool:
 
 
 def _is_equal(a: Tensor, b: Tensor) -> bool:
-    if a.shape != b.shape or a.dtype != b.dtype:
+    if a.shape != b.shape or a.dtype != b.dtype or a.layout != b.layout or a.device != b.device:
         return False
-    return bool(((a == b) | ((a != a) & (b != b))).all())  # NaN where NaN was
+    if a.layout != torch.strided:  # torch compares few of these
+        a, b = a.to_dense(), b.to_dense()
+    if a.is_meta:
+        return True
+    return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())  # NaN where NaN was

@@ -271,6 +271,9 @@ class Evaluator:
             raise BadInput(
                 f"{name} has the shape {list(value.shape)}, and {self._label} takes {_words(declared.shape)}"
             )
+        shape = tuple(value.shape) if image is None else tuple(value.shape[-2:])
+        if feature is not None and not feature.allows(shape):
+            raise BadInput(f"{name} has the shape {list(shape)}, and {self._label} takes {feature.allowed}")
         own = carrier(declared.dtype)
         if value.is_floating_point() and not own.is_floating_point:
             raise BadInput(f"{name} is {value.dtype}, and {self._label} takes {declared.dtype}; round it first")

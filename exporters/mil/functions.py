@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edgesmith.exporters.mil.program import BLOB, Block, Constant, MlProgram, Stored, quiet, walk_all
+from edgesmith.readers.messages import parse_message
 
 SPECIFICATION = Path("Data/com.apple.CoreML/model.mlmodel")
 WEIGHTS = "weights/weight.bin"
@@ -27,8 +28,7 @@ def read_specification(package: Path) -> Any:
         from coremltools.proto import Model_pb2
 
     model = Model_pb2.Model()
-    model.ParseFromString((package / SPECIFICATION).read_bytes())
-    return model
+    return parse_message(package / SPECIFICATION, model, "Core ML model")
 
 
 def join(packages: Mapping[str, Path], package: Path) -> Any:

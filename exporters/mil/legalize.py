@@ -17,7 +17,6 @@ Other findings are left, as what would legalize them has a price of its own; doc
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +27,7 @@ from edgesmith.exporters.mil.program import MlProgram
 from edgesmith.exporters.mil.rules import MASK
 from edgesmith.exporters.precision.large_constants import SHARE, find_reach
 from edgesmith.exporters.precision.policy import HALF_MAX
+from edgesmith.readers.documents import read_json
 
 LEGALIZED = "edgesmith.mended"
 """User-defined metadata: a JSON list of what the lowering has changed, as `Legalization`. The key is of packages that
@@ -72,7 +72,7 @@ class Legalization:
 def legalizations_of(program: MlProgram) -> tuple[Legalization, ...]:
     """Return what a package says was legalized; nothing where somebody else's entry has that name."""
     try:
-        listed = json.loads(program.metadata.get(LEGALIZED, "[]"))
+        listed = read_json(program.metadata.get(LEGALIZED, "[]"), "list of what was legalized")
         return tuple(Legalization(one["rule"], one["name"], one["change"]) for one in listed)
     except (ValueError, KeyError, TypeError):
         return ()

@@ -19,14 +19,13 @@ padded at the end. (The layout is MILBlob's StorageFormat; each type was checked
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
 import mmap
 import struct
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +33,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgesmith.errors import BackendMissing, BadInput, Unsupported
+from edgesmith.errors import BackendMissing, BadInput, Unreadable, Unsupported
 from edgesmith.exporters.mil.carriers import carrier
+from edgesmith.paths import path_listed
+from edgesmith.readers.documents import read_json
+from edgesmith.readers.messages import parse_message
 
 
 @dataclass(frozen=True)
@@ -193,6 +195,8 @@ class Feature:
         image: what an image has to be like.
         optional: whether a call may leave the input out; `default` then fills it.
         flexible: "range" or "enumerated" where a call may choose other shapes, None where it may not.
+        ranges: of a range, the least and the greatest size of each axis, None for any.
+        listed: of an enumeration, the shapes.
     """
 
     name: str
@@ -202,6 +206,25 @@ class Feature:
     optional: bool = False
     default: float | int = 0
     flexible: str | None = None
+    ranges: tuple[tuple[int, int | None], ...] = ()
+    listed: tuple[tuple[int, ...], ...] = ()
+
+    def allows(self, shape: tuple[int, ...]) -> bool:
+        """Return whether the package takes a shape; an image's is that of its pixels, [H, W]."""
+        if self.listed:
+            return shape in self.listed
+        if len(shape) != len(self.ranges):
+            return not self.ranges
+        pairs = zip(shape, self.ranges, strict=True)
+        return all(low <= size and (high is None or size <= high) for size, (low, high) in pairs)
+
+    @property
+    def allowed(self) -> str:
+        """The shapes that the package takes, in words."""
+        if self.listed:
+            return " or ".join(str(list(shape)) for shape in self.listed)
+        ends = (str(low) if low == high else f"{low} to {high or 'any'}" for low, high in self.ranges)
+        return f"[{', '.join(ends)}]"
 
 
 @dataclass(frozen=True)
@@ -222,7 +245,7 @@ class MlProgram:
     Attributes:
         functions: by name; a package of one function calls it `main`.
         interfaces: each function's inputs, outputs and states as the package describes them.
-        default: the function that runs when none is named.
+        default: the function that runs when none is named; empty of a pipeline, whose parts are `part_0`, `part_1` ...
         specification: the specification's version: 6 is iOS 15, 9 is iOS 18.
         metadata: what the maker wrote: `shortDescription`, `versionString` and user-defined entries.
     """
@@ -240,6 +263,8 @@ class MlProgram:
 
     def function(self, name: str | None = None) -> Function:
         """A function by name, or the default one. Raises BadInput, which lists them."""
+        if name is None and not self.default:
+            raise BadInput(f"{self.path.name} is a pipeline of {', '.join(self.functions)}, and one program is wanted")
         wanted = self.default if name is None else name
         if wanted not in self.functions:
             raise BadInput(f"{self.path.name} has no function {wanted!r}. There are {', '.join(self.functions)}")
@@ -338,6 +363,8 @@ def load(path: str | Path) -> MlProgram:
     specification = _specification(path)
     model = _model(specification, path)
     kind = model.WhichOneof("Type")
+    if kind in _PIPELINES:
+        return _pipeline(path, specification, model)
     if kind != "mlProgram":
         raise Unsupported(
             f"{path.name} holds a {kind or 'model of no type'} and no ML Program; convert the model anew"
@@ -354,6 +381,32 @@ def load(path: str | Path) -> MlProgram:
     return MlProgram(path, functions, interfaces, default, model.specificationVersion, _metadata(model))
 
 
+_PIPELINES = ("pipeline", "pipelineClassifier", "pipelineRegressor")
+
+
+def _pipeline(path: Path, specification: Path, model: Any) -> MlProgram:
+    """Return the ML Programs among the parts of a pipeline. Raises Unsupported where there are none."""
+    kind = model.WhichOneof("Type")
+    parts = model.pipeline.models if kind == "pipeline" else getattr(model, kind).pipeline.models
+    functions: dict[str, Function] = {}
+    interfaces: dict[str, Interface] = {}
+    for i, part in enumerate(parts):
+        if part.WhichOneof("Type") != "mlProgram":
+            continue  # such as a scaler, or what makes labels of numbers
+        reader = _Reader(path, specification.parent, part)
+        own = {name: reader.function(name, one) for name, one in sorted(part.mlProgram.functions.items())}
+        for name, interface in _interfaces(part.description, own).items():
+            called = f"part_{i}" if len(own) == 1 else f"part_{i}.{name}"
+            functions[called], interfaces[called] = replace(own[name], name=called), interface
+    if not functions:
+        kinds = ", ".join(sorted({part.WhichOneof("Type") or "model of no type" for part in parts})) or "nothing"
+        raise Unsupported(
+            f"{path.name} is a pipeline of {kinds} and no ML Program; convert its parts anew with"
+            ' convert_to="mlprogram"'
+        )
+    return MlProgram(path, functions, interfaces, "", model.specificationVersion, _metadata(model))
+
+
 def _specification(path: Path) -> Path:
     """Return the path of a package's model. Raises BadInput."""
     if not path.exists():
@@ -361,16 +414,16 @@ def _specification(path: Path) -> Path:
     if path.is_file():
         return path
     manifest = path / "Manifest.json"
+    if not manifest.is_file():
+        raise BadInput(f"{path.name} has no Manifest.json, so it is no complete .mlpackage; export it anew")
     try:
-        content = json.loads(manifest.read_text(encoding="utf-8"))
+        content = read_json(manifest, "package's manifest", advice="export the package anew")
         entry = content["itemInfoEntries"][content["rootModelIdentifier"]]["path"]
-    except FileNotFoundError:
-        raise BadInput(f"{path.name} has no Manifest.json, so it is no complete .mlpackage; export it anew") from None
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (KeyError, TypeError) as error:
         raise BadInput(
             f"the Manifest.json of {path.name} names no model ({error!r}); export the package anew"
         ) from error
-    found = path / "Data" / str(entry)
+    found = path_listed(path / "Data", str(entry))
     if not found.is_file():
         raise BadInput(f"{path.name} names {entry} as its model, and has no such file; export the package anew")
     return found
@@ -384,12 +437,7 @@ def _model(path: Path, package: Path) -> Any:
             raise BackendMissing(
                 "reading Core ML packages takes coremltools; install it with: pip install 'edgesmith[coreml]'"
             ) from error
-    model = Model_pb2.Model()
-    try:
-        model.ParseFromString(path.read_bytes())
-    except Exception as error:  # protobuf's own DecodeError, which depends on its implementation
-        raise BadInput(f"the model in {package.name} cannot be read ({error}); the file is damaged") from error
-    return model
+    return parse_message(path, Model_pb2.Model(), f"model in {package.name}")
 
 
 @contextlib.contextmanager
@@ -434,18 +482,41 @@ def _feature(feature: Any) -> Feature:
     if of == "imageType":
         layout = given.ColorSpace.Name(given.colorSpace)
         image = ImageFeature(layout, given.height, given.width)
-        return Feature(feature.name, "image", image=image, optional=optional, flexible=_flexible(given, "Size"))
+        ranges, listed = _sizes_of_image(given)
+        return Feature(
+            feature.name, "image", (), image, optional, flexible=_flexible(given, "Size"), ranges=ranges, listed=listed
+        )
     if of == "stateType":
         return Feature(feature.name, "state", tuple(given.arrayType.shape))
     if of == "multiArrayType":
         default = given.WhichOneof("defaultOptionalValue")
         value = getattr(given, default) if default else 0
         shape, flexible = tuple(given.shape), _flexible(given, "Shape")
-        return Feature(feature.name, "array", shape, optional=optional, default=value, flexible=flexible)
+        ranges = tuple((one.lowerBound, _upper(one.upperBound)) for one in given.shapeRange.sizeRanges)
+        listed = tuple(tuple(one.shape) for one in given.enumeratedShapes.shapes)
+        return Feature(feature.name, "array", shape, None, optional, value, flexible, ranges, listed)
     kinds = {"stringType": "string", "int64Type": "int64", "doubleType": "double", "dictionaryType": "dictionary"}
     if of not in kinds:
         raise Unsupported(f"the feature {feature.name} is a {of}; edgesmith knows arrays, images, states and labels")
     return Feature(feature.name, kinds[of], optional=optional)
+
+
+Ranges = tuple[tuple[int, int | None], ...]
+
+
+def _sizes_of_image(given: Any) -> tuple[Ranges, tuple[tuple[int, ...], ...]]:
+    """Return the ranges, or the sizes, that an image of a flexible size may have, height first."""
+    which = given.WhichOneof("SizeFlexibility")
+    if which == "imageSizeRange":
+        own = given.imageSizeRange
+        sides = (own.heightRange, own.widthRange)
+        return tuple((one.lowerBound, _upper(one.upperBound)) for one in sides), ()
+    return (), tuple((one.height, one.width) for one in given.enumeratedSizes.sizes)
+
+
+def _upper(bound: int) -> int | None:
+    """Return the greatest size; negative ones stand for any."""
+    return None if bound < 0 else bound
 
 
 def _flexible(given: Any, of: str) -> str | None:
@@ -618,9 +689,9 @@ def references(inputs: Mapping[str, Operand]) -> Iterator[tuple[str, str]]:
 def _sources(metadata: Mapping[str, str], function: str) -> dict[str, str]:
     """Return the module that each of a function's operators comes from, where the package has a table."""
     try:
-        table = json.loads(metadata.get(f"{SOURCES}.{function}") or metadata.get(SOURCES, "{}"))
+        table = read_json(metadata.get(f"{SOURCES}.{function}") or metadata.get(SOURCES, "{}"), "table of modules")
         return {name: module for module, names in table.items() for name in names}
-    except (ValueError, AttributeError, TypeError):  # somebody else's entry of the same name
+    except (Unreadable, AttributeError, TypeError):  # somebody else's entry of the same name
         return {}
 
 

@@ -14,11 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-import lzma
-import tokenize
 import warnings
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -29,10 +25,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgesmith.errors import BackendMissing, BadInput, EdgesmithWarning
+from edgesmith.errors import BackendMissing, BadInput, EdgesmithWarning, Unreadable
 from edgesmith.exporters.graph.capture import Program
 from edgesmith.exporters.inputs import COUNT, NATURAL, Call, make
 from edgesmith.models.registry import ImageInput
+from edgesmith.readers.budget import read_bytes
+from edgesmith.readers.tensors import LARGEST, NPY, read_npz
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -53,14 +51,6 @@ WARNING = (
     "int8 was calibrated on random inputs: its ranges fit noise, and its accuracy on real data is unknown;"
     " give real ones with --calibration FOLDER_OR_NPZ"
 )
-
-
-NPY = b"\x93NUMPY"
-UNREADABLE = (
-    *(OSError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
-    *(ValueError, KeyError, TypeError, OverflowError, SyntaxError, tokenize.TokenError),
-)
-"""What is raised for a file that is no `.npz` or a damaged one, and by NumPy for a header that is no Python literal."""
 
 
 class RandomCalibration(EdgesmithWarning):
@@ -204,11 +194,9 @@ def _is_hidden(file: Path, root: Path) -> bool:
 
 def _read(source: Source, file: Path) -> bytes:
     try:
-        return file.read_bytes()
-    except OSError as error:
-        raise BadInput(
-            f"{source.option}: cannot read {file} ({error.strerror}); remove it or give another set"
-        ) from error
+        return read_bytes(file, "image" if source.path.is_dir() else ".npz", LARGEST)
+    except Unreadable as error:
+        raise BadInput(f"{source.option}: {error}; remove it or give another set") from error
 
 
 def _pixels(source: Source, file: Path, content: bytes, image: ImageInput, size: tuple[int, int]) -> np.ndarray:
@@ -289,28 +277,14 @@ def _arrays(source: Source, content: bytes, names: Sequence[str]) -> list[np.nda
             f" with numpy.savez({path.name!r}, {names[0]}=array)"
         )
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as opened:
-            found = list(opened.files)
-            arrays = {name: opened[name] for name in names if name in found}
-    except RuntimeError as error:  # zipfile's, of passwords and methods
-        raise BadInput(
-            f"{source.option}: {path} is encrypted, or compressed in a way that Python's zipfile does not know; write"
-            " it with numpy.savez"
-        ) from error
-    except MemoryError as error:
-        raise BadInput(f"{source.option}: {path} does not fit into memory; give fewer samples") from error
-    except UNREADABLE as error:
-        raise BadInput(f"{source.option}: {path} is no .npz of plain arrays; write it with numpy.savez") from error
+        found, arrays = read_npz(path, names, ".npz of plain arrays", "write it with numpy.savez")
+    except Unreadable as error:
+        raise BadInput(f"{source.option}: {error}") from error
     if missing := [name for name in names if name not in arrays]:
         raise BadInput(
             f"{source.option}: {path} has {', '.join(found) or 'no arrays'}, and the model's inputs are"
             f" {', '.join(names)}; {', '.join(missing)} is missing"
         )
-    for name, array in arrays.items():
-        if not isinstance(array, np.ndarray):  # NumPy gives the bytes of what is no array
-            raise BadInput(
-                f"{source.option}: {name} in {path} is a file that holds no array; write it with numpy.savez"
-            )
     return [arrays[name] for name in names]
 
 

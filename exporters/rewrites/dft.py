@@ -21,6 +21,7 @@ from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_map
 
 from edgesmith.exporters.costs import Costs
+from edgesmith.exporters.graph.blame import line_of_node
 from edgesmith.exporters.graph.edit import (
     arguments,
     aten,
@@ -71,7 +72,7 @@ def dft(module: GraphModule, costs: Costs, form: str | None = None) -> Iterator[
             note = _write_out(emit, costs, form)
         except Reject as declined:
             _keep(emit)
-            yield Rejection(where, f"{node.name} ({operator_name(node)}): {declined.reason}")
+            yield Rejection(where, f"{node.name} ({operator_name(node)}): {declined.reason}", line_of_node(node))
             continue
         if note is not None:
             yield Fired(where, note)

@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 from torch.fx import GraphModule, Node
 
 from edgesmith.exporters.costs import Costs
+from edgesmith.exporters.graph.blame import line_of_node
 from edgesmith.exporters.graph.edit import operators, site, sweep
 
 
@@ -40,10 +41,15 @@ class Fired(NamedTuple):
 
 @dataclass(frozen=True)
 class Rejection:
-    """A site where a rewrite nearly fired, and why it did not."""
+    """A site where a rewrite nearly fired, and why it did not.
+
+    Attributes:
+        line: of the model's source, where it differs; None where that is not known.
+    """
 
     site: str
     reason: str
+    line: str | None = None
 
 
 class Reject(Exception):
@@ -52,11 +58,12 @@ class Reject(Exception):
     Attributes:
         reason: a clause for the report.
         at: the site, where it is not that of the node that the rewrite looks at.
+        node: the one that differs, where it is another.
     """
 
-    def __init__(self, reason: str, at: str | None = None) -> None:
+    def __init__(self, reason: str, at: str | None = None, node: Node | None = None) -> None:
         super().__init__(reason)
-        self.reason, self.at = reason, at
+        self.reason, self.at, self.node = reason, at, node
 
 
 @dataclass(frozen=True)
@@ -171,7 +178,7 @@ def declining_at(where: str) -> Iterator[None]:
     try:
         yield
     except Reject as declined:
-        raise Reject(declined.reason, where if declined.at is None else declined.at) from None
+        raise Reject(declined.reason, where if declined.at is None else declined.at, declined.node) from None
 
 
 def attempt(node: Node, function: ToSite, *args: Any, **options: Any) -> Fired | Rejection | None:
@@ -180,5 +187,6 @@ def attempt(node: Node, function: ToSite, *args: Any, **options: Any) -> Fired |
     try:
         note = function(*args, **options)
     except Reject as declined:
-        return Rejection(where if declined.at is None else declined.at, declined.reason)
+        line = line_of_node(declined.node or node)
+        return Rejection(where if declined.at is None else declined.at, declined.reason, line)
     return Fired(where, note) if isinstance(note, str) else note

@@ -32,7 +32,10 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgesmith.errors import BackendMissing, BadInput, Unsupported
+from edgesmith.errors import BackendMissing, BadInput, Unreadable, Unsupported
+from edgesmith.readers.budget import read_bytes
+from edgesmith.readers.documents import read_json
+from edgesmith.readers.messages import LARGEST
 
 if TYPE_CHECKING:
     import numpy as np
@@ -176,8 +179,8 @@ def save(
                 "Core AI does not save this model, and does not say why in words; export a part of it to find out, or"
                 " choose another target"
             ) from error
-        steady = _steady((made / PROGRAM).read_bytes())
-        metadata = json.loads((made / METADATA).read_text(encoding="utf-8"))
+        steady = _steady(_program_bytes(made))
+        metadata = _metadata(made)
     metadata.pop("creationDate", None)
     folder.mkdir()
     (folder / PROGRAM).write_bytes(steady)
@@ -190,10 +193,10 @@ def check(folder: Path) -> None:
     """Raise Unsupported unless the folder is a whole asset whose program has a function `main`."""
     require()
     try:
-        program = (folder / PROGRAM).read_bytes()
-        expected = (folder / HASH).read_bytes()
-        json.loads((folder / METADATA).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        program = _program_bytes(folder)
+        expected = read_bytes(folder / HASH, "hash", LARGEST)
+        _metadata(folder)
+    except Unreadable as error:
         raise _unreadable(folder, error) from error
     if hashlib.sha256(program).digest() != expected:
         raise Unsupported(f"{folder.name} is damaged: {PROGRAM} does not have the hash that {HASH} says")
@@ -233,8 +236,7 @@ def with_outputs(folder: Path, names: Sequence[str], result: Path) -> list[str]:
     """
     program = _program(folder)
     main = _main(program, folder)
-    metadata = json.loads((folder / METADATA).read_text(encoding="utf-8"))
-    labels = metadata.get("creatorDefinedMetadata", {}).get(VALUES, {})
+    labels = _metadata(folder).get("creatorDefinedMetadata", {}).get(VALUES, {})
     wanted = {int(index): name for index, name in labels.items() if name in set(names)}
     found: dict[str, Any] = {}
     for op in main.bodyRegion.blocks[0].operations:
@@ -530,10 +532,23 @@ def _readable(folder: Path) -> Any:
     """The asset in a folder. The packages' native part ends the process over what is no bytecode."""
     kind = _get("coreai.authoring.asset", "AIModelAsset")
     try:
-        _sections((folder / PROGRAM).read_bytes())
+        _sections(_program_bytes(folder))
         return kind.load(folder)
     except Exception as error:  # OSError, ValueError, IndexError, RuntimeError
         raise _unreadable(folder, error) from error
+
+
+def _program_bytes(folder: Path) -> bytes:
+    """Return the bytecode of an asset. Raises Unreadable."""
+    return read_bytes(folder / PROGRAM, "Core AI program", LARGEST)
+
+
+def _metadata(folder: Path) -> dict[str, Any]:
+    """Return what an asset says of itself. Raises Unreadable where that is no table."""
+    found = read_json(folder / METADATA, "Core AI asset's metadata", advice="export it again")
+    if not isinstance(found, dict) or not isinstance(found.get("creatorDefinedMetadata", {}), dict):
+        raise Unreadable(f"{folder / METADATA} is no table of metadata; export it again")
+    return found
 
 
 def _unreadable(folder: Path, error: Exception) -> Unsupported:

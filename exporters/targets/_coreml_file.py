@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 from collections import Counter
@@ -24,6 +23,7 @@ from edgesmith.exporters.mil.program import Constant, Interface, MlProgram, Oper
 from edgesmith.exporters.mil.report import Cost, Report, compare
 from edgesmith.exporters.streaming.step import Step
 from edgesmith.exporters.targets.target import Arrays, NotHere, Run, TargetFile
+from edgesmith.readers.documents import read_json
 
 
 class CoreMlFile(TargetFile):
@@ -236,7 +236,7 @@ def _mac_feeds(
 
 def _picture(metadata: Mapping[str, str], array: np.ndarray) -> np.ndarray:
     """Return the RGB bytes [H, W, 3] of a normalised image [1, 3, H, W], which the package will normalise itself."""
-    mean, std = (np.array(json.loads(metadata[f"edgesmith.input.{key}"])) for key in ("mean", "std"))
+    mean, std = (np.array(read_json(metadata[f"edgesmith.input.{key}"], "normalisation")) for key in ("mean", "std"))
     rgb = np.moveaxis(array[0], 0, -1) * std + mean
     picture: np.ndarray = np.rint(255 * rgb).astype(np.uint8)
     return picture

@@ -21,6 +21,7 @@ from edgesmith.exporters.mil.functions import SPECIFICATION
 from edgesmith.exporters.mil.legalize import LEGALIZED, Legalization
 from edgesmith.exporters.mil.program import SOURCES
 from edgesmith.exporters.targets.target import Request
+from edgesmith.readers.documents import read_json
 
 if TYPE_CHECKING:
     from edgesmith.exporters.graph.capture import Program
@@ -61,7 +62,7 @@ def write(model: Any, source: Path, path: Path) -> None:
     """Write a package as `path`: the specification `model`, and everything else as it is in the package `source`."""
     shutil.copytree(source / "Data", path / "Data")  # what coremltools leaves beside Data is for debugging
     (path / SPECIFICATION).write_bytes(model.SerializeToString(deterministic=True))
-    manifest = json.loads((source / "Manifest.json").read_text(encoding="utf-8"))
+    manifest = read_json(source / "Manifest.json", "package's manifest", advice="export it again")
     entries, root = manifest["itemInfoEntries"], manifest["rootModelIdentifier"]
     renamed = {_identifier(path, entry["path"]): (old, entry) for old, entry in _by_path(entries)}
     manifest |= {

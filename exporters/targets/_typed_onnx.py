@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgesmith.errors import Unsupported
 from edgesmith.exporters.targets.target import Arrays, NotHere, Request, Run, TargetFile
+from edgesmith.readers.messages import read_onnx
 
 if TYPE_CHECKING:
     import numpy as np
@@ -164,9 +165,7 @@ class OnnxFile(TargetFile):
     @cached_property
     def model(self) -> onnx.ModelProto:
         """The content of the file; not to be written to."""
-        import onnx
-
-        return onnx.load(str(self.path))
+        return read_onnx(self.path)
 
     def check(self) -> None:
         """Check the file by onnx.checker with full shape inference."""

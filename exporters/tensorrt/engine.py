@@ -26,12 +26,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgesmith.board.common import Cuda, Refusal
-from edgesmith.errors import BackendMissing, BadInput, Unsupported
+from edgesmith.errors import BackendMissing, BadInput, Unreadable, Unsupported
 from edgesmith.exporters.tensorrt.kit import build
 from edgesmith.exporters.tensorrt.kit.build import NO_VALUE, nodes_of, precision_of, summarise
 from edgesmith.exporters.tensorrt.kit.record import KIT, read_kit
 from edgesmith.profiles import device as devices
 from edgesmith.profiles.device import DeviceProfile
+from edgesmith.readers.documents import read_json
 
 if TYPE_CHECKING:
     from edgesmith.exporters.artifact import Artifact
@@ -53,6 +54,9 @@ RUNTIMES = {RTX: "tensorrt_rtx", FULL: "tensorrt"}
 
 _MAGIC = {b"vtrt": RTX, b"ftrt": FULL}
 _HEADER_BYTES = 64
+
+NEWEST = (20, 60)
+"""Far above TensorRT 10.16 and TensorRT-RTX 1.7: a random file's four bytes are most likely no version."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,8 @@ def read_header(path: Path) -> Header:
             f"{path.name} is no engine of TensorRT-RTX or TensorRT: it begins with {head[:4]!r}, not b'vtrt' or b'ftrt'"
         )
     version = ".".join(map(str, head[24:28]))
+    if head[24] > NEWEST[0] or head[25] > NEWEST[1]:
+        raise Unsupported(f"{path.name} is no engine of {made_by}: it begins like one, and says version {version}")
     if made_by == FULL:
         return Header(version, (), size, made_by)
     (length,) = struct.unpack_from("<Q", head, 16)
@@ -273,10 +279,10 @@ BUILT = "engine"
 def _inspect_layers(path: Path) -> dict[str, Any]:
     """An inspector's JSON as layers and as counts."""
     try:
-        information = json.loads(path.read_text(encoding="utf-8"))
+        information = read_json(path, "inspector's JSON")
         layers = build.read_inspector(information)
         tensors = build.tensors_of(information)
-    except (OSError, ValueError) as error:
+    except (Unreadable, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Unsupported(
             f"{path.name} is no inspector's JSON ({error}); wanted what trtexec --exportLayerInfo writes"
         ) from error
@@ -420,7 +426,7 @@ def write_layers(folder: Path, report: dict[str, Any]) -> None:
 
 def read_layers(folder: Path) -> dict[str, Any]:
     """Read what `write_layers` kept."""
-    report: dict[str, Any] = json.loads((folder / LAYERS).read_text(encoding="utf-8"))
+    report: dict[str, Any] = read_json(folder / LAYERS, "list of layers", advice="build or export it again")
     return report
 
 

@@ -887,7 +887,7 @@ def _pooling() -> Iterator[Case]:
     yield of(
         "nn.functional.max_unpool2d",
         "of a max pool",
-        lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2),
+        lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), [2, 2]),
         x2[..., :6, :6],
     )
 

@@ -25,6 +25,8 @@ from edgesmith.errors import VerificationFailed
 from edgesmith.exporters import targets
 from edgesmith.exporters.verification import boundaries, conformance, samples, verdicts
 from edgesmith.exporters.verification.conformance import CRASH, FAILURES, Column
+from edgesmith.readers.documents import read_lines
+from edgesmith.writing import write_whole
 
 ROWS = Path("build") / "conformance.jsonl"
 """The rows of a sweep, one JSON object a line."""
@@ -124,7 +126,7 @@ def _append(path: Path, row: Row) -> None:
 def _read(path: Path) -> list[Row]:
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    return list(read_lines(path, "log of the sweep"))
 
 
 def summarise(rows: Sequence[Row]) -> Iterator[str]:
@@ -154,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     columns = given.columns.split(",")
     if given.again and given.rows.is_file():
         kept = [row for row in _read(given.rows) if row["operator"] not in names or row["column"] not in columns]
-        given.rows.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        write_whole(given.rows, "".join(json.dumps(row) + "\n" for row in kept), "rows")
     rows = sweep(columns, names, given.rows)
     print("\n".join(summarise(rows)))
     if given.write:

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from edgesmith.errors import BadInput, unknown
+from edgesmith.readers.documents import read_json
+from edgesmith.writing import write_whole
 
 TABLE = Path(__file__).with_name("operators.json")
 
@@ -68,7 +70,7 @@ NOT_TRIED = "not tried"
 @cache
 def table() -> tuple[Entry, ...]:
     """Return the entries, by operator, then by target and precision."""
-    content = json.loads(TABLE.read_text(encoding="utf-8"))
+    content = read_json(TABLE, "table of operators")
     found = []
     for name, columns in content.items():
         for column, one in columns.items():
@@ -126,7 +128,7 @@ def write(rows: Sequence[Mapping[str, Any]]) -> None:
                 examples.setdefault(kind, {"case": label, "why": why})
         entry: dict[str, Any] = {"counts": {kind: counts[kind] for kind in ORDER if kind in counts}}
         found.setdefault(row["operator"], {})[row["column"]] = entry | ({"examples": examples} if examples else {})
-    TABLE.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_whole(TABLE, json.dumps(found, indent=1, ensure_ascii=False) + "\n", "table")
 
 
 def markdown(entries: Sequence[Entry]) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from edgesmith import telemetry
 from edgesmith._version import __version__
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from edgesmith.exporters.session import StreamingSession
     from edgesmith.exporters.verify import verify_artifact as verify
     from edgesmith.exporters.verify import verify_layers as layers
+
+telemetry.turn_off()
 
 __all__ = ["StreamingSession", "__version__", "explain", "export", "layers", "lint", "verify"]
 

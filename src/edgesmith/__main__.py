@@ -6,16 +6,18 @@ import os
 import sys
 from typing import Never
 
-from edgesmith.errors import INTERRUPTED, INTERRUPTION
+from edgesmith.ending import code_of_interrupt, hear_sigterm
+from edgesmith.errors import INTERRUPTION
 
 
 def main() -> Never:
     """Run the command line. Ctrl-C while that is still imported is answered like any other."""
     try:
+        hear_sigterm()
         from edgesmith.cli import main as run
     except KeyboardInterrupt:
         print(f"edgesmith: {INTERRUPTION}", file=sys.stderr, flush=True)
-        os._exit(INTERRUPTED)  # as cli.main does
+        os._exit(code_of_interrupt())  # as cli.main does
     run()
 
 

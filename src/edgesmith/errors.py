@@ -10,16 +10,24 @@ code  raised as            when
 5     OutputError          the output folder cannot be written
 6     Unsupported          the model cannot be captured, or the target or board refuses it
 7     DeviceFailed         a device cannot be reached, is another than the known one, is cut off, or fails
-130                        interrupted (Ctrl-C)
+8                          compare: head is slower than base
+9                          compare: inconclusive, as the machine is too noisy for the time
+10                         compare: not comparable, as the two were measured otherwise
+130                        interrupted (Ctrl-C, SIGINT)
+143                        ended (SIGTERM)
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Final
 
+SLOWER_CODE: Final = 8
+INCONCLUSIVE_CODE: Final = 9
+NOT_COMPARABLE_CODE: Final = 10
 INTERRUPTED = 130
+TERMINATED = 143
 INTERRUPTION = "interrupted; nothing was published"
 
 
@@ -33,6 +41,10 @@ class BadInput(EdgesmithError):
     """A name, option, checkpoint or model that cannot be used as given."""
 
     exit_code = 2
+
+
+class Unreadable(BadInput):
+    """A foreign file that is damaged, is not what it is taken for, or asks for more than its reader's budget."""
 
 
 class CheckpointError(BadInput):

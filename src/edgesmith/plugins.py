@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import tomllib
 import warnings
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -19,7 +18,8 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edgesmith.errors import EdgesmithWarning
+from edgesmith.errors import EdgesmithError, EdgesmithWarning
+from edgesmith.readers.documents import read_toml
 
 
 class Facts(NamedTuple):
@@ -121,7 +121,7 @@ def _tables(point: EntryPoint) -> dict[str, dict[str, Any]]:
         paths = sorted(path for folder in folders for path in folder.glob("*.toml"))
         if not paths:
             raise FileNotFoundError(f"no TOML file in {point.module}")
-    return {path.stem: tomllib.loads(path.read_text(encoding="utf-8")) for path in paths}
+    return {path.stem: read_toml(path, "table of facts") for path in paths}
 
 
 @cache
@@ -156,5 +156,7 @@ def _origin(point: EntryPoint) -> str:
 
 def _complaint(what: str, error: BaseException) -> str:
     """Return the sentence for what is wrong, with the error's first line."""
+    if isinstance(error, EdgesmithError):
+        return f"{what} ({error})"
     reason = (str(error).strip().splitlines() or [""])[0]
     return f"{what} ({type(error).__name__}: {reason})"

@@ -13,11 +13,8 @@ A test derives every schema anew and compares it with the file that is committed
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -28,7 +25,6 @@ from typing import (
     Annotated,
     Any,
     Literal,
-    NoReturn,
     NotRequired,
     Union,
     get_args,
@@ -37,7 +33,9 @@ from typing import (
     is_typeddict,
 )
 
-from edgesmith.errors import BadInput, OutputError
+from edgesmith.errors import BadInput
+from edgesmith.readers.documents import read_json
+from edgesmith.writing import write_whole
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 PLAIN = {str: "string", bool: "boolean", int: "integer", float: "number", NoneType: "null"}
@@ -173,21 +171,8 @@ def read_record(
 
 
 def parse(source: Path | bytes, what: str, *, name: str = "", advice: str = "make it anew") -> Any:
-    """Return the JSON in a file or in bytes; see `read_record`. Raises BadInput where there is none, or it has NaN."""
-    name = name or (str(source) if isinstance(source, Path) else f"the {what}")
-    try:
-        text = (source.read_bytes() if isinstance(source, Path) else source).decode()
-        return json.loads(text, parse_constant=_refuse_constant)
-    except OSError as error:
-        raise BadInput(f"cannot read the {what} {name}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{name} is no {what}: it is no text; {advice}") from error
-    except json.JSONDecodeError as error:
-        raise BadInput(f"{name} is damaged or no {what}: {error.msg} in line {error.lineno}; {advice}") from error
-    except _NoNumber as error:
-        raise BadInput(f"{name} is no {what}: it holds {error}, and numbers are finite; {advice}") from error
-    except RecursionError as error:
-        raise BadInput(f"{name} is no {what}: it is nested too deeply; {advice}") from error
+    """Return the JSON in a file or in bytes, see `readers.documents`. Raises BadInput where there is none."""
+    return read_json(source, what, name=name, advice=advice)
 
 
 def check(content: Any, schema: Mapping[str, Any], what: str, *, name: str, advice: str = "make it anew") -> None:
@@ -225,32 +210,9 @@ def to_text(record: Mapping[str, Any], indent: int | None = 2) -> str:
 
 
 def write(record: Mapping[str, Any], path: Path, what: str, indent: int | None = 2) -> None:
-    """Write a record, whole or not at all: into a temporary file, which then takes the place of `path`.
+    """Write a record, whole or not at all.
 
     Raises:
         OutputError: the folder cannot be made or written.
     """
-    text = to_text(record, indent)
-    with contextlib.ExitStack() as undo:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(
-                "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-            ) as file:
-                temporary = Path(file.name)
-                undo.callback(temporary.unlink, missing_ok=True)
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.chmod(0o644)  # others may read it, as what is no secret
-            temporary.replace(path)
-        except OSError as error:
-            raise OutputError(f"cannot write the {what} {path}: {error.strerror or error}") from error
-
-
-class _NoNumber(ValueError):
-    """NaN or an infinity."""
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise _NoNumber(name)
+    write_whole(path, to_text(record, indent), what)

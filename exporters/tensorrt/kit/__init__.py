@@ -12,7 +12,6 @@ A kit lies in an artifact's folder, so it has a manifest and PyTorch's outputs t
 from __future__ import annotations
 
 import hashlib
-import json
 import subprocess
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -25,6 +24,8 @@ from edgesmith.errors import BackendMissing, Unsupported, VerificationFailed
 from edgesmith.exporters.manifest import SCHEMA
 from edgesmith.exporters.tensorrt.kit import build
 from edgesmith.exporters.tensorrt.kit.record import KIT, Board, Flags, Kit, Origin, read_kit, write_record
+from edgesmith.paths import path_listed
+from edgesmith.readers.documents import read_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -148,7 +149,7 @@ def _write_cases(path: Path, cases: Cases, judged: Sequence[int]) -> None:
 def check_kit(folder: Path) -> None:
     """Raise Unsupported where a file of a kit is missing, or is not what kit.json says."""
     for name, digest in read_kit(folder)["files"].items():
-        path = folder / name
+        path = path_listed(folder, name)
         if not path.is_file():
             raise Unsupported(f"{name} is missing from the kit {folder.name}; export it again")
         if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
@@ -186,7 +187,7 @@ def build_here(folder: Path, out: Path) -> dict[str, Any]:
         said = done.stderr.strip().splitlines()
         sentence = said[-1].removeprefix(f"{SCRIPT}: ") if said else f"{SCRIPT} stopped with {done.returncode}"
         raise (VerificationFailed if sentence.startswith(build.NUMBERS) else Unsupported)(sentence)
-    manifest: dict[str, Any] = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+    manifest: dict[str, Any] = read_json(out / "manifest.json", "manifest of the engine")
     return manifest
 
 

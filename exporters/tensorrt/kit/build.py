@@ -125,7 +125,12 @@ MEMORY = {
 
 
 def precision_of(words: str) -> str:
-    """The precision in `Half`, in `Row major linear FP16 format` and the like; in others their first word."""
+    """The precision in `Half`, in `Row major linear FP16 format` and the like; in others their first word.
+
+    `N/A due to dynamic shapes` is none: what it will be, a run decides.
+    """
+    if words.startswith("N/A"):
+        return UNKNOWN
     found = re.findall(r"[A-Za-z0-9]+", words)
     known = [PRECISIONS[word.lower()] for word in found if word.lower() in PRECISIONS]
     return known[0] if known else found[0].lower() if found else NO_VALUE
@@ -488,7 +493,10 @@ class Module:
                 samples.append(timed(call))
             slots.append({"subject": 0, "round": len(slots), "at_s": at_s, "samples_ms": samples})
         warm = [{"calls": calls, "ms": ms, "is_steady": steady}]
-        return {"cold": cold, "launch": {"warm": warm, "slots": slots, "before": before, "after": state()}}
+        return {
+            "cold": cold,
+            "launch": {"warm": warm, "slots": slots, "before": before, "after": state(), "order": [0]},
+        }
 
 
 class Trtexec:
@@ -594,7 +602,10 @@ class Trtexec:
             slots.append({"subject": 0, "round": len(slots), "at_s": spent / 1e3, "samples_ms": kept})
             spent += sum(kept)
         warm = [{"calls": 0, "ms": float(warm_ms), "is_steady": False}]
-        return {"cold": None, "launch": {"warm": warm, "slots": slots, "before": before, "after": state()}}
+        return {
+            "cold": None,
+            "launch": {"warm": warm, "slots": slots, "before": before, "after": state(), "order": [0]},
+        }
 
 
 def to_json(text: str) -> str:
@@ -685,6 +696,9 @@ def read_kit(folder: Path) -> dict[str, Any]:
         raise Refusal(f"the kit is damaged: kit.json cannot be read ({error}); copy its folder again") from error
     if schema != SCHEMA:
         raise Refusal(f"kit.json has schema {schema}, and this build.py reads {SCHEMA}: copy the kit whole")
+    model = str(kit.get("model"))
+    if Path(model).name != model or model in ("", "..") or not model.isprintable():
+        raise Refusal(f"the kit is damaged: {model[:80]!r} is no name of an engine's file")
     for name, digest in files.items():
         try:
             content = (folder / name).read_bytes()
@@ -788,11 +802,25 @@ def sha256(path: Path) -> str:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file by a rename."""
+    """Write a file by a rename, for those whom the umask lets read it."""
     handle, temporary = tempfile.mkstemp(dir=str(path.parent), prefix=f".{path.name}.")
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)
-    Path(temporary).replace(path)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o666 & ~umask())
+        Path(temporary).replace(path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):  # it has become `path`
+            os.unlink(temporary)  # noqa: PTH108  # Python 3.8's Path.unlink takes no missing_ok
+
+
+def umask() -> int:
+    """The permissions that this process gives to nobody."""
+    current = os.umask(0)
+    os.umask(current)
+    return current
 
 
 def write_json(path: Path, content: Any, indent: int | None = 2) -> None:
@@ -820,7 +848,7 @@ def staging(out: Path) -> Iterator[Path]:
     try:
         yield folder
         try:
-            folder.chmod(0o755)
+            folder.chmod(0o777 & ~umask())
             folder.replace(out)
         except OSError as error:
             raise Refusal(f"cannot write to {out.parent}: {error.strerror or error}; nothing was written") from error

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict, cast
 
 from edgesmith import records
+from edgesmith.errors import Unreadable
+from edgesmith.paths import is_name
 from edgesmith.records import Keyword
 
 KIT = "kit.json"
@@ -109,6 +111,10 @@ def read_kit(folder: Path) -> Kit:
         BadInput: there is none, it is damaged, or it is of another schema.
     """
     record = records.read_record(folder / KIT, records.schema_of(Kit), "kit", advice=ADVICE)
+    for key in ("model", "onnx"):  # files are called after them
+        if not is_name(record[key]):
+            named = f"its {key} {record[key]!r:.80} is no name of a file"
+            raise Unreadable(f"{folder / KIT} is no sound kit: {named}; {ADVICE}")
     return cast("Kit", record)  # the schema has just said so
 
 

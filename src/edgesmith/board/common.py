@@ -17,6 +17,7 @@ import platform
 import re
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -29,8 +30,13 @@ if TYPE_CHECKING:
 
     Call = Callable[[], Any]
 
-MEASUREMENT_SCHEMA = 2
-"""Of the record that `edgesmith bench` and build.py write: 2 has energy and compute units."""
+TELEMETRY_OFF = {"ORT_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
+"""Of ONNX Runtime, which reads it as its module is imported; and the variable that other tools agree on."""
+
+os.environ.update(TELEMETRY_OFF)
+
+MEASUREMENT_SCHEMA = 3
+"""Of the record that `edgesmith bench` and build.py write: 3 has the order of each launch and a comparison's looks."""
 
 SLOT_MS = 30.0
 """How long the calls of one model are kept together."""
@@ -46,6 +52,9 @@ WARM_UP_S = 5.0
 
 ROOT = Path("/")
 """The folder below which the system shows its settings and sensors."""
+
+LOOK_S = 0.5
+"""How long is looked at which cores are in use: 50 ticks of the usual clock."""
 
 ANSWER_S = 5.0
 """The longest that a command of the system may take."""
@@ -115,6 +124,39 @@ def environment() -> dict[str, Any]:
         found["stolen_s"] = float(ticks[8]) / os.sysconf("SC_CLK_TCK")
     found["preempted"] = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
     return found
+
+
+def busy_cores() -> float | None:
+    """Cores that are in use now, on average over `LOOK_S`, what other machines take included; None where not known.
+
+    The load that the system shows is an average of the last minute: it has what has ended, and not what has just begun.
+    """
+
+    def ticks() -> list[float]:
+        parts = (read_line(ROOT / "proc/stat") or "").split()[1:9]
+        return [parse_number(part) or 0.0 for part in parts]
+
+    before, start = ticks(), time.perf_counter()
+    time.sleep(LOOK_S)
+    after, passed = ticks(), time.perf_counter() - start
+    if len(before) < 8 or len(after) < 8:
+        return None
+    user, nice, system, _idle, _waiting, interrupts, soft, stolen = (b - a for a, b in zip(before, after))  # noqa: B905  # Python 3.8 has no strict
+    return (user + nice + system + interrupts + soft + stolen) / os.sysconf("SC_CLK_TCK") / passed
+
+
+def end_with_parent() -> None:
+    """Have this process killed when the one that started it ends, however that ends. Linux; elsewhere nothing happens.
+
+    A process whose plan lasts minutes would go on without it, and disturb the next measurement.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    parent = os.getppid()
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(1, int(signal.SIGKILL))  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        os._exit(1)  # it ended before it was asked for
 
 
 def clocks_mhz() -> list[float]:
@@ -194,7 +236,7 @@ def linux_power_mode() -> str | None:
 
 def machine() -> dict[str, Any]:
     """Return the system, the processor or board, the power mode, and a hash that tells two machines apart."""
-    node = uuid.getnode()
+    node = network_node()
     is_random = node >> 40 & 1  # by that bit
     own = f"{node:x}" if not is_random else read_line(Path("/etc/machine-id")) or ""
     return {
@@ -203,6 +245,21 @@ def machine() -> dict[str, Any]:
         "machine": hashlib.sha256(f"{platform.node()} {own}".encode()).hexdigest()[:12],
         "power_mode": power_mode(),
     }
+
+
+def network_node() -> int:
+    """The hardware address of this machine as a number: of a device before a virtual one, the first by name.
+
+    Linux shows it in files; Python's `uuid.getnode` opens a socket to ask. Bit 40 is set where there is none.
+    """
+    if sys.platform != "linux":
+        return uuid.getnode()
+    found = []
+    for path in (ROOT / "sys/class/net").glob("*/address"):
+        digits = (read_line(path) or "").replace(":", "")
+        if re.fullmatch("[0-9a-f]{12}", digits) and int(digits, 16):
+            found.append((not (path.parent / "device").exists(), path.parent.name, int(digits, 16)))
+    return min(found)[2] if found else 1 << 40
 
 
 def processor() -> str:

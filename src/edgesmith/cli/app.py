@@ -26,7 +26,11 @@ from edgesmith.cli.listings import models, operators, targets
 from edgesmith.cli.options import PrecisionHelp
 from edgesmith.cli.report import history, report
 from edgesmith.cli.signals import resend_lost_interrupts
+from edgesmith.cli.tables import print_line
+from edgesmith.ending import code_of_interrupt, ignore_interrupts, own_temporary_folder
 from edgesmith.errors import INTERRUPTED, INTERRUPTION, BadInput, EdgesmithError, EdgesmithWarning
+from edgesmith.readers.limits import OUT_OF_MEMORY, is_out_of_memory
+from edgesmith.show import in_json
 
 # The base of everything that parsing raises, from click or from typer's own copy of it.
 _USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -55,8 +59,8 @@ app = typer.Typer(
     name="edgesmith",
     help="From a PyTorch definition to verified files for phones and edge boards.",
     epilog="Exit codes: 0 done, 2 bad input, 3 verification failed, 4 backend missing, 5 output not writable,"
-    " 6 model or operator unsupported, 7 device failed, 130 interrupted, 1 a bug. --debug, anywhere, shows the"
-    " traceback.",
+    " 6 model or operator unsupported, 7 device failed; of compare 8 slower, 9 inconclusive, 10 not comparable;"
+    " 130 interrupted, 143 ended, 1 a bug. --debug, anywhere, shows the traceback.",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -79,14 +83,21 @@ def _root(
 def main() -> Never:
     """Run the command line and exit with its code."""
     resend_lost_interrupts()
+    remove_temporary_files = own_temporary_folder()
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
-    code = run([argument for argument in arguments if argument != "--debug"], debug)
+    try:
+        code = run([argument for argument in arguments if argument != "--debug"], debug)
+    except KeyboardInterrupt:  # while an error was told
+        code = INTERRUPTED
     if code == INTERRUPTED:
         # An interrupt inside an extension module's import leaves a mark that makes Python's own exit a death by SIGINT.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        ignore_interrupts()
+        remove_temporary_files()
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code_of_interrupt())
     sys.exit(code)
 
 
@@ -115,6 +126,8 @@ def run(arguments: list[str], debug: bool = False) -> int:
         sys.stderr.close()
         return 0
     except Exception as error:
+        if is_out_of_memory(error):  # whoever has set the limit says so
+            return OUT_OF_MEMORY
         if debug:
             raise
         sentence = f"a bug in edgesmith: {type(error).__name__}: {error}. Please report it with the output of --debug"
@@ -128,7 +141,7 @@ def _shown_warnings() -> Iterator[None]:
 
     def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
         if issubclass(category, EdgesmithWarning):
-            print(f"edgesmith: WARNING: {message}", file=sys.stderr)
+            print_line(f"edgesmith: WARNING: {message}", to_stderr=True)
         else:
             show_others(message, category, *where, **more)
 
@@ -139,7 +152,7 @@ def _shown_warnings() -> Iterator[None]:
 
 
 def _fail(sentence: str, code: int, arguments: list[str]) -> int:
-    print(f"edgesmith: {sentence}", file=sys.stderr)
+    print_line(f"edgesmith: {sentence}", to_stderr=True)
     if "--json" in arguments:
-        print(json.dumps({"error": sentence, "exit_code": code}, ensure_ascii=False))
+        print(in_json(json.dumps({"error": sentence, "exit_code": code}, ensure_ascii=False)))
     return code

@@ -5,15 +5,18 @@ from __future__ import annotations
 import datetime
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from edgesmith.cli import options as given
-from edgesmith.cli.tables import new_table, print_json, print_table, show_progress
-from edgesmith.errors import BadInput, OutputError
+from edgesmith.cli.chosen import Chosen, chooses_model
+from edgesmith.cli.export import export_chosen
+from edgesmith.cli.tables import new_table, print_json, print_line, print_lines, print_table, show_progress
+from edgesmith.errors import BadInput
+from edgesmith.writing import write_whole
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,18 +24,21 @@ if TYPE_CHECKING:
     from edgesmith.bench.measure import Settings
     from edgesmith.bench.measurement import Measurement, Profile
     from edgesmith.bench.transport import Address
-    from edgesmith.bench.verdict import Verdict
+    from edgesmith.bench.verdict import Criterion, Verdict
 
 
 class Interrupted(Exception):
     """Ctrl-C came while something was measured; what was is kept, and that is said."""
 
 
+@chooses_model
 def bench(
-    artifacts: given.Artifacts,
+    chosen: Chosen,
+    artifacts: given.Artifacts = None,
+    target: given.TargetName = "onnx",
     against: given.Against = None,
-    seconds: given.Seconds = 30.0,
-    launches: given.Launches = 12,
+    seconds: given.Seconds = None,
+    launches: given.Launches = None,
     threads: given.Threads = 1,
     cores: given.Cores = None,
     units: given.Units = None,
@@ -49,11 +55,15 @@ def bench(
     sign: given.Sign = None,
     as_json: given.Json = False,
 ) -> None:
-    """Time artifacts in turn; every sample is kept. With --against, compare them."""
+    """Time artifacts in turn; every sample is kept. With --against, compare them. A model is exported first."""
     address = _parse_address(device, python, remote_tmp, ssh_config, ssh_option, sign)
     criterion = _criterion(threshold, confidence, floor)
-    settings = _settings(seconds, launches, threads, cores, units, operators=ops, energy=True)
-    paths = [*([against] if against else []), *artifacts]
+    until = criterion if against else None
+    settings = _settings(seconds, launches, threads, cores, units, operators=ops, energy=True, until=until)
+    if not artifacts and chosen.model is None:
+        raise BadInput("give artifacts' folders, or a model to export for this: --model NAME or --module CODE")
+    made = [export_chosen(chosen, target)] if chosen.model is not None else []
+    paths = [*([against] if against else []), *(artifacts or ()), *made]
     measurement, record = _measure(paths, settings, address, out)
     verdicts = criterion.judge_all(measurement) if against else []
     if as_json:
@@ -64,7 +74,7 @@ def bench(
     else:
         _show_measurement(measurement)
         _show_verdicts(verdicts)
-        print(f"record: {record}")
+        print_line(f"record: {record}")
     if not measurement.complete:
         raise Interrupted
 
@@ -76,8 +86,8 @@ def compare(
     confidence: given.Confidence = 0.99,
     floor: given.Floor = None,
     despite: given.Despite = None,
-    seconds: given.Seconds = 30.0,
-    launches: given.Launches = 12,
+    seconds: given.Seconds = None,
+    launches: given.Launches = None,
     threads: given.Threads = 1,
     cores: given.Cores = None,
     units: given.Units = None,
@@ -92,21 +102,24 @@ def compare(
     junit: given.Junit = None,
     as_json: given.Json = False,
 ) -> None:
-    """Say whether head became slower than base: exit code 0 no, 1 yes, 2 not known or not comparable.
+    """Say whether head became slower than base: exit code 0 no, 8 yes, 9 not known, 10 not comparable.
 
-    Two artifacts are measured in turn, which is the comparison to trust. Records of two runs are compared as they are.
+    Two artifacts are measured in turn until that is known, which is the comparison to trust. Records of two runs are
+    compared as they are.
     """
     address = _parse_address(device, python, remote_tmp, ssh_config, ssh_option, sign)
     criterion = _criterion(threshold, confidence, floor, frozenset(despite or ()))
+    from edgesmith.bench.verdict import worst_code
+
     is_cut_short = False
     if head is None:
         measurement, verdicts = _compare_within(base, criterion)
     elif _is_record(base) or _is_record(head):
         measurement, verdicts = _compare_records(base, head, criterion)
     else:
-        settings = _settings(seconds, launches, threads, cores, units)
+        settings = _settings(seconds, launches, threads, cores, units, until=criterion)
         measurement, record = _measure([base, head], settings, address, out)
-        print(f"record: {record}", file=sys.stderr)
+        print_line(f"record: {record}", to_stderr=True)
         verdicts, is_cut_short = criterion.judge_all(measurement), not measurement.complete
     if as_json:
         from edgesmith.bench.verdict import describe_all
@@ -120,8 +133,7 @@ def compare(
         _write_junit(junit, verdicts)
     if is_cut_short:
         raise Interrupted
-    codes = {one.exit_code for one in verdicts}
-    raise typer.Exit(1 if 1 in codes else max(codes))
+    raise typer.Exit(worst_code(verdicts))
 
 
 def profile(
@@ -138,20 +150,20 @@ def profile(
     place = measured.FOLDER if folder is None else folder
     kept = [one for path in records or () for one in measured.condense(measurements.read(path))]
     for one in kept:
-        print(f"kept: {measured.write(one, place)}", file=sys.stderr)
+        print_line(f"kept: {measured.write(one, place)}", to_stderr=True)
     found = [one for one in measured.read_all(place) if model in (None, one.model)]
     if as_json:
         print_json([measured.facts(one) for one in found])
     elif markdown:
-        print(measured.markdown(found), end="")
+        print_lines(measured.markdown(found))
     elif not found:
-        print("no profiles here; keep one: edgesmith bench ARTIFACT -o record.json, edgesmith profile record.json")
+        print_line("no profiles here; keep one: edgesmith bench ARTIFACT -o record.json, edgesmith profile record.json")
     else:
         table = new_table("measured, 95 % intervals", *measured.COLUMNS, names=True)
         for one in found:
             table.add_row(*measured.row(one))
         print_table(table)
-        print("\n".join(dict.fromkeys(map(measured.describe_device, found))))
+        print_lines("".join(f"{line}\n" for line in dict.fromkeys(map(measured.describe_device, found))))
 
 
 def build_on(
@@ -173,46 +185,25 @@ def build_on(
     address = _parse_address(device, python, remote_tmp, ssh_config, ssh_option)
     if address.kind not in ("ssh", "adb"):
         raise BadInput(f"build-on is for another device; on this machine run python3 {kit / 'build.py'} --out DIR")
-    built = build(address, kit, out, lambda line: print(line, file=sys.stderr, flush=True), options or ())
+    built = build(address, kit, out, lambda line: print_line(line, to_stderr=True), options or ())
     record = built / MEASUREMENT
     measurement = measurements.read(record)
     if as_json:
         print_json({"result": str(built), "record": str(record), "subjects": _figures(measurement)})
         return
     _show_measurement(measurement)
-    print(f"{built}")
-
-
-@dataclass(frozen=True)
-class _Criterion:
-    """The parameters of `edgesmith.bench.verdict.compare` that say what counts as slower."""
-
-    threshold: float
-    confidence: float
-    floor: float
-    despite: frozenset[str]
-
-    def judge(self, base: Measurement, head: Measurement, of_head: int = 0) -> Verdict:
-        """Compare the first artifact of `base` with one of `head`."""
-        from edgesmith.bench.verdict import compare
-
-        return compare(base, head, 0, of_head, **vars(self))
-
-    def judge_all(self, measurement: Measurement) -> list[Verdict]:
-        """Compare the first artifact of a measurement with each of the others."""
-        return [self.judge(measurement, measurement, i) for i in range(1, len(measurement.subjects))]
+    print_line(f"{built}")
 
 
 def _criterion(
     threshold: str, confidence: float, floor: Path | None, despite: frozenset[str] = frozenset()
-) -> _Criterion:
+) -> Criterion:
     """Return what counts as slower, checked before anything is measured for it."""
     from edgesmith.bench.measurement import read
-    from edgesmith.bench.verdict import check_options, noise_floor
+    from edgesmith.bench.verdict import Criterion, noise_floor
 
     share, least = given.parse_share(threshold), 0.0 if floor is None else noise_floor(read(floor))
-    check_options(share, confidence, least)
-    return _Criterion(share, confidence, least, despite)
+    return Criterion(share, confidence, least, despite)
 
 
 def _parse_address(
@@ -231,7 +222,7 @@ def _parse_address(
 
 
 def _settings(
-    seconds: float, launches: int, threads: int, cores: str | None, units: str | None, **also: bool
+    seconds: float | None, launches: int | None, threads: int, cores: str | None, units: str | None, **also: Any
 ) -> Settings:
     from edgesmith.bench.measure import Settings
 
@@ -251,13 +242,14 @@ def _measure(paths: Sequence[Path], settings: Settings, device: Address, out: Pa
     record = out if out is not None else Path("measurements") / f"{stamp}.json"
     if record.suffix != ".json":
         raise BadInput(f"a record is a .json file, got {record}")
+    errors = sys.stderr  # the progress bar puts another in its place, which would break a note into lines
     with show_progress("measure") as on_progress:
-        reports = Reports(record, on_progress, lambda sentence: print(f"note: {sentence}", file=sys.stderr))
+        reports = Reports(record, on_progress, lambda sentence: print_line(f"note: {sentence}", to=errors))
         measurement = measure(paths, settings, device, reports)
     if not measurement.complete:
         measurements.write(measurement, record)
         done = len(measurement.launches)
-        print(f"interrupted after {done} of {settings.launches} launches, which are kept", file=sys.stderr)
+        print_line(f"interrupted after {done} of {settings.most[1]} launches, which are kept", to_stderr=True)
     return measurement, record
 
 
@@ -265,7 +257,7 @@ def _is_record(path: Path) -> bool:
     return path.is_file() and path.suffix == ".json"
 
 
-def _compare_within(record: Path, criterion: _Criterion) -> tuple[Measurement, list[Verdict]]:
+def _compare_within(record: Path, criterion: Criterion) -> tuple[Measurement, list[Verdict]]:
     """Compare the artifacts of one record."""
     from edgesmith.bench.measurement import read
 
@@ -275,7 +267,7 @@ def _compare_within(record: Path, criterion: _Criterion) -> tuple[Measurement, l
     return measurement, criterion.judge_all(measurement)
 
 
-def _compare_records(base: Path, head: Path, criterion: _Criterion) -> tuple[Measurement, list[Verdict]]:
+def _compare_records(base: Path, head: Path, criterion: Criterion) -> tuple[Measurement, list[Verdict]]:
     """Compare the artifacts of two records. Returns the first of the two as well."""
     from edgesmith.bench.measurement import read
 
@@ -293,22 +285,19 @@ def _compare_records(base: Path, head: Path, criterion: _Criterion) -> tuple[Mea
 
 def _show_verdicts(verdicts: Sequence[Verdict]) -> None:
     for one in verdicts:
-        print(f"{one.head} against {one.base}: {one.verdict}: {one.reason}")
+        print_line(f"{one.head} against {one.base}: {one.verdict}: {one.reason}")
 
 
-def _show_pull_request(verdicts: Sequence[Verdict], measurement: Measurement, criterion: _Criterion) -> None:
+def _show_pull_request(verdicts: Sequence[Verdict], measurement: Measurement, criterion: Criterion) -> None:
     from edgesmith.bench.announce import markdown
 
-    print(markdown(verdicts, measurement, criterion.threshold, criterion.confidence), end="")
+    print_lines(markdown(verdicts, measurement, criterion.threshold, criterion.confidence))
 
 
 def _write_junit(path: Path, verdicts: Sequence[Verdict]) -> None:
     from edgesmith.bench.announce import junit
 
-    try:
-        path.write_text(junit(verdicts), encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    write_whole(path, junit(verdicts), "JUnit file")
 
 
 def _figures(measurement: Measurement) -> list[dict[str, Any]]:
@@ -334,14 +323,16 @@ def _show_measurement(measurement: Measurement) -> None:
 
     rows, launches = _figures(measurement), len(measurement.launches)
     print_table(_latency_table(measurement, rows))
-    print(f"{launches} launches, intervals of 95 %; {environment_line(measurement.launches)}")
+    print_line(f"{launches} launches, intervals of 95 %; {environment_line(measurement.launches)}")
     for source in sorted({row["energy"]["source"] for row in rows if "energy_j" in row}):
-        print(
+        print_line(
             f"energy: an inference's share of {source}, with all that idles or runs there, over calls without a pause"
         )
     for row in rows:
         if row["steady_launches"] < launches:
-            print(f"{row['name']}: not steady after its warm-up in {launches - row['steady_launches']} of {launches}")
+            print_line(
+                f"{row['name']}: not steady after its warm-up in {launches - row['steady_launches']} of {launches}"
+            )
     for subject in measurement.subjects:
         if subject.profile is not None:
             _show_operators(subject.name, subject.profile)
@@ -387,7 +378,8 @@ def _show_operators(name: str, profile: Profile) -> None:
 
     total = sum(one.ms for one in profile.operators) or 1.0  # a profile counts in microseconds
     of_call = f"{total:.3f} ms of a call's {profile.call_ms:.3f} ms"
-    print(f"\n{name}: operators take {of_call}, {profile.calls} calls recorded")
+    print_line()
+    print_line(f"{name}: operators take {of_call}, {profile.calls} calls recorded")
     for kind, groups in (("op", group_by_op(profile.operators)), ("module", group_by_module(profile.operators))):
         table = new_table("", kind, "ms", "share", "operators")
         for group, (ms, count) in groups.items():

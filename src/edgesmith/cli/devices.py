@@ -8,8 +8,13 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from edgesmith.cli import options as given
-from edgesmith.cli.tables import new_table, print_json, print_table
+from edgesmith.cli.chosen import Chosen, chooses_model
+from edgesmith.cli.export import one_artifact
+from edgesmith.cli.tables import new_table, print_json, print_line, print_table
+from edgesmith.readers.limits import parse_limit, run_within
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -32,15 +37,16 @@ def devices(as_json: given.Json = False) -> None:
         print_json({"devices": known, "attached": [asdict(one) for one in found], "notes": notes})
         return
     print_table(_devices_table(profiles))
-    print(
+    print_line(
         "estimates: the published latencies that `edgesmith estimate` is fitted on. sourced: figures with a source, of"
         " all that a profile has; --json shows each.\n"
     )
     if found:
         print_table(_attached_table(found))
     else:
-        print("attached here: nothing that was found")
-    print("\n".join(f"note: {note}" for note in notes))
+        print_line("attached here: nothing that was found")
+    for note in notes:
+        print_line(f"note: {note}")
 
 
 def _devices_table(profiles: list[DeviceProfile]) -> Table:
@@ -61,10 +67,28 @@ def _attached_table(found: list[Attached]) -> Table:
     return table
 
 
-def estimate(artifact: given.ArtifactPath, device: given.EstimatedDevice, as_json: given.Json = False) -> None:
-    """Estimate, not measure, how long a call takes on a device: a roofline fitted on published latencies."""
-    from edgesmith.bench.estimation.estimate import estimate as estimated
+@chooses_model
+def estimate(
+    chosen: Chosen,
+    device: given.EstimatedDevice,
+    artifact: given.OneArtifact = None,
+    limit: given.Within = None,
+    as_json: given.Json = False,
+) -> None:
+    """Estimate, not measure, how long a call takes on a device: a roofline fitted on published latencies.
 
+    A model is exported for the device first.
+    """
+    if limit is not None and artifact is not None:
+        arguments = ["estimate", "--device", device, *(["--json"] if as_json else []), "--", str(artifact)]
+        raise typer.Exit(run_within(parse_limit(limit), arguments, str(artifact)))
+    from edgesmith.bench.estimation.estimate import estimate as estimated
+    from edgesmith.bench.estimation.estimate import kind_of, profile_of
+
+    if chosen.model is not None:
+        kind = kind_of(profile_of(device))
+        artifact = one_artifact(artifact, chosen, kind.target, kind.precision)
+    artifact = one_artifact(artifact, Chosen(), "")
     found = estimated(artifact, device)
     if as_json:
         print_json(found.as_json())
@@ -73,7 +97,7 @@ def estimate(artifact: given.ArtifactPath, device: given.EstimatedDevice, as_jso
 
 
 def _show_estimate(found: Estimate) -> None:
-    print(f"{found.model}, {found.precision}, on {found.title}: ESTIMATED, nothing was run")
+    print_line(f"{found.model}, {found.precision}, on {found.title}: ESTIMATED, nothing was run")
     table = new_table("", "", "estimated")
     low, high = found.interval_ms
     table.add_row("p50", f"{found.p50_ms:.2f} ms")
@@ -83,10 +107,12 @@ def _show_estimate(found: Estimate) -> None:
         place = "module not known" if cost.module is None else cost.module or "the model itself"
         table.add_row(f"{cost.type}, {place}", f"{cost.ms:.3f} ms, {cost.share:.0%}, {cost.bound}")
     print_table(table)
-    print(f"computed by {found.runtime}; {found.macs / 1e6:.0f} M multiply-accumulates in {found.operators} operators")
-    print(f"error on published rows that it was not fitted on: {found.left_out.sentence()}")
+    print_line(
+        f"computed by {found.runtime}; {found.macs / 1e6:.0f} M multiply-accumulates in {found.operators} operators"
+    )
+    print_line(f"error on published rows that it was not fitted on: {found.left_out.sentence()}")
     for note in found.notes:
-        print(f"note: {note}")
+        print_line(f"note: {note}")
 
 
 def _over_ssh() -> str:

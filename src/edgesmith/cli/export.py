@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from edgesmith.cli import options as given
+from edgesmith.cli.chosen import Chosen, chooses_model
 from edgesmith.cli.rows import artifact_rows, describe_check
-from edgesmith.cli.tables import new_table, print_json, print_table, show_stage
-from edgesmith.errors import VerificationFailed
+from edgesmith.cli.tables import new_table, print_json, print_line, print_table, printing_to_stderr, show_stage
+from edgesmith.errors import BadInput, VerificationFailed
+from edgesmith.readers.limits import parse_limit, run_within
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,10 +23,10 @@ if TYPE_CHECKING:
     from edgesmith.exporters.rewrites.rewrite import RewriteReport
 
 
+@chooses_model
 def export(
-    model: given.ModelName,
+    chosen: Chosen,
     target: given.TargetName,
-    weights: given.Weights = None,
     precision: given.PrecisionName = None,
     input_size: given.InputSize = None,
     frames: given.Frames = None,
@@ -39,7 +40,6 @@ def export(
     deployment_target: given.DeploymentTarget = None,
     device: given.ForDevice = None,
     calibration: given.Calibration = None,
-    verify_inputs: given.VerifyInputs = None,
     allow_inaccurate: given.AllowInaccurate = False,
     out: given.OutFolder = Path("artifacts"),
     as_json: given.Json = False,
@@ -48,9 +48,9 @@ def export(
     from edgesmith.exporters.options import ExportOptions
 
     options = ExportOptions(
-        model,
+        chosen.require(),
         target,
-        weights=weights,
+        **chosen.options,
         precision=precision,
         input_size=given.parse_size(input_size),
         frames=frames,
@@ -64,14 +64,16 @@ def export(
         deployment_target=deployment_target,
         device=device,
         calibration=calibration,
-        verify_inputs=verify_inputs,
+        verify_inputs=chosen.verify_inputs,
         allow_inaccurate=allow_inaccurate,
         out=out,
         watch=show_stage,
     )
     with show_stage("import"):
         from edgesmith.exporters.export import run
-    _show_artifact(run(options), as_json)
+    with printing_to_stderr():
+        artifact = run(options)
+    _show_artifact(artifact, as_json)
 
 
 def _show_artifact(artifact: Artifact, as_json: bool) -> None:
@@ -84,13 +86,38 @@ def _show_artifact(artifact: Artifact, as_json: bool) -> None:
             table.add_row(*row)
         print_table(table)
     for sentence in artifact.manifest["verification"].get("missed", []):
-        print(f"edgesmith: INACCURATE, published because of --allow-inaccurate: {sentence}", file=sys.stderr)
+        print_line(f"edgesmith: INACCURATE, published because of --allow-inaccurate: {sentence}", to_stderr=True)
 
 
+def export_chosen(chosen: Chosen, target: str, precision: str | None = None) -> Path:
+    """Export a model for a command that looks at artifacts, as `edgesmith export` does, and return its folder."""
+    from edgesmith.exporters.options import ExportOptions
+
+    model = chosen.require()
+    options = ExportOptions(
+        model, target, **chosen.options, verify_inputs=chosen.verify_inputs, precision=precision, watch=show_stage
+    )
+    with show_stage("import"):
+        from edgesmith.exporters.export import run
+    with printing_to_stderr():
+        artifact = run(options)
+    print_line(f"exported to {artifact.path}", to_stderr=True)
+    return artifact.path
+
+
+def one_artifact(artifact: Path | None, chosen: Chosen, target: str, precision: str | None = None) -> Path:
+    """Return the artifact that was given, or one exported for this. Raises BadInput for both or neither."""
+    if artifact is not None and chosen.model is not None:
+        raise BadInput(f"{artifact} is an artifact, and --model and --module make one; choose one")
+    if artifact is None and chosen.model is None:
+        raise BadInput("give an artifact's folder, or a model to export for this: --model NAME or --module CODE")
+    return export_chosen(chosen, target, precision) if artifact is None else artifact
+
+
+@chooses_model
 def explain(
-    model: given.ModelName,
+    chosen: Chosen,
     target: given.TargetName = "onnx",
-    weights: given.Weights = None,
     input_size: given.InputSize = None,
     frames: given.Frames = None,
     features: given.Features = False,
@@ -100,19 +127,21 @@ def explain(
     from edgesmith.exporters.options import ModelOptions
 
     size = given.parse_size(input_size)
-    options = ModelOptions(model, target, weights=weights, input_size=size, frames=frames, features=features)
+    options = ModelOptions(
+        chosen.require(), target, **chosen.options, input_size=size, frames=frames, features=features
+    )
     with show_stage("import"):
         from edgesmith.exporters.export import capture_and_rewrite
         from edgesmith.exporters.graph.edit import count_operators
-    with show_stage("capture and rewrite"):
+    with show_stage("capture and rewrite"), printing_to_stderr():
         captured, rewritten, reports = capture_and_rewrite(options)
     counts = {"captured": count_operators(captured.module), "rewritten": count_operators(rewritten.module)}
     if as_json:
         rewrites = [asdict(report) for report in reports]
-        print_json({"model": model, "target": target, "rewrites": rewrites, "operators": counts})
+        print_json({"model": chosen.label, "target": target, "rewrites": rewrites, "operators": counts})
     else:
         _show_rewrites(reports)
-        print_table(_operators_table(model, **counts))
+        print_table(_operators_table(chosen.label, **counts))
 
 
 def _show_rewrites(reports: list[RewriteReport]) -> None:
@@ -121,16 +150,19 @@ def _show_rewrites(reports: list[RewriteReport]) -> None:
             print_table(_rewrite_table(report))
     idle = [report.name for report in reports if not report.applied and not report.rejected]
     if idle:
-        print(f"found nothing: {', '.join(idle)}\n")
+        print_line(f"found nothing: {', '.join(idle)}")
+        print_line()
 
 
 def _rewrite_table(report: RewriteReport) -> Table:
     fired, missed = len(report.applied), len(report.rejected)
-    table = new_table(f"{report.name}: fired at {fired} sites, {missed} near misses", "", "site", "how, or why not")
+    table = new_table(
+        f"{report.name}: fired at {fired} sites, {missed} near misses", "", "site", "how, or why not", "line"
+    )
     for site, note in report.applied:
-        table.add_row("fired", site, note)
+        table.add_row("fired", site, note, "")
     for rejection in report.rejected:
-        table.add_row("no", rejection.site, rejection.reason)
+        table.add_row("no", rejection.site, rejection.reason, rejection.line or "")
     return table
 
 
@@ -142,8 +174,16 @@ def _operators_table(model: str, captured: dict[str, int], rewritten: dict[str, 
     return table
 
 
-def verify(artifact: given.ArtifactPath, layers: given.Layers = False, as_json: given.Json = False) -> None:
+def verify(
+    artifact: given.ArtifactPath,
+    layers: given.Layers = False,
+    limit: given.Within = None,
+    as_json: given.Json = False,
+) -> None:
     """Check an artifact again: its files, its format, and its numbers where it can run."""
+    if limit is not None:
+        flags = [flag for flag, is_given in (("--layers", layers), ("--json", as_json)) if is_given]
+        raise typer.Exit(run_within(parse_limit(limit), ["verify", *flags, "--", str(artifact)], str(artifact)))
     from edgesmith.exporters import targets
     from edgesmith.exporters.artifact import read
 
@@ -172,7 +212,7 @@ def verify(artifact: given.ArtifactPath, layers: given.Layers = False, as_json: 
         if layers:
             print_table(_layers_table(operators))
     if failure:
-        print(f"edgesmith: {failure}", file=sys.stderr)
+        print_line(f"edgesmith: {failure}", to_stderr=True)
         raise typer.Exit(failure.exit_code)
 
 

@@ -9,9 +9,14 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from edgesmith.cli import options as given
+from edgesmith.cli.chosen import Chosen, chooses_model
+from edgesmith.cli.export import one_artifact
 from edgesmith.cli.rows import Row, describe_counts, describe_flags, engine_rows
-from edgesmith.cli.tables import new_table, print_json, print_table, show_stage
+from edgesmith.cli.tables import new_table, print_json, print_line, print_table, show_stage
 from edgesmith.errors import VerificationFailed
+
+LINTED = "coreml"
+"""The target whose packages have rules."""
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,10 +24,16 @@ if TYPE_CHECKING:
     from edgesmith.exporters.mil.lint import Finding, Report
 
 
+@chooses_model
 def lint(
-    artifact: given.Package, strict: given.Strict = False, every: given.Every = False, as_json: given.Json = False
+    chosen: Chosen,
+    artifact: given.Package = None,
+    strict: given.Strict = False,
+    every: given.Every = False,
+    as_json: given.Json = False,
 ) -> None:
-    """Check a Core ML package against what is published about the Neural Engine."""
+    """Check a Core ML package against what is published about the Neural Engine; a model is exported first."""
+    artifact = one_artifact(artifact, chosen, LINTED)
     with show_stage("import"):
         from edgesmith.exporters.mil.lint import lint as check
     with show_stage("lint"):
@@ -50,7 +61,7 @@ def _show_report(report: Report, every: bool) -> None:
         print_table(_rules_table(report))
     counts = ", ".join(f"{count} {severity}{'s' * (count != 1)}" for severity, count in report.counts.items())
     own, padded = report.bytes / 2**20, report.padded_bytes / 2**20
-    print(
+    print_line(
         f"{report.path.name}: {counts} in {report.operators} operators. All values take {own:.1f} MiB, with their last"
         f" axes padded {padded:.1f} MiB. This reads the program; where it runs, a compute plan on the device says."
     )

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, TypedDict
 
 from edgesmith.cli import options as given
-from edgesmith.cli.tables import new_table, print_json, print_table
+from edgesmith.cli.tables import new_table, print_json, print_line, print_lines, print_table
 
 if TYPE_CHECKING:
     from edgesmith.exporters.verification.verdicts import Entry
@@ -29,7 +29,7 @@ def models(as_json: given.Json = False) -> None:
         table.add_row(*_model_row(spec))
     print_table(table)
     sources = {spec.family: f"{spec.family}: {spec.paper}, {spec.source}" for spec in found}
-    print("\n".join(sources.values()))
+    print_lines("".join(f"{line}\n" for line in sources.values()))
 
 
 def _model_row(spec: ModelSpec) -> tuple[str, ...]:
@@ -126,8 +126,8 @@ def operators(name: given.OperatorName = None, target: given.ListedTarget = None
         run, known = verdicts.tried(entries), len({entry.operator for entry in verdicts.table()})
         for column, counts in verdicts.totals(entries).items():
             verdict = ", ".join(f"{counts[kind]} {kind}" for kind in verdicts.ORDER if counts[kind])
-            print(f"{column}: {run[column]} of {known} operators tried: {verdict}")
+            print_line(f"{column}: {run[column]} of {known} operators tried: {verdict}")
         return
     for entry in entries:
         for kind, example in entry.examples.items():
-            print(f"{entry.operator}, {example['case']}, {entry.column}: {kind}. {example['why']}")
+            print_line(f"{entry.operator}, {example['case']}, {entry.column}: {kind}. {example['why']}")

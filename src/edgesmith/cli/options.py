@@ -18,7 +18,51 @@ OutFolder = Annotated[Path, typer.Option("--out", "-o", help="Folder for the art
 
 # What is exported.
 
-ModelName = Annotated[str, typer.Option("--model", "-m", help="Name from `edgesmith models`.", show_default=False)]
+ModelName = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="Name from `edgesmith models`, or from edgesmith.toml.", show_default=False),
+]
+_OWN = "A module of your own"
+Module = Annotated[
+    str | None,
+    typer.Option(
+        "--module",
+        help="Python to import and call: path/to/file.py:callable or package.module:callable. Its code runs.",
+        show_default=False,
+        rich_help_panel=_OWN,
+    ),
+]
+ModuleKwargs = Annotated[
+    str | None,
+    typer.Option("--kwargs", help="JSON: arguments of the callable.", show_default=False, rich_help_panel=_OWN),
+]
+Shapes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        help="An argument of forward: 1x3x224x224, 1x16:int64:0-999, mask=1x16:bool; repeatable.",
+        show_default=False,
+        rich_help_panel=_OWN,
+    ),
+]
+FixedArguments = Annotated[
+    str | None,
+    typer.Option(
+        "--fixed",
+        help="JSON: arguments of forward that are no tensors, fixed in the file.",
+        show_default=False,
+        rich_help_panel=_OWN,
+    ),
+]
+WeightsKey = Annotated[
+    str | None,
+    typer.Option(
+        "--key", help="Where --weights has the state dict, such as model_ema.", show_default=False, rich_help_panel=_OWN
+    ),
+]
+NotStrict = Annotated[
+    bool, typer.Option("--no-strict", help="Take of --weights what fits, and say what does not.", rich_help_panel=_OWN)
+]
 TargetName = Annotated[str, typer.Option("--target", "-t", help="Name from `edgesmith targets`.")]
 Weights = Annotated[
     Path | None,
@@ -70,7 +114,9 @@ Calibration = Annotated[
 VerifyInputs = Annotated[
     Path | None,
     typer.Option(
-        "--inputs", help="Folder of images, or .npz, that the file is verified on.", show_default="drawn inputs"
+        "--inputs",
+        help="Folder of images, or .npz, that the file is verified on; the example itself of --module without --input.",
+        show_default="drawn inputs",
     ),
 ]
 AllowInaccurate = Annotated[
@@ -83,7 +129,21 @@ ArtifactPath = Annotated[Path, typer.Argument(help="An artifact's folder, or the
 Layers = Annotated[
     bool, typer.Option("--layers", help="Also every operator: its range, and what its precision costs (coreml).")
 ]
-Package = Annotated[Path, typer.Argument(help="A Core ML artifact's folder, or any .mlpackage.", show_default=False)]
+OneArtifact = Annotated[
+    Path | None, typer.Argument(help="An artifact's folder, or the file in it.", show_default=False)
+]
+Within = Annotated[
+    str | None,
+    typer.Option(
+        "--limit",
+        metavar="SECONDS[,GIB]",
+        help="Read the file in a process that is stopped after that time, or above that memory (4).",
+        show_default="none",
+    ),
+]
+Package = Annotated[
+    Path | None, typer.Argument(help="A Core ML artifact's folder, or any .mlpackage.", show_default=False)
+]
 Strict = Annotated[bool, typer.Option("--strict", help="Exit with 3 where there are errors or warnings; notes pass.")]
 Every = Annotated[bool, typer.Option("--all", help="A line for each position, not for each kind of position.")]
 Engine = Annotated[
@@ -102,12 +162,22 @@ EstimatedDevice = Annotated[str, typer.Option("--device", help="Name from `edges
 
 # How artifacts are timed.
 
-Artifacts = Annotated[list[Path], typer.Argument(help="Artifacts: folders, or the files in them.")]
+Artifacts = Annotated[
+    list[Path] | None, typer.Argument(help="Artifacts: folders, or the files in them.", show_default=False)
+]
 Against = Annotated[
     Path | None, typer.Option("--against", help="An artifact to compare the others with.", show_default=False)
 ]
-Seconds = Annotated[float, typer.Option("--seconds", help="How long it may last, about.")]
-Launches = Annotated[int, typer.Option("--launches", help="Processes, each with all artifacts in turn.")]
+Seconds = Annotated[
+    float | None,
+    typer.Option("--seconds", help="How long it may last, about.", show_default="30; 60 at most, to compare"),
+]
+Launches = Annotated[
+    int | None,
+    typer.Option(
+        "--launches", help="Processes, each with all artifacts in turn.", show_default="12; 24 at most, to compare"
+    ),
+]
 Threads = Annotated[int, typer.Option("--threads", help="Of the runtime.")]
 Cores = Annotated[
     str | None, typer.Option("--cores", help="Pin to these: 0, or 0,2 or 0-3.", show_default="not pinned")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from edgesmith.cli import options as given
-from edgesmith.cli.tables import new_table, print_json, print_table
+from edgesmith.cli.tables import new_table, print_json, print_line, print_table
 
 if TYPE_CHECKING:
     from edgesmith.bench.history import Change, Series
@@ -25,8 +24,8 @@ def report(
 
     found = write_report(folder, out, estimate or ())
     for name, reason in found.unread:
-        print(f"not read: {name}: {reason}", file=sys.stderr)
-    print(out)
+        print_line(f"not read: {name}: {reason}", to_stderr=True)
+    print_line(out)
 
 
 history = typer.Typer(invoke_without_command=True, help="Latencies over time, and where they changed for good.")
@@ -54,7 +53,7 @@ def add(records: given.NewRecords, file: given.HistoryFile = HISTORY) -> None:
 
     for record in records:
         count = histories.add(file, record)
-        print(f"{record}: {count} new" if count else f"{record}: already there")
+        print_line(f"{record}: {count} new" if count else f"{record}: already there")
 
 
 def _show_series(series: Series) -> None:
@@ -67,7 +66,7 @@ def _show_series(series: Series) -> None:
         table.add_row(*row, point.sha256[:8], _describe_change(changes[i]) if i in changes else "")
     print_table(table)
     if len(series.points) < 6:
-        print("fewer than 6 points: too few to see a change")
+        print_line("fewer than 6 points: too few to see a change")
 
 
 def _describe_change(change: Change) -> str:

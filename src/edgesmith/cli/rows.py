@@ -9,6 +9,8 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from edgesmith.exporters.manifest import own_files
+
 if TYPE_CHECKING:
     from edgesmith.exporters.artifact import Artifact
     from edgesmith.exporters.manifest import CheckRecord, InputsRecord, Int8Record, Manifest
@@ -26,8 +28,7 @@ def artifact_rows(artifact: Artifact) -> Iterator[Row]:
     for rows in (_model_rows, _rewrite_rows, _precision_rows, _operator_rows, _device_rows, _sequence_rows):
         yield from rows(manifest)
     yield from _verification_rows(manifest)
-    own = [entry for entry in manifest["files"] if entry["path"].startswith(manifest["file"])]
-    yield "size", f"{sum(entry['bytes'] for entry in own) / 1e6:.2f} MB"
+    yield "size", f"{sum(entry['bytes'] for entry in own_files(manifest)) / 1e6:.2f} MB"
     yield "file", str(artifact.file)
 
 

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
+
+from edgesmith.show import in_json, in_terminal
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -28,6 +31,11 @@ def show_stage(stage: str) -> Iterator[None]:
     with console.status(f"{stage} ..."):
         yield
     console.print(f"  {stage:<20} {time.perf_counter() - start:6.1f} s")
+
+
+def printing_to_stderr() -> contextlib.AbstractContextManager[Any]:
+    """Let what a model's own code prints go to stderr: stdout is for results."""
+    return contextlib.redirect_stdout(sys.stderr)
 
 
 @contextlib.contextmanager
@@ -50,12 +58,35 @@ def new_table(title: str, *columns: str, header: bool = True, names: bool = Fals
         names: whether the first column holds names, which are not broken over lines.
     """
     from rich import box
-    from rich.table import Table
+    from rich.table import Table as Plain
 
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", show_header=header)
+    class Table(Plain):
+        """A table whose cells are made fit for a terminal."""
+
+        def add_row(self, *cells: Any, **style: Any) -> None:
+            super().add_row(*(in_terminal(cell, lines=True) for cell in cells), **style)
+
+    table = Table(
+        title=in_terminal(title), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", show_header=header
+    )
     for i, column in enumerate(columns):
         table.add_column(column, overflow="fold", no_wrap=names and i == 0)
     return table
+
+
+def print_line(text: object = "", *, to_stderr: bool = False, to: TextIO | None = None) -> None:
+    """Print one line, in which a foreign text moves no cursor and begins no other line.
+
+    Args:
+        to: a stream in the place of either, such as the stderr of before a progress bar.
+    """
+    stream = to or (sys.stderr if to_stderr else sys.stdout)
+    print(in_terminal(str(text)), file=stream, flush=stream is not sys.stdout)
+
+
+def print_lines(text: str) -> None:
+    """Print a text of several lines that ends with one, such as Markdown."""
+    print(in_terminal(text, lines=True, longest=len(text)), end="")
 
 
 def print_table(table: Table) -> None:
@@ -70,4 +101,4 @@ def print_table(table: Table) -> None:
 
 def print_json(content: Any) -> None:
     """Print JSON on stdout."""
-    print(json.dumps(content, indent=2, ensure_ascii=False))
+    print(in_json(json.dumps(content, indent=2, ensure_ascii=False)))

@@ -1,0 +1,149 @@
+"""The lines that a runner writes, each an event in JSON, read as what somebody else's machine says.
+
+start  about  lacks  failed  open  warm  slot  energy  operators  end        see runner.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from edgesmith.bench.measurement import LONGEST_MS, SHORTEST_MS
+from edgesmith.errors import DeviceFailed, Unreadable
+from edgesmith.readers.documents import read_json
+from edgesmith.readers.typed import as_dataclass
+
+
+@dataclass(frozen=True)
+class Start:
+    """A launch begins. environment: what the system shows; meters: of energy, by name."""
+
+    event: str
+    runtimes: Mapping[str, str]
+    environment: Mapping[str, Any]
+    meters: Any = None
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The device, as a record has it."""
+
+    system: str
+    cpu: str
+    machine: str
+    power_mode: str | None = None  # an iPhone has none
+
+
+@dataclass(frozen=True)
+class About:
+    """The device and the cores that processes may use there."""
+
+    event: str
+    machine: Machine
+    cores: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Lacks:
+    """A runtime is missing, or does not work."""
+
+    event: str
+    runtime: str
+    why: str
+    can_import: bool
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The runner cannot do what it is asked."""
+
+    event: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Open:
+    """A file was opened alone."""
+
+    event: str
+    model: int
+    load_ms: float
+    first_ms: float
+    memory_mib: float | None
+
+
+@dataclass(frozen=True)
+class Warm:
+    """A model has been warmed up."""
+
+    event: str
+    model: int
+    calls: int
+    ms: float
+    is_steady: bool
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Calls of one model in a row."""
+
+    event: str
+    model: int
+    round: int
+    at_s: float
+    samples_ms: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class End:
+    """A launch ends."""
+
+    event: str
+    environment: Mapping[str, Any]
+
+
+KINDS: dict[str, type | None] = {
+    "start": Start,
+    "about": About,
+    "lacks": Lacks,
+    "failed": Failed,
+    "end": End,
+    "open": Open,
+    "warm": Warm,
+    "slot": Slot,
+    "energy": None,
+    "operators": None,
+}
+"""The form of each event; of None only that it is of a model, as its reader checks the rest."""
+
+
+def read_event(line: str, device: str, models: int) -> dict[str, Any]:
+    """Return the event of a line.
+
+    Args:
+        device: what wrote it, for the sentence.
+        models: how many the plan has.
+
+    Raises:
+        DeviceFailed: it is none.
+    """
+    try:
+        event = read_json(line, "event", name=f"what {device} answered", advice="look at what runs there")
+        kind = event.get("event") if isinstance(event, dict) else None
+        if not isinstance(kind, str) or kind not in KINDS:
+            raise Unreadable(f"{device} answered {line[:80]!r}, which is no event of a runner's")
+        form = KINDS[kind]
+        if form is not None:
+            as_dataclass(form, event, f"the event {kind} of {device}")
+    except Unreadable as error:
+        raise DeviceFailed(str(error)) from error
+    is_of_one = "model" not in event or event["model"] in range(models)
+    is_timed = kind != "slot" or (event["samples_ms"] and all(map(_is_time, event["samples_ms"])))
+    if not (is_of_one and is_timed):
+        raise DeviceFailed(f"{device} answered with an event {kind} of a model or a time that there is not")
+    return dict(event)
+
+
+def _is_time(ms: float) -> bool:
+    return SHORTEST_MS <= ms <= LONGEST_MS

@@ -1,0 +1,21 @@
+"""Telemetry of other libraries: off before they are imported, and by their own switch once they are.
+
+ONNX Runtime looks up `mobile.events.data.microsoft.com` when its module is imported, and keeps a database and an
+identifier below the user's cache folder, unless `ORT_DISABLE_TELEMETRY` is 1 by then. The others here ask a variable of
+their own. The runner on a device says the same by itself (board/common.py).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from edgesmith.board.common import TELEMETRY_OFF
+
+
+def turn_off() -> None:
+    """Set the variables, and switch off what is imported already."""
+    os.environ.update(TELEMETRY_OFF)
+    runtime = sys.modules.get("onnxruntime")
+    if runtime is not None and hasattr(runtime, "disable_telemetry_events"):
+        runtime.disable_telemetry_events()

@@ -1,0 +1,66 @@
+"""Files that are written whole or not at all.
+
+    temporary file beside the final one -> fsync -> rename -> fsync of the folder
+
+A kill, a full disk or a power cut at any moment leaves the older file or the new one. Who may read it, the umask says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from edgesmith.errors import OutputError
+
+
+def write_whole(path: Path, content: str | bytes, what: str) -> None:
+    """Write a file in one step. A device or a pipe, such as /dev/stdout, is written to as it is.
+
+    Args:
+        what: the word for it in an error, such as `report`.
+
+    Raises:
+        OutputError: the folder cannot be made or written, or the disk is full; an older file is as it was.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        final = path.resolve()  # what a link leads to is written, and the link stays
+        if final.exists() and not final.is_file() and not final.is_dir():
+            with final.open("wb") as file:
+                file.write(data)
+            return
+        final.parent.mkdir(parents=True, exist_ok=True)
+        with _temporary(final) as (file, temporary):
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            temporary.replace(final)
+        sync_folder(final.parent)
+    except OSError as error:
+        raise OutputError(f"cannot write the {what} {path}: {error.strerror or error}") from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the disk keep a folder's names, where the system can be asked for that."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextlib.contextmanager
+def _temporary(final: Path) -> Iterator[tuple[BinaryIO, Path]]:
+    """A new file beside another one; it is removed unless it took the other's place."""
+    temporary = final.with_name(f".{final.name[:100]}.{secrets.token_hex(8)}.partial")
+    try:
+        # Unlike those of `tempfile`, it may be read by whom the umask lets.
+        with os.fdopen(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666), "wb") as file:
+            yield file, temporary
+    finally:
+        temporary.unlink(missing_ok=True)
