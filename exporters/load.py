@@ -118,11 +118,15 @@ def _load_named(options: ModelOptions, spec: ModelSpec) -> Loaded:
         vocabulary = int(getattr(module, "vocabulary", options.tokens.vocabulary))  # a checkpoint may have its own
         ids = draw_tokens(vocabulary, batch, options.shape[0])
         return Loaded(spec.name, module, ids, (spec.input.name, "token_type_ids"), ("logits",), origin, spec)
-    ((x,),) = seeded_inputs([torch.zeros(batch, *options.shape)], count=1)
+    read, shapes = [spec.input.name], [options.shape]
     outputs: tuple[str, ...] = ("logits" if spec.classes else "sequence",)
+    if options.sequence is not None and options.sequence.condition is not None:
+        name, width = options.sequence.condition
+        read, shapes, outputs = [*read, name], [*shapes, (width,)], ("tokens",)
+    (drawn,) = seeded_inputs([torch.zeros(batch, *shape) for shape in shapes], count=1)
     if options.features:
-        outputs = tuple(f"features_{i}" for i in range(len(run_eager(module, (x,)))))
-    return Loaded(spec.name, module, (x,), (spec.input.name,), outputs, origin, spec)
+        outputs = tuple(f"features_{i}" for i in range(len(run_eager(module, tuple(drawn)))))
+    return Loaded(spec.name, module, tuple(drawn), tuple(read), outputs, origin, spec)
 
 
 class Fixed(EdgesmithWarning):

@@ -50,7 +50,7 @@ def load(spec: ModelSpec, path: str | Path | None, **asked: Any) -> tuple[nn.Mod
 
     Args:
         path: a checkpoint, or None for random weights; a family's `settle` then brings their statistics into a range
-            in which the model does something.
+            in which the model does something, and its `NOTES` say what else was drawn.
         asked: what the caller wants of the builder: `features` of an image model, `frames` of a sequence model.
 
     Raises:
@@ -63,7 +63,8 @@ def load(spec: ModelSpec, path: str | Path | None, **asked: Any) -> tuple[nn.Mod
             settle = getattr(family(spec), "settle", None)
             if settle is not None:
                 settle(model)
-        return model, Weights(f"random (seed {RANDOM_SEED})", fingerprint(model.state_dict()))
+        notes = getattr(family(spec), "NOTES", ())
+        return model, Weights(f"random (seed {RANDOM_SEED})", fingerprint(model.state_dict()), notes=notes)
     path = Path(path)
     state, dropped = _own_keys(read(path, spec.envelope), spec.own_prefix)
     options, state, notes = family(spec).from_checkpoint(state, **asked)

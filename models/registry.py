@@ -50,12 +50,14 @@ class SequenceInput:
     Attributes:
         normalised: what was done to the features, in words and figures.
         frame_ms: time from one frame to the next, where frames have one.
+        condition: name and width of a second input, one vector for each sequence; None where there is none.
     """
 
     name: str
     shape: tuple[int, int]
     normalised: str
     frame_ms: float | None = None
+    condition: tuple[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -191,6 +193,8 @@ def _forecaster(name: str, facts: dict[str, Any], own: dict[str, Any]) -> ModelS
 def _input(facts: dict[str, Any]) -> ModelInput:
     kinds: dict[int, type[ImageInput] | type[SequenceInput] | type[TokenInput]]
     kinds = {1: TokenInput, 2: SequenceInput, 3: ImageInput}
+    if "condition" in facts:
+        facts = {**facts, "condition": (facts["condition"]["name"], facts["condition"]["width"])}
     return kinds[len(facts["shape"])](**_frozen(facts))
 
 

@@ -27,6 +27,10 @@ Compute = Callable[[Node, Values, int], Any]
 """From an operator, the values that it may read and the number of the call to the operator's value."""
 
 
+_AS_RESHAPE = frozenset([torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default])
+"""Operators that want values that lie in one piece, which a graph without copies does not promise."""
+
+
 def held(module: GraphModule, node: Node) -> Any:
     """Return what a `get_attr` node reads: a tensor without its gradient, or a submodule."""
     value: Any = module
@@ -42,8 +46,9 @@ def evaluate(node: Node, values: Values, call: int = 0) -> Any:
         return args[0]
     assert callable(node.target)
     op = find(node.target)
+    function = torch.ops.aten.reshape.default if node.target in _AS_RESHAPE else node.target
     with torch.no_grad():
-        return (op.reference if op is not None else node.target)(*args, **kwargs)
+        return (op.reference if op is not None else function)(*args, **kwargs)
 
 
 def interpret(

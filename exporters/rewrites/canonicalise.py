@@ -103,7 +103,12 @@ def _reshape(module: GraphModule, node: Node) -> str | None:
     """Spell a reshape that only joins, or only separates, the axes after the first two."""
     x = node.args[0]
     target, *rest = reshaping(val(x).shape, val(node).shape)
-    if target is aten.reshape.default or (node.target is target and list(node.args) == [x, *rest]):
+    if target is aten.reshape.default:
+        if node.target not in _VIEWS:
+            return None
+        _replace(module, node, target, (x, node.args[1]))
+        return "view -> reshape"  # a value that was copied for it may be another's view by now
+    if node.target is target and list(node.args) == [x, *rest]:
         return None
     _replace(module, node, target, (x, *rest))
     return "reshape -> flatten" if target is aten.flatten.using_ints else "reshape -> unflatten"
@@ -155,6 +160,8 @@ def _replace(module: GraphModule, node: Node, target: Any, args: tuple[Any, ...]
     replace(node, new)
 
 
+_VIEWS = (aten.view.default, aten._unsafe_view.default)
+
 _RULES: dict[Any, Callable[[GraphModule, Node], str | None]] = {
     aten.dropout.default: _dropout,
     aten.adaptive_avg_pool1d.default: _pool,
@@ -169,11 +176,11 @@ _RULES: dict[Any, Callable[[GraphModule, Node], str | None]] = {
     aten.flatten.using_ints: _reshape,
     aten.unflatten.int: _reshape,
     aten.reshape.default: _reshape,
-    aten.view.default: _reshape,
     aten.pow.Tensor_Scalar: _square,
     aten.square.default: _square,
     aten.upsample_bilinear2d.vec: _resize,
     aten.upsample_nearest2d.vec: _resize,
+    **dict.fromkeys(_VIEWS, _reshape),
 }
 
 

@@ -8,6 +8,8 @@
     find_loop_scan      an unrolled loop of h = exp(P_t) h + U_t -> a selective scan
     reroll              an unrolled loop, or a scan, of one step -> one op
     canonicalise        one spelling for pools, splits and dropouts, so that patterns need only one
+    find_aggregated     aggregated attention in another spelling -> edgesmith.aggregated_attention
+    find_conv_glu       gelu(dw3x3(a)) * v -> edgesmith.conv_glu
     keep_maps           [B, N, C] between convolutions -> maps [B, C, H, W], laid out once
     merge_linears       (L1(x) + L2(x)) * s  ->  L(x)
     fold_batchnorm      BN(conv(x)) -> conv'(x);  conv(BN(x)) -> conv'(x);  linear(mean(BN(x))) -> linear'(mean(x))
@@ -29,6 +31,7 @@
     zero_masked_rows    sdpa(q, k, v, mask) -> 0 where a query sees no key
     einsum              einsum(A, B) -> matmul(A', B')
     fuse_attention      softmax(s q k' + bias) v -> edgesmith.attention, s in the layer before q
+    find_inception      convolution, max pool and attention, joined -> edgesmith.inception_mixer
     choose_memory_form  a linear recurrence -> its cheapest form, or none of it
     choose_scan_form    a scan -> its cheapest form
     dense_transforms    frequency filters that transform a map by one matrix, where the target says cheaper
@@ -62,6 +65,9 @@ from edgesmith.exporters.rewrites.dft import dft
 from edgesmith.exporters.rewrites.drop_copies import drop_copies
 from edgesmith.exporters.rewrites.drop_shift import drop_shift
 from edgesmith.exporters.rewrites.einsum import einsum
+from edgesmith.exporters.rewrites.find_aggregated import find_aggregated
+from edgesmith.exporters.rewrites.find_conv_glu import find_conv_glu
+from edgesmith.exporters.rewrites.find_inception import find_inception
 from edgesmith.exporters.rewrites.find_memory import find_memory
 from edgesmith.exporters.rewrites.find_selective_scan import find_closed_scan, find_loop_scan
 from edgesmith.exporters.rewrites.fold_affine import fold_affine
@@ -104,6 +110,8 @@ ORDER: tuple[Rewrite, ...] = (
     find_loop_scan,
     reroll,
     canonicalise,
+    find_aggregated,
+    find_conv_glu,
     keep_maps,
     merge_linears,
     fold_batchnorm,
@@ -125,6 +133,7 @@ ORDER: tuple[Rewrite, ...] = (
     zero_masked_rows,
     einsum,
     fuse_attention,
+    find_inception,
     choose_memory_form,
     choose_scan_form,
     dense_transforms,
