@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from support.lowering import lower
+from support.zoo import FIRST_ZOO
 from torch import nn
 
 import edgesmith
@@ -22,7 +23,6 @@ from edgesmith.exporters.mil import lint as lints
 from edgesmith.exporters.mil.legalize import LEGALIZED
 from edgesmith.exporters.mil.program import load
 from edgesmith.exporters.mil.rules import MASK, RULES, SEVERITIES
-from edgesmith.models.registry import all_models
 
 ct = pytest.importorskip("coremltools")
 from coremltools.converters.mil import Builder as mb  # noqa: E402
@@ -573,14 +573,7 @@ def test_the_page_lists_every_rule_as_it_is(page: str) -> None:
 
 
 FAST = ("casvit_xs", "affnet_et", "efficientvim_m1", "lmuformer")
-LATER = ("metaformer", "segformer")
-"""Families of which one size each is linted where it is exported."""
-
-NAMES = [
-    pytest.param(n, marks=() if n in FAST else pytest.mark.slow)
-    for n, spec in all_models().items()
-    if spec.family not in LATER
-]
+NAMES = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in FIRST_ZOO]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from support.lowering import lower
 from support.manifests import smallest_manifest
+from support.zoo import FIRST_ZOO
 from torch import nn
 
 import edgesmith
@@ -361,9 +362,7 @@ def test_engine_bytes_do_not_depend_on_what_was_built_before(installed: None, tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", [n for n, spec in registry.all_models().items() if spec.family not in ("metaformer", "segformer")]
-)
+@pytest.mark.parametrize("name", FIRST_ZOO)
 def test_every_model_builds_in_every_precision_for_two_capabilities(
     name: str, installed: None, one_block_a_stage: Callable[[], None], tmp_path: Path
 ) -> None:

@@ -104,7 +104,20 @@ def _in_range(node: Node) -> tuple[Any, ...]:
 
 def _tensors(node: Node) -> list[Tensor]:
     """Return the values that a node makes."""
+    if _is_quantised(node):
+        return []
     return [one for one in torch.utils._pytree.tree_leaves(node.meta.get("val")) if isinstance(one, Tensor)]
+
+
+def _is_quantised(node: Node) -> bool:
+    """Return whether a node makes int8 that a target takes as such: of a quantiser, or a weight for its opposite."""
+    if node.op == "get_attr":
+        return bool(node.users) and all(_is_quantiser(user) for user in node.users)
+    return _is_quantiser(node) and ".quantize" in operator_name(node)
+
+
+def _is_quantiser(node: Node) -> bool:
+    return node.op == "call_function" and operator_name(node).startswith("quantized_decomposed.")
 
 
 def _is_nested(node: Node) -> bool:
