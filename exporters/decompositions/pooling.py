@@ -1,4 +1,4 @@
-"""Average pools with a divisor of their own."""
+"""Average pools with a divisor of their own, and those that leave their padding out."""
 
 from __future__ import annotations
 
@@ -49,6 +49,84 @@ def avg_pool3d(
         return NotImplemented
     kernel, steps, pads = (_each(k, 3) for k in (kernel_size, stride or kernel_size, padding))
     return _sums(F.avg_pool3d, x, kernel, steps, pads, ceil_mode) / divisor_override
+
+
+_COUNTED = "Core AI counts the padding as zeros, whatever count_include_pad says, and drops ceil_mode"
+
+
+@decomposes(aten.avg_pool1d.default, targets=("coreai",), why=_COUNTED)
+def uncounted_avg_pool1d(
+    x: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (0,),
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+) -> Tensor:
+    """Return the means of windows of a sequence, of what counts in them."""
+    if not (ceil_mode or (any(padding) and not count_include_pad)):
+        return NotImplemented
+    kernel, steps, pads = (_each(k, 1) for k in (kernel_size, stride or kernel_size, padding))
+    return _means(F.avg_pool1d, x, kernel, steps, pads, ceil_mode, count_include_pad)
+
+
+@decomposes(aten.avg_pool2d.default, targets=("coreai",), why=_COUNTED)
+def uncounted_avg_pool2d(
+    x: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (0,),
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    """Return the means of windows of an image, of what counts in them; with a divisor, their sums over it."""
+    kernel, steps, pads = (_each(k, 2) for k in (kernel_size, stride or kernel_size, padding))
+    if divisor_override is not None:
+        return _sums(F.avg_pool2d, x, kernel, steps, pads, ceil_mode) / divisor_override
+    if not (ceil_mode or (any(padding) and not count_include_pad)):
+        return NotImplemented
+    return _means(F.avg_pool2d, x, kernel, steps, pads, ceil_mode, count_include_pad)
+
+
+@decomposes(aten.avg_pool3d.default, targets=("coreai",), why=_COUNTED)
+def uncounted_avg_pool3d(
+    x: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (0,),
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    """Return the means of windows of a volume, of what counts in them; with a divisor, their sums over it."""
+    kernel, steps, pads = (_each(k, 3) for k in (kernel_size, stride or kernel_size, padding))
+    if divisor_override is not None:
+        return _sums(F.avg_pool3d, x, kernel, steps, pads, ceil_mode) / divisor_override
+    if not (ceil_mode or (any(padding) and not count_include_pad)):
+        return NotImplemented
+    return _means(F.avg_pool3d, x, kernel, steps, pads, ceil_mode, count_include_pad)
+
+
+def _means(
+    pool: Callable[..., Tensor],
+    x: Tensor,
+    kernel: list[int],
+    steps: list[int],
+    pads: list[int],
+    ceil_mode: bool,
+    count_include_pad: bool,
+) -> Tensor:
+    """Return the means of windows: their sums over how many of their places count."""
+    axes = len(kernel)
+    inside = torch.ones([1] * (x.dim() - axes) + list(x.shape[-axes:]), dtype=x.dtype, device=x.device)
+    if count_include_pad:
+        inside = F.pad(inside, [pad for pad in reversed(pads) for _ in range(2)], value=1.0)
+        counts = _sums(pool, inside, kernel, steps, [0] * axes, ceil_mode)
+    else:
+        counts = _sums(pool, inside, kernel, steps, pads, ceil_mode)
+    sums = _sums(pool, x, kernel, steps, pads, ceil_mode)
+    return sums / counts[tuple(slice(0, k) for k in (*counts.shape[: x.dim() - axes], *sums.shape[-axes:]))]
 
 
 def _sums(

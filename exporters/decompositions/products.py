@@ -129,3 +129,12 @@ def kron(x: Tensor, y: Tensor) -> Tensor:
         return (x.reshape([-1, 1]) * y.reshape([1, -1])).reshape([-1])
     product = x.reshape([x.shape[0], 1, x.shape[1], 1]) * y.reshape([1, y.shape[0], 1, y.shape[1]])
     return product.reshape([x.shape[0] * y.shape[0], x.shape[1] * y.shape[1]])
+
+
+@decomposes(aten.inner.default, targets=("coreml",), why="coremltools 9.0 makes a matrix of the product of two numbers")
+def inner(x: Tensor, y: Tensor) -> Tensor:
+    """Return the products of the rows of x [..., n] with those of y [..., n]; of a single number, those with it."""
+    if not (x.dim() and y.dim()):
+        return x * y
+    products = torch.mm(x.reshape([-1, x.shape[-1]]), y.reshape([-1, y.shape[-1]]).t())
+    return products.reshape([*x.shape[:-1], *y.shape[:-1]])

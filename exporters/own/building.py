@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from edgesmith.errors import BadInput
 from edgesmith.exporters.graph.blame import line_of_error
-from edgesmith.exporters.own.documents import read_arrays
+from edgesmith.exporters.own.arrays import read_arrays
 from edgesmith.exporters.own.reference import InputSpec, OwnModule, unknown_callable
 from edgesmith.models import checkpoint
 from edgesmith.models.checkpoint import RANDOM_SEED, Weights

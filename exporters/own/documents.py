@@ -1,19 +1,12 @@
-"""Reading of what describes a module of the user's own: JSON of the command line, edgesmith.toml, an `.npz`."""
+"""Reading of what describes a module of the user's own: JSON of the command line, edgesmith.toml."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgesmith.errors import BadInput, Unreadable
 from edgesmith.readers import documents
-from edgesmith.readers.tensors import read_npz
-
-if TYPE_CHECKING:
-    import numpy as np
-
-_EXAMPLE = "--inputs: example"
-_ADVICE = "write it with numpy.savez"
 
 
 def parse_table(text: str, option: str) -> dict[str, Any]:
@@ -31,11 +24,3 @@ def parse_table(text: str, option: str) -> dict[str, Any]:
 def read_toml(path: Path) -> dict[str, Any]:
     """Return the tables in a TOML file. Raises BadInput where it cannot be read."""
     return documents.read_toml(path, "TOML file", advice="mend it, or remove it")
-
-
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Return the arrays in an `.npz` by name. Raises BadInput where it holds anything else."""
-    names, _ = read_npz(path, (), _EXAMPLE, _ADVICE)
-    if not names:
-        raise BadInput(f"--inputs: {path} holds no arrays by name; write it with numpy.savez({path.name!r}, x=array)")
-    return read_npz(path, names, _EXAMPLE, _ADVICE)[1]

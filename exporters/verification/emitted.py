@@ -25,7 +25,7 @@ REMOVED = frozenset(
 ) | {
     *("aten.stft.center", "aten.stft.default", "aten.istft.default", "aten.lift_fresh_copy.default"),
     *("aten.to.device", "aten.to.dtype", "aten.to.dtype_layout", "aten.to.other", "aten.type_as.default"),
-    *("aten.reshape_as.default", "aten.view_as.default"),
+    *("aten.reshape_as.default", "aten.view_as.default", "aten.im2col.default"),
 }
 """Overloads that rewrites name to remove them; where one stays, it is the caller's own."""
 
@@ -71,6 +71,7 @@ def _binary() -> Iterator[tuple[Any, Callable[..., Any], tuple[Any, ...]]]:
         yield overload, overload, (_X, _Y)
     yield aten.pow.Tensor_Scalar, lambda x: aten.pow.Tensor_Scalar(x, 2), (_X,)
     yield aten.pow.Tensor_Tensor, aten.pow.Tensor_Tensor, (_POSITIVE, _Y)
+    yield aten.clamp.default, lambda x: aten.clamp.default(x, -0.5, 0.5), (_X,)
     yield aten.clamp_min.default, lambda x: aten.clamp_min.default(x, 0.5), (_X,)
     yield aten.gt.Scalar, lambda x: aten.gt.Scalar(x, 0), (row(-1, -0.0, 0, 2),)
     yield aten.eq.Scalar, lambda x: aten.eq.Scalar(x, 0), (row(-1, -0.0, 0, 2),)
@@ -88,6 +89,8 @@ _ARRANGED: dict[Any, tuple[Any, ...]] = {
     aten.expand.default: ([5, 2, 3, 4],),
     aten.flatten.using_ints: (1, -1),
     aten.full_like.default: (2.0,),
+    aten.movedim.int: (0, -1),
+    aten.movedim.intlist: ([0, 1], [-1, 0]),
     aten.new_full.default: ([2, 3], 1.5),
     aten.new_zeros.default: ([2, 3],),
     aten.pad.default: ([1, 2], "constant", 0.0),
@@ -140,8 +143,11 @@ def _layers() -> Iterator[tuple[Any, Callable[..., Any], tuple[Any, ...]]]:
     yield aten.conv2d.default, lambda x, w: aten.conv2d.default(x, w, None, [2, 1], [1, 0]), (_PLANES, _KERNEL)
     yield aten.matmul.default, aten.matmul.default, (_X, drawn(2, 4, 5))
     yield aten.mm.default, aten.mm.default, (drawn(3, 4), drawn(4, 5))
+    yield aten.bmm.default, aten.bmm.default, (_X, drawn(2, 4, 5))
     yield aten.einsum.default, lambda x, y: aten.einsum.default("bij,bjk->bik", [x, y]), (_X, drawn(2, 4, 5))
     yield aten.mean.dim, lambda x: aten.mean.dim(x, [1, -1], True), (_X,)
+    yield aten.sum.dim_IntList, lambda x: aten.sum.dim_IntList(x, [1, -1], True), (_X,)
+    yield aten.cumsum.default, lambda x: aten.cumsum.default(x, -1), (_X,)
     for name in ("var", "std"):
         of_axes = getattr(aten, name).dim
         yield of_axes, lambda x, f=of_axes: f(x, [-1], False, True), (_X,)
@@ -161,6 +167,10 @@ def _layers() -> Iterator[tuple[Any, Callable[..., Any], tuple[Any, ...]]]:
     yield aten.adaptive_avg_pool2d.default, lambda x: aten.adaptive_avg_pool2d.default(x, [1, 1]), (_PLANES,)
     yield aten.avg_pool2d.default, lambda x: aten.avg_pool2d.default(x, [2, 2]), (_PLANES,)
     yield aten.max_pool2d.default, lambda x: aten.max_pool2d.default(x, [2, 2]), (_PLANES,)
+    nearest, linear, cubic = (getattr(aten, f"upsample_{kind}2d").vec for kind in ("nearest", "bilinear", "bicubic"))
+    yield nearest, lambda x: nearest(x, [12, 9], None), (_PLANES,)
+    yield linear, lambda x: linear(x, [12, 9], False, None), (_PLANES,)
+    yield cubic, lambda x: cubic(x, [12, 9], False, None), (_PLANES,)
 
 
 def cases() -> list[Case]:

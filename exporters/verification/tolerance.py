@@ -5,9 +5,10 @@ A result y = f(x) is computed from inputs that carry a rounding each, and is rou
 
     u (|y| + |f'(x) x|)        f'(x) x by forward differentiation in float64, over inputs of random signs
 
-so that a sum that cancels, a logarithm at 1 and a sine of a large angle are allowed what they magnify, and a rounding
-or a comparison, whose derivative is 0, is allowed nothing. A case is allowed `ulps` of these units: 16 by default, for
-the order of summation and the three or four roundings that transcendental functions have inside. Beside these:
+where x are the inputs, and a layer's own weights and statistics, so that a sum that cancels, a logarithm at 1 and a
+sine of a large angle are allowed what they magnify, and a rounding or a comparison, whose derivative is 0, is allowed
+nothing. A case is allowed `ulps` of these units: 16 by default, for the order of summation and the three or four
+roundings that transcendental functions have inside. Beside these:
 
     mixes   of a case whose derivative does not show what is inside, as of a transform and its inverse: the largest
             magnitude of the output counts as |f'(x) x| everywhere
@@ -26,11 +27,11 @@ NaN and infinities must be where PyTorch has them. Integers and booleans are equ
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from edgesmith.exporters.verification.cases import Case
 
@@ -139,19 +140,21 @@ def _exact(case: Case, given: Sequence[Tensor], count: int) -> tuple[list[np.nda
 
 def _spread(case: Case, wide: Sequence[Tensor], outputs: Sequence[Tensor]) -> list[np.ndarray] | None:
     real = [k for k, x in enumerate(wide) if x.is_floating_point()]
+    weights = _weights(case.function)
 
     def of_floats(*floats: Tensor) -> tuple[Tensor, ...]:
         mixed = list(wide)
-        for k, x in zip(real, floats, strict=True):
+        for k, x in zip(real, floats[: len(real)], strict=True):
             mixed[k] = x
-        return tuple(y for y in case.call(mixed) if y.is_floating_point())
+        own = dict(zip(weights, floats[len(real) :], strict=True))
+        return tuple(y for y in _with_weights(case, own).call(mixed) if y.is_floating_point())
 
     generator = torch.Generator().manual_seed(0)
     largest: list[np.ndarray] = [np.zeros(tuple(y.shape)) for y in outputs]
     places = [k for k, y in enumerate(outputs) if y.is_floating_point()]
     if not real or not places:
         return largest
-    primals = tuple(wide[k].clone() for k in real)
+    primals = tuple(x.detach().clone() for x in (*(wide[k] for k in real), *weights.values()))
     for _ in range(DRAWS):
         signs = [torch.randint(0, 2, x.shape, generator=generator).double() * 2 - 1 for x in primals]
         try:
@@ -164,6 +167,22 @@ def _spread(case: Case, wide: Sequence[Tensor], outputs: Sequence[Tensor]) -> li
             moved = np.nan_to_num(tangent.detach().abs().numpy(), nan=0.0, posinf=0.0)
             largest[k] = np.maximum(largest[k], moved)
     return largest
+
+
+def _weights(function: object) -> dict[str, Tensor]:
+    """Return the weights and statistics of a layer, by name."""
+    if not isinstance(function, nn.Module):
+        return {}
+    own = (*function.named_parameters(), *function.named_buffers())
+    return {name: x for name, x in own if x.is_floating_point()}
+
+
+def _with_weights(case: Case, own: dict[str, Tensor]) -> Case:
+    """Return a case whose layer has other weights."""
+    layer = case.function
+    if not isinstance(layer, nn.Module):
+        return case
+    return replace(case, function=lambda *given: torch.func.functional_call(layer, own, given))
 
 
 def _peaks(outputs: Sequence[Tensor]) -> list[np.ndarray]:
