@@ -37,11 +37,12 @@ class Machine:
 
 @dataclass(frozen=True)
 class About:
-    """The device and the cores that processes may use there."""
+    """The device, the cores that processes may use there, and how many are in use, where that is known."""
 
     event: str
     machine: Machine
     cores: tuple[int, ...]
+    busy: float | None = None
 
 
 @dataclass(frozen=True)

@@ -328,7 +328,7 @@ def test_positions_that_never_come_back_keep_their_layout() -> None:
 def test_what_else_reads_the_positions_gets_them_from_the_map() -> None:
     class Forked(Between):
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]  # a pair
-            t = self.inner(self.before(x).permute(0, 2, 3, 1))
+            t = self.inner(F.relu(self.before(x)).permute(0, 2, 3, 1))  # else the two layers are composed
             y = F.relu(self.after(t.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
             return (2 * y).permute(0, 3, 1, 2), t.cumsum(1)
 

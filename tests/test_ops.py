@@ -145,7 +145,8 @@ def test_layers_of_an_engine_are_all_that_was_joined_in_them(tmp_path: Path) -> 
 
 def test_layers_that_tensorrt_recorded_are_placed_by_the_names_of_their_nodes(fixtures: Path, tmp_path: Path) -> None:
     (layer,) = engines.inspect(fixtures / "inspector_11.json")["layers"]
-    manifest = smallest_manifest(file="model.engine", precision="fp16", files=[])
+    listed = {"path": "model.engine", "bytes": 0, "sha256": "0" * 64}
+    manifest = smallest_manifest(file="model.engine", precision="fp16", files=[listed])
     manifest["target"]["name"] = "tensorrt"
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     file = engine_with(tmp_path, (layer["name"], layer["type"], layer["nodes"]))

@@ -19,42 +19,44 @@ from edgesmith.plugins import PluginWarning, load_plugins
 
 Install = Callable[..., None]
 
-SQUARES = """
+CUBES = """
 from edgesmith.exporters.rewrites.rewrite import rewrites
 import torch
 
-@rewrites(torch.ops.aten.pow.Tensor_Scalar, rule="x ** 2 -> x * x"{options})
+@rewrites(torch.ops.aten.pow.Tensor_Scalar, rule="x ** 3 -> x * x * x"{options})
 def {name}(module, node, costs):
     x, exponent = node.args
-    if exponent != 2:
+    if exponent != 3:
         return None
     with module.graph.inserting_before(node):
-        new = module.graph.call_function(torch.ops.aten.mul.Tensor, (x, x))
+        square = module.graph.call_function(torch.ops.aten.mul.Tensor, (x, x))
+        new = module.graph.call_function(torch.ops.aten.mul.Tensor, (square, x))
+    square.meta.update(node.meta)
     new.meta.update(node.meta)
     node.replace_all_uses_with(new)
     return "a power -> a product"
 """
 
 
-class Square(nn.Module):
+class Cube(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x**2
+        return x**3
 
 
 def test_another_packages_rewrite_runs_and_reports(install: Install) -> None:
-    install("squares", SQUARES.format(name="expand_squares", options=""), squares=":expand_squares")
+    install("cubes", CUBES.format(name="expand_cubes", options=""), cubes=":expand_cubes")
     names = [rule.name for rule in order.all_rewrites()]
-    assert names.index("expand_squares") == names.index("fold_batchnorm") + 1
-    program, reports = order.rewrite(capture(Square(), (torch.randn(3),)), Costs(0))
-    assert count_operators(program.module) == {"aten.mul": 1}
-    (report,) = (one for one in reports if one.name == "expand_squares")
+    assert names.index("expand_cubes") == names.index("fold_batchnorm") + 1
+    program, reports = order.rewrite(capture(Cube(), (torch.randn(3),)), Costs(0))
+    assert count_operators(program.module) == {"aten.mul": 2}
+    (report,) = (one for one in reports if one.name == "expand_cubes")
     assert [note for _, note in report.applied] == ["a power -> a product"]
 
 
 def test_a_plugin_says_behind_which_rewrite_it_runs_and_for_whole_sequences_only(install: Install) -> None:
     options = ', after="winograd", for_sequences=True'
-    install("late", SQUARES.format(name="late", options=options), late=":late")
-    install("later", SQUARES.format(name="later", options=options), later=":later")
+    install("late", CUBES.format(name="late", options=options), late=":late")
+    install("later", CUBES.format(name="later", options=options), later=":later")
     names = [rule.name for rule in order.all_rewrites()]
     at = names.index("winograd")
     assert names[at : at + 4] == ["winograd", "late", "later", "tile_channels"]
@@ -68,21 +70,21 @@ def test_a_plugin_says_behind_which_rewrite_it_runs_and_for_whole_sequences_only
         ("import sys; sys.exit(3)", ":x", "does not load (SystemExit: 3)"),
         ("y = 1", ":x", "does not load (AttributeError:"),
         ("x = 1", ":x", "is a int, wanted a Rewrite"),
-        (SQUARES.format(name="x", options=', after="nothing"'), ":x", "is to run after nothing, which is no rewrite"),
-        (SQUARES.format(name="dft", options=""), ":dft", "there is a rewrite dft already"),
+        (CUBES.format(name="x", options=', after="nothing"'), ":x", "is to run after nothing, which is no rewrite"),
+        (CUBES.format(name="dft", options=""), ":dft", "there is a rewrite dft already"),
     ],
 )
 def test_a_broken_plugin_is_one_sentence_that_names_it_and_the_rest_works(
     install: Install, source: str, attribute: str, sentence: str
 ) -> None:
     install("broken", source, mine=attribute)
-    install("squares", SQUARES.format(name="expand_squares", options=""), squares=":expand_squares")
+    install("cubes", CUBES.format(name="expand_cubes", options=""), cubes=":expand_cubes")
     with pytest.warns(PluginWarning, match=re.escape(sentence)) as said:
         names = [rule.name for rule in order.all_rewrites()]
     assert len(said) == 1
     assert str(said[0].message).startswith("plugin 'mine' of edgesmith.rewrites is left out: ")
-    assert [name for name in names if name != "expand_squares"] == [rule.name for rule in order.ORDER]
-    assert "expand_squares" in names
+    assert [name for name in names if name != "expand_cubes"] == [rule.name for rule in order.ORDER]
+    assert "expand_cubes" in names
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # said once
         order.all_rewrites()

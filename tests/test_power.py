@@ -23,7 +23,7 @@ from edgesmith.bench.report.page import write_report
 from edgesmith.bench.transport.local import Local
 from edgesmith.board import common
 from edgesmith.board.join import join
-from edgesmith.errors import BadInput
+from edgesmith.errors import INCONCLUSIVE_CODE, SLOWER_CODE, BadInput
 from edgesmith.exporters.artifact import Artifact
 from edgesmith.exporters.tensorrt.kit import build
 
@@ -302,14 +302,14 @@ def test_bench_has_joules_per_inference_where_the_board_has_a_meter(
     assert "share of rails VDD_IN (INA3221), with all that idles" in shown
     made = measurement.read(record)
     assert made.complete
-    assert json.loads(record.read_text())["schema"] == 2
+    assert json.loads(record.read_text())["schema"] == 3
     for subject in made.subjects:
         energy = subject.energy
         assert energy is not None
         assert len(energy.runs) == measure.ENERGY_RUNS
         assert energy.watts == pytest.approx(6.0, rel=0.2)
         assert energy.joules == pytest.approx(median_of(energy), rel=1e-9)
-    assert cli.run(["compare", file, file, *options]) in (0, 1, 2)  # which has no use for it
+    assert cli.run(["compare", file, file, *options]) in (0, SLOWER_CODE, INCONCLUSIVE_CODE)  # which has no use for it
     assert all(subject.energy is None for subject in measurement.read(record).subjects)
 
 
@@ -331,7 +331,7 @@ def test_a_bench_interrupted_while_it_meters_keeps_its_launches(
         reports=measure.Reports(path, on_progress, said.append),
     )
     assert (made.complete, len(made.launches), made.subjects[0].energy) == (True, 1, None)
-    assert said == ["no energy: interrupted while it was metered"]
+    assert [one for one in said if "is busy" not in one] == ["no energy: interrupted while it was metered"]
     assert measurement.read(path) == made
 
 
@@ -375,7 +375,7 @@ def test_energy_is_kept_and_records_from_before_it_are_read(tmp_path: Path) -> N
     [
         ({"joules": -1.0}, "/subjects/0/energy/runs/0/joules"),
         ({"calls": 0}, "/subjects/0/energy/runs/0/calls"),
-        ({"joules": 424242}, "a figure of s0 is not finite"),
+        ({"joules": 424242}, "it holds 1e999, and numbers are finite"),
     ],
 )
 def test_energy_that_no_meter_shows_is_refused(change: dict[str, Any], said: str, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import sys
@@ -139,7 +140,9 @@ def full(folder: Path, version: str, capability: str = "8.6", **flags: bool) -> 
     memory = dict.fromkeys(("weights_bytes", "activations_bytes", "workspace_bytes"))
     layers = {"network": None, "engine": 0}
     told = {"compute_capabilities": [capability], "flags": flags, "layers": layers, **nothing, **memory}
-    manifest = smallest_manifest(file="m.engine", precision="fp16", engine=told)
+    content = (folder / "m.engine").read_bytes()
+    listed = {"path": "m.engine", "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    manifest = smallest_manifest(file="m.engine", precision="fp16", engine=told, files=[listed])
     manifest["target"]["name"] = "tensorrt"
     (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     return folder

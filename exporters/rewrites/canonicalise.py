@@ -57,7 +57,7 @@ def _mean(module: GraphModule, node: Node) -> str | None:
     axes = axes or None  # an empty list means every axis
     wanted = sorted(axis % rank(x) for axis in (range(rank(x)) if axes is None else axes))
     if _is_map_flattened(x) and wanted == [2] and not keepdim and dtype is None:
-        _replace(module, node, aten.mean.dim, (x.args[0], [2, 3]))
+        _replace(module, node, aten.mean.dim, (x.args[0], [2, 3], False))
         return "mean of a flattened map -> mean over its axes"
     if dtype is not None or (list(axes or []) == wanted and len(node.args) == 3):
         return None

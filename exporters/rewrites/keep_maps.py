@@ -293,7 +293,7 @@ class _Layout:
         wanted = sorted(axis % rank(x) for axis in axes)
         emit = self.emitter(node)
         if wanted == list(range(1, rank(x) - 1)) and not keepdim:
-            self.ends.append((node, emit(aten.mean.dim, of, [2, 3])))
+            self.ends.append((node, emit(aten.mean.dim, of, [2, 3], False)))
         elif wanted == [rank(x) - 1] and keepdim:
             self._put(node, emit(aten.mean.dim, of, [1], True))
         elif wanted == [1, 2, 3] and keepdim and rank(x) == 4:
