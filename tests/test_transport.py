@@ -536,7 +536,7 @@ def running_below(folder: Path) -> list[str]:
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if os.readlink(process / "cwd").startswith(f"{folder}/"):
+            if (process / "cwd").readlink().as_posix().startswith(f"{folder}/"):
                 found.append((process / "cmdline").read_text().replace("\0", " "))
     return found
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from edgesmith.exporters.verification.boundaries import drawn, of, row
+from edgesmith.exporters.verification.boundaries import drawn, image, of, row
 from edgesmith.exporters.verification.cases import Case
 
 aten = torch.ops.aten
@@ -177,7 +177,8 @@ def cases() -> list[Case]:
     """Return a case of each overload, called after it."""
     found: list[Case] = []
     for overload, function, given in (*_unary(), *_binary(), *_arranging(), *_layers()):
-        found.append(of(str(overload), f"{len(found)}", function, given))
+        make = image if "upsample" in str(overload) else of
+        found.append(make(str(overload), f"{len(found)}", function, given))
     return found
 
 
