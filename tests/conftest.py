@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import fcntl
 import functools
 import gc
@@ -26,7 +25,6 @@ import torch
 from hypothesis import HealthCheck, settings
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from edgesmith import plugins
 from edgesmith.exporters import decompositions, targets
@@ -154,21 +152,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def translations() -> Iterator[None]:
-    """Read torch's translations to ONNX once. At every ONNX export its exporter parses the sources of all 500 anew.
-
-    That is a third of what a small export takes: 0.3 s of a core, and as much to read the sources.
-    """
-    read_once = functools.cache(ONNXRegistry.from_torchlib)
-
-    def from_torchlib(*arguments: Any, **options: Any) -> ONNXRegistry:
-        table = copy.copy(read_once(*arguments, **options))
-        table.functions = {operator: list(found) for operator, found in table.functions.items()}  # an export adds to it
-        return table
-
+def sources() -> Iterator[None]:
+    """Read each source once. At every ONNX export torch's exporter asks for those of all 500 of its translations."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inspect, "getsource", functools.cache(inspect.getsource))
-        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(from_torchlib))
         yield
 
 
