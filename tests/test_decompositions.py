@@ -226,8 +226,17 @@ GROUPS = {
             "diag_embed": lambda x: torch.diag_embed(x[0, 0], -1),
             "diag": lambda x: torch.diag(x[0, 0, 0], 1),
             "trace": lambda x: torch.trace(x[0, 0]),
+            "to_single": lambda x: (x[:1, :1, :1, :1] * 2).reshape([]),
         },
         (_drawn(2, 2, 9, 10),),
+    ),
+    "inner_products": Group(
+        {
+            "of_vectors": lambda x: torch.inner(x[0], x[1]),
+            "of_matrices": lambda x: torch.inner(x, x),
+            "by_a_number": lambda x: torch.inner(x, x[0, 0]),
+        },
+        (_drawn(2, 5),),
     ),
     "products": Group(
         {

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from edgesmith.exporters.decompositions import decomposes
+from edgesmith.exporters.decompositions import LEAVE, decomposes
 
 aten = torch.ops.aten
 
@@ -147,3 +147,11 @@ def vander(x: Tensor, *, N: int | None = None) -> Tensor:  # noqa: N803  # PyTor
     """Return the powers 0 to N - 1 of each number, [..., n] to [..., n, N]."""
     x = x.reshape([1]) if not x.dim() else x
     return torch.pow(x.unsqueeze(-1), torch.arange(x.shape[-1] if N is None else N, dtype=x.dtype, device=x.device))
+
+
+@decomposes(
+    aten.reshape.default, aten.view.default, targets=("coreml",), why="coremltools 9.0 ignores a shape without axes"
+)
+def to_single(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return the one number of x as a tensor without axes."""
+    return LEAVE if shape or not x.dim() else x.squeeze()

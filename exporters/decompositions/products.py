@@ -136,5 +136,7 @@ def inner(x: Tensor, y: Tensor) -> Tensor:
     """Return the products of the rows of x [..., n] with those of y [..., n]; of a single number, those with it."""
     if not (x.dim() and y.dim()):
         return x * y
+    if x.dim() == y.dim() == 1:
+        return (x * y).sum(-1)
     products = torch.mm(x.reshape([-1, x.shape[-1]]), y.reshape([-1, y.shape[-1]]).t())
     return products.reshape([*x.shape[:-1], *y.shape[:-1]])

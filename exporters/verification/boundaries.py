@@ -497,7 +497,11 @@ _ARRANGED: dict[str, dict[str, Callable[..., Any]]] = {
     "permute": {"negative": lambda x: x.permute(-1, 0, 1)},
     "transpose": {"negative": lambda x: x.transpose(-1, 0)},
     "movedim": {"two": lambda x: x.movedim((0, 1), (2, 0))},
-    "reshape": {"to a vector": lambda x: x.reshape(-1), "more axes": lambda x: x.reshape(2, 1, 3, 2, 2)},
+    "reshape": {
+        "to a vector": lambda x: x.reshape(-1),
+        "more axes": lambda x: x.reshape(2, 1, 3, 2, 2),
+        "to no axes": lambda x: x[:1, :1, :1].reshape([]),
+    },
     "flatten": {"from 1": lambda x: x.flatten(1), "all": torch.flatten},
     "unflatten": {"negative": lambda x: x.unflatten(-1, (2, -1))},
     "squeeze": {
