@@ -230,6 +230,20 @@ GROUPS = {
         },
         (_drawn(2, 2, 9, 10),),
     ),
+    "average_pools": Group(
+        {
+            "uncounted": lambda x: F.avg_pool2d(x, 3, 1, 1, count_include_pad=False),
+            "ceil": lambda x: F.avg_pool2d(x, 3, 2, 1, ceil_mode=True),
+            "ceil_uncounted": lambda x: F.avg_pool2d(x, 3, 2, 1, ceil_mode=True, count_include_pad=False),
+            "divisor": lambda x: F.avg_pool2d(x, 2, divisor_override=3),
+            "sequence": lambda x: F.avg_pool1d(x[0], 3, 1, 1, count_include_pad=False),
+            "volume": lambda x: F.avg_pool3d(x.unsqueeze(0), 2, 2, 1, count_include_pad=False),
+            "volume_alone": lambda x: F.avg_pool3d(x, 2, 1),
+            "volume_alone_uncounted": lambda x: F.avg_pool3d(x, 2, 2, 1, count_include_pad=False),
+        },
+        (_drawn(2, 2, 9, 10),),
+        ("coreai",),
+    ),
     "inner_products": Group(
         {
             "of_vectors": lambda x: torch.inner(x[0], x[1]),

@@ -103,7 +103,7 @@ def uncounted_avg_pool3d(
     kernel, steps, pads = (_each(k, 3) for k in (kernel_size, stride or kernel_size, padding))
     if divisor_override is not None:
         return _sums(F.avg_pool3d, x, kernel, steps, pads, ceil_mode) / divisor_override
-    if not (ceil_mode or (any(padding) and not count_include_pad)):
+    if not (x.dim() == 4 or ceil_mode or (any(padding) and not count_include_pad)):
         return NotImplemented
     return _means(F.avg_pool3d, x, kernel, steps, pads, ceil_mode, count_include_pad)
 
@@ -140,7 +140,10 @@ def _sums(
         if ceil_mode and (count - 1) * step >= size + pad:  # a window that begins in the padding is left out
             count -= 1
         widths = [pad, max((count - 1) * step + k - size - pad, 0), *widths]
-    return pool(F.pad(x, widths), kernel, steps) * math.prod(kernel)
+    padded = F.pad(x, widths)
+    if x.dim() == len(kernel) + 1:  # converters lack volumes without a batch
+        return pool(padded.unsqueeze(0), kernel, steps).squeeze(0) * math.prod(kernel)
+    return pool(padded, kernel, steps) * math.prod(kernel)
 
 
 def _each(value: Sequence[int], axes: int) -> list[int]:
