@@ -120,6 +120,13 @@ def test_a_sentence_names_the_line_in_the_users_file(name: str, described: dict[
     assert number[2] in lines[int(number[1]) - 1]
 
 
+def test_whoever_wraps_the_capture_is_not_blamed(monkeypatch: pytest.MonkeyPatch, described: dict[str, str]) -> None:
+    export = torch.export.export
+    monkeypatch.setattr(torch.export, "export", lambda *given, **options: export(*given, **options))
+    for name in ("scripted", "quantised by torch", "BranchOnValues"):
+        assert describe(name) == described[name]
+
+
 def test_a_capture_that_fails_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(Unsupported):
         capture(forms.BranchOnValues(), (X,))

@@ -29,6 +29,14 @@ DEVICES = ("/dev/null", "/dev/tty", "/dev/shm/", "/proc/self/")
 """What a process may write to that keeps nothing: shared memory goes with it."""
 
 
+OF_FOLDERS = ("XDG_CACHE_HOME", "XDG_CONFIG_HOME")
+QUIETENS = (
+    *("ORT_DISABLE_TELEMETRY", "DO_NOT_TRACK"),
+    *("CI", "GITHUB_ACTIONS", "TF_BUILD", "TRAVIS", "JENKINS_URL", "CODEBUILD_BUILD_ID"),
+)
+"""Variables that turn telemetry off: ONNX Runtime sends none from a build server. A user's machine has none of them."""
+
+
 def lines_by_phase(trace: str, marks: Path) -> dict[str, list[str]]:
     """Return the lines of a trace by the phase that they belong to."""
     phases: dict[str, list[str]] = {"start": []}
@@ -66,8 +74,7 @@ def trace(command: list[str], folder: Path, environment: Mapping[str, str]) -> s
     for name in ("home", "tmp"):
         (folder / name).mkdir()
     where = {"HOME": str(folder / "home"), "TMPDIR": str(folder / "tmp"), "PYTHONDONTWRITEBYTECODE": "1"}
-    dropped = ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "ORT_DISABLE_TELEMETRY", "DO_NOT_TRACK")
-    kept = {name: value for name, value in os.environ.items() if name not in dropped}
+    kept = {name: value for name, value in os.environ.items() if name not in (*OF_FOLDERS, *QUIETENS)}
     log = folder / "trace"
     done = subprocess.run(
         ["strace", "-f", "--seccomp-bpf", "-qq", "-e", f"trace={CALLS}", "-e", "signal=none", "-o", str(log), *command],

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import linecache
 import re
 import site
@@ -37,6 +38,11 @@ def _is_within(file: Path, folders: Iterable[Path]) -> bool:
 
 
 @functools.cache
+def _is_torchs(file: str) -> bool:
+    return _is_within(Path(file).resolve(), [Path(torch.__file__).resolve().parent])
+
+
+@functools.cache
 def distance_of(file: str) -> int | None:
     """Return how near a source file is to the user: 0 for their own, 1 for an installed package; None for nobody's."""
     if file.startswith("<"):
@@ -49,11 +55,18 @@ def distance_of(file: str) -> int | None:
     return None if _is_within(path, [Path(sysconfig.get_path("stdlib")).resolve()]) else 0
 
 
-def line_of_error(error: BaseException) -> str | None:
-    """Return `net.py:12 (y = f(x))` for the last line of the user's code that an exception came through."""
+def line_of_error(error: BaseException, *, below_torch: bool = False) -> str | None:
+    """Return `net.py:12 (y = f(x))` for the last line of the user's code that an exception came through.
+
+    Args:
+        below_torch: torch called the user's code. A line above torch's first is then of whoever wraps the call: a
+            profiler, a debugger, a test.
+    """
     for one in _chain(error):
-        frames = traceback.extract_tb(one.__traceback__)
-        if found := _last((frame.filename, frame.lineno or 0) for frame in frames):
+        frames = [(frame.filename, frame.lineno or 0) for frame in traceback.extract_tb(one.__traceback__)]
+        if below_torch and one is error:
+            frames = list(itertools.dropwhile(lambda frame: not _is_torchs(frame[0]), frames)) or frames
+        if found := _last(frames):
             return found
     return None
 

@@ -147,7 +147,7 @@ OF_RUNNING: tuple[_Kind, ...] = (
 def refuse_running(model: nn.Module, inputs: Sequence[Tensor], error: Exception) -> BadInput:
     """Return the error for a model that does not run on its example."""
     shapes = ", ".join(str(list(x.shape)) for x in inputs)
-    where = line_of_error(error)
+    where = line_of_error(error, below_torch=True)
     at = f" at {where}" if where else ""
     start = f"the model does not run on inputs of shape {shapes}: {type(own(model)).__name__}"
     if _is_of_author(error):
@@ -161,7 +161,7 @@ def refuse_running(model: nn.Module, inputs: Sequence[Tensor], error: Exception)
 
 def refuse_capture(model: nn.Module, error: Exception) -> Unsupported:
     """Return the error for a model that torch.export does not capture."""
-    where = line_of_error(error)
+    where = line_of_error(error, below_torch=True)
     at = f" at {where}" if where else ""
     name = type(own(model)).__name__
     kind = _find(OF_CAPTURE, error, where)
