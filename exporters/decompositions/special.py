@@ -50,6 +50,24 @@ def log1p(x: Tensor) -> Tensor:
 
 
 @decomposes(
+    aten.log1p.default,
+    aten.special_log1p.default,
+    targets=("coreai",),
+    why="Core AI takes log(1 + x), without the digits of small x, and x for (1 + x) - 1, which log1p above needs",
+)
+def log1p_by_series(x: Tensor) -> Tensor:
+    """Return log(1 + x), below 1/2 as 2 artanh(s) with s = x / (2 + x): 2 s (1 + s^2/3 + s^4/5 + ...)."""
+    x = _real(x)
+    near = x.abs() < 0.5
+    s = torch.where(near, x, torch.zeros_like(x))
+    s = s / (s + 2.0)
+    square, series = s * s, torch.full_like(s, 1 / 17)
+    for k in (15, 13, 11, 9, 7, 5, 3, 1):
+        series = series * square + 1 / k
+    return torch.where(near, 2.0 * s * series, torch.log(x + 1.0))
+
+
+@decomposes(
     aten.expm1.default,
     aten.special_expm1.default,
     targets=("coreml", "coreai", "onnx"),
@@ -90,7 +108,11 @@ _SQUARABLE = 200.0
 """The largest number whose square fp16 holds, with room; beyond it x x + 1 is x x up to 1.2e-5 of a logarithm of 6."""
 
 
-@decomposes(aten.logit.default, targets=("coreml",), why="coremltools 9.0 has no translation")
+@decomposes(
+    aten.logit.default,
+    targets=("coreml", "coreai"),
+    why="coremltools 9.0 has no translation; that of Core AI rounds eps to 16 bits",
+)
 def logit(x: Tensor, eps: float | None = None) -> Tensor:
     """Return log(x / (1 - x)), of x in [eps, 1 - eps] where there is one."""
     x = _real(x) if eps is None else _real(x).clamp(eps, 1 - eps)
