@@ -22,6 +22,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -317,6 +318,72 @@ def for_coreai(
     return (potential >= threshold).to(x.dtype)
 
 
+def lower_tvm(
+    make: Any,
+    x: Any,
+    tau: float = 2.0,
+    threshold: float = 1.0,
+    reset: float | None = 0.0,
+    decay_input: bool = True,
+    dim: int = -1,
+    beta: float | None = None,
+) -> Any:
+    """TVM: one loop over time, which keeps the potentials of all neurons beside the spikes, [O, T, I] and [O, I]."""
+    from tvm import relax
+
+    sizes = [int(n) for n in x.ty.shape]
+    dim = dim % len(sizes)
+    outer, length, inner = math.prod(sizes[:dim]), sizes[dim], math.prod(sizes[dim + 1 :])
+    kind = str(x.ty.dtype.dtype)
+    flat = make.emit(relax.op.reshape(x, [outer * length * inner]))
+    body = partial(_tvm_loop, sizes=(outer, length, inner), settings=(tau, threshold, reset, decay_input, beta))
+    spikes = make.emit(relax.TupleGetItem(make.emit_te(_tvm_extern, flat, body, outer * inner, kind), 0))
+    return make.emit(relax.op.reshape(spikes, sizes))
+
+
+def _tvm_extern(x: Any, body: Callable[..., Any], neurons: int, kind: str) -> Any:
+    """Spikes and last potentials of flat currents, as TVM's tensors."""
+    from tvm import te
+
+    shapes = [[int(x.shape[0])], [neurons]]
+    return te.extern(shapes, [x], lambda read, made: body(read[0], *made), dtype=[kind, kind], name="lif")
+
+
+def _tvm_loop(x: Any, spikes: Any, v: Any, sizes: tuple[int, int, int], settings: Settings) -> Any:
+    """The loop, in TVM's statements. It rounds as `step` does."""
+    from tvm import tirx
+    from tvm.script.ir_builder import IRBuilder
+    from tvm.script.ir_builder import tirx as build
+
+    outer, length, inner = sizes
+    tau, threshold, reset, decay_input, beta = settings
+
+    def number(value: float) -> Any:
+        return tirx.const(value, x.ty.dtype)
+
+    def charged(v: Any, current: Any) -> Any:
+        if beta is not None and not decay_input:
+            return v * number(beta) + current
+        leak = v - number(reset) if reset else v
+        if not decay_input:
+            return v - leak / number(tau) + current
+        missing = current - leak
+        return v + (missing / number(tau) if beta is None else missing * number(1 - beta))
+
+    with IRBuilder() as builder:
+        x, spikes, v = (build.buffer_proxy(one) for one in (x, spikes, v))
+        with build.serial(0, outer) as o:
+            with build.serial(0, inner) as i:
+                v[o * inner + i] = number(reset or 0.0)
+            with build.serial(0, length) as t, build.serial(0, inner) as i:
+                potential = charged(v[o * inner + i], x[(o * length + t) * inner + i])
+                fired = potential >= number(threshold)
+                after = potential - number(threshold) if reset is None else number(reset)
+                spikes[(o * length + t) * inner + i] = tirx.Select(fired, number(1.0), number(0.0))
+                v[o * inner + i] = tirx.Select(fired, after, potential)
+        return builder.get()
+
+
 Settings = tuple[float, float, float | None, bool, float | None]
 """tau, threshold, reset, decay_input and beta."""
 
@@ -392,7 +459,7 @@ OP = define(
         reference=reference,
         shape=shape,
         example=example,
-        lowerings={"onnx": lower_onnx, "coreml": lower_coreml},
+        lowerings={"onnx": lower_onnx, "coreml": lower_coreml, "tvm": lower_tvm},
         inlined={"coreai": for_coreai},
         tolerance=0.0,
         is_pattern=False,
