@@ -98,6 +98,7 @@ def compile_loops(lowered: Lowered, out: Path) -> Listing:
             tvm.IRModule(made)
         )
         codegen_build(module, target).write_to_file(str(out), "o")
+    blocks |= {symbol: (one.unit.scratch_bytes,) for symbol, one in lowered.kernels.items() if one.unit.scratch_bytes}
     calls = tuple(replace(one, scratch=blocks.get(one.symbol, one.scratch)) for one in lowered.listing.calls)
     return replace(lowered.listing, calls=calls)
 

@@ -33,21 +33,58 @@ def decompositions(lowerings: str) -> dict[Any, Callable[..., Any]]:
 
 
 def translations(lowerings: str) -> Mapping[str, Callable[..., Any]]:
-    """Return our translations, by the importer's names of operators: those of fused ops."""
+    """Return our translations, by the importer's names of operators: those of fused ops too."""
     from edgesmith.kernels.op import all_ops
 
-    return {
+    fused = {
         f"{op.name}.default": partial(_lowered, op, lowerings)
         for op in all_ops().values()
         if lowerings in op.lowerings
     }
+    return OURS | fused
 
 
 def _lowered(op: FusedOp, lowerings: str, node: Node, importer: Any) -> Any:
     """Return what a fused op's own lowering makes of a node: a function of TVM's builder, then of the op's arguments."""
+    return op.lowerings[lowerings](importer.block_builder, *_given(node, importer))
+
+
+def _given(node: Node, importer: Any) -> list[Any]:
+    """Return an operator's arguments, defaults filled in, tensors as Relax."""
     import torch
 
     from edgesmith.exporters.graph.edit import arguments
 
-    given = [importer.env[one] if isinstance(one, torch.fx.Node) else one for one in arguments(node)]
-    return op.lowerings[lowerings](importer.block_builder, *given)
+    return [importer.env[one] if isinstance(one, torch.fx.Node) else one for one in arguments(node)]
+
+
+def _group_norm(node: Node, importer: Any) -> Any:
+    """The importer's own asks for weight and bias."""
+    from tvm import relax
+
+    x, groups, weight, bias, epsilon, _ = _given(node, importer)
+    channels, axes = int(x.ty.shape[1]), list(range(2, len(x.ty.shape)))
+    weight, bias = _affine([channels], weight, bias)
+    return importer.block_builder.emit(relax.op.nn.group_norm(x, weight, bias, groups, 1, axes, epsilon))
+
+
+def _layer_norm(node: Node, importer: Any) -> Any:
+    """The importer's own loses the epsilon where weights are left out."""
+    from tvm import relax
+
+    x, shape, weight, bias, epsilon, _ = _given(node, importer)
+    weight, bias = _affine(list(shape), weight, bias)
+    return importer.block_builder.emit(relax.op.nn.layer_norm(x, weight, bias, list(range(-len(shape), 0)), epsilon))
+
+
+def _affine(shape: list[int], weight: Any, bias: Any) -> tuple[Any, Any]:
+    """Return a norm's weight and bias: ones and zeros where there are none."""
+    import numpy as np
+    from tvm import relax
+
+    ones, zeros = np.ones(shape, np.float32), np.zeros(shape, np.float32)
+    return (relax.const(ones) if weight is None else weight), (relax.const(zeros) if bias is None else bias)
+
+
+OURS: dict[str, Callable[..., Any]] = {"group_norm.default": _group_norm, "layer_norm.default": _layer_norm}
+"""Translations of PyTorch's operators in place of the importer's."""
