@@ -1,0 +1,64 @@
+"""The rational function behind the erf-GELU of compiled kernels: E(x) = erf(x / sqrt 2) / 2 = x P(x^2) / Q(x^2).
+
+P and Q of the degrees given are fitted to E on |x| < 5.75, where what is left to 1/2 is below 5e-9, by least squares of
+P - Q E / x with weights that make the error of x E equal everywhere. Printed: the coefficients, highest power first, as
+functions.h has them, and the largest error of the GELU in fp32 arithmetic.
+
+    python -m edgesmith.bench.experiments.gelu 5 5
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from edgesmith.bench.experiments.command import read_arguments
+
+EDGE = 5.75
+ROUNDS = 60
+
+
+def fit(top: int, bottom: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the coefficients of P and Q, lowest power first, Q's first one 1."""
+    x = EDGE * np.sin(np.linspace(0.001, math.pi / 2, 4000))
+    u = x * x
+    wanted = np.array([math.erf(t / math.sqrt(2)) / 2 / t for t in x])
+    scale = u.max()
+    powers = np.vander(u / scale, max(top, bottom) + 1, increasing=True)
+    weights, denominator = np.ones_like(x), np.ones_like(x)
+    for _ in range(ROUNDS):  # Loeb's iteration for Q, Lawson's weights for an error that is equal everywhere
+        rows = weights * u / denominator
+        matrix = np.concatenate((powers[:, : top + 1], -wanted[:, None] * powers[:, 1 : bottom + 1]), axis=1)
+        found = np.linalg.lstsq(rows[:, None] * matrix, rows * wanted, rcond=None)[0]
+        p, q = found[: top + 1], np.concatenate(([1.0], found[top + 1 :]))
+        denominator = powers[:, : bottom + 1] @ q
+        error = np.abs(u * (powers[:, : top + 1] @ p / denominator - wanted))
+        weights = np.sqrt(weights**2 * (error / error.max() + 1e-3))
+        weights /= weights.max()
+    return p / scale ** np.arange(top + 1), q / scale ** np.arange(bottom + 1)
+
+
+def evaluate(p: np.ndarray, q: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Return the GELU of fp32 numbers, each operation rounded to fp32."""
+    t = np.clip(x, np.float32(-EDGE), np.float32(EDGE))
+    u = t * t
+    over, under = (np.polyval(one[::-1].astype(np.float32), u) for one in (p, q))
+    result: np.ndarray = x * (t * over / under + np.float32(0.5))
+    return result
+
+
+def main() -> None:
+    """Fit and print."""
+    given = read_arguments(__doc__, top=5, bottom=5)
+    p, q = fit(given.top, given.bottom)
+    x = np.linspace(-12, 12, 2_000_001).astype(np.float32)
+    exact = np.array([t * (1 + math.erf(t / math.sqrt(2))) / 2 for t in x.astype(np.float64)])
+    error = np.abs(evaluate(p, q, x) - exact)
+    for name, values in (("P", p), ("Q", q)):
+        print(name, ", ".join(f"{value:.9g}f" for value in values[::-1]))
+    print(f"largest error {error.max():.2e} at {x[error.argmax()]:.3f}, relative to max(1, |x|) {(error / np.maximum(1, np.abs(x))).max():.2e}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""Compiled kernels return what PyTorch does in float64, at odd shapes, on every instruction set and any threads."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import native_driver
+from support.native_cases import Case, error, sweep
+
+from edgesmith.errors import BadInput, EdgesmithError
+from edgesmith.kernels.native.callable import Library
+from edgesmith.kernels.native.toolchain import CpuTarget, compile_program, compile_units, find_compiler, host
+
+def target_of(name: str) -> CpuTarget:
+    """Return this machine with an instruction set, or skip."""
+    try:
+        here = host()
+        find_compiler(here)
+    except EdgesmithError as refused:
+        pytest.skip(str(refused))
+    if name not in here.features:
+        pytest.skip(f"this machine has no {name}")
+    return CpuTarget(here.triple, (name,))
+
+
+@pytest.fixture(scope="module", params=["avx512", "avx2", "neon"])
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Library, list[Case]]:
+    """The sweep, compiled for one instruction set."""
+    target = target_of(request.param)
+    cases = sweep(target)
+    path = tmp_path_factory.mktemp(request.param) / "kernels.so"
+    return Library(compile_units([case.unit for case in cases], path, target)), cases
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 4])
+def test_kernels_agree_with_float64(built: tuple[Library, list[Case]], threads: int) -> None:
+    library, cases = built
+    library.set_threads(threads)
+    wrong = {}
+    for case in cases:
+        for found, expected in zip(library.call(case.unit, *case.given), case.expected, strict=True):
+            worst = error(found, expected)
+            if not worst <= case.tolerance:
+                wrong[case.unit.symbol] = worst
+    library.set_threads(1)
+    assert not wrong
+
+
+def test_sanitizers_find_nothing(tmp_path: Path) -> None:
+    """AddressSanitizer and UndefinedBehaviorSanitizer, over the same sweep, with two threads."""
+    target = target_of("avx2")
+    cases = sweep(target)
+    program = compile_program(
+        [case.unit for case in cases],
+        native_driver.write_main(cases),
+        tmp_path / "sweep",
+        target,
+        flags=("-O1", "-g0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
+    )
+    outputs, said = native_driver.run(program, cases, threads=2)
+    assert not said
+    for case, found in zip(cases, outputs, strict=True):
+        for one, expected in zip(found, case.expected, strict=True):
+            assert error(one, expected) <= case.tolerance, case.unit.symbol
+
+
+def test_two_threads_may_call_at_once(built: tuple[Library, list[Case]]) -> None:
+    library, cases = built
+    library.set_threads(3)
+    wrong: list[str] = []
+
+    def call_all() -> None:
+        for _ in range(3):
+            for case in cases:
+                (found,) = library.call(case.unit, *case.given)
+                if not error(found, case.expected[0]) <= case.tolerance:
+                    wrong.append(case.unit.symbol)
+
+    callers = [threading.Thread(target=call_all) for _ in range(3)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    library.set_threads(1)
+    assert not wrong
+
+
+def test_threads_change_no_bit(built: tuple[Library, list[Case]]) -> None:
+    library, cases = built
+    alone = [library.call(case.unit, *case.given)[0] for case in cases]
+    library.set_threads(4)
+    for case, expected in zip(cases, alone, strict=True):
+        np.testing.assert_array_equal(library.call(case.unit, *case.given)[0], expected, err_msg=case.unit.symbol)
+    library.set_threads(1)
+
+
+def test_a_number_that_is_none_stays_one(built: tuple[Library, list[Case]]) -> None:
+    library, cases = built
+    for case in cases:
+        if "elementwise" in case.unit.symbol or "pointwise" in case.unit.symbol:
+            found = library.call(case.unit, np.full_like(case.given[0], np.nan), *case.given[1:])[0]
+            assert np.isnan(found).all(), case.unit.symbol
+
+
+def test_wrong_sizes_and_threads_are_refused(built: tuple[Library, list[Case]]) -> None:
+    library, cases = built
+    unit = cases[0].unit
+    with pytest.raises(BadInput, match=r"x must be \[1, 1\], got \[3\]"):
+        library.call(unit, np.zeros(3, np.float32), np.zeros(3, np.float32))
+    for threads in (0, 65):
+        with pytest.raises(BadInput, match="1 to 64 threads"):
+            library.set_threads(threads)
