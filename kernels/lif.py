@@ -336,16 +336,21 @@ def lower_tvm(
     outer, length, inner = math.prod(sizes[:dim]), sizes[dim], math.prod(sizes[dim + 1 :])
     kind = str(x.ty.dtype.dtype)
     flat = make.emit(relax.op.reshape(x, [outer * length * inner]))
-    body = partial(_tvm_loop, sizes=(outer, length, inner), settings=(tau, threshold, reset, decay_input, beta))
-    spikes = make.emit(relax.TupleGetItem(make.emit_te(_tvm_extern, flat, body, outer * inner, kind), 0))
+
+    def loop(currents: Any) -> Any:
+        settings = tau, threshold, reset, decay_input, beta
+        return _tvm_extern(currents, partial(_tvm_loop, sizes=(outer, length, inner), settings=settings), kind)
+
+    spikes = make.emit(relax.TupleGetItem(make.emit_te(loop, flat, primfunc_name_hint="lif"), 0))
     return make.emit(relax.op.reshape(spikes, sizes))
 
 
-def _tvm_extern(x: Any, body: Callable[..., Any], neurons: int, kind: str) -> Any:
+def _tvm_extern(x: Any, body: partial[Any], kind: str) -> Any:
     """Spikes and last potentials of flat currents, as TVM's tensors."""
     from tvm import te
 
-    shapes = [[int(x.shape[0])], [neurons]]
+    outer, _, inner = body.keywords["sizes"]
+    shapes = [[int(x.shape[0])], [outer * inner]]
     return te.extern(shapes, [x], lambda read, made: body(read[0], *made), dtype=[kind, kind], name="lif")
 
 

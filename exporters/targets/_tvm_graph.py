@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgesmith.errors import Unsupported
 from edgesmith.exporters.targets import _tvm_kernels
+from edgesmith.exporters.targets._tvm_arrange import operator
 from edgesmith.exporters.targets._tvm_plan import BYTES, Call, Listing, Value
 from edgesmith.exporters.targets._tvm_processor import Processor
 
@@ -181,13 +182,6 @@ def bindings(module: Any) -> Iterator[tuple[Any, Any]]:
     for block in module["main"].body.blocks:
         for binding in block.bindings:
             yield binding.var, binding.value
-
-
-def operator(value: Any) -> str:
-    """Return the name of the operator that a call calls; empty for what is no call of one."""
-    import tvm
-
-    return str(value.op.name) if isinstance(value, tvm.ir.Call) and isinstance(value.op, tvm.ir.Op) else ""
 
 
 def shape_of(value: Any) -> tuple[int, ...]:

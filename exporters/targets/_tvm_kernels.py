@@ -13,12 +13,14 @@ and reductions, so that transposes are left only where a model looks at its maps
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from edgesmith.exporters.targets._tvm_arrange import PERMUTES, RESHAPES, apply, arranged, operator, rebuilt, sizes
 from edgesmith.exporters.targets._tvm_processor import Processor
-from edgesmith.kernels.native import convolution, depthwise, pointwise
+from edgesmith.kernels.native import convolution, depthwise, norms, pointwise
 from edgesmith.kernels.native.epilogue import Epilogue
 
 if TYPE_CHECKING:
@@ -37,7 +39,6 @@ FUNCTIONS = {
 }
 """Functions of an epilogue, by Relax's operators."""
 
-
 @dataclass(frozen=True)
 class Kernel:
     """A kernel that a module calls.
@@ -50,11 +51,7 @@ class Kernel:
 
     kind: str
     unit: Unit
-
-    @property
-    def macs(self) -> int:
-        """Multiply-accumulates of one call."""
-        return self.unit.flops // 2
+    macs: int
 
 
 @dataclass(frozen=True)
@@ -103,12 +100,10 @@ def choose(module: Any, processor: Processor) -> Chosen:
         [
             relax.transform.ConvertLayout({"relax.nn.conv2d": ["NHWC", "OHWI"]}),
             relax.transform.CanonicalizeBindings(),
-            relax.transform.FoldConstant(),
-            relax.transform.EliminateCommonSubexpr(),
-            relax.transform.DeadCodeElimination(),
         ]
-    )(module)
-    return _Chooser(turned, target).choose()
+    )(arranged(module))
+    shared = relax.transform.EliminateCommonSubexpr()(arranged(turned))
+    return _Chooser(shared, target).choose()
 
 
 class _Chooser:
@@ -128,37 +123,44 @@ class _Chooser:
 
     def choose(self) -> Chosen:
         """Return the module with its kernels."""
-        import tvm
-        from tvm import relax
-
         calls: dict[Any, Any] = {}
         gone: set[Any] = set()
         for variable, value in self.values.items():
-            if variable not in gone and (site := self._site(variable, value)) is not None:
+            if variable in gone:
+                continue
+            if (call := self._alone(variable, value)) is not None:
+                calls[variable] = call
+            elif (site := self._site(variable, value)) is not None:
                 gone.update(site.bindings)
                 calls[site.bindings[-1]] = self._call(site)
-        main = self.module["main"]
-        blocks = []
-        for block in main.body.blocks:
-            kept = [
-                relax.VarBinding(one.var, calls[one.var]) if one.var in calls else one
-                for one in block.bindings
-                if one.var in calls or one.var not in gone
-            ]
-            blocks.append(type(block)(kept))
-        made = relax.Function(main.params, relax.SeqExpr(blocks, main.body.body), main.ret_ty, main.is_pure, main.attrs)
-        module = tvm.IRModule({**dict(self.module.functions.items()), self.module.get_global_var("main"): made})
-        return Chosen(relax.transform.Normalize()(module), self.kernels)
+        return Chosen(rebuilt(self.module, lambda variable, value: calls.get(variable, value)), self.kernels)
+
+    def _alone(self, variable: Any, value: Any) -> Any:
+        """Return the call of a kernel that computes one operator alone: a norm, or a mean over pixels."""
+        name = operator(value)
+        if name not in ALONE or _dtype(variable) != "float32":
+            return None
+        op = ALONE[name](value)
+        if op is None:
+            return None
+        kind, unit = op[0], op[1](self.target)
+        packed = ()
+        if kind != "mean":
+            weight, bias = (_constant(one, self.values) for one in value.args[1:3])
+            if weight is None or bias is None:
+                return None
+            packed = (norms.pack(weight.size, weight, bias),)
+        return self._called(kind, unit, [value.args[0]], packed, sizes(variable), macs=0)
 
     def _site(self, variable: Any, value: Any) -> Site | None:
         """Return the layer that begins at a variable; None where there is none, or no kernel for it."""
-        name = _operator(value)
+        name = operator(value)
         if name not in ("relax.nn.conv2d", "relax.matmul") or _dtype(variable) != "float32":
             return None
         weight = self._weight(value, name)
         if weight is None:
             return None
-        site = Site((variable,), value.args[0], weight, _shape(variable))
+        site = Site((variable,), value.args[0], weight, sizes(variable))
         if self._op(site, value) is None:
             return None
         return self._with_epilogue(site)
@@ -174,10 +176,10 @@ class _Chooser:
 
     def _op(self, site: Site, value: Any) -> Any:
         """Return the kernel's op for a layer; None where none computes it."""
-        if _operator(value) == "relax.matmul":
+        if operator(value) == "relax.matmul":
             pixels = _product(site.shape[:-1])
             return pointwise.Pointwise(pixels, site.weight.shape[1], site.weight.shape[0], site.epilogue)
-        batch, height, width, channels = _shape(site.x)
+        batch, height, width, channels = sizes(site.x)
         given, (outputs, inputs, *kernel) = value.attrs, site.weight.shape
         strides, padding, dilation = (
             [int(n) for n in one] for one in (given.strides, given.padding, given.dilation)
@@ -209,8 +211,8 @@ class _Chooser:
         if len(readers) != 1 or last in self.returned:
             return None
         (reader,) = readers
-        value, name = self.values[reader], _operator(self.values[reader])
-        if _dtype(reader) != "float32" or _shape(reader) != site.shape:
+        value, name = self.values[reader], operator(self.values[reader])
+        if _dtype(reader) != "float32" or sizes(reader) != site.shape:
             return None
         grown = replace(site, bindings=(*site.bindings, reader))
         is_bare = site.function == "none" and site.gate is None
@@ -237,7 +239,7 @@ class _Chooser:
         if constant is not None and is_bare and site.residual is None and site.bias is None:
             if constant.size == channels and constant.shape[-1:] == (channels,):
                 return replace(grown, bias=constant.reshape(channels))
-        if site.residual is None and constant is None and _shape(other) == site.shape:
+        if site.residual is None and constant is None and sizes(other) == site.shape:
             return replace(grown, residual=("after", other))
         return None
 
@@ -245,7 +247,7 @@ class _Chooser:
         """Return a site with a factor."""
         if site.gate is not None or (site.residual is not None and site.residual[0] == "after"):
             return None
-        shape, channels = _shape(other), site.shape[-1]
+        shape, channels = sizes(other), site.shape[-1]
         kind = ""
         if shape == site.shape:
             kind = "full"
@@ -257,18 +259,59 @@ class _Chooser:
 
     def _call(self, site: Site) -> Any:
         """Return the call of a site's kernel, which is added to the kernels."""
-        from tvm import relax
-
-        first = self.values[site.bindings[0]]
-        op = self._op(site, first)
+        op = self._op(site, self.values[site.bindings[0]])
         module = next(one for one in (pointwise, convolution, depthwise) if one.__name__ == type(op).__module__)
         unit = module.emit(op, self.target)
-        self.kernels[unit.symbol] = Kernel(type(op).__name__.lower(), unit)
-        packed = relax.const(module.pack(op, self.target, site.weight, site.bias))
-        given = [site.x, *(one[1] for one in (site.gate, site.residual) if one is not None), packed]
-        return relax.call_dps_packed(
-            unit.symbol, relax.Tuple(given), relax.TensorType(list(site.shape), "float32")
-        )
+        packed = module.pack(op, self.target, site.weight, site.bias)
+        given = [site.x, *(one[1] for one in (site.gate, site.residual) if one is not None)]
+        return self._called(type(op).__name__.lower(), unit, given, (packed,), site.shape, unit.flops // 2)
+
+    def _called(
+        self, kind: str, unit: Unit, given: Sequence[Any], packed: Sequence[Any], shape: tuple[int, ...], macs: int
+    ) -> Any:
+        """Return a call of a kernel, which is added to the kernels."""
+        from tvm import relax
+
+        self.kernels[unit.symbol] = Kernel(kind, unit, macs)
+        reads = relax.Tuple([*given, *(relax.const(one) for one in packed)])
+        return relax.call_dps_packed(unit.symbol, reads, relax.TensorType(list(shape), "float32"))
+
+
+def _layer_norm(value: Any) -> tuple[str, Any] | None:
+    """Return the kernel of a norm over the last axis."""
+    shape, axes = sizes(value), [int(axis) % len(sizes(value)) for axis in value.attrs.axes]
+    if axes != [len(shape) - 1]:
+        return None
+    op = norms.LayerNorm(_product(shape[:-1]), shape[-1], float(value.attrs.epsilon))
+    return "layer norm", partial(norms.emit_layer_norm, op)
+
+
+def _group_norm(value: Any) -> tuple[str, Any] | None:
+    """Return the kernel of a norm over groups of channels, which are last."""
+    shape, given = sizes(value), value.attrs
+    last = len(shape) - 1
+    if int(given.channel_axis) % len(shape) != last or sorted(int(a) for a in given.axes) != [*range(1, last)]:
+        return None
+    pixels, groups = _product(shape[1:-1]), int(given.num_groups)
+    op = norms.GroupNorm(shape[0], pixels, shape[-1], groups, float(given.epsilon))
+    return "group norm", partial(norms.emit_group_norm, op)
+
+
+def _mean(value: Any) -> tuple[str, Any] | None:
+    """Return the kernel of a mean over all axes but the first and the last."""
+    shape = sizes(value.args[0])
+    axes = [int(axis) % len(shape) for axis in value.attrs.axis or range(len(shape))]
+    if len(shape) < 3 or sorted(axes) != [*range(1, len(shape) - 1)]:
+        return None
+    return "mean", partial(norms.emit_mean, norms.Mean(shape[0], _product(shape[1:-1]), shape[-1]))
+
+
+ALONE: dict[str, Callable[[Any], tuple[str, Any] | None]] = {
+    "relax.nn.layer_norm": _layer_norm,
+    "relax.nn.group_norm": _group_norm,
+    "relax.mean": _mean,
+}
+"""Operators that a kernel computes without what follows, and which kernel that is."""
 
 
 def _reads(value: Any) -> Iterator[Any]:
@@ -288,36 +331,18 @@ def _reads(value: Any) -> Iterator[Any]:
             yield from _reads(one)
 
 
-def _operator(value: Any) -> str:
-    import tvm
-
-    return str(value.op.name) if isinstance(value, tvm.ir.Call) and isinstance(value.op, tvm.ir.Op) else ""
-
-
 def _constant(value: Any, values: Mapping[Any, Any]) -> np.ndarray | None:
-    """Return the numbers of a constant, or of a permuted or reshaped one."""
+    """Return the numbers of a constant, or of an arrangement of one."""
     import tvm
 
     if isinstance(value, tvm.ir.GenericConst):
         found: np.ndarray = value.value.numpy()
         return found
-    if value not in values:
-        return None
-    made = values[value]
-    name = _operator(made)
-    if name not in ("relax.permute_dims", "relax.reshape"):
+    made = values.get(value)
+    if operator(made) != PERMUTES and operator(made) not in RESHAPES:
         return None
     inner = _constant(made.args[0], values)
-    if inner is None:
-        return None
-    if name == "relax.reshape":
-        return inner.reshape(_shape(value))
-    axes = made.attrs.axes
-    return inner.transpose() if axes is None else inner.transpose([int(axis) for axis in axes])
-
-
-def _shape(value: Any) -> tuple[int, ...]:
-    return tuple(int(size) for size in value.ty.shape)
+    return None if inner is None else apply(inner, made)
 
 
 def _dtype(value: Any) -> str:

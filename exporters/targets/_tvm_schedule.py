@@ -12,8 +12,8 @@ from typing import Any
 LANES = 16
 """Numbers in a vector: 64 bytes of fp32. LLVM splits it where the processor's vectors are narrower."""
 
-ON_STACK = 4096
-"""Bytes of a block that a function keeps on its own stack."""
+ON_STACK = 1024
+"""Bytes from which TVM takes a block from its runtime, which is not there: the caller gives it instead."""
 
 
 def schedule(function: Any, symbol: str) -> Any:
@@ -78,7 +78,7 @@ def _give_blocks(body: Any, blocks: list[Any]) -> Any:
     """Return a statement without the allocations of large blocks, which are added to a list."""
     from tvm import tirx
 
-    if isinstance(body, tirx.AllocBuffer) and _bytes(body.buffer) > ON_STACK:
+    if isinstance(body, tirx.AllocBuffer) and _bytes(body.buffer) >= ON_STACK:
         blocks.append(body.buffer)
         return tirx.Evaluate(0)
     if isinstance(body, tirx.SeqStmt):

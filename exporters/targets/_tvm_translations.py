@@ -86,5 +86,24 @@ def _affine(shape: list[int], weight: Any, bias: Any) -> tuple[Any, Any]:
     return (relax.const(ones) if weight is None else weight), (relax.const(zeros) if bias is None else bias)
 
 
-OURS: dict[str, Callable[..., Any]] = {"group_norm.default": _group_norm, "layer_norm.default": _layer_norm}
+def _conv1d(node: Node, importer: Any) -> Any:
+    """A conv2d of maps that are one pixel high: kernels compute these, and layouts pass through them."""
+    from tvm import relax
+
+    x, weight, bias, stride, padding, dilation, groups = _given(node, importer)
+    emit, op = importer.block_builder.emit, relax.op
+    x, weight = emit(op.expand_dims(x, 2)), emit(op.expand_dims(weight, 2))
+    made = emit(
+        op.nn.conv2d(x, weight, [1, *stride], [0, padding[0], 0, padding[0]], [1, *dilation], groups, "NCHW", "OIHW")
+    )
+    if bias is not None:
+        made = emit(op.add(made, op.reshape(bias, [1, -1, 1, 1])))
+    return emit(op.squeeze(made, 2))
+
+
+OURS: dict[str, Callable[..., Any]] = {
+    "conv1d.default": _conv1d,
+    "group_norm.default": _group_norm,
+    "layer_norm.default": _layer_norm,
+}
 """Translations of PyTorch's operators in place of the importer's."""
