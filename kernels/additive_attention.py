@@ -223,13 +223,31 @@ def lower_coreml(
     return depthwise(mb.mul(x=context, y=v), proj_weight, proj_bias, channels)
 
 
+def lower_tvm(make: Any, qkv: Any, *weights: Any) -> Any:
+    """TVM: one kernel, native/additive_attention.h, which reads maps with their channels last."""
+    from tvm import relax
+
+    batch, channels, height, width = (int(n) for n in qkv.ty.shape)
+    last = make.emit(relax.op.permute_dims(qkv, [0, 2, 3, 1]))
+    made = relax.TensorType([batch, height, width, channels // 3], "float32")
+    given = relax.Tuple([last, *weights[: len(WEIGHTS)]])
+    y = make.emit(relax.call_dps_packed("edgesmith.additive_attention", given, made))
+    return make.emit(relax.op.permute_dims(y, [0, 3, 1, 2]))
+
+
+WEIGHTS = tuple(
+    [f"{part}_{name}" for part in "qk" for name in ("spatial_weight", "spatial_bias", "mix", "channel")]
+    + ["dwc_weight", "dwc_bias", "proj_weight", "proj_bias"]
+)
+"""Names of the weights, in the order of the arguments."""
+
 OP = define(
     FusedOp(
         name="additive_attention",
         reference=reference,
         shape=shape,
         example=example,
-        lowerings={"onnx": lower_onnx, "coreml": lower_coreml},
+        lowerings={"onnx": lower_onnx, "coreml": lower_coreml, "tvm": lower_tvm},
         centre=("aten.sigmoid", "aten.add", "aten.conv2d", "aten.mul"),
         tolerance=2e-6,
         forms=({}, {"share_gates": True}),

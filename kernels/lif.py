@@ -347,11 +347,20 @@ def lower_tvm(
 
 def _tvm_extern(x: Any, body: partial[Any], kind: str) -> Any:
     """Spikes and last potentials of flat currents, as TVM's tensors."""
-    from tvm import te
+    from tvm import te, tirx
 
     outer, _, inner = body.keywords["sizes"]
     shapes = [[int(x.shape[0])], [outer * inner]]
-    return te.extern(shapes, [x], lambda read, made: body(read[0], *made), dtype=[kind, kind], name="lif")
+    read, *made = (tirx.decl_buffer(shape, kind) for shape in (shapes[0], *shapes))
+    return te.extern(
+        shapes,
+        [x],
+        lambda given, results: body(given[0], *results),
+        dtype=[kind, kind],
+        name="lif",
+        in_buffers=[read],
+        out_buffers=made,
+    )
 
 
 def _tvm_loop(x: Any, spikes: Any, v: Any, sizes: tuple[int, int, int], settings: Settings) -> Any:
@@ -362,9 +371,10 @@ def _tvm_loop(x: Any, spikes: Any, v: Any, sizes: tuple[int, int, int], settings
 
     outer, length, inner = sizes
     tau, threshold, reset, decay_input, beta = settings
+    kind = x.ty.dtype
 
     def number(value: float) -> Any:
-        return tirx.const(value, x.ty.dtype)
+        return tirx.const(value, kind)
 
     def charged(v: Any, current: Any) -> Any:
         if beta is not None and not decay_input:

@@ -94,6 +94,8 @@ class _Walk:
 
     def __init__(self) -> None:
         self.chains: dict[Any, list[Any]] = {}  # of a variable: itself, what it is an arrangement of, and so on
+        self.parts: dict[Any, Any] = {}
+        self.splits: dict[Any, Any] = {}
 
     def seen(self, variable: Any, value: Any) -> Any:
         """Return what is left of a value."""
@@ -101,6 +103,12 @@ class _Walk:
         from tvm import relax
 
         name = operator(value)
+        if isinstance(value, relax.TupleGetItem):
+            self.parts[variable] = value
+        if name == "relax.split":
+            self.splits[variable] = value
+        if name == "relax.concat":
+            return self._joined(value)
         if name != PERMUTES and name not in RESHAPES:
             return value
         source = value.args[0]
@@ -115,6 +123,22 @@ class _Walk:
                     return first
                 return relax.op.reshape(first, list(sizes(variable)))
         return value
+
+    def _joined(self, value: Any) -> Any:
+        """Return what is put together: a value that was split there, and whose parts are all here, in order."""
+        from tvm import relax
+
+        fields = value.args[0].fields if isinstance(value.args[0], relax.Tuple) else []
+        parts = [self.parts.get(one) for one in fields]
+        if not parts or any(one is None for one in parts):
+            return value
+        first = parts[0].tuple_value
+        split = self.splits.get(first)
+        is_whole = split is not None and all(one.tuple_value.same_as(first) for one in parts)
+        if not is_whole or [one.index for one in parts] != [*range(len(split.ty.fields))]:
+            return value
+        rank = len(sizes(split.args[0]))
+        return split.args[0] if int(split.attrs.axis) % rank == int(value.attrs.axis) % rank else value
 
 
 def apply(array: np.ndarray, value: Any) -> np.ndarray:

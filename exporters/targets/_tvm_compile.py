@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 def require_compiler(processor: Processor) -> None:
     """Raise BackendMissing where there is no C++ compiler for a processor."""
-    toolchain.find_compiler(_target(processor))
+    toolchain.find_compiler(processor.cpu_target())
 
 
 def write(lowered: Lowered, program: Program, path: Path, request: Request) -> None:
@@ -143,8 +143,5 @@ def link(lowered: Lowered, line: str, loops: Path, out: Path) -> None:
     """
     units = [kernel.unit for kernel in lowered.kernels.values()]
     flags = (f"-Wl,{loops}", "-Wl,--no-as-needed,-lm", "-Wl,-Bsymbolic,-z,defs")
-    toolchain.compile_units(units, out, _target(lowered.processor), sources=(line,), flags=flags, jobs=1)
+    toolchain.compile_units(units, out, lowered.processor.cpu_target(), sources=(line,), flags=flags, jobs=1)
 
-
-def _target(processor: Processor) -> toolchain.CpuTarget:
-    return processor.cpu_target() or toolchain.CpuTarget(processor.triple, ())

@@ -18,9 +18,11 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from edgesmith.errors import Unsupported
 from edgesmith.exporters.targets._tvm_arrange import PERMUTES, RESHAPES, apply, arranged, operator, rebuilt, sizes
 from edgesmith.exporters.targets._tvm_processor import Processor
-from edgesmith.kernels.native import convolution, depthwise, norms, pointwise
+from edgesmith.kernels.additive_attention import WEIGHTS
+from edgesmith.kernels.native import additive_attention, convolution, depthwise, norms, pointwise
 from edgesmith.kernels.native.epilogue import Epilogue
 
 if TYPE_CHECKING:
@@ -94,8 +96,6 @@ def choose(module: Any, processor: Processor) -> Chosen:
     from tvm import relax
 
     target = processor.cpu_target()
-    if target is None:
-        return Chosen(module)
     turned = tvm.transform.Sequential(
         [
             relax.transform.ConvertLayout({"relax.nn.conv2d": ["NHWC", "OHWI"]}),
@@ -128,12 +128,29 @@ class _Chooser:
         for variable, value in self.values.items():
             if variable in gone:
                 continue
-            if (call := self._alone(variable, value)) is not None:
-                calls[variable] = call
+            whole = self._fused(variable, value)
+            whole = self._alone(variable, value) if whole is None else whole
+            if whole is not None:
+                calls[variable] = whole
             elif (site := self._site(variable, value)) is not None:
                 gone.update(site.bindings)
                 calls[site.bindings[-1]] = self._call(site)
         return Chosen(rebuilt(self.module, lambda variable, value: calls.get(variable, value)), self.kernels)
+
+    def _fused(self, variable: Any, value: Any) -> Any:
+        """Return the call of the kernel of a fused op, which its own lowering has put there under the op's name."""
+        if operator(value) != "relax.call_dps_packed" or str(value.args[0].global_symbol) not in FUSED:
+            return None
+        kind = str(value.args[0].global_symbol).removeprefix("edgesmith.")
+        x, *weights = value.args[1].fields
+        numbers = [_constant(one, self.values) for one in weights]
+        if any(one is None for one in numbers):
+            raise Unsupported(
+                f"the kernel of {kind} takes weights that are constants, and here the model computes them; choose"
+                " another target"
+            )
+        unit, packed, macs = FUSED[f"edgesmith.{kind}"](sizes(x), numbers, self.target)
+        return self._called(kind.replace("_", " "), unit, [x], (packed,), sizes(variable), macs)
 
     def _alone(self, variable: Any, value: Any) -> Any:
         """Return the call of a kernel that computes one operator alone: a norm, or a mean over pixels."""
@@ -275,6 +292,19 @@ class _Chooser:
         self.kernels[unit.symbol] = Kernel(kind, unit, macs)
         reads = relax.Tuple([*given, *(relax.const(one) for one in packed)])
         return relax.call_dps_packed(unit.symbol, reads, relax.TensorType(list(shape), "float32"))
+
+
+def _additive_attention(shape: tuple[int, ...], weights: Sequence[Any], target: CpuTarget) -> tuple[Unit, Any, int]:
+    """Return the kernel of queries, keys and values [B, H, W, 3C], its packed weights, and its multiply-accumulates."""
+    batch, height, width, triple = shape
+    op = additive_attention.AdditiveAttention(batch, height, width, triple // 3)
+    named = dict(zip(WEIGHTS, weights, strict=True))
+    unit = additive_attention.emit(op, target)
+    return unit, additive_attention.pack(op, target, named), unit.flops // 2
+
+
+FUSED = {"edgesmith.additive_attention": _additive_attention}
+"""Kernels of fused ops, from the shape of the first argument, the weights and the processor."""
 
 
 def _layer_norm(value: Any) -> tuple[str, Any] | None:

@@ -40,12 +40,9 @@ class Processor:
     cpu: str
     features: tuple[str, ...] = ()
 
-    def cpu_target(self) -> CpuTarget | None:
-        """Return what kernels are compiled for; None where there are none for it."""
-        if self.triple.startswith("aarch64"):
-            return CpuTarget(self.triple, ("neon",))
-        kind = _KERNELS.get(self.cpu)
-        return CpuTarget(self.triple, kind) if kind else None
+    def cpu_target(self) -> CpuTarget:
+        """Return what kernels are compiled for."""
+        return CpuTarget(self.triple, ("neon",) if self.triple.startswith("aarch64") else _KERNELS.get(self.cpu, ()))
 
 
 def of_device(cpu: Cpu | None) -> Processor:

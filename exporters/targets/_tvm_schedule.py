@@ -20,6 +20,9 @@ def schedule(function: Any, symbol: str) -> Any:
     """Return a function, under a name, whose elementwise blocks are inlined and whose innermost loops are vectors."""
     from tvm import s_tir
 
+    function = function.with_attr("global_symbol", symbol)
+    if not isinstance(function.body, s_tir.SBlockRealize):  # loops that are written out as they run
+        return function
     found = s_tir.Schedule(function)
     for block in _blocks(found):
         _inline(found, block)
