@@ -350,7 +350,7 @@ def _tvm_extern(x: Any, body: partial[Any], kind: str) -> Any:
     from tvm import te, tirx
 
     outer, _, inner = body.keywords["sizes"]
-    shapes = [[int(x.shape[0])], [outer * inner]]
+    shapes = [list(x.shape), [outer * inner]]
     read, *made = (tirx.decl_buffer(shape, kind) for shape in (shapes[0], *shapes))
     return te.extern(
         shapes,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import subprocess
 from pathlib import Path
@@ -79,7 +80,7 @@ def test_scratch_is_a_calls_own_while_it_runs() -> None:
     found = plan(Listing((values["x"],), (values["y"],), calls, values))
     (first, second) = found.scratch[0]
     taken = sorted([(first, 1000), (second, 24), (found.positions["x"], 256), (found.positions["y"], 256)])
-    assert all(at + size <= after for (at, size), (after, _) in zip(taken, taken[1:], strict=False))
+    assert all(at + size <= after for (at, size), (after, _) in itertools.pairwise(taken))
 
 
 @pytest.mark.parametrize(

@@ -45,8 +45,8 @@ def rebuilt(module: Any, see: Callable[[Any, Any], Any]) -> Any:
     """Return a module whose `main` has been walked through once, binding by binding.
 
     Args:
-        see: from a variable and its value, which reads what is left, to the value to keep; a variable or a constant takes
-            the variable's place everywhere.
+        see: from a variable and its value, which reads what is left, to the value to keep; a variable or a constant
+            takes the variable's place everywhere.
     """
     import tvm
     from tvm import relax

@@ -3,8 +3,8 @@
     loops      a PrimFunc -> int symbol(const void *...), every buffer a pointer, its large blocks too
     library    loops.o + kernels + NAME.cpp + weights -> NAME.so, which is linked with the C library alone
 
-Loops are lowered by the passes of TVM's own pipeline for CPUs, without the last: MakePackedAPI would have each call take
-boxed arguments, check them, and report through TVM's runtime. Shapes are known here, and pointers are enough.
+Loops are lowered by the passes of TVM's own pipeline for CPUs, without the last: MakePackedAPI would have each call
+take boxed arguments, check them, and report through TVM's runtime. Shapes are known here, and pointers are enough.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from edgesmith.kernels.native import toolchain
 if TYPE_CHECKING:
     from edgesmith.exporters.graph.capture import Program
 
+
 def require_compiler(processor: Processor) -> None:
     """Raise BackendMissing where there is no C++ compiler for a processor."""
     toolchain.find_compiler(processor.cpu_target())
@@ -46,12 +47,13 @@ def write(lowered: Lowered, program: Program, path: Path, request: Request) -> N
         weights = folder / _tvm_source.WEIGHTS
         weights.write_bytes(plan.content)
         line = _tvm_source.line_of_calls(name, listing, plan, description, str(weights))
-        link(lowered, line, folder / "loops.o", path)
+        link(lowered, line, folder / "loops.o", folder / path.name)
+        path.write_bytes((folder / path.name).read_bytes())
     inputs = list(zip(program.input_names, listing.inputs, strict=True))
     outputs = list(zip(program.output_names, listing.outputs, strict=True))
     path.with_suffix(".h").write_text(_tvm_source.header(name, inputs, outputs), "utf-8")
     path.with_name("example.c").write_text(_tvm_source.example(name, inputs, outputs), "utf-8")
-    path.with_suffix(".py").write_text(_tvm_source.loader(name), "utf-8")
+    path.with_name(f"load_{_tvm_source.identifier(name)}.py").write_text(_tvm_source.loader(name), "utf-8")
 
 
 def _describe(
@@ -144,4 +146,3 @@ def link(lowered: Lowered, line: str, loops: Path, out: Path) -> None:
     units = [kernel.unit for kernel in lowered.kernels.values()]
     flags = (f"-Wl,{loops}", "-Wl,--no-as-needed,-lm", "-Wl,-Bsymbolic,-z,defs")
     toolchain.compile_units(units, out, lowered.processor.cpu_target(), sources=(line,), flags=flags, jobs=1)
-

@@ -1,9 +1,9 @@
 """A captured program as Relax, as fused loops and kernels, and as a listing of calls.
 
-    imported    torch's ExportedProgram -> Relax, by TVM's own importer, see docs/decisions/0097
-    chosen      operators that a kernel computes -> calls of it, see _tvm_kernels.py
-    fused       what is left -> loops, each operator's with those of the elementwise ones beside it
-    listed      the function `main` -> a Listing: calls, values and parameters
+imported    torch's ExportedProgram -> Relax, by TVM's own importer, see docs/decisions/0097
+chosen      operators that a kernel computes -> calls of it, see _tvm_kernels.py
+fused       what is left -> loops, each operator's with those of the elementwise ones beside it
+listed      the function `main` -> a Listing: calls, values and parameters
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Lowered:
     Attributes:
         functions: an IRModule of loops, each with the name that the listing calls it by.
         kernels: that the listing calls.
-        operators: how often each of Relax's operators occurs, and each kernel.
-        covered: these by what computes them, `kernels` and `tvm`.
+        operators: how often each of Relax's operators occurs, and each fused op.
+        covered: kernels, and operators that are loops, by what computes them: `kernels` and `tvm`.
         macs: multiply-accumulates by what computes them.
     """
 
@@ -65,10 +65,7 @@ def lower(program: Program, lowerings: str, processor: Processor) -> Lowered:
         covered, macs = _account(chosen)
         module = fused(chosen.module, processor)
         listing, functions = listed(module)
-    operators = Counter[str]()
-    for part in covered.values():
-        operators.update(part)
-    return Lowered(listing, functions, processor, chosen.kernels, dict(operators), covered, macs)
+    return Lowered(listing, functions, processor, chosen.kernels, chosen.operators, covered, macs)
 
 
 def share(program: Program, lowerings: str, processor: Processor) -> dict[str, dict[str, int]]:

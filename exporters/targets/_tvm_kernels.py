@@ -41,6 +41,7 @@ FUNCTIONS = {
 }
 """Functions of an epilogue, by Relax's operators."""
 
+
 @dataclass(frozen=True)
 class Kernel:
     """A kernel that a module calls.
@@ -58,10 +59,16 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Chosen:
-    """A module in which kernels are called by `call_dps_packed`, and these kernels by their symbols."""
+    """A module in which kernels are called by `call_dps_packed`.
+
+    Attributes:
+        kernels: by their symbols.
+        operators: how often each operator of the module occurred before.
+    """
 
     module: Any
     kernels: Mapping[str, Kernel] = field(default_factory=dict)
+    operators: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -135,7 +142,10 @@ class _Chooser:
             elif (site := self._site(variable, value)) is not None:
                 gone.update(site.bindings)
                 calls[site.bindings[-1]] = self._call(site)
-        return Chosen(rebuilt(self.module, lambda variable, value: calls.get(variable, value)), self.kernels)
+        names = Counter(_called_name(value) for value in self.values.values())
+        del names[""]
+        module = rebuilt(self.module, lambda variable, value: calls.get(variable, value))
+        return Chosen(module, self.kernels, dict(names))
 
     def _fused(self, variable: Any, value: Any) -> Any:
         """Return the call of the kernel of a fused op, which its own lowering has put there under the op's name."""
@@ -198,9 +208,7 @@ class _Chooser:
             return pointwise.Pointwise(pixels, site.weight.shape[1], site.weight.shape[0], site.epilogue)
         batch, height, width, channels = sizes(site.x)
         given, (outputs, inputs, *kernel) = value.attrs, site.weight.shape
-        strides, padding, dilation = (
-            [int(n) for n in one] for one in (given.strides, given.padding, given.dilation)
-        )
+        strides, padding, dilation = ([int(n) for n in one] for one in (given.strides, given.padding, given.dilation))
         if strides[0] != strides[-1] or dilation[0] != dilation[-1] or str(given.data_layout) != "NHWC":
             return None
         sides = tuple(padding * (4 // len(padding)))
@@ -253,9 +261,9 @@ class _Chooser:
         """Return a site with what is added to it: its bias, or a residual."""
         constant = _constant(other, self.values)
         channels = site.shape[-1]
-        if constant is not None and is_bare and site.residual is None and site.bias is None:
-            if constant.size == channels and constant.shape[-1:] == (channels,):
-                return replace(grown, bias=constant.reshape(channels))
+        is_bias = constant is not None and constant.size == channels and constant.shape[-1:] == (channels,)
+        if constant is not None and is_bias and is_bare and site.residual is None and site.bias is None:
+            return replace(grown, bias=constant.reshape(channels))
         if site.residual is None and constant is None and sizes(other) == site.shape:
             return replace(grown, residual=("after", other))
         return None
@@ -342,6 +350,14 @@ ALONE: dict[str, Callable[[Any], tuple[str, Any] | None]] = {
     "relax.mean": _mean,
 }
 """Operators that a kernel computes without what follows, and which kernel that is."""
+
+
+def _called_name(value: Any) -> str:
+    """Return the name of an operator, or of the fused op or the loops that a call stands for."""
+    name = operator(value)
+    if name == "relax.call_dps_packed":
+        return str(value.args[0].global_symbol)
+    return str(value.args[0].name_hint) if name == "relax.call_tir" else name
 
 
 def _reads(value: Any) -> Iterator[Any]:

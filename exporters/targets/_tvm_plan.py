@@ -19,7 +19,9 @@ ALIGNMENT = 64
 
 BYTES = {
     **{f"{kind}{bits}": bits // 8 for kind in ("int", "uint", "float") for bits in (8, 16, 32, 64) if bits > 8},
-    **{"int8": 1, "uint8": 1, "bool": 1},
+    "int8": 1,
+    "uint8": 1,
+    "bool": 1,
 }
 """Bytes of a number, by numpy's names of types."""
 

@@ -1,11 +1,12 @@
 """Loops of TVM's, as they run well enough where no kernel is, and as functions of plain pointers.
 
-    schedule        what is elementwise is computed where it is read; innermost loops are vectors
-    with_pointers   buffers, and blocks of more than a few kilobytes, become pointers that the caller gives
+schedule        what is elementwise is computed where it is read; innermost loops are vectors
+with_pointers   buffers, and blocks of more than a few kilobytes, become pointers that the caller gives
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
@@ -21,7 +22,7 @@ def schedule(function: Any, symbol: str) -> Any:
     from tvm import s_tir
 
     function = function.with_attr("global_symbol", symbol)
-    if not isinstance(function.body, s_tir.SBlockRealize):  # loops that are written out as they run
+    if function.body.block.name_hint != "root":  # one block: loops that are written out as they run
         return function
     found = s_tir.Schedule(function)
     for block in _blocks(found):
@@ -39,10 +40,8 @@ def _inline(found: Any, block: Any) -> None:
     """Compute an elementwise block where it is read, if nothing stands against that."""
     from tvm.s_tir import ScheduleError
 
-    try:
+    with contextlib.suppress(ScheduleError):  # a reduction, an output, or one that is read in other forms
         found.compute_inline(block)
-    except ScheduleError:  # a reduction, an output, or one that is read in other forms
-        pass
 
 
 def _vectorize(found: Any, block: Any) -> None:

@@ -1,9 +1,9 @@
 """The texts around a compiled model: its straight line of calls in C++, its header, an example in C, and a loader.
 
-    NAME.cpp    one function that makes all calls, in order, on positions that are known; the parameters as they are
-    NAME.h      how a program in C or C++ calls it
-    example.c   a program that does, in full
-    NAME.py     the same from Python, by ctypes and numpy
+    NAME.cpp        one function that makes all calls, in order, on positions that are known; the parameters as they are
+    NAME.h          how a program in C or C++ calls it
+    example.c       a program that does, in full
+    load_NAME.py    the same from Python, by ctypes and numpy; Python would take NAME.so for a module called NAME
 
 The library needs the C library alone. What it says of itself is JSON in a section of its own, so that it can be read on
 a machine that cannot run it.
@@ -44,9 +44,12 @@ def identifier(name: str) -> str:
 
 
 _KEYWORDS = frozenset(
-    "auto break case char const continue default do double else enum extern float for goto if inline int long register"
-    " restrict return short signed sizeof static struct switch typedef union unsigned void volatile while bool true"
-    " false class new delete this template memory main".split()
+    [
+        *("auto", "break", "case", "char", "const", "continue", "default", "do", "double", "else", "enum", "extern"),
+        *("float", "for", "goto", "if", "inline", "int", "long", "register", "restrict", "return", "short", "signed"),
+        *("sizeof", "static", "struct", "switch", "typedef", "union", "unsigned", "void", "volatile", "while", "bool"),
+        *("true", "false", "class", "new", "delete", "this", "template", "memory", "main"),
+    ]
 )
 
 
@@ -70,8 +73,8 @@ def line_of_calls(name: str, listing: Listing, plan: Plan, description: Mapping[
 
 #define SHOWN extern "C" __attribute__((visibility("default")))
 
-__asm__(".pushsection .rodata\\n.balign {ALIGNMENT}\\n.hidden {prefix}_weights\\n.globl {prefix}_weights\\n{prefix}_weights:\\n"
-        ".incbin \\"{weights}\\"\\n.byte 0\\n.popsection\\n");
+__asm__(".pushsection .rodata\\n.balign {ALIGNMENT}\\n.hidden {prefix}_weights\\n.globl {prefix}_weights\\n"
+        "{prefix}_weights:\\n.incbin \\"{weights}\\"\\n.byte 0\\n.popsection\\n");
 extern "C" const char {prefix}_weights[] __attribute__((visibility("hidden")));
 
 SHOWN const char {prefix}_description[] __attribute__((section("{SECTION}"), used)) =
@@ -260,7 +263,7 @@ def loader(name: str) -> str:
     return f'''\
 """Run {name} from Python; needs numpy and the library beside this file.
 
-    from {prefix} import Model
+    from load_{prefix} import Model
 
     model = Model()
     outputs = model(*inputs)

@@ -37,15 +37,13 @@ def translations(lowerings: str) -> Mapping[str, Callable[..., Any]]:
     from edgesmith.kernels.op import all_ops
 
     fused = {
-        f"{op.name}.default": partial(_lowered, op, lowerings)
-        for op in all_ops().values()
-        if lowerings in op.lowerings
+        f"{op.name}.default": partial(_lowered, op, lowerings) for op in all_ops().values() if lowerings in op.lowerings
     }
     return OURS | fused
 
 
 def _lowered(op: FusedOp, lowerings: str, node: Node, importer: Any) -> Any:
-    """Return what a fused op's own lowering makes of a node: a function of TVM's builder, then of the op's arguments."""
+    """Return what a fused op's own lowering makes of a node; it is called with TVM's builder, then the arguments."""
     return op.lowerings[lowerings](importer.block_builder, *_given(node, importer))
 
 

@@ -4,7 +4,7 @@
              -> kernels where there are some, fused loops where there are none
              -> a listing of calls, with a position for every value    _tvm_plan.py
              -> loops by TVM's LLVM, kernels and the line of calls by a C++ compiler    _tvm_compile.py
-             -> NAME.so, NAME.h, example.c, NAME.py   _tvm_source.py
+             -> NAME.so, NAME.h, example.c, load_NAME.py   _tvm_source.py
 
 The library needs the C library alone: no TVM where it runs, no allocation in a call, no state between calls.
 """
