@@ -63,7 +63,8 @@ def test_target_exports_verifies_and_says_what_it_did(
     assert artifact.file.name == f"casvit{target.suffix}"
     manifest = artifact.manifest
     assert manifest["operators"]["rewritten"]["edgesmith.additive_attention"] == 4
-    assert sum(manifest["operators"]["file"].values()) > 100
+    is_one_operator = "edgesmith.additive_attention" in manifest["operators"]["file"]
+    assert sum(manifest["operators"]["file"].values()) > (80 if is_one_operator else 100)
     captured, rewritten, file, *_ = manifest["verification"]["steps"]
     assert captured["relative_error"] == 0
     assert rewritten["relative_error"] <= 1e-6

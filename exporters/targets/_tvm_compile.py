@@ -19,17 +19,11 @@ from edgesmith._version import __version__
 from edgesmith.exporters.targets import _tvm_plan, _tvm_schedule, _tvm_source
 from edgesmith.exporters.targets._tvm_graph import Lowered, llvm
 from edgesmith.exporters.targets._tvm_plan import Listing, Value
-from edgesmith.exporters.targets._tvm_processor import Processor
 from edgesmith.exporters.targets.target import Request
 from edgesmith.kernels.native import toolchain
 
 if TYPE_CHECKING:
     from edgesmith.exporters.graph.capture import Program
-
-
-def require_compiler(processor: Processor) -> None:
-    """Raise BackendMissing where there is no C++ compiler for a processor."""
-    toolchain.find_compiler(processor.cpu_target())
 
 
 def write(lowered: Lowered, program: Program, path: Path, request: Request) -> None:

@@ -92,7 +92,7 @@ class Site:
 
     @property
     def epilogue(self) -> Epilogue:
-        """What the kernel does to a number before it writes it."""
+        """The epilogue of the kernel: what it does to a number before it writes it."""
         gate, residual = (one[0] if one else "none" for one in (self.gate, self.residual))
         return Epilogue(self.function, gate, residual)  # type: ignore[arg-type]  # names of epilogue.py's literals
 

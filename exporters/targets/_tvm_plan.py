@@ -90,7 +90,7 @@ class Listing:
 
 @dataclass(frozen=True)
 class Plan:
-    """Where everything lies.
+    """The position of everything.
 
     Attributes:
         positions: bytes from the start of the working memory, of inputs and computed values, by root name.

@@ -1,4 +1,4 @@
-"""What TVM's importer is told about PyTorch's operators: which stay whole, and ours where its own are wrong."""
+"""Additions to TVM's importer: operators that stay whole, and translations of ours where its own are wrong."""
 
 from __future__ import annotations
 

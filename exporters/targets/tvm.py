@@ -21,6 +21,7 @@ from edgesmith.exporters.costs import Costs
 from edgesmith.exporters.targets import _tvm_library
 from edgesmith.exporters.targets._tvm_processor import Processor, of_device
 from edgesmith.exporters.targets.target import Arrays, NotHere, Request, Target, TargetFile
+from edgesmith.kernels.native import toolchain
 from edgesmith.profiles import device as devices
 from edgesmith.profiles.device import DeviceProfile
 
@@ -35,20 +36,15 @@ class Tvm(Target):
     """Shared libraries for CPUs."""
 
     def check_device(self, profile: DeviceProfile | None) -> None:
-        """Refuse a device whose processor no profile describes."""
+        """Refuse a device whose processor no profile describes, or that no compiler here compiles for."""
         if profile is not None and self.name not in profile.targets:
             names = ", ".join(one.name for one in devices.all_devices().values() if self.name in one.targets)
             raise BadInput(
                 f"{profile.title} takes {', '.join(profile.targets)}, and no processor of it is known to compile for;"
                 f" compiled models are for host, {names}"
             )
-
-    def require(self) -> None:
-        """Raise BackendMissing without TVM, or without a C++ compiler."""
-        from edgesmith.exporters.targets import _tvm_compile
-
         super().require()
-        _tvm_compile.require_compiler(of_device(None))
+        toolchain.find_compiler(_processor(profile).cpu_target())
 
     def lower(self, program: Program, path: Path, request: Request) -> None:
         """Write the library, its header, an example in C, and a loader in Python."""

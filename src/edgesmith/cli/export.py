@@ -195,7 +195,7 @@ def _operators_table(model: str, captured: dict[str, int], rewritten: dict[str, 
 
 
 def _covered_table(model: str, covered: Mapping[str, Mapping[str, int]]) -> Table:
-    """What computes which operators, and its share of the multiply-accumulates."""
+    """The table of what computes which operators, and of its share of the multiply-accumulates."""
     macs = covered["macs"]
     table = new_table(f"{model}: computed by", "by", "operators", "share of multiply-accumulates")
     for name, found in covered.items():
