@@ -153,7 +153,8 @@ def open_compiled(path: str, threads: int, seed: int) -> Call:
     import numpy
 
     library = ctypes.CDLL(os.path.abspath(path))  # noqa: PTH100  # a name without a folder is looked for elsewhere
-    description, memory_bytes, run = (ctypes.c_void_p * 3).in_dll(library, "edgesmith_entry")
+    entry: Any = (ctypes.c_void_p * 3).in_dll(library, "edgesmith_entry")
+    description, memory_bytes, run = entry
     said = json.loads(ctypes.string_at(description).decode())
     draw = numpy.random.RandomState(seed)
     given = [

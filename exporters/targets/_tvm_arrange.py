@@ -129,11 +129,11 @@ class _Walk:
         from tvm import relax
 
         fields = value.args[0].fields if isinstance(value.args[0], relax.Tuple) else []
-        parts = [self.parts.get(one) for one in fields]
-        if not parts or any(one is None for one in parts):
+        parts: list[Any] = [self.parts[one] for one in fields if one in self.parts]
+        if not parts or len(parts) < len(fields):
             return value
         first = parts[0].tuple_value
-        split = self.splits.get(first)
+        split: Any = self.splits.get(first)
         is_whole = split is not None and all(one.tuple_value.same_as(first) for one in parts)
         if not is_whole or [one.index for one in parts] != [*range(len(split.ty.fields))]:
             return value

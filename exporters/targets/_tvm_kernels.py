@@ -171,7 +171,7 @@ class _Chooser:
         if op is None:
             return None
         kind, unit = op[0], op[1](self.target)
-        packed = ()
+        packed = tuple[Any, ...]()
         if kind != "mean":
             weight, bias = (_constant(one, self.values) for one in value.args[1:3])
             if weight is None or bias is None:
@@ -211,7 +211,7 @@ class _Chooser:
         strides, padding, dilation = ([int(n) for n in one] for one in (given.strides, given.padding, given.dilation))
         if strides[0] != strides[-1] or dilation[0] != dilation[-1] or str(given.data_layout) != "NHWC":
             return None
-        sides = tuple(padding * (4 // len(padding)))
+        sides: Any = tuple(padding * (4 // len(padding)))
         groups, size = int(given.groups), tuple(kernel)
         if groups == channels == outputs and inputs == 1 and dilation[0] == 1 and channels > 1:
             return depthwise.Depthwise(batch, height, width, channels, size, strides[0], sides, site.epilogue)
@@ -384,7 +384,7 @@ def _constant(value: Any, values: Mapping[Any, Any]) -> np.ndarray | None:
     if isinstance(value, tvm.ir.GenericConst):
         found: np.ndarray = value.value.numpy()
         return found
-    made = values.get(value)
+    made: Any = values.get(value)
     if operator(made) != PERMUTES and operator(made) not in RESHAPES:
         return None
     inner = _constant(made.args[0], values)

@@ -59,7 +59,7 @@ def here() -> Processor:
     if machine != "x86_64":
         raise Unsupported(f"target tvm compiles for x86-64 and aarch64, and this machine has {machine}; say --device")
     needed: list[str] = []
-    best, has = "x86-64", ()
+    best, has = "x86-64", tuple[str, ...]()
     for level, features in reversed(LEVELS.items()):
         needed += features
         if not set(needed) <= found:

@@ -25,7 +25,7 @@ def decompositions(lowerings: str) -> dict[Any, Callable[..., Any]]:
 
     from edgesmith.exporters import decompositions as ours
 
-    table = dict(torch.export.default_decompositions().items())
+    table: dict[Any, Callable[..., Any]] = dict(torch.export.default_decompositions())
     for name in KEPT:
         packet, overload = name.split(".")
         table.pop(getattr(getattr(torch.ops.aten, packet), overload), None)
