@@ -86,9 +86,19 @@ struct Sums {
         }
     }
 
-    // Adds x[p, k] w[k, :] for `length` k; row p of x begins at rows[p].
+    ES_INLINE void clear() {
+        ES_UNROLL
+        for (int p = 0; p < P; ++p) {
+            ES_UNROLL
+            for (int v = 0; v < WHOLE; ++v) whole[p][v] = Vector<LANES>{};
+            half[p] = Vector<HALF>{};
+        }
+    }
+
+    // Adds x[p, k] w[k, :] for `length` k; row p of x begins at rows[p], its numbers are STEP apart, rows of w PITCH.
+    template <int STEP = 1, int PITCH = Shape::PITCH>
     ES_INLINE void add(const float* const (&rows)[P], const float* w, int length) {
-        for (int k = 0; k < length; ++k, w += Shape::PITCH) {
+        for (int k = 0; k < length; ++k, w += PITCH) {
             Vector<LANES> column[larger(WHOLE, 1)];
             Vector<HALF> rest;
             ES_UNROLL
@@ -96,7 +106,7 @@ struct Sums {
             if constexpr (Shape::HAS_HALF) rest = load<Vector<HALF>>(w + WHOLE * LANES);
             ES_UNROLL
             for (int p = 0; p < P; ++p) {
-                const float x = rows[p][k];
+                const float x = rows[p][long(k) * STEP];
                 ES_UNROLL
                 for (int v = 0; v < WHOLE; ++v) whole[p][v] += column[v] * x;
                 if constexpr (Shape::HAS_HALF) half[p] += rest * x;

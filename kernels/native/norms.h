@@ -15,20 +15,6 @@
 
 namespace es {
 
-// Calls body<W>(c) for vectors that cover 0 ... C-1 and do not overlap, for sums.
-template <int C, int DONE = 0, class Body>
-ES_INLINE void partition(const Body& body) {
-    constexpr int WHOLE = C / LANES * LANES;
-    if constexpr (DONE < WHOLE) {
-        for (int c = 0; c < WHOLE; c += LANES) body.template operator()<LANES>(c);
-        partition<C, WHOLE>(body);
-    } else if constexpr (DONE < C) {
-        constexpr int W = C - DONE >= 8 && LANES > 8 ? 8 : C - DONE >= 4 && LANES > 4 ? 4 : 1;
-        body.template operator()<W>(DONE);
-        partition<C, DONE + W>(body);
-    }
-}
-
 // The sum over C numbers of term<V>(vector of them), in vectors that are added to each other first.
 template <int C, class Term>
 ES_INLINE float sum_terms(const float* x, const Term& term) {
