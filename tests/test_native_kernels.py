@@ -14,6 +14,7 @@ from edgesmith.errors import BadInput, EdgesmithError
 from edgesmith.kernels.native.callable import Library
 from edgesmith.kernels.native.toolchain import CpuTarget, compile_program, compile_units, find_compiler, host
 
+
 def target_of(name: str) -> CpuTarget:
     """Return this machine with an instruction set, or skip."""
     try:
@@ -58,7 +59,7 @@ def test_sanitizers_find_nothing(tmp_path: Path) -> None:
         native_driver.write_main(cases),
         tmp_path / "sweep",
         target,
-        flags=("-O1", "-g0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
+        flags=("-O0", "-g0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
     )
     outputs, said = native_driver.run(program, cases, threads=2)
     assert not said

@@ -57,7 +57,8 @@ def main() -> None:
     error = np.abs(evaluate(p, q, x) - exact)
     for name, values in (("P", p), ("Q", q)):
         print(name, ", ".join(f"{value:.9g}f" for value in values[::-1]))
-    print(f"largest error {error.max():.2e} at {x[error.argmax()]:.3f}, relative to max(1, |x|) {(error / np.maximum(1, np.abs(x))).max():.2e}")
+    relative = error / np.maximum(1, np.abs(x))
+    print(f"largest error {error.max():.2e} at {x[error.argmax()]:.3f}, relative to max(1, |x|) {relative.max():.2e}")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ struct Pointwise : S {
 
     // Pixels from tile `begin` on, before tile `end`, times the panel of COLUMNS channels from `channel` on.
     template <int COLUMNS, class Epilogue>
-    static void multiply(int channel, int begin, int end, const float* x, const float* panel, float* y,
+    static ES_NOINLINE void multiply(int channel, int begin, int end, const float* x, const float* panel, float* y,
                          const Epilogue& epilogue) {
         Rows::visit(begin, end, [&]<int PIXELS>(int pixel) {
             const float* rows[PIXELS];

@@ -162,7 +162,11 @@ def find_compiler(target: CpuTarget) -> Compiler:
     if spec is not None and spec.origin is not None:
         zig = Path(spec.origin).with_name("zig")
         return Compiler((str(zig), "c++"), "zig", _ask(str(zig), "version"))
-    wanted = "g++ 12, clang 15 or the ziglang package" if is_native else f"the ziglang package, to compile for {target.triple}"
+    wanted = (
+        "g++ 12, clang 15 or the ziglang package"
+        if is_native
+        else f"the ziglang package, to compile for {target.triple}"
+    )
     raise BackendMissing(f'compiled kernels need {wanted}: pip install "edgesmith[tvm]"')
 
 
@@ -210,7 +214,13 @@ def compile_units(
 
 
 def compile_program(
-    units: Iterable[Unit], main: str, out: Path, target: CpuTarget, *, flags: Sequence[str] = (), jobs: int | None = None
+    units: Iterable[Unit],
+    main: str,
+    out: Path,
+    target: CpuTarget,
+    *,
+    flags: Sequence[str] = (),
+    jobs: int | None = None,
 ) -> Path:
     """Write a program: all units, the thread pool and a source that has `main`. Arguments as of `compile_units`."""
     path = _build(units, out, target, (main,), flags, jobs, is_program=True)

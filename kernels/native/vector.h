@@ -9,6 +9,7 @@
 #pragma once
 
 #define ES_INLINE inline __attribute__((always_inline))
+#define ES_NOINLINE __attribute__((noinline))  // keeps a loop's registers from being shared with what calls it
 #if defined(__clang__)
 #define ES_UNROLL _Pragma("clang loop unroll(full)")
 #else

@@ -179,7 +179,11 @@ NAMES = ("spatial_weight", "spatial_bias", "mix", "channel")
 def of_additive_attention(op: additive_attention.AdditiveAttention, target: CpuTarget) -> Case:
     """The fused op, held to its reference."""
     draw, c = Drawn(op.channels), op.channels
-    shapes = {f"{part}_{name}": shape for part in "qk" for name, shape in zip(NAMES, ((c, 1, 3, 3), (c,), (1, c, 1, 1), (c, c, 1, 1)), strict=True)}
+    shapes = {
+        f"{part}_{name}": shape
+        for part in "qk"
+        for name, shape in zip(NAMES, ((c, 1, 3, 3), (c,), (1, c, 1, 1), (c, c, 1, 1)), strict=True)
+    }
     for name in ("dwc", "proj"):
         shapes |= {f"{name}_weight": (c, 1, 3, 3), f"{name}_bias": (c,)}
     weights = {name: draw(*shape, scale=0.3) for name, shape in shapes.items()}
