@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import threading
 from pathlib import Path
 
@@ -66,6 +67,53 @@ def test_sanitizers_find_nothing(tmp_path: Path) -> None:
     for case, found in zip(cases, outputs, strict=True):
         for one, expected in zip(found, case.expected, strict=True):
             assert error(one, expected) <= case.tolerance, case.unit.symbol
+
+
+POOL = """
+#include "pool.h"
+#include <pthread.h>
+#include <stdio.h>
+
+constexpr int MOST = 9, PHASES = 30000;
+
+// Each phase's tasks, counted by the phase itself: 1 each, and none beyond.
+static void* run_phases(void* wrong) {
+    for (int phase = 0; phase < PHASES; ++phase) {
+        int runs[MOST] = {};
+        const int tasks = phase % MOST;
+        es::parallel(tasks, [&](int task) { __atomic_add_fetch(&runs[task], 1, __ATOMIC_RELAXED); });
+        for (int task = 0; task < MOST; ++task)
+            if (runs[task] != (task < tasks)) __atomic_add_fetch(static_cast<int*>(wrong), 1, __ATOMIC_RELAXED);
+    }
+    return nullptr;
+}
+
+int main() {
+    int wrong = 0;
+    pthread_t other;
+    constexpr int COUNTS[] = {4, 2, 1, 3};
+    for (int threads : COUNTS) {
+        if (es_set_threads(threads)) return 2;
+        pthread_create(&other, nullptr, run_phases, &wrong);
+        run_phases(&wrong);
+        pthread_join(other, nullptr);
+    }
+    return wrong ? 1 : 0;
+}
+"""
+
+
+def test_the_pool_runs_every_task_once(tmp_path: Path) -> None:
+    """Short phases from two callers, under ThreadSanitizer, while threads come and go."""
+    program = compile_program(
+        [],
+        POOL,
+        tmp_path / "pool",
+        target_of("avx2"),
+        flags=("-fsanitize=thread", "-g0"),
+    )
+    done = subprocess.run([str(program)], capture_output=True, text=True, timeout=100, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_two_threads_may_call_at_once(built: tuple[Library, list[Case]]) -> None:

@@ -1,16 +1,17 @@
-// Adaptive frequency filter (AFFNet, arXiv 2307.14008), channels last, with its transforms as products by small matrices.
+// Adaptive frequency filter (AFFNet, arXiv 2307.14008), channels last, with its transforms as products by small
+// matrices.
 //
 //     R = L_w x                  along W, for each row: [2F, W] times [W, C]; real parts of F columns, then imaginary
 //     X = L_h R                  along H, for each column f: [2H, 2H] times [2H, C]
-//     M = shrink(silu(X W1 + b1) W2 + b2)          complex products in k blocks of channels, as real ones of twice the width
+//     M = shrink(silu(X W1 + b1) W2 + b2)          complex products in k blocks, as real ones of twice the width
 //     y = L_w' (L_h' (M X))      back
 //
 // A pixel's channels lie side by side, so that a transform along H or W is a product with the map itself on the right:
-// nothing is transposed or reordered. The spectrum is [F, 2, H, C]: for each column the real parts of all rows, then the
-// imaginary ones. W1 and W2 work on [re | im] of one block, made by rows of two pointers.
-// Arguments: x [B, H, W, C], packed, y [B, H, W, C], scratch. Packed is L_w [2F, W], L_h [2H, 2H], L_h', L_w' [W, 2F],
-// then for each block the panels of W1 with its bias, then those of W2. Letters: B batch, H W, C channels,
-// F = floor(W / 2) + 1 columns of the spectrum, k blocks.
+// nothing is transposed or reordered. The spectrum is [F, 2, H, C]: for each column the real parts of all rows, then
+// the imaginary ones. W1 and W2 work on [re | im] of one block, made by rows of two pointers. Arguments: x [B, H, W,
+// C], packed, y [B, H, W, C], scratch. Packed is L_w [2F, W], L_h [2H, 2H], L_h', L_w' [W, 2F], then for each block
+// the panels of W1 with its bias, then those of W2. Letters: B batch, H W, C channels, F = floor(W / 2) + 1 columns of
+// the spectrum, k blocks.
 #pragma once
 
 #include "product.h"

@@ -5,15 +5,17 @@
 //     silu(x)     = x / (1 + e^-x)
 //     gelu(x)     = x / 2 + x E(x),  E(x) = erf(x / sqrt 2) / 2 = x P(x^2) / Q(x^2) for |x| < 5.75, where it is 1/2
 //
-// n is found by adding 1.5 * 2^23: the sum has no fraction bits, so it is rounded, and its low bits are n. ln 2 is in two
-// parts, the first with few enough bits for n ln 2 to be exact. P and Q are a fit of our own (bench/experiments/gelu.py).
+// n is found by adding 1.5 * 2^23: the sum has no fraction bits, so it is rounded, and its low bits are n. ln 2 is in
+// two parts, the first with few enough bits for n ln 2 to be exact. P and Q are a fit of our own
+// (bench/experiments/gelu.py).
 #pragma once
 
 #include "vector.h"
 
 namespace es {
 
-constexpr float GELU_P[] = {2.1064505e-08f, 6.71911456e-06f, 0.000202455406f, 0.00487984388f, 0.0370074068f, 0.398941742f};
+constexpr float GELU_P[] = {2.1064505e-08f,  6.71911456e-06f, 0.000202455406f,
+                            0.00487984388f, 0.0370074068f,   0.398941742f};
 constexpr float GELU_Q[] = {1.17587301e-06f, 8.51990109e-05f, 0.00207231042f, 0.030477054f, 0.259424988f, 1.0f};
 
 enum class Function { none, relu, relu6, silu, gelu, sigmoid, hardswish, hardsigmoid, exp };

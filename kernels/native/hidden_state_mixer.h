@@ -7,9 +7,9 @@
 //     y        = c h                                          [N, D]
 //
 // Nothing is transposed in memory: g^T is g read down its columns, and x and h are right matrices as they lie. Those
-// have rows of whole vectors, copies of x and h where D is not a multiple of LANES.
-// Arguments: x [B, H, W, D], packed, y [B, H, W, D], h [B, S, D], scratch. Packed is the panels of W_p, the depthwise
-// weights (bias of zeros, [3, 3, 3S]), the panels of W_hz and W_o, and d. Letters: B batch, N pixels, D width, S states.
+// have rows of whole vectors, copies of x and h where D is not a multiple of LANES. Arguments: x [B, H, W, D], packed,
+// y [B, H, W, D], h [B, S, D], scratch. Packed is the panels of W_p, the depthwise weights (bias of zeros, [3, 3,
+// 3S]), the panels of W_hz and W_o, and d. Letters: B batch, N pixels, D width, S states.
 #pragma once
 
 #include "depthwise.h"

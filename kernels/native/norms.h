@@ -5,9 +5,9 @@
 //     mean          y[c] = sum_n x[n, c] / N
 //
 // The variance is biased, and the mean of squares of differences from the mean: in two passes, as a difference of two
-// large numbers would lose what is left. Sums go lane by lane, and lanes are added at the end, which rounds less than one
-// long sum. In NHWC a layer norm is also the channel norm of [B, C, H, W].
-// Arguments: x, packed (w [C], then b [C]; not for the mean), y. Letters: B batch, M or N pixels, C channels, G groups.
+// large numbers would lose what is left. Sums go lane by lane, and lanes are added at the end, which rounds less than
+// one long sum. In NHWC a layer norm is also the channel norm of [B, C, H, W]. Arguments: x, packed (w [C], then b
+// [C]; not for the mean), y. Letters: B batch, M or N pixels, C channels, G groups.
 #pragma once
 
 #include "functions.h"

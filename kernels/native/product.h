@@ -2,10 +2,9 @@
 //
 //     y[m, n] = sum_k x[m, k] w[k, n]
 //
-// w is read as it lies in memory, its rows W_PITCH numbers apart: there is no time to pack it. Its rows are read in whole
-// vectors, so that N is made whole by `padded`, and memory behind N has to be there, whatever it holds. x may be
-// transposed: its rows are X_PITCH numbers apart, the numbers of a row X_STEP.
-// Letters: M rows, K inputs, N columns.
+// w is read as it lies in memory, its rows W_PITCH numbers apart: there is no time to pack it. Its rows are read in
+// whole vectors, so that N is made whole by `padded`, and memory behind N has to be there, whatever it holds. x may be
+// transposed: its rows are X_PITCH numbers apart, the numbers of a row X_STEP. Letters: M rows, K inputs, N columns.
 #pragma once
 
 #include "gemm.h"

@@ -237,6 +237,28 @@ def of_lif(op: lif.Lif, target: CpuTarget) -> Case:
     return Case(lif.emit(op, target), (x.numpy(),), (y.double().numpy(),), tolerance=0.0)
 
 
+def of_lif_at_the_threshold(target: CpuTarget, decay_input: bool, neurons: int = 53) -> Case:
+    """Neurons that fire, or do not, by the rounding of a product: one that is fused with a sum decides otherwise."""
+    beta, x1 = 0.3, -40 * torch.rand(100_000, generator=torch.Generator().manual_seed(0)).double().float()
+    rest = torch.tensor(1 - beta)
+    if decay_input:
+        v = x1 * rest
+        factor, base, offset = rest, v, v
+        x2 = (v.double() + (1 - v.double()) / rest.double()).float()
+    else:
+        v, factor, base = x1, torch.tensor(beta), None
+        offset = torch.zeros_like(v)
+        x2 = (1 - v.double() * factor.double()).float()
+    product = (x2 - offset) * factor if decay_input else v * factor
+    addend = base if base is not None else x2
+    exact = ((x2 - offset) if decay_input else v).double() * factor.double()
+    differ = (product + addend >= 1) != ((exact + addend.double()).float() >= 1)
+    x = torch.stack((x1, x2))[:, differ.nonzero().ravel()[:neurons]].unsqueeze(0)
+    op = lif.Lif(1, 2, neurons, beta=beta, decay_input=decay_input)
+    y = lif_reference(x, op.tau, op.threshold, op.reset, decay_input, 1, beta)
+    return Case(lif.emit(op, target), (x.numpy(),), (y.double().numpy(),), tolerance=0.0)
+
+
 RELU, SILU, GELU, SIGMOID = (Epilogue(name) for name in ("relu", "silu", "gelu", "sigmoid"))
 
 
@@ -247,11 +269,11 @@ def sweep(target: CpuTarget) -> list[Case]:
         pointwise.Pointwise(1, 64, 67, SIGMOID),
         pointwise.Pointwise(2, 5, 3, RELU),
         pointwise.Pointwise(7, 3, 16, Epilogue("hardswish")),
-        pointwise.Pointwise(13, 67, 56, Epilogue("gelu", residual="after")),
+        pointwise.Pointwise(13, 67, 53, Epilogue("gelu", residual="after")),
         pointwise.Pointwise(33 * 5, 31, 33, SILU),
-        pointwise.Pointwise(49, 8, 112, Epilogue(gate="full")),
-        pointwise.Pointwise(8, 9, 40, Epilogue("relu6", gate="channel", residual="after")),
-        pointwise.Pointwise(50, 7, 20, Epilogue("relu", gate="pixel", residual="before")),
+        pointwise.Pointwise(49, 8, 110, Epilogue(gate="full")),
+        pointwise.Pointwise(8, 9, 39, Epilogue("relu6", gate="channel", residual="after")),
+        pointwise.Pointwise(50, 7, 56, Epilogue("relu", gate="pixel", residual="before")),
         pointwise.Pointwise(130, 2, 10, Epilogue("hardsigmoid")),
     )
     strips = (
@@ -278,7 +300,7 @@ def sweep(target: CpuTarget) -> list[Case]:
         lif.Lif(1, 40, 21, beta=0.9, decay_input=False),
     )
     return [
-        *(of_pointwise(op, target, has_bias=op.outputs != 40) for op in layers),
+        *(of_pointwise(op, target, has_bias=op.outputs != 39) for op in layers),
         *(of_depthwise(op, target) for op in strips),
         *(of_convolution(op, target) for op in maps),
         *(of_elementwise(elementwise.Elementwise(67, name), target) for name in ("exp", "sigmoid", "silu", "gelu")),
@@ -296,6 +318,7 @@ def sweep(target: CpuTarget) -> list[Case]:
         of_lmu_memory(lmu_memory.LmuMemory(3, 31, 37), target),
         of_lmu_memory(lmu_memory.LmuMemory(1, 1, 5), target),
         *(of_lif(op, target) for op in neurons),
+        *(of_lif_at_the_threshold(target, decay_input) for decay_input in (True, False)),
     ]
 
 
