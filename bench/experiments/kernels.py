@@ -1,6 +1,6 @@
 """Shares of this machine's peak that compiled kernels reach, at the layers of casvit_xs, efficientvim_m1 and affnet_et.
 
-Kernels are called in turn, several times in a row, and so is the kernel that only multiplies and adds, which is the peak.
+Kernels are called in turn, several times in a row, and so is the one that only multiplies and adds, which is the peak.
 The best call counts: other work on the machine only adds to a time. GFLOP/s count a layer's own arithmetic.
 
     python -m edgesmith.bench.experiments.kernels 15 1          rounds, threads
