@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import threading
 from pathlib import Path
 
@@ -10,9 +12,11 @@ import pytest
 from support import native_driver
 from support.native_cases import Case, error, sweep
 
-from edgesmith.errors import BadInput, EdgesmithError
+from edgesmith.errors import BackendMissing, BadInput, EdgesmithError
 from edgesmith.kernels.native.callable import Library
+from edgesmith.kernels.native.tiles import AVX2, AVX512, NEON, InstructionSet
 from edgesmith.kernels.native.toolchain import CpuTarget, compile_program, compile_units, find_compiler, host
+
 
 def target_of(name: str) -> CpuTarget:
     """Return this machine with an instruction set, or skip."""
@@ -58,7 +62,7 @@ def test_sanitizers_find_nothing(tmp_path: Path) -> None:
         native_driver.write_main(cases),
         tmp_path / "sweep",
         target,
-        flags=("-O1", "-g0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
+        flags=("-O0", "-g0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
     )
     outputs, said = native_driver.run(program, cases, threads=2)
     assert not said
@@ -67,17 +71,94 @@ def test_sanitizers_find_nothing(tmp_path: Path) -> None:
             assert error(one, expected) <= case.tolerance, case.unit.symbol
 
 
+@pytest.mark.slow
+def test_kernels_agree_on_aarch64(tmp_path: Path) -> None:
+    """The sweep for NEON, compiled by zig and run by an emulator."""
+    emulator, target = shutil.which("qemu-aarch64"), CpuTarget("aarch64-linux-musl", ("neon",))
+    if emulator is None:
+        pytest.skip("no qemu-aarch64: apt-get install qemu-user")
+    try:
+        find_compiler(target)
+    except BackendMissing as refused:
+        pytest.skip(str(refused))
+    cases = sweep(target)
+    main = native_driver.write_main(cases)
+    units = [case.unit for case in cases]
+    program = compile_program(units, main, tmp_path / "sweep", target, flags=("-static",))
+    for threads in (1, 2, 3, 4):
+        outputs, _ = native_driver.run(program, cases, threads, before=(emulator,))
+        for case, found in zip(cases, outputs, strict=True):
+            for one, expected in zip(found, case.expected, strict=True):
+                assert error(one, expected) <= case.tolerance, case.unit.symbol
+
+
+@pytest.mark.parametrize(("instructions", "registers"), [(AVX512, 32), (AVX2, 16), (NEON, 32)])
+def test_tiles_fit_into_the_registers(instructions: InstructionSet, registers: int) -> None:
+    assert registers >= max(pixels * vectors + vectors + 1 for vectors, pixels in instructions.tiles.items())
+    assert registers >= max(
+        pixels * vectors + min(pixels, vectors) + 1 for pixels, vectors in instructions.short.items()
+    )
+
+
+POOL = """
+#include "pool.h"
+#include <pthread.h>
+#include <stdio.h>
+
+constexpr int MOST = 9, PHASES = 30000;
+
+// Each phase's tasks, counted by the phase itself: 1 each, and none beyond.
+static void* run_phases(void* wrong) {
+    for (int phase = 0; phase < PHASES; ++phase) {
+        int runs[MOST] = {};
+        const int tasks = phase % MOST;
+        es::parallel(tasks, [&](int task) { __atomic_add_fetch(&runs[task], 1, __ATOMIC_RELAXED); });
+        for (int task = 0; task < MOST; ++task)
+            if (runs[task] != (task < tasks)) __atomic_add_fetch(static_cast<int*>(wrong), 1, __ATOMIC_RELAXED);
+    }
+    return nullptr;
+}
+
+int main() {
+    int wrong = 0;
+    pthread_t other;
+    constexpr int COUNTS[] = {4, 2, 1, 3};
+    for (int threads : COUNTS) {
+        if (es_set_threads(threads)) return 2;
+        pthread_create(&other, nullptr, run_phases, &wrong);
+        run_phases(&wrong);
+        pthread_join(other, nullptr);
+    }
+    return wrong ? 1 : 0;
+}
+"""
+
+
+def test_the_pool_runs_every_task_once(tmp_path: Path) -> None:
+    """Short phases from two callers, under ThreadSanitizer, while threads come and go."""
+    program = compile_program(
+        [],
+        POOL,
+        tmp_path / "pool",
+        target_of("avx2"),
+        flags=("-fsanitize=thread", "-g0"),
+    )
+    done = subprocess.run([str(program)], capture_output=True, text=True, timeout=100, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_two_threads_may_call_at_once(built: tuple[Library, list[Case]]) -> None:
     library, cases = built
+    alone = [library.call(case.unit, *case.given) for case in cases]
     library.set_threads(3)
-    wrong: list[str] = []
+    right: list[str] = []
 
     def call_all() -> None:
         for _ in range(3):
-            for case in cases:
-                (found,) = library.call(case.unit, *case.given)
-                if not error(found, case.expected[0]) <= case.tolerance:
-                    wrong.append(case.unit.symbol)
+            for case, outputs in zip(cases, alone, strict=True):
+                found = library.call(case.unit, *case.given)
+                if all(np.array_equal(*pair) for pair in zip(found, outputs, strict=True)):
+                    right.append(case.unit.symbol)
 
     callers = [threading.Thread(target=call_all) for _ in range(3)]
     for caller in callers:
@@ -85,7 +166,7 @@ def test_two_threads_may_call_at_once(built: tuple[Library, list[Case]]) -> None
     for caller in callers:
         caller.join()
     library.set_threads(1)
-    assert not wrong
+    assert sorted(right) == sorted(9 * [case.unit.symbol for case in cases])
 
 
 def test_threads_change_no_bit(built: tuple[Library, list[Case]]) -> None:

@@ -1,10 +1,13 @@
-"""The rational function behind the erf-GELU of compiled kernels: E(x) = erf(x / sqrt 2) / 2 = x P(x^2) / Q(x^2).
+"""The two forms of E(x) = erf(x / sqrt 2) / 2 behind the erf-GELU of compiled kernels.
 
-P and Q of the degrees given are fitted to E on |x| < 5.75, where what is left to 1/2 is below 5e-9, by least squares of
-P - Q E / x with weights that make the error of x E equal everywhere. Printed: the coefficients, highest power first, as
-functions.h has them, and the largest error of the GELU in fp32 arithmetic.
+    a rational function    x P(x^2) / Q(x^2) for |x| < 5.75, where what is left to 1/2 is below 5e-9
+    a table                polynomials on 16 intervals of 3/8 around 0, 3/8, ... 45/8, for |x|
 
-    python -m edgesmith.bench.experiments.gelu 5 5
+P and Q are fitted by least squares with weights that make the error of x E equal everywhere, the polynomials at
+Chebyshev's points. Printed: the coefficients as functions.h has them, highest power first, and the largest errors of the
+GELU in fp32 arithmetic.
+
+    python -m edgesmith.bench.experiments.gelu 5 5 4          degrees of P, Q and the polynomials
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ from edgesmith.bench.experiments.command import read_arguments
 
 EDGE = 5.75
 ROUNDS = 60
+INTERVALS = 16
+STEP = 0.375
 
 
 def fit(top: int, bottom: int) -> tuple[np.ndarray, np.ndarray]:
@@ -48,16 +53,42 @@ def evaluate(p: np.ndarray, q: np.ndarray, x: np.ndarray) -> np.ndarray:
     return result
 
 
+def fit_table(degree: int) -> np.ndarray:
+    """Return the coefficients [degree + 1, INTERVALS] of E around the middle of each interval, lowest power first."""
+    points = np.cos(math.pi * (np.arange(60) + 0.5) / 60) * STEP / 2
+    table = []
+    for middle in STEP * np.arange(INTERVALS):
+        values = [math.erf((middle + t) / math.sqrt(2)) / 2 for t in points]
+        table.append(np.polynomial.Chebyshev.fit(points, values, degree).convert(kind=np.polynomial.Polynomial).coef)
+    return np.array(table).T
+
+
+def evaluate_table(table: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Return the GELU of fp32 numbers, each operation rounded to fp32."""
+    size = np.minimum(np.abs(x), np.float32((INTERVALS - 0.5) * STEP - 1e-5))
+    index = np.rint(size / np.float32(STEP)).astype(np.int32)
+    rest = size - index.astype(np.float32) * np.float32(STEP)
+    rounded = table.astype(np.float32)[:, index]
+    series = rounded[-1]
+    for row in rounded[-2::-1]:
+        series = series * rest + row
+    result: np.ndarray = np.abs(x) * series + x * np.float32(0.5)
+    return result
+
+
 def main() -> None:
     """Fit and print."""
-    given = read_arguments(__doc__, top=5, bottom=5)
+    given = read_arguments(__doc__, top=5, bottom=5, degree=4)
     p, q = fit(given.top, given.bottom)
+    table = fit_table(given.degree)
+    for name, values in (("P", p), ("Q", q), *((f"power {i}", row) for i, row in enumerate(table))):
+        print(f"{name}: {', '.join(f'{value:.9g}f' for value in (values[::-1] if name in 'PQ' else values))}")
     x = np.linspace(-12, 12, 2_000_001).astype(np.float32)
     exact = np.array([t * (1 + math.erf(t / math.sqrt(2))) / 2 for t in x.astype(np.float64)])
-    error = np.abs(evaluate(p, q, x) - exact)
-    for name, values in (("P", p), ("Q", q)):
-        print(name, ", ".join(f"{value:.9g}f" for value in values[::-1]))
-    print(f"largest error {error.max():.2e} at {x[error.argmax()]:.3f}, relative to max(1, |x|) {(error / np.maximum(1, np.abs(x))).max():.2e}")
+    for form, found in (("rational", evaluate(p, q, x)), ("table", evaluate_table(table, x))):
+        error = np.abs(found - exact)
+        relative = error / np.maximum(1, np.abs(x))
+        print(f"{form}: largest error {error.max():.2e}, relative to max(1, |x|) {relative.max():.2e}")
 
 
 if __name__ == "__main__":

@@ -5,11 +5,11 @@
 //     t   = q m_q s_q + k m_k s_k
 //     y   = epilogue(proj3x3(dwc3x3(t) v))
 //
-// Gates are kept as what they are, a number a pixel and a number a channel, and applied where q and k are read; no gated
-// map is written. Phases, each over rows: masks with their sums of q m, scales, t, dwc(t) v, y.
-// Arguments: qkv [B, H, W, 3C], residual where the epilogue has one, packed, y [B, H, W, C], scratch. Packed is, for q and
-// then k, the gate's depthwise weights (bias [C], [3, 3, C]) and w [C]; then dwc's and proj's depthwise weights; then
-// the panels of W_q and W_k, with a bias of zeros. Letters: B batch, H W, C channels, T pixels of a strip.
+// Gates are kept as what they are, a number a pixel and a number a channel, and applied where q and k are read; no
+// gated map is written. Phases, each over rows: masks with their sums of q m, scales, t, dwc(t) v, y. Arguments: qkv
+// [B, H, W, 3C], residual where the epilogue has one, packed, y [B, H, W, C], scratch. Packed is, for q and then k,
+// the gate's depthwise weights (bias [C], [3, 3, C]) and w [C]; then dwc's and proj's depthwise weights; then the
+// panels of W_q and W_k, with a bias of zeros. Letters: B batch, H W, C channels, T pixels of a strip.
 #pragma once
 
 #include "depthwise.h"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgesmith.kernels.native.depthwise import pack_taps
-from edgesmith.kernels.native.epilogue import Epilogue
+from edgesmith.kernels.native.epilogue import NOTHING, Epilogue
 from edgesmith.kernels.native.packing import pack_panels, panels_size
 from edgesmith.kernels.native.tiles import choose_tile, strip_length
 from edgesmith.kernels.native.toolchain import CpuTarget
@@ -25,15 +25,13 @@ class AdditiveAttention:
     height: int
     width: int
     channels: int
-    epilogue: Epilogue = Epilogue()
+    epilogue: Epilogue = NOTHING
 
 
 def emit(op: AdditiveAttention, target: CpuTarget) -> Unit:
     """Return the kernel. Arguments: qkv [B, H, W, 3C], gate, residual, packed, y [B, H, W, C], scratch."""
     instructions = target.instructions
-    symbol = make_symbol(
-        "additive_attention", f"{op.batch}x{op.height}x{op.width}x{op.channels}", op.epilogue.words
-    )
+    symbol = make_symbol("additive_attention", f"{op.batch}x{op.height}x{op.width}x{op.channels}", op.epilogue.words)
     constants = {
         "BATCH": op.batch,
         "H": op.height,

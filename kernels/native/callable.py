@@ -1,7 +1,7 @@
 """A library of kernels, callable with numpy arrays.
 
-    library = Library(compile_units(units, path, host()))
-    y, = library.call(unit, x, packed)
+library = Library(compile_units(units, path, host()))
+y, = library.call(unit, x, packed)
 """
 
 from __future__ import annotations

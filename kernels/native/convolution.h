@@ -2,12 +2,12 @@
 //
 //     y[i, j, n] = epilogue(bias[n] + sum_{a, b, c} x[i s - p_top + a d, j s - p_left + b d, c] w[a, b, c, n])
 //
-// In NHWC the KW pixels under one row of the kernel lie side by side, KW C numbers, so that a kernel row is a product of
-// its own: the rows of x that `Sums::add` reads are pointers into the map. At the left and right edge those numbers are
-// put together in a small buffer, zeros outside of the map; kernel rows above or below it are left out. With a dilation
-// the numbers of a kernel row lie apart, and every tap is a product of its own.
-// Arguments: x [B, H, W, C], gate and residual where the epilogue has them, packed panels of w [KH KW C, N],
-// y [B, OH, OW, N]. Letters: B batch, H W, C inputs, N outputs, s stride, d dilation.
+// In NHWC the KW pixels under one row of the kernel lie side by side, KW C numbers, so that a kernel row is a product
+// of its own: the rows of x that `Sums::add` reads are pointers into the map. At the left and right edge those numbers
+// are put together in a small buffer, zeros outside of the map; kernel rows above or below it are left out. With a
+// dilation the numbers of a kernel row lie apart, and every tap is a product of its own. Arguments: x [B, H, W, C],
+// gate and residual where the epilogue has them, packed panels of w [KH KW C, N], y [B, OH, OW, N]. Letters: B batch,
+// H W, C inputs, N outputs, s stride, d dilation.
 #pragma once
 
 #include "gemm.h"
@@ -37,7 +37,10 @@ struct Convolution : S {
     static const float* gather(const float* line, int left, float* edge) {
         if (left >= 0 && left + TAPS <= W) return line + long(left) * C;
         for (int b = 0; b < TAPS; ++b)
-            for (int c = 0; c < C; ++c) edge[b * C + c] = left + b >= 0 && left + b < W ? line[long(left + b) * C + c] : 0;
+            for (int c = 0; c < C; ++c) {
+                const bool exists = left + b >= 0 && left + b < W;
+                edge[b * C + c] = exists ? line[long(left + b) * C + c] : 0;
+            }
         return edge;
     }
 
@@ -80,12 +83,10 @@ struct Convolution : S {
     template <class Epilogue>
     static void run_task(int task, const float* x, const float* packed, float* y, const Epilogue& epilogue) {
         const int begin = task / PANEL_GROUPS * ROWS_A_TASK, end = smaller(begin + ROWS_A_TASK, ROWS);
-        const int group = task % PANEL_GROUPS;
-        for (int panel = group * Columns::COUNT / PANEL_GROUPS; panel < (group + 1) * Columns::COUNT / PANEL_GROUPS; ++panel)
-            Columns::visit(panel, [&]<int COLUMNS>(int channel) {
-                for (int row = begin; row < end; ++row)
-                    run_row<COLUMNS>(row, channel, x, packed + long(channel) * (K + 1), y, epilogue);
-            });
+        Columns::template visit_group<PANEL_GROUPS>(task % PANEL_GROUPS, [&]<int COLUMNS>(int channel) {
+            for (int row = begin; row < end; ++row)
+                run_row<COLUMNS>(row, channel, x, packed + long(channel) * (K + 1), y, epilogue);
+        });
     }
 
     static int run(void* const* arguments) {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgesmith.kernels.native.epilogue import Epilogue
+from edgesmith.kernels.native.epilogue import NOTHING, Epilogue
 from edgesmith.kernels.native.packing import pack_panels, panels_size
 from edgesmith.kernels.native.tiles import LEAST_TASKS, Tile, ceil_div, choose_tile, group_panels, panels
 from edgesmith.kernels.native.toolchain import CpuTarget
@@ -33,7 +33,7 @@ class Convolution:
     stride: int = 1
     padding: tuple[int, int, int, int] = (1, 1, 1, 1)
     dilation: int = 1
-    epilogue: Epilogue = Epilogue()
+    epilogue: Epilogue = NOTHING
 
     @property
     def out(self) -> tuple[int, int]:
@@ -77,9 +77,7 @@ def emit(op: Convolution, target: CpuTarget) -> Unit:
         "P": tile.pixels,
         "V": tile.vectors,
         "ROWS_A_TASK": rows_a_task,
-        "PANEL_GROUPS": group_panels(
-            ceil_div(rows, rows_a_task), len(panels(instructions, tile.vectors, op.outputs))
-        ),
+        "PANEL_GROUPS": group_panels(ceil_div(rows, rows_a_task), len(panels(instructions, tile.vectors, op.outputs))),
     }
     source = render(
         "convolution", "Convolution", symbol, instructions.lanes, constants, f"using Epilogue = {op.epilogue.type};"

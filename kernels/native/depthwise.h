@@ -4,10 +4,10 @@
 //
 // A strip is T neighbouring output pixels of one row and one vector of channels; its sums stay in registers. For each
 // row a of the kernel each input vector is loaded once and multiplied into every sum that it belongs to: with T = 7
-// and a 3x3 kernel 9 loads for 21 multiply-adds. Input outside of the map is left out of the sum. Strips that touch the
-// left or right edge are compiled for their position, so that this is decided before the kernel runs.
-// Arguments: x [B, H, W, C], gate and residual where the epilogue has them, packed weights (bias [C], then w [KH, KW, C]),
-// y [B, OH, OW, C]. Letters: B batch, H W, C channels, s stride, T pixels of a strip.
+// and a 3x3 kernel 9 loads for 21 multiply-adds. Input outside of the map is left out of the sum. Strips that touch
+// the left or right edge are compiled for their position, so that this is decided before the kernel runs. Arguments: x
+// [B, H, W, C], gate and residual where the epilogue has them, packed weights (bias [C], then w [KH, KW, C]), y [B,
+// OH, OW, C]. Letters: B batch, H W, C channels, s stride, T pixels of a strip.
 #pragma once
 
 #include "epilogue.h"
@@ -64,8 +64,10 @@ struct Depthwise : S {
             if (AT != UNKNOWN && (AT * STRIDE - LEFT + i < 0 || AT * STRIDE - LEFT + i >= W)) continue;
             const V value = load<V>(x + (column * STRIDE - LEFT + i) * long(PITCH));
             ES_UNROLL
-            for (int b = 0; b < KW; ++b)
-                if (i >= b && (i - b) % STRIDE == 0 && (i - b) / STRIDE < T) sums[(i - b) / STRIDE] += value * weights[b];
+            for (int b = 0; b < KW; ++b) {
+                const int t = (i - b) / STRIDE;
+                if (i >= b && (i - b) % STRIDE == 0 && t < T) sums[t] += value * weights[b];
+            }
         }
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgesmith.kernels.native.epilogue import Epilogue
+from edgesmith.kernels.native.epilogue import NOTHING, Epilogue
 from edgesmith.kernels.native.tiles import LEAST_TASKS, strip_length
 from edgesmith.kernels.native.toolchain import CpuTarget
 from edgesmith.kernels.native.unit import Argument, Unit, make_symbol, render
@@ -30,7 +30,7 @@ class Depthwise:
     kernel: tuple[int, int] = (3, 3)
     stride: int = 1
     padding: tuple[int, int, int, int] = (1, 1, 1, 1)
-    epilogue: Epilogue = Epilogue()
+    epilogue: Epilogue = NOTHING
 
     @property
     def out(self) -> tuple[int, int]:

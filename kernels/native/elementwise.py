@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from edgesmith.kernels.native.epilogue import Function
 from edgesmith.kernels.native.toolchain import CpuTarget
-from edgesmith.kernels.native.unit import Argument, Unit, make_symbol, render
+from edgesmith.kernels.native.unit import Argument, Constant, Unit, make_symbol, render
 
 NUMBERS_A_TASK = 4096
 """16 KiB: reads and writes of a task fit into the first cache."""
@@ -23,7 +23,7 @@ class Elementwise:
 def emit(op: Elementwise, target: CpuTarget) -> Unit:
     """Return the kernel. Arguments: x, y."""
     symbol = make_symbol("elementwise", op.function, op.count)
-    constants = {
+    constants: dict[str, Constant] = {
         "COUNT": op.count,
         "NUMBERS_A_TASK": min(NUMBERS_A_TASK, op.count),
         "FUNCTION": f"es::Function::{op.function}",

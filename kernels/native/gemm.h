@@ -3,13 +3,14 @@
 //     y[p, n] = bias[n] + sum_k x[p, k] w[k, n]        p < P,  n < COLUMNS
 //
 // One pixel's way through it: its sums start as the bias and stay in registers, a vector for each LANES channels. For
-// each k one number x[p, k] is spread over a vector and multiplied by the panel's row w[k, :], whose vectors the P pixels
-// share: P + V loads for P V multiply-adds. After the last k the epilogue gets the sums, and they are written once.
+// each k one number x[p, k] is spread over a vector and multiplied by the panel's row w[k, :], whose vectors the P
+// pixels share: P + V loads for P V multiply-adds. After the last k the epilogue gets the sums, and they are written
+// once.
 //
-// A packed panel is its bias and then its rows w[k, :], each filled up to whole vectors; panels follow each other. Where
-// at most half of the last vector is used it is computed as a half one. N output channels are cut into panels of
-// nearly equal widths, at most V vectors; M pixels into tiles of nearly equal heights, at most P.
-// Letters: M pixels, K inputs, N output channels, P pixels and V vectors of a tile.
+// A packed panel is its bias and then its rows w[k, :], each filled up to whole vectors; panels follow each other.
+// Where at most half of the last vector is used it is computed as a half one. N output channels are cut into panels of
+// nearly equal widths, at most V vectors; M pixels into tiles of nearly equal heights, at most P. Letters: M pixels, K
+// inputs, N output channels, P pixels and V vectors of a tile.
 #pragma once
 
 #include "epilogue.h"
@@ -47,6 +48,12 @@ struct Panels {
         if constexpr (WIDE > 0)
             if (panel < WIDE) return body.template operator()<(NARROW + 1) * LANES>(first(panel));
         if constexpr (COUNT > 1) body.template operator()<NARROW * LANES>(first(panel));
+    }
+
+    // The same for the panels of one of GROUPS groups.
+    template <int GROUPS, class Body>
+    static ES_INLINE void visit_group(int group, const Body& body) {
+        for (int panel = group * COUNT / GROUPS; panel < (group + 1) * COUNT / GROUPS; ++panel) visit(panel, body);
     }
 };
 
@@ -86,9 +93,19 @@ struct Sums {
         }
     }
 
-    // Adds x[p, k] w[k, :] for `length` k; row p of x begins at rows[p].
+    ES_INLINE void clear() {
+        ES_UNROLL
+        for (int p = 0; p < P; ++p) {
+            ES_UNROLL
+            for (int v = 0; v < WHOLE; ++v) whole[p][v] = Vector<LANES>{};
+            half[p] = Vector<HALF>{};
+        }
+    }
+
+    // Adds x[p, k] w[k, :] for `length` k; row p of x begins at rows[p], its numbers are STEP apart, rows of w PITCH.
+    template <int STEP = 1, int PITCH = Shape::PITCH>
     ES_INLINE void add(const float* const (&rows)[P], const float* w, int length) {
-        for (int k = 0; k < length; ++k, w += Shape::PITCH) {
+        for (int k = 0; k < length; ++k, w += PITCH) {
             Vector<LANES> column[larger(WHOLE, 1)];
             Vector<HALF> rest;
             ES_UNROLL
@@ -96,7 +113,7 @@ struct Sums {
             if constexpr (Shape::HAS_HALF) rest = load<Vector<HALF>>(w + WHOLE * LANES);
             ES_UNROLL
             for (int p = 0; p < P; ++p) {
-                const float x = rows[p][k];
+                const float x = rows[p][long(k) * STEP];
                 ES_UNROLL
                 for (int v = 0; v < WHOLE; ++v) whole[p][v] += column[v] * x;
                 if constexpr (Shape::HAS_HALF) half[p] += rest * x;
@@ -108,15 +125,18 @@ struct Sums {
     template <class Epilogue>
     ES_INLINE void finish(float* y, long pixel, int channel, int channels, int pitch, const Epilogue& epilogue) {
         ES_UNROLL
-        for (int p = 0; p < P; ++p) finish_row(y + (pixel + p) * pitch + channel, p, pixel + p, channel, channels, epilogue);
+        for (int p = 0; p < P; ++p)
+            finish_row(y + (pixel + p) * pitch + channel, p, pixel + p, channel, channels, epilogue);
     }
 
     template <class Epilogue>
     ES_INLINE void finish_row(float* y, int p, long pixel, int channel, int channels, const Epilogue& epilogue) {
         constexpr int LAST = Shape::used(WHOLE - 1);  // channels of the last whole vector
         ES_UNROLL
-        for (int v = 0; v < WHOLE - (LAST < LANES); ++v)
-            store(y + v * LANES, epilogue.template operator()<LANES>(whole[p][v], pixel, channel + v * LANES, channels));
+        for (int v = 0; v < WHOLE - (LAST < LANES); ++v) {
+            const int at = channel + v * LANES;
+            store(y + v * LANES, epilogue.template operator()<LANES>(whole[p][v], pixel, at, channels));
+        }
         if constexpr (WHOLE > 0 && LAST < LANES) {
             constexpr int AT = (WHOLE - 1) * LANES;
             store<Vector<LANES>, LAST>(

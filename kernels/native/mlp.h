@@ -2,9 +2,9 @@
 //
 //     y[m] = epilogue(W2 f(W1 x[m] + b1) + b2)
 //
-// A task takes a group of pixels through both layers: the hidden numbers, R x HIDDEN of them, lie on the thread's stack
-// and never leave the second cache. Arguments: x [M, K], gate and residual where the epilogue has them, packed panels of
-// W1 and then of W2, y [M, N]. Letters: M pixels, K inputs, N outputs, R pixels of a group.
+// A task takes a group of pixels through both layers: the hidden numbers, R x HIDDEN of them, lie on the thread's
+// stack and never leave the second cache. Arguments: x [M, K], gate and residual where the epilogue has them, packed
+// panels of W1 and then of W2, y [M, N]. Letters: M pixels, K inputs, N outputs, R pixels of a group.
 #pragma once
 
 #include "pointwise.h"

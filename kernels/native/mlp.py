@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgesmith.kernels.native import tiles
-from edgesmith.kernels.native.epilogue import Epilogue, Function
+from edgesmith.kernels.native.epilogue import NOTHING, Epilogue, Function
 from edgesmith.kernels.native.packing import pack_panels, panels_size
 from edgesmith.kernels.native.tiles import Tile, ceil_div, choose_tile
 from edgesmith.kernels.native.toolchain import CpuTarget
@@ -25,7 +25,7 @@ class Mlp:
     hidden: int
     outputs: int
     function: Function = "gelu"
-    epilogue: Epilogue = Epilogue()
+    epilogue: Epilogue = NOTHING
 
     def group(self, target: CpuTarget) -> int:
         """Pixels that go through both layers at once: whole tiles, about as many in each group."""

@@ -5,29 +5,15 @@
 //     mean          y[c] = sum_n x[n, c] / N
 //
 // The variance is biased, and the mean of squares of differences from the mean: in two passes, as a difference of two
-// large numbers would lose what is left. Sums go lane by lane, and lanes are added at the end, which rounds less than one
-// long sum. In NHWC a layer norm is also the channel norm of [B, C, H, W].
-// Arguments: x, packed (w [C], then b [C]; not for the mean), y. Letters: B batch, M or N pixels, C channels, G groups.
+// large numbers would lose what is left. Sums go lane by lane, and lanes are added at the end, which rounds less than
+// one long sum. In NHWC a layer norm is also the channel norm of [B, C, H, W]. Arguments: x, packed (w [C], then b
+// [C]; not for the mean), y. Letters: B batch, M or N pixels, C channels, G groups.
 #pragma once
 
 #include "functions.h"
 #include "pool.h"
 
 namespace es {
-
-// Calls body<W>(c) for vectors that cover 0 ... C-1 and do not overlap, for sums.
-template <int C, int DONE = 0, class Body>
-ES_INLINE void partition(const Body& body) {
-    constexpr int WHOLE = C / LANES * LANES;
-    if constexpr (DONE < WHOLE) {
-        for (int c = 0; c < WHOLE; c += LANES) body.template operator()<LANES>(c);
-        partition<C, WHOLE>(body);
-    } else if constexpr (DONE < C) {
-        constexpr int W = C - DONE >= 8 && LANES > 8 ? 8 : C - DONE >= 4 && LANES > 4 ? 4 : 1;
-        body.template operator()<W>(DONE);
-        partition<C, DONE + W>(body);
-    }
-}
 
 // The sum over C numbers of term<V>(vector of them), in vectors that are added to each other first.
 template <int C, class Term>

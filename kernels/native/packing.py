@@ -15,9 +15,7 @@ def panels_size(instructions: InstructionSet, inputs: int, outputs: int) -> int:
     return ceil_div(outputs, instructions.lanes) * instructions.lanes * (inputs + 1)
 
 
-def pack_panels(
-    instructions: InstructionSet, vectors: int, matrix: np.ndarray, bias: np.ndarray | None
-) -> np.ndarray:
+def pack_panels(instructions: InstructionSet, vectors: int, matrix: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
     """Return the panels of a matrix [K, N] and a bias [N], or zeros, as one float32 array.
 
     Args:

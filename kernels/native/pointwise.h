@@ -2,10 +2,10 @@
 //
 //     y[m, n] = epilogue(bias[n] + sum_k x[m, k] w[k, n])
 //
-// A task is a group of pixel tiles times a group of panels. It takes panel by panel, and all its tiles for each, so that
-// the group's rows of x stay in the first caches and a panel is read from memory once for the group.
-// Arguments: x [M, K], gate and residual where the epilogue has them, packed panels, y [M, N].
-// Letters: M pixels, K inputs, N outputs.
+// A task is a group of pixel tiles times a group of panels. It takes panel by panel, and all its tiles for each, so
+// that the group's rows of x stay in the first caches and a panel is read from memory once for the group. Arguments: x
+// [M, K], gate and residual where the epilogue has them, packed panels, y [M, N]. Letters: M pixels, K inputs, N
+// outputs.
 #pragma once
 
 #include "gemm.h"
@@ -23,7 +23,7 @@ struct Pointwise : S {
 
     // Pixels from tile `begin` on, before tile `end`, times the panel of COLUMNS channels from `channel` on.
     template <int COLUMNS, class Epilogue>
-    static void multiply(int channel, int begin, int end, const float* x, const float* panel, float* y,
+    static ES_NOINLINE void multiply(int channel, int begin, int end, const float* x, const float* panel, float* y,
                          const Epilogue& epilogue) {
         Rows::visit(begin, end, [&]<int PIXELS>(int pixel) {
             const float* rows[PIXELS];
@@ -39,11 +39,9 @@ struct Pointwise : S {
     template <class Epilogue>
     static void run_task(int task, const float* x, const float* packed, float* y, const Epilogue& epilogue) {
         const int begin = task / PANEL_GROUPS * TILES_A_TASK, end = smaller(begin + TILES_A_TASK, Rows::COUNT);
-        const int group = task % PANEL_GROUPS;
-        for (int panel = group * Columns::COUNT / PANEL_GROUPS; panel < (group + 1) * Columns::COUNT / PANEL_GROUPS; ++panel)
-            Columns::visit(panel, [&]<int COLUMNS>(int channel) {
-                multiply<COLUMNS>(channel, begin, end, x, packed + long(channel) * (K + 1), y, epilogue);
-            });
+        Columns::template visit_group<PANEL_GROUPS>(task % PANEL_GROUPS, [&]<int COLUMNS>(int channel) {
+            multiply<COLUMNS>(channel, begin, end, x, packed + long(channel) * (K + 1), y, epilogue);
+        });
     }
 
     static int run(void* const* arguments) {

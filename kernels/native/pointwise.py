@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgesmith.kernels.native.epilogue import Epilogue
+from edgesmith.kernels.native.epilogue import NOTHING, Epilogue
 from edgesmith.kernels.native.packing import pack_panels, panels_size
 from edgesmith.kernels.native.tiles import Tile, ceil_div, choose_tile, group_panels, group_pixels, panels
 from edgesmith.kernels.native.toolchain import CpuTarget
@@ -25,7 +25,7 @@ class Pointwise:
     pixels: int
     inputs: int
     outputs: int
-    epilogue: Epilogue = Epilogue()
+    epilogue: Epilogue = NOTHING
 
     def tile(self, target: CpuTarget) -> Tile:
         """The register tile."""

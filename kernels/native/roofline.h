@@ -21,7 +21,8 @@ struct MultiplyAdds : S {
         const auto y = static_cast<float*>(arguments[1]);
         parallel(S::TASKS, [&](int task) {
             const auto a = splat<Vector<LANES>>(given[0]), b = splat<Vector<LANES>>(given[1]);
-            Vector<LANES> sums[SUMS] = {};
+            Vector<LANES> sums[SUMS];
+            for (int i = 0; i < SUMS; ++i) sums[i] = splat<Vector<LANES>>(given[1] * i);  // equal ones would be merged
             for (int n = 0; n < S::REPEATS; ++n) {
                 ES_UNROLL
                 for (int i = 0; i < SUMS; ++i) sums[i] = sums[i] * a + b;

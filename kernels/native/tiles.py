@@ -1,25 +1,21 @@
 """The numbers that steer kernels: one table a kind of registers, and what follows from a layer's shape.
 
     set       lanes  registers  P x V        why
-    avx512    16     32         7 x 3        21 sums + 3 weights + 1 input = 25 registers; 196, 784, 3136 are multiples of 7
+    avx512    16     32         7 x 3        21 sums + 3 weights + 1 input = 25 registers; maps 7 or 14 wide fit
     avx2       8     16         6 x 2        12 sums + 2 weights + 1 input = 15 registers
-    neon       4     32         7 x 3        as AVX-512; four lanes, so 84 sums in flight for two units of four cycles
+    neon       4     32         7 x 3        as AVX-512: as many registers
 
-A multiply-add can start every half or whole cycle and takes four, so a tile has at least eight sums where it can. Layers
-with few output channels have fewer vectors and take more pixels; layers of few pixels take more vectors. Letters: M
-pixels, K inputs, N outputs, P pixels and V vectors of a tile.
+A multiply-add takes four cycles and one or two may start in each, so a tile has eight sums or more where it can. Layers
+with few output channels have fewer vectors and take more pixels; layers of few pixels take more vectors.
+Letters: M pixels, K inputs, N outputs, P pixels and V vectors of a tile.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-L2_BYTES = 512 * 1024
-"""What a group of pixels and one panel may take of a core's second cache: the smallest cores in mind have 512 KiB."""
-
 GROUP_BYTES = 96 * 1024
-"""Inputs of a group of pixels that one panel after the other is multiplied by: they stay in the second cache, and half of
-them in the first one."""
+"""Inputs of a group of pixels that one panel after the other is multiplied by: they stay in the second cache."""
 
 LEAST_TASKS = 8
 """Tasks that a layer is cut into where it has the pixels or channels: two for each of four threads."""
@@ -47,6 +43,7 @@ class InstructionSet:
     strip: int
 
 
+# From vectors to pixels, and from few pixels to vectors: P V sums, V weights and an input fit into the registers.
 MANY_REGISTERS = {1: 12, 2: 10, 3: 7}, {1: 8, 2: 6, 3: 5, 4: 5}
 FEW_REGISTERS = {1: 10, 2: 6}, {1: 8, 2: 4, 3: 3}
 
@@ -87,7 +84,9 @@ def panels(instructions: InstructionSet, vectors: int, outputs: int) -> list[tup
     narrow, wide = divmod(total, count)
     widths = [narrow + 1] * wide + [narrow] * (count - wide)
     starts = [sum(widths[:i]) for i in range(count)]
-    return [(start * instructions.lanes, width * instructions.lanes) for start, width in zip(starts, widths, strict=True)]
+    return [
+        (start * instructions.lanes, width * instructions.lanes) for start, width in zip(starts, widths, strict=True)
+    ]
 
 
 def group_pixels(tile: Tile, pixels: int, inputs: int) -> int:

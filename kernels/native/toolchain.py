@@ -21,7 +21,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgesmith.errors import BackendMissing, Unsupported
@@ -133,6 +133,10 @@ class Compiler:
     kind: str
     version: str
 
+    def linker(self) -> Compiler:
+        """Return what links. As C++, zig would build a C++ runtime first, which takes minutes and is not needed."""
+        return replace(self, command=(self.command[0], "cc")) if self.kind == "zig" else self
+
     def flags(self, target: CpuTarget) -> tuple[str, ...]:
         """Return what it has to be told of a target."""
         name = target.instructions.name
@@ -158,7 +162,11 @@ def find_compiler(target: CpuTarget) -> Compiler:
     if spec is not None and spec.origin is not None:
         zig = Path(spec.origin).with_name("zig")
         return Compiler((str(zig), "c++"), "zig", _ask(str(zig), "version"))
-    wanted = "g++ 12, clang 15 or the ziglang package" if is_native else f"the ziglang package, to compile for {target.triple}"
+    wanted = (
+        "g++ 12, clang 15 or the ziglang package"
+        if is_native
+        else f"the ziglang package, to compile for {target.triple}"
+    )
     raise BackendMissing(f'compiled kernels need {wanted}: pip install "edgesmith[tvm]"')
 
 
@@ -206,7 +214,13 @@ def compile_units(
 
 
 def compile_program(
-    units: Iterable[Unit], main: str, out: Path, target: CpuTarget, *, flags: Sequence[str] = (), jobs: int | None = None
+    units: Iterable[Unit],
+    main: str,
+    out: Path,
+    target: CpuTarget,
+    *,
+    flags: Sequence[str] = (),
+    jobs: int | None = None,
 ) -> Path:
     """Write a program: all units, the thread pool and a source that has `main`. Arguments as of `compile_units`."""
     path = _build(units, out, target, (main,), flags, jobs, is_program=True)
@@ -237,7 +251,8 @@ def _build(
         with ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool:
             list(pool.map(compile_one, range(len(texts))))
         objects = [f"units_{i}.o" for i in range(len(texts))]
-        _run(compiler, (*_link_flags(compiler, target, flags, is_program), *objects, "-o", "out"), room)
+        linker = compiler.linker()
+        _run(linker, (*_link_flags(compiler, target, flags, is_program), *objects, "-o", "out"), room)
         write_whole(out, (room / "out").read_bytes(), "library")
     return out
 

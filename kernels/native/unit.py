@@ -2,7 +2,8 @@
 
     int SYMBOL(void* const* arguments)      inputs, packed parameters, outputs, scratch where there is some; returns 0
 
-Every argument is the address of a contiguous array that begins at a multiple of 64 bytes. No output may overlap an input.
+Every argument is the address of a contiguous array that begins at a multiple of 64 bytes. No output may overlap an
+input.
 """
 
 from __future__ import annotations
@@ -63,14 +64,16 @@ Constant = int | float | str
 """A number, or an expression of C++."""
 
 
-def render(header: str, template: str, symbol: str, lanes: int, constants: Mapping[str, Constant], types: str = "") -> str:
+def render(
+    header: str, template: str, symbol: str, lanes: int, constants: Mapping[str, Constant], types: str = ""
+) -> str:
     """Return the source of a unit: a struct of constants, and a function that runs a template with it.
 
     Args:
         header: the template's, without `.h`.
         template: in namespace `es`.
-        lanes: floats in a vector that the constants and the packed weights were made for; compiled for another width, the
-            source is refused by the compiler.
+        lanes: floats in a vector that the constants and the packed weights were made for; the compiler refuses the
+            source where it has another width.
         constants: by name; integers are ints, floats are floats, expressions say their own type by `auto`.
         types: more lines for the struct.
     """

@@ -9,6 +9,7 @@
 #pragma once
 
 #define ES_INLINE inline __attribute__((always_inline))
+#define ES_NOINLINE __attribute__((noinline))  // keeps a loop's registers from being shared with what calls it
 #if defined(__clang__)
 #define ES_UNROLL _Pragma("clang loop unroll(full)")
 #else
@@ -129,6 +130,21 @@ ES_INLINE void cover(const Body& body) {
     constexpr int WHOLE = C / LANES * LANES;
     for (int c = 0; c < WHOLE; c += LANES) body.template operator()<LANES>(c);
     cover_rest<C, WHOLE>(body);
+}
+
+// Calls body<W>(c) for vectors that cover 0 ... C-1 and do not overlap: for sums, and for bodies that write what
+// they read.
+template <int C, int DONE = 0, class Body>
+ES_INLINE void partition(const Body& body) {
+    constexpr int WHOLE = C / LANES * LANES;
+    if constexpr (DONE < WHOLE) {
+        for (int c = 0; c < WHOLE; c += LANES) body.template operator()<LANES>(c);
+        partition<C, WHOLE>(body);
+    } else if constexpr (DONE < C) {
+        constexpr int W = C - DONE >= 8 && LANES > 8 ? 8 : C - DONE >= 4 && LANES > 4 ? 4 : 1;
+        body.template operator()<W>(DONE);
+        partition<C, DONE + W>(body);
+    }
 }
 
 }  // namespace es

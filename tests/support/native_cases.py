@@ -10,7 +10,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edgesmith.kernels.additive_attention import reference as additive_attention_reference
-from edgesmith.kernels.native import additive_attention, convolution, depthwise, elementwise, mlp, norms, pointwise
+from edgesmith.kernels.fft_filter import reference as fft_filter_reference
+from edgesmith.kernels.hidden_state_mixer import reference as hidden_state_mixer_reference
+from edgesmith.kernels.lif import reference as lif_reference
+from edgesmith.kernels.lmu_memory import reference as lmu_memory_reference
+from edgesmith.kernels.native import (
+    additive_attention,
+    convolution,
+    depthwise,
+    elementwise,
+    fft_filter,
+    hidden_state_mixer,
+    lif,
+    lmu_memory,
+    mlp,
+    norms,
+    pointwise,
+)
 from edgesmith.kernels.native.epilogue import Epilogue
 from edgesmith.kernels.native.toolchain import CpuTarget
 from edgesmith.kernels.native.unit import Unit
@@ -163,7 +179,11 @@ NAMES = ("spatial_weight", "spatial_bias", "mix", "channel")
 def of_additive_attention(op: additive_attention.AdditiveAttention, target: CpuTarget) -> Case:
     """The fused op, held to its reference."""
     draw, c = Drawn(op.channels), op.channels
-    shapes = {f"{part}_{name}": shape for part in "qk" for name, shape in zip(NAMES, ((c, 1, 3, 3), (c,), (1, c, 1, 1), (c, c, 1, 1)), strict=True)}
+    shapes = {
+        f"{part}_{name}": shape
+        for part in "qk"
+        for name, shape in zip(NAMES, ((c, 1, 3, 3), (c,), (1, c, 1, 1), (c, c, 1, 1)), strict=True)
+    }
     for name in ("dwc", "proj"):
         shapes |= {f"{name}_weight": (c, 1, 3, 3), f"{name}_bias": (c,)}
     weights = {name: draw(*shape, scale=0.3) for name, shape in shapes.items()}
@@ -173,6 +193,70 @@ def of_additive_attention(op: additive_attention.AdditiveAttention, target: CpuT
     finished, more = finish(y.flatten(0, 2), op.epilogue, draw)
     packed = additive_attention.pack(op, target, {name: value.numpy() for name, value in weights.items()})
     return Case(additive_attention.emit(op, target), (qkv.numpy(), *more, packed), (finished.numpy(),))
+
+
+def of_hidden_state_mixer(op: hidden_state_mixer.HiddenStateMixer, target: CpuTarget) -> Case:
+    """The fused op, held to its reference."""
+    draw, d, s = Drawn(op.channels), op.channels, op.states
+    shapes = {"project": (3 * s, d, 1, 1), "local": (3 * s, 1, 3, 3), "gate": (2 * d, d, 1), "out": (d, d, 1)}
+    weights = {name: draw(*shape, scale=0.5) for name, shape in shapes.items()} | {"skip": draw(1)}
+    x = draw(op.batch, op.height, op.width, d)
+    doubles = {name: value.double() for name, value in weights.items()}
+    y, h = hidden_state_mixer_reference(x.double().permute(0, 3, 1, 2), **doubles)
+    packed = hidden_state_mixer.pack(op, target, {name: value.numpy() for name, value in weights.items()})
+    expected = y.permute(0, 2, 3, 1).numpy(), h.transpose(1, 2).numpy()
+    return Case(hidden_state_mixer.emit(op, target), (x.numpy(), packed), expected)
+
+
+def of_fft_filter(op: fft_filter.FftFilter, target: CpuTarget) -> Case:
+    """The fused op, held to its reference."""
+    draw, width = Drawn(op.channels), op.channels // op.blocks
+    shapes = {"w1": (2, op.blocks, width, width), "b1": (2, op.blocks, width)}
+    shapes |= {"w2": shapes["w1"], "b2": shapes["b1"]}
+    weights = {name: draw(*shape, scale=0.4) for name, shape in shapes.items()}
+    x = draw(op.batch, op.height, op.width, op.channels)
+    doubles = {name: value.double() for name, value in weights.items()}
+    y = fft_filter_reference(x.double().permute(0, 3, 1, 2), **doubles, threshold=op.threshold)
+    packed = fft_filter.pack(op, target, {name: value.numpy() for name, value in weights.items()})
+    return Case(fft_filter.emit(op, target), (x.numpy(), packed), (y.permute(0, 2, 3, 1).numpy(),))
+
+
+def of_lmu_memory(op: lmu_memory.LmuMemory, target: CpuTarget) -> Case:
+    """The fused op, held to its reference."""
+    draw = Drawn(op.order)
+    u, impulse = draw(op.batch, op.time), draw(op.order, op.time)
+    m = lmu_memory_reference(u.double(), impulse.double()).transpose(1, 2)
+    return Case(lmu_memory.emit(op, target), (u.numpy(), lmu_memory.pack(op, target, impulse.numpy())), (m.numpy(),))
+
+
+def of_lif(op: lif.Lif, target: CpuTarget) -> Case:
+    """The fused op: spikes are those of fp32, to the last one."""
+    x = Drawn(op.inner)(op.outer, op.time, op.inner, scale=2.0)
+    y = lif_reference(x, op.tau, op.threshold, op.reset, op.decay_input, 1, op.beta)
+    assert 0.02 < float(y.mean()) < 0.98
+    return Case(lif.emit(op, target), (x.numpy(),), (y.double().numpy(),), tolerance=0.0)
+
+
+def of_lif_at_the_threshold(target: CpuTarget, decay_input: bool, neurons: int = 53) -> Case:
+    """Neurons that fire, or do not, by the rounding of a product: one that is fused with a sum decides otherwise."""
+    beta, x1 = 0.3, -40 * torch.rand(100_000, generator=torch.Generator().manual_seed(0)).double().float()
+    rest = torch.tensor(1 - beta)
+    if decay_input:
+        v = x1 * rest
+        factor, base, offset = rest, v, v
+        x2 = (v.double() + (1 - v.double()) / rest.double()).float()
+    else:
+        v, factor, base = x1, torch.tensor(beta), None
+        offset = torch.zeros_like(v)
+        x2 = (1 - v.double() * factor.double()).float()
+    product = (x2 - offset) * factor if decay_input else v * factor
+    addend = base if base is not None else x2
+    exact = ((x2 - offset) if decay_input else v).double() * factor.double()
+    differ = (product + addend >= 1) != ((exact + addend.double()).float() >= 1)
+    x = torch.stack((x1, x2))[:, differ.nonzero().ravel()[:neurons]].unsqueeze(0)
+    op = lif.Lif(1, 2, neurons, beta=beta, decay_input=decay_input)
+    y = lif_reference(x, op.tau, op.threshold, op.reset, decay_input, 1, beta)
+    return Case(lif.emit(op, target), (x.numpy(),), (y.double().numpy(),), tolerance=0.0)
 
 
 RELU, SILU, GELU, SIGMOID = (Epilogue(name) for name in ("relu", "silu", "gelu", "sigmoid"))
@@ -185,11 +269,11 @@ def sweep(target: CpuTarget) -> list[Case]:
         pointwise.Pointwise(1, 64, 67, SIGMOID),
         pointwise.Pointwise(2, 5, 3, RELU),
         pointwise.Pointwise(7, 3, 16, Epilogue("hardswish")),
-        pointwise.Pointwise(13, 67, 56, Epilogue("gelu", residual="after")),
+        pointwise.Pointwise(13, 67, 53, Epilogue("gelu", residual="after")),
         pointwise.Pointwise(33 * 5, 31, 33, SILU),
-        pointwise.Pointwise(49, 8, 112, Epilogue(gate="full")),
-        pointwise.Pointwise(8, 9, 40, Epilogue("relu6", gate="channel", residual="after")),
-        pointwise.Pointwise(50, 7, 20, Epilogue("relu", gate="pixel", residual="before")),
+        pointwise.Pointwise(49, 8, 110, Epilogue(gate="full")),
+        pointwise.Pointwise(8, 9, 39, Epilogue("relu6", gate="channel", residual="after")),
+        pointwise.Pointwise(50, 7, 56, Epilogue("relu", gate="pixel", residual="before")),
         pointwise.Pointwise(130, 2, 10, Epilogue("hardsigmoid")),
     )
     strips = (
@@ -208,8 +292,15 @@ def sweep(target: CpuTarget) -> list[Case]:
         convolution.Convolution(1, 3, 1, 2, 5, (1, 1), 2, (0, 0, 0, 0)),
         convolution.Convolution(1, 2, 4, 1, 50, (7, 7), 1, (3, 3, 3, 3)),
     )
+    neurons = (
+        lif.Lif(2, 33, 67, tau=3.0),
+        lif.Lif(1, 20, 19, 3.0, 0.7, None, False),
+        lif.Lif(3, 20, 5, 2.0, 0.5, -0.2),
+        lif.Lif(1, 40, 21, beta=0.3, reset=None),
+        lif.Lif(1, 40, 21, beta=0.9, decay_input=False),
+    )
     return [
-        *(of_pointwise(op, target, has_bias=op.outputs != 40) for op in layers),
+        *(of_pointwise(op, target, has_bias=op.outputs != 39) for op in layers),
         *(of_depthwise(op, target) for op in strips),
         *(of_convolution(op, target) for op in maps),
         *(of_elementwise(elementwise.Elementwise(67, name), target) for name in ("exp", "sigmoid", "silu", "gelu")),
@@ -220,6 +311,14 @@ def sweep(target: CpuTarget) -> list[Case]:
         of_mlp(mlp.Mlp(50, 12, 52, 13, "gelu", Epilogue(residual="after")), target),
         of_additive_attention(additive_attention.AdditiveAttention(2, 5, 9, 19, Epilogue(residual="after")), target),
         of_additive_attention(additive_attention.AdditiveAttention(1, 1, 3, 5), target),
+        of_hidden_state_mixer(hidden_state_mixer.HiddenStateMixer(2, 4, 5, 13, 7), target),
+        of_hidden_state_mixer(hidden_state_mixer.HiddenStateMixer(1, 3, 3, 32, 16), target),
+        of_fft_filter(fft_filter.FftFilter(2, 5, 6, 18, 2), target),
+        of_fft_filter(fft_filter.FftFilter(1, 4, 7, 32, 4, 0.1), target),
+        of_lmu_memory(lmu_memory.LmuMemory(3, 31, 37), target),
+        of_lmu_memory(lmu_memory.LmuMemory(1, 1, 5), target),
+        *(of_lif(op, target) for op in neurons),
+        *(of_lif_at_the_threshold(target, decay_input) for decay_input in (True, False)),
     ]
 
 
