@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edgesmith.kernels.op import FusedOp, define
+from edgesmith.kernels.relax_calls import call_kernel, channels_first, channels_last, sizes
 
 
 def reference(
@@ -225,14 +226,10 @@ def lower_coreml(
 
 def lower_tvm(make: Any, qkv: Any, *weights: Any) -> Any:
     """TVM: one kernel, native/additive_attention.h, which reads maps with their channels last."""
-    from tvm import relax
-
-    batch, channels, height, width = (int(n) for n in qkv.ty.shape)
-    last = make.emit(relax.op.permute_dims(qkv, [0, 2, 3, 1]))
-    made = relax.TensorType([batch, height, width, channels // 3], "float32")
-    given = relax.Tuple([last, *weights[: len(WEIGHTS)]])
-    y = make.emit(relax.call_dps_packed("edgesmith.additive_attention", given, made))
-    return make.emit(relax.op.permute_dims(y, [0, 3, 1, 2]))
+    batch, channels, height, width = sizes(qkv)
+    shape = [batch, height, width, channels // 3]
+    given = weights[: len(WEIGHTS)]
+    return channels_first(make, call_kernel(make, OP.name, channels_last(make, qkv), given, [shape]))
 
 
 WEIGHTS = tuple(

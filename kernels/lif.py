@@ -22,7 +22,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -30,6 +29,7 @@ from torch import Tensor
 
 from edgesmith.kernels.loops import coreml_loop, onnx_filled, onnx_scan, torch_loop
 from edgesmith.kernels.op import FusedOp, Recognition, Recurrence, RecurrentState, define
+from edgesmith.kernels.relax_calls import call_kernel, sizes
 
 
 def charge(
@@ -328,75 +328,15 @@ def lower_tvm(
     dim: int = -1,
     beta: float | None = None,
 ) -> Any:
-    """TVM: one loop over time, which keeps the potentials of all neurons beside the spikes, [O, T, I] and [O, I]."""
+    """TVM: one kernel over [outer, T, inner], native/lif.h, which rounds as `step` does."""
     from tvm import relax
 
-    sizes = [int(n) for n in x.ty.shape]
-    dim = dim % len(sizes)
-    outer, length, inner = math.prod(sizes[:dim]), sizes[dim], math.prod(sizes[dim + 1 :])
-    kind = str(x.ty.dtype.dtype)
-    flat = make.emit(relax.op.reshape(x, [outer * length * inner]))
-
-    def loop(currents: Any) -> Any:
-        settings = tau, threshold, reset, decay_input, beta
-        return _tvm_extern(currents, partial(_tvm_loop, sizes=(outer, length, inner), settings=settings), kind)
-
-    spikes = make.emit(relax.TupleGetItem(make.emit_te(loop, flat, primfunc_name_hint="lif"), 0))
-    return make.emit(relax.op.reshape(spikes, sizes))
-
-
-def _tvm_extern(x: Any, body: partial[Any], kind: str) -> Any:
-    """Spikes and last potentials of flat currents, as TVM's tensors."""
-    from tvm import te, tirx
-
-    outer, _, inner = body.keywords["sizes"]
-    shapes = [list(x.shape), [outer * inner]]
-    read, *made = (tirx.decl_buffer(shape, kind) for shape in (shapes[0], *shapes))
-    return te.extern(
-        shapes,
-        [x],
-        lambda given, results: body(given[0], *results),
-        dtype=[kind, kind],
-        name="lif",
-        in_buffers=[read],
-        out_buffers=made,
-    )
-
-
-def _tvm_loop(x: Any, spikes: Any, v: Any, sizes: tuple[int, int, int], settings: Settings) -> Any:
-    """The loop, in TVM's statements. It rounds as `step` does."""
-    from tvm import tirx
-    from tvm.script.ir_builder import IRBuilder
-    from tvm.script.ir_builder import tirx as build
-
-    outer, length, inner = sizes
-    tau, threshold, reset, decay_input, beta = settings
-    kind = x.ty.dtype
-
-    def number(value: float) -> Any:
-        return tirx.const(value, kind)
-
-    def charged(v: Any, current: Any) -> Any:
-        if beta is not None and not decay_input:
-            return v * number(beta) + current
-        leak = v - number(reset) if reset else v
-        if not decay_input:
-            return v - leak / number(tau) + current
-        missing = current - leak
-        return v + (missing / number(tau) if beta is None else missing * number(1 - beta))
-
-    with IRBuilder() as builder:
-        x, spikes, v = (build.buffer_proxy(one) for one in (x, spikes, v))
-        with build.serial(0, outer) as o:
-            with build.serial(0, inner) as i:
-                v[o * inner + i] = number(reset or 0.0)
-            with build.serial(0, length) as t, build.serial(0, inner) as i:
-                potential = charged(v[o * inner + i], x[(o * length + t) * inner + i])
-                fired = potential >= number(threshold)
-                after = potential - number(threshold) if reset is None else number(reset)
-                spikes[(o * length + t) * inner + i] = tirx.Select(fired, number(1.0), number(0.0))
-                v[o * inner + i] = tirx.Select(fired, after, potential)
-        return builder.get()
+    shape = sizes(x)
+    dim = dim % len(shape)
+    flat = [math.prod(shape[:dim]), shape[dim], math.prod(shape[dim + 1 :])]
+    literals = [math.nan if one is None else float(one) for one in (tau, threshold, reset, decay_input, beta)]
+    spikes = call_kernel(make, "lif", make.emit(relax.op.reshape(x, flat)), (), [flat], literals)
+    return make.emit(relax.op.reshape(spikes, shape))
 
 
 Settings = tuple[float, float, float | None, bool, float | None]

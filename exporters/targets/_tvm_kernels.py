@@ -12,6 +12,7 @@ and reductions, so that transposes are left only where a model looks at its maps
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,14 +23,25 @@ from edgesmith.errors import Unsupported
 from edgesmith.exporters.targets._tvm_arrange import PERMUTES, RESHAPES, apply, arranged, operator, rebuilt, sizes
 from edgesmith.exporters.targets._tvm_processor import Processor
 from edgesmith.kernels.additive_attention import WEIGHTS
-from edgesmith.kernels.native import additive_attention, convolution, depthwise, norms, pointwise
+from edgesmith.kernels.native import (
+    additive_attention,
+    convolution,
+    depthwise,
+    fft_filter,
+    hidden_state_mixer,
+    lif,
+    lmu_memory,
+    norms,
+    pointwise,
+)
 from edgesmith.kernels.native.epilogue import Epilogue
+from edgesmith.kernels.native.toolchain import CpuTarget
+from edgesmith.kernels.native.unit import Unit
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from edgesmith.kernels.native.toolchain import CpuTarget
-    from edgesmith.kernels.native.unit import Unit
+Shape = tuple[int, ...]
 
 FUNCTIONS = {
     "relax.nn.relu": "relu",
@@ -151,7 +163,8 @@ class _Chooser:
         """Return the call of the kernel of a fused op, which its own lowering has put there under the op's name."""
         if operator(value) != "relax.call_dps_packed" or str(value.args[0].global_symbol) not in FUSED:
             return None
-        kind = str(value.args[0].global_symbol).removeprefix("edgesmith.")
+        name = str(value.args[0].global_symbol)
+        kind = name.removeprefix("edgesmith.").replace("_", " ")
         x, *weights = value.args[1].fields
         numbers = [_constant(one, self.values) for one in weights]
         if any(one is None for one in numbers):
@@ -159,8 +172,8 @@ class _Chooser:
                 f"the kernel of {kind} takes weights that are constants, and here the model computes them; choose"
                 " another target"
             )
-        unit, packed, macs = FUSED[f"edgesmith.{kind}"](sizes(x), numbers, self.target)
-        return self._called(kind.replace("_", " "), unit, [x], (packed,), sizes(variable), macs)
+        unit, packed, macs = FUSED[name](sizes(x), numbers, self.target)
+        return self._called(kind, unit, [x], packed, value.ty_args[0], macs)
 
     def _alone(self, variable: Any, value: Any) -> Any:
         """Return the call of a kernel that computes one operator alone: a norm, or a mean over pixels."""
@@ -177,7 +190,7 @@ class _Chooser:
             if weight is None or bias is None:
                 return None
             packed = (norms.pack(weight.size, weight, bias),)
-        return self._called(kind, unit, [value.args[0]], packed, sizes(variable), macs=0)
+        return self._called(kind, unit, [value.args[0]], packed, variable.ty, macs=0)
 
     def _site(self, variable: Any, value: Any) -> Site | None:
         """Return the layer that begins at a variable; None where there is none, or no kernel for it."""
@@ -289,30 +302,76 @@ class _Chooser:
         unit = module.emit(op, self.target)
         packed = module.pack(op, self.target, site.weight, site.bias)
         given = [site.x, *(one[1] for one in (site.gate, site.residual) if one is not None)]
-        return self._called(type(op).__name__.lower(), unit, given, (packed,), site.shape, unit.flops // 2)
+        made = self.values[site.bindings[-1]].ty
+        return self._called(type(op).__name__.lower(), unit, given, (packed,), made, unit.flops // 2)
 
-    def _called(
-        self, kind: str, unit: Unit, given: Sequence[Any], packed: Sequence[Any], shape: tuple[int, ...], macs: int
-    ) -> Any:
-        """Return a call of a kernel, which is added to the kernels."""
+    def _called(self, kind: str, unit: Unit, given: Sequence[Any], packed: Sequence[Any], made: Any, macs: int) -> Any:
+        """Return a call of a kernel, which is added to the kernels.
+
+        Args:
+            made: the type of the result.
+        """
         from tvm import relax
 
         self.kernels[unit.symbol] = Kernel(kind, unit, macs)
         reads = relax.Tuple([*given, *(relax.const(one) for one in packed)])
-        return relax.call_dps_packed(unit.symbol, reads, relax.TensorType(list(shape), "float32"))
+        types = list(made.fields) if isinstance(made, relax.TupleType) else made
+        return relax.call_dps_packed(unit.symbol, reads, types)
 
 
-def _additive_attention(shape: tuple[int, ...], weights: Sequence[Any], target: CpuTarget) -> tuple[Unit, Any, int]:
-    """Return the kernel of queries, keys and values [B, H, W, 3C], its packed weights, and its multiply-accumulates."""
+Whole = tuple[Unit, tuple[Any, ...], int]
+"""The kernel of a fused op, its packed weights, and its multiply-accumulates."""
+
+
+def _additive_attention(shape: Shape, weights: Sequence[Any], target: CpuTarget) -> Whole:
+    """Of queries, keys and values [B, H, W, 3C]."""
     batch, height, width, triple = shape
     op = additive_attention.AdditiveAttention(batch, height, width, triple // 3)
-    named = dict(zip(WEIGHTS, weights, strict=True))
     unit = additive_attention.emit(op, target)
-    return unit, additive_attention.pack(op, target, named), unit.flops // 2
+    named = dict(zip(WEIGHTS, weights, strict=True))
+    return unit, (additive_attention.pack(op, target, named),), unit.flops // 2
 
 
-FUSED = {"edgesmith.additive_attention": _additive_attention}
-"""Kernels of fused ops, from the shape of the first argument, the weights and the processor."""
+def _hidden_state_mixer(shape: Shape, weights: Sequence[Any], target: CpuTarget) -> Whole:
+    """Of maps [B, H, W, D]."""
+    named = dict(zip(("project", "local", "gate", "out", "skip"), weights, strict=True))
+    op = hidden_state_mixer.HiddenStateMixer(*shape, len(named["project"]) // 3)
+    unit = hidden_state_mixer.emit(op, target)
+    return unit, (hidden_state_mixer.pack(op, target, named),), unit.flops // 2
+
+
+def _fft_filter(shape: Shape, weights: Sequence[Any], target: CpuTarget) -> Whole:
+    """Of maps [B, H, W, C]; the threshold is behind the weights."""
+    *given, (threshold,) = weights
+    named = dict(zip(("w1", "b1", "w2", "b2"), given, strict=True))
+    op = fft_filter.FftFilter(*shape, named["w1"].shape[1], float(threshold))
+    unit = fft_filter.emit(op, target)
+    return unit, (fft_filter.pack(op, target, named),), unit.flops // 2
+
+
+def _lmu_memory(shape: Shape, weights: Sequence[Any], target: CpuTarget) -> Whole:
+    """Of a signal [B, T]."""
+    (impulse,) = weights
+    op = lmu_memory.LmuMemory(*shape, len(impulse))
+    unit = lmu_memory.emit(op, target)
+    return unit, (lmu_memory.pack(op, target, impulse),), unit.flops // 2
+
+
+def _lif(shape: Shape, weights: Sequence[Any], target: CpuTarget) -> Whole:
+    """Of currents [outer, T, inner]; its settings are numbers, NaN for None."""
+    tau, threshold, reset, decays, beta = (None if math.isnan(one) else float(one) for one in weights[0])
+    op = lif.Lif(*shape, tau or 1.0, threshold or 0.0, reset, bool(decays), beta)
+    return lif.emit(op, target), (), 0
+
+
+FUSED: dict[str, Callable[[Shape, Sequence[Any], CpuTarget], Whole]] = {
+    "edgesmith.additive_attention": _additive_attention,
+    "edgesmith.hidden_state_mixer": _hidden_state_mixer,
+    "edgesmith.fft_filter": _fft_filter,
+    "edgesmith.lmu_memory": _lmu_memory,
+    "edgesmith.lif": _lif,
+}
+"""Kernels of fused ops, from the shape of the first argument, the constants behind it, and the processor."""
 
 
 def _layer_norm(value: Any) -> tuple[str, Any] | None:
