@@ -335,7 +335,8 @@ def _additive_attention(shape: Shape, weights: Sequence[Any], target: CpuTarget)
 def _hidden_state_mixer(shape: Shape, weights: Sequence[Any], target: CpuTarget) -> Whole:
     """Of maps [B, H, W, D]."""
     named = dict(zip(("project", "local", "gate", "out", "skip"), weights, strict=True))
-    op = hidden_state_mixer.HiddenStateMixer(*shape, len(named["project"]) // 3)
+    batch, height, width, channels = shape
+    op = hidden_state_mixer.HiddenStateMixer(batch, height, width, channels, len(named["project"]) // 3)
     unit = hidden_state_mixer.emit(op, target)
     return unit, (hidden_state_mixer.pack(op, target, named),), unit.flops // 2
 
@@ -344,7 +345,8 @@ def _fft_filter(shape: Shape, weights: Sequence[Any], target: CpuTarget) -> Whol
     """Of maps [B, H, W, C]; the threshold is behind the weights."""
     *given, (threshold,) = weights
     named = dict(zip(("w1", "b1", "w2", "b2"), given, strict=True))
-    op = fft_filter.FftFilter(*shape, named["w1"].shape[1], float(threshold))
+    batch, height, width, channels = shape
+    op = fft_filter.FftFilter(batch, height, width, channels, named["w1"].shape[1], float(threshold))
     unit = fft_filter.emit(op, target)
     return unit, (fft_filter.pack(op, target, named),), unit.flops // 2
 
@@ -352,7 +354,8 @@ def _fft_filter(shape: Shape, weights: Sequence[Any], target: CpuTarget) -> Whol
 def _lmu_memory(shape: Shape, weights: Sequence[Any], target: CpuTarget) -> Whole:
     """Of a signal [B, T]."""
     (impulse,) = weights
-    op = lmu_memory.LmuMemory(*shape, len(impulse))
+    batch, length = shape
+    op = lmu_memory.LmuMemory(batch, length, len(impulse))
     unit = lmu_memory.emit(op, target)
     return unit, (lmu_memory.pack(op, target, impulse),), unit.flops // 2
 
@@ -360,7 +363,8 @@ def _lmu_memory(shape: Shape, weights: Sequence[Any], target: CpuTarget) -> Whol
 def _lif(shape: Shape, weights: Sequence[Any], target: CpuTarget) -> Whole:
     """Of currents [outer, T, inner]; its settings are numbers, NaN for None."""
     tau, threshold, reset, decays, beta = (None if math.isnan(one) else float(one) for one in weights[0])
-    op = lif.Lif(*shape, tau or 1.0, threshold or 0.0, reset, bool(decays), beta)
+    outer, length, inner = shape
+    op = lif.Lif(outer, length, inner, tau or 1.0, threshold or 0.0, reset, bool(decays), beta)
     return lif.emit(op, target), (), 0
 
 

@@ -94,4 +94,4 @@ def _give_blocks(body: Any, blocks: list[Any]) -> Any:
 
 
 def _bytes(buffer: Any) -> int:
-    return math.prod(int(size) for size in buffer.ty.shape) * buffer.ty.dtype.dtype.itemsize
+    return math.prod(int(size) for size in buffer.ty.shape) * int(buffer.ty.dtype.dtype.itemsize)
