@@ -4,8 +4,8 @@
     a table                polynomials on 16 intervals of 3/8 around 0, 3/8, ... 45/8, for |x|
 
 P and Q are fitted by least squares with weights that make the error of x E equal everywhere, the polynomials at
-Chebyshev's points. Printed: the coefficients as functions.h has them, highest power first, and the largest errors of the
-GELU in fp32 arithmetic.
+Chebyshev's points. Printed: the coefficients as functions.h has them, and the largest errors of the GELU in fp32
+arithmetic.
 
     python -m edgesmith.bench.experiments.gelu 5 5 4          degrees of P, Q and the polynomials
 """
