@@ -186,6 +186,16 @@ def test_a_number_that_is_none_stays_one(built: tuple[Library, list[Case]]) -> N
             assert np.isnan(found).all(), case.unit.symbol
 
 
+def test_exp_and_sigmoid_are_accurate_where_they_are_small(built: tuple[Library, list[Case]]) -> None:
+    library, cases = built
+    for case in cases:
+        if case.unit.symbol.startswith(("es_elementwise_exp", "es_elementwise_sigmoid")):
+            found, expected = library.call(case.unit, *case.given)[0], case.expected[0]
+            ordinary = expected > 1e-37
+            assert np.abs(found / expected - 1)[ordinary].max() <= 1e-6
+            assert np.abs(found - expected).max() <= 1e-6 * max(1, expected.max())
+
+
 def test_wrong_sizes_and_threads_are_refused(built: tuple[Library, list[Case]]) -> None:
     library, cases = built
     unit = cases[0].unit

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +64,7 @@ def choose_units(target: CpuTarget) -> list[Unit]:
     return [*units, lmu_memory.emit(lmu_memory.LmuMemory(1, 128, 256), target)]
 
 
-def best_times(calls: list[Callable[[], object]], rounds: int) -> list[float]:
+def best_times(calls: Sequence[Callable[[], object]], rounds: int) -> list[float]:
     """Return the shortest time of each call, in nanoseconds."""
     best = [float("inf")] * len(calls)
     for _ in range(rounds):

@@ -59,10 +59,11 @@ struct AdditiveAttention : S {
     void find_masks(int row, int part) const {
         const float* const weights = packed + part * GATE_WEIGHTS;
         const float* const mix = weights + WEIGHTS3X3;
+        float* const mask = masks + part * PIXELS + long(row) * W;
         Gate3x3::visit_strips([&]<int AT>(int column) {
-            Vector<LANES> whole[T] = {};
+            Vector<S::MOST_LANES> whole[T] = {};
             float rest[T] = {};
-            partition<C>([&]<int WIDTH>(int c) {
+            partition<C, S::MOST_LANES>([&]<int WIDTH>(int c) {
                 using V = Vector<WIDTH>;
                 V gate[T];
                 Gate3x3::template sum<AT>(gate, row, column, c, qkv + part * C, weights);
@@ -70,15 +71,15 @@ struct AdditiveAttention : S {
                 ES_UNROLL
                 for (int t = 0; t < T; ++t) {
                     const V term = apply<Function::relu>(gate[t]) * w;
-                    if constexpr (WIDTH == LANES)
+                    if constexpr (WIDTH == S::MOST_LANES)
                         whole[t] += term;
                     else
                         rest[t] += sum_lanes(term);
                 }
             });
-            float* const mask = masks + part * PIXELS + long(row) * W + column;
-            for (int t = 0; t < T; ++t) mask[t] = sigmoid(splat<Vector<1>>(sum_lanes(whole[t]) + rest[t]))[0];
+            for (int t = 0; t < T; ++t) mask[column + t] = sum_lanes(whole[t]) + rest[t];
         });
+        partition<W>([&]<int WIDTH>(int j) { store(mask + j, sigmoid(load<Vector<WIDTH>>(mask + j))); });
     }
 
     // sums[row, part, c] = the sum of q m, or k m, over a row.
@@ -124,7 +125,7 @@ struct AdditiveAttention : S {
         const float* const weights = packed + 2 * GATE_WEIGHTS;
         Map3x3::visit_strips([&]<int AT>(int column) {
             const long pixel = long(row) * W + column;
-            cover<C>([&]<int WIDTH>(int c) {
+            cover<C, S::MOST_LANES>([&]<int WIDTH>(int c) {
                 using V = Vector<WIDTH>;
                 V sum[T];
                 Map3x3::template sum<AT>(sum, row, column, c, mixed, weights);

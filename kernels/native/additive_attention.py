@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from edgesmith.kernels.native.depthwise import pack_taps
 from edgesmith.kernels.native.epilogue import NOTHING, Epilogue
 from edgesmith.kernels.native.packing import pack_panels, panels_size
-from edgesmith.kernels.native.tiles import choose_tile, strip_length
+from edgesmith.kernels.native.tiles import choose_tile, strip_lanes, strip_length
 from edgesmith.kernels.native.toolchain import CpuTarget
 from edgesmith.kernels.native.unit import Argument, Unit, make_symbol, render
 
@@ -38,6 +38,7 @@ def emit(op: AdditiveAttention, target: CpuTarget) -> Unit:
         "W": op.width,
         "C": op.channels,
         "T": strip_length(instructions, op.width),
+        "MOST_LANES": strip_lanes(instructions, 3),
         "V": choose_tile(instructions, 1, op.channels).vectors,
     }
     source = render(

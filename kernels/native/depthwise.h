@@ -16,7 +16,7 @@
 namespace es {
 
 // S has the constants that kernels/native/depthwise.py writes. Pixels of x are PITCH numbers apart: C, or more where
-// x is part of a wider map.
+// x is part of a wider map. A vector has MOST_LANES channels, or fewer.
 template <class S>
 struct Depthwise : S {
     using S::C, S::H, S::KH, S::KW, S::LEFT, S::OH, S::OW, S::PITCH, S::ROWS_A_TASK, S::STRIDE, S::T, S::W;
@@ -86,7 +86,7 @@ struct Depthwise : S {
     static void run_row(int row, const float* x, const float* packed, float* y, const Epilogue& epilogue) {
         visit_strips([&]<int AT>(int column) {
             const long pixel = long(row) * OW + column;
-            cover<C>([&]<int WIDTH>(int c) {
+            cover<C, S::MOST_LANES>([&]<int WIDTH>(int c) {
                 Vector<WIDTH> sums[T];
                 sum<AT>(sums, row, column, c, x, packed);
                 ES_UNROLL

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgesmith.kernels.native.epilogue import NOTHING, Epilogue
-from edgesmith.kernels.native.tiles import LEAST_TASKS, strip_length
+from edgesmith.kernels.native.tiles import LEAST_TASKS, strip_lanes, strip_length
 from edgesmith.kernels.native.toolchain import CpuTarget
 from edgesmith.kernels.native.unit import Argument, Unit, make_symbol, render
 
@@ -67,6 +67,7 @@ def emit(op: Depthwise, target: CpuTarget) -> Unit:
         "T": strip_length(target.instructions, out_width),
         "ROWS_A_TASK": max(1, op.batch * out_height // LEAST_TASKS),
         "PITCH": op.channels,
+        "MOST_LANES": strip_lanes(target.instructions, op.kernel[1]),
     }
     source = render(
         "depthwise",

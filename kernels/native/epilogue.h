@@ -1,4 +1,4 @@
-// What a layer does to a number before it is written, while it is still in a register.
+// The end of a layer, while its numbers are still in registers.
 //
 //     y = f(s) g + r       residual after the function
 //     y = f(s + r) g       residual before it

@@ -1,4 +1,4 @@
-"""What a layer does to a number before it is written: a function, a gate, a residual (epilogue.h has the formula)."""
+"""The end of a layer, before a number is written: a function, a gate, a residual (epilogue.h has the formula)."""
 
 from __future__ import annotations
 

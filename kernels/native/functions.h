@@ -1,14 +1,13 @@
 // Elementary functions of vectors, each lane by itself, with errors of a few units in the last place.
 //
-//     exp(x)      = 2^n e^r,  n = round(x / ln 2),  r = x - n ln 2 in [-0.35, 0.35],  e^r by its Taylor series to r^7
+//     exp(x)      = 2^n e^r,  n = round(x / ln 2),  r = x - n ln 2 in [-0.35, 0.35],  e^r a polynomial
 //     sigmoid(x)  = 1 / (1 + e^-x)
 //     silu(x)     = x / (1 + e^-x)
 //     gelu(x)     = x / 2 + x E(x),  E(x) = erf(x / sqrt 2) / 2, which is odd, and 1/2 from 5.75 on
 //                   E(x) = x P(x^2) / Q(x^2), or a polynomial on each of 16 intervals where registers have 16 lanes
 //
-// n is found by adding 1.5 * 2^23: the sum has no fraction bits, so it is rounded, and its low bits are n. ln 2 is in
-// two parts, the first with few enough bits for n ln 2 to be exact. P and Q are a fit of our own
-// (bench/experiments/gelu.py).
+// n is found by adding 1.5 * 2^23: the sum has no fraction bits, so it is rounded, and its low bits are n. ln 2 in fp32
+// is 2e-9 too large, 2e-7 of e^x where n is 100. Polynomials are fits of our own (bench/experiments/functions.py).
 #pragma once
 
 #include "vector.h"
@@ -52,18 +51,15 @@ ES_INLINE V exp(V x) {
     constexpr float SHIFT = 12582912.0f;
     x = clamp(x, -86.6f, 89.0f);  // e^-86.6 is as good as 0, and e^89 is infinite
     V shifted = x * 1.44269504f + SHIFT;
-    V n = shifted - SHIFT;
-    V r = x - n * 0.693145752f;
-    r = r - n * 1.42860677e-6f;
-    V series = r * (1.0f / 5040) + 1.0f / 720;
-    series = series * r + 1.0f / 120;
-    series = series * r + 1.0f / 24;
-    series = series * r + 1.0f / 6;
-    series = series * r + 0.5f;
-    series = series * r + 1.0f;
-    series = series * r + 1.0f;
+    V r = x - (shifted - SHIFT) * 0.693147180f;  // one rounding: the product is fused
+    V twice = r * 0.00278826408f + 0.0167385894f;
+    twice = twice * r + 0.0833327007f;
+    twice = twice * r + 0.333330079f;
+    twice = twice * r + 1.0f;
+    twice = twice * r + 2.0f;
+    twice = twice * r + 2.0f;
     I half_power = (__builtin_bit_cast(I, shifted) << 23) + 0x3f000000;  // 2^(n-1): 2^128 itself would be infinite
-    return series * __builtin_bit_cast(V, half_power) * 2.0f;
+    return twice * __builtin_bit_cast(V, half_power);
 }
 
 template <class V>

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 
 from edgesmith.kernels.native.depthwise import pack_taps
 from edgesmith.kernels.native.packing import pack_panels, panels_size
-from edgesmith.kernels.native.tiles import LEAST_TASKS, InstructionSet, Tile, ceil_div, choose_tile, strip_length
+from edgesmith.kernels.native.tiles import (
+    LEAST_TASKS,
+    InstructionSet,
+    Tile,
+    ceil_div,
+    choose_tile,
+    strip_lanes,
+    strip_length,
+)
 from edgesmith.kernels.native.toolchain import CpuTarget
 from edgesmith.kernels.native.unit import Argument, Constant, Unit, make_symbol, render
 
@@ -53,6 +61,7 @@ def emit(op: HiddenStateMixer, target: CpuTarget) -> Unit:
         "D": d,
         "STATES": s,
         "T": strip_length(instructions, op.width),
+        "MOST_LANES": strip_lanes(instructions, 3),
         "LEAST_TASKS": LEAST_TASKS,
         "SCRATCH": scratch,
     }

@@ -72,11 +72,14 @@ ES_INLINE void store(float* to, V v) {
 // The sum of a vector's lanes: halves are added to halves, so that the order does not depend on the compiler.
 template <class V>
 ES_INLINE float sum_lanes(V v) {
-    float part[lanes_of<V>];
-    __builtin_memcpy(part, &v, sizeof v);
-    for (int half = lanes_of<V> / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; ++i) part[i] += part[i + half];
-    return part[0];
+    if constexpr (lanes_of<V> == 1) {
+        return v[0];
+    } else {
+        Vector<lanes_of<V> / 2> low, high;
+        __builtin_memcpy(&low, &v, sizeof low);
+        __builtin_memcpy(&high, reinterpret_cast<const char*>(&v) + sizeof low, sizeof high);
+        return sum_lanes(low + high);
+    }
 }
 
 template <class V>
@@ -99,51 +102,51 @@ ES_INLINE V rounded(V v) {
 }
 
 // The narrowest vector that holds `rest` channels, or, where there are fewer channels than that, the widest that fits.
-constexpr int width_for(int rest, int channels) {
+constexpr int width_for(int rest, int channels, int most) {
     constexpr int WIDTHS[] = {1, 4, 8, 16};
     for (int w : WIDTHS)
-        if (w >= rest && w <= LANES && w <= channels) return w;
+        if (w >= rest && w <= most && w <= channels) return w;
     int widest = 1;
     for (int w : WIDTHS)
-        if (w <= rest && w <= LANES) widest = w;
+        if (w <= rest && w <= most) widest = w;
     return widest;
 }
 
-template <int C, int DONE, class Body>
+template <int C, int DONE, int MOST, class Body>
 ES_INLINE void cover_rest(const Body& body) {
     constexpr int REST = C - DONE;
     if constexpr (REST > 0) {
-        constexpr int W = width_for(REST, C);
+        constexpr int W = width_for(REST, C, MOST);
         if constexpr (W >= REST) {
             body.template operator()<W>(C - W);  // overlaps channels that were visited before
         } else {
             body.template operator()<W>(DONE);
-            cover_rest<C, DONE + W>(body);
+            cover_rest<C, DONE + W, MOST>(body);
         }
     }
 }
 
-// Calls body<W>(c) for vectors of W channels from c on that cover 0 ... C-1. The last one may overlap the one before:
+// Calls body<W>(c) for vectors of W <= MOST channels from c on that cover 0 ... C-1. The last one may overlap the one before:
 // a body has to compute its outputs from other memory than it writes.
-template <int C, class Body>
+template <int C, int MOST = LANES, class Body>
 ES_INLINE void cover(const Body& body) {
-    constexpr int WHOLE = C / LANES * LANES;
-    for (int c = 0; c < WHOLE; c += LANES) body.template operator()<LANES>(c);
-    cover_rest<C, WHOLE>(body);
+    constexpr int WHOLE = C / MOST * MOST;
+    for (int c = 0; c < WHOLE; c += MOST) body.template operator()<MOST>(c);
+    cover_rest<C, WHOLE, MOST>(body);
 }
 
 // Calls body<W>(c) for vectors that cover 0 ... C-1 and do not overlap: for sums, and for bodies that write what
 // they read.
-template <int C, int DONE = 0, class Body>
+template <int C, int MOST = LANES, int DONE = 0, class Body>
 ES_INLINE void partition(const Body& body) {
-    constexpr int WHOLE = C / LANES * LANES;
+    constexpr int WHOLE = C / MOST * MOST;
     if constexpr (DONE < WHOLE) {
-        for (int c = 0; c < WHOLE; c += LANES) body.template operator()<LANES>(c);
-        partition<C, WHOLE>(body);
+        for (int c = 0; c < WHOLE; c += MOST) body.template operator()<MOST>(c);
+        partition<C, MOST, WHOLE>(body);
     } else if constexpr (DONE < C) {
-        constexpr int W = C - DONE >= 8 && LANES > 8 ? 8 : C - DONE >= 4 && LANES > 4 ? 4 : 1;
+        constexpr int W = C - DONE >= 8 && MOST > 8 ? 8 : C - DONE >= 4 && MOST > 4 ? 4 : 1;
         body.template operator()<W>(DONE);
-        partition<C, DONE + W>(body);
+        partition<C, MOST, DONE + W>(body);
     }
 }
 

@@ -1,13 +1,14 @@
-"""The two forms of E(x) = erf(x / sqrt 2) / 2 behind the erf-GELU of compiled kernels.
+"""The polynomials behind exp and the erf-GELU of compiled kernels, E(x) = erf(x / sqrt 2) / 2 in two forms.
 
+    exp                    2 e^r = 2 + r S(r) for |r| < ln(2) / 2
     a rational function    x P(x^2) / Q(x^2) for |x| < 5.75, where what is left to 1/2 is below 5e-9
     a table                polynomials on 16 intervals of 3/8 around 0, 3/8, ... 45/8, for |x|
 
-P and Q are fitted by least squares with weights that make the error of x E equal everywhere, the polynomials at
-Chebyshev's points. Printed: the coefficients as functions.h has them, highest power first, and the largest errors of the
-GELU in fp32 arithmetic.
+P and Q are fitted by least squares with weights that make the error of x E equal everywhere, all others at
+Chebyshev's points. Printed: the coefficients as functions.h has them, and the largest errors of the GELU in fp32
+arithmetic.
 
-    python -m edgesmith.bench.experiments.gelu 5 5 4          degrees of P, Q and the polynomials
+    python -m edgesmith.bench.experiments.functions 5 5 4 5          degrees of P, Q, the table and S
 """
 
 from __future__ import annotations
@@ -76,11 +77,21 @@ def evaluate_table(table: np.ndarray, x: np.ndarray) -> np.ndarray:
     return result
 
 
+def fit_exp(degree: int) -> np.ndarray:
+    """Return the coefficients of S, lowest power first."""
+    edge = 1.002 * math.log(2) / 2
+    points = edge * np.cos(math.pi * (np.arange(80) + 0.5) / 80)
+    fitted = np.polynomial.Chebyshev.fit(points, 2 * np.expm1(points) / points, degree)
+    coefficients: np.ndarray = fitted.convert(kind=np.polynomial.Polynomial).coef
+    return coefficients
+
+
 def main() -> None:
     """Fit and print."""
-    given = read_arguments(__doc__, top=5, bottom=5, degree=4)
+    given = read_arguments(__doc__, top=5, bottom=5, table=4, exp=5)
+    print(f"S: {', '.join(f'{value:.9g}f' for value in fit_exp(given.exp))}")
     p, q = fit(given.top, given.bottom)
-    table = fit_table(given.degree)
+    table = fit_table(given.table)
     for name, values in (("P", p), ("Q", q), *((f"power {i}", row) for i, row in enumerate(table))):
         print(f"{name}: {', '.join(f'{value:.9g}f' for value in (values[::-1] if name in 'PQ' else values))}")
     x = np.linspace(-12, 12, 2_000_001).astype(np.float32)
