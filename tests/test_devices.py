@@ -26,7 +26,7 @@ GPUS = ("rtx2080", "a100", "rtx3080", "rtx4070", "rtx5080", "dgx-spark")
 BOARDS = ("jetson-orin-nano", "jetson-orin-nx", "jetson-agx-orin", "jetson-thor")
 OLD_BOARDS = ("jetson-nano", "jetson-tx2", "jetson-xavier-nx", "jetson-agx-xavier")
 CPUS = ("rpi4", "rpi5", "galaxy-s23", "galaxy-s24", "galaxy-s25")
-COMPILED_FOR = ("rpi4", "rpi5", "galaxy-s24", "jetson-orin-nano")
+COMPILED_FOR = ("rpi4", "rpi5", "jetson-orin-nano")
 HOST = "host-gpu"
 
 WRITTEN = ""
@@ -45,9 +45,10 @@ TABLE: list[tuple[str, tuple[str | None, ...], str]] = [
     ("tensorrt", (*PHONES, *MACS, *CPUS), rf".* has no NVIDIA GPU and takes (coreml|onnx).*; {FOR}"),
     ("tensorrt", OLD_BOARDS, rf".* has a TensorRT of before 8\.6, .*; it takes onnx, and {FOR}"),
     ("tvm", (None, *COMPILED_FOR), WRITTEN),
+    ("tvm", ("galaxy-s24",), r"a library for Galaxy S24 needs the headers of Android's NDK, .*"),
     (
         "tvm",
-        (*PHONES, *MACS, *GPUS, HOST, *OLD_BOARDS, *({*CPUS, *BOARDS} - {*COMPILED_FOR})),
+        (*PHONES, *MACS, *GPUS, HOST, *OLD_BOARDS, *({*CPUS, *BOARDS} - {*COMPILED_FOR, "galaxy-s24"})),
         r".* takes [a-z, ]+, and no processor of it is known to compile for; compiled models are for host, .*rpi5",
     ),
     ("tensorrt", (HOST,), r"--device host-gpu builds with this machine's TensorRT, and there is neither .*"),

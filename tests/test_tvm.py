@@ -187,6 +187,15 @@ def test_a_device_that_nothing_is_compiled_for_is_refused() -> None:
         edgesmith.export("casvit_xs", "tvm", device="iphone15")
 
 
+def test_a_library_for_a_board_is_compiled_here_and_not_run(tmp_path: Path) -> None:
+    pytest.importorskip("ziglang")
+    model = nn.Sequential(nn.Linear(8, 8), nn.Tanh())
+    artifact = edgesmith.export(model, "tvm", inputs=torch.zeros(2, 8), name="small", device="rpi5", out=tmp_path)
+    library = _tvm_library.read(artifact.file)
+    assert (library.machine, library.description.cpu) == ("aarch64", "cortex-a76")
+    assert "this machine has" in artifact.manifest["verification"]["steps"][-1]["not_checked_here"]
+
+
 def test_explain_says_what_computes_what(edgesmith: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     shown = edgesmith("explain", "--model", "casvit_xs", "--target", "tvm", "--input-size", "32x32").stdout
     assert "share of multiply-accumulates" in shown

@@ -138,5 +138,6 @@ def link(lowered: Lowered, line: str, loops: Path, out: Path) -> None:
         BackendMissing: there is no compiler for the processor, or it fails.
     """
     units = [kernel.unit for kernel in lowered.kernels.values()]
-    flags = (f"-Wl,{loops}", "-Wl,--no-as-needed,-lm", "-Wl,-Bsymbolic,-z,defs")
-    toolchain.compile_units(units, out, lowered.processor.cpu_target(), sources=(line,), flags=flags, jobs=1)
+    toolchain.compile_units(
+        units, out, lowered.processor.cpu_target(), sources=(line,), linked=(str(loops), "-lm"), flags=("-Wl,-z,defs",)
+    )

@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgesmith.errors import BadInput
+from edgesmith.errors import BackendMissing, BadInput
 from edgesmith.exporters.costs import Costs
 from edgesmith.exporters.targets import _tvm_library
 from edgesmith.exporters.targets._tvm_processor import Processor, of_device
@@ -44,7 +44,13 @@ class Tvm(Target):
                 f" compiled models are for host, {names}"
             )
         super().require()
-        toolchain.find_compiler(_processor(profile).cpu_target())
+        processor = _processor(profile)
+        if "android" in processor.triple:
+            raise BackendMissing(
+                f"a library for {profile.title if profile else 'Android'} needs the headers of Android's NDK, which the"
+                " package ziglang has not; choose --target onnx"
+            )
+        toolchain.find_compiler(processor.cpu_target())
 
     def lower(self, program: Program, path: Path, request: Request) -> None:
         """Write the library, its header, an example in C, and a loader in Python."""

@@ -195,6 +195,7 @@ def compile_units(
     target: CpuTarget,
     *,
     sources: Sequence[str] = (),
+    linked: Sequence[str] = (),
     flags: Sequence[str] = (),
     jobs: int | None = None,
 ) -> Path:
@@ -203,6 +204,7 @@ def compile_units(
     Args:
         out: the library.
         sources: more translation units, which may include this folder's headers.
+        linked: object files that are linked too, and libraries that they need, as `-lm`.
         flags: more flags for the compiler and the linker. With `-fsanitize=...` the C++ runtime is linked too.
         jobs: compilers that run at once; default: as many as there are cores.
 
@@ -210,7 +212,7 @@ def compile_units(
         BackendMissing: there is no compiler for the target, or it fails.
         OutputError: the library cannot be written.
     """
-    return _build(units, out, target, sources, flags, jobs, is_program=False)
+    return _build(units, out, target, sources, linked, flags, jobs, is_program=False)
 
 
 def compile_program(
@@ -223,7 +225,7 @@ def compile_program(
     jobs: int | None = None,
 ) -> Path:
     """Write a program: all units, the thread pool and a source that has `main`. Arguments as of `compile_units`."""
-    path = _build(units, out, target, (main,), flags, jobs, is_program=True)
+    path = _build(units, out, target, (main,), (), flags, jobs, is_program=True)
     path.chmod(0o755)
     return path
 
@@ -233,6 +235,7 @@ def _build(
     out: Path,
     target: CpuTarget,
     sources: Sequence[str],
+    linked: Sequence[str],
     flags: Sequence[str],
     jobs: int | None,
     is_program: bool,
@@ -250,7 +253,7 @@ def _build(
 
         with ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool:
             list(pool.map(compile_one, range(len(texts))))
-        objects = [f"units_{i}.o" for i in range(len(texts))]
+        objects = [*(f"units_{i}.o" for i in range(len(texts))), *linked]
         linker = compiler.linker()
         _run(linker, (*_link_flags(compiler, target, flags, is_program), *objects, "-o", "out"), room)
         write_whole(out, (room / "out").read_bytes(), "library")
