@@ -25,6 +25,9 @@ from edgesmith.kernels.native import toolchain
 if TYPE_CHECKING:
     from edgesmith.exporters.graph.capture import Program
 
+LIBRARIES = ("-lm", "-lpthread", "-lc")
+"""All that a library is linked with; behind what needs them, or linkers leave them out."""
+
 
 def write(lowered: Lowered, program: Program, path: Path, request: Request) -> None:
     """Write the library of a lowered program, and what lies beside it.
@@ -139,5 +142,10 @@ def link(lowered: Lowered, line: str, loops: Path, out: Path) -> None:
     """
     units = [kernel.unit for kernel in lowered.kernels.values()]
     toolchain.compile_units(
-        units, out, lowered.processor.cpu_target(), sources=(line,), linked=(str(loops), "-lm"), flags=("-Wl,-z,defs",)
+        units,
+        out,
+        lowered.processor.cpu_target(),
+        sources=(line,),
+        linked=(str(loops), *LIBRARIES),
+        flags=("-Wl,-z,defs",),
     )
