@@ -23,6 +23,7 @@ from edgesmith.errors import BadInput, Unsupported
 from edgesmith.exporters import targets
 from edgesmith.exporters.artifact import Artifact
 from edgesmith.exporters.targets import _tvm_library
+from edgesmith.kernels.op import FusedOp, all_ops
 
 TVM = targets.get("tvm")
 
@@ -175,6 +176,34 @@ class Operators(nn.Module):
 
     def forward(self, *inputs: torch.Tensor) -> object:
         return self.function(*inputs)
+
+
+class Fused(nn.Module):
+    """Every fused op with a kernel, on its example; its weights are the module's own."""
+
+    def __init__(self, ops: list[FusedOp]) -> None:
+        super().__init__()
+        self.ops = ops
+        self.names = [[f"{op.name}_{i}" for i in range(len(op.example()) - 1)] for op in ops]
+        for op, names in zip(ops, self.names, strict=True):
+            for name, weight in zip(names, op.example()[1:], strict=True):
+                self.register_buffer(name, weight)
+
+    def forward(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
+        made: list[torch.Tensor] = []
+        for op, names, x in zip(self.ops, self.names, inputs, strict=True):
+            results = op.overload(x, *[getattr(self, name) for name in names])
+            made += results if isinstance(results, tuple) else [results]
+        return made
+
+
+def test_every_fused_op_with_a_kernel_goes_through_it(tmp_path: Path) -> None:
+    ops = [op for op in all_ops().values() if "tvm" in op.lowerings]
+    inputs = tuple(op.example()[0] for op in ops)
+    artifact = edgesmith.export(Fused(ops), "tvm", inputs=inputs, name="fused", out=tmp_path)
+    covered = artifact.manifest["details"]["covered"]
+    assert {op.name.replace("_", " ") for op in ops} <= covered["kernels"].keys()
+    assert artifact.manifest["verification"]["steps"][-1]["relative_error"] <= 2e-6
 
 
 def test_an_operator_that_tvm_lacks_is_named(tmp_path: Path) -> None:
