@@ -49,7 +49,7 @@ class Library:
         return self.prepare(unit, *given)()
 
     def prepare(self, unit: Unit, *given: np.ndarray) -> Callable[[], list[np.ndarray]]:
-        """Return a call with its arguments in place, to be made any number of times. Arguments as of `call`."""
+        """Return a call with its arguments in place; it writes the same outputs each time. Arguments as of `call`."""
         remaining = list(given)
         outputs, buffers = [], []
         for argument in unit.arguments:

@@ -126,8 +126,8 @@ ES_INLINE void cover_rest(const Body& body) {
     }
 }
 
-// Calls body<W>(c) for vectors of W <= MOST channels from c on that cover 0 ... C-1. The last one may overlap the one before:
-// a body has to compute its outputs from other memory than it writes.
+// Calls body<W>(c) for vectors of W <= MOST channels from c on that cover 0 ... C-1. The last one may overlap the one
+// before: a body has to compute its outputs from other memory than it writes.
 template <int C, int MOST = LANES, class Body>
 ES_INLINE void cover(const Body& body) {
     constexpr int WHOLE = C / MOST * MOST;
