@@ -25,6 +25,7 @@ setup(
         "edgesmith.exporters.mil": ["*.schema.json"],
         "edgesmith.exporters.verification": ["operators.json"],
         "edgesmith.exporters.tensorrt.kit": ["*.schema.json"],
+        "edgesmith.kernels.native": ["*.h", "*.cpp"],
         "edgesmith.models": ["*.toml"],
         "edgesmith.profiles": ["*.toml", "measured/*/*.json"],
     },

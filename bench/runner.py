@@ -32,6 +32,7 @@ caches full of another model and is not kept.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
 import os
@@ -142,6 +143,45 @@ def call_onnxruntime(session: Any, seed: int) -> Call:
 def open_onnxruntime(path: str, threads: int, seed: int) -> Call:
     """A call that runs an ONNX file once."""
     return call_onnxruntime(session_onnxruntime(path, threads), seed)
+
+
+def open_compiled(path: str, threads: int, seed: int) -> Call:
+    """A call that runs a library of target tvm once; inputs are normal numbers or zeros.
+
+    Every such library has `edgesmith_entry`: its description in JSON, how much memory it works in, and its call.
+    """
+    import numpy
+
+    library = ctypes.CDLL(os.path.abspath(path))  # noqa: PTH100  # a name without a folder is looked for elsewhere
+    entry: Any = (ctypes.c_void_p * 3).in_dll(library, "edgesmith_entry")
+    description, memory_bytes, run = entry
+    said = json.loads(ctypes.string_at(description).decode())
+    draw = numpy.random.RandomState(seed)
+    given = [
+        numpy.zeros(one["shape"], one["dtype"])
+        if one["dtype"][:5] != "float"
+        else numpy.asarray(draw.standard_normal(one["shape"])).astype(one["dtype"])
+        for one in said["inputs"]
+    ]
+    made = [numpy.empty(one["shape"], one["dtype"]) for one in said["outputs"]]
+    block = numpy.empty(ctypes.CFUNCTYPE(ctypes.c_size_t)(memory_bytes)() + 64, numpy.uint8)
+    memory = ctypes.c_void_p(block.ctypes.data + -block.ctypes.data % 64)
+    function = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)(run)
+    read, written = ((ctypes.c_void_p * max(1, len(x)))(*[one.ctypes.data for one in x]) for x in (given, made))
+
+    def call() -> None:
+        if function(read, written, memory):
+            raise Refusal(f"{Path(path).name} does not run: it returned a number that is not 0")
+
+    call.holds = (library, given, made, block)  # type: ignore[attr-defined]  # as long as the call
+    return call
+
+
+def version_compiled() -> str:
+    """The C library, which is all that a compiled model needs."""
+    import numpy  # noqa: F401  # so that its import is not timed as loading
+
+    return " ".join(platform.libc_ver()) or platform.system()
 
 
 def operators_onnxruntime(path: str, threads: int, seed: int, seconds: float) -> dict[str, Any]:
@@ -349,6 +389,7 @@ ENGINES = ("tensorrt", "tensorrt_rtx")
 RUNTIMES: dict[str, tuple[Callable[..., Call], Callable[[], str]]] = {
     "onnxruntime": (open_onnxruntime, version_onnxruntime),
     "coremltools": (open_coremltools, version_coremltools),
+    "compiled": (open_compiled, version_compiled),
     **{name: (partial(open_engine, module=name), partial(version_engine, name)) for name in ENGINES},
 }
 PROFILES: dict[str, Callable[[str, int, int, float], dict[str, Any]]] = {

@@ -188,8 +188,8 @@ class ExportOptions(ModelOptions):
 
     @cached_property
     def profile(self) -> DeviceProfile | None:
-        """The device that is called `device`."""
-        return devices.get(self.device) if self.device is not None else None
+        """The device that is called `device`; None for `host`, which is this machine, as without one."""
+        return devices.get(self.device) if self.device not in (None, HOST) else None
 
     @cached_property
     def arithmetic(self) -> Precision:
@@ -227,6 +227,9 @@ class ExportOptions(ModelOptions):
         words = (str(word) for differs, word in differences if differs)
         return "-".join([self.artifact_name, self.backend.name, self.arithmetic.name, *words])
 
+
+HOST = "host"
+"""This machine, where a device may be named; `edgesmith devices` lists it too."""
 
 SEGMENTATIONS = ("logits", "labels")
 """The outputs that a model for segmentation may have, the default first."""

@@ -179,4 +179,12 @@ def _thresholds() -> dict[str, Any]:
 def versions(target: Target) -> dict[str, str]:
     """Return the versions of the packages that a file was made with."""
     packages = dict.fromkeys(("torch", "numpy", *target.packages, "onnxruntime"))
-    return {package: importlib.metadata.version(package) for package in packages}
+    return {package: _version(package) for package in packages}
+
+
+def _version(package: str) -> str:
+    """Return the version of an imported package, whatever its distribution is called."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # apache-tvm is imported as tvm
+        return importlib.metadata.version(importlib.metadata.packages_distributions()[package][0])

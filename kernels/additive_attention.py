@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edgesmith.kernels.op import FusedOp, define
+from edgesmith.kernels.relax_calls import call_kernel, channels_first, channels_last, sizes
 
 
 def reference(
@@ -223,13 +224,27 @@ def lower_coreml(
     return depthwise(mb.mul(x=context, y=v), proj_weight, proj_bias, channels)
 
 
+def lower_tvm(make: Any, qkv: Any, *weights: Any) -> Any:
+    """TVM: one kernel, native/additive_attention.h, which reads maps with their channels last."""
+    batch, channels, height, width = sizes(qkv)
+    shape = [batch, height, width, channels // 3]
+    given = weights[: len(WEIGHTS)]
+    return channels_first(make, call_kernel(make, OP.name, channels_last(make, qkv), given, [shape]))
+
+
+WEIGHTS = tuple(
+    [f"{part}_{name}" for part in "qk" for name in ("spatial_weight", "spatial_bias", "mix", "channel")]
+    + ["dwc_weight", "dwc_bias", "proj_weight", "proj_bias"]
+)
+"""Names of the weights, in the order of the arguments."""
+
 OP = define(
     FusedOp(
         name="additive_attention",
         reference=reference,
         shape=shape,
         example=example,
-        lowerings={"onnx": lower_onnx, "coreml": lower_coreml},
+        lowerings={"onnx": lower_onnx, "coreml": lower_coreml, "tvm": lower_tvm},
         centre=("aten.sigmoid", "aten.add", "aten.conv2d", "aten.mul"),
         tolerance=2e-6,
         forms=({}, {"share_gates": True}),

@@ -76,7 +76,7 @@ def lower_coreml(x: Any, weight: Any, bias: Any, eps: float = 1e-5) -> Any:
 
 
 def for_coreai(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
-    """Core AI: its composite for layer norms, which wants the channels last."""
+    """Core AI: its composite for layer norms, which wants the channels last, as TVM's kernel does."""
     return F.layer_norm(x.movedim(1, -1), (x.shape[1],), weight, bias, eps).movedim(-1, 1)
 
 
@@ -87,7 +87,7 @@ OP = define(
         shape=shape,
         example=example,
         lowerings={"onnx": lower_onnx, "coreml": lower_coreml},
-        inlined={"coreai": for_coreai},
+        inlined={"coreai": for_coreai, "tvm": for_coreai},
         tolerance=2e-6,
         literals={"eps": 0.1},
         is_pattern=False,  # too many spellings: exporters/rewrites/fuse_channel_norm.py knows them

@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edgesmith.kernels.op import FusedOp, define
+from edgesmith.kernels.relax_calls import call_kernel, channels_first, channels_last, sizes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -317,13 +318,23 @@ def for_coreai(
     return rows @ table(inverse_right)
 
 
+def lower_tvm(
+    make: Any, x: Any, w1: Any, b1: Any, w2: Any, b2: Any, threshold: float = 0.01, dense: bool = False
+) -> Any:
+    """TVM: one kernel, native/fft_filter.h, which reads maps with their channels last."""
+    batch, channels, height, width = sizes(x)
+    shape = [batch, height, width, channels]
+    made = call_kernel(make, OP.name, channels_last(make, x), (w1, b1, w2, b2), [shape], [threshold])
+    return channels_first(make, made)
+
+
 OP = define(
     FusedOp(
         name="fft_filter",
         reference=reference,
         shape=shape,
         example=example,
-        lowerings={"onnx": lower_onnx, "coreml": lower_coreml},
+        lowerings={"onnx": lower_onnx, "coreml": lower_coreml, "tvm": lower_tvm},
         inlined={"coreai": for_coreai},
         centre=("aten.fft_rfft2", "aten.fft_irfft2"),
         is_region=True,

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edgesmith.kernels.op import FusedOp, define
+from edgesmith.kernels.relax_calls import call_kernel, channels_first, channels_last, sizes
 
 
 def reference(
@@ -142,13 +143,26 @@ def lower_coreml(x: Any, project: Any, local: Any, gate: Any, out: Any, skip: An
     return y, h
 
 
+def lower_tvm(make: Any, x: Any, project: Any, local: Any, gate: Any, out: Any, skip: Any) -> Any:
+    """TVM: one kernel, native/hidden_state_mixer.h, which reads maps with their channels last."""
+    from tvm import relax
+
+    batch, width_of_maps, height, width = sizes(x)
+    states = sizes(project)[0] // 3
+    shapes = [[batch, height, width, width_of_maps], [batch, states, width_of_maps]]
+    both = call_kernel(make, OP.name, channels_last(make, x), (project, local, gate, out, skip), shapes)
+    y, hidden = (make.emit(relax.TupleGetItem(both, i)) for i in (0, 1))
+    hidden = make.emit(relax.op.permute_dims(hidden, [0, 2, 1]))
+    return relax.Tuple([channels_first(make, y), hidden])
+
+
 OP = define(
     FusedOp(
         name="hidden_state_mixer",
         reference=reference,
         shape=shape,
         example=example,
-        lowerings={"onnx": lower_onnx, "coreml": lower_coreml},
+        lowerings={"onnx": lower_onnx, "coreml": lower_coreml, "tvm": lower_tvm},
         centre=("aten.softmax", "aten.mul", "aten.matmul", "aten.matmul"),
         tolerance=3e-6,
     )

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from edgesmith.kernels.loops import coreml_loop, onnx_filled, onnx_scan, torch_loop
 from edgesmith.kernels.op import FusedOp, Recognition, Recurrence, RecurrentState, define
+from edgesmith.kernels.relax_calls import call_kernel, sizes
 
 
 def charge(
@@ -317,6 +318,27 @@ def for_coreai(
     return (potential >= threshold).to(x.dtype)
 
 
+def lower_tvm(
+    make: Any,
+    x: Any,
+    tau: float = 2.0,
+    threshold: float = 1.0,
+    reset: float | None = 0.0,
+    decay_input: bool = True,
+    dim: int = -1,
+    beta: float | None = None,
+) -> Any:
+    """TVM: one kernel over [outer, T, inner], native/lif.h, which rounds as `step` does."""
+    from tvm import relax
+
+    shape = sizes(x)
+    dim = dim % len(shape)
+    flat = [math.prod(shape[:dim]), shape[dim], math.prod(shape[dim + 1 :])]
+    literals = [math.nan if one is None else float(one) for one in (tau, threshold, reset, decay_input, beta)]
+    spikes = call_kernel(make, "lif", make.emit(relax.op.reshape(x, flat)), (), [flat], literals)
+    return make.emit(relax.op.reshape(spikes, shape))
+
+
 Settings = tuple[float, float, float | None, bool, float | None]
 """tau, threshold, reset, decay_input and beta."""
 
@@ -392,7 +414,7 @@ OP = define(
         reference=reference,
         shape=shape,
         example=example,
-        lowerings={"onnx": lower_onnx, "coreml": lower_coreml},
+        lowerings={"onnx": lower_onnx, "coreml": lower_coreml, "tvm": lower_tvm},
         inlined={"coreai": for_coreai},
         tolerance=0.0,
         is_pattern=False,

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from edgesmith.kernels.loops import coreml_loop, onnx_filled, onnx_scan, torch_loop
 from edgesmith.kernels.op import FusedOp, LinearRecurrence, Recurrence, RecurrentState, define
+from edgesmith.kernels.relax_calls import call_kernel, sizes
 
 FORMS = ("convolution", "chunked", "recurrent")
 
@@ -253,13 +254,22 @@ def _cannot_step(u: Tensor, impulse: Tensor, a: Tensor | None, b: Tensor | None,
     return None
 
 
+def lower_tvm(make: Any, u: Any, impulse: Any, a: Any = None, b: Any = None, form: str = "convolution") -> Any:
+    """TVM: one kernel, native/lmu_memory.h, of the impulse response, whatever form is asked for."""
+    from tvm import relax
+
+    order, length = sizes(impulse)
+    memory = call_kernel(make, OP.name, u, (impulse,), [[sizes(u)[0], length, order]])
+    return make.emit(relax.op.permute_dims(memory, [0, 2, 1]))
+
+
 OP = define(
     FusedOp(
         name="lmu_memory",
         reference=reference,
         shape=shape,
         example=example,
-        lowerings={"onnx": lower_onnx, "coreml": lower_coreml},
+        lowerings={"onnx": lower_onnx, "coreml": lower_coreml, "tvm": lower_tvm},
         inlined={"coreai": for_coreai},
         tolerance=2e-6,
         forms=tuple({"form": form} if form != FORMS[0] else {} for form in FORMS),

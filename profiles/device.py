@@ -53,6 +53,23 @@ class Cuda:
 
 
 @dataclass(frozen=True)
+class Cpu:
+    """The processor of a device, as far as compiled models depend on it.
+
+    Attributes:
+        triple: of the system, such as `aarch64-linux-gnu`.
+        core: the kind of core, as LLVM and GCC call it; the smallest one where there are several.
+        source: where that is written.
+        features: that all its cores have, by the names of Linux' /proc/cpuinfo.
+    """
+
+    triple: str
+    core: str
+    source: str
+    features: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Figure:
     """One figure of a device, and where it is from: exactly one of the three is said.
 
@@ -77,6 +94,7 @@ class DeviceProfile:
         targets: formats that it can run.
         systems: None where the format does not depend on the system.
         cuda: None where it has no NVIDIA GPU.
+        cpu: what models are compiled for; None where nothing is compiled for its processor.
         reach: how it is spoken to: `ssh`, `adb`, `mac`, through a Mac that it is connected to, `mac or ssh`, a Mac, or
             `itself`, this machine.
         models: what Android calls it, with `*` for any further letters.
@@ -92,6 +110,7 @@ class DeviceProfile:
     targets: tuple[str, ...]
     systems: Systems | None = None
     cuda: Cuda | None = None
+    cpu: Cpu | None = None
     reach: str = "ssh"
     fit: str | None = None
     models: tuple[str, ...] = ()

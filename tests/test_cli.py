@@ -137,7 +137,7 @@ def test_models_lists_the_published_facts(edgesmith: Run) -> None:
 def test_targets_and_devices_are_listed(edgesmith: Run) -> None:
     assert "edgesmith[coreml]" in edgesmith("targets").stdout
     names = [row["name"] for row in json.loads(edgesmith("targets", "--json").stdout)]
-    assert names == ["coreai", "coreml", "onnx", "tensorrt"]
+    assert names == ["coreai", "coreml", "onnx", "tensorrt", "tvm"]
     assert "iphone15" in edgesmith("targets", "--devices").stdout
     assert "iOS26" in edgesmith("targets", "--devices", "--json").stdout
 

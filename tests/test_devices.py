@@ -15,6 +15,7 @@ from edgesmith.errors import EdgesmithError
 from edgesmith.exporters import export as line
 from edgesmith.exporters import targets
 from edgesmith.exporters.tensorrt.kit import build as board
+from edgesmith.kernels.native import toolchain
 from edgesmith.profiles import device as devices
 
 PHONES = tuple(
@@ -25,6 +26,7 @@ GPUS = ("rtx2080", "a100", "rtx3080", "rtx4070", "rtx5080", "dgx-spark")
 BOARDS = ("jetson-orin-nano", "jetson-orin-nx", "jetson-agx-orin", "jetson-thor")
 OLD_BOARDS = ("jetson-nano", "jetson-tx2", "jetson-xavier-nx", "jetson-agx-xavier")
 CPUS = ("rpi4", "rpi5", "galaxy-s23", "galaxy-s24", "galaxy-s25")
+COMPILED_FOR = ("rpi4", "rpi5", "jetson-orin-nano")
 HOST = "host-gpu"
 
 WRITTEN = ""
@@ -42,6 +44,13 @@ TABLE: list[tuple[str, tuple[str | None, ...], str]] = [
     ("tensorrt", (None,), r"an engine is for one GPU: say which with --device, one of a100, .*"),
     ("tensorrt", (*PHONES, *MACS, *CPUS), rf".* has no NVIDIA GPU and takes (coreml|onnx).*; {FOR}"),
     ("tensorrt", OLD_BOARDS, rf".* has a TensorRT of before 8\.6, .*; it takes onnx, and {FOR}"),
+    ("tvm", (None, *COMPILED_FOR), WRITTEN),
+    ("tvm", ("galaxy-s24",), r"a library for Galaxy S24 needs the headers of Android's NDK, .*"),
+    (
+        "tvm",
+        (*PHONES, *MACS, *GPUS, HOST, *OLD_BOARDS, *({*CPUS, *BOARDS} - {*COMPILED_FOR, "galaxy-s24"})),
+        r".* takes [a-z, ]+, and no processor of it is known to compile for; compiled models are for host, .*rpi5",
+    ),
     ("tensorrt", (HOST,), r"--device host-gpu builds with this machine's TensorRT, and there is neither .*"),
 ]
 """What each target says of each device; where the device is right, each of the target's precisions is written."""
@@ -71,6 +80,7 @@ def test_a_combination_is_written_or_refused_in_one_sentence(
 
     monkeypatch.setattr(line, "staging", staging)
     monkeypatch.setattr(board, "find_trtexec", lambda: None)
+    monkeypatch.setattr(toolchain, "find_compiler", lambda target: None)
     for device in named:
         for precision in (*backend.precisions, "int3"):
             expected = sentence

@@ -55,13 +55,16 @@ def test_target_says_what_it_is(target: Target) -> None:
 def test_target_exports_verifies_and_says_what_it_did(
     target: Target, precision: str, export_small: Callable[..., Artifact]
 ) -> None:
+    if precision not in target.precisions:
+        pytest.skip(f"{target.name} has {', '.join(target.precisions)}")
     artifact = export_small(target.name, precision=precision)
     assert artifact.target == target.name
     assert artifact.precision == precision
     assert artifact.file.name == f"casvit{target.suffix}"
     manifest = artifact.manifest
     assert manifest["operators"]["rewritten"]["edgesmith.additive_attention"] == 4
-    assert sum(manifest["operators"]["file"].values()) > 100
+    is_one_operator = "edgesmith.additive_attention" in manifest["operators"]["file"]
+    assert sum(manifest["operators"]["file"].values()) > (80 if is_one_operator else 100)
     captured, rewritten, file, *_ = manifest["verification"]["steps"]
     assert captured["relative_error"] == 0
     assert rewritten["relative_error"] <= 1e-6
@@ -185,7 +188,7 @@ ODD = {
 def test_unusual_modules_are_verified_again(case: str, target: Target, tmp_path: Path) -> None:
     available(target)
     function, inputs = ODD[case]
-    for precision in ("fp32", "fp16"):
+    for precision in {"fp32", "fp16"} & {*target.precisions}:
         options = {"inputs": inputs, "precision": precision, "out": tmp_path, "name": "odd"}
         options |= NEEDED.get(target.name, {})
         artifact = edgesmith.export(Lines(function), target.name, **options)  # type: ignore[arg-type]

@@ -65,7 +65,7 @@ def test_nobody_asks_a_target_what_it_has(checkout: Path) -> None:
     assert not asked
 
 
-TARGETS = ("onnx", "coreml", "coreai", "tensorrt")
+TARGETS = ("onnx", "coreml", "coreai", "tensorrt", "tvm")
 
 
 def is_target_name(node: ast.expr) -> bool:

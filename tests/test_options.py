@@ -65,7 +65,12 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("casvit_xs", "onnx", {"device": "iphone15"}, "iPhone 15 takes coreml, not onnx; choose --target"),
     ("casvit_xs", "coreml", {"device": "rtx4070"}, "GeForce RTX 4070 takes onnx, tensorrt, not coreml"),
     ("casvit_xs", "tensorrt", {}, "an engine is for one GPU: say which with --device, one of a100, dgx-spark"),
-    ("casvit_xs", "tensorrt", {"device": "rpi5"}, "Raspberry Pi 5 has no NVIDIA GPU and takes onnx; engines are for"),
+    (
+        "casvit_xs",
+        "tensorrt",
+        {"device": "rpi5"},
+        "Raspberry Pi 5 has no NVIDIA GPU and takes onnx, tvm; engines are for",
+    ),
     ("casvit_xs", "tensorrt", {"device": "jetson-nano"}, "has a TensorRT of before 8.6, which is the first that kits"),
     (
         "casvit_xs",

@@ -71,7 +71,7 @@ def test_phones_of_one_chip_have_its_figures() -> None:
 
 
 def test_no_profile_has_a_table_that_nobody_reads() -> None:
-    known = {"title", "soc", "targets", "reach", "models", "fit", "systems", "cuda", "peak", "memory", "clocks"}
+    known = {"title", "soc", "targets", "reach", "models", "fit", "systems", "cuda", "cpu", "peak", "memory", "clocks"}
     for name in PROFILES:
         path = Path(devices.__file__).with_name(f"{name}.toml")
         assert set(tomllib.loads(path.read_text(encoding="utf-8"))) <= known, path.name

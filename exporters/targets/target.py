@@ -365,6 +365,14 @@ class Target(ABC):
         if profile is not None and self.name not in profile.targets:
             raise BadInput(f"{profile.title} takes {', '.join(profile.targets)}, not {self.name}; choose --target")
 
+    def share(self, program: Program) -> Mapping[str, Mapping[str, int]] | None:
+        """Return what computes which part of a rewritten program; None where one thing computes it all.
+
+        Operators by how often they occur, under what computes them, such as `kernels`; and under `macs` the
+        multiply-accumulates of each.
+        """
+        return None
+
     def own_translations(self) -> frozenset[str]:
         """Return PyTorch's operators, such as `aten.group_norm`, that are lowered by a translation of edgesmith's."""
         return frozenset()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -150,13 +151,17 @@ def explain(
         from edgesmith.exporters.graph.edit import count_operators
     with show_stage("capture and rewrite"), printing_to_stderr():
         captured, rewritten, reports = capture_and_rewrite(options)
+        covered = options.backend.share(rewritten)
     counts = {"captured": count_operators(captured.module), "rewritten": count_operators(rewritten.module)}
     if as_json:
         rewrites = [asdict(report) for report in reports]
-        print_json({"model": chosen.label, "target": target, "rewrites": rewrites, "operators": counts})
+        also = {} if covered is None else {"covered": covered}
+        print_json({"model": chosen.label, "target": target, "rewrites": rewrites, "operators": counts, **also})
     else:
         _show_rewrites(reports)
         print_table(_operators_table(chosen.label, **counts))
+        if covered is not None:
+            print_table(_covered_table(chosen.label, covered))
 
 
 def _show_rewrites(reports: list[RewriteReport]) -> None:
@@ -186,6 +191,17 @@ def _operators_table(model: str, captured: dict[str, int], rewritten: dict[str, 
     for name in {**captured, **rewritten}:
         table.add_row(name, str(captured.get(name, 0)), str(rewritten.get(name, 0)))
     table.add_row("all", str(sum(captured.values())), str(sum(rewritten.values())))
+    return table
+
+
+def _covered_table(model: str, covered: Mapping[str, Mapping[str, int]]) -> Table:
+    """The table of what computes which operators, and of its share of the multiply-accumulates."""
+    macs = covered["macs"]
+    table = new_table(f"{model}: computed by", "by", "operators", "share of multiply-accumulates")
+    for name, found in covered.items():
+        if name != "macs":
+            named = ", ".join(f"{count} {one}" for one, count in sorted(found.items(), key=lambda item: -item[1]))
+            table.add_row(name, named, f"{macs.get(name, 0) / (sum(macs.values()) or 1):.1%}")
     return table
 
 

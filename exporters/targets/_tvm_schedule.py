@@ -1,0 +1,97 @@
+"""Loops of TVM's, as they run well enough where no kernel is, and as functions of plain pointers.
+
+schedule        what is elementwise is computed where it is read; innermost loops are vectors
+with_pointers   buffers, and blocks of more than a few kilobytes, become pointers that the caller gives
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from typing import Any
+
+LANES = 16
+"""Numbers in a vector: 64 bytes of fp32. LLVM splits it where the processor's vectors are narrower."""
+
+ON_STACK = 1024
+"""Bytes from which TVM takes a block from its runtime, which is not there: the caller gives it instead."""
+
+
+def schedule(function: Any, symbol: str) -> Any:
+    """Return a function, under a name, whose elementwise blocks are inlined and whose innermost loops are vectors."""
+    from tvm import s_tir
+
+    function = function.with_attr("global_symbol", symbol)
+    if function.body.block.name_hint != "root":  # one block: loops that are written out as they run
+        return function
+    found = s_tir.Schedule(function)
+    for block in _blocks(found):
+        _inline(found, block)
+    for block in _blocks(found):
+        _vectorize(found, block)
+    return found.mod["main"].with_attr("global_symbol", symbol)
+
+
+def _blocks(found: Any) -> list[Any]:
+    return list(found.get_child_blocks(found.get_sblock("root")))
+
+
+def _inline(found: Any, block: Any) -> None:
+    """Compute an elementwise block where it is read, if nothing stands against that."""
+    from tvm.s_tir import ScheduleError
+
+    with contextlib.suppress(ScheduleError):  # a reduction, an output, or one that is read in other forms
+        found.compute_inline(block)
+
+
+def _vectorize(found: Any, block: Any) -> None:
+    """Make the innermost loop of an elementwise block a vector."""
+    loops = found.get_loops(block)
+    if not loops or found.get(block).init is not None:
+        return
+    extent = found.get(loops[-1]).extent
+    if not hasattr(extent, "value") or extent.value < 2:
+        return
+    inner = loops[-1]
+    if extent.value > LANES:
+        _, inner = found.split(inner, factors=[None, LANES])
+    found.vectorize(inner)
+
+
+def with_pointers(function: Any) -> tuple[Any, tuple[int, ...]]:
+    """Return a lowered function of pointers that returns 0, and the bytes of the blocks that it is given last."""
+    import tvm
+    from tvm import tirx
+
+    blocks: list[Any] = []
+    body = _give_blocks(function.body, blocks)
+    parameters, declared = [], []
+    for buffer in (*function.params, *blocks):
+        kind = tvm.ir.PointerType(buffer.ty.dtype, "global")
+        pointer = tirx.Var(f"{buffer.name}_pointer", kind)
+        parameters.append(pointer)
+        declared.append(tirx.DeclBuffer(buffer, data=pointer))
+    ended = tirx.Evaluate(tirx.ret(0)) if hasattr(tirx, "ret") else None
+    made = tirx.PrimFunc(parameters, tirx.SeqStmt([*declared, body, ended]), tvm.ir.PrimType("int32"), function.attrs)
+    return made, tuple(_bytes(one) for one in blocks)
+
+
+def _give_blocks(body: Any, blocks: list[Any]) -> Any:
+    """Return a statement without the allocations of large blocks, which are added to a list."""
+    from tvm import tirx
+
+    if isinstance(body, tirx.AllocBuffer) and _bytes(body.buffer) >= ON_STACK:
+        blocks.append(body.buffer)
+        return tirx.Evaluate(0)
+    if isinstance(body, tirx.SeqStmt):
+        return tirx.SeqStmt([_give_blocks(one, blocks) for one in body.seq])
+    if isinstance(body, tirx.For):
+        inner = _give_blocks(body.body, blocks)
+        return tirx.For(body.loop_var, body.min, body.extent, body.kind, inner, body.thread_binding, body.annotations)
+    if isinstance(body, tirx.AttrStmt):
+        return tirx.AttrStmt(body.node, body.attr_key, body.value, _give_blocks(body.body, blocks))
+    return body
+
+
+def _bytes(buffer: Any) -> int:
+    return math.prod(int(size) for size in buffer.ty.shape) * int(buffer.ty.dtype.dtype.itemsize)

@@ -1,0 +1,111 @@
+"""Dense convolution of any kernel, stride, padding and dilation, without groups (convolution.h has the maths)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edgesmith.kernels.native.epilogue import NOTHING, Epilogue
+from edgesmith.kernels.native.packing import pack_panels, panels_size
+from edgesmith.kernels.native.tiles import LEAST_TASKS, Tile, ceil_div, choose_tile, group_panels, panels
+from edgesmith.kernels.native.toolchain import CpuTarget
+from edgesmith.kernels.native.unit import Argument, Unit, make_symbol, render
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """y [B, OH, OW, N] of x [B, H, W, C].
+
+    Attributes:
+        kernel: KH, KW.
+        padding: zeros above, left of, below and right of the map.
+    """
+
+    batch: int
+    height: int
+    width: int
+    inputs: int
+    outputs: int
+    kernel: tuple[int, int] = (3, 3)
+    stride: int = 1
+    padding: tuple[int, int, int, int] = (1, 1, 1, 1)
+    dilation: int = 1
+    epilogue: Epilogue = NOTHING
+
+    @property
+    def out(self) -> tuple[int, int]:
+        """OH, OW"""
+        top, left, bottom, right = self.padding
+        tall, wide = ((size - 1) * self.dilation + 1 for size in self.kernel)
+        height = (self.height + top + bottom - tall) // self.stride + 1
+        return height, (self.width + left + right - wide) // self.stride + 1
+
+    @property
+    def taps(self) -> int:
+        """K, the inputs of one output: KH KW C."""
+        return self.kernel[0] * self.kernel[1] * self.inputs
+
+    def tile(self, target: CpuTarget) -> Tile:
+        """The register tile, of pixels in one row of the output."""
+        return choose_tile(target.instructions, self.out[1], self.outputs)
+
+
+def emit(op: Convolution, target: CpuTarget) -> Unit:
+    """Return the kernel. Arguments: x [B, H, W, C], gate, residual, packed, y [B, OH, OW, N]."""
+    instructions, tile = target.instructions, op.tile(target)
+    out_height, out_width = op.out
+    rows = op.batch * out_height
+    rows_a_task = max(1, rows // LEAST_TASKS)
+    symbol = _name(op)
+    constants = {
+        "BATCH": op.batch,
+        "H": op.height,
+        "W": op.width,
+        "C": op.inputs,
+        "KH": op.kernel[0],
+        "KW": op.kernel[1],
+        "STRIDE": op.stride,
+        "DILATION": op.dilation,
+        "TOP": op.padding[0],
+        "LEFT": op.padding[1],
+        "OH": out_height,
+        "OW": out_width,
+        "N": op.outputs,
+        "P": tile.pixels,
+        "V": tile.vectors,
+        "ROWS_A_TASK": rows_a_task,
+        "PANEL_GROUPS": group_panels(ceil_div(rows, rows_a_task), len(panels(instructions, tile.vectors, op.outputs))),
+    }
+    source = render(
+        "convolution", "Convolution", symbol, instructions.lanes, constants, f"using Epilogue = {op.epilogue.type};"
+    )
+    pixels = rows * out_width
+    arguments = (
+        Argument("input", "x", (op.batch, op.height, op.width, op.inputs)),
+        *op.epilogue.arguments(pixels, op.outputs),
+        Argument("packed", "weights", (panels_size(instructions, op.taps, op.outputs),)),
+        Argument("output", "y", (op.batch, out_height, out_width, op.outputs)),
+    )
+    return Unit(symbol, source, arguments, 0, 2 * pixels * op.taps * op.outputs)
+
+
+def _name(op: Convolution) -> str:
+    return make_symbol(
+        "convolution",
+        f"{op.batch}x{op.height}x{op.width}x{op.inputs}",
+        f"n{op.outputs}",
+        f"k{op.kernel[0]}x{op.kernel[1]}",
+        f"s{op.stride}",
+        f"p{'x'.join(map(str, op.padding))}",
+        f"d{op.dilation}",
+        op.epilogue.words,
+    )
+
+
+def pack(op: Convolution, target: CpuTarget, weight: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
+    """Return the packed parameters of a weight [N, C, KH, KW], as PyTorch has it, and a bias [N] or none."""
+    matrix = weight.transpose(2, 3, 1, 0).reshape(op.taps, op.outputs)
+    return pack_panels(target.instructions, op.tile(target).vectors, matrix, bias)

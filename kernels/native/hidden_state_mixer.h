@@ -1,0 +1,134 @@
+// Mixing in the hidden state of a state-space dual model (EfficientViM, eq. 8-10), channels last.
+//
+//     b, c, dt = split(dw3x3(x W_p))                          each [N, S], N = H W
+//     g[n, s]  = softmax_n(dt)[n, s] b[n, s]
+//     h        = g^T x                                        [S, D]
+//     h, z     = split(h W_hz);  h = (h (silu(z) + d)) W_o    [S, D], returned too
+//     y        = c h                                          [N, D]
+//
+// Nothing is transposed in memory: g^T is g read down its columns, and x and h are right matrices as they lie. Those
+// have rows of whole vectors, copies of x and h where D is not a multiple of LANES. Arguments: x [B, H, W, D], packed,
+// y [B, H, W, D], h [B, S, D], scratch. Packed is the panels of W_p, the depthwise weights (bias of zeros, [3, 3,
+// 3S]), the panels of W_hz and W_o, and d. Letters: B batch, N pixels, D width, S states.
+#pragma once
+
+#include "depthwise.h"
+#include "pointwise.h"
+#include "product.h"
+
+namespace es {
+
+// S has the constants that kernels/native/hidden_state_mixer.py writes.
+template <class S>
+struct HiddenStateMixer : S {
+    using S::D, S::STATES;
+    static constexpr int N = S::H * S::W;
+    static constexpr int ROW = padded(D);
+    static constexpr bool IS_WHOLE = ROW == D;
+
+    template <int Rows, int Inputs, int Outputs, int Pixels, int Vectors>
+    struct Layer {
+        static constexpr int M = Rows, K = Inputs, N = Outputs, P = Pixels, V = Vectors;
+        static constexpr int TILES_A_TASK = ceil_div(ceil_div(M, P), S::LEAST_TASKS);
+        static constexpr int PANEL_GROUPS = smaller(Panels<N, V>::COUNT, S::LEAST_TASKS);
+    };
+    struct Local : S {
+        static constexpr int C = 3 * STATES, PITCH = C, KH = 3, KW = 3, STRIDE = 1, TOP = 1, LEFT = 1;
+        static constexpr int BATCH = 1, OH = S::H, OW = S::W, ROWS_A_TASK = 1;
+    };
+    struct Collect : S {
+        static constexpr int M = STATES, K = S::H * S::W, N = D, P = S::COLLECT_P, V = S::COLLECT_V;
+        static constexpr int X_PITCH = 1, X_STEP = STATES, W_PITCH = padded(D), Y_PITCH = D;
+    };
+    struct Spread : S {
+        static constexpr int M = S::H * S::W, K = STATES, N = D, P = S::SPREAD_P, V = S::SPREAD_V;
+        static constexpr int X_PITCH = 3 * STATES, X_STEP = 1, W_PITCH = padded(D), Y_PITCH = D;
+    };
+    using Project = Pointwise<Layer<N, D, 3 * STATES, S::PROJECT_P, S::PROJECT_V>>;
+    using GateLayer = Pointwise<Layer<STATES, D, 2 * D, S::GATE_P, S::GATE_V>>;
+    using Out = Pointwise<Layer<STATES, D, D, S::OUT_P, S::OUT_V>>;
+
+    template <class Product>
+    static constexpr long weights_of = long(Product::Columns::VECTORS) * LANES * (Product::K + 1);
+
+    template <class Product>
+    static void run_layer(const float* x, const float* packed, float* y) {
+        parallel(Product::TASKS, [&](int task) { Product::run_task(task, x, packed, y, Epilogue<>()); });
+    }
+
+    // g of W states from `s` on: sums of powers over all pixels, then the products.
+    template <int WIDTH>
+    static ES_INLINE void weigh(int s, const float* states, float* g) {
+        using V = Vector<WIDTH>;
+        const float *const b = states + s, *const dt = states + 2 * STATES + s;
+        V most = load<V>(dt), sum = {};
+        for (long n = 1; n < N; ++n) most = larger_of(most, load<V>(dt + n * 3 * STATES));
+        for (long n = 0; n < N; ++n) {
+            const V power = exp(load<V>(dt + n * 3 * STATES) - most);
+            sum += power;
+            store(g + n * STATES + s, power);
+        }
+        for (long n = 0; n < N; ++n)
+            store(g + n * STATES + s, load<V>(g + n * STATES + s) / sum * load<V>(b + n * 3 * STATES));
+    }
+
+    // h (silu(z) + d), for one state.
+    static void gate(const float* h, const float* z, float d, float* to) {
+        cover<D>([&]<int WIDTH>(int c) {
+            using V = Vector<WIDTH>;
+            store(to + c, load<V>(h + c) * (silu(load<V>(z + c)) + d));
+        });
+    }
+
+    // Rows of whole vectors: the rows themselves, or a copy.
+    static const float* widen(const float* rows, int count, float* copy) {
+        if constexpr (IS_WHOLE) return rows;
+        for (long i = 0; i < count; ++i)
+            for (int c = 0; c < ROW; ++c) copy[i * ROW + c] = c < D ? rows[i * D + c] : 0;
+        return copy;
+    }
+
+    // Offsets in scratch, and the numbers in all of it.
+    static constexpr long PROJECTED = 0;
+    static constexpr long MIXED = PROJECTED + long(N) * 3 * STATES;
+    static constexpr long WEIGHTS = MIXED + long(N) * 3 * STATES;
+    static constexpr long COLLECTED = WEIGHTS + long(N) * STATES;
+    static constexpr long GATES = COLLECTED + long(STATES) * ROW;
+    static constexpr long GATED = GATES + long(STATES) * 2 * D;
+    static constexpr long WIDE = GATED + long(STATES) * ROW;
+    static_assert(WIDE + long(N > STATES ? N : STATES) * ROW == S::SCRATCH, "hidden_state_mixer.py counts otherwise");
+
+    static void run_map(const float* x, const float* packed, float* y, float* h, float* scratch) {
+        const float* const local = packed + weights_of<Project>;
+        const float* const gates = local + 10 * 3 * STATES;
+        const float* const out = gates + weights_of<GateLayer>;
+        const float d = out[weights_of<Out>];
+        float *const mixed = scratch + MIXED, *const g = scratch + WEIGHTS, *const gated = scratch + GATED;
+        run_layer<Project>(x, packed, scratch + PROJECTED);
+        parallel(S::H, [&](int row) {
+            Depthwise<Local>::run_row(row, scratch + PROJECTED, local, mixed, Epilogue<>());
+        });
+        cover<STATES>([&]<int WIDTH>(int s) { weigh<WIDTH>(s, mixed, g); });
+        Product<Collect>::run(g, widen(x, N, scratch + WIDE), scratch + COLLECTED);
+        run_layer<GateLayer>(scratch + COLLECTED, gates, scratch + GATES);
+        for (int s = 0; s < STATES; ++s) {
+            const float* const both = scratch + GATES + long(s) * 2 * D;
+            gate(both, both + D, d, gated + long(s) * D);
+        }
+        run_layer<Out>(gated, out, h);
+        Product<Spread>::run(mixed + STATES, widen(h, STATES, scratch + WIDE), y);
+    }
+
+    static int run(void* const* arguments) {
+        const auto x = static_cast<const float*>(arguments[0]);
+        const auto packed = static_cast<const float*>(arguments[1]);
+        const auto y = static_cast<float*>(arguments[2]);
+        const auto h = static_cast<float*>(arguments[3]);
+        const auto scratch = static_cast<float*>(arguments[4]);
+        for (long map = 0; map < S::BATCH; ++map)
+            run_map(x + map * N * D, packed, y + map * N * D, h + map * STATES * D, scratch);
+        return 0;
+    }
+};
+
+}  // namespace es

@@ -1,0 +1,57 @@
+// Pointwise convolution, which is a linear layer at every pixel.
+//
+//     y[m, n] = epilogue(bias[n] + sum_k x[m, k] w[k, n])
+//
+// A task is a group of pixel tiles times a group of panels. It takes panel by panel, and all its tiles for each, so
+// that the group's rows of x stay in the first caches and a panel is read from memory once for the group. Arguments: x
+// [M, K], gate and residual where the epilogue has them, packed panels, y [M, N]. Letters: M pixels, K inputs, N
+// outputs.
+#pragma once
+
+#include "gemm.h"
+#include "pool.h"
+
+namespace es {
+
+// S has the constants that kernels/native/pointwise.py writes.
+template <class S>
+struct Pointwise : S {
+    using S::K, S::N, S::PANEL_GROUPS, S::TILES_A_TASK;
+    using Rows = Tiles<S::M, S::P>;
+    using Columns = Panels<N, S::V>;
+    static constexpr int TASKS = ceil_div(Rows::COUNT, TILES_A_TASK) * PANEL_GROUPS;
+
+    // Pixels from tile `begin` on, before tile `end`, times the panel of COLUMNS channels from `channel` on.
+    template <int COLUMNS, class Epilogue>
+    static ES_NOINLINE void multiply(int channel, int begin, int end, const float* x, const float* panel, float* y,
+                         const Epilogue& epilogue) {
+        Rows::visit(begin, end, [&]<int PIXELS>(int pixel) {
+            const float* rows[PIXELS];
+            ES_UNROLL
+            for (int p = 0; p < PIXELS; ++p) rows[p] = x + long(pixel + p) * K;
+            Sums<PIXELS, COLUMNS> sums;
+            sums.start(panel);
+            sums.add(rows, panel + Panel<COLUMNS>::PITCH, K);
+            sums.finish(y, pixel, channel, N, N, epilogue);
+        });
+    }
+
+    template <class Epilogue>
+    static void run_task(int task, const float* x, const float* packed, float* y, const Epilogue& epilogue) {
+        const int begin = task / PANEL_GROUPS * TILES_A_TASK, end = smaller(begin + TILES_A_TASK, Rows::COUNT);
+        Columns::template visit_group<PANEL_GROUPS>(task % PANEL_GROUPS, [&]<int COLUMNS>(int channel) {
+            multiply<COLUMNS>(channel, begin, end, x, packed + long(channel) * (K + 1), y, epilogue);
+        });
+    }
+
+    static int run(void* const* arguments) {
+        const auto x = static_cast<const float*>(*arguments++);
+        const typename S::Epilogue epilogue(arguments);
+        const auto packed = static_cast<const float*>(*arguments++);
+        const auto y = static_cast<float*>(*arguments++);
+        parallel(TASKS, [&](int task) { run_task(task, x, packed, y, epilogue); });
+        return 0;
+    }
+};
+
+}  // namespace es

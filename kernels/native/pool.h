@@ -1,0 +1,27 @@
+// Threads for kernels: tasks 0 ... n-1 of one phase, each run once; a phase ends when all of its tasks have.
+//
+// The caller takes tasks too, so a phase never waits for a thread that the system has not woken yet. Where another
+// caller has the pool, or a task asks for a phase itself, the caller runs all tasks alone: any number of threads may
+// call kernels at once.
+#pragma once
+
+#define ES_KERNEL extern "C" __attribute__((visibility("default"))) int
+
+extern "C" {
+// Runs body(context, task) for every task from 0 to tasks - 1, and returns after the last one.
+void es_parallel_for(int tasks, void (*body)(void*, int), void* context);
+// Sets how many threads run tasks, the caller's included: 1 to 64. Returns 0, or -1 where the system gives no thread.
+__attribute__((visibility("default"))) int es_set_threads(int threads);
+}
+
+namespace es {
+
+// The same for anything that can be called with a task's number.
+template <class Body>
+inline void parallel(int tasks, const Body& body) {
+    es_parallel_for(
+        tasks, [](void* context, int task) { (*static_cast<const Body*>(context))(task); },
+        const_cast<void*>(static_cast<const void*>(&body)));
+}
+
+}  // namespace es

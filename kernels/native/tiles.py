@@ -1,0 +1,120 @@
+"""The numbers that steer kernels: one table a kind of registers, and what follows from a layer's shape.
+
+    set       lanes  registers  P x V        why
+    avx512    16     32         7 x 3        21 sums + 3 weights + 1 input = 25 registers; maps 7 or 14 wide fit
+    avx2       8     16         6 x 2        12 sums + 2 weights + 1 input = 15 registers
+    neon       4     32         7 x 3        as AVX-512: as many registers
+
+A multiply-add takes four cycles and one or two may start in each, so a tile has eight sums or more where it can. Layers
+with few output channels have fewer vectors and take more pixels; layers of few pixels take more vectors.
+Letters: M pixels, K inputs, N outputs, P pixels and V vectors of a tile.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+GROUP_BYTES = 96 * 1024
+"""Inputs of a group of pixels that one panel after the other is multiplied by: they stay in the second cache."""
+
+LEAST_TASKS = 8
+"""Tasks that a layer is cut into where it has the pixels or channels: two for each of four threads."""
+
+SMALL_KERNEL = 3
+"""Widths of depthwise kernels that are bound by their loads."""
+
+HIDDEN_BYTES = 192 * 1024
+"""Numbers between two fused layers, of one group of pixels: less than half of the second cache."""
+
+
+@dataclass(frozen=True)
+class InstructionSet:
+    """The registers of a kind of processors, as far as kernels depend on them.
+
+    Attributes:
+        name: a word.
+        lanes: floats in a vector.
+        tiles: from vectors of a tile to its pixels; the last entry is the widest panel.
+        short: from pixels to vectors, for layers that have no more pixels than that.
+        strip: neighbouring outputs of a depthwise convolution.
+        strip_lanes: floats in a vector of one with a small kernel.
+    """
+
+    name: str
+    lanes: int
+    tiles: dict[int, int]
+    short: dict[int, int]
+    strip: int
+    strip_lanes: int
+
+
+# From vectors to pixels, and from few pixels to vectors: P V sums, V weights and an input fit into the registers.
+MANY_REGISTERS = {1: 12, 2: 10, 3: 7}, {1: 8, 2: 6, 3: 5, 4: 5}
+FEW_REGISTERS = {1: 10, 2: 6}, {1: 8, 2: 4, 3: 3}
+
+AVX512 = InstructionSet("avx512", 16, *MANY_REGISTERS, strip=7, strip_lanes=8)
+AVX2 = InstructionSet("avx2", 8, *FEW_REGISTERS, strip=7, strip_lanes=8)
+NEON = InstructionSet("neon", 4, *MANY_REGISTERS, strip=7, strip_lanes=4)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """P pixels times V vectors of output channels."""
+
+    pixels: int
+    vectors: int
+
+
+def ceil_div(a: int, b: int) -> int:
+    """Return a / b, rounded up."""
+    return -(-a // b)
+
+
+def choose_tile(instructions: InstructionSet, pixels: int, outputs: int) -> Tile:
+    """Return the tile of a product with M pixels and N outputs. Its pixels are a limit: tiles are made nearly equal."""
+    vectors = ceil_div(outputs, instructions.lanes)
+    if pixels in instructions.short:
+        return Tile(pixels, min(vectors, instructions.short[pixels]))
+    width = min(vectors, max(instructions.tiles))
+    return Tile(min(pixels, instructions.tiles[width]), width)
+
+
+def panels(instructions: InstructionSet, vectors: int, outputs: int) -> list[tuple[int, int]]:
+    """Return the first channel and the channels, padding included, of every panel of N outputs.
+
+    Panels are nearly equal, the wider ones first, as `Panels` of gemm.h has them.
+    """
+    total = ceil_div(outputs, instructions.lanes)
+    count = ceil_div(total, vectors)
+    narrow, wide = divmod(total, count)
+    widths = [narrow + 1] * wide + [narrow] * (count - wide)
+    starts = [sum(widths[:i]) for i in range(count)]
+    return [
+        (start * instructions.lanes, width * instructions.lanes) for start, width in zip(starts, widths, strict=True)
+    ]
+
+
+def group_pixels(tile: Tile, pixels: int, inputs: int) -> int:
+    """Return how many tiles of pixels a task has: as many as the cache holds, and few enough for all threads."""
+    tiles = ceil_div(pixels, tile.pixels)
+    fitting = max(1, GROUP_BYTES // (4 * inputs * tile.pixels))
+    return max(1, min(fitting, ceil_div(tiles, LEAST_TASKS)))
+
+
+def group_panels(row_groups: int, panel_count: int) -> int:
+    """Return into how many groups panels are cut, where groups of pixels alone are too few tasks."""
+    return min(panel_count, ceil_div(LEAST_TASKS, row_groups))
+
+
+def strip_length(instructions: InstructionSet, width: int) -> int:
+    """Return the outputs of a strip, so that a row of `width` has strips of nearly equal lengths."""
+    return ceil_div(width, ceil_div(width, instructions.strip))
+
+
+def strip_lanes(instructions: InstructionSet, kernel_width: int) -> int:
+    """Return the widest vector of a strip.
+
+    A 3 x 3 kernel has few multiply-adds for each number loaded, and loads of 64 bytes at any address are slow: vectors
+    of half the width are 1.1 to 1.3 times as fast there, and 0.9 times with 7 x 7.
+    """
+    return instructions.strip_lanes if kernel_width <= SMALL_KERNEL else instructions.lanes
