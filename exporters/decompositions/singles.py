@@ -1,4 +1,4 @@
-"""Reductions of a tensor without axes, on which Core AI's converter ends the process: the number itself, or its size."""
+"""Reductions of a tensor without axes, on which Core AI ends the process: of one number the number, or its size."""
 
 from __future__ import annotations
 
