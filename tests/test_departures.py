@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import numpy as np
-import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-import edgesmith
 from edgesmith.errors import BadInput, Unreadable
 from edgesmith.exporters.departures import book, page, subjects
 from edgesmith.exporters.departures.detectors import all_detectors
 from edgesmith.exporters.departures.from_onnx import graph_of_onnx
 from edgesmith.exporters.departures.lint import find
 from edgesmith.exporters.departures.notation import read_graph
-from edgesmith.exporters.departures.sarif import as_sarif
 from edgesmith.exporters.mil.rules import RULES
 
 ROWS = book.all_departures()
@@ -218,7 +213,9 @@ def looped(computed: bool) -> Any:
     """A loop that adds 1, four times or until a sum is 3."""
     body_nodes = [helper.make_node("Add", ["v", "one"], ["w"])]
     body_nodes.append(
-        helper.make_node("Less", ["w", "three"], ["more"]) if computed else helper.make_node("Identity", ["go"], ["more"])
+        helper.make_node("Less", ["w", "three"], ["more"])
+        if computed
+        else helper.make_node("Identity", ["go"], ["more"])
     )
     held = [constant("one", 1, shape=()), constant("three", 3, shape=())]
     inner = helper.make_graph(

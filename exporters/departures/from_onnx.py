@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -56,10 +57,8 @@ def graph_of_onnx(model: onnx.ModelProto) -> Graph:
     """Return the graph of a model; the bodies of loops and branches stand before their nodes."""
     import onnx
 
-    try:
+    with contextlib.suppress(Exception):  # what it refuses, such as a model of 2 GiB, is read without shapes
         model = onnx.shape_inference.infer_shapes(model)
-    except Exception:  # noqa: BLE001, S110 - what it refuses, such as a model of 2 GiB, is read without shapes
-        pass
     reader = _Reader(onnx)
     reader.graph(model.graph)
     opset = next((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), 0)
@@ -93,7 +92,7 @@ class _Reader:
             self.node(node, f"{node.op_type}_{number}")
 
     def type(self, number: int) -> str:
-        name = self.onnx.TensorProto.DataType.Name(number)
+        name: str = self.onnx.TensorProto.DataType.Name(number)
         return _TYPES.get(name, name.lower())
 
     def constant(self, name: str, tensor: onnx.TensorProto) -> None:
@@ -236,8 +235,12 @@ def _clip(reader: _Reader, node: onnx.NodeProto, given: Settings) -> Settings:
     return {}
 
 
-def _axis(default: int) -> Callable[[_Reader, onnx.NodeProto, Settings], Settings]:
-    return lambda reader, node, given: {"axis": given.get("axis", default)}
+def _last_axis(reader: _Reader, node: onnx.NodeProto, given: Settings) -> Settings:
+    return {"axis": given.get("axis", -1)}
+
+
+def _first_axis(reader: _Reader, node: onnx.NodeProto, given: Settings) -> Settings:
+    return {"axis": given.get("axis", 0)}
 
 
 _MORE: dict[str, Callable[[_Reader, Any, Settings], Settings]] = {
@@ -245,8 +248,8 @@ _MORE: dict[str, Callable[[_Reader, Any, Settings], Settings]] = {
     **dict.fromkeys(("MaxPool", "AveragePool"), _pool),
     **dict.fromkeys(("ReduceMean", "ReduceSum", "ReduceMax", "ReduceLogSumExp"), _reduction),
     **dict.fromkeys(("LayerNormalization", "RMSNormalization"), _norm),
-    **dict.fromkeys(("Softmax", "LogSoftmax", "TopK"), _axis(-1)),
-    **dict.fromkeys(("Gather", "ArgMax"), _axis(0)),
+    **dict.fromkeys(("Softmax", "LogSoftmax", "TopK"), _last_axis),
+    **dict.fromkeys(("Gather", "ArgMax"), _first_axis),
     "CumSum": _cumsum,
     "Slice": _slice,
     "Pad": _pad,
@@ -257,8 +260,3 @@ _MORE: dict[str, Callable[[_Reader, Any, Settings], Settings]] = {
 
 def _shape(shape: Any) -> Shape:
     return tuple(one.dim_value if one.HasField("dim_value") else None for one in shape.dim)
-
-
-def operators(graph: Graph) -> Iterator[str]:
-    """Yield the file's own names of its operators."""
-    return (node.spelled for node in graph.nodes)

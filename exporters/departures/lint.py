@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgesmith.errors import BadInput, Unreadable
+from edgesmith.errors import BadInput, Unreadable, unknown
 from edgesmith.exporters import artifact as artifacts
 from edgesmith.exporters.departures.book import SEVERITIES, Departure, all_departures
 from edgesmith.exporters.departures.detectors import Position, all_detectors
@@ -27,7 +27,7 @@ from edgesmith.exporters.manifest import MANIFEST
 from edgesmith.exporters.mil import lint as packages
 from edgesmith.exporters.mil.lint import Finding, Report
 from edgesmith.exporters.mil.program import MlProgram
-from edgesmith.exporters.mil.rules import Advice
+from edgesmith.exporters.mil.rules import RULES, Advice
 from edgesmith.exporters.tensorrt.kit.record import KIT, read_kit
 from edgesmith.readers.messages import read_onnx
 
@@ -52,9 +52,7 @@ class _File:
     device: str | None = None
 
 
-def lint(
-    path: str | Path | MlProgram, read_for: str | Sequence[str] = (), device: str | None = None
-) -> Report:
+def lint(path: str | Path | MlProgram, read_for: str | Sequence[str] = (), device: str | None = None) -> Report:
     """Find in a file what whoever computes it is known to compute otherwise; in a Core ML package, rules too.
 
     Args:
@@ -69,10 +67,8 @@ def lint(
         BackendMissing: the packages that read such a file are not installed.
     """
     named = [parse_subject(one) for one in ([read_for] if isinstance(read_for, str) else read_for)]
-    if isinstance(path, MlProgram):
-        found = _File(path.path, _choose(path.path, named))
-    else:
-        found = _find(Path(path), named)
+    own = path.path if isinstance(path, MlProgram) else None
+    found = _find(Path(path), named) if own is None else _File(own, _choose(own, named))
     subjects = on_device(found.subjects, device or found.device)
     if found.path.suffix in PACKAGES:
         return _lint_package(path if isinstance(path, MlProgram) else found.path, subjects)
@@ -119,7 +115,7 @@ def _device_beside(file: Path) -> str | None:
 
 def _choose(file: Path, named: Sequence[Subject]) -> tuple[Subject, ...]:
     """Return who computes a file. Raises BadInput where somebody who was named does not take such files."""
-    known = _READERS[file.suffix] if file.suffix in _READERS else ("coreml",)
+    known = _READERS.get(file.suffix, ("coreml",))
     for subject in named:
         if subject.target not in known:
             raise BadInput(f"{subject.label} does not take {file.name}; of such files there are {', '.join(known)}")
@@ -199,14 +195,8 @@ def _bytes(graph: Graph) -> int:
     return sum(math.prod(size or 0 for size in one.shape or ()) * _BYTES.get(one.dtype, 1) for one in known)
 
 
-def explain(name: str) -> Advice | Departure:
-    """Return a row of the book by its id, or a rule of the Neural Engine by its name. Raises BadInput."""
-    from edgesmith.errors import unknown
-    from edgesmith.exporters.mil.rules import RULES
-
-    book = all_departures()
-    if name.upper() in book:
-        return book[name.upper()]
+def explain(name: str) -> Advice:
+    """Return a rule of the Neural Engine by its name. Raises BadInput, with the nearest rules and departures."""
     if name in RULES:
         return RULES[name]
-    raise unknown("rule or departure", name, [*book, *RULES], "docs/lint.md")
+    raise unknown("rule or departure", name, [*all_departures(), *RULES], "docs/lint.md")

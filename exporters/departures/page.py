@@ -15,7 +15,11 @@ def book_as_markdown() -> str:
     parts = [BEGIN, ""]
     for target, title in TARGETS.items():
         rows = of_target(target)
-        parts += [f"### {title}", "", "| id | construct | what comes out | safe form | severity, and how sure | source |"]
+        parts += [
+            f"### {title}",
+            "",
+            "| id | construct | what comes out | safe form | severity, and how sure | source |",
+        ]
         parts += ["|---|---|---|---|---|---|", *map(_line, rows), ""]
     parts.append(END)
     return "\n".join(parts)

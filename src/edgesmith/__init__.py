@@ -19,8 +19,8 @@ from edgesmith import telemetry
 from edgesmith._version import __version__
 
 if TYPE_CHECKING:
-    from edgesmith.exporters.export import explain, export
     from edgesmith.exporters.departures.lint import lint
+    from edgesmith.exporters.export import explain, export
     from edgesmith.exporters.session import StreamingSession
     from edgesmith.exporters.verify import verify_artifact as verify
     from edgesmith.exporters.verify import verify_layers as layers

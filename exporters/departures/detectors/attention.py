@@ -55,9 +55,9 @@ def attention_of_wide_heads_and_tokens(graph: Graph) -> Found:
     """Find fused attention of wide heads over six tokens and more."""
     for node in graph.of("attention"):
         shape = graph.shape(node.inputs[0])
-        if len(shape) > 2 and (shape[-1] or 0) > _WIDE_HEAD and (shape[-2] or 6) >= 6:
-            if graph.dtype(node.inputs[0]) == "fp16":
-                yield node, f"attention of queries {words(graph, node.inputs[0])} in fp16"
+        wide = len(shape) > 2 and (shape[-1] or 0) > _WIDE_HEAD and (shape[-2] or 6) >= 6
+        if wide and graph.dtype(node.inputs[0]) == "fp16":
+            yield node, f"attention of queries {words(graph, node.inputs[0])} in fp16"
 
 
 @detector
@@ -126,9 +126,7 @@ def batched_attention_of_strided_keys(graph: Graph) -> Found:
         if _batch(graph, scores) == 1:
             continue
         near = [node for _, node in zip(range(_NEAR), graph.ancestors(scores.inputs[1]), strict=False)]
-        reducing = [
-            node for node in near if node.kind == "conv" and max(node.ints("strides"), default=1) > 1
-        ]
+        reducing = [node for node in near if node.kind == "conv" and max(node.ints("strides"), default=1) > 1]
         if reducing and not graph.is_stored(scores.inputs[0]):
             yield softmax, f"attention over {words(graph, scores.output)}, keys by {reducing[0].name}"
 

@@ -51,7 +51,10 @@ def elementwise_of_unlike_ranks(graph: Graph) -> Found:
 @detector
 def hardswish_of_plain_linear(graph: Graph) -> Found:
     """Find hardswish of a linear layer on [N, C]."""
-    for node in graph.of("hardswish"):
+    for node in graph.of("hardswish", "hardsigmoid"):
+        gates = [one for one in graph.readers(node.output) if one.kind == "mul" and node.inputs[0] in one.inputs]
+        if node.kind == "hardsigmoid" and not gates:
+            continue
         layer = graph.operand(node, 0, "linear", "matmul", through=VIEWS | {"add"})
         if layer is not None and graph.rank(layer.output) == 2 and graph.dtype(layer.output) == "fp16":
             yield node, f"hardswish of a linear layer to {words(graph, layer.output)}"

@@ -110,9 +110,11 @@ def conv_transpose_with_output_padding(graph: Graph) -> Found:
 def long_stride_transposed(graph: Graph) -> Found:
     """Find transposed convolutions over one axis with a long stride."""
     for node in graph.of("conv_transpose"):
-        strides = node.ints("strides")
-        if len(strides) == 1 and strides[0] >= _LONG_STRIDE:
-            yield node, f"conv_transpose over one axis with stride {strides[0]}"
+        strides, sizes = node.ints("strides"), graph.shape(node.inputs[0])[2:]
+        long = [stride for stride in strides if stride >= _LONG_STRIDE]
+        others = [size for size, stride in zip(sizes, strides, strict=False) if stride < _LONG_STRIDE]
+        if len(long) == 1 and all(size == 1 for size in others):
+            yield node, f"conv_transpose over one axis with stride {long[0]}"
 
 
 @detector
@@ -157,9 +159,9 @@ def conv_of_large_patches(graph: Graph) -> Found:
 def small_conv_with_end_borders(graph: Graph) -> Found:
     """Find 2x2 convolutions of stride 1 with borders at the ends."""
     for node in graph.of("conv"):
-        if _kernel(graph, node) == (2, 2) and node.ints("pads") == [0, 0, 1, 1]:
-            if max(node.ints("strides"), default=1) == 1:
-                yield node, "a convolution 2x2 with the pads [0, 0, 1, 1]"
+        at_ends = _kernel(graph, node) == (2, 2) and node.ints("pads") == [0, 0, 1, 1]
+        if at_ends and max(node.ints("strides"), default=1) == 1:
+            yield node, "a convolution 2x2 with the pads [0, 0, 1, 1]"
 
 
 @detector
@@ -199,7 +201,9 @@ def summed_grid_samples(graph: Graph) -> Found:
     """Find sums that several GridSample come together in."""
     through = VIEWS | {"mul", "slice", "softmax"}
     for node in graph.of("add", "reduce_sum", "concat", "stack"):
-        samples = {id(one) for name in node.inputs if (one := graph.source(name, through)) and one.kind == "grid_sample"}
+        samples = {
+            id(one) for name in node.inputs if (one := graph.source(name, through)) and one.kind == "grid_sample"
+        }
         is_sum = node.kind in ("add", "reduce_sum") or any(
             reader.kind in ("reduce_sum", "reduce_mean", "matmul") for reader in graph.after(node.output, through)
         )

@@ -25,7 +25,11 @@ def _begins_inside(graph: Graph, node: Node) -> bool:
 def slice_into_last_axis(graph: Graph) -> Found:
     """Find slices of the last axis in fp16 that begin behind its first element."""
     for node in graph.of("slice"):
-        if graph.dtype(node.inputs[0]) == "fp16" and not graph.is_stored(node.inputs[0]) and _begins_inside(graph, node):
+        if (
+            graph.dtype(node.inputs[0]) == "fp16"
+            and not graph.is_stored(node.inputs[0])
+            and _begins_inside(graph, node)
+        ):
             yield node, f"a slice of {words(graph, node.inputs[0])} that begins at {node.ints('begin')}"
 
 

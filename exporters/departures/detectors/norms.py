@@ -1,6 +1,8 @@
 """Layer norms: fused, and in primitives that a fuser or half precision takes otherwise.
 
-    mean = reduce_mean(x), d = x - mean, variance = reduce_mean(d d), y = d / sqrt(variance + eps)
+mean = reduce_mean(x), d = x - mean, variance = reduce_mean(d d), y = d / sqrt(variance + eps)
+
+The root may be an rsqrt, and the quotient a product with a reciprocal.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from edgesmith.exporters.departures.graph import VIEWS, Graph, Node
 
 _LAYERS = ("conv", "matmul", "linear", "conv_transpose")
 _CLOSE = 1e-3
+_HTP = 2e-3
 _FULL = 64
 _BITS = {"uint8": 256.0, "int8": 256.0, "uint16": 65536.0, "int16": 65536.0}
 
@@ -86,7 +87,10 @@ def bounded_activation_of_other_scale(graph: Graph) -> Found:
             if scale is None or levels is None:
                 continue
             if abs(scale[0] * levels - 1) > 2 * _CLOSE or bool(_zero(graph, reader).any()):
-                yield node, f"{node.kind} quantised with scale {scale[0]:.4g} and zero point {_zero(graph, reader)[0]:.0f}"
+                yield (
+                    node,
+                    f"{node.kind} quantised with scale {scale[0]:.4g} and zero point {_zero(graph, reader)[0]:.0f}",
+                )
 
 
 @detector
@@ -109,20 +113,21 @@ def signed_activation(graph: Graph) -> Found:
     for node in graph.of("matmul"):
         first, second = (graph.dtype(name) for name in node.inputs[:2])
         weight = _dequantised(graph, node, 1)
-        if first == "fp16" and weight is not None and graph.dtype(weight.inputs[0]) == "int8" and second == "fp16":
-            if _dequantised(graph, node, 0) is None:
-                yield node, "a product of an fp16 with an int8 operand"
+        mixed = first == second == "fp16" and weight is not None and graph.dtype(weight.inputs[0]) == "int8"
+        if mixed and _dequantised(graph, node, 0) is None:
+            yield node, "a product of an fp16 with an int8 operand"
 
 
 @detector
 def rescaled_quantised_multiply(graph: Graph) -> Found:
     """Find multiplies between dequantize and quantize whose scales differ."""
     for node in graph.of("mul"):
-        before = [one for one in (_scale(graph, maker) for maker in graph.operands(node, "dequantize")) if one is not None]
+        scales = (_scale(graph, maker) for maker in graph.operands(node, "dequantize"))
+        before = [one[0] for one in scales if one is not None]
         for after in _quantised(graph, node):
             scale = _scale(graph, after)
-            if before and scale is not None and not any(np.isclose(one[0], scale[0], rtol=_CLOSE) for one in before):
-                yield node, f"a multiply from scale {before[0][0]:.4g} to {scale[0]:.4g}"
+            if before and scale is not None and not any(np.isclose(one, scale[0], rtol=_CLOSE) for one in before):
+                yield node, f"a multiply from scale {before[0]:.4g} to {scale[0]:.4g}"
 
 
 def _quantised(graph: Graph, node: Node) -> Iterator[Node]:

@@ -164,7 +164,8 @@ def wide_mean_of_squares(graph: Graph) -> Found:
     for node in graph.of("reduce_mean", "reduce_sum"):
         maker = graph.maker(node.inputs[0])
         count = _count(graph, node)
-        squares = maker is not None and (_squares(maker) or (maker.kind == "pow" and graph.scalar(maker.inputs[1]) == 2))
+        powers = maker is not None and maker.kind == "pow" and graph.scalar(maker.inputs[1]) == 2
+        squares = powers or (maker is not None and _squares(maker))
         if squares and count >= WIDE:
             yield node, f"a mean of {count} squares"
 

@@ -87,7 +87,7 @@ def _explain(name: str, as_json: bool) -> None:
 
         rule = explain(name)
         rows = [("severity", rule.severity), ("why", rule.why), ("do", rule.do), ("sources", "\n".join(rule.sources))]
-        content: dict[str, Any] = dict(rows) | {"name": name}
+        content: dict[str, Any] = {"name": name, **dict(rows)}
     else:
         content = asdict(row)
         rows = [

@@ -144,6 +144,15 @@ ArtifactPath = Annotated[Path, typer.Argument(help="An artifact's folder, or the
 Layers = Annotated[
     bool, typer.Option("--layers", help="Also every operator: its range, and what its precision costs (coreml).")
 ]
+AsDevice = Annotated[
+    str | None,
+    typer.Option(
+        "--as",
+        metavar="DEVICE",
+        help="Also as a device is documented to depart from the file, a model and no measurement: ane (coreml).",
+        show_default=False,
+    ),
+]
 OneArtifact = Annotated[
     Path | None, typer.Argument(help="An artifact's folder, or the file in it.", show_default=False)
 ]
