@@ -7,16 +7,20 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+import edgesmith
 from edgesmith.errors import BadInput, Unreadable
 from edgesmith.exporters.departures import book, page, subjects
 from edgesmith.exporters.departures.detectors import all_detectors
 from edgesmith.exporters.departures.from_onnx import graph_of_onnx
 from edgesmith.exporters.departures.lint import find
 from edgesmith.exporters.departures.notation import read_graph
+from edgesmith.exporters.departures.sarif import as_sarif
 from edgesmith.exporters.mil.rules import RULES
 
 ROWS = book.all_departures()
@@ -269,3 +273,79 @@ def test_constructs_are_found_in_onnx_files(case: str) -> None:
     name, broken, kept = FILES[case]
     assert find(ROWS[name], graph_of_onnx(broken))
     assert find(ROWS[name], graph_of_onnx(kept)) == []
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    """A file with two constructs: TR10, of TensorRT from 10.8 on, and LR2."""
+    path = tmp_path / "sums.onnx"
+    onnx.save(sums(0, 1), path)
+    return path
+
+
+def rules(report: Any) -> set[str]:
+    return {one.rule for one in report.findings}
+
+
+def test_findings_are_those_of_whoever_computes_the_file(written: Path) -> None:
+    assert rules(edgesmith.lint(written)) == set()
+    assert edgesmith.lint(written).read_for == ("ONNX Runtime",)
+    assert "TR10" in rules(edgesmith.lint(written, "tensorrt@10.8"))
+    assert "TR10" not in rules(edgesmith.lint(written, "tensorrt@10.3"))
+    assert "TR10" not in rules(edgesmith.lint(written, "tensorrt", "jetson-orin-nano"))  # which brings 10.3
+    assert "TR10" in rules(edgesmith.lint(written, "tensorrt", "jetson-thor"))
+    both = edgesmith.lint(written, ["ort@1.31", "tensorrt"])
+    assert both.read_for == ("ONNX Runtime 1.31", "TensorRT")
+    assert "TR10" in rules(both)
+    severities = [
+        next(one.severity for one in edgesmith.lint(written, who).findings if one.rule == "TR10")
+        for who in ("tensorrt", "tensorrt@11.0")
+    ]
+    assert severities == ["warning", "error"]
+
+
+def test_tensors_in_other_files_are_not_wanted(tmp_path: Path) -> None:
+    onnx.save(bias(0.25), tmp_path / "out.onnx", save_as_external_data=True, size_threshold=0)
+    (tmp_path / "out.onnx").stat()
+    report = edgesmith.lint(tmp_path / "out.onnx", "ort@1.20")
+    assert report.operators == 7
+    assert "OR1" not in rules(report)  # whose scales lie elsewhere
+
+
+def test_a_report_is_valid_sarif(written: Path) -> None:
+    schema = json.loads(SARIF.read_text(encoding="utf-8"))
+    report = edgesmith.lint(written, ["tensorrt@11.0", "litert"])
+    found = as_sarif(report)
+    jsonschema.Draft7Validator(schema, format_checker=jsonschema.FormatChecker()).validate(found)
+    (run,) = found["runs"]
+    assert len(run["results"]) == len(report.findings) > 0
+    for one in run["results"]:
+        assert run["tool"]["driver"]["rules"][one["ruleIndex"]]["id"] == one["ruleId"]
+    broken = json.loads(json.dumps(found))
+    broken["runs"][0]["results"][0]["level"] = "fatal"
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(broken, schema)
+
+
+def test_the_command_reads_for_somebody_and_writes_sarif(edgesmith: Any, written: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report.sarif"
+    shown = edgesmith("lint", str(written), "--for", "tensorrt@10.8", "--sarif", str(out), "--strict")
+    assert shown.returncode == 3, shown.stderr
+    assert "TR10" in shown.stdout
+    assert "for TensorRT 10.8" in shown.stdout
+    assert json.loads(out.read_text(encoding="utf-8"))["version"] == "2.1.0"
+    printed = edgesmith("lint", str(written), "--for", "tensorrt@10.3", "--format", "sarif", "--strict")
+    assert printed.returncode == 0
+    assert json.loads(printed.stdout)["runs"][0]["results"] == []
+    wrong = edgesmith("lint", str(written), "--format", "xml")
+    assert (wrong.returncode, "table, json, sarif" in wrong.stderr) == (2, True)
+
+
+def test_the_command_explains_a_row_and_a_rule(edgesmith: Any) -> None:
+    shown = edgesmith("lint", "--explain", "tr10")
+    assert shown.returncode == 0, shown.stderr
+    for part in ("TR10", "triangular matrix", "NVIDIA/TensorRT/issues/4551", "cumsum", "from 10.8 on"):
+        assert part in shown.stdout
+    assert json.loads(edgesmith("lint", "--explain", "CM4", "--json").stdout)["detector"] == "log_of_softmax"
+    assert "rejected" in edgesmith("lint", "--explain", "rank").stdout
+    assert edgesmith("lint", "--explain", "TR99").returncode == 2

@@ -67,11 +67,13 @@ def lint(path: str | Path | MlProgram, read_for: str | Sequence[str] = (), devic
         BackendMissing: the packages that read such a file are not installed.
     """
     named = [parse_subject(one) for one in ([read_for] if isinstance(read_for, str) else read_for)]
-    own = path.path if isinstance(path, MlProgram) else None
-    found = _find(Path(path), named) if own is None else _File(own, _choose(own, named))
+    if isinstance(path, MlProgram):
+        own = on_device(_choose(path.path, named), device)
+        return _lint_package(path, own)
+    found = _find(Path(path), named)
     subjects = on_device(found.subjects, device or found.device)
     if found.path.suffix in PACKAGES:
-        return _lint_package(path if isinstance(path, MlProgram) else found.path, subjects)
+        return _lint_package(found.path, subjects)
     graphs = _graphs(found.path)
     size = sum(map(_bytes, graphs))
     plain = Report(found.path, (), (), sum(len(graph.nodes) for graph in graphs), size, size)

@@ -77,8 +77,10 @@ def layer_norm_of_half_primitives(graph: Graph) -> Found:
 
 @detector
 def layer_norm_of_dropped_axis(graph: Graph) -> Found:
-    """Find layer norms in primitives one of whose means drops its axis."""
+    """Find layer norms in primitives one of whose means drops its axis; a product with a reciprocal is not fused."""
     for norm in spelled_norms(graph):
+        if norm.result.kind != "div":
+            continue
         if any(node.settings.get("keep_dims") is False for node in (norm.mean, norm.variance)):
             yield norm.difference, f"a norm of {words(graph, norm.difference.output)} whose mean has keepdims 0"
 
@@ -87,6 +89,8 @@ def layer_norm_of_dropped_axis(graph: Graph) -> Found:
 def layer_norm_of_broadcast_scale(graph: Graph) -> Found:
     """Find layer norms in primitives whose scale or bias broadcasts along what is normalised."""
     for norm in spelled_norms(graph):
+        if norm.result.kind != "div":
+            continue  # a product with a reciprocal is not fused
         rank = graph.rank(norm.difference.inputs[0])
         axes = sorted(axis % rank for axis in norm.mean.ints("axes")) if rank else []
         wanted = [graph.shape(norm.difference.inputs[0])[axis] for axis in axes]
