@@ -22,17 +22,35 @@ from edgesmith.errors import Unreadable, unknown
 from edgesmith.readers.documents import read_toml
 from edgesmith.readers.typed import as_dataclass
 
+
+@dataclass(frozen=True)
+class Computer:
+    """One who computes files: a runtime, a compiler, a library for an accelerator.
+
+    Attributes:
+        title: in words.
+        suffixes: of the files that it takes.
+        exported_for: the target that a model is exported for, to be computed by it.
+        comes_with_system: its version is what a device's system brings.
+    """
+
+    title: str
+    suffixes: tuple[str, ...] = (".onnx",)
+    exported_for: str = "onnx"
+    comes_with_system: bool = False
+
+
 TARGETS = {
-    "coreml": "Core ML",
-    "coreai": "Core AI",
-    "tensorrt": "TensorRT",
-    "ort": "ONNX Runtime",
-    "qnn": "Qualcomm's HTP",
-    "litert": "LiteRT on GPUs",
-    "xnnpack": "XNNPACK",
-    "tvm": "TVM",
+    "coreml": Computer("Core ML", (".mlpackage", ".mlmodel"), "coreml"),
+    "coreai": Computer("Core AI", (".aimodel",), "coreai"),
+    "ort": Computer("ONNX Runtime"),
+    "tensorrt": Computer("TensorRT", comes_with_system=True),
+    "qnn": Computer("Qualcomm's HTP"),
+    "litert": Computer("LiteRT on GPUs"),
+    "xnnpack": Computer("XNNPACK"),
+    "tvm": Computer("TVM"),
 }
-"""Who computes, by the name that rows and `--for` have for it."""
+"""Who computes, by the name that rows and `--for` have for it; of those who take a file the first is the default."""
 
 EFFECTS = ("wrong", "crash", "inaccurate")
 SURE = {

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from edgesmith.errors import BadInput, Unreadable, unknown
 from edgesmith.exporters import artifact as artifacts
-from edgesmith.exporters.departures.book import SEVERITIES, Departure, all_departures
+from edgesmith.exporters.departures.book import SEVERITIES, TARGETS, Departure, all_departures
 from edgesmith.exporters.departures.detectors import Position, all_detectors
 from edgesmith.exporters.departures.from_onnx import graph_of_onnx
 from edgesmith.exporters.departures.graph import Graph, Node
@@ -32,13 +32,7 @@ from edgesmith.exporters.tensorrt.kit.record import KIT, read_kit
 from edgesmith.readers.messages import read_onnx
 
 PACKAGES = (".mlpackage", ".mlmodel")
-_READERS = {
-    ".mlpackage": ("coreml",),
-    ".mlmodel": ("coreml",),
-    ".aimodel": ("coreai",),
-    ".onnx": ("ort", "tensorrt", "qnn", "litert", "xnnpack", "tvm"),
-}
-"""Who may compute a file of a suffix, the default first."""
+_SUFFIXES = tuple(dict.fromkeys(suffix for one in TARGETS.values() for suffix in one.suffixes))
 
 _BYTES = {"fp16": 2, "bf16": 2, "int16": 2, "uint16": 2, "fp64": 8, "int64": 8, "fp32": 4, "int32": 4}
 
@@ -82,14 +76,16 @@ def lint(path: str | Path | MlProgram, read_for: str | Sequence[str] = (), devic
 
 def _find(given: Path, named: Sequence[Subject]) -> _File:
     """Return the file that a path means. Raises BadInput."""
-    if given.suffix in _READERS:
+    if given.suffix in _SUFFIXES:
         if not given.exists():
-            raise BadInput(f"there is no {given}; give an artifact's folder, or a file {', '.join(_READERS)}")
+            raise BadInput(f"there is no {given}; give an artifact's folder, or a file {', '.join(_SUFFIXES)}")
         return _File(given, _choose(given, named), _device_beside(given))
     if given.exists() and not (given / MANIFEST).is_file() and not (given.parent / MANIFEST).is_file():
-        raise BadInput(f"{given.name} is no file that lint reads; wanted {', '.join(_READERS)} or an artifact's folder")
+        raise BadInput(
+            f"{given.name} is no file that lint reads; wanted {', '.join(_SUFFIXES)} or an artifact's folder"
+        )
     artifact = artifacts.read(given)
-    if artifact.file.suffix not in _READERS:
+    if artifact.file.suffix not in _SUFFIXES:
         raise BadInput(
             f"{given.name} is an artifact for {artifact.target} whose {artifact.file.suffix or 'file'} has no graph to"
             " read; lint the ONNX file that it was built of"
@@ -100,8 +96,8 @@ def _find(given: Path, named: Sequence[Subject]) -> _File:
 
 
 def _of_target(target: str) -> list[Subject]:
-    """Return who computes an artifact of a target that has another name in the book, or that reads ONNX too."""
-    return [Subject("tensorrt")] if target == "tensorrt" else []
+    """Return who computes an artifact of a target, where the book has one of that name."""
+    return [Subject(target)] if target in TARGETS else []
 
 
 def _device_beside(file: Path) -> str | None:
@@ -117,7 +113,7 @@ def _device_beside(file: Path) -> str | None:
 
 def _choose(file: Path, named: Sequence[Subject]) -> tuple[Subject, ...]:
     """Return who computes a file. Raises BadInput where somebody who was named does not take such files."""
-    known = _READERS.get(file.suffix, ("coreml",))
+    known = [name for name, one in TARGETS.items() if file.suffix in one.suffixes]
     for subject in named:
         if subject.target not in known:
             raise BadInput(f"{subject.label} does not take {file.name}; of such files there are {', '.join(known)}")

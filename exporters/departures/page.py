@@ -13,10 +13,10 @@ END = "<!-- end of the book -->"
 def book_as_markdown() -> str:
     """Return the book's rows as tables, one for each who computes, between two marks."""
     parts = [BEGIN, ""]
-    for target, title in TARGETS.items():
+    for target, computer in TARGETS.items():
         rows = of_target(target)
         parts += [
-            f"### {title}",
+            f"### {computer.title}",
             "",
             "| id | construct | what comes out | safe form | severity, and how sure | source |",
         ]

@@ -31,7 +31,7 @@ class Subject:
     @property
     def label(self) -> str:
         """The subject in words: `TensorRT 10.3`."""
-        return TARGETS[self.target] + (f" {self.version}" if self.version else "")
+        return TARGETS[self.target].title + (f" {self.version}" if self.version else "")
 
     @property
     def is_chip_known(self) -> bool:
@@ -64,7 +64,7 @@ def on_device(subjects: Sequence[Subject], name: str | None) -> tuple[Subject, .
     return tuple(
         Subject(
             one.target,
-            one.version or (brings if one.target == "tensorrt" else None),
+            one.version or (brings if TARGETS[one.target].comes_with_system else None),
             profile.soc,
             capability,
         )

@@ -1,4 +1,4 @@
-"""What the Core ML lowering legalizes by itself in half precision: masks here, other forms in safe_forms.py.
+"""Legalization by the Core ML lowering itself, in half precision: masks here, other forms in safe_forms.py.
 
 Masks become finite, or else their sums stay fp32.
 

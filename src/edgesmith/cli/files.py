@@ -71,8 +71,10 @@ def lint(
 
 def _exported_for(read_for: list[str]) -> str:
     """Return the target that a model is exported for, before it is linted for these."""
-    names = [one.partition("@")[0] for one in read_for]
-    return names[0] if names and names[0] in ("coreml", "coreai") else "onnx" if names else "coreml"
+    from edgesmith.exporters.departures.book import TARGETS
+    from edgesmith.exporters.departures.subjects import parse_subject
+
+    return TARGETS[parse_subject(read_for[0]).target].exported_for if read_for else "coreml"
 
 
 def _explain(name: str, as_json: bool) -> None:
@@ -91,7 +93,7 @@ def _explain(name: str, as_json: bool) -> None:
     else:
         content = asdict(row)
         rows = [
-            ("computed by", f"{TARGETS[row.target]}: {row.where}"),
+            ("computed by", f"{TARGETS[row.target].title}: {row.where}"),
             ("construct", row.construct),
             ("comes out", row.wrong),
             ("safe form", row.safe),
