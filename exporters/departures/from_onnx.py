@@ -92,18 +92,26 @@ class _Reader:
             self.node(node, f"{node.op_type}_{number}")
 
     def type(self, number: int) -> str:
+        if number not in self.onnx.TensorProto.DataType.values():
+            return ""
         name: str = self.onnx.TensorProto.DataType.Name(number)
         return _TYPES.get(name, name.lower())
 
     def constant(self, name: str, tensor: onnx.TensorProto) -> None:
         numbers = self.onnx.numpy_helper.to_array
         external = tensor.data_location == self.onnx.TensorProto.EXTERNAL
-        read: Callable[[], np.ndarray] = (lambda: np.zeros(0)) if external else (lambda: numbers(tensor))
+
+        def read() -> np.ndarray:
+            try:
+                return np.zeros(0) if external else np.asarray(numbers(tensor))
+            except (ValueError, TypeError):  # of a tensor with fewer bytes than its shape takes
+                return np.zeros(0)
+
         self.values[name] = Value(name, self.type(tensor.data_type), tuple(tensor.dims), read)
 
     def node(self, node: onnx.NodeProto, name: str) -> None:
         attributes = {one.name: self.onnx.helper.get_attribute_value(one) for one in node.attribute}
-        if node.op_type == "Constant":
+        if node.op_type == "Constant" and node.output:
             self.literal(node.output[0], attributes)
             return
         settings = self.settings(node, attributes)
@@ -115,7 +123,7 @@ class _Reader:
         kind = _KINDS.get(node.op_type, node.op_type.lower())
         for output in node.output:
             self.values.setdefault(output, Value(output, "", None))
-        found = Node(kind, node.name or name, tuple(node.input), tuple(node.output), settings, node.op_type)
+        found = Node(kind, node.name or name, tuple(node.input), tuple(node.output) or (name,), settings, node.op_type)
         self.nodes.append(found)
 
     def literal(self, name: str, attributes: dict[str, Any]) -> None:
@@ -150,15 +158,17 @@ class _Reader:
         return [int(one) for one in known.numbers().reshape(-1)]
 
     def rank(self, node: onnx.NodeProto) -> int:
-        known = self.values.get(node.input[0])
+        known = self.values.get(node.input[0]) if node.input else None
         return len(known.shape) if known is not None and known.shape is not None else 0
 
     def is_computed(self, body: onnx.GraphProto) -> bool:
         """Return whether a loop's body decides whether it goes on."""
-        condition, given = body.output[0].name, body.input[1].name if len(body.input) > 1 else ""
+        condition = body.output[0].name if body.output else ""
+        given = body.input[1].name if len(body.input) > 1 else ""
         makers = {name: one for one in body.node for name in one.output}
-        while condition in makers and makers[condition].op_type in ("Identity", "Cast"):
-            condition = makers[condition].input[0]
+        for _ in body.node:
+            if condition in makers and makers[condition].op_type in ("Identity", "Cast") and makers[condition].input:
+                condition = makers[condition].input[0]
         maker = makers.get(condition)
         stored = {one.name for one in body.initializer}
         return not (condition == given or condition in stored or (maker is not None and maker.op_type == "Constant"))
@@ -230,7 +240,7 @@ def _pad(reader: _Reader, node: onnx.NodeProto, given: Settings) -> Settings:
 
 def _clip(reader: _Reader, node: onnx.NodeProto, given: Settings) -> Settings:
     known = reader.values.get(node.input[2]) if len(node.input) > 2 and node.input[2] else None
-    if known is not None and known.numbers is not None:
+    if known is not None and known.numbers is not None and known.numbers().size:
         return {"max": float(known.numbers().reshape(-1)[0])}
     return {}
 

@@ -23,7 +23,7 @@ and branches are nodes, and what is inside them stands in the same list before t
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,16 @@ ELEMENTWISE = frozenset({"add", "sub", "mul", "div", "min", "max", "pow"})
 """Kinds of two operands, which broadcast."""
 
 Shape = tuple[int | None, ...]
+
+_DECOMPRESSING = frozenset({"lut_weights", "blockwise_weights", "affine_weights", "dequantize", *VIEWS})
+_OPERANDS = {
+    **dict.fromkeys(("add", "sub", "mul", "div", "pow"), (2, 2)),
+    **dict.fromkeys(("matmul", "linear", "conv", "conv_transpose", "gather", "gather_nd", "update_state"), (2, 99)),
+    **dict.fromkeys(("lut_weights", "blockwise_weights", "affine_weights", "quantize", "dequantize"), (2, 99)),
+    "slice_update": (2, 99),
+    **dict.fromkeys(("loop", "if", "read_state", "concat", "stack", "min", "max", "mean", "or"), (0, 10**6)),
+}
+"""How many operands a kind has, at least and at most; of others one at least."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +105,9 @@ class Node:
 class Graph:
     """A function of a file.
 
+    A node that reads what is made later, or that lacks an operand, is none that a valid file has: its kind becomes
+    `malformed`, and it reads nothing. Of two nodes that make one value the first counts. So there is no circle.
+
     Args:
         nodes: in order of evaluation.
         values: every tensor by name.
@@ -111,11 +124,14 @@ class Graph:
         states: Sequence[str] = (),
         settings: Mapping[str, Any] | None = None,
     ) -> None:
-        self.nodes = tuple(nodes)
+        self.nodes = tuple(_well_formed(nodes))
         self.values = dict(values)
         self.inputs, self.outputs, self.states = tuple(inputs), tuple(outputs), tuple(states)
         self.settings = dict(settings or {})
-        self._makers = {name: node for node in self.nodes for name in node.outputs}
+        self._makers: dict[str, Node] = {}
+        for node in self.nodes:
+            for name in node.outputs:
+                self._makers.setdefault(name, node)
         self._readers: dict[str, list[Node]] = {}
         for node in self.nodes:
             for name in dict.fromkeys(node.inputs):
@@ -155,12 +171,13 @@ class Graph:
     def after(self, name: str, through: Collection[str] = VIEWS) -> list[Node]:
         """Return the nodes that read a value, directly or behind views."""
         found: list[Node] = []
-        for node in self.readers(name):
-            if node.kind in through:
-                for output in node.outputs:
-                    found += self.after(output, through)
-            else:
-                found.append(node)
+        names = [name]
+        while names:
+            for node in self.readers(names.pop()):
+                if node.kind in through:
+                    names += node.outputs
+                else:
+                    found.append(node)
         return found
 
     def value(self, name: str) -> Value | None:
@@ -189,19 +206,27 @@ class Graph:
 
     def is_stored(self, name: str) -> bool:
         """Return whether a value is a constant, or is decompressed from constants only."""
-        if not name or self.is_constant(name):
-            return True
-        node = self._makers.get(name)
-        kinds = {"lut_weights", "blockwise_weights", "affine_weights", "dequantize", *VIEWS}
-        return node is not None and node.kind in kinds and all(map(self.is_stored, node.inputs))
+        names = [name]
+        while names:
+            one = names.pop()
+            if not one or self.is_constant(one):
+                continue
+            node = self._makers.get(one)
+            if node is None or node.kind not in _DECOMPRESSING:
+                return False
+            names += node.inputs
+        return True
 
     def numbers(self, name: str) -> np.ndarray | None:
         """Return a constant's numbers, seen through views and casts of it; None for what is computed."""
-        found = self.values.get(name)
-        if found is not None and found.numbers is not None:
-            return found.numbers()
-        node = self._makers.get(name)
-        return self.numbers(node.inputs[0]) if node is not None and node.kind in VIEWS and node.inputs else None
+        while True:
+            found = self.values.get(name)
+            if found is not None and found.numbers is not None:
+                return found.numbers()
+            node = self._makers.get(name)
+            if node is None or node.kind not in VIEWS:
+                return None
+            name = node.inputs[0]
 
     def scalar(self, name: str) -> float | None:
         """Return a constant of one number; None for everything else."""
@@ -231,3 +256,17 @@ class Graph:
                     yield node
                     following += node.inputs
             level = following
+
+
+def _well_formed(nodes: Sequence[Node]) -> Iterator[Node]:
+    """Yield nodes, those that no valid file has as malformed ones."""
+    later = {name for node in nodes for name in node.outputs}
+    for node in nodes:
+        least, most = _OPERANDS.get(node.kind, (1, 10**6))
+        first = list(node.inputs[: max(least, 1)]) if least else []
+        reads_later = any(name in later for name in node.inputs)
+        if reads_later or not least <= len(node.inputs) <= most or "" in first:
+            yield replace(node, kind="malformed", inputs=())
+        else:
+            yield node
+        later.difference_update(node.outputs)

@@ -19,12 +19,12 @@ _BITS = {"uint8": 256.0, "int8": 256.0, "uint16": 65536.0, "int16": 65536.0}
 def _scale(graph: Graph, node: Node | None) -> np.ndarray | None:
     """Return the constant scales of a quantize or dequantize."""
     found = graph.numbers(node.inputs[1]) if node is not None and len(node.inputs) > 1 else None
-    return None if found is None else found.astype(np.float64).reshape(-1)
+    return None if found is None or not found.size else found.astype(np.float64).reshape(-1)
 
 
 def _zero(graph: Graph, node: Node) -> np.ndarray:
     found = graph.numbers(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] else None
-    return np.zeros(1) if found is None else found.astype(np.float64).reshape(-1)
+    return np.zeros(1) if found is None or not found.size else found.astype(np.float64).reshape(-1)
 
 
 def _dequantised(graph: Graph, node: Node, index: int) -> Node | None:
