@@ -450,6 +450,15 @@ def export(model: nn.Module, out: Path, **options: Any) -> Any:
     return edgesmith.export(model.eval(), "coreml", inputs=(X,), name="masked", out=out, **options)
 
 
+SCALE = "CM7"
+"""The departure by which the scores' scale moves into the product before them."""
+
+
+def masks_of(report: lints.Report) -> list[Any]:
+    """What was legalized but for the scores' scale, which test_safe_forms.py is about."""
+    return [one for one in report.legalized if one.rule != SCALE]
+
+
 @pytest.mark.parametrize("fill", [-math.inf, -1e9])
 @pytest.mark.parametrize("how", ["sum", "choice", "attention"])
 def test_masks_are_legalized_while_lowering_and_no_number_changes(how: str, fill: float, tmp_path: Path) -> None:
@@ -459,10 +468,10 @@ def test_masks_are_legalized_while_lowering_and_no_number_changes(how: str, fill
     artifact = export(model, tmp_path, deployment_target="iOS18")
     report = edgesmith.lint(artifact.path)
     assert report.counts["error"] == 0, [one.fact for one in report.findings]
-    (legalized,) = report.legalized
+    (legalized,) = masks_of(report)
     assert legalized.rule == ("infinite-constant" if math.isinf(fill) else "fp16-overflow")
     assert "became -40000" in legalized.change
-    assert artifact.manifest["legalized"] == [asdict(legalized)]
+    assert artifact.manifest["legalized"] == [asdict(one) for one in report.legalized]
     program = load(artifact.file)
     (name,) = (feature.name for feature in program.interfaces["main"].inputs)
     (result,) = Evaluator(program).run({name: X}).values()
@@ -475,8 +484,8 @@ def test_masks_are_legalized_while_lowering_and_no_number_changes(how: str, fill
 def test_what_does_not_only_mask_a_softmax_stays(how: str, tmp_path: Path) -> None:
     artifact = export(Masked(-math.inf, how), tmp_path)
     report = edgesmith.lint(artifact.path)
-    assert report.legalized == ()
-    assert "legalized" not in artifact.manifest
+    assert masks_of(report) == []
+    assert {one["rule"] for one in artifact.manifest.get("legalized", [])} <= {SCALE}
     assert "infinite-constant" in found(report)
 
 
