@@ -21,6 +21,7 @@ setup(
         "edgesmith.bench.report": ["*.html", "*.css"],
         "edgesmith.cli": ["*.schema.json"],
         "edgesmith.exporters": ["*.schema.json"],
+        "edgesmith.exporters.departures": ["*.toml"],
         "edgesmith.exporters.generated": ["models.jsonl"],
         "edgesmith.exporters.mil": ["*.schema.json"],
         "edgesmith.exporters.verification": ["operators.json"],

@@ -5,6 +5,7 @@ Needs neither the model nor its weights: PyTorch's outputs for the inputs are in
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from edgesmith.errors import BadInput, EdgesmithError, Unsupported, Verification
 from edgesmith.exporters import artifact as artifacts
 from edgesmith.exporters import targets
 from edgesmith.exporters.artifact import Artifact
+from edgesmith.exporters.figures import judge, measure
 from edgesmith.exporters.inputs import Call, make, seeded_inputs
 from edgesmith.exporters.manifest import CheckRecord, VerifiedCall, missed
 from edgesmith.exporters.options import Watch, silent
@@ -75,6 +77,44 @@ def verify_layers(path: str | Path) -> list[dict[str, Any]]:
     targets.require_layers(target)
     target.require()
     return read_product(artifact.manifest).layers(target.open(artifact.file), read_evidence(artifact))
+
+
+def verify_as(path: str | Path, device: str) -> dict[str, Any]:
+    """Return how far an artifact's outputs are from PyTorch's as a device is documented to compute them.
+
+    It is a model of the device and no measurement: of what is published, see exporters/departures, some is applied.
+
+    Args:
+        device: a name in the target's `device_models`, such as `ane`.
+
+    Returns:
+        `device` and `model`, in words; `max_abs_error`, `relative_error` and `snr_db` over all inputs, None where a
+        finite value became none; `holds`, whether that is within the thresholds.
+
+    Raises:
+        BadInput: there is no readable artifact, or no such model for its target; or it is a step.
+        BackendMissing: the target's packages are not installed.
+    """
+    artifact = artifacts.read(path)
+    target = targets.get(artifact.target)
+    title = targets.require_model(target, device)
+    target.require()
+    if artifact.manifest.get("streaming") is not None:
+        raise BadInput(
+            f"{artifact.path.name} is a step, whose states a model of {title} does not carry; export it whole"
+        )
+    evidence = read_evidence(artifact)
+    calls = [[x.numpy() for x in given] for given in evidence.inputs]
+    limits = precisions.get(artifact.manifest["verification"]["judged_as"]).limits()
+    figures = measure(evidence.reference, target.open(artifact.file).run_as(device, calls), limits.relative_error)
+    finite = {
+        "max_abs_error": figures.max_abs_error,
+        "relative_error": figures.relative_error,
+        "snr_db": figures.snr_db,
+    }
+    record: dict[str, Any] = {"device": title, "model": "of documented departures, not measured"}
+    record |= {key: value if value is None or math.isfinite(value) else None for key, value in finite.items()}
+    return record | {"holds": judge(figures, limits) is None}
 
 
 def read_evidence(artifact: Artifact) -> Evidence:

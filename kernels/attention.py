@@ -182,14 +182,21 @@ def _coreml_biases(bias: Any, heads: int) -> list[Any]:
 
 
 def _coreml_products(q: Any, k: Any, v: Any, bias: Any, scale: float, channels_first: bool) -> Any:
-    """Two products, with the transpositions in them."""
+    """Two products; with channels first of weights [.., M, N].
+
+    A product with a transposed softmax ends the compiler of some GPUs: CM14 of exporters/departures.
+    """
     from coremltools.converters.mil import Builder as mb
 
     q = q if scale == 1 else mb.mul(x=q, y=scale)
-    scores = mb.matmul(x=q, y=k, transpose_x=channels_first, transpose_y=not channels_first)
-    scores = scores if bias is None else mb.add(x=scores, y=bias)
-    weights = mb.softmax(x=scores, axis=-1)
-    return mb.matmul(x=v, y=weights, transpose_y=True) if channels_first else mb.matmul(x=weights, y=v)
+    if not channels_first:
+        scores = mb.matmul(x=q, y=k, transpose_y=True)
+        scores = scores if bias is None else mb.add(x=scores, y=bias)
+        return mb.matmul(x=mb.softmax(x=scores, axis=-1), y=v)
+    scores = mb.matmul(x=k, y=q, transpose_x=True)  # [.., M, N]
+    if bias is not None:
+        scores = mb.add(x=scores, y=mb.transpose(x=bias, perm=[*range(len(bias.shape) - 2), -1, -2]))
+    return mb.matmul(x=v, y=mb.softmax(x=scores, axis=-2))
 
 
 def for_coreai(

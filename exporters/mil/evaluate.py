@@ -13,6 +13,9 @@ inside an operator, and Apple's compute units do that in ways of their own:
                         overflowing to infinity; the bias is added to the last one, and rounded. With a block of 1 every
                         multiply-accumulate is rounded. Other sums (means, norms, softmax) stay in fp32.
 
+`device` "ane" applies what is documented of the Neural Engine to the declared types, see engine_model.py: a model of
+the device, and no measurement.
+
 `precision` "fp32" and "fp64" evaluate the same program with that type for every float, from the same weights and inputs
 as rounded to the program's types: the difference to "declared" is what rounding between operators costs.
 """
@@ -31,6 +34,7 @@ from torch import Tensor
 
 from edgesmith.errors import BadInput, EdgesmithError, Unsupported
 from edgesmith.exporters.mil.carriers import carrier
+from edgesmith.exporters.mil.engine_model import DEVICES
 from edgesmith.exporters.mil.ops import Entry, StateValue, all_ops
 from edgesmith.exporters.mil.program import (
     Block,
@@ -103,6 +107,7 @@ class Evaluator:
         function: its name; the package's default function when None.
         accumulate, accumulate_block, precision: see the module's docstring.
         seed: for random operators, at the beginning of every run.
+        device: see the module's docstring; None for no device in particular.
 
     Raises:
         BadInput: the package is damaged, has no such function, or an argument has a value that it cannot have.
@@ -119,6 +124,7 @@ class Evaluator:
         accumulate_block: int = BLOCK,
         precision: str = "declared",
         seed: int = 0,
+        device: str | None = None,
     ) -> None:
         self.program = program if isinstance(program, MlProgram) else load(program)
         self.function = self.program.function(function)
@@ -127,12 +133,15 @@ class Evaluator:
             raise BadInput(f"accumulate is {accumulate!r}; there are {', '.join(ACCUMULATIONS)}")
         if precision not in PRECISIONS:
             raise BadInput(f"precision is {precision!r}; there are {', '.join(PRECISIONS)}")
+        if device is not None and (device not in DEVICES or precision != "declared"):
+            raise BadInput(f"device is {device!r}; at declared precision there are {', '.join(DEVICES)}")
         if accumulate_block < 1:
             raise BadInput(f"accumulate_block is {accumulate_block}; a partial sum has one product at least")
         self.accumulate = accumulate if precision == "declared" else "fp32"
         self.accumulate_block = accumulate_block
         self.precision = precision
         self.seed = seed
+        self._as_device = DEVICES[device] if device is not None else None
         self._table = all_ops()
         _refuse_unknown(self.function.block, self._table)
         self._constants: dict[int, tuple[Any, ...]] = {}
@@ -317,6 +326,8 @@ class Evaluator:
                 f"{operation.site} of {self._label} has {len(operation.outputs)} outputs in the program, and"
                 f" {len(results)} here"
             )
+        if self._as_device is not None:
+            results = self._as_device(operation, given, results)
         pairs = zip(operation.outputs, results, strict=True)
         outputs = tuple(self._rounded(value, one.type, operation) for one, value in pairs)
         if constant:

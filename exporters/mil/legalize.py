@@ -1,4 +1,6 @@
-"""Masks in half precision, as the Core ML lowering legalizes them by itself: finite, or else with their sums in fp32.
+"""Legalization by the Core ML lowering itself, in half precision: masks here, other forms in safe_forms.py.
+
+Masks become finite, or else their sums stay fp32.
 
 The Neural Engine's softmax does not handle infinity (rule `infinite-constant`), a finite mask such as -1e9 becomes
 infinite in fp16 (rule `fp16-overflow`), and coremltools leaves an operator with such a constant in fp32 (rule
@@ -25,6 +27,7 @@ import numpy as np
 
 from edgesmith.exporters.mil.program import MlProgram
 from edgesmith.exporters.mil.rules import MASK
+from edgesmith.exporters.mil.safe_forms import write_safe_forms
 from edgesmith.exporters.precision.large_constants import SHARE, find_reach
 from edgesmith.exporters.precision.policy import HALF_MAX
 from edgesmith.exporters.precision.restored_levels import find_ends, is_layer
@@ -60,7 +63,7 @@ class Legalization:
     """One change of the lowering's, so that a rule is kept.
 
     Attributes:
-        rule: a key of `rules.RULES`, or `level`: what precision/restored_levels.py finds.
+        rule: a key of `rules.RULES`; `level`, what precision/restored_levels.py finds; or a departure's id.
         name: of the operator.
         change: in words.
     """
@@ -89,8 +92,12 @@ class Legalizing:
 
 
 @contextlib.contextmanager
-def legalizing() -> Iterator[Legalizing]:
-    """Have masks legalized by a conversion to half precision that is given `pipeline`."""
+def legalizing(kept: Collection[str] = ()) -> Iterator[Legalizing]:
+    """Have a conversion to half precision that is given `pipeline` legalize masks, and write safe forms.
+
+    Args:
+        kept: operators that stay fp32 for other reasons.
+    """
     import coremltools as ct
     from coremltools.converters.mil.mil.passes.graph_pass import AbstractGraphPass
     from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
@@ -99,7 +106,7 @@ def legalizing() -> Iterator[Legalizing]:
     keep_fp32: set[str] = set()
 
     class LegalizeMasks(AbstractGraphPass):  # type: ignore[misc]
-        """Find what stays fp32, and write -40000 into the other masks."""
+        """Find what stays fp32, write -40000 into the other masks, and safe forms for what the engine gets wrong."""
 
         def apply(self, prog: Any) -> None:
             for function in prog.functions.values():
@@ -110,6 +117,8 @@ def legalizing() -> Iterator[Legalizing]:
                     keep_fp32.add(name)
                     done.append(legalization)
                 done.extend(_legalize_block(function, keep_fp32))
+                stays = keep_fp32 | {*kept}
+                done.extend(Legalization(*one) for one in write_safe_forms(function, stays))
 
     PASS_REGISTRY.passes[_PASS] = LegalizeMasks
     try:

@@ -10,13 +10,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, TypedDict
+from typing import Final, Literal, NotRequired, TypedDict
 
 from edgesmith.errors import BadInput
 from edgesmith.exporters import artifact as artifacts
 from edgesmith.exporters.mil.legalize import Legalization, legalizations_of
 from edgesmith.exporters.mil.program import MlProgram, Operation, StateType, load
-from edgesmith.exporters.mil.rules import RULES, SEVERITIES, Position, Rule, View, memory
+from edgesmith.exporters.mil.rules import RULES, SEVERITIES, Advice, Position, Rule, View, memory
 
 _SUFFIXES = (".mlpackage", ".mlmodel")
 """Of files that may hold an ML Program."""
@@ -38,7 +38,7 @@ class FindingRecord(TypedDict):
 
 
 class RuleRecord(TypedDict):
-    """A rule that findings go against, see `rules.Rule`."""
+    """A rule that findings go against, see `rules.Advice`, or a departure of the book, by its id."""
 
     name: str
     severity: str
@@ -63,15 +63,16 @@ class MemoryRecord(TypedDict):
 
 
 class LintRecord(TypedDict):
-    """The findings in a Core ML package, as `edgesmith lint --json` prints them.
+    """The findings in a file, as `edgesmith lint --json` prints them.
 
     Attributes:
-        path: of the package.
+        path: of the file.
         counts: findings by severity.
         operators: how many were looked at, constants left out.
         rules: that findings go against.
         findings: the most severe first.
         legalized: what the lowering has changed before.
+        read_for: who computes it, in words: `TensorRT 10.3`.
     """
 
     schema: Literal[1]
@@ -82,6 +83,7 @@ class LintRecord(TypedDict):
     rules: list[RuleRecord]
     findings: list[FindingRecord]
     legalized: list[LegalizationRecord]
+    read_for: NotRequired[list[str]]
 
 
 @dataclass(frozen=True)
@@ -89,10 +91,10 @@ class Finding:
     """An operator or input that goes against a rule.
 
     Attributes:
-        rule: its name, a key of `rules.RULES`.
+        rule: its name, a key of `rules.RULES`; or a departure's id.
         severity: `error`, `warning` or `note`.
         function: of the program.
-        operator: the operator's MIL type; `input` or `state` for what comes in.
+        operator: the operator's type in the file; `input`, `output` or `state` for what comes in or leaves.
         name: the operator's own name, or the input's.
         module: of the model, where the package says from which an operator comes.
         fact: what was found, in words.
@@ -115,15 +117,17 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """The findings in a package.
+    """The findings in a file.
 
     Attributes:
-        path: of the package.
+        path: of the file.
         findings: the most severe first, then in order of the rules and the program.
         legalized: what the lowering has changed before, so that rules are kept.
         operators: how many operators were looked at, constants left out.
         bytes, padded_bytes: the memory that all values of the program take, and with their last axes padded to 64
             bytes. (A runtime keeps only some at a time.)
+        departures: the rows of the book that findings are of, as advice.
+        read_for: who computes the file, in words.
     """
 
     path: Path
@@ -132,6 +136,8 @@ class Report:
     operators: int
     bytes: int
     padded_bytes: int
+    departures: tuple[Advice, ...] = ()
+    read_for: tuple[str, ...] = ()
 
     @property
     def counts(self) -> dict[str, int]:
@@ -145,14 +151,14 @@ class Report:
         return not self.counts["error"] and not self.counts["warning"]
 
     @property
-    def rules(self) -> tuple[Rule, ...]:
-        """The rules that findings go against."""
+    def rules(self) -> tuple[Advice, ...]:
+        """The rules and departures that findings are of."""
         broken = {finding.rule for finding in self.findings}
-        return tuple(rule for rule in RULES.values() if rule.name in broken)
+        return (*(rule for rule in RULES.values() if rule.name in broken), *self.departures)
 
     def as_json(self) -> LintRecord:
         """Return the report as plain values, with each broken rule's sentences and sources."""
-        return {
+        record: LintRecord = {
             "schema": SCHEMA,
             "path": str(self.path),
             "counts": self.counts,
@@ -162,9 +168,12 @@ class Report:
             "findings": [_finding_record(finding) for finding in self.findings],
             "legalized": [{"rule": one.rule, "name": one.name, "change": one.change} for one in self.legalized],
         }
+        if self.read_for:
+            record["read_for"] = list(self.read_for)
+        return record
 
 
-def _rule_record(rule: Rule) -> RuleRecord:
+def _rule_record(rule: Advice) -> RuleRecord:
     return {
         "name": rule.name,
         "severity": rule.severity,

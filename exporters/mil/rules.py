@@ -79,16 +79,15 @@ _DATA = frozenset(
 
 
 @dataclass(frozen=True)
-class Rule:
-    """One rule.
+class Advice:
+    """The sentences of a rule, as a report shows them.
 
     Attributes:
-        name: in kebab case.
+        name: in kebab case; of a departure, its id.
         severity: one of `SEVERITIES`.
         why: one sentence.
         sources: addresses of the texts that say so.
         do: what to do about it.
-        check: yields positions in a function and the fact found at each.
     """
 
     name: str
@@ -96,6 +95,16 @@ class Rule:
     why: str
     sources: tuple[str, ...]
     do: str
+
+
+@dataclass(frozen=True)
+class Rule(Advice):
+    """One rule.
+
+    Attributes:
+        check: yields positions in a function and the fact found at each.
+    """
+
     check: Check
 
 

@@ -44,6 +44,14 @@ def get(name: str) -> Target:
     return targets[name]
 
 
+def require_model(target: Target, device: str) -> str:
+    """Return the device that a target's files can be run as, in words. Raises BadInput, which lists those that can."""
+    if device in target.device_models:
+        return target.device_models[device]
+    known = [f"{name} for {one.name}" for one in all_targets().values() for name in one.device_models]
+    raise BadInput(f"there is no model of {device!r} for target {target.name}; there are {', '.join(known)}")
+
+
 def require_layers(target: Target) -> None:
     """Raise BadInput where a target does not show its operators, with the targets that do."""
     if not target.shows_operators:

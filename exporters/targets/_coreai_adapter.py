@@ -29,6 +29,7 @@ import threading
 import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -226,6 +227,61 @@ def operators(folder: Path) -> Counter[str]:
 
 
 _SILENT = frozenset({"constant", "output", "yield", "condition"})
+
+
+@dataclass(frozen=True)
+class ReadOperator:
+    """An operator of an asset, in plain words.
+
+    Attributes:
+        name: its own, such as conv2d; a composite's for what calls one.
+        operands, results: names of values in the program.
+        types: of the operands and results, as MLIR writes them: `tensor<1x8xf16>`.
+        constant: what MLIR writes of a constant's numbers; None for other operators.
+    """
+
+    name: str
+    operands: tuple[str, ...]
+    results: tuple[str, ...]
+    types: Mapping[str, str]
+    constant: str | None = None
+
+
+def read_operators(folder: Path) -> tuple[list[ReadOperator], list[str], list[str]]:
+    """Return the operators of an asset in order, those of loops before their loop, and names of inputs and outputs.
+
+    Raises:
+        Unsupported: the folder is no readable asset.
+        BackendMissing: Apple's packages are not installed.
+    """
+    require()
+    program = _program(folder)
+    composites = {_symbol(graph): _composite(graph) for graph in _graphs(program)}
+    found: list[ReadOperator] = []
+    outputs: list[str] = []
+
+    def read(block: Any, is_outer: bool) -> None:
+        for op in block.operations:
+            for region in op.regions:
+                for inner in region.blocks:
+                    read(inner, False)
+            called = _own_name(op.name)
+            values = [*op.operands, *op.results]
+            names = [one.get_name() for one in values]
+            operands, results = tuple(names[: len(op.operands)]), tuple(names[len(op.operands) :])
+            if called == "output" and is_outer:
+                outputs.extend(operands)
+            if called in _SILENT - {"constant"}:
+                continue
+            if called == "invoke":
+                called = composites.get(_callee(op)) or called
+            types = dict(zip(names, (str(one.type) for one in values), strict=True))
+            value = str(op.attributes["value"]) if called == "constant" else None
+            found.append(ReadOperator(called, operands, results, types, value))
+
+    (block,) = _main(program, folder).bodyRegion.blocks
+    read(block, True)
+    return found, [one.get_name() for one in block.arguments], outputs
 
 
 def with_outputs(folder: Path, names: Sequence[str], result: Path) -> list[str]:

@@ -105,7 +105,7 @@ def _convert(program: Program, request: Request, package: Path, system: Any) -> 
     classifier = ct.ClassifierConfig(list(request.labels)) if request.labels and request.classifies else None
     outputs = None if classifier else _outputs(program, request)
     inputs = _inputs(program, request)
-    with own_translations(half), legalizing() as legalization:
+    with own_translations(half), legalizing(request.keep_fp32) as legalization:
         with _refusing(taken):
             taken = spell_out(taken, LOWERINGS)
         pipeline = passes(legalization.pipeline if half else None)

@@ -79,6 +79,11 @@ class CoreMlFile(TargetFile):
         evaluator = self._evaluator(calls[0])
         return [self._outputs(evaluator.run(_feeds(evaluator, given))) for given in calls]
 
+    def run_as(self, device: str, calls: Sequence[Arrays]) -> list[list[np.ndarray]]:
+        """Evaluate the program with a device's documented departures; see mil/engine_model.py."""
+        evaluator = Evaluator(self.program, self._evaluator(calls[0]).function.name, device=device)
+        return [self._outputs(evaluator.run(_feeds(evaluator, given))) for given in calls]
+
     def open_step(self, threads: int = 1) -> Step | NotHere:
         """Return the default function in the evaluator, with states of its own."""
         evaluator = self._evaluator()

@@ -53,7 +53,7 @@ def lower(program: Program, path: Path, request: Request, coarse_from: Mapping[s
 
     from edgesmith.exporters.graph.capture import exported
     from edgesmith.exporters.graph.subgraphs import refuse_control_flow
-    from edgesmith.exporters.targets import _bf16, _onnx_reductions, _onnx_types
+    from edgesmith.exporters.targets import _bf16, _onnx_norms, _onnx_reductions, _onnx_types
     from edgesmith.exporters.targets._refusal import refuse
     from edgesmith.kernels.op import all_ops
 
@@ -92,6 +92,7 @@ def lower(program: Program, path: Path, request: Request, coarse_from: Mapping[s
     _onnx_types.legalize(model)
     model = _onnx_reductions.refine(model, coarse_from or {})
     _annotate(model, request)
+    _onnx_norms.keep_apart(model)
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 
@@ -202,6 +203,12 @@ class OnnxFile(TargetFile):
                 f"{self.path.name} is no valid ONNX model: onnx.checker refuses it{where}; export it again, and where"
                 " that gives the same, with other operators or another precision"
             ) from error
+
+    def legalizations(self) -> list[dict[str, str]]:
+        """Return what `_onnx_norms.py` changed."""
+        from edgesmith.exporters.targets import _onnx_norms
+
+        return _onnx_norms.legalizations(self.model)
 
     def count_operators(self) -> dict[str, int]:
         """Return how often each operator type occurs, nodes inside loops too."""

@@ -105,6 +105,7 @@ TARGET = CoreMl(
     types_programs=False,
     is_interpreter=True,
     shows_operators=True,
+    device_models={"ane": "the Neural Engine"},
     classifies=True,
     deployment_targets=("iOS16", "iOS17", "iOS18", "iOS26"),
     default_deployment_target="iOS17",

@@ -134,6 +134,10 @@ class TargetFile(ABC):
         """Return what else can execute the file, or says why not here, by name."""
         return {}
 
+    def run_as(self, device: str, calls: Sequence[Arrays]) -> list[list[np.ndarray]]:
+        """Return the outputs of several calls as one of the target's `device_models` has them; nothing is measured."""
+        raise NotImplementedError
+
     def intermediate(self, names: Sequence[str], inputs: Arrays) -> dict[str, np.ndarray]:
         """Return values inside the file by the program's node names, as far as both know them."""
         return {}
@@ -265,6 +269,7 @@ class Target(ABC):
             operators; lowering takes another form from there on.
         is_interpreter: whether running is so slow that fewer long sequences are streamed through it for verification.
         shows_operators: whether its files answer `layers`.
+        device_models: devices whose documented departures its files can be run with, by name, and what they are.
         classifies: whether labels make a classifier of the file, which returns probabilities; elsewhere they are
             metadata.
         deployment_targets: oldest systems that a file can be made for, in order.
@@ -299,6 +304,7 @@ class Target(ABC):
     coarse_from: Mapping[str, int] = field(default_factory=dict)
     is_interpreter: bool = False
     shows_operators: bool = False
+    device_models: Mapping[str, str] = field(default_factory=dict)
     classifies: bool = False
     deployment_targets: tuple[str, ...] = ()
     default_deployment_target: str | None = None

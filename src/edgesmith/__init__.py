@@ -5,7 +5,7 @@
     artifact = edgesmith.export(module, target="onnx", inputs=(x,))
     edgesmith.verify(artifact.path)
     edgesmith.layers(artifact.path)                          what each operator's precision costs
-    edgesmith.lint(artifact.path)                            of a Core ML artifact, or any .mlpackage
+    edgesmith.lint(artifact.path)                            or of any .mlpackage, .aimodel or .onnx
     session = edgesmith.StreamingSession(artifact.path)      of a --streaming artifact
 
 Importing the package imports none of the heavy ones; the first call does.
@@ -19,8 +19,8 @@ from edgesmith import telemetry
 from edgesmith._version import __version__
 
 if TYPE_CHECKING:
+    from edgesmith.exporters.departures.lint import lint
     from edgesmith.exporters.export import explain, export
-    from edgesmith.exporters.mil.lint import lint
     from edgesmith.exporters.session import StreamingSession
     from edgesmith.exporters.verify import verify_artifact as verify
     from edgesmith.exporters.verify import verify_layers as layers
@@ -32,7 +32,7 @@ __all__ = ["StreamingSession", "__version__", "explain", "export", "layers", "li
 _LAZY = {
     "export": ("export", "export"),
     "explain": ("export", "explain"),
-    "lint": ("mil.lint", "lint"),
+    "lint": ("departures.lint", "lint"),
     "verify": ("verify", "verify_artifact"),
     "layers": ("verify", "verify_layers"),
     "StreamingSession": ("session", "StreamingSession"),

@@ -208,12 +208,14 @@ def _covered_table(model: str, covered: Mapping[str, Mapping[str, int]]) -> Tabl
 def verify(
     artifact: given.ArtifactPath,
     layers: given.Layers = False,
+    as_device: given.AsDevice = None,
     limit: given.Within = None,
     as_json: given.Json = False,
 ) -> None:
     """Check an artifact again: its files, its format, and its numbers where it can run."""
     if limit is not None:
         flags = [flag for flag, is_given in (("--layers", layers), ("--json", as_json)) if is_given]
+        flags += [] if as_device is None else ["--as", as_device]
         raise typer.Exit(run_within(parse_limit(limit), ["verify", *flags, "--", str(artifact)], str(artifact)))
     from edgesmith.exporters import targets
     from edgesmith.exporters.artifact import read
@@ -221,8 +223,10 @@ def verify(
     found = read(artifact)  # a wrong path is answered before torch is imported
     if layers:
         targets.require_layers(targets.get(found.target))
+    if as_device is not None:
+        targets.require_model(targets.get(found.target), as_device)
     with show_stage("import"):
-        from edgesmith.exporters.verify import verify_artifact, verify_layers
+        from edgesmith.exporters.verify import verify_artifact, verify_as, verify_layers
     failure: VerificationFailed | None = None
     try:
         checks: list[Any] = verify_artifact(artifact, show_stage)[1]
@@ -234,17 +238,36 @@ def verify(
     if layers:
         with show_stage("operators"):
             operators = verify_layers(artifact)
+    modelled = None
+    if as_device is not None:
+        with show_stage(f"as {as_device}"):
+            modelled = verify_as(artifact, as_device)
     if as_json:
         also: dict[str, Any] = {"operators": operators} if layers else {}
+        also |= {"as_device": modelled} if modelled else {}
         also |= {"error": str(failure), "exit_code": failure.exit_code} if failure else {}
         print_json({"path": str(found.path), "steps": checks, **also})
     else:
         print_table(_checks_table(found.path.name, checks))
         if layers:
             print_table(_layers_table(operators))
+        if modelled:
+            print_line(_describe_model(modelled))
     if failure:
         print_line(f"edgesmith: {failure}", to_stderr=True)
         raise typer.Exit(failure.exit_code)
+
+
+def _describe_model(found: dict[str, Any]) -> str:
+    """Return what a model of a device says, in a sentence."""
+    error = found["relative_error"]
+    figures = "values that are not finite" if error is None else f"an error of {error:.2g} of the peak"
+    if found["snr_db"] is not None:
+        figures += f", {found['snr_db']:.1f} dB"
+    verdict = "which holds" if found["holds"] else "which does NOT hold; edgesmith lint says where it comes from"
+    return (
+        f"As {found['device']} is documented to depart from the file, a model and no measurement: {figures}, {verdict}."
+    )
 
 
 def _checks_table(title: str, checks: list[CheckRecord]) -> Table:

@@ -1,7 +1,8 @@
-"""The commands that look into one file: `lint` of a Core ML package, `inspect` of a TensorRT engine."""
+"""The commands that look into one file: `lint` of anybody's file, `inspect` of a TensorRT engine."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +14,14 @@ from edgesmith.cli.chosen import Chosen, chooses_model
 from edgesmith.cli.export import one_artifact
 from edgesmith.cli.rows import Row, describe_counts, describe_flags, engine_rows
 from edgesmith.cli.tables import new_table, print_json, print_line, print_table, show_stage
-from edgesmith.errors import VerificationFailed
+from edgesmith.errors import BadInput, VerificationFailed
+from edgesmith.writing import write_whole
 
-LINTED = "coreml"
-"""The target whose packages have rules."""
+FORMATS = ("table", "json", "sarif")
+"""What `lint` prints."""
+
+PACKAGES = (".mlpackage", ".mlmodel")
+"""Files whose values have a padded size too."""
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -27,23 +32,90 @@ if TYPE_CHECKING:
 @chooses_model
 def lint(
     chosen: Chosen,
-    artifact: given.Package = None,
+    artifact: given.Linted = None,
+    read_for: given.ReadFor = None,
+    device: given.ComputedOn = None,
     strict: given.Strict = False,
     every: given.Every = False,
     as_json: given.Json = False,
+    form: given.Format = "table",
+    sarif: given.Sarif = None,
+    explain: given.Explain = None,
 ) -> None:
-    """Check a Core ML package against what is published about the Neural Engine; a model is exported first."""
-    artifact = one_artifact(artifact, chosen, LINTED)
+    """Find what devices are known to compute wrongly in a file, and what the Neural Engine takes badly.
+
+    Reads .mlpackage, .aimodel, .onnx, and artifacts and kits of them; a model is exported first.
+    """
+    if explain is not None:
+        _explain(explain, as_json)
+        return
+    if form not in FORMATS:
+        raise BadInput(f"--format is {form!r}; there are {', '.join(FORMATS)}")
+    artifact = one_artifact(artifact, chosen, _exported_for(read_for or []))
     with show_stage("import"):
-        from edgesmith.exporters.mil.lint import lint as check
+        from edgesmith.exporters.departures.lint import lint as check
+        from edgesmith.exporters.departures.sarif import as_sarif
     with show_stage("lint"):
-        report = check(artifact)
-    if as_json:
+        report = check(artifact, read_for or (), device)
+    if sarif is not None:
+        write_whole(sarif, json.dumps(as_sarif(report), indent=2, ensure_ascii=False) + "\n", "SARIF file")
+    if as_json or form == "json":
         print_json(report.as_json())
+    elif form == "sarif":
+        print_json(as_sarif(report))
     else:
         _show_report(report, every)
     if strict and not report.passes:
         raise typer.Exit(VerificationFailed.exit_code)
+
+
+def _exported_for(read_for: list[str]) -> str:
+    """Return the target that a model is exported for, before it is linted for these."""
+    from edgesmith.exporters.departures.book import TARGETS
+    from edgesmith.exporters.departures.subjects import parse_subject
+
+    return TARGETS[parse_subject(read_for[0]).target].exported_for if read_for else "coreml"
+
+
+def _explain(name: str, as_json: bool) -> None:
+    """Print a row of the book or a rule, with its sources and the graphs that show it."""
+    from dataclasses import asdict
+
+    from edgesmith.exporters.departures.book import SURE, TARGETS, all_departures
+
+    row = all_departures().get(name.upper())
+    if row is None:
+        from edgesmith.exporters.departures.lint import explain
+
+        rule = explain(name)
+        rows = [("severity", rule.severity), ("why", rule.why), ("do", rule.do), ("sources", "\n".join(rule.sources))]
+        content: dict[str, Any] = {"name": name, **dict(rows)}
+    else:
+        content = asdict(row)
+        rows = [
+            ("computed by", f"{TARGETS[row.target].title}: {row.where}"),
+            ("construct", row.construct),
+            ("comes out", row.wrong),
+            ("safe form", row.safe),
+            ("severity", f"{row.severity('0', True)}; {SURE[row.sure]}"),
+            ("versions", _versions(row.since, row.fixed_in)),
+            ("for instance", (row.found or row.unseen or "").replace("; ", "\n")),
+            ("not", (row.left or "").replace("; ", "\n")),
+            ("sources", "\n".join(row.sources)),
+        ]
+    if as_json:
+        print_json(content)
+        return
+    table = new_table(name if row is None else f"{row.id}: {row.title}", "", "", header=False, names=True)
+    for key, value in rows:
+        if value:
+            table.add_row(key, value)
+    print_table(table)
+
+
+def _versions(since: str | None, fixed_in: str | None) -> str:
+    parts = [f"from {since} on"] if since else []
+    return ", ".join([*parts, *([f"before {fixed_in}"] if fixed_in else [])])
 
 
 def _show_report(report: Report, every: bool) -> None:
@@ -59,11 +131,19 @@ def _show_report(report: Report, every: bool) -> None:
         print_table(table)
     if report.rules:
         print_table(_rules_table(report))
+    print_line(_summary(report))
+
+
+def _summary(report: Report) -> str:
+    """Return the line that sums up."""
     counts = ", ".join(f"{count} {severity}{'s' * (count != 1)}" for severity, count in report.counts.items())
+    said = f"{report.path.name}, for {', '.join(report.read_for)}: {counts} in {report.operators} operators."
+    if report.path.suffix not in PACKAGES:
+        return f"{said} This reads the graph, and measures nothing."
     own, padded = report.bytes / 2**20, report.padded_bytes / 2**20
-    print_line(
-        f"{report.path.name}: {counts} in {report.operators} operators. All values take {own:.1f} MiB, with their last"
-        f" axes padded {padded:.1f} MiB. This reads the program; where it runs, a compute plan on the device says."
+    return (
+        f"{said} All values take {own:.1f} MiB, with their last axes padded {padded:.1f} MiB. This reads the program;"
+        " where it runs, a compute plan on the device says."
     )
 
 

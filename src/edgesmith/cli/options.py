@@ -144,6 +144,15 @@ ArtifactPath = Annotated[Path, typer.Argument(help="An artifact's folder, or the
 Layers = Annotated[
     bool, typer.Option("--layers", help="Also every operator: its range, and what its precision costs (coreml).")
 ]
+AsDevice = Annotated[
+    str | None,
+    typer.Option(
+        "--as",
+        metavar="DEVICE",
+        help="Also as a device is documented to depart from the file, a model and no measurement: ane (coreml).",
+        show_default=False,
+    ),
+]
 OneArtifact = Annotated[
     Path | None, typer.Argument(help="An artifact's folder, or the file in it.", show_default=False)
 ]
@@ -156,8 +165,28 @@ Within = Annotated[
         show_default="none",
     ),
 ]
-Package = Annotated[
-    Path | None, typer.Argument(help="A Core ML artifact's folder, or any .mlpackage.", show_default=False)
+Linted = Annotated[
+    Path | None,
+    typer.Argument(help="An artifact's or kit's folder, or any .mlpackage, .aimodel or .onnx.", show_default=False),
+]
+ReadFor = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--for",
+        metavar="WHO[@VERSION]",
+        help="Who computes an ONNX file: ort@1.31, tensorrt@10.3, qnn, litert, xnnpack, tvm; repeatable.",
+        show_default="ort; a kit's TensorRT",
+    ),
+]
+ComputedOn = Annotated[
+    str | None,
+    typer.Option("--device", help="Only what holds on this device, such as iphone15.", show_default=False),
+]
+Format = Annotated[str, typer.Option("--format", help="What to print: table, json or sarif.")]
+Sarif = Annotated[Path | None, typer.Option("--sarif", help="Write SARIF 2.1.0 here too.", show_default=False)]
+Explain = Annotated[
+    str | None,
+    typer.Option("--explain", metavar="ID", help="Say what a finding's id means, such as TR10.", show_default=False),
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="Exit with 3 where there are errors or warnings; notes pass.")]
 Every = Annotated[bool, typer.Option("--all", help="A line for each position, not for each kind of position.")]

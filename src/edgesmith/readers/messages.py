@@ -18,8 +18,16 @@ LARGEST = 2 * GIBIBYTE
 """Protobuf's own limit."""
 
 
-def read_onnx(path: Path, *, advice: str = "export it again") -> onnx.ModelProto:
-    """Return the model in an ONNX file. Raises Unreadable where it is none, or keeps tensors in other files."""
+def read_onnx(path: Path, *, advice: str = "export it again", whole: bool = True) -> onnx.ModelProto:
+    """Return the model in an ONNX file.
+
+    Args:
+        advice: what to do about a damaged one.
+        whole: whether its tensors are wanted; without them, a file may keep some in other files.
+
+    Raises:
+        Unreadable: it is none, or keeps tensors that are wanted in other files.
+    """
     import onnx
 
     content = read_bytes(path, "ONNX file", LARGEST)
@@ -28,7 +36,7 @@ def read_onnx(path: Path, *, advice: str = "export it again") -> onnx.ModelProto
     except Exception as error:  # protobuf's own DecodeError, which depends on its implementation
         raise Unreadable(f"{path} is damaged or no ONNX file; {advice}") from error
     for tensor in model.graph.initializer:
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        if whole and tensor.data_location == onnx.TensorProto.EXTERNAL:
             raise Unreadable(f"{path} keeps the tensor {tensor.name} in another file, which is not followed; {advice}")
     return model
 

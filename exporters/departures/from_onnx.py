@@ -1,0 +1,272 @@
+"""The graph of an ONNX file. Shapes are inferred where they are not written; weights are read when a detector asks."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgesmith.exporters.departures.graph import Graph, Node, Shape, Value
+
+if TYPE_CHECKING:
+    import onnx
+
+_KINDS = {
+    "ConvTranspose": "conv_transpose",
+    "MatMul": "matmul",
+    "FusedMatMul": "matmul",
+    "Gemm": "linear",
+    "MaxPool": "max_pool",
+    "AveragePool": "avg_pool",
+    "GlobalAveragePool": "global_avg_pool",
+    "ReduceMean": "reduce_mean",
+    "ReduceSum": "reduce_sum",
+    "ReduceMax": "reduce_max",
+    "ReduceLogSumExp": "log_sum_exp",
+    "LogSoftmax": "log_softmax",
+    "LayerNormalization": "layer_norm",
+    "RMSNormalization": "rms_norm",
+    "BatchNormalization": "batch_norm",
+    "GroupNormalization": "group_norm",
+    "QuantizeLinear": "quantize",
+    "DequantizeLinear": "dequantize",
+    "GatherND": "gather_nd",
+    "GatherElements": "gather_along_axis",
+    "GridSample": "grid_sample",
+    "HardSigmoid": "hardsigmoid",
+    "HardSwish": "hardswish",
+    "LeakyRelu": "leaky_relu",
+    "Unsqueeze": "expand_dims",
+    "Dropout": "identity",
+    "Where": "select",
+    "ScatterND": "scatter_nd",
+}
+"""Kinds of operators that are not their names in lower case."""
+
+_TYPES = {
+    "FLOAT": "fp32",
+    "FLOAT16": "fp16",
+    "BFLOAT16": "bf16",
+    "DOUBLE": "fp64",
+}
+
+
+def graph_of_onnx(model: onnx.ModelProto) -> Graph:
+    """Return the graph of a model; the bodies of loops and branches stand before their nodes."""
+    import onnx
+
+    with contextlib.suppress(Exception):  # what it refuses, such as a model of 2 GiB, is read without shapes
+        model = onnx.shape_inference.infer_shapes(model)
+    reader = _Reader(onnx)
+    reader.graph(model.graph)
+    opset = next((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), 0)
+    stored = {one.name for one in model.graph.initializer}
+    return Graph(
+        reader.nodes,
+        reader.values,
+        [one.name for one in model.graph.input if one.name not in stored],
+        [one.name for one in model.graph.output],
+        settings={"opset": opset, "name": "main"},
+    )
+
+
+class _Reader:
+    """A graph while it is read."""
+
+    def __init__(self, onnx: Any) -> None:
+        self.onnx = onnx
+        self.nodes: list[Node] = []
+        self.values: dict[str, Value] = {}
+
+    def graph(self, graph: onnx.GraphProto) -> None:
+        for tensor in graph.initializer:
+            self.constant(tensor.name, tensor)
+        for info in (*graph.input, *graph.value_info, *graph.output):
+            if info.name not in self.values and info.type.HasField("tensor_type"):
+                kind = info.type.tensor_type
+                shape = _shape(kind.shape) if kind.HasField("shape") else None
+                self.values[info.name] = Value(info.name, self.type(kind.elem_type), shape)
+        for number, node in enumerate(graph.node):
+            self.node(node, f"{node.op_type}_{number}")
+
+    def type(self, number: int) -> str:
+        if number not in self.onnx.TensorProto.DataType.values():
+            return ""
+        name: str = self.onnx.TensorProto.DataType.Name(number)
+        return _TYPES.get(name, name.lower())
+
+    def constant(self, name: str, tensor: onnx.TensorProto) -> None:
+        numbers = self.onnx.numpy_helper.to_array
+        external = tensor.data_location == self.onnx.TensorProto.EXTERNAL
+
+        def read() -> np.ndarray:
+            try:
+                return np.zeros(0) if external else np.asarray(numbers(tensor))
+            except (ValueError, TypeError):  # of a tensor with fewer bytes than its shape takes
+                return np.zeros(0)
+
+        self.values[name] = Value(name, self.type(tensor.data_type), tuple(tensor.dims), read)
+
+    def node(self, node: onnx.NodeProto, name: str) -> None:
+        attributes = {one.name: self.onnx.helper.get_attribute_value(one) for one in node.attribute}
+        if node.op_type == "Constant" and node.output:
+            self.literal(node.output[0], attributes)
+            return
+        settings = self.settings(node, attributes)
+        bodies = [one for one in attributes.values() if isinstance(one, self.onnx.GraphProto)]
+        for body in bodies:
+            self.graph(body)
+        if node.op_type == "Loop" and bodies:
+            settings["computed_condition"] = self.is_computed(bodies[0])
+        kind = _KINDS.get(node.op_type, node.op_type.lower())
+        for output in node.output:
+            self.values.setdefault(output, Value(output, "", None))
+        found = Node(kind, node.name or name, tuple(node.input), tuple(node.output) or (name,), settings, node.op_type)
+        self.nodes.append(found)
+
+    def literal(self, name: str, attributes: dict[str, Any]) -> None:
+        """Keep the value of a Constant."""
+        if "value" in attributes:
+            self.constant(name, attributes["value"])
+            return
+        (given,) = list(attributes.values())[:1] or [0]
+        array = np.array(given, np.float32 if isinstance(given, float) else None)
+        dtype = "fp32" if array.dtype.kind == "f" else str(array.dtype)
+        self.values[name] = Value(name, dtype, array.shape, lambda: array)
+
+    def settings(self, node: onnx.NodeProto, attributes: dict[str, Any]) -> dict[str, Any]:
+        """Return the settings of a node under this package's names."""
+        plain = {
+            name: value.decode(errors="replace") if isinstance(value, bytes) else value
+            for name, value in attributes.items()
+            if isinstance(value, int | float | bytes) or (isinstance(value, Sequence) and not hasattr(value, "node"))
+        }
+        found = dict(plain)
+        for name, rename in _SETTINGS.items():
+            if name in plain:
+                found[rename] = plain[name]
+        translate = _MORE.get(node.op_type)
+        return found | (translate(self, node, plain) if translate is not None else {})
+
+    def ints(self, node: onnx.NodeProto, index: int) -> list[int]:
+        """Return the whole numbers of an input, where it is constant."""
+        known = self.values.get(node.input[index]) if index < len(node.input) else None
+        if known is None or known.numbers is None:
+            return []
+        return [int(one) for one in known.numbers().reshape(-1)]
+
+    def rank(self, node: onnx.NodeProto) -> int:
+        known = self.values.get(node.input[0]) if node.input else None
+        return len(known.shape) if known is not None and known.shape is not None else 0
+
+    def is_computed(self, body: onnx.GraphProto) -> bool:
+        """Return whether a loop's body decides whether it goes on."""
+        condition = body.output[0].name if body.output else ""
+        given = body.input[1].name if len(body.input) > 1 else ""
+        makers = {name: one for one in body.node for name in one.output}
+        for _ in body.node:
+            if condition in makers and makers[condition].op_type in ("Identity", "Cast") and makers[condition].input:
+                condition = makers[condition].input[0]
+        maker = makers.get(condition)
+        stored = {one.name for one in body.initializer}
+        return not (condition == given or condition in stored or (maker is not None and maker.op_type == "Constant"))
+
+
+_SETTINGS = {
+    "group": "groups",
+    "kernel_shape": "kernel",
+    "transA": "transpose_x",
+    "transB": "transpose_y",
+    "ceil_mode": "ceil",
+}
+"""Attributes that have other names here."""
+
+Settings = dict[str, Any]
+
+
+def _conv(reader: _Reader, node: onnx.NodeProto, given: Settings) -> Settings:
+    axes = max(reader.rank(node) - 2, 0)
+    found: Settings = {"groups": given.get("group", 1)}
+    for name, default in (("strides", 1), ("dilations", 1)):
+        found[name] = list(given.get(name, [default] * axes))
+    found["pads"] = list(given.get("pads", [0] * (2 * axes)))
+    if "output_shape" in given:
+        found["given_shape"] = True
+    return found
+
+
+def _pool(reader: _Reader, node: onnx.NodeProto, given: Settings) -> Settings:
+    axes = max(reader.rank(node) - 2, 0)
+    return {
+        "strides": list(given.get("strides", [1] * axes)),
+        "pads": list(given.get("pads", [0] * (2 * axes))),
+        "count_padding": bool(given.get("count_include_pad", 0)),
+        "ceil": bool(given.get("ceil_mode", 0)),
+    }
+
+
+def _reduction(reader: _Reader, node: onnx.NodeProto, given: Settings) -> Settings:
+    axes = list(given.get("axes", ())) or reader.ints(node, 1)
+    return {"axes": axes, "keep_dims": bool(given.get("keepdims", 1))}
+
+
+def _norm(reader: _Reader, node: onnx.NodeProto, given: Settings) -> Settings:
+    rank = reader.rank(node)
+    axis = int(given.get("axis", -1))
+    return {"axes": list(range(axis % rank, rank)) if rank else [axis]}
+
+
+def _cumsum(reader: _Reader, node: onnx.NodeProto, given: Settings) -> Settings:
+    return {"axis": (reader.ints(node, 1) or [0])[0], "reverse": bool(given.get("reverse", 0))}
+
+
+def _slice(reader: _Reader, node: onnx.NodeProto, given: Settings) -> Settings:
+    begin = list(given.get("starts", ())) or reader.ints(node, 1)
+    axes = list(given.get("axes", ())) or reader.ints(node, 3) or list(range(len(begin)))
+    return {"begin": begin, "end": list(given.get("ends", ())) or reader.ints(node, 2), "axes": axes}
+
+
+def _pad(reader: _Reader, node: onnx.NodeProto, given: Settings) -> Settings:
+    pads, axes, rank = list(given.get("pads", ())) or reader.ints(node, 1), reader.ints(node, 3), reader.rank(node)
+    if axes and rank and len(pads) == 2 * len(axes):
+        every = [0] * (2 * rank)
+        for number, axis in enumerate(axes):
+            every[axis % rank], every[rank + axis % rank] = pads[number], pads[len(axes) + number]
+        pads = every
+    return {"pads": pads, "mode": given.get("mode", "constant")}
+
+
+def _clip(reader: _Reader, node: onnx.NodeProto, given: Settings) -> Settings:
+    known = reader.values.get(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+    if known is not None and known.numbers is not None and known.numbers().size:
+        return {"max": float(known.numbers().reshape(-1)[0])}
+    return {}
+
+
+def _last_axis(reader: _Reader, node: onnx.NodeProto, given: Settings) -> Settings:
+    return {"axis": given.get("axis", -1)}
+
+
+def _first_axis(reader: _Reader, node: onnx.NodeProto, given: Settings) -> Settings:
+    return {"axis": given.get("axis", 0)}
+
+
+_MORE: dict[str, Callable[[_Reader, Any, Settings], Settings]] = {
+    **dict.fromkeys(("Conv", "ConvTranspose"), _conv),
+    **dict.fromkeys(("MaxPool", "AveragePool"), _pool),
+    **dict.fromkeys(("ReduceMean", "ReduceSum", "ReduceMax", "ReduceLogSumExp"), _reduction),
+    **dict.fromkeys(("LayerNormalization", "RMSNormalization"), _norm),
+    **dict.fromkeys(("Softmax", "LogSoftmax", "TopK"), _last_axis),
+    **dict.fromkeys(("Gather", "ArgMax"), _first_axis),
+    "CumSum": _cumsum,
+    "Slice": _slice,
+    "Pad": _pad,
+    "Clip": _clip,
+}
+"""Settings that come from inputs, or have defaults."""
+
+
+def _shape(shape: Any) -> Shape:
+    return tuple(one.dim_value if one.HasField("dim_value") else None for one in shape.dim)

@@ -1,0 +1,211 @@
+"""Forms that the Neural Engine computes right in half precision, in the place of those that it is known to get wrong.
+
+    softplus(x)                      -> max(x, softplus(min(x, 10)))                    CM1, CM2 of exporters/departures
+    log_sum_exp(x)                   -> m + log_sum_exp(x - m), m = max(x)              CM3
+    log(softmax(x))                  -> d - log(sum(exp(d))), d = x - max(x)            CM4
+    c (x y), c f((x W)^2 + ...)      -> (c x) y, f((x sqrt(c) W)^2 + ...), 0 < c < 1    CM7
+
+The first is exact in half precision: softplus(x) - x is 4.5e-5 at 10 and falls, and fp16 has steps of 0.008 there. The
+next two subtract what they add. The last one moves a constant, which is rounded once either way, from a product that
+the engine ends at 32752 into an operand of it: into a constant where there is one, else into the smaller operand. It
+goes back through sums, squares, means and changes of shape that nothing else reads, and where one of them leads
+elsewhere than to a product, nothing is moved. By less than 2^-12 none is, as numbers would leave fp16's normal range.
+
+Programs in single precision stay: the Neural Engine does not compute them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+import numpy as np
+
+from edgesmith.exporters.precision.policy import HALF_MAX
+
+BOUND = 10.0
+"""Below 10.39, where the engine's softplus ends, and a number that fp16 has."""
+
+_LEAST = 2.0**-12
+_VIEWS = frozenset({"reshape", "transpose", "expand_dims", "squeeze", "identity", "slice_by_index", "slice_by_size"})
+_EPSILON = 1e-20
+"""Of a logarithm; larger ones are somebody's own, and are kept."""
+
+
+def write_safe_forms(block: Any, keep_fp32: Collection[str]) -> Iterator[tuple[str, str, str]]:
+    """Write the forms above into a block and those inside it, but for operators that stay fp32.
+
+    Yields:
+        The departure's id, the operator's name, and the change in words.
+    """
+    for op in list(block.operations):
+        for inner in op.blocks:
+            yield from write_safe_forms(inner, keep_fp32)
+        form = _FORMS.get(op.op_type)
+        if form is not None and op.enclosing_block is block and op.name not in keep_fp32:
+            with block:
+                done = form(op)
+            if done is not None:
+                yield done[0], op.name, done[1]
+
+
+def _replace(op: Any, result: Any) -> None:
+    """Put a result in the place of an operator's; an output keeps its name."""
+    from coremltools.converters.mil import Builder as mb
+
+    block = op.enclosing_block
+    if op.outputs[0] in block.outputs and result.name != op.outputs[0].name:
+        result = mb.identity(x=result, before_op=op, name=op.outputs[0].name)
+    block.replace_uses_of_var_after_op(anchor_op=op, old_var=op.outputs[0], new_var=result)
+    block.remove_ops([op])
+
+
+def _bound_softplus(op: Any) -> tuple[str, str] | None:
+    from coremltools.converters.mil import Builder as mb
+
+    before = op.x.op
+    if before is not None and before.op_type == "minimum" and _is_at_most(before, BOUND):
+        return None
+    low = mb.minimum(x=op.x, y=np.float32(BOUND), before_op=op)
+    smooth = mb.softplus(x=low, before_op=op)
+    _replace(op, mb.maximum(x=op.x, y=smooth, before_op=op, name=op.outputs[0].name))
+    return "CM1", f"softplus(x) became max(x, softplus(min(x, {BOUND:.0f})))"
+
+
+def _is_at_most(op: Any, limit: float) -> bool:
+    return any(value.val is not None and float(np.max(value.val)) <= limit for value in (op.x, op.y))
+
+
+def _shift_log_sum_exp(op: Any) -> tuple[str, str] | None:
+    from coremltools.converters.mil import Builder as mb
+
+    before = op.x.op
+    if before is not None and before.op_type == "sub" and _is_maximum(before.y):
+        return None
+    axes = None if op.axes is None else [int(axis) for axis in op.axes.val]
+    largest = mb.reduce_max(x=op.x, axes=axes, keep_dims=True, before_op=op)
+    largest = mb.clip(x=largest, alpha=np.float32(-HALF_MAX), beta=np.float32(HALF_MAX), before_op=op)
+    shifted = mb.sub(x=op.x, y=largest, before_op=op)
+    keep = bool(op.keep_dims.val) if op.keep_dims is not None else False
+    summed = mb.reduce_log_sum_exp(x=shifted, axes=axes, keep_dims=keep, before_op=op)
+    added = largest
+    if not keep:
+        added = mb.reshape(x=largest, shape=list(summed.shape) or [1], before_op=op)
+    _replace(op, mb.add(x=summed, y=added, before_op=op, name=op.outputs[0].name))
+    return "CM3", "the largest number is taken off before the sum of exponentials, and added after it"
+
+
+def _is_maximum(value: Any) -> bool:
+    op = value.op
+    while op is not None and op.op_type in ("clip", *_VIEWS):
+        op = op.x.op
+    return op is not None and op.op_type == "reduce_max"
+
+
+def _shift_log_of_softmax(op: Any) -> tuple[str, str] | None:
+    from coremltools.converters.mil import Builder as mb
+
+    softmax = op.x.op
+    if softmax is None or softmax.op_type != "softmax" or (op.epsilon is not None and op.epsilon.val > _EPSILON):
+        return None
+    axes = [int(softmax.axis.val)]
+    largest = mb.reduce_max(x=softmax.x, axes=axes, keep_dims=True, before_op=op)
+    shifted = mb.sub(x=softmax.x, y=largest, before_op=op)
+    summed = mb.reduce_sum(x=mb.exp(x=shifted, before_op=op), axes=axes, keep_dims=True, before_op=op)
+    rest = mb.log(x=summed, epsilon=np.float32(1e-45), before_op=op)
+    _replace(op, mb.sub(x=shifted, y=rest, before_op=op, name=op.outputs[0].name))
+    return "CM4", "log(softmax(x)) became d - log(sum(exp(d))), d = x - max(x)"
+
+
+def _move_scale(op: Any) -> tuple[str, str] | None:
+    """Move a constant factor below 1 into the products that are scaled by it."""
+    scaled, factor = _factor(op)
+    if scaled is None or not 0 < factor < 1:
+        return None
+    products: list[tuple[Any, float]] = []
+    if not _reach(scaled, factor, products, op) or any(share < _LEAST for _, share in products):
+        return None
+    for product, share in products:
+        _scale(product, share)
+    scaled = op.x if op.y.val is not None else op.y  # anew, where it was the product itself
+    _replace(op, scaled)
+    names = ", ".join(product.name for product, _ in products)
+    return "CM7", f"a factor of {factor:.3g} moved into an operand of {names}"
+
+
+def _factor(op: Any) -> tuple[Any, float]:
+    """Return the value that an operator scales, and the constant; None where it does not."""
+    for scaled, constant in ((op.x, op.y), (op.y, op.x)):
+        known = constant.val
+        if known is not None and scaled.val is None and np.size(known) == 1:
+            number = float(np.asarray(known).reshape(-1)[0])
+            if op.op_type == "mul":
+                return scaled, number
+            return (scaled, 1 / number) if constant is op.y and number else (None, 0.0)
+    return None, 0.0
+
+
+def _reach(value: Any, factor: float, products: list[tuple[Any, float]], reader: Any) -> bool:
+    """Collect the products that a factor goes back to; False where it cannot, for one branch at least."""
+    op = value.op
+    if op is None or value in op.enclosing_block.outputs or set(value.child_ops) != {reader}:
+        return False
+    if op.op_type == "matmul":
+        products.append((op, factor))
+        return True
+    if op.op_type == "linear":
+        products.append((op, factor))
+        return op.weight.val is not None and (op.bias is None or op.bias.val is not None)
+    if op.op_type == "square" or (op.op_type == "mul" and op.x is op.y):
+        return _reach(op.x, math.sqrt(factor), products, op)
+    if op.op_type in ("add", "sub"):
+        return _reach(op.x, factor, products, op) and _reach(op.y, factor, products, op)
+    if op.op_type in _VIEWS or op.op_type in ("reduce_sum", "reduce_mean"):
+        return _reach(op.x, factor, products, op)
+    return False
+
+
+def _scale(product: Any, factor: float) -> None:
+    """Multiply one operand of a product by a factor."""
+    from coremltools.converters.mil import Builder as mb
+
+    block = product.enclosing_block
+    with block:
+        if product.op_type == "linear":
+            bias = {} if product.bias is None else {"bias": product.bias.val * np.float32(factor)}
+            weight = product.weight.val * np.float32(factor)
+            result = mb.linear(x=product.x, weight=weight, before_op=product, name=product.outputs[0].name, **bias)
+        else:
+            x, y = _scaled_operands(product, factor)
+            flags = {"transpose_x": product.transpose_x, "transpose_y": product.transpose_y}
+            result = mb.matmul(x=x, y=y, before_op=product, name=product.outputs[0].name, **flags)
+    _replace(product, result)
+
+
+def _scaled_operands(product: Any, factor: float) -> tuple[Any, Any]:
+    """Return a product's operands, one of them scaled: a constant, or the smaller one."""
+    from coremltools.converters.mil import Builder as mb
+
+    x, y = product.x, product.y
+    if x.val is not None:
+        return x.val * np.float32(factor), y
+    if y.val is not None:
+        return x, y.val * np.float32(factor)
+    if _size(x) <= _size(y):
+        return mb.mul(x=x, y=np.float32(factor), before_op=product), y
+    return x, mb.mul(x=y, y=np.float32(factor), before_op=product)
+
+
+def _size(value: Any) -> float:
+    """Return how many numbers a value has; infinity where a run decides it."""
+    return math.prod(value.shape) if all(isinstance(size, int | np.integer) for size in value.shape) else math.inf
+
+
+_FORMS: dict[str, Callable[[Any], tuple[str, str] | None]] = {
+    "softplus": _bound_softplus,
+    "reduce_log_sum_exp": _shift_log_sum_exp,
+    "log": _shift_log_of_softmax,
+    "mul": _move_scale,
+    "real_div": _move_scale,
+}

@@ -1,0 +1,199 @@
+"""ONNX Runtime's own cases of the book: files run with its optimisations and without, and how exports avoid them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+import edgesmith
+from edgesmith.exporters.departures.book import all_departures
+from edgesmith.exporters.departures.from_onnx import graph_of_onnx
+from edgesmith.exporters.departures.lint import find
+from edgesmith.exporters.departures.subjects import parse_subject
+from edgesmith.exporters.targets import _onnx_norms
+
+ROWS = all_departures()
+HERE = parse_subject(f"ort@{ort.__version__.split('+')[0]}").version
+VNNI = "avx512_vnni" in (Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else "")
+PLAIN, BASIC, ALL = (
+    getattr(ort.GraphOptimizationLevel, name) for name in ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_ALL")
+)
+
+
+def run(model: onnx.ModelProto, level: Any, x: np.ndarray) -> np.ndarray | str:
+    """The output at a level of optimisation, or the error in words."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = level
+    options.log_severity_level = 4
+    try:
+        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return np.asarray(session.run(None, {session.get_inputs()[0].name: x})[0])
+    except Exception as error:
+        return str(error)
+
+
+def differs(model: onnx.ModelProto, x: np.ndarray) -> bool:
+    """Whether what is optimised fails, or is beyond rounding from what is not."""
+    plain, optimised = run(model, PLAIN, x), run(model, ALL, x)
+    assert not isinstance(plain, str), plain
+    if isinstance(optimised, str):
+        return True
+    return bool(np.abs(plain - optimised).max() > 1e-5 * np.abs(plain).max())
+
+
+def held(name: str, value: Any, dtype: Any = np.float32) -> Any:
+    return numpy_helper.from_array(np.asarray(value, dtype), name)
+
+
+def model(nodes: list[Any], shape: tuple[int, ...], constants: list[Any]) -> onnx.ModelProto:
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    graph = helper.make_graph(nodes, "g", [x], [y], constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def quantised(node: Any, weight: np.ndarray, bias: Any, bias_scale: float) -> onnx.ModelProto:
+    """A convolution or product between quantize and dequantize: input scale 0.01, weight scale 0.02."""
+    constants = [
+        *(held("s", 0.01), held("t", 0.02), held("u", bias_scale), held("o", 0.5)),
+        *(held("z", 0, np.uint8), held("zw", 0, np.int8), held("zb", 0, np.int32)),
+        *(held("w", weight, np.int8), held("b", bias, np.int32)),
+    ]
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["a"]),
+        helper.make_node("DequantizeLinear", ["w", "t", "zw"], ["wf"]),
+        *([helper.make_node("DequantizeLinear", ["b", "u", "zb"], ["bf"])] if "bf" in node.input else []),
+        node,
+        helper.make_node("QuantizeLinear", ["c", "o", "z"], ["d"]),
+        helper.make_node("DequantizeLinear", ["d", "o", "z"], ["y"]),
+    ]
+    shape = (1, weight.shape[1], 4, 4) if node.op_type == "Conv" else (1, weight.shape[0])
+    return model(nodes, shape, constants)
+
+
+def biased(scale: float) -> onnx.ModelProto:
+    node = helper.make_node("Conv", ["a", "wf", "bf"], ["c"], "conv")
+    return quantised(node, np.full((2, 4, 1, 1), 3), np.full(2, int(40 / scale)), scale)
+
+
+def spelled(shape: tuple[int, ...], scale: tuple[int, ...], keep: int = 1) -> onnx.ModelProto:
+    nodes = [
+        helper.make_node("ReduceMean", ["x", "axes"], ["m"], keepdims=keep),
+        helper.make_node("Sub", ["x", "m"], ["d"]),
+        helper.make_node("Pow", ["d", "two"], ["q"]),
+        helper.make_node("ReduceMean", ["q", "axes"], ["v"]),
+        helper.make_node("Add", ["v", "e"], ["ve"]),
+        helper.make_node("Sqrt", ["ve"], ["r"]),
+        helper.make_node("Div", ["d", "r"], ["n"]),
+        helper.make_node("Mul", ["n", "g"], ["h"]),
+        helper.make_node("Add", ["h", "b"], ["y"]),
+    ]
+    numbers = 1.5 + np.arange(int(np.prod(scale))).reshape(scale)
+    constants = [held("axes", [-1], np.int64), held("two", 2), held("e", 1e-5), held("g", numbers), held("b", numbers)]
+    return model(nodes, shape, constants)
+
+
+X = np.random.default_rng(0).standard_normal((4, 4)).astype(np.float32)
+
+
+def test_or1_a_bias_of_its_own_scale_is_as_the_book_has_it() -> None:
+    """Fixed in 1.26 by the book: there the levels differ before, and agree from then on."""
+    x = np.full((1, 4, 4, 4), 1.0, np.float32)
+    assert find(ROWS["OR1"], graph_of_onnx(biased(0.5)))
+    assert find(ROWS["OR1"], graph_of_onnx(biased(0.0002))) == []
+    assert not differs(biased(0.0002), x)
+    assert differs(biased(0.5), x) == ROWS["OR1"].concerns(HERE)
+
+
+def test_or2_a_mean_that_drops_its_axis_is_fused_wrongly() -> None:
+    broken, kept = spelled((4, 4), (4,), keep=0), spelled((4, 4), (4,))
+    assert find(ROWS["OR2"], graph_of_onnx(broken))
+    assert find(ROWS["OR2"], graph_of_onnx(kept)) == []
+    assert differs(broken, X)
+    assert not differs(kept, X)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 1)])
+def test_or3_a_scale_that_broadcasts_the_result_fails_when_optimised(shape: tuple[int, int]) -> None:
+    broken = spelled(shape, (2,))
+    assert find(ROWS["OR3"], graph_of_onnx(broken))
+    assert isinstance(run(broken, ALL, X[: shape[0], :1]), str)
+    assert differs(broken, X[: shape[0], :1])
+    assert not differs(spelled((4, 4), (1,)), X)
+
+
+def test_or5_sums_of_two_products_saturate_without_vnni() -> None:
+    def product(weight: int) -> onnx.ModelProto:
+        node = helper.make_node("MatMul", ["a", "wf"], ["c"], "product")
+        return quantised(node, np.full((64, 8), weight), 0, 1.0)
+
+    x = np.full((1, 64), 2.5, np.float32)
+    assert find(ROWS["OR5"], graph_of_onnx(product(127)))
+    assert find(ROWS["OR5"], graph_of_onnx(product(63))) == []
+    assert not differs(product(63), x)
+    if not VNNI:
+        pytest.skip("whether a CPU without VNNI saturates depends on the kernels that ONNX Runtime chooses for it")
+    assert not differs(product(127), x)
+
+
+class Dropped(nn.Module):
+    """A layer norm in primitives whose mean drops its axis: of a square input, another function."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        difference = x - x.mean(-1)
+        return difference / torch.sqrt((difference**2).mean(-1, keepdim=True) + 1e-5) * 2 + 1
+
+
+class Kept(nn.Module):
+    """A layer norm in primitives that may well be fused."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.tensor([0.5, 1.0, 1.5, 2.0]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        difference = x - x.mean(-1, keepdim=True)
+        return difference / torch.sqrt((difference**2).mean(-1, keepdim=True) + 1e-5) * self.scale + self.scale
+
+
+@pytest.mark.parametrize(("module", "rule"), [(Dropped, "OR2"), (Kept, None)])
+def test_exports_avoid_what_onnx_runtime_fuses_wrongly(
+    module: Callable[[], nn.Module], rule: str | None, tmp_path: Path
+) -> None:
+    artifact = edgesmith.export(module().eval(), "onnx", inputs=(torch.from_numpy(X),), name="norm", out=tmp_path)
+    written = onnx.load(artifact.file)
+    assert not differs(written, X)
+    assert [one["rule"] for one in artifact.manifest.get("legalized", [])] == ([rule] if rule else [])
+    assert not {"OR1", "OR2", "OR3", "OR5"} & {one.rule for one in edgesmith.lint(artifact.path).findings}
+
+
+@pytest.mark.parametrize(
+    ("built", "rule"),
+    [(spelled((4, 4), (4,), keep=0), "OR2"), (spelled((3, 1), (2,)), "OR3"), (spelled((4, 4), (4,)), None)],
+)
+def test_quotients_of_such_norms_become_products(built: onnx.ModelProto, rule: str | None) -> None:
+    x = X[:3, :1] if rule == "OR3" else X
+    before = run(built, PLAIN, x)
+    assert differs(built, x) == (rule is not None)
+    for _ in range(2):  # again, nothing changes
+        _onnx_norms.keep_apart(built)
+        assert [one["rule"] for one in _onnx_norms.legalizations(built)] == ([rule] if rule else [])
+    assert not differs(built, x)
+    np.testing.assert_allclose(run(built, ALL, x), before, rtol=1e-6, atol=1e-6)
+    assert not {"OR2", "OR3"} & {name for name in ("OR2", "OR3") if find(ROWS[name], graph_of_onnx(built))}
+
+
+def test_somebody_elses_list_is_not_taken_for_ours() -> None:
+    built = spelled((4, 4), (4,))
+    built.metadata_props.add(key=_onnx_norms.LEGALIZED, value='{"no": "list"}')
+    assert _onnx_norms.legalizations(built) == []
