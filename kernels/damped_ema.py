@@ -163,9 +163,7 @@ def times(
     return found
 
 
-def _one_step(
-    states: tuple[Tensor], x: Tensor, decay: Tensor, weight: Tensor, *_: Any
-) -> tuple[Tensor, tuple[Tensor]]:
+def _one_step(states: tuple[Tensor], x: Tensor, decay: Tensor, weight: Tensor, *_: Any) -> tuple[Tensor, tuple[Tensor]]:
     """One frame x [B, D]. The state is [B, D, E]."""
     (h,) = states
     h = decay * h + x.unsqueeze(-1)

@@ -14,15 +14,16 @@ Source: Behrouz et al., "MambaMixer: Efficient Selective State Space Models with
 arXiv 2403.19888 v1, sections 4.1 to 4.3 and table 6. No code was published, and the paper leaves open, or contradicts
 itself in, what is chosen here:
 
-- B, C and step sizes are of the convolved and activated u, as in Mamba's code and the paper's figure, and not of x; B is
-  discretised as step size times B; the gate is SiLU of half of in_proj.
-- Norms, which the equations lack: a LayerNorm before each mixer and on the sum of the scans, as in VMamba, and one in the
-  stem and before the head.
-- The channel mixer's linear layers run along the channels. Along positions, as the text has it, they would tie weights to
-  the resolution, and T would have 63 M parameters. W is the table's: 2 C, and C in the last stage. No convolution and no
-  gate, which the table does not list. `group` channels are one step's features, 1 by default; both directions have
-  projections of their own, shared by all positions.
-- Step sizes have rank C / 16, rounded up; 16 states; token mixers are 2 C wide inside; 2x2 patches are merged as in VMamba.
+- B, C and step sizes are of the convolved and activated u, as in Mamba's code and the paper's figure, and not of x; B
+  is discretised as step size times B; the gate is SiLU of half of in_proj.
+- Norms, which the equations lack: a LayerNorm before each mixer and on the sum of the scans, as in VMamba, and one in
+  the stem and before the head.
+- The channel mixer's linear layers run along the channels. Along positions, as the text has it, they would tie weights
+  to the resolution, and T would have 63 M parameters. W is the table's: 2 C, and C in the last stage. No convolution
+  and no gate, which the table does not list. `group` channels are one step's features, 1 by default; both directions
+  have projections of their own, shared by all positions.
+- Step sizes have rank C / 16, rounded up; 16 states; token mixers are 2 C wide inside; 2x2 patches are merged as in
+  VMamba.
 - The scalars of the averages are free, see weighted_averages.py.
 
 Parameters: printed are 20, 43 and 74 M; these have 22.4, 40.3 and 69.7 M. No reading of the paper has all three within
@@ -268,9 +269,7 @@ def vim2_base(**options: Any) -> ViM2:
     return ViM2(128, (1, 1, 9, 1), (256, 512, 1024, 1024), **options)
 
 
-def from_checkpoint(
-    state: dict[str, Tensor], **_: Any
-) -> tuple[dict[str, Any], dict[str, Tensor], list[str]]:
+def from_checkpoint(state: dict[str, Tensor], **_: Any) -> tuple[dict[str, Any], dict[str, Tensor], list[str]]:
     """Return what a checkpoint says about a ViM2, the tensors to load, and no notes."""
     head = state.get("head.weight")
     return {"num_classes": head.shape[0]} if head is not None and head.dim() == 2 else {}, state, []

@@ -102,12 +102,15 @@ class Quadratic(Mixer):
     """One square of differences of cumulative sums, by einsums, heads first."""
 
     def scan(self, x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+        skip = self.D[:, None] * x.reshape(*x.shape[:2], -1, WIDTH)
+        return self.square(x, dt, a, b, c) + skip.flatten(2)
+
+    def square(self, x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
         x, b, c = self.in_heads(x, b, c)
         sums = (dt * a).cumsum(1).transpose(1, 2)  # [B, H, T]
         between = (sums.unsqueeze(-1) - sums.unsqueeze(-2)).tril().exp().tril()
         weights = torch.einsum("bihn,bjhn->bhij", c, b) * between
-        y = torch.einsum("bhij,bjhp->bihp", weights, x * dt.unsqueeze(-1)) + self.D[:, None] * x
-        return y.flatten(2)
+        return torch.einsum("bhij,bjhp->bihp", weights, x * dt.unsqueeze(-1)).flatten(2)
 
 
 class Loop(Mixer):
@@ -187,16 +190,14 @@ def test_the_nearest_wrong_scan_is_left_and_says_why(spelling: Any, reason: str)
     assert [one.reason[: len(reason)] for one in report.rejected] == [reason]
 
 
-class BothDirections(Mixer):
+class BothDirections(Quadratic):
     """Hydra as its authors have it: a batch of both directions, rolled by a step, its first step zeroed in place."""
 
     directions = 2
-    inner: Any = Quadratic.scan
 
     def __init__(self) -> None:
         super().__init__()
         self.fc_D = nn.Linear(INNER, HEADS, bias=False)
-        nn.init.zeros_(self.D)
 
     def diagonal(self, x: Tensor) -> Tensor:
         return F.linear(x, self.fc_D.weight, self.dt_bias).unsqueeze(-1).expand(-1, -1, -1, WIDTH).flatten(2) * x
@@ -211,7 +212,7 @@ class BothDirections(Mixer):
         x = torch.cat((x, torch.flip(x, (1,))), dim=0)
         both = torch.cat((both[:, :, : 2 * rows], torch.flip(both[:, :, 2 * rows :], (1,))), dim=0)
         b, c = both.split([rows, rows], dim=-1)
-        y = self.inner(x, dt, -torch.exp(self.A_log), b, c)
+        y = self.square(x, dt, -torch.exp(self.A_log), b, c)
         y = torch.roll(y, shifts=1, dims=1)
         y[:, 0, :] = 0.0
         forward, backward = y[: len(u)], torch.flip(y[len(u) :], (1,))
@@ -230,8 +231,8 @@ class TwoScans(BothDirections):
         delta_f, delta_b = dt.split([HEADS, HEADS], -1)
         x, b_f, c_f, b_b, c_b = mixed.split([INNER, *[rows] * 4], dim=-1)
         a = -torch.exp(self.A_log)
-        forward = self.inner(x, delta_f, a, b_f, c_f)
-        backward = self.inner(x.flip(1), delta_b.flip(1), a, b_b.flip(1), c_b.flip(1))
+        forward = self.square(x, delta_f, a, b_f, c_f)
+        backward = self.square(x.flip(1), delta_b.flip(1), a, b_b.flip(1), c_b.flip(1))
         none = torch.zeros_like(forward[:, :1])
         forward, backward = (torch.cat((none, one[:, :-1]), dim=1) for one in (forward, backward))
         out: Tensor = self.out_proj((forward + backward.flip(1) + self.diagonal(x)) * F.silu(z))
@@ -262,8 +263,8 @@ class NotShifted(TwoScans):
         delta_f, delta_b = F.softplus(dt).split([HEADS, HEADS], -1)
         x, b_f, c_f, b_b, c_b = mixed.split([INNER, *[rows] * 4], dim=-1)
         a = -torch.exp(self.A_log)
-        backward = self.inner(x.flip(1), delta_b.flip(1), a, b_b.flip(1), c_b.flip(1))
-        out: Tensor = self.out_proj(self.inner(x, delta_f, a, b_f, c_f) + backward.flip(1))
+        backward = self.square(x.flip(1), delta_b.flip(1), a, b_b.flip(1), c_b.flip(1))
+        out: Tensor = self.out_proj(self.square(x, delta_f, a, b_f, c_f) + backward.flip(1))
         return out
 
 

@@ -19,7 +19,8 @@ from edgesmith.exporters.verify import verify_artifact
 from edgesmith.models import registry
 from edgesmith.models.mamba import Mamba
 from edgesmith.models.series import read_config
-from edgesmith.models.tsm2 import TSM2, TokenMixer as TimeMixer
+from edgesmith.models.tsm2 import TSM2
+from edgesmith.models.tsm2 import TokenMixer as TimeMixer
 from edgesmith.models.vim2 import ChannelMixer, CrossScan, PatchMerging, Stage, TokenMixer, ViM2
 from edgesmith.models.weighted_averages import WeightedAverage
 
@@ -45,7 +46,7 @@ def relative(found: Tensor, expected: Tensor) -> float:
 
 
 def scan(x: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """S6 of x [B, T, D] by its definition: h_t = exp(delta_t A) h_{t-1} + delta_t x_t B_t, y_t = h_t C_t, h [B, D, N]."""
+    """S6 of x [B, T, D] by its definition: h_t = exp(delta_t A) h_{t-1} + delta_t x_t B_t and y_t = h_t C_t."""
     h, outputs = torch.zeros(x.shape[0], *a.shape, dtype=x.dtype), []
     for t in range(x.shape[1]):
         h = torch.exp(delta[:, t].unsqueeze(-1) * a) * h
@@ -69,7 +70,7 @@ def test_parameters_and_macs_of_images_are_those_of_the_table(name: str) -> None
 
 
 def count_of_stages(model: ViM2, size: int) -> int:
-    """MACs of linear layers and convolutions behind the stem, by their shapes; calling it on meta would take minutes."""
+    """MACs of linear layers and convolutions behind the stem, by their shapes: a call at 224 would take minutes."""
     total = model.head.weight.numel()
     for i, stage in enumerate(model.stages):
         if i:
@@ -93,13 +94,8 @@ def test_the_counted_macs_are_those_of_a_call() -> None:
     model = ViM2(8, (1, 1), (16, 16), num_classes=3).eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, 3, 24, 24))
-    in_scans = 0
-    for stage, size in zip(model.stages, (6, 3), strict=True):
-        for block in stage.blocks:
-            width = block.token_mixers[0].in_proj.out_features // 2
-            in_scans += size**2 * 16 * (2 * 4 * width + 2 * block.channel_mixer.in_proj.out_features)
     stem = model.stem.weight.numel() * 6**2
-    assert counter.get_total_flops() // 2 == stem + count_of_stages(model, 6) + in_scans
+    assert counter.get_total_flops() // 2 == stem + count_of_stages(model, 6)
 
 
 def test_no_reading_of_the_paper_has_all_three_printed_counts() -> None:
@@ -135,26 +131,7 @@ def test_parameters_and_macs_of_series_are_those_of_the_table(name: str) -> None
     inputs = draw_series(reads, 1, 0)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         assert model(*inputs).shape == (1, 96, 7)
-    scans = sum(scan_macs(one, 1) for one in scans_of(model, reads))
-    assert counter.get_total_flops() // 2 - scans == spec.macs
-
-
-def scans_of(model: TSM2, reads: Any) -> list[tuple[Mamba, int, int]]:
-    """Every Mamba mixer of a TSM2 with its batch and its steps."""
-    patches, channels = model.position.shape[1], reads.shape[1]
-    found = []
-    for layer in model.layers:
-        found.append((layer.token_mixer.mixer, channels, patches))
-        found += [(one, patches, channels) for one in (layer.channel_mixer.forwards, layer.channel_mixer.backwards)]
-    if model.covariates.mixer is not None:
-        mixer = model.covariates.mixer
-        found += [(one, reads.horizon, channels) for one in (mixer.forwards, mixer.backwards)]
-    return found
-
-
-def scan_macs(given: tuple[Mamba, int, int], _: int) -> int:
-    mixer, batch, steps = given
-    return batch * steps * mixer.A_log.numel()
+    assert counter.get_total_flops() // 2 == spec.macs
 
 
 # the paper's equations, in two forms
@@ -171,7 +148,9 @@ def test_four_scans_equal_four_sequences_of_the_map() -> None:
         delta = F.softplus(steps @ module.dt_projs_weight[k].t() + module.dt_projs_bias[k])
         own = slice(6 * k, 6 * k + 6)
         y = scan(sequence, delta, -torch.exp(module.A_logs[own]), b, c) + module.Ds[own] * sequence
-        order = [(i, j) for i in range(3) for j in range(5)] if k % 2 == 0 else [(i, j) for j in range(5) for i in range(3)]
+        order = (
+            [(i, j) for i in range(3) for j in range(5)] if k % 2 == 0 else [(i, j) for j in range(5) for i in range(3)]
+        )
         for t, (i, j) in enumerate(order[::-1] if k >= 2 else order):
             expected[:, i, j] += y[:, t]
     with torch.no_grad():
@@ -222,11 +201,11 @@ def test_weighted_averages_equal_the_papers_sums() -> None:
     with torch.no_grad():
         tokens, channels = [x], [x]
         for block in stage.blocks:
-            for l in range(3):
+            for i in range(3):
                 kinds = torch.stack((*tokens, *channels))
-                read = torch.einsum("k,k...->...", block.averages[l].weight, kinds)
-                if l < 2:
-                    tokens.append(block.token_mixers[l](read))
+                read = torch.einsum("k,k...->...", block.averages[i].weight, kinds)
+                if i < 2:
+                    tokens.append(block.token_mixers[i](read))
                 else:
                     channels.append(block.channel_mixer(read))
         assert relative(stage(x), channels[-1]) <= 1e-5
@@ -324,7 +303,7 @@ def test_covariates_and_a_mask_matter_and_forecasts_are_in_the_datas_scale() -> 
     with torch.no_grad():
         y = model(x, ones, static, future)
         assert relative(model(1000 + 30 * x, ones, static, future), 1000 + 30 * y) <= 1e-4
-        for given in ((ones, static + 1, future), (ones, static, future + 1), ((x > 0).float(), static, future)):
+        for given in ((ones, static + 1, future), (ones, static, future.flip(2)), ((x > 0).float(), static, future)):
             assert relative(model(x, *given), y) > 1e-4
 
 
@@ -333,9 +312,9 @@ def test_covariates_and_a_mask_matter_and_forecasts_are_in_the_datas_scale() -> 
 
 def test_a_small_vim2_is_exported_to_onnx_with_maps_and_any_number_of_classes(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = ViM2(8, (1, 1), (16, 16), num_classes=3).eval()
-    artifact = edgesmith.export(model, "onnx", inputs=(torch.randn(1, 3, 16, 12),), out=tmp_path)
-    assert artifact.manifest["operators"]["rewritten"]["edgesmith.selective_scan"] == 20
+    model = ViM2(8, (1,), (8,), num_classes=3).eval()
+    artifact = edgesmith.export(model, "onnx", inputs=(torch.randn(1, 3, 8, 12),), out=tmp_path)
+    assert artifact.manifest["operators"]["rewritten"]["edgesmith.selective_scan"] == 10
     maps = ViM2(8, (1, 1), (16, 16), features=True)(torch.zeros(2, 3, 24, 20))
     assert [tuple(one.shape) for one in maps] == [(2, 8, 6, 5), (2, 16, 3, 3)]
 
@@ -343,7 +322,7 @@ def test_a_small_vim2_is_exported_to_onnx_with_maps_and_any_number_of_classes(tm
 def test_a_config_makes_a_tsm2_with_covariates_and_its_file(tmp_path: Path) -> None:
     import json
 
-    (tmp_path / "config.json").write_text(json.dumps(SMALL_SERIES | COVARIATES), encoding="utf-8")
+    (tmp_path / "config.json").write_text(json.dumps(SMALL_SERIES | COVARIATES | {"num_layers": 1}), encoding="utf-8")
     artifact = edgesmith.export("tsm2", "onnx", config=tmp_path / "config.json", out=tmp_path)
     record = artifact.manifest["model"]
     assert [one["name"] for one in record["inputs"]] == ["past_values", "static_covariates", "future_covariates"]

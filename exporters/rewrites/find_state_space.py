@@ -47,16 +47,14 @@ SAME = 1e-5
 STEP = 0.05
 """The step size at which rates are measured: a decay of exp(-16) and one of exp(-0.001) are told from 0 and 1."""
 
-_WITHIN = frozenset(
-    getattr(aten, name)
-    for name in (
-        "mul add sub neg exp cumsum sum matmul bmm mm einsum pad constant_pad_nd reshape view _unsafe_view flatten"
-        " unflatten permute transpose t movedim expand unsqueeze squeeze slice select cat stack tril triu where"
-        " masked_fill repeat repeat_interleave clone contiguous to _to_copy alias detach zeros zeros_like ones ones_like"
-        " new_zeros full full_like arange rsub div diff roll index_select unbind split split_with_sizes"
-        " select_scatter slice_scatter copy fill lift_fresh_copy gt ge lt le eq logical_not bitwise_not"
-    ).split()
-)
+_NAMES = """
+    mul add sub neg exp cumsum sum matmul bmm mm einsum pad constant_pad_nd reshape view _unsafe_view flatten
+    unflatten permute transpose t movedim expand unsqueeze squeeze slice select cat stack tril triu where
+    masked_fill repeat repeat_interleave clone contiguous to _to_copy alias detach zeros zeros_like ones ones_like
+    new_zeros full full_like arange rsub div diff roll index_select select_scatter slice_scatter copy fill
+    lift_fresh_copy gt ge lt le eq logical_not bitwise_not
+"""
+_WITHIN = frozenset(getattr(aten, name) for name in _NAMES.split())
 """Operators of which a site may consist."""
 
 _IN_TIME = frozenset({aten.cumsum, aten.cat, aten.stack, aten.tril, aten.sum})
@@ -128,7 +126,7 @@ def _is_within(node: Node, found: dict[Node, _Reads]) -> bool:
     first = node.all_input_nodes[0] if node.all_input_nodes else None
     if packet is aten.slice and first is not None and found[first].sources == frozenset({first}):
         return bool(arguments(node)[1] % rank(node) != rank(node) - 1)
-    return packet not in (aten.flip, aten.split, aten.split_with_sizes, aten.unbind)
+    return True
 
 
 def _can_be(node: Node, sources: frozenset[Node]) -> bool:
@@ -250,7 +248,7 @@ def _check_alone(region: Region, reads: dict[Node, _Reads]) -> None:
     within = {*region.nodes}
     for node in region.nodes:
         outside = next((user for user in node.users if user not in within), None)
-        if node is not region.last and outside is not None and reads[node].has_exp and reads[node].has_time:
+        if node is not region.last and outside is not None and reads[node].has_exp:
             raise Reject(f"a state in it is also read by {outside.name} ({operator_name(outside)})")
 
 
@@ -298,8 +296,6 @@ def find_quasiseparable(module: GraphModule, costs: Costs) -> Iterator[Fired | R
                 yield outcome
 
 
-
-
 @dataclass(frozen=True)
 class _Both:
     """The arguments of scans in both directions.
@@ -345,7 +341,7 @@ def _same_rates(one: Node, two: Node) -> bool:
 
 def _plain(node: Node) -> Node:
     """Return a value before it was only given another shape behind batch and time."""
-    while _packet(node) in (aten.reshape, aten.view, aten.clone):
+    while _packet(node) in (aten.reshape, aten.view, aten.clone, aten.unflatten, aten.flatten):
         source = node.all_input_nodes[0]
         if example_sizes(val(source).shape)[:2] != example_sizes(val(node).shape)[:2]:
             break
@@ -382,7 +378,9 @@ def _join(module: GraphModule, scan: Node) -> str | None:
             if _adds_both(region, scans, both):
                 return _put_both(module, region, both)
         if totals:
-            declined = Reject("it scans in both directions, and adds the outputs up in another way than past and future")
+            declined = Reject(
+                "it scans in both directions, and adds the outputs up in another way than past and future"
+            )
     if declined is not None:
         raise declined
     return None
@@ -410,9 +408,7 @@ def _adds_both(region: Region, scans: tuple[Node, ...], both: _Both) -> bool:
     if {*region.sources} != {*scans}:
         return False
     generator = torch.Generator().manual_seed(0)
-    given = {
-        one: torch.randn(example_sizes(val(one).shape), generator=generator, dtype=torch.float64) for one in scans
-    }
+    given = {one: torch.randn(example_sizes(val(one).shape), generator=generator, dtype=torch.float64) for one in scans}
     forward, *rest = (given[one] for one in scans)
     backward = rest[0] if rest else forward[both.batch :]
     forward = forward[: both.batch]
@@ -435,13 +431,15 @@ def _put_both(module: GraphModule, region: Region, both: _Both) -> str:
                 emit(aten.slice.Tensor, forward, 0, 0, both.batch),
                 emit(aten.flip.default, emit(aten.slice.Tensor, backward, 0, both.batch, 2 * both.batch), [1]),
             )
-        return emit(aten.reshape.default, emit(aten.stack.default, [forward, backward], 2), [*shape[:2], 2, *more])
+        pair = [
+            one if list(val(one).shape) == [*shape[:2], *more] else emit(aten.reshape.default, one, [*shape[:2], *more])
+            for one in (forward, backward)
+        ]
+        return emit(aten.stack.default, pair, 2)
 
     _, _, rates, b, *_ = arguments(both.call)
     groups = example_sizes(val(b).shape)[2:]
-    delta, b, c = (
-        in_both(*pair, *more) for pair, more in zip(both.others, ([heads], groups, groups), strict=True)
-    )
+    delta, b, c = (in_both(*pair, *more) for pair, more in zip(both.others, ([heads], groups, groups), strict=True))
     if diagonal is None:
         diagonal = emit.constant(f"{where}.diagonal", torch.zeros(both.batch, length, heads))
     x = both.x if list(val(both.x).shape) == shape else emit(aten.reshape.default, both.x, shape)
@@ -456,7 +454,9 @@ def _diagonal(module: GraphModule, total: Node, x: Node, shape: list[int]) -> tu
     """Return the sum that adds d x to a sum, and d [B, T, H]; the sum itself and None where nothing does."""
     behind = [total]
     for node in behind:
-        behind += [user for user in node.users if _packet(user) in (aten.reshape, aten.view)]
+        behind += [
+            user for user in node.users if _packet(user) in (aten.reshape, aten.view, aten.flatten, aten.unflatten)
+        ]
     for user in [user for node in behind for user in node.users if user.target is aten.add.Tensor]:
         other = next((one for one in user.all_input_nodes if one not in behind), None)
         if other is None or arguments(user)[2] != 1:
