@@ -89,7 +89,7 @@ class CodeAttention(nn.Module):
         through_codes = q @ self.codebook.t() + seen  # [B, N, l, S]
         one_by_one = q @ self.beside(keys).transpose(2, 3) + self.bias_of_distance() + near  # [B, N, l, 3 l]
         weights = torch.cat((through_codes, one_by_one), dim=-1).softmax(-1)
-        of_codes, of_tokens = weights.split((len(self.codebook), 3 * block), dim=-1)
+        of_codes, of_tokens = weights.split_with_sizes([len(self.codebook), 3 * block], dim=-1)
         y = of_codes @ means + of_tokens @ self.beside(v)
         return y.reshape(batch, count * block, -1)[:, :length]
 

@@ -77,7 +77,7 @@ class CrossScan(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         size = (int(x.shape[2]), int(x.shape[3]))
         rows = x.flatten(2).transpose(1, 2)  # [B, L, D]
-        projected = F.linear(rows, self.x_proj_weight.flatten(0, 1)).split(sum(self.sizes), dim=-1)
+        projected = F.linear(rows, self.x_proj_weight.flatten(0, 1)).chunk(ORDERS, dim=-1)
         rates, width = -self.A_logs.exp(), rows.shape[-1]
         columns = by_columns(rows, size)
         y = self.Ds.reshape(ORDERS, width).sum(0) * rows
@@ -96,7 +96,7 @@ class CrossScan(nn.Module):
 
 def by_columns(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Return positions of a map, given row by row, column by column. [B, h w, D] -> [B, w h, D]"""
-    return x.unflatten(1, size).transpose(1, 2).flatten(1, 2)
+    return torch.unflatten(x, 1, size).transpose(1, 2).flatten(1, 2)
 
 
 class TokenMixer(nn.Module):

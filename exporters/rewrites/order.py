@@ -2,6 +2,8 @@
 
     find_memory         irfft(rfft(u) * H) -> a linear recurrence
     drop_copies         a copy of x -> x
+    find_mean           sum(x) / number of x -> mean(x)
+    drop_ones           x * ones -> x
     recognise           a fused op in another spelling -> that op
     fold_constants      what is computed from parameters alone becomes a parameter
     find_closed_scan    exp(S) cumsum(U exp(-S)) -> a selective scan
@@ -66,6 +68,7 @@ from edgesmith.exporters.rewrites.concat_linears import concat_linears
 from edgesmith.exporters.rewrites.dense_transforms import dense_transforms
 from edgesmith.exporters.rewrites.dft import dft
 from edgesmith.exporters.rewrites.drop_copies import drop_copies
+from edgesmith.exporters.rewrites.drop_ones import drop_ones, find_mean
 from edgesmith.exporters.rewrites.drop_shift import drop_shift
 from edgesmith.exporters.rewrites.einsum import einsum
 from edgesmith.exporters.rewrites.find_aggregated import find_aggregated
@@ -109,6 +112,8 @@ SIMPLE = "fold_batchnorm"
 ORDER: tuple[Rewrite, ...] = (
     find_memory,
     drop_copies,
+    find_mean,
+    drop_ones,
     recognise,
     fold_constants,
     find_closed_scan,
