@@ -9,7 +9,8 @@
     forecast        [B, H, c]   the next H values of the predicted channels, in the data's own scale
 
 Names and defaults are those of transformers' PatchTSMixerConfig and granite-tsfm's TinyTimeMixerConfig, so their
-`config.json` is read as it is. Letters: B batch, T context, H horizon, C channels, P patch length, p patches, D width.
+`config.json` is read as it is. Letters: B batch, T context, H horizon, C channels, P patch length, p patches, D width,
+s f covariates of a channel.
 """
 
 from __future__ import annotations

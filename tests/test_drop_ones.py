@@ -131,7 +131,7 @@ def test_the_nearest_others_are_left_with_the_same_numbers(spelling: Any, reason
     program, reports = rewrite(capture(model, (x,)), COSTS, (find_mean, drop_ones))
     with torch.no_grad():
         assert torch.allclose(program.module(x), model(x), atol=1e-6)
-    found = [report for report in reports if report.name == "find_mean"][0]
+    found = next(report for report in reports if report.name == "find_mean")
     assert not found.applied
     assert len(found.rejected) == reasons
     assert all("a sum of 12 values is divided by a count of 20" in one.reason for one in found.rejected)

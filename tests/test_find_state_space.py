@@ -147,6 +147,17 @@ def test_a_foreign_scan_becomes_the_op_with_the_same_numbers(spelling: Any, leng
     assert not any(one.applied or one.rejected for one in reports)
 
 
+@pytest.mark.parametrize("spelling", SPELLINGS, ids=lambda one: str(one.__name__))
+def test_a_free_batch_stays_free(spelling: Any) -> None:
+    torch.manual_seed(0)
+    model, u = spelling().eval(), torch.randn(2, 6, 6)
+    program, _ = rewrite(capture(model, (u,), dynamic_batch=True), COSTS)
+    assert count_operators(program.module)[SSD] == 1
+    with torch.no_grad():
+        for given in (u, torch.randn(3, 6, 6)):
+            assert torch.allclose(program.module(given), model(given), atol=1e-5)
+
+
 class Leaky(Quadratic):
     """Every step sees its own decay too."""
 

@@ -125,6 +125,17 @@ def test_a_foreign_spelling_becomes_the_op_with_the_same_numbers(spelling: Any) 
     assert not any(one.applied or one.rejected for one in reports)
 
 
+@pytest.mark.parametrize("spelling", [Broadcast, Product], ids=lambda one: str(one.__name__))
+def test_a_free_batch_stays_free(spelling: Any) -> None:
+    torch.manual_seed(0)
+    model, x = spelling().eval(), torch.randn(2, 9, WIDTH)
+    program, _ = rewrite(capture(model, (x,), dynamic_batch=True), COSTS)
+    assert count_operators(program.module)[OP] == 1
+    with torch.no_grad():
+        for given in (x, torch.randn(3, 9, WIDTH)):
+            assert torch.allclose(program.module(given), model(given), atol=1e-6)
+
+
 class Farthest(Codebook):
     """The largest distance."""
 

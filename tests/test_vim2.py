@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import edgesmith
+from edgesmith.exporters.export import explain
+from edgesmith.exporters.graph.edit import count_operators
 from edgesmith.exporters.inputs import draw_series
 from edgesmith.exporters.options import ModelOptions
 from edgesmith.exporters.verify import verify_artifact
@@ -310,6 +313,13 @@ def test_covariates_and_a_mask_matter_and_forecasts_are_in_the_datas_scale() -> 
 # files and steps
 
 
+@pytest.mark.parametrize(("name", "options"), [("vim2_tiny", {"input_size": (32, 32)}), ("tsm2_512_96", {})])
+def test_rewritten_graph_is_the_golden(name: str, options: dict[str, Any], golden: Callable[[str, str], None]) -> None:
+    _, after, _ = explain(name, "onnx", **options)
+    counts = count_operators(after.module)
+    golden(f"{name}.rewritten", "".join(f"{count:5} {op}\n" for op, count in counts.items()))
+
+
 def test_a_small_vim2_is_exported_to_onnx_with_maps_and_any_number_of_classes(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = ViM2(8, (1,), (8,), num_classes=3).eval()
@@ -328,21 +338,6 @@ def test_a_config_makes_a_tsm2_with_covariates_and_its_file(tmp_path: Path) -> N
     assert [one["name"] for one in record["inputs"]] == ["past_values", "static_covariates", "future_covariates"]
     assert record["series"]["future_covariates"] == 3
     verify_artifact(artifact.path)
-
-
-@pytest.mark.parametrize("target", ["coreml", "coreai", "tensorrt"])
-@pytest.mark.parametrize("kind", ["vim2", "tsm2"])
-@pytest.mark.slow
-def test_a_small_one_is_verified_on_every_target(kind: str, target: str, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"device": "rtx3080"} if target == "tensorrt" else {}
-    torch.manual_seed(0)
-    if kind == "vim2":
-        model: nn.Module = ViM2(8, (1, 1), (16, 16), num_classes=3)
-        inputs: tuple[Tensor, ...] = (torch.randn(1, 3, 16, 16),)
-    else:
-        model = TSM2(read_config(SMALL_SERIES | COVARIATES, {}, "a test"))
-        inputs = draw_series(model.reads, 1, 0)
-    edgesmith.export(model.eval(), target, inputs=inputs, precision="fp16", out=tmp_path, **options)
 
 
 def test_a_time_mixer_is_causal_and_streams(tmp_path: Path) -> None:

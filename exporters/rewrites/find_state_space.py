@@ -86,8 +86,12 @@ def find_state_space(module: GraphModule, costs: Costs) -> Iterator[Fired | Reje
             continue
         if found.sources in done or not _can_be(node, found.sources):
             continue
+        region = _region(module, node, found.sources)
+        sites = list(_as_sites(node, region))
+        if not sites:
+            continue
         near[found.sources] = node
-        outcome = attempt(node, _fuse, module, node, found, reads)
+        outcome = attempt(node, _fuse, module, sites, reads)
         if outcome is not None:
             done.add(found.sources)
             yield outcome
@@ -101,7 +105,7 @@ def _trace(module: GraphModule) -> dict[Node, _Reads]:
     found: dict[Node, _Reads] = {}
     for node in module.graph.nodes:
         is_value = isinstance(node.meta.get("val"), Tensor)
-        if node.op == "get_attr":
+        if node.op == "get_attr" or isinstance(node.meta.get("val"), torch.SymInt):
             found[node] = _Reads(frozenset())
         elif node.op != "call_function" or not is_value or not _is_within(node, found):
             found[node] = _Reads(frozenset({node}))
@@ -167,10 +171,9 @@ class _Site:
         return y.reshape(batch, self.length, heads, width)
 
 
-def _fuse(module: GraphModule, node: Node, found: _Reads, reads: dict[Node, _Reads]) -> str | None:
-    """Put the op in the place of a node that has a scan's numbers; None where it has others."""
-    region = _region(module, node, found.sources)
-    for one in _as_sites(node, region):
+def _fuse(module: GraphModule, sites: list[_Site], reads: dict[Node, _Reads]) -> str | None:
+    """Put the op in the place of a region that has a scan's numbers; None where it has others."""
+    for one in sites:
         rates = _rates(one)
         if rates is not None and _is_scan(one, rates):
             _check_alone(one.region, reads)
@@ -181,15 +184,18 @@ def _fuse(module: GraphModule, node: Node, found: _Reads, reads: dict[Node, _Rea
 def _region(module: GraphModule, last: Node, sources: frozenset[Node]) -> Region:
     """Return the region between some sources and a node."""
     inside: set[Node] = set()
+    free: dict[Node, int] = {}
     queue = [last]
     while queue:
         node = queue.pop()
-        if node not in inside and node not in sources and node.op == "call_function":
+        if isinstance(node.meta.get("val"), torch.SymInt):
+            free[node] = int(node.meta["val"].node.hint)
+        elif node not in inside and node not in sources and node.op == "call_function":
             inside.add(node)
             queue += node.all_input_nodes
     nodes = [node for node in module.graph.nodes if node in inside]
     ordered = tuple(node for node in module.graph.nodes if node in sources)
-    return Region(module, ordered, nodes, last, {})
+    return Region(module, ordered, nodes, last, free)
 
 
 def _as_sites(node: Node, region: Region) -> Iterator[_Site]:
@@ -258,17 +264,20 @@ def _put(module: GraphModule, one: _Site, rates: Tensor) -> str:
     last, where = one.region.last, site(*one.region.nodes)
     emit = Emitter(module, before=last)
     shapes = ([batch, length, heads, width], [batch, length, heads], *([[batch, length, groups, states]] * 2))
-    x, delta, b, c = (
-        source if list(val(source).shape) == shape else emit(aten.reshape.default, source, shape)
-        for source, shape in zip(one.sources, shapes, strict=True)
-    )
+    x, delta, b, c = (_shaped(emit, source, shape) for source, shape in zip(one.sources, shapes, strict=True))
     y = emit(ssd.OP.overload, x, delta, emit.constant(f"{where}.rates", _as_held(module, one.region, rates)), b, c)
     if one.length > length:
         y = emit(aten.constant_pad_nd.default, y, [0, 0, 0, 0, 0, one.length - length])
-    if list(val(y).shape) != list(val(last).shape):
-        y = emit(aten.reshape.default, y, list(val(last).shape))
-    replace(last, y)
+    replace(last, _shaped(emit, y, example_sizes(val(last).shape)))
     return f"{len(one.region.nodes)} operators -> edgesmith.ssd"
+
+
+def _shaped(emit: Emitter, value: Node, shape: list[int]) -> Node:
+    """Return a value in a shape; a batch that is free stays free."""
+    if example_sizes(val(value).shape) == shape:
+        return value
+    is_free = not isinstance(val(value).shape[0], int)
+    return emit(aten.reshape.default, value, [-1, *shape[1:]] if is_free else shape)
 
 
 def _as_held(module: GraphModule, region: Region, rates: Tensor) -> Tensor:
@@ -422,6 +431,8 @@ def _put_both(module: GraphModule, region: Region, both: _Both) -> str:
     """Put the mixer in the place of a sum, with the diagonal behind it where there is one."""
     _, length, heads, width = example_sizes(val(both.call).shape)
     shape = [both.batch, length, heads, width]
+    if not isinstance(val(both.call).shape[0], int):
+        raise Reject("its batch is free, so that its halves cannot be told apart")
     last, diagonal = _diagonal(module, region.last, both.x, shape)
     emit, where = Emitter(module, before=last), site(*region.nodes)
 
@@ -431,10 +442,7 @@ def _put_both(module: GraphModule, region: Region, both: _Both) -> str:
                 emit(aten.slice.Tensor, forward, 0, 0, both.batch),
                 emit(aten.flip.default, emit(aten.slice.Tensor, backward, 0, both.batch, 2 * both.batch), [1]),
             )
-        pair = [
-            one if list(val(one).shape) == [*shape[:2], *more] else emit(aten.reshape.default, one, [*shape[:2], *more])
-            for one in (forward, backward)
-        ]
+        pair = [_shaped(emit, one, [*shape[:2], *more]) for one in (forward, backward)]
         return emit(aten.stack.default, pair, 2)
 
     _, _, rates, b, *_ = arguments(both.call)
@@ -442,11 +450,8 @@ def _put_both(module: GraphModule, region: Region, both: _Both) -> str:
     delta, b, c = (in_both(*pair, *more) for pair, more in zip(both.others, ([heads], groups, groups), strict=True))
     if diagonal is None:
         diagonal = emit.constant(f"{where}.diagonal", torch.zeros(both.batch, length, heads))
-    x = both.x if list(val(both.x).shape) == shape else emit(aten.reshape.default, both.x, shape)
-    y = emit(quasiseparable.OP.overload, x, delta, rates, b, c, diagonal)
-    if list(val(y).shape) != list(val(last).shape):
-        y = emit(aten.reshape.default, y, list(val(last).shape))
-    replace(last, y)
+    y = emit(quasiseparable.OP.overload, _shaped(emit, both.x, shape), delta, rates, b, c, diagonal)
+    replace(last, _shaped(emit, y, example_sizes(val(last).shape)))
     return f"scans in both directions, {len(region.nodes)} operators behind them -> edgesmith.quasiseparable"
 
 

@@ -96,7 +96,7 @@ def find_vector_quantise(module: GraphModule, node: Node, costs: Costs) -> str |
     for one in sites:
         if _takes_the_nearest(one):
             return _put(module, node, one)
-    near = next((one for one in sites if _is_meant(one, node)), None)
+    near = next((one for one in sites if _is_meant(one)), None)
     if near is not None:
         raise Reject(_reason(near))
     return None
@@ -117,34 +117,35 @@ def _sites(module: GraphModule, node: Node, codes: Node) -> Iterator[_Site]:
     axis = arguments(node)[1 if node.target in (*_WHOLE, aten.min.dim, aten.max.dim) else 2]
     codewords = example_sizes(val(scores).shape)[axis % rank(scores)]
     count = torch.Size(example_sizes(val(codes).shape)).numel()
-    for nodes, source in _cuts(module, node):
+    for nodes, source, free in _cuts(module, node):
         own = example_sizes(val(source).shape)
         if rank(source) < 2 or torch.Size(own[:-1]).numel() != count or not val(source).is_floating_point():
             continue
         inside = nodes if codes is node else [*nodes, codes]
         for held in _read(inside):
             for codebook in _as_codebooks(module, held, codewords, own[-1]):
-                yield _Site(codes, Region(module, (source,), inside, codes, {}), codebook, held)
+                yield _Site(codes, Region(module, (source,), inside, codes, free), codebook, held)
 
 
-def _cuts(module: GraphModule, last: Node) -> Iterator[tuple[list[Node], Node]]:
-    """Yield the values that all of a node is computed from, and what lies between, the nearest one first."""
+def _cuts(module: GraphModule, last: Node) -> Iterator[tuple[list[Node], Node, dict[Node, int]]]:
+    """Yield the values that all of a node is computed from, what lies between, and free sizes; the nearest one first."""
     order = {node: i for i, node in enumerate(module.graph.nodes)}
     nodes: list[Node] = []
+    free: dict[Node, int] = {}
     ahead = {last}
     while ahead:
         node = max(ahead, key=order.__getitem__)
         is_met = any(one.target in _PRODUCTS for one in nodes)
         if is_met and len(ahead) == 1 and isinstance(node.meta.get("val"), Tensor):
-            yield nodes[::-1], node
+            yield nodes[::-1], node, free
         ahead.remove(node)
         if node.op != "call_function":
             return
         nodes.append(node)
         for source in node.all_input_nodes:
-            if not isinstance(source.meta.get("val"), Tensor):
-                return  # a size that is free, or several tensors
-            if source.op != "get_attr":
+            if isinstance(source.meta.get("val"), torch.SymInt):
+                free[source] = int(source.meta["val"].node.hint)
+            elif source.op != "get_attr":
                 ahead.add(source)
 
 
@@ -198,7 +199,7 @@ def _vectors(codebook: Tensor) -> Tensor:
     return torch.stack((sides[: len(random)], random[: len(sides)]), dim=1).flatten(0, 1) if len(sides) else random
 
 
-def _is_meant(one: _Site, node: Node) -> bool:
+def _is_meant(one: _Site) -> bool:
     """Return whether a site looks as if it were meant to be the op."""
     if any(inner.target in _DISTANCES for inner in one.region.nodes):
         return True
