@@ -84,7 +84,7 @@ class Layer(nn.Module):
 
 
 class Covariates(nn.Module):
-    """What is known beside the series, as T numbers of each channel.
+    """Covariates of the series as T numbers of each channel.
 
     Args:
         config: with `static_features` and `future_features`, either of which may be 0.

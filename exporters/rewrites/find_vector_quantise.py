@@ -61,7 +61,7 @@ NEAR = 1e-3
 
 @dataclass(frozen=True)
 class _Site:
-    """What may be a search for the nearest codeword.
+    """A part of a graph that may be a search for the nearest codeword.
 
     Attributes:
         codes: the node that has the indices.
@@ -128,7 +128,7 @@ def _sites(module: GraphModule, node: Node, codes: Node) -> Iterator[_Site]:
 
 
 def _cuts(module: GraphModule, last: Node) -> Iterator[tuple[list[Node], Node, dict[Node, int]]]:
-    """Yield the values that all of a node is computed from, what lies between, and free sizes; the nearest one first."""
+    """Yield the values that all of a node is computed from, what lies between, and free sizes; the nearest first."""
     order = {node: i for i, node in enumerate(module.graph.nodes)}
     nodes: list[Node] = []
     free: dict[Node, int] = {}
