@@ -18,7 +18,7 @@ from edgesmith.exporters.export import explain
 from edgesmith.exporters.graph.capture import capture
 from edgesmith.exporters.graph.edit import count_operators
 from edgesmith.exporters.verify import verify_artifact
-from edgesmith.kernels import damped_ema, vector_quantise
+from edgesmith.kernels import damped_ema
 from edgesmith.models import registry
 from edgesmith.models.longvq import CodeAttention, DampedEma, LongVq
 
@@ -170,31 +170,6 @@ def test_a_text_is_exported_verified_and_judged_again(tmp_path: Path) -> None:
     artifact = edgesmith.export(model, "onnx", inputs=(ids,), out=tmp_path)
     assert artifact.manifest["operators"]["file"]["ArgMax"] == 1
     verify_artifact(artifact.path)
-
-
-class Averages(nn.Module):
-    """The causal half of a block: averages, and the codes of what they make."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.ema = DampedEma(6, 4)
-        self.register_buffer("codebook", torch.randn(9, 6))
-        self.codebook: Tensor
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.ema(x)
-        return y + F.embedding(vector_quantise.OP.overload(y, self.codebook), self.codebook)
-
-
-def test_averages_and_codes_stream_and_the_state_does_not_grow(tmp_path: Path) -> None:
-    sizes = []
-    for length in (12, 70):
-        torch.manual_seed(0)
-        artifact = edgesmith.export(
-            Averages(), "onnx", inputs=(torch.randn(1, length, 6),), streaming=True, out=tmp_path / str(length)
-        )
-        sizes.append([state["shape"] for state in artifact.manifest["streaming"]["states"]])
-    assert sizes[0] == sizes[1] == [[1, 6, 4]]
 
 
 def test_a_classifier_of_all_of_its_tokens_has_no_step(tmp_path: Path) -> None:
