@@ -67,7 +67,7 @@ class CrossScan(nn.Module):
 
     def __init__(self, width: int, rank: int, state: int) -> None:
         super().__init__()
-        self.sizes = (rank, state, state)
+        self.sizes = [rank, state, state]
         self.x_proj_weight = nn.Parameter(torch.randn(ORDERS, sum(self.sizes), width) * width**-0.5)
         self.dt_projs_weight = nn.Parameter(torch.empty(ORDERS, width, rank).uniform_(-(rank**-0.5), rank**-0.5))
         self.dt_projs_bias = nn.Parameter(_step_bias(ORDERS, width))
@@ -86,7 +86,7 @@ class CrossScan(nn.Module):
             u, given = (columns, by_columns(given, size)) if is_column else (rows, given)
             if is_backwards:
                 u, given = u.flip(1), given.flip(1)
-            steps, b, c = given.split(self.sizes, dim=-1)
+            steps, b, c = given.split_with_sizes(self.sizes, dim=-1)
             delta = F.softplus(F.linear(steps, self.dt_projs_weight[k], self.dt_projs_bias[k]))
             one = selective_scan.OP.overload(u, delta, rates[k * width : (k + 1) * width], b, c)
             one = one.flip(1) if is_backwards else one

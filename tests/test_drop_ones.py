@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from edgesmith.exporters.costs import Costs
 from edgesmith.exporters.graph.capture import capture
 from edgesmith.exporters.graph.edit import count_operators
+from edgesmith.exporters.inputs import draw_series
 from edgesmith.exporters.rewrites.drop_ones import drop_ones, find_mean
 from edgesmith.exporters.rewrites.order import rewrite
 from edgesmith.models import registry
-from edgesmith.models.series import read_config
+from edgesmith.models.series import read_config, to_input
 
 COSTS = Costs(3.0)
 SERIES: dict[str, Any] = {
@@ -31,6 +32,18 @@ OF_TTM: dict[str, Any] = SERIES | {
     "adaptive_patching_levels": 2,
     "decoder_num_layers": 1,
     "decoder_d_model": 8,
+}
+
+
+AHEAD: dict[str, Any] = {
+    "decoder_mode": "mix_channel",
+    "prediction_channel_indices": [0, 2],
+    "exogenous_channel_indices": [1],
+    "resolution_prefix_tuning": True,
+    "frequency_token_vocab_size": 4,
+    "enable_forecast_channel_mixing": True,
+    "fcm_use_mixer": True,
+    "fcm_mix_layers": 1,
 }
 
 
@@ -144,8 +157,9 @@ class Forecast(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, past_values: Tensor) -> Tensor:
-        y: Tensor = self.model(past_values=past_values, return_loss=False).prediction_outputs
+    def forward(self, past_values: Tensor, freq_token: Tensor | None = None, future: Tensor | None = None) -> Tensor:
+        given = {} if freq_token is None else {"freq_token": freq_token, "future_values": future}
+        y: Tensor = self.model(past_values=past_values, return_loss=False, **given).prediction_outputs
         return y
 
 
@@ -153,13 +167,13 @@ def compare_counts(theirs: nn.Module, family: str, config: dict[str, Any]) -> No
     """Hold a foreign model's fused ops and numbers to ours with its weights."""
     ours = registry.build(registry.get(family), config=read_config(config, {}, "a test"))
     ours.load_state_dict(theirs.state_dict())
-    x = 5 + torch.randn(1, config["context_length"], config["num_input_channels"])
+    inputs = draw_series(to_input(read_config(config, {}, "a test")), 1, 0)
     found = []
     for model in (Forecast(theirs.eval()), ours):
-        program, _ = rewrite(capture(model, (x,)), COSTS)
+        program, _ = rewrite(capture(model, inputs), COSTS)
         found.append(fused(count_operators(program.module)))
         with torch.no_grad():
-            assert torch.allclose(program.module(x), ours(x), atol=1e-4)
+            assert torch.allclose(program.module(*inputs), ours(*inputs), atol=1e-4)
     assert found[0] == found[1] != {}
 
 
@@ -175,7 +189,7 @@ def test_transformers_patchtsmixer_gets_the_ops_of_ours(changes: dict[str, Any])
     compare_counts(transformers.PatchTSMixerForPrediction(config), "patchtsmixer", SERIES | changes)
 
 
-@pytest.mark.parametrize("changes", [{}, {"decoder_mode": "mix_channel"}], ids=["common", "mix_channel"])
+@pytest.mark.parametrize("changes", [{}, AHEAD], ids=["common", "channels known ahead"])
 def test_granites_ttm_gets_the_ops_of_ours(changes: dict[str, Any]) -> None:
     ttm = pytest.importorskip("tsfm_public.models.tinytimemixer", reason="granite-tsfm is not installed")
     torch.manual_seed(0)

@@ -14,7 +14,7 @@ Near misses: a last state that is read too, numbers that differ.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
@@ -57,6 +57,9 @@ _NAMES = """
 _WITHIN = frozenset(getattr(aten, name) for name in _NAMES.split())
 """Operators of which a site may consist."""
 
+LARGEST = 2**28
+"""Numbers up to which a value of a site is computed: more would take gigabytes."""
+
 _IN_TIME = frozenset({aten.cumsum, aten.cat, aten.stack, aten.tril, aten.sum})
 """Operators one of which joins steps."""
 
@@ -78,26 +81,17 @@ class _Reads:
 def find_state_space(module: GraphModule, costs: Costs) -> Iterator[Fired | Rejection]:
     """See above."""
     reads = _trace(module)
-    done: set[frozenset[Node]] = set()
-    near: dict[frozenset[Node], Node] = {}
+    groups: dict[frozenset[Node], list[Node]] = {}
     for node in operators(module):
-        found = reads.get(node)
-        if found is None or len(found.sources) != 4 or not (found.has_exp and found.has_time):
-            continue
-        if found.sources in done or not _can_be(node, found.sources):
-            continue
-        region = _region(module, node, found.sources)
-        sites = list(_as_sites(node, region))
-        if not sites:
-            continue
-        near[found.sources] = node
-        outcome = attempt(node, _fuse, module, sites, reads)
+        found = reads[node]
+        if len(found.sources) == 4 and found.has_exp and found.has_time and _can_be(node, found.sources):
+            groups.setdefault(found.sources, []).append(node)
+    for sources, outputs in groups.items():
+        region = _region(module, outputs, sources)
+        sites = list(_as_sites(outputs, region))
+        outcome = attempt(outputs[-1], _fuse, module, sites, reads) if sites else None
         if outcome is not None:
-            done.add(found.sources)
             yield outcome
-    for sources, node in near.items():
-        if sources not in done:
-            yield Rejection(site(node), "it has the parts of a state space scan, and computes other numbers")
 
 
 def _trace(module: GraphModule) -> dict[Node, _Reads]:
@@ -144,48 +138,53 @@ class _Site:
     """A part of a graph read as a scan of four sources.
 
     Attributes:
-        region: from the sources to the output.
+        region: from the sources to all that may be its output.
+        outputs: what may be its output, in order.
         order: the positions of x, Delta, B and C among the sources.
         sizes: B, T, H, P, G, N.
-        length: steps of the output, T or more.
     """
 
     region: Region
+    outputs: tuple[Node, ...]
     order: tuple[int, ...]
     sizes: tuple[int, ...]
-    length: int
 
     @property
     def sources(self) -> list[Node]:
         """x, Delta, B and C."""
         return [self.region.sources[i] for i in self.order]
 
-    def run(self, x: Tensor, delta: Tensor, b: Tensor, c: Tensor) -> Tensor:
-        """Return the output, [B, length, H, P]."""
+    def run(self, x: Tensor, delta: Tensor, b: Tensor, c: Tensor) -> dict[Node, Tensor]:
+        """Return what may be the output, [B, T or more, H, P] each."""
         given = [
             value.reshape(example_sizes(val(one).shape))
             for value, one in zip((x, delta, b, c), self.sources, strict=True)
         ]
         batch, _, heads, width, *_ = self.sizes
-        y: Tensor = self.region.run(*(given[self.order.index(i)] for i in range(4)))[self.region.last]
-        return y.reshape(batch, self.length, heads, width)
+        values = self.region.run(*(given[self.order.index(i)] for i in range(4)))
+        return {node: values[node].reshape(batch, -1, heads, width) for node in self.outputs}
 
 
-def _fuse(module: GraphModule, sites: list[_Site], reads: dict[Node, _Reads]) -> str | None:
-    """Put the op in the place of a region that has a scan's numbers; None where it has others."""
+def _fuse(module: GraphModule, sites: list[_Site], reads: dict[Node, _Reads]) -> str:
+    """Put the op in the place of the first value that has a scan's numbers. Raises Reject where none has."""
+    largest = max(val(node).numel() for node in sites[0].region.nodes if isinstance(node.meta.get("val"), Tensor))
+    if largest > LARGEST:
+        raise Reject(f"it has the parts of a state space scan, and {int(largest)} numbers are too many to compare it")
     for one in sites:
-        rates = _rates(one)
-        if rates is not None and _is_scan(one, rates):
-            _check_alone(one.region, reads)
-            return _put(module, one, rates)
-    return None
+        found = _output(one)
+        if found is not None:
+            output, rates = found
+            region = _region(module, [output], frozenset(one.region.sources))
+            _check_alone(region, reads)
+            return _put(module, one, region, rates)
+    raise Reject("it has the parts of a state space scan, and computes other numbers")
 
 
-def _region(module: GraphModule, last: Node, sources: frozenset[Node]) -> Region:
-    """Return the region between some sources and a node."""
+def _region(module: GraphModule, ends: Sequence[Node], sources: frozenset[Node]) -> Region:
+    """Return the region between some sources and some nodes, of which the last is its result."""
     inside: set[Node] = set()
     free: dict[Node, int] = {}
-    queue = [last]
+    queue = [*ends]
     while queue:
         node = queue.pop()
         if isinstance(node.meta.get("val"), torch.SymInt):
@@ -195,58 +194,80 @@ def _region(module: GraphModule, last: Node, sources: frozenset[Node]) -> Region
             queue += node.all_input_nodes
     nodes = [node for node in module.graph.nodes if node in inside]
     ordered = tuple(node for node in module.graph.nodes if node in sources)
-    return Region(module, ordered, nodes, last, free)
+    return Region(module, ordered, nodes, ends[-1], free)
 
 
-def _as_sites(node: Node, region: Region) -> Iterator[_Site]:
+def _as_sites(outputs: list[Node], region: Region) -> Iterator[_Site]:
     """Yield the ways to read a region as a scan: which source is which, and how many groups there are."""
     shapes = [example_sizes(val(one).shape) for one in region.sources]
-    own = example_sizes(val(node).shape)
     for order in permutations(range(4)):
         x, delta, b, c = (shapes[i] for i in order)
         if len(delta) != 3 or len({tuple(shape[:2]) for shape in (x, delta, b, c)}) != 1 or b != c:
             continue
         batch, length, heads = delta
         inner, states = torch.Size(x[2:]).numel(), torch.Size(b[2:]).numel()
-        total = torch.Size(own).numel()
-        if inner % heads or (len(x) == 4 and x[2] != heads) or total % (batch * inner) or own[0] != batch:
+        if inner % heads or (len(x) == 4 and x[2] != heads):
             continue
-        steps = total // (batch * inner)
-        if steps < length or own[1] != steps:
-            continue
-        groups = [b[2]] if len(b) == 4 else [g for g in range(1, heads + 1) if heads % g == 0 and states % g == 0]
-        for group in groups:
-            if heads % group == 0:
-                yield _Site(region, order, (batch, length, heads, inner // heads, group, states // group), steps)
+        fitting = tuple(node for node in outputs if _has_steps(node, batch, length, inner))
+        for group in _groups(region.sources[order[2]], heads) if fitting else ():
+            if states % group == 0:
+                yield _Site(region, fitting, order, (batch, length, heads, inner // heads, group, states // group))
 
 
-def _rates(one: _Site) -> Tensor | None:
-    """Return the rate of each head, float64 [H], from what is left of an impulse after a step; None for none."""
+def _has_steps(node: Node, batch: int, length: int, inner: int) -> bool:
+    """Return whether a node has values of all channels at each step, at T or more: chunks may have been filled up."""
+    sizes = example_sizes(val(node).shape)
+    return sizes[0] == batch and sizes[1] >= length and torch.Size(sizes).numel() == batch * sizes[1] * inner
+
+
+def _groups(rows: Node, heads: int) -> list[int]:
+    """Return how many groups of heads there may be, those first in which the rows of B are put."""
+    if rank(rows) == 4:
+        return [example_sizes(val(rows).shape)[2]]
+    shapes = [example_sizes(val(user).shape) for user in rows.users if isinstance(user.meta.get("val"), Tensor)]
+    seen = [shape[2] for shape in shapes if len(shape) == 4]
+    every = [g for g in range(1, heads + 1) if heads % g == 0]
+    return list(dict.fromkeys(g for g in (*seen, *every) if g in every))
+
+
+def _output(one: _Site) -> tuple[Node, Tensor] | None:
+    """Return the first value of a site that has a scan's numbers, and the rate of each head; None for none."""
     batch, length, heads, width, groups, states = one.sizes
     if length < 2:
         return None
-    x, ones = torch.zeros(batch, length, heads, width).double(), torch.ones(batch, length, groups, states).double()
-    x[:, 0] = 1
-    y = one.run(x, torch.full((batch, length, heads), STEP, dtype=torch.float64), ones, ones)
-    left = y[0, 1, :, 0] / y[0, 0, :, 0]
-    rates = left.log() / STEP
-    return rates if bool(rates.isfinite().all()) and bool((rates <= 0).all()) else None
-
-
-def _is_scan(one: _Site, rates: Tensor) -> bool:
-    """Return whether random values give a scan's numbers."""
-    batch, length, heads, width, groups, states = one.sizes
+    plausible = {node: rates for node, y in one.run(*_impulse(one)).items() if (rates := _rates(y)) is not None}
+    if not plausible:
+        return None
+    fastest = torch.stack([*plausible.values()]).abs().amax(0)
     generator = torch.Generator().manual_seed(0)
 
     def normal(*sizes: int) -> Tensor:
         return torch.randn(*sizes, generator=generator, dtype=torch.float64)
 
-    delta = torch.rand(batch, length, heads, generator=generator, dtype=torch.float64) * 0.5 / (1 - rates)
-    given = (normal(batch, length, heads, width), delta, *(normal(batch, length, groups, states) for _ in range(2)))
-    x, delta, b, c = given
-    expected = F.pad(ssd.reference(x, delta, rates, b, c), (0, 0, 0, 0, 0, one.length - length))
-    found = one.run(*given)
-    return bool((found - expected).abs().max() <= SAME * expected.abs().max())
+    delta = torch.rand(batch, length, heads, generator=generator, dtype=torch.float64) * 0.5 / (1 + fastest)
+    rows = [normal(batch, length, groups, states) for _ in range(2)]
+    x = normal(batch, length, heads, width)
+    found = one.run(x, delta, *rows)
+    for node, rates in plausible.items():
+        expected = ssd.chunked(x, delta, rates, *rows)
+        expected = F.pad(expected, (0, 0, 0, 0, 0, found[node].shape[1] - length))
+        if bool((found[node] - expected).abs().max() <= SAME * expected.abs().max()):
+            return node, rates
+    return None
+
+
+def _impulse(one: _Site) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return an input at the first step alone, with step sizes, B and C that are everywhere the same."""
+    batch, length, heads, width, groups, states = one.sizes
+    x, ones = torch.zeros(batch, length, heads, width).double(), torch.ones(batch, length, groups, states).double()
+    x[:, 0] = 1
+    return x, torch.full((batch, length, heads), STEP, dtype=torch.float64), ones, ones
+
+
+def _rates(y: Tensor) -> Tensor | None:
+    """Return the rate of each head, [H], from what is left of an impulse after a step; None for none."""
+    rates = (y[0, 1, :, 0] / y[0, 0, :, 0]).log() / STEP
+    return rates if bool(rates.isfinite().all()) and bool((rates <= 0).all()) else None
 
 
 def _check_alone(region: Region, reads: dict[Node, _Reads]) -> None:
@@ -258,18 +279,19 @@ def _check_alone(region: Region, reads: dict[Node, _Reads]) -> None:
             raise Reject(f"a state in it is also read by {outside.name} ({operator_name(outside)})")
 
 
-def _put(module: GraphModule, one: _Site, rates: Tensor) -> str:
-    """Put the op in a site's place."""
+def _put(module: GraphModule, one: _Site, region: Region, rates: Tensor) -> str:
+    """Put the op in the place of a region."""
     batch, length, heads, width, groups, states = one.sizes
-    last, where = one.region.last, site(*one.region.nodes)
+    last, where = region.last, site(*region.nodes)
     emit = Emitter(module, before=last)
     shapes = ([batch, length, heads, width], [batch, length, heads], *([[batch, length, groups, states]] * 2))
     x, delta, b, c = (_shaped(emit, source, shape) for source, shape in zip(one.sources, shapes, strict=True))
-    y = emit(ssd.OP.overload, x, delta, emit.constant(f"{where}.rates", _as_held(module, one.region, rates)), b, c)
-    if one.length > length:
-        y = emit(aten.constant_pad_nd.default, y, [0, 0, 0, 0, 0, one.length - length])
+    y = emit(ssd.OP.overload, x, delta, emit.constant(f"{where}.rates", _as_held(module, region, rates)), b, c)
+    missing = example_sizes(val(last).shape)[1] - length
+    if missing:
+        y = emit(aten.constant_pad_nd.default, y, [0, 0, 0, 0, 0, missing])
     replace(last, _shaped(emit, y, example_sizes(val(last).shape)))
-    return f"{len(one.region.nodes)} operators -> edgesmith.ssd"
+    return f"{len(region.nodes)} operators -> edgesmith.ssd"
 
 
 def _shaped(emit: Emitter, value: Node, shape: list[int]) -> Node:
@@ -383,7 +405,7 @@ def _join(module: GraphModule, scan: Node) -> str | None:
     for scans, both in _pair_up(scan):
         totals = _sums(module, scans)
         for total in totals:
-            region = _region(module, total, frozenset(scans))
+            region = _region(module, [total], frozenset(scans))
             if _adds_both(region, scans, both):
                 return _put_both(module, region, both)
         if totals:
@@ -470,7 +492,7 @@ def _diagonal(module: GraphModule, total: Node, x: Node, shape: list[int]) -> tu
         weights = [one for one in reads if one is not x and list(val(one).shape) == shape[:3]]
         if x not in reads or len(reads) != 2 or len(weights) != 1:
             continue
-        region = _region(module, other, reads)
+        region = _region(module, [other], reads)
         generator = torch.Generator().manual_seed(0)
         drawn = {
             one: torch.randn(example_sizes(val(one).shape), generator=generator, dtype=torch.float64) for one in reads
