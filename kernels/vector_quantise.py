@@ -6,7 +6,7 @@ One product and an argmax: the distances themselves are never made. Where two co
 smaller index is taken. The scores are float32 where x is half precision: rounding them to 11 bits takes another one of
 512 codewords for one vector in 400, and with |x|^2 in the sum for one in 200. What cannot be helped is that x itself is
 rounded, so a vector near the border between two codewords may still change sides: compare codes before values.
-exporters/rewrites/find_vector_quantise.py finds the spellings of models; what they do with the codes, a look-up or a
+exporters/rewrites/find_codewords.py finds the spellings of models; what they do with the codes, a look-up or a
 one-hot product, stays as it is.
 Source: van den Oord et al., "Neural Discrete Representation Learning", arXiv 1711.00937, eq. 2. Letters: B batch,
 T time, D width, S codewords.
@@ -99,7 +99,7 @@ OP = define(
         example=example,
         lowerings={"onnx": lower_onnx, "coreml": lower_coreml},
         tolerance=0.0,
-        is_pattern=False,  # by its numbers: exporters/rewrites/find_vector_quantise.py
+        is_pattern=False,  # by its numbers: exporters/rewrites/find_codewords.py
         recurrence=Recurrence(step=_one_step, states=(), axes=lambda *_: (1, 1), runs="takes codewords"),
         stays_float="another codeword is the nearest where its distances are rounded",
         dtype=torch.int64,

@@ -13,7 +13,7 @@
     reroll              an unrolled loop, or a scan, of one step -> one op
     canonicalise        one spelling for pools, splits and dropouts, so that patterns need only one
     find_aggregated     aggregated attention in another spelling -> edgesmith.aggregated_attention
-    find_vector_quantise  the nearest codeword in another spelling -> edgesmith.vector_quantise
+    find_codewords      the nearest codeword in another spelling -> edgesmith.vector_quantise
     find_conv_glu       gelu(dw3x3(a)) * v -> edgesmith.conv_glu
     keep_maps           [B, N, C] between convolutions -> maps [B, C, H, W], laid out once
     merge_linears       (L1(x) + L2(x)) * s  ->  L(x)
@@ -72,12 +72,12 @@ from edgesmith.exporters.rewrites.drop_ones import drop_ones, find_mean
 from edgesmith.exporters.rewrites.drop_shift import drop_shift
 from edgesmith.exporters.rewrites.einsum import einsum
 from edgesmith.exporters.rewrites.find_aggregated import find_aggregated
+from edgesmith.exporters.rewrites.find_codewords import find_codewords
 from edgesmith.exporters.rewrites.find_conv_glu import find_conv_glu
 from edgesmith.exporters.rewrites.find_inception import find_inception
 from edgesmith.exporters.rewrites.find_memory import find_memory
 from edgesmith.exporters.rewrites.find_selective_scan import find_closed_scan, find_loop_scan
 from edgesmith.exporters.rewrites.find_state_space import find_quasiseparable, find_state_space
-from edgesmith.exporters.rewrites.find_vector_quantise import find_vector_quantise
 from edgesmith.exporters.rewrites.fold_affine import fold_affine
 from edgesmith.exporters.rewrites.fold_batchnorm import fold_batchnorm
 from edgesmith.exporters.rewrites.fold_borders import fold_borders
@@ -123,7 +123,7 @@ ORDER: tuple[Rewrite, ...] = (
     reroll,
     canonicalise,
     find_aggregated,
-    find_vector_quantise,
+    find_codewords,
     find_conv_glu,
     keep_maps,
     merge_linears,

@@ -16,7 +16,7 @@ import edgesmith
 from edgesmith.exporters.costs import Costs
 from edgesmith.exporters.graph.capture import capture
 from edgesmith.exporters.graph.edit import count_operators
-from edgesmith.exporters.rewrites.find_vector_quantise import find_vector_quantise
+from edgesmith.exporters.rewrites.find_codewords import find_codewords
 from edgesmith.exporters.rewrites.order import rewrite
 from edgesmith.kernels import vector_quantise
 
@@ -119,9 +119,9 @@ def test_a_foreign_spelling_becomes_the_op_with_the_same_numbers(spelling: Any) 
     assert not {"aten.cdist", "aten.argmin", "aten.argmax", "aten.topk", "aten.max"} & counts.keys()
     with torch.no_grad():
         assert torch.allclose(program.module(x), model(x), atol=1e-6)
-    report = next(one for one in reports if one.name == "find_vector_quantise")
+    report = next(one for one in reports if one.name == "find_codewords")
     assert len(report.applied) == 1
-    _, reports = rewrite(program, COSTS, (find_vector_quantise,))
+    _, reports = rewrite(program, COSTS, (find_codewords,))
     assert not any(one.applied or one.rejected for one in reports)
 
 
@@ -186,7 +186,7 @@ def test_the_nearest_wrong_graph_is_left_and_says_why(spelling: Any, reason: str
     torch.manual_seed(0)
     program, reports = rewrite(capture(spelling().eval(), (torch.randn(2, 9, WIDTH),)), COSTS)
     assert OP not in count_operators(program.module)
-    report = next(one for one in reports if one.name == "find_vector_quantise")
+    report = next(one for one in reports if one.name == "find_codewords")
     assert [one.reason[: len(reason)] for one in report.rejected] == [reason] if reason else not report.rejected
 
 

@@ -87,7 +87,7 @@ class _Site:
 
 
 @rewrites(*_WHOLE, *_PAIRS, rule="the nearest codeword in another spelling -> edgesmith.vector_quantise")
-def find_vector_quantise(module: GraphModule, node: Node, costs: Costs) -> str | None:
+def find_codewords(module: GraphModule, node: Node, costs: Costs) -> str | None:
     """See above."""
     codes = _codes(node)
     if codes is None:
