@@ -133,7 +133,7 @@ def shape(
     return batch, length, width
 
 
-def example(width: int = 6, averages: int = 4, length: int = 137, batch: int = 2) -> tuple[Tensor, ...]:
+def example(width: int = 6, averages: int = 4, length: int = 300, batch: int = 2) -> tuple[Tensor, ...]:
     """Random arguments; decays from 0.1 to 0.9999."""
     generator = torch.Generator().manual_seed(0)
     decay = 1 - 10 ** (-4 + 3.95 * torch.rand(width, averages, generator=generator))
