@@ -162,6 +162,7 @@ def test_a_frozen_codebook_is_no_parameter_and_every_part_changes_the_output() -
             value.copy_(kept)
 
 
+@pytest.mark.slow
 def test_a_text_is_exported_verified_and_judged_again(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, ids = build_small(vocabulary=9), torch.randint(0, 9, (1, 40))
