@@ -249,6 +249,9 @@ def draw_series(reads: SeriesInput, batch: int, seed: int) -> tuple[Tensor, ...]
     observed = (torch.rand(batch, steps, channels, generator=generator) < 0.9).float()
     tokens = (torch.arange(batch) + seed) % max(reads.frequencies, 1)
     drawn = {"observed_mask": observed, "freq_token": tokens, "future_values": series[:, steps:]}
+    for name in ("static_covariates", "future_covariates"):
+        if name in reads.inputs:
+            drawn[name] = torch.randn(batch, *reads.inputs[name], generator=generator)
     return tuple(drawn.get(name, series[:, :steps]).contiguous() for name in reads.inputs)
 
 

@@ -117,7 +117,8 @@ def _load_named(options: ModelOptions, spec: ModelSpec) -> Loaded:
     if options.tokens is not None:
         vocabulary = int(getattr(module, "vocabulary", options.tokens.vocabulary))  # a checkpoint may have its own
         ids = draw_tokens(vocabulary, batch, options.shape[0])
-        return Loaded(spec.name, module, ids, (spec.input.name, "token_type_ids"), ("logits",), origin, spec)
+        read = [spec.input.name, *(["token_type_ids"] if options.tokens.types else [])]
+        return Loaded(spec.name, module, ids[: len(read)], tuple(read), ("logits",), origin, spec)
     read, shapes = [spec.input.name], [options.shape]
     outputs: tuple[str, ...] = ("logits" if spec.classes else "sequence",)
     if options.sequence is not None and options.sequence.condition is not None:

@@ -465,7 +465,9 @@ def _check_streaming(options: ExportOptions) -> None:
             f" {options.shape[0]} steps each time"
         )
     if options.tokens is not None and options.streaming:
-        raise BadInput(f"{options.artifact_name} scans its tokens backwards too and has no --streaming; leave it out")
+        raise BadInput(
+            f"{options.artifact_name} reads all of its tokens before it answers and has no --streaming; leave it out"
+        )
     if options.image is not None and options.streaming:
         raise BadInput(f"{options.artifact_name} reads images and has no --streaming; models of sequences have")
     if options.streaming and options.arithmetic.needs_whole_inputs:

@@ -167,6 +167,7 @@ class FusedOp:
         spikes: its outputs are 0 or 1, and rounding before it flips some of them.
         choice: of an op that has several forms, what each costs.
         no_step: why it cannot run frame by frame, where that is its nature.
+        dtype: of its outputs, where it is another one than that of the first argument.
     """
 
     name: str
@@ -188,6 +189,7 @@ class FusedOp:
     spikes: bool = False
     choice: Forms | None = None
     no_step: str = ""
+    dtype: torch.dtype | None = None
 
     @property
     def overload(self) -> torch._ops.OpOverload:
@@ -214,8 +216,8 @@ def define(op: FusedOp) -> FusedOp:
         first: Tensor = args[0]
         shape: tuple[Any, ...] = op.shape(*args, **kwargs)
         if shape and isinstance(shape[0], tuple):
-            return tuple(first.new_empty(one) for one in shape)
-        return first.new_empty(shape)
+            return tuple(first.new_empty(one, dtype=op.dtype) for one in shape)
+        return first.new_empty(shape, dtype=op.dtype)
 
     custom.register_fake(fake)
     return op

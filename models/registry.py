@@ -67,12 +67,14 @@ class TokenInput:
     Attributes:
         vocabulary: how many tokens there are.
         normalised: how text becomes tokens, in words.
+        types: whether types are an input.
     """
 
     name: str
     shape: tuple[int]
     vocabulary: int
     normalised: str
+    types: bool = True
 
 
 ModelInput = ImageInput | SequenceInput | SeriesInput | TokenInput

@@ -4,10 +4,13 @@
     observed_mask   [B, T, C]   float, 1 where a value was observed and 0 where not; only where it is asked for
     freq_token      [B]         int64, the sampling rate's index; of models with resolution prefix tuning
     future_values   [B, H, C]   channels that are known ahead; of models with exogenous channels, others are not read
+    static_covariates  [B, C, s]     facts about each channel that do not change
+    future_covariates  [B, C, H, f]  what is known ahead about each channel, beside its values
     forecast        [B, H, c]   the next H values of the predicted channels, in the data's own scale
 
 Names and defaults are those of transformers' PatchTSMixerConfig and granite-tsfm's TinyTimeMixerConfig, so their
-`config.json` is read as it is. Letters: B batch, T context, H horizon, C channels, P patch length, p patches, D width.
+`config.json` is read as it is. Letters: B batch, T context, H horizon, C channels, P patch length, p patches, D width,
+s f covariates of a channel.
 """
 
 from __future__ import annotations
@@ -47,6 +50,7 @@ class SeriesInput:
         exogenous: channels that are known ahead and read from `future_values`.
         frequencies: how many frequency tokens there are; 0 for none.
         observed_mask: whether a mask of observed values is an input.
+        static, future: s and f, covariates of each channel that do not change, and that are known ahead; 0 for none.
     """
 
     name: str
@@ -57,6 +61,8 @@ class SeriesInput:
     exogenous: tuple[int, ...] = ()
     frequencies: int = 0
     observed_mask: bool = False
+    static: int = 0
+    future: int = 0
 
     @property
     def inputs(self) -> dict[str, tuple[int, ...]]:
@@ -66,6 +72,8 @@ class SeriesInput:
             **({"observed_mask": self.shape} if self.observed_mask else {}),
             **({"freq_token": ()} if self.frequencies else {}),
             **({"future_values": (self.horizon, self.shape[1])} if self.exogenous else {}),
+            **({"static_covariates": (self.shape[1], self.static)} if self.static else {}),
+            **({"future_covariates": (self.shape[1], self.horizon, self.future)} if self.future else {}),
         }
 
     def describe(self) -> dict[str, Any]:
@@ -85,6 +93,10 @@ class SeriesInput:
             facts["freq_token"] = dict(enumerate_names(self.frequencies))
         if self.exogenous:
             facts["future_channels"] = list(self.exogenous)
+        if self.static:
+            facts["static_covariates"] = self.static
+        if self.future:
+            facts["future_covariates"] = self.future
         return facts
 
 
@@ -101,7 +113,8 @@ class SeriesConfig:
         head: prediction, classification or regression; from `architectures`.
         mode: `mix_channel` mixes channels in the backbone too, `common_channel` does not.
         scaling: `std`, `mean` or None.
-        adaptive_patching_levels and what follows: of TTM alone.
+        adaptive_patching_levels and what follows: of TTM alone, up to fcm_prepend_past_offset.
+        static_features, future_features: covariates of each channel; of TSM2 alone.
     """
 
     head: str = "prediction"
@@ -144,6 +157,8 @@ class SeriesConfig:
     fcm_mix_layers: int = 2
     fcm_prepend_past: bool = True
     fcm_prepend_past_offset: int | None = None
+    static_features: int = 0
+    future_features: int = 0
 
     @property
     def patches(self) -> int:
@@ -257,6 +272,8 @@ def to_input(config: SeriesConfig, observed_mask: bool = False) -> SeriesInput:
         config.exogenous if config.enable_forecast_channel_mixing else (),
         config.frequency_token_vocab_size if config.resolution_prefix_tuning else 0,
         observed_mask,
+        config.static_features,
+        config.future_features,
     )
 
 

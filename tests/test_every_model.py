@@ -26,7 +26,7 @@ from edgesmith.plugins import PluginWarning
 
 pytestmark = pytest.mark.wheel
 
-OF_THEIR_OWN = ("metaformer", "segformer")
+OF_THEIR_OWN = ("metaformer", "segformer", "vim2")
 """Families whose tests count by the sheets' own convention, on no device: tests/test_<family>.py."""
 
 SPECS = [

@@ -2,13 +2,18 @@
 
     find_memory         irfft(rfft(u) * H) -> a linear recurrence
     drop_copies         a copy of x -> x
+    find_mean           sum(x) / number of x -> mean(x)
+    drop_ones           x * ones -> x
     recognise           a fused op in another spelling -> that op
     fold_constants      what is computed from parameters alone becomes a parameter
     find_closed_scan    exp(S) cumsum(U exp(-S)) -> a selective scan
     find_loop_scan      an unrolled loop of h = exp(P_t) h + U_t -> a selective scan
+    find_state_space    a state space scan in another spelling -> edgesmith.ssd
+    find_quasiseparable scans in both directions -> edgesmith.quasiseparable
     reroll              an unrolled loop, or a scan, of one step -> one op
     canonicalise        one spelling for pools, splits and dropouts, so that patterns need only one
     find_aggregated     aggregated attention in another spelling -> edgesmith.aggregated_attention
+    find_codewords      the nearest codeword in another spelling -> edgesmith.vector_quantise
     find_conv_glu       gelu(dw3x3(a)) * v -> edgesmith.conv_glu
     keep_maps           [B, N, C] between convolutions -> maps [B, C, H, W], laid out once
     merge_linears       (L1(x) + L2(x)) * s  ->  L(x)
@@ -63,13 +68,16 @@ from edgesmith.exporters.rewrites.concat_linears import concat_linears
 from edgesmith.exporters.rewrites.dense_transforms import dense_transforms
 from edgesmith.exporters.rewrites.dft import dft
 from edgesmith.exporters.rewrites.drop_copies import drop_copies
+from edgesmith.exporters.rewrites.drop_ones import drop_ones, find_mean
 from edgesmith.exporters.rewrites.drop_shift import drop_shift
 from edgesmith.exporters.rewrites.einsum import einsum
 from edgesmith.exporters.rewrites.find_aggregated import find_aggregated
+from edgesmith.exporters.rewrites.find_codewords import find_codewords
 from edgesmith.exporters.rewrites.find_conv_glu import find_conv_glu
 from edgesmith.exporters.rewrites.find_inception import find_inception
 from edgesmith.exporters.rewrites.find_memory import find_memory
 from edgesmith.exporters.rewrites.find_selective_scan import find_closed_scan, find_loop_scan
+from edgesmith.exporters.rewrites.find_state_space import find_quasiseparable, find_state_space
 from edgesmith.exporters.rewrites.fold_affine import fold_affine
 from edgesmith.exporters.rewrites.fold_batchnorm import fold_batchnorm
 from edgesmith.exporters.rewrites.fold_borders import fold_borders
@@ -104,13 +112,18 @@ SIMPLE = "fold_batchnorm"
 ORDER: tuple[Rewrite, ...] = (
     find_memory,
     drop_copies,
+    find_mean,
+    drop_ones,
     recognise,
     fold_constants,
     find_closed_scan,
     find_loop_scan,
+    find_state_space,
+    find_quasiseparable,
     reroll,
     canonicalise,
     find_aggregated,
+    find_codewords,
     find_conv_glu,
     keep_maps,
     merge_linears,

@@ -293,6 +293,15 @@ def _squeeze(plan: Plan, node: Node) -> tuple[Stream, Emit]:
     return Stream(axis, stream.delay), emit
 
 
+def _lookup(plan: Plan, node: Node) -> tuple[Stream, Emit]:
+    """Rows of a constant table by the indices of each frame."""
+    table, indices, *_ = arguments(node)
+    if table in plan.streams:
+        raise refuse(node, "looks up in a table that depends on the frames")
+    stream = plan.stream(indices)
+    return Stream(stream.axis, stream.delay), _same(node, stream.delay)
+
+
 def _reshape(plan: Plan, node: Node) -> tuple[Stream, Emit]:
     """A reshape that keeps time as an axis of its own."""
     x = node.args[0]
@@ -423,6 +432,7 @@ _RULES: dict[Any, Rule] = {
     aten.cat.default: _join,
     aten.constant_pad_nd.default: _pad,
     aten.conv1d.default: _convolution,
+    aten.embedding.default: _lookup,
     aten.expand.default: _expand,
     aten.flatten.using_ints: _reshape,
     aten.glu.default: _other_axes(1),
