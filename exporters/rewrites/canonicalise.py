@@ -9,6 +9,8 @@ chunk(x, n, d), split(x, n, d)         ->  split_with_sizes(x, [n, ...], d)
     reshape, view: [B, C, *] -> [B, C, N]  ->  flatten(x, 2)
     reshape, view: [B, C, N] -> [B, C, *]  ->  unflatten(x, 2, [*])
     x ** 2, square(x)                      ->  x * x
+    addcmul(x, a, b), lerp(x, y, w)        ->  x + a * b,  x + (y - x) * w
+    baddbmm(x, a, b), addmm(x, a, b)       ->  x + a @ b
     upsample(x) to its own size            ->  x
     _native_batch_norm_legit_no_training   ->  batch_norm, which is what functionalising made it from
 """
@@ -22,7 +24,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from edgesmith.exporters.costs import Costs
-from edgesmith.exporters.graph.edit import arguments, aten, rank, replace, val
+from edgesmith.exporters.graph.edit import Emitter, arguments, aten, operator_name, rank, replace, val
 from edgesmith.exporters.rewrites.rewrite import rewrites
 
 
@@ -143,6 +145,20 @@ def _square(module: GraphModule, node: Node) -> str | None:
     return "a square -> a multiply"
 
 
+def _sum_of_product(module: GraphModule, node: Node) -> str | None:
+    """Take a product and a sum in one operator apart; one with factors of its own is left."""
+    x, a, b, *factors = arguments(node)
+    if any(factor != 1 for factor in factors) or not val(node).is_floating_point():
+        return None
+    emit = Emitter(module, node)
+    if node.target in _LERPS:
+        x, a, b = x, emit(aten.sub.Tensor, a, x), b
+    product = aten.matmul.default if node.target in _PRODUCTS else aten.mul.Tensor
+    y = emit(product, a, b)
+    _replace(module, node, aten.add.Tensor, (x, y))
+    return f"{operator_name(node)} -> a product and a sum"
+
+
 def _resize(module: GraphModule, node: Node) -> str | None:
     x, *_, scales = arguments(node)
     if any(scale != 1 for scale in scales or ()) or not all(isinstance(n, int) for n in val(node).shape[2:]):
@@ -160,6 +176,8 @@ def _replace(module: GraphModule, node: Node, target: Any, args: tuple[Any, ...]
     replace(node, new)
 
 
+_LERPS = (aten.lerp.Tensor, aten.lerp.Scalar)
+_PRODUCTS = (aten.baddbmm.default, aten.addmm.default)
 _VIEWS = (aten.view.default, aten._unsafe_view.default)
 
 _RULES: dict[Any, Callable[[GraphModule, Node], str | None]] = {
@@ -178,6 +196,8 @@ _RULES: dict[Any, Callable[[GraphModule, Node], str | None]] = {
     aten.reshape.default: _reshape,
     aten.pow.Tensor_Scalar: _square,
     aten.square.default: _square,
+    aten.addcmul.default: _sum_of_product,
+    **dict.fromkeys((*_LERPS, *_PRODUCTS), _sum_of_product),
     aten.upsample_bilinear2d.vec: _resize,
     aten.upsample_nearest2d.vec: _resize,
     **dict.fromkeys(_VIEWS, _reshape),

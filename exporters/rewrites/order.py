@@ -24,7 +24,7 @@
     fuse                the graph of a fused op's reference -> that fused op
     split_resized       conv1x1([resize(a) | b]) -> resize(conv1x1(a)) + conv1x1(b), where that is cheaper
     compose_layers      conv1x1(conv1x1(x)) -> conv1x1'(x), also through a concatenation, where that is no dearer
-    fold_filters        irfft(rfft(x) * constant) -> a circular convolution or a matrix, where the target says cheaper
+    fold_filters        irfft(rfft(x) * constant) -> a convolution or a matrix, where the target says cheaper
     short_time          stft, istft -> windows, and torch.fft transforms of them
     dft                 torch.fft transforms -> matmuls; complex values -> pairs of real ones
     unstack             f(stack(a, b))[..., 0] -> f(a), where nothing reads the whole
@@ -147,9 +147,12 @@ def all_rewrites(streaming: bool = False) -> tuple[Rewrite, ...]:
     """Return the rewrites in the order in which they run, those of other packages among them.
 
     Args:
-        streaming: leave out those that choose a form for a whole sequence, because a step will be made of it.
+        streaming: a step will be made of it: leave out those that choose a form for a whole sequence.
     """
-    return tuple(rule for rule in _with_plugins() if not (streaming and rule.for_sequences))
+    rules = _with_plugins()
+    if not streaming:
+        return rules
+    return tuple(rule.with_options(**rule.for_steps) for rule in rules if not rule.for_sequences)
 
 
 @cache
