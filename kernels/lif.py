@@ -6,7 +6,7 @@
              v_t = beta v_{t-1} + x_t                            with beta, otherwise; to 0, whatever v_r
     fire     s_t = 1 where v_t >= threshold, else 0
     reset    v_t <- v_r where s_t = 1                            hard reset to v_r
-             v_t <- v_t - drop s_t                               soft reset (`reset` is None; v_r = 0 above)
+             v_t <- v_t - drop s_t                               soft reset (`reset` is None; v_r = 0 above), none for 0
              v_t <- v_t - drop s_{t-1}, before it fires          soft and late: s_t reads the last potential, whole
 
 v starts at v_r. Spikes are exact only where every rounding is the same, so `step` fixes the order of operations, and
@@ -383,6 +383,7 @@ def _settings(numbers: Sequence[float]) -> Iterator[Settings]:
                 yield tau, threshold, reset, decays, beta, None, None
             yield tau, threshold, None, decays, beta, None, drop
             yield tau, threshold, None, decays, beta, True, drop
+            yield tau, threshold, None, decays, beta, None, 0.0
 
 
 def _near_miss(output: Tensor) -> str | None:

@@ -59,7 +59,7 @@ BLOCKS = {
         lambda: spectral.AFNO2D(8, factor=2), spectral.AFNOComplex, (2, 5, 5, 8), "recognise", 4, (0, 3, 1, 2)
     ),
     "fnet": Block(spectral.FNetFourier, lambda _: spectral.FNetPairs(), (2, 12, 10), "dft", 8),
-    "s4d": Block(lambda: spectral.S4D(6), lambda m: spectral.S4DChannelsLast(m), (2, 6, 40), "fold_filters", 10),
+    "s4d": Block(lambda: spectral.S4D(6), lambda m: spectral.S4DChannelsLast(m), (2, 6, 40), "fold_filters", 13),
     "hyena": Block(lambda: spectral.Hyena(4, 32), lambda m: spectral.HyenaHeads(m), (2, 32, 4), "fold_filters", 16),
 }
 

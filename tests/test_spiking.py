@@ -24,7 +24,7 @@ NEURONS: dict[str, Callable[[], nn.Module]] = {
     "leaky": lambda: Leaky(0.9),
     "learned": lambda: Leaky(0.95, 0.7, learn=True),
     "zero": lambda: Leaky(0.9, 0.5, "zero"),
-    "none": lambda: Leaky(0.8, 1.0, "none"),
+    "none": lambda: Leaky(0.8, 0.4, "none"),
     "clamped": lambda: Leaky(1.3, 0.5, "zero"),
     "synaptic": Synaptic,
     "synaptic_zero": lambda: Synaptic(0.7, 0.9, reset="zero"),
@@ -45,7 +45,7 @@ def test_neurons_in_a_loop_are_an_op_each(name: str) -> None:
     assert counts.get("edgesmith.leaky_sum", 0) == (2 if "synaptic" in name else 0), near
     assert sum(counts.values()) <= 12, counts
     spikes = model(X)
-    assert 0.02 < float(spikes.mean()) < 0.98
+    assert 0.02 < float(spikes.detach().mean()) < 0.98
 
 
 @pytest.mark.parametrize("name", ["leaky", "synaptic"])
@@ -86,7 +86,11 @@ def test_spikingjellys_neurons_are_the_op(v_reset: float | None, decay_input: bo
 
 
 def test_a_net_that_was_not_reset_is_explained(tmp_path: Path) -> None:
+    torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 12), LIFNode(), nn.Linear(12, 4), LIFNode()).eval()
+    with torch.no_grad():
+        model[0].weight.mul_(4)
+        model[2].weight.mul_(4)
     model(X)
     with pytest.raises(edgesmith.errors.EdgesmithError, match=r"attribute v of 1.* left from an earlier call.*reset") as told:
         edgesmith.export(model, "onnx", inputs=(X,), precision="fp32", out=tmp_path, name="left")
@@ -126,7 +130,7 @@ def test_an_average_in_a_loop_is_a_leaky_sum() -> None:
             return torch.stack(out, dim=1)
 
     _, _, counts = apply(Average(), torch.randn(2, 9, 3), costs=COSTS)
-    assert counts == {"aten.mul": 1, "edgesmith.leaky_sum": 1}
+    assert counts == {"aten.mul": 1, "aten.permute": 2, "edgesmith.leaky_sum": 1}
 
 
 @pytest.mark.parametrize("kind", ["Leaky", "Synaptic"])

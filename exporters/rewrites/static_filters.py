@@ -242,7 +242,7 @@ def _extended(module: GraphModule, region: _Region) -> _Region | None:
     (user,) = y.users
     if not isinstance(user.meta.get("val"), Tensor):
         return None
-    is_slice = user.target is aten.slice.Tensor and arguments(user)[4] == 1
+    is_slice = (user.target is aten.slice.Tensor and arguments(user)[4] == 1) or user.target is aten.narrow.default
     is_sum = user.target in (aten.add.Tensor, aten.sub.Tensor)
     if not (is_slice or is_sum or is_copy(user)):
         return None
