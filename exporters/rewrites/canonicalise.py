@@ -11,6 +11,8 @@ chunk(x, n, d), split(x, n, d)         ->  split_with_sizes(x, [n, ...], d)
     x ** 2, square(x)                      ->  x * x
     addcmul(x, a, b), lerp(x, y, w)        ->  x + a * b,  x + (y - x) * w
     baddbmm(x, a, b), addmm(x, a, b)       ->  x + a @ b
+    x + a * (y - x), a constant            ->  (1 - a) * x + a * y
+    sum(stack(x, y, ...)), mean(stack ...) ->  x + y + ...,  (x + y + ...) / n
     upsample(x) to its own size            ->  x
     _native_batch_norm_legit_no_training   ->  batch_norm, which is what functionalising made it from
 """
@@ -24,7 +26,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from edgesmith.exporters.costs import Costs
-from edgesmith.exporters.graph.edit import Emitter, arguments, aten, operator_name, rank, replace, val
+from edgesmith.exporters.graph.edit import Emitter, arguments, aten, constant, operator_name, rank, replace, site, val
 from edgesmith.exporters.rewrites.rewrite import rewrites
 
 
@@ -56,6 +58,8 @@ def _mean(module: GraphModule, node: Node) -> str | None:
     x, axes, keepdim, dtype = arguments(node)
     if rank(x) == 0:
         return None
+    if x.target is aten.stack.default and (note := _sum_of_stack(module, node)) is not None:
+        return note
     axes = axes or None  # an empty list means every axis
     wanted = sorted(axis % rank(x) for axis in (range(rank(x)) if axes is None else axes))
     if _is_map_flattened(x) and wanted == [2] and not keepdim and dtype is None:
@@ -159,6 +163,44 @@ def _sum_of_product(module: GraphModule, node: Node) -> str | None:
     return f"{operator_name(node)} -> a product and a sum"
 
 
+def _interpolation(module: GraphModule, node: Node) -> str | None:
+    """Spell an interpolation with a constant share as a sum of both ends, which layers take in."""
+    for x, product in (node.args[:2], node.args[1::-1]):
+        if not isinstance(product, Node) or product.target is not aten.mul.Tensor or len(product.users) > 1:
+            continue
+        for share, difference in (product.args, product.args[::-1]):
+            if not isinstance(difference, Node) or difference.target is not aten.sub.Tensor or len(difference.users) > 1:
+                continue
+            y, other = difference.args
+            value = share if isinstance(share, float) else constant(module, share)
+            if other is not x or value is None or difference.kwargs or node.kwargs or not isinstance(y, Node):
+                continue
+            emit = Emitter(module, node)
+            rest = 1 - value if isinstance(value, float) else emit.constant(f"{site(node)}.rest", 1 - value)
+            ends = emit(aten.mul.Tensor, x, rest), emit(aten.mul.Tensor, y, share)
+            _replace(module, node, aten.add.Tensor, ends)
+            return "x + a (y - x) -> (1 - a) x + a y"
+    return None
+
+
+def _sum_of_stack(module: GraphModule, node: Node) -> str | None:
+    """Add up what is stacked only to be added up."""
+    stack, axes, keepdim, dtype = arguments(node)
+    if stack.target is not aten.stack.default or len(stack.users) > 1 or keepdim or dtype is not None:
+        return None
+    values, axis = arguments(stack)
+    if [a % rank(stack) for a in axes or ()] != [axis % rank(stack)] or not val(node).is_floating_point():
+        return None
+    emit = Emitter(module, node)
+    total, *others = values
+    for value in others:
+        total = emit(aten.add.Tensor, total, value)
+    if node.target is aten.mean.dim:
+        total = emit(aten.div.Tensor, total, float(len(values)))
+    replace(node, total)
+    return f"a stack of {len(values)}, summed -> a sum"
+
+
 def _resize(module: GraphModule, node: Node) -> str | None:
     x, *_, scales = arguments(node)
     if any(scale != 1 for scale in scales or ()) or not all(isinstance(n, int) for n in val(node).shape[2:]):
@@ -197,6 +239,8 @@ _RULES: dict[Any, Callable[[GraphModule, Node], str | None]] = {
     aten.pow.Tensor_Scalar: _square,
     aten.square.default: _square,
     aten.addcmul.default: _sum_of_product,
+    aten.add.Tensor: _interpolation,
+    aten.sum.dim_IntList: _sum_of_stack,
     **dict.fromkeys((*_LERPS, *_PRODUCTS), _sum_of_product),
     aten.upsample_bilinear2d.vec: _resize,
     aten.upsample_nearest2d.vec: _resize,
