@@ -44,6 +44,8 @@ def refuse_unrepeatable(model: nn.Module, inputs: Sequence[Tensor], state: State
     """
     first = _run(model, inputs)
     moved, has_drawn = state.moved(), state.has_drawn()
+    if moved and _is_reset(model, inputs, state, first, moved):
+        return False
     try:
         difference = _differ(first, _run(model, inputs))
     except Exception as error:
@@ -55,8 +57,6 @@ def refuse_unrepeatable(model: nn.Module, inputs: Sequence[Tensor], state: State
         difference = _seen_by_another(model, inputs, state)
     if difference is None:
         return bool(moved)
-    if moved and _is_reset(model, inputs, state, first, moved):
-        return False
     if has_drawn and not _is_stateful(model, inputs, state, first):
         raise Unsupported(
             f"the model is random or stateful: its output differs by {difference:.2g} between two runs on one input; a"
@@ -100,12 +100,16 @@ def _is_reset(
             reset()
         left, is_same = state.moved(), _differ(first, _run(model, inputs)) is None
     except Exception:  # the reset wants more than is known here
-        return False
+        left, is_same = [], False
     if left:
         raise Unsupported(
             f"{left[0]} is what is left from an earlier call, and a file starts every run anew: call the model's reset"
             " before the export, as spikingjelly's functional.reset_net and snntorch's utils.reset do"
         )
+    if not is_same:  # go on where the first run ended
+        state.restore()
+        model.eval()
+        _run(model, inputs)
     return is_same
 
 
