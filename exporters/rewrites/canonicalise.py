@@ -12,6 +12,10 @@ chunk(x, n, d), split(x, n, d)         ->  split_with_sizes(x, [n, ...], d)
     addcmul(x, a, b), lerp(x, y, w)        ->  x + a * b,  x + (y - x) * w
     baddbmm(x, a, b), addmm(x, a, b)       ->  x + a @ b
     x + a * (y - x), a constant            ->  (1 - a) * x + a * y
+    unbind(unflatten(x, d, [n, c]), d)     ->  split_with_sizes(x, [c, ...], d)
+    bmm(a, b)                              ->  matmul(a, b)
+    x * sigmoid(x), x W + b                ->  silu(x), linear(x, W^T, b)
+    unsqueeze(f(mean(x, [2, 3])), ...)     ->  f(mean(x, [2, 3], keepdim)), layers in f as convolutions
     sum(stack(x, y, ...)), mean(stack ...) ->  x + y + ...,  (x + y + ...) / n
     upsample(x) to its own size            ->  x
     _native_batch_norm_legit_no_training   ->  batch_norm, which is what functionalising made it from
@@ -26,7 +30,8 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from edgesmith.exporters.costs import Costs
-from edgesmith.exporters.graph.edit import Emitter, arguments, aten, constant, operator_name, rank, replace, site, val
+from edgesmith.exporters.graph.edit import arguments, aten, rank, replace, val
+from edgesmith.exporters.rewrites.canonicalise_layers import RULES, gate_of_means, put, sum_of_stack
 from edgesmith.exporters.rewrites.rewrite import rewrites
 
 
@@ -50,7 +55,7 @@ def _pool(module: GraphModule, node: Node) -> str | None:
     if list(size) != [1] * len(size):
         return None
     axes = list(range(rank(x) - len(size), rank(x)))
-    _replace(module, node, aten.mean.dim, (x, axes, True))
+    put(module, node, aten.mean.dim, (x, axes, True))
     return "adaptive_avg_pool -> mean"
 
 
@@ -58,16 +63,16 @@ def _mean(module: GraphModule, node: Node) -> str | None:
     x, axes, keepdim, dtype = arguments(node)
     if rank(x) == 0:
         return None
-    if x.target is aten.stack.default and (note := _sum_of_stack(module, node)) is not None:
+    if x.target is aten.stack.default and (note := sum_of_stack(module, node)) is not None:
         return note
     axes = axes or None  # an empty list means every axis
     wanted = sorted(axis % rank(x) for axis in (range(rank(x)) if axes is None else axes))
     if _is_map_flattened(x) and wanted == [2] and not keepdim and dtype is None:
-        _replace(module, node, aten.mean.dim, (x.args[0], [2, 3], False))
+        put(module, node, aten.mean.dim, (x.args[0], [2, 3], False))
         return "mean of a flattened map -> mean over its axes"
     if dtype is not None or (list(axes or []) == wanted and len(node.args) == 3):
         return None
-    _replace(module, node, aten.mean.dim, (x, wanted, keepdim))
+    put(module, node, aten.mean.dim, (x, wanted, keepdim))
     return "mean: axes counted from the front"
 
 
@@ -90,7 +95,7 @@ def _split(module: GraphModule, node: Node) -> str | None:
     else:
         step = -(-length // amount) if node.target is aten.chunk.default else amount
         sizes = [min(step, length - start) for start in range(0, length, step)]
-    _replace(module, node, aten.split_with_sizes.default, (x, sizes, axis))
+    put(module, node, aten.split_with_sizes.default, (x, sizes, axis))
     return "chunk, split -> split_with_sizes"
 
 
@@ -101,22 +106,24 @@ def _axes(module: GraphModule, node: Node) -> str | None:
     axes = sorted(axis % rank(x) for axis in rest[:count]) if rank(x) else rest[:count]
     if axes == list(rest[:count]):
         return None
-    _replace(module, node, node.target, (x, *axes, *(value for value in rest[count:] if value is not None)))
+    put(module, node, node.target, (x, *axes, *(value for value in rest[count:] if value is not None)))
     return "axes counted from the front"
 
 
 def _reshape(module: GraphModule, node: Node) -> str | None:
     """Spell a reshape that only joins, or only separates, the axes after the first two."""
+    if (note := gate_of_means(module, node)) is not None:
+        return note
     x = node.args[0]
     target, *rest = reshaping(val(x).shape, val(node).shape)
     if target is aten.reshape.default:
         if node.target not in _VIEWS:
             return None
-        _replace(module, node, target, (x, node.args[1]))
+        put(module, node, target, (x, node.args[1]))
         return "view -> reshape"  # a value that was copied for it may be another's view by now
     if node.target is target and list(node.args) == [x, *rest]:
         return None
-    _replace(module, node, target, (x, *rest))
+    put(module, node, target, (x, *rest))
     return "reshape -> flatten" if target is aten.flatten.using_ints else "reshape -> unflatten"
 
 
@@ -135,7 +142,7 @@ def _native_norm(module: GraphModule, node: Node) -> str | None:
     x, weight, bias, mean, variance, momentum, eps = arguments(node)
     for user in list(node.users):
         args = (x, weight, bias, mean, variance, False, momentum, eps, False)
-        _replace(module, user, aten.batch_norm.default, args)
+        put(module, user, aten.batch_norm.default, args)
     return "native batch norm -> batch_norm"
 
 
@@ -145,60 +152,8 @@ def _square(module: GraphModule, node: Node) -> str | None:
     x = node.args[0]
     if not val(x).is_floating_point():
         return None
-    _replace(module, node, aten.mul.Tensor, (x, x))
+    put(module, node, aten.mul.Tensor, (x, x))
     return "a square -> a multiply"
-
-
-def _sum_of_product(module: GraphModule, node: Node) -> str | None:
-    """Take a product and a sum in one operator apart; one with factors of its own is left."""
-    x, a, b, *factors = arguments(node)
-    if any(factor != 1 for factor in factors) or not val(node).is_floating_point():
-        return None
-    emit = Emitter(module, node)
-    if node.target in _LERPS:
-        x, a, b = x, emit(aten.sub.Tensor, a, x), b
-    product = aten.matmul.default if node.target in _PRODUCTS else aten.mul.Tensor
-    y = emit(product, a, b)
-    _replace(module, node, aten.add.Tensor, (x, y))
-    return f"{operator_name(node)} -> a product and a sum"
-
-
-def _interpolation(module: GraphModule, node: Node) -> str | None:
-    """Spell an interpolation with a constant share as a sum of both ends, which layers take in."""
-    for x, product in (node.args[:2], node.args[1::-1]):
-        if not isinstance(product, Node) or product.target is not aten.mul.Tensor or len(product.users) > 1:
-            continue
-        for share, difference in (product.args, product.args[::-1]):
-            if not isinstance(difference, Node) or difference.target is not aten.sub.Tensor or len(difference.users) > 1:
-                continue
-            y, other = difference.args
-            value = share if isinstance(share, float) else constant(module, share)
-            if other is not x or value is None or difference.kwargs or node.kwargs or not isinstance(y, Node):
-                continue
-            emit = Emitter(module, node)
-            rest = 1 - value if isinstance(value, float) else emit.constant(f"{site(node)}.rest", 1 - value)
-            ends = emit(aten.mul.Tensor, x, rest), emit(aten.mul.Tensor, y, share)
-            _replace(module, node, aten.add.Tensor, ends)
-            return "x + a (y - x) -> (1 - a) x + a y"
-    return None
-
-
-def _sum_of_stack(module: GraphModule, node: Node) -> str | None:
-    """Add up what is stacked only to be added up."""
-    stack, axes, keepdim, dtype = arguments(node)
-    if stack.target is not aten.stack.default or len(stack.users) > 1 or keepdim or dtype is not None:
-        return None
-    values, axis = arguments(stack)
-    if [a % rank(stack) for a in axes or ()] != [axis % rank(stack)] or not val(node).is_floating_point():
-        return None
-    emit = Emitter(module, node)
-    total, *others = values
-    for value in others:
-        total = emit(aten.add.Tensor, total, value)
-    if node.target is aten.mean.dim:
-        total = emit(aten.div.Tensor, total, float(len(values)))
-    replace(node, total)
-    return f"a stack of {len(values)}, summed -> a sum"
 
 
 def _resize(module: GraphModule, node: Node) -> str | None:
@@ -211,15 +166,6 @@ def _resize(module: GraphModule, node: Node) -> str | None:
     return "a resize to the same size -> nothing"
 
 
-def _replace(module: GraphModule, node: Node, target: Any, args: tuple[Any, ...]) -> None:
-    with module.graph.inserting_before(node):
-        new = module.graph.call_function(target, args)
-    new.meta.update(node.meta)
-    replace(node, new)
-
-
-_LERPS = (aten.lerp.Tensor, aten.lerp.Scalar)
-_PRODUCTS = (aten.baddbmm.default, aten.addmm.default)
 _VIEWS = (aten.view.default, aten._unsafe_view.default)
 
 _RULES: dict[Any, Callable[[GraphModule, Node], str | None]] = {
@@ -238,10 +184,7 @@ _RULES: dict[Any, Callable[[GraphModule, Node], str | None]] = {
     aten.reshape.default: _reshape,
     aten.pow.Tensor_Scalar: _square,
     aten.square.default: _square,
-    aten.addcmul.default: _sum_of_product,
-    aten.add.Tensor: _interpolation,
-    aten.sum.dim_IntList: _sum_of_stack,
-    **dict.fromkeys((*_LERPS, *_PRODUCTS), _sum_of_product),
+    **RULES,
     aten.upsample_bilinear2d.vec: _resize,
     aten.upsample_nearest2d.vec: _resize,
     **dict.fromkeys(_VIEWS, _reshape),

@@ -156,7 +156,7 @@ class EfficientViM(nn.Module):
         maps = _conv(maps.reshape(x.shape[0], -1, height, width), of.dw.conv)
         b, c, dt = torch.tensor_split(maps.flatten(2), 3, dim=1)
         a = torch.softmax(dt + of.A[None, :, None], dim=-1)
-        h = torch.einsum("bnd,bsn->bds", x, a * b)
+        h = torch.matmul(x.transpose(1, 2), (a * b).transpose(1, 2))
         h, z = F.conv1d(h, of.hz_proj.conv.weight).split(x.shape[-1], dim=1)
         h = F.conv1d(h * (z * torch.sigmoid(z)) + h * of.D, of.out_proj.conv.weight)
         return torch.bmm(h, c).view(x.shape[0], -1, height, width), h
