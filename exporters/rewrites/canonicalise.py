@@ -4,7 +4,7 @@ dropout(x), not training               ->  x
 adaptive_avg_pool2d(x, 1)              ->  mean(x, [2, 3], keepdim)
 mean(x, [-1, -2])                      ->  mean(x, [2, 3])
 mean(flatten(x, 2), [2])               ->  mean(x, [2, 3])
-chunk(x, n, d), split(x, n, d)         ->  split_with_sizes(x, [n, ...], d)
+chunk, split, tensor_split(x, n, d)     ->  split_with_sizes(x, [n, ...], d)
     softmax(x, -1), transpose(x, -1, -2)   ->  axes counted from the front, the lower one first
     reshape, view: [B, C, *] -> [B, C, N]  ->  flatten(x, 2)
     reshape, view: [B, C, N] -> [B, C, *]  ->  unflatten(x, 2, [*])
@@ -92,6 +92,8 @@ def _split(module: GraphModule, node: Node) -> str | None:
         if node.args[1:] == (amount, axis):
             return None
         sizes = list(amount)
+    elif node.target is aten.tensor_split.sections:
+        sizes = [length // amount + (i < length % amount) for i in range(amount)]
     else:
         step = -(-length // amount) if node.target is aten.chunk.default else amount
         sizes = [min(step, length - start) for start in range(0, length, step)]
@@ -176,6 +178,7 @@ _RULES: dict[Any, Callable[[GraphModule, Node], str | None]] = {
     aten._native_batch_norm_legit_no_training.default: _native_norm,
     aten.chunk.default: _split,
     aten.split.Tensor: _split,
+    aten.tensor_split.sections: _split,
     aten.split_with_sizes.default: _split,
     aten.softmax.int: _axes,
     aten.transpose.int: _axes,

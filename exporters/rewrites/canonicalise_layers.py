@@ -37,7 +37,11 @@ def sum_of_product(module: GraphModule, node: Node) -> str | None:
         return None
     emit = Emitter(module, node)
     if node.target in LERPS:
-        x, a, b = x, emit(aten.sub.Tensor, a, x), b
+        rest = _rest(emit, b)
+        if rest is not None:
+            put(module, node, aten.add.Tensor, (emit(aten.mul.Tensor, x, rest), emit(aten.mul.Tensor, a, b)))
+            return "lerp -> (1 - a) x + a y"
+        a = emit(aten.sub.Tensor, a, x)
     y = emit(aten.matmul.default if node.target in PRODUCTS else aten.mul.Tensor, a, b)
     put(module, node, aten.add.Tensor, (x, y))
     return f"{operator_name(node)} -> a product and a sum"
@@ -54,15 +58,22 @@ def _interpolation(module: GraphModule, node: Node) -> str | None:
         if not isinstance(product, Node) or product.target is not aten.mul.Tensor or len(product.users) > 1:
             continue
         for share, difference in (product.args, product.args[::-1]):
-            value = share if isinstance(share, float) else constant(module, share)
-            if value is None or node.kwargs or not _is_difference(difference, x):
-                continue
             emit = Emitter(module, node)
-            rest = 1 - value if isinstance(value, float) else emit.constant(f"{site(node)}.rest", 1 - value)
+            rest = None if node.kwargs or not _is_difference(difference, x) else _rest(emit, share)
+            if rest is None:
+                continue
             y = difference.args[0]  # type: ignore[union-attr]  # a node, as asked above
             put(module, node, aten.add.Tensor, (emit(aten.mul.Tensor, x, rest), emit(aten.mul.Tensor, y, share)))
             return "x + a (y - x) -> (1 - a) x + a y"
     return None
+
+
+def _rest(emit: Emitter, share: object) -> Node | float | None:
+    """1 - a for a constant share a; None for another."""
+    value = constant(emit.module, share)
+    if value is None:
+        return 1 - share if isinstance(share, float) else None
+    return emit.constant(f"{site(emit.before)}.rest", 1 - value)
 
 
 def _is_difference(node: object, x: object) -> bool:
