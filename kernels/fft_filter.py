@@ -1,8 +1,8 @@
 """Adaptive frequency filters: a small complex MLP on the spectrum makes a mask for it, or the new spectrum itself.
 
     X = rfft2(x)                                       [B, C, H, F], F = floor(W/2) + 1, orthonormal
-    M = shrink(act(X W1 + b1) W2 + b2)                 complex products in k blocks of channels; act, silu or relu, and the
-                                                       soft shrinkage take real and imaginary parts each for itself
+    M = shrink(act(X W1 + b1) W2 + b2)                 complex products in k blocks of channels; act, silu or relu, and
+                                                       the soft shrinkage take both parts of a number apart
     y = irfft2(M * X), or irfft2(M)                    [B, C, H, W]
 
 Source: AFFNet, arXiv 2307.14008, eq. 4-6, a mask by silu; AFNO, arXiv 2111.13587, eq. 8-10, a new spectrum by relu.

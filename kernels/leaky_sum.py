@@ -138,7 +138,7 @@ OP = define(
             axes=_axes,
             runs="adds up",
             recognition=Recognition(
-                advance=lambda y, x, decay: step(x, y, decay), settle=lambda y, decay: (y, y), settings=_decays
+                advance=lambda y, x, decay: step(x, y, decay), settle=lambda y, *_: (y, y), settings=_decays
             ),
         ),
         stays_float="a sum adds up its own rounding, frame by frame",

@@ -150,7 +150,7 @@ THIRD = {
 
 @pytest.mark.parametrize("name", THIRD)
 def test_a_third_spelling_has_the_zoos_fused_ops(name: str) -> None:
-    """Written by hand on the zoo's weights: other layouts, functions instead of modules, loops instead of transforms."""
+    """Written on the zoo's weights: other layouts, functions instead of modules, loops instead of transforms."""
     pair = PAIRS[name]
     _, zoo = pair.build(pair.small)
     model = THIRD[name](zoo).eval()

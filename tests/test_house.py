@@ -185,7 +185,9 @@ def known_models(checkout: Path) -> set[str]:
     """The names of families and models of the zoo."""
     files = list((checkout / "models").glob("*.toml"))
     words = {path.stem for path in files}
-    return words | {name for path in files for name in tomllib.loads(path.read_text(encoding="utf-8")).get("models", {})}
+    return words | {
+        name for path in files for name in tomllib.loads(path.read_text(encoding="utf-8")).get("models", {})
+    }
 
 
 def model_names_in(tree: ast.Module, models: set[str]) -> list[str]:
@@ -200,7 +202,10 @@ def model_names_in(tree: ast.Module, models: set[str]) -> list[str]:
         elif isinstance(node, ast.ImportFrom):
             words = [node.module or ""]
         for word in words:
-            if any(part in models for part in re.split(r"[^a-z0-9]+", word.lower()) + re.split(r"[^a-z0-9_]+", word.lower())):
+            if any(
+                part in models
+                for part in re.split(r"[^a-z0-9]+", word.lower()) + re.split(r"[^a-z0-9_]+", word.lower())
+            ):
                 found.append(f"{getattr(node, 'lineno', 0)} {word}")
     return found
 

@@ -1,4 +1,4 @@
-"""Blocks that mix by Fourier transforms reach every target without one: folded, fused, or as matmuls; and near misses."""
+"""Blocks that mix by Fourier transforms reach every target without one: folded, fused or as matmuls; near misses."""
 
 from __future__ import annotations
 
@@ -65,7 +65,11 @@ BLOCKS = {
 
 
 def left_over(counts: dict[str, int]) -> set[str]:
-    return {name for name in counts if name in ("aten.real", "aten.einsum") or name.startswith(("aten.fft", "aten.view_as", "aten.complex"))}
+    return {
+        name
+        for name in counts
+        if name in ("aten.real", "aten.einsum") or name.startswith(("aten.fft", "aten.view_as", "aten.complex"))
+    }
 
 
 @pytest.mark.parametrize("name", BLOCKS)
@@ -90,7 +94,9 @@ def test_both_spellings_of_a_block_are_folded_alike(name: str) -> None:
 def test_no_file_has_a_transform(name: str, target: str, tmp_path: Path) -> None:
     model, _, x = BLOCKS[name].build()
     artifact = edgesmith.export(model, target, inputs=(x,), name=name, out=tmp_path, precision="fp32")
-    assert not any("fft" in op.lower() or "dft" in op.lower() or "complex" in op for op in artifact.manifest["operators"]["file"])
+    assert not any(
+        "fft" in op.lower() or "dft" in op.lower() or "complex" in op for op in artifact.manifest["operators"]["file"]
+    )
 
 
 # Filters of padded signals
@@ -155,7 +161,9 @@ def test_a_direct_path_beside_a_filter_is_one_tap() -> None:
             return super().forward(x) + x * self.kernel[:, :1]
 
     model, x = Beside(kernel(3, 12), 24), torch.randn(1, 3, 12)
-    _, _, counts = apply(model, x, costs=COSTS, rewrites=(fold_constants, fold_filters.with_options(form="convolution")))
+    _, _, counts = apply(
+        model, x, costs=COSTS, rewrites=(fold_constants, fold_filters.with_options(form="convolution"))
+    )
     assert not {"aten.add", "aten.mul"} & set(counts)
 
 
@@ -210,7 +218,10 @@ def test_what_is_no_constant_filter_is_left(function: Callable[[Tensor, Tensor],
 @pytest.mark.parametrize("change", ["fraction", "gelu"])
 def test_another_mixer_than_afnos_is_matmuls(change: str) -> None:
     torch.manual_seed(0)
-    model, x = spectral.AFNO2D(8, hard_thresholding_fraction=0.5 if change == "fraction" else 1), torch.randn(1, 6, 6, 8)
+    model, x = (
+        spectral.AFNO2D(8, hard_thresholding_fraction=0.5 if change == "fraction" else 1),
+        torch.randn(1, 6, 6, 8),
+    )
     if change == "gelu":
         model.act = F.gelu
     _, reports, counts = apply(model, x, costs=COSTS)

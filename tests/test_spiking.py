@@ -39,7 +39,7 @@ def net(neuron: Callable[[], nn.Module]) -> nn.Module:
 @pytest.mark.parametrize("name", NEURONS)
 def test_neurons_in_a_loop_are_an_op_each(name: str) -> None:
     model = net(NEURONS[name])
-    program, reports, counts = apply(model, X, costs=COSTS, tolerance=0)
+    _, reports, counts = apply(model, X, costs=COSTS, tolerance=0)
     near = reasons(reports["reroll"])
     assert counts.get("edgesmith.lif") == 2, near
     assert counts.get("edgesmith.leaky_sum", 0) == (2 if "synaptic" in name else 0), near
@@ -92,7 +92,9 @@ def test_a_net_that_was_not_reset_is_explained(tmp_path: Path) -> None:
         model[0].weight.mul_(10)
         model[2].weight.mul_(10)
     model(X)
-    with pytest.raises(edgesmith.errors.EdgesmithError, match=r"attribute v of 1.* left from an earlier call.*reset") as told:
+    with pytest.raises(
+        edgesmith.errors.EdgesmithError, match=r"attribute v of 1.* left from an earlier call.*reset"
+    ) as told:
         edgesmith.export(model, "onnx", inputs=(X,), precision="fp32", out=tmp_path, name="left")
     assert "\n" not in str(told.value)
 

@@ -115,7 +115,7 @@ def sources() -> dict[str, Callable[[], tuple[nn.Module, tuple[Tensor, ...]]]]:
     """Every model by its name in the table, as a function that makes it."""
     timms = {f"timm {name}": lambda n=name, s=size: of_timm(n, s) for name, size in TIMM.items()}
     others = {f"transformers {name}": lambda made=made: of_transformers(*made) for name, made in TRANSFORMERS.items()}
-    return {**timms, **others}  # type: ignore[dict-item]  # mypy does not infer lambdas with defaults
+    return {**timms, **others}
 
 
 def row_of(name: str, make: Callable[[], tuple[nn.Module, tuple[Tensor, ...]]]) -> dict[str, Any]:
@@ -152,9 +152,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     lines = [
         "# Models that nobody here wrote",
         "",
-        "Written by `make foreign` (`bench/experiments/foreign.py`), which exports each and verifies the file. Operators of",
-        "PyTorch's graph, what the rewrites leave of them, nodes of both files; largest relative error of a verification;",
-        "seconds of an export on a shared core, which say little.",
+        "Written by `make foreign` (`bench/experiments/foreign.py`), which exports each and verifies the file.",
+        "Operators of PyTorch's graph, what the rewrites leave of them, nodes of both files; the largest relative error of a",
+        "verification; seconds of an export on a shared core, which say little.",
         "",
         "| model | captured | rewritten | ONNX nodes | error | s | Core ML operators | error | s |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
@@ -162,7 +162,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         cells = [row["model"], row.get("captured", ""), row.get("rewritten", "")]
         for target in TARGETS:
-            cells += [row.get(target, "refused"), f"{row.get(f'{target} error', 0):.0e}", f"{row.get(f'{target} s', 0):.0f}"]
+            error, seconds = row.get(f"{target} error", 0), row.get(f"{target} s", 0)
+            cells += [row.get(target, "refused"), f"{error:.0e}", f"{seconds:.0f}"]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     lines += ["", *(f"- {r['model']}: {t}: {r[f'{t} refuses']}" for r in rows for t in TARGETS if f"{t} refuses" in r)]
     return "\n".join(lines).rstrip() + "\n"

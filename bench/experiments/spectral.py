@@ -1,8 +1,8 @@
 """Blocks that mix by Fourier transforms: ours against torch's own export, in ONNX Runtime on one thread.
 
-Both files of a block run in turn, round by round. Blocks are MODULE:FUNCTION, where the function returns a module and an
-input; those of the tests are in tests/authors. Printed are the nodes of both files, whether the plain one has transforms
-(DFT), the median milliseconds of both and their ratio; a dash where torch has no export.
+Both files of a block run in turn, round by round. Blocks are MODULE:FUNCTION, where the function returns a module and
+an input; those of the tests are in tests/authors. Printed are the nodes of both files, how many of the plain one are
+transforms (DFT), the median milliseconds of both and their ratio; a dash where torch has no export.
 
     export PYTHONPATH=tests
     python -m edgesmith.bench.experiments.spectral 25 authors.spectral:gfnet authors.spectral:s4d authors.spectral:hyena
@@ -45,7 +45,7 @@ def compare(block: str, rounds: int, folder: Path) -> tuple[object, ...]:
         return function, "-", len(nodes), "-", "-", "-"
     theirs = operators_of(plain)
     times = {name: statistics.median(values) for name, values in interleaved(calls, rounds).items()}
-    ms = f"{times["plain"]:.2f}, {times["ours"]:.2f}"
+    ms = f"{times['plain']:.2f}, {times['ours']:.2f}"
     return function, len(theirs), len(nodes), theirs.count("DFT"), ms, times["plain"] / times["ours"]
 
 
@@ -60,7 +60,9 @@ def main() -> None:
     """Print one line for each block."""
     given = read_arguments(__doc__, listed="blocks", rounds=25)
     torch.set_num_threads(1)
-    table = Table(("block", 10), "nodes, plain", "nodes, ours", "DFT, plain", ("ms, plain and ours", 20), "plain over ours")
+    table = Table(
+        ("block", 10), "nodes, plain", "nodes, ours", "DFT, plain", ("ms, plain and ours", 20), "plain over ours"
+    )
     for block in given.blocks:
         with tempfile.TemporaryDirectory() as folder:
             table.add(*compare(block, given.rounds, Path(folder)))

@@ -2,8 +2,8 @@
 
 moved, and the output differs        refused, with the attribute or buffer
 moved, and the output is the same    a cache that was built lazily; but a second, other input must not see it either
-moved, and reset() puts it back      what is exported is a run after it, as with spiking neurons; refused where it was not
-                                     called since the last run
+moved, and reset() puts it back      what is exported is a run after it, as with spiking neurons; refused where the
+                                     model was not reset since its last run
 nothing moved, random numbers drawn  refused, with the operator and its line
 """
 
@@ -116,7 +116,7 @@ def _is_reset(
 def _reset_of(module: nn.Module) -> Callable[[], object] | None:
     """The method by which a module forgets, without arguments."""
     for name in RESETS:
-        method = getattr(module, name, None)
+        method: Callable[[], object] | None = getattr(module, name, None)
         if callable(method):
             return method
     return None

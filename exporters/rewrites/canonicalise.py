@@ -30,7 +30,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from edgesmith.exporters.costs import Costs
-from edgesmith.exporters.graph.edit import arguments, aten, rank, replace, val
+from edgesmith.exporters.graph.edit import arguments, aten, rank, val
 from edgesmith.exporters.rewrites.canonicalise_layers import RULES, gate_of_means, put, sum_of_stack
 from edgesmith.exporters.rewrites.rewrite import rewrites
 

@@ -78,8 +78,9 @@ def _rest(emit: Emitter, share: object) -> Node | float | None:
 
 def _is_difference(node: object, x: object) -> bool:
     """Return whether a node is y - x, and read once."""
-    is_difference = isinstance(node, Node) and node.target is aten.sub.Tensor and len(node.users) == 1
-    return is_difference and node.args[1] is x and isinstance(node.args[0], Node) and not node.kwargs  # type: ignore[union-attr]  # as above
+    if not isinstance(node, Node) or node.target is not aten.sub.Tensor or len(node.users) > 1 or node.kwargs:
+        return False
+    return node.args[1] is x and isinstance(node.args[0], Node)
 
 
 def _biased(module: GraphModule, node: Node) -> str | None:
@@ -128,7 +129,7 @@ def sum_of_stack(module: GraphModule, node: Node) -> str | None:
 
 
 def gate_of_means(module: GraphModule, node: Node) -> str | None:
-    """Leave the means of a map a map [B, C, 1, 1], where layers on [B, C] lie between them and the map that they gate."""
+    """Leave the means of a map a map [B, C, 1, 1], where layers on [B, C] lie between them and what they gate."""
     if rank(node) != 4 or list(val(node).shape[2:]) != [1, 1]:
         return None
     chain: list[Node] = []
@@ -179,8 +180,16 @@ LERPS = (aten.lerp.Tensor, aten.lerp.Scalar)
 PRODUCTS = (aten.baddbmm.default, aten.addmm.default)
 _SHAPES = (aten.reshape.default, aten.view.default, aten._unsafe_view.default, aten.unflatten.int)
 _ON_VECTORS = frozenset(
-    [aten.linear.default, aten.sigmoid.default, aten.relu.default, aten.silu.default, aten.gelu.default]
-    + [aten.hardsigmoid.default, aten.hardswish.default, aten.tanh.default]
+    {
+        aten.linear.default,
+        aten.sigmoid.default,
+        aten.relu.default,
+        aten.silu.default,
+        aten.gelu.default,
+        aten.hardsigmoid.default,
+        aten.hardswish.default,
+        aten.tanh.default,
+    }
 )
 
 RULES = {

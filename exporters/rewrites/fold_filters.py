@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from edgesmith.exporters.costs import Costs
-from edgesmith.exporters.graph.edit import aten, example_sizes, rank, replace, same_shape, site, val
+from edgesmith.exporters.graph.edit import aten, example_sizes, rank, replace, site, val
 from edgesmith.exporters.rewrites import fourier
 from edgesmith.exporters.rewrites.complex_values import Arithmetic, is_complex
 from edgesmith.exporters.rewrites.dft import transform_axes
@@ -189,14 +189,16 @@ def _matrix(emit: Arithmetic, x: Node, filtered: Filter) -> Node:
 
 
 def _convolution(emit: Arithmetic, x: Node, filtered: Filter, kernel: _Kernel, phase: int) -> Node:
-    """Padding and a convolution of each channel with its kernel, `phase` results at once; arguments as for `_matrix`."""
+    """Padding and a convolution of each channel with its kernel, `phase` results at once; arguments as `_matrix`."""
     count, *taps = kernel.weight.shape
     axes = len(taps)
     before = list(val(x).shape[: rank(x) - axes])
     y, own = _padded(emit, _maps(emit, x, before, count, filtered), kernel)
     weight = kernel.weight.to(val(x).dtype).unsqueeze(1)  # [C, 1, *taps]
     if phase > 1:
-        weight = torch.stack([torch.nn.functional.pad(weight, (q, phase - 1 - q)) for q in range(phase)], 1).flatten(0, 1)
+        weight = torch.stack([torch.nn.functional.pad(weight, (q, phase - 1 - q)) for q in range(phase)], 1).flatten(
+            0, 1
+        )
     kernel_node = emit.constant("filter_kernel", weight)
     target = aten.conv1d.default if axes == 1 else aten.conv2d.default
     y = emit(target, y, kernel_node, None, [1] * (axes - 1) + [phase], own, [1] * axes, count)
@@ -226,7 +228,9 @@ def _product(sizes: list[Any]) -> Any:
 def _padded(emit: Arithmetic, x: Node, kernel: _Kernel) -> tuple[Node, list[int]]:
     """Maps with what is around them, and what a convolution is to add itself."""
     widths: list[int] = []
-    for axis, (is_circular, before, behind) in enumerate(zip(kernel.circular, kernel.before, kernel.behind, strict=True), 2):
+    for axis, (is_circular, before, behind) in enumerate(
+        zip(kernel.circular, kernel.before, kernel.behind, strict=True), 2
+    ):
         if is_circular and before:
             x = emit(aten.cat.default, [emit(aten.slice.Tensor, x, axis, 1, before + 1), x], axis)
         widths = [0, 0, *widths] if is_circular else [before, behind, *widths]

@@ -177,13 +177,13 @@ def _fitting(module: GraphModule, op: FusedOp, region: _Region, order: tuple[int
     for parts in (alone, pairs):
         if len(parts) != count or len(region.constants) not in (count, 2 * count):
             continue
-        for order in itertools.permutations(parts):
+        for arranged in itertools.permutations(parts):
             try:
-                weights = [_joined([_held(module, node) for node in one]) for one in order]
+                weights = [_joined([_held(module, node) for node in one]) for one in arranged]
                 op.shape(x, *weights)
             except (ValueError, RuntimeError):
                 continue
-            yield tuple(order)
+            yield tuple(arranged)
 
 
 def _with_the_same_numbers(
@@ -220,7 +220,9 @@ def _literals(op: FusedOp, region: _Region) -> Iterator[dict[str, Any]]:
     """Values for the literals that a site may set: numbers in the graph of the kind of the probe, in each variant."""
     leaves = [leaf for node in region.nodes for leaf in tree_leaves(arguments(node))]
     choices = [
-        dict.fromkeys(leaf for leaf in [*leaves, 0.0] if isinstance(leaf, int | float) and isinstance(probe, type(leaf)))
+        dict.fromkeys(
+            leaf for leaf in [*leaves, 0.0] if isinstance(leaf, int | float) and isinstance(probe, type(leaf))
+        )
         for probe in op.literals.values()
     ]
     for variant, values in itertools.product(({}, *op.variants), itertools.product(*choices)):

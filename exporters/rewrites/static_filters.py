@@ -3,9 +3,9 @@
     y = f(x),  f linear, between a transform of the real signal x and a real result
     y[i] = sum_j h[i - j] x[j]                        along the transformed axes, for each channel by itself
 
-There are many ways to write one: real or complex transforms, a product on complex numbers or on halves, zeros around the
-signal, a slice of the result, a direct path beside it. So whatever lies between the ends is taken, if each operator is
-linear, and asked for its response to impulses, in float64. The filter is found if those responses explain what it does
+There are many ways to write one: real or complex transforms, a product on complex numbers or on halves, zeros around
+the signal, a slice of the result, a direct path beside it. So whatever lies between the ends is taken, if each operator
+is linear, and asked for its response to impulses, in float64. The filter is found if those responses explain what it does
 to random numbers. Padded to twice its length a signal has a causal filter; unpadded, a circular one: h[i] = h[i - n].
 """
 
@@ -159,7 +159,7 @@ def _region(module: GraphModule, end: Node, x: Node | None = None, most: int | N
             starts.add(node)
         elif isinstance(node.meta.get("val"), torch.SymInt):
             sizes.append(node)
-        elif node.op != "call_function" or operator_name(node) not in _LINEAR and not is_transform(node):
+        elif node.op != "call_function" or (operator_name(node) not in _LINEAR and not is_transform(node)):
             return None
         else:
             inside.add(node)
@@ -321,7 +321,7 @@ class _Probe:
         return self.region.run(self.module, x).double().reshape(self.result)
 
     def response(self) -> Tensor | None:
-        """h for all signals, the lags where the signal has its axes; None where it has none."""
+        """The responses of all signals, the lags where the signal has its axes; None where it has none."""
         if self.run(torch.zeros(self.shape, dtype=torch.float64)).any():
             return None
         lags = list(self.shape)

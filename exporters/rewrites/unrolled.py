@@ -253,7 +253,7 @@ def _inputs(states: list[Node], leaves: list[list[Node]]) -> list[Node] | None:
 
 
 def _read_first(last_step: _LastStep, state: Node, leaves: list[list[Node]], inputs: list[Node]) -> Node | None:
-    """Return what step 0 reads for the later ones' `inputs`: by its place where its graph is theirs, or else by kind."""
+    """Return what step 0 reads for the later ones' `inputs`: by its place where its graph is theirs, or by kind."""
     try:
         _, read = last_step.compare(state)
     except _Differs:

@@ -152,12 +152,12 @@ class S4DKernel(nn.Module):
         self.log_A_real = nn.Parameter(torch.log(0.5 * torch.ones(d_model, n // 2)))
         self.A_imag = nn.Parameter(math.pi * torch.arange(n // 2).repeat(d_model, 1).float())
 
-    def forward(self, L: int) -> Tensor:
+    def forward(self, length: int) -> Tensor:
         dt = torch.exp(self.log_dt)
         C = torch.view_as_complex(self.C)
         A = -torch.exp(self.log_A_real) + 1j * self.A_imag
         dtA = A * dt.unsqueeze(-1)
-        K = dtA.unsqueeze(-1) * torch.arange(L, device=A.device)
+        K = dtA.unsqueeze(-1) * torch.arange(length, device=A.device)
         C = C * (torch.exp(dtA) - 1.0) / A
         return 2 * torch.einsum("hn, hnl -> hl", C, torch.exp(K)).real
 
@@ -175,7 +175,7 @@ class S4D(nn.Module):
 
     def forward(self, u: Tensor) -> Tensor:
         L = u.size(-1)
-        k = self.kernel(L=L)
+        k = self.kernel(length=L)
         k_f = torch.fft.rfft(k, n=2 * L)
         u_f = torch.fft.rfft(u, n=2 * L)
         y = torch.fft.irfft(u_f * k_f, n=2 * L)[..., :L]
@@ -194,9 +194,13 @@ class S4DChannelsLast(nn.Module):
     def forward(self, u: Tensor) -> Tensor:
         u = u.permute(0, 2, 1)
         length, kernel = u.shape[1], self.of.kernel
-        rate = torch.exp(torch.complex(-kernel.log_A_real.exp(), kernel.A_imag) * kernel.log_dt.exp()[:, None])  # [H, N]
+        rate = torch.exp(
+            torch.complex(-kernel.log_A_real.exp(), kernel.A_imag) * kernel.log_dt.exp()[:, None]
+        )  # [H, N]
         weight = torch.view_as_complex(kernel.C) * (rate - 1) / torch.complex(-kernel.log_A_real.exp(), kernel.A_imag)
-        powers = torch.cumprod(torch.cat([torch.ones_like(rate)[..., None], rate[..., None].expand(-1, -1, length - 1)], -1), -1)
+        powers = torch.cumprod(
+            torch.cat([torch.ones_like(rate)[..., None], rate[..., None].expand(-1, -1, length - 1)], -1), -1
+        )
         k = 2 * (weight[..., None] * powers).sum(1).real.t()  # [L, H]
         spectrum = torch.fft.fft(F.pad(u, (0, 0, 0, length)), dim=1) * torch.fft.fft(F.pad(k, (0, 0, 0, length)), dim=0)
         y = torch.narrow(torch.fft.ifft(spectrum, dim=1).real, 1, 0, length)
@@ -206,7 +210,7 @@ class S4DChannelsLast(nn.Module):
         return a * torch.sigmoid(b)
 
 
-def fftconv(u: Tensor, k: Tensor, D: Tensor) -> Tensor:
+def fftconv(u: Tensor, k: Tensor, bias: Tensor) -> Tensor:
     """Hyena's long convolution."""
     seqlen = u.shape[-1]
     fft_size = 2 * seqlen
@@ -215,7 +219,7 @@ def fftconv(u: Tensor, k: Tensor, D: Tensor) -> Tensor:
     if len(u.shape) > 3:
         k_f = k_f.unsqueeze(1)
     y = torch.fft.irfft(u_f * k_f, n=fft_size, norm="forward")[..., :seqlen]
-    out = y + u * D.unsqueeze(-1)
+    out = y + u * bias.unsqueeze(-1)
     return out.to(dtype=u.dtype)
 
 
@@ -249,13 +253,13 @@ class HyenaFilter(nn.Module):
         max_decay, min_decay = math.log(1e-2) / 0.3, math.log(1e-2) / 1.5
         self.deltas = nn.Parameter(torch.linspace(min_decay, max_decay, d_model)[None, None])
 
-    def filter(self, L: int) -> Tensor:
+    def filter(self, length: int) -> Tensor:
         """The kernel, [1, L, D]."""
-        h = self.implicit_filter(self.z[:, :L])
-        return h * (torch.exp(-self.t[:, :L] * self.deltas.abs()) + 0.05)
+        h = self.implicit_filter(self.z[:, :length])
+        return h * (torch.exp(-self.t[:, :length] * self.deltas.abs()) + 0.05)
 
-    def forward(self, x: Tensor, L: int) -> Tensor:
-        k = self.filter(L)
+    def forward(self, x: Tensor, length: int) -> Tensor:
+        k = self.filter(length)
         k = k[0] if isinstance(k, tuple) else k
         return fftconv(x, k.squeeze(0).transpose(0, 1), self.bias)
 
@@ -289,7 +293,7 @@ class HyenaHeads(nn.Module):
 
     def forward(self, u: Tensor) -> Tensor:
         of = self.of
-        batch, length, width = u.shape
+        _, length, width = u.shape
         maps = F.conv1d(
             F.pad(of.in_proj(u).transpose(1, 2), (2, 0)), of.short_filter.weight, of.short_filter.bias, groups=3 * width
         )

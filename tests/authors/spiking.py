@@ -96,7 +96,9 @@ class Net(nn.Module):
 class LIFNode(nn.Module):
     """spikingjelly's LIFNode: the potential is an attribute, a number until the first call."""
 
-    def __init__(self, tau: float = 2.0, decay_input: bool = True, v_reset: float | None = 0.0, step_mode: str = "m") -> None:
+    def __init__(
+        self, tau: float = 2.0, decay_input: bool = True, v_reset: float | None = 0.0, step_mode: str = "m"
+    ) -> None:
         super().__init__()
         self.tau, self.decay_input, self.v_reset, self.v_threshold = tau, decay_input, v_reset, 1.0
         self.step_mode = step_mode

@@ -101,7 +101,7 @@ class AFFNet(nn.Module):
 
     @staticmethod
     def _filter(x: Tensor, of: nn.Module) -> Tensor:
-        b, c, h, w = x.shape
+        b, _, h, w = x.shape
         spectrum = torch.fft.rfft2(x.permute(0, 2, 3, 1), dim=(1, 2), norm="ortho")
         z = spectrum.reshape(b, h, w // 2 + 1, of.w1.shape[1], -1)
 
@@ -129,7 +129,12 @@ class AFFNet(nn.Module):
             x = y = self._inverted(x, down)
             *blocks, norm = aff.global_rep
             for block in blocks:
-                y = self._filter(self._norm(self._inverted(self._norm(y, block.norm1), block.mlp), block.norm2), block.filter) + y
+                y = (
+                    self._filter(
+                        self._norm(self._inverted(self._norm(y, block.norm1), block.mlp), block.norm2), block.filter
+                    )
+                    + y
+                )
             x = self._layer(torch.cat([x, self._layer(self._norm(y, norm), aff.conv_proj)], dim=1), aff.fusion)
         x = self._layer(x, of.conv_1x1_exp).mean(dim=(-1, -2))
         return F.linear(x, of.classifier.fc.weight, of.classifier.fc.bias)
@@ -252,7 +257,9 @@ class LMUFormer(nn.Module):
             x = self._norm(F.relu(self._conv3(x, conv)), norm)
         x = x + self._conv3(x, of.patch_embed.rpe_conv)
         for block in of.block:
-            x = x + self._norm(self._linear(self._lmu(x, block.attn.lmu, False), block.attn.proj_conv), block.attn.proj_bn)
+            x = x + self._norm(
+                self._linear(self._lmu(x, block.attn.lmu, False), block.attn.proj_conv), block.attn.proj_bn
+            )
             y = self._norm(self._linear(x, block.mlp.fc1_conv), block.mlp.fc1_bn)
             y = 0.5 * y * (1 + torch.erf(y / math.sqrt(2)))
             x = x + F.relu(self._norm(self._linear(y, block.mlp.fc2_conv), block.mlp.fc2_bn))
@@ -261,12 +268,16 @@ class LMUFormer(nn.Module):
     def _spiking(self, x: Tensor) -> Tensor:
         of, embed = self.of, self.of.patch_embed
         for end in ("", "1", "2"):
-            x = self._neurons(self._norm(self._conv3(x, getattr(embed, f"proj_conv{end}")), getattr(embed, f"proj_bn{end}")))
+            x = self._neurons(
+                self._norm(self._conv3(x, getattr(embed, f"proj_conv{end}")), getattr(embed, f"proj_bn{end}"))
+            )
         x = self._conv3(x, embed.proj_conv3)
         x = x + self._conv3(self._neurons(self._norm(x, embed.proj_bn3)), embed.rpe_conv)
         for block in of.block:
             y = self._neurons(self._norm(x, block.attn.prev_bn), block.attn.prev_lif.threshold)
-            x = x + self._norm(self._linear(self._lmu(y, block.attn.lmu, True), block.attn.proj_conv), block.attn.proj_bn)
+            x = x + self._norm(
+                self._linear(self._lmu(y, block.attn.lmu, True), block.attn.proj_conv), block.attn.proj_bn
+            )
             y = self._linear(self._neurons(self._norm(x, block.mlp.fc1_bn)), block.mlp.fc1_conv)
             x = x + self._linear(self._neurons(self._norm(y, block.mlp.fc2_bn)), block.mlp.fc2_conv)
         return self._neurons(self._norm(x, of.head_bn))
