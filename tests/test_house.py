@@ -202,6 +202,8 @@ def model_names_in(tree: ast.Module, models: set[str]) -> list[str]:
         elif isinstance(node, ast.ImportFrom):
             words = [node.module or ""]
         for word in words:
+            if not any(model in word.lower() for model in models):
+                continue
             if any(
                 part in models
                 for part in re.split(r"[^a-z0-9]+", word.lower()) + re.split(r"[^a-z0-9_]+", word.lower())

@@ -87,7 +87,7 @@ def _folded(emit: Arithmetic, filtered: Filter, costs: Costs, form: str | None) 
 
 @dataclass(frozen=True)
 class _Kernel:
-    """What a convolution reads around each number: for each axis whether it goes round, zeros before and behind.
+    """The kernel of a convolution: for each axis whether it goes round, and the zeros before and behind.
 
     Attributes:
         weight: [channels or 1, *taps], for a cross-correlation.

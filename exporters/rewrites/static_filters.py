@@ -5,8 +5,8 @@
 
 There are many ways to write one: real or complex transforms, a product on complex numbers or on halves, zeros around
 the signal, a slice of the result, a direct path beside it. So whatever lies between the ends is taken, if each operator
-is linear, and asked for its response to impulses, in float64. The filter is found if those responses explain what it does
-to random numbers. Padded to twice its length a signal has a causal filter; unpadded, a circular one: h[i] = h[i - n].
+is linear, and asked for its response to impulses, in float64. The filter is found if those explain what it does to
+random numbers. Padded to twice its length a signal has a causal filter; unpadded, a circular one: h[i] = h[i - n].
 """
 
 from __future__ import annotations
@@ -339,7 +339,7 @@ class _Probe:
         return response
 
     def _positions(self, axis: int) -> list[int]:
-        """Where impulses are put, so that every lag is seen."""
+        """Positions of impulses by which every lag is seen."""
         n, made = self.shape[axis], self.result[axis]
         return sorted({min(at, n - 1) for at in range(0, n - 1 + made, max(made, 1))})
 
