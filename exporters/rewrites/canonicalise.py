@@ -194,7 +194,7 @@ _RULES: dict[Any, Callable[[GraphModule, Node], str | None]] = {
 }
 
 
-@rewrites(*_RULES, rule="one spelling for pools, splits and dropouts, so that patterns need only one")
+@rewrites(*_RULES, rule="one spelling for pools, splits, gates and sums, so that patterns need only one")
 def canonicalise(module: GraphModule, node: Node, costs: Costs) -> str | None:
     """See the table above. A spelling that no rule knows is left, and is no near miss."""
     return _RULES[node.target](module, node)

@@ -39,7 +39,7 @@ FORMS = ("transforms", "matrix", "convolution", "phases")
 
 
 @rewrites(
-    rule="irfft(rfft(x) * constant) -> a circular or causal convolution or a matrix, where the target says cheaper",
+    rule="irfft(rfft(x) * constant) -> a convolution or a matrix, where the target says cheaper",
     for_steps={"form": "convolution"},
 )
 def fold_filters(module: GraphModule, node: Node, costs: Costs, form: str | None = None) -> Fired | None:

@@ -7,7 +7,7 @@
     find_closed_scan    exp(S) cumsum(U exp(-S)) -> a selective scan
     find_loop_scan      an unrolled loop of h = exp(P_t) h + U_t -> a selective scan
     reroll              an unrolled loop, or a scan, of one step -> one op
-    canonicalise        one spelling for pools, splits and dropouts, so that patterns need only one
+    canonicalise        one spelling for pools, splits, gates and sums, so that patterns need only one
     find_aggregated     aggregated attention in another spelling -> edgesmith.aggregated_attention
     find_conv_glu       gelu(dw3x3(a)) * v -> edgesmith.conv_glu
     keep_maps           [B, N, C] between convolutions -> maps [B, C, H, W], laid out once
