@@ -165,7 +165,7 @@ def _region(module: GraphModule, end: Node, x: Node | None = None, most: int | N
             inside.add(node)
             if most is not None and len(inside) > most:
                 return None
-            operand = node.args[0] if is_transform(node) else None
+            operand = node.args[0] if is_transform(node) and x is None else None
             if isinstance(operand, Node) and operand.op != "get_attr" and val(operand).is_floating_point():
                 starts.add(operand)
             else:
@@ -227,7 +227,9 @@ def _refuse_other_readers(region: _Region) -> None:
 def _widened(region: _Region) -> _Region:
     """The region with zeros that are put around the signal first."""
     pad = region.x
-    if pad.target is not aten.constant_pad_nd.default or arguments(pad)[2] or not isinstance(pad.args[0], Node):
+    if pad.target not in (aten.constant_pad_nd.default, aten.pad.default) or not isinstance(pad.args[0], Node):
+        return region
+    if arguments(pad)[2] not in (0, "constant") or arguments(pad)[-1]:  # the value, or the mode and then the value
         return region
     if any(user not in region.nodes for user in pad.users):
         return region
