@@ -3,7 +3,7 @@
 timm's models have random weights at a small input; those of transformers are made from small configurations. Rows are
 kept in build/foreign.jsonl, where a run is resumed, and the table is written from them to docs/foreign-models.md: the
 operators of PyTorch's graph, those that are left of it, those of the files, the largest error of the ONNX file relative
-to its output's peak, and the seconds that both exports took on this machine.
+to its output's peak, and the seconds of a core that both exports took.
 
     pip install --no-deps -c constraints.txt timm torchvision huggingface_hub PyYAML transformers tokenizers
     python -m edgesmith.bench.experiments.foreign [models]
@@ -124,7 +124,7 @@ def row_of(name: str, make: Callable[[], tuple[nn.Module, tuple[Tensor, ...]]]) 
     model, inputs = make()
     row: dict[str, Any] = {"model": name}
     for target in TARGETS:
-        started = time.perf_counter()
+        started = time.process_time()
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
@@ -137,7 +137,7 @@ def row_of(name: str, make: Callable[[], tuple[nn.Module, tuple[Tensor, ...]]]) 
             operators = made.manifest["operators"]
             steps = made.manifest["verification"]["steps"]
         row["captured"], row["rewritten"] = sum(operators["captured"].values()), sum(operators["rewritten"].values())
-        row[target], row[f"{target} s"] = sum(operators["file"].values()), time.perf_counter() - started
+        row[target], row[f"{target} core s"] = sum(operators["file"].values()), time.process_time() - started
         row[f"{target} error"] = max((step.get("relative_error") or 0.0 for step in steps), default=0.0)
     return row
 
@@ -154,7 +154,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         "",
         "Written by `make foreign` (`bench/experiments/foreign.py`), which exports each and verifies the file.",
         "Columns: operators of PyTorch's graph, what the rewrites leave of them, nodes of both files, the largest",
-        "relative error of a verification, and seconds of an export on a shared core, which say little.",
+        "relative error of a verification, and seconds of a core for an export; a dash where they were not measured.",
         "",
         "| model | captured | rewritten | ONNX nodes | error | s | Core ML operators | error | s |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
@@ -162,8 +162,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         cells = [row["model"], row.get("captured", ""), row.get("rewritten", "")]
         for target in TARGETS:
-            error, seconds = row.get(f"{target} error", 0), row.get(f"{target} s", 0)
-            cells += [row.get(target, "refused"), f"{error:.0e}", f"{seconds:.0f}"]
+            error, seconds = row.get(f"{target} error", 0), row.get(f"{target} core s")
+            cells += [row.get(target, "refused"), f"{error:.0e}", "-" if seconds is None else f"{seconds:.0f}"]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     lines += ["", *(f"- {r['model']}: {t}: {r[f'{t} refuses']}" for r in rows for t in TARGETS if f"{t} refuses" in r)]
     return "\n".join(lines).rstrip() + "\n"
