@@ -2,7 +2,7 @@
 PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
 FOLDERS := kernels models profiles exporters bench
 
-.PHONY: check static format lint types layers test links conformance operators fuzz kills
+.PHONY: check static format lint types layers test links conformance operators fuzz kills foreign
 
 check: static test
 
@@ -45,6 +45,11 @@ links:
 	rm -rf .links && mkdir -p .links/edgesmith
 	$(foreach folder,$(FOLDERS),ln -sfn ../../$(folder) .links/edgesmith/$(folder);)
 	ln -sfn $(addprefix ../../,$(filter-out %/__pycache__,$(wildcard src/edgesmith/*))) .links/edgesmith/
+
+# Models of timm and transformers, exported and verified, into docs/foreign-models.md: an hour on one core. They are no
+# dependencies: see bench/experiments/foreign.py.
+foreign: links
+	PYTHONPATH=.links $(PYTHON) -P -m edgesmith.bench.experiments.foreign
 
 # Two hundred kills of commands at random moments; half an hour on one core.
 kills:

@@ -1,14 +1,14 @@
-"""Adaptive frequency filter: a mask on the spectrum, which a small complex MLP makes of the spectrum itself.
+"""Adaptive frequency filters: a small complex MLP on the spectrum makes a mask for it, or the new spectrum itself.
 
     X = rfft2(x)                                       [B, C, H, F], F = floor(W/2) + 1, orthonormal
-    M = shrink(silu(X W1 + b1) W2 + b2)                complex products in k blocks of channels; silu and the soft
-                                                       shrinkage act on real and imaginary parts, each for itself
-    y = irfft2(M * X)                                  [B, C, H, W]
+    M = shrink(act(X W1 + b1) W2 + b2)                 complex products in k blocks of channels; act, silu or relu, and
+                                                       the soft shrinkage take both parts of a number apart
+    y = irfft2(M * X), or irfft2(M)                    [B, C, H, W]
 
-Source: AFFNet, arXiv 2307.14008, eq. 4-6; the MLP is that of AFNO, arXiv 2111.13587. O(C H W log(H W)) by fast
-transforms, which no runtime at the edge has for such small maps, as few have complex numbers. Lowerings use real
-matmuls instead. With [re | im] side by side a transform is one constant matrix for the whole map, or one for its rows
-and one for its columns:
+Source: AFFNet, arXiv 2307.14008, eq. 4-6, a mask by silu; AFNO, arXiv 2111.13587, eq. 8-10, a new spectrum by relu.
+O(C H W log(H W)) by fast transforms, which no runtime at the edge has for such small maps, as few have complex numbers.
+Lowerings use real matmuls instead. With [re | im] side by side a transform is one constant matrix for the whole map, or
+one for its rows and one for its columns:
 
     dense       X [C, 2 H F] = x [C, H W] D,           x = X E
     separable   Y [C H, 2 F] = x [C H, W] R,           X [C, 2 H, F] = L Y [C, 2 H, F],      and back by L', R'
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+ACTIVATIONS = ("silu", "relu")
+
+
 def reference(
     x: Tensor,
     w1: Tensor,
@@ -42,22 +45,28 @@ def reference(
     w2: Tensor,
     b2: Tensor,
     threshold: float = 0.01,
+    activation: str = "silu",
+    masks: bool = True,
     dense: bool = False,
 ) -> Tensor:
     """Adaptive frequency filter of [B, C, H, W]. Returns [B, C, H, W].
 
     Args:
         x: [B, C, H, W], any H and W.
-        w1, w2: layers of the MLP, [2, k, C/k, C/k]: real and imaginary part, block, input, output.
-        b1, b2: [2, k, C/k].
+        w1, w2: layers of the MLP, [2, k, C/k, D] and [2, k, D, C/k]: real and imaginary part, block, input, output.
+        b1, b2: [2, k, D] and [2, k, C/k].
         threshold: of the soft shrinkage, 0 or more.
+        activation: between the two layers, `silu` or `relu`.
+        masks: the spectrum is multiplied by what the MLP yields; otherwise that is the new spectrum.
         dense: how lowerings transform; the numbers are the same.
     """
     spectrum = torch.fft.rfft2(x, norm="ortho")  # [B, C, H, F]
     parts = torch.view_as_real(spectrum).unflatten(1, (w1.shape[1], -1)).permute(0, 3, 4, 5, 1, 2)
-    mask = F.softshrink(_layer(F.silu(_layer(parts, w1, b1)), w2, b2), threshold).flatten(-2)  # [B, H, F, 2, C]
+    hidden = (F.silu if activation == "silu" else F.relu)(_layer(parts, w1, b1))
+    mask = F.softshrink(_layer(hidden, w2, b2), threshold).flatten(-2)  # [B, H, F, 2, C]
     mask = torch.complex(mask[..., 0, :], mask[..., 1, :]).permute(0, 3, 1, 2)
-    filtered: Tensor = torch.fft.irfft2(mask * spectrum, s=x.shape[-2:], norm="ortho")
+    made = mask * spectrum if masks else mask
+    filtered: Tensor = torch.fft.irfft2(made, s=x.shape[-2:], norm="ortho")
     return filtered
 
 
@@ -76,6 +85,8 @@ def shape(
     w2: Tensor,
     b2: Tensor,
     threshold: float = 0.01,
+    activation: str = "silu",
+    masks: bool = True,
     dense: bool = False,
 ) -> tuple[int, ...]:
     """[B, C, H, W]. Raises ValueError where a weight does not fit C, or the threshold is negative."""
@@ -86,10 +97,14 @@ def shape(
     if channels % blocks:
         raise ValueError(f"fft_filter: w1 must have a number of blocks that divides C = {channels}, got {blocks}")
     width = channels // blocks
-    matrix, vector = [2, blocks, width, width], [2, blocks, width]
-    for name, weight, wanted in (("w1", w1, matrix), ("b1", b1, vector), ("w2", w2, matrix), ("b2", b2, vector)):
+    hidden = w1.shape[3] if w1.dim() == 4 else width
+    first, second = [2, blocks, width, hidden], [2, blocks, hidden, width]
+    wants = (("w1", w1, first), ("b1", b1, [2, blocks, hidden]), ("w2", w2, second), ("b2", b2, [2, blocks, width]))
+    for name, weight, wanted in wants:
         if list(weight.shape) != wanted:
             raise ValueError(f"fft_filter: {name} must be {wanted}, got {list(weight.shape)} (C = {channels})")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"fft_filter: activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
     if not threshold >= 0:
         raise ValueError(f"fft_filter: threshold must be 0 or more, got {threshold}")
     return tuple(x.shape)
@@ -159,13 +174,12 @@ def _onnx_layer(value: Any, weight: Any, bias: Any) -> Any:
     def shaped(value: Any, *sizes: int) -> Any:
         return op.Reshape(value, op.Constant(value_ints=sizes))
 
-    _, blocks, size, _ = map(int, weight.shape)
-    channels = blocks * size
+    _, blocks, size, made = map(int, weight.shape)
     weight = op.Transpose(weight, perm=[1, 3, 2, 0])  # [k, O, I, part]
     re, im = op.Split(weight, axis=3, num_outputs=2)
     matrix = op.Concat(op.Concat(re, op.Neg(im), axis=3), op.Concat(im, re, axis=3), axis=2)
-    matrix = shaped(matrix, 2 * channels, 2 * size, 1, 1)  # output channels (k, O, part), input channels (I, part)
-    bias = shaped(op.Transpose(bias, perm=[1, 2, 0]), 2 * channels)
+    matrix = shaped(matrix, 2 * blocks * made, 2 * size, 1, 1)  # output channels (k, O, part), input ones (I, part)
+    bias = shaped(op.Transpose(bias, perm=[1, 2, 0]), 2 * blocks * made)
     return op.Conv(value, matrix, bias, group=blocks, kernel_shape=[1, 1])
 
 
@@ -176,6 +190,8 @@ def lower_onnx(
     w2: Any,
     b2: Any,
     threshold: float = 0.01,
+    activation: str = "silu",
+    masks: bool = True,
     dense: bool = False,
 ) -> Any:
     """ONNX: real matmuls and grouped convolutions, 23 nodes, 21 when dense; the weights' layout folds into constants.
@@ -211,17 +227,31 @@ def lower_onnx(
         axis, split = 1, (-1, 2 * height, 1, bins)
         spectrum = rows(shaped(op.MatMul(x, constant(right)), *split), left)
     hidden = _onnx_layer(shaped(spectrum, -1, 2 * channels, height, bins), w1, b1)
-    opened = _onnx_layer(op.Mul(hidden, op.Sigmoid(hidden)), w2, b2)
+    hidden = op.Mul(hidden, op.Sigmoid(hidden)) if activation == "silu" else op.Relu(hidden)
+    opened = _onnx_layer(hidden, w2, b2)
     limit = constant(np.array(threshold))
     mask = op.Sub(opened, op.Clip(opened, op.Neg(limit), limit)) if threshold else opened
-    re, im = op.Split(spectrum, axis=axis, num_outputs=2)
-    mask_re, mask_im = op.Split(shaped(mask, *split), axis=axis, num_outputs=2)
-    product_re = op.Sub(op.Mul(re, mask_re), op.Mul(im, mask_im))
-    product_im = op.Add(op.Mul(re, mask_im), op.Mul(im, mask_re))
-    product = op.Concat(product_re, product_im, axis=axis)
+    product = shaped(mask, *split)
+    if masks:
+        re, im = op.Split(spectrum, axis=axis, num_outputs=2)
+        mask_re, mask_im = op.Split(product, axis=axis, num_outputs=2)
+        product_re = op.Sub(op.Mul(re, mask_re), op.Mul(im, mask_im))
+        product_im = op.Add(op.Mul(re, mask_im), op.Mul(im, mask_re))
+        product = op.Concat(product_re, product_im, axis=axis)
     if dense:
         return shaped(op.MatMul(product, constant(inverse)), 0, channels, height, width)
     return op.MatMul(shaped(rows(product, inverse_left), -1, channels, height, 2 * bins), constant(inverse_right))
+
+
+def _coreml_product(spectrum: Any, mask: Any, axis: int) -> Any:
+    """The product of two complex values, with real and imaginary part after each other along an axis."""
+    from coremltools.converters.mil import Builder as mb
+
+    re, im = mb.split(x=spectrum, num_splits=2, axis=axis)
+    mask_re, mask_im = mb.split(x=mask, num_splits=2, axis=axis)
+    product_re = mb.sub(x=mb.mul(x=re, y=mask_re), y=mb.mul(x=im, y=mask_im))
+    product_im = mb.add(x=mb.mul(x=re, y=mask_im), y=mb.mul(x=im, y=mask_re))
+    return mb.concat(values=[product_re, product_im], axis=axis)
 
 
 def lower_coreml(
@@ -231,6 +261,8 @@ def lower_coreml(
     w2: Any,
     b2: Any,
     threshold: Any = 0.01,
+    activation: Any = "silu",
+    masks: Any = True,
     dense: Any = False,
 ) -> Any:
     """Core ML: the same, rank 4 throughout; the weights are laid out here, not on the device."""
@@ -238,13 +270,14 @@ def lower_coreml(
     from coremltools.converters.mil import Builder as mb
 
     (batch, channels, height, width), blocks = x.shape, w1.shape[1]
-    size, bins = channels // blocks, width // 2 + 1
+    bins = width // 2 + 1
     limit = np.float32(threshold)
 
     def layer(value: Any, weight: Any, bias: Any) -> Any:
         re, im = weight.val.transpose(0, 1, 3, 2)  # [k, O, I] each
         matrix = np.stack((np.stack((re, -im), axis=3), np.stack((im, re), axis=3)), axis=2)
-        matrix = matrix.reshape(2 * channels, 2 * size, 1, 1)  # output channels (k, O, part), input channels (I, part)
+        made, size = matrix.shape[1], matrix.shape[3]
+        matrix = matrix.reshape(2 * blocks * made, 2 * size, 1, 1)  # output channels (k, O, part), input ones (I, part)
         return mb.conv(x=value, weight=matrix, bias=bias.val.transpose(1, 2, 0).reshape(-1), groups=blocks)
 
     def matmul(a: Any, b: Any) -> Any:
@@ -262,14 +295,11 @@ def lower_coreml(
         spectrum = matmul(left[None, None], columns)  # [B, C, 2 H, F]
         axis = 2
     parts = mb.reshape(x=spectrum, shape=[batch, 2 * channels, height, bins])
-    opened = layer(mb.silu(x=layer(parts, w1, b1)), w2, b2)
+    activate = mb.silu if str(activation) == "silu" else mb.relu
+    opened = layer(activate(x=layer(parts, w1, b1)), w2, b2)
     mask = mb.sub(x=opened, y=mb.clip(x=opened, alpha=-limit, beta=limit)) if threshold else opened
     mask = mb.reshape(x=mask, shape=spectrum.shape)
-    re, im = mb.split(x=spectrum, num_splits=2, axis=axis)
-    mask_re, mask_im = mb.split(x=mask, num_splits=2, axis=axis)
-    product_re = mb.sub(x=mb.mul(x=re, y=mask_re), y=mb.mul(x=im, y=mask_im))
-    product_im = mb.add(x=mb.mul(x=re, y=mask_im), y=mb.mul(x=im, y=mask_re))
-    masked = mb.concat(values=[product_re, product_im], axis=axis)
+    masked = _coreml_product(spectrum, mask, axis) if masks else mask
     if dense:
         return mb.reshape(x=matmul(masked, inverse), shape=x.shape)
     rows = mb.reshape(x=matmul(inverse_left[None, None], masked), shape=[batch, channels, height, 2 * bins])
@@ -283,6 +313,8 @@ def for_coreai(
     w2: Tensor,
     b2: Tensor,
     threshold: float = 0.01,
+    activation: str = "silu",
+    masks: bool = True,
     dense: bool = False,
 ) -> Tensor:
     """Core AI: real matmuls and grouped convolutions, as for Core ML; the converter folds the weights' layout."""
@@ -296,7 +328,7 @@ def for_coreai(
     def layer(value: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         re, im = weight.transpose(2, 3).unbind(0)  # [k, O, I] each
         matrix = torch.stack((torch.stack((re, -im), dim=3), torch.stack((im, re), dim=3)), dim=2)
-        matrix = matrix.reshape(2 * channels, -1, 1, 1)  # output channels (k, O, part), input channels (I, part)
+        matrix = matrix.reshape(2 * blocks * re.shape[1], -1, 1, 1)  # outputs (k, O, part), inputs (I, part)
         return F.conv2d(value, matrix, bias.permute(1, 2, 0).reshape(-1), groups=blocks)
 
     if dense:
@@ -307,11 +339,12 @@ def for_coreai(
         columns = (x @ table(right)).reshape(batch, channels, 2 * height, bins)
         spectrum = table(left) @ columns  # [B, C, 2 H, F]
     parts = spectrum.reshape(batch, 2 * channels, height, bins)
-    mask = layer(F.silu(layer(parts, w1, b1)), w2, b2)
+    mask = layer((F.silu if activation == "silu" else F.relu)(layer(parts, w1, b1)), w2, b2)
     mask = mask - mask.clamp(-threshold, threshold) if threshold else mask
-    re, im = spectrum.chunk(2, dim=2)
-    mask_re, mask_im = mask.reshape(spectrum.shape).chunk(2, dim=2)
-    product = torch.cat((re * mask_re - im * mask_im, re * mask_im + im * mask_re), dim=2)
+    product = mask.reshape(spectrum.shape)
+    if masks:
+        (re, im), (mask_re, mask_im) = spectrum.chunk(2, dim=2), product.chunk(2, dim=2)
+        product = torch.cat((re * mask_re - im * mask_im, re * mask_im + im * mask_re), dim=2)
     if dense:
         return (product @ table(inverse)).reshape(x.shape)
     rows = (table(inverse_left) @ product).reshape(batch, channels, height, 2 * bins)
@@ -338,6 +371,8 @@ OP = define(
         inlined={"coreai": for_coreai},
         centre=("aten.fft_rfft2", "aten.fft_irfft2"),
         is_region=True,
+        variants=({"masks": False, "activation": "relu"}, {"masks": False}, {"activation": "relu"}),
+        layouts=((0, 1, 2, 3), (0, 3, 1, 2)),
         tolerance=2e-6,
         literals={"threshold": 0.5},
         forms=({}, {"dense": True}),

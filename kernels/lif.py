@@ -6,12 +6,13 @@
              v_t = beta v_{t-1} + x_t                            with beta, otherwise; to 0, whatever v_r
     fire     s_t = 1 where v_t >= threshold, else 0
     reset    v_t <- v_r where s_t = 1                            hard reset to v_r
-             v_t <- v_t - threshold s_t                          soft reset (`reset` is None; v_r = 0 above)
+             v_t <- v_t - drop s_t                               soft reset (`reset` is None; v_r = 0 above), none for 0
+             v_t <- v_t - drop s_{t-1}, before it fires          soft and late: s_t reads the last potential, whole
 
 v starts at v_r. Spikes are exact only where every rounding is the same, so `step` fixes the order of operations, and
 every lowering keeps it: a membrane potential one ulp off can be a spike more or less. So both ways to say what leaks,
 1 / tau and beta = 1 - 1 / tau, are kept, for they round otherwise. A neuron that fires above its threshold, and not at
-it, has the next number as its threshold.
+it, has the next number as its threshold. So `drop` may be another number than the threshold.
 Source: Fang et al., "SpikingJelly", Science Advances 2023, eq. 1-3 (neurons LIF, `step_mode` m), for tau; Eshraghian et
 al., "Training spiking neural networks using lessons from deep learning", Proc. IEEE 2023, eq. 4, for beta. Whether the
 reset is detached from the gradient makes no difference to the numbers. Letters: T time.
@@ -49,12 +50,14 @@ def charge(
     return v + ((x - leak) / tau if beta is None else (x - leak) * (1 - beta))
 
 
-def fire(v: Tensor, threshold: float = 1.0, reset: float | None = 0.0) -> tuple[Tensor, Tensor]:
+def fire(
+    v: Tensor, threshold: float = 1.0, reset: float | None = 0.0, drop: float | None = None
+) -> tuple[Tensor, Tensor]:
     """Spikes (0 or 1) of a membrane potential, and the potential after them."""
     fired = v >= threshold
     spikes = fired.to(v.dtype)
     if reset is None:
-        return spikes, v - spikes * threshold
+        return spikes, v - spikes * (threshold if drop is None else drop)
     return spikes, torch.where(fired, reset, v)
 
 
@@ -66,9 +69,15 @@ def step(
     reset: float | None = 0.0,
     decay_input: bool = True,
     beta: float | None = None,
+    late: bool = False,
+    drop: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One time step: input and membrane potential of one shape to spikes (0 or 1) and the next membrane potential."""
-    return fire(charge(x, v, tau, reset, decay_input, beta), threshold, reset)
+    charged = charge(x, v, tau, reset, decay_input, beta)
+    if not late:
+        return fire(charged, threshold, reset, drop)
+    charged = charged - (v >= threshold).to(v.dtype) * (threshold if drop is None else drop)
+    return (charged >= threshold).to(v.dtype), charged
 
 
 def reference(
@@ -79,6 +88,8 @@ def reference(
     decay_input: bool = True,
     dim: int = -1,
     beta: float | None = None,
+    late: bool = False,
+    drop: float | None = None,
 ) -> Tensor:
     """Spikes, 0 or 1 in the type of `x` and of its shape, from input currents with time along `dim`.
 
@@ -86,15 +97,17 @@ def reference(
         x: input currents, any shape.
         tau: membrane time constant in steps, 1 or more.
         threshold: potential from which a neuron fires.
-        reset: potential after a spike; None subtracts the threshold instead.
+        reset: potential after a spike; None subtracts `drop` instead.
         decay_input: whether the input, too, is divided by tau, or multiplied by 1 - beta.
         dim: the time axis.
         beta: what is left of the potential after a step, 0 to 1, in the place of tau, which then has no meaning.
+        late: a soft reset comes in the step after the spike, behind the leak.
+        drop: what a soft reset subtracts; None for the threshold.
     """
     v = torch.full_like(x.select(dim, 0), reset or 0.0)
     spikes = []
     for current in x.unbind(dim):
-        fired, v = step(current, v, tau, threshold, reset, decay_input, beta)
+        fired, v = step(current, v, tau, threshold, reset, decay_input, beta, late, drop)
         spikes.append(fired)
     return torch.stack(spikes, dim)
 
@@ -107,6 +120,8 @@ def shape(
     decay_input: bool = True,
     dim: int = -1,
     beta: float | None = None,
+    late: bool = False,
+    drop: float | None = None,
 ) -> tuple[int, ...]:
     """The input's shape. Raises ValueError for what no membrane can do."""
     if not -x.dim() <= dim < x.dim():
@@ -115,6 +130,8 @@ def shape(
         raise ValueError(f"lif: tau must be 1 or more, got {tau}")
     if beta is not None and not 0 <= beta <= 1:
         raise ValueError(f"lif: beta must be between 0 and 1, got {beta}")
+    if reset is not None and (late or drop is not None):
+        raise ValueError(f"lif: late and drop are of a soft reset, reset None, got reset {reset}")
     if x.shape[dim] == 0:
         raise ValueError(f"lif: there must be a time step, got {list(x.shape)} with time along {dim}")
     return tuple(x.shape)
@@ -133,6 +150,8 @@ def lower_onnx(
     decay_input: bool = True,
     dim: int = -1,
     beta: float | None = None,
+    late: bool = False,
+    drop: float | None = None,
 ) -> Any:
     """ONNX: a Scan that yields the potential before each reset; spikes are where all of it passes the threshold.
 
@@ -147,8 +166,10 @@ def lower_onnx(
     charge = _onnx_charge(x, tau, decay_input, beta, "Sub" if is_negated else "Add")
     if is_negated:
         step = _onnx_negated_step(x, charge, threshold)
+    elif late:
+        step = _onnx_late_step(x, charge, threshold, drop)
     else:
-        step = _onnx_step(x, charge, threshold, reset, leaks_to_reset=decay_input or beta is None)
+        step = _onnx_step(x, charge, threshold, reset, drop, leaks_to_reset=decay_input or beta is None)
     start = onnx_filled(x, [i for i in range(len(x.shape)) if i != dim], reset or 0.0)
     _, potential = onnx_scan([start], x, dim, step)
     if is_negated:
@@ -229,13 +250,28 @@ def _onnx_negated_step(x: Any, charge: OnnxCharge, threshold: float) -> OnnxStep
     return step
 
 
-def _onnx_step(x: Any, charge: OnnxCharge, threshold: float, reset: float | None, leaks_to_reset: bool) -> OnnxStep:
+def _onnx_late_step(x: Any, charge: OnnxCharge, threshold: float, drop: float | None) -> OnnxStep:
+    """A step of v whose soft reset is that of the last spike."""
+    bound, amount = _onnx_number(x, threshold), _onnx_number(x, threshold if drop is None else drop)
+
+    def step(make: Any, v: Any, current: Any) -> tuple[Any, Any]:
+        charged = charge(make, v, v, current)
+        after = make("Where", make("Less", v, bound), charged, make("Sub", charged, amount))
+        return after, make("Identity", after)
+
+    return step
+
+
+def _onnx_step(
+    x: Any, charge: OnnxCharge, threshold: float, reset: float | None, drop: float | None, leaks_to_reset: bool
+) -> OnnxStep:
     """A step of v with a soft reset, or a hard one to another number than 0."""
     origin, bound = _onnx_number(x, reset or 0.0), _onnx_number(x, threshold)
+    amount = bound if drop is None else _onnx_number(x, drop)
 
     def step(make: Any, v: Any, current: Any) -> tuple[Any, Any]:
         charged = charge(make, v, make("Sub", v, origin) if reset and leaks_to_reset else v, current)
-        after = make("Sub", charged, bound) if reset is None else origin
+        after = make("Sub", charged, amount) if reset is None else origin
         return make("Where", make("Less", charged, bound), charged, after), charged
 
     return step
@@ -249,6 +285,8 @@ def lower_coreml(
     decay_input: bool = True,
     dim: int = -1,
     beta: float | None = None,
+    late: bool = False,
+    drop: float | None = None,
     half: bool = False,
 ) -> Any:
     """Core ML: a while_loop that keeps v and writes the potential before each reset, then one comparison of all.
@@ -284,9 +322,10 @@ def lower_coreml(
 
     def step(v: Any, current: Any) -> tuple[Any, Any]:
         charged = charge(v, current)
-        after = mb.sub(x=charged, y=real(threshold)) if reset is None else real(reset)
-        fired = mb.greater_equal(x=charged, y=real(threshold))
-        return mb.select(cond=fired, a=after, b=charged), charged
+        after = mb.sub(x=charged, y=real(threshold if drop is None else drop)) if reset is None else real(reset)
+        fired = mb.greater_equal(x=v if late else charged, y=real(threshold))
+        settled = mb.select(cond=fired, a=after, b=charged)
+        return settled, settled if late else charged
 
     sequence = mb.transpose(x=x, perm=order)
     shape = [int(n) for n in sequence.shape]
@@ -304,17 +343,22 @@ def for_coreai(
     decay_input: bool = True,
     dim: int = -1,
     beta: float | None = None,
+    late: bool = False,
+    drop: float | None = None,
 ) -> Tensor:
     """Core AI: a loop that keeps v and writes the potential before each reset, then one comparison of all."""
 
-    def step(v: Tensor, current: Tensor) -> tuple[Tensor, Tensor]:
+    def advance(v: Tensor, current: Tensor) -> tuple[Tensor, Tensor]:
         charged = charge(current, v, tau, reset, decay_input, beta)
-        _, after = fire(charged, threshold, reset)
+        if late:
+            _, after = step(current, v, tau, threshold, reset, decay_input, beta, late, drop)
+            return after, after
+        _, after = fire(charged, threshold, reset, drop)
         return after, charged
 
     currents = x.movedim(dim, 0)
     start = torch.full_like(currents[0], reset or 0.0)
-    potential = torch_loop(start, currents, step, torch.zeros_like(currents)).movedim(0, dim)
+    potential = torch_loop(start, currents, advance, torch.zeros_like(currents)).movedim(0, dim)
     return (potential >= threshold).to(x.dtype)
 
 
@@ -327,6 +371,8 @@ def lower_tvm(
     decay_input: bool = True,
     dim: int = -1,
     beta: float | None = None,
+    late: bool = False,
+    drop: float | None = None,
 ) -> Any:
     """TVM: one kernel over [outer, T, inner], native/lif.h, which rounds as `step` does."""
     from tvm import relax
@@ -334,30 +380,34 @@ def lower_tvm(
     shape = sizes(x)
     dim = dim % len(shape)
     flat = [math.prod(shape[:dim]), shape[dim], math.prod(shape[dim + 1 :])]
-    literals = [math.nan if one is None else float(one) for one in (tau, threshold, reset, decay_input, beta)]
+    literals = [math.nan if one is None else float(one) for one in (tau, threshold, reset, decay_input, beta, late, drop)]
     spikes = call_kernel(make, "lif", make.emit(relax.op.reshape(x, flat)), (), [flat], literals)
     return make.emit(relax.op.reshape(spikes, shape))
 
 
-Settings = tuple[float, float, float | None, bool, float | None]
-"""tau, threshold, reset, decay_input and beta."""
+Settings = tuple[float, float, float | None, bool, float | None, bool | None, float | None]
+"""tau, threshold, reset, decay_input, beta, late (True or None) and drop."""
 
 
 def _settings(numbers: Sequence[float]) -> Iterator[Settings]:
     """The settings of neurons in whose step some numbers stand: 1/tau or 1 - 1/tau for tau, 1 - beta for beta.
 
-    A neuron that fires above a number has the next one as its threshold.
+    A neuron that fires above a number has the next one as its threshold, and the number as its drop.
     """
     taus = dict.fromkeys(
         tau for n in numbers if n for tau in (n, 1 / n, *((1 / (1 - n),) if n != 1 else ())) if tau >= 1
     )
     betas = dict.fromkeys(beta for n in numbers for beta in (n, 1 - n) if 0 < beta <= 1)
-    resets = (*numbers, None)
     leaks = [*((tau, None) for tau in taus), *((2.0, beta) for beta in betas)]
-    above = [float(torch.nextafter(torch.tensor(n), torch.tensor(math.inf))) for n in numbers if n]
-    for thresholds in (numbers, above):
-        for (tau, beta), threshold, reset, decays in itertools.product(leaks, thresholds, resets, (True, False)):
-            yield tau, threshold, reset, decays, beta
+    at: list[tuple[float, float | None]] = [(n, None) for n in numbers]
+    above = [(float(torch.nextafter(torch.tensor(n), torch.tensor(math.inf))), n) for n in numbers if n]
+    for limits in (at, above):
+        for (tau, beta), (threshold, drop), decays in itertools.product(leaks, limits, (True, False)):
+            for reset in numbers:
+                yield tau, threshold, reset, decays, beta, None, None
+            yield tau, threshold, None, decays, beta, None, drop
+            yield tau, threshold, None, decays, beta, True, drop
+            yield tau, threshold, None, decays, beta, None, 0.0
 
 
 def _near_miss(output: Tensor) -> str | None:
@@ -382,29 +432,34 @@ def _first_potential(x: Tensor, tau: float, threshold: float, reset: float | Non
 
 
 def _advance(v: Tensor, x: Tensor, *settings: Any) -> Tensor:
-    tau, _, reset, decay_input, beta = settings
+    tau, threshold, reset, decay_input, beta, late, drop = settings
+    if late:
+        return step(x, v, tau, threshold, reset, decay_input, beta, True, drop)[1]
     return charge(x, v, tau, reset, decay_input, beta)
 
 
 def _settle(v: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
-    _, threshold, reset, _, _ = settings
-    return fire(v, threshold, reset)
+    _, threshold, reset, _, _, late, drop = settings
+    return ((v >= threshold).to(v.dtype), v) if late else fire(v, threshold, reset, drop)
 
 
 def _literals(settings: tuple[Any, ...], axis: int) -> tuple[Any, ...]:
-    """The literals of a call with time along an axis; beta is left out where there is none."""
-    *others, beta = settings
-    return (*others, axis) if beta is None else (*others, axis, beta)
+    """The literals of a call with time along an axis; those at the end that it does not have are left out."""
+    *others, beta, late, drop = settings
+    last: list[Any] = [beta, bool(late), drop]
+    while last and (last[-1] is None or last[-1] is False):
+        last.pop()
+    return (*others, axis, *last)
 
 
 def _of_spikingjelly(tau: float, decay_input: bool, threshold: float, reset: float | None, *others: Any) -> Settings:
     """The settings of `sj_lif.forward`, which version 2 of spikingjelly makes of a multi-step LIF."""
-    return tau, threshold, reset, decay_input, None
+    return tau, threshold, reset, decay_input, None, None, None
 
 
 def _one_step(states: tuple[Tensor], x: Tensor, *literals: Any) -> tuple[Tensor, tuple[Tensor]]:
-    tau, threshold, reset, decay_input, _, *beta = literals
-    spikes, v = step(x, *states, tau, threshold, reset, decay_input, *beta)
+    tau, threshold, reset, decay_input, _, *others = literals
+    spikes, v = step(x, *states, tau, threshold, reset, decay_input, *others)
     return spikes, (v,)
 
 

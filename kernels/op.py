@@ -13,6 +13,7 @@ another package is an entry point in the group `edgesmith.ops` that names a `Fus
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -156,6 +157,8 @@ class FusedOp:
         centre: operators by which one knows a site of the op, such as "aten.softmax", each computed from the one before
             it. Where a graph has them nearly as close together as the reference and is no site, a report says why.
             Default: the operator that occurs least often in the reference, unless graphs of every kind have it.
+        variants: of a region, settings of further literals under which it is another function of the same kind.
+        layouts: of a region, orders that a site may have the axes of its first argument, and of its output, in.
         is_region: whether the op is what lies between the first and the last operator of its centre, and reads, beside
             its first argument, only weights there. Then it is also found in other spellings, by its numbers.
         is_pattern: whether rewrites look for the reference's graph. Not for a recurrence, which would be unrolled: that
@@ -181,6 +184,8 @@ class FusedOp:
     forms: tuple[Mapping[str, Any], ...] = ({},)
     centre: tuple[str, ...] = ()
     is_region: bool = False
+    variants: tuple[Mapping[str, Any], ...] = ()
+    layouts: tuple[tuple[int, ...], ...] = ()
     is_pattern: bool = True
     recurrence: Recurrence | None = None
     linear: LinearRecurrence | None = None
@@ -195,6 +200,14 @@ class FusedOp:
     def overload(self) -> torch._ops.OpOverload:
         """The op as it stands in a graph: `torch.ops.edgesmith.<name>.default`."""
         return getattr(torch.ops.edgesmith, self.name).default  # type: ignore[no-any-return]  # built at run time
+
+    def positional(self, literals: Mapping[str, Any]) -> list[Any]:
+        """Literal arguments by position, up to the last one that is not at its default."""
+        parameters = list(inspect.signature(self.reference).parameters.values())[len(self.example()) :]
+        values = [literals.get(p.name, p.default) for p in parameters]
+        while values and values[-1] == parameters[len(values) - 1].default:
+            values.pop()
+        return values
 
 
 _defined_in: dict[str, str] = {}

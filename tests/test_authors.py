@@ -13,6 +13,7 @@ from authors import affnet as authors_affnet
 from authors import casvit as authors_casvit
 from authors import efficientvim as authors_efficientvim
 from authors import lmuformer as authors_lmuformer
+from authors import third
 from support.rewriting import reasons
 from torch import Tensor, nn
 
@@ -136,3 +137,28 @@ def test_a_small_model_is_exported(name: str, tmp_path: Path) -> None:
     operators = artifact.manifest["operators"]
     assert any(operator.startswith("edgesmith.") for operator in operators["rewritten"])
     assert not {"DFT", "Einsum"} & set(operators["file"])
+
+
+THIRD = {
+    "casvit": third.CasViT,
+    "affnet": third.AFFNet,
+    "efficientvim": third.EfficientViM,
+    "lmuformer": third.LMUFormer,
+    "spiking_lmuformer": third.LMUFormer,
+}
+
+
+@pytest.mark.parametrize("name", THIRD)
+def test_a_third_spelling_has_the_zoos_fused_ops(name: str) -> None:
+    """Written on the zoo's weights: other layouts, functions instead of modules, loops instead of transforms."""
+    pair = PAIRS[name]
+    _, zoo = pair.build(pair.small)
+    model = THIRD[name](zoo).eval()
+    x = torch.randn(pair.small_shape, generator=torch.Generator().manual_seed(0))
+    counts, output, reports = fused(model, x)
+    expected, _, _ = fused(zoo, x)
+    near = " | ".join(reasons(report) for report in reports if report.name.startswith(("fuse", "recognise", "reroll")))
+    assert counts == expected, near
+    with torch.no_grad():
+        eager = model(x)
+    assert float((output - eager).abs().max()) <= 1e-5 * float(eager.abs().max())

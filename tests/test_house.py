@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -177,3 +179,58 @@ def test_the_command_line_prints_by_its_tables_alone(checkout: Path) -> None:
                 printed.append(f"{path}:{node.lineno} {ast.unparse(node)}")
     own = ("print(f'edgesmith {__version__}')", "print(context.get_help())", "print(in_json(")
     assert not [line for line in printed if not line.partition(" ")[2].startswith(own)]
+
+
+def known_models(checkout: Path) -> set[str]:
+    """The names of families and models of the zoo."""
+    files = list((checkout / "models").glob("*.toml"))
+    words = {path.stem for path in files}
+    return words | {
+        name for path in files for name in tomllib.loads(path.read_text(encoding="utf-8")).get("models", {})
+    }
+
+
+def model_names_in(tree: ast.Module, models: set[str]) -> list[str]:
+    """Return the lines of code that have a model's name: as a word in a string, or in a name of the code's own."""
+    found = []
+    for node in ast.walk(tree):
+        words: list[str] = []
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " not in node.value.strip():
+            words = [node.value]
+        elif isinstance(node, ast.Name | ast.Attribute | ast.FunctionDef | ast.ClassDef | ast.alias):
+            words = [getattr(node, "id", None) or getattr(node, "attr", None) or node.name]  # type: ignore[attr-defined]  # one has each
+        elif isinstance(node, ast.ImportFrom):
+            words = [node.module or ""]
+        for word in words:
+            if not any(model in word.lower() for model in models):
+                continue
+            if any(
+                part in models
+                for part in re.split(r"[^a-z0-9]+", word.lower()) + re.split(r"[^a-z0-9_]+", word.lower())
+            ):
+                found.append(f"{getattr(node, 'lineno', 0)} {word}")
+    return found
+
+
+def test_nothing_in_the_compiler_knows_a_model_by_name(checkout: Path) -> None:
+    models = known_models(checkout)
+    assert {"casvit", "iformer", "transnext"} <= models
+    known = {
+        path: names
+        for path, tree in trees(checkout)
+        if path.startswith(("exporters/", "kernels/")) and (names := model_names_in(tree, models))
+    }
+    assert not known
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from edgesmith.models.casvit import CasViT",
+        "if spec.family == 'iformer': pass",
+        "def fold_affnet(): pass",
+        "rules = {'efficientvim_m1': 3}",
+    ],
+)
+def test_a_models_name_is_found(line: str, checkout: Path) -> None:
+    assert model_names_in(ast.parse(line), known_models(checkout) | {"efficientvim_m1"})

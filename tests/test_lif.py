@@ -310,9 +310,22 @@ def _towards_the_input(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return spike, (1 - spike) * v + spike * 0.0
 
 
+def _reset_late(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    v = 0.9 * v + x - (v >= 1.0).float()
+    return (v >= 1.0).float(), v
+
+
+def _soft_above(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    v = 0.9 * v + x
+    spike = (v > 1.0).float()
+    return spike, v - spike
+
+
 @pytest.mark.parametrize(
     ("step", "start", "meaning"),
     [
+        (_reset_late, 0.0, "lif(2.0, 1.0, None, False, 0.9, True)"),
+        (_soft_above, 0.0, f"lif(2.0, {1 + 2.0**-23}, None, False, 0.9, None, 1.0)"),
         (_third, 0.0, f"lif(2.0, 1.0, 0.0, True, {1 - 1 / 3})"),
         (_strict, 0.0, f"lif(2.0, {1 + 2.0**-23}, 0.0, True)"),
         (_leaky, 0.0, "lif(2.0, 1.0, 0.0, False, 0.9)"),
@@ -331,18 +344,18 @@ def test_loops_are_rolled_up_however_a_step_is_spelled(step: Step, start: float,
     assert report.applied[0][1] == f"12 unrolled steps -> edgesmith.{meaning}"
 
 
-def _reset_late(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    v = 0.9 * v + x - (v >= 1.0).float()
+def _reset_by_half(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    v = 0.9 * v + x
+    spike = (v >= 1.0).float()
+    return spike, v - 0.5 * spike
+
+
+def _reset_late_to_another(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    v = torch.where(v >= 1.0, 0.25, 0.9 * v + x)
     return (v >= 1.0).float(), v
 
 
-def _soft_above(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    v = 0.9 * v + x
-    spike = (v > 1.0).float()
-    return spike, v - spike
-
-
-@pytest.mark.parametrize("step", [_reset_late, _soft_above])
+@pytest.mark.parametrize("step", [_reset_by_half, _reset_late_to_another])
 def test_a_leak_by_a_factor_with_another_reset_is_left(step: Step) -> None:
     program, report = rolled(Loop(step), currents(12, 2, 5))
     assert "edgesmith.lif" not in count_operators(program.module)

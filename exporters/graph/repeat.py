@@ -2,12 +2,14 @@
 
 moved, and the output differs        refused, with the attribute or buffer
 moved, and the output is the same    a cache that was built lazily; but a second, other input must not see it either
+moved, and reset() puts it back      what is exported is a run after it, as with spiking neurons; refused where the
+                                     model was not reset since its last run
 nothing moved, random numbers drawn  refused, with the operator and its line
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -42,6 +44,8 @@ def refuse_unrepeatable(model: nn.Module, inputs: Sequence[Tensor], state: State
     """
     first = _run(model, inputs)
     moved, has_drawn = state.moved(), state.has_drawn()
+    if moved and _is_reset(model, inputs, state, first, moved):
+        return False
     try:
         difference = _differ(first, _run(model, inputs))
     except Exception as error:
@@ -69,6 +73,53 @@ def refuse_unrepeatable(model: nn.Module, inputs: Sequence[Tensor], state: State
         f"the model is random or stateful: its output differs by {difference:.2g} after another run"
         f"{_left_in(model, moved)}; {WAY_OUT}"
     )
+
+
+RESETS = ("reset", "reset_state", "reset_states", "reset_hidden", "reset_mem")
+"""Methods by which modules that keep state say how to forget it."""
+
+
+def _is_reset(
+    model: nn.Module, inputs: Sequence[Tensor], state: State, first: Sequence[Any], moved: Sequence[str]
+) -> bool:
+    """Return whether all that a run moves is state that modules reset themselves, and runs after that are the same.
+
+    Raises:
+        Unsupported: so it is, and the model was given with what an earlier run has left.
+    """
+    state.restore()
+    model.eval()
+    keepers = {path: module for path, module in own(model).named_modules() if _reset_of(module) is not None}
+    owned = [path for word in moved for path in keepers if word.endswith(f" of {path or 'the model'}")]
+    if len(owned) < len(moved):
+        return False
+    try:
+        for path in owned:
+            reset = _reset_of(keepers[path])
+            assert reset is not None
+            reset()
+        left, is_same = state.moved(), _differ(first, _run(model, inputs)) is None
+    except Exception:  # the reset wants more than is known here
+        left, is_same = [], False
+    if left:
+        raise Unsupported(
+            f"{left[0]} is what is left from an earlier call, and a file starts every run anew: call the model's reset"
+            " before the export, as spikingjelly's functional.reset_net and snntorch's utils.reset do"
+        )
+    if not is_same:  # go on where the first run ended
+        state.restore()
+        model.eval()
+        _run(model, inputs)
+    return is_same
+
+
+def _reset_of(module: nn.Module) -> Callable[[], object] | None:
+    """The method by which a module forgets, without arguments."""
+    for name in RESETS:
+        method: Callable[[], object] | None = getattr(module, name, None)
+        if callable(method):
+            return method
+    return None
 
 
 def random_operator(graph: Graph) -> str | None:

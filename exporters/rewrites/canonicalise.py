@@ -4,11 +4,19 @@ dropout(x), not training               ->  x
 adaptive_avg_pool2d(x, 1)              ->  mean(x, [2, 3], keepdim)
 mean(x, [-1, -2])                      ->  mean(x, [2, 3])
 mean(flatten(x, 2), [2])               ->  mean(x, [2, 3])
-chunk(x, n, d), split(x, n, d)         ->  split_with_sizes(x, [n, ...], d)
+chunk, split, tensor_split(x, n, d)     ->  split_with_sizes(x, [n, ...], d)
     softmax(x, -1), transpose(x, -1, -2)   ->  axes counted from the front, the lower one first
     reshape, view: [B, C, *] -> [B, C, N]  ->  flatten(x, 2)
     reshape, view: [B, C, N] -> [B, C, *]  ->  unflatten(x, 2, [*])
     x ** 2, square(x)                      ->  x * x
+    addcmul(x, a, b), lerp(x, y, w)        ->  x + a * b,  x + (y - x) * w
+    baddbmm(x, a, b), addmm(x, a, b)       ->  x + a @ b
+    x + a * (y - x), a constant            ->  (1 - a) * x + a * y
+    unbind(unflatten(x, d, [n, c]), d)     ->  split_with_sizes(x, [c, ...], d)
+    bmm(a, b)                              ->  matmul(a, b)
+    x * sigmoid(x), x W + b                ->  silu(x), linear(x, W^T, b)
+    unsqueeze(f(mean(x, [2, 3])), ...)     ->  f(mean(x, [2, 3], keepdim)), layers in f as convolutions
+    sum(stack(x, y, ...)), mean(stack ...) ->  x + y + ...,  (x + y + ...) / n
     upsample(x) to its own size            ->  x
     _native_batch_norm_legit_no_training   ->  batch_norm, which is what functionalising made it from
 """
@@ -22,7 +30,8 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from edgesmith.exporters.costs import Costs
-from edgesmith.exporters.graph.edit import arguments, aten, rank, replace, val
+from edgesmith.exporters.graph.edit import arguments, aten, rank, val
+from edgesmith.exporters.rewrites.canonicalise_layers import RULES, gate_of_means, put, sum_of_stack
 from edgesmith.exporters.rewrites.rewrite import rewrites
 
 
@@ -46,7 +55,7 @@ def _pool(module: GraphModule, node: Node) -> str | None:
     if list(size) != [1] * len(size):
         return None
     axes = list(range(rank(x) - len(size), rank(x)))
-    _replace(module, node, aten.mean.dim, (x, axes, True))
+    put(module, node, aten.mean.dim, (x, axes, True))
     return "adaptive_avg_pool -> mean"
 
 
@@ -54,14 +63,16 @@ def _mean(module: GraphModule, node: Node) -> str | None:
     x, axes, keepdim, dtype = arguments(node)
     if rank(x) == 0:
         return None
+    if x.target is aten.stack.default and (note := sum_of_stack(module, node)) is not None:
+        return note
     axes = axes or None  # an empty list means every axis
     wanted = sorted(axis % rank(x) for axis in (range(rank(x)) if axes is None else axes))
     if _is_map_flattened(x) and wanted == [2] and not keepdim and dtype is None:
-        _replace(module, node, aten.mean.dim, (x.args[0], [2, 3], False))
+        put(module, node, aten.mean.dim, (x.args[0], [2, 3], False))
         return "mean of a flattened map -> mean over its axes"
     if dtype is not None or (list(axes or []) == wanted and len(node.args) == 3):
         return None
-    _replace(module, node, aten.mean.dim, (x, wanted, keepdim))
+    put(module, node, aten.mean.dim, (x, wanted, keepdim))
     return "mean: axes counted from the front"
 
 
@@ -81,10 +92,12 @@ def _split(module: GraphModule, node: Node) -> str | None:
         if node.args[1:] == (amount, axis):
             return None
         sizes = list(amount)
+    elif node.target is aten.tensor_split.sections:
+        sizes = [length // amount + (i < length % amount) for i in range(amount)]
     else:
         step = -(-length // amount) if node.target is aten.chunk.default else amount
         sizes = [min(step, length - start) for start in range(0, length, step)]
-    _replace(module, node, aten.split_with_sizes.default, (x, sizes, axis))
+    put(module, node, aten.split_with_sizes.default, (x, sizes, axis))
     return "chunk, split -> split_with_sizes"
 
 
@@ -95,22 +108,24 @@ def _axes(module: GraphModule, node: Node) -> str | None:
     axes = sorted(axis % rank(x) for axis in rest[:count]) if rank(x) else rest[:count]
     if axes == list(rest[:count]):
         return None
-    _replace(module, node, node.target, (x, *axes, *(value for value in rest[count:] if value is not None)))
+    put(module, node, node.target, (x, *axes, *(value for value in rest[count:] if value is not None)))
     return "axes counted from the front"
 
 
 def _reshape(module: GraphModule, node: Node) -> str | None:
     """Spell a reshape that only joins, or only separates, the axes after the first two."""
+    if (note := gate_of_means(module, node)) is not None:
+        return note
     x = node.args[0]
     target, *rest = reshaping(val(x).shape, val(node).shape)
     if target is aten.reshape.default:
         if node.target not in _VIEWS:
             return None
-        _replace(module, node, target, (x, node.args[1]))
+        put(module, node, target, (x, node.args[1]))
         return "view -> reshape"  # a value that was copied for it may be another's view by now
     if node.target is target and list(node.args) == [x, *rest]:
         return None
-    _replace(module, node, target, (x, *rest))
+    put(module, node, target, (x, *rest))
     return "reshape -> flatten" if target is aten.flatten.using_ints else "reshape -> unflatten"
 
 
@@ -129,7 +144,7 @@ def _native_norm(module: GraphModule, node: Node) -> str | None:
     x, weight, bias, mean, variance, momentum, eps = arguments(node)
     for user in list(node.users):
         args = (x, weight, bias, mean, variance, False, momentum, eps, False)
-        _replace(module, user, aten.batch_norm.default, args)
+        put(module, user, aten.batch_norm.default, args)
     return "native batch norm -> batch_norm"
 
 
@@ -139,7 +154,7 @@ def _square(module: GraphModule, node: Node) -> str | None:
     x = node.args[0]
     if not val(x).is_floating_point():
         return None
-    _replace(module, node, aten.mul.Tensor, (x, x))
+    put(module, node, aten.mul.Tensor, (x, x))
     return "a square -> a multiply"
 
 
@@ -153,13 +168,6 @@ def _resize(module: GraphModule, node: Node) -> str | None:
     return "a resize to the same size -> nothing"
 
 
-def _replace(module: GraphModule, node: Node, target: Any, args: tuple[Any, ...]) -> None:
-    with module.graph.inserting_before(node):
-        new = module.graph.call_function(target, args)
-    new.meta.update(node.meta)
-    replace(node, new)
-
-
 _VIEWS = (aten.view.default, aten._unsafe_view.default)
 
 _RULES: dict[Any, Callable[[GraphModule, Node], str | None]] = {
@@ -170,6 +178,7 @@ _RULES: dict[Any, Callable[[GraphModule, Node], str | None]] = {
     aten._native_batch_norm_legit_no_training.default: _native_norm,
     aten.chunk.default: _split,
     aten.split.Tensor: _split,
+    aten.tensor_split.sections: _split,
     aten.split_with_sizes.default: _split,
     aten.softmax.int: _axes,
     aten.transpose.int: _axes,
@@ -178,13 +187,14 @@ _RULES: dict[Any, Callable[[GraphModule, Node], str | None]] = {
     aten.reshape.default: _reshape,
     aten.pow.Tensor_Scalar: _square,
     aten.square.default: _square,
+    **RULES,
     aten.upsample_bilinear2d.vec: _resize,
     aten.upsample_nearest2d.vec: _resize,
     **dict.fromkeys(_VIEWS, _reshape),
 }
 
 
-@rewrites(*_RULES, rule="one spelling for pools, splits and dropouts, so that patterns need only one")
+@rewrites(*_RULES, rule="one spelling for pools, splits, gates and sums, so that patterns need only one")
 def canonicalise(module: GraphModule, node: Node, costs: Costs) -> str | None:
     """See the table above. A spelling that no rule knows is left, and is no near miss."""
     return _RULES[node.target](module, node)

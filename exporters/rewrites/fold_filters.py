@@ -1,16 +1,19 @@
-"""A filter with constant coefficients is a circular convolution, one kernel a channel.
+"""A filter with constant coefficients is a convolution with a constant kernel, one for each channel.
 
-    irfft(rfft(x) * K)  =  x (*) k,    k = irfft(rfft(delta) * K)        any number of axes, and each norm
+    irfft(rfft(x) * K)                          =  x (*) h      circular
+    irfft(rfft(x, 2 L) * rfft(k, 2 L))[:L]      =  x * k        causal
 
-The map from x to the result commutes with shifts, so its response to a unit impulse says all about it; that is also
-what becomes of the imaginary parts that `irfft` ignores. It is computed once, in float64, and then there are three
-forms of one filter, of which the cheapest stands:
+static_filters.py finds it, in any spelling and over one or two axes, and asks it for its response h to an impulse. Then
+there are four forms of one filter, of which the cheapest stands:
 
     transforms      left to the `dft` rewrite
-    convolution     circular padding and a depthwise convolution with a kernel as large as the map
-    matrix          y[c] = x[c] M[c], M the circulant of k over the flattened axes, one for each channel
+    matrix          y[c] = x[c] M[c], M the circulant or Toeplitz matrix of h over the flattened axes
+    convolution     padding, circular or with zeros, and a depthwise convolution with a kernel as long as h
+    phases          the same, for Q neighbouring results at once: a grouped convolution of stride Q, which is a matmul
+                    [Q, K + Q - 1] for each channel where a depthwise convolution takes one product after the other
 
-The last two cost N^2 MACs a channel of N numbers: they win where launches cost more than that, on small maps.
+All but the first cost about N N' MACs a channel, for N numbers in and N' out; they win where launches cost more than
+that, on short signals and small maps, and where a padded signal would be transformed at twice its length.
 """
 
 from __future__ import annotations
@@ -24,215 +27,214 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from edgesmith.exporters.costs import Costs
-from edgesmith.exporters.graph.edit import (
-    arguments,
-    aten,
-    constant,
-    example_sizes,
-    operator_name,
-    rank,
-    replace,
-    same_shape,
-    site,
-    val,
-)
+from edgesmith.exporters.graph.edit import aten, example_sizes, rank, replace, site, val
 from edgesmith.exporters.rewrites import fourier
-from edgesmith.exporters.rewrites.complex_values import Arithmetic
-from edgesmith.exporters.rewrites.dft import is_transform, transform_axes
-from edgesmith.exporters.rewrites.fourier import Axis, Price
+from edgesmith.exporters.rewrites.complex_values import Arithmetic, is_complex
+from edgesmith.exporters.rewrites.dft import transform_axes
+from edgesmith.exporters.rewrites.fourier import Price
 from edgesmith.exporters.rewrites.rewrite import Fired, Reject, declining_at, rewrites
+from edgesmith.exporters.rewrites.static_filters import Filter, find_filter
 
-FORMS = ("transforms", "matrix", "convolution")
+FORMS = ("transforms", "matrix", "convolution", "phases")
 
 
-@rewrites(rule="irfft(rfft(x) * constant) -> a circular convolution or a matrix, where the target says cheaper")
+@rewrites(
+    rule="irfft(rfft(x) * constant) -> a convolution or a matrix, where the target says cheaper",
+    for_steps={"form": "convolution"},
+)
 def fold_filters(module: GraphModule, node: Node, costs: Costs, form: str | None = None) -> Fired | None:
     """See above. A near miss is a constant filter that its transforms serve best, or whose spectrum is read twice.
 
     Args:
-        form: overrides the choice, for measurements and tests: `transforms`, `matrix` or `convolution`.
+        form: overrides the choice, for measurements, tests and steps: one of `FORMS`.
     """
-    found = _filter(module, node)
-    if found is None:
+    filtered = find_filter(module, node)
+    if filtered is None:
         return None
-    forth, spectrum = found
-    where = site(forth, node)
+    where = site(filtered.transforms[0], node)
     with declining_at(where):
-        made, note = _folded(Arithmetic(module, node), _checked(forth, node, spectrum), costs, form)
-    replace(node, made)
+        made, note = _folded(Arithmetic(module, filtered.y), filtered, costs, form)
+    replace(filtered.y, made)
     return Fired(where, note)
 
 
-def _filter(module: GraphModule, back: Node) -> tuple[Node, Tensor] | None:
-    """The forward transform and the constant of irfft(rfft(x) * constant), or None."""
-    if not is_transform(back) or "irfft" not in operator_name(back):
-        return None
-    product = back.args[0]
-    if not isinstance(product, Node) or product.target is not aten.mul.Tensor:
-        return None
-    for forth, factor in (product.args, reversed(product.args)):
-        spectrum = constant(module, factor)
-        if spectrum is not None and isinstance(forth, Node) and is_transform(forth) and "_rfft" in operator_name(forth):
-            return forth, spectrum
-    return None
-
-
-@dataclass(frozen=True)
-class _Filter:
-    """A constant filter.
-
-    Attributes:
-        forth, back: its transforms, over the axes `inward` and `outward`.
-        spectrum: what stands between them.
-        channel: the axis along which it differs, beside the transformed ones; at most one.
-    """
-
-    forth: Node
-    back: Node
-    spectrum: Tensor
-    inward: list[Axis]
-    outward: list[Axis]
-    channel: list[int]
-
-    @property
-    def signal(self) -> Node:
-        """The node that is filtered."""
-        x = self.forth.args[0]
-        assert isinstance(x, Node)
-        return x
-
-    @property
-    def axes(self) -> list[int]:
-        """The transformed axes, in order."""
-        return sorted(axis.position for axis in self.inward)
-
-    @property
-    def numbers(self) -> int:
-        """Of one signal."""
-        return prod(axis.length for axis in self.inward)
-
-
-def _checked(forth: Node, back: Node, spectrum: Tensor) -> _Filter:
-    """A filter that is a circular convolution of a real signal. Raises `Reject` where it is another one."""
-    x, product = forth.args[0], back.args[0]
-    assert isinstance(x, Node)
-    assert isinstance(product, Node)
-    if len(forth.users) > 1 or len(product.users) > 1:
-        raise Reject("the spectrum is read by something else too")
-    inward, outward = _circular_axes(forth, back)
-    if not val(x).is_floating_point() or len(inward) > 2:
-        raise Reject("only filters of real signals over one or two axes are folded")
-    if not same_shape(val(product), val(forth)):
-        raise Reject("the filter makes several signals of one")
-    transformed = {a.position for a in inward}
-    differing = [1] * (rank(x) - spectrum.dim()) + list(spectrum.shape)
-    channel = [i for i, n in enumerate(differing) if n != 1 and i not in transformed]
-    if len(channel) > 1:
-        raise Reject("the filter differs along more than one axis beside the transformed ones")
-    return _Filter(forth, back, spectrum, inward, outward, channel)
-
-
-def _circular_axes(forth: Node, back: Node) -> tuple[list[Axis], list[Axis]]:
-    """The axes of both transforms, where they are the same, and as long as the signal."""
-    inward, outward = transform_axes(forth), transform_axes(back)
-    if [(a.position, a.length) for a in inward] != [(a.position, a.length) for a in outward]:
-        raise Reject("the two transforms differ in axes or lengths")
-    if any(a.given != a.length for a in inward):
-        raise Reject("the signal is padded or cropped, so over what is given the filter is not circular")
-    return inward, outward
-
-
-def _folded(emit: Arithmetic, filtered: _Filter, costs: Costs, form: str | None) -> tuple[Node, str]:
+def _folded(emit: Arithmetic, filtered: Filter, costs: Costs, form: str | None) -> tuple[Node, str]:
     """The filter in the form that costs least, and a note. Raises `Reject` where that is its transforms."""
-    x, axes, channel = filtered.signal, filtered.axes, filtered.channel
-    prices = _prices(filtered, costs)
-    signals = max(prod(example_sizes(val(x).shape)), 1) // filtered.numbers
+    x, axes, channel = filtered.x, filtered.axes, filtered.channel
+    kernel = _kernel(filtered)
+    prices, phase = _prices(filtered, kernel, costs)
+    signals = max(prod(example_sizes(val(x).shape)), 1) // prod(filtered.given)
     figures = ", ".join(f"{f} {p.macs / signals / 1e6:.3g} MMAC a channel, {p.us:.0f} us" for f, p in prices.items())
-    note = f"over {axes} {'x'.join(str(a.length) for a in filtered.inward)}: {figures}"
-    channels = prod(filtered.spectrum.shape[i - rank(x)] for i in channel)
-    if channels * filtered.numbers**2 > fourier.LARGEST_CONSTANTS:
+    note = f"over {axes} {'x'.join(str(n) for n in filtered.given)}: {figures}"
+    channels = len(filtered.response)
+    if channels * prod(filtered.given) * prod(filtered.made) > fourier.LARGEST_CONSTANTS:
         del prices["matrix"]
+    if channels * phase * (prod(kernel.taps) + phase) > fourier.LARGEST_CONSTANTS:
+        del prices["phases"]
     best = form or min(prices, key=lambda form: prices[form].us)
     if best == "transforms":
         raise Reject(f"its transforms cost least {note}")
     rest = [i for i in range(rank(x)) if i not in axes and i not in channel]
     order = [*rest, *channel, *axes]
-    lengths = (a.length for a in sorted(filtered.inward, key=lambda axis: axis.position))
-    kernel = _response(filtered).permute(order).reshape(-1, *lengths)
     y = _permuted(emit, x, order)
-    y = (_matrix if best == "matrix" else _convolution)(emit, y, kernel.to(val(x).dtype), bool(channel))
-    return _permuted(emit, y, [order.index(i) for i in range(rank(x))]), f"{best} {note}"
+    if best == "matrix":
+        y = _matrix(emit, y, filtered)
+    else:
+        y = _convolution(emit, y, filtered, kernel, phase if best == "phases" else 1)
+    y = _permuted(emit, y, [order.index(i) for i in range(rank(x))])
+    return emit.reshape(y, list(val(filtered.y).shape)), f"{best} {note}"  # type: ignore[return-value]  # of a node
 
 
-def _prices(filtered: _Filter, costs: Costs) -> dict[str, Price]:
-    """Return what each form costs."""
-    x, inward, outward = val(filtered.signal), filtered.inward, filtered.outward
+@dataclass(frozen=True)
+class _Kernel:
+    """The kernel of a convolution: for each axis whether it goes round, and the zeros before and behind.
+
+    Attributes:
+        weight: [channels or 1, *taps], for a cross-correlation.
+    """
+
+    circular: list[bool]
+    before: list[int]
+    behind: list[int]
+    weight: Tensor
+
+    @property
+    def taps(self) -> list[int]:
+        """Numbers that are read along each axis."""
+        return list(self.weight.shape[1:])
+
+
+def _kernel(filtered: Filter) -> _Kernel:
+    weight, circular, before, behind = filtered.response, [], [], []
+    for k, (n, made) in enumerate(zip(filtered.given, filtered.made, strict=True)):
+        first, last = filtered.lags(k)
+        circular.append(filtered.is_circular(k))
+        before.append(last)
+        behind.append(0 if circular[-1] else made - n - first)
+        weight = weight.narrow(k + 1, first + n - 1, last - first + 1).flip(k + 1)
+    return _Kernel(circular, before, behind, weight)
+
+
+def _prices(filtered: Filter, kernel: _Kernel, costs: Costs) -> tuple[dict[str, Price], int]:
+    """Return what each form costs, and in how many phases at once."""
+    x = val(filtered.x)
     shape, itemsize = example_sizes(x.shape), x.dtype.itemsize
 
     def passes(operators: int, numbers: int) -> Price:
         return Price(0, operators * (costs.launch_us + 2 * numbers * itemsize / costs.stream_gb_s / 1e3))
 
-    numbers, n = prod(shape), filtered.numbers
+    numbers, n, made = prod(shape), prod(filtered.given), prod(filtered.made)
     signals = numbers // n
-    between = shape.copy()
-    between[inward[-1].position] = inward[-1].made
-    moved = Price() if min(axis.position for axis in inward) == len(shape) - len(inward) else passes(2, numbers)
-    there = fourier.plan(inward, shape, True, False, costs, itemsize).price
-    back = fourier.plan(outward, between, False, True, costs, itemsize).price
-    prices = {"transforms": there + back + passes(6, prod(between)) + Price(4 * prod(between))}
+    between = prod(example_sizes(val(filtered.transforms[-1].args[0]).shape))
+    moved = Price() if filtered.axes[0] == len(shape) - len(filtered.axes) else passes(2, numbers)
+    there_and_back = sum((_transform_price(node, costs, itemsize) for node in filtered.transforms), Price())
+    prices = {"transforms": there_and_back + passes(6, between) + Price(4 * between)}
     rows, times = (1, signals) if filtered.channel else (signals, 1)
-    one = fourier.matmul_price(rows, n, n, 1, (1, 1), costs, itemsize)
+    one = fourier.matmul_price(rows, n, made, 1, (1, 1), costs, itemsize)
     prices["matrix"] = Price(times * one.macs, costs.launch_us + times * (one.us - costs.launch_us)) + moved
-    prices["convolution"] = Price(signals * n * n, costs.launch_us + signals * n * n / costs.depthwise_gmac_s / 1e3)
-    prices["convolution"] += passes(2 * len(inward), 2 * numbers) + moved
-    return prices
+    macs = signals * made * prod(kernel.taps)
+    padded = passes(2 * sum(kernel.circular) + (not all(kernel.circular)), 2 * numbers) + moved
+    prices["convolution"] = Price(macs, costs.launch_us + macs / costs.depthwise_gmac_s / 1e3) + padded
+    by_phase = {q: _phases_price(filtered, kernel, q, signals, costs, itemsize) for q in _divisors(filtered.made[-1])}
+    phase = min(by_phase, key=lambda q: by_phase[q].us)
+    prices["phases"] = by_phase[phase] + passes(2, signals * made) + padded
+    return prices, phase
 
 
-def _response(filtered: _Filter) -> Tensor:
-    """Return the filter's response to a unit impulse, in float64, in the layout of the signal."""
-    shape, axes = val(filtered.back).shape, filtered.axes
-    impulse = torch.zeros([int(n) if i in axes else 1 for i, n in enumerate(shape)], dtype=torch.float64)
-    impulse.view(-1)[0] = 1
-    spectrum = _transformed(filtered.forth, impulse) * filtered.spectrum.to(torch.complex128)
-    return _transformed(filtered.back, spectrum)
+def _transform_price(node: Node, costs: Costs, itemsize: int) -> Price:
+    operand = node.args[0]
+    real_out = not is_complex(node) or all(user.target is aten.real.default for user in node.users)
+    shape = example_sizes(val(operand).shape)
+    return fourier.plan(transform_axes(node), shape, not is_complex(operand), real_out, costs, itemsize).price
 
 
-def _transformed(transform: Node, values: Tensor) -> Tensor:
-    """A transform's own operator on other values."""
-    function = getattr(torch.fft, operator_name(transform).removeprefix("aten.fft_"))
-    result: Tensor = function(values, *arguments(transform)[1:])
-    return result
+def _phases_price(filtered: Filter, kernel: _Kernel, q: int, signals: int, costs: Costs, itemsize: int) -> Price:
+    """A matmul [Q, taps] [taps, columns] for each signal, and what lays the columns out."""
+    *others, last = kernel.taps
+    taps, columns = prod(others) * (last + q - 1), prod(filtered.made) // q
+    filled = -(-columns // costs.columns) * costs.columns
+    us = costs.launch_us + signals * (costs.matmul_us + q * taps * filled / costs.gmac_s / 1e3)
+    us += 2 * signals * taps * columns * itemsize / costs.copy_gb_s / 1e3
+    us += len(filtered.response) * q * taps * itemsize / costs.stream_gb_s / 1e3
+    return Price(signals * q * taps * columns, us)
+
+
+def _divisors(length: int) -> list[int]:
+    """Numbers of neighbours that a length consists of; one alone is a convolution of its own."""
+    return [q for q in range(2, length + 1) if length % q == 0] or [1]
 
 
 def _permuted(emit: Arithmetic, x: Node, order: list[int]) -> Node:
     return x if order == sorted(order) else emit(aten.permute.default, x, order)
 
 
-def _matrix(emit: Arithmetic, x: Node, kernel: Tensor, channels: bool) -> Node:
-    """The circulants [C, N, N] of a kernel [C, *lengths], on x [..., C, *lengths]; [..., *lengths] without channels."""
-    lengths = kernel.shape[1:]
-    positions = torch.cartesian_prod(*map(torch.arange, lengths)).reshape(-1, len(lengths))  # [N, axes]
-    offset = (positions[None] - positions[:, None]) % torch.tensor(lengths)  # [from, to, axes]
-    flat = torch.zeros(offset.shape[:2], dtype=torch.long)
-    for i, length in enumerate(lengths):
-        flat = flat * length + offset[..., i]
-    circulant = kernel.flatten(1)[:, flat]
-    before = list(val(x).shape[: rank(x) - len(lengths)])
-    n = prod(lengths)
-    rows = emit.reshape(x, [*before, 1, n] if channels else [*before, n])
-    m = emit.constant("filter_matrix", circulant if channels else circulant[0])
-    return emit.reshape(emit(aten.matmul.default, rows, m), [*before, *lengths])  # type: ignore[return-value]
+def _matrix(emit: Arithmetic, x: Node, filtered: Filter) -> Node:
+    """A matrix [C, N, N'] on x [..., C, *given]; [..., *given] without channels."""
+    flat = torch.zeros(1, 1, dtype=torch.long)
+    for n, made in zip(filtered.given, filtered.made, strict=True):
+        lag = torch.arange(made)[None] - torch.arange(n)[:, None] + n - 1  # [from, to]
+        flat = flat[:, None, :, None] * (n + made - 1) + lag[None, :, None, :]
+        flat = flat.reshape(flat.shape[0] * n, -1)
+    matrix = filtered.response.flatten(1)[:, flat].to(val(x).dtype)
+    before = list(val(x).shape[: rank(x) - len(filtered.given)])
+    m = emit.constant("filter_matrix", matrix if filtered.channel else matrix[0])
+    if not filtered.channel:
+        rows = emit.reshape(x, [*before, prod(filtered.given)])
+    elif len(filtered.given) == 1:  # a reshape would say nothing else, and be taken for a map that is flattened
+        rows = emit(aten.unsqueeze.default, x, -2)
+        return emit(aten.squeeze.dim, emit(aten.matmul.default, rows, m), -2)
+    else:
+        rows = emit.reshape(x, [*before, 1, prod(filtered.given)])
+    return emit.reshape(emit(aten.matmul.default, rows, m), [*before, *filtered.made])  # type: ignore[return-value]
 
 
-def _convolution(emit: Arithmetic, x: Node, kernel: Tensor, channels: bool) -> Node:
-    """Circular padding and a depthwise convolution; arguments as for `_matrix`."""
-    count, *lengths = kernel.shape
-    shape = list(val(x).shape)
-    y: Any = emit.reshape(x, [prod(shape[: rank(x) - len(lengths) - channels]), count, *lengths])
-    for axis, length in enumerate(lengths, start=2):
-        if length > 1:
-            y = emit(aten.cat.default, [emit(aten.slice.Tensor, y, axis, 1, length), y], axis)
-    weight = emit.constant("filter_kernel", kernel.flip(*range(1, kernel.dim())).unsqueeze(1))
-    ones = [1] * len(lengths)
-    target = aten.conv1d.default if len(lengths) == 1 else aten.conv2d.default
-    return emit.reshape(emit(target, y, weight, None, ones, [0] * len(lengths), ones, count), shape)  # type: ignore[return-value]
+def _convolution(emit: Arithmetic, x: Node, filtered: Filter, kernel: _Kernel, phase: int) -> Node:
+    """Padding and a convolution of each channel with its kernel, `phase` results at once; arguments as `_matrix`."""
+    count, *taps = kernel.weight.shape
+    axes = len(taps)
+    before = list(val(x).shape[: rank(x) - axes])
+    y, own = _padded(emit, _maps(emit, x, before, count, filtered), kernel)
+    weight = kernel.weight.to(val(x).dtype).unsqueeze(1)  # [C, 1, *taps]
+    if phase > 1:
+        weight = torch.stack([torch.nn.functional.pad(weight, (q, phase - 1 - q)) for q in range(phase)], 1).flatten(
+            0, 1
+        )
+    kernel_node = emit.constant("filter_kernel", weight)
+    target = aten.conv1d.default if axes == 1 else aten.conv2d.default
+    y = emit(target, y, kernel_node, None, [1] * (axes - 1) + [phase], own, [1] * axes, count)
+    if phase > 1:
+        *others, length = filtered.made
+        y = emit.reshape(y, [val(y).shape[0], count, phase, *others, length // phase])  # type: ignore[assignment]
+        y = emit(aten.permute.default, y, [0, 1, *range(3, 3 + axes), 2])
+    return emit.reshape(y, [*before, *filtered.made])  # type: ignore[return-value]
+
+
+def _maps(emit: Arithmetic, x: Node, before: list[Any], count: int, filtered: Filter) -> Node:
+    """The signals as a batch of maps [B, C, *given]."""
+    if not filtered.channel:
+        return emit.reshape(x, [_product(before), 1, *filtered.given])  # type: ignore[return-value]
+    if len(before) == 2:
+        return x
+    return emit.reshape(x, [_product(before[:-1]), count, *filtered.given])  # type: ignore[return-value]
+
+
+def _product(sizes: list[Any]) -> Any:
+    result = 1
+    for n in sizes:
+        result = result * n
+    return result
+
+
+def _padded(emit: Arithmetic, x: Node, kernel: _Kernel) -> tuple[Node, list[int]]:
+    """Maps with what is around them, and what a convolution is to add itself."""
+    widths: list[int] = []
+    for axis, (is_circular, before, behind) in enumerate(
+        zip(kernel.circular, kernel.before, kernel.behind, strict=True), 2
+    ):
+        if is_circular and before:
+            x = emit(aten.cat.default, [emit(aten.slice.Tensor, x, axis, 1, before + 1), x], axis)
+        widths = [0, 0, *widths] if is_circular else [before, behind, *widths]
+    halves = [widths[i] for i in range(0, len(widths), 2)][::-1]
+    if all(widths[i] == widths[i + 1] for i in range(0, len(widths), 2)):
+        return x, halves
+    return emit(aten.constant_pad_nd.default, x, widths, 0.0), [0] * len(halves)

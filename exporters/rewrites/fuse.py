@@ -223,7 +223,7 @@ def _replace(module: GraphModule, op: FusedOp, found: _Site, where: str) -> None
     before = _insertion_point(module, found.inputs, found.outputs)
     anchor, outputs = found.outputs[0], found.outputs
     with module.graph.inserting_before(before):
-        fused = module.graph.call_function(op.overload, (*found.inputs, *_positional(op, found.literals)))
+        fused = module.graph.call_function(op.overload, (*found.inputs, *op.positional(found.literals)))
     fused.meta.update({key: anchor.meta[key] for key in ("stack_trace",) if key in anchor.meta})
     if "nn_module_stack" in anchor.meta:
         fused.meta["nn_module_stack"] = _enclosing(anchor, where)
@@ -239,15 +239,6 @@ def _replace(module: GraphModule, op: FusedOp, found: _Site, where: str) -> None
     for result, output in zip(results, outputs, strict=True):
         stand_for(result, output)
         output.replace_all_uses_with(result, delete_user_cb=lambda user: user not in inside)
-
-
-def _positional(op: FusedOp, literals: dict[str, Any]) -> list[Any]:
-    """An op's literal arguments by position, up to the last one that is not at its default."""
-    parameters = list(inspect.signature(op.reference).parameters.values())[len(op.example()) :]
-    values = [literals.get(p.name, p.default) for p in parameters]
-    while values and values[-1] == parameters[len(values) - 1].default:
-        values.pop()
-    return values
 
 
 def _insertion_point(module: GraphModule, inputs: list[Node], outputs: list[Node]) -> Node:

@@ -3,6 +3,7 @@
     (x - mean(x)) / sqrt(var(x) + eps) * w + b      over axis 1 of [B, C, *]      ->  edgesmith.channel_norm
                                                     over the last axis            ->  aten.layer_norm
     permute, layer norm over the last axis, permute back                          ->  edgesmith.channel_norm
+    permute, layer norm over the last axis, mean over the others                  ->  a mean of edgesmith.channel_norm
     (x - mean(x)) / sqrt(var(x) + eps) over all axes but the batch                ->  aten.group_norm of one group
     flatten(channel_norm(x [B, C, 1, 1]), 1)                                      ->  aten.layer_norm of flatten(x, 1)
 
@@ -113,7 +114,7 @@ _OF_SAMPLE, _VARIANCE_OF_SAMPLE = _normalised(_all_axes), _biased_variance(_all_
 def fuse_channel_norm(module: GraphModule, node: Node, costs: Costs) -> str | Fired | None:
     """See the table above."""
     known = _over_sample(module, node) or _at_one_position(module, node)
-    return known or _fuse(module, node) or _between_permutations(module, node)
+    return known or _fuse(module, node) or _between_permutations(module, node) or _before_mean(module, node)
 
 
 def _fuse(module: GraphModule, node: Node) -> str | None:
@@ -218,6 +219,7 @@ def _along(value: Tensor | None, dims: int, axis: int, channels: int) -> Tensor 
 
 _MOVES = (aten.permute.default, aten.transpose.int)
 _BETWEEN = op(_MOVES, named("norm", op(aten.layer_norm.default, named("back", op(_MOVES, ...)), ...)), ...)
+_MEAN = op(aten.mean.dim, named("norm", op(aten.layer_norm.default, named("back", op(_MOVES, ...)), ...)), ...)
 
 
 def _between_permutations(module: GraphModule, node: Node) -> Fired | None:
@@ -226,21 +228,49 @@ def _between_permutations(module: GraphModule, node: Node) -> Fired | None:
     if found is None:
         return None
     norm, back, dims = found["norm"], found["back"], rank(node)
-    _, sizes, w, b, eps, _ = arguments(norm)
-    if len(sizes) != 1 or _order(back) != [0, *range(2, dims), 1] or _order(node) != [0, dims - 1, *range(1, dims - 1)]:
+    if _order(node) != [0, dims - 1, *range(1, dims - 1)] or not _has_channels_behind(norm, back):
         return None
+    replace(node, _as_channel_norm(Emitter(module, node), norm, back))
+    return Fired(site(norm), "a layer norm between two permutations -> edgesmith.channel_norm")
+
+
+def _before_mean(module: GraphModule, node: Node) -> Fired | None:
+    """Channels to the back, layer norm, and a mean over all axes between."""
+    found = find(_MEAN, node)
+    if found is None:
+        return None
+    norm, back = found["norm"], found["back"]
+    _, axes, keepdim, dtype = arguments(node)
+    others = list(range(1, rank(norm) - 1))
+    if sorted(axis % rank(norm) for axis in axes or ()) != others or keepdim or dtype is not None:
+        return None
+    if not _has_channels_behind(norm, back):
+        return None
+    emit = Emitter(module, node)
+    replace(node, emit(aten.mean.dim, _as_channel_norm(emit, norm, back), [axis + 1 for axis in others], False))
+    return Fired(site(norm), "a layer norm behind a permutation, and a mean -> a mean of edgesmith.channel_norm")
+
+
+def _has_channels_behind(norm: Node, back: Node) -> bool:
+    """Return whether a layer norm is over channels that a permutation has brought to the back."""
+    return len(arguments(norm)[1]) == 1 and _order(back) == [0, *range(2, rank(norm)), 1]
+
+
+def _as_channel_norm(emit: Emitter, norm: Node, back: Node) -> Node:
+    """Emit the norm of what is permuted. Raises `Reject` where it is read elsewhere, or its weights are computed."""
+    module = emit.module
+    _, sizes, w, b, eps, _ = arguments(norm)
     where = site(norm)
     if len(norm.users) > 1:
         raise Reject(f"the norm with the channels behind is read by {readers(norm)}", where)
     if any(given is not None and constant(module, given) is None for given in (w, b)):
         raise Reject("its weights are computed", where)
-    emit, x, dtype = Emitter(module, node), back.args[0], val(norm).dtype
+    x, dtype = back.args[0], val(norm).dtype
     if w is None:
         w = emit.constant(f"{where}.weight", torch.ones(sizes[0], dtype=dtype))
     if b is None:
         b = emit.constant(f"{where}.bias", torch.zeros(sizes[0], dtype=dtype))
-    replace(node, emit(channel_norm.OP.overload, x, w, b, eps))
-    return Fired(where, "a layer norm between two permutations -> edgesmith.channel_norm")
+    return emit(channel_norm.OP.overload, x, w, b, eps)
 
 
 def _order(node: Node) -> list[int]:

@@ -11,7 +11,7 @@
     find_state_space    a state space scan in another spelling -> edgesmith.ssd
     find_quasiseparable scans in both directions -> edgesmith.quasiseparable
     reroll              an unrolled loop, or a scan, of one step -> one op
-    canonicalise        one spelling for pools, splits and dropouts, so that patterns need only one
+    canonicalise        one spelling for pools, splits, gates and sums, so that patterns need only one
     find_aggregated     aggregated attention in another spelling -> edgesmith.aggregated_attention
     find_codewords      the nearest codeword in another spelling -> edgesmith.vector_quantise
     find_conv_glu       gelu(dw3x3(a)) * v -> edgesmith.conv_glu
@@ -29,7 +29,7 @@
     fuse                the graph of a fused op's reference -> that fused op
     split_resized       conv1x1([resize(a) | b]) -> resize(conv1x1(a)) + conv1x1(b), where that is cheaper
     compose_layers      conv1x1(conv1x1(x)) -> conv1x1'(x), also through a concatenation, where that is no dearer
-    fold_filters        irfft(rfft(x) * constant) -> a circular convolution or a matrix, where the target says cheaper
+    fold_filters        irfft(rfft(x) * constant) -> a convolution or a matrix, where the target says cheaper
     short_time          stft, istft -> windows, and torch.fft transforms of them
     dft                 torch.fft transforms -> matmuls; complex values -> pairs of real ones
     unstack             f(stack(a, b))[..., 0] -> f(a), where nothing reads the whole
@@ -160,9 +160,12 @@ def all_rewrites(streaming: bool = False) -> tuple[Rewrite, ...]:
     """Return the rewrites in the order in which they run, those of other packages among them.
 
     Args:
-        streaming: leave out those that choose a form for a whole sequence, because a step will be made of it.
+        streaming: a step will be made of it: leave out those that choose a form for a whole sequence.
     """
-    return tuple(rule for rule in _with_plugins() if not (streaming and rule.for_sequences))
+    rules = _with_plugins()
+    if not streaming:
+        return rules
+    return tuple(rule.with_options(**rule.for_steps) for rule in rules if not rule.for_sequences)
 
 
 @cache

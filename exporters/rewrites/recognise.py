@@ -26,8 +26,10 @@ from edgesmith.exporters.costs import Costs
 from edgesmith.exporters.graph.edit import (
     Emitter,
     arguments,
+    aten,
     constant,
     example_sizes,
+    rank,
     replace,
     site,
     val,
@@ -118,10 +120,12 @@ def _fuse(module: GraphModule, op: FusedOp, region: _Region) -> Fired | None:
     values = [constant(module, node) for node in region.constants]
     if val(region.x).dtype != torch.float32 or any(value is None for value in values):
         return None
-    fitting = list(_fitting(module, op, region))
-    if not fitting:
+    orders = [order for order in op.layouts or (_as_is(region.x),) if len(order) == rank(region.x)]
+    fitting = {order: list(_fitting(module, op, region, order)) for order in orders}
+    if not any(fitting.values()):
         return None
-    found = _with_the_same_numbers(module, op, region, fitting)
+    attempts = ((order, _with_the_same_numbers(module, op, region, fitting[order], order)) for order in orders)
+    order, found = next((attempt for attempt in attempts if attempt[1] is not None), ((), None))
     if found is None:
         raise Reject(
             f"it has weights of {op.name}'s shapes between its ends, and computes other numbers with them", where
@@ -139,8 +143,16 @@ def _fuse(module: GraphModule, op: FusedOp, region: _Region) -> Fired | None:
         else emit.constant(f"{where}.{name}", _joined([_held(module, part) for part in parts]))
         for name, parts in zip(names, weights, strict=False)
     ]
-    replace(last, emit(op.overload, region.x, *parameters, *literals))
+    is_as_is = order == _as_is(region.x)
+    x = region.x if is_as_is else emit(aten.permute.default, region.x, list(order))
+    y = emit(op.overload, x, *parameters, *op.positional(literals))
+    replace(last, y if is_as_is else emit(aten.permute.default, y, [order.index(i) for i in range(len(order))]))
     return Fired(where, f"{len(region.nodes)} operators, in another spelling -> edgesmith.{op.name}")
+
+
+def _as_is(x: Node) -> tuple[int, ...]:
+    """The order of axes that changes nothing."""
+    return tuple(range(rank(x)))
 
 
 def _held(module: GraphModule, node: Node) -> Tensor:
@@ -156,27 +168,27 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
     return torch.stack(tuple(parts))
 
 
-def _fitting(module: GraphModule, op: FusedOp, region: _Region) -> Iterator[Weights]:
-    """The ways in which a region's constants can be the op's weights, by the shape rule."""
+def _fitting(module: GraphModule, op: FusedOp, region: _Region, order: tuple[int, ...]) -> Iterator[Weights]:
+    """The ways in which a region's constants can be the op's weights, by the shape rule, with its axes in an order."""
     count = len(op.example()) - 1
     alone = [(node,) for node in region.constants]
     pairs = list(zip(region.constants[::2], region.constants[1::2], strict=False))
-    x = torch.empty(example_sizes(val(region.x).shape), device="meta")
+    x = torch.empty(example_sizes(val(region.x).shape), device="meta").permute(order)
     for parts in (alone, pairs):
         if len(parts) != count or len(region.constants) not in (count, 2 * count):
             continue
-        for order in itertools.permutations(parts):
+        for arranged in itertools.permutations(parts):
             try:
-                weights = [_joined([_held(module, node) for node in one]) for one in order]
+                weights = [_joined([_held(module, node) for node in one]) for one in arranged]
                 op.shape(x, *weights)
             except (ValueError, RuntimeError):
                 continue
-            yield tuple(order)
+            yield tuple(arranged)
 
 
 def _with_the_same_numbers(
-    module: GraphModule, op: FusedOp, region: _Region, fitting: Sequence[Weights]
-) -> tuple[Weights, tuple[Any, ...]] | None:
+    module: GraphModule, op: FusedOp, region: _Region, fitting: Sequence[Weights], order: tuple[int, ...]
+) -> tuple[Weights, dict[str, Any]] | None:
     """The weights and literals under which an op has a region's numbers; None for none."""
     generator = torch.Generator().manual_seed(0)
     drawn = [
@@ -189,28 +201,32 @@ def _with_the_same_numbers(
     candidates = list(itertools.product(fitting, _literals(op, region)))
     for magnitude in MAGNITUDES:
         given = magnitude * x
+        x_there = given.permute(order)
         try:
-            expected = region.run(module, given, drawn)
+            expected = region.run(module, given, drawn).permute(order)
         except (RuntimeError, ValueError, TypeError, IndexError):
             return None  # it sets types itself
         candidates = [
             (weights, literals)
             for weights, literals in candidates
             if _close(
-                op.reference(given, *[_joined([by_node[n] for n in one]) for one in weights], *literals), expected
+                op.reference(x_there, *[_joined([by_node[n] for n in one]) for one in weights], **literals), expected
             )
         ]
     return candidates[0] if candidates else None
 
 
-def _literals(op: FusedOp, region: _Region) -> list[tuple[Any, ...]]:
-    """Values for the literals that a site may set: numbers in the graph of the kind of the probe."""
+def _literals(op: FusedOp, region: _Region) -> Iterator[dict[str, Any]]:
+    """Values for the literals that a site may set: numbers in the graph of the kind of the probe, in each variant."""
     leaves = [leaf for node in region.nodes for leaf in tree_leaves(arguments(node))]
     choices = [
-        dict.fromkeys(leaf for leaf in leaves if isinstance(leaf, int | float) and isinstance(probe, type(leaf)))
+        dict.fromkeys(
+            leaf for leaf in [*leaves, 0.0] if isinstance(leaf, int | float) and isinstance(probe, type(leaf))
+        )
         for probe in op.literals.values()
     ]
-    return list(itertools.product(*choices))
+    for variant, values in itertools.product(({}, *op.variants), itertools.product(*choices)):
+        yield {**dict(zip(op.literals, values, strict=True)), **variant}
 
 
 def _close(x: object, y: Tensor) -> bool:

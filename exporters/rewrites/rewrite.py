@@ -94,6 +94,7 @@ class Rewrite:
         for_sequences: chooses a form for a whole sequence or map, so it is left out where a step is to be made.
         after: of a plugin, the name of the rewrite right behind which it runs.
         options: given to `search` by name.
+        for_steps: options where a step is to be made.
     """
 
     name: str
@@ -103,6 +104,7 @@ class Rewrite:
     for_sequences: bool = False
     after: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    for_steps: Mapping[str, Any] = field(default_factory=dict)
 
     def apply(self, module: GraphModule, costs: Costs) -> RewriteReport:
         """Edit a graph in place, leave no dead operator in it, and report."""
@@ -131,12 +133,13 @@ def rewrites(
     until_stable: bool = False,
     for_sequences: bool = False,
     after: str | None = None,
+    for_steps: Mapping[str, Any] | None = None,
 ) -> Callable[[ToSite], Rewrite]:
     """Make a rewrite of a function over one node, called as `function(module, node, costs)`.
 
     Args:
         overloads: the operators that it looks at; none for all of them.
-        rule: see `Rewrite`; so are `until_stable`, `for_sequences` and `after`.
+        rule: see `Rewrite`; so are `until_stable`, `for_sequences`, `for_steps` and `after`.
         name: default: the function's own.
         backwards: nodes come in reverse order of the program. Nodes made meanwhile do not come in the same pass.
         again: a node at which it fired comes again until it does not.
@@ -156,7 +159,8 @@ def rewrites(
                     if not again:
                         break
 
-        return Rewrite(name or function.__name__, rule, search, until_stable, for_sequences, after)
+        made = Rewrite(name or function.__name__, rule, search, until_stable, for_sequences, after)
+        return replace(made, for_steps=for_steps or {})
 
     return decorate
 

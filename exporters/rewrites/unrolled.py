@@ -233,7 +233,7 @@ def _follow(module: GraphModule, outputs: list[Node], last_step: _LastStep) -> L
     states.reverse()
     leaves.reverse()
     inputs = _inputs(states, leaves)
-    first = None if inputs is None else _first_input(states[0], inputs)
+    first = None if inputs is None else _read_first(last_step, states[0], leaves, inputs)
     if inputs is None or first is None:
         raise _Differs("")
     return Loop(module, states, [first, *inputs], last_step.step, last_step.out, outputs)
@@ -250,6 +250,15 @@ def _inputs(states: list[Node], leaves: list[list[Node]]) -> list[Node] | None:
     if any(node in later for node in (*inputs, *leaves[-1])):
         return None
     return list(inputs)
+
+
+def _read_first(last_step: _LastStep, state: Node, leaves: list[list[Node]], inputs: list[Node]) -> Node | None:
+    """Return what step 0 reads for the later ones' `inputs`: by its place where its graph is theirs, or by kind."""
+    try:
+        _, read = last_step.compare(state)
+    except _Differs:
+        return _first_input(state, inputs)
+    return read[leaves[-1].index(inputs[-1])]
 
 
 def _first_input(state: Node, inputs: list[Node]) -> Node | None:

@@ -362,9 +362,9 @@ def _lmu_memory(shape: Shape, weights: Sequence[Any], target: CpuTarget) -> Whol
 
 def _lif(shape: Shape, weights: Sequence[Any], target: CpuTarget) -> Whole:
     """Of currents [outer, T, inner]; its settings are numbers, NaN for None."""
-    tau, threshold, reset, decays, beta = (None if math.isnan(one) else float(one) for one in weights[0])
+    tau, threshold, reset, decays, beta, late, drop = (None if math.isnan(one) else float(one) for one in weights[0])
     outer, length, inner = shape
-    op = lif.Lif(outer, length, inner, tau or 1.0, threshold or 0.0, reset, bool(decays), beta)
+    op = lif.Lif(outer, length, inner, tau or 1.0, threshold or 0.0, reset, bool(decays), beta, bool(late), drop)
     return lif.emit(op, target), (), 0
 
 

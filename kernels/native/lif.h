@@ -3,7 +3,7 @@
 //     charge   v <- v + (x - (v - r)) / tau        decaying input, or * (1 - beta) in the place of / tau
 //              v <- v - (v - r) / tau + x          otherwise, or v beta + x
 //     fire     y = 1 where v >= threshold, else 0
-//     reset    v <- r where y = 1, or, soft, v <- v - threshold y
+//     reset    v <- r where y = 1, or, soft, v <- v - drop y; late: in the next step, behind its charge
 //
 // A potential that is one unit in the last place off may be a spike more or less, so products are rounded before they
 // are added to anything. v stays in a register from the first step to the last.
@@ -36,10 +36,12 @@ struct Lif : S {
     static void run_neurons(const float* x, float* y) {
         V v = splat<V>(S::RESET);
         for (long t = 0; t < T; ++t) {
+            const V before = v;
             v = charge(v, load<V>(x + t * INNER));
+            if constexpr (S::IS_LATE) v = before >= S::THRESHOLD ? v - S::DROP : v;
             const auto fires = v >= S::THRESHOLD;
             store(y + t * INNER, fires ? splat<V>(1.0f) : V{});
-            v = fires ? (S::IS_SOFT ? v - S::THRESHOLD : splat<V>(S::RESET)) : v;
+            if constexpr (!S::IS_LATE) v = fires ? (S::IS_SOFT ? v - S::DROP : splat<V>(S::RESET)) : v;
         }
     }
 

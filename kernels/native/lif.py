@@ -16,7 +16,7 @@ class Lif:
     """Spikes y of currents x, both [outer, T, inner]: the axes before the time, the time, and those behind it.
 
     Attributes:
-        tau, threshold, reset, decay_input, beta: as of the fused op.
+        tau, threshold, reset, decay_input, beta, late, drop: as of the fused op.
     """
 
     outer: int
@@ -27,6 +27,8 @@ class Lif:
     reset: float | None = 0.0
     decay_input: bool = True
     beta: float | None = None
+    late: bool = False
+    drop: float | None = None
 
 
 def emit(op: Lif, target: CpuTarget) -> Unit:
@@ -40,14 +42,17 @@ def emit(op: Lif, target: CpuTarget) -> Unit:
         "TAU": float(op.tau),
         "THRESHOLD": float(op.threshold),
         "RESET": float(op.reset or 0.0),
+        "DROP": float(op.threshold if op.drop is None else op.drop),
         "IS_SOFT": int(op.reset is None),
+        "IS_LATE": int(op.late),
         "DECAYS_INPUT": int(op.decay_input),
         "HAS_BETA": int(op.beta is not None),
         "BETA": float(beta),
         "REST": 1.0 - beta,
     }
     settings = (op.tau, op.threshold, "soft" if op.reset is None else op.reset, int(op.decay_input), op.beta)
-    symbol = make_symbol("lif", f"{op.outer}x{op.time}x{op.inner}", *settings)
+    resets = (*(["late"] if op.late else []), *(["drop", op.drop] if op.drop is not None else []))
+    symbol = make_symbol("lif", f"{op.outer}x{op.time}x{op.inner}", *settings, *resets)
     source = render("lif", "Lif", symbol, target.instructions.lanes, constants)
     shape = (op.outer, op.time, op.inner)
     arguments = (Argument("input", "x", shape), Argument("output", "y", shape))

@@ -232,7 +232,7 @@ def of_lmu_memory(op: lmu_memory.LmuMemory, target: CpuTarget) -> Case:
 def of_lif(op: lif.Lif, target: CpuTarget) -> Case:
     """The fused op: spikes are those of fp32, to the last one."""
     x = Drawn(op.inner)(op.outer, op.time, op.inner, scale=2.0)
-    y = lif_reference(x, op.tau, op.threshold, op.reset, op.decay_input, 1, op.beta)
+    y = lif_reference(x, op.tau, op.threshold, op.reset, op.decay_input, 1, op.beta, op.late, op.drop)
     assert 0.02 < float(y.mean()) < 0.98
     return Case(lif.emit(op, target), (x.numpy(),), (y.double().numpy(),), tolerance=0.0)
 
@@ -298,6 +298,9 @@ def sweep(target: CpuTarget) -> list[Case]:
         lif.Lif(3, 20, 5, 2.0, 0.5, -0.2),
         lif.Lif(1, 40, 21, beta=0.3, reset=None),
         lif.Lif(1, 40, 21, beta=0.9, decay_input=False),
+        lif.Lif(2, 40, 21, beta=0.9, decay_input=False, reset=None, late=True),
+        lif.Lif(1, 40, 19, threshold=0.7, reset=None, drop=0.4),
+        lif.Lif(1, 40, 5, threshold=0.7, reset=None, late=True, drop=0.9),
     )
     return [
         *(of_pointwise(op, target, has_bias=op.outputs != 39) for op in layers),
