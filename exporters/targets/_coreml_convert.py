@@ -2,7 +2,7 @@
 
 Core ML's operators have names without modules, and those of a fused op's lowering say nothing at all. coremltools keeps
 the stack trace of the captured node beside each operator that it makes of it, through its own passes. `_with_modules`
-puts the module's path there, and `_sources` gathers them for the package's metadata, where `mil.program` reads them.
+puts the module's path there, and `_sources` gathers them for the trace beside the package, where `mil.program` reads them.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import torch
 from torch.export import ExportedProgram
 
 from edgesmith.errors import BadInput, EdgesmithError, Unsupported
+from edgesmith.exporters.artifact import write_notes
 from edgesmith.exporters.graph.capture import Program, exported, with_module, with_own_outputs
 from edgesmith.exporters.graph.edit import fork, module_path, tidy
 from edgesmith.exporters.graph.plain_types import with_plain_types
@@ -33,7 +34,7 @@ from edgesmith.exporters.mil.states import keep_states
 from edgesmith.exporters.rewrites.fold_batchnorm import fold_forwards
 from edgesmith.exporters.rewrites.rewrite import Reject
 from edgesmith.exporters.targets._coreml_inputs import with_core_ml_inputs
-from edgesmith.exporters.targets._coreml_package import check_names, describe, write
+from edgesmith.exporters.targets._coreml_package import check_names, describe, notes_of, write
 from edgesmith.exporters.targets._coreml_spelling import spell_out
 from edgesmith.exporters.targets._coreml_translations import own_translations
 from edgesmith.exporters.targets._refusal import refuse
@@ -87,8 +88,9 @@ def lower(program: Program, path: Path, request: Request, system: Any) -> None:
         first = next(iter(packages.values()))
         model = read_specification(first) if len(packages) == 1 else join(packages, first)
         sources = {name: one.sources for name, one in made.items()}
-        describe(model, request, sources, [one for each in made.values() for one in each.legalized])
+        describe(model, request, [one for each in made.values() for one in each.legalized])
         write(model, first, path)
+    write_notes(path.parent, path.name, notes_of(request, sources))
     check_names(model, {name: one.program for name, one in made.items()}, request.classifies)
 
 

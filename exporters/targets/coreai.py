@@ -17,12 +17,16 @@ from typing import TYPE_CHECKING
 from edgesmith.exporters.costs import Costs
 from edgesmith.exporters.targets import _coreai_adapter as adapter
 from edgesmith.exporters.targets.target import Arrays, NotHere, Request, Target, TargetFile
+from edgesmith.exporters.usage import coreai
 
 if TYPE_CHECKING:
     import numpy as np
 
     from edgesmith.exporters.graph.capture import Program
+    from edgesmith.exporters.manifest import InterfaceRecord, Manifest
     from edgesmith.exporters.streaming.step import Step
+    from edgesmith.exporters.usage.facts import Facts
+    from edgesmith.exporters.usage.source import Snippet
 
 
 class CoreAi(Target):
@@ -50,6 +54,10 @@ class CoreAi(Target):
     def open(self, path: Path) -> CoreAiFile:
         """Open an `.aimodel`."""
         return CoreAiFile(path, self.runtime)
+
+    def snippets(self, facts: Facts, manifest: Manifest) -> tuple[Snippet, ...]:
+        """Return programs for Core AI."""
+        return coreai.snippets(facts)
 
     def cannot_run(self) -> str | None:
         """The runtime comes with coreai-core."""

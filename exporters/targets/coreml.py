@@ -20,10 +20,14 @@ from typing import TYPE_CHECKING, Any
 from edgesmith.errors import BadInput
 from edgesmith.exporters.costs import Costs
 from edgesmith.exporters.targets.target import Request, Target
+from edgesmith.exporters.usage import coreml
 
 if TYPE_CHECKING:
     from edgesmith.exporters.graph.capture import Program
+    from edgesmith.exporters.manifest import Manifest
     from edgesmith.exporters.targets._coreml_file import CoreMlFile
+    from edgesmith.exporters.usage.facts import Facts
+    from edgesmith.exporters.usage.source import Snippet
 
 _KEEPS_STATES = 18
 """The first iOS whose Core ML has states."""
@@ -49,6 +53,10 @@ class CoreMl(Target):
         from edgesmith.exporters.targets._coreml_translations import OWN_TRANSLATIONS
 
         return OWN_TRANSLATIONS
+
+    def snippets(self, facts: Facts, manifest: Manifest) -> tuple[Snippet, ...]:
+        """Return programs for Core ML."""
+        return coreml.snippets(facts)
 
     def cannot_run(self) -> str | None:
         """Return None: nothing hinders the evaluator."""

@@ -14,13 +14,11 @@ import typer
 from edgesmith.cli import options as given
 from edgesmith.cli.chosen import Chosen, chooses_model
 from edgesmith.cli.export import export_chosen
-from edgesmith.cli.tables import new_table, print_json, print_line, print_lines, print_table, show_progress
+from edgesmith.cli.tables import Table, new_table, print_json, print_line, print_lines, print_table, show_progress
 from edgesmith.errors import BadInput
 from edgesmith.writing import write_whole
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from edgesmith.bench.measure import Settings
     from edgesmith.bench.measurement import Measurement, Profile
     from edgesmith.bench.transport import Address

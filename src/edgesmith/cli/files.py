@@ -12,15 +12,13 @@ from edgesmith.cli import options as given
 from edgesmith.cli.chosen import Chosen, chooses_model
 from edgesmith.cli.export import one_artifact
 from edgesmith.cli.rows import Row, describe_counts, describe_flags, engine_rows
-from edgesmith.cli.tables import new_table, print_json, print_line, print_table, show_stage
+from edgesmith.cli.tables import Table, new_table, print_json, print_line, print_table, show_stage
 from edgesmith.errors import VerificationFailed
 
 LINTED = "coreml"
 """The target whose packages have rules."""
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from edgesmith.exporters.mil.lint import Finding, Report
 
 
