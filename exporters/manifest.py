@@ -74,8 +74,8 @@ class ModelRecord(TypedDict):
         normalisation: of images, or in words what was done to the features of frames.
         series: of a forecaster, what it reads and returns, see models/series.py.
         fixed: arguments of a module's forward that are part of the file, as Python writes them.
-        interface: what the file itself calls and takes; a classifier's outputs are others than `outputs`. Left out where a
-            target of a plugin does not say.
+        interface: what the file itself calls and takes; a classifier's outputs are others than `outputs`. A target of a
+            plugin may leave it out.
     """
 
     name: str

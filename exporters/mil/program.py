@@ -291,7 +291,7 @@ def walk_all(block: Block) -> Iterator[Operation]:
 
 SOURCES = "edgesmith.sources"
 """Kept beside a package, or in older ones user-defined metadata: a JSON object from the model's modules to the names of
-their operators. A package of several functions has one for each, whose key ends with a point and the function's name."""
+their operators. A package of several functions has one for each, whose key ends with a point and its name."""
 
 _VARIADIC = frozenset({"values", "loop_vars", "elem_shape"})
 """Parameters of MIL operators that take several operands, and are a tuple with one as well."""

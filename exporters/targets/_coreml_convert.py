@@ -2,7 +2,7 @@
 
 Core ML's operators have names without modules, and those of a fused op's lowering say nothing at all. coremltools keeps
 the stack trace of the captured node beside each operator that it makes of it, through its own passes. `_with_modules`
-puts the module's path there, and `_sources` gathers them for the trace beside the package, where `mil.program` reads them.
+puts the module's path there, and `_sources` gathers them for the trace beside the package, which `mil.program` reads.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from edgesmith.exporters.graph.capture import Program
-    from edgesmith.exporters.manifest import InterfaceRecord, Manifest
+    from edgesmith.exporters.manifest import InterfaceRecord, Manifest, ValueRecord
     from edgesmith.exporters.streaming.step import Step
     from edgesmith.exporters.usage.facts import Facts
     from edgesmith.exporters.usage.source import Snippet
@@ -75,6 +75,11 @@ class CoreAiFile(TargetFile):
         """Return operators by type, those inside loops too, a composite as one, constants left out."""
         return dict(sorted(adapter.operators(self.path).items(), key=lambda item: (-item[1], item[0])))
 
+    def interface(self) -> InterfaceRecord:
+        """Return inputs and outputs, as the program declares them."""
+        given, returned = adapter.interface(self.path)
+        return {"inputs": [_record(*one) for one in given], "outputs": [_record(*one) for one in returned]}
+
     def run(self, calls: Sequence[Arrays]) -> list[list[np.ndarray]] | NotHere:
         """Execute in Core AI's runtime."""
         import numpy as np
@@ -111,6 +116,10 @@ class CoreAiFile(TargetFile):
             return [value.astype(np.float32) for value in session(values)]
 
         return Step(call, close=session.close)
+
+
+def _record(name: str, kind: str, shape: Sequence[int]) -> ValueRecord:
+    return {"name": name, "type": kind, "shape": [*shape]}
 
 
 def _facts(request: Request) -> dict[str, str]:

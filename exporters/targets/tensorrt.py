@@ -50,9 +50,9 @@ if TYPE_CHECKING:
 
     from edgesmith.exporters.graph.capture import Program
     from edgesmith.exporters.manifest import InterfaceRecord, Manifest
+    from edgesmith.exporters.streaming.step import Step
     from edgesmith.exporters.usage.facts import Facts
     from edgesmith.exporters.usage.source import Snippet
-    from edgesmith.exporters.streaming.step import Step
 
 ONNX = ".onnx"
 """Suffix of the typed ONNX: of a kit's file, and of what lies beside an engine."""

@@ -1,6 +1,6 @@
 """Snippets for Core AI: Swift by Apple's reference (developer.apple.com/documentation/coreai), and Python.
 
-    AIModel(contentsOf:)  loadFunction(named:)  NDArray(scalars:shape:)  run(inputs:)  Outputs.remove(_:)  view(as:)
+AIModel(contentsOf:)  loadFunction(named:)  NDArray(scalars:shape:)  run(inputs:)  Outputs.remove(_:)  view(as:)
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 
 from edgesmith.exporters.usage.facts import Facts, Stream, Value
 from edgesmith.exporters.usage.onnx_runtime import numpy_type, python_prepare
-from edgesmith.exporters.usage.source import PYTHON, SWIFT, Snippet, name_in, numbers, quote
+from edgesmith.exporters.usage.source import PYTHON, SWIFT, Snippet, name_in, numbers, quote, swift_delay
 
 ENTRY = "main"
 """The name of a file's function."""
@@ -77,7 +77,11 @@ def _swift_step(facts: Facts, stream: Stream) -> str:
     states = "".join(
         f"    {quote(SWIFT, one.name)}: filled({one.initial!r}, [{numbers(one.shape)}]),\n" for one in stream.states
     )
-    flag = "" if stream.is_frame is None else f"    inputs[{quote(SWIFT, stream.is_frame)}] = filled(isFrame ? 1 : 0, [1])\n"
+    flag = (
+        ""
+        if stream.is_frame is None
+        else f"    inputs[{quote(SWIFT, stream.is_frame)}] = filled(isFrame ? 1 : 0, [1])\n"
+    )
     return f"""
 func filled(_ value: Float, _ shape: [Int]) -> NDArray {{
     NDArray(scalars: [Float](repeating: value, count: shape.reduce(1, *)), shape: shape)
@@ -86,8 +90,7 @@ func filled(_ value: Float, _ shape: [Int]) -> NDArray {{
 var states: [String: NDArray] = [
 {states}]
 
-/// Returns {first.name} [{numbers(first.sizes)}] for the frame {stream.delay} steps ago.
-/// The first {stream.delay} results are of no frame; after the last frame come {stream.delay} steps with zeros and isFrame false.
+/// Returns {first.name} [{numbers(first.sizes)}] {swift_delay(stream.delay)}
 func step(_ frame: [Float], isFrame: Bool = true) async throws -> NDArray {{
     var inputs = states
     inputs[{quote(SWIFT, stream.frame)}] = NDArray(scalars: frame, shape: [{numbers(frame.sizes)}])
@@ -111,7 +114,7 @@ def python(facts: Facts) -> str:
         for one in states
     )
     loop = (
-        '        # The next step\'s states: {name[5:]: value for name, value in outputs.items() if name.startswith("next_")}\n'
+        '        # What begins with "next_" are the states of the next step, by the rest of its name.\n'
         if states
         else ""
     )
@@ -126,7 +129,7 @@ from coreai.runtime import NDArray
 
 async def predict(inputs):
     \"\"\"Return the outputs by name, for inputs by name.\"\"\"
-    async with AIModelAsset(Path({quote(PYTHON, facts.file)})).executable() as model:
+    async with AIModelAsset.load(Path({quote(PYTHON, facts.file)})).executable() as model:
         function = model.load_function("{ENTRY}")
         results = await function({{name: NDArray(value) for name, value in inputs.items()}})
         return {{name: results[name].numpy().copy() for name in function.desc.output_names}}

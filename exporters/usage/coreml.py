@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 
 from edgesmith.exporters.usage.facts import Facts, Stream, Value, states_handed_on
-from edgesmith.exporters.usage.source import PYTHON, SWIFT, Snippet, name_in, numbers, quote
+from edgesmith.exporters.usage.source import PYTHON, SWIFT, Snippet, name_in, numbers, quote, swift_delay
 
 _KINDS = {"float32": ".float32", "float16": ".float16", "float64": ".double", "int32": ".int32"}
 _STATES_SINCE = "Core ML keeps the states from iOS 18 and macOS 15 on."
@@ -97,13 +97,18 @@ def _swift_output(value: Value) -> str:
         return f"let {name} = {at}.stringValue  // {value.meaning}\n"
     if value.type == "scores":
         return f"let {name} = {at}.dictionaryValue  // {value.meaning}\n"
-    return f"let {name} = {at}.multiArrayValue!  // [{numbers(value.sizes)}]{', ' + value.meaning if value.meaning else ''}\n"
+    said = f", {value.meaning}" if value.meaning else ""
+    return f"let {name} = {at}.multiArrayValue!  // [{numbers(value.sizes)}]{said}\n"
 
 
 def _swift_step(facts: Facts, stream: Stream) -> str:
     """Return the loop over frames: Core ML keeps the states, or the program hands them from step to step."""
     frame = next(one for one in facts.inputs if one.name == stream.frame)
-    flag = "" if stream.is_frame is None else f",\n        {quote(SWIFT, stream.is_frame)}: try filled(isFrame ? 1 : 0, [1])"
+    flag = (
+        ""
+        if stream.is_frame is None
+        else f",\n        {quote(SWIFT, stream.is_frame)}: try filled(isFrame ? 1 : 0, [1])"
+    )
     first = facts.outputs[0]
     handed = states_handed_on(facts)
     kind = _KINDS[frame.type]
@@ -123,12 +128,13 @@ func filled(_ value: Double, _ shape: [NSNumber]) throws -> MLMultiArray {{
         )
         made = f"\nvar states: [String: MLMultiArray] = [\n{rows}]\n"
         merged, run = "var inputs", "model.prediction(from: provider)"
-        after = """    for name in states.keys { states[name] = outputs.featureValue(for: "next_\\(name)")!.multiArrayValue! }
+        after = """    for name in states.keys {
+        states[name] = outputs.featureValue(for: "next_\\(name)")!.multiArrayValue!
+    }
 """
     joined = "" if stream.is_kept else "    inputs.merge(states) { given, _ in given }\n"
     return f"""{filled}{made}
-/// Returns {first.name} [{numbers(first.sizes)}] for the frame {stream.delay} steps ago.
-/// The first {stream.delay} results are of no frame; after the last frame come {stream.delay} steps with zeros and isFrame false.
+/// Returns {first.name} [{numbers(first.sizes)}] {swift_delay(stream.delay)}
 func step(_ frame: MLMultiArray, isFrame: Bool = true) throws -> MLMultiArray {{
     {merged}: [String: MLMultiArray] = [
         {quote(SWIFT, stream.frame)}: frame{flag}
@@ -138,7 +144,8 @@ func step(_ frame: MLMultiArray, isFrame: Bool = true) throws -> MLMultiArray {{
 {after}    return outputs.featureValue(for: {quote(SWIFT, first.name)})!.multiArrayValue!
 }}
 
-let frame = try filled(0, [{numbers(frame.sizes)}])  // your frame here, as it comes{": " + frame.meaning if frame.meaning else ""}
+// Your frame here, as it comes{": " + frame.meaning if frame.meaning else ""}.
+let frame = try filled(0, [{numbers(frame.sizes)}])
 let {name_in(SWIFT, first.name)} = try step(frame)
 """
 
@@ -155,7 +162,8 @@ def python(facts: Facts) -> str:
     using = ", state" if kept else ""
     prepared = f"state = model.make_state()  # {_STATES_SINCE}\n" if kept else ""
     after = (
-        "inputs.update({name[5:]: value for name, value in outputs.items() if name.startswith(\"next_\")})  # the next step's\n"
+        'states = {name[5:]: value for name, value in outputs.items() if name.startswith("next_")}\n'
+        "inputs.update(states)  # for the next step\n"
         if handed
         else ""
     )

@@ -228,5 +228,3 @@ def _first_output(manifest: Manifest) -> str:
 def states_handed_on(facts: Facts) -> Sequence[StateValue]:
     """Return the states that the caller hands from step to step."""
     return () if facts.stream is None or facts.stream.is_kept else facts.stream.states
-
-

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from edgesmith.errors import BadInput
 from edgesmith.exporters.usage.facts import Facts, Value, states_handed_on
-from edgesmith.exporters.usage.source import LANGUAGES, Snippet
+from edgesmith.exporters.usage.source import LANGUAGES, Snippet, count
 from edgesmith.show import in_markdown
 
 GUIDE = "USE.md"
@@ -73,14 +73,15 @@ def _table(kind: str, values: Sequence[Value]) -> Iterator[str]:
 def _notes(facts: Facts) -> Iterator[str]:
     """Yield what a caller has to know beside names and shapes."""
     if facts.labels is not None:
-        yield f"It has {facts.labels} labels, in the order of the file that `--labels` named: class i is its line i + 1."
+        order = "in the order of the file that `--labels` named: class i is its line i + 1"
+        yield f"It has {facts.labels} labels, {order}."
         yield ""
     stream = facts.stream
     if stream is None:
         return
     who = "the runtime keeps them" if stream.is_kept else "each step's are outputs, and the next one's inputs"
     yield (
-        f"One step of a sequence: a frame goes in, and its prediction comes out {stream.delay} steps later."
+        f"One step of a sequence: a frame goes in, and its prediction comes out {count(stream.delay, 'step')} later."
         if stream.delay
         else "One step of a sequence: a frame goes in, and its prediction comes out."
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgesmith.exporters.usage.facts import Facts, Stream, Value
-from edgesmith.exporters.usage.source import CPP, KOTLIN, PYTHON, Snippet, name_in, numbers, quote
+from edgesmith.exporters.usage.source import CPP, KOTLIN, PYTHON, Snippet, count, name_in, numbers, quote
 
 RUNTIME = "ONNX Runtime"
 LABELS_KEY = "edgesmith.labels"
@@ -126,7 +126,9 @@ def _python_example(facts: Facts, value: Value, name: str) -> str:
         batch = sizes[0] if len(sizes) == 4 else 1
         made = one if batch == 1 else f"np.repeat({one}, {batch}, 0)"
         return f"{name} = {made}  # your image here"
-    return f"{name} = np.zeros({_tuple(value.sizes)}, {numpy_type(value.type)})  # yours here: {value.meaning or 'data'}"
+    return (
+        f"{name} = np.zeros({_tuple(value.sizes)}, {numpy_type(value.type)})  # yours here: {value.meaning or 'data'}"
+    )
 
 
 def _python_result(facts: Facts) -> str:
@@ -221,7 +223,9 @@ bool read_raw(std::vector<T>& values) {
 }
 """
 
-_CPP_TENSOR = """Ort::Value tensor(void* values, size_t bytes, const std::vector<int64_t>& shape, ONNXTensorElementDataType type) {
+_CPP_TENSOR = """using Shape = std::vector<int64_t>;
+
+Ort::Value tensor(void* values, size_t bytes, const Shape& shape, ONNXTensorElementDataType type) {
   const auto memory = Ort::MemoryInfo::CreateCpu(OrtDeviceAllocator, OrtMemTypeDefault);
   return Ort::Value::CreateTensor(memory, values, bytes, shape.data(), shape.size(), type);
 }
@@ -267,16 +271,21 @@ def _cpp_show(value: Value, at: str) -> str:
 
 def _cpp_call(facts: Facts) -> str:
     inputs = "".join(map(_cpp_input, facts.inputs))
+    taken, returned = len(facts.inputs), len(facts.outputs)
     reads = " || ".join(f"!read_raw({name_in(CPP, one.name)})" for one in facts.inputs)
     tensors = "".join(f"  inputs.push_back({_cpp_tensor(one)});\n" for one in facts.inputs)
-    shows = "".join(f"  // {one.name}: {_cpp_words(one)}\n" + _indent(_cpp_show(one, f"outputs[{i}]")) for i, one in enumerate(facts.outputs))
+    shows = "".join(
+        f"  // {one.name}: {_cpp_words(one)}\n" + _indent(_cpp_show(one, f"outputs[{i}]"))
+        for i, one in enumerate(facts.outputs)
+    )
     return f"""
 {inputs}  if ({reads}) return 1;
   std::vector<Ort::Value> inputs;
 {tensors}
   const char* input_names[] = {{{", ".join(quote(CPP, one.name) for one in facts.inputs)}}};
   const char* output_names[] = {{{", ".join(quote(CPP, one.name) for one in facts.outputs)}}};
-  auto outputs = session.Run(Ort::RunOptions(), input_names, inputs.data(), {len(facts.inputs)}, output_names, {len(facts.outputs)});
+  auto outputs =
+      session.Run(Ort::RunOptions(), input_names, inputs.data(), {taken}, output_names, {returned});
   std::cout.precision(9);
 {shows}"""
 
@@ -293,9 +302,11 @@ def _cpp_step(facts: Facts, stream: Stream) -> str:
     states = "\n".join(
         f"  states.push_back({{{{{numbers(one.shape)}}}, {one.initial!r}f}});  // {one.name}" for one in stream.states
     )
-    fed, given = name_in(CPP, stream.frame), len(head)
-    flag = "" if stream.is_frame is None else (
-        f"    inputs.push_back(tensor(&is_frame, sizeof(is_frame), {{1}}, {_element_type('float32')}));\n"
+    fed = name_in(CPP, stream.frame)
+    flag = (
+        ""
+        if stream.is_frame is None
+        else (f"    inputs.push_back(tensor(&is_frame, sizeof(is_frame), {{1}}, {_element_type('float32')}));\n")
     )
     shows = "".join(_indent(_indent(_indent(_cpp_show(one, f"outputs[{i}]")))) for i, one in enumerate(facts.outputs))
     return f"""
@@ -327,8 +338,10 @@ def _cpp_step(facts: Facts, stream: Stream) -> str:
     std::vector<Ort::Value> inputs;
     inputs.push_back({_cpp_tensor(frame)});
 {flag}    for (Ort::Value& state : kept) inputs.push_back(std::move(state));
-    auto outputs = session.Run(Ort::RunOptions(), input_names, inputs.data(), {len(names)}, output_names, {len(results)});
-    kept.assign(std::make_move_iterator(outputs.begin() + {len(facts.outputs)}), std::make_move_iterator(outputs.end()));
+    auto outputs =
+        session.Run(Ort::RunOptions(), input_names, inputs.data(), {len(names)}, output_names, {len(results)});
+    kept.clear();
+    std::move(outputs.begin() + {len(facts.outputs)}, outputs.end(), std::back_inserter(kept));
     if (t >= delay) {{
 {shows}    }}
   }}
@@ -369,13 +382,11 @@ def _kotlin_call(facts: Facts) -> str:
     pairs = list(zip(names, facts.inputs, strict=True))
     parameters = ", ".join(f"{name}: {_KOTLIN_TYPES[one.type][1]}" for name, one in pairs)
     words = "".join(f"     * @param {name} {_cpp_words(one)}\n" for name, one in pairs)
-    made = "".join(
-        f"        {quote(KOTLIN, one.name)} to {_kotlin_tensor(one, name)},\n" for name, one in pairs
-    )
+    made = "".join(f"        {quote(KOTLIN, one.name)} to {_kotlin_tensor(one, name)},\n" for name, one in pairs)
     first = facts.outputs[0]
     return f"""
     /**
-     * Returns {_say(first)}{', ' + first.meaning if first.meaning else ''}.
+     * Returns {_say(first)}{", " + first.meaning if first.meaning else ""}.
 {words}     */
     fun predict({parameters}): Any {{
         val inputs = mapOf(
@@ -393,10 +404,13 @@ def _kotlin_step(facts: Facts, stream: Stream) -> str:
     frame = next(one for one in facts.inputs if one.name == stream.frame)
     first = facts.outputs[0]
     states = "".join(
-        f"        {quote(KOTLIN, one.name)} to filled({one.initial!r}f, {numbers(one.shape)}),\n" for one in stream.states
+        f"        {quote(KOTLIN, one.name)} to filled({one.initial!r}f, {numbers(one.shape)}),\n"
+        for one in stream.states
     )
-    flag = "" if stream.is_frame is None else (
-        f"        inputs[{quote(KOTLIN, stream.is_frame)}] = filled(if (frame != null) 1f else 0f, 1)\n"
+    flag = (
+        ""
+        if stream.is_frame is None
+        else (f"        inputs[{quote(KOTLIN, stream.is_frame)}] = filled(if (frame != null) 1f else 0f, 1)\n")
     )
     return f"""
     private var states: Map<String, OnnxTensor> = first()
@@ -418,9 +432,9 @@ def _kotlin_step(facts: Facts, stream: Stream) -> str:
     }}
 
     /**
-     * Returns {_say(first)} for the frame {stream.delay} steps ago, null where there was none yet.
+     * Returns {_say(first)} for the frame {count(stream.delay, "step")} ago, null where there was none yet.
      *
-     * @param frame {_cpp_words(frame)}; null in the {stream.delay} steps after the last one.
+     * @param frame {_cpp_words(frame)}; null in the {count(stream.delay, "step")} after the last one.
      */
     fun step(frame: FloatArray?): Any? {{
         val inputs = states.toMutableMap()

@@ -216,7 +216,10 @@ def _cpp_call(facts: Facts) -> str:
     for one in facts.outputs:
         size = _bytes(_cpp_type(one), one.count)
         lines += [f"  get({quote(CPP, one.name)}, {name_in(CPP, one.name)}.data(), {size});"]
-    lines += ["  cudaStreamSynchronize(stream);", f"  for (auto value : {name_in(CPP, facts.outputs[0].name)}) std::cout << value << ' ';"]
+    lines += [
+        "  cudaStreamSynchronize(stream);",
+        f"  for (auto value : {name_in(CPP, facts.outputs[0].name)}) std::cout << value << ' ';",
+    ]
     return "\n" + "\n".join(lines) + "\n"
 
 
@@ -260,7 +263,8 @@ def _cpp_step(facts: Facts, stream: Stream) -> str:
     put({quote(CPP, stream.frame)}, {fed}.data(), {fed}.size() * sizeof(float));
 {put_flag}    if (!context->enqueueV3(stream)) return 1;
     for (const State& state : states) {{  // each step's outputs are the next one's inputs
-      cudaMemcpyAsync(device[state.name], device[state.next], state.count * sizeof(float), cudaMemcpyDeviceToDevice, stream);
+      const size_t size = state.count * sizeof(float);
+      cudaMemcpyAsync(device[state.name], device[state.next], size, cudaMemcpyDeviceToDevice, stream);
     }}
     get({quote(CPP, first.name)}, {name}.data(), {name}.size() * sizeof(float));
     cudaStreamSynchronize(stream);

@@ -131,6 +131,7 @@ def _origin(manifest: Mapping[str, Any]) -> Origin:
         "model": manifest["model"],
         "weights": manifest["weights"],
         "target": manifest["target"],
+        **({"streaming": manifest["streaming"]} if "streaming" in manifest else {}),
         "precision": manifest["precision"],
         "tool": manifest["tool"],
         "verification": {"inputs": verification["inputs"], "judged_as": verification["judged_as"]},

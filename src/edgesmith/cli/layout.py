@@ -16,6 +16,9 @@ from collections.abc import Iterator, Sequence
 
 Rows = Sequence[Sequence[str]]
 
+MOST_LINES, FEWEST_TALL = 5, 3
+"""Lines of a row, and columns from which on more of them make a block of it."""
+
 _GAP = "  "
 """Between two columns."""
 
@@ -39,7 +42,7 @@ def draw(columns: Sequence[str], rows: Rows, *, width: int, has_names: bool = Fa
         rule: the character under the titles.
     """
     widths = column_widths(columns, rows, width, has_names)
-    if widths is None:
+    if widths is None or _is_tall(rows, widths):
         yield from _blocks(columns, rows, width)
         return
     if any(columns):
@@ -64,6 +67,14 @@ def column_widths(columns: Sequence[str], rows: Rows, width: int, has_names: boo
     wanted = [wide - narrow for narrow, wide in zip(least, most, strict=True)]
     share = min(1.0, left / sum(wanted)) if any(wanted) else 0.0
     return [narrow + int(share * want) for narrow, want in zip(least, wanted, strict=True)]
+
+
+def _is_tall(rows: Rows, widths: Sequence[int]) -> bool:
+    """Return whether a row of several short columns takes more lines than anybody reads across."""
+    if len(widths) < FEWEST_TALL:
+        return False
+    cells = (break_lines(cell, width) for row in rows for cell, width in zip(row, widths, strict=True))
+    return any(cell.count("\n") >= MOST_LINES for cell in cells)
 
 
 def break_lines(text: str, width: int) -> str:
@@ -125,4 +136,3 @@ def _words(line: str) -> list[str]:
     start = len(line) - len(line.lstrip())
     words = [one for one in _kept(line.strip()).split(" ") if one] or [""]
     return [words[0].rjust(len(words[0]) + start), *words[1:]]
-

@@ -1,6 +1,6 @@
-"""Names that a shell completes: of models, targets, precisions and devices. Asked for when Tab is pressed, and then only.
+"""Names that a shell completes: of models, targets, precisions and devices. They are asked for when Tab is pressed.
 
-    edgesmith --install-completion
+edgesmith --install-completion
 """
 
 from __future__ import annotations
