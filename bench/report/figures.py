@@ -323,7 +323,7 @@ def _pair(x: float, y: float) -> str:
     return f"{_n(x)},{_n(y)}"
 
 
-ROW = 30.0
+ROW = 38.0
 """Height of a row of a strip."""
 
 
@@ -345,7 +345,7 @@ def draw_strip(name: str, title: str, summary: str, rows: Sequence[tuple[str, fl
     _write(svg, "label middle", WIDTH / 2, height - DESCENT - 3, x.label, text_width(x.label))
     for i, (label, p50, p90, p99) in enumerate(rows):
         top = TOP / 2 + ROW * i
-        py = top + ROW - 8
+        py = top + ROW - 11
         _write(svg, "row", margin, top + ASCENT, shortened(label, WIDTH - 2 * margin), WIDTH - 2 * margin)
         _add(svg, "line", {"class": "tail", "x1": _n(place(p50)), "x2": _n(place(p99)), "y1": _n(py), "y2": _n(py)})
         _add(svg, "line", {"class": "reach", "x1": _n(place(p50)), "x2": _n(place(p90)), "y1": _n(py), "y2": _n(py)})

@@ -161,7 +161,8 @@ def profile(
         for one in found:
             table.add_row(*measured.row(one))
         print_table(table)
-        print_lines("".join(f"{line}\n" for line in dict.fromkeys(map(measured.describe_device, found))))
+        for line in dict.fromkeys(map(measured.describe_device, found)):
+            print_line(line)
 
 
 def build_on(

@@ -231,7 +231,7 @@ def verify(
 
 
 def _checks_table(title: str, checks: list[CheckRecord]) -> Table:
-    table = new_table(title, "check", "result")
+    table = new_table(title, "check", "result", names=True)
     for check in checks:
         table.add_row(check["step"], describe_check(check))
     return table

@@ -28,7 +28,7 @@ _KEPT = "\x00"
 LONGEST_NUMBER = 40
 """Characters of what counts as a number with its interval."""
 
-_IS_NUMBER = re.compile(r"(?=.*\d)[\d.,:%+\-()/xe ]+( to [\d.,e+-]+\)?)?( ?[A-Za-zµ%]{1,3})?", re.ASCII)
+_IS_NUMBER = re.compile(r"(?=.*\d)[\d.,:%+\-()/xe >]+( to [\d.,e+-]+\)?)?( ?[A-Za-zµ%]{1,3})?", re.ASCII)
 _BEFORE_UNIT = re.compile(r"(?<=\d) (?=(?:[kMGT]i?B|[munµ]?s|dB|[mkµ]?W|[mkµ]?J|[kMG]?Hz|MACs|[kMG])\b|%)")
 
 

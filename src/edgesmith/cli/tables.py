@@ -118,7 +118,7 @@ def print_table(table: Table) -> None:
         table.columns if table.has_header else ("",) * len(table.columns),
         table.rows,
         width=line_width(),
-        has_names=table.names,
+        has_names=table.names or not table.has_header,
         rule="\N{BOX DRAWINGS LIGHT HORIZONTAL}" if is_utf8 else "-",
     )
     if table.title:
