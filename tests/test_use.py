@@ -21,6 +21,8 @@ import edgesmith
 from edgesmith import cli
 from edgesmith.exporters import targets
 from edgesmith.exporters.artifact import Artifact, read, read_reference
+from edgesmith.exporters.mil.functions import read_specification
+from edgesmith.exporters.mil.program import load
 from edgesmith.exporters.streaming.stepper import Stepper, open_onnx_step
 from edgesmith.exporters.usage.facts import Facts, read_facts
 from edgesmith.exporters.usage.guide import GUIDE, page
@@ -377,3 +379,56 @@ def test_a_page_of_a_target_without_programs_says_so(export_small: Callable[...,
     text = page(facts_of(export_small("onnx")), ())
     assert "Nobody has written a program" in text
     assert CPP not in text.split("Nobody")[1]
+
+
+# Core ML packages, as Xcode shows them
+
+
+def test_a_package_is_described_for_who_uses_it(images: dict[str, Artifact]) -> None:
+    if "coreml" not in images:
+        pytest.skip("coremltools is not installed")
+    made = images["coreml"]
+    description = read_specification(made.file).description
+    metadata = description.metadata
+    assert metadata.userDefined["com.apple.coreml.model.preview.type"] == "imageClassifier"
+    assert metadata.author == made.manifest["model"]["source"]
+    assert metadata.license == "MIT"
+    assert metadata.versionString == f"weights {made.manifest['weights']['sha256'][:12]}"
+    said = [feature.shortDescription for feature in (*description.input, *description.output)]
+    assert said == [
+        "A picture in RGB; the model normalises it.",
+        "The best class's label.",
+        "Each class's probability, by its label.",
+    ]
+    own = {key: value for key, value in metadata.userDefined.items() if key.startswith("edgesmith.")}
+    assert own.keys() <= {"edgesmith.version", "edgesmith.precision", "edgesmith.legalized"}
+    assert not any("mean" in key or "std" in key for key in metadata.userDefined)
+    assert cli.run(["lint", str(made.path), "--strict"]) == 0
+
+
+def test_what_only_edgesmith_reads_lies_beside_the_package(images: dict[str, Artifact], tmp_path: Path) -> None:
+    if "coreml" not in images:
+        pytest.skip("coremltools is not installed")
+    made = images["coreml"]
+    sources = {one.source for one in load(made.file).operations()}
+    assert len(sources - {None}) > 10
+    alone = Path(shutil.copytree(made.file, tmp_path / made.file.name))
+    assert {one.source for one in load(alone).operations()} == {None}
+    (tmp_path / "trace.json").write_text('{"package": "another.mlpackage", "notes": {"edgesmith.sources": {"x": []}}}')
+    assert {one.source for one in load(alone).operations()} == {None}  # notes of another package are none of its
+    (tmp_path / "trace.json").write_text("[1, 2")
+    assert {one.source for one in load(alone).operations()} == {None}
+    shutil.copy(made.path / "trace.json", tmp_path)
+    assert {one.source for one in load(alone).operations()} == sources
+
+
+def test_states_are_described(steps: dict[str, Artifact]) -> None:
+    if "coreml" not in steps:
+        pytest.skip("coremltools is not installed")
+    description = read_specification(steps["coreml"].file).description
+    said = {one.name: one.shortDescription for one in (*description.input, *description.output)}
+    assert all(said.values())
+    meanings = {one["name"]: one["meaning"] for one in steps["coreml"].manifest["streaming"]["states"]}  # type: ignore[typeddict-item]
+    for name, meaning in meanings.items():
+        assert said[name] == f"State: {meaning}."
+        assert said[f"next_{name}"] == f"State for the next step: {meaning}."

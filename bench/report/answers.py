@@ -33,7 +33,7 @@ MOST_IN_A_STRIP = 12
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a page's files come from.
+    """The origin of a page's files.
 
     Attributes:
         project: the name of the checkout that they lie in; empty where they lie in none.
@@ -184,7 +184,7 @@ def _strip(name: str, device: str, subjects: Sequence[tuple[str, Measurement, in
         f" Slowest: {slowest[0]} with {slowest[1][0].value:.3f} ms."
         + (f" {len(rows) - len(shown)} more are in the tables." if len(rows) > len(shown) else "")
     )
-    strips = [(label, *(one.value for one in found)) for label, found in shown]
+    strips = [(label, p50.value, p90.value, p99.value) for label, (p50, p90, p99) in shown]
     svg = figures.draw_strip(name, title, summary, strips)
     data = tuple((label, *(interval(one) for one in found)) for label, found in rows)
     table = Table(title, ("artifact", "p50, ms", "p90, ms", "p99, ms"), data, figures=(1, 2, 3))

@@ -101,7 +101,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Answers:
-    """What the page answers first."""
+    """The answers that the page begins with."""
 
     answers: tuple[Answer, ...]
     kind: str = "answers"

@@ -162,12 +162,12 @@ def draw_histogram(
         if value > high:
             continue
         px = at(value, 0.0)[0]
-        size = text_width(word)
-        left = min(px + 3, WIDTH - RIGHT - size)
+        wide = text_width(word)
+        left = min(px + 3, WIDTH - RIGHT - wide)
         row = next((i for i, end in enumerate(ends) if left > end + 2), len(ends) - 1)
-        ends[row] = left + size
+        ends[row] = left + wide
         _add(svg, "line", {"class": "limit", "x1": _n(px), "x2": _n(px), "y1": _n(TOP), "y2": _n(HEIGHT - BOTTOM)})
-        _write(svg, "note", left, TOP + ASCENT + (ASCENT + DESCENT) * row, word, size)
+        _write(svg, "note", left, TOP + ASCENT + (ASCENT + DESCENT) * row, word, wide)
     return svg
 
 

@@ -126,16 +126,18 @@ def _board(profile: DeviceProfile) -> Board:
 def _origin(manifest: Mapping[str, Any]) -> Origin:
     """The artifact's facts that the engine's manifest repeats."""
     verification = manifest["verification"]
-    return {
+    origin: Origin = {
         "schema": SCHEMA,
         "model": manifest["model"],
         "weights": manifest["weights"],
         "target": manifest["target"],
-        **({"streaming": manifest["streaming"]} if "streaming" in manifest else {}),
         "precision": manifest["precision"],
         "tool": manifest["tool"],
         "verification": {"inputs": verification["inputs"], "judged_as": verification["judged_as"]},
     }
+    if "streaming" in manifest:
+        origin["streaming"] = manifest["streaming"]
+    return origin
 
 
 def _write_cases(path: Path, cases: Cases, judged: Sequence[int]) -> None:
