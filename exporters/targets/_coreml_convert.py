@@ -25,7 +25,7 @@ from torch.export import ExportedProgram
 from edgesmith.errors import BadInput, EdgesmithError, Unsupported
 from edgesmith.exporters.artifact import write_notes
 from edgesmith.exporters.graph.capture import Program, exported, with_module, with_own_outputs
-from edgesmith.exporters.graph.edit import fork, module_path, tidy
+from edgesmith.exporters.graph.edit import Emitter, aten, fork, module_path, tidy
 from edgesmith.exporters.graph.plain_types import with_plain_types
 from edgesmith.exporters.graph.subgraphs import refuse_control_flow
 from edgesmith.exporters.mil.functions import join, read_specification
@@ -101,7 +101,7 @@ def _convert(program: Program, request: Request, package: Path, system: Any) -> 
     refuse_control_flow(program.module, "Core ML")
     program = with_core_ml_inputs(with_plain_types(with_own_outputs(program), doubles=True))
     if request.image_input:
-        program = scale_input(program, request)
+        program = take_pixels(scale_input(program, request), request)
     half = request.precision.is_half
     program, taken, states = _with_states(program, request)
     classifier = ct.ClassifierConfig(list(request.labels)) if request.labels and request.classifies else None
@@ -150,9 +150,7 @@ def _inputs(program: Program, request: Request) -> list[Any]:
     if request.image_input:
         assert request.image is not None
         shape = tuple(program.inputs[0].shape)
-        bias = [-value for value in request.image.mean]
-        layout = ct.colorlayout.RGB
-        return [ct.ImageType(program.input_names[0], shape, scale=1 / 255, bias=bias, color_layout=layout)]
+        return [ct.ImageType(program.input_names[0], shape, color_layout=ct.colorlayout.RGB)]
     real = np.float16 if request.precision.is_half else np.float32
     pairs = zip(program.input_names, program.inputs, strict=True)
     return [
@@ -212,6 +210,23 @@ def scale_input(program: Program, request: Request) -> Program:
         raise Unsupported(
             f"the standard deviations cannot be folded into the first convolution: {declined.reason}"
         ) from declined
+    return with_module(program, tidy(module))
+
+
+def take_pixels(program: Program, request: Request) -> Program:
+    """Return the program of `scale_input` for pixels from 0 to 255: it divides by 255 and takes the mean off.
+
+    Core ML would do both for an image's scale and bias, in fp32, which leaves the Neural Engine. The mean is no part of
+    the first convolution, which pads with zeros.
+    """
+    assert request.image is not None
+    module = fork(program.module)
+    (image,) = (node for node in module.graph.nodes if node.op == "placeholder")
+    emit = Emitter(module, image.next)
+    scaled = emit(aten.mul.Tensor, image, 1 / 255)
+    mean = emit.constant("image_mean", torch.tensor(request.image.mean).reshape(1, -1, 1, 1))
+    centred = emit(aten.sub.Tensor, scaled, mean)
+    image.replace_all_uses_with(centred, delete_user_cb=lambda user: user is not scaled)
     return with_module(program, tidy(module))
 
 
