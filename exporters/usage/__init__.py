@@ -1,4 +1,4 @@
-"""The way a file is run: its inputs and outputs in words, and the few lines of each language that run exactly this file.
+"""The way a file is run: its inputs and outputs in words, and the few lines of each language that run exactly it.
 
     facts.py         what an artifact's manifest says of its file
     source.py        names and literals as the languages write them
