@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -119,7 +120,7 @@ def test_the_page_follows_from_the_manifest_alone(export_small: Callable[..., Ar
 
 @pytest.mark.parametrize("target", ["onnx", "coreml", "coreai", "tensorrt"])
 def test_types_and_shapes_are_the_files_own(target: str, export_small: Callable[..., Artifact]) -> None:
-    made = export_small(target, precision="fp16")
+    made = export_small(target)  # fp16 for Core ML
     (given,), (returned,) = facts_of(made).inputs, facts_of(made).outputs
     assert (given.shape, returned.shape) == ((1, 3, 32, 64), (1, 10))
     assert given.type == ("float16" if target == "coreml" else "float32")
@@ -169,7 +170,8 @@ def test_a_value_may_have_any_name(language: str) -> None:
         assert written.isprintable()
     assert quote(KOTLIN, "${x}") == '"\\${x}"'
     assert quote(SWIFT, "\\(x)") == '"\\\\(x)"'
-    assert ast.literal_eval(quote(PYTHON, text := 'a"b\\n\u00e9')) == text
+    for text in ('a"b', "line\nbreak", "\u202e", "\\n"):
+        assert ast.literal_eval(quote(PYTHON, text)) == text
 
 
 # Python, as printed
