@@ -24,7 +24,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -251,19 +251,46 @@ def _numbered(path: Path, tensors: Mapping[str, T]) -> dict[int, dict[int, T]]:
     return found
 
 
+def write_notes(folder: Path, package: str, notes: Mapping[str, Any]) -> None:
+    """Keep what is known about a package and nobody needs who uses it, in the trace beside it.
+
+    Args:
+        package: its name; notes beside another one are none of its.
+        notes: by key, what JSON has.
+    """
+    _write_trace(folder, {"package": package, "notes": dict(notes)})
+
+
+def read_notes(package: Path) -> dict[str, Any]:
+    """Return what `write_notes` kept beside a package; empty where it kept nothing, or what lies there is no trace."""
+    file = package.parent / TRACE
+    try:
+        found = read_json(file, "trace", advice=ADVICE) if file.is_file() else {}
+    except Unreadable:  # a file of somebody else's by that name
+        return {}
+    is_its = isinstance(found, dict) and found.get("package") == package.name
+    return dict(found["notes"]) if is_its and isinstance(found.get("notes"), dict) else {}
+
+
 def write_trace(folder: Path, trace: Mapping[str, tuple[float, float]]) -> None:
-    """Keep what a target's `traced` says of every operator of the file; no file where it says nothing."""
+    """Keep what a target's `traced` says of every operator of the file; no file where there is nothing to keep."""
     if trace:
+        file = folder / TRACE
+        noted = read_json(file, "trace", advice=ADVICE) if file.is_file() else {}
         lines = {position: [f"{value:.9g}" for value in figures] for position, figures in trace.items()}  # also "inf"
-        text = json.dumps(lines, indent=0, ensure_ascii=False)
-        (folder / TRACE).write_text(text + "\n", encoding="utf-8")
+        _write_trace(folder, {**noted, "operators": lines})
+
+
+def _write_trace(folder: Path, content: Mapping[str, Any]) -> None:
+    (folder / TRACE).write_text(json.dumps(content, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_trace(artifact: Artifact) -> dict[str, tuple[float, float]]:
     """Return what `write_trace` kept; empty where it kept nothing."""
     file = artifact.path / TRACE
-    lines = read_json(file, "trace", advice=ADVICE) if file.is_file() else {}
+    found = read_json(file, "trace", advice=ADVICE) if file.is_file() else {}
     try:
+        lines = found.get("operators", {}) if found.keys() & {"package", "operators"} else found  # before: these alone
         return {position: (float(first), float(second)) for position, (first, second) in lines.items()}
     except (AttributeError, TypeError, ValueError) as error:
         raise Unreadable(f"{file} is no trace of operators; {ADVICE}") from error

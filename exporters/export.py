@@ -50,7 +50,7 @@ def run(options: ExportOptions) -> Artifact:
         with watch("verify the program"):
             judge = appoint(options, model, captured, rewritten, given)
             checks = judge.check_programs(captured, rewritten, product)
-        lower = Lowering(options, folder, product)
+        lower = Lowering(options, folder, product, model.weights.version)
         with watch(f"type as {options.arithmetic.name}"):
             typed = options.arithmetic.type(product.lowered, lower.task(judge))
         with watch(f"lower to {options.backend.name}"):

@@ -29,7 +29,7 @@ class Lowering:
         request: what the last file was written with.
     """
 
-    def __init__(self, options: ExportOptions, folder: Path, product: Product) -> None:
+    def __init__(self, options: ExportOptions, folder: Path, product: Product, version: str = "") -> None:
         self._target, self._product = options.backend, product
         self._path = folder / f"{options.artifact_name}{options.backend.delivery(options.profile).suffix}"
         self.request = Request(
@@ -47,6 +47,7 @@ class Lowering:
             profile=options.profile,
             licence=options.spec.licence if options.spec else "",
             source=options.spec.source if options.spec else "",
+            version=version,
         )
         self._last: tuple[Typed, TargetFile] | None = None
 

@@ -36,6 +36,27 @@ class NamedShape(TypedDict):
     shape: list[int | str]
 
 
+class ValueRecord(TypedDict):
+    """An input or output of a file, as the file has it.
+
+    Attributes:
+        type: numpy's name of its elements' type; `image` of a picture, and of a classifier `string`, the best class's
+            name, and `scores`, each class's probability by its name.
+        shape: sizes; a word for a free one.
+    """
+
+    name: str
+    type: str
+    shape: list[int | str]
+
+
+class InterfaceRecord(TypedDict):
+    """The inputs and outputs of a file's default function, in its order, without states that the runtime keeps."""
+
+    inputs: list[ValueRecord]
+    outputs: list[ValueRecord]
+
+
 class Normalisation(TypedDict):
     """The map from an image to an input: (value in 0..1 - mean) / std, per channel of RGB."""
 
@@ -53,6 +74,8 @@ class ModelRecord(TypedDict):
         normalisation: of images, or in words what was done to the features of frames.
         series: of a forecaster, what it reads and returns, see models/series.py.
         fixed: arguments of a module's forward that are part of the file, as Python writes them.
+        interface: what the file itself calls and takes; a classifier's outputs are others than `outputs`. A target of a
+            plugin may leave it out.
     """
 
     name: str
@@ -66,6 +89,7 @@ class ModelRecord(TypedDict):
     normalisation: NotRequired[Normalisation | str]
     series: NotRequired[dict[str, Any]]
     fixed: NotRequired[dict[str, str]]
+    interface: NotRequired[InterfaceRecord]
 
 
 class FunctionRecord(TypedDict):

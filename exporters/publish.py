@@ -22,6 +22,8 @@ from edgesmith.exporters.precision.task import Typed
 from edgesmith.exporters.products import Product
 from edgesmith.exporters.rewrites.rewrite import RewriteReport
 from edgesmith.exporters.targets.target import Package, Request, Target, TargetFile
+from edgesmith.exporters.usage.facts import read_facts
+from edgesmith.exporters.usage.guide import write_guide
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ def publish(folder: Path, made: Export, request: Request, checks: list[CheckReco
         kept = [check for check in checks if check["step"] not in rebuilt]
         manifest["verification"]["steps"] = [*kept, *delivered.checks]
         manifest = cast(Manifest, {**manifest, **delivered.entries})
+    facts = read_facts(manifest)
+    write_guide(folder, facts, options.backend.snippets(facts, manifest))
     artifacts.write_manifest(folder, manifest)
     return artifacts.read(artifacts.publish(folder, options.out, options.folder_name))
 
@@ -124,6 +128,8 @@ def _describe_model(made: Export) -> ModelRecord:
     fewest = made.options.backend.smallest_rank
     inputs = [{"name": one["name"], "shape": one["shape"] or [1] * fewest} for one in inputs]
     record: ModelRecord = {"name": made.model.name, "inputs": inputs, "outputs": outputs}
+    if (interface := made.file.interface()) is not None:
+        record["interface"] = interface
     if made.model.fixed:
         record["fixed"] = {name: repr(value) for name, value in made.model.fixed.items()}
     if spec is None:

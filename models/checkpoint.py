@@ -44,6 +44,11 @@ class Weights:
     file_sha256: str | None = None
     notes: tuple[str, ...] = ()
 
+    @property
+    def version(self) -> str:
+        """The weights' digest in short, which is the only version that a model has."""
+        return f"weights {self.sha256[:12]}"
+
 
 def load(spec: ModelSpec, path: str | Path | None, **asked: Any) -> tuple[nn.Module, Weights]:
     """A model with weights from a file, or with random ones from a fixed seed, in eval mode.

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -183,7 +184,7 @@ def test_explain_shows_every_site_and_the_counts(edgesmith: Run) -> None:
 
 
 def test_export_shows_stages_and_one_table_and_verify_accepts_it(edgesmith: Run, tmp_path: Path) -> None:
-    result = edgesmith("export", *SMALL, "--target", "onnx")
+    result = edgesmith("export", *SMALL, "--target", "onnx", "--verbose")
     assert result.returncode == 0, result.stderr
     for stage in ("load", "capture", "rewrite", "verify the program", "lower to onnx", "verify the file", "publish"):
         assert stage in result.stderr
@@ -192,13 +193,14 @@ def test_export_shows_stages_and_one_table_and_verify_accepts_it(edgesmith: Run,
         "fuse_additive_attention",
         "captured 408 -> rewritten 129 -> file",
         "max error",
-        "MB",
-        f"{FOLDER}/casvit",
+        "  next ",
+        f"edgesmith use {FOLDER}",
     ):
         assert part in result.stdout
+    assert re.search(rf"  PASS +{FOLDER}/casvit_xs\.onnx, \d+\.\d\d MB\n", result.stdout)
     again = edgesmith("verify", FOLDER)
     assert again.returncode == 0
-    assert "3 files, as published" in again.stdout
+    assert "4 files, as published" in again.stdout
     assert (
         json.loads(edgesmith("verify", f"{FOLDER}/casvit_xs.onnx", "--json").stdout)["steps"][2]["max_abs_error"] < 1e-5
     )

@@ -279,7 +279,7 @@ def test_coreml_classifier_takes_an_image_and_returns_labels(tmp_path: Path) -> 
 def test_coreml_image_normalisation_is_folded_exactly() -> None:
     """The scaled program on (pixels / 255 - mean) equals the model on the normalised image, padding included."""
     from edgesmith.exporters.graph.capture import capture, run
-    from edgesmith.exporters.targets._coreml_convert import scale_input
+    from edgesmith.exporters.targets._coreml_convert import scale_input, take_pixels
 
     spec = registry.get("casvit_xs")
     model, _ = load(spec, None)
@@ -290,6 +290,8 @@ def test_coreml_image_normalisation_is_folded_exactly() -> None:
     with torch.no_grad():
         expected = model((rgb - mean) / std)
     assert float((run(scaled, (rgb - mean,))[0] - expected).abs().max()) <= 1e-6
+    pixels = take_pixels(scaled, Request("casvit_xs", precisions.FP32, image=spec.input, image_input=True))
+    assert float((run(pixels, (255 * rgb,))[0] - expected).abs().max()) <= 1e-6
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,7 @@ def test_a_kit_holds_what_the_board_needs_and_no_engine(orin: Artifact) -> None:
     files = sorted(path.name for path in orin.path.iterdir())
     assert files == [
         "README.md",
+        "USE.md",
         "build.py",
         "cases.npz",
         "casvit.onnx",

@@ -75,7 +75,7 @@ def test_a_whole_model(target: str, precision: str, export_small: Callable[..., 
     found = checked(export_small(target, precision=precision).path)
     assert not found.keys() & {"streaming", "functions", "kit", "device", "details", "int8", "keep_fp32"}
     assert ("engine" in found) == (target == "tensorrt")
-    assert found["model"].keys() == {"name", "inputs", "outputs"}
+    assert found["model"].keys() == {"name", "inputs", "outputs", "interface"}
 
 
 def test_a_named_model_has_its_source_and_what_its_input_is(artifact: Callable[..., Any]) -> None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import csv
+import io
 import json
+import math
+import re
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -20,6 +25,7 @@ from edgesmith.bench.estimation import estimate
 from edgesmith.bench.estimation.estimate import Estimate
 from edgesmith.bench.measurement import Measurement, Operator, Profile
 from edgesmith.bench.report import figures
+from edgesmith.bench.report.answers import Origin, origin_of
 from edgesmith.bench.report.page import Found, find, write_report
 from edgesmith.errors import BadInput, OutputError
 from edgesmith.exporters.artifact import Artifact
@@ -87,7 +93,7 @@ def made(export_small: Callable[..., Artifact], tmp_path: Path) -> Made:
     (folder / "later.json").write_text('{"schema": "edgesmith.estimate.2"}')
     (folder / "settings.json").write_text('{"theirs": true}')
     samples = tuple(f"{kind}-1-{i}" for i in range(3) for kind in ("samples", "launches"))
-    return Made(folder, ("error-0", "accuracy-1", "estimated-error-0", *samples, "history-1-1"), saved)
+    return Made(folder, ("strip-1", "error-0", "accuracy-1", "estimated-error-0", *samples, "history-1-1"), saved)
 
 
 class Outline(HTMLParser):
@@ -354,6 +360,23 @@ OUTSIDE = """
 })
 """
 
+OVERLAPPING = """
+() => [...document.querySelectorAll("figure svg")].flatMap((svg) => {
+  const boxes = [...svg.querySelectorAll("text")].map((text) => [text.textContent, text.getBoundingClientRect()]);
+  return boxes.flatMap(([one, a], i) => boxes.slice(i + 1).filter(([, b]) =>
+    Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1 &&
+    Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 0.35 * Math.min(a.height, b.height)
+  ).map(([other]) => `${one} over ${other}`));
+})
+"""
+
+FIRST = """
+() => [...document.querySelectorAll("h1, .answers dd strong, #strip-1 svg")].map((element) => {
+  const box = element.getBoundingClientRect();
+  return [element.tagName, box.bottom <= innerHeight];
+})
+"""
+
 UNNAMED = """
 () => [...document.querySelectorAll("svg[role=img], figure, section, [role=region]")].filter((element) => {
   const names = (element.getAttribute("aria-labelledby") || "").split(" ").filter(Boolean);
@@ -405,6 +428,7 @@ def test_a_browser_shows_the_page_on_a_phone_and_a_desk_in_light_and_dark(
             assert min(sizes) > 150, where
             assert page.evaluate("[...document.querySelectorAll('figure')].every(f => f.querySelector('table'))")
             assert page.evaluate(OUTSIDE) == [], where
+            assert page.evaluate(OVERLAPPING) == [], where
             assert page.evaluate(UNNAMED) == [], where
             assert said == [], where
             assert asked == [out.as_uri()], where
@@ -434,3 +458,95 @@ def test_the_page_is_read_with_the_keyboard(browser: Any, made: Made, tmp_path: 
     page.keyboard.press("Enter")
     assert first.evaluate("summary => summary.parentElement.open")
     page.close()
+
+
+FONTS = ("DejaVu Sans", "DejaVu Sans Condensed", "DejaVu Serif", "DejaVu Sans Mono", "Liberation Sans", "Noto Sans")
+"""Of widths and heights that differ by a fifth; what is not on a machine is shown in what it has."""
+
+
+def test_labels_stay_in_their_figures_whatever_fonts_there_are(browser: Any, made: Made, tmp_path: Path) -> None:
+    out = tmp_path / "report.html"
+    made.write(out)
+    page = browser.new_page(viewport={"width": 1440, "height": 844})
+    page.goto(out.as_uri())
+    page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    for font in FONTS:
+        page.add_style_tag(content=f"svg text {{ font-family: '{font}', sans-serif }}")
+        assert page.evaluate(OUTSIDE) == [], font
+        assert page.evaluate(OVERLAPPING) == [], font
+    page.close()
+
+
+def test_the_first_screen_answers(browser: Any, made: Made, tmp_path: Path) -> None:
+    out = tmp_path / "report.html"
+    made.write(out)
+    page = browser.new_page(viewport={"width": 1440, "height": 844})
+    page.goto(out.as_uri())
+    shown = page.evaluate(FIRST)
+    assert [tag for tag, _ in shown] == ["H1", "STRONG", "STRONG", "STRONG", "svg"]
+    assert all(is_seen for _, is_seen in shown)
+    answers = page.evaluate("[...document.querySelectorAll('.answers div')].map(one => one.innerText)")
+    assert [one.split("\n")[0] for one in answers] == ["Passed", "Slower", "Changed"]
+    assert "yes all 2 hold to PyTorch" in answers[0].replace("\n", " ")
+    page.close()
+
+
+def test_five_artifacts_print_on_three_pages(browser: Any, made: Made, tmp_path: Path) -> None:
+    names = sorted(path.name for path in (made.folder / "artifacts").iterdir())
+    for i in range(3):
+        shutil.copytree(made.folder / "artifacts" / names[0], made.folder / "artifacts" / f"{names[0]}-{i}")
+    out = tmp_path / "report.html"
+    write_report(made.folder, out)
+    page = browser.new_page()
+    page.goto(out.as_uri())
+    printed = page.pdf(format="A4", prefer_css_page_size=True)
+    assert 1 <= printed.count(b"/Type /Page\n") + printed.count(b"/Type /Page ") <= 3
+    page.close()
+
+
+def test_axe_finds_nothing(browser: Any, made: Made, tmp_path: Path) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+    out = tmp_path / "report.html"
+    made.write(out)
+    for width in (390, 1440):
+        context = browser.new_context(viewport={"width": width, "height": 844}, bypass_csp=True)
+        page = context.new_page()
+        page.goto(out.as_uri())
+        page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+        found = axe.Axe().run(page)
+        assert found.violations_count == 0, found.generate_report()
+        context.close()
+
+
+def test_figures_bring_their_data_as_files(made: Made, tmp_path: Path) -> None:
+    made.write(tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    files = dict(re.findall(r'<a download="([^"]+)" href="data:[^,]+;base64,([^"]+)"', page))
+    assert {name.partition(".")[0] for name in files} == set(made.figures)
+    rows = list(csv.reader(io.StringIO(base64.b64decode(files["samples-1-0.csv"]).decode())))
+    assert rows[0] == ["launch", "ms"]
+    assert len(rows) - 1 == sum(map(len, find(made.folder).records[0][1].samples(0)))
+    (first, *_) = json.loads(base64.b64decode(files["strip-1.json"]))
+    assert list(first) == ["artifact", "p50, ms", "p90, ms", "p99, ms"]
+
+
+def test_marks_at_one_place_are_told_apart() -> None:
+    spots = figures.spread([(200.0, 100.0)] * 6 + [(204.0, 101.0)])
+    apart = [math.dist(a, b) for i, a in enumerate(spots) for b in spots[i + 1 :]]
+    assert spots[0] == (200.0, 100.0)
+    assert min(apart) >= 2 * figures.DISC
+
+
+def test_a_page_names_the_checkout_that_its_files_lie_in(tmp_path: Path) -> None:
+    (tmp_path / "project" / ".git" / "refs" / "heads").mkdir(parents=True)
+    (tmp_path / "project" / ".git" / "HEAD").write_text("ref: refs/heads/main\n")
+    folder = tmp_path / "project" / "measurements"
+    measurement.write(noisy(1.2), folder / "record.json")
+    assert origin_of(folder) == Origin("project", "")
+    (tmp_path / "project" / ".git" / "packed-refs").write_text(f"{'a' * 40} refs/heads/main\n")
+    write_report(folder, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<p>project, commit aaaaaaaaaaaa, measured 2026-01-01</p>" in page
+    assert "<dt>Slower</dt><dd><strong>yes</strong>" in page
+    (tmp_path / "project" / ".git" / "refs" / "heads" / "main").write_text("b" * 40)
+    assert origin_of(folder).commit == "b" * 40

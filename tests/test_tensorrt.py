@@ -269,7 +269,7 @@ def test_artifact_has_the_typed_onnx_and_says_that_the_engine_was_not_executed(
     artifact = export_small("tensorrt")
     files = sorted(file.name for file in artifact.path.iterdir())
     described = ["float64.safetensors", "layers.json", "manifest.json", "reference.safetensors"]
-    assert files == ["casvit.engine", "casvit.onnx", *described]
+    assert files == ["USE.md", "casvit.engine", "casvit.onnx", *described]
     file, built = artifact.manifest["verification"]["steps"][2:]
     assert file["runtime"] == "typed ONNX in ONNX Runtime, CPU"
     assert built["step"] == "eager -> engine"

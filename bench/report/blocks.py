@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import csv
+import io
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
@@ -51,7 +55,13 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing, and its data as a table that unfolds. legend: what its numbers stand for. badge: as a table's."""
+    """A drawing, and its data as a table that unfolds.
+
+    Attributes:
+        legend: what its numbers stand for.
+        badge: as a table's.
+        data: all values behind it, where the table sums them up; text cells only.
+    """
 
     name: str
     title: str
@@ -60,7 +70,41 @@ class Figure:
     table: Table
     legend: tuple[str, ...] = ()
     badge: str = ""
+    data: Table | None = None
     kind: str = "figure"
+
+    def files(self) -> tuple[tuple[str, str], ...]:
+        """Return all that the figure shows as CSV and JSON: a kind of file, and an address that holds the file."""
+        table = self.data or self.table
+        rows = [[cell for cell in row if isinstance(cell, str)] for row in table.rows]
+        lines = io.StringIO()
+        csv.writer(lines, lineterminator="\n").writerows([table.columns, *rows])
+        text = json.dumps([dict(zip(table.columns, row, strict=True)) for row in rows], ensure_ascii=False, indent=1)
+        return (("csv", _address("text/csv", lines.getvalue())), ("json", _address("application/json", text)))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A question that the page answers first.
+
+    Attributes:
+        word: the answer.
+        words: what it rests on.
+        is_bad: whether something is to be done about it.
+    """
+
+    question: str
+    word: str
+    words: str
+    is_bad: bool = False
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The answers that the page begins with."""
+
+    answers: tuple[Answer, ...]
+    kind: str = "answers"
 
 
 @dataclass(frozen=True)
@@ -90,30 +134,43 @@ class Pair:
 
 @dataclass(frozen=True)
 class Folded:
-    """Tables under a line that unfolds them."""
+    """Tables and figures under a line that unfolds them."""
 
     summary: str
-    tables: tuple[Table, ...]
+    tables: tuple[Table, ...] = ()
+    figures: tuple[Figure, ...] = ()
     kind: str = "folded"
 
 
-Block = Table | Figures | Text | Pair | Folded
+Block = Table | Figures | Text | Pair | Folded | Answers
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page. name: its anchor. badge: as a table's."""
+    """A part of the page.
+
+    Attributes:
+        name: its anchor.
+        badge: as a table's.
+        is_detail: whether a printed page leaves it out.
+    """
 
     name: str
     title: str
     blocks: tuple[Block, ...] = ()
     badge: str = ""
+    is_detail: bool = False
 
 
 def interval(found: Interval) -> str:
     """A value and, where there is one, its interval."""
     ends = "" if found.low is None else f" ({found.low:.3f} to {found.high:.3f})"
     return f"{found.value:.3f}{ends}"
+
+
+def _address(kind: str, content: str) -> str:
+    """Return an address that holds a file: it is saved without network and script."""
+    return f"data:{kind};charset=utf-8;base64,{base64.b64encode(content.encode()).decode()}"
 
 
 def drawing(svg: ElementTree.Element) -> Markup:

@@ -20,8 +20,17 @@ import numpy as np
 from edgesmith.show import in_xml
 
 WIDTH, HEIGHT = 360.0, 230.0
-LEFT, RIGHT, TOP, BOTTOM = 62.0, 12.0, 16.0, 42.0
+LEFT, RIGHT, TOP, BOTTOM = 62.0, 14.0, 16.0, 44.0
 BINS = 40
+
+EM = 11.0
+"""Size of text, as the style sheet has it."""
+
+ASCENT, DESCENT = 1.15 * EM, 0.4 * EM
+"""Room for text above and below its line, in any font: Noto Sans has 1.07 and 0.3 of its size."""
+
+DISC = 9.0
+"""Radius of a numbered mark."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +103,12 @@ def draw_scatter(name: str, title: str, summary: str, x: Axis, y: Axis, marks: S
     front = sorted((mark for mark in marks if mark.in_front), key=lambda mark: mark.x)
     if len(front) > 1:
         _add(svg, "polyline", {"class": "front", "points": " ".join(_pair(*at(mark.x, mark.y)) for mark in front)})
-    for mark in marks:
-        px, py = at(mark.x, mark.y)
+    spots = spread([at(mark.x, mark.y) for mark in marks])
+    for mark, (px, py) in zip(marks, spots, strict=True):
+        own = at(mark.x, mark.y)
+        if (px, py) != own:  # a line from where it is to where there is room for its number
+            _add(svg, "line", {"class": "lead", "x1": _n(own[0]), "y1": _n(own[1]), "x2": _n(px), "y2": _n(py)})
+            _add(svg, "circle", {"class": "spot", "cx": _n(own[0]), "cy": _n(own[1]), "r": "2.5"})
         kind = "mark" if mark.in_front else "mark beaten"
         if mark.span is None:
             _add(svg, "circle", {"class": kind, "cx": _n(px), "cy": _n(py), "r": "9"})
@@ -104,8 +117,30 @@ def draw_scatter(name: str, title: str, summary: str, x: Axis, y: Axis, marks: S
             (x1, _), (x2, _) = (at(end, mark.y) for end in mark.span)
             _add(svg, "line", {"class": "interval", "x1": _n(x1), "x2": _n(x2), "y1": _n(py), "y2": _n(py)})
             _add(svg, "rect", {"class": kind, "x": _n(px - 8), "y": _n(py - 8), "width": "16", "height": "16"})
-        _add(svg, "text", {"class": f"on-{kind}", "x": _n(px), "y": _n(py + 4)}, str(mark.number))
+        _write(svg, f"on-{kind}", px, py + 4, str(mark.number), 1.6 * DISC)
     return svg
+
+
+def spread(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return a place for each point's disc: the point itself, or the nearest where the disc hides no other.
+
+    Of more points than there is room for, the last stay where they are.
+    """
+    placed: list[tuple[float, float]] = []
+    apart = 2 * DISC + 2
+    for x, y in points:
+        rings = ((apart * ring * 0.75, 8 * ring) for ring in range(1, 6))
+        turns = ((far, 2 * math.pi * i / count) for far, count in rings for i in range(count))
+        tried = [(x, y), *((x + far * math.cos(turn), y - far * math.sin(turn)) for far, turn in turns)]
+        inside = [(a, b) for a, b in tried if _is_inside(a, b)]
+        free = (one for one in inside if all(math.dist(one, other) >= apart for other in placed))
+        placed.append(next(free, (x, y)))
+    return placed
+
+
+def _is_inside(x: float, y: float) -> bool:
+    """Return whether a disc lies between the axes and the edges."""
+    return LEFT + DISC <= x <= WIDTH - DISC - 1 and DISC + 1 <= y <= HEIGHT - BOTTOM - DISC
 
 
 def draw_histogram(
@@ -122,15 +157,17 @@ def draw_histogram(
         (x0, y0), (x1, _) = at(float(left), float(count)), at(float(right), 0.0)
         size = {"x": _n(x0), "y": _n(y0), "width": _n(max(x1 - x0 - 0.5, 0.5)), "height": _n(at(left, 0.0)[1] - y0)}
         _add(svg, "rect", {"class": "fill", **size})
-    previous, row = -math.inf, 0
+    ends = [-math.inf] * 4  # of the words in each row, which must not touch
     for word, value in quantiles:
         if value > high:
             continue
         px = at(value, 0.0)[0]
-        row = row + 1 if px - previous < 26 else 0  # words side by side must not touch
-        previous = px
+        wide = text_width(word)
+        left = min(px + 3, WIDTH - RIGHT - wide)
+        row = next((i for i, end in enumerate(ends) if left > end + 2), len(ends) - 1)
+        ends[row] = left + wide
         _add(svg, "line", {"class": "limit", "x1": _n(px), "x2": _n(px), "y1": _n(TOP), "y2": _n(HEIGHT - BOTTOM)})
-        _add(svg, "text", {"class": "note", "x": _n(px + 3), "y": _n(TOP + 9 + 12 * row)}, word)
+        _write(svg, "note", left, TOP + ASCENT + (ASCENT + DESCENT) * row, word, wide)
     return svg
 
 
@@ -152,9 +189,7 @@ def draw_launches(name: str, title: str, summary: str, launches: Sequence[Sequen
         py = at(0.0, median(launch))[1]
         _add(svg, "line", {"class": "level", "x1": _n(x0), "x2": _n(x1), "y1": _n(py), "y2": _n(py)})
         if len(launches) <= 20:
-            _add(
-                svg, "text", {"class": "tick middle", "x": _n((x0 + x1) / 2), "y": _n(HEIGHT - BOTTOM + 14)}, str(i + 1)
-            )
+            _write(svg, "tick middle", (x0 + x1) / 2, HEIGHT - BOTTOM + 14, str(i + 1), max(x1 - x0 - 1, 1.0))
         start += len(launch)
     return svg
 
@@ -166,6 +201,7 @@ def draw_history(
     values: Sequence[tuple[float, float | None, float | None]],
     starts: Sequence[int],
     words: Sequence[str],
+    dates: Sequence[str] = (),
 ) -> Element:
     """A point with its interval for each run, the median of each stretch, and a line where a new one begins."""
     ends = [ms for value in values for ms in value if ms is not None]
@@ -184,22 +220,66 @@ def draw_history(
     for i, (value, _, _) in enumerate(values):
         px, py = at(i, value)
         _add(svg, "circle", {"class": "mark", "cx": _n(px), "cy": _n(py), "r": "3"})
-    for start, word in zip(starts, words, strict=True):
-        px = at(start - 0.5, y.low)[0]
+    end, row = math.inf, 0
+    for start, word in sorted(zip(starts, words, strict=True), reverse=True):
+        px, size = at(start - 0.5, y.low)[0], text_width(word)
+        row = (row + 1) % 3 if px - 3 > end else 0  # words side by side must not touch
+        end = px - 3 - size
         _add(svg, "line", {"class": "limit", "x1": _n(px), "x2": _n(px), "y1": _n(TOP), "y2": _n(HEIGHT - BOTTOM)})
-        _add(svg, "text", {"class": "note end", "x": _n(px - 3), "y": _n(TOP + 9)}, word)
+        _write(svg, "note end", max(px - 3, LEFT + size), TOP + ASCENT + (ASCENT + DESCENT) * row, word, size)
+    _write_dates(svg, dates, [at(i, y.low)[0] for i in range(len(values))])
     return svg
+
+
+def _write_dates(svg: Element, dates: Sequence[str], places: Sequence[float]) -> None:
+    """Write the dates of runs under the axis, as many as there is room for, the first and the last among them."""
+    if not dates:
+        return
+    size = max(map(text_width, dates))
+    most = max(int((places[-1] - places[0]) // (size + 8)) + 1, 1)
+    last = len(dates) - 1
+    count = min(most, 4, len(dates))
+    for i in sorted({round(i * last / (count - 1)) for i in range(count)}) if count > 1 else [last]:
+        half = size / 2
+        middle = min(max(places[i], half + 1), WIDTH - half - 1)
+        _write(svg, "tick middle", middle, HEIGHT - BOTTOM + 14, dates[i], text_width(dates[i]))
+
+
+def text_width(text: str) -> float:
+    """Return the width that a text is given, in units, whatever font there is: about that of common sans-serifs."""
+    return EM * sum(_NARROW if one in _NARROW_ONES else _WIDE if one in _WIDE_ONES else _USUAL for one in text)
+
+
+_NARROW, _USUAL, _WIDE = 0.33, 0.58, 0.88
+_NARROW_ONES, _WIDE_ONES = frozenset(" ijlt.,:;|()[]'!"), frozenset("mwMW%@")
+
+
+def _length(size: float) -> dict[str, str]:
+    """Return what has a browser draw a text exactly so wide: widths of fonts differ by a fifth."""
+    return {"textLength": _n(size), "lengthAdjust": "spacingAndGlyphs"}
+
+
+def _write(svg: Element, kind: str, x: float, y: float, text: str, size: float) -> None:
+    """Write a text that is at most `size` wide."""
+    if text:
+        _add(svg, "text", {"class": kind, "x": _n(x), "y": _n(y), **_length(min(size, text_width(text)))}, text)
 
 
 Place = Callable[[float, float], tuple[float, float]]
 
 
-def _frame(name: str, title: str, summary: str, x: Axis, y: Axis, ticks: bool = True) -> tuple[Element, Place]:
-    """An empty figure with its axes, and what finds a point's place in it."""
-    view = f"0 0 {_n(WIDTH)} {_n(HEIGHT)}"
+def _figure(name: str, title: str, summary: str, height: float) -> Element:
+    """Return an empty figure, with words for those who do not see it."""
+    view = f"0 0 {_n(WIDTH)} {_n(height)}"
     svg = Element("svg", {"viewBox": view, "role": "img", "aria-labelledby": f"{name}-title {name}-desc"})
     _add(svg, "title", {"id": f"{name}-title"}, title)
     _add(svg, "desc", {"id": f"{name}-desc"}, summary)
+    return svg
+
+
+def _frame(name: str, title: str, summary: str, x: Axis, y: Axis, ticks: bool = True) -> tuple[Element, Place]:
+    """An empty figure with its axes, and what finds a point's place in it."""
+    svg = _figure(name, title, summary, HEIGHT)
 
     def at(x_value: float, y_value: float) -> tuple[float, float]:
         across, up = x.share(x_value), y.share(y_value)
@@ -208,14 +288,25 @@ def _frame(name: str, title: str, summary: str, x: Axis, y: Axis, ticks: bool = 
     for tick in y.ticks:
         py = at(x.low, tick)[1]
         _add(svg, "line", {"class": "grid", "x1": _n(LEFT), "x2": _n(WIDTH - RIGHT), "y1": _n(py), "y2": _n(py)})
-        _add(svg, "text", {"class": "tick end", "x": _n(LEFT - 5), "y": _n(py + 4)}, number(tick))
+        _write(
+            svg,
+            "tick end",
+            LEFT - 5,
+            py + 4,
+            number(tick),
+            min(text_width(number(tick)), LEFT - 5 - ASCENT - DESCENT - 2),
+        )
     for tick in x.ticks if ticks else []:
         px = at(tick, y.low)[0]
         _add(svg, "line", {"class": "grid", "x1": _n(px), "x2": _n(px), "y1": _n(TOP), "y2": _n(HEIGHT - BOTTOM)})
-        _add(svg, "text", {"class": "tick middle", "x": _n(px), "y": _n(HEIGHT - BOTTOM + 14)}, number(tick))
-    _add(svg, "text", {"class": "label middle", "x": _n((LEFT + WIDTH - RIGHT) / 2), "y": _n(HEIGHT - 8)}, x.label)
-    turned = f"translate(11 {_n((TOP + HEIGHT - BOTTOM) / 2)}) rotate(-90)"
-    _add(svg, "text", {"class": "label middle", "transform": turned}, y.label)
+        size = text_width(number(tick))
+        middle = min(max(px, size / 2 + 1), WIDTH - size / 2 - 1)
+        _write(svg, "tick middle", middle, HEIGHT - BOTTOM + 14, number(tick), size)
+    size = min(text_width(x.label), WIDTH - LEFT - RIGHT)
+    _write(svg, "label middle", (LEFT + WIDTH - RIGHT) / 2, HEIGHT - DESCENT - 3, x.label, size)
+    turned = f"translate({_n(ASCENT + 1)} {_n((TOP + HEIGHT - BOTTOM) / 2)}) rotate(-90)"
+    size = min(text_width(y.label), HEIGHT - TOP - BOTTOM)
+    _add(svg, "text", {"class": "label middle", "transform": turned, **_length(size)}, y.label)
     return svg, at
 
 
@@ -230,3 +321,49 @@ def _n(value: float) -> str:
 
 def _pair(x: float, y: float) -> str:
     return f"{_n(x)},{_n(y)}"
+
+
+ROW = 38.0
+"""Height of a row of a strip."""
+
+
+def draw_strip(name: str, title: str, summary: str, rows: Sequence[tuple[str, float, float, float]]) -> Element:
+    """Draw a row for each artifact: its name, a dot at p50, a bar to p90 and a line to p99, on one axis."""
+    margin, height = 10.0, ROW * len(rows) + TOP / 2 + BOTTOM
+    x = axis("milliseconds", [value for _, *found in rows for value in found])
+    svg = _figure(name, title, summary, height)
+
+    def place(value: float) -> float:
+        return margin + x.share(value) * (WIDTH - 2 * margin)
+
+    bottom = height - BOTTOM
+    for tick in x.ticks:
+        px, size = place(tick), text_width(number(tick))
+        _add(svg, "line", {"class": "grid", "x1": _n(px), "x2": _n(px), "y1": _n(TOP / 2), "y2": _n(bottom)})
+        middle = min(max(px, size / 2 + 1), WIDTH - size / 2 - 1)
+        _write(svg, "tick middle", middle, bottom + 14, number(tick), size)
+    _write(svg, "label middle", WIDTH / 2, height - DESCENT - 3, x.label, text_width(x.label))
+    for i, (label, p50, p90, p99) in enumerate(rows):
+        top = TOP / 2 + ROW * i
+        py = top + ROW - 11
+        _write(svg, "row", margin, top + ASCENT, shortened(label, WIDTH - 2 * margin), WIDTH - 2 * margin)
+        _add(svg, "line", {"class": "tail", "x1": _n(place(p50)), "x2": _n(place(p99)), "y1": _n(py), "y2": _n(py)})
+        _add(svg, "line", {"class": "reach", "x1": _n(place(p50)), "x2": _n(place(p90)), "y1": _n(py), "y2": _n(py)})
+        _add(svg, "circle", {"class": "mark", "cx": _n(place(p50)), "cy": _n(py), "r": "4.5"})
+    return svg
+
+
+def shortened(text: str, size: float) -> str:
+    """Return a text without its middle where it is wider than `size` units."""
+    kept = len(text)
+    while kept > 2 and text_width(_without_middle(text, kept)) > size:
+        kept -= 1
+    return _without_middle(text, kept)
+
+
+def _without_middle(text: str, kept: int) -> str:
+    return (
+        text
+        if kept >= len(text)
+        else f"{text[: kept // 2]}\N{HORIZONTAL ELLIPSIS}{text[len(text) - (kept - kept // 2) :]}"
+    )

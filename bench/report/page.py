@@ -27,6 +27,7 @@ from edgesmith.bench.history import Series
 from edgesmith.bench.measurement import Cold, Device, Energy, Measurement, Profile, environment_line
 from edgesmith.bench.operators import group_by_module, group_by_op
 from edgesmith.bench.report import figures
+from edgesmith.bench.report.answers import Origin, answer_blocks, origin_of
 from edgesmith.bench.report.blocks import (
     Block,
     Figure,
@@ -92,7 +93,7 @@ def write_report(folder: Path, out: Path, devices: Sequence[str] = ()) -> Found:
         raise BadInput(f"nothing to report below {folder}: wanted {WANTED}{why}")
     if profiles and not found.artifacts:
         raise BadInput(f"nothing to estimate below {folder}: wanted artifacts, as `edgesmith export` writes them")
-    page = render(found, list_entries(found.artifacts, found.estimates, profiles))
+    page = render(found, list_entries(found.artifacts, found.estimates, profiles), origin_of(folder))
     write_whole(out, page, "report")
     return found
 
@@ -154,8 +155,13 @@ def _is_estimate(path: Path) -> bool:
         return False
 
 
-def render(found: Found, entries: Sequence[Entry] = ()) -> str:
-    """The page, as text. entries: what its section of estimates shows."""
+def render(found: Found, entries: Sequence[Entry] = (), origin: Origin | None = None) -> str:
+    """Return the page, as text.
+
+    Args:
+        entries: what its section of estimates shows.
+        origin: the checkout that the folder lies in.
+    """
     import jinja2
 
     # `select_autoescape` goes by the name: everything in page.html is escaped but the style sheet and the drawings.
@@ -178,24 +184,39 @@ def render(found: Found, entries: Sequence[Entry] = ()) -> str:
     )
     said = ", ".join(f"{count} {word}{'s' * (count > 1 and word[-1] != 'y')}" for count, word in counts if count)
     return environment.get_template("page.html").render(
-        style=markup(style), sections=sections, summary=said, version=__version__
+        style=markup(style),
+        sections=sections,
+        summary=said,
+        origin=_origin_line(origin or Origin(), found),
+        version=__version__,
     )
 
 
+def _origin_line(origin: Origin, found: Found) -> str:
+    """Return project, commit and the date of the newest measurement, as far as they are known."""
+    dates = [measurement.started for _, measurement in found.records]
+    dates += [series.points[-1].started for _, several in found.histories for series in several if series.points]
+    parts = [origin.project, f"commit {origin.commit[:12]}" if origin.commit else ""]
+    parts += [f"measured {max(dates)[:10]}" if dates else ""]
+    return ", ".join(filter(None, parts))
+
+
 def _sections(found: Found, entries: Sequence[Entry]) -> Iterator[Section]:
+    answers = answer_blocks(found.artifacts, found.records, found.histories, _by_device(found.records))
+    yield Section("answers", "At a glance", tuple(answers))
     yield Section("artifacts", "Artifacts", tuple(_artifact_blocks(found.artifacts)))
     yield Section("tradeoffs", "Latency against error and accuracy", tuple(_tradeoff_blocks(found)))
     yield Section("devices", "Devices", tuple(_device_blocks(found.records)))
     errors = {artifact.digest: _relative_error(artifact) for _, artifact in found.artifacts}
     blocks = tuple(estimate_blocks(entries, errors))
     yield Section("estimates", "Devices that are not here", blocks, badge="ESTIMATED")
-    yield Section("operators", "Time per operator", tuple(_operator_blocks(found.records)))
-    yield Section("samples", "Samples", tuple(_sample_blocks(found.records)))
+    yield Section("operators", "Time per operator", tuple(_operator_blocks(found.records)), is_detail=True)
+    yield Section("samples", "Samples", tuple(_sample_blocks(found.records)), is_detail=True)
     yield Section("history", "History", tuple(_history_blocks(found.histories)))
-    yield Section("rewrites", "Rewrites", tuple(_rewrite_blocks(found.artifacts)))
-    yield Section("checks", "Checks against PyTorch", tuple(_check_blocks(found.artifacts)))
-    yield Section("lint", "Neural Engine lint", tuple(_lint_blocks(found.artifacts)))
-    yield Section("unread", "Not read", tuple(_unread_blocks(found.unread)))
+    yield Section("rewrites", "Rewrites", tuple(_rewrite_blocks(found.artifacts)), is_detail=True)
+    yield Section("checks", "Checks against PyTorch", tuple(_check_blocks(found.artifacts)), is_detail=True)
+    yield Section("lint", "Neural Engine lint", tuple(_lint_blocks(found.artifacts)), is_detail=True)
+    yield Section("unread", "Not read", tuple(_unread_blocks(found.unread)), is_detail=True)
 
 
 def _artifact_blocks(found: Sequence[tuple[str, Artifact]]) -> Iterator[Block]:
@@ -375,7 +396,7 @@ def _sample_blocks(records: Sequence[tuple[str, Measurement]]) -> Iterator[Block
         for i, subject in enumerate(measurement.subjects):
             drawn += [_distribution(f"samples-{r}-{i}", subject.name, measurement.samples(i))]
             drawn += [_launches(f"launches-{r}-{i}", subject.name, measurement, i)]
-        yield Figures(tuple(drawn))
+        yield Folded("Histogram and launches of each artifact", figures=tuple(drawn))
 
 
 def _distribution(name: str, subject: str, launches: Sequence[Sequence[float]]) -> Figure:
@@ -386,7 +407,10 @@ def _distribution(name: str, subject: str, launches: Sequence[Sequence[float]]) 
     summary = f"{len(samples)} calls: {', '.join(f'{word} {value:.3f} ms' for word, value in ends.items())}."
     rows = tuple((word, f"{value:.3f}") for word, value in ends.items())
     svg = figures.draw_histogram(name, title, summary, samples, tuple(found.items()))
-    return Figure(name, title, summary, drawing(svg), Table(title, ("quantile", "ms"), rows, figures=(1,)))
+    every = tuple((str(n), f"{ms:.6g}") for n, launch in enumerate(launches, 1) for ms in launch)
+    data = Table(title, ("launch", "ms"), every)
+    table = Table(title, ("quantile", "ms"), rows, figures=(1,))
+    return Figure(name, title, summary, drawing(svg), table, data=data)
 
 
 def _launches(name: str, subject: str, measurement: Measurement, i: int) -> Figure:
@@ -450,7 +474,8 @@ def _history_figure(name: str, series: Series) -> Figure:
     )
     columns = ("measured", "p50, ms", "p90, ms", "edgesmith", "runtime", "file", "change")
     values = [(point.p50_ms, point.low_ms, point.high_ms) for point in series.points]
-    svg = figures.draw_history(name, title, summary, values, starts, words)
+    dates = [point.started[:10] for point in series.points]
+    svg = figures.draw_history(name, title, summary, values, starts, words, dates)
     return Figure(name, title, summary, drawing(svg), Table(title, columns, rows, figures=(1, 2, 6)))
 
 

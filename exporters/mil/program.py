@@ -19,6 +19,7 @@ padded at the end. (The layout is MILBlob's StorageFormat; each type was checked
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import math
 import mmap
@@ -34,6 +35,7 @@ import torch
 from torch import Tensor
 
 from edgesmith.errors import BackendMissing, BadInput, Unreadable, Unsupported
+from edgesmith.exporters.artifact import read_notes
 from edgesmith.exporters.mil.carriers import carrier
 from edgesmith.paths import path_listed
 from edgesmith.readers.documents import read_json
@@ -192,6 +194,7 @@ class Feature:
     Attributes:
         kind: "array", "image", "state", or what a classifier returns: "string", "int64", "dictionary".
         shape: the default shape of an array or state.
+        type: numpy's name of an array's elements; empty for what is none.
         image: what an image has to be like.
         optional: whether a call may leave the input out; `default` then fills it.
         flexible: "range" or "enumerated" where a call may choose other shapes, None where it may not.
@@ -208,6 +211,7 @@ class Feature:
     flexible: str | None = None
     ranges: tuple[tuple[int, int | None], ...] = ()
     listed: tuple[tuple[int, ...], ...] = ()
+    type: str = ""
 
     def allows(self, shape: tuple[int, ...]) -> bool:
         """Return whether the package takes a shape; an image's is that of its pixels, [H, W]."""
@@ -247,7 +251,8 @@ class MlProgram:
         interfaces: each function's inputs, outputs and states as the package describes them.
         default: the function that runs when none is named; empty of a pipeline, whose parts are `part_0`, `part_1` ...
         specification: the specification's version: 6 is iOS 15, 9 is iOS 18.
-        metadata: what the maker wrote: `shortDescription`, `versionString` and user-defined entries.
+        metadata: what the maker wrote: `shortDescription`, `versionString` and user-defined entries, and what edgesmith
+            keeps of its own packages beside them.
     """
 
     path: Path
@@ -285,8 +290,8 @@ def walk_all(block: Block) -> Iterator[Operation]:
 
 
 SOURCES = "edgesmith.sources"
-"""User-defined metadata: a JSON object from the model's modules to the names of their operators. A package of several
-functions has one for each, whose key ends with a point and the function's name."""
+"""Kept beside a package, or in older ones user-defined metadata: a JSON object from the model's modules to the names of
+their operators. A package of several functions has one for each, whose key ends with a point and its name."""
 
 _VARIADIC = frozenset({"values", "loop_vars", "elem_shape"})
 """Parameters of MIL operators that take several operands, and are a tuple with one as well."""
@@ -370,7 +375,8 @@ def load(path: str | Path) -> MlProgram:
             f"{path.name} holds a {kind or 'model of no type'} and no ML Program; convert the model anew"
             ' with convert_to="mlprogram"'
         )
-    reader = _Reader(path, specification.parent, model)
+    beside = _beside(path)
+    reader = _Reader(path, specification.parent, model, beside)
     functions = {name: reader.function(name, function) for name, function in sorted(model.mlProgram.functions.items())}
     interfaces = _interfaces(model.description, functions)
     default = model.description.defaultFunctionName or ("main" if "main" in functions else next(iter(functions), ""))
@@ -378,7 +384,7 @@ def load(path: str | Path) -> MlProgram:
         raise BadInput(
             f"{path.name} names {default!r} as its default function, and has {', '.join(functions) or 'none'}"
         )
-    return MlProgram(path, functions, interfaces, default, model.specificationVersion, _metadata(model))
+    return MlProgram(path, functions, interfaces, default, model.specificationVersion, beside | _metadata(model))
 
 
 _PIPELINES = ("pipeline", "pipelineClassifier", "pipelineRegressor")
@@ -453,6 +459,12 @@ def quiet() -> Iterator[None]:
         logging.disable(level)
 
 
+def _beside(path: Path) -> dict[str, str]:
+    """Return what edgesmith has kept beside a package of its own, as metadata would have it."""
+    notes = read_notes(path)
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in notes.items()}
+
+
 def _metadata(model: Any) -> dict[str, str]:
     given = model.description.metadata
     found = {key: getattr(given, key) for key in ("shortDescription", "versionString", "author", "license")}
@@ -475,6 +487,10 @@ def _interfaces(description: Any, functions: Mapping[str, Function]) -> dict[str
     return found
 
 
+_ARRAY_TYPES = {0x10020: "float32", 0x10010: "float16", 0x10040: "float64", 0x20020: "int32", 0x20008: "int8"}
+"""Numbers of Core ML's `ArrayFeatureType.ArrayDataType`, FeatureTypes.proto: a kind, and so many bits."""
+
+
 def _feature(feature: Any) -> Feature:
     of = feature.type.WhichOneof("Type")
     given: Any = getattr(feature.type, of) if of else None
@@ -494,7 +510,8 @@ def _feature(feature: Any) -> Feature:
         shape, flexible = tuple(given.shape), _flexible(given, "Shape")
         ranges = tuple((one.lowerBound, _upper(one.upperBound)) for one in given.shapeRange.sizeRanges)
         listed = tuple(tuple(one.shape) for one in given.enumeratedShapes.shapes)
-        return Feature(feature.name, "array", shape, None, optional, value, flexible, ranges, listed)
+        kind = _ARRAY_TYPES.get(given.dataType, "")
+        return Feature(feature.name, "array", shape, None, optional, value, flexible, ranges, listed, kind)
     kinds = {"stringType": "string", "int64Type": "int64", "doubleType": "double", "dictionaryType": "dictionary"}
     if of not in kinds:
         raise Unsupported(f"the feature {feature.name} is a {of}; edgesmith knows arrays, images, states and labels")
@@ -528,11 +545,11 @@ def _flexible(given: Any, of: str) -> str | None:
 class _Reader:
     """The reader that makes the classes above of protobuf messages; it opens each blob file once."""
 
-    def __init__(self, path: Path, folder: Path, model: Any) -> None:
+    def __init__(self, path: Path, folder: Path, model: Any, beside: Mapping[str, str] | None = None) -> None:
         self.path = path
         self.folder = folder
         self.files: dict[str, _BlobFile] = {}
-        self.metadata = dict(model.description.metadata.userDefined)
+        self.metadata = dict(beside or {}) | dict(model.description.metadata.userDefined)
         self.sources: dict[str, str] = {}
 
     def function(self, name: str, given: Any) -> Function:

@@ -283,7 +283,10 @@ def _is_cast_at_the_edge(operation: Operation, view: View) -> bool:
     """Return whether an operator is a cast of the interface, see `fp32-interface`, or one out of fp32."""
     if operation.type != "cast":
         return False
-    is_returned = all(one.name in view.function.block.outputs for one in operation.outputs)
+    names = {one.name for one in operation.outputs}
+    readers = [one for one in view.operations if any(name in names for _, name in references(one.inputs))]
+    # A classifier's scores are a dictionary of Float32 numbers, which Core ML fills outside of the Neural Engine.
+    is_returned = names <= set(view.function.block.outputs) or {one.type for one in readers} == {"classify"}
     return is_returned or _type(operation) not in _SINGLE_FLOATS
 
 

@@ -204,6 +204,29 @@ def check(folder: Path) -> None:
     _main(_program(folder), folder)
 
 
+Declared = list[tuple[str, str, list[int]]]
+"""Values by name, with numpy's name of their type, and their shape."""
+
+
+def interface(folder: Path) -> tuple[Declared, Declared]:
+    """Return the inputs and the outputs of a program."""
+    program = _program(folder)  # which the graph does not keep alive
+    main = _main(program, folder)
+    names = [str(one["coreai.name"]).strip('"') for one in main.arg_attrs]
+    given = zip(names, main.arguments, strict=True)
+    return [_declared(*one) for one in given], [_declared(*one) for one in main.outputs_spec]
+
+
+_TYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "f64": "float64", "i1": "bool"}
+
+
+def _declared(name: str, value: Any) -> tuple[str, str, list[int]]:
+    """Return a value of a type such as `tensor<1x5xsi32>`."""
+    *sizes, kind = str(value.type).removeprefix("tensor<").removesuffix(">").split(",")[0].split("x")
+    integer = f"int{kind[2:]}" if kind.startswith("si") else f"uint{kind[2:]}"
+    return name, _TYPES.get(kind, integer), [int(size) for size in sizes]
+
+
 def operators(folder: Path) -> Counter[str]:
     """Return how often each operator occurs, those in loops too. A composite counts as one; constants are left out."""
     program = _program(folder)

@@ -2,7 +2,7 @@
 
 Core ML's operators have names without modules, and those of a fused op's lowering say nothing at all. coremltools keeps
 the stack trace of the captured node beside each operator that it makes of it, through its own passes. `_with_modules`
-puts the module's path there, and `_sources` gathers them for the package's metadata, where `mil.program` reads them.
+puts the module's path there, and `_sources` gathers them for the trace beside the package, which `mil.program` reads.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ import torch
 from torch.export import ExportedProgram
 
 from edgesmith.errors import BadInput, EdgesmithError, Unsupported
+from edgesmith.exporters.artifact import write_notes
 from edgesmith.exporters.graph.capture import Program, exported, with_module, with_own_outputs
-from edgesmith.exporters.graph.edit import fork, module_path, tidy
+from edgesmith.exporters.graph.edit import Emitter, aten, fork, module_path, tidy
 from edgesmith.exporters.graph.plain_types import with_plain_types
 from edgesmith.exporters.graph.subgraphs import refuse_control_flow
 from edgesmith.exporters.mil.functions import join, read_specification
@@ -33,7 +34,7 @@ from edgesmith.exporters.mil.states import keep_states
 from edgesmith.exporters.rewrites.fold_batchnorm import fold_forwards
 from edgesmith.exporters.rewrites.rewrite import Reject
 from edgesmith.exporters.targets._coreml_inputs import with_core_ml_inputs
-from edgesmith.exporters.targets._coreml_package import check_names, describe, write
+from edgesmith.exporters.targets._coreml_package import check_names, describe, notes_of, write
 from edgesmith.exporters.targets._coreml_spelling import spell_out
 from edgesmith.exporters.targets._coreml_translations import own_translations
 from edgesmith.exporters.targets._refusal import refuse
@@ -87,8 +88,9 @@ def lower(program: Program, path: Path, request: Request, system: Any) -> None:
         first = next(iter(packages.values()))
         model = read_specification(first) if len(packages) == 1 else join(packages, first)
         sources = {name: one.sources for name, one in made.items()}
-        describe(model, request, sources, [one for each in made.values() for one in each.legalized])
+        describe(model, request, [one for each in made.values() for one in each.legalized])
         write(model, first, path)
+    write_notes(path.parent, path.name, notes_of(request, sources))
     check_names(model, {name: one.program for name, one in made.items()}, request.classifies)
 
 
@@ -99,7 +101,7 @@ def _convert(program: Program, request: Request, package: Path, system: Any) -> 
     refuse_control_flow(program.module, "Core ML")
     program = with_core_ml_inputs(with_plain_types(with_own_outputs(program), doubles=True))
     if request.image_input:
-        program = scale_input(program, request)
+        program = take_pixels(scale_input(program, request), request)
     half = request.precision.is_half
     program, taken, states = _with_states(program, request)
     classifier = ct.ClassifierConfig(list(request.labels)) if request.labels and request.classifies else None
@@ -148,9 +150,7 @@ def _inputs(program: Program, request: Request) -> list[Any]:
     if request.image_input:
         assert request.image is not None
         shape = tuple(program.inputs[0].shape)
-        bias = [-value for value in request.image.mean]
-        layout = ct.colorlayout.RGB
-        return [ct.ImageType(program.input_names[0], shape, scale=1 / 255, bias=bias, color_layout=layout)]
+        return [ct.ImageType(program.input_names[0], shape, color_layout=ct.colorlayout.RGB)]
     real = np.float16 if request.precision.is_half else np.float32
     pairs = zip(program.input_names, program.inputs, strict=True)
     return [
@@ -210,6 +210,23 @@ def scale_input(program: Program, request: Request) -> Program:
         raise Unsupported(
             f"the standard deviations cannot be folded into the first convolution: {declined.reason}"
         ) from declined
+    return with_module(program, tidy(module))
+
+
+def take_pixels(program: Program, request: Request) -> Program:
+    """Return the program of `scale_input` for pixels from 0 to 255: it divides by 255 and takes the mean off.
+
+    Core ML would do both for an image's scale and bias, in fp32, which leaves the Neural Engine. The mean is no part of
+    the first convolution, which pads with zeros.
+    """
+    assert request.image is not None
+    module = fork(program.module)
+    (image,) = (node for node in module.graph.nodes if node.op == "placeholder")
+    emit = Emitter(module, image.next)
+    scaled = emit(aten.mul.Tensor, image, 1 / 255)
+    mean = emit.constant("image_mean", torch.tensor(request.image.mean).reshape(1, -1, 1, 1))
+    centred = emit(aten.sub.Tensor, scaled, mean)
+    image.replace_all_uses_with(centred, delete_user_cb=lambda user: user is not scaled)
     return with_module(program, tidy(module))
 
 

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 
 from edgesmith.errors import BadInput, Unsupported
+from edgesmith.exporters.manifest import InterfaceRecord, ValueRecord
 from edgesmith.exporters.mil import mixed, placement
 from edgesmith.exporters.mil.evaluate import Evaluator
 from edgesmith.exporters.mil.functions import shared_bytes
 from edgesmith.exporters.mil.legalize import legalizations_of
-from edgesmith.exporters.mil.program import Constant, Interface, MlProgram, Operation, TensorType, load
+from edgesmith.exporters.mil.program import Constant, Feature, Interface, MlProgram, Operation, TensorType, load
 from edgesmith.exporters.mil.report import Cost, Report, compare
 from edgesmith.exporters.streaming.step import Step
 from edgesmith.exporters.targets.target import Arrays, NotHere, Run, TargetFile
@@ -69,6 +70,11 @@ class CoreMlFile(TargetFile):
     def legalizations(self) -> list[dict[str, str]]:
         """Return what the lowering changed for the Neural Engine: rule, operator's name, change in words."""
         return [asdict(one) for one in legalizations_of(self.program)]
+
+    def interface(self) -> InterfaceRecord:
+        """Return inputs and outputs of the default function, as the package describes them."""
+        found = self.program.interfaces[self.program.function().name]
+        return {"inputs": [_record(one) for one in found.inputs], "outputs": [_record(one) for one in found.outputs]}
 
     def shared_bytes(self) -> int:
         """Return the bytes that the package's functions save by sharing weights."""
@@ -213,6 +219,16 @@ class CoreMlFile(TargetFile):
             else:
                 outputs.append([np.asarray(result[feature.name], dtype=np.float32) for feature in interface.outputs])
         return outputs
+
+
+_CLASSIFIER_TYPES = {"string": "string", "dictionary": "scores"}
+
+
+def _record(feature: Feature) -> ValueRecord:
+    """Return a feature as the manifest has it."""
+    shape = list(feature.shape) if feature.image is None else [feature.image.height, feature.image.width]
+    kind = feature.type or _CLASSIFIER_TYPES.get(feature.kind, feature.kind)
+    return {"name": feature.name, "type": kind, "shape": [*shape]}
 
 
 def _feeds(evaluator: Evaluator, given: Arrays) -> dict[str, Any]:

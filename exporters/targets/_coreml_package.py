@@ -31,40 +31,111 @@ Sources = Mapping[str, Mapping[str, Sequence[str]]]
 """Of each function, from modules ("" for the model itself) to the names of their operators."""
 
 
-def describe(model: Any, request: Request, sources: Sources, legalized: Sequence[Legalization]) -> None:
-    """Write what is known about a model into its metadata.
+def describe(model: Any, request: Request, legalized: Sequence[Legalization]) -> None:
+    """Write what is known about a model into its metadata, as Xcode shows them.
+
+    Who reads them uses the model: they say nothing that the file does by itself, such as an image's normalisation.
 
     Args:
         model: the package's specification, a protobuf `Model`.
         request: as it was lowered.
-        sources: of its operators.
         legalized: what the lowering changed.
     """
     metadata = model.description.metadata
     metadata.shortDescription = request.name
-    metadata.versionString = __version__
+    metadata.versionString = request.version
     metadata.license = request.licence
-    facts = {"edgesmith.source": request.source, "edgesmith.precision": request.precision.name}
-    if request.image is not None:
+    metadata.author = request.source
+    facts = {"edgesmith.version": __version__, "edgesmith.precision": request.precision.name}
+    if request.image is not None and not request.image_input:
         facts["edgesmith.input.mean"] = json.dumps(request.image.mean)
         facts["edgesmith.input.std"] = json.dumps(request.image.std)
     if request.sequence is not None:
         facts["edgesmith.input.normalised"] = request.sequence.normalised
-    if request.segments and request.labels is not None:
-        facts |= _preview(request.labels)
     if request.series is not None:
         facts["edgesmith.input.series"] = json.dumps(request.series.describe())
-    for function, table in sources.items():
-        facts[SOURCES if len(sources) == 1 else f"{SOURCES}.{function}"] = json.dumps(table)
     if legalized:
         facts[LEGALIZED] = json.dumps([asdict(one) for one in legalized])
-    for key, value in facts.items():
+    for key, value in (facts | _preview(request)).items():
         metadata.userDefined[key] = value
     metadata.userDefined.pop("com.github.apple.coremltools.conversion_date", None)
+    words = _Words(request)
+    for described in (model.description, *model.description.functions):
+        for feature in described.input:
+            feature.shortDescription = words.of_input(feature.name)
+        for feature in described.output:
+            feature.shortDescription = words.of_output(feature.name, described)
+        for feature in described.state:
+            feature.shortDescription = words.of_state(feature.name)
 
 
-def _preview(labels: Sequence[str]) -> dict[str, str]:
-    """Return what Xcode, and apps that follow it, read of a segmentation's classes: names, and a colour for each."""
+def notes_of(request: Request, sources: Sources) -> dict[str, Any]:
+    """Return what verification and reports need of a package and its user does not; it is kept beside the package."""
+    notes: dict[str, Any] = {}
+    if request.image is not None and request.image_input:
+        notes |= {"edgesmith.input.mean": list(request.image.mean), "edgesmith.input.std": list(request.image.std)}
+    for function, table in sources.items():
+        notes[SOURCES if len(sources) == 1 else f"{SOURCES}.{function}"] = {name: [*own] for name, own in table.items()}
+    return notes
+
+
+class _Words:
+    """The description of each input, output and state of a package, in a sentence."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        streaming = request.streaming
+        self.meanings = {} if streaming is None else {one["name"]: one["meaning"] for one in streaming["states"]}
+        self.flag = None if streaming is None else streaming["is_frame"]
+
+    def of_input(self, name: str) -> str:
+        """Return what an input takes."""
+        request = self.request
+        if name in self.meanings:
+            return f"State: {self.meanings[name]}."
+        if name == self.flag:
+            return "1 while frames come, 0 in the steps after the last one."
+        if request.image is not None and name == request.image.name:
+            if request.image_input:
+                return "A picture in RGB; the model normalises it."
+            mean, std = (", ".join(f"{one:g}" for one in each) for each in (request.image.mean, request.image.std))
+            return f"RGB, channels first: (value in 0..1 - mean) / deviation; mean {mean}; deviation {std}."
+        if request.sequence is not None:
+            kind = "The next frame" if request.streaming is not None else "Frames, oldest first"
+            return f"{kind}; {request.sequence.normalised}."
+        if request.series is not None:
+            return f"{name} of a series, in the data's own scale."
+        return f"{name}, as forward takes it."
+
+    def of_output(self, name: str, described: Any) -> str:
+        """Return what an output gives.
+
+        Args:
+            described: of the function that it belongs to.
+        """
+        if name == described.predictedFeatureName:
+            return "The best class's label."
+        if name == described.predictedProbabilitiesName:
+            return "Each class's probability, by its label."
+        state = name.removeprefix("next_")
+        if state in self.meanings:
+            return f"State for the next step: {self.meanings[state]}."
+        if self.request.segments:
+            return "The class of each pixel, or a score of each class."
+        return "A score of each class, before the softmax." if name == "logits" else f"{name}, as forward returns it."
+
+    def of_state(self, name: str) -> str:
+        """Return what a state holds. What rounding took from one is in a second one beside it."""
+        return f"State: {self.meanings.get(name, 'what rounding took from the state beside it')}."
+
+
+def _preview(request: Request) -> dict[str, str]:
+    """Return what Xcode, and apps that follow it, read of classes: a type of preview, and of segments their colours."""
+    if request.classifies and request.image_input:
+        return {"com.apple.coreml.model.preview.type": "imageClassifier"}
+    if not request.segments or request.labels is None:
+        return {}
+    labels = request.labels
     hues = [colorsys.hsv_to_rgb(i / len(labels), 0.7, 0.9) for i in range(len(labels))]
     colours = ["#" + "".join(f"{round(255 * part):02X}" for part in hue) for hue in hues]
     named = {"labels": list(labels), "colors": colours}

@@ -16,7 +16,7 @@ import math
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import onnx
 
     from edgesmith.exporters.graph.capture import Program
+    from edgesmith.exporters.manifest import InterfaceRecord, ValueRecord
     from edgesmith.exporters.streaming.step import Step
 
 LOWERINGS = "onnx"
@@ -219,6 +220,10 @@ class OnnxFile(TargetFile):
         """Return the name and operator type of every node, those inside loops too, in the file's order."""
         return [(node.name, node.op_type) for node in _nodes(self.model.graph)]
 
+    def interface(self) -> InterfaceRecord:
+        """Return inputs and outputs, as the graph declares them."""
+        return {"inputs": _records(self.model.graph.input), "outputs": _records(self.model.graph.output)}
+
     def count_macs(self) -> dict[str, int]:
         """Return the multiply-accumulates of the first batch: `all`, and `int8`, between two dequantised values.
 
@@ -284,6 +289,19 @@ class OnnxFile(TargetFile):
         model = onnx.ModelProto()
         model.CopyFrom(self.model)
         return bytes(model.SerializeToString()) if _make_computable(model) else self.path
+
+
+def _records(values: Iterable[onnx.ValueInfoProto]) -> list[ValueRecord]:
+    from onnx.helper import tensor_dtype_to_np_dtype
+
+    return [
+        {
+            "name": one.name,
+            "type": str(tensor_dtype_to_np_dtype(one.type.tensor_type.elem_type).name),
+            "shape": [size.dim_param or size.dim_value for size in one.type.tensor_type.shape.dim],
+        }
+        for one in values
+    ]
 
 
 def cannot_run() -> str | None:

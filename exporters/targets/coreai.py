@@ -17,12 +17,16 @@ from typing import TYPE_CHECKING
 from edgesmith.exporters.costs import Costs
 from edgesmith.exporters.targets import _coreai_adapter as adapter
 from edgesmith.exporters.targets.target import Arrays, NotHere, Request, Target, TargetFile
+from edgesmith.exporters.usage import coreai
 
 if TYPE_CHECKING:
     import numpy as np
 
     from edgesmith.exporters.graph.capture import Program
+    from edgesmith.exporters.manifest import InterfaceRecord, Manifest, ValueRecord
     from edgesmith.exporters.streaming.step import Step
+    from edgesmith.exporters.usage.facts import Facts
+    from edgesmith.exporters.usage.source import Snippet
 
 
 class CoreAi(Target):
@@ -51,6 +55,10 @@ class CoreAi(Target):
         """Open an `.aimodel`."""
         return CoreAiFile(path, self.runtime)
 
+    def snippets(self, facts: Facts, manifest: Manifest) -> tuple[Snippet, ...]:
+        """Return programs for Core AI."""
+        return coreai.snippets(facts)
+
     def cannot_run(self) -> str | None:
         """The runtime comes with coreai-core."""
         return adapter.missing()
@@ -66,6 +74,11 @@ class CoreAiFile(TargetFile):
     def count_operators(self) -> dict[str, int]:
         """Return operators by type, those inside loops too, a composite as one, constants left out."""
         return dict(sorted(adapter.operators(self.path).items(), key=lambda item: (-item[1], item[0])))
+
+    def interface(self) -> InterfaceRecord:
+        """Return inputs and outputs, as the program declares them."""
+        given, returned = adapter.interface(self.path)
+        return {"inputs": [_record(*one) for one in given], "outputs": [_record(*one) for one in returned]}
 
     def run(self, calls: Sequence[Arrays]) -> list[list[np.ndarray]] | NotHere:
         """Execute in Core AI's runtime."""
@@ -103,6 +116,10 @@ class CoreAiFile(TargetFile):
             return [value.astype(np.float32) for value in session(values)]
 
         return Step(call, close=session.close)
+
+
+def _record(name: str, kind: str, shape: Sequence[int]) -> ValueRecord:
+    return {"name": name, "type": kind, "shape": [*shape]}
 
 
 def _facts(request: Request) -> dict[str, str]:

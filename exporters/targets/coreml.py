@@ -5,10 +5,10 @@
     _coreml_package.py        the package's description, and the same bytes for the same model
     _coreml_file.py           a package, opened
 
-fp16 by default, then with Float16 inputs; outputs are Float32. `image_input` takes an image: 1/255 and the mean become
-the image's scale and bias, and each channel's standard deviation, which Core ML has no place for, goes into the first
-convolution. `labels` make it a classifier. From iOS18 on Core ML keeps the states of a step program itself, and a
-package may hold the whole sequence's function beside the step.
+fp16 by default, then with Float16 inputs; outputs are Float32. `image_input` takes an image, whose pixels the
+program itself divides by 255 and takes the mean off, in its own precision; each channel's standard deviation goes into
+the first convolution. `labels` make it a classifier. From iOS18 on Core ML keeps the states of a step program itself,
+and a package may hold the whole sequence's function beside the step.
 """
 
 from __future__ import annotations
@@ -20,10 +20,14 @@ from typing import TYPE_CHECKING, Any
 from edgesmith.errors import BadInput
 from edgesmith.exporters.costs import Costs
 from edgesmith.exporters.targets.target import Request, Target
+from edgesmith.exporters.usage import coreml
 
 if TYPE_CHECKING:
     from edgesmith.exporters.graph.capture import Program
+    from edgesmith.exporters.manifest import Manifest
     from edgesmith.exporters.targets._coreml_file import CoreMlFile
+    from edgesmith.exporters.usage.facts import Facts
+    from edgesmith.exporters.usage.source import Snippet
 
 _KEEPS_STATES = 18
 """The first iOS whose Core ML has states."""
@@ -49,6 +53,10 @@ class CoreMl(Target):
         from edgesmith.exporters.targets._coreml_translations import OWN_TRANSLATIONS
 
         return OWN_TRANSLATIONS
+
+    def snippets(self, facts: Facts, manifest: Manifest) -> tuple[Snippet, ...]:
+        """Return programs for Core ML."""
+        return coreml.snippets(facts)
 
     def cannot_run(self) -> str | None:
         """Return None: nothing hinders the evaluator."""

@@ -9,9 +9,13 @@ from edgesmith.exporters.costs import Costs
 from edgesmith.exporters.targets import _typed_onnx
 from edgesmith.exporters.targets._typed_onnx import OPSET, OnnxFile
 from edgesmith.exporters.targets.target import Request, Target
+from edgesmith.exporters.usage import onnx_runtime
 
 if TYPE_CHECKING:
     from edgesmith.exporters.graph.capture import Program
+    from edgesmith.exporters.manifest import Manifest
+    from edgesmith.exporters.usage.facts import Facts
+    from edgesmith.exporters.usage.source import Snippet
 
 # Measured on ONNX Runtime's CPU provider, one thread, by bench/experiments: launches and copies by gates.py, matmuls of
 # a batch by filters.py, loops and near matrices by recurrences.py, tiles by convolutions.py, the rest by dft.py.
@@ -60,6 +64,10 @@ class Onnx(Target):
     def own_translations(self) -> frozenset[str]:
         """Return what `_typed_onnx.py` translates itself."""
         return _typed_onnx.OWN_TRANSLATIONS
+
+    def snippets(self, facts: Facts, manifest: Manifest) -> tuple[Snippet, ...]:
+        """Return programs for ONNX Runtime."""
+        return onnx_runtime.snippets(facts)
 
     def cannot_run(self) -> str | None:
         """ONNX Runtime is a base dependency."""

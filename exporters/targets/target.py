@@ -25,10 +25,12 @@ if TYPE_CHECKING:
     import numpy as np
 
     from edgesmith.exporters.graph.capture import Program
-    from edgesmith.exporters.manifest import CheckRecord
+    from edgesmith.exporters.manifest import CheckRecord, InterfaceRecord, Manifest
     from edgesmith.exporters.precision.table import Precision
     from edgesmith.exporters.streaming.description import StreamingDescription
     from edgesmith.exporters.streaming.step import Step
+    from edgesmith.exporters.usage.facts import Facts
+    from edgesmith.exporters.usage.source import Snippet
     from edgesmith.models.registry import ImageInput, SequenceInput
     from edgesmith.models.series import SeriesInput
     from edgesmith.profiles.device import DeviceProfile
@@ -63,6 +65,7 @@ class Request:
         series: what it reads and returns, where it is a forecaster.
         streaming: the description of a step program, for one.
         sequence_program: beside a step program, that of the whole sequence, for a file that holds both.
+        version: of the model: its weights.
         labels: class names, in the order of the logits.
         segments: whether the output is a map of classes, of which the labels are names; a file for it classifies none.
         image_input: take images instead of normalised tensors.
@@ -86,6 +89,7 @@ class Request:
     profile: DeviceProfile | None = None
     licence: str = ""
     source: str = ""
+    version: str = ""
 
     @property
     def classifies(self) -> bool:
@@ -180,6 +184,10 @@ class TargetFile(ABC):
     def legalizations(self) -> list[dict[str, str]]:
         """Return what the lowering changed to keep a device's rules: `rule`, operator's `name`, `change` in words."""
         return []
+
+    def interface(self) -> InterfaceRecord | None:
+        """Return inputs and outputs as the file has them; None where nobody says."""
+        return None
 
     def describe(self) -> dict[str, Any]:
         """Return what else the manifest says of the file."""
@@ -386,6 +394,10 @@ class Target(ABC):
     def keeps_states(self, deployment_target: str | None) -> bool:
         """Return whether the runtime keeps the states of a step program; otherwise they are inputs and outputs."""
         return False
+
+    def snippets(self, facts: Facts, manifest: Manifest) -> tuple[Snippet, ...]:
+        """Return the programs that run a file of this target, a language each; see usage/."""
+        return ()
 
     def delivery(self, profile: DeviceProfile | None) -> Delivery:
         """Return what is published for a device."""

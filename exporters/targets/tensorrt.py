@@ -40,6 +40,7 @@ from edgesmith.exporters.targets.target import (
 from edgesmith.exporters.tensorrt import engine
 from edgesmith.exporters.tensorrt import kit as kits
 from edgesmith.exporters.tensorrt.kit import FLAGS
+from edgesmith.exporters.usage import tensorrt as usage
 from edgesmith.profiles import device as devices
 from edgesmith.profiles import operators
 from edgesmith.profiles.device import DeviceProfile
@@ -48,7 +49,10 @@ if TYPE_CHECKING:
     import numpy as np
 
     from edgesmith.exporters.graph.capture import Program
+    from edgesmith.exporters.manifest import InterfaceRecord, Manifest
     from edgesmith.exporters.streaming.step import Step
+    from edgesmith.exporters.usage.facts import Facts
+    from edgesmith.exporters.usage.source import Snippet
 
 ONNX = ".onnx"
 """Suffix of the typed ONNX: of a kit's file, and of what lies beside an engine."""
@@ -118,6 +122,11 @@ class TensorRt(Target):
         """Return what `_typed_onnx.py` translates itself."""
         return _typed_onnx.OWN_TRANSLATIONS
 
+    def snippets(self, facts: Facts, manifest: Manifest) -> tuple[Snippet, ...]:
+        """Return programs for the runtime of the TensorRT that builds the engine."""
+        is_rtx = "kit" not in manifest  # what a board builds refers to its kit
+        return usage.snippets(facts, is_rtx=is_rtx, is_kit=_of_kit(Path(facts.file)))
+
     def cannot_run(self) -> str | None:
         """Return why ONNX Runtime cannot run here: it stands in, with the typed ONNX."""
         return cannot_run()
@@ -149,6 +158,10 @@ class _TypedFile(TargetFile):
     def count_operators(self) -> dict[str, int]:
         """Return the nodes of the typed ONNX; layers of an engine are in `describe`."""
         return self.onnx.count_operators()
+
+    def interface(self) -> InterfaceRecord:
+        """Return inputs and outputs of the typed ONNX, which are the engine's."""
+        return self.onnx.interface()
 
     def count_macs(self) -> dict[str, int]:
         """Return the multiply-accumulates of the typed ONNX, all and int8."""

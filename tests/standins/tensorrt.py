@@ -63,6 +63,16 @@ class ILogger:
     Severity = _values("INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE")
 
 
+class Logger(ILogger):
+    WARNING = ILogger.Severity.WARNING
+
+    def __init__(self, severity=None):
+        pass
+
+    def log(self, severity, message):
+        pass
+
+
 def init_libnvinfer_plugins(logger, namespace):
     return True
 

@@ -126,7 +126,7 @@ def _board(profile: DeviceProfile) -> Board:
 def _origin(manifest: Mapping[str, Any]) -> Origin:
     """The artifact's facts that the engine's manifest repeats."""
     verification = manifest["verification"]
-    return {
+    origin: Origin = {
         "schema": SCHEMA,
         "model": manifest["model"],
         "weights": manifest["weights"],
@@ -135,6 +135,9 @@ def _origin(manifest: Mapping[str, Any]) -> Origin:
         "tool": manifest["tool"],
         "verification": {"inputs": verification["inputs"], "judged_as": verification["judged_as"]},
     }
+    if "streaming" in manifest:
+        origin["streaming"] = manifest["streaming"]
+    return origin
 
 
 def _write_cases(path: Path, cases: Cases, judged: Sequence[int]) -> None:

@@ -1000,7 +1000,8 @@ def manifest_of(
     limits = dict(kit["thresholds"], top1="every decided input")
     verification.update(thresholds={base["verification"]["judged_as"]: limits}, steps=[step])
     manifest = {"schema": base["schema"], "file": engine.name}
-    manifest.update({key: base[key] for key in ("model", "weights", "target", "precision", "tool")})
+    repeated = ("model", "streaming", "weights", "target", "precision", "tool")
+    manifest.update({key: base[key] for key in repeated if key in base})
     manifest.update(
         versions=tensorrt.versions(),
         engine=summary,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict, cast
+from typing import Annotated, Any, Literal, NotRequired, TypedDict, cast
 
 from edgesmith import records
 from edgesmith.errors import Unreadable
@@ -65,10 +65,12 @@ class Origin(TypedDict):
 
     Attributes:
         schema: the manifest's.
+        streaming: of a step program, how to drive it.
     """
 
     schema: int
     model: dict[str, Any]
+    streaming: NotRequired[dict[str, Any]]
     weights: dict[str, Any]
     target: dict[str, Any]
     precision: str

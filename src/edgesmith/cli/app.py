@@ -27,6 +27,7 @@ from edgesmith.cli.options import PrecisionHelp
 from edgesmith.cli.report import history, report
 from edgesmith.cli.signals import resend_lost_interrupts
 from edgesmith.cli.tables import print_line
+from edgesmith.cli.use import use
 from edgesmith.ending import code_of_interrupt, ignore_interrupts, own_temporary_folder
 from edgesmith.errors import INTERRUPTED, INTERRUPTION, BadInput, EdgesmithError, EdgesmithWarning
 from edgesmith.readers.limits import OUT_OF_MEMORY, is_out_of_memory
@@ -35,25 +36,28 @@ from edgesmith.show import in_json
 # The base of everything that parsing raises, from click or from typer's own copy of it.
 _USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
-COMMANDS: tuple[Callable[..., None], ...] = (
-    export,
-    explain,
-    verify,
-    lint,
-    inspect,
-    models,
-    targets,
-    operators,
-    doctor,
-    bench,
-    compare,
-    profile,
-    build_on,
-    report,
-    devices,
-    estimate,
-)
-"""The commands, in the order of `--help`."""
+MAKE, LOOK, MEASURE, SHOW = "Make a file", "Look into files and targets", "Measure", "Show what was measured"
+
+COMMANDS: dict[Callable[..., None], tuple[str, str]] = {
+    export: (MAKE, "export --model casvit_xs --target coreml --image-input --labels labels.txt"),
+    use: (MAKE, "use artifacts/casvit_xs-onnx-fp32 --lang python"),
+    verify: (MAKE, "verify artifacts/casvit_xs-onnx-fp32"),
+    explain: (MAKE, "explain --model casvit_xs"),
+    build_on: (MAKE, "build-on ssh://orin artifacts/casvit_xs-tensorrt-fp16-jetson-orin-nano"),
+    models: (LOOK, "models"),
+    targets: (LOOK, "targets"),
+    devices: (LOOK, "devices"),
+    doctor: (LOOK, "doctor"),
+    operators: (LOOK, "operators softmax"),
+    lint: (LOOK, "lint artifacts/casvit_xs-coreml-fp16 --strict"),
+    inspect: (LOOK, "inspect artifacts/casvit_xs-tensorrt-fp16-rtx3080"),
+    bench: (MEASURE, "bench artifacts/casvit_xs-onnx-fp32 --seconds 20"),
+    compare: (MEASURE, "compare artifacts/base artifacts/head --threshold 5%"),
+    estimate: (MEASURE, "estimate artifacts/casvit_xs-coreml-fp16 --device iphone13"),
+    profile: (SHOW, "profile measurements/20260101T000000Z.json"),
+    report: (SHOW, "report artifacts --out report.html"),
+}
+"""The commands in the order of `--help`, each with its group there and an example."""
 
 app = typer.Typer(
     name="edgesmith",
@@ -64,9 +68,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in COMMANDS:
-    app.command(cls=PrecisionHelp if _command is export else None)(_command)
-app.add_typer(history, name="history")
+for _command, (_group, _example) in COMMANDS.items():
+    app.command(
+        cls=PrecisionHelp if _command is export else None,
+        rich_help_panel=_group,
+        epilog=f"Example: edgesmith {_example}",
+    )(_command)
+app.add_typer(
+    history, name="history", rich_help_panel=SHOW, epilog="Example: edgesmith history add measurements/today.json"
+)
 
 
 @app.callback(invoke_without_command=True)

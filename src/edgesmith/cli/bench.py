@@ -14,13 +14,11 @@ import typer
 from edgesmith.cli import options as given
 from edgesmith.cli.chosen import Chosen, chooses_model
 from edgesmith.cli.export import export_chosen
-from edgesmith.cli.tables import new_table, print_json, print_line, print_lines, print_table, show_progress
+from edgesmith.cli.tables import Table, new_table, print_json, print_line, print_lines, print_table, show_progress
 from edgesmith.errors import BadInput
 from edgesmith.writing import write_whole
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from edgesmith.bench.measure import Settings
     from edgesmith.bench.measurement import Measurement, Profile
     from edgesmith.bench.transport import Address
@@ -163,7 +161,8 @@ def profile(
         for one in found:
             table.add_row(*measured.row(one))
         print_table(table)
-        print_lines("".join(f"{line}\n" for line in dict.fromkeys(map(measured.describe_device, found))))
+        for line in dict.fromkeys(map(measured.describe_device, found)):
+            print_line(line)
 
 
 def build_on(

@@ -13,12 +13,10 @@ import typer
 from edgesmith.cli import options as given
 from edgesmith.cli.chosen import Chosen, chooses_model
 from edgesmith.cli.export import one_artifact
-from edgesmith.cli.tables import new_table, print_json, print_line, print_table
+from edgesmith.cli.tables import Table, new_table, print_json, print_line, print_table
 from edgesmith.readers.limits import parse_limit, run_within
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from edgesmith.bench.estimation.estimate import Estimate
     from edgesmith.bench.transport.attached import Attached
     from edgesmith.profiles.device import DeviceProfile

@@ -12,13 +12,11 @@ import typer
 from edgesmith.cli import options as given
 from edgesmith.cli.chosen import Chosen, chooses_model
 from edgesmith.cli.rows import artifact_rows, describe_check
-from edgesmith.cli.tables import new_table, print_json, print_line, print_table, printing_to_stderr, show_stage
+from edgesmith.cli.tables import Table, new_table, print_json, print_line, print_table, printing_to_stderr, show_stage
 from edgesmith.errors import BadInput, VerificationFailed
 from edgesmith.readers.limits import parse_limit, run_within
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from edgesmith.exporters.artifact import Artifact
     from edgesmith.exporters.manifest import CheckRecord
     from edgesmith.exporters.rewrites.rewrite import RewriteReport
@@ -46,6 +44,7 @@ def export(
     calibration: given.Calibration = None,
     allow_inaccurate: given.AllowInaccurate = False,
     out: given.OutFolder = Path("artifacts"),
+    verbose: given.Verbose = False,
     as_json: given.Json = False,
 ) -> None:
     """Write a model as a checked file for a target."""
@@ -80,16 +79,16 @@ def export(
         from edgesmith.exporters.export import run
     with printing_to_stderr():
         artifact = run(options)
-    _show_artifact(artifact, as_json)
+    _show_artifact(artifact, as_json, verbose)
 
 
-def _show_artifact(artifact: Artifact, as_json: bool) -> None:
+def _show_artifact(artifact: Artifact, as_json: bool, is_verbose: bool) -> None:
     if as_json:
         print_json({"path": str(artifact.path), **artifact.manifest})
     else:
         title = f"{artifact.model} for {artifact.target}, {artifact.precision}"
         table = new_table(title, "", "", header=False)
-        for row in artifact_rows(artifact):
+        for row in artifact_rows(artifact, is_verbose):
             table.add_row(*row)
         print_table(table)
     for sentence in artifact.manifest["verification"].get("missed", []):
@@ -271,7 +270,7 @@ def _describe_model(found: dict[str, Any]) -> str:
 
 
 def _checks_table(title: str, checks: list[CheckRecord]) -> Table:
-    table = new_table(title, "check", "result")
+    table = new_table(title, "check", "result", names=True)
     for check in checks:
         table.add_row(check["step"], describe_check(check))
     return table

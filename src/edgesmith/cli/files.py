@@ -13,7 +13,7 @@ from edgesmith.cli import options as given
 from edgesmith.cli.chosen import Chosen, chooses_model
 from edgesmith.cli.export import one_artifact
 from edgesmith.cli.rows import Row, describe_counts, describe_flags, engine_rows
-from edgesmith.cli.tables import new_table, print_json, print_line, print_table, show_stage
+from edgesmith.cli.tables import Table, new_table, print_json, print_line, print_table, show_stage
 from edgesmith.errors import BadInput, VerificationFailed
 from edgesmith.writing import write_whole
 
@@ -24,8 +24,6 @@ PACKAGES = (".mlpackage", ".mlmodel")
 """Files whose values have a padded size too."""
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from edgesmith.exporters.mil.lint import Finding, Report
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, TypedDict
 
 from edgesmith.cli import options as given
-from edgesmith.cli.tables import new_table, print_json, print_line, print_lines, print_table
+from edgesmith.cli.tables import new_table, print_json, print_line, print_table
 
 if TYPE_CHECKING:
     from edgesmith.exporters.verification.verdicts import Entry
@@ -29,7 +29,8 @@ def models(as_json: given.Json = False) -> None:
         table.add_row(*_model_row(spec))
     print_table(table)
     sources = {spec.family: f"{spec.family}: {spec.paper}, {spec.source}" for spec in found}
-    print_lines("".join(f"{line}\n" for line in sources.values()))
+    for line in sources.values():
+        print_line(line)
 
 
 def _model_row(spec: ModelSpec) -> tuple[str, ...]:

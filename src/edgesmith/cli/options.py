@@ -11,16 +11,24 @@ from typing import Annotated
 import typer
 from typer.core import TyperCommand, TyperOption
 
+from edgesmith.cli import names
 from edgesmith.errors import BadInput
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Also what the compiler did, and every check.")]
 OutFolder = Annotated[Path, typer.Option("--out", "-o", help="Folder for the artifact's folder.")]
 
 # What is exported.
 
 ModelName = Annotated[
     str | None,
-    typer.Option("--model", "-m", help="Name from `edgesmith models`, or from edgesmith.toml.", show_default=False),
+    typer.Option(
+        "--model",
+        "-m",
+        help="Name from `edgesmith models`, or from edgesmith.toml.",
+        show_default=False,
+        autocompletion=names.models,
+    ),
 ]
 _OWN = "A module of your own"
 Module = Annotated[
@@ -63,14 +71,22 @@ WeightsKey = Annotated[
 NotStrict = Annotated[
     bool, typer.Option("--no-strict", help="Take of --weights what fits, and say what does not.", rich_help_panel=_OWN)
 ]
-TargetName = Annotated[str, typer.Option("--target", "-t", help="Name from `edgesmith targets`.")]
+TargetName = Annotated[
+    str, typer.Option("--target", "-t", help="Name from `edgesmith targets`.", autocompletion=names.targets)
+]
 Weights = Annotated[
     Path | None,
     typer.Option("--weights", "-w", help="Checkpoint: .pth, .pt or .safetensors.", show_default="random weights"),
 ]
 PrecisionName = Annotated[
     str | None,
-    typer.Option("--precision", "-p", help="Of weights and arithmetic.", show_default="the model's, or the target's"),
+    typer.Option(
+        "--precision",
+        "-p",
+        help="Of weights and arithmetic.",
+        show_default="the model's, or the target's",
+        autocompletion=names.precisions,
+    ),
 ]
 InputSize = Annotated[
     str | None,
@@ -116,7 +132,10 @@ DeploymentTarget = Annotated[
     typer.Option("--deployment-target", help="Oldest system: iOS16 or later (coreml).", show_default="iOS17"),
 ]
 ForDevice = Annotated[
-    str | None, typer.Option("--device", help="Device that it is for, such as iphone15.", show_default=False)
+    str | None,
+    typer.Option(
+        "--device", help="Device that it is for, such as iphone15.", show_default=False, autocompletion=names.devices
+    ),
 ]
 Calibration = Annotated[
     Path | None,
@@ -195,14 +214,36 @@ Engine = Annotated[
     typer.Argument(help="An engine, an artifact's folder, or JSON of trtexec --exportLayerInfo.", show_default=False),
 ]
 OnDevice = Annotated[
-    str | None, typer.Option("--device", help="Refuse an engine that this device cannot load.", show_default=False)
+    str | None,
+    typer.Option(
+        "--device",
+        help="Refuse an engine that this device cannot load.",
+        show_default=False,
+        autocompletion=names.devices,
+    ),
 ]
 OperatorName = Annotated[
     str | None, typer.Argument(help="An operator's name or part of it, such as softmax.", show_default=False)
 ]
-ListedTarget = Annotated[str | None, typer.Option("--target", "-t", help="One target only.", show_default=False)]
+ListedTarget = Annotated[
+    str | None,
+    typer.Option("--target", "-t", help="One target only.", show_default=False, autocompletion=names.targets),
+]
 ListDevices = Annotated[bool, typer.Option("--devices", help="List the devices that --device knows.")]
-EstimatedDevice = Annotated[str, typer.Option("--device", help="Name from `edgesmith devices`.", show_default=False)]
+EstimatedDevice = Annotated[
+    str,
+    typer.Option("--device", help="Name from `edgesmith devices`.", show_default=False, autocompletion=names.devices),
+]
+
+Language = Annotated[
+    str | None,
+    typer.Option(
+        "--lang",
+        help="Print one program alone: swift, kotlin, c++ or python.",
+        show_default=False,
+        autocompletion=names.languages,
+    ),
+]
 
 # How artifacts are timed.
 
@@ -308,7 +349,10 @@ Records = Annotated[list[Path] | None, typer.Argument(help="Records of bench to 
 ProfileFolder = Annotated[
     Path | None, typer.Option("--folder", help="Where profiles lie.", show_default="the package's own")
 ]
-OfModel = Annotated[str | None, typer.Option("--model", "-m", help="Of this model alone.", show_default=False)]
+OfModel = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="Of this model alone.", show_default=False, autocompletion=names.models),
+]
 Readme = Annotated[bool, typer.Option("--markdown", help="Print a table for a README.")]
 HistoryFile = Annotated[Path, typer.Option("--file", "-f", help="The history: one SQLite file.")]
 NewRecords = Annotated[list[Path], typer.Argument(help="Records of `edgesmith bench`.", show_default=False)]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from edgesmith.cli import options as given
-from edgesmith.cli.tables import new_table, print_json, print_line, print_table
+from edgesmith.cli.tables import new_table, print_json, print_line, print_table, show_stage
 
 if TYPE_CHECKING:
     from edgesmith.bench.history import Change, Series
@@ -22,7 +22,8 @@ def report(
     """Write one HTML page of what lies below a folder; it needs no network and no script."""
     from edgesmith.bench.report.page import write_report
 
-    found = write_report(folder, out, estimate or ())
+    with show_stage("report"):
+        found = write_report(folder, out, estimate or ())
     for name, reason in found.unread:
         print_line(f"not read: {name}: {reason}", to_stderr=True)
     print_line(out)

@@ -13,30 +13,69 @@ from edgesmith.exporters.manifest import own_files
 
 if TYPE_CHECKING:
     from edgesmith.exporters.artifact import Artifact
-    from edgesmith.exporters.manifest import CheckRecord, InputsRecord, Int8Record, Manifest
+    from edgesmith.exporters.manifest import CheckRecord, InputsRecord, Int8Record, Manifest, VerificationRecord
     from edgesmith.exporters.streaming.description import StreamingDescription
 
 Row = tuple[str, str]
+
+PROGRAMS = ("captured", "rewritten", "step", "step program", "sequence program")
+"""What checks compare beside the file."""
 
 ENGINE_COUNTS = {"precisions": "precisions", "kernels": "types"}
 """Titles of the counts that a builder gives, with their keys."""
 
 
-def artifact_rows(artifact: Artifact) -> Iterator[Row]:
-    """Yield what an export has come to, from its inputs to its file."""
+def artifact_rows(artifact: Artifact, is_verbose: bool = False) -> Iterator[Row]:
+    """Yield what an export has come to: the file, how near it is to PyTorch, what to know of it, what to do next.
+
+    Args:
+        is_verbose: also what the compiler did, and every check.
+    """
     manifest = artifact.manifest
-    for rows in (_model_rows, _rewrite_rows, _precision_rows, _operator_rows, _device_rows, _sequence_rows):
-        yield from rows(manifest)
-    yield from _verification_rows(manifest)
-    yield "size", f"{sum(entry['bytes'] for entry in own_files(manifest)) / 1e6:.2f} MB"
-    yield "file", str(artifact.file)
-
-
-def _verification_rows(manifest: Manifest) -> Iterator[Row]:
     verification = manifest["verification"]
+    size = sum(entry["bytes"] for entry in own_files(manifest)) / 1e6
+    yield verdict_of(verification), f"{artifact.file}, {size:.2f} MB"
+    yield from _nearness_rows(verification)
+    yield from _model_rows(manifest)
+    if is_verbose:
+        for rows in (_rewrite_rows, _precision_rows, _operator_rows):
+            yield from rows(manifest)
+    elif "int8" in manifest:
+        yield "int8", _describe_int8(manifest["int8"])
+    yield from _device_rows(manifest, is_verbose)
+    yield from _sequence_rows(manifest)
+    if is_verbose:
+        yield from ((check["step"], describe_check(check)) for check in verification["steps"])
+    yield "next", f"edgesmith use {artifact.path}"
+
+
+def verdict_of(verification: VerificationRecord) -> str:
+    """Return PASS where the file's numbers were compared and hold, and otherwise the word for why not."""
+    if "missed" in verification:
+        return "INACCURATE"
+    return "PASS" if _of_file(verification) else "NOT RUN"
+
+
+def _of_file(verification: VerificationRecord) -> list[CheckRecord]:
+    """Return the checks of the file that have figures."""
+    judged = [one for one in verification["steps"] if "max_abs_error" in one]
+    return [one for one in judged if _what(one) not in PROGRAMS]
+
+
+def _what(check: CheckRecord) -> str:
+    return check["step"].split(" -> ")[-1]
+
+
+def _nearness_rows(verification: VerificationRecord) -> Iterator[Row]:
+    """Yield how near the file is to PyTorch, where it ran, on what, and what was not checked."""
+    found = _of_file(verification)
+    for check in found:
+        yield "from PyTorch", f"{_what(check)}: {describe_check(check)}" if len(found) > 1 else describe_check(check)
+    for check in verification["steps"]:
+        if "not_checked_here" in check:
+            yield "not checked", check["not_checked_here"]
     if "calls" in verification["inputs"]:
         yield "verified on", describe_inputs(verification["inputs"])
-    yield from ((check["step"], describe_check(check)) for check in verification["steps"])
     for output, reason in verification.get("unverified", {}).items():
         yield "NOT VERIFIED", f"{output}: {reason}"
 
@@ -85,7 +124,7 @@ def _operator_rows(manifest: Manifest) -> Iterator[Row]:
         yield f"  {stage}", ", ".join(f"{name.removeprefix('aten.')} {n}" for name, n in found.items())
 
 
-def _device_rows(manifest: Manifest) -> Iterator[Row]:
+def _device_rows(manifest: Manifest, is_verbose: bool) -> Iterator[Row]:
     if "kit" in manifest:
         board = manifest["kit"]["board"]
         has = f", with TensorRT {board['tensorrt']} of JetPack {board['jetpack']}" if board["jetpack"] else ""
@@ -93,7 +132,10 @@ def _device_rows(manifest: Manifest) -> Iterator[Row]:
     if "engine" in manifest:
         built = manifest["engine"]
         yield "engine", f"TensorRT-RTX {built['version']}, for SM {', '.join(built['compute_capabilities'])}"
-        yield from engine_rows(built)
+        if is_verbose:
+            yield from engine_rows(built)
+        else:
+            yield from (("warning", warning) for warning in built.get("warnings", ()))
 
 
 def _sequence_rows(manifest: Manifest) -> Iterator[Row]:

@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, TextIO
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TextIO
 
+from edgesmith.cli import layout
 from edgesmith.show import in_json, in_terminal
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 WIDTH = 120
 """Characters of a line where stdout is a file or a pipe."""
+
+LEAST_WIDTH = 40
+"""Characters of a line, however narrow the terminal is."""
 
 
 @contextlib.contextmanager
@@ -50,6 +53,24 @@ def show_progress(task: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, of: bar.update(shown, completed=done, total=of)
 
 
+class Table:
+    """Rows under columns, made fit for a terminal as they come.
+
+    Attributes:
+        has_header: show the columns' titles.
+        names: whether the first column holds names, which are not broken over lines.
+    """
+
+    def __init__(self, title: str, columns: Sequence[str], has_header: bool, names: bool) -> None:
+        self.title = in_terminal(title)
+        self.columns, self.has_header, self.names = tuple(columns), has_header, names
+        self.rows: list[tuple[str, ...]] = []
+
+    def add_row(self, *cells: str) -> None:
+        """Add a row; a cell may have several lines."""
+        self.rows.append(tuple(in_terminal(cell, lines=True) for cell in cells))
+
+
 def new_table(title: str, *columns: str, header: bool = True, names: bool = False) -> Table:
     """Return an empty table.
 
@@ -57,31 +78,32 @@ def new_table(title: str, *columns: str, header: bool = True, names: bool = Fals
         header: show the columns' titles.
         names: whether the first column holds names, which are not broken over lines.
     """
-    from rich import box
-    from rich.table import Table as Plain
+    return Table(title, columns, header, names)
 
-    class Table(Plain):
-        """A table whose cells are made fit for a terminal."""
 
-        def add_row(self, *cells: Any, **style: Any) -> None:
-            super().add_row(*(in_terminal(cell, lines=True) for cell in cells), **style)
-
-    table = Table(
-        title=in_terminal(title), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", show_header=header
-    )
-    for i, column in enumerate(columns):
-        table.add_column(column, overflow="fold", no_wrap=names and i == 0)
-    return table
+def line_width() -> int:
+    """Return the characters of a line: COLUMNS, or the terminal's, or WIDTH where stdout is a file or a pipe."""
+    asked = os.environ.get("COLUMNS", "")
+    if asked.isascii() and asked.isdigit() and int(asked) > 0:
+        return max(int(asked), LEAST_WIDTH)
+    if not sys.stdout.isatty():
+        return WIDTH
+    return max(shutil.get_terminal_size((WIDTH, 24)).columns, LEAST_WIDTH)
 
 
 def print_line(text: object = "", *, to_stderr: bool = False, to: TextIO | None = None) -> None:
     """Print one line, in which a foreign text moves no cursor and begins no other line.
 
+    On a terminal it is broken between words; in a file or pipe it stays one line, for what reads it.
+
     Args:
         to: a stream in the place of either, such as the stderr of before a progress bar.
     """
     stream = to or (sys.stderr if to_stderr else sys.stdout)
-    print(in_terminal(str(text)), file=stream, flush=stream is not sys.stdout)
+    shown = in_terminal(str(text))
+    if stream is sys.stdout and sys.stdout.isatty():
+        shown = layout.break_lines(shown, line_width())
+    print(shown, file=stream, flush=stream is not sys.stdout)
 
 
 def print_lines(text: str) -> None:
@@ -90,13 +112,25 @@ def print_lines(text: str) -> None:
 
 
 def print_table(table: Table) -> None:
-    """Print a table on stdout."""
-    from rich.console import Console
+    """Print a table on stdout: a row is a line where there is room, and else a block."""
+    is_utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    lines = layout.draw(
+        table.columns if table.has_header else ("",) * len(table.columns),
+        table.rows,
+        width=line_width(),
+        has_names=table.names or not table.has_header,
+        rule="\N{BOX DRAWINGS LIGHT HORIZONTAL}" if is_utf8 else "-",
+    )
+    if table.title:
+        print(_in_bold(layout.break_lines(table.title, line_width())))
+    print("\n".join(lines))
+    print()
 
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console.width = WIDTH
-    console.print(table)
+
+def _in_bold(text: str) -> str:
+    """Return a text in bold, on a terminal that takes it."""
+    is_plain = "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb" or not sys.stdout.isatty()
+    return text if is_plain else "\n".join(f"\x1b[1m{line}\x1b[0m" for line in text.split("\n"))
 
 
 def print_json(content: Any) -> None:
