@@ -86,7 +86,7 @@ Segmentation = Annotated[
     str | None,
     typer.Option(
         "--segmentation",
-        help="Of a model for it: logits, at a quarter of the size, or labels, the class of each pixel.",
+        help="logits at a fraction of the size, or labels of pixels; of a head on features: fpn, upernet, fpn-labels ...",
         show_default="logits",
     ),
 ]
