@@ -265,7 +265,7 @@ def test_a_resize_that_would_be_dearer_or_is_read_elsewhere_stays() -> None:
 
 
 def test_a_core_ml_file_of_classes_takes_an_image_and_agrees_but_for_ties(checkpoint: Path, tmp_path: Path) -> None:
-    """Weights by a rule have no margins: 0.12 % of the pixels change at 61 dB, and all of them between near ties."""
+    """Weights by a rule have no margins: 0.18 % of the pixels would change, so that both ends stay fp32."""
     pytest.importorskip("coremltools", reason="coremltools is not installed")
     names = [f"class {i}" for i in range(19)]
     artifact = edgesmith.export(
@@ -281,8 +281,10 @@ def test_a_core_ml_file_of_classes_takes_an_image_and_agrees_but_for_ties(checkp
     assert artifact.path.name == "segformer_b0-coreml-fp16-64x64-label-map-labels-image"
     assert artifact.manifest["model"]["outputs"] == ["labels"]
     assert artifact.manifest["model"]["segmentation"] == "labels"
+    kept = artifact.manifest["keep_fp32"]
+    assert any("of the pixels would change their class" in reason for reason in kept.values())
     *_, last = artifact.manifest["verification"]["steps"]
-    assert last["top1"]["agreeing"] >= 0.998 * last["top1"]["decided"]
+    assert last["top1"]["agreeing"] >= 0.999 * last["top1"]["decided"]
     file = targets.get("coreml").open(artifact.file)
     model, _ = load(SPEC, checkpoint)
     smooth = F.interpolate(torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(1)), (64, 64), mode="bicubic")
@@ -299,7 +301,7 @@ def test_a_core_ml_file_of_classes_takes_an_image_and_agrees_but_for_ties(checkp
     same = torch.from_numpy(outputs[0][0]) == scores.argmax(1)
     assert is_decided.float().mean() > 0.9
     assert same[is_decided].all()
-    assert same.float().mean() >= 0.998
+    assert same.float().mean() >= 0.999
     metadata = file.program.metadata
     assert metadata["com.apple.coreml.model.preview.type"] == "imageSegmenter"
     assert json.loads(metadata["com.apple.coreml.model.preview.params"])["labels"] == names
@@ -336,7 +338,7 @@ def test_maps_of_classes_are_refused_where_there_are_none(
 
 def test_other_classes_fail_beyond_the_share_that_a_precision_may_change() -> None:
     map_ = np.zeros((1, 100, 100), np.float32)
-    for precision, allowed in (("fp32", 10), ("fp16", 50)):
+    for precision, allowed in (("fp32", 10), ("fp16", 10), ("bf16", 80)):
         criteria = AcceptanceCriteria(precisions.get(precision), False, lambda: None, of_classes=True)
         limits = precisions.get(precision).criteria.limits()
         assert round(1e4 * allowed_classes(limits, False)) == allowed
