@@ -69,7 +69,8 @@ def export(name: str, target: str, side: int, folder: str) -> tuple[object, ...]
     manifest = artifact.manifest
     snr, error_of_peak = describe(manifest["verification"]["steps"])
     count = sum(manifest["operators"]["file"].values())
-    return snr, error_of_peak, count, round(time.perf_counter() - start), "; ".join(manifest.get("keep_fp32") or ())
+    kept = len(manifest.get("keep_fp32") or ())
+    return snr, error_of_peak, count, round(time.perf_counter() - start), f"{kept} kept in fp32" if kept else ""
 
 
 def main() -> None:
