@@ -212,6 +212,9 @@ GROUPS = {
             "cut": lambda x: F.pad(x, (-1, 2)),
             "diagonal": lambda x: x.diagonal(1, 2, 3),
             "squeeze": lambda x: x[:, :1].squeeze(),
+            "squeeze_one_that_is_longer": lambda x: x.squeeze(1) * 2,
+            "squeeze_several": lambda x: x[:, :1].squeeze((0, 1)),
+            "single": lambda x: (x[:1, :1, :1, :1] * 2).reshape([]),
         },
         (_drawn(2, 2, 9, 10),),
         APPLES,
@@ -243,6 +246,19 @@ GROUPS = {
         },
         (_drawn(2, 2, 9, 10),),
         ("coreai",),
+    ),
+    "of_either": Group(
+        {
+            "all_of_one": lambda x: torch.all(x[0, 0]),
+            "any_of_one": lambda x: torch.any(x[0, 0] * 0),
+            "largest_of_one": lambda x: torch.amax(x[0, 0] * 2),
+            "all_along": lambda x: torch.all(x > 0.1, -1),
+            "any_along": lambda x: torch.any(x > 2.0, 0, keepdim=True),
+            "addbmm": lambda x: torch.addbmm(x[0], x.expand(3, 5, 5), x.expand(3, 5, 5), alpha=0.5),
+            "remainder_of_a_number": lambda x: 7.0 % x,
+        },
+        (_drawn(5, 5),),
+        APPLES,
     ),
     "inner_products": Group(
         {

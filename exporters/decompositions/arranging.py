@@ -121,6 +121,19 @@ def squeeze(x: Tensor) -> Tensor:
     return x.reshape([size for size in x.shape if size != 1])
 
 
+@decomposes(
+    *(aten.squeeze.dim, aten.squeeze.dims),
+    targets=("coreai",),
+    why="Core AI's converter fails on axes that are longer than 1",
+)
+def squeeze_named(x: Tensor, dim: int | Sequence[int]) -> Tensor:
+    """Return x without those of the axes `dim` that are of 1."""
+    named = {axis % max(x.dim(), 1) for axis in ([dim] if isinstance(dim, int) else dim)}
+    if all(size == 1 for axis, size in enumerate(x.shape) if axis in named):
+        return LEAVE
+    return x.reshape([size for axis, size in enumerate(x.shape) if axis not in named or size != 1])
+
+
 @decomposes(aten.diagonal_scatter.default, why="torch's ONNX exporter ends in an error of its own; no converter has it")
 def diagonal_scatter(x: Tensor, source: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
     """Return x with a diagonal of its axes `dim1` and `dim2` replaced: [..., L] of numbers, L its length."""
@@ -150,8 +163,10 @@ def vander(x: Tensor, *, N: int | None = None) -> Tensor:  # noqa: N803  # PyTor
 
 
 @decomposes(
-    aten.reshape.default, aten.view.default, targets=("coreml",), why="coremltools 9.0 ignores a shape without axes"
+    *(aten.reshape.default, aten.view.default),
+    targets=("coreml", "coreai"),
+    why="coremltools 9.0 ignores a shape without axes; Core AI's converter fails on it",
 )
 def to_single(x: Tensor, shape: Sequence[int]) -> Tensor:
     """Return the one number of x as a tensor without axes."""
-    return LEAVE if shape or not x.dim() else x.squeeze()
+    return LEAVE if shape or not x.dim() else x.squeeze(tuple(range(x.dim())))

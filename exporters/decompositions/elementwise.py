@@ -294,6 +294,13 @@ def remainder(x: Tensor, divisor: float) -> Tensor:
     return torch.remainder(x.to(wanted), torch.full_like(x, divisor, dtype=wanted))
 
 
+@decomposes(aten.remainder.Scalar_Tensor, targets=("coreml", "coreai"), why="neither converter takes a number for it")
+def remainder_of_number(x: float, divisor: Tensor) -> Tensor:
+    """Return the remainder of a number that has the divisor's sign."""
+    wanted = torch.result_type(divisor, x)
+    return torch.remainder(torch.full_like(divisor, x, dtype=wanted), divisor.to(wanted))
+
+
 _FLOOR = "Core AI rounds the quotient first, up to an integer too, where PyTorch's remainder is exact"
 
 
