@@ -97,6 +97,6 @@ class Lowering:
             largest_int8_weight=self._target.largest_int8_weight,
             lossy_operators=lossy_operators,
             run_file=run_file,
-            of_classes=judge.of_file.of_classes,
+            other_classes=judge.of_file.other_classes(),
             operators_in=operators_in,
         )

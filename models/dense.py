@@ -1,6 +1,6 @@
 """Heads of semantic segmentation on the dense features of a backbone, in plain export-friendly PyTorch.
 
-    Semantic FPN    P_i = conv3x3(L_i),  L_i = conv1x1 F_i + nearest(L_{i+1}); one more P by taking every second position
+    Semantic FPN    P_i = conv3x3(L_i),  L_i = conv1x1 F_i + nearest(L_{i+1}); one more P of every second position
                     y = conv1x1 sum_i S_i,  S_i = conv3x3 BN ReLU of P_i and x 2, as often as it is halved
     UPerNet         L_4 = f3x3 [F_4 | resize f1x1 pool_k F_4, k = 1, 2, 3, 6],  L_i = f1x1 F_i + resize L_{i+1}
                     y = conv1x1 f3x3 [f3x3 L_1 | resize f3x3 L_2 | resize f3x3 L_3 | resize L_4]

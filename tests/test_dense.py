@@ -97,9 +97,7 @@ def checkpoint(one_block_a_stage: Callable[[], None], tmp_path: Path) -> tuple[P
 def test_mmsegmentations_checkpoints_load_as_they_are(checkpoint: tuple[Path, nn.Module]) -> None:
     path, wanted = checkpoint
     model, weights = load(XS, path, head="fpn")
-    assert weights.notes == (
-        "1 tensors of no use in inference were left out, first auxiliary_head.conv_seg.weight",
-    )
+    assert weights.notes == ("1 tensors of no use in inference were left out, first auxiliary_head.conv_seg.weight",)
     x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert torch.equal(model(x), wanted(x))
@@ -108,7 +106,9 @@ def test_mmsegmentations_checkpoints_load_as_they_are(checkpoint: tuple[Path, nn
 
 def test_another_head_and_none_are_refused_by_name(checkpoint: tuple[Path, nn.Module], tmp_path: Path) -> None:
     path, model = checkpoint
-    with pytest.raises(CheckpointError, match=r"w\.pth is not .* upernet: it has a head of fpn; use --segmentation fpn"):
+    with pytest.raises(
+        CheckpointError, match=r"w\.pth is not .* upernet: it has a head of fpn; use --segmentation fpn"
+    ):
         load(XS, path, head="upernet")
     state = {key: value for key, value in model.state_dict().items() if key.startswith("backbone.")}
     torch.save(state, tmp_path / "backbone.pth")

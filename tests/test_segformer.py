@@ -325,7 +325,11 @@ def test_an_onnx_file_of_classes_names_them_and_has_the_images_size(tmp_path: Pa
     ("model", "options", "sentence"),
     [
         ("segformer_b0", {"segmentation": "maps"}, "--segmentation is logits, labels, or, for a head .*, got 'maps'"),
-        ("casvit_xs", {"segmentation": "labels"}, "casvit_xs has no --segmentation labels, since it is no model for semantic"),
+        (
+            "casvit_xs",
+            {"segmentation": "labels"},
+            "casvit_xs has no --segmentation labels, since it is no model for semantic",
+        ),
         ("segformer_b0", {"segmentation": "labels", "features": True}, "since --features returns no classes"),
     ],
 )

@@ -115,7 +115,7 @@ class Normed(nn.Module):
 
 @pytest.mark.parametrize("value", [0.67, -117.3])
 def test_core_ai_makes_nothing_of_a_constant_row_that_is_handed_in(value: float, tmp_path: Path) -> None:
-    """Its runtime adds up in order: without the shift 1.4e-3 and 0.11 come out of the first norm, and 7 % at the end."""
+    """Its runtime adds up in order: without the shift the first norm makes 1.4e-3 and 0.11 of what is 0."""
     if targets.get("coreai").missing_packages():
         pytest.skip("coreai: not installed")
     torch.manual_seed(0)

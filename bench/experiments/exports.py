@@ -24,7 +24,7 @@ from edgesmith.bench.experiments.command import Table, read_arguments
 from edgesmith.errors import EdgesmithError
 from edgesmith.models import registry
 
-TARGETS: Mapping[str, Mapping[str, str]] = {
+TARGETS: Mapping[str, dict[str, Any]] = {
     "onnx": {"precision": "fp32"},
     "coreml": {"precision": "fp16"},
     "coreai": {"precision": "fp16"},

@@ -52,11 +52,11 @@ def type_half(program: Program, task: TypingTask, dtype_name: str) -> Typed:
     """
     dtype: torch.dtype = getattr(torch, dtype_name)
     if not task.types_programs:
-        return keep_ends(program, task, {}, dtype) if task.of_classes else Typed(program)
+        return keep_ends(program, task, {}, dtype) if task.other_classes else Typed(program)
     kept = _find_by_reading(program, dtype)
     if task.finds_islands and not task.is_step:
         kept = find_islands(program, task.inputs, task.thresholds.snr_db, dtype)
-    if task.of_classes:
+    if task.other_classes:
         return keep_ends(program, task, kept, dtype)
     return Typed(half(program, kept, dtype), kept or None)
 

@@ -25,15 +25,14 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves, tree_map
 
-from edgesmith.exporters.figures import OTHER_CLASS
 from edgesmith.exporters.graph.capture import Program, run
 from edgesmith.exporters.graph.edit import aten, module_path, operators
 from edgesmith.exporters.graph.interpret import Values, evaluate, interpret
 from edgesmith.exporters.precision.half import half, is_kept, round_weight
 from edgesmith.exporters.precision.task import Typed, TypingTask
 
-AIMS = (0.7 * OTHER_CLASS, 0.4 * OTHER_CLASS, 0.2 * OTHER_CLASS, 0.0)
-"""Shares of pixels that may change, one after the other until the file changes fewer than are allowed."""
+AIMS = (0.7, 0.4, 0.2, 0.0)
+"""Parts of the allowed share that are aimed at, one after the other until the file changes no more than is allowed."""
 
 
 PARTS = (1_000_000, 16, 8)
@@ -54,9 +53,10 @@ def keep_ends(program: Program, task: TypingTask, kept: Mapping[str, str], dtype
     wanted = [tree_leaves(run(program, given)) for given in inputs]
     typed = Typed(program)
     for aim in AIMS:
-        typed = _typed(program, task, {**find_ends(program, inputs, kept, dtype, aim), **kept}, dtype)
+        ends = find_ends(program, inputs, kept, dtype, aim * task.other_classes)
+        typed = _typed(program, task, {**ends, **kept}, dtype)
         found = task.run_file(typed, inputs)
-        if all(_share(wanted, outputs) <= OTHER_CLASS for outputs in found.values()):
+        if all(_share(wanted, outputs) <= task.other_classes for outputs in found.values()):
             break
     return typed
 
@@ -65,7 +65,7 @@ def find_ends(
     program: Program, inputs: Sequence[Sequence[Tensor]], kept: Mapping[str, str], dtype: torch.dtype, aim: float
 ) -> dict[str, str]:
     """Return the names of the first and the last nodes that have to stay fp32 for an aim, each with the reason."""
-    nodes = operators(program.module)
+    nodes = list(operators(program.module))
     count = len(nodes)
 
     def share(first: int, last: int) -> float:
@@ -75,7 +75,7 @@ def find_ends(
     before = share(0, 0)
     if before <= aim:
         return {}
-    found = []
+    found: list[tuple[int, int]] = []
     for last in (count // part for part in PARTS):
         least, most = -1, count - last
         while most - least > max(count // 32, 1):
@@ -112,7 +112,9 @@ def expected_share(
 
         return tree_map(rounded, evaluate(node, read))
 
-    axes = {node.args[0]: node.args[1] for node in operators(program.module) if node.target is aten.argmax.default}
+    axes: dict[Any, Any] = {
+        node.args[0]: node.args[1] for node in operators(program.module) if node.target is aten.argmax.default
+    }
     shares = [0.0]
     for given in inputs:
         for node, (exact, typed) in interpret(program.module, [given, given], compute):

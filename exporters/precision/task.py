@@ -76,7 +76,7 @@ class TypingTask:
         lossy_operators: lowers the program with some operators kept in fp32, and returns those that still spoil its
             numbers, each with the reason. Of targets whose converter types the program.
         run_file: shows what the file makes of a typed program, in each runtime that is here.
-        of_classes: whether the outputs are classes of pixels.
+        other_classes: share of pixels that may have another class; 0 where outputs are no classes of pixels.
         operators_in: from modules to the names that the converter has for their operators, and the module of each. Of
             targets whose converter types the program.
     """
@@ -90,5 +90,5 @@ class TypingTask:
     largest_int8_weight: int | None
     lossy_operators: Callable[[Mapping[str, str]], Mapping[str, str]]
     run_file: RunFile = runs_nothing
-    of_classes: bool = False
+    other_classes: float = 0.0
     operators_in: Callable[[Sequence[str]], Mapping[str, str]] = names_nothing

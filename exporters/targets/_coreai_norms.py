@@ -25,7 +25,14 @@ from edgesmith.kernels import channel_norm
 _HANDING_ON = frozenset(
     getattr(aten, name).default
     for name in ("permute", "reshape", "view", "unsqueeze", "expand", "clone", "contiguous", "flip")
-) | {aten.transpose.int, aten.flatten.using_ints, aten.unflatten.int, aten.squeeze.dim, aten.slice.Tensor, aten.cat.default}
+) | {
+    aten.transpose.int,
+    aten.flatten.using_ints,
+    aten.unflatten.int,
+    aten.squeeze.dim,
+    aten.slice.Tensor,
+    aten.cat.default,
+}
 """Operators whose results are rows of what they read."""
 
 
@@ -39,7 +46,8 @@ def shift_norms_of_inputs(program: Program) -> Program:
     for node in operators(module):
         if node.name in names:
             axis, x, emit = _axis(node), node.args[0], Emitter(module, node)
-            assert axis is not None and isinstance(x, Node)
+            assert axis is not None
+            assert isinstance(x, Node)
             first = x
             for one in range(axis, x.meta["val"].dim()) if node.target is aten.layer_norm.default else (axis,):
                 first = emit(aten.slice.Tensor, first, one, 0, 1)
@@ -62,5 +70,5 @@ def _axis(node: Node) -> int | None:
 def _is_handed_in(x: Any) -> bool:
     """Return whether a value is one of the inputs, or some of its rows."""
     while isinstance(x, Node) and x.target in _HANDING_ON:
-        x = x.args[0][0] if x.target is aten.cat.default else x.args[0]
+        x = x.all_input_nodes[0]
     return isinstance(x, Node) and x.op == "placeholder"

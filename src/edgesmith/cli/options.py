@@ -86,7 +86,7 @@ Segmentation = Annotated[
     str | None,
     typer.Option(
         "--segmentation",
-        help="logits at a fraction of the size, or labels of pixels; of a head on features: fpn, upernet, fpn-labels ...",
+        help="logits, or labels of pixels; with a head on dense features: fpn, upernet, fpn-labels, upernet-labels.",
         show_default="logits",
     ),
 ]
