@@ -132,7 +132,7 @@ class ModelOptions:
 
     @property
     def classes(self) -> int:
-        """How many classes a named model has without a checkpoint; 0 for none."""
+        """The number of classes that a named model has without a checkpoint; 0 for none."""
         return registry.CLASSES_OF_HEADS if self.head else self.spec.classes if self.spec is not None else 0
 
     @property

@@ -150,7 +150,7 @@ def test_heads_are_refused_where_none_can_be(model: str, options: Mapping[str, o
 # files
 
 
-@pytest.mark.parametrize("head", registry.HEADS)
+@pytest.mark.parametrize("head", ["upernet", pytest.param("fpn", marks=pytest.mark.slow)])
 def test_nothing_constant_is_computed(head: str, one_block_a_stage: Callable[[], None]) -> None:
     one_block_a_stage()
     _, after, _ = edgesmith.explain("casvit_xs", "onnx", segmentation=head, input_size=(64, 64))
@@ -174,6 +174,7 @@ def test_an_onnx_file_with_a_head_has_the_eager_logits(one_block_a_stage: Callab
     assert np.abs(outputs[0][0] - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
+@pytest.mark.slow
 def test_a_core_ml_file_with_a_head_labels_the_pixels_of_an_image(
     one_block_a_stage: Callable[[], None], tmp_path: Path
 ) -> None:

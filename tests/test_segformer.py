@@ -20,9 +20,11 @@ from edgesmith.errors import BadInput, VerificationFailed
 from edgesmith.exporters import targets
 from edgesmith.exporters.costs import Costs
 from edgesmith.exporters.figures import allowed_classes, measure_classes
-from edgesmith.exporters.graph.capture import run
-from edgesmith.exporters.graph.edit import count_operators
+from edgesmith.exporters.graph.capture import capture, run
+from edgesmith.exporters.graph.edit import count_operators, operators
 from edgesmith.exporters.precision import table as precisions
+from edgesmith.exporters.precision.half import half
+from edgesmith.exporters.precision.label_maps import expected_share, find_ends
 from edgesmith.exporters.rewrites.fold_constants import fold_constants
 from edgesmith.exporters.verification.check import AcceptanceCriteria, check
 from edgesmith.models import registry, segformer
@@ -355,3 +357,34 @@ def test_other_classes_fail_beyond_the_share_that_a_precision_may_change() -> No
             check("eager -> file", [[map_]], [[other]], criteria)
     with pytest.raises(ValueError, match="the outputs have shapes"):
         measure_classes([map_], [map_[:, 1:]], 0.1)
+
+
+class Scores(nn.Module):
+    """Classes of pixels by three layers, whose scores are `margin` apart at least in the mean."""
+
+    def __init__(self, margin: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.last = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 1), nn.Conv2d(16, 5, 1)
+        with torch.no_grad():
+            self.last.bias.copy_(margin * torch.arange(5.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(F.relu(self.second(F.relu(self.first(x))))).argmax(1).to(torch.int32)
+
+
+def test_both_ends_stay_fp32_as_far_as_near_ties_ask_for_it() -> None:
+    inputs = [(torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(i)),) for i in range(2)]
+    program = capture(Scores(0).eval(), inputs[0])
+    before = expected_share(program, inputs, {}, torch.float16)
+    rounded = run(half(program), inputs[0])[0] != run(program, inputs[0])[0]
+    assert before == pytest.approx(float(rounded.float().mean()), rel=0.5)
+    ends = find_ends(program, inputs, {}, torch.float16, before / 2)
+    assert 0 < len(ends) < len(list(operators(program.module)))
+    assert expected_share(program, inputs, ends, torch.float16) <= before / 2
+    assert all("of the pixels would change their class" in reason for reason in ends.values())
+    assert find_ends(program, inputs, {}, torch.float16, before) == {}
+    apart = capture(Scores(10.0).eval(), inputs[0])
+    assert find_ends(apart, inputs, {}, torch.float16, 1e-9) == {}
+    everything = find_ends(program, inputs, {}, torch.float16, 0.0)
+    assert {node.name for node in operators(program.module)} - set(everything) <= {"to"}  # the argmax too reads scores

@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import cache
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -35,8 +36,8 @@ AIMS = (0.7, 0.4, 0.2, 0.0)
 """Parts of the allowed share that are aimed at, one after the other until the file changes no more than is allowed."""
 
 
-PARTS = (1_000_000, 16, 8)
-"""Parts of a program that its end may be: none, a sixteenth, an eighth."""
+PARTS = (0.0, 1 / 16, 1 / 8)
+"""Parts of a program's operators that its end may be."""
 
 MANY = 65536
 """Pixels from which on one input says enough."""
@@ -52,9 +53,13 @@ def keep_ends(program: Program, task: TypingTask, kept: Mapping[str, str], dtype
     inputs = task.inputs[:1] if _pixels(program) >= MANY else task.inputs
     wanted = [tree_leaves(run(program, given)) for given in inputs]
     typed = Typed(program)
+    names_of = cache(lambda: task.operators_in([module_path(node) for node in operators(program.module)]))
     for aim in AIMS:
         ends = find_ends(program, inputs, kept, dtype, aim * task.other_classes)
-        typed = _typed(program, task, {**ends, **kept}, dtype)
+        if task.types_programs:
+            typed = Typed(half(program, {**ends, **kept}, dtype), {**ends, **kept} or None)
+        elif ends:
+            typed = Typed(program, _named(program, ends, names_of()))
         found = task.run_file(typed, inputs)
         if all(_share(wanted, outputs) <= task.other_classes for outputs in found.values()):
             break
@@ -76,7 +81,7 @@ def find_ends(
     if before <= aim:
         return {}
     found: list[tuple[int, int]] = []
-    for last in (count // part for part in PARTS):
+    for last in (int(count * part) for part in PARTS):
         least, most = -1, count - last
         while most - least > max(count // 32, 1):
             middle = (least + most + 1) // 2
@@ -112,14 +117,13 @@ def expected_share(
 
         return tree_map(rounded, evaluate(node, read))
 
-    axes: dict[Any, Any] = {
-        node.args[0]: node.args[1] for node in operators(program.module) if node.target is aten.argmax.default
-    }
+    readers = {node.args[0]: node for node in operators(program.module) if node.target is aten.argmax.default}
     shares = [0.0]
     for given in inputs:
         for node, (exact, typed) in interpret(program.module, [given, given], compute):
-            if node in axes:
-                shares.append(_expected(exact, typed, axes[node]))
+            if (reader := readers.get(node)) is not None:
+                read = typed if is_kept(reader, kept) else rounded(typed)  # which a half-precision argmax reads
+                shares.append(_expected(exact, read, cast(int, reader.args[1])))
     return sum(shares) / max(len(shares) - 1, 1)
 
 
@@ -152,17 +156,12 @@ def _share(wanted: Sequence[Sequence[Any]], found: Sequence[Sequence[Any]]) -> f
     return others / max(total, 1)
 
 
-def _typed(program: Program, task: TypingTask, kept: Mapping[str, str], dtype: torch.dtype) -> Typed:
-    """Return the program with nodes in fp32: typed here, or by a converter that is told its own operators' names."""
-    if task.types_programs:
-        return Typed(half(program, kept, dtype), kept or None)
-    if not kept:
-        return Typed(program)
+def _named(program: Program, kept: Mapping[str, str], names: Mapping[str, str]) -> dict[str, str]:
+    """Return what stays fp32 by a converter's names, from each of which `names` leads to its module."""
     whole: dict[str, bool] = {}
     reasons: dict[str, str] = {}
     for node in operators(program.module):
         path = module_path(node)
         whole[path] = whole.get(path, True) and node.name in kept
         reasons.setdefault(path, kept.get(node.name, ""))
-    named = task.operators_in([path for path, is_whole in whole.items() if is_whole])
-    return Typed(program, {name: reasons[path] for name, path in named.items()})
+    return {name: reasons[path] for name, path in names.items() if whole.get(path)}
