@@ -98,7 +98,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class Energy:
-    """What a meter covers of calls of one model; no joules where it could not be read throughout."""
+    """The energy of calls of one model that a meter covers; no joules where it could not be read throughout."""
 
     event: str
     model: int

@@ -305,16 +305,19 @@ _FLOOR = "Core AI rounds the quotient first, up to an integer too, where PyTorch
 
 
 @decomposes(aten.div.Tensor_mode, targets=("coreai",), why=_FLOOR)
-def div(x: Tensor, divisor: Tensor, *, rounding_mode: str | None = None) -> Tensor:
+def div(x: Tensor, divisor: Tensor | float, *, rounding_mode: str | None = None) -> Tensor:
     """Return the floor of a quotient of floats; other roundings are left."""
     return floor_divide(x, divisor) if rounding_mode == "floor" else LEAVE
 
 
 @decomposes(aten.floor_divide.default, targets=("coreai",), why=_FLOOR)
-def floor_divide(x: Tensor, divisor: Tensor) -> Tensor:
+def floor_divide(x: Tensor, divisor: Tensor | float) -> Tensor:
     """Return the floor of a quotient of floats, one less where q d is more than x: by Dekker's exact product q d."""
-    if not torch.result_type(x, divisor).is_floating_point:
+    wanted = torch.result_type(x, divisor)
+    if not wanted.is_floating_point:
         return LEAVE
+    x = x.to(wanted)
+    divisor = divisor.to(wanted) if isinstance(divisor, Tensor) else torch.full_like(x, divisor)
     quotient = torch.floor(x / divisor)
     product = quotient * divisor
     (q1, q2), (d1, d2) = _halves(quotient), _halves(divisor)

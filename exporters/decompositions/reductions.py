@@ -151,14 +151,42 @@ def log_softmax_core(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
 
 
 _TRUTH = (
-    "coremltools 9.0 takes numbers for truth values as they are: negative ones are not true; Core AI's converter ends the"
-    " process where the input has no axes"
+    "coremltools 9.0 takes numbers for truth values as they are: negative ones are not true; Core AI's converter ends"
+    " the process where the input has no axes"
 )
 
 
 def _some(x: Tensor, axes: list[int], keepdim: bool) -> Tensor:
     """Return where any number over some axes is not 0, by a maximum of floats: Core AI has none of integers."""
-    return (x != 0).to(torch.float32).amax(axes, keepdim=keepdim) != 0 if axes and x.dim() else x != 0
+    found = x != 0
+    return found.to(torch.float32).amax(axes, keepdim=keepdim) != 0 if axes and x.dim() else found
+
+
+_ENDS = (
+    "Core AI's converter ends the process where there are no axes, and a sum of nothing is what memory has; coremltools"
+    " 9.0 fails on an axis that is named of none"
+)
+
+
+@decomposes(aten.sum.default, targets=("coreml", "coreai"), why=_ENDS)
+def sum_of_all(x: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
+    """Return the sum of one number, or of none."""
+    return sum_over(x, None, dtype=dtype)
+
+
+@decomposes(aten.sum.dim_IntList, targets=("coreml", "coreai"), why=_ENDS)
+def sum_over(
+    x: Tensor, dim: Sequence[int] | None, keepdim: bool = False, *, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Return the sum of one number, or of none; others are left."""
+    dtype = dtype or (x.dtype if x.is_floating_point() else torch.int64)
+    if not x.dim():
+        return x.to(dtype)
+    if x.numel():
+        return LEAVE
+    axes = _axes(x, dim)
+    shape = [1 if i in axes else size for i, size in enumerate(x.shape) if keepdim or i not in axes]
+    return torch.zeros(shape, dtype=dtype, device=x.device)
 
 
 @decomposes(
@@ -207,7 +235,8 @@ def count_nonzero_over(x: Tensor, dim: Sequence[int]) -> Tensor:
 @decomposes(aten.count_nonzero.default, targets=("coreml", "coreai"), why=_NO_COUNT)
 def count_nonzero(x: Tensor, dim: int | None = None) -> Tensor:
     """Return how many numbers are not 0, along an axis or of all."""
-    return (x != 0).to(torch.int64).sum(_axes(x, dim))
+    found = (x != 0).to(torch.int64)
+    return found.sum(_axes(x, dim)) if x.dim() else found
 
 
 def _flat(x: Tensor, found: Tensor, keepdim: bool) -> Tensor:
