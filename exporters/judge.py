@@ -124,7 +124,7 @@ def appoint(
         spikes,
         partial(measure_noise, model.module, natural),
         noise_of_calls=noise.measure,
-        of_classes=options.segmentation == "labels",
+        of_classes=options.labels_pixels,
     )
     of_file = replace(criteria, precision=judged, collects=options.allow_inaccurate)
     unverified = find_doubts(captured.output_names, evidence)

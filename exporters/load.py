@@ -79,7 +79,7 @@ def load(options: ModelOptions, labels: Sequence[str] | None = None) -> Loaded:
     loaded = _load_module(options) if options.spec is None else _load_named(options, options.spec)
     if labels is not None:
         loaded = _label(loaded, labels, options.backend.classifies, options.segments)
-    if options.segmentation == "labels":
+    if options.labels_pixels:
         loaded = replace(loaded, module=_Segmenter(loaded.module), output_names=("labels",))
     return loaded
 
@@ -103,7 +103,9 @@ def load_given(options: ExportOptions, model: Loaded) -> tuple[list[list[Tensor]
 
 def _load_named(options: ModelOptions, spec: ModelSpec) -> Loaded:
     """Load a model of the registry, with example inputs of the shape that is asked for."""
-    asked: dict[str, object] = {"features": True} if options.features else {}
+    asked: dict[str, Any] = {"features": True} if options.features else {}
+    if options.head:
+        asked["head"] = options.head
     if options.sequence is not None:
         asked["frames"] = options.shape[0]
     if options.series is not None:
@@ -189,7 +191,7 @@ class _Classifier(nn.Module):
 
 
 class _Segmenter(nn.Module):
-    """The class of each pixel instead of logits at a quarter of the size. [B, 3, H, W] -> int32 [B, H, W]"""
+    """The class of each pixel instead of logits at a fraction of the size. [B, 3, H, W] -> int32 [B, H, W]"""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -85,6 +85,9 @@ class Lowering:
             answers |= {name: run_there(given) for name, run_there in file.other_runtimes().items()}
             return {name: outputs for name, outputs in answers.items() if not isinstance(outputs, NotHere)}
 
+        def operators_in(modules: Sequence[str]) -> Mapping[str, str]:
+            return self(Typed(program)).operators_in(modules)
+
         return TypingTask(
             inputs=judge.evidence.inputs[:INPUTS],
             calibration=judge.calibration,
@@ -95,4 +98,6 @@ class Lowering:
             largest_int8_weight=self._target.largest_int8_weight,
             lossy_operators=lossy_operators,
             run_file=run_file,
+            other_classes=judge.of_file.other_classes(),
+            operators_in=operators_in,
         )

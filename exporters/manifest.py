@@ -70,7 +70,8 @@ class ModelRecord(TypedDict):
     Attributes:
         inputs, outputs: of the file, in order, without states that the runtime keeps.
         features: whether it returns dense features instead of logits.
-        segmentation: of a model for it: `logits` at a quarter of the image's size, or `labels`, each pixel's class.
+        segmentation: of a model for it: `logits` at a fraction of the image's size, or `labels`, each pixel's class.
+        head: on dense features, see models/dense.py.
         normalisation: of images, or in words what was done to the features of frames.
         series: of a forecaster, what it reads and returns, see models/series.py.
         fixed: arguments of a module's forward that are part of the file, as Python writes them.
@@ -83,6 +84,7 @@ class ModelRecord(TypedDict):
     outputs: list[str]
     features: NotRequired[bool]
     segmentation: NotRequired[str]
+    head: NotRequired[str]
     source: NotRequired[str]
     paper: NotRequired[str]
     licence: NotRequired[str]

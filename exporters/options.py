@@ -62,7 +62,8 @@ class ModelOptions:
         dynamic_batch: leave the batch free, where the target can.
         features: the dense features of a named model instead of its logits.
         segmentation: of a named model for it: `logits` at a quarter of the image's size, or `labels`, the class of each
-            pixel at the image's own size. Default: logits.
+            pixel at the image's own size. Default: logits. Of any other image model: a head on its dense features,
+            `fpn` or `upernet`, whose logits have the size of the first of them, or `fpn-labels`, `upernet-labels`.
         config: a forecaster's `config.json`, with transformers' names, for the models that take one.
         observed_mask: a second input of a named forecaster, which says what was observed.
 
@@ -103,7 +104,10 @@ class ModelOptions:
     @cached_property
     def shape(self) -> tuple[int, ...]:
         """Shape of one input of a named model, without the batch; empty for a module."""
-        return _shape(self.spec, self.input_size, self.frames)
+        size = self.input_size
+        if self.head and size is None and self.image is not None and not self.image.is_fixed:
+            size = registry.SIZE_OF_HEADS
+        return _shape(self.spec, size, self.frames)
 
     @cached_property
     def artifact_name(self) -> str:
@@ -113,7 +117,23 @@ class ModelOptions:
     @property
     def segments(self) -> bool:
         """Return whether the model's output is a map of classes, as logits or as labels."""
-        return self.spec is not None and self.spec.segments and not self.features
+        return bool(self.head) or (self.spec is not None and self.spec.segments and not self.features)
+
+    @property
+    def head(self) -> str:
+        """The head that goes on the model's dense features; empty for the model's own."""
+        head = (self.segmentation or "").removesuffix(OF_LABELS)
+        return head if head in registry.HEADS else ""
+
+    @property
+    def labels_pixels(self) -> bool:
+        """Return whether the output is the class of each pixel."""
+        return (self.segmentation or "").endswith(SEGMENTATIONS[1])
+
+    @property
+    def classes(self) -> int:
+        """The number of classes that a named model has without a checkpoint; 0 for none."""
+        return registry.CLASSES_OF_HEADS if self.head else self.spec.classes if self.spec is not None else 0
 
     @property
     def image(self) -> ImageInput | None:
@@ -216,7 +236,8 @@ class ExportOptions(ModelOptions):
             (is_resized, _describe_shape(self.shape)),
             (is_batched, f"batch-{'dynamic' if self.dynamic_batch else self.batch}"),
             (self.features, "features"),
-            (self.segmentation == "labels", "label-map"),
+            (bool(self.head), self.head),
+            (self.labels_pixels, "label-map"),
             (self.labels is not None, "labels"),
             (self.image_input, "image"),
             (self.streaming, "streaming"),
@@ -233,6 +254,12 @@ HOST = "host"
 
 SEGMENTATIONS = ("logits", "labels")
 """The outputs that a model for segmentation may have, the default first."""
+
+OF_LABELS = f"-{SEGMENTATIONS[1]}"
+"""Behind the name of a head whose output is the class of each pixel."""
+
+OF_HEADS = tuple(f"{head}{ending}" for head in registry.HEADS for ending in ("", OF_LABELS))
+"""The outputs that heads on dense features have."""
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -413,11 +440,17 @@ def _check_segmentation(options: ModelOptions) -> None:
     """Refuse maps of classes of what makes none, and those of other kinds."""
     if options.segmentation is None:
         return
-    if options.segmentation not in SEGMENTATIONS:
-        raise BadInput(f"--segmentation is {' or '.join(SEGMENTATIONS)}, got {options.segmentation!r}")
+    asked, name = options.segmentation, options.artifact_name
+    if asked not in (*SEGMENTATIONS, *OF_HEADS):
+        known = f"{', '.join(SEGMENTATIONS)}, or, for a head on dense features, {', '.join(OF_HEADS)}"
+        raise BadInput(f"--segmentation is {known}, got {asked!r}")
+    if options.features:
+        raise BadInput(f"{name} has no --segmentation, since --features returns no classes; leave it out")
+    if options.head and options.image is None:
+        raise BadInput(f"{name} has no --segmentation, since it reads no images; leave it out")
     if not options.segments:
-        why = "--features returns no classes" if options.features else "it is no model for semantic segmentation"
-        raise BadInput(f"{options.artifact_name} has no --segmentation, since {why}; leave it out")
+        heads = f"; for a head on its dense features give {', '.join(OF_HEADS)}" if options.image else "; leave it out"
+        raise BadInput(f"{name} has no --segmentation {asked}, since it is no model for semantic segmentation{heads}")
 
 
 def _check_image_input(options: ExportOptions) -> None:
@@ -523,8 +556,8 @@ def _check_labels(options: ExportOptions) -> None:
         raise BadInput(f"labels must differ from each other, got {twice!r} twice")
     if options.backend.classifies and options.batch != 1 and not options.segments:
         raise BadInput(f"a Core ML classifier classifies one image, got --batch {options.batch}; use --batch 1")
-    if options.spec is not None and options.weights is None and len(labels) != options.spec.classes:
-        raise BadInput(f"--labels has {len(labels)} names and the model has {options.spec.classes} classes")
+    if options.spec is not None and options.weights is None and len(labels) != options.classes:
+        raise BadInput(f"--labels has {len(labels)} names and the model has {options.classes} classes")
 
 
 MODEL_CHECKS: tuple[Callable[[ModelOptions], None], ...] = (

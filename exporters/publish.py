@@ -136,7 +136,9 @@ def _describe_model(made: Export) -> ModelRecord:
         return record
     record["features"] = made.options.features
     if made.options.segments:
-        record["segmentation"] = made.options.segmentation or SEGMENTATIONS[0]
+        record["segmentation"] = SEGMENTATIONS[made.options.labels_pixels]
+    if made.options.head:
+        record["head"] = made.options.head
     record["source"], record["paper"], record["licence"] = spec.source, spec.paper, spec.licence
     image, sequence = made.options.image, made.options.sequence
     if image is not None:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from edgesmith.errors import CheckpointError, Unreadable
+from edgesmith.models import dense
 from edgesmith.models.registry import ModelSpec, build, family
 from edgesmith.readers.pickles import read_pickle
 from edgesmith.readers.tensors import read_safetensors_as_torch
@@ -50,12 +51,13 @@ class Weights:
         return f"weights {self.sha256[:12]}"
 
 
-def load(spec: ModelSpec, path: str | Path | None, **asked: Any) -> tuple[nn.Module, Weights]:
+def load(spec: ModelSpec, path: str | Path | None, head: str = "", **asked: Any) -> tuple[nn.Module, Weights]:
     """A model with weights from a file, or with random ones from a fixed seed, in eval mode.
 
     Args:
         path: a checkpoint, or None for random weights; a family's `settle` then brings their statistics into a range
             in which the model does something, and its `NOTES` say what else was drawn.
+        head: one of `registry.HEADS` on its dense features; empty for the model's own.
         asked: what the caller wants of the builder: `features` of an image model, `frames` of a sequence model.
 
     Raises:
@@ -64,19 +66,35 @@ def load(spec: ModelSpec, path: str | Path | None, **asked: Any) -> tuple[nn.Mod
     if path is None:
         with torch.random.fork_rng():
             torch.manual_seed(RANDOM_SEED)
-            model = build(spec, **asked)
+            model = dense.build(spec, head, **asked) if head else build(spec, **asked)
             settle = getattr(family(spec), "settle", None)
             if settle is not None:
                 settle(model)
+            if isinstance(model, dense.Segmenter):
+                dense.settle(model)
         notes = getattr(family(spec), "NOTES", ())
         return model, Weights(f"random (seed {RANDOM_SEED})", fingerprint(model.state_dict()), notes=notes)
     path = Path(path)
+    if head:
+        return _load_dense(spec, path, head)
     state, dropped = _own_keys(read(path, spec.envelope), spec.own_prefix)
     options, state, notes = family(spec).from_checkpoint(state, **asked)
     if dropped:
         notes = [*notes, f"{len(dropped)} tensors outside the backbone were left out, first {dropped[0]}"]
     model = build(spec, **{**asked, **options})
     _fit(model, state, f"{path.name} is not a checkpoint of {spec.name}")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return model, Weights(f"file {path.name}", fingerprint(model.state_dict()), digest, tuple(notes))
+
+
+def _load_dense(spec: ModelSpec, path: Path, head: str) -> tuple[nn.Module, Weights]:
+    """Load a backbone and its head from a checkpoint of mmsegmentation."""
+    state, blame = read(path, spec.envelope), f"{path.name} is not a checkpoint of {spec.name} with a head of {head}"
+    if all(key.startswith("module.") for key in state):
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+    of_backbone, of_head, state, notes = dense.from_checkpoint(spec, head, state, blame)
+    model = dense.build(spec, head, of_head, **of_backbone)
+    _fit(model, state, blame)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return model, Weights(f"file {path.name}", fingerprint(model.state_dict()), digest, tuple(notes))
 

@@ -84,6 +84,15 @@ PLUGINS = "edgesmith.models"
 SEGMENTATION = "semantic segmentation"
 """The task of models whose logits are a map [B, classes, H/4, W/4]."""
 
+HEADS = ("fpn", "upernet")
+"""Heads of semantic segmentation that go on the dense features of any image model, see dense.py."""
+
+CLASSES_OF_HEADS = 150
+"""Classes of a head without a checkpoint: ADE20K's."""
+
+SIZE_OF_HEADS = (512, 512)
+"""Height and width that the authors train such heads at."""
+
 
 @dataclass(frozen=True)
 class ModelSpec:

@@ -148,3 +148,39 @@ def test_a_dynamic_batch_takes_any_number_of_arguments() -> None:
 
 def test_an_argument_called_output_gets_outputs_of_another_name() -> None:
     assert capture(Named("w", torch.ones(1)), (torch.ones(1),)).output_names == ("result",)
+
+
+class Hooks(nn.Module):
+    """Registers a hook on its layer: at the first call alone, as transformers does, or at every call."""
+
+    def __init__(self, is_once: bool, branches: bool) -> None:
+        super().__init__()
+        self.layer, self.has_hook, self.is_once, self.branches = nn.Linear(2, 2), False, is_once, branches
+        self.layer.register_forward_pre_hook(lambda module, args: None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.is_once and self.has_hook):
+            self.layer.register_forward_hook(lambda module, args, output: output * 2)
+            if self.is_once:
+                self.has_hook = True
+        return x if self.branches and x.sum() > 0 else self.layer(x)
+
+
+@pytest.mark.parametrize("branches", [True, False])
+def test_hooks_that_a_first_call_registers_are_in_the_file_and_not_left_behind(branches: bool) -> None:
+    model, x = Hooks(True, branches), torch.ones(1, 2)
+    if branches:
+        with pytest.raises(Unsupported):
+            capture(model, (x,))
+    else:
+        assert torch.equal(run(capture(model, (x,)), (x,))[0], 2 * (x @ model.layer.weight.T + model.layer.bias))
+    assert not model.has_hook
+    assert len(model.layer._forward_hooks) == 0
+    assert len(model.layer._forward_pre_hooks) == 1
+
+
+def test_a_model_with_one_more_hook_at_each_call_is_refused_by_them_and_left_as_it_was() -> None:
+    model = Hooks(False, False)
+    with pytest.raises(Unsupported, match=r"random or stateful: .* has changed the hooks of layer"):
+        capture(model, (torch.ones(1, 2),))
+    assert len(model.layer._forward_hooks) == 0

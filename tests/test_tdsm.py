@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 from support.lowering import lower
-from torch import Tensor
+from torch import Tensor, nn
 
 import edgesmith
 from edgesmith.exporters import targets
 from edgesmith.exporters.graph.capture import capture, run
 from edgesmith.exporters.graph.edit import count_operators
 from edgesmith.exporters.rewrites.order import rewrite
+from edgesmith.exporters.targets._coreai_norms import shift_norms_of_inputs
 from edgesmith.models import registry, tdsm
 from edgesmith.models.checkpoint import load
 
@@ -99,3 +100,36 @@ def test_parameters_are_the_published_ones() -> None:
     outside = 2 * (1152 * 1152 + 1152)  # the layers before and behind each block
     blocks = sum(registry.get(f"tdsm_d1152_n{n}").params + outside for n in eleven)
     assert blocks == 45_715_968
+
+
+class Normed(nn.Module):
+    """A norm of what the caller hands in, as rows in another order, and one behind a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.layer, self.second = nn.LayerNorm(192, 1e-6), nn.Linear(192, 8), nn.LayerNorm(8, 1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.layer(self.first(x.transpose(1, 2))))
+
+
+@pytest.mark.parametrize("value", [0.67, -117.3])
+def test_core_ai_makes_nothing_of_a_constant_row_that_is_handed_in(value: float, tmp_path: Path) -> None:
+    """Its runtime adds up in order: without the shift the first norm makes 1.4e-3 and 0.11 of what is 0."""
+    if targets.get("coreai").missing_packages():
+        pytest.skip("coreai: not installed")
+    torch.manual_seed(0)
+    model = Normed().eval()
+    x = torch.full((1, 192, 3), value)
+    program, _ = rewrite(capture(model, (torch.randn(1, 192, 3),)), targets.get("coreai").costs)
+    shifted = shift_norms_of_inputs(program)
+    before, after = count_operators(program.module), count_operators(shifted.module)
+    assert {key: after[key] - before.get(key, 0) for key in after if after[key] != before.get(key, 0)} == {
+        "aten.slice": 1,
+        "aten.sub": 1,
+    }
+    outputs = lower("coreai", program, tmp_path / "normed.aimodel").run([[x.numpy()]])
+    assert isinstance(outputs, list)
+    with torch.no_grad():
+        wanted = model(x)
+    assert float((torch.from_numpy(outputs[0][0]) - wanted).abs().max()) <= 1e-5 * float(wanted.abs().max())

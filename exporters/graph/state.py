@@ -5,8 +5,9 @@
         before.moved()      ["the attribute v of neurons.0"]
 
 State is what `forward` can change: buffers, attributes with the lists, dictionaries, sets and plain objects in them,
-the modes of training, and the three generators of random numbers (torch, random, numpy). Weights are kept only where
-that is asked for, since it takes their memory once more. Objects stay the same objects: contents are put back in place.
+hooks, the modes of training, and the three generators of random numbers (torch, random, numpy). Weights are kept only
+where that is asked for, since it takes their memory once more. Objects stay the same objects: contents are put back in
+place.
 """
 
 from __future__ import annotations
@@ -146,7 +147,10 @@ def _read_module(module: nn.Module, owner: str, weights: bool, state: State, see
     for name, value in attributes.items():
         if value is None or isinstance(value, OPAQUE):  # nearly all, of which no words are made
             continue
-        if name not in REGISTERED and not name.endswith("_hooks") and not name.startswith("_forward_"):
+        if name.endswith("_hooks") or name.startswith("_forward_"):
+            if isinstance(value, dict):  # by numbers, hooks and their marks; what they hold is not the module's own
+                state.holders.append(_Holder(f"the hooks{owner}", value, dict(value)))
+        elif name not in REGISTERED:
             _read(f"the attribute {name}{owner}", value, state, seen)
 
 

@@ -39,6 +39,11 @@ def lossy_operators(program: MlProgram, inputs: Sequence[dict[str, Any]], snr_db
     return choose(_seen(program, {cost.met.output: cost for cost in report.operators}, snr_db), reached)
 
 
+def name_before_casts(operation: Operation) -> str:
+    """Return an operator's name as coremltools has it when it asks which of them stay fp32."""
+    return operation.name.removesuffix(_SUFFIX)
+
+
 def _is_whole(kind: Any) -> bool:
     """Return whether a value is of whole numbers, such as classes, of which a ratio to an error says nothing."""
     return isinstance(kind, TensorType) and kind.dtype.startswith(("int", "uint"))
@@ -52,7 +57,7 @@ def _seen(program: MlProgram, costs: Mapping[str, Cost], snr_db: float) -> list[
     for operation in program.operations():
         makes, reads = _range(operation, peaks)
         plain = Seen(
-            name=operation.name.removesuffix(_SUFFIX),
+            name=name_before_casts(operation),
             makes=makes,
             reads=reads,
             is_half=operation.type != "cast" and _makes_half(operation),

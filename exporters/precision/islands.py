@@ -33,6 +33,7 @@ from edgesmith.exporters.graph.capture import Program
 from edgesmith.exporters.graph.edit import count_operators, operator_name, site
 from edgesmith.exporters.graph.interpret import Values, evaluate, interpret
 from edgesmith.exporters.precision.half import half, is_kept, round_weight
+from edgesmith.exporters.precision.label_maps import keep_ends
 from edgesmith.exporters.precision.large_constants import find_large_constants
 from edgesmith.exporters.precision.policy import ROUNDING_DB, Seen, choose, find
 from edgesmith.exporters.precision.restored_levels import find_restored_levels
@@ -49,12 +50,14 @@ def type_half(program: Program, task: TypingTask, dtype_name: str) -> Typed:
             such islands, nor of a step: whole inputs say nothing about it.
         dtype_name: `float16` or `bfloat16`.
     """
-    if not task.types_programs:
-        return Typed(program)
     dtype: torch.dtype = getattr(torch, dtype_name)
+    if not task.types_programs:
+        return keep_ends(program, task, {}, dtype) if task.other_classes else Typed(program)
     kept = _find_by_reading(program, dtype)
     if task.finds_islands and not task.is_step:
         kept = find_islands(program, task.inputs, task.thresholds.snr_db, dtype)
+    if task.other_classes:
+        return keep_ends(program, task, kept, dtype)
     return Typed(half(program, kept, dtype), kept or None)
 
 

@@ -28,6 +28,11 @@ def runs_nothing(typed: Typed, calls: Calls) -> Mapping[str, list[list[np.ndarra
     return {}
 
 
+def names_nothing(modules: Sequence[str]) -> Mapping[str, str]:
+    """Return no operators: of a target whose programs are typed here."""
+    return {}
+
+
 @dataclass(frozen=True)
 class Thresholds:
     """The limits: largest error relative to the reference's peak, smallest SNR in dB; a decided top-1 always agrees."""
@@ -71,6 +76,9 @@ class TypingTask:
         lossy_operators: lowers the program with some operators kept in fp32, and returns those that still spoil its
             numbers, each with the reason. Of targets whose converter types the program.
         run_file: shows what the file makes of a typed program, in each runtime that is here.
+        other_classes: share of pixels that may have another class; 0 where outputs are no classes of pixels.
+        operators_in: from modules to the names that the converter has for their operators, and the module of each. Of
+            targets whose converter types the program.
     """
 
     inputs: Calls
@@ -82,3 +90,5 @@ class TypingTask:
     largest_int8_weight: int | None
     lossy_operators: Callable[[Mapping[str, str]], Mapping[str, str]]
     run_file: RunFile = runs_nothing
+    other_classes: float = 0.0
+    operators_in: Callable[[Sequence[str]], Mapping[str, str]] = names_nothing

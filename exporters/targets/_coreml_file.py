@@ -145,6 +145,11 @@ class CoreMlFile(TargetFile):
         evaluator = self._evaluator()
         return mixed.lossy_operators(self.program, [_feeds(evaluator, given) for given in calls], snr_db)
 
+    def operators_in(self, modules: Sequence[str]) -> dict[str, str]:
+        """Return the operators of some modules by coremltools' names, each with its module."""
+        found = {mixed.name_before_casts(one): one.source or "" for one in self._operations() if one.type != "cast"}
+        return {name: source for name, source in found.items() if source in set(modules)}
+
     def diagnose(self, inputs: Arrays) -> str | None:
         """Name the first operator that leaves the range of half precision, or else the first that loses 20 dB."""
         found = self._compared([inputs])

@@ -173,6 +173,13 @@ class TargetFile(ABC):
         """
         return {}
 
+    def operators_in(self, modules: Sequence[str]) -> dict[str, str]:
+        """Return the operators of some modules by the converter's names, each with its module.
+
+        Asked of targets whose converter types the program, see `Target.types_programs`.
+        """
+        return {}
+
     def count_macs(self) -> dict[str, int]:
         """Return the multiply-accumulates of the first batch: `all`, and `int8`. Asked of targets that have int8."""
         raise NotImplementedError(f"{type(self).__name__} counts no multiply-accumulates")

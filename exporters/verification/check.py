@@ -136,6 +136,11 @@ class AcceptanceCriteria:
         limits = self.precision.limits()
         return limits if noise is None else above_noise(limits, noise)
 
+    def other_classes(self) -> float:
+        """Return the share of pixels that may have another class; 0 where outputs are no classes."""
+        limits = self.precision.criteria
+        return allowed_classes(limits.limits(), limits.clips) if self.of_classes else 0.0
+
 
 def measure_noise(model: nn.Module, evidence: Evidence) -> float | None:
     """Return how far a model is from itself in float64, relative to the peak; None where that cannot be said."""
@@ -248,8 +253,7 @@ def _judge_classes(
     Adversarial calls, of even images, are reported. The figures are shares of pixels: the error is that of those with
     another class.
     """
-    limits = criteria.precision.criteria
-    allowed = allowed_classes(limits.limits(), limits.clips)
+    allowed = criteria.other_classes()
     of_one = min(1.0, OTHER_CLASS_OF_ONE * allowed)
     found = [measure_classes(ys, zs, of_one) for ys, zs in zip(reference, outputs, strict=True)]
     natural = [i for i, _ in enumerate(found) if not described or described[i].is_natural]

@@ -102,7 +102,7 @@ Segmentation = Annotated[
     str | None,
     typer.Option(
         "--segmentation",
-        help="Of a model for it: logits, at a quarter of the size, or labels, the class of each pixel.",
+        help="logits, or labels of pixels; with a head on dense features: fpn, upernet, fpn-labels, upernet-labels.",
         show_default="logits",
     ),
 ]

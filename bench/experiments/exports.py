@@ -1,0 +1,88 @@
+"""Every image model to every target: does it export, and how far is the file from PyTorch?
+
+One line for each model and target, at one size of images, which models for one size alone do not take: ONNX in fp32,
+Core ML, Core AI and a TensorRT engine in fp16, each verified as any export is. Printed are the least SNR of the natural
+inputs, the largest error relative to the peak, the file's operators and the seconds it took; or why there is no file.
+For a model with a head give MODEL:HEAD, such as casvit_xs:fpn.
+
+    python -m edgesmith.bench.experiments.exports 224
+    python -m edgesmith.bench.experiments.exports 64 transnext_micro iformer_small casvit_xs:fpn
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+import edgesmith
+from edgesmith.bench.experiments.command import Table, read_arguments
+from edgesmith.errors import EdgesmithError
+from edgesmith.models import registry
+
+TARGETS: Mapping[str, dict[str, Any]] = {
+    "onnx": {"precision": "fp32"},
+    "coreml": {"precision": "fp16"},
+    "coreai": {"precision": "fp16"},
+    "tensorrt": {"precision": "fp16", "device": "rtx4070"},
+}
+"""Options of each target."""
+
+
+def names() -> list[str]:
+    """Return the image models of the registry."""
+    return [name for name, spec in registry.all_models().items() if isinstance(spec.input, registry.ImageInput)]
+
+
+def options_of(name: str, side: int) -> dict[str, Any]:
+    """Return the options of a model, or of one with a head, for images of one size."""
+    model, _, head = name.partition(":")
+    reads = registry.get(model).input
+    options: dict[str, Any] = {"model": model}
+    if isinstance(reads, registry.ImageInput) and not reads.is_fixed:
+        options["input_size"] = (side, side)
+    return {**options, "segmentation": head} if head else options
+
+
+def describe(steps: Sequence[Mapping[str, Any]]) -> tuple[object, object]:
+    """Return the SNR and the error of a file, of the first runtime that executed it."""
+    for step in steps:
+        if step["step"] == "eager -> file" and "relative_error" in step:
+            snr = step["snr_db"]
+            return "exact" if snr is None else float(snr), f"{step['relative_error']:.1e}"
+    return "not run", ""
+
+
+def export(name: str, target: str, side: int, folder: str) -> tuple[object, ...]:
+    """Return the figures of one export, or why there is none."""
+    start = time.perf_counter()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            artifact = edgesmith.export(target=target, out=folder, **TARGETS[target], **options_of(name, side))
+    except EdgesmithError as error:
+        return "none", "", "", round(time.perf_counter() - start), str(error)
+    manifest = artifact.manifest
+    snr, error_of_peak = describe(manifest["verification"]["steps"])
+    count = sum(manifest["operators"]["file"].values())
+    kept = len(manifest.get("keep_fp32") or ())
+    return snr, error_of_peak, count, round(time.perf_counter() - start), f"{kept} kept in fp32" if kept else ""
+
+
+def main() -> None:
+    """Print one line for each model and target."""
+    given = read_arguments(__doc__, listed="models", side=224)
+    torch.set_num_threads(1)
+    table = Table(("model", 28), ("target", 9), ("SNR dB", 8), ("error", 8), "operators", "seconds", "remark")
+    for name in given.models or names():
+        for target in TARGETS:
+            with tempfile.TemporaryDirectory() as folder:
+                table.add(name, target, *export(name, target, given.side, folder))
+
+
+if __name__ == "__main__":
+    main()
