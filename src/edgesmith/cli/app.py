@@ -24,6 +24,7 @@ from edgesmith.cli.export import explain, export, verify
 from edgesmith.cli.files import inspect, lint
 from edgesmith.cli.listings import models, operators, targets
 from edgesmith.cli.options import PrecisionHelp
+from edgesmith.cli.peers import peers
 from edgesmith.cli.report import history, report
 from edgesmith.cli.signals import resend_lost_interrupts
 from edgesmith.cli.tables import print_line
@@ -47,6 +48,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     doctor,
     bench,
     compare,
+    peers,
     profile,
     build_on,
     report,

@@ -9,7 +9,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
 from edgesmith.show import in_json, in_terminal
@@ -102,3 +102,11 @@ def print_table(table: Table) -> None:
 def print_json(content: Any) -> None:
     """Print JSON on stdout."""
     print(in_json(json.dumps(content, indent=2, ensure_ascii=False)))
+
+
+def describe_interval(figure: Mapping[str, Any] | None) -> str:
+    """Return a figure with the ends of its interval: `3.120 (3.101 to 3.150)`; nothing where there is none."""
+    if figure is None:
+        return ""
+    ends = "" if figure["low"] is None else f" ({figure['low']:.3f} to {figure['high']:.3f})"
+    return f"{figure['value']:.3f}{ends}"
