@@ -600,8 +600,8 @@ def test_a_conversion_collects_no_older_garbage_and_a_callers_frozen_objects_sta
 
 @pytest.mark.parametrize("name", ["lmuformer", "spiking_lmuformer"])
 def test_a_step_and_its_sequence_share_their_weights(name: str, tmp_path: Path) -> None:
-    both = edgesmith.export(name, "coreml", precision="fp32", frames=12, out=tmp_path, **BOTH)
-    alone = edgesmith.export(name, "coreml", precision="fp32", frames=12, out=tmp_path)
+    both = edgesmith.export(name, "coreml", precision="fp32", frames=40, out=tmp_path, **BOTH)
+    alone = edgesmith.export(name, "coreml", precision="fp32", frames=40, out=tmp_path)
 
     def size(artifact: Artifact) -> int:
         return sum(file.stat().st_size for file in artifact.file.rglob("weight.bin"))
