@@ -5,7 +5,7 @@ start  about  lacks  failed  open  warm  slot  energy  operators  end        see
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,6 +97,37 @@ class Slot:
 
 
 @dataclass(frozen=True)
+class Energy:
+    """The energy of calls of one model that a meter covers; no joules where it could not be read throughout."""
+
+    event: str
+    model: int
+    calls: int
+    seconds: float
+    joules: float | None
+
+
+@dataclass(frozen=True)
+class OfOperator:
+    """The time of one operator in a call."""
+
+    name: str
+    type: str
+    ms: float
+
+
+@dataclass(frozen=True)
+class Operators:
+    """The time of each operator of one model in a call, and of the call."""
+
+    event: str
+    model: int
+    calls: int
+    call_ms: float
+    operators: tuple[OfOperator, ...]
+
+
+@dataclass(frozen=True)
 class End:
     """A launch ends."""
 
@@ -104,7 +135,7 @@ class End:
     environment: Mapping[str, Any]
 
 
-KINDS: dict[str, type | None] = {
+KINDS: dict[str, type] = {
     "start": Start,
     "about": About,
     "lacks": Lacks,
@@ -113,10 +144,10 @@ KINDS: dict[str, type | None] = {
     "open": Open,
     "warm": Warm,
     "slot": Slot,
-    "energy": None,
-    "operators": None,
+    "energy": Energy,
+    "operators": Operators,
 }
-"""The form of each event; of None only that it is of a model, as its reader checks the rest."""
+"""The form of each event."""
 
 
 def read_event(line: str, device: str, models: int) -> dict[str, Any]:
@@ -134,9 +165,7 @@ def read_event(line: str, device: str, models: int) -> dict[str, Any]:
         kind = event.get("event") if isinstance(event, dict) else None
         if not isinstance(kind, str) or kind not in KINDS:
             raise Unreadable(f"{device} answered {line[:80]!r}, which is no event of a runner's")
-        form = KINDS[kind]
-        if form is not None:
-            as_dataclass(form, event, f"the event {kind} of {device}")
+        as_dataclass(KINDS[kind], event, f"the event {kind} of {device}")
     except Unreadable as error:
         raise DeviceFailed(str(error)) from error
     is_of_one = "model" not in event or event["model"] in range(models)
@@ -144,6 +173,35 @@ def read_event(line: str, device: str, models: int) -> dict[str, Any]:
     if not (is_of_one and is_timed):
         raise DeviceFailed(f"{device} answered with an event {kind} of a model or a time that there is not")
     return dict(event)
+
+
+def in_order(events: Iterable[dict[str, Any]], device: str) -> Iterator[dict[str, Any]]:
+    """Yield the events of a launch, which begins with `start` and closes with `end`.
+
+    Raises:
+        DeviceFailed: it does not, as where something else answers, or the runner is ended from outside.
+    """
+    kind = None
+    for event in events:
+        if kind is None and event["event"] != "start":
+            raise DeviceFailed(f"{device} began with an event {event['event']}, not start; look at what runs there")
+        kind = event["event"]
+        yield event
+    if kind != "end":
+        said = f"fell silent after an event {kind}" if kind else "answered nothing"
+        raise DeviceFailed(f"{device} {said}, where a launch closes with end; look at what ends programs there")
+
+
+def event_of(kind: str, events: Iterable[dict[str, Any]], device: str) -> dict[str, Any]:
+    """Return the first event of a kind.
+
+    Raises:
+        DeviceFailed: there is none.
+    """
+    for event in events:
+        if event["event"] == kind:
+            return event
+    raise DeviceFailed(f"{device} ended a launch without an event {kind}; look at what runs there")
 
 
 def _is_time(ms: float) -> bool:

@@ -31,7 +31,7 @@ from typing import Any
 from edgesmith._version import __version__
 from edgesmith.bench import measurement as measurements
 from edgesmith.bench import runner
-from edgesmith.bench.events import read_event
+from edgesmith.bench.events import event_of, in_order, read_event
 from edgesmith.bench.measurement import (
     Cold,
     Device,
@@ -314,7 +314,7 @@ class _Run:
         """Open every subject alone, and take its time per operator where that is asked for."""
         for i in range(len(self.result.subjects)):
             events = list(_events(self.plan.for_runner(i, seconds=0), self.where))
-            opened = next(event for event in events if event["event"] == "open")
+            opened = event_of("open", events, self.where.name)
             self._change(i, cold=Cold(opened["load_ms"], opened["first_ms"], opened["memory_mib"]))
             self.result = replace(self.result, runtimes={**self.result.runtimes, **events[0]["runtimes"]})
             self._meters |= events[0].get("meters", {}) if self.plan.energy else {}  # an iPhone has none
@@ -417,7 +417,7 @@ def ask(where: Transport, runtimes: Sequence[str]) -> tuple[Device, list[int], f
         BackendMissing: it lacks a runtime.
     """
     events = list(_events({"models": [], "runtimes": list(runtimes), "seconds": 0, "seed": 0}, where))
-    about = next(event for event in events if event["event"] == "about")
+    about = event_of("about", events, where.name)
     return Device(name=where.name, **about["machine"]), about["cores"], about.get("busy")
 
 
@@ -449,7 +449,16 @@ def _model(file: str, subject: Subject) -> dict[str, Any]:
 
 
 def _events(plan: dict[str, Any], where: Transport) -> Iterator[dict[str, Any]]:
-    """Yield the events of a plan's runner as they come. Raises Unsupported with its last line where it fails."""
+    """Yield the events of a plan's runner as they come, from `start` to `end`.
+
+    Raises:
+        DeviceFailed: what answers is no runner, or it stops before the end.
+        Unsupported: it fails, with its last line.
+    """
+    yield from in_order(_answers(plan, where), where.name)
+
+
+def _answers(plan: dict[str, Any], where: Transport) -> Iterator[dict[str, Any]]:
     on = "" if where.is_here else f" on {where.name}"
     try:
         with tempfile.TemporaryDirectory(prefix="edgesmith-") as folder:
@@ -486,7 +495,7 @@ def _metered(events: Iterator[Mapping[str, Any]]) -> tuple[Metered, ...]:
 
 def _profile(plan: dict[str, Any], where: Transport, file: Path) -> Profile:
     """Time per operator of a plan's one model, which lies in `file` here too."""
-    told = next(event for event in _events(plan, where) if event["event"] == "operators")
+    told = event_of("operators", _events(plan, where), where.name)
     found = [Operator(one["name"], one["type"], None, None, one["ms"]) for one in told["operators"]]
     place = place_layers if plan["models"][0]["runtime"] in runner.ENGINES else place_operators
     return Profile(told["calls"], told["call_ms"], place(found, file))

@@ -28,6 +28,12 @@ RESAMPLES = 9999
 FEWEST_LAUNCHES = 6
 """With fewer a bootstrap has too few launches to draw from."""
 
+WIDEST = 1000.0
+"""Factor between a ratio and an end of its interval beyond which the end says nothing more.
+
+A few launches of which some are nearly equal can have one farther away than a float reaches.
+"""
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -111,8 +117,11 @@ def _leaves(bound: float, looks: Sequence[int]) -> float:
 
 
 def _exponential(value: float, ends: tuple[float, float] | None) -> Interval:
-    low, high = (None, None) if ends is None else (math.exp(ends[0]), math.exp(ends[1]))
-    return Interval(math.exp(value), low, high)
+    """The interval of a ratio from that of its logarithm, its ends at most a factor of `WIDEST` away."""
+    if ends is None:
+        return Interval(math.exp(value), None, None)
+    reach = math.log(WIDEST)
+    return Interval(math.exp(value), math.exp(max(ends[0], value - reach)), math.exp(min(ends[1], value + reach)))
 
 
 def _bootstrap_t(groups: Sequence[np.ndarray], confidence: float, seed: int) -> tuple[float, float] | None:
@@ -132,7 +141,7 @@ def _bootstrap_t(groups: Sequence[np.ndarray], confidence: float, seed: int) -> 
         return value, value
     resampled = [group[draw.integers(0, len(group), (RESAMPLES, len(group)))] for group in groups]
     means, errors = moments(resampled)
-    kept = errors > 0  # a resample of one launch alone has no deviation
+    kept = errors > 1e-9 * error  # a resample of equal launches has no deviation but for the rounding of their mean
     pivots = (means[kept] - value) / errors[kept]
     tail = (1 - confidence) / 2
     low, high = np.quantile(pivots, [tail, 1 - tail])

@@ -170,6 +170,16 @@ def test_an_interval_reaches_further_to_the_side_that_a_skewed_sample_may_have_m
         assert 0 < 1.2 * near < far
 
 
+@pytest.mark.parametrize("nearly", [0.0, 1e-17, 1e-13, 1e-9, 1e-6])
+def test_launches_that_are_nearly_equal_have_an_interval(nearly: float) -> None:
+    """Coarse timers tell the same ratio twice; a resample of such launches has next to no deviation."""
+    for ratios in ([0.1, 0.1, 0.1, 0.1 + nearly, 0.3, 0.2], [0.1 + nearly * i for i in range(5)] + [0.1001], [0.1] * 6):
+        for found in (paired_ratio(np.array(ratios), 0.999), unpaired_ratio([1.0] * 6, list(np.exp(ratios)), 0.999)):
+            assert found.low is not None
+            assert found.high is not None
+            assert 0 < found.low <= found.value <= found.high < math.inf
+
+
 def test_too_few_launches_give_no_interval() -> None:
     assert paired_ratio(np.zeros(FEWEST_LAUNCHES - 1), 0.99) == Interval(1.0, None, None)
 

@@ -121,6 +121,58 @@ def squeeze(x: Tensor) -> Tensor:
     return x.reshape([size for size in x.shape if size != 1])
 
 
+@decomposes(
+    *(aten.squeeze.dim, aten.squeeze.dims),
+    targets=("coreai",),
+    why="Core AI's converter fails on axes that are longer than 1",
+)
+def squeeze_named(x: Tensor, dim: int | Sequence[int]) -> Tensor:
+    """Return x without those of the axes `dim` that are of 1."""
+    named = {axis % max(x.dim(), 1) for axis in ([dim] if isinstance(dim, int) else dim)}
+    if all(size == 1 for axis, size in enumerate(x.shape) if axis in named):
+        return LEAVE
+    return x.reshape([size for axis, size in enumerate(x.shape) if axis not in named or size != 1])
+
+
+@decomposes(aten.expand.default, targets=("coreai",), why="Core AI's converter ends the process for no axes")
+def expand_to_none(x: Tensor, shape: Sequence[int], *, implicit: bool = False) -> Tensor:
+    """Return one number, repeated along no axes."""
+    return LEAVE if shape else x.clone()
+
+
+@decomposes(
+    *(aten.index_fill.int_Scalar, aten.index_fill.int_Tensor),
+    targets=("coreml", "coreai"),
+    why="Core AI's converter rounds the number to 16 bits; coremltools 9.0 takes it for the first axis only",
+)
+def index_fill(x: Tensor, dim: int, index: Tensor, value: float | Tensor) -> Tensor:
+    """Return x with a number at some positions of an axis."""
+    if not x.dim():
+        return torch.full_like(x, value) if isinstance(value, float | int) else value.to(x.dtype)
+    length = x.shape[dim]
+    at = torch.arange(length, device=x.device).unsqueeze(1) == (index.reshape(-1) % length).unsqueeze(0)  # [L, K]
+    filled = (at.to(torch.float32).sum(1) > 0).reshape([length, *[1] * (x.dim() - 1 - dim % x.dim())])
+    return torch.where(filled, value if isinstance(value, Tensor) else torch.full_like(x, value), x)
+
+
+@decomposes(
+    *(aten.index_put.default, aten._unsafe_index_put.default),
+    targets=("coreml", "coreai"),
+    why="where a mask picks positions, Core AI's runtime ends the process, and Core ML's shapes are not known",
+)
+def put_by_mask(x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False) -> Tensor:
+    """Return x with values where a mask of its leading axes holds, in order; other indices are left."""
+    mask = indices[0]
+    if len(indices) != 1 or mask is None or mask.dtype != torch.bool:
+        return LEAVE
+    tail = x.shape[mask.dim() :]
+    if values.dim() > len(tail) and values.shape[0] != 1:  # one for each that the mask picks
+        order = (torch.cumsum(mask.reshape(-1).to(torch.int64), 0) - 1).clamp(0, values.shape[0] - 1)
+        values = values.index_select(0, order).reshape([*mask.shape, *values.shape[1:]])
+    holds = mask.reshape([*mask.shape, *[1] * len(tail)])
+    return torch.where(holds, x + values if accumulate else values.to(x.dtype), x)
+
+
 @decomposes(aten.diagonal_scatter.default, why="torch's ONNX exporter ends in an error of its own; no converter has it")
 def diagonal_scatter(x: Tensor, source: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
     """Return x with a diagonal of its axes `dim1` and `dim2` replaced: [..., L] of numbers, L its length."""
@@ -150,8 +202,10 @@ def vander(x: Tensor, *, N: int | None = None) -> Tensor:  # noqa: N803  # PyTor
 
 
 @decomposes(
-    aten.reshape.default, aten.view.default, targets=("coreml",), why="coremltools 9.0 ignores a shape without axes"
+    *(aten.reshape.default, aten.view.default),
+    targets=("coreml", "coreai"),
+    why="coremltools 9.0 ignores a shape without axes; Core AI's converter fails on it",
 )
 def to_single(x: Tensor, shape: Sequence[int]) -> Tensor:
     """Return the one number of x as a tensor without axes."""
-    return LEAVE if shape or not x.dim() else x.squeeze()
+    return LEAVE if shape or not x.dim() else x.squeeze(tuple(range(x.dim())))

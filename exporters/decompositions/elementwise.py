@@ -294,20 +294,30 @@ def remainder(x: Tensor, divisor: float) -> Tensor:
     return torch.remainder(x.to(wanted), torch.full_like(x, divisor, dtype=wanted))
 
 
+@decomposes(aten.remainder.Scalar_Tensor, targets=("coreml", "coreai"), why="neither converter takes a number for it")
+def remainder_of_number(x: float, divisor: Tensor) -> Tensor:
+    """Return the remainder of a number that has the divisor's sign."""
+    wanted = torch.result_type(divisor, x)
+    return torch.remainder(torch.full_like(divisor, x, dtype=wanted), divisor.to(wanted))
+
+
 _FLOOR = "Core AI rounds the quotient first, up to an integer too, where PyTorch's remainder is exact"
 
 
 @decomposes(aten.div.Tensor_mode, targets=("coreai",), why=_FLOOR)
-def div(x: Tensor, divisor: Tensor, *, rounding_mode: str | None = None) -> Tensor:
+def div(x: Tensor, divisor: Tensor | float, *, rounding_mode: str | None = None) -> Tensor:
     """Return the floor of a quotient of floats; other roundings are left."""
     return floor_divide(x, divisor) if rounding_mode == "floor" else LEAVE
 
 
 @decomposes(aten.floor_divide.default, targets=("coreai",), why=_FLOOR)
-def floor_divide(x: Tensor, divisor: Tensor) -> Tensor:
+def floor_divide(x: Tensor, divisor: Tensor | float) -> Tensor:
     """Return the floor of a quotient of floats, one less where q d is more than x: by Dekker's exact product q d."""
-    if not torch.result_type(x, divisor).is_floating_point:
+    wanted = torch.result_type(x, divisor)
+    if not wanted.is_floating_point:
         return LEAVE
+    x = x.to(wanted)
+    divisor = divisor.to(wanted) if isinstance(divisor, Tensor) else torch.full_like(x, divisor)
     quotient = torch.floor(x / divisor)
     product = quotient * divisor
     (q1, q2), (d1, d2) = _halves(quotient), _halves(divisor)

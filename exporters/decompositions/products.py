@@ -53,6 +53,12 @@ def baddbmm(x: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 
     return _sum(x, beta, torch.bmm(a, b), alpha)
 
 
+@decomposes(aten.addbmm.default, targets=("coreml", "coreai"), why="neither converter has a translation")
+def addbmm(x: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    """Return beta x + alpha times the sum of a b over a batch."""
+    return _sum(x, beta, torch.bmm(a, b).sum(0), alpha)
+
+
 @decomposes(aten.addmv.default, targets=("coreml", "coreai"), why="neither converter has a translation that works")
 def addmv(x: Tensor, a: Tensor, v: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
     """Return beta x + alpha a v."""

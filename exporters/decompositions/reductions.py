@@ -150,48 +150,93 @@ def log_softmax_core(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
     return log_softmax(x, dim, torch.float32 if half_to_float else None)
 
 
-_TRUTH = "coremltools 9.0 takes numbers for truth values as they are: negative ones are not true"
+_TRUTH = (
+    "coremltools 9.0 takes numbers for truth values as they are: negative ones are not true; Core AI's converter ends"
+    " the process where the input has no axes"
+)
 
 
 def _some(x: Tensor, axes: list[int], keepdim: bool) -> Tensor:
-    """Return where any number over some axes is not 0."""
-    return (x != 0).to(torch.int32).amax(axes, keepdim=keepdim) != 0 if axes else x != 0
+    """Return where any number over some axes is not 0, by a maximum of floats: Core AI has none of integers."""
+    found = x != 0
+    return found.to(torch.float32).amax(axes, keepdim=keepdim) != 0 if axes and x.dim() else found
 
 
-@decomposes(aten.any.default, targets=("coreml",), why=_TRUTH)
+_ENDS = (
+    "Core AI's converter ends the process where there are no axes, and a sum of nothing is what memory has; coremltools"
+    " 9.0 fails on an axis that is named of none"
+)
+
+
+@decomposes(aten.sum.default, targets=("coreml", "coreai"), why=_ENDS)
+def sum_of_all(x: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
+    """Return the sum of one number, or of none."""
+    return sum_over(x, None, dtype=dtype)
+
+
+@decomposes(aten.sum.dim_IntList, targets=("coreml", "coreai"), why=_ENDS)
+def sum_over(
+    x: Tensor, dim: Sequence[int] | None, keepdim: bool = False, *, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Return the sum of one number, or of none; others are left."""
+    dtype = dtype or (x.dtype if x.is_floating_point() else torch.int64)
+    if not x.dim():
+        return x.to(dtype)
+    if x.numel():
+        return LEAVE
+    axes = _axes(x, dim)
+    shape = [1 if i in axes else size for i, size in enumerate(x.shape) if keepdim or i not in axes]
+    return torch.zeros(shape, dtype=dtype, device=x.device)
+
+
+@decomposes(
+    *(aten.amax.default, aten.amin.default),
+    targets=("coreml", "coreai"),
+    why="both converters fail on an input without axes",
+)
+def extreme_of_one(x: Tensor, dim: Sequence[int] = (), keepdim: bool = False) -> Tensor:
+    """Return the largest, or smallest, of one number."""
+    return LEAVE if x.dim() else x.clone()
+
+
+@decomposes(aten.any.default, targets=("coreml", "coreai"), why=_TRUTH)
 def any_of_all(x: Tensor) -> Tensor:
     """Return whether any number is not 0."""
     return _some(x, _axes(x, None), False)
 
 
-@decomposes(aten.any.dim, aten.any.dims, targets=("coreml",), why=_TRUTH)
+@decomposes(aten.any.dim, aten.any.dims, targets=("coreml", "coreai"), why=_TRUTH)
 def any_of(x: Tensor, dim: int | Sequence[int] | None, keepdim: bool = False) -> Tensor:
     """Return where any number over some axes is not 0."""
     return _some(x, _axes(x, dim), keepdim)
 
 
-@decomposes(aten.all.default, targets=("coreml",), why=_TRUTH)
+@decomposes(aten.all.default, targets=("coreml", "coreai"), why=_TRUTH)
 def all_of_all(x: Tensor) -> Tensor:
     """Return whether no number is 0."""
     return torch.logical_not(_some(x == 0, _axes(x, None), False))
 
 
-@decomposes(aten.all.dim, aten.all.dims, targets=("coreml",), why=_TRUTH)
+@decomposes(aten.all.dim, aten.all.dims, targets=("coreml", "coreai"), why=_TRUTH)
 def all_of(x: Tensor, dim: int | Sequence[int] | None, keepdim: bool = False) -> Tensor:
     """Return where no number over some axes is 0."""
     return torch.logical_not(_some(x == 0, _axes(x, dim), keepdim))
 
 
-@decomposes(aten.count_nonzero.dim_IntList, targets=("coreml",), why="coremltools 9.0 has no translation")
+_NO_COUNT = "coremltools 9.0 has no translation; Core AI's converter ends the process"
+
+
+@decomposes(aten.count_nonzero.dim_IntList, targets=("coreml", "coreai"), why=_NO_COUNT)
 def count_nonzero_over(x: Tensor, dim: Sequence[int]) -> Tensor:
     """Return how many numbers over some axes are not 0."""
     return (x != 0).to(torch.int64).sum(list(dim))
 
 
-@decomposes(aten.count_nonzero.default, targets=("coreml",), why="coremltools 9.0 has no translation")
+@decomposes(aten.count_nonzero.default, targets=("coreml", "coreai"), why=_NO_COUNT)
 def count_nonzero(x: Tensor, dim: int | None = None) -> Tensor:
     """Return how many numbers are not 0, along an axis or of all."""
-    return (x != 0).to(torch.int64).sum(_axes(x, dim))
+    found = (x != 0).to(torch.int64)
+    return found.sum(_axes(x, dim)) if x.dim() else found
 
 
 def _flat(x: Tensor, found: Tensor, keepdim: bool) -> Tensor:

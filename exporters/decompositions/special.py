@@ -52,7 +52,7 @@ def log1p(x: Tensor) -> Tensor:
 @decomposes(
     aten.expm1.default,
     aten.special_expm1.default,
-    targets=("coreml", "onnx"),
+    targets=("coreml", "coreai", "onnx"),
     why="the converters take exp(x) - 1, without the digits of small x",
 )
 def expm1(x: Tensor) -> Tensor:

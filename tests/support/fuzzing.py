@@ -254,9 +254,22 @@ def copied(name: str) -> Callable[[Path], None]:
 
 EVENTS = (
     {"event": "start", "runtimes": {"onnxruntime": "1"}, "environment": {"load": 0.5}, "meters": {}},
+    {
+        "event": "about",
+        "machine": {"system": "Linux", "cpu": "A76", "machine": "aarch64", "power_mode": None},
+        "cores": [0],
+    },
     {"event": "open", "model": 0, "load_ms": 5.0, "first_ms": 2.0, "memory_mib": None},
     {"event": "warm", "model": 0, "calls": 3, "ms": 9.0, "is_steady": True},
     {"event": "slot", "model": 0, "round": 0, "at_s": 0.1, "samples_ms": [3.0, 3.1]},
+    {"event": "energy", "model": 0, "calls": 9, "seconds": 0.5, "joules": 1.5},
+    {
+        "event": "operators",
+        "model": 0,
+        "calls": 9,
+        "call_ms": 3.0,
+        "operators": [{"name": "a", "type": "Conv", "ms": 1.0}],
+    },
     {"event": "end", "environment": {}},
 )
 
