@@ -18,6 +18,7 @@ setup(
         "edgesmith": ["py.typed"],
         "edgesmith.bench": ["*.schema.json"],
         "edgesmith.bench.estimation": ["*.schema.json", "data/*"],
+        "edgesmith.bench.peers": ["*.schema.json", "*.c"],
         "edgesmith.bench.report": ["*.html", "*.css"],
         "edgesmith.cli": ["*.schema.json"],
         "edgesmith.exporters": ["*.schema.json"],

@@ -232,7 +232,7 @@ def measure(
     check_options(found, device, threads=settings.threads, operators=settings.operators, compute_units=units)
     subjects = subjects_of(found, device.is_here, units)
     if device.is_here:
-        _check_cores(settings.cores, runner.usable_cores())
+        check_cores(settings.cores, runner.usable_cores())
     with connect(device) as where:
         about = replace(this_machine(), name=device.name)
         busy, usable = None, runner.usable_cores()
@@ -240,7 +240,7 @@ def measure(
             busy = busy_cores()
         else:  # what it lacks is said before anything large is copied
             about, usable, busy = ask(where, sorted({subject.runtime for subject in subjects}))
-            _check_cores(settings.cores, usable)
+            check_cores(settings.cores, usable)
         loaded = describe_load(where.name, busy, len(usable), settings.threads)
         plan = Plan(
             models=[_model(_put(one, where), subject) for one, subject in zip(found, subjects, strict=True)],
@@ -421,7 +421,8 @@ def ask(where: Transport, runtimes: Sequence[str]) -> tuple[Device, list[int], f
     return Device(name=where.name, **about["machine"]), about["cores"], about.get("busy")
 
 
-def _check_cores(cores: Sequence[int] | None, usable: Sequence[int]) -> None:
+def check_cores(cores: Sequence[int] | None, usable: Sequence[int]) -> None:
+    """Raise BadInput where a core is not among those that a process may use."""
     missing = sorted(set(cores or ()) - set(usable))
     if missing:
         raise BadInput(f"there is no core {missing[0]} to pin to; a process may use {usable or 'what it is given'}")

@@ -380,7 +380,9 @@ def lower_tvm(
     shape = sizes(x)
     dim = dim % len(shape)
     flat = [math.prod(shape[:dim]), shape[dim], math.prod(shape[dim + 1 :])]
-    literals = [math.nan if one is None else float(one) for one in (tau, threshold, reset, decay_input, beta, late, drop)]
+    literals = [
+        math.nan if one is None else float(one) for one in (tau, threshold, reset, decay_input, beta, late, drop)
+    ]
     spikes = call_kernel(make, "lif", make.emit(relax.op.reshape(x, flat)), (), [flat], literals)
     return make.emit(relax.op.reshape(spikes, shape))
 

@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from support.captures import Captures
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -159,6 +160,17 @@ def sources() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def captures() -> Iterator[Captures]:
+    """Share what exports of the same model capture and rewrite, in this worker."""
+    exports = importlib.import_module("edgesmith.exporters.export")  # after pytest_configure, which prepares its parts
+    shared = Captures(exports.capture, exports.rewrite)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exports, "capture", shared.capture)
+        patch.setattr(exports, "rewrite", shared.rewrite)
+        yield shared
+
+
 @pytest.fixture(scope="module", autouse=True)
 def frozen() -> None:
     """Leave what is alive where a file of tests begins out of collections of garbage.
@@ -253,7 +265,8 @@ def one_block_a_stage(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """
 
     def cut() -> None:
-        for family, name in (("affnet", "AFFNet"), ("casvit", "CasViT"), ("efficientvim", "EfficientViM")):
+        classes = {"affnet": "AFFNet", "casvit": "CasViT", "efficientvim": "EfficientViM", "metaformer": "MetaFormer"}
+        for family, name in classes.items():
             module = importlib.import_module(f"edgesmith.models.{family}")
             monkeypatch.setattr(module, name, functools.partial(_with_one_block_a_stage, getattr(module, name)))
 

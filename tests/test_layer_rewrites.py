@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from support.lowering import lower
 from support.rewriting import DEAR_COPIES, apply, reasons
 from torch import Tensor, nn
+from torch.fx import Node
 
 import edgesmith
 from edgesmith.exporters import targets
@@ -481,51 +483,94 @@ def test_a_head_that_is_broadcast_stays_and_is_explained() -> None:
 # compose_layers
 
 
-@given(
-    widths=st.tuples(*[st.integers(1, 6)] * 4),
-    kernels=st.sampled_from([(1, 1), (1, 3), (3, 1)]),
-    stride=st.integers(1, 2),
-    padding=st.integers(0, 1),
-    biases=st.tuples(st.booleans(), st.booleans()),
-    beside=st.sampled_from(["nothing", "before", "after"]),
-    axes=st.integers(1, 2),
-    seed=st.integers(0, 99),
+class Pair(nn.Module):
+    """Two convolutions after each other, and beside what goes between them a wider constant map, before or after it."""
+
+    def __init__(
+        self,
+        widths: tuple[int, int, int, int],
+        kernels: tuple[int, int],
+        stride: int,
+        padding: int,
+        biases: tuple[bool, bool],
+        beside: str,
+        axes: int,
+    ) -> None:
+        super().__init__()
+        inside, middle, out, self.more = widths
+        self.beside = beside
+        conv = nn.Conv1d if axes == 1 else nn.Conv2d
+        settings = [{"stride": stride, "padding": padding} if k > 1 else {} for k in kernels]
+        self.first = conv(inside, middle, kernels[0], bias=biases[0], **settings[0])
+        self.second = conv(middle + self.more * (beside != "nothing"), out, kernels[1], bias=biases[1], **settings[1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        z = x.mean() * torch.ones(2, self.more, *y.shape[2:])
+        return self.second({"nothing": y, "before": torch.cat((z, y), 1), "after": torch.cat((y, z), 1)}[self.beside])
+
+
+PAIR = st.fixed_dictionaries(
+    {
+        "widths": st.tuples(*[st.integers(1, 6)] * 4),
+        "kernels": st.sampled_from([(1, 1), (1, 3), (3, 1)]),
+        "stride": st.integers(1, 2),
+        "padding": st.integers(0, 1),
+        "biases": st.tuples(st.booleans(), st.booleans()),
+        "beside": st.sampled_from(["nothing", "before", "after"]),
+        "axes": st.integers(1, 2),
+    }
 )
-@settings(max_examples=300)
+
+
+class Beside(nn.Module):
+    """Modules beside each other, each of an input of its own."""
+
+    def __init__(self, parts: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(part(x) for part, x in zip(self.parts, inputs, strict=True))
+
+
+@given(cases=st.lists(PAIR, min_size=6, max_size=6), seed=st.integers(0, 99))
+@settings(max_examples=50)
 def test_two_convolutions_with_nothing_between_are_one_where_that_multiplies_no_more(
-    widths: tuple[int, int, int, int],
-    kernels: tuple[int, int],
-    stride: int,
-    padding: int,
-    biases: tuple[bool, bool],
-    beside: str,
-    axes: int,
-    seed: int,
+    cases: list[dict[str, Any]], seed: int
 ) -> None:
+    """300 pairs, six of them in one capture."""
     torch.manual_seed(seed)
-    inside, middle, out, more = widths
-    conv = nn.Conv1d if axes == 1 else nn.Conv2d
-    settings = [{"stride": stride, "padding": padding} if k > 1 else {} for k in kernels]
-    first = conv(inside, middle, kernels[0], bias=biases[0], **settings[0])
-    second = conv(middle + more * (beside != "nothing"), out, kernels[1], bias=biases[1], **settings[1])
+    pairs = [Pair(**case) for case in cases]
+    inputs = [torch.randn(2, case["widths"][0], *[7, 6][: case["axes"]]) for case in cases]
+    program, reports, _ = apply(Beside(pairs), *inputs)
+    left = [len(_convolutions_before(output)) for output in program.module.graph.output_node().all_input_nodes]
+    composed = {site.split(",")[0] for site, _ in reports["compose_layers"].applied}
+    padded = [one.site for one in reports["compose_layers"].rejected if "pads with zeros" in one.reason]
+    for i, (case, pair, x) in enumerate(zip(cases, pairs, inputs, strict=True)):
+        (inside, middle, out, _), kernels, axes = case["widths"], case["kernels"], case["axes"]
+        made = pair.first(x)
+        maps = (made, pair.second(torch.ones(2, pair.second.in_channels, *made.shape[2:])))
+        places = [y[0, 0].numel() for y in maps]
+        apart = middle * (inside * kernels[0] ** axes * places[0] + out * kernels[1] ** axes * places[1])
+        is_near = inside * out * max(kernels) ** axes * places[1] <= apart
+        if case["beside"] != "nothing":  # copies are dear here, and a wide input would be copied
+            is_near = is_near and kernels[0] == 1 and inside <= middle
+        is_blocked = case["biases"][0] and case["padding"] > 0 and kernels[1] > 1
+        assert left[i] == (1 if is_near and not is_blocked else 2)
+        assert (f"parts.{i}.first" in composed) == (left[i] == 1)
+        assert any(f"parts.{i}." in site for site in padded) == (is_near and is_blocked)
 
-    def pair(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor:
-        y = first(x)
-        z = x.mean() * torch.ones(2, more, *y.shape[2:])
-        return second({"nothing": y, "before": torch.cat((z, y), 1), "after": torch.cat((y, z), 1)}[beside])
 
-    x = torch.randn(2, inside, *[7, 6][:axes])
-    _, reports, counts = apply(Do(pair, first=first, second=second), x)
-    (left,) = (count for name, count in counts.items() if name.startswith("aten.conv"))
-    made = first(x)
-    places = [y[0, 0].numel() for y in (made, second(torch.ones(2, second.in_channels, *made.shape[2:])))]
-    apart = middle * (inside * kernels[0] ** axes * places[0] + out * kernels[1] ** axes * places[1])
-    is_near = inside * out * max(kernels) ** axes * places[1] <= apart
-    if beside != "nothing":  # copies are dear here, and a wide input would be copied
-        is_near = is_near and kernels[0] == 1 and inside <= middle
-    is_blocked = biases[0] and padding > 0 and kernels[1] > 1
-    assert left == (1 if is_near and not is_blocked else 2)
-    assert ("pads with zeros" in reasons(reports["compose_layers"])) == (is_near and is_blocked)
+def _convolutions_before(node: Node) -> set[Node]:
+    """Return the convolutions that a value depends on."""
+    seen, left = set(), [node]
+    while left:
+        one = left.pop()
+        if one not in seen:
+            seen.add(one)
+            left += one.all_input_nodes
+    return {one for one in seen if one.op == "call_function" and "conv" in str(one.target)}
 
 
 def test_chains_of_layers_are_one_layer() -> None:

@@ -195,9 +195,14 @@ SHAPES = [
     ("name", "target"),
     [one if one == ("caformer_s18", "coreml") else pytest.param(*one, marks=pytest.mark.slow) for one in SHAPES],
 )
-def test_every_family_exports_to_every_target(name: str, target: str, tmp_path: Path) -> None:
+def test_every_family_exports_to_every_target(
+    name: str, target: str, one_block_a_stage: Callable[[], None], tmp_path: Path
+) -> None:
+    """One at its own depth, where half precision adds up; the others with one block a stage."""
     if targets.get(target).missing_packages():
         pytest.skip(f"{target}: not installed")
+    if (name, target) != ("caformer_s18", "coreml"):
+        one_block_a_stage()
     options: dict[str, object] = {"device": "rtx3080", "precision": "fp16"} if target == "tensorrt" else {}
     size = None if name.startswith("rand") else (32, 32)
     artifact = edgesmith.export(name, target, input_size=size, out=tmp_path, **options)  # type: ignore[arg-type]  # as above

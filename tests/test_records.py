@@ -14,6 +14,7 @@ import pytest
 from edgesmith import cli, records
 from edgesmith.bench import measured, measurement
 from edgesmith.bench.history import History
+from edgesmith.bench.peers.record import PeersRecord
 from edgesmith.bench.verdict import Comparison
 from edgesmith.cli.doctor import DoctorRecord
 from edgesmith.errors import SLOWER_CODE, BadInput, OutputError
@@ -26,6 +27,7 @@ SCHEMAS: dict[str, type] = {
     "bench/comparison.schema.json": Comparison,
     "bench/history.schema.json": History,
     "bench/measured.schema.json": measured.MeasuredProfile,
+    "bench/peers/peers.schema.json": PeersRecord,
     "cli/doctor.schema.json": DoctorRecord,
     "exporters/manifest.schema.json": Manifest,
     "exporters/mil/lint.schema.json": LintRecord,

@@ -8,6 +8,7 @@ their own. The runner on a device says the same by itself (board/common.py).
 from __future__ import annotations
 
 import os
+import socket
 import sys
 
 from edgesmith.board.common import TELEMETRY_OFF
@@ -19,3 +20,17 @@ def turn_off() -> None:
     runtime = sys.modules.get("onnxruntime")
     if runtime is not None and hasattr(runtime, "disable_telemetry_events"):
         runtime.disable_telemetry_events()
+
+
+def refuse_sockets() -> None:
+    """Have Python refuse this process every socket of the network, from now on.
+
+    For processes that run other runtimes' Python code, some of which reports its use without a variable that says no.
+    """
+    network = {int(getattr(socket, name)) for name in ("AF_INET", "AF_INET6") if hasattr(socket, name)}
+
+    def refuse(event: str, arguments: tuple[object, ...]) -> None:
+        if event == "socket.getaddrinfo" or (event == "socket.__new__" and arguments[1] in network):
+            raise PermissionError("no sockets in this process")
+
+    sys.addaudithook(refuse)

@@ -24,6 +24,7 @@ from edgesmith.cli.export import explain, export, verify
 from edgesmith.cli.files import inspect, lint
 from edgesmith.cli.listings import models, operators, targets
 from edgesmith.cli.options import PrecisionHelp
+from edgesmith.cli.peers import peers
 from edgesmith.cli.report import history, report
 from edgesmith.cli.signals import resend_lost_interrupts
 from edgesmith.cli.tables import print_line
@@ -53,6 +54,7 @@ COMMANDS: dict[Callable[..., None], tuple[str, str]] = {
     inspect: (LOOK, "inspect artifacts/casvit_xs-tensorrt-fp16-rtx3080"),
     bench: (MEASURE, "bench artifacts/casvit_xs-onnx-fp32 --seconds 20"),
     compare: (MEASURE, "compare artifacts/base artifacts/head --threshold 5%"),
+    peers: (MEASURE, "peers casvit_xs"),
     estimate: (MEASURE, "estimate artifacts/casvit_xs-coreml-fp16 --device iphone13"),
     profile: (SHOW, "profile measurements/20260101T000000Z.json"),
     report: (SHOW, "report artifacts --out report.html"),

@@ -14,7 +14,16 @@ import typer
 from edgesmith.cli import options as given
 from edgesmith.cli.chosen import Chosen, chooses_model
 from edgesmith.cli.export import export_chosen
-from edgesmith.cli.tables import Table, new_table, print_json, print_line, print_lines, print_table, show_progress
+from edgesmith.cli.tables import (
+    Table,
+    describe_interval,
+    new_table,
+    print_json,
+    print_line,
+    print_lines,
+    print_table,
+    show_progress,
+)
 from edgesmith.errors import BadInput
 from edgesmith.writing import write_whole
 
@@ -348,19 +357,11 @@ def _latency_table(measurement: Measurement, rows: Sequence[Mapping[str, Any]]) 
         names=True,
     )
     for row in rows:
-        quantiles = (_with_ends(row.get(f"p{share}_ms")) for share in (50, 90, 99))
+        quantiles = (describe_interval(row.get(f"p{share}_ms")) for share in (50, 90, 99))
         rate = f"{row['per_second']:.1f}" if "per_second" in row else ""
         energy = (f"{1e3 * row['energy_j']:.4g}", f"{row['power_w']:.3g}") if "energy_j" in row else ()
         table.add_row(row["name"], *quantiles, rate, *_cold(row["cold"] or {}), f"{row['bytes'] / 1e6:.2f} MB", *energy)
     return table
-
-
-def _with_ends(figure: Mapping[str, float | None] | None) -> str:
-    """Return a figure with its interval: `3.120 (3.101 to 3.150)`."""
-    if figure is None:
-        return ""
-    ends = "" if figure["low"] is None else f" ({figure['low']:.3f} to {figure['high']:.3f})"
-    return f"{figure['value']:.3f}{ends}"
 
 
 def _cold(cold: Mapping[str, Any]) -> tuple[str, str, str]:

@@ -280,6 +280,23 @@ Record = Annotated[
     Path | None, typer.Option("--out", "-o", help="File for the record.", show_default="measurements/TIME.json")
 ]
 
+# Runtimes that are compared.
+
+PeersModels = Annotated[
+    list[str] | None,
+    typer.Argument(help="Names from `edgesmith models`, or of edgesmith.toml.", show_default=False),
+]
+PeerNames = Annotated[
+    list[str] | None,
+    typer.Option("--peer", help="This runtime, such as openvino; repeatable.", show_default="all"),
+]
+PeersSeconds = Annotated[float, typer.Option("--seconds", help="Of timing for each model; launching adds to it.")]
+PeersLaunches = Annotated[int, typer.Option("--launches", help="Of fresh processes, one for each peer and form.")]
+PeersRecordFile = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", help="File for the record.", show_default="measurements/peers-TIME.json"),
+]
+
 # What counts as slower.
 
 Base = Annotated[Path, typer.Argument(help="A record, or an artifact.", show_default=False)]

@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
 from edgesmith.cli import layout
@@ -136,3 +136,11 @@ def _in_bold(text: str) -> str:
 def print_json(content: Any) -> None:
     """Print JSON on stdout."""
     print(in_json(json.dumps(content, indent=2, ensure_ascii=False)))
+
+
+def describe_interval(figure: Mapping[str, Any] | None) -> str:
+    """Return a figure with the ends of its interval: `3.120 (3.101 to 3.150)`; nothing where there is none."""
+    if figure is None:
+        return ""
+    ends = "" if figure["low"] is None else f" ({figure['low']:.3f} to {figure['high']:.3f})"
+    return f"{figure['value']:.3f}{ends}"
