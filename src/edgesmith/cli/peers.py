@@ -87,7 +87,7 @@ def _show_model(model: ModelRecord, record: PeersRecord) -> None:
         else:
             table.add_row(_title(row), row["form"], *_figures(row))
     print_table(table)
-    if others.row_count:
+    if others.rows:
         print_table(others)
     peaks = model["peaks"]
     print_line(describe_outcome(model))
