@@ -63,6 +63,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job, and so would be what tests start
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.pop("COLUMNS", None)  # xdist has its workers' terminals 80 wide; tables are as in a pipe
     if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: more threads would only get in each other's way
         torch.set_num_threads(1)
         os.environ["OMP_NUM_THREADS"] = "1"

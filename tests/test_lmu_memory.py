@@ -522,7 +522,7 @@ def test_a_first_output_that_is_another_is_left() -> None:
 
 
 def test_a_signal_times_itself_is_no_signal_times_a_vector() -> None:
-    (found,) = left(Recurrence(lambda s, m, u: 0.9 * m + u * u, order=1), torch.randn(3, 9, 1))
+    (found,) = left(Recurrence(lambda s, m, u: F.linear(m, s.a) + u * u, order=1), torch.randn(3, 9, 1))
     assert "is no signal times a vector" in found
 
 

@@ -118,6 +118,6 @@ def test_a_step_equals_the_sequence_and_its_states_do_not_grow(tmp_path: Path) -
 
 def test_every_op_with_a_recurrence_that_is_a_sequence_mixer_is_among_them() -> None:
     known = {"selective_scan", "ssd", "damped_ema", "vector_quantise"}
-    others = {"lif", "lmu_memory"}  # whose streams tests/test_streaming.py holds to the sequence
+    others = {"lif", "lmu_memory", "leaky_sum"}  # test_streaming.py and test_spiking.py hold their streams to it
     assert {op.name for op in all_ops().values() if op.recurrence is not None} == known | others
     assert all("x" in inspect.signature(all_ops()[name].reference).parameters for name in known)

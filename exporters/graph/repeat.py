@@ -87,12 +87,12 @@ def _is_reset(
     Raises:
         Unsupported: so it is, and the model was given with what an earlier run has left.
     """
-    state.restore()
-    model.eval()
     keepers = {path: module for path, module in own(model).named_modules() if _reset_of(module) is not None}
     owned = [path for word in moved for path in keepers if word.endswith(f" of {path or 'the model'}")]
     if len(owned) < len(moved):
         return False
+    state.restore()
+    model.eval()
     try:
         for path in owned:
             reset = _reset_of(keepers[path])

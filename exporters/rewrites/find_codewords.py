@@ -114,6 +114,8 @@ def _codes(node: Node) -> Node | None:
 def _sites(module: GraphModule, node: Node, codes: Node) -> Iterator[_Site]:
     """Yield what may be the site of an operator that chooses, with the vectors as near to it as can be first."""
     scores = node.all_input_nodes[0]
+    if not rank(scores):
+        return
     axis = arguments(node)[1 if node.target in (*_WHOLE, aten.min.dim, aten.max.dim) else 2]
     codewords = example_sizes(val(scores).shape)[axis % rank(scores)]
     count = torch.Size(example_sizes(val(codes).shape)).numel()

@@ -63,9 +63,13 @@ def _fused(op: FusedOp, half: bool) -> Any:
 
     lowering = op.lowerings["coreml"]
     told = {"half": half} if "half" in inspect.signature(lowering).parameters else {}
+    is_word = [str(one.type) in ("str", "Optional[str]") for one in op.overload._schema.arguments]
 
     def translate(context: Any, node: Any) -> None:
-        values = _get_inputs(context, node)
+        values = [  # coremltools takes a word for the value that is called so, where there is one
+            given if word else value
+            for given, value, word in zip(node.inputs, _get_inputs(context, node), is_word, strict=False)
+        ]
         flags = [
             value.val if isinstance(value, Var) and value.op is not None and value.rank == 0 else value
             for value in values

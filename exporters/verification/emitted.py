@@ -25,6 +25,9 @@ REMOVED = frozenset(
 ) | {
     *("aten.stft.center", "aten.stft.default", "aten.istft.default", "aten.lift_fresh_copy.default"),
     *("aten.to.device", "aten.to.dtype", "aten.to.dtype_layout", "aten.to.other", "aten.type_as.default"),
+    *("aten.cdist.default", "aten._cdist_forward.default", "aten._euclidean_dist.default", "aten.topk.default"),
+    *("aten.addcmul.default", "aten.lerp.Scalar", "aten.lerp.Tensor", "aten.clamp_min.Tensor", "aten.max.dim"),
+    *("aten.min.dim", "aten.tensor_split.sections", "aten.copy.default", "aten.slice_scatter.default"),
     *("aten.reshape_as.default", "aten.view_as.default", "aten.im2col.default"),
 }
 """Overloads that rewrites name to remove them; where one stays, it is the caller's own."""
@@ -84,15 +87,21 @@ def _binary() -> Iterator[tuple[Any, Callable[..., Any], tuple[Any, ...]]]:
 _ARRANGED: dict[Any, tuple[Any, ...]] = {
     aten._unsafe_view.default: ([6, 4],),
     aten.cat.default: (),
+    aten.argmax.default: (-1,),
+    aten.argmin.default: (-1,),
     aten.chunk.default: (2, -1),
     aten.constant_pad_nd.default: ([1, 2, 0, 1],),
     aten.expand.default: ([5, 2, 3, 4],),
     aten.flatten.using_ints: (1, -1),
+    aten.flip.default: ([1],),
     aten.full_like.default: (2.0,),
     aten.movedim.int: (0, -1),
     aten.movedim.intlist: ([0, 1], [-1, 0]),
+    aten.narrow.default: (1, 1, 2),
     aten.new_full.default: ([2, 3], 1.5),
+    aten.new_ones.default: ([2, 3],),
     aten.new_zeros.default: ([2, 3],),
+    aten.ones_like.default: (),
     aten.pad.default: ([1, 2], "constant", 0.0),
     aten.permute.default: ([2, 0, 1],),
     aten.reshape.default: ([4, -1],),
@@ -120,7 +129,9 @@ def _arranging() -> Iterator[tuple[Any, Callable[..., Any], tuple[Any, ...]]]:
         elif overload in (
             aten.full_like.default,
             aten.new_full.default,
+            aten.new_ones.default,
             aten.new_zeros.default,
+            aten.ones_like.default,
             aten.zeros_like.default,
         ):
             yield overload, lambda x, f=overload, a=more: f(x, *a) + x.sum(), (_X,)
@@ -134,6 +145,7 @@ def _arranging() -> Iterator[tuple[Any, Callable[..., Any], tuple[Any, ...]]]:
     yield aten.squeeze.dim, lambda x: aten.squeeze.dim(x, 2), (single,)
     yield aten.squeeze.dims, lambda x: aten.squeeze.dims(x, [0, 2]), (single,)
     yield aten.full.default, lambda x: x + aten.full.default([4], 2.0), (_X,)
+    yield aten.ones.default, lambda x: x + aten.ones.default([4]), (_X,)
     yield aten.zeros.default, lambda x: x + aten.zeros.default([4]), (_X,)
 
 
@@ -143,6 +155,13 @@ def _layers() -> Iterator[tuple[Any, Callable[..., Any], tuple[Any, ...]]]:
     yield aten.conv2d.default, lambda x, w: aten.conv2d.default(x, w, None, [2, 1], [1, 0]), (_PLANES, _KERNEL)
     yield aten.matmul.default, aten.matmul.default, (_X, drawn(2, 4, 5))
     yield aten.mm.default, aten.mm.default, (drawn(3, 4), drawn(4, 5))
+    yield aten.addmm.default, aten.addmm.default, (drawn(5), drawn(3, 4), drawn(4, 5))
+    yield aten.baddbmm.default, aten.baddbmm.default, (drawn(2, 3, 5), _X, drawn(2, 4, 5))
+    positions = torch.tensor([2, 0, 1])
+    yield aten.embedding.default, aten.embedding.default, (drawn(5, 4), positions)
+    yield aten.index_select.default, lambda x, i: aten.index_select.default(x, 1, i), (_X, positions)
+    yield aten.index.Tensor, lambda x, i: aten.index.Tensor(x, [None, i]), (_X, positions)
+    yield aten.gather.default, lambda x, i: aten.gather.default(x, 1, i), (drawn(3, 4), positions.reshape(3, 1))
     yield aten.bmm.default, aten.bmm.default, (_X, drawn(2, 4, 5))
     yield aten.einsum.default, lambda x, y: aten.einsum.default("bij,bjk->bik", [x, y]), (_X, drawn(2, 4, 5))
     yield aten.mean.dim, lambda x: aten.mean.dim(x, [1, -1], True), (_X,)
