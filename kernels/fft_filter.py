@@ -352,12 +352,22 @@ def for_coreai(
 
 
 def lower_tvm(
-    make: Any, x: Any, w1: Any, b1: Any, w2: Any, b2: Any, threshold: float = 0.01, dense: bool = False
+    make: Any,
+    x: Any,
+    w1: Any,
+    b1: Any,
+    w2: Any,
+    b2: Any,
+    threshold: float = 0.01,
+    activation: str = "silu",
+    masks: bool = True,
+    dense: bool = False,
 ) -> Any:
     """TVM: one kernel, native/fft_filter.h, which reads maps with their channels last."""
     batch, channels, height, width = sizes(x)
     shape = [batch, height, width, channels]
-    made = call_kernel(make, OP.name, channels_last(make, x), (w1, b1, w2, b2), [shape], [threshold])
+    literals = [threshold, float(activation == "relu"), float(masks)]
+    made = call_kernel(make, OP.name, channels_last(make, x), (w1, b1, w2, b2), [shape], literals)
     return channels_first(make, made)
 
 

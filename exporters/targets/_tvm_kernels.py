@@ -342,11 +342,12 @@ def _hidden_state_mixer(shape: Shape, weights: Sequence[Any], target: CpuTarget)
 
 
 def _fft_filter(shape: Shape, weights: Sequence[Any], target: CpuTarget) -> Whole:
-    """Of maps [B, H, W, C]; the threshold is behind the weights."""
-    *given, (threshold,) = weights
+    """Of maps [B, H, W, C]; the threshold, whether by relu, and whether a mask, are behind the weights."""
+    *given, (threshold, is_relu, masks) = weights
     named = dict(zip(("w1", "b1", "w2", "b2"), given, strict=True))
-    batch, height, width, channels = shape
-    op = fft_filter.FftFilter(batch, height, width, channels, named["w1"].shape[1], float(threshold))
+    _, blocks, _, hidden = named["w1"].shape
+    activation = "relu" if is_relu else "silu"
+    op = fft_filter.FftFilter(*shape, blocks, float(threshold), hidden, activation, bool(masks))
     unit = fft_filter.emit(op, target)
     return unit, (fft_filter.pack(op, target, named),), unit.flops // 2
 

@@ -3,15 +3,15 @@
 //
 //     R = L_w x                  along W, for each row: [2F, W] times [W, C]; real parts of F columns, then imaginary
 //     X = L_h R                  along H, for each column f: [2H, 2H] times [2H, C]
-//     M = shrink(silu(X W1 + b1) W2 + b2)          complex products in k blocks, as real ones of twice the width
-//     y = L_w' (L_h' (M X))      back
+//     M = shrink(act(X W1 + b1) W2 + b2)           complex products in k blocks, as real ones of twice the width
+//     y = L_w' (L_h' (M X))      back; or of M itself where it is the new spectrum
 //
 // A pixel's channels lie side by side, so that a transform along H or W is a product with the map itself on the right:
 // nothing is transposed or reordered. The spectrum is [F, 2, H, C]: for each column the real parts of all rows, then
 // the imaginary ones. W1 and W2 work on [re | im] of one block, made by rows of two pointers. Arguments: x [B, H, W,
 // C], packed, y [B, H, W, C], scratch. Packed is L_w [2F, W], L_h [2H, 2H], L_h', L_w' [W, 2F], then for each block
 // the panels of W1 with its bias, then those of W2. Letters: B batch, H W, C channels, F = floor(W / 2) + 1 columns of
-// the spectrum, k blocks.
+// the spectrum, k blocks, act silu or relu.
 #pragma once
 
 #include "product.h"
@@ -24,6 +24,7 @@ struct FftFilter : S {
     using S::BLOCKS, S::C, S::F, S::H, S::W;
     static constexpr int ROW = padded(C);     // channels of a pixel in scratch, whole vectors
     static constexpr int WIDTH = C / BLOCKS;  // channels of a block
+    using S::HIDDEN;                          // and of the layer between
     static constexpr int PLANE = H * ROW;     // real or imaginary parts of one column
     static constexpr int COLUMN = 2 * PLANE;
     static constexpr long SPECTRUM = long(F) * COLUMN;
@@ -43,34 +44,39 @@ struct FftFilter : S {
         for (int task = 0; task < Transform::TASKS; ++task) Transform::run_task(task, matrix, from, to);
     }
 
-    // One layer of the complex MLP for PIXELS neighbouring rows of one column and one block: [re | im] WIDTH numbers
-    // each from `x`, whose planes are `plane` apart and pixels `row`, to [PIXELS, 2 WIDTH].
-    template <int PIXELS, class Finish>
+    // One layer of the complex MLP for PIXELS neighbouring rows of one column and one block: [re | im] IN numbers
+    // each from `x`, whose planes are `plane` apart and pixels `row`, to [PIXELS, 2 OUT].
+    template <int PIXELS, int IN, int OUT, class Finish>
     static ES_INLINE void layer(const float* x, int row, int plane, const float* packed, const Finish& finish) {
-        using Columns = Panels<2 * WIDTH, S::LAYER_V>;
+        using Columns = Panels<2 * OUT, S::LAYER_V>;
         for (int panel = 0; panel < Columns::COUNT; ++panel)
             Columns::visit(panel, [&]<int COLUMNS>(int channel) {
-                const float* const bias = packed + long(channel) * (2 * WIDTH + 1);
+                const float* const bias = packed + long(channel) * (2 * IN + 1);
                 const float *re[PIXELS], *im[PIXELS];
                 ES_UNROLL
                 for (int p = 0; p < PIXELS; ++p) re[p] = x + p * row, im[p] = re[p] + plane;
                 Sums<PIXELS, COLUMNS> sums;
                 const float* const w = bias + Panel<COLUMNS>::PITCH;
                 sums.start(bias);
-                sums.add(re, w, WIDTH);
-                sums.add(im, w + long(WIDTH) * Panel<COLUMNS>::PITCH, WIDTH);
+                sums.add(re, w, IN);
+                sums.add(im, w + long(IN) * Panel<COLUMNS>::PITCH, IN);
                 finish(sums, channel);
             });
     }
 
-    // x M for one pixel's block: complex numbers, M shrunk.
+    // x M for one pixel's block, or M: complex numbers, M shrunk.
     static ES_INLINE void filter(float* x, const float* mask) {
         partition<WIDTH>([&]<int LANES_HERE>(int c) {
             using V = Vector<LANES_HERE>;
             const V re = shrink(load<V>(mask + c)), im = shrink(load<V>(mask + WIDTH + c));
-            const V x_re = load<V>(x + c), x_im = load<V>(x + PLANE + c);
-            store(x + c, x_re * re - x_im * im);
-            store(x + PLANE + c, x_re * im + x_im * re);
+            if constexpr (S::IS_MASK) {
+                const V x_re = load<V>(x + c), x_im = load<V>(x + PLANE + c);
+                store(x + c, x_re * re - x_im * im);
+                store(x + PLANE + c, x_re * im + x_im * re);
+            } else {
+                store(x + c, re);
+                store(x + PLANE + c, im);
+            }
         });
     }
 
@@ -81,15 +87,17 @@ struct FftFilter : S {
 
     // Makes the mask of one column and one block, and applies it.
     static void mix(float* column, int block, const float* packed) {
-        constexpr long LAYER = long(padded(2 * WIDTH)) * (2 * WIDTH + 1);
-        const float* const first = packed + block * 2 * LAYER;
+        constexpr long FIRST = long(padded(2 * HIDDEN)) * (2 * WIDTH + 1);
+        constexpr long SECOND = long(padded(2 * WIDTH)) * (2 * HIDDEN + 1);
+        constexpr Function ACTIVATION = S::IS_RELU ? Function::relu : Function::silu;
+        const float* const first = packed + block * (FIRST + SECOND);
         float* const x = column + block * WIDTH;
         Tiles<H, S::LAYER_P>::visit(0, Tiles<H, S::LAYER_P>::COUNT, [&]<int PIXELS>(int i) {
-            float hidden[PIXELS * 2 * WIDTH], mask[PIXELS * 2 * WIDTH];
-            layer<PIXELS>(x + i * ROW, ROW, PLANE, first, [&](auto& sums, int channel) {
-                sums.finish(hidden + channel, 0, 0, 2 * WIDTH, 2 * WIDTH, Epilogue<Function::silu>());
+            float hidden[PIXELS * 2 * HIDDEN], mask[PIXELS * 2 * WIDTH];
+            layer<PIXELS, WIDTH, HIDDEN>(x + i * ROW, ROW, PLANE, first, [&](auto& sums, int channel) {
+                sums.finish(hidden + channel, 0, 0, 2 * HIDDEN, 2 * HIDDEN, Epilogue<ACTIVATION>());
             });
-            layer<PIXELS>(hidden, 2 * WIDTH, WIDTH, first + LAYER, [&](auto& sums, int channel) {
+            layer<PIXELS, HIDDEN, WIDTH>(hidden, 2 * HIDDEN, HIDDEN, first + FIRST, [&](auto& sums, int channel) {
                 sums.finish(mask + channel, 0, 0, 2 * WIDTH, 2 * WIDTH, Epilogue<>());
             });
             for (int p = 0; p < PIXELS; ++p) filter(x + (i + p) * ROW, mask + p * 2 * WIDTH);

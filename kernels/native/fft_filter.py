@@ -27,6 +27,9 @@ class FftFilter:
     Attributes:
         blocks: k, of channels; it divides C.
         threshold: of the soft shrinkage, 0 or more.
+        hidden: D, channels of a block between the two layers; None for as many as a block has.
+        activation: between the two layers, `silu` or `relu`.
+        masks: the spectrum is multiplied by what the layers yield; otherwise that is the new spectrum.
     """
 
     batch: int
@@ -35,6 +38,9 @@ class FftFilter:
     channels: int
     blocks: int
     threshold: float = 0.01
+    hidden: int | None = None
+    activation: str = "silu"
+    masks: bool = True
 
     @property
     def columns(self) -> int:
@@ -49,8 +55,10 @@ def emit(op: FftFilter, target: CpuTarget) -> Unit:
     width = c // op.blocks
     row = ceil_div(c, instructions.lanes) * instructions.lanes
     transform = choose_tile(instructions, 2 * h, c)
+    hidden = op.hidden or width
     layer = choose_tile(instructions, h, 2 * width)
-    symbol = make_symbol("fft_filter", f"{op.batch}x{h}x{w}x{c}", f"k{op.blocks}", f"t{op.threshold}")
+    settings = (f"k{op.blocks}", f"t{op.threshold}", f"d{hidden}", op.activation, "mask" if op.masks else "spectrum")
+    symbol = make_symbol("fft_filter", f"{op.batch}x{h}x{w}x{c}", *settings)
     constants: dict[str, Constant] = {
         "BATCH": op.batch,
         "H": h,
@@ -58,6 +66,9 @@ def emit(op: FftFilter, target: CpuTarget) -> Unit:
         "C": c,
         "F": f,
         "BLOCKS": op.blocks,
+        "HIDDEN": hidden,
+        "IS_RELU": int(op.activation == "relu"),
+        "IS_MASK": int(op.masks),
         "THRESHOLD": float(op.threshold),
         "TRANSFORM_P": transform.pixels,
         "TRANSFORM_V": transform.vectors,
@@ -66,7 +77,8 @@ def emit(op: FftFilter, target: CpuTarget) -> Unit:
         "LEAST_TASKS": 1,
     }
     source = render("fft_filter", "FftFilter", symbol, instructions.lanes, constants)
-    size = 4 * f * w + 8 * h * h + 2 * op.blocks * panels_size(instructions, 2 * width, 2 * width)
+    panels = panels_size(instructions, 2 * width, 2 * hidden) + panels_size(instructions, 2 * hidden, 2 * width)
+    size = 4 * f * w + 8 * h * h + op.blocks * panels
     arguments = (
         Argument("input", "x", (op.batch, h, w, c)),
         Argument("packed", "weights", (size,)),
@@ -74,7 +86,7 @@ def emit(op: FftFilter, target: CpuTarget) -> Unit:
     )
     scratch = 4 * 2 * op.batch * f * 2 * h * row
     transforms = 2 * h * w * 2 * f * c + 2 * f * 4 * h * h * c
-    return Unit(symbol, source, arguments, scratch, 2 * op.batch * (transforms + h * f * 8 * c * width))
+    return Unit(symbol, source, arguments, scratch, 2 * op.batch * (transforms + h * f * 8 * c * hidden))
 
 
 def pack(op: FftFilter, target: CpuTarget, weights: Mapping[str, np.ndarray]) -> np.ndarray:

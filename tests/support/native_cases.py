@@ -211,12 +211,15 @@ def of_hidden_state_mixer(op: hidden_state_mixer.HiddenStateMixer, target: CpuTa
 def of_fft_filter(op: fft_filter.FftFilter, target: CpuTarget) -> Case:
     """The fused op, held to its reference."""
     draw, width = Drawn(op.channels), op.channels // op.blocks
-    shapes = {"w1": (2, op.blocks, width, width), "b1": (2, op.blocks, width)}
-    shapes |= {"w2": shapes["w1"], "b2": shapes["b1"]}
+    hidden = op.hidden or width
+    shapes = {"w1": (2, op.blocks, width, hidden), "b1": (2, op.blocks, hidden)}
+    shapes |= {"w2": (2, op.blocks, hidden, width), "b2": (2, op.blocks, width)}
     weights = {name: draw(*shape, scale=0.4) for name, shape in shapes.items()}
     x = draw(op.batch, op.height, op.width, op.channels)
     doubles = {name: value.double() for name, value in weights.items()}
-    y = fft_filter_reference(x.double().permute(0, 3, 1, 2), **doubles, threshold=op.threshold)
+    y = fft_filter_reference(
+        x.double().permute(0, 3, 1, 2), **doubles, threshold=op.threshold, activation=op.activation, masks=op.masks
+    )
     packed = fft_filter.pack(op, target, {name: value.numpy() for name, value in weights.items()})
     return Case(fft_filter.emit(op, target), (x.numpy(), packed), (y.permute(0, 2, 3, 1).numpy(),))
 
@@ -318,6 +321,7 @@ def sweep(target: CpuTarget) -> list[Case]:
         of_hidden_state_mixer(hidden_state_mixer.HiddenStateMixer(1, 3, 3, 32, 16), target),
         of_fft_filter(fft_filter.FftFilter(2, 5, 6, 18, 2), target),
         of_fft_filter(fft_filter.FftFilter(1, 4, 7, 32, 4, 0.1), target),
+        of_fft_filter(fft_filter.FftFilter(1, 5, 6, 18, 2, 0.05, 13, "relu", masks=False), target),
         of_lmu_memory(lmu_memory.LmuMemory(3, 31, 37), target),
         of_lmu_memory(lmu_memory.LmuMemory(1, 1, 5), target),
         *(of_lif(op, target) for op in neurons),
