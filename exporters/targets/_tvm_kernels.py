@@ -346,8 +346,9 @@ def _fft_filter(shape: Shape, weights: Sequence[Any], target: CpuTarget) -> Whol
     *given, (threshold, is_relu, masks) = weights
     named = dict(zip(("w1", "b1", "w2", "b2"), given, strict=True))
     _, blocks, _, hidden = named["w1"].shape
-    activation = "relu" if is_relu else "silu"
-    op = fft_filter.FftFilter(*shape, blocks, float(threshold), hidden, activation, bool(masks))
+    batch, height, width, channels = shape
+    how = float(threshold), hidden, "relu" if is_relu else "silu", bool(masks)
+    op = fft_filter.FftFilter(batch, height, width, channels, blocks, *how)
     unit = fft_filter.emit(op, target)
     return unit, (fft_filter.pack(op, target, named),), unit.flops // 2
 
