@@ -146,7 +146,22 @@ def open_onnxruntime(path: str, threads: int, seed: int) -> Call:
 
 
 def open_compiled(path: str, threads: int, seed: int) -> Call:
-    """A call that runs a library of target tvm once; inputs are normal numbers or zeros.
+    """A call that runs a library of target tvm once; inputs are normal numbers or zeros."""
+    import numpy
+
+    said, bind = load_compiled(path)
+    draw = numpy.random.RandomState(seed)
+    given = [
+        numpy.zeros(one["shape"], one["dtype"])
+        if one["dtype"][:5] != "float"
+        else numpy.asarray(draw.standard_normal(one["shape"])).astype(one["dtype"])
+        for one in said["inputs"]
+    ]
+    return bind(given, [numpy.empty(one["shape"], one["dtype"]) for one in said["outputs"]])
+
+
+def load_compiled(path: str) -> tuple[dict[str, Any], Callable[[Sequence[Any], Sequence[Any]], Call]]:
+    """What a library of target tvm says of itself, and what makes a call of the arrays that it reads and writes.
 
     Every such library has `edgesmith_entry`: its description in JSON, how much memory it works in, and its call.
     """
@@ -155,26 +170,21 @@ def open_compiled(path: str, threads: int, seed: int) -> Call:
     library = ctypes.CDLL(os.path.abspath(path))  # noqa: PTH100  # a name without a folder is looked for elsewhere
     entry: Any = (ctypes.c_void_p * 3).in_dll(library, "edgesmith_entry")
     description, memory_bytes, run = entry
-    said = json.loads(ctypes.string_at(description).decode())
-    draw = numpy.random.RandomState(seed)
-    given = [
-        numpy.zeros(one["shape"], one["dtype"])
-        if one["dtype"][:5] != "float"
-        else numpy.asarray(draw.standard_normal(one["shape"])).astype(one["dtype"])
-        for one in said["inputs"]
-    ]
-    made = [numpy.empty(one["shape"], one["dtype"]) for one in said["outputs"]]
     block = numpy.empty(ctypes.CFUNCTYPE(ctypes.c_size_t)(memory_bytes)() + 64, numpy.uint8)
     memory = ctypes.c_void_p(block.ctypes.data + -block.ctypes.data % 64)
     function = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)(run)
-    read, written = ((ctypes.c_void_p * max(1, len(x)))(*[one.ctypes.data for one in x]) for x in (given, made))
 
-    def call() -> None:
-        if function(read, written, memory):
-            raise Refusal(f"{Path(path).name} does not run: it returned a number that is not 0")
+    def bind(given: Sequence[Any], made: Sequence[Any]) -> Call:
+        read, written = ((ctypes.c_void_p * max(1, len(x)))(*[one.ctypes.data for one in x]) for x in (given, made))
 
-    call.holds = (library, given, made, block)  # type: ignore[attr-defined]  # as long as the call
-    return call
+        def call() -> None:
+            if function(read, written, memory):
+                raise Refusal(f"{Path(path).name} does not run: it returned a number that is not 0")
+
+        call.holds = (library, given, made, block)  # type: ignore[attr-defined]  # as long as the call
+        return call
+
+    return json.loads(ctypes.string_at(description).decode()), bind
 
 
 def version_compiled() -> str:
