@@ -132,7 +132,7 @@ def test_any_filter_becomes_the_op_and_real_arithmetic_computes_it(cases: list[d
             assert error(found, expected, x) <= OP.tolerance
             given_ = [TorchBuilder.Value(t.detach()) for t in (x, *model.weights)]
             for dense in (False, True):
-                lowered = OP.lowerings["coreml"](*given_, threshold, dense)
+                lowered = OP.lowerings["coreml"](*given_, threshold, dense=dense)
                 assert error(lowered.tensor, expected, x) <= OP.tolerance
 
 
@@ -253,7 +253,7 @@ def test_small_maps_are_transformed_densely(size: tuple[int, int], dense: bool, 
     program = capture(Filter(104, 8, OP.overload), (draw(104, size),))
     rewritten, (report,) = rewrite(program, targets.get(target).costs, (dense_transforms,))
     (node,) = operators(rewritten.module)
-    assert arguments(node)[6] is dense
+    assert arguments(node)[8] is dense
     ((_, why),) = report.applied or [(r.site, r.reason) for r in report.rejected]
     assert why.startswith(f"{size[0]}x{size[1]}: saves ")
     _, (again,) = rewrite(rewritten, targets.get(target).costs, (dense_transforms,))

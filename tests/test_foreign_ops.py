@@ -143,7 +143,7 @@ def test_loops_that_nearly_have_its_step_stay(
     model, x = kind(step, start).eval(), torch.randn(2, 9, 3)
     program, _ = rewrite(capture(model, (x,)), Costs(1))
     assert NAME not in count_operators(program.module)
-    assert torch.equal(run(program, (x,))[0], model(x))
+    torch.testing.assert_close(run(program, (x,))[0], model(x), rtol=1e-6, atol=1e-6)  # two are leaky sums
 
 
 def test_int8_leaves_it_in_float(leaky: FusedOp) -> None:

@@ -93,6 +93,8 @@ def _biased(module: GraphModule, node: Node) -> str | None:
         weight, shift = constant(module, product.args[1]), constant(module, bias)
         if weight is None or shift is None or weight.dim() != 2 or shift.dim() != 1 or len(shift) != weight.shape[1]:
             continue
+        if {weight.dtype, shift.dtype} != {val(node).dtype}:
+            continue
         if rank(product.args[0]) < 2 or constant(module, product.args[0]) is not None:
             continue
         w = Emitter(module, node).constant(f"{site(node)}.weight", weight.t().contiguous())
