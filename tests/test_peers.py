@@ -121,7 +121,7 @@ def test_the_faster_form_counts_and_ratios_are_to_ours(
     assert best["ratio"] is not None
     assert best["ratio"]["value"] < 0.2
     assert [row["counts"] for row in record["rows"] if row["peer"] == "exact_peer"] == [True, False]
-    assert "the best peer is Exact_Peer (as written), 0." in referee.describe_outcome(record)
+    assert f"the best peer is Exact_Peer ({best['form']}), 0." in referee.describe_outcome(record)
 
 
 def test_a_form_that_could_not_be_made_is_a_row(
