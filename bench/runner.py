@@ -161,7 +161,7 @@ def open_compiled(path: str, threads: int, seed: int) -> Call:
 
 
 def load_compiled(path: str) -> tuple[dict[str, Any], Callable[[Sequence[Any], Sequence[Any]], Call]]:
-    """What a library of target tvm says of itself, and what makes a call of the arrays that it reads and writes.
+    """The description that a library of target tvm has, and a function from the arrays it reads and writes to a call.
 
     Every such library has `edgesmith_entry`: its description in JSON, how much memory it works in, and its call.
     """
