@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-pytest.importorskip("tvm")  # extra `tvm`, which the line of README does not install
+pytest.importorskip("tvm", reason="tvm is not installed")
 
 import edgesmith
 from edgesmith.errors import BadInput, Unsupported
@@ -88,6 +88,21 @@ def test_the_loader_needs_numpy_alone(artifact: Artifact) -> None:
     assert done.returncode == 0, done.stderr
     ones = _tvm_library.read(artifact.file).load()([np.ones((2, 3, 18, 22), np.float32)])[0]
     assert float(done.stdout) == pytest.approx(float(ones.sum()), rel=1e-6)
+
+
+def test_its_page_says_types_and_shapes_and_its_program_runs(artifact: Artifact) -> None:
+    page = (artifact.path / "USE.md").read_text(encoding="utf-8")
+    assert "one number" not in page
+    assert "float32" in page
+    code = page.split("```python\n")[1].split("```")[0]
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", "import sys; sys.path.insert(0, '.')\n" + code],
+        cwd=artifact.path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(tuple(artifact.manifest["model"]["interface"]["outputs"][0]["shape"]))
 
 
 def test_two_exports_have_the_same_bytes(artifact: Artifact, tmp_path: Path) -> None:

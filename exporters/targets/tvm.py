@@ -21,6 +21,7 @@ from edgesmith.exporters.costs import Costs
 from edgesmith.exporters.targets import _tvm_library
 from edgesmith.exporters.targets._tvm_processor import Processor, of_device
 from edgesmith.exporters.targets.target import Arrays, NotHere, Request, Target, TargetFile
+from edgesmith.exporters.usage import library
 from edgesmith.kernels.native import toolchain
 from edgesmith.profiles import device as devices
 from edgesmith.profiles.device import DeviceProfile
@@ -29,7 +30,10 @@ if TYPE_CHECKING:
     import numpy as np
 
     from edgesmith.exporters.graph.capture import Program
+    from edgesmith.exporters.manifest import InterfaceRecord, Manifest, ValueRecord
     from edgesmith.exporters.streaming.step import Step
+    from edgesmith.exporters.usage.facts import Facts
+    from edgesmith.exporters.usage.source import Snippet
 
 
 class Tvm(Target):
@@ -64,6 +68,12 @@ class Tvm(Target):
         """Open a library."""
         return CompiledFile(path, self.runtime)
 
+    def snippets(self, facts: Facts, manifest: Manifest) -> tuple[Snippet, ...]:
+        """Return the program that runs a library by the loader beside it."""
+        from edgesmith.exporters.targets._tvm_source import identifier
+
+        return library.snippets(facts, f"load_{identifier(Path(facts.file).stem)}")
+
     def cannot_run(self) -> str | None:
         """A library runs by itself, on Linux, on the processor that it is for; its file says which that is."""
         return None
@@ -95,6 +105,11 @@ class CompiledFile(TargetFile):
     def count_macs(self) -> dict[str, int]:
         """Return the multiply-accumulates, none of them int8."""
         return {"int8": 0, "all": sum(self.library.description.macs.values())}
+
+    def interface(self) -> InterfaceRecord:
+        """Return inputs and outputs, as the library describes them."""
+        said = self.library.description
+        return {"inputs": [_record(one) for one in said.inputs], "outputs": [_record(one) for one in said.outputs]}
 
     def run(self, calls: Sequence[Arrays]) -> list[list[np.ndarray]] | NotHere:
         """Run the library in this process, where its processor is this machine's."""
@@ -128,6 +143,10 @@ class CompiledFile(TargetFile):
                 "covered": said.covered,
             }
         }
+
+
+def _record(one: _tvm_library.Described) -> ValueRecord:
+    return {"name": one.name, "type": one.dtype, "shape": list(one.shape)}
 
 
 def _processor(profile: DeviceProfile | None) -> Processor:

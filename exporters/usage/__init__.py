@@ -2,7 +2,7 @@
 
     facts.py         what an artifact's manifest says of its file
     source.py        names and literals as the languages write them
-    onnx_runtime.py coreml.py coreai.py tensorrt.py   a runtime each: its snippets
+    onnx_runtime.py coreml.py coreai.py tensorrt.py library.py   a runtime each: its snippets
     guide.py         USE.md: all of it on a page
 
 A target says which snippets its files have (`Target.snippets`). Everything follows from the manifest alone, so the page

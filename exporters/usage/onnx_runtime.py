@@ -104,7 +104,7 @@ def _python_call(facts: Facts) -> str:
     names = [name_in(PYTHON, one.name) for one in facts.inputs]
     feeds = ", ".join(f"{quote(PYTHON, one.name)}: {name}" for one, name in zip(facts.inputs, names, strict=True))
     wanted = ", ".join(quote(PYTHON, one.name) for one in facts.outputs)
-    given = "\n".join(_python_example(facts, one, name) for one, name in zip(facts.inputs, names, strict=True))
+    given = "\n".join(example(facts, one, name) for one, name in zip(facts.inputs, names, strict=True))
     results = ", ".join(name_in(PYTHON, one.name) for one in facts.outputs)
     return f"""
 
@@ -118,7 +118,7 @@ def predict({", ".join(names)}):
 {_python_result(facts)}"""
 
 
-def _python_example(facts: Facts, value: Value, name: str) -> str:
+def example(facts: Facts, value: Value, name: str) -> str:
     """Return the line that makes an input: zeros, in the place of the caller's own."""
     if facts.image is not None and value is facts.inputs[0]:
         sizes = value.sizes
