@@ -294,6 +294,12 @@ def remainder(x: Tensor, divisor: float) -> Tensor:
     return torch.remainder(x.to(wanted), torch.full_like(x, divisor, dtype=wanted))
 
 
+@decomposes(aten.threshold.default, targets=("coreai",), why="Core AI's converter rounds the number to 16 bits")
+def threshold(x: Tensor, threshold: float, value: float) -> Tensor:
+    """Return x where it is above a threshold, and a number elsewhere; a NaN stays."""
+    return torch.where(x <= torch.full_like(x, threshold), torch.full_like(x, value), x)
+
+
 @decomposes(aten.remainder.Scalar_Tensor, targets=("coreml", "coreai"), why="neither converter takes a number for it")
 def remainder_of_number(x: float, divisor: Tensor) -> Tensor:
     """Return the remainder of a number that has the divisor's sign."""
