@@ -20,6 +20,7 @@ from edgesmith.exporters.departures.book import all_departures
 from edgesmith.exporters.mil.evaluate import Evaluator
 from edgesmith.exporters.mil.legalize import legalizing
 from edgesmith.exporters.mil.program import MlProgram, load
+from edgesmith.exporters.mil.safe_forms import write_safe_forms
 
 ct = pytest.importorskip("coremltools")
 from coremltools.converters.mil import Builder as mb  # noqa: E402
@@ -28,10 +29,7 @@ from coremltools.converters.mil.mil import types  # noqa: E402
 
 def convert(build: Callable[..., Any], *shapes: tuple[int, ...], path: Path, safe: bool, kept: set[str]) -> MlProgram:
     """A program in half precision, with safe forms or without."""
-    names = ["x", "z"][: len(shapes)]
-    specs = [mb.TensorSpec(shape, types.fp32) for shape in shapes]
-    function = eval(f"lambda f: lambda {', '.join(names)}: f({', '.join(names)})")(build)
-    program = mb.program(input_specs=specs, opset_version=ct.target.iOS17)(function)
+    program = traced(build, *shapes)
     with legalizing(kept) as legalization:
         model = ct.convert(
             program,
@@ -89,6 +87,16 @@ def attention(x: Any, z: Any) -> Any:
     return mb.matmul(x=mb.softmax(x=scores, axis=-1), y=z)
 
 
+WEIGHTS = np.random.default_rng(5).standard_normal((2, 64, 64)).astype(np.float32) / 2
+
+
+def projected(x: Any, z: Any) -> Any:
+    """Attention's weights of projected queries and keys, whose scale can go into a projection."""
+    query, key = (mb.linear(x=one, weight=weight) for one, weight in zip((x, z), WEIGHTS, strict=True))
+    scores = mb.mul(x=mb.matmul(x=query, y=key, transpose_y=True), y=np.float32(1 / 8))
+    return mb.matmul(x=mb.softmax(x=scores, axis=-1), y=z)
+
+
 def mish(x: Any) -> Any:
     return mb.mul(x=x, y=mb.tanh(x=mb.softplus(x=x)))
 
@@ -135,6 +143,12 @@ CASES = {
         lambda q, k: softmax(q.astype(np.float64) @ k.transpose(0, 2, 1) / 16) @ k,
         "CM7",
     ),
+    "projected attention": Case(
+        projected,
+        [drawn(2, 16, 64, scale=20), drawn(2, 16, 64, scale=20)],
+        lambda q, k: softmax((q @ WEIGHTS[0].T.astype(np.float64)) @ (k @ WEIGHTS[1].T).transpose(0, 2, 1) / 8) @ k,
+        "CM7",
+    ),
     "power spectrum": Case(
         power,
         [drawn(4, N, scale=1.0, shift=200)],
@@ -156,6 +170,45 @@ def test_a_safe_form_holds_as_the_engine_where_the_original_does_not(name: str, 
     assert snr(wanted, run(safe, case.inputs, "ane")) >= 40
     assert snr(wanted, run(safe, case.inputs, None)) >= 40
     assert snr(wanted, run(plain, case.inputs, "ane")) < 40
+
+
+def traced(build: Callable[..., Any], *shapes: tuple[int, ...]) -> Any:
+    """A program of MIL as it is built, before any pass."""
+    specs = [mb.TensorSpec(shape, types.fp32) for shape in shapes]
+    names = ["x", "z"][: len(shapes)]
+    function = eval(f"lambda f: lambda {', '.join(names)}: f({', '.join(names)})")(build)
+    return mb.program(input_specs=specs, opset_version=ct.target.iOS17)(function)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_safe_form_is_left_as_it_is(name: str) -> None:
+    case = CASES[name]
+    block = traced(case.build, *(x.shape for x in case.inputs)).functions["main"]
+    assert [one[0] for one in write_safe_forms(block, set())] == [case.id]
+    before = [op.op_type for op in block.operations]
+    assert list(write_safe_forms(block, set())) == []
+    assert [op.op_type for op in block.operations] == before
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_safe_form_has_the_numbers_of_the_original(name: str, tmp_path: Path) -> None:
+    """Where neither leaves a range, at small inputs, they are equal within fp16's rounding, and so to PyTorch's."""
+    case = CASES[name]
+    inputs = [x / np.abs(x).max() for x in case.inputs]
+    shapes = [x.shape for x in inputs]
+    plain = convert(case.build, *shapes, path=tmp_path / "plain.mlpackage", safe=False, kept=set())
+    safe = convert(case.build, *shapes, path=tmp_path / "safe.mlpackage", safe=True, kept=set())
+    wanted = case.means(*inputs)
+    before, after = run(plain, inputs, None), run(safe, inputs, None)
+    assert snr(before, after) >= 50
+    assert snr(wanted, after) >= min(60, snr(wanted, before) - 3)
+
+
+def test_a_scale_goes_into_a_projection_and_costs_no_operator() -> None:
+    block = traced(projected, (2, 16, 64), (2, 16, 64)).functions["main"]
+    before = sum(op.op_type != "const" for op in block.operations)
+    assert [one[0] for one in write_safe_forms(block, set())] == ["CM7"]
+    assert sum(op.op_type != "const" for op in block.operations) == before - 1
 
 
 LEFT: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]]]] = {

@@ -7,9 +7,10 @@
 
 The first is exact in half precision: softplus(x) - x is 4.5e-5 at 10 and falls, and fp16 has steps of 0.008 there. The
 next two subtract what they add. The last one moves a constant, which is rounded once either way, from a product that
-the engine ends at 32752 into an operand of it: into a constant where there is one, else into the smaller operand. It
-goes back through sums, squares, means and changes of shape that nothing else reads, and where one of them leads
-elsewhere than to a product, nothing is moved. By less than 2^-12 none is, as numbers would leave fp16's normal range.
+the engine ends at 32752 into an operand of it: into a constant where there is one, else into the smaller operand, and
+from there into what that is a product of, such as the weight of a projection. It goes back through sums, squares, means
+and changes of shape that nothing else reads, and where one of them leads elsewhere than to a product, nothing is moved.
+By less than 2^-12 none is, as numbers would leave fp16's normal range.
 
 Programs in single precision stay: the Neural Engine does not compute them.
 """
@@ -167,20 +168,23 @@ def _reach(value: Any, factor: float, products: list[tuple[Any, float]], reader:
 
 
 def _scale(product: Any, factor: float) -> None:
-    """Multiply one operand of a product by a factor."""
+    """Multiply one operand of a product by a factor, or what that operand is a product of."""
     from coremltools.converters.mil import Builder as mb
 
-    block = product.enclosing_block
-    with block:
+    with product.enclosing_block:
         if product.op_type == "linear":
             bias = {} if product.bias is None else {"bias": product.bias.val * np.float32(factor)}
             weight = product.weight.val * np.float32(factor)
             result = mb.linear(x=product.x, weight=weight, before_op=product, name=product.outputs[0].name, **bias)
-        else:
-            x, y = _scaled_operands(product, factor)
-            flags = {"transpose_x": product.transpose_x, "transpose_y": product.transpose_y}
-            result = mb.matmul(x=x, y=y, before_op=product, name=product.outputs[0].name, **flags)
-    _replace(product, result)
+            _replace(product, result)
+            return
+        x, y = _scaled_operands(product, factor)
+        flags = {"transpose_x": product.transpose_x, "transpose_y": product.transpose_y}
+        result = mb.matmul(x=x, y=y, before_op=product, name=product.outputs[0].name, **flags)
+        _replace(product, result)
+        for operand in (x, y):
+            if not isinstance(operand, np.ndarray) and operand.op is not None and operand.op.op_type == "mul":
+                _move_scale(operand.op)  # a projection takes it into its weight
 
 
 def _scaled_operands(product: Any, factor: float) -> tuple[Any, Any]:
