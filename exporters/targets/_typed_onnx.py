@@ -241,8 +241,16 @@ class OnnxFile(TargetFile):
 
     def other_runtimes(self) -> dict[str, Run]:
         """Return ONNX Runtime without its optimisations, for int8, whose kernels and biases these choose."""
-        if not any(node.op_type == "DequantizeLinear" for node in _nodes(self.model.graph)):
-            return {}
+        return self._not_optimised() if self._is_quantised() else {}
+
+    def levels(self) -> dict[str, Run]:
+        """Return ONNX Runtime without its optimisations, which are known to take norms for what they are not."""
+        return {} if self._is_quantised() else self._not_optimised()
+
+    def _is_quantised(self) -> bool:
+        return any(node.op_type == "DequantizeLinear" for node in _nodes(self.model.graph))
+
+    def _not_optimised(self) -> dict[str, Run]:
         return {f"{self.runtime}, not optimised": lambda calls: self._run(calls, is_optimised=False)}
 
     def _run(self, calls: Sequence[Arrays], is_optimised: bool = True) -> list[list[np.ndarray]] | NotHere:
