@@ -211,6 +211,57 @@ def test_a_scale_goes_into_a_projection_and_costs_no_operator() -> None:
     assert sum(op.op_type != "const" for op in block.operations) == before - 1
 
 
+def flipped(x: Any) -> Any:
+    return mb.transpose(x=x, perm=[0, 2, 1])
+
+
+TURNED: dict[str, Callable[..., Any]] = {
+    "a transpose": lambda x, z: mb.matmul(x=x, y=flipped(mb.softmax(x=z, axis=-1))),
+    "a flag": lambda x, z: mb.matmul(x=x, y=mb.softmax(x=z, axis=-1), transpose_y=True),
+    "both sides": lambda x, z: mb.matmul(x=flipped(x), y=mb.softmax(x=z, axis=-1), transpose_x=True, transpose_y=True),
+}
+
+
+@pytest.mark.parametrize("name", TURNED)
+def test_transposed_attention_is_turned(name: str, tmp_path: Path) -> None:
+    """CM14, a crash: the sums are the same, so numbers are equal."""
+    x, z = drawn(2, 5, 8), drawn(2, 8, 8)
+    block = traced(TURNED[name], x.shape, z.shape).functions["main"]
+    assert [one[0] for one in write_safe_forms(block, set())] == ["CM14"]
+    assert list(write_safe_forms(block, set())) == []
+    plain = convert(TURNED[name], x.shape, z.shape, path=tmp_path / "a.mlpackage", safe=False, kept=set())
+    safe = convert(TURNED[name], x.shape, z.shape, path=tmp_path / "b.mlpackage", safe=True, kept=set())
+    np.testing.assert_array_equal(run(plain, [x, z], None), run(safe, [x, z], None))
+    assert "CM14" not in {one.rule for one in edgesmith.lint(safe).findings}
+    assert "CM14" in {one.rule for one in edgesmith.lint(plain).findings}
+
+
+class Hot(nn.Module):
+    """Products of 30,000 to 60,000, which fp16 has and the Neural Engine's products have not; nothing scales them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.full((8, 64), 60000.0 / 64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.log(nn.functional.linear(0.75 + 0.25 * torch.tanh(x), self.weight))
+
+
+def test_products_beyond_the_engines_range_stay_fp32_in_mixed(tmp_path: Path) -> None:
+    from edgesmith.exporters.verify import verify_as
+
+    x = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
+    found = {}
+    for precision in ("fp16", "mixed"):
+        artifact = edgesmith.export(
+            Hot().eval(), "coreml", inputs=(x,), name="hot", precision=precision, out=tmp_path / precision
+        )
+        found[precision] = verify_as(artifact.path, "ane")["holds"], artifact.manifest.get("keep_fp32", {})
+    assert found["fp16"][0] is False
+    assert found["mixed"][0] is True
+    assert any("ends at 32752 on the Neural Engine" in reason for reason in found["mixed"][1].values())
+
+
 LEFT: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]]]] = {
     "a bounded softplus": (lambda x: mb.softplus(x=mb.minimum(x=x, y=np.float32(9))), [(4, 8)]),
     "a shifted log-sum-exp": (
@@ -230,6 +281,18 @@ LEFT: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]]]] = {
         [(2, 4, 4), (2, 4, 4)],
     ),
     "a quotient": (lambda x, z: mb.real_div(x=np.float32(0.5), y=mb.matmul(x=x, y=z)), [(2, 4, 4), (2, 4, 4)]),
+    "attention's weights on the left": (
+        lambda x, z: mb.matmul(x=mb.softmax(x=x, axis=-1), y=z, transpose_y=True),
+        [(2, 4, 4), (2, 4, 4)],
+    ),
+    "attention's weights on the right as they are": (
+        lambda x, z: mb.matmul(x=x, y=mb.softmax(x=z, axis=-1)),
+        [(2, 4, 4), (2, 4, 4)],
+    ),
+    "a transpose of what is no attention": (
+        lambda x, z: mb.matmul(x=x, y=mb.relu(x=z), transpose_y=True),
+        [(2, 4, 4), (2, 4, 4)],
+    ),
     "a scale per column": (
         lambda x, z: mb.mul(x=mb.matmul(x=x, y=z), y=np.array([0.5, 1, 1, 1], np.float32)),
         [(2, 4, 4), (2, 4, 4)],

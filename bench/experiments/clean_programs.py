@@ -47,7 +47,9 @@ SIDE, FRAMES = (64, 64), 16
 """Sizes at which models of the zoo are made, where they take them."""
 
 ZOO: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("affnet_et", "casvit_xs", "efficientvim_m1", "transnext_micro", "vim2_tiny"), {"input_size": SIDE}),
+    **dict.fromkeys(
+        ("affnet_et", "casvit_xs", "efficientvim_m1", "transnext_micro", "vim2_tiny"), {"input_size": SIDE}
+    ),
     **dict.fromkeys(("poolformerv2_s12", "convformer_s18", "caformer_s18", "segformer_b0"), {"input_size": SIDE}),
     **dict.fromkeys(("lmuformer", "spiking_lmuformer", "lmuformer_psmnist"), {"frames": FRAMES}),
     **dict.fromkeys(("hydra_block_d128", "mamba_block_d192", "tdsm_d192_n6", "tsm2", "ttm", "iformer_small"), {}),
@@ -205,8 +207,9 @@ SEEN: dict[str, Callable[[Raw], bool]] = {
     "QN8": lambda raw: any(max(raw.attribute(node, "dilations", [1])) > 1 for node in raw.of("ConvTranspose")),
     "TR3": _several_readers,
     "TR4": _rows_in_a_row,
-    "TR6": lambda raw: raw.opset >= 20
-    and any(raw.attribute(node, "mode", b"linear") == b"linear" for node in raw.of("GridSample")),
+    "TR6": lambda raw: (
+        raw.opset >= 20 and any(raw.attribute(node, "mode", b"linear") == b"linear" for node in raw.of("GridSample"))
+    ),
     "TR17": _without_axes,
     "TV3": lambda raw: any(any(raw.attribute(node, "output_padding", [0])) for node in raw.of("ConvTranspose")),
     "XN2": _gelu_in_half,
@@ -270,9 +273,7 @@ def take(paths: Sequence[Path]) -> Census:
         readers = [name for name, one in TARGETS.items() if path.suffix in one.suffixes]
         report = lint(path, readers)
         census.programs += 1
-        found = [
-            one for one in report.findings if one.rule in rows and rows[one.rule].severity("0", True) != "note"
-        ]
+        found = [one for one in report.findings if one.rule in rows and rows[one.rule].severity("0", True) != "note"]
         raw = read_raw(path) if found and path.suffix == ".onnx" else None
         for rule in dict.fromkeys(one.rule for one in found):
             if _is_seen(path, rule, raw):

@@ -36,7 +36,9 @@ ELEMENTWISE = frozenset({"add", "sub", "mul", "div", "min", "max", "pow"})
 
 Shape = tuple[int | None, ...]
 
-_RUN = frozenset({"malformed", "loop", "scan", "if", "read_state", "update_state", "multinomial", "bernoulli", "dropout"})
+_RUN = frozenset(
+    {"malformed", "loop", "scan", "if", "read_state", "update_state", "multinomial", "bernoulli", "dropout"}
+)
 """Kinds whose results only a run decides, whatever their operands: bodies read what is no operand of theirs."""
 
 _OPERANDS = {

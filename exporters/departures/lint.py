@@ -82,9 +82,7 @@ def _find(given: Path, named: Sequence[Subject]) -> _File:
             raise BadInput(f"there is no {given}; give an artifact's folder, or a file {', '.join(SUFFIXES)}")
         return _File(given, _choose(given, named), _device_beside(given))
     if given.exists() and not (given / MANIFEST).is_file() and not (given.parent / MANIFEST).is_file():
-        raise BadInput(
-            f"{given.name} is no file that lint reads; wanted {', '.join(SUFFIXES)} or an artifact's folder"
-        )
+        raise BadInput(f"{given.name} is no file that lint reads; wanted {', '.join(SUFFIXES)} or an artifact's folder")
     artifact = artifacts.read(given)
     if artifact.file.suffix not in SUFFIXES:
         raise BadInput(

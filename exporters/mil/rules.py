@@ -375,9 +375,7 @@ def _largest(value: Tensor) -> float:
     return float(max(-low, high))  # either both are NaN or none
 
 
-def _float_constants(
-    view: View, dtypes: Collection[str] = _FLOATS
-) -> Iterator[tuple[Operation, str, Tensor]]:
+def _float_constants(view: View, dtypes: Collection[str] = _FLOATS) -> Iterator[tuple[Operation, str, Tensor]]:
     for operation in view.operations:
         for parameter, operand in view.operands(operation):
             constant, kind = view.constant(operand), view.type(operand)
