@@ -74,9 +74,9 @@ def verify_artifact(path: str | Path, watch: Watch = silent) -> tuple[Artifact, 
 def _batch(artifact: Artifact) -> int | None:
     """Return the rows of a call, 0 for any number; None for a module of one's own, whose first axis may be anything."""
     batch = artifact.manifest["target"]["options"]["batch"]
-    if "features" not in artifact.manifest["model"]:
+    if "features" not in artifact.manifest["model"] or batch is None:
         return None
-    return 0 if batch == "dynamic" else int(batch)
+    return batch if isinstance(batch, int) else 0
 
 
 def verify_layers(path: str | Path) -> list[dict[str, Any]]:

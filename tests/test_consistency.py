@@ -1,4 +1,4 @@
-"""Checks without a reference: rows of a batch, their order, levels of optimisation; and the same of a kit's build.py."""
+"""Checks without a reference: rows of a batch, their order, levels of optimisation; and those of a kit's build.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each detector against graphs that differ from its row's own by one edit: those that it leaves, and those it still finds.
+"""Each detector against graphs that differ from its row's own by one edit: those that it leaves, and those it finds.
 
 Every edit is a condition of a detector: where one is dropped from it, a graph below is found that should be left.
 """

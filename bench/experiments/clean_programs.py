@@ -4,9 +4,9 @@ Read are ONNX's own test models, single operators and networks, and models of th
 ONNX, Core ML and Core AI, each for everybody who takes such a file and without a version, so that every row may hold.
 Counted are findings of the two highest severities that a row can have, of a reader who knows his version and his chip.
 
-A finding counts as true where a second reading, made here of the operators as the file writes them and with no detector,
-sees the row's construct too; such a program is none of the clean ones. Every other finding is false. Printed are, for each
-row, programs with a true finding and with a false one; then the clean programs, and the false findings in them.
+A finding counts as true where a second reading, made here of the operators as the file writes them and with no
+detector, sees the row's construct too; such a program is none of the clean ones. Every other finding is false. Printed
+are, for each row, programs with a true finding, and each false one; then the clean programs, and how many are false.
 
     python -m edgesmith.bench.experiments.clean_programs               ONNX's own, and what was made before
     python -m edgesmith.bench.experiments.clean_programs 900           makes others for so many seconds first
@@ -21,6 +21,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,14 +47,20 @@ COLUMNS = (("onnx", "fp32"), ("coreml", "fp16"), ("coreai", "fp16"), ("onnx", "f
 SIDE, FRAMES = (64, 64), 16
 """Sizes at which models of the zoo are made, where they take them."""
 
+_IMAGES = (
+    *("affnet_et", "casvit_xs", "efficientvim_m1", "transnext_micro", "vim2_tiny", "poolformerv2_s12"),
+    *("convformer_s18", "caformer_s18", "segformer_b0"),
+)
+_SEQUENCES = ("lmuformer", "spiking_lmuformer", "lmuformer_psmnist")
+_OTHERS = (
+    *("hydra_block_d128", "mamba_block_d192", "tdsm_d192_n6", "tsm2", "ttm"),
+    *("patchtsmixer", "patchtsmixer_512_96", "patchtsmixer_mix_channel_512_96", "iformer_small"),
+)
+
 ZOO: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(
-        ("affnet_et", "casvit_xs", "efficientvim_m1", "transnext_micro", "vim2_tiny"), {"input_size": SIDE}
-    ),
-    **dict.fromkeys(("poolformerv2_s12", "convformer_s18", "caformer_s18", "segformer_b0"), {"input_size": SIDE}),
-    **dict.fromkeys(("lmuformer", "spiking_lmuformer", "lmuformer_psmnist"), {"frames": FRAMES}),
-    **dict.fromkeys(("hydra_block_d128", "mamba_block_d192", "tdsm_d192_n6", "tsm2", "ttm", "iformer_small"), {}),
-    **dict.fromkeys(("patchtsmixer", "patchtsmixer_512_96", "patchtsmixer_mix_channel_512_96"), {}),
+    **{name: {"input_size": SIDE} for name in _IMAGES},
+    **{name: {"frames": FRAMES} for name in _SEQUENCES},
+    **{name: {} for name in _OTHERS},
 }
 """A model of each kind, with the options that make it small."""
 
@@ -77,10 +84,14 @@ def make(seconds: float) -> None:
 
 def _models() -> Iterator[tuple[str, Callable[[], Any], dict[str, Any]]]:
     for name, options in ZOO.items():
-        yield name, lambda name=name: name, options
+        yield name, partial(str, name), options
     for name, recipe in recipes.read().items():
         given = {"inputs": recipes.draw_inputs(recipe, recipes.DRAWS[0]), "name": name}
-        yield name, lambda recipe=recipe: recipes.Generated(recipe).eval(), given
+        yield name, partial(_generated, recipe), given
+
+
+def _generated(recipe: recipes.Recipe) -> recipes.Generated:
+    return recipes.Generated(recipe).eval()
 
 
 def _lower(model: Any, target: str, precision: str, path: Path, options: dict[str, Any]) -> None:
@@ -94,7 +105,7 @@ def _lower(model: Any, target: str, precision: str, path: Path, options: dict[st
 
 
 def own_models(folder: Path) -> None:
-    """Write ONNX's own test models into a folder: those that its package ships, and those that it makes of operators."""
+    """Write ONNX's own test models into a folder: what its package ships, and one for each case of an operator."""
     import onnx
     from onnx.backend.test.case.node import collect_testcases
 
@@ -108,7 +119,7 @@ def own_models(folder: Path) -> None:
 
 
 def shipped_models() -> list[Path]:
-    """Return the test models that ONNX's package ships: operators by PyTorch's exporter, and networks without weights."""
+    """Return the test models that ONNX's package ships: PyTorch's operators, and networks without weights."""
     import onnx
 
     return sorted((Path(onnx.__file__).parent / "backend" / "test" / "data").rglob("*.onnx"))

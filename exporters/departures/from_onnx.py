@@ -90,7 +90,7 @@ def _inferred(onnx: Any, model: onnx.ModelProto) -> onnx.GraphProto:
             graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
     graph.name = given.name
     with contextlib.suppress(Exception):  # what it refuses is read without shapes
-        return onnx.shape_inference.infer_shapes(small).graph
+        given = onnx.shape_inference.infer_shapes(small).graph
     return given
 
 

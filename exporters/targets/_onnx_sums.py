@@ -1,4 +1,4 @@
-"""Running sums that TensorRT would take for one another: from 10.8 on, all CumSum of a network are computed as one of them.
+"""Running sums that TensorRT would take for one another: from 10.8 on it computes two CumSum of a network as one.
 
     CumSum(x, axis, reverse)   ->   T^-1(F(CumSum(F(T(x)), 0)))     T moves the axis to the front, F turns it round
 
@@ -20,7 +20,7 @@ _CHANGE = "a running sum goes along axis 0, forwards, as all others do"
 
 
 def align_sums(model: onnx.ModelProto) -> list[dict[str, str]]:
-    """Let all running sums of a model go along axis 0, where they differ. Returns what was changed, for the manifest."""
+    """Let all running sums of a model go along axis 0, where they differ. Returns what was changed."""
     import onnx
 
     graph = model.graph
@@ -53,8 +53,8 @@ class _Sum:
         self.node = node
         axis = constants.get(node.input[1])
         self.rank = ranks.get(node.input[0], 0)
+        self.axis = int(axis.reshape(-1)[0]) % self.rank if axis is not None and self.rank else 0
         self.is_known = axis is not None and self.rank > 0
-        self.axis = int(axis.reshape(-1)[0]) % self.rank if self.is_known else 0
         settings = {one.name: one.i for one in node.attribute}
         self.is_reversed = bool(settings.get("reverse", 0))
         self.is_exclusive = int(settings.get("exclusive", 0))

@@ -4,9 +4,9 @@
     order       the rows in another order give their results in that order
     levels      a runtime with its optimisations gives what it gives without them
 
-TensorRT and Core ML's GPU have been seen to compute a batch otherwise than its rows, see exporters/departures (TR1, TR2,
-TR3, TR5, CM12). What such a check compares is of one file and one runtime, so it holds on a device without PyTorch's
-outputs; the kit's build.py has the first check for boards. All are judged as the file's numbers are.
+TensorRT and Core ML's GPU have been seen to compute a batch otherwise than its rows, see exporters/departures (TR1,
+TR2, TR3, TR5, CM12). What such a check compares is of one file and one runtime, so it holds on a device without
+PyTorch's outputs; the kit's build.py has the first check for boards. All are judged as the file's numbers are.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from edgesmith.exporters.manifest import CheckRecord
 from edgesmith.exporters.targets.target import NotHere, TargetFile
 from edgesmith.exporters.verification.check import AcceptanceCriteria, check
-from edgesmith.exporters.manifest import CheckRecord
 
 ROWS = 3
 """Rows of a batch whose size is free."""
