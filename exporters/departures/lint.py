@@ -80,7 +80,8 @@ def _find(given: Path, named: Sequence[Subject]) -> _File:
     if given.suffix in SUFFIXES:
         if not given.exists():
             raise BadInput(f"there is no {given}; give an artifact's folder, or a file {', '.join(SUFFIXES)}")
-        return _File(given, _choose(given, named), _device_beside(given))
+        device = _device_beside(given)
+        return _File(given, _choose(given, named or (_of_target("tensorrt") if device else ())), device)
     if given.exists() and not (given / MANIFEST).is_file() and not (given.parent / MANIFEST).is_file():
         raise BadInput(f"{given.name} is no file that lint reads; wanted {', '.join(SUFFIXES)} or an artifact's folder")
     artifact = artifacts.read(given)
