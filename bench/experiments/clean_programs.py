@@ -258,7 +258,7 @@ def _picks_channels(path: Path) -> bool:
 
 @dataclass
 class Census:
-    """What was found in some programs.
+    """The findings in some programs.
 
     Attributes:
         programs: how many were read.
