@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -22,7 +24,7 @@ from safetensors.torch import save_file
 from support.manifests import smallest_manifest
 
 from edgesmith.board.common import Refusal
-from edgesmith.errors import BadInput, CheckpointError, Unreadable, Unsupported, VerificationFailed
+from edgesmith.errors import BadInput, CheckpointError, OutputError, Unreadable, Unsupported, VerificationFailed
 from edgesmith.exporters import artifact as artifacts
 from edgesmith.exporters.precision.calibration import read_given
 from edgesmith.exporters.tensorrt import engine
@@ -30,7 +32,7 @@ from edgesmith.exporters.tensorrt.kit import build
 from edgesmith.exporters.tensorrt.kit.record import read_kit
 from edgesmith.models import checkpoint
 from edgesmith.profiles import device as devices
-from edgesmith.readers import limits
+from edgesmith.readers import limits, pickles
 from edgesmith.readers.archives import Budget, open_archive
 from edgesmith.readers.budget import read_bytes
 from edgesmith.readers.documents import read_json, read_toml
@@ -163,6 +165,43 @@ def test_a_flipped_bit_in_a_checkpoint_is_refused_wherever_a_checksum_covers_it(
         damaged.write_bytes(data)
         with pytest.raises(CheckpointError, match="is damaged"):
             checkpoint.read(damaged)
+
+
+def entries(content: bytes) -> list[int]:
+    """Where the central directory's entries begin, which no checksum covers."""
+    return [found.start() for found in re.finditer(rb"PK\x01\x02", content)]
+
+
+def test_what_an_entry_says_beside_its_name_and_checksum_changes_no_weight(weights: Path, tmp_path: Path) -> None:
+    """PyTorch takes an entry with one bit of its attributes for a folder, and leaves its tensor's memory unwritten."""
+    sound, damaged = weights.read_bytes(), tmp_path / "w.pth"
+    wanted, ends = checkpoint.fingerprint(checkpoint.read(weights)), []
+    for entry in entries(sound)[4:6]:
+        for at in range(entry + 4, entry + 46):
+            for bits in (0x10, 0xFF):
+                data = bytearray(sound)
+                data[at] ^= bits
+                damaged.write_bytes(data)
+                try:
+                    ends.append(checkpoint.fingerprint(checkpoint.read(damaged)))
+                except CheckpointError:
+                    continue
+    assert set(ends) == {wanted}
+
+
+def test_an_archive_that_only_pytorch_would_see_is_refused(weights: Path, tmp_path: Path) -> None:
+    (tmp_path / "w.pth").write_bytes(weights.read_bytes()[:-22])  # without the record at its end
+    with pytest.raises(CheckpointError, match="is no PyTorch checkpoint"):
+        checkpoint.read(tmp_path / "w.pth")
+
+
+def test_a_full_disk_is_no_damage_to_a_checkpoint(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pickles, "copy_plainly", fill)
+    with pytest.raises(OutputError, match=r"cannot copy w\.pth to check it: No space left"):
+        checkpoint.read(weights)
 
 
 def bomb(path: Path, name: str, size: int) -> None:
