@@ -48,7 +48,7 @@ class Course:
 
     Attributes:
         begins: it has begun with what may leave something.
-        check: fails where something that it writes is not whole, or where neither the older nor the newer state is there.
+        check: fails where something that it writes is not whole, or is neither the older state nor a newer one.
         program: what Python runs.
     """
 
