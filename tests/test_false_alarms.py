@@ -18,7 +18,6 @@ from edgesmith.bench.measure import Plan, Reports
 from edgesmith.bench.measurement import Subject
 from edgesmith.bench.verdict import SLOWER, UNCHANGED, Criterion
 from edgesmith.board.common import timed
-from edgesmith.errors import Unsupported
 
 CALL_NS, READ_NS = 140_000, 60
 
@@ -85,7 +84,8 @@ MACHINES = {
 @pytest.mark.parametrize("name", MACHINES)
 def test_loops_are_calibrated_until_copies_are_as_slow_as_they_should_be(name: str) -> None:
     machine = Machine(*MACHINES[name])
-    loops = settle(SHARES, machine.record, quiet)
+    loops, reach = settle(SHARES, machine.record, quiet)
+    assert reach <= TOLERANCE
     assert machine.truth(loops) == pytest.approx(SHARES, abs=TOLERANCE)
     assert loops[0] == 0
 
@@ -113,9 +113,10 @@ def test_an_interval_that_is_too_wide_gets_more_launches_and_no_other_loop() -> 
     assert set(told) == {SHARES}
 
 
-def test_a_machine_that_is_too_noisy_is_said_to_be() -> None:
-    with pytest.raises(Unsupported, match="not settled after 16 pilots of 8 launches: measure on a quiet machine"):
-        settle(SHARES, Machine(1.0, 0.0, 0.05).record, quiet)
+def test_a_machine_that_is_too_noisy_settles_nothing() -> None:
+    machine = Machine(1.0, 0.0, 0.05)
+    assert settle(SHARES, machine.record, quiet)[1] > TOLERANCE
+    assert machine.pilots == false_alarms.PILOTS
 
 
 def test_copies_are_one_opened_model_in_a_pilot_and_models_of_their_own_in_a_recording(
