@@ -353,11 +353,9 @@ def _cpp_step(facts: Facts, stream: Stream) -> str:
 
 def kotlin(facts: Facts) -> str:
     """Return the program in Kotlin."""
-    arrays = sorted(
-        {word_of(_KOTLIN_TYPES, one.type, KOTLIN)[0] for one in facts.inputs}
-        | ({"FloatBuffer"} if facts.stream else set())
-    )
-    typed = any(word_of(_KOTLIN_TYPES, one.type, KOTLIN)[2] for one in facts.inputs)
+    kinds = [word_of(_KOTLIN_TYPES, one.type, KOTLIN) for one in facts.inputs]
+    arrays = sorted({buffer for buffer, _, _ in kinds} | ({"FloatBuffer"} if facts.stream else set()))
+    typed = any(argument for _, _, argument in kinds)
     imports = [f"ai.onnxruntime.{one}" for one in ("OnnxTensor", "OrtEnvironment", "OrtSession")]
     imports += ["ai.onnxruntime.OnnxJavaType"] if typed else []
     imports += ["android.content.Context", *(f"java.nio.{one}" for one in arrays)]
