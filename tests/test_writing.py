@@ -108,13 +108,13 @@ def test_a_link_stays_one_and_a_device_is_written_to(tmp_path: Path, capfd: pyte
 
 @pytest.fixture
 def full(tmp_path: Path) -> Iterator[Callable[[], Path]]:
-    """A file system of 512 KiB; what the returned function is called after, it fills."""
+    """A file system of 4 MiB; what the returned function is called after, it fills."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = shutil.which("mount") or "/bin/mount"
     try:
         done = subprocess.run(
-            [mount, "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(folder)], capture_output=True, text=True, check=False
+            [mount, "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
         )
     except OSError as error:
         pytest.skip(f"no file system can be mounted here: {error}")
