@@ -14,7 +14,7 @@ below, and its line in docs/lint.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -343,8 +343,8 @@ def _dynamic_shape(view: View) -> Iterator[tuple[Position, str]]:
 )
 def _infinite_constant(view: View) -> Iterator[tuple[Position, str]]:
     for operation, parameter, value in _float_constants(view):
-        count = int((~value.isfinite()).sum())
-        if count:
+        if not math.isfinite(_largest(value)):
+            count = int((~value.isfinite()).sum())
             sign = "-inf" if bool((value == -math.inf).any()) else "inf" if bool((value == math.inf).any()) else "NaN"
             many = f"{count} of {value.numel()} values are" if value.numel() > 1 else "is"
             yield operation, f"{parameter} {many} {sign}"
@@ -360,18 +360,26 @@ def _infinite_constant(view: View) -> Iterator[tuple[Position, str]]:
 def _fp16_overflow(view: View) -> Iterator[tuple[Position, str]]:
     if not view.half:
         return
-    for operation, parameter, value in _float_constants(view):
-        finite = value[value.isfinite()]
-        largest = float(finite.abs().max()) if finite.numel() else 0.0
+    for operation, parameter, value in _float_constants(view, _FLOATS - {"fp16"}):
+        largest = _largest(value)
+        if not math.isfinite(largest):
+            finite = value[value.isfinite()]
+            largest = _largest(finite) if finite.numel() else 0.0
         if largest > HALF_MAX:
             yield operation, f"{parameter} goes up to {largest:.3g} in magnitude, and fp16 to {HALF_MAX:.0f}"
 
 
-def _float_constants(view: View) -> Iterator[tuple[Operation, str, Tensor]]:
+def _largest(value: Tensor) -> float:
+    """Return the largest magnitude: infinity where there is one, NaN where there is one. One reading of the numbers."""
+    low, high = value.aminmax()
+    return float(max(-low, high))  # either both are NaN or none
+
+
+def _float_constants(view: View, dtypes: Collection[str] = _FLOATS) -> Iterator[tuple[Operation, str, Tensor]]:
     for operation in view.operations:
         for parameter, operand in view.operands(operation):
             constant, kind = view.constant(operand), view.type(operand)
-            if constant is None or kind is None or kind.dtype not in _FLOATS:
+            if constant is None or kind is None or kind.dtype not in dtypes:
                 continue
             value = constant.read()
             if isinstance(value, Tensor) and value.numel():

@@ -163,6 +163,10 @@ class _TypedFile(TargetFile):
         """Return inputs and outputs of the typed ONNX, which are the engine's."""
         return self.onnx.interface()
 
+    def legalizations(self) -> list[dict[str, str]]:
+        """Return what was changed in the typed ONNX."""
+        return self.onnx.legalizations()
+
     def count_macs(self) -> dict[str, int]:
         """Return the multiply-accumulates of the typed ONNX, all and int8."""
         return self.onnx.count_macs()
