@@ -92,7 +92,7 @@ class Finding:
 
     Attributes:
         rule: its name, a key of `rules.RULES`; or a departure's id.
-        severity: `error`, `warning` or `note`.
+        severity: `error`, `warning`, `cost` or `note`.
         function: of the program.
         operator: the operator's type in the file; `input`, `output` or `state` for what comes in or leaves.
         name: the operator's own name, or the input's.
@@ -147,7 +147,7 @@ class Report:
 
     @property
     def passes(self) -> bool:
-        """True where there is nothing but notes, which is what `--strict` asks for."""
+        """True where there is nothing but costs and notes, which is what `--strict` asks for."""
         return not self.counts["error"] and not self.counts["warning"]
 
     @property
