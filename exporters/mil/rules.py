@@ -468,9 +468,9 @@ def _unaligned(view: View, wanted: Callable[[int], bool]) -> Iterator[tuple[Posi
 @rule(
     "padding",
     "warning",
-    why="The last axis is padded to 64 bytes; values that take more than twice their memory fill the caches with zeros.",
+    why="The last axis is padded to 64 bytes; values that take twice their memory fill caches with zeros.",
     source=(APPLE_RULES, APPLE_ARTICLE),
-    do="Keep the longest axis last through the layers that hold most, or choose another input size; the costs say where.",
+    do="Keep the longest axis last through the layers that hold most, or choose another input size.",
 )
 def _padding(view: View) -> Iterator[tuple[Position, str]]:
     known = [(position, size) for position, _, kind in view.values() if (size := memory(kind)) is not None]
