@@ -199,6 +199,12 @@ def build_here(folder: Path, out: Path) -> dict[str, Any]:
     return manifest
 
 
+_STREAMS = f"""`{runner.FILE}` is there too, and carries the states. `python3 {runner.FILE} --frames FRAMES.npy` takes an
+array [frames, features], `python3 {runner.FILE}` raw float32 frames from a pipe, and its class `Stream` those of
+a program."""
+"""The paragraph of README.md about a step."""
+
+
 def _readme(kit: Kit, profile: DeviceProfile) -> str:
     """One page for whoever finds a kit on a board."""
     cuda = profile.cuda
@@ -212,13 +218,7 @@ def _readme(kit: Kit, profile: DeviceProfile) -> str:
         if cuda.dla_cores
         else ""
     )
-    streams = (
-        f"\n\n`{runner.FILE}` is there too, and carries the states. `python3 {runner.FILE} --frames FRAMES.npy` takes an"
-        f"\narray [frames, features], `python3 {runner.FILE}` raw float32 frames from a pipe, and its class `Stream` those"
-        "\nof a program."
-        if "streaming" in kit["manifest"]
-        else ""
-    )
+    streams = f"\n\n{_STREAMS}" if "streaming" in kit["manifest"] else ""
     everywhere = "" if cuda.jetpack else "\n- `--hardware-compatible`: an engine for every GPU from SM 8.0 on."
     return f"""# {kit["model"]}, {kit["precision"]}, for {profile.title}{sm}
 
