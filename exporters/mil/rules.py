@@ -17,10 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from edgesmith.exporters.mil.program import (
     Constant,
@@ -38,6 +35,9 @@ from edgesmith.exporters.mil.program import (
     walk_all,
 )
 from edgesmith.exporters.precision.policy import HALF_MAX
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SEVERITIES = ("error", "warning", "cost", "note")
 
@@ -201,6 +201,8 @@ class View:
 
     def ints(self, operation: Operation, parameter: str) -> list[int]:
         """The integers of a constant parameter; none where it is absent or computed."""
+        from torch import Tensor
+
         value = self.value(operation, parameter)
         return [int(one) for one in value.reshape(-1).tolist()] if isinstance(value, Tensor) else []
 
@@ -375,13 +377,15 @@ def _fp16_overflow(view: View) -> Iterator[tuple[Position, str]]:
 
 
 def _float_constants(view: View) -> Iterator[tuple[Operation, str, Tensor]]:
+    import torch
+
     for operation in view.operations:
         for parameter, operand in view.operands(operation):
             constant, kind = view.constant(operand), view.type(operand)
             if constant is None or kind is None or kind.dtype not in _FLOATS:
                 continue
             value = constant.read()
-            if isinstance(value, Tensor) and value.numel():
+            if isinstance(value, torch.Tensor) and value.numel():
                 yield operation, parameter, value.to(torch.float64) if value.dtype == torch.bfloat16 else value
 
 
