@@ -5,8 +5,9 @@
     change   a point from which on a series lies elsewhere
 
 Changes are looked for in the logarithms of p50 by kernel change-point detection (Celisse et al., "New efficient
-algorithms for multiple change-point detection with reproducing kernels", 2018), by the whole dynamic program: series have
-hundreds of points. The kernel is Gaussian and two spreads wide, so that single slow runs count little; the spread is what neighbours differ by. Of 400
+algorithms for multiple change-point detection with reproducing kernels", 2018), by the whole dynamic program: series
+have hundreds of points. The kernel is Gaussian and two spreads wide, so that single slow runs count little; the spread
+is what neighbours differ by. Of 400
 series of 20 points without a change, with outliers or heavy tails or without, less than one in a hundred show one; a
 step by five spreads shows after three further points, by two and a half after about eight.
 """
@@ -314,7 +315,7 @@ def _segment(gram: np.ndarray, penalty: float) -> list[int]:
     """Return the starts of all segments but the first that cost least together.
 
     A segment [a, b) costs sum_i k(i, i) - sum_ij k(i, j) / (b - a), how much it scatters in the kernel's space, and
-    `penalty`. Optimal partitioning (Jackson et al., 2005): the best way to each end begins with the best way to a start.
+    `penalty`. Optimal partitioning (Jackson et al., 2005): the best way to an end begins with the best way to a start.
 
     Args:
         gram: k(i, j) of every pair of points, [N, N].

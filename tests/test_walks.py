@@ -1,18 +1,20 @@
-"""The guides and the README: walked to their end by what they say alone; commands that are real; links that lead somewhere."""
+"""The guides and the README, walked to their end by what they say alone; pages whose commands and links are real."""
 
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from typer.main import get_command
 
+from edgesmith.cli.app import app
 from edgesmith.exporters import artifact as artifacts
 from edgesmith.exporters import targets
 
@@ -70,6 +72,84 @@ def test_a_guide_leads_to_its_end(guide: str, checkout: Path, tmp_path: Path, on
     done = walked(checkout / "docs" / "guides" / f"{guide}.md", tmp_path / "walk", on_path)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     CHECKS[guide](tmp_path / "walk")
+
+
+@pytest.mark.slow
+def test_the_readmes_commands_run(checkout: Path, tmp_path: Path, on_path: Path) -> None:
+    """All but the setting up of environments, which CI and tests/walks/fresh.sh do."""
+    if missing := targets.get("coreml").missing_packages():
+        pytest.skip(f"{missing[0]} is not installed")
+    text = (checkout / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 150
+    typed = re.sub(r"^python3 -m venv .*&& .venv/bin/(.*)$", r"\1", text, flags=re.MULTILINE)
+    typed = re.sub(r"^pytest -n 2$", "true", typed, flags=re.MULTILINE)  # which runs this test
+    page = tmp_path / "README.md"
+    page.write_text(re.sub(r"^```python\n.*?^```$", "", typed, flags=re.MULTILINE | re.DOTALL))
+    done = walked(page, tmp_path / "walk", on_path)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "<html" in (tmp_path / "walk" / "report.html").read_text()
+
+
+def pages(checkout: Path) -> list[Path]:
+    """The pages that users read."""
+    listed = subprocess.run(["git", "ls-files", "*.md"], cwd=checkout, capture_output=True, text=True, check=True)
+    return [checkout / name for name in listed.stdout.split() if not name.startswith("tests/")]
+
+
+COMMAND = re.compile(r"^ *(?:\.venv/bin/)?edgesmith ([a-z].*)$", re.MULTILINE)
+FENCE = re.compile(r"^```sh\n(.*?)^```$|^(    edgesmith .*)$", re.MULTILINE | re.DOTALL)
+
+
+def test_every_command_on_a_page_is_one(checkout: Path) -> None:
+    """Its name and its options, as the command line parses them; values are looked at by what runs."""
+    group: Any = get_command(app)
+    found, wrong = 0, []
+    for page in pages(checkout):
+        for block in FENCE.finditer(page.read_text(encoding="utf-8")):
+            for line in COMMAND.findall("".join(one or "" for one in block.groups())):
+                words = shlex.split(re.split(r" (?:[|>]|&&) | #", line)[0])
+                command, context = group, group.make_context("edgesmith", [], resilient_parsing=True)
+                while words and words[0] in getattr(command, "commands", ()):
+                    command, words = command.commands[words[0]], words[1:]
+                    context = type(context)(command, parent=context, resilient_parsing=True)
+                try:
+                    command.make_parser(context).parse_args(list(words))
+                    assert command is not group, "no such command"
+                except Exception as error:
+                    wrong.append(f"{page.name}: {line}: {error}")
+                found += 1
+    assert not wrong
+    assert found > 30
+
+
+LINK = re.compile(r"(?<!`)\]\(([^)\s]+)\)")
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as mkdocs and code hosts make them."""
+    heads = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", one.lower()).strip().replace(" ", "-") for one in heads}
+
+
+def test_every_link_on_a_page_leads_somewhere(checkout: Path) -> None:
+    wrong = []
+    for page in pages(checkout):
+        for link in LINK.findall(page.read_text(encoding="utf-8")):
+            path, _, anchor = link.partition("#")
+            target = (page.parent / path).resolve() if path else page
+            if "://" in link or link == "NNNN-short-name.md":
+                continue
+            if not target.exists() or (anchor and target.suffix == ".md" and anchor not in anchors(target)):
+                wrong.append(f"{page.relative_to(checkout)}: {link}")
+    assert not wrong
+
+
+def test_the_pages_make_a_site(checkout: Path, tmp_path: Path) -> None:
+    pytest.importorskip("material", reason="the extra docs is not installed")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "site" / "guides" / "jetson" / "index.html").is_file()
 
 
 def test_a_guide_that_stumbles_fails(tmp_path: Path, on_path: Path) -> None:

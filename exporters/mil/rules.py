@@ -3,8 +3,8 @@
 A severity follows from who says so, as nobody outside Apple can look into the Neural Engine's compiler:
 
     error    Apple says that it is rejected, not executed there, or computed wrongly
-    warning  it leaves the Neural Engine by what users measured or reported, but no text of Apple's says so; or the costs
-             below add up to twice the memory
+    warning  it leaves the Neural Engine by what users measured or reported, but no text of Apple's says so; or padding
+             adds up to more than the values themselves
     cost     it runs there and is right, and takes memory or time that another form would not
     note     advice that depends on the position, or that was given about another compiler of Apple's
 

@@ -70,7 +70,7 @@ class Onnx(Target):
         return onnx_runtime.snippets(facts)
 
     def cannot_run(self) -> str | None:
-        """ONNX Runtime is a base dependency."""
+        """Return why ONNX Runtime cannot run here, or None."""
         return _typed_onnx.cannot_run()
 
 

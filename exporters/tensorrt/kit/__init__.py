@@ -199,8 +199,8 @@ def build_here(folder: Path, out: Path) -> dict[str, Any]:
     return manifest
 
 
-_STREAMS = f"""`{runner.FILE}` is there too, and carries the states. `python3 {runner.FILE} --frames FRAMES.npy` takes an
-array [frames, features], `python3 {runner.FILE}` raw float32 frames from a pipe, and its class `Stream` those of
+_STREAMS = f"""`{runner.FILE}` is there too, and carries the states. `python3 {runner.FILE} --frames FRAMES.npy` takes
+an array [frames, features], `python3 {runner.FILE}` raw float32 frames from a pipe, and its class `Stream` those of
 a program."""
 """The paragraph of README.md about a step."""
 

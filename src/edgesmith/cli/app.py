@@ -37,8 +37,8 @@ from edgesmith.show import in_json
 # The base of everything that parsing raises, from click or from typer's own copy of it.
 _USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
-EXPORT_PACKAGES = ("torch", "onnxscript", "onnxsim")
-"""What the extra `export` brings, as modules; commands that only read, time and compare do without."""
+EXPORT_PACKAGES = {"torch": "export", "onnxscript": "export", "onnxsim": "export", "onnxruntime": "run"}
+"""Modules that the core does without, by the extra that brings them."""
 
 MAKE, LOOK, MEASURE, SHOW = "Make a file", "Look into files and targets", "Measure", "Show what was measured"
 
@@ -142,7 +142,8 @@ def run(arguments: list[str], debug: bool = False) -> int:
         return 0
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and error.name in EXPORT_PACKAGES:
-            needs = f"this needs {error.name}, which comes with what exports: pip install \"edgesmith[export]\""
+            extra = EXPORT_PACKAGES[error.name]
+            needs = f'this needs {error.name}, which is not installed: pip install "edgesmith[{extra}]"'
             return _fail(needs, BackendMissing.exit_code, arguments)
         if is_out_of_memory(error):  # whoever has set the limit says so
             return OUT_OF_MEMORY
