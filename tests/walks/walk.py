@@ -3,8 +3,8 @@
     python tests/walks/walk.py docs/guides/coreml.md FOLDER
 
 A guide's `sh` blocks run in bash, its `python` blocks in Python, in FOLDER, one after the other; the first that fails
-ends the walk with its code. Before it, FOLDER gets what the guide says that its reader has: a checkpoint in the layout of
-its authors, and labels. A board is what bin/ssh and bin/scp reach: a folder here, with the stand-in for TensorRT.
+ends the walk with its code. Before it, FOLDER gets what the guide says that its reader has: a checkpoint as its authors
+save it, and labels. A board is what bin/ssh and bin/scp reach: a folder here, with the stand-in for TensorRT.
 """
 
 from __future__ import annotations
