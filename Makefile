@@ -37,7 +37,7 @@ operators: links
 
 # The pages of docs/ as a site, build/site: pip install -c constraints.txt -e ".[docs]". A link that leads nowhere fails.
 docs:
-	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict
 
 # Every reader against 10,000 damaged files: half an hour on one core; exit 1 where one was a bug. SAMPLES changes the number.
 SAMPLES ?= 10000
