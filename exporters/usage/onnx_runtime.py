@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edgesmith.exporters.usage.facts import Facts, Stream, Value, word_of
+from edgesmith.exporters.usage.runner import beside_step
 from edgesmith.exporters.usage.source import CPP, KOTLIN, PYTHON, Snippet, count, name_in, numbers, quote
 
 RUNTIME = "ONNX Runtime"
@@ -41,13 +42,14 @@ _KOTLIN_TYPES = {
 def snippets(facts: Facts) -> tuple[Snippet, ...]:
     """Return the programs that run an ONNX file."""
     return (
-        Snippet(PYTHON, RUNTIME, "`pip install numpy onnxruntime`", python(facts)),
+        Snippet(PYTHON, RUNTIME, "`pip install numpy onnxruntime`", python(facts), beside_step(PYTHON, facts)),
         Snippet(
             CPP,
             RUNTIME,
             "ONNX Runtime's C++ package from github.com/microsoft/onnxruntime/releases, unpacked to `$ORT`:"
             " `g++ -std=c++17 run.cpp -I$ORT/include -L$ORT/lib -lonnxruntime -o run`",
             cpp(facts),
+            beside_step(CPP, facts),
         ),
         Snippet(
             KOTLIN,

@@ -30,13 +30,24 @@ from edgesmith.cli.signals import resend_lost_interrupts
 from edgesmith.cli.tables import print_line
 from edgesmith.cli.use import use
 from edgesmith.ending import code_of_interrupt, ignore_interrupts, own_temporary_folder
-from edgesmith.errors import INTERRUPTED, INTERRUPTION, BadInput, EdgesmithError, EdgesmithWarning, OutputError
+from edgesmith.errors import (
+    INTERRUPTED,
+    INTERRUPTION,
+    BackendMissing,
+    BadInput,
+    EdgesmithError,
+    EdgesmithWarning,
+    OutputError,
+)
 from edgesmith.readers.limits import OUT_OF_MEMORY, is_out_of_memory
 from edgesmith.show import in_json
 from edgesmith.writing import FULL
 
 # The base of everything that parsing raises, from click or from typer's own copy of it.
 _USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+EXPORT_PACKAGES = {"torch": "export", "onnxscript": "export", "onnxsim": "export", "onnxruntime": "run"}
+"""Modules that the core does without, by the extra that brings them."""
 
 MAKE, LOOK, MEASURE, SHOW = "Make a file", "Look into files and targets", "Measure", "Show what was measured"
 
@@ -140,6 +151,10 @@ def run(arguments: list[str], debug: bool = False) -> int:
         sys.stderr.close()
         return 0
     except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name in EXPORT_PACKAGES:
+            extra = EXPORT_PACKAGES[error.name]
+            needs = f'this needs {error.name}, which is not installed: pip install "edgesmith[{extra}]"'
+            return _fail(needs, BackendMissing.exit_code, arguments)
         if is_out_of_memory(error):  # whoever has set the limit says so
             return OUT_OF_MEMORY
         if isinstance(error, OSError) and error.errno in FULL:
