@@ -11,6 +11,7 @@
     find_loop_scan      an unrolled loop of h = exp(P_t) h + U_t -> a selective scan
     find_state_space    a state space scan in another spelling -> edgesmith.ssd
     find_quasiseparable scans in both directions -> edgesmith.quasiseparable
+    find_averages       damped averages by a loop -> edgesmith.damped_ema
     reroll              an unrolled loop, or a scan, of one step -> one op
     canonicalise        one spelling for pools, splits, gates and sums, so that patterns need only one
     find_layer_norm     a layer norm over the last axis that is spelled out -> aten.layer_norm
@@ -75,6 +76,7 @@ from edgesmith.exporters.rewrites.drop_ones import drop_ones, find_mean
 from edgesmith.exporters.rewrites.drop_shift import drop_shift
 from edgesmith.exporters.rewrites.einsum import einsum
 from edgesmith.exporters.rewrites.find_aggregated import find_aggregated
+from edgesmith.exporters.rewrites.find_averages import find_averages
 from edgesmith.exporters.rewrites.find_codewords import find_codewords
 from edgesmith.exporters.rewrites.find_conv_glu import find_conv_glu
 from edgesmith.exporters.rewrites.find_inception import find_inception
@@ -124,6 +126,7 @@ ORDER: tuple[Rewrite, ...] = (
     find_loop_scan,
     find_state_space,
     find_quasiseparable,
+    find_averages,
     reroll,
     canonicalise,
     find_layer_norm,
