@@ -7,6 +7,9 @@
     clamp(x, 0), clamp_min(x, 0), maximum(x, 0)             ->  relu(x)
     var_mean(x), std_mean(x)                                ->  var(x) and mean(x),  std(x) and mean(x)
     inner(x, W), tensordot over one axis of W               ->  matmul
+    tensordot(stack(x, y, ...), w)                          ->  w_0 x + w_1 y + ...
+    addcmul(x, a, b)                                        ->  x + a * b
+    x sigmoid(x),  x (1 + erf(x / sqrt(2))) / 2             ->  silu(x),  gelu(x)
     logsumexp apart, a softmax: exp(x - m) / sum exp(x - m) ->  softmax(x), m the same along the row
     exp(x_i - m) / (sum exp(x_1 - m) + sum exp(x_2 - m))    ->  a split of softmax([x_1 | x_2])
 
@@ -23,7 +26,11 @@ from torch.fx import GraphModule, Node
 
 from edgesmith.exporters.costs import Costs
 from edgesmith.exporters.graph.edit import Emitter, arguments, aten, constant, operator_name, rank, replace, val
+from edgesmith.exporters.rewrites.canonicalise_layers import silu, sum_of_product
 from edgesmith.exporters.rewrites.rewrite import rewrites
+
+ROUNDED = 1e-6
+"""The error of a literal that stands for a root."""
 
 _NAMES: dict[Any, Any] = {
     aten.multiply.Tensor: aten.mul.Tensor,
@@ -143,6 +150,8 @@ def _product(module: GraphModule, node: Node) -> str | None:
     """A product over the last axis of both, or over one axis of a matrix."""
     x, weight, *axes = arguments(node)
     if node.target is aten.tensordot.default:
+        if (note := _weighted(module, node)) is not None:
+            return note
         of_x, of_weight = axes[:2]
         if len(of_x) != 1 or of_x[0] % rank(x) != rank(x) - 1 or any(one is not None for one in axes[2:]):
             return None
@@ -155,6 +164,68 @@ def _product(module: GraphModule, node: Node) -> str | None:
     matrix = emit(aten.transpose.int, weight, 0, 1) if turns else weight
     _put(node, emit(aten.matmul.default, x, matrix))
     return f"{operator_name(node)} -> matmul"
+
+
+def _weighted(module: GraphModule, node: Node) -> str | None:
+    """A weighted sum of what is stacked for it, by a constant vector."""
+    stack, weight, of_stack, _, *_ = arguments(node)
+    held = constant(module, weight)
+    if stack.target is not aten.stack.default or len(stack.users) > 1 or held is None or held.dim() != 1:
+        return None
+    values, axis = arguments(stack)
+    if [one % rank(stack) for one in of_stack] != [axis % rank(stack)] or held.dtype != val(node).dtype:
+        return None
+    emit = Emitter(module, node)
+    terms = [emit(aten.mul.Tensor, x, float(w)) for x, w in zip(values, held.tolist(), strict=True) if w]
+    total = terms[0] if terms else emit(aten.mul.Tensor, values[0], 0.0)
+    for term in terms[1:]:
+        total = emit(aten.add.Tensor, total, term)
+    _put(node, total)
+    return f"a weighted sum of a stack of {len(values)} -> products and sums"
+
+
+def _gate(module: GraphModule, node: Node) -> str | None:
+    return silu(module, node) or _gelu(module, node)
+
+
+def _gelu(module: GraphModule, node: Node) -> str | None:
+    """x (1 + erf(x / sqrt(2))) / 2 in any order of its factors."""
+    factors, number = _factors(node)
+    curved = [one for one in factors if one.target is aten.add.Tensor and _erf_of(one) is not None]
+    if len(factors) != 2 or len(curved) != 1 or abs(number - 0.5) > ROUNDED or not val(node).is_floating_point():
+        return None
+    (total,) = curved
+    x = factors[1 - factors.index(total)]
+    inner, scale = _factors(_erf_of(total))  # type: ignore[arg-type]  # asked above
+    if inner != [x] or abs(scale - 0.5**0.5) > ROUNDED or val(x).shape != val(node).shape:
+        return None
+    _put(node, Emitter(module, node)(aten.gelu.default, x))
+    return "x (1 + erf(x / sqrt(2))) / 2 -> gelu(x)"
+
+
+def _erf_of(total: Node) -> Node | None:
+    """The value z of 1 + erf(z); None for another sum."""
+    other = next((one for one in total.args if isinstance(one, Node) and one.target is aten.erf.default), None)
+    is_one = len(total.args) == 2 and any(isinstance(one, int | float) and one == 1 for one in total.args)
+    inner = other.args[0] if other is not None and is_one and not total.kwargs else None
+    return inner if isinstance(inner, Node) else None
+
+
+def _factors(node: Node) -> tuple[list[Node], float]:
+    """The values that a product is of, and the number."""
+    if node.target not in (aten.mul.Tensor, aten.div.Tensor) or node.kwargs:
+        return [node], 1.0
+    found: list[Node] = []
+    number = 1.0
+    for i, one in enumerate(node.args[:2]):
+        if isinstance(one, Node):
+            if i == 1 and node.target is aten.div.Tensor:
+                return [node], 1.0
+            more, factor = _factors(one)
+            found, number = found + more, number * factor
+        elif isinstance(one, int | float):
+            number = number / one if node.target is aten.div.Tensor and one else number * one
+    return found, number
 
 
 def _softmax(module: GraphModule, node: Node) -> str | None:
@@ -254,6 +325,8 @@ _RULES: dict[Any, Callable[[GraphModule, Node], str | None]] = {
     aten.inner.default: _product,
     aten.tensordot.default: _product,
     aten.div.Tensor: _softmax,
+    aten.addcmul.default: sum_of_product,
+    aten.mul.Tensor: _gate,
 }
 
 

@@ -12,6 +12,7 @@ Near misses: a loop with constants of that shape, and other numbers.
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Iterator, Sequence
 from functools import reduce
 
@@ -60,6 +61,9 @@ def _candidates(module: GraphModule) -> list[tuple[Node, list[Node]]]:
     for node in operators(module):
         values = [one for one in node.all_input_nodes if constant(module, one) is None]
         is_linear = _packet(node) in _LINEAR and isinstance(node.meta.get("val"), Tensor)
+        if (frames := _frames_of(node)) is not None:
+            source_of[node] = frames
+            continue
         roots = {source_of.get(one, one) or one for one in values}
         if not is_linear or len(roots) > 1:
             continue
@@ -72,6 +76,16 @@ def _candidates(module: GraphModule) -> list[tuple[Node, list[Node]]]:
             if rank(node) == rank(root) == 3 and sorted(map(str, val(node).shape)) == sorted(map(str, val(root).shape)):
                 outputs.setdefault(root, []).append(node)
     return list(outputs.items())
+
+
+def _frames_of(node: Node) -> Node | None:
+    """The sequence that a node is one frame of, by its index or as a part; None for any other node."""
+    if node.target is operator.getitem and isinstance(node.args[0], Node) and node.args[0].target is aten.unbind.int:
+        node = node.args[0]
+    elif node.target is not aten.select.int:
+        return None
+    source = node.args[0]
+    return source if isinstance(source, Node) and rank(source) == 3 else None
 
 
 def _first_that_fits(module: GraphModule, source: Node, outputs: Sequence[Node]) -> Fired | None:
