@@ -122,12 +122,16 @@ def _is_within(node: Node, found: dict[Node, _Reads]) -> bool:
     if packet is aten.cat and arguments(node)[1] % rank(node) == 0:
         return False
     first = node.all_input_nodes[0] if node.all_input_nodes else None
-    if packet is aten.slice and first is not None and found[first].sources == frozenset({first}):
-        return bool(arguments(node)[1] % rank(node) != rank(node) - 1)
-    if packet is aten.select and first is not None and arguments(node)[1] % rank(first) > 1:
-        before = found[first]  # one of several directions or parts that are kept in one value is a value of its own
+    if packet in (aten.slice, aten.select) and first is not None and not _is_in_time(node, first):
+        before = found[first]  # one of several parts or directions that are kept in one value is a value of its own
         return len(before.sources) != 1 or before.has_exp or before.has_time
     return True
+
+
+def _is_in_time(node: Node, source: Node) -> bool:
+    """Return whether a slice or an entry is one of steps, or of batches."""
+    axis = arguments(node)[1] % rank(source)
+    return bool(axis < 2 if _packet(node) is aten.select else axis != rank(source) - 1)
 
 
 def _can_be(node: Node, sources: frozenset[Node]) -> bool:
