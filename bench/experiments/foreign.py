@@ -137,7 +137,7 @@ def row_of(name: str, make: Callable[[], tuple[nn.Module, tuple[Tensor, ...]]]) 
             except EdgesmithError as error:
                 row[f"{target} refuses"] = str(error)
                 continue
-            except Exception as error:  # noqa: BLE001  # a fault of edgesmith's, which is a row and not the end of the run
+            except Exception as error:  # a fault of edgesmith's, which is a row and not the end of the run
                 row[f"{target} refuses"] = f"a fault: {type(error).__name__}: {str(error).splitlines()[:1]}"
                 continue
             operators = made.manifest["operators"]

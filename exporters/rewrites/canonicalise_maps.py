@@ -25,8 +25,8 @@ def layer_by_einsum(module: GraphModule, node: Node) -> str | None:
         if weight is None or len(of_weight) != 2 or len(set(of_x)) != len(of_x) or constant(module, x) is not None:
             continue
         inner = next((one for one in of_weight if one in of_x), "")
-        (outer,) = (of_weight.replace(inner, "") or " ")[:1]
-        if not inner or outer in of_x or made != of_x.replace(inner, outer) or weight.dtype != val(node).dtype:
+        outer = of_weight.replace(inner, "")
+        if not inner or not outer or outer in of_x or made != of_x.replace(inner, outer) or weight.dtype != val(node).dtype:
             continue
         matrix = weight if of_weight == outer + inner else weight.t()
         return _layer(module, node, x, matrix, of_x.index(inner))
@@ -153,7 +153,12 @@ def cells(module: GraphModule, node: Node) -> str | None:
     x = shaped.args[0] if shaped.target in _SHAPED else None
     while isinstance(x, Node) and x.target in _SHAPED and rank(x) > 4:
         x = x.args[0]
-    if not isinstance(x, Node) or keepdim or dtype is not None or sorted(axis % rank(shaped) for axis in axes) != [3, 5]:
+    if (
+        not isinstance(x, Node)
+        or keepdim
+        or dtype is not None
+        or sorted(axis % rank(shaped) for axis in axes) != [3, 5]
+    ):
         return None
     sizes = list(val(shaped).shape)
     if rank(x) != 4 or len(sizes) != 6 or not all(isinstance(n, int) for n in (*sizes[1:], *val(x).shape[1:])):

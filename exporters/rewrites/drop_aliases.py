@@ -136,7 +136,7 @@ def _moments(module: GraphModule, node: Node) -> str | None:
         correction, keeps = 1 if rest[0] is None else rest[0], rest[1]
     is_var = node.target in (aten.var_mean.correction, aten.var_mean.dim)
     spread = aten.var.correction if is_var else aten.std.correction
-    axes = list(range(rank(x))) if not axes else axes
+    axes = axes or list(range(rank(x)))
     for user in list(node.users):
         emit = Emitter(module, user)
         if user.args[1] == 0:
@@ -189,7 +189,7 @@ def _gate(module: GraphModule, node: Node) -> str | None:
 
 
 def _gelu(module: GraphModule, node: Node) -> str | None:
-    """x (1 + erf(x / sqrt(2))) / 2 in any order of its factors."""
+    """X (1 + erf(x / sqrt(2))) / 2 in any order of its factors."""
     factors, number = _factors(node)
     curved = [one for one in factors if one.target is aten.add.Tensor and _erf_of(one) is not None]
     if len(factors) != 2 or len(curved) != 1 or abs(number - 0.5) > ROUNDED or not val(node).is_floating_point():
@@ -238,11 +238,11 @@ def _softmax(module: GraphModule, node: Node) -> str | None:
     if node.args[0] not in parts:
         return None
     axis, emit = found[1], Emitter(module, node)
-    scores = [part.args[0] for part in parts]
+    scores: list[Any] = [part.args[0] for part in parts]
     shifts = {one.args[1] if isinstance(one, Node) and one.target is aten.sub.Tensor else None for one in scores}
     (shift,) = shifts if len(shifts) == 1 else (None,)
     if isinstance(shift, Node) and _is_of_rows(shift, scores[0], axis):
-        scores = [one.args[0] for one in scores]  # type: ignore[union-attr]  # a difference, as asked above
+        scores = [one.args[0] for one in scores]
     if len(scores) == 1:
         replace(node, emit(aten.softmax.int, scores[0], axis))
         return "exp(x) / sum(exp(x)) -> softmax(x)"
@@ -253,7 +253,7 @@ def _softmax(module: GraphModule, node: Node) -> str | None:
     whole = emit(aten.softmax.int, emit(aten.cat.default, scores, axis), axis)
     split = emit(aten.split_with_sizes.default, whole, [int(val(part).shape[axis]) for part in parts], axis)
     for reader in readers:
-        replace(reader, emit(operator.getitem, split, parts.index(reader.args[0])))
+        replace(reader, emit(operator.getitem, split, list[Any](parts).index(reader.args[0])))
     return f"{len(parts)} values under one total -> softmax"
 
 

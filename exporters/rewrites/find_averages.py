@@ -55,27 +55,30 @@ def _packet(node: Node) -> object:
 
 def _candidates(module: GraphModule) -> list[tuple[Node, list[Node]]]:
     """Sequences of three axes, and what has their size behind a loop over them, the first ones first."""
-    source_of: dict[Node, Node | None] = {}
+    source_of: dict[Node, Node] = {}
     looped: set[Node] = set()
     outputs: dict[Node, list[Node]] = {}
     for node in operators(module):
-        values = [one for one in node.all_input_nodes if constant(module, one) is None]
-        is_linear = _packet(node) in _LINEAR and isinstance(node.meta.get("val"), Tensor)
-        if (frames := _frames_of(node)) is not None:
+        frames = _frames_of(node)
+        if frames is not None:
             source_of[node] = frames
             continue
-        roots = {source_of.get(one, one) or one for one in values}
-        if not is_linear or len(roots) > 1:
+        values = [one for one in node.all_input_nodes if constant(module, one) is None]
+        roots = {source_of.get(one, one) for one in values}
+        if len(roots) != 1 or _packet(node) not in _LINEAR or not isinstance(node.meta.get("val"), Tensor):
             continue
-        source_of[node] = next(iter(roots), None)
-        (root,) = roots or (None,)
-        if root is None:
-            continue
-        if _packet(node) in (aten.stack, aten.cat) and len(values) >= SHORTEST or any(one in looped for one in values):
+        (root,) = roots
+        source_of[node] = root
+        joins = _packet(node) in (aten.stack, aten.cat) and len(values) >= SHORTEST
+        if joins or any(one in looped for one in values):
             looped.add(node)
-            if rank(node) == rank(root) == 3 and sorted(map(str, val(node).shape)) == sorted(map(str, val(root).shape)):
+            if rank(node) == rank(root) == 3 and _sizes(node) == _sizes(root):
                 outputs.setdefault(root, []).append(node)
     return list(outputs.items())
+
+
+def _sizes(node: Node) -> list[str]:
+    return sorted(map(str, val(node).shape))
 
 
 def _frames_of(node: Node) -> Node | None:
@@ -89,7 +92,7 @@ def _frames_of(node: Node) -> Node | None:
 
 
 def _first_that_fits(module: GraphModule, source: Node, outputs: Sequence[Node]) -> Fired | None:
-    """Put the op in the place of the last of some values that it has; raises `Reject` for none of several that could."""
+    """Put the op in the place of the last of some values that has its numbers; raises `Reject` where none has."""
     declined: Reject | None = None
     for output in reversed(outputs):
         found = region(module, output, lambda node: node is source)

@@ -141,7 +141,7 @@ def _from_softmax(module: GraphModule, softmax: Node) -> _Found | None:
 
 
 def _queries_first(module: GraphModule, end: Node, bias: Node) -> Node:
-    """A constant bias that has the keys first, [..., M, N], with the queries first. Raises `Reject` for a row of one."""
+    """A constant bias [..., M, N] with the queries first. Raises `Reject` where it has no such axes."""
     held = constant(module, bias)
     if held is None or held.dim() < 2:
         raise Reject("its bias has no axis of keys")

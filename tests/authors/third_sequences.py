@@ -77,9 +77,7 @@ class Hydra(nn.Module):
         of = self.of
         length = u.shape[1]
         z, mixed, steps = torch.split(F.linear(u, of.in_proj.weight), of.sizes, -1)
-        mixed = F.conv1d(
-            mixed.mT, of.conv1d.weight, of.conv1d.bias, padding=of.conv1d.padding, groups=of.conv1d.groups
-        )
+        mixed = F.conv1d(mixed.mT, of.conv1d.weight, of.conv1d.bias, padding=of.conv1d.padding, groups=of.conv1d.groups)
         mixed = (mixed * mixed.sigmoid()).mT
         inner = of.sizes[0]
         flat, rows = mixed[..., :inner], mixed[..., inner:].unflatten(-1, (4, of.groups, of.state))
@@ -232,7 +230,7 @@ class LongVq(nn.Module):
         return torch.cat([padded[:, :-2], padded[:, 1:-1], padded[:, 2:]], dim=2)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, of: nn.Module) -> Tensor:
-        b, length, _ = q.shape
+        length = q.shape[1]
         size, book = of.block, of.codebook
         count = length // size
         codes = torch.cdist(k, book).argmin(dim=-1)

@@ -283,9 +283,7 @@ class SegFormer(nn.Module):
         if hasattr(of.sequence_reduction, "layer_norm"):
             y = _conv(_to_map(x, size), of.sequence_reduction.sequence_reduction)
             y = _norm(y.reshape(*y.shape[:2], -1).permute(0, 2, 1), of.sequence_reduction.layer_norm)
-        q, k, v = (
-            _heads(_linear(z, layer), of.heads) for z, layer in ((x, of.q_proj), (y, of.k_proj), (y, of.v_proj))
-        )
+        q, k, v = (_heads(_linear(z, layer), of.heads) for z, layer in ((x, of.q_proj), (y, of.k_proj), (y, of.v_proj)))
         scores = torch.matmul(q, k.transpose(-1, -2)).mul(q.shape[-1] ** -0.5)
         scores = scores - scores.amax(dim=-1, keepdim=True)
         weights = scores.exp() / scores.exp().sum(dim=-1, keepdim=True)
