@@ -26,7 +26,9 @@ def layer_by_einsum(module: GraphModule, node: Node) -> str | None:
             continue
         inner = next((one for one in of_weight if one in of_x), "")
         outer = of_weight.replace(inner, "")
-        if not inner or not outer or outer in of_x or made != of_x.replace(inner, outer) or weight.dtype != val(node).dtype:
+        if not inner or not outer or outer in of_x or made != of_x.replace(inner, outer):
+            continue
+        if weight.dtype != val(node).dtype:
             continue
         matrix = weight if of_weight == outer + inner else weight.t()
         return _layer(module, node, x, matrix, of_x.index(inner))
