@@ -149,9 +149,7 @@ def row_of(name: str, make: Callable[[], tuple[nn.Module, tuple[Tensor, ...]]]) 
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                made = edgesmith.export(
-                    model, target, inputs=inputs, precision="fp32", out=Path(folder), name="model"
-                )
+                made = edgesmith.export(model, target, inputs=inputs, precision="fp32", out=Path(folder), name="model")
             except EdgesmithError as error:
                 row[f"{target} refuses"] = str(error)
                 continue
