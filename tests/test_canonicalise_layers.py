@@ -114,7 +114,7 @@ LEFT: dict[str, tuple[Callable[[Tensor, Function], Tensor], Tensor, str]] = {
     "a share of the input": (lambda x, w: x + x.sigmoid() * (x.relu() - x), MAP, "aten.sub"),
     "a difference from another": (lambda x, w: x + w.share * (x.relu() - x.abs()), MAP, "aten.sub"),
     "a factor": (lambda x, w: torch.addcmul(w.vector, x, w.vector, value=2), ROWS, "aten.addcmul"),
-    "a bias for rows": (lambda x, w: x @ w.square + w.vector[:5, None], ROWS, "aten.add"),
+    "a bias for rows": (lambda x, w: x @ w.square + w.vector[:5, None], ROWS, "aten.matmul"),
     "another's gate": (lambda x, w: x.relu().sigmoid() * x, MAP, "aten.sigmoid"),
     "a stack that is read": (lambda x, w: (lambda s: s.sum(0) + s[0])(torch.stack([x, x.relu()])), MAP, "aten.stack"),
     "a sum along another axis": (lambda x, w: torch.stack([x, x.relu()]).sum(1), MAP, "aten.stack"),

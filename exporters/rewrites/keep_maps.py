@@ -277,6 +277,8 @@ class _Layout:
                 return False
         else:
             matrix, x = node.args
+            if matrix in self.maps:
+                return self._product(node, matrix, x)
         of, held = self.maps.get(x), constant(self.module, matrix)  # type: ignore[arg-type]  # anything
         if of is None or held is None or held.dim() != 2 or rank(node) != 3 or not same_shape(val(x), val(node)):
             return False
@@ -284,6 +286,16 @@ class _Layout:
         turned = emit.constant(f"{site(node)}.matrix", held.t())
         mixed = emit(aten.matmul.default, emit(aten.flatten.using_ints, of, 2), turned)
         self._put(node, emit(aten.unflatten.int, mixed, 2, list(val(of).shape[2:])))
+        return True
+
+    def _product(self, node: Node, x: Any, weight: Any) -> bool:
+        """A linear layer without a bias, t W."""
+        held = constant(self.module, weight)
+        if held is None or held.dim() != 2:
+            return False
+        emit = self.emitter(node)
+        kernel = emit.constant(f"{site(node)}.weight", held.t()[:, :, None, None].contiguous())
+        self._put(node, emit(aten.conv2d.default, self.maps[x], kernel))
         return True
 
     def _mean(self, node: Node) -> bool:
