@@ -1,5 +1,6 @@
 """The rewrites, in their order, and running them.
 
+    drop_aliases        a second name of an operator -> its first
     find_memory         irfft(rfft(u) * H) -> a linear recurrence
     drop_copies         a copy of x -> x
     find_mean           sum(x) / number of x -> mean(x)
@@ -10,8 +11,10 @@
     find_loop_scan      an unrolled loop of h = exp(P_t) h + U_t -> a selective scan
     find_state_space    a state space scan in another spelling -> edgesmith.ssd
     find_quasiseparable scans in both directions -> edgesmith.quasiseparable
+    find_averages       damped averages by a loop -> edgesmith.damped_ema
     reroll              an unrolled loop, or a scan, of one step -> one op
     canonicalise        one spelling for pools, splits, gates and sums, so that patterns need only one
+    find_layer_norm     a layer norm over the last axis that is spelled out -> aten.layer_norm
     find_aggregated     aggregated attention in another spelling -> edgesmith.aggregated_attention
     find_codewords      the nearest codeword in another spelling -> edgesmith.vector_quantise
     find_conv_glu       gelu(dw3x3(a)) * v -> edgesmith.conv_glu
@@ -67,11 +70,13 @@ from edgesmith.exporters.rewrites.compose_layers import compose_layers
 from edgesmith.exporters.rewrites.concat_linears import concat_linears
 from edgesmith.exporters.rewrites.dense_transforms import dense_transforms
 from edgesmith.exporters.rewrites.dft import dft
+from edgesmith.exporters.rewrites.drop_aliases import drop_aliases
 from edgesmith.exporters.rewrites.drop_copies import drop_copies
 from edgesmith.exporters.rewrites.drop_ones import drop_ones, find_mean
 from edgesmith.exporters.rewrites.drop_shift import drop_shift
 from edgesmith.exporters.rewrites.einsum import einsum
 from edgesmith.exporters.rewrites.find_aggregated import find_aggregated
+from edgesmith.exporters.rewrites.find_averages import find_averages
 from edgesmith.exporters.rewrites.find_codewords import find_codewords
 from edgesmith.exporters.rewrites.find_conv_glu import find_conv_glu
 from edgesmith.exporters.rewrites.find_inception import find_inception
@@ -87,7 +92,7 @@ from edgesmith.exporters.rewrites.fold_group_norm import fold_group_norm
 from edgesmith.exporters.rewrites.fold_residual import fold_residual
 from edgesmith.exporters.rewrites.fuse import fuse
 from edgesmith.exporters.rewrites.fuse_attention import fuse_attention
-from edgesmith.exporters.rewrites.fuse_channel_norm import fuse_channel_norm
+from edgesmith.exporters.rewrites.fuse_channel_norm import find_layer_norm, fuse_channel_norm
 from edgesmith.exporters.rewrites.keep_maps import keep_maps
 from edgesmith.exporters.rewrites.lift_flatten import lift_flatten
 from edgesmith.exporters.rewrites.merge_linears import merge_linears
@@ -110,6 +115,7 @@ SIMPLE = "fold_batchnorm"
 
 
 ORDER: tuple[Rewrite, ...] = (
+    drop_aliases,
     find_memory,
     drop_copies,
     find_mean,
@@ -120,8 +126,10 @@ ORDER: tuple[Rewrite, ...] = (
     find_loop_scan,
     find_state_space,
     find_quasiseparable,
+    find_averages,
     reroll,
     canonicalise,
+    find_layer_norm,
     find_aggregated,
     find_codewords,
     find_conv_glu,
