@@ -155,8 +155,15 @@ def index_fill(x: Tensor, dim: int, index: Tensor, value: float | Tensor) -> Ten
     return torch.where(filled, value if isinstance(value, Tensor) else torch.full_like(x, value), x)
 
 
+@decomposes(aten._unsafe_index_put.default, targets=("coreml", "coreai"), why="the converters know it by another name")
+def put_unchecked(x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False) -> Tensor:
+    """Return x with values at indices."""
+    put: Tensor = aten.index_put.default(x, indices, values, accumulate)
+    return put
+
+
 @decomposes(
-    *(aten.index_put.default, aten._unsafe_index_put.default),
+    aten.index_put.default,
     targets=("coreml", "coreai"),
     why="where a mask picks positions, Core AI's runtime ends the process, and Core ML's shapes are not known",
 )
@@ -171,6 +178,13 @@ def put_by_mask(x: Tensor, indices: Sequence[Tensor | None], values: Tensor, acc
         values = values.index_select(0, order).reshape([*mask.shape, *values.shape[1:]])
     holds = mask.reshape([*mask.shape, *[1] * len(tail)])
     return torch.where(holds, x + values if accumulate else values.to(x.dtype), x)
+
+
+@decomposes(aten.take.default, targets=("coreml", "coreai"), why="Core AI's decomposition fails on an index of no axes")
+def take(x: Tensor, index: Tensor) -> Tensor:
+    """Return numbers of the flat tensor; a negative index counts from its end."""
+    places = torch.where(index < 0, index + x.numel(), index).reshape([-1])
+    return x.reshape([-1]).index_select(0, places).reshape(index.shape)
 
 
 @decomposes(aten.diagonal_scatter.default, why="torch's ONNX exporter ends in an error of its own; no converter has it")
