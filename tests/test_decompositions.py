@@ -292,6 +292,11 @@ GROUPS = {
             "floor_by_a_number": lambda x: (x * 100) // 7.0,
             "index_filled": lambda x: x.index_fill(1, torch.tensor([0, -1]), 8.4783),
             "put_by_mask": lambda x: torch.index_put(x * 2, (x[:, 0] > 0,), x[0]),
+            "put_behind": lambda x: aten.index_put(x * 2, (None, torch.tensor([0, -1])), torch.tensor(9.0)),
+            "put_apart": lambda x: aten.index_put(
+                x[None] * 2, (None, torch.tensor([0, -1]), torch.tensor([3, 1])), x[:1, :2]
+            ),
+            "squeezed_nowhere": lambda x: torch.squeeze(x[:1, :1] * 2, ()),
             "largest_of_one": lambda x: torch.amax(x[0, 0] * 2),
             "all_along": lambda x: torch.all(x > 0.1, -1),
             "any_along": lambda x: torch.any(x > 2.0, 0, keepdim=True),
