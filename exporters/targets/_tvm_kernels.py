@@ -3,7 +3,8 @@
     conv2d, 1 x 1                         Pointwise       y = f(x W + b) g + r
     matmul by a constant                  Pointwise
     conv2d, a channel by itself           Depthwise
-    conv2d of any kernel, one group       Convolution
+    conv2d of any kernel, one group       Convolution; Winograd where it is KH x 3, with stride 1
+    conv2d or matmul of what lif fires    Spikes
 
 What follows in the graph and is read nowhere else goes into the kernel's epilogue: bias, function, gate, residual.
 Kernels read maps channels last. TVM's ConvertLayout turns the graph between them, through elementwise operators, norms
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from edgesmith.errors import Unsupported
 from edgesmith.exporters.targets._tvm_arrange import PERMUTES, RESHAPES, apply, arranged, operator, rebuilt, sizes
 from edgesmith.exporters.targets._tvm_processor import Processor
+from edgesmith.exporters.targets._tvm_sink import NEURONS, sunk
 from edgesmith.kernels.additive_attention import WEIGHTS
 from edgesmith.kernels.native import (
     additive_attention,
@@ -33,6 +35,8 @@ from edgesmith.kernels.native import (
     lmu_memory,
     norms,
     pointwise,
+    spikes,
+    winograd,
 )
 from edgesmith.kernels.native.epilogue import Epilogue
 from edgesmith.kernels.native.toolchain import CpuTarget
@@ -91,12 +95,14 @@ class Site:
         bindings: variables that the kernel computes, in order; only the last is read elsewhere.
         weight: as PyTorch has it.
         shape: of the last value.
+        of_spikes: x is 0 or 1 everywhere.
     """
 
     bindings: tuple[Any, ...]
     x: Any
     weight: np.ndarray
     shape: tuple[int, ...]
+    of_spikes: bool = False
     bias: np.ndarray | None = None
     function: str = "none"
     gate: tuple[str, Any] | None = None
@@ -117,11 +123,12 @@ def choose(module: Any, processor: Processor) -> Chosen:
     target = processor.cpu_target()
     turned = tvm.transform.Sequential(
         [
+            relax.transform.FoldConstant(),
             relax.transform.ConvertLayout({"relax.nn.conv2d": ["NHWC", "OHWI"]}),
             relax.transform.CanonicalizeBindings(),
         ]
     )(arranged(module))
-    shared = relax.transform.EliminateCommonSubexpr()(arranged(turned))
+    shared = relax.transform.EliminateCommonSubexpr()(arranged(sunk(arranged(turned))))
     return _Chooser(shared, target).choose()
 
 
@@ -138,12 +145,13 @@ class _Chooser:
         for variable, value in self.values.items():
             for read in _reads(value):
                 self.readers.setdefault(read, []).append(variable)
+        self.gone: set[Any] = set()  # variables that a kernel computes
         self.returned = Counter(_reads(main.body.body))
 
     def choose(self) -> Chosen:
         """Return the module with its kernels."""
         calls: dict[Any, Any] = {}
-        gone: set[Any] = set()
+        gone = self.gone
         for variable, value in self.values.items():
             if variable in gone:
                 continue
@@ -200,10 +208,22 @@ class _Chooser:
         weight = self._weight(value, name)
         if weight is None:
             return None
-        site = Site((variable,), value.args[0], weight, sizes(variable))
+        site = Site((variable,), value.args[0], weight, sizes(variable), self._are_spikes(value.args[0]))
         if self._op(site, value) is None:
             return None
         return self._with_epilogue(site)
+
+    def _are_spikes(self, variable: Any) -> bool:
+        """Return whether a value is what neurons fire: 0 or 1, in whatever arrangement."""
+        from tvm import relax
+
+        value = self.values.get(variable)
+        name = operator(value)
+        if name == PERMUTES or name in RESHAPES:
+            return self._are_spikes(value.args[0])
+        if name == "relax.concat" and isinstance(value.args[0], relax.Tuple):
+            return all(self._are_spikes(one) for one in value.args[0].fields)
+        return _called_name(value) == NEURONS
 
     def _weight(self, value: Any, name: str) -> np.ndarray | None:
         """Return a layer's weight as PyTorch has it, where it is a constant."""
@@ -218,6 +238,8 @@ class _Chooser:
         """Return the kernel's op for a layer; None where none computes it."""
         if operator(value) == "relax.matmul":
             pixels = _product(site.shape[:-1])
+            if site.of_spikes:
+                return self._spikes(site, (1, 1, pixels, site.weight.shape[1]))
             return pointwise.Pointwise(pixels, site.weight.shape[1], site.weight.shape[0], site.epilogue)
         batch, height, width, channels = sizes(site.x)
         given, (outputs, inputs, *kernel) = value.attrs, site.weight.shape
@@ -230,11 +252,27 @@ class _Chooser:
             return depthwise.Depthwise(batch, height, width, channels, size, strides[0], sides, site.epilogue)
         if groups != 1:
             return None
+        if site.of_spikes:
+            return self._spikes(site, (batch, height, width, channels), size, strides[0], sides, dilation[0])
         if size == (1, 1) and strides[0] == 1 and not any(sides):
             return pointwise.Pointwise(batch * height * width, channels, outputs, site.epilogue)
-        return convolution.Convolution(
+        layer = convolution.Convolution(
             batch, height, width, channels, outputs, size, strides[0], sides, dilation[0], site.epilogue
         )
+        return winograd.Winograd(layer) if winograd.suits(layer) else layer
+
+    def _spikes(
+        self,
+        site: Site,
+        shape: Shape,
+        kernel: tuple[int, int] = (1, 1),
+        stride: int = 1,
+        padding: tuple[int, int, int, int] = (0, 0, 0, 0),
+        dilation: int = 1,
+    ) -> spikes.Spikes:
+        """Return the kernel's op for a layer of spikes."""
+        layer = convolution.Convolution(*shape, site.weight.shape[0], kernel, stride, padding, dilation, site.epilogue)
+        return spikes.Spikes(layer)
 
     def _with_epilogue(self, site: Site) -> Site:
         """Return a site with all that can follow in its kernel."""
@@ -246,7 +284,7 @@ class _Chooser:
         """Return a site with the operator that follows it, or None where that is not the kernel's."""
         last = site.bindings[-1]
         readers = self.readers.get(last, [])
-        if len(readers) != 1 or last in self.returned:
+        if len(readers) != 1 or last in self.returned or readers[0] in self.gone:
             return None
         (reader,) = readers
         value, name = self.values[reader], operator(self.values[reader])
@@ -298,7 +336,9 @@ class _Chooser:
     def _call(self, site: Site) -> Any:
         """Return the call of a site's kernel, which is added to the kernels."""
         op = self._op(site, self.values[site.bindings[0]])
-        module = next(one for one in (pointwise, convolution, depthwise) if one.__name__ == type(op).__module__)
+        module = next(
+            one for one in (pointwise, convolution, depthwise, spikes, winograd) if one.__name__ == type(op).__module__
+        )
         unit = module.emit(op, self.target)
         packed = module.pack(op, self.target, site.weight, site.bias)
         given = [site.x, *(one[1] for one in (site.gate, site.residual) if one is not None)]

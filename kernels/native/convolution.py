@@ -9,7 +9,7 @@ from edgesmith.kernels.native.epilogue import NOTHING, Epilogue
 from edgesmith.kernels.native.packing import pack_panels, panels_size
 from edgesmith.kernels.native.tiles import LEAST_TASKS, Tile, ceil_div, choose_tile, group_panels, panels
 from edgesmith.kernels.native.toolchain import CpuTarget
-from edgesmith.kernels.native.unit import Argument, Unit, make_symbol, render
+from edgesmith.kernels.native.unit import Argument, Constant, Unit, make_symbol, render
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,20 +60,7 @@ def emit(op: Convolution, target: CpuTarget) -> Unit:
     rows = op.batch * out_height
     rows_a_task = max(1, rows // LEAST_TASKS)
     symbol = _name(op)
-    constants = {
-        "BATCH": op.batch,
-        "H": op.height,
-        "W": op.width,
-        "C": op.inputs,
-        "KH": op.kernel[0],
-        "KW": op.kernel[1],
-        "STRIDE": op.stride,
-        "DILATION": op.dilation,
-        "TOP": op.padding[0],
-        "LEFT": op.padding[1],
-        "OH": out_height,
-        "OW": out_width,
-        "N": op.outputs,
+    constants = geometry(op) | {
         "P": tile.pixels,
         "V": tile.vectors,
         "ROWS_A_TASK": rows_a_task,
@@ -90,6 +77,26 @@ def emit(op: Convolution, target: CpuTarget) -> Unit:
         Argument("output", "y", (op.batch, out_height, out_width, op.outputs)),
     )
     return Unit(symbol, source, arguments, 0, 2 * pixels * op.taps * op.outputs)
+
+
+def geometry(op: Convolution) -> dict[str, Constant]:
+    """Return the constants that say what a layer computes."""
+    out_height, out_width = op.out
+    return {
+        "BATCH": op.batch,
+        "H": op.height,
+        "W": op.width,
+        "C": op.inputs,
+        "KH": op.kernel[0],
+        "KW": op.kernel[1],
+        "STRIDE": op.stride,
+        "DILATION": op.dilation,
+        "TOP": op.padding[0],
+        "LEFT": op.padding[1],
+        "OH": out_height,
+        "OW": out_width,
+        "N": op.outputs,
+    }
 
 
 def _name(op: Convolution) -> str:

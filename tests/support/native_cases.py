@@ -26,6 +26,8 @@ from edgesmith.kernels.native import (
     mlp,
     norms,
     pointwise,
+    spikes,
+    winograd,
 )
 from edgesmith.kernels.native.epilogue import Epilogue
 from edgesmith.kernels.native.toolchain import CpuTarget
@@ -126,6 +128,26 @@ def of_convolution(op: convolution.Convolution, target: CpuTarget) -> Case:
     y, more = finish(convolve(x, weight, bias, op), op.epilogue, draw)
     packed = convolution.pack(op, target, weight.numpy(), bias.numpy())
     return Case(convolution.emit(op, target), (x.numpy(), *more, packed), (y.numpy(),))
+
+
+def of_spikes(op: spikes.Spikes, target: CpuTarget) -> Case:
+    """A convolution of spikes, of which one in five fires."""
+    draw, layer = Drawn(op.layer.inputs), op.layer
+    x = (draw(layer.batch, layer.height, layer.width, layer.inputs) > 0.84).float()
+    weight, bias = draw(layer.outputs, layer.inputs, *layer.kernel), draw(layer.outputs)
+    y, more = finish(convolve(x, weight, bias, layer), layer.epilogue, draw)
+    packed = spikes.pack(op, target, weight.numpy(), bias.numpy())
+    return Case(spikes.emit(op, target), (x.numpy(), *more, packed), (y.numpy(),))
+
+
+def of_winograd(layer: convolution.Convolution, target: CpuTarget) -> Case:
+    """A dense convolution with fewer products."""
+    draw, op = Drawn(layer.inputs), winograd.Winograd(layer)
+    x = draw(layer.batch, layer.height, layer.width, layer.inputs)
+    weight, bias = draw(layer.outputs, layer.inputs, *layer.kernel, scale=layer.taps**-0.5), draw(layer.outputs)
+    y, more = finish(convolve(x, weight, bias, layer), layer.epilogue, draw)
+    packed = winograd.pack(op, target, weight.numpy(), bias.numpy())
+    return Case(winograd.emit(op, target), (x.numpy(), *more, packed), (y.numpy(),))
 
 
 def of_elementwise(op: elementwise.Elementwise, target: CpuTarget) -> Case:
@@ -295,7 +317,18 @@ def sweep(target: CpuTarget) -> list[Case]:
         convolution.Convolution(1, 3, 1, 2, 5, (1, 1), 2, (0, 0, 0, 0)),
         convolution.Convolution(1, 2, 4, 1, 50, (7, 7), 1, (3, 3, 3, 3)),
     )
+    threes = (
+        convolution.Convolution(1, 1, 33, 19, 67, (1, 3), 1, (0, 1, 0, 1), 1, Epilogue("relu", residual="after")),
+        convolution.Convolution(2, 5, 12, 3, 33, (3, 3), 1, (1, 1, 1, 1), 1, SILU),
+        convolution.Convolution(1, 6, 7, 17, 40, (2, 3), 1, (2, 2, 0, 0), 1, Epilogue("none", gate="pixel")),
+        convolution.Convolution(1, 3, 3, 1, 1, (3, 3), 1, (0, 0, 0, 0)),
+    )
+    lines = (
+        convolution.Convolution(1, 1, 29, 40, 265, (1, 3), 1, (0, 1, 0, 1), 1, Epilogue(residual="after")),
+        convolution.Convolution(1, 1, 9, 67, 61, (1, 1), 1, (0, 0, 0, 0)),
+    )
     neurons = (
+        lif.Lif(2, 9, 167),
         lif.Lif(2, 33, 67, tau=3.0),
         lif.Lif(1, 20, 19, 3.0, 0.7, None, False),
         lif.Lif(3, 20, 5, 2.0, 0.5, -0.2),
@@ -309,6 +342,8 @@ def sweep(target: CpuTarget) -> list[Case]:
         *(of_pointwise(op, target, has_bias=op.outputs != 39) for op in layers),
         *(of_depthwise(op, target) for op in strips),
         *(of_convolution(op, target) for op in maps),
+        *(of_winograd(op, target) for op in threes),
+        *(of_spikes(spikes.Spikes(op), target) for op in (*maps, *lines)),
         *(of_elementwise(elementwise.Elementwise(4163, name), target) for name in ("exp", "sigmoid", "silu", "gelu")),
         *(of_layer_norm(norms.LayerNorm(9, channels), target) for channels in (1, 23, 64)),
         of_group_norm(norms.GroupNorm(2, 33, 21, 3), target),
