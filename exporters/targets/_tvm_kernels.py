@@ -2,8 +2,9 @@
 
     conv2d, 1 x 1                         Pointwise       y = f(x W + b) g + r
     matmul by a constant                  Pointwise
+    matmul of two values                  Matmul
     conv2d, a channel by itself           Depthwise
-    conv2d of any kernel, one group       Convolution; Winograd where it is KH x 3, with stride 1
+    conv2d of any kernel and groups       Convolution; Winograd where it is KH x 3, with stride 1
     conv2d or matmul of what lif fires    Spikes
 
 What follows in the graph and is read nowhere else goes into the kernel's epilogue: bias, function, gate, residual.
@@ -33,6 +34,7 @@ from edgesmith.kernels.native import (
     hidden_state_mixer,
     lif,
     lmu_memory,
+    matmul,
     norms,
     pointwise,
     spikes,
@@ -188,12 +190,20 @@ class _Chooser:
         name = operator(value)
         if name not in ALONE or _dtype(variable) != "float32":
             return None
+        if (
+            name == "relax.matmul"
+            and _constant(value.args[1], self.values) is not None
+            and len(sizes(value.args[1])) == 2
+        ):
+            return None  # a layer, with an epilogue
         op = ALONE[name](value)
         if op is None:
             return None
         kind, unit = op[0], op[1](self.target)
+        if kind == "matmul":
+            return self._called(kind, unit, list(value.args), (), variable.ty, unit.flops // 2)
         packed = tuple[Any, ...]()
-        if kind != "mean":
+        if kind not in ("mean", "softmax"):
             weight, bias = (_constant(one, self.values) for one in value.args[1:3])
             if weight is None or bias is None:
                 return None
@@ -239,40 +249,28 @@ class _Chooser:
         if operator(value) == "relax.matmul":
             pixels = _product(site.shape[:-1])
             if site.of_spikes:
-                return self._spikes(site, (1, 1, pixels, site.weight.shape[1]))
+                return spikes.Spikes(_line(pixels, site))
             return pointwise.Pointwise(pixels, site.weight.shape[1], site.weight.shape[0], site.epilogue)
-        batch, height, width, channels = sizes(site.x)
+        shape = batch, height, width, channels = sizes(site.x)
         given, (outputs, inputs, *kernel) = value.attrs, site.weight.shape
-        strides, padding, dilation = ([int(n) for n in one] for one in (given.strides, given.padding, given.dilation))
-        if strides[0] != strides[-1] or dilation[0] != dilation[-1] or str(given.data_layout) != "NHWC":
+        padding = [int(n) for n in given.padding]
+        out = sizes(value)[1:3]
+        stride, dilation = _same(given.strides, out), _same(given.dilation, kernel)
+        if stride is None or dilation is None or str(given.data_layout) != "NHWC":
             return None
         sides: Any = tuple(padding * (4 // len(padding)))
         groups, size = int(given.groups), tuple(kernel)
-        if groups == channels == outputs and inputs == 1 and dilation[0] == 1 and channels > 1:
-            return depthwise.Depthwise(batch, height, width, channels, size, strides[0], sides, site.epilogue)
-        if groups != 1:
-            return None
-        if site.of_spikes:
-            return self._spikes(site, (batch, height, width, channels), size, strides[0], sides, dilation[0])
-        if size == (1, 1) and strides[0] == 1 and not any(sides):
+        if groups == channels == outputs and inputs == 1 and channels > 1:
+            strip = depthwise.Depthwise(*shape, size, stride, sides, site.epilogue, dilation)
+            return strip if strip.out == out else None
+        if size == (1, 1) and stride == groups == 1 and not any(sides) and not site.of_spikes:
             return pointwise.Pointwise(batch * height * width, channels, outputs, site.epilogue)
-        layer = convolution.Convolution(
-            batch, height, width, channels, outputs, size, strides[0], sides, dilation[0], site.epilogue
-        )
+        layer = convolution.Convolution(*shape, outputs, size, stride, sides, dilation, site.epilogue, groups)
+        if layer.out != out:
+            return None
+        if site.of_spikes and groups == 1:
+            return spikes.Spikes(layer)
         return winograd.Winograd(layer) if winograd.suits(layer) else layer
-
-    def _spikes(
-        self,
-        site: Site,
-        shape: Shape,
-        kernel: tuple[int, int] = (1, 1),
-        stride: int = 1,
-        padding: tuple[int, int, int, int] = (0, 0, 0, 0),
-        dilation: int = 1,
-    ) -> spikes.Spikes:
-        """Return the kernel's op for a layer of spikes."""
-        layer = convolution.Convolution(*shape, site.weight.shape[0], kernel, stride, padding, dilation, site.epilogue)
-        return spikes.Spikes(layer)
 
     def _with_epilogue(self, site: Site) -> Site:
         """Return a site with all that can follow in its kernel."""
@@ -449,12 +447,49 @@ def _mean(value: Any) -> tuple[str, Any] | None:
     return "mean", partial(norms.emit_mean, norms.Mean(shape[0], _product(shape[1:-1]), shape[-1]))
 
 
+def _softmax(value: Any) -> tuple[str, Any] | None:
+    """Return the kernel of a softmax over the last axis."""
+    shape = sizes(value)
+    if int(value.attrs.axis) % len(shape) != len(shape) - 1:
+        return None
+    return "softmax", partial(norms.emit_softmax, norms.Softmax(_product(shape[:-1]), shape[-1]))
+
+
+def _matmul(value: Any) -> tuple[str, Any] | None:
+    """Return the kernel of a product of two values, whose batches are the same, or the right one has none."""
+    left, right = (sizes(one) for one in value.args)
+    if len(left) < 2 or len(right) < 2 or value.ty.dtype.dtype != value.args[0].ty.dtype.dtype:
+        return None
+    is_shared = _product(right[:-2]) == 1
+    if is_shared:
+        op = matmul.Matmul(1, _product(left[:-1]), left[-1], right[-1])
+    elif left[:-2] == right[:-2]:
+        op = matmul.Matmul(_product(left[:-2]), left[-2], left[-1], right[-1])
+    else:
+        return None
+    return "matmul", partial(matmul.emit, op)
+
+
 ALONE: dict[str, Callable[[Any], tuple[str, Any] | None]] = {
     "relax.nn.layer_norm": _layer_norm,
     "relax.nn.group_norm": _group_norm,
     "relax.mean": _mean,
+    "relax.nn.softmax": _softmax,
+    "relax.matmul": _matmul,
 }
 """Operators that a kernel computes without what follows, and which kernel that is."""
+
+
+def _line(pixels: int, site: Site) -> convolution.Convolution:
+    """Return a linear layer as a convolution of one row."""
+    outputs, inputs = site.weight.shape
+    return convolution.Convolution(1, 1, pixels, inputs, outputs, (1, 1), 1, (0, 0, 0, 0), 1, site.epilogue)
+
+
+def _same(steps: Any, sizes: Sequence[int]) -> int | None:
+    """Return the step of both axes; an axis with one place has any. None where the two differ."""
+    counted = {int(step) for step, size in zip(steps, sizes, strict=True) if size > 1}
+    return counted.pop() if len(counted) == 1 else 1 if not counted else None
 
 
 def _called_name(value: Any) -> str:

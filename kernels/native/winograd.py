@@ -38,7 +38,7 @@ class Winograd:
 def suits(layer: Convolution) -> bool:
     """Return whether a layer can be computed so, and is faster for it."""
     tall, wide = layer.kernel
-    is_plain = wide == 3 and layer.stride == layer.dilation == 1 and layer.out[1] > 3
+    is_plain = wide == 3 and layer.stride == layer.dilation == layer.groups == 1 and layer.out[1] > 3
     return is_plain and tall * layer.inputs >= FEWEST and layer.outputs >= FEWEST
 
 
