@@ -227,7 +227,7 @@ class _Chooser:
         """Return whether a value is what neurons fire: 0 or 1, in whatever arrangement."""
         from tvm import relax
 
-        value = self.values.get(variable)
+        value: Any = self.values.get(variable)
         name = operator(value)
         if name == PERMUTES or name in RESHAPES:
             return self._are_spikes(value.args[0])
@@ -251,26 +251,32 @@ class _Chooser:
             if site.of_spikes:
                 return spikes.Spikes(_line(pixels, site))
             return pointwise.Pointwise(pixels, site.weight.shape[1], site.weight.shape[0], site.epilogue)
-        shape = batch, height, width, channels = sizes(site.x)
+        return self._convolution(site, value)
+
+    def _convolution(self, site: Site, value: Any) -> Any:
+        """Return the kernel's op for a convolution; None where none computes it."""
+        batch, height, width, channels = sizes(site.x)
         given, (outputs, inputs, *kernel) = value.attrs, site.weight.shape
-        padding = [int(n) for n in given.padding]
-        out = sizes(value)[1:3]
+        padding, out = [int(n) for n in given.padding], sizes(value)[1:3]
         stride, dilation = _same(given.strides, out), _same(given.dilation, kernel)
         if stride is None or dilation is None or str(given.data_layout) != "NHWC":
             return None
         sides: Any = tuple(padding * (4 // len(padding)))
-        groups, size = int(given.groups), tuple(kernel)
+        groups, size = int(given.groups), (kernel[0], kernel[1])
+        made: Any
         if groups == channels == outputs and inputs == 1 and channels > 1:
-            strip = depthwise.Depthwise(*shape, size, stride, sides, site.epilogue, dilation)
-            return strip if strip.out == out else None
+            made = depthwise.Depthwise(batch, height, width, channels, size, stride, sides, site.epilogue, dilation)
+            return made if made.out == out else None
         if size == (1, 1) and stride == groups == 1 and not any(sides) and not site.of_spikes:
             return pointwise.Pointwise(batch * height * width, channels, outputs, site.epilogue)
-        layer = convolution.Convolution(*shape, outputs, size, stride, sides, dilation, site.epilogue, groups)
-        if layer.out != out:
+        made = convolution.Convolution(
+            batch, height, width, channels, outputs, size, stride, sides, dilation, site.epilogue, groups
+        )
+        if made.out != out:
             return None
         if site.of_spikes and groups == 1:
-            return spikes.Spikes(layer)
-        return winograd.Winograd(layer) if winograd.suits(layer) else layer
+            return spikes.Spikes(made)
+        return winograd.Winograd(made) if winograd.suits(made) else made
 
     def _with_epilogue(self, site: Site) -> Site:
         """Return a site with all that can follow in its kernel."""

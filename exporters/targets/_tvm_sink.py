@@ -40,7 +40,7 @@ SINGLE = frozenset(
 NEURONS = "edgesmith.lif"
 
 LARGEST = 2**24
-"""Numbers of a constant that is looked at whole."""
+"""Numbers of a value whose order is looked at."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class _Sinker:
         import tvm
 
         views = [self.views[one] for one in value.args if one in self.views and sizes(one) == sizes(variable)]
-        if not views:
+        if not views or math.prod(sizes(variable)) > LARGEST:
             return value
         view = views[0]
         given = [self._before(one, view, sizes(variable)) for one in value.args]
@@ -108,10 +108,12 @@ class _Sinker:
         if isinstance(one, tvm.ir.GenericConst):
             return self._constant_before(one.value.numpy(), view, shape)
         other = self.views.get(one)
-        if other is None or sizes(one) != shape or sizes(other.source) != sizes(view.source):
+        if other is None or sizes(one) != shape:
             return None
-        alike = other.calls == view.calls or bool((self._order(other) == self._order(view)).all())
-        return other.source if alike else None
+        shaped = sizes(view.source)
+        if not (self._order(other) == self._order(view)).all():
+            return None
+        return other.source if sizes(other.source) == shaped else relax.op.reshape(other.source, list(shaped))
 
     def _constant_before(self, array: np.ndarray, view: View, shape: tuple[int, ...]) -> Any:
         """Return a constant that is as long as it has to be where an arrangement begins."""
@@ -120,7 +122,7 @@ class _Sinker:
 
         if array.size == 1:
             return relax.const(array.reshape(()))
-        if math.prod(shape) > LARGEST or array.ndim > len(shape):
+        if array.ndim > len(shape):
             return None
         flat = np.empty(math.prod(shape), array.dtype)
         flat[self._order(view).ravel()] = np.broadcast_to(array, shape).ravel()
@@ -171,13 +173,14 @@ class _Sinker:
         """Return the positions in its source of a view's numbers."""
         import numpy as np
 
-        if view.calls not in self._orders:
+        key = (sizes(view.source), *map(id, view.calls))  # `views` keeps the calls
+        if key not in self._orders:
             shape = sizes(view.source)
             numbers = np.arange(math.prod(shape), dtype=np.int32).reshape(shape)
             for call in view.calls:
                 numbers = apply(numbers, call)
-            self._orders[view.calls] = numbers
-        return self._orders[view.calls]
+            self._orders[key] = numbers
+        return self._orders[key]
 
 
 def _again(call: Any, value: Any) -> Any:
