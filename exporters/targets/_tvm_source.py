@@ -60,7 +60,7 @@ def line_of_calls(name: str, listing: Listing, plan: Plan, description: Mapping[
         weights: the file of its parameters.
     """
     prefix = identifier(name)
-    text = json.dumps(description, ensure_ascii=True, separators=(",", ":"), sort_keys=True)
+    said = json.dumps(description, ensure_ascii=True, separators=(",", ":"), sort_keys=True)
     declared = "\n".join(_declarations(listing.calls))
     calls = "\n".join(
         f"{_call(number, call, listing, plan)}\n  ENDED({number + 1});" for number, call in enumerate(listing.calls)
@@ -68,22 +68,7 @@ def line_of_calls(name: str, listing: Listing, plan: Plan, description: Mapping[
     places = "\n".join(_staged(number, value, plan) for number, value in enumerate(listing.inputs))
     results = "\n".join(_result(number, value, listing, plan) for number, value in enumerate(listing.outputs))
     return f"""\
-// {name}: every call in order, at positions that were planned ahead. Written by edgesmith.
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
-#include <time.h>
-
-#define SHOWN extern "C" __attribute__((visibility("default")))
-#define ENDED(number) if (times) times[number] = now()
-
-__asm__(".pushsection .rodata\\n.balign {ALIGNMENT}\\n.hidden {prefix}_weights\\n.globl {prefix}_weights\\n"
-        "{prefix}_weights:\\n.incbin \\"{weights}\\"\\n.byte 0\\n.popsection\\n");
-extern "C" const char {prefix}_weights[] __attribute__((visibility("hidden")));
-
-SHOWN const char {prefix}_description[] __attribute__((section("{SECTION}"), used)) =
-{_literal(text)};
-
+{_opening(name, said, weights)}
 extern "C" {{
 {declared}
 int es_set_threads(int);
@@ -119,6 +104,34 @@ static int run(const void *const *inputs, void *const *outputs, void *memory, in
   return 0;
 }}
 
+{_entries(prefix)}"""
+
+
+def _opening(name: str, description: str, weights: str) -> str:
+    """Return the headers, the parameters, and what the library says of itself."""
+    prefix = identifier(name)
+    return f"""\
+// {name}: every call in order, at positions that were planned ahead. Written by edgesmith.
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#include <time.h>
+
+#define SHOWN extern "C" __attribute__((visibility("default")))
+#define ENDED(number) if (times) times[number] = now()
+
+__asm__(".pushsection .rodata\\n.balign {ALIGNMENT}\\n.hidden {prefix}_weights\\n.globl {prefix}_weights\\n"
+        "{prefix}_weights:\\n.incbin \\"{weights}\\"\\n.byte 0\\n.popsection\\n");
+extern "C" const char {prefix}_weights[] __attribute__((visibility("hidden")));
+
+SHOWN const char {prefix}_description[] __attribute__((section("{SECTION}"), used)) =
+{_literal(description)};
+"""
+
+
+def _entries(prefix: str) -> str:
+    """Return the functions by which programs call a model, and the table for those that do not know its name."""
+    return f"""\
 SHOWN int {prefix}_run(const void *const *inputs, void *const *outputs, void *memory) {{
   return run(inputs, outputs, memory, NULL);
 }}
