@@ -3,6 +3,7 @@
     relu(permute(x))                           permute(relu(x))
     add(permute(x), permute(y))                permute(add(x, y)), where both arrange alike; so with a constant
     lif(reshape(permute(x)))                   the same neurons, over the axis of x that is the time
+    mean(permute(x))                           the mean over those axes of x that hold the same numbers
 
 An arrangement that comes behind its operators meets the next one, and the two cancel (_tvm_arrange.py); and the
 operators lie beside the layer before them, whose epilogue takes them.
@@ -10,6 +11,7 @@ operators lie beside the layer before them, whose epilogue takes them.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -81,6 +83,8 @@ class _Sinker:
             return value
         if name in SINGLE:
             return self._single(variable, value)
+        if name == "relax.mean":
+            return self._mean(variable, value)
         if name == "relax.call_dps_packed" and str(value.args[0].global_symbol) == NEURONS:
             return self._neurons(variable, value)
         return value
@@ -155,6 +159,32 @@ class _Sinker:
         before = [(given, relax.op.reshape(view.source, shape)), (spikes, fired)]
         return [*before, *self._arranged(variable, last, view.source, view.calls)]
 
+    def _mean(self, variable: Any, value: Any) -> Any:
+        """Return a mean over axes of the source, where some hold together the numbers that it is of."""
+        import numpy as np
+        from tvm import relax
+
+        view = self.views.get(value.args[0])
+        if view is None or math.prod(sizes(value.args[0])) > LARGEST:
+            return value
+        order, shape = self._order(view), sizes(view.source)
+        axes = [int(axis) % order.ndim for axis in value.attrs.axis or range(order.ndim)]
+        wanted = _rows(order, axes)
+        single = [axis for axis, size in enumerate(shape) if size == 1 and 0 < axis < len(shape) - 1]
+        long = [axis for axis, size in enumerate(shape) if size > 1]
+        numbers = np.arange(order.size, dtype=np.int32).reshape(shape)
+        for count in range(len(long) + 1):
+            for chosen in itertools.combinations(long, count):
+                if math.prod(shape[axis] for axis in chosen) != wanted.shape[1]:
+                    continue
+                over = sorted({*chosen, *single})
+                if np.array_equal(_rows(numbers, over), wanted):
+                    left = [size for axis, size in enumerate(shape) if axis not in over]
+                    made = relax.DataflowVar("mean", relax.TensorType(left, variable.ty.dtype))
+                    found = relax.op.mean(view.source, over)
+                    return [(made, found), (variable, relax.op.reshape(made, list(sizes(variable))))]
+        return value
+
     def _arranged(self, variable: Any, value: Any, source: Any, calls: Sequence[Any]) -> list[tuple[Any, Any]]:
         """Return the bindings of a value of a source's shape, arranged by some calls; the last one is the variable."""
         from tvm import relax
@@ -181,6 +211,15 @@ class _Sinker:
                 numbers = apply(numbers, call)
             self._orders[key] = numbers
         return self._orders[key]
+
+
+def _rows(order: np.ndarray, axes: Sequence[int]) -> np.ndarray:
+    """Return which numbers lie together along some axes, sorted, for each place of the others."""
+    import numpy as np
+
+    kept = [axis for axis in range(order.ndim) if axis not in axes]
+    together = order.transpose(*kept, *axes).reshape(math.prod(order.shape[axis] for axis in kept), -1)
+    return np.sort(together, axis=1)
 
 
 def _again(call: Any, value: Any) -> Any:
