@@ -148,9 +148,14 @@ def open_onnxruntime(path: str, threads: int, seed: int) -> Call:
 
 def open_compiled(path: str, threads: int, seed: int) -> Call:
     """A call that runs a library of target tvm once; inputs are normal numbers or zeros."""
+    said, bind = load_compiled(path, threads)
+    return bind(*arrays_compiled(said, seed))
+
+
+def arrays_compiled(said: dict[str, Any], seed: int) -> tuple[list[Any], list[Any]]:
+    """Arrays that a library reads, of normal numbers or zeros, and arrays that it writes."""
     import numpy
 
-    said, bind = load_compiled(path)
     draw = numpy.random.RandomState(seed)
     given = [
         numpy.zeros(one["shape"], one["dtype"])
@@ -158,34 +163,67 @@ def open_compiled(path: str, threads: int, seed: int) -> Call:
         else numpy.asarray(draw.standard_normal(one["shape"])).astype(one["dtype"])
         for one in said["inputs"]
     ]
-    return bind(given, [numpy.empty(one["shape"], one["dtype"]) for one in said["outputs"]])
+    return given, [numpy.empty(one["shape"], one["dtype"]) for one in said["outputs"]]
 
 
-def load_compiled(path: str) -> tuple[dict[str, Any], Callable[[Sequence[Any], Sequence[Any]], Call]]:
+def load_compiled(
+    path: str, threads: int = 1, times: Any = None
+) -> tuple[dict[str, Any], Callable[[Sequence[Any], Sequence[Any]], Call]]:
     """The description that a library of target tvm has, and a function from the arrays it reads and writes to a call.
 
-    Every such library has `edgesmith_entry`: its description in JSON, how much memory it works in, and its call.
+    Every such library has `edgesmith_entry`: its description in JSON, how much memory it works in, its call, a function
+    that sets its threads, and its call with an array of int64, `times`: nanoseconds when the first of the calls that it
+    consists of began, and when each of them ended.
     """
     import numpy
 
     library = ctypes.CDLL(os.path.abspath(path))  # noqa: PTH100  # a name without a folder is looked for elsewhere
-    entry: Any = (ctypes.c_void_p * 3).in_dll(library, "edgesmith_entry")
-    description, memory_bytes, run = entry
+    entry: Any = (ctypes.c_void_p * 5).in_dll(library, "edgesmith_entry")
+    description, memory_bytes, run, set_threads, run_timed = entry
+    if ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int)(set_threads)(threads):
+        raise Refusal(f"{Path(path).name} runs on 1 to 64 threads, as many as the system gives, got {threads}")
     block = numpy.empty(ctypes.CFUNCTYPE(ctypes.c_size_t)(memory_bytes)() + 64, numpy.uint8)
     memory = ctypes.c_void_p(block.ctypes.data + -block.ctypes.data % 64)
-    function = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)(run)
+    more = () if times is None else (ctypes.c_void_p(times.ctypes.data),)
+    kind = ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_void_p] * (3 + len(more)))
+    function = kind(run_timed if more else run)
 
     def bind(given: Sequence[Any], made: Sequence[Any]) -> Call:
         read, written = ((ctypes.c_void_p * max(1, len(x)))(*[one.ctypes.data for one in x]) for x in (given, made))
 
         def call() -> None:
-            if function(read, written, memory):
+            if function(read, written, memory, *more):
                 raise Refusal(f"{Path(path).name} does not run: it returned a number that is not 0")
 
-        call.holds = (library, given, made, block)  # type: ignore[attr-defined]  # as long as the call
+        call.holds = (library, given, made, block, times)  # type: ignore[attr-defined]  # as long as the call
         return call
 
     return json.loads(ctypes.string_at(description).decode()), bind
+
+
+def operators_compiled(path: str, threads: int, seed: int, seconds: float) -> dict[str, Any]:
+    """Time per call of compiled code, of calls after the warm-up; reading the clock adds some 30 ns to each."""
+    import numpy
+
+    names = load_compiled(path)[0]["calls"]
+    times = numpy.zeros(len(names) + 1, "int64")
+    said, bind = load_compiled(path, threads, times)
+    call = bind(*arrays_compiled(said, seed))
+    warm_up(call)
+    found: list[Any] = []
+    start = time.perf_counter()
+    while len(found) < FEWEST_PROFILED or (len(found) < MOST_PROFILED and time.perf_counter() - start < seconds):
+        call()
+        found.append(times / 1e6)
+    spent = numpy.diff(found, axis=1)
+    return {
+        "calls": len(found),
+        "call_ms": median([float(one[-1] - one[0]) for one in found]),
+        "operators": [
+            {"name": f"{symbol} {i}", "type": kind, "ms": median(spent[:, i].tolist())}
+            for i, (symbol, kind) in enumerate(names)
+        ],
+    }
 
 
 def version_compiled() -> str:
@@ -405,6 +443,7 @@ RUNTIMES: dict[str, tuple[Callable[..., Call], Callable[[], str]]] = {
 }
 PROFILES: dict[str, Callable[[str, int, int, float], dict[str, Any]]] = {
     "onnxruntime": operators_onnxruntime,
+    "compiled": operators_compiled,
     **{name: partial(operators_engine, module=name) for name in ENGINES},
 }
 
