@@ -10,7 +10,6 @@ target's costs say whether it does, and whether the row is long enough: MLP-mixe
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -135,11 +134,11 @@ class _Row:
         """Return the microseconds that the row takes less when it is transposed."""
 
         def moved_us(node: Node, gb_s: float) -> float:
-            value = val(node)
-            return costs.launch_us + 2e-3 * value.numel() * value.element_size() / gb_s
+            count = numbers(val(node).shape) or 0
+            return costs.launch_us + 2e-3 * count * val(node).element_size() / gb_s
 
         sums = sum(moved_us(node, costs.stream_gb_s) for node in self.biases)
-        batch = math.prod(val(self.entry).shape[:-2])
+        batch = numbers(val(self.entry).shape[:-2]) or 1
         matmuls = len(self.products) * (batch - 1) * costs.matmul_us
         return sums + matmuls - sum(moved_us(node, costs.copy_gb_s) for node in (self.entry, *self.exits()))
 

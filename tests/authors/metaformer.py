@@ -1,4 +1,4 @@
-"""MetaFormer baselines in their authors' manner: [B, H, W, C] throughout, norms spelled out, flips around each mixer."""
+"""MetaFormer baselines in their authors' manner: [B, H, W, C], norms spelled out, flips around each mixer."""
 
 from __future__ import annotations
 

@@ -142,9 +142,8 @@ class SegFormer(nn.Module):
     def __init__(self, dims: Sequence[int], width: int, num_classes: int = 19) -> None:
         super().__init__()
         before = (3, *dims)
-        self.stages = nn.ModuleList(
-            Stage(before[i], dims[i], 2, heads, ratio) for i, (heads, ratio) in enumerate(((1, 8), (2, 4), (5, 2), (8, 1)))
-        )
+        sizes = zip(before, dims, (1, 2, 5, 8), (8, 4, 2, 1), strict=False)
+        self.stages = nn.ModuleList(Stage(*channels, 2, heads, ratio) for *channels, heads, ratio in sizes)
         self.decode_head = DecodeHead(dims, width, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
