@@ -82,7 +82,7 @@ def _bias(module: GraphModule, node: Node, product: Node) -> Tensor | None:
 
 @dataclass
 class _Row:
-    """What follows from one value by such products and by operators that any layout has.
+    """Such products of one value, one after the other, with operators between that any layout has.
 
     Attributes:
         nodes: in program order.
