@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -190,6 +191,7 @@ def versions(target: Target) -> dict[str, str]:
     return {package: _version(package) for package in packages}
 
 
+@functools.cache
 def _version(package: str) -> str:
     """Return the version of an imported package, whatever its distribution is called."""
     try:

@@ -154,10 +154,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def sources() -> Iterator[None]:
-    """Read each source once. At every ONNX export torch's exporter asks for those of all 500 of its translations."""
+def operators() -> Iterator[None]:
+    """Have torch ask its dispatcher for the operators without kernels once a decomposition, not once a namespace."""
+    collect = torch._export.utils._collect_all_valid_cia_ops
+    materialize = torch._export.utils._materialize_cpp_cia_ops
+
+    def collect_once() -> set[Any]:
+        materialize()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch._export.utils, "_materialize_cpp_cia_ops", lambda: None)
+            return collect()
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inspect, "getsource", functools.cache(inspect.getsource))
+        for user in (torch.export.exported_program, torch.export.decomp_utils):
+            patch.setattr(user, "_collect_all_valid_cia_ops", collect_once)
         yield
 
 

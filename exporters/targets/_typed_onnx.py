@@ -9,6 +9,7 @@ labels. Names of nodes and weights are the model's own.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import json
 import logging
@@ -28,6 +29,7 @@ from edgesmith.readers.messages import read_onnx
 if TYPE_CHECKING:
     import numpy as np
     import onnx
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
 
     from edgesmith.exporters.graph.capture import Program
     from edgesmith.exporters.manifest import InterfaceRecord, ValueRecord
@@ -66,7 +68,7 @@ def lower(program: Program, path: Path, request: Request, coarse_from: Mapping[s
     }
     table[torch.ops.aten.group_norm.default] = _group_norm
     table[torch.ops.aten.clamp.default] = _clamp
-    with _quiet(), _exact_units():
+    with _quiet(), _exact_units(), _registry_once():
         try:
             written = torch.onnx.export(
                 ready,
@@ -465,6 +467,35 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 
 def _bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
     return [attribute.g for attribute in node.attribute if attribute.HasField("g")]
+
+
+@contextlib.contextmanager
+def _registry_once() -> Iterator[None]:
+    """Have torch's exporter read its 500 translations once a process: at each export that takes half a second."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    def copied(opset_version: int) -> ONNXRegistry:
+        assert opset_version == OPSET
+        mine = ONNXRegistry()
+        mine._opset_version = opset_version
+        known = _torchlib().functions
+        mine.functions = {target: list(forms) for target, forms in known.items()}  # an export adds to the lists
+        return mine
+
+    _torchlib()  # by torch's own method
+    theirs = vars(ONNXRegistry)["from_torchlib"]
+    ONNXRegistry.from_torchlib = staticmethod(copied)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        ONNXRegistry.from_torchlib = theirs  # type: ignore[method-assign]
+
+
+@functools.cache
+def _torchlib() -> ONNXRegistry:
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    return ONNXRegistry.from_torchlib(opset_version=OPSET)
 
 
 @contextlib.contextmanager
