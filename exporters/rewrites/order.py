@@ -43,6 +43,7 @@
     choose_memory_form  a linear recurrence -> its cheapest form, or none of it
     choose_scan_form    a scan -> its cheapest form
     dense_transforms    frequency filters that transform a map by one matrix, where the target says cheaper
+    turn_products       W x + b along the second last axis, in a row -> linear(x', W, b)', where the target says cheaper
     share_gates         additive attention with q's and k's gates in common convolutions, where the target says cheaper
     winograd            convolutions over time with fewer multiplies, where the target says faster
     tile_channels       the widest maps in tiles of channels, where the target gains by less memory in use
@@ -103,6 +104,7 @@ from edgesmith.exporters.rewrites.share_gates import share_gates
 from edgesmith.exporters.rewrites.short_time import short_time
 from edgesmith.exporters.rewrites.split_resized import split_resized
 from edgesmith.exporters.rewrites.tile_channels import tile_channels
+from edgesmith.exporters.rewrites.turn_products import turn_products
 from edgesmith.exporters.rewrites.unstack import unstack
 from edgesmith.exporters.rewrites.winograd import winograd
 from edgesmith.exporters.rewrites.zero_masked_rows import zero_masked_rows
@@ -158,6 +160,7 @@ ORDER: tuple[Rewrite, ...] = (
     choose_memory_form,
     choose_scan_form,
     dense_transforms,
+    turn_products,
     share_gates,
     winograd,
     tile_channels,

@@ -33,6 +33,7 @@ COSTS = Costs(
     read_gb_s=75.0,
     tile_gb_s=7.0,
     fetch_gb_s=5.0,
+    adds_left_bias=True,
 )
 
 # Measured by bench/experiments/rounding.py, see docs/decisions/0062: from here on these kernels are about three times
