@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -302,6 +303,18 @@ def test_the_table_has_no_operator_that_is_silently_wrong() -> None:
     assert failed == []
 
 
+def test_a_swept_column_replaces_its_own_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = tmp_path / "operators.json"
+    right = {"counts": {"right": 2}}
+    table.write_text(json.dumps({"sin": {"onnx:fp32": right, "coreml:fp32": right}, "gone": {"coreml:fp32": right}}))
+    monkeypatch.setattr(verdicts, "TABLE", table)
+    verdicts.write(
+        [{"operator": "cos", "column": "coreml:fp32", "cases": [("all", "refused", "no"), ("one", "right", "")]}]
+    )
+    refused = {"counts": {"right": 1, "refused": 1}, "examples": {"refused": {"case": "all", "why": "no"}}}
+    assert json.loads(table.read_text()) == {"cos": {"coreml:fp32": refused}, "sin": {"onnx:fp32": right}}
+
+
 def test_the_page_is_current() -> None:
     page = ROOT / "docs" / "operators.md"
     if not page.is_file():
@@ -320,10 +333,17 @@ def test_listing_operators_imports_no_torch() -> None:
 def test_an_unknown_operator_has_neighbours() -> None:
     with pytest.raises(BadInput, match=r"unknown operator 'sofmax'. Nearest: softmax.*List them: edgesmith operators"):
         verdicts.find("sofmax")
-    bare = next(e.operator for e in verdicts.table() if len(verdicts.find(e.operator)) == 1)  # on one target alone
-    assert f"| `{bare}` | not tried |" in verdicts.markdown(verdicts.table())
-    with pytest.raises(BadInput, match="has not been tried on coreml; leave --target out"):
-        verdicts.find(bare, "coreml")
+    targets = {e.target for e in verdicts.table()}
+    bare, lacks = next(
+        (e.operator, min(targets - has))
+        for e in verdicts.table()
+        if (has := {other.target for other in verdicts.find(e.operator)}) != targets
+    )
+    assert "not tried" in next(
+        line for line in verdicts.markdown(verdicts.table()).splitlines() if line.startswith(f"| `{bare}` |")
+    )
+    with pytest.raises(BadInput, match=f"has not been tried on {lacks}; leave --target out"):
+        verdicts.find(bare, lacks)
     with pytest.raises(BadInput, match="has no target 'webgpu'; it has "):
         verdicts.find("softmax", "webgpu")
 

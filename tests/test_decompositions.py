@@ -6,6 +6,7 @@ The operators of a group are lowered as one model, so that a target is asked a f
 from __future__ import annotations
 
 import functools
+import itertools
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from support.lowering import lower
 from torch import Tensor, nn
 
+from edgesmith.exporters import decompositions
 from edgesmith.exporters.graph.capture import capture
 from edgesmith.exporters.rewrites.order import rewrite
 from edgesmith.exporters.targets import get
@@ -247,6 +249,32 @@ GROUPS = {
         (_drawn(2, 2, 9, 10),),
         ("coreai",),
     ),
+    "max_pools": Group(
+        {
+            "indices": lambda x: F.max_pool2d(x.round(), 3, 2, 1, return_indices=True),
+            "dilated": lambda x: F.max_pool2d(x, (3, 2), 2, 1, (2, 1), True),
+            "one_map": lambda x: F.max_pool2d(x[0], 2),
+            "volumes": lambda x: F.max_pool3d(x[None], 2, return_indices=True),
+            "unpooled": lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2),
+            "unpooled_sequence": lambda x: F.max_unpool1d(*F.max_pool1d(x[0], 2, return_indices=True), 2),
+            "adaptive": lambda x: F.adaptive_max_pool2d(x, (2, 4), return_indices=True),
+            "adaptive_sequence": lambda x: F.adaptive_max_pool1d(x[0], 8),
+            "taken": lambda x: torch.take(x, torch.tensor([[0, -1], [3, -5]])),
+            "taken_without_axes": lambda x: torch.take(x[0, 0, 0, 0] * 2, (x[0, 0, 0, 0] * 0).long()),
+        },
+        (_drawn(2, 2, 5, 6),),
+        APPLES,
+    ),
+    "linear_to_one": Group(
+        {
+            "map": lambda x: F.interpolate(x, size=(1, 1), mode="bilinear", align_corners=True),
+            "axis": lambda x: F.interpolate(x, size=(6, 1), mode="bilinear"),
+            "of_one": lambda x: F.interpolate(x[:, :, :1], size=(6, 3), mode="bilinear"),
+            "sequence": lambda x: F.interpolate(x[0], size=1, mode="linear", align_corners=True),
+        },
+        (_drawn(2, 2, 5, 6),),
+        ("coreai",),
+    ),
     "of_either": Group(
         {
             "all_of_one": lambda x: torch.all(x[0, 0]),
@@ -264,6 +292,11 @@ GROUPS = {
             "floor_by_a_number": lambda x: (x * 100) // 7.0,
             "index_filled": lambda x: x.index_fill(1, torch.tensor([0, -1]), 8.4783),
             "put_by_mask": lambda x: torch.index_put(x * 2, (x[:, 0] > 0,), x[0]),
+            "put_behind": lambda x: aten.index_put(x * 2, (None, torch.tensor([0, -1])), torch.tensor(9.0)),
+            "put_apart": lambda x: aten.index_put(
+                x[None] * 2, (None, torch.tensor([0, -1]), torch.tensor([3, 1])), x[:1, :2]
+            ),
+            "squeezed_nowhere": lambda x: torch.squeeze(x[:1, :1] * 2, ()),
             "largest_of_one": lambda x: torch.amax(x[0, 0] * 2),
             "all_along": lambda x: torch.all(x > 0.1, -1),
             "any_along": lambda x: torch.any(x > 2.0, 0, keepdim=True),
@@ -384,3 +417,15 @@ def test_an_operator_is_pytorchs(group: str, function: str, target: str) -> None
     got, wanted = run_group(group, target)[function]
     for one, other in zip(got, wanted, strict=True):
         assert_equal(one, other)
+
+
+@pytest.mark.parametrize("ceil_mode", [False, True])
+def test_windows_of_max_pools_are_pytorchs(ceil_mode: bool) -> None:
+    spellings = decompositions.for_target("coreml")
+    x = _drawn(2, 9, 8).round()
+    x[0, 3, 5] = float("nan")
+    for axes, step, dilation, pad in itertools.product((1, 2), (1, 2, 3), (1, 2), (0, 1)):
+        overload = (aten.max_pool1d_with_indices if axes == 1 else aten.max_pool2d_with_indices).default
+        arguments = (x, [3, 2][:axes], [step], [pad], [dilation], ceil_mode)
+        got, wanted = spellings[overload](*arguments), overload(*arguments)
+        torch.testing.assert_close(got, wanted, rtol=0, atol=0, equal_nan=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,17 @@ def test_a_file_in_int8_is_20_db_at_every_level_of_optimisation(name: str, tmp_p
     assert min(snrs(model, artifact, x)) >= 20
     assert artifact.manifest["int8"]["layers"] >= 1
     assert "keep_fp32" not in artifact.manifest
+
+
+def test_a_layer_that_clips_the_example_goes_back_to_float(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = changed(rows, outlier)  # one of 50 behind a layer whose range the example exceeds
+    artifact = export(model, x, tmp_path)
+    (kept,) = artifact.manifest["keep_fp32"].values()
+    assert re.match(r"linear at 2 leaves the file 1\d\.\d dB", kept)
+    assert artifact.manifest["int8"]["layers"] == 1
+    (example, *_) = artifact.manifest["verification"]["steps"][2]["calls"]
+    assert example["snr_db"] >= 20
 
 
 def test_the_manifest_and_verify_show_both_levels(tmp_path: Path) -> None:

@@ -124,11 +124,13 @@ def squeeze(x: Tensor) -> Tensor:
 @decomposes(
     *(aten.squeeze.dim, aten.squeeze.dims),
     targets=("coreai",),
-    why="Core AI's converter fails on axes that are longer than 1",
+    why="Core AI's converter fails on axes that are longer than 1, and ends the process for none",
 )
 def squeeze_named(x: Tensor, dim: int | Sequence[int]) -> Tensor:
     """Return x without those of the axes `dim` that are of 1."""
     named = {axis % max(x.dim(), 1) for axis in ([dim] if isinstance(dim, int) else dim)}
+    if not named:
+        return x.clone()
     if all(size == 1 for axis, size in enumerate(x.shape) if axis in named):
         return LEAVE
     return x.reshape([size for axis, size in enumerate(x.shape) if axis not in named or size != 1])
@@ -155,22 +157,65 @@ def index_fill(x: Tensor, dim: int, index: Tensor, value: float | Tensor) -> Ten
     return torch.where(filled, value if isinstance(value, Tensor) else torch.full_like(x, value), x)
 
 
+@decomposes(aten._unsafe_index_put.default, targets=("coreml", "coreai"), why="the converters know it by another name")
+def put_unchecked(x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False) -> Tensor:
+    """Return x with values at indices."""
+    put: Tensor = aten.index_put.default(x, indices, values, accumulate)
+    return put
+
+
 @decomposes(
-    *(aten.index_put.default, aten._unsafe_index_put.default),
+    aten.index_put.default,
     targets=("coreml", "coreai"),
-    why="where a mask picks positions, Core AI's runtime ends the process, and Core ML's shapes are not known",
+    why="where a mask picks positions, or the first axis is whole, Core AI's runtime ends the process, and Core ML's"
+    " shapes are not known",
 )
-def put_by_mask(x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False) -> Tensor:
-    """Return x with values where a mask of its leading axes holds, in order; other indices are left."""
-    mask = indices[0]
-    if len(indices) != 1 or mask is None or mask.dtype != torch.bool:
+def put(x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False) -> Tensor:
+    """Return x with values at indices of its leading axes; by a mask of them, where it holds, in order."""
+    first = indices[0]
+    if first is None:
+        return _put_behind(x, indices, values, accumulate)
+    if len(indices) != 1 or first is None or first.dtype != torch.bool:
         return LEAVE
+    return _put_by_mask(x, first, values, accumulate)
+
+
+def _put_by_mask(x: Tensor, mask: Tensor, values: Tensor, accumulate: bool) -> Tensor:
+    """Return x with values where a mask of its leading axes holds, in order."""
     tail = x.shape[mask.dim() :]
     if values.dim() > len(tail) and values.shape[0] != 1:  # one for each that the mask picks
         order = (torch.cumsum(mask.reshape(-1).to(torch.int64), 0) - 1).clamp(0, values.shape[0] - 1)
         values = values.index_select(0, order).reshape([*mask.shape, *values.shape[1:]])
     holds = mask.reshape([*mask.shape, *[1] * len(tail)])
     return torch.where(holds, x + values if accumulate else values.to(x.dtype), x)
+
+
+def _put_behind(x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool) -> Tensor:
+    """Return x with values at indices of axes behind the first: those axes are brought to the front for it.
+
+    The values' shape is that of x[indices]: the indices' own stands where the first of them is where no axis between
+    them is whole, else in front.
+    """
+    given = [(axis, index) for axis, index in enumerate(indices) if index is not None]
+    if any(index.dtype == torch.bool for _, index in given):
+        return LEAVE
+    axes = [axis for axis, _ in given]
+    rest = [size for axis, size in enumerate(x.shape) if axis not in axes]
+    common = torch.broadcast_shapes(*(index.shape for _, index in given))  # type: ignore[no-untyped-call]  # of torch
+    start = axes[0] if axes[-1] - axes[0] + 1 == len(axes) else 0
+    values = values.expand([*rest[:start], *common, *rest[start:]])
+    count = len(common)
+    values = values.movedim(list(range(start, start + count)), list(range(count)))
+    front = list(range(len(axes)))
+    filled: Tensor = aten.index_put.default(x.movedim(axes, front), [index for _, index in given], values, accumulate)
+    return filled.movedim(front, axes)
+
+
+@decomposes(aten.take.default, targets=("coreml", "coreai"), why="Core AI's decomposition fails on an index of no axes")
+def take(x: Tensor, index: Tensor) -> Tensor:
+    """Return numbers of the flat tensor; a negative index counts from its end."""
+    places = torch.where(index < 0, index + x.numel(), index).reshape([-1])
+    return x.reshape([-1]).index_select(0, places).reshape(index.shape)
 
 
 @decomposes(aten.diagonal_scatter.default, why="torch's ONNX exporter ends in an error of its own; no converter has it")

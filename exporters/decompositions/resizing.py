@@ -142,6 +142,19 @@ upsample_bicubic2d_aa = decomposes(aten._upsample_bicubic2d_aa.vec, targets=_APP
 
 
 @decomposes(
+    *(aten.upsample_bilinear2d.vec, aten.upsample_linear1d.vec),
+    targets=("coreai",),
+    why="Core AI's runtime ends the process for an axis of one position, before or after",
+)
+def upsample_linear(x: Tensor, size: Sequence[int] | None, by_corners: bool, factors: Sequence[float] | None) -> Tensor:
+    """Return a map resized between its numbers, where an axis has one position."""
+    sizes = _sizes(x, size, factors)
+    if 1 not in (*sizes, *x.shape[2:]):
+        return LEAVE
+    return _resized(x, sizes, by_corners, factors or [None] * len(sizes), _linear)
+
+
+@decomposes(
     aten._upsample_nearest_exact1d.vec,
     aten._upsample_nearest_exact2d.vec,
     aten._upsample_nearest_exact3d.vec,

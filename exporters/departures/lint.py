@@ -18,7 +18,7 @@ from pathlib import Path
 
 from edgesmith.errors import BadInput, Unreadable, unknown
 from edgesmith.exporters import artifact as artifacts
-from edgesmith.exporters.departures.book import SEVERITIES, TARGETS, Departure, all_departures
+from edgesmith.exporters.departures.book import TARGETS, Departure, all_departures
 from edgesmith.exporters.departures.detectors import Position, all_detectors
 from edgesmith.exporters.departures.from_onnx import graph_of_onnx
 from edgesmith.exporters.departures.graph import Graph, Node
@@ -27,7 +27,7 @@ from edgesmith.exporters.manifest import MANIFEST
 from edgesmith.exporters.mil import lint as packages
 from edgesmith.exporters.mil.lint import Finding, Report
 from edgesmith.exporters.mil.program import MlProgram
-from edgesmith.exporters.mil.rules import RULES, Advice
+from edgesmith.exporters.mil.rules import RULES, SEVERITIES, Advice
 from edgesmith.exporters.tensorrt.kit.record import KIT, read_kit
 from edgesmith.readers.messages import read_onnx
 

@@ -318,9 +318,9 @@ def _records(values: Iterable[onnx.ValueInfoProto]) -> list[ValueRecord]:
 
 
 def cannot_run() -> str | None:
-    """ONNX Runtime is a base dependency."""
+    """Return how ONNX Runtime is had, where it is not here."""
     if importlib.util.find_spec("onnxruntime") is None:
-        return "onnxruntime is not installed: pip install onnxruntime"
+        return 'onnxruntime is not installed: pip install "edgesmith[run]"'
     return None
 
 

@@ -378,7 +378,7 @@ TARGET = TensorRt(
     lowerings=LOWERINGS,
     traces_again=True,
     # One program for all that read ONNX, but that TensorRT has Winograd's forms, and tiles, of its own.
-    costs=replace(COSTS, tile_gb_s=0.0, fetch_gb_s=math.inf),
+    costs=replace(COSTS, tile_gb_s=0.0, fetch_gb_s=math.inf, adds_left_bias=False),
     finds_islands=True,
     largest_int8_weight=127,  # 8 bits, symmetric; TensorRT adds up in 32
     marks_device=True,

@@ -4,7 +4,8 @@
 
 Rows are appended to a file as they are made, so that a sweep that was interrupted goes on; `--again` begins anew. A
 process that dies, or that takes longer than `LIMIT_S` for an operator, is a crash of that operator on that target.
-`--write` makes the table that is shipped of the rows, operators.json. Exit code 3 where a row is a failure.
+`--write` puts the columns of the rows into the table that is shipped, operators.json, in place of its own: make them
+whole. Exit code 3 where a row is a failure.
 """
 
 from __future__ import annotations

@@ -116,9 +116,14 @@ def tried(entries: Iterable[Entry]) -> dict[str, int]:
 
 
 def write(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write the table of a sweep's rows."""
-    found: dict[str, dict[str, Any]] = {}
-    for row in sorted(rows, key=lambda row: (row["operator"], row["column"])):
+    """Write a sweep's rows into the table: their columns replace those of the same name, the others stay."""
+    swept = {row["column"] for row in rows}
+    found: dict[str, dict[str, Any]] = {
+        name: kept
+        for name, columns in read_json(TABLE, "table of operators").items()
+        if (kept := {column: one for column, one in columns.items() if column not in swept})
+    }
+    for row in rows:
         if not row["cases"]:
             continue
         counts = Counter(kind for _, kind, _ in row["cases"])
@@ -128,7 +133,8 @@ def write(rows: Sequence[Mapping[str, Any]]) -> None:
                 examples.setdefault(kind, {"case": label, "why": why})
         entry: dict[str, Any] = {"counts": {kind: counts[kind] for kind in ORDER if kind in counts}}
         found.setdefault(row["operator"], {})[row["column"]] = entry | ({"examples": examples} if examples else {})
-    write_whole(TABLE, json.dumps(found, indent=1, ensure_ascii=False) + "\n", "table")
+    table = {name: dict(sorted(found[name].items())) for name in sorted(found)}
+    write_whole(TABLE, json.dumps(table, indent=1, ensure_ascii=False) + "\n", "table")
 
 
 def markdown(entries: Sequence[Entry]) -> str:

@@ -67,6 +67,9 @@ if TYPE_CHECKING:  # Python 3.8 cannot subscript what the annotations name
 SCHEMA = 1
 """Of kit.json."""
 
+STREAM = "stream.py"
+"""The kit's file that carries a step's states; it goes beside the engine."""
+
 OLDEST = (8, 6)
 """The first TensorRT with layer norms, optimisation levels and engines for other versions."""
 
@@ -985,6 +988,8 @@ def build(folder: Path, options: argparse.Namespace) -> None:
             "launches": launches,
         }
         write_json(made / "measurement.json", measurement, None)
+        if STREAM in kit["files"]:
+            shutil.copyfile(str(folder / STREAM), str(made / STREAM))
         write_json(made / "manifest.json", manifest_of(made, kit, options, tensorrt, report, figures, facts))
         for path in made.iterdir():
             with path.open("rb") as file:
