@@ -353,8 +353,10 @@ def _opened(file: Path, create: bool) -> Iterator[sqlite3.Connection]:
         connection.execute("COMMIT")
     except sqlite3.OperationalError as error:
         raise OutputError(f"cannot use the history {file}: {error}") from error
-    except sqlite3.DatabaseError as error:
+    except sqlite3.Error as error:
         raise BadInput(f"{file} is damaged or no history of edgesmith: {error}") from error
+    except UnicodeDecodeError as error:  # SQLite's message quotes the file
+        raise BadInput(f"{file} is damaged or no history of edgesmith: text in it is no text") from error
     except OSError as error:
         raise OutputError(f"cannot write the history {file}: {error.strerror or error}") from error
     finally:
