@@ -2,7 +2,7 @@
 PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
 FOLDERS := kernels models profiles exporters bench
 
-.PHONY: check static format lint types layers test links conformance operators fuzz kills foreign
+.PHONY: check static format lint types layers test links conformance operators docs fuzz kills foreign
 
 check: static test
 
@@ -34,6 +34,10 @@ conformance: links
 operators: links
 	PYTHONPATH=.links $(PYTHON) -P -c \
 	  "from edgesmith.exporters.verification import verdicts as v; print(v.markdown(v.table()), end='')" > docs/operators.md
+
+# The pages of docs/ as a site, build/site: pip install -c constraints.txt -e ".[docs]". A link that leads nowhere fails.
+docs:
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict
 
 # Every reader against 10,000 damaged files: half an hour on one core; exit 1 where one was a bug. SAMPLES changes the number.
 SAMPLES ?= 10000

@@ -1,51 +1,172 @@
 """Does the gate call a file slower or faster than itself, and does it see a known slowdown; and how often?
 
-One file is timed in turn against itself and against copies of it that a busy loop makes 2 %, 3 % and 7.5 % slower, in
-many launches of alternating order. Launches are processes that know nothing of each other, so comparisons as `edgesmith
-compare` makes them, looks included, are drawn from them with replacement, as many of one order as of the other; the
-longer the recording, the less they resemble each other.
+One file is timed in turn against itself, and against copies of it that a busy loop makes 2 %, 3 % and 7.5 % slower, in
+many launches of alternating order: on the machine as it is, and then beside processes that do nothing but compute.
+Launches are processes that know nothing of each other, so comparisons as `edgesmith compare` makes them, looks and all,
+are drawn from them with replacement, as many of one order as of the other; the longer the recording, the less they
+resemble each other.
 
-A call that follows a busy loop may find the processor in another state than one that follows a call. So a pilot first
-measures what the loops cost, and they are made as much longer or shorter as it says; its launches are not drawn from.
+    python -m edgesmith.bench.false_alarms ARTIFACT [launches] [comparisons] [folder] [--busy 0 2]
 
-    python -m edgesmith.bench.false_alarms ARTIFACT [launches] [comparisons] [record.json] [--busy 2]
+    pilot-1.json ...     what the copies' loops cost, until that is settled
+    compare-5.json ...   two comparisons as they are made, at 5 % and 2 %: are 60 s enough?
+    quiet.json           the launches; busy-2.json those beside two busy processes
+    verdicts.json        what came of it, and which bars are met
 
---busy starts so many processes that do nothing but compute: a loaded machine. With a record that exists nothing is
-measured: its launches are drawn from. A launch lasts about five seconds for a model of 20 ms, three for one of 0.2 ms:
-144 of them, with the pilot's, are 6 to 12 minutes, and the drawn comparisons two more.
+What is in the folder is not measured again: its launches are drawn from. 120 launches are 10 minutes for a model of
+0.2 ms and 12 for one of 20 ms, and up to twice as long on two cores with two busy processes; pilots and comparisons
+are four to eight more, and drawing is one or two for each state: half an hour to three quarters for both. It says when
+it will be done. Exit code 3 where a bar is not met.
+
+A call that follows a busy loop finds the processor in another state than one that follows a call: a step of 0.15 ms is
+2 % slower then, however short the loop. So copies that are slowed are compared with one that is slowed by nothing, and
+after each call all of them go on with the loop to the same length, which is not counted (`runner.slowed`). What the
+loop costs is measured by a pilot in which the copies are one opened model, so that no luck with memory is between them:
+it goes on, with loops that are made longer or shorter, until each copy's interval lies within 0.2 % of its share.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import datetime
+import math
+import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 import numpy as np
 
+from edgesmith import records
 from edgesmith.bench import measurement as measurements
-from edgesmith.bench.measure import MOST_LAUNCHES, Plan, Reports, carry_out
-from edgesmith.bench.measurement import Measurement
-from edgesmith.bench.statistics import log_ratios
+from edgesmith.bench.measure import MOST_LAUNCHES, MOST_SECONDS, Plan, Reports, Settings, carry_out, measure
+from edgesmith.bench.measurement import Launch, Measurement, Subject
+from edgesmith.bench.statistics import Interval, log_ratios, paired_ratio
 from edgesmith.bench.subjects import subjects_of
-from edgesmith.bench.verdict import FASTER, SLOWER, Criterion, Verdict, compare
+from edgesmith.bench.verdict import FASTER, SLOWER, Criterion, Verdict, Word, compare
+from edgesmith.errors import VerificationFailed
 from edgesmith.exporters import artifact as artifacts
 
-SLOWED = (0.0, 0.0, 0.02, 0.03, 0.075)
-"""Shares by which subjects are slowed; the first is base."""
+SHARES = (0.0, 0.02, 0.03, 0.075)
+"""By which copies with a loop are slowed; the first is what the others are compared with."""
+
+LOOP = 0.1
+"""The whole loop after each call of a copy, as a share of the call."""
+
+PLAIN = 2
+"""Copies without a loop, which come first."""
+
+PAIRS = ((0, 1, 0.0), *((PLAIN, PLAIN + i, share) for i, share in enumerate(SHARES) if share))
+"""Copies that are compared: base, head, and by how much head is slower."""
 
 THRESHOLDS = (0.05, 0.02)
 
-LAUNCH_S = 2.5
-"""Rounds of a launch, of five subjects; two of them in a comparison of 60 s have as many."""
+LAUNCH_S, PILOT_S = 3.5, 3.0
+"""Rounds of a launch. Two copies of six have 1.2 s of them, and two in a comparison of 60 s have 1 s."""
 
-PILOT = 24
-"""Launches that the loops are calibrated with."""
+PILOT = 8
+"""Launches that a pilot is, or that are added to it."""
+
+PILOTS = 16
+TOLERANCE = 0.002
+"""How far the interval of a copy's ratio may reach from its share."""
+
+SURE, SURER = 0.95, 0.99
+"""Of the interval that settles a loop, and of the one that has it changed: a change begins pilots anew."""
+
+WRONG = 0.01
+SEEN = {(0.075, 0.05): 0.99, (0.03, 0.02): 0.95}
+"""Of comparisons: the most that are wrong, and the fewest that see a share at a threshold."""
+
+Record = Callable[[Sequence[float], int], Measurement]
+"""Times copies of one opened model whose loops have these shares, in launches counted from the first; adds a pilot."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bar that is met where the counted share lies in its range."""
+
+    what: str
+    value: float
+    low: float
+    high: float
+
+    @property
+    def is_met(self) -> bool:
+        """Return whether the share lies in the range."""
+        return self.low <= self.value <= self.high
+
+
+# Calibration
+
+
+def settle(
+    shares: Sequence[float], record: Record, tell: Callable[[str], None] = print
+) -> tuple[tuple[float, ...], float]:
+    """Return the loops' shares with which copies are slower than the first by `shares`, and how surely.
+
+    A pilot whose intervals are too wide is added to. Where one lies surely beside its share, or is narrow and still
+    reaches too far, its loop is changed by the difference, and pilots begin anew: `PILOTS` of them at most.
+
+    Returns:
+        The loops, and how far the interval of a copy's ratio reaches from its share; `TOLERANCE` at most, if settled.
+    """
+    loops, kept, reach = list(shares), list[Measurement](), math.inf
+    for number in range(PILOTS):
+        kept.append(record(loops, number))
+        found = [(_ratio(kept, i, SURE), _ratio(kept, i, SURER), share) for i, share in enumerate(shares[1:], 1)]
+        tell(f"pilot {number + 1}: " + ", ".join(_in_words(share, one) for one, _, share in found))
+        reach = max(_reach(one, share) for one, _, share in found)
+        if reach <= TOLERANCE or number == PILOTS - 1:
+            break
+        wrong = [
+            _is_beside(surer, share) or (_is_narrow(one) and _reach(one, share) > TOLERANCE)
+            for one, surer, share in found
+        ]
+        if any(wrong):
+            kept.clear()
+        for i, (one, _, share) in enumerate(found):
+            loops[i + 1] = max(loops[i + 1] - wrong[i] * (one.value - 1 - share), 0.0)
+    return tuple(loops), reach
+
+
+def _ratio(pilots: Sequence[Measurement], subject: int, confidence: float) -> Interval:
+    ratios = [log_ratios(one.rounds(0), one.rounds(subject)) for one in pilots]
+    return paired_ratio(np.concatenate(ratios), confidence)
+
+
+def _ends(one: Interval) -> tuple[float, float]:
+    """The ends of an interval; of too few launches for one, no number lies outside."""
+    return (0.0 if one.low is None else one.low), (math.inf if one.high is None else one.high)
+
+
+def _reach(one: Interval, share: float) -> float:
+    low, high = _ends(one)
+    return max(1 + share - low, high - 1 - share)
+
+
+def _is_narrow(one: Interval) -> bool:
+    low, high = _ends(one)
+    return high - low <= TOLERANCE
+
+
+def _is_beside(one: Interval, share: float) -> bool:
+    low, high = _ends(one)
+    return high < 1 + share - TOLERANCE / 2 or low > 1 + share + TOLERANCE / 2
+
+
+def _in_words(share: float, one: Interval) -> str:
+    low, high = _ends(one)
+    return f"{share:.1%} is {one.value - 1:.2%} ({low - 1:.2%} to {high - 1:.2%})"
+
+
+# Recording
 
 
 @contextlib.contextmanager
@@ -60,101 +181,201 @@ def busy(processes: int) -> Iterator[None]:
             process.wait()
 
 
-def calibrated(path: Path, kept: Path) -> tuple[float, ...]:
-    """Return what loops have to add for the copies to be slower by `SLOWED`.
+def copies(
+    path: Path, loops: Sequence[float], plain: int, is_shared: bool
+) -> tuple[list[Mapping[str, Any]], list[Subject]]:
+    """Return the models of a plan, and its subjects: copies without a loop, then copies with one.
 
-    Raises:
-        RuntimeError: one is not slower.
+    Args:
+        is_shared: they are one opened model, so that nothing but the loops differs between them.
     """
-    pilot = record(path, PILOT, kept.with_suffix(".pilot.json"))
-    shares = []
-    for subject, share in enumerate(SLOWED):
-        ratio = compare(pilot, pilot, 0, subject).ratio if share else None
-        if ratio is not None and ratio.value <= 1:
-            raise RuntimeError(
-                f"a copy slowed by {share:.0%} took {ratio.value:.3f} of the time: measure on a quiet machine"
-            )
-        shares.append(share**2 / (ratio.value - 1) if ratio is not None else share)
-    return tuple(shares)
-
-
-def record(path: Path, launches: int, kept: Path, shares: Sequence[float] = SLOWED) -> Measurement:
-    """Time a file against itself and copies that a loop slows by so much."""
     artifact = artifacts.read(path)
-    subjects = subjects_of([artifact] * len(SLOWED))
-    names = [f"{artifact.path.name} + {share:.1%}" for share in SLOWED]
-    models = [
-        {"file": str(artifact.file.resolve()), "runtime": subject.runtime, "slowed": share}
-        for subject, share in zip(subjects, shares, strict=True)
+    words = ["as it is"] * plain + [f"+ {share:.1%}" for share in SHARES[: len(loops)]]
+    subjects = [
+        replace(subject, name=f"{artifact.path.name} {word} ({i})")
+        for i, (subject, word) in enumerate(zip(subjects_of([artifact] * len(words)), words, strict=True))
     ]
-    named = [
-        replace(subject, name=f"{name} ({i})") for i, (subject, name) in enumerate(zip(subjects, names, strict=True))
-    ]
-    reports = Reports(kept, lambda done, of: print(f"\r{done}/{of}", end="", flush=True))
-    return carry_out(Plan(models, LAUNCH_S, launches), named, reports=reports)
+    models: list[Mapping[str, Any]] = []
+    for i, subject in enumerate(subjects):
+        looped = {"slowed": loops[i - plain], "loop": LOOP} if i >= plain else {}
+        shared = {"same": 0} if is_shared else {}
+        models.append({"file": str(artifact.file.resolve()), "runtime": subject.runtime, **looped, **shared})
+    return models, subjects
 
 
-def drawn_launches(measurement: Measurement, draw: np.random.Generator, count: int, subject: int = 1) -> Measurement:
-    """Return a measurement of drawn launches in which base and a subject come first by turns."""
+def progress(done: int, of: int) -> None:
+    """Show how far a recording is, on a terminal."""
+    if sys.stdout.isatty():
+        print(f"\r{done}/{of}", end="\r", flush=True)
+
+
+def calibrate(path: Path, folder: Path) -> tuple[tuple[float, ...], float]:
+    """Return what `settle` does, from the pilots in a folder and from as many more as it takes."""
+
+    def record(loops: Sequence[float], number: int) -> Measurement:
+        kept = folder / f"pilot-{number + 1}.json"
+        if (found := whole(kept)) is not None:
+            return found
+        models, subjects = copies(path, loops, 0, is_shared=True)
+        plan = Plan(models, PILOT_S, PILOT, seed=1000 * number)
+        return carry_out(plan, subjects, reports=Reports(kept, progress))
+
+    return settle(SHARES, record)
+
+
+def whole(kept: Path) -> Measurement | None:
+    """Return a measurement that is there and was not interrupted."""
+    found = measurements.read(kept) if kept.exists() else None
+    return found if found is not None and found.complete else None
+
+
+def recorded(path: Path, loops: Sequence[float], launches: int, kept: Path) -> Measurement:
+    """Return a recording, which is made where there is none, or where it was interrupted."""
+    if (found := whole(kept)) is not None:
+        return found
+    models, subjects = copies(path, loops, PLAIN, is_shared=False)
+    return carry_out(Plan(models, LAUNCH_S, launches), subjects, reports=Reports(kept, progress))
+
+
+def time_comparisons(path: Path, folder: Path) -> list[Bar]:
+    """Compare the file with itself as `edgesmith compare` does. Returns its time, against the usual limit."""
+    bars = []
+    for threshold in THRESHOLDS:
+        kept, until = folder / f"compare-{100 * threshold:g}.json", Criterion(threshold)
+        if (found := whole(kept)) is None:
+            found = measure([path, path], Settings(until=until), reports=Reports(kept, progress))
+        (verdict,) = until.judge_all(found)
+        spent = found.launches[-1].after["time_s"] - found.launches[0].before["time_s"]
+        said = f"compare --threshold {threshold:.0%}: {verdict.verdict} after {len(found.launches)} launches, seconds"
+        bars.append(Bar(said, spent, 0.0, MOST_SECONDS))
+    return bars
+
+
+# Drawing
+
+
+def pair(measurement: Measurement, base: int, head: int) -> Measurement:
+    """Return the measurement of two subjects alone, each slot as its median, which is what ratios are made of."""
+
+    def one(launch: Launch) -> Launch:
+        order = list(launch.order or range(len(measurement.subjects)))
+        slots = [
+            replace(slot, subject=(base, head).index(slot.subject), samples_ms=(median(slot.samples_ms),))
+            for slot in launch.slots
+            if slot.subject in (base, head)
+        ]
+        turn = (0, 1) if order.index(base) < order.index(head) else (1, 0)
+        return replace(launch, slots=tuple(slots), warm=(launch.warm[base], launch.warm[head]), order=turn)
+
+    subjects = (measurement.subjects[base], measurement.subjects[head])
+    return replace(measurement, subjects=subjects, launches=tuple(map(one, measurement.launches)))
+
+
+def drawn_launches(measurement: Measurement, draw: np.random.Generator, count: int) -> Measurement:
+    """Return a measurement of drawn launches in which the first two subjects come first by turns."""
     sides: dict[bool, list[int]] = {True: [], False: []}
     for i, launch in enumerate(measurement.launches):
-        order = launch.order or range(len(measurement.subjects))
-        sides[list(order).index(0) < list(order).index(subject)].append(i)
+        order = list(launch.order or range(len(measurement.subjects)))
+        sides[order.index(0) < order.index(1)].append(i)
     if not all(sides.values()):  # a record of before launches alternated
         sides = {first: list(range(len(measurement.launches))) for first in sides}
     chosen = [draw.choice(sides[i % 4 in (0, 3)]) for i in range(count)]
     return replace(measurement, launches=tuple(measurement.launches[i] for i in chosen))
 
 
-def conclude(measurement: Measurement, criterion: Criterion, subject: int) -> tuple[Verdict, int]:
+def conclude(measurement: Measurement, criterion: Criterion) -> tuple[Verdict, int]:
     """Judge a measurement as if it were being made. Returns the verdict, and after how many launches it stood."""
     looks = Plan([], 1.0, len(measurement.launches), until=criterion).looks
     for n in looks:
         so_far = replace(measurement, launches=measurement.launches[:n], looks=looks)
-        verdict = criterion.judge(so_far, so_far, subject)
+        verdict = criterion.judge(so_far, so_far, 1)
         if criterion.stands(verdict):
             break
     return verdict, n
 
 
-def drawn(measurement: Measurement, comparisons: int, subject: int, criterion: Criterion) -> tuple[Counter[str], float]:
+def drawn(measurement: Measurement, comparisons: int, criterion: Criterion) -> tuple[Counter[Word], float]:
     """Return the verdicts of comparisons whose launches are drawn, and how many launches they took on average."""
-    draw = np.random.default_rng(subject)
-    ends = [
-        conclude(drawn_launches(measurement, draw, MOST_LAUNCHES, subject), criterion, subject)
-        for _ in range(comparisons)
-    ]
+    draw = np.random.default_rng(0)
+    ends = [conclude(drawn_launches(measurement, draw, MOST_LAUNCHES), criterion) for _ in range(comparisons)]
     return Counter(verdict.verdict for verdict, _ in ends), sum(n for _, n in ends) / comparisons
 
 
-def main() -> None:
-    """Record, draw, and print a line for each slowdown."""
+def judge_state(name: str, found: Measurement, comparisons: int) -> list[Bar]:
+    """Draw comparisons from a recording and print what came of them. Returns the bars and how they are met."""
+    print(f"\n{name}: {len(found.launches)} launches; {measurements.environment_line(found.launches)}")
+    ratios = log_ratios(found.rounds(0), found.rounds(1))
+    below, error = float(np.mean(ratios < 0)), 1.96 * (0.25 / len(ratios)) ** 0.5
+    print(f"head of one file against itself below base in {below:.1%} (+- {error:.1%}), mean {ratios.mean():+.2%}")
+    bars = [Bar(f"{name}: launches with head below base", below, 0.45, 0.55)]
+    for base, head, share in PAIRS:
+        two = pair(found, base, head)
+        print(f"slowed by {share:.1%}: all launches {compare(two, two, 0, 1).reason}")
+        for threshold in THRESHOLDS:
+            verdicts, launches = drawn(two, comparisons, Criterion(threshold))
+            said = ", ".join(f"{word} {count / comparisons:.1%}" for word, count in verdicts.most_common())
+            print(
+                f"    threshold {threshold:.0%}, {comparisons} comparisons: {said}; {launches:.1f} launches", flush=True
+            )
+            of = {word: count / comparisons for word, count in verdicts.items()}
+            bars += bars_of(f"{name}: slowed by {share:.1%}, threshold {threshold:.0%}", share, threshold, of)
+    return bars
+
+
+def bars_of(name: str, share: float, threshold: float, of: Mapping[Word, float]) -> list[Bar]:
+    """Return the bars of one pair at one threshold.
+
+    A slowdown beyond the threshold has to be seen where nothing else runs; on a loaded machine it may be inconclusive.
+    """
+    slower, faster = of.get(SLOWER, 0.0), of.get(FASTER, 0.0)
+    if share == 0:
+        return [Bar(f"{name}: slower or faster", slower + faster, 0.0, WRONG)]
+    bars = [Bar(f"{name}: faster", faster, 0.0, 0.0)]
+    if share < threshold / 2:
+        bars.append(Bar(f"{name}: slower", slower, 0.0, WRONG))
+    elif name.startswith(QUIET) and (share, threshold) in SEEN:
+        bars.append(Bar(f"{name}: slower", slower, SEEN[share, threshold], 1.0))
+    return bars
+
+
+QUIET = "quiet"
+
+
+def name_of(processes: int) -> str:
+    """The name of a state of the machine, and of its recording."""
+    return f"busy-{processes}" if processes else QUIET
+
+
+def main() -> int:
+    """Calibrate, record, draw, and print a line for each slowdown and each bar."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("artifact", type=Path)
     parser.add_argument("launches", type=int, nargs="?", default=120)
     parser.add_argument("comparisons", type=int, nargs="?", default=1000)
-    parser.add_argument("kept", type=Path, nargs="?", default=Path("false_alarms.json"))
-    parser.add_argument("--busy", type=int, default=0, metavar="PROCESSES")
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("false_alarms"))
+    parser.add_argument("--busy", type=int, nargs="+", default=[0, 2], metavar="PROCESSES")
     given = parser.parse_args()
-    kept, comparisons = given.kept, given.comparisons
-    if kept.exists():
-        measurement = measurements.read(kept)
-    else:
-        with busy(given.busy):
-            loops = calibrated(given.artifact, kept)
-            measurement = record(given.artifact, given.launches, kept, loops)
-    print(f"\n{len(measurement.launches)} launches; {measurements.environment_line(measurement.launches)}")
-    ratios = log_ratios(measurement.rounds(0), measurement.rounds(1))
-    print(f"head of one file against itself below base in {np.mean(ratios < 0):.1%}, mean {ratios.mean():+.2%}")
-    for subject, share in list(enumerate(SLOWED))[1:]:
-        print(f"slowed by {share:.1%}: all launches {compare(measurement, measurement, 0, subject).reason}")
-        for threshold in THRESHOLDS:
-            verdicts, launches = drawn(measurement, comparisons, subject, Criterion(threshold))
-            shares = ", ".join(f"{name} {count / comparisons:.1%}" for name, count in verdicts.most_common())
-            wrong = verdicts[FASTER] + (verdicts[SLOWER] if share == 0 else 0)
-            said = f"{shares}; wrong {wrong / comparisons:.1%}; {launches:.1f} launches"
-            print(f"    threshold {threshold:.0%}, {comparisons} comparisons: {said}", flush=True)
+    folder: Path = given.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    loops, reach = calibrate(given.artifact, folder)
+    print(f"loops of {', '.join(f'{loop:.2%}' for loop in loops[1:])} of a call")
+    bars = [Bar("a slowed copy's interval reaches from its share", reach, 0.0, TOLERANCE)]
+    bars += time_comparisons(given.artifact, folder)
+    each_s = LAUNCH_S + 1.5
+    for processes in given.busy:
+        slowdown = max(1.0, (processes + 1) / (os.cpu_count() or 1))
+        until = datetime.datetime.now() + datetime.timedelta(seconds=given.launches * each_s * slowdown)
+        print(f"{name_of(processes)}: {given.launches} launches, until about {until:%H:%M}", flush=True)
+        with busy(processes):
+            found = recorded(given.artifact, loops, given.launches, folder / f"{name_of(processes)}.json")
+        bars += judge_state(name_of(processes), found, given.comparisons)
+    told = [{"bar": b.what, "value": b.value, "low": b.low, "high": b.high, "met": b.is_met} for b in bars]
+    records.write(
+        {"artifact": str(given.artifact), "loops": list(loops), "bars": told}, folder / "verdicts.json", "bars"
+    )
+    print("\n" + "\n".join(f"{'met' if b.is_met else 'NOT MET':<8}{b.what}: {b.value:.3g}" for b in bars))
+    return 0 if all(bar.is_met for bar in bars) else VerificationFailed.exit_code
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -5,8 +5,9 @@
     change   a point from which on a series lies elsewhere
 
 Changes are looked for in the logarithms of p50 by kernel change-point detection (Celisse et al., "New efficient
-algorithms for multiple change-point detection with reproducing kernels", 2018) as ruptures has it. The kernel is
-Gaussian and two spreads wide, so that single slow runs count little; the spread is what neighbours differ by. Of 400
+algorithms for multiple change-point detection with reproducing kernels", 2018), by the whole dynamic program: series
+have hundreds of points. The kernel is Gaussian and two spreads wide, so that single slow runs count little; the spread
+is what neighbours differ by. Of 400
 series of 20 points without a change, with outliers or heavy tails or without, less than one in a hundred show one; a
 step by five spreads shows after three further points, by two and a half after about eight.
 """
@@ -301,15 +302,40 @@ def find_changes(points: Sequence[Point]) -> tuple[Change, ...]:
 
 def change_points(values_ms: Sequence[float]) -> list[int]:
     """Indices at which another level begins; see the top of this file."""
-    import ruptures
-
     if len(values_ms) < 2 * FEWEST:
         return []
     levels = np.log(np.asarray(values_ms, dtype=float))
     spread = max(float(np.median(np.abs(np.diff(levels)))) / (0.6745 * math.sqrt(2)), LEAST_SPREAD)
-    kernel = ruptures.KernelCPD(kernel="rbf", params={"gamma": 1 / (2 * (WIDTH * spread) ** 2)}, min_size=FEWEST)
-    found = kernel.fit(levels).predict(pen=PENALTY * math.log(len(levels)))
-    return [int(index) for index in found[:-1]]
+    distances = (levels[:, None] - levels[None, :]) ** 2 / (2 * (WIDTH * spread) ** 2)
+    # Within these bounds every exponential is a normal number, and equal points are near, not one.
+    return _segment(np.exp(-np.clip(distances, 1e-2, 1e2)), PENALTY * math.log(len(levels)))
+
+
+def _segment(gram: np.ndarray, penalty: float) -> list[int]:
+    """Return the starts of all segments but the first that cost least together.
+
+    A segment [a, b) costs sum_i k(i, i) - sum_ij k(i, j) / (b - a), how much it scatters in the kernel's space, and
+    `penalty`. Optimal partitioning (Jackson et al., 2005): the best way to an end begins with the best way to a start.
+
+    Args:
+        gram: k(i, j) of every pair of points, [N, N].
+    """
+    count = len(gram)
+    sums = np.zeros((count + 1, count + 1))
+    sums[1:, 1:] = gram.cumsum(0).cumsum(1)
+    own = np.concatenate([[0.0], np.diagonal(gram).cumsum()])
+    best, begins = np.full(count + 1, math.inf), np.zeros(count + 1, int)
+    best[0] = -penalty
+    for end in range(FEWEST, count + 1):
+        starts = np.arange(end - FEWEST + 1)
+        inner = sums[end, end] - sums[starts, end] - sums[end, starts] + sums[starts, starts]
+        costs = best[starts] + own[end] - own[starts] - inner / (end - starts) + penalty
+        begins[end] = costs.argmin()
+        best[end] = costs[begins[end]]
+    found = [int(begins[count])]
+    while found[-1]:
+        found.append(int(begins[found[-1]]))
+    return found[-2::-1]
 
 
 def _differences(before: Point, after: Point) -> tuple[Cause, ...]:
@@ -353,8 +379,10 @@ def _opened(file: Path, create: bool) -> Iterator[sqlite3.Connection]:
         connection.execute("COMMIT")
     except sqlite3.OperationalError as error:
         raise OutputError(f"cannot use the history {file}: {error}") from error
-    except sqlite3.DatabaseError as error:
+    except sqlite3.Error as error:
         raise BadInput(f"{file} is damaged or no history of edgesmith: {error}") from error
+    except UnicodeDecodeError as error:  # SQLite's message quotes the file
+        raise BadInput(f"{file} is damaged or no history of edgesmith: text in it is no text") from error
     except OSError as error:
         raise OutputError(f"cannot write the history {file}: {error.strerror or error}") from error
     finally:

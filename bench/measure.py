@@ -45,7 +45,7 @@ from edgesmith.bench.measurement import (
     Subject,
     WarmUp,
 )
-from edgesmith.bench.operators import place_layers, place_operators
+from edgesmith.bench.operators import place_calls, place_layers, place_operators
 from edgesmith.bench.statistics import FEWEST_LAUNCHES
 from edgesmith.bench.subjects import check_options, files_of, read_timed, subjects_of
 from edgesmith.bench.transport import Address, CommandFailed, CutOff, Transport, connect
@@ -497,8 +497,12 @@ def _profile(plan: dict[str, Any], where: Transport, file: Path) -> Profile:
     """Time per operator of a plan's one model, which lies in `file` here too."""
     told = event_of("operators", _events(plan, where), where.name)
     found = [Operator(one["name"], one["type"], None, None, one["ms"]) for one in told["operators"]]
-    place = place_layers if plan["models"][0]["runtime"] in runner.ENGINES else place_operators
+    place = PLACES.get(plan["models"][0]["runtime"], place_layers)
     return Profile(told["calls"], told["call_ms"], place(found, file))
+
+
+PLACES = {"onnxruntime": place_operators, "compiled": place_calls}
+"""How operators of a runtime's are found in the model; layers of engines are not here."""
 
 
 def _launch(events: Sequence[dict[str, Any]], order: Sequence[int]) -> Launch:

@@ -207,7 +207,7 @@ def row(profile: Profile) -> tuple[str, ...]:
 
 
 def markdown(found: Sequence[Profile]) -> str:
-    """The README's table of profiles, and below it what they were measured on."""
+    """The table of profiles in docs/latency.md, and below it what they were measured on."""
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     lines += ["| " + " | ".join(map(in_markdown, row(profile))) + " |" for profile in found]
     return "\n".join([*lines, "", *dict.fromkeys(describe_device(profile, in_markdown) for profile in found)]) + "\n"

@@ -107,6 +107,11 @@ def place_layers(found: Iterable[Operator], file: Path) -> tuple[Operator, ...]:
     return tuple(place(one) for one in found)
 
 
+def place_calls(found: Iterable[Operator], file: Path) -> tuple[Operator, ...]:
+    """Calls of a compiled model, whose types say what they compute: a kernel's kind, or the operators of a loop."""
+    return tuple(replace(one, op=one.type) for one in found)
+
+
 def _typed_onnx(engine: Path) -> Path | None:
     """The ONNX file that an engine is of: beside it, in the kit around it, or in the kit that `build-on` was given."""
     beside = engine.with_suffix(".onnx")

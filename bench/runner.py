@@ -11,7 +11,8 @@ need Python 3.8, numpy and the runtime; for engines that is the module `tensorrt
                                                                             they are opened, warmed up and first run;
                                                                             "operators": true: those are timed alone,
                                                                             "energy": true: calls are metered alone
-            a model may have "options" of its runtime, such as {"compute_units": "ALL"}
+            a model may have "options" of its runtime, such as {"compute_units": "ALL"}; "slowed": 0.02, "loop": 0.1,
+            see `slowed`; "same": 0, for those of one such number are opened once
     lacks  {"runtime", "why", "can_import"}                                 instead of all others: what cannot be
                                                                             imported, or cannot work here
     start  {"runtimes": {name: version}, "environment": {...}, "meters": {name: what it covers}}    once all is imported
@@ -147,9 +148,14 @@ def open_onnxruntime(path: str, threads: int, seed: int) -> Call:
 
 def open_compiled(path: str, threads: int, seed: int) -> Call:
     """A call that runs a library of target tvm once; inputs are normal numbers or zeros."""
+    said, bind = load_compiled(path, threads)
+    return bind(*arrays_compiled(said, seed))
+
+
+def arrays_compiled(said: dict[str, Any], seed: int) -> tuple[list[Any], list[Any]]:
+    """Arrays that a library reads, of normal numbers or zeros, and arrays that it writes."""
     import numpy
 
-    said, bind = load_compiled(path)
     draw = numpy.random.RandomState(seed)
     given = [
         numpy.zeros(one["shape"], one["dtype"])
@@ -157,34 +163,67 @@ def open_compiled(path: str, threads: int, seed: int) -> Call:
         else numpy.asarray(draw.standard_normal(one["shape"])).astype(one["dtype"])
         for one in said["inputs"]
     ]
-    return bind(given, [numpy.empty(one["shape"], one["dtype"]) for one in said["outputs"]])
+    return given, [numpy.empty(one["shape"], one["dtype"]) for one in said["outputs"]]
 
 
-def load_compiled(path: str) -> tuple[dict[str, Any], Callable[[Sequence[Any], Sequence[Any]], Call]]:
+def load_compiled(
+    path: str, threads: int = 1, times: Any = None
+) -> tuple[dict[str, Any], Callable[[Sequence[Any], Sequence[Any]], Call]]:
     """The description that a library of target tvm has, and a function from the arrays it reads and writes to a call.
 
-    Every such library has `edgesmith_entry`: its description in JSON, how much memory it works in, and its call.
+    Every such library has `edgesmith_entry`: its description in JSON, how much memory it works in, its call, a function
+    that sets its threads, and its call with an array of int64, `times`: nanoseconds when the first of the calls that it
+    consists of began, and when each of them ended.
     """
     import numpy
 
     library = ctypes.CDLL(os.path.abspath(path))  # noqa: PTH100  # a name without a folder is looked for elsewhere
-    entry: Any = (ctypes.c_void_p * 3).in_dll(library, "edgesmith_entry")
-    description, memory_bytes, run = entry
+    entry: Any = (ctypes.c_void_p * 5).in_dll(library, "edgesmith_entry")
+    description, memory_bytes, run, set_threads, run_timed = entry
+    if ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int)(set_threads)(threads):
+        raise Refusal(f"{Path(path).name} runs on 1 to 64 threads, as many as the system gives, got {threads}")
     block = numpy.empty(ctypes.CFUNCTYPE(ctypes.c_size_t)(memory_bytes)() + 64, numpy.uint8)
     memory = ctypes.c_void_p(block.ctypes.data + -block.ctypes.data % 64)
-    function = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)(run)
+    more = () if times is None else (ctypes.c_void_p(times.ctypes.data),)
+    kind = ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_void_p] * (3 + len(more)))
+    function = kind(run_timed if more else run)
 
     def bind(given: Sequence[Any], made: Sequence[Any]) -> Call:
         read, written = ((ctypes.c_void_p * max(1, len(x)))(*[one.ctypes.data for one in x]) for x in (given, made))
 
         def call() -> None:
-            if function(read, written, memory):
+            if function(read, written, memory, *more):
                 raise Refusal(f"{Path(path).name} does not run: it returned a number that is not 0")
 
-        call.holds = (library, given, made, block)  # type: ignore[attr-defined]  # as long as the call
+        call.holds = (library, given, made, block, times)  # type: ignore[attr-defined]  # as long as the call
         return call
 
     return json.loads(ctypes.string_at(description).decode()), bind
+
+
+def operators_compiled(path: str, threads: int, seed: int, seconds: float) -> dict[str, Any]:
+    """Time per call of compiled code, of calls after the warm-up; reading the clock adds some 30 ns to each."""
+    import numpy
+
+    names = load_compiled(path)[0]["calls"]
+    times = numpy.zeros(len(names) + 1, "int64")
+    said, bind = load_compiled(path, threads, times)
+    call = bind(*arrays_compiled(said, seed))
+    warm_up(call)
+    found: list[Any] = []
+    start = time.perf_counter()
+    while len(found) < FEWEST_PROFILED or (len(found) < MOST_PROFILED and time.perf_counter() - start < seconds):
+        call()
+        found.append(times / 1e6)
+    spent = numpy.diff(found, axis=1)
+    return {
+        "calls": len(found),
+        "call_ms": median([float(one[-1] - one[0]) for one in found]),
+        "operators": [
+            {"name": f"{symbol} {i}", "type": kind, "ms": median(spent[:, i].tolist())}
+            for i, (symbol, kind) in enumerate(names)
+        ],
+    }
 
 
 def version_compiled() -> str:
@@ -404,6 +443,7 @@ RUNTIMES: dict[str, tuple[Callable[..., Call], Callable[[], str]]] = {
 }
 PROFILES: dict[str, Callable[[str, int, int, float], dict[str, Any]]] = {
     "onnxruntime": operators_onnxruntime,
+    "compiled": operators_compiled,
     **{name: partial(operators_engine, module=name) for name in ENGINES},
 }
 
@@ -530,15 +570,23 @@ def metered(call: Call, start: Callable[[], Joules], seconds: float) -> dict[str
     return {"calls": calls, "seconds": spent, "joules": stop()}
 
 
-def slowed(call: Call, share: float) -> Call:
-    """A call that takes `share` longer than it takes: a known slowdown, to test what compares measurements."""
+def slowed(call: Call, share: float, loop: float = 0.0) -> Call:
+    """A call that takes `share` longer than it takes: a known slowdown, to test what compares measurements.
 
-    def run() -> None:
+    It computes on until `loop` of its own time is over too, which is not counted. A call of 0.15 ms that follows a busy
+    loop is 2 % slower, however short the loop is; so those that are compared all end in one of the same length.
+    """
+
+    def run() -> float:
         start = time.perf_counter_ns()
         call()
-        until = start + (time.perf_counter_ns() - start) * (1.0 + share)
-        while time.perf_counter_ns() < until:
-            pass
+        counted = passed = time.perf_counter_ns() - start
+        until, whole = passed * (1.0 + share), passed * (1.0 + loop)
+        while passed < until:
+            counted = passed = time.perf_counter_ns() - start
+        while passed < whole:
+            passed = time.perf_counter_ns() - start
+        return counted / 1e6
 
     return run
 
@@ -611,14 +659,17 @@ def meter_each(plan: dict[str, Any], meters: dict[str, Callable[[], Joules]]) ->
 def time_in_turn(plan: dict[str, Any]) -> None:
     """Open all models, warm each up, and time them in rounds; in the plan's order, then each order and its reverse."""
     order = plan.get("order") or list(range(len(plan["models"])))
+    opened: dict[int, Call] = {}
     calls: dict[int, Call] = {}
     for i in order:
         model = plan["models"][i]
-        start = time.perf_counter()
-        call = open_model(plan, model)
+        start, which = time.perf_counter(), model.get("same", i)
+        if which not in opened:
+            opened[which] = open_model(plan, model)
         load_ms = (time.perf_counter() - start) * 1e3
-        tell("open", model=i, load_ms=load_ms, first_ms=timed(call), memory_mib=memory_mib())
-        calls[i] = slowed(call, model["slowed"]) if model.get("slowed") else call
+        tell("open", model=i, load_ms=load_ms, first_ms=timed(opened[which]), memory_mib=memory_mib())
+        slower = "slowed" in model
+        calls[i] = slowed(opened[which], model["slowed"], model.get("loop", 0.0)) if slower else opened[which]
     if plan["seconds"] <= 0:
         return
     for i in order:

@@ -25,6 +25,8 @@ class Costs:
             are not to be replaced by their Winograd forms, because the runtime has its own or the precision is low.
         fetch_gb_s: getting memory that activations lie in into the caches and out again, gigabytes a second; infinite
             where the runtime does not work through whole maps operator by operator.
+        adds_left_bias: a product with its matrix on the left, W x, has its bias added by an operator of its own, where
+            a layer takes it in.
     """
 
     launch_us: float
@@ -38,3 +40,4 @@ class Costs:
     read_gb_s: float = math.inf
     tile_gb_s: float = 0.0
     fetch_gb_s: float = math.inf
+    adds_left_bias: bool = False

@@ -467,6 +467,26 @@ def _fault(manifest: Manifest) -> str | None:
         return "it lists a file twice"
     if not own_files(manifest):
         return f"it does not list {manifest['file']!r}, which is its file"
+    return next((fault for step in manifest["verification"]["steps"] if (fault := _fault_of_check(step))), None)
+
+
+_ENDS = ("not_checked_here", "matching", "max_abs_error", "operators")
+"""What a check has come to: one of these."""
+
+_TOGETHER = {"max_abs_error": ("relative_error", "snr_db"), "noise": ("allowed",)}
+"""Figures that say nothing without others."""
+
+
+def _fault_of_check(step: CheckRecord) -> str | None:
+    """Return what is wrong with a check, of whose figures a schema only says that each may be missing."""
+    name = step["step"][:200]
+    if not any(key in step for key in _ENDS):
+        return f"the check {name!r} does not say what it came to"
+    lacking = (other for key, others in _TOGETHER.items() if key in step for other in others if other not in step)
+    if (other := next(lacking, None)) is not None:
+        return f"the check {name!r} has no {other}"
+    if "worst" in step and "input" not in step["worst"]:
+        return f"the check {name!r} does not say which input was the worst"
     return None
 
 

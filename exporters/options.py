@@ -289,7 +289,9 @@ def _spec(model: str | nn.Module | OwnModule) -> ModelSpec | None:
     from torch import nn  # imported already: somebody has made a module
 
     if not isinstance(model, nn.Module):
-        raise BadInput(f"model must be a name or a torch.nn.Module, got {type(model).__name__}")
+        kind = "the class " + model.__name__ if isinstance(model, type) else type(model).__name__
+        way_out = "make one of it: Name(...)" if isinstance(model, type) else "call it in a module's forward"
+        raise BadInput(f"model must be a name or a torch.nn.Module, got {kind}; {way_out}")
     return None
 
 

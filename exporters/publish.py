@@ -25,6 +25,7 @@ from edgesmith.exporters.rewrites.rewrite import RewriteReport
 from edgesmith.exporters.targets.target import Package, Request, Target, TargetFile
 from edgesmith.exporters.usage.facts import read_facts
 from edgesmith.exporters.usage.guide import write_guide
+from edgesmith.exporters.usage.runner import write_programs
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,9 @@ def publish(folder: Path, made: Export, request: Request, checks: list[CheckReco
         manifest["verification"]["steps"] = [*kept, *delivered.checks]
         manifest = cast(Manifest, {**manifest, **delivered.entries})
     facts = read_facts(manifest)
-    write_guide(folder, facts, options.backend.snippets(facts, manifest))
+    snippets = options.backend.snippets(facts, manifest)
+    write_guide(folder, facts, snippets)
+    write_programs(folder, snippets)
     artifacts.write_manifest(folder, manifest)
     return artifacts.read(artifacts.publish(folder, options.out, options.folder_name))
 

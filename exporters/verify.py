@@ -23,12 +23,17 @@ from edgesmith.exporters.precision import table as precisions
 from edgesmith.exporters.products import read_product
 from edgesmith.exporters.targets.target import Target
 from edgesmith.exporters.verification.check import AcceptanceCriteria, Evidence
+from edgesmith.exporters.verification.consistency import check_consistency
 from edgesmith.kernels.op import spikes_in
 from edgesmith.models import registry
 from edgesmith.models.registry import ImageInput
 
 TRACE_ERROR = 1e-4
 """How far an operator's figures may be from what they were on another machine, relative to its root mean square."""
+
+
+CONSISTENT = 2
+"""Natural calls on which a file is compared with itself."""
 
 
 def verify_artifact(path: str | Path, watch: Watch = silent) -> tuple[Artifact, list[CheckRecord]]:
@@ -56,11 +61,22 @@ def verify_artifact(path: str | Path, watch: Watch = silent) -> tuple[Artifact, 
             raise VerificationFailed(str(error)) from error
         checks.append({"step": "format", "operators": sum(file.count_operators().values())})
     with watch("numbers"):
-        product = read_product(artifact.manifest)
-        checks += product.check_file(file, target, read_evidence(artifact), _criteria(artifact))
+        product, evidence = read_product(artifact.manifest), read_evidence(artifact)
+        checks += product.check_file(file, target, evidence, _criteria(artifact))
+        if artifact.manifest.get("streaming") is None:
+            natural = evidence.chosen(lambda call: call.is_natural).first(CONSISTENT)
+            checks += check_consistency(file, natural.calls, _criteria(artifact), _batch(artifact))
     if sentences := missed(checks):
         raise VerificationFailed("; ".join(sentences), checks)
     return artifact, checks
+
+
+def _batch(artifact: Artifact) -> int | None:
+    """Return the rows of a call, 0 for any number; None for a module of one's own, whose first axis may be anything."""
+    batch = artifact.manifest["target"]["options"]["batch"]
+    if "features" not in artifact.manifest["model"] or batch is None:
+        return None
+    return batch if isinstance(batch, int) else 0
 
 
 def verify_layers(path: str | Path) -> list[dict[str, Any]]:

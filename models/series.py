@@ -23,6 +23,7 @@ from typing import Any
 
 from edgesmith.errors import BadInput
 from edgesmith.readers.documents import read_json
+from edgesmith.readers.typed import as_dataclass
 
 FREQUENCIES = ("oov", "min", "2min", "5min", "10min", "15min", "30min", "h", "D", "W")
 """The meaning of a frequency token, by its index; a model knows the first of them, as many as its table has."""
@@ -188,6 +189,10 @@ class SeriesConfig:
         return "std" if self.scaling is True else str(self.scaling or "")
 
 
+LARGEST = 65_536
+"""Of a configuration's numbers; ten times what the published ones have. No memory holds a model of 2^31 channels."""
+
+
 def read_config(facts: Mapping[str, Any], supported: Mapping[str, Any], origin: str) -> SeriesConfig:
     """Return a configuration. What no field is called is left out: it changes training alone, or does not load.
 
@@ -203,7 +208,13 @@ def read_config(facts: Mapping[str, Any], supported: Mapping[str, Any], origin: 
         if name in facts and facts[name] not in values:
             wanted = " or ".join(json.dumps(value) for value in values)
             raise BadInput(f"{origin}: {name} must be {wanted}, got {json.dumps(facts[name])}")
-    known = {field.name for field in fields(SeriesConfig)}
+    known = {field.name: field.default for field in fields(SeriesConfig)}
+    typed = {  # numbers and switches have sentences of their own below
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in facts.items()
+        if name in known and (type(known[name]) not in (int, bool) or name == "scaling")
+    }
+    as_dataclass(SeriesConfig, typed, origin)
     own: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in facts.items() if name in known}
     head = _head(facts.get("architectures"), origin)
     if head is not None:
@@ -230,6 +241,8 @@ def _check(config: SeriesConfig, origin: str) -> None:
         value, default = getattr(config, field.name), field.default
         if type(default) is int and (type(value) is not int or value < 0):
             raise BadInput(f"{origin}: {field.name} must be a whole number, got {json.dumps(value)}")
+        if type(value) is int and value > LARGEST:
+            raise BadInput(f"{origin}: {field.name} must be {LARGEST} at most, got {value}")
         if type(default) is bool and field.name != "scaling" and type(value) is not bool:
             raise BadInput(f"{origin}: {field.name} must be true or false, got {json.dumps(value)}")
     channels = config.num_input_channels

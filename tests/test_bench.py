@@ -13,7 +13,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -48,7 +47,7 @@ from edgesmith.bench.verdict import (
     compare,
     noise_floor,
 )
-from edgesmith.board.common import is_steady, timed
+from edgesmith.board.common import is_steady
 from edgesmith.board.join import join
 from edgesmith.errors import (
     INCONCLUSIVE_CODE,
@@ -220,18 +219,6 @@ def test_a_change_within_the_noise_floor_is_not_called() -> None:
 def test_false_alarms_are_rarer_than_one_in_a_hundred() -> None:
     verdicts = [compare(m, m, 0, 1).verdict for m in (noisy(1.0, spread=0.05, seed=seed) for seed in range(300))]
     assert verdicts.count(SLOWER) + verdicts.count(FASTER) <= 8  # 3 expected at 99 %; 9 have a probability of 0.4 %
-
-
-def test_busy_loops_are_calibrated_by_a_pilot(monkeypatch: pytest.MonkeyPatch) -> None:
-    from edgesmith.bench import false_alarms
-
-    took = {2: 1.01, 3: 1.0225, 4: 1.0225}  # loops of 2 %, 3 % and 7.5 %
-    monkeypatch.setattr(false_alarms, "record", lambda *_: noisy(1.0))
-    monkeypatch.setattr(false_alarms, "compare", lambda *of: SimpleNamespace(ratio=SimpleNamespace(value=took[of[3]])))
-    assert false_alarms.calibrated(Path("artifact"), Path("kept.json")) == pytest.approx((0, 0, 0.04, 0.04, 0.25))
-    took[3] = 0.99
-    with pytest.raises(RuntimeError, match=r"slowed by 3% took 0\.990 of the time"):
-        false_alarms.calibrated(Path("artifact"), Path("kept.json"))
 
 
 @pytest.mark.parametrize(
@@ -431,17 +418,6 @@ def test_the_runner_is_a_python_3_8_program_of_its_own() -> None:
 )
 def test_steady_is_three_windows_without_a_trend(medians: list[float], expected: bool) -> None:
     assert is_steady(medians) == expected
-
-
-def test_a_slowed_call_takes_its_share_longer() -> None:
-    def call() -> None:
-        until = time.perf_counter_ns() + 2_000_000
-        while time.perf_counter_ns() < until:
-            pass
-
-    slow = runner.slowed(call, 0.5)
-    times = [timed(slow) for _ in range(9)]
-    assert min(times) >= 3.0  # never faster than that, whatever else runs
 
 
 @pytest.mark.wheel

@@ -13,9 +13,10 @@ import pytest
 from edgesmith.bench import runner
 from edgesmith.board import common
 from edgesmith.board.join import join
+from edgesmith.exporters.streaming import runner as stream
 from edgesmith.exporters.tensorrt.kit import build
 
-SOURCES = {"runner": Path(runner.__file__), "build": Path(build.__file__)}
+SOURCES = {name: Path(module.__file__) for name, module in (("runner", runner), ("build", build), ("stream", stream))}
 
 
 @pytest.mark.wheel
@@ -28,7 +29,7 @@ def test_a_joined_file_is_python_3_8_and_needs_nothing_of_edgesmith(name: str, t
     imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert not [one for one in imported if one.startswith("edgesmith")]
     assert ast.get_docstring(tree) == ast.get_docstring(ast.parse(SOURCES[name].read_text(encoding="utf-8")))
-    assert f"# Joined from {common.__name__} and {name}.py" in text
+    assert f"# Joined from {common.__name__} and {SOURCES[name].name}" in text
     for line in Path(common.__file__).read_text(encoding="utf-8").splitlines():  # all of it, once
         if line.startswith(("def ", "class ")):
             assert text.splitlines().count(line) == 1, line

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,24 @@ import jsonschema
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 import edgesmith
+from edgesmith.cli import run
 from edgesmith.errors import BadInput, Unreadable
 from edgesmith.exporters.departures import book, page, subjects
 from edgesmith.exporters.departures.detectors import all_detectors
+from edgesmith.exporters.departures.from_coreai import graph_of_coreai
 from edgesmith.exporters.departures.from_onnx import graph_of_onnx
+from edgesmith.exporters.departures.lint import _advice as advice_of
+from edgesmith.exporters.departures.lint import _findings as findings_of
 from edgesmith.exporters.departures.lint import find
 from edgesmith.exporters.departures.notation import read_graph
 from edgesmith.exporters.departures.sarif import as_sarif
+from edgesmith.exporters.mil.lint import Report
 from edgesmith.exporters.mil.rules import RULES
+from edgesmith.readers.messages import read_onnx
 
 ROWS = book.all_departures()
 DETECTED = [name for name, row in ROWS.items() if row.detector]
@@ -383,3 +391,117 @@ def test_the_command_explains_a_row_and_a_rule(edgesmith: Any) -> None:
     assert json.loads(edgesmith("lint", "--explain", "CM4", "--json").stdout)["detector"] == "log_of_softmax"
     assert "rejected" in edgesmith("lint", "--explain", "rank").stdout
     assert edgesmith("lint", "--explain", "TR99").returncode == 2
+
+
+@pytest.mark.parametrize("name", [*ROWS, *RULES])
+def test_every_row_and_rule_is_explained(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["lint", "--explain", name.lower(), "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["sources" if name in RULES else "source"]
+    assert run(["lint", "--explain", name]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    wanted = RULES[name].do if name in RULES else ROWS[name].safe
+    assert wanted.split()[0] in shown
+    assert name in shown
+
+
+def test_every_row_is_valid_sarif() -> None:
+    """A report of all rows that there are, at all severities, at nodes, outputs and states."""
+    schema = json.loads(SARIF.read_text(encoding="utf-8"))
+    graphs = [(row, read_graph(row.found)) for row in ROWS.values() if row.found]
+    every = [one for row, graph in graphs for one in findings_of(row, row.severity("0", True), graph)]
+    advice = tuple(advice_of(row, row.severity("0", True)) for row, _ in graphs)
+    report = Report(Path("a b/ü.onnx"), tuple(every), (), 1, 1, 1, advice, ("ONNX Runtime",))
+    found = as_sarif(report)
+    jsonschema.Draft7Validator(schema, format_checker=jsonschema.FormatChecker()).validate(found)
+    assert {one["ruleId"] for one in found["runs"][0]["results"]} == set(DETECTED)
+    assert {one["level"] for one in found["runs"][0]["results"]} == {"error", "warning", "note"}
+
+
+# ------------------------------------------------------------------------------------------- files beside ONNX's own
+
+
+class Head(torch.nn.Module):
+    """A map's classes, and a hardswish after a linear layer."""
+
+    def __init__(self, labels: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.labels = torch.nn.Conv2d(3, 5, 1), labels
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(x)
+        return y.argmax(1) if self.labels else y
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_core_ais_assets_are_read(labels: bool, tmp_path: Path) -> None:
+    pytest.importorskip("coreai_torch")
+    x = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    artifact = edgesmith.export(Head(labels).eval(), "coreai", inputs=(x,), name="head", out=tmp_path)
+    report = edgesmith.lint(artifact.path)
+    assert report.read_for == ("Core AI",)
+    assert report.operators > 0
+    assert ("CA1" in rules(report)) == labels
+    graph = graph_of_coreai(artifact.file)
+    (conv,) = graph.of("conv")
+    assert (conv.ints("strides"), conv.settings["groups"]) == ([1, 1], 1)
+    assert [graph.shape(name) for name in conv.inputs[:2]] == [(1, 3, 8, 8), (5, 3, 1, 1)]
+    assert {graph.shape(name) for name in graph.outputs} == {(1, 8, 8) if labels else (1, 5, 8, 8)}
+
+
+def test_a_kit_is_read_for_the_tensorrt_of_its_board(tmp_path: Path) -> None:
+    """Its running sums are alike already; those of the plain file, put in the kit's place, are not."""
+    x = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    for device, version, found in (("jetson-orin-nano", "10.3", False), ("jetson-thor", "10.13", True)):
+        artifact = edgesmith.export(Mixed().eval(), "tensorrt", inputs=(x,), name="m", device=device, out=tmp_path)
+        report = edgesmith.lint(artifact.path)
+        assert report.read_for == (f"TensorRT {version}",)
+        assert {one["rule"] for one in artifact.manifest["legalized"]} == {"TR10"}
+        assert "TR10" not in rules(report)
+        onnx.save(sums(0, 1), artifact.file)
+        assert ("TR10" in rules(edgesmith.lint(artifact.file))) == found
+
+
+class Mixed(torch.nn.Module):
+    """Running sums along two axes."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cumsum(x, 0) + torch.cumsum(x, 1)
+
+
+# ------------------------------------------------------------------------------------------------------------ its time
+
+
+def wide(sizes: int) -> onnx.ModelProto:
+    """Products with weights of 4 MiB each."""
+    nodes = [helper.make_node("MatMul", ["x" if not k else f"h{k}", f"w{k}"], [f"h{k + 1}"]) for k in range(sizes)]
+    held = [numpy_helper.from_array(np.ones((1024, 1024), np.float32), f"w{k}") for k in range(sizes)]
+    return model(nodes, {"x": (1, 2, 1024)}, held, f"h{sizes}")
+
+
+def test_weights_are_not_copied_to_infer_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All 32 MiB of them would be written and read twice."""
+    given: list[int] = []
+    infer = onnx.shape_inference.infer_shapes
+
+    def counted(model: onnx.ModelProto, *more: Any) -> onnx.ModelProto:
+        given.append(model.ByteSize())
+        return infer(model, *more)
+
+    monkeypatch.setattr(onnx.shape_inference, "infer_shapes", counted)
+    graph = graph_of_onnx(wide(8))
+    assert given[0] < 10_000
+    assert graph.shape("h8") == (1, 2, 1024)
+    assert graph.is_constant("w7")
+
+
+def test_a_large_file_takes_less_than_a_second_beyond_reading(tmp_path: Path) -> None:
+    onnx.save(wide(16), tmp_path / "wide.onnx")
+    edgesmith.lint(tmp_path / "wide.onnx")  # imports
+    start = time.process_time()
+    read_onnx(tmp_path / "wide.onnx", whole=False)
+    read = time.process_time() - start
+    start = time.process_time()
+    edgesmith.lint(tmp_path / "wide.onnx", ["ort", "tensorrt", "qnn", "litert", "xnnpack", "tvm"])
+    assert time.process_time() - start - read < 1.0

@@ -316,8 +316,8 @@ def test_the_errors_that_ship_are_those_of_rows_left_out() -> None:
     assert ours["logs"] == pytest.approx(left.logs, abs=0.02)
 
 
-def test_the_readme_s_errors_are_those_that_ship(checkout: Path) -> None:
-    text = (checkout / "README.md").read_text(encoding="utf-8")
+def test_the_pages_errors_are_those_that_ship(checkout: Path) -> None:
+    text = (checkout / "docs" / "estimates.md").read_text(encoding="utf-8")
     for kind in estimates.KINDS:
         left = estimates.coefficients(kind)["left_out"]
         one, other = (estimates.LeftOut(**left[name]) for name in ("family", "family and device"))

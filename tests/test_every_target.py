@@ -193,7 +193,7 @@ def test_unusual_modules_are_verified_again(case: str, target: Target, tmp_path:
         options |= NEEDED.get(target.name, {})
         artifact = edgesmith.export(Lines(function), target.name, **options)  # type: ignore[arg-type]
         _, steps = edgesmith.verify(artifact.path)
-        assert steps[-1] == artifact.manifest["verification"]["steps"][-1]
+        assert artifact.manifest["verification"]["steps"][-1] in steps
 
 
 def test_onnx_has_metadata_names_of_modules_and_nothing_of_this_machine(tmp_path: Path) -> None:

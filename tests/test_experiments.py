@@ -6,11 +6,13 @@ import ast
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from edgesmith.bench.experiments import interleave
+from edgesmith.bench.experiments import interleave, second_zoo
 from edgesmith.bench.experiments.command import Table, read_arguments
 from edgesmith.errors import Unsupported
+from edgesmith.kernels import selective_scan
 
 
 def test_calls_run_in_turn_and_those_of_the_warm_up_are_not_kept() -> None:
@@ -77,3 +79,19 @@ def test_nothing_of_the_product_imports_an_experiment(checkout: Path) -> None:
                 if any(name.startswith("edgesmith.bench.experiments") for name in names):
                     importing.append(path)
     assert not importing
+
+
+def test_the_scans_of_the_second_zoo_compute_the_same(tmp_path: Path) -> None:
+    width, states, length = 6, 4, 9
+    x, delta, a, b, c = selective_scan.example(width, states, length, batch=1)
+    wanted = selective_scan.reference(x, delta, a, b, c)[0].numpy()
+    feeds = {"x0": x[0].numpy(), "x1": delta[0].numpy(), "a": a.numpy(), "x3": b[0].numpy(), "x4": c[0].numpy()}
+    for write in (second_zoo.usual_scan, second_zoo.unrolled_scan):
+        (tmp_path / "scan.onnx").write_bytes(write(width, states, length))
+        (found,) = interleave.onnx_call(tmp_path / "scan.onnx", feeds)()  # type: ignore[misc]  # what the session returns
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_bar_is_met_by_the_median_alone() -> None:
+    assert second_zoo.verdict(interleave.Spread(1.9, 2.0, 2.1), 2.0) == "2.000 x (1.900 to 2.100), bar 2: met"
+    assert second_zoo.verdict(interleave.Spread(1.8, 1.9, 2.5), 2.0).endswith("NOT met")

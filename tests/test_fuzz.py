@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import faulthandler
-import importlib.util
 import os
 import signal
 
 import pytest
 from support.fuzzing import BUG, READERS, Reader, fuzz
 
+from edgesmith.exporters import targets
+
 SAMPLES = 12
 """Of each reader; its first ones are the same everywhere."""
 
-NEEDS = {"Core ML model": "coremltools", "Core ML package": "coremltools"}
+NEEDS = {
+    **dict.fromkeys(("Core ML model", "Core ML package", "use of Core ML"), "coreml"),
+    "Core AI model": "coreai",
+    "compiled library": "tvm",
+}
+"""Targets that make a reader's sample."""
 
 
 @pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
 def test_a_damaged_file_ends_in_a_result_or_a_sentence(reader: Reader) -> None:
-    if reader.name in NEEDS and importlib.util.find_spec(NEEDS[reader.name]) is None:
-        pytest.skip(f"{NEEDS[reader.name]} is not installed")
+    if reader.name in NEEDS and (missing := targets.get(NEEDS[reader.name]).missing_packages()):
+        pytest.skip(f"{', '.join(missing)} is not installed")
     found = fuzz(reader, SAMPLES)
     assert not found.bugs
     assert found.ends.total() == SAMPLES
+
+
+SAMPLE = next(reader for reader in READERS if reader.name == "device .toml")
 
 
 def planted(kind: type[BaseException]) -> Reader:
@@ -30,7 +39,7 @@ def planted(kind: type[BaseException]) -> Reader:
         if "now" in str(folder):
             raise kind("planted")
 
-    return Reader("planted", READERS[8].make, READERS[8].file, read, READERS[8].mutate)
+    return Reader("planted", SAMPLE.make, SAMPLE.file, read, SAMPLE.mutate)
 
 
 @pytest.mark.parametrize("kind", [KeyError, RecursionError, MemoryError, SystemExit])

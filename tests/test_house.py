@@ -12,7 +12,7 @@ import pytest
 
 FOLDERS = ("src/edgesmith", "kernels", "models", "profiles", "exporters", "bench")
 LONGEST = 60
-BOARD_FILES = ("bench/runner.py", "exporters/tensorrt/kit/build.py")
+BOARD_FILES = ("bench/runner.py", "exporters/tensorrt/kit/build.py", "exporters/streaming/runner.py")
 """They run where nothing else of edgesmith is, as one file."""
 
 
@@ -126,6 +126,7 @@ READING = {
         "json.loads",
     },  # on a board, without edgesmith: its plan, a runtime's profile
     "bench/iphone_runner.py": {"json.load", "json.loads"},  # as above
+    "exporters/streaming/runner.py": {"json.loads", "numpy.load"},  # as above: its own manifest, and its user's frames
     "exporters/tensorrt/kit/build.py": {"json.loads", "numpy.load"},  # as above: its kit, compared with digests first
 }
 """Files outside `readers` that open something themselves."""

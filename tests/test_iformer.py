@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from authors import iformer as authors
-from support.lowering import lower
+from support.lowering import assert_nothing_constant, lower
 from support.rewriting import apply, reasons
 from torch import Tensor, nn
 
@@ -111,6 +111,8 @@ def test_operators_of_the_file(target: str, golden: Callable[[str, str], None], 
         pytest.skip(f"{target}: not installed")
     file = lower(target, small_program(), tmp_path / f"small{targets.get(target).suffix}")
     counts = file.count_operators()
+    if target == "onnx":
+        assert_nothing_constant(tmp_path / "small.onnx")
     golden(f"iformer_small.{target}", "".join(f"{count:5} {op}\n" for op, count in sorted(counts.items())))
     if target == "coreml":
         assert file.largest_rank <= 5  # type: ignore[attr-defined]  # of a Core ML file

@@ -1,4 +1,4 @@
-"""Profiles: what is kept of a record for a model on a device, and the README's table of them."""
+"""Profiles: what is kept of a record for a model on a device, and the page's table of them."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def test_every_model_of_the_first_zoo_has_a_profile_of_the_host() -> None:
     assert {("host", name, "onnx", "fp32") for name in FIRST_ZOO} <= found
 
 
-def test_the_readmes_table_comes_from_the_profiles(checkout: Path) -> None:
-    text = (checkout / "README.md").read_text(encoding="utf-8")
+def test_the_pages_table_comes_from_the_profiles(checkout: Path) -> None:
+    text = (checkout / "docs" / "latency.md").read_text(encoding="utf-8")
     (table,) = re.findall(r"<!-- edgesmith profile --markdown -->\n(.*?)<!-- end -->", text, re.DOTALL)
     assert table == measured.markdown(measured.read_all())

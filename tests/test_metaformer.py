@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from support.lowering import assert_nothing_constant
 from support.rewriting import apply
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -113,6 +114,7 @@ def test_the_authors_outputs_eager_rewritten_and_in_onnx_runtime(
     outputs = targets.get("onnx").open(artifact.file).run([[x.numpy()]])
     assert isinstance(outputs, list)
     assert np.abs(outputs[0][0] - expected).max() <= allowed
+    assert_nothing_constant(artifact.file)
 
 
 TIMM = (

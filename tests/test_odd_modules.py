@@ -6,6 +6,7 @@ one line, and has no words of a compiler in it.
 
 from __future__ import annotations
 
+import random
 import re
 import warnings
 from collections.abc import Callable
@@ -32,6 +33,8 @@ OWN_INPUTS: dict[str, tuple[Any, ...]] = {
     "TakesSparse": (torch.eye(4).to_sparse(),),
     "MakesSparse": (SQUARE,),
     "GathersOutOfRange": (torch.tensor([[5]]),),
+    "AnyNumber": (X, X + 1),
+    "PacksSequences": (SQUARE[None], torch.tensor([3])),
     "TakesResult": (forms.Result(X, [X + 1]),),
 }
 KEYWORDS: dict[str, dict[str, Any]] = {
@@ -73,6 +76,7 @@ RAW = (
 def describe(name: str) -> str:
     """Return what becomes of a module, in a line."""
     torch.manual_seed(0)
+    random.seed(0)
     model = unwrap(CASES[name]())
     inputs = OWN_INPUTS.get(name, (X,))
     try:

@@ -19,7 +19,7 @@ from edgesmith.exporters.departures.book import all_departures
 from edgesmith.exporters.departures.from_onnx import graph_of_onnx
 from edgesmith.exporters.departures.lint import find
 from edgesmith.exporters.departures.subjects import parse_subject
-from edgesmith.exporters.targets import _onnx_norms
+from edgesmith.exporters.targets import _onnx_norms, _onnx_sums
 
 ROWS = all_departures()
 HERE = parse_subject(f"ort@{ort.__version__.split('+')[0]}").version
@@ -186,11 +186,93 @@ def test_quotients_of_such_norms_become_products(built: onnx.ModelProto, rule: s
     before = run(built, PLAIN, x)
     assert differs(built, x) == (rule is not None)
     for _ in range(2):  # again, nothing changes
-        _onnx_norms.keep_apart(built)
+        _onnx_norms.record(built, _onnx_norms.keep_apart(built))
         assert [one["rule"] for one in _onnx_norms.legalizations(built)] == ([rule] if rule else [])
     assert not differs(built, x)
     np.testing.assert_allclose(run(built, ALL, x), before, rtol=1e-6, atol=1e-6)
     assert not {"OR2", "OR3"} & {name for name in ("OR2", "OR3") if find(ROWS[name], graph_of_onnx(built))}
+
+
+class Widened(nn.Module):
+    """A layer norm in primitives over one number, whose scale makes two of it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        difference = x - x.mean(-1, keepdim=True)
+        scale = torch.tensor([0.5, 1.0])
+        return difference / torch.sqrt((difference**2).mean(-1, keepdim=True) + 1e-5) * scale + scale
+
+
+def test_an_export_avoids_a_scale_that_widens(tmp_path: Path) -> None:
+    """OR3: its outputs do not depend on the input, so the file alone is looked at."""
+    x = torch.from_numpy(X[:3, :1])
+    with pytest.warns(UserWarning, match="not verified"):
+        artifact = edgesmith.export(Widened().eval(), "onnx", inputs=(x,), name="norm", out=tmp_path)
+    written = onnx.load(artifact.file)
+    assert not isinstance(run(written, ALL, x.numpy()), str)
+    assert "OR3" not in {one.rule for one in edgesmith.lint(artifact.path).findings}
+
+
+def test_int8_exports_have_the_biases_and_types_that_are_computed_right(tmp_path: Path) -> None:
+    """OR1: biases at the scale of input times weight; OR5: no unsigned data by signed weights."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
+    data = np.random.default_rng(0).standard_normal((8, 3, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "data.npz", input_1=data)
+    options = {"precision": "int8", "calibration": tmp_path / "data.npz", "out": tmp_path, "name": "net"}
+    artifact = edgesmith.export(net, "onnx", inputs=(torch.from_numpy(data[:1]),), **options)  # type: ignore[arg-type]
+    written = onnx.load(artifact.file)
+    assert any(node.op_type == "Conv" and len(node.input) > 2 for node in written.graph.node)
+    for rule in ("OR1", "OR5", "QN3"):
+        assert find(ROWS[rule], graph_of_onnx(written)) == [], rule
+
+
+def sums(*settings: tuple[int, int, int]) -> onnx.ModelProto:
+    """Running sums of one input, each with axis, reverse and exclusive, side by side."""
+    nodes, constants = [], []
+    for k, (axis, reverse, exclusive) in enumerate(settings):
+        node = helper.make_node("CumSum", ["x", f"a{k}"], [f"s{k}"], f"sum{k}", reverse=reverse, exclusive=exclusive)
+        nodes.append(node)
+        constants.append(held(f"a{k}", axis, np.int64))
+    nodes.append(helper.make_node("Concat", [f"s{k}" for k in range(len(settings))], ["y"], axis=0))
+    return model(nodes, (2, 3, 4), constants)
+
+
+@pytest.mark.parametrize(
+    ("settings", "changed"),
+    [
+        ([(0, 0, 0), (1, 0, 0), (2, 1, 0)], ["sum1", "sum2"]),
+        ([(2, 0, 1), (-1, 1, 0), (2, 1, 1)], ["sum0", "sum1", "sum2"]),
+        ([(1, 0, 0), (-2, 0, 1)], []),
+        ([(1, 1, 0)], []),
+    ],
+)
+def test_unlike_sums_become_alike(settings: list[tuple[int, int, int]], changed: list[str]) -> None:
+    """TR10: they fire on unlike ones, leave the others, keep every bit, and change nothing again."""
+    built = sums(*settings)
+    x = np.random.default_rng(1).standard_normal((2, 3, 4)).astype(np.float32)
+    before = run(built, PLAIN, x)
+    assert bool(find(ROWS["TR10"], graph_of_onnx(built))) == bool(changed)
+    done = _onnx_sums.align_sums(built)
+    assert [one["name"] for one in done] == changed
+    assert {one["rule"] for one in done} <= {"TR10"}
+    onnx.shape_inference.infer_shapes(built, check_type=True, strict_mode=True)
+    np.testing.assert_array_equal(run(built, PLAIN, x), before)
+    assert find(ROWS["TR10"], graph_of_onnx(built)) == []
+    assert _onnx_sums.align_sums(built) == []
+
+
+class Sums(nn.Module):
+    """Running sums along two axes."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cumsum(x, 0) + torch.cumsum(x, 1)
+
+
+@pytest.mark.parametrize(("device", "rules"), [("jetson-orin-nano", ["TR10"]), (None, [])])
+def test_sums_are_aligned_for_devices_with_tensorrt(device: str | None, rules: list[str], tmp_path: Path) -> None:
+    x = torch.from_numpy(X)
+    artifact = edgesmith.export(Sums().eval(), "onnx", inputs=(x,), name="sums", device=device, out=tmp_path)
+    assert [one["rule"] for one in artifact.manifest.get("legalized", [])] == rules
 
 
 def test_somebody_elses_list_is_not_taken_for_ours() -> None:

@@ -66,18 +66,24 @@ def test_readme_has_the_two_commands_and_they_name_what_exists(checkout: Path) -
 
 def test_extras_are_the_documented_ones_and_every_pin_is_a_version(checkout: Path) -> None:
     project = tomllib.loads((checkout / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert set(project["optional-dependencies"]) == {"coreml", "coreai", "tensorrt", "tvm", "peers", "all", "dev"}
+    assert set(project["optional-dependencies"]) == {
+        "run",
+        "export",
+        "coreml",
+        "coreai",
+        "tensorrt",
+        "tvm",
+        "peers",
+        "all",
+        "docs",
+        "dev",
+    }
     names = [re.split(r"[<>=\[]", requirement)[0] for requirement in project["dependencies"]]
     own = [
-        "torch",
         "onnx",
-        "onnxruntime",
-        "onnxsim",
-        "onnxscript",
         "numpy",
         "jsonschema",
         "jinja2",
-        "ruptures",
         "typer",
         "rich",
         "safetensors",

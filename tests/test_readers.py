@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
+import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -22,15 +25,17 @@ from safetensors.torch import save_file
 from support.manifests import smallest_manifest
 
 from edgesmith.board.common import Refusal
-from edgesmith.errors import BadInput, CheckpointError, Unreadable, Unsupported, VerificationFailed
+from edgesmith.cli.options import read_labels
+from edgesmith.errors import BadInput, CheckpointError, OutputError, Unreadable, Unsupported, VerificationFailed
 from edgesmith.exporters import artifact as artifacts
 from edgesmith.exporters.precision.calibration import read_given
 from edgesmith.exporters.tensorrt import engine
 from edgesmith.exporters.tensorrt.kit import build
 from edgesmith.exporters.tensorrt.kit.record import read_kit
 from edgesmith.models import checkpoint
+from edgesmith.models.series import read_config
 from edgesmith.profiles import device as devices
-from edgesmith.readers import limits
+from edgesmith.readers import limits, pickles
 from edgesmith.readers.archives import Budget, open_archive
 from edgesmith.readers.budget import read_bytes
 from edgesmith.readers.documents import read_json, read_toml
@@ -165,6 +170,71 @@ def test_a_flipped_bit_in_a_checkpoint_is_refused_wherever_a_checksum_covers_it(
             checkpoint.read(damaged)
 
 
+def entries(content: bytes) -> list[int]:
+    """Where the central directory's entries begin, which no checksum covers."""
+    return [found.start() for found in re.finditer(rb"PK\x01\x02", content)]
+
+
+def test_what_an_entry_says_beside_its_name_and_checksum_changes_no_weight(weights: Path, tmp_path: Path) -> None:
+    """PyTorch takes an entry with one bit of its attributes for a folder, and leaves its tensor's memory unwritten."""
+    sound, damaged = weights.read_bytes(), tmp_path / "w.pth"
+    wanted, ends = checkpoint.fingerprint(checkpoint.read(weights)), []
+    for entry in entries(sound)[4:6]:
+        for at in range(entry + 4, entry + 46):
+            for bits in (0x10, 0xFF):
+                data = bytearray(sound)
+                data[at] ^= bits
+                damaged.write_bytes(data)
+                try:
+                    ends.append(checkpoint.fingerprint(checkpoint.read(damaged)))
+                except CheckpointError:
+                    continue
+    assert set(ends) == {wanted}
+
+
+def test_an_archive_that_only_pytorch_would_see_is_refused(weights: Path, tmp_path: Path) -> None:
+    (tmp_path / "w.pth").write_bytes(weights.read_bytes()[:-22])  # without the record at its end
+    with pytest.raises(CheckpointError, match="is no PyTorch checkpoint"):
+        checkpoint.read(tmp_path / "w.pth")
+
+
+def test_a_full_disk_is_no_damage_to_a_checkpoint(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pickles, "copy_plainly", fill)
+    with pytest.raises(OutputError, match=r"cannot copy w\.pth to check it: No space left"):
+        checkpoint.read(weights)
+
+
+@pytest.mark.parametrize("wrong", ["\x1b[2Jowned", "a\0b"])
+def test_labels_are_a_text_of_a_bounded_size(wrong: str, tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text(f"tench\n{wrong}\n")
+    with pytest.raises(BadInput, match="a label with a control character"):
+        read_labels(tmp_path / "labels.txt")
+    with pytest.raises(BadInput, match="is no file; wanted a UTF-8 text"):
+        read_labels(Path("/dev/zero"))
+    (tmp_path / "labels.txt").write_bytes(b"x\n" * 2**20)
+    with pytest.raises(BadInput, match="wanted a UTF-8 text"):
+        read_labels(tmp_path / "labels.txt")
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"prediction_channel_indices": ["a"]}, "a test/prediction_channel_indices"),
+        ({"exogenous_channel_indices": 3}, "a test/exogenous_channel_indices must be"),
+        ({"prediction_filter_length": "8"}, "a test/prediction_filter_length must be"),
+        ({"mode": []}, "a test/mode must be"),
+        ({"num_layers": 2**31}, "num_layers must be 65536 at most"),
+        ({"d_model": 2**62}, "d_model must be 65536 at most"),
+    ],
+)
+def test_a_forecaster_s_configuration_says_which_value_is_wrong(facts: dict[str, Any], said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        read_config(facts, {}, "a test")
+
+
 def bomb(path: Path, name: str, size: int) -> None:
     """Write an archive whose one member declares far more than it takes."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -274,6 +344,46 @@ def test_a_manifest_names_files_in_its_folder_only(path: str, made: Path) -> Non
     edit(made, lambda manifest: manifest["files"].append({**manifest["files"][0], "path": path}))
     with pytest.raises(BadInput, match="is no path of a file in the folder"):
         artifacts.read(made)
+
+
+CHECKED = {"step": "a -> b", "max_abs_error": 0.1, "relative_error": 0.1, "snr_db": 60.0}
+
+
+@pytest.mark.parametrize(
+    ("check", "said"),
+    [
+        ({"step": "a -> b"}, "'a -> b' does not say what it came to"),
+        ({key: value for key, value in CHECKED.items() if key != "snr_db"}, "'a -> b' has no snr_db"),
+        ({**CHECKED, "noise": 1e-6}, "'a -> b' has no allowed"),
+        (
+            {**CHECKED, "worst": {"max_abs_error": 0.1, "relative_error": 0.1, "snr_db": 1.0, "allowed": 0.1}},
+            "does not say which input was the worst",
+        ),
+    ],
+)
+def test_a_manifest_s_checks_are_whole(check: dict[str, Any], said: str, made: Path) -> None:
+    edit(made, lambda manifest: manifest["verification"]["steps"].append(check))
+    with pytest.raises(BadInput, match=f"no sound manifest: the check {said}|{said}"):
+        artifacts.read(made)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda model: model["interface"].update(inputs=[]), "the file has no inputs, or no outputs"),
+        (lambda model: model["interface"].update(outputs=[]), "the file has no inputs, or no outputs"),
+        (lambda model: model["interface"]["inputs"][0].update(type="uint24"), "takes values of type 'uint24'"),
+    ],
+)
+def test_use_says_what_no_program_can_be_written_for(
+    change: Callable[[Any], object], said: str, export_small: Callable[..., Any], tmp_path: Path, edgesmith: Any
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(export_small("onnx").path, folder)
+    edit(folder, lambda manifest: change(manifest["model"]))
+    done = edgesmith("use", str(folder))
+    assert done.returncode in (BadInput.exit_code, Unsupported.exit_code)
+    assert said in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from edgesmith.exporters.departures.book import all_departures
 from edgesmith.exporters.mil.evaluate import Evaluator
 from edgesmith.exporters.mil.legalize import legalizing
 from edgesmith.exporters.mil.program import MlProgram, load
+from edgesmith.exporters.mil.safe_forms import write_safe_forms
 
 ct = pytest.importorskip("coremltools")
 from coremltools.converters.mil import Builder as mb  # noqa: E402
@@ -28,10 +29,7 @@ from coremltools.converters.mil.mil import types  # noqa: E402
 
 def convert(build: Callable[..., Any], *shapes: tuple[int, ...], path: Path, safe: bool, kept: set[str]) -> MlProgram:
     """A program in half precision, with safe forms or without."""
-    names = ["x", "z"][: len(shapes)]
-    specs = [mb.TensorSpec(shape, types.fp32) for shape in shapes]
-    function = eval(f"lambda f: lambda {', '.join(names)}: f({', '.join(names)})")(build)
-    program = mb.program(input_specs=specs, opset_version=ct.target.iOS17)(function)
+    program = traced(build, *shapes)
     with legalizing(kept) as legalization:
         model = ct.convert(
             program,
@@ -89,6 +87,16 @@ def attention(x: Any, z: Any) -> Any:
     return mb.matmul(x=mb.softmax(x=scores, axis=-1), y=z)
 
 
+WEIGHTS = np.random.default_rng(5).standard_normal((2, 64, 64)).astype(np.float32) / 2
+
+
+def projected(x: Any, z: Any) -> Any:
+    """Attention's weights of projected queries and keys, whose scale can go into a projection."""
+    query, key = (mb.linear(x=one, weight=weight) for one, weight in zip((x, z), WEIGHTS, strict=True))
+    scores = mb.mul(x=mb.matmul(x=query, y=key, transpose_y=True), y=np.float32(1 / 8))
+    return mb.matmul(x=mb.softmax(x=scores, axis=-1), y=z)
+
+
 def mish(x: Any) -> Any:
     return mb.mul(x=x, y=mb.tanh(x=mb.softplus(x=x)))
 
@@ -135,6 +143,12 @@ CASES = {
         lambda q, k: softmax(q.astype(np.float64) @ k.transpose(0, 2, 1) / 16) @ k,
         "CM7",
     ),
+    "projected attention": Case(
+        projected,
+        [drawn(2, 16, 64, scale=20), drawn(2, 16, 64, scale=20)],
+        lambda q, k: softmax((q @ WEIGHTS[0].T.astype(np.float64)) @ (k @ WEIGHTS[1].T).transpose(0, 2, 1) / 8) @ k,
+        "CM7",
+    ),
     "power spectrum": Case(
         power,
         [drawn(4, N, scale=1.0, shift=200)],
@@ -158,6 +172,96 @@ def test_a_safe_form_holds_as_the_engine_where_the_original_does_not(name: str, 
     assert snr(wanted, run(plain, case.inputs, "ane")) < 40
 
 
+def traced(build: Callable[..., Any], *shapes: tuple[int, ...]) -> Any:
+    """A program of MIL as it is built, before any pass."""
+    specs = [mb.TensorSpec(shape, types.fp32) for shape in shapes]
+    names = ["x", "z"][: len(shapes)]
+    function = eval(f"lambda f: lambda {', '.join(names)}: f({', '.join(names)})")(build)
+    return mb.program(input_specs=specs, opset_version=ct.target.iOS17)(function)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_safe_form_is_left_as_it_is(name: str) -> None:
+    case = CASES[name]
+    block = traced(case.build, *(x.shape for x in case.inputs)).functions["main"]
+    assert [one[0] for one in write_safe_forms(block, set())] == [case.id]
+    before = [op.op_type for op in block.operations]
+    assert list(write_safe_forms(block, set())) == []
+    assert [op.op_type for op in block.operations] == before
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_safe_form_has_the_numbers_of_the_original(name: str, tmp_path: Path) -> None:
+    """Where neither leaves a range, at small inputs, they are equal within fp16's rounding, and so to PyTorch's."""
+    case = CASES[name]
+    inputs = [x / np.abs(x).max() for x in case.inputs]
+    shapes = [x.shape for x in inputs]
+    plain = convert(case.build, *shapes, path=tmp_path / "plain.mlpackage", safe=False, kept=set())
+    safe = convert(case.build, *shapes, path=tmp_path / "safe.mlpackage", safe=True, kept=set())
+    wanted = case.means(*inputs)
+    before, after = run(plain, inputs, None), run(safe, inputs, None)
+    assert snr(before, after) >= 50
+    assert snr(wanted, after) >= min(60, snr(wanted, before) - 3)
+
+
+def test_a_scale_goes_into_a_projection_and_costs_no_operator() -> None:
+    block = traced(projected, (2, 16, 64), (2, 16, 64)).functions["main"]
+    before = sum(op.op_type != "const" for op in block.operations)
+    assert [one[0] for one in write_safe_forms(block, set())] == ["CM7"]
+    assert sum(op.op_type != "const" for op in block.operations) == before - 1
+
+
+def flipped(x: Any) -> Any:
+    return mb.transpose(x=x, perm=[0, 2, 1])
+
+
+TURNED: dict[str, Callable[..., Any]] = {
+    "a transpose": lambda x, z: mb.matmul(x=x, y=flipped(mb.softmax(x=z, axis=-1))),
+    "a flag": lambda x, z: mb.matmul(x=x, y=mb.softmax(x=z, axis=-1), transpose_y=True),
+    "both sides": lambda x, z: mb.matmul(x=flipped(x), y=mb.softmax(x=z, axis=-1), transpose_x=True, transpose_y=True),
+}
+
+
+@pytest.mark.parametrize("name", TURNED)
+def test_transposed_attention_is_turned(name: str, tmp_path: Path) -> None:
+    """CM14, a crash: the sums are the same, so numbers are equal."""
+    x, z = drawn(2, 5, 8), drawn(2, 8, 8)
+    block = traced(TURNED[name], x.shape, z.shape).functions["main"]
+    assert [one[0] for one in write_safe_forms(block, set())] == ["CM14"]
+    assert list(write_safe_forms(block, set())) == []
+    plain = convert(TURNED[name], x.shape, z.shape, path=tmp_path / "a.mlpackage", safe=False, kept=set())
+    safe = convert(TURNED[name], x.shape, z.shape, path=tmp_path / "b.mlpackage", safe=True, kept=set())
+    np.testing.assert_array_equal(run(plain, [x, z], None), run(safe, [x, z], None))
+    assert "CM14" not in {one.rule for one in edgesmith.lint(safe).findings}
+    assert "CM14" in {one.rule for one in edgesmith.lint(plain).findings}
+
+
+class Hot(nn.Module):
+    """Products of 30,000 to 60,000, which fp16 has and the Neural Engine's products have not; nothing scales them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.full((8, 64), 60000.0 / 64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.log(nn.functional.linear(0.75 + 0.25 * torch.tanh(x), self.weight))
+
+
+def test_products_beyond_the_engines_range_stay_fp32_in_mixed(tmp_path: Path) -> None:
+    from edgesmith.exporters.verify import verify_as
+
+    x = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
+    found = {}
+    for precision in ("fp16", "mixed"):
+        artifact = edgesmith.export(
+            Hot().eval(), "coreml", inputs=(x,), name="hot", precision=precision, out=tmp_path / precision
+        )
+        found[precision] = verify_as(artifact.path, "ane")["holds"], artifact.manifest.get("keep_fp32", {})
+    assert found["fp16"][0] is False
+    assert found["mixed"][0] is True
+    assert any("ends at 32752 on the Neural Engine" in reason for reason in found["mixed"][1].values())
+
+
 LEFT: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]]]] = {
     "a bounded softplus": (lambda x: mb.softplus(x=mb.minimum(x=x, y=np.float32(9))), [(4, 8)]),
     "a shifted log-sum-exp": (
@@ -177,6 +281,18 @@ LEFT: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]]]] = {
         [(2, 4, 4), (2, 4, 4)],
     ),
     "a quotient": (lambda x, z: mb.real_div(x=np.float32(0.5), y=mb.matmul(x=x, y=z)), [(2, 4, 4), (2, 4, 4)]),
+    "attention's weights on the left": (
+        lambda x, z: mb.matmul(x=mb.softmax(x=x, axis=-1), y=z, transpose_y=True),
+        [(2, 4, 4), (2, 4, 4)],
+    ),
+    "attention's weights on the right as they are": (
+        lambda x, z: mb.matmul(x=x, y=mb.softmax(x=z, axis=-1)),
+        [(2, 4, 4), (2, 4, 4)],
+    ),
+    "a transpose of what is no attention": (
+        lambda x, z: mb.matmul(x=x, y=mb.relu(x=z), transpose_y=True),
+        [(2, 4, 4), (2, 4, 4)],
+    ),
     "a scale per column": (
         lambda x, z: mb.mul(x=mb.matmul(x=x, y=z), y=np.array([0.5, 1, 1, 1], np.float32)),
         [(2, 4, 4), (2, 4, 4)],

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from support.lowering import assert_nothing_constant
 from support.rewriting import apply
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -321,6 +322,7 @@ def test_an_onnx_file_of_classes_names_them_and_has_the_images_size(tmp_path: Pa
     assert isinstance(outputs, list)
     assert outputs[0][0].shape == (2, 32, 64)
     assert artifact.manifest["target"]["options"]["labels"] == 19
+    assert_nothing_constant(artifact.file)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from test_bench import noisy, recorded
 
-from edgesmith.bench import false_alarms, measure, measurement, runner
+from edgesmith.bench import measure, measurement, runner
 from edgesmith.bench.experiments import operating_curve
 from edgesmith.bench.experiments.operating_curve import NOISES, in_turn, operate, simulate
 from edgesmith.bench.statistics import Interval, confidence_of_a_look
@@ -258,17 +258,6 @@ def test_the_curve_is_drawn_and_printed(
         len(list(ElementTree.parse(operating_curve.FIGURE).getroot().iter("{http://www.w3.org/2000/svg}polyline"))) == 8
     )
     assert "quiet: 3 comparisons" in capsys.readouterr().out
-
-
-def test_false_alarms_are_counted_by_drawing_launches_of_both_orders() -> None:
-    made = noisy(1.0, launches=20)
-    half = [replace(one, order=(0, 1) if i < 5 else (1, 0)) for i, one in enumerate(made.launches)]
-    whole = replace(made, launches=tuple(half))
-    one = false_alarms.drawn_launches(whole, np.random.default_rng(0), 24)
-    assert [launch.order for launch in one.launches[:4]] == [(0, 1), (1, 0), (1, 0), (0, 1)]
-    verdicts, launches = false_alarms.drawn(whole, 5, 1, Criterion())
-    assert verdicts == {UNCHANGED: 5}
-    assert 6 <= launches <= 24
 
 
 # a loaded machine

@@ -254,29 +254,21 @@ def on_the_stand_in(code: str, folder: Path) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
+def built_on_the_stand_in(kit: Artifact, scratch: Path) -> Path:
+    """What a kit's build.py writes, with a stand-in for TensorRT."""
+    folder, out = shutil.copytree(kit.path, scratch / "kit"), scratch / "built"
+    command = [sys.executable, str(folder / "build.py"), "--out", str(out), "--launches", "1", "--seconds", "0.1"]
+    environment = {**os.environ, "PYTHONPATH": str(STANDINS)}
+    built = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    return out
+
+
 def test_a_kits_streaming_program_runs_on_the_stand_in(steps: dict[str, Artifact], tmp_path: Path, capsys: Any) -> None:
     if "tensorrt" not in steps:
         pytest.skip("tensorrt_rtx is not installed")
     made = steps["tensorrt"]
-    folder = shutil.copytree(made.path, tmp_path / "kit")
-    built = subprocess.run(
-        [
-            sys.executable,
-            str(folder / "build.py"),
-            "--out",
-            str(tmp_path / "built"),
-            "--launches",
-            "1",
-            "--seconds",
-            "0.1",
-        ],
-        env={**os.environ, "PYTHONPATH": str(STANDINS)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert built.returncode == 0, built.stderr
-    engine = read(tmp_path / "built")
+    engine = read(built_on_the_stand_in(made, tmp_path))
     frames = np.random.default_rng(0).standard_normal((5, 1, 4)).astype(np.float32)
     np.save(tmp_path / "built" / "frames.npy", frames)
     of_kit, of_engine = (program(one, "python", capsys) for one in (made, engine))
@@ -291,60 +283,148 @@ def test_a_kits_streaming_program_runs_on_the_stand_in(steps: dict[str, Artifact
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
 
-# C++, where ONNX Runtime's headers and library are
+# C++: with ONNX Runtime's own headers and library where they are, else with the stand-ins in standins/include, which
+# declare what the programs use, and take their numbers from ONNX Runtime in Python
 
 
-def onnx_runtime() -> tuple[Path, Path]:
-    """The folders of ONNX Runtime's headers and of its library, or a skip that says what is missing."""
+def onnx_runtime() -> tuple[Path, Path] | None:
+    """The folders of ONNX Runtime's own headers and library, where they are."""
     given = os.environ.get("ONNXRUNTIME_ROOT")
     roots = [Path(given)] if given else [Path("/usr"), Path("/usr/local")]
     for root in roots:
         for headers in (root / "include", root / "include" / "onnxruntime", root / "build" / "native" / "include"):
             if (headers / "onnxruntime_cxx_api.h").is_file():
-                for library in sorted(
-                    root.rglob("libonnxruntime.so*") if given else (root / "lib").rglob("libonnxruntime.so*")
-                ):
+                for library in sorted((root if given else root / "lib").rglob("libonnxruntime.so*")):
                     return headers, library.parent
-    pytest.skip(
-        "ONNX Runtime's C++ headers are not on this machine (ONNXRUNTIME_ROOT): the program is held by its text"
-    )
+    return None
 
 
-def compiled(code: str, folder: Path) -> Path:
+def compiled(code: str, folder: Path, library: tuple[Path, Path] | None = None) -> Path:
     """The program of C++ code. Warnings are errors."""
     compiler = shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         pytest.skip("no C++ compiler on this machine")
-    headers, library = onnx_runtime()
     (folder / "run.cpp").write_text(code, encoding="utf-8")
-    command = [compiler, "-std=c++17", "-O0", "-Wall", "-Wextra", "-Werror", "-isystem", str(headers), "run.cpp"]
-    command += [f"-L{library}", f"-Wl,-rpath,{library}", "-lonnxruntime", "-o", "run"]
+    command = [compiler, "-std=c++17", "-O0", "-Wall", "-Wextra", "-Werror", "run.cpp", "-o", "run"]
+    if library is None:
+        command += ["-isystem", str(STANDINS / "include")]
+    else:
+        command += ["-isystem", str(library[0]), f"-L{library[1]}", f"-Wl,-rpath,{library[1]}", "-lonnxruntime"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return folder / "run"
 
 
 def lines_of(run: Path, values: np.ndarray) -> np.ndarray:
-    done = subprocess.run([run], cwd=run.parent, input=values.tobytes(), capture_output=True, check=False)
+    served = {"STANDIN_PYTHON": sys.executable, "STANDIN_SERVER": str(STANDINS / "serve_step.py")}
+    environment = {**os.environ, **served}
+    done = subprocess.run(
+        [run], cwd=run.parent, input=values.tobytes(), capture_output=True, env=environment, check=False
+    )
     assert done.returncode == 0, done.stderr
     return np.array([[float(value) for value in line.split()] for line in done.stdout.decode().splitlines()])
 
 
 def test_the_cpp_program_gives_pytorchs_outputs(export_small: Callable[..., Artifact], capsys: Any) -> None:
     made = export_small("onnx")
-    run = compiled(program(made, "c++", capsys), made.path)
+    run = compiled(program(made, "c++", capsys), made.path, onnx_runtime())
     call, expected = read_evidence(made).calls[0], read_reference(made)[0][0][0]
     np.testing.assert_allclose(lines_of(run, call[0]), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
-def test_the_cpp_program_carries_the_states(steps: dict[str, Artifact], tmp_path: Path, capsys: Any) -> None:
-    made = steps["onnx"]
+@pytest.mark.parametrize("target", ["onnx", "tensorrt"])
+def test_the_cpp_program_carries_the_states(
+    target: str, steps: dict[str, Artifact], tmp_path: Path, capsys: Any
+) -> None:
+    if target not in steps:
+        pytest.skip("tensorrt_rtx is not installed")
+    made = steps[target]
+    code = (made.path / "stream.cpp").read_text(encoding="utf-8")
+    assert code == program(made, "c++", capsys)
     folder = shutil.copytree(made.path, tmp_path / "step")
-    run = compiled(program(made, "c++", capsys), folder)
+    if target == "tensorrt":
+        folder = built_on_the_stand_in(made, tmp_path)
+    run = compiled(code, folder, onnx_runtime() if target == "onnx" else None)
+    stepper = edgesmith.StreamingSession(steps["onnx"].path)
     for count in (1, 7):
         frames = np.random.default_rng(count).standard_normal((1, count, 4)).astype(np.float32)
-        expected = np.array([one.ravel() for one in edgesmith.StreamingSession(made.path).run(frames)])
+        expected = np.array([one.ravel() for one in stepper.run(frames)])
         np.testing.assert_allclose(lines_of(run, frames), expected, rtol=0, atol=1e-6)
+
+
+def test_a_state_that_is_not_carried_shows(steps: dict[str, Artifact], tmp_path: Path) -> None:
+    made = steps["onnx"]
+    code = (made.path / "stream.cpp").read_text(encoding="utf-8")
+    carried = "std::move(outputs.begin() + 1, outputs.end(), std::back_inserter(kept));"
+    assert carried in code
+    planted = carried.replace("kept)", "lost)")
+    code = code.replace(
+        carried,
+        f"std::vector<Ort::Value> lost; {planted} for (auto& s : states) kept.push_back("
+        "Ort::Value::CreateTensor<float>(allocator, s.shape.data(), s.shape.size()));",
+    )
+    run = compiled(code, shutil.copytree(made.path, tmp_path / "step"), onnx_runtime())
+    frames = np.random.default_rng(0).standard_normal((1, 7, 4)).astype(np.float32)
+    expected = np.array([one.ravel() for one in edgesmith.StreamingSession(made.path).run(frames)])
+    assert np.abs(lines_of(run, frames) - expected).max() > 1e-2
+
+
+# stream.py: one file for a board
+
+
+def streamed(folder: Path, *arguments: str, values: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    """Run a folder's stream.py where nothing of edgesmith is, and a stand-in for TensorRT."""
+    code = f"import runpy, sys; sys.path.insert(0, {str(STANDINS)!r})"
+    code += "; runpy.run_path('stream.py', run_name='__main__')"
+    command = [sys.executable, "-I", "-c", code, *arguments]
+    return subprocess.run(command, cwd=folder, input=values, capture_output=True, check=False)
+
+
+@pytest.mark.parametrize("target", ["onnx", "tensorrt"])
+def test_the_runner_carries_the_states_on_a_board(target: str, steps: dict[str, Artifact], tmp_path: Path) -> None:
+    if target not in steps:
+        pytest.skip("tensorrt_rtx is not installed")
+    made = steps[target]
+    assert "stream.py" in made.sha256
+    folder = made.path if target == "onnx" else built_on_the_stand_in(made, tmp_path)
+    expected = edgesmith.StreamingSession(steps["onnx"].path)
+    for count in (1, 7):
+        frames = np.random.default_rng(count).standard_normal((count, 4)).astype(np.float32)
+        wanted = np.concatenate(expected.run(frames[None]))
+        np.save(tmp_path / "frames.npy", frames)
+        done = streamed(folder, "--frames", str(tmp_path / "frames.npy"), "--out", str(tmp_path / "out.npy"))
+        assert done.returncode == 0, done.stderr
+        np.testing.assert_allclose(np.load(tmp_path / "out.npy"), wanted, rtol=0, atol=1e-6)
+        done = streamed(folder, values=frames.tobytes())
+        assert done.returncode == 0, done.stderr
+        lines = [[float(value) for value in line.split()] for line in done.stdout.decode().splitlines()]
+        np.testing.assert_allclose(lines, wanted, rtol=0, atol=1e-6)
+
+
+def test_the_runners_class_is_a_session(artifact: Callable[..., Artifact], tmp_path: Path) -> None:
+    import runpy
+
+    made = artifact("lmuformer", "onnx", streaming=True, frames=16)
+    names = runpy.run_path(str(made.path / "stream.py"))
+    stream, session = names["Stream"](made.path), edgesmith.StreamingSession(made.path)
+    assert stream.delay == session.delay
+    for count in (1, 9):
+        frames = np.random.default_rng(count).standard_normal((count, 128)).astype(np.float32)
+        found, wanted = stream.run(frames), session.run(frames[None])
+        assert len(found) == len(wanted) == count
+        np.testing.assert_allclose(np.concatenate(found), np.concatenate(wanted), rtol=0, atol=1e-6)
+    for wrong, said in (
+        (lambda: stream.step(frames[0]), "finished"),
+        (lambda: (stream.reset(), stream.step(frames[0][:5])), "shape"),
+        (lambda: names["Stream"](tmp_path), "no manifest.json"),
+    ):
+        with pytest.raises(names["Refusal"], match=said):
+            wrong()
+    for arguments, said in (([str(tmp_path)], "no manifest.json"), (["--frames", "no.npy"], "--frames no.npy")):
+        done = streamed(made.path, *arguments)
+        assert (done.returncode, done.stdout) == (2, b"")
+        assert said in done.stderr.decode()
+        assert len(done.stderr.splitlines()) == 1
 
 
 # what no toolchain here checks, by its text

@@ -11,9 +11,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from conftest import NEEDED
 from test_bench import noisy, recorded
 from test_transport import BUILDS, QUICK, Board, board, boards, keys, kit
 from torch import nn
@@ -106,13 +108,13 @@ def test_a_link_stays_one_and_a_device_is_written_to(tmp_path: Path, capfd: pyte
 
 @pytest.fixture
 def full(tmp_path: Path) -> Iterator[Callable[[], Path]]:
-    """A file system of 512 KiB; what the returned function is called after, it fills."""
+    """A file system of 4 MiB; what the returned function is called after, it fills."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = shutil.which("mount") or "/bin/mount"
     try:
         done = subprocess.run(
-            [mount, "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(folder)], capture_output=True, text=True, check=False
+            [mount, "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
         )
     except OSError as error:
         pytest.skip(f"no file system can be mounted here: {error}")
@@ -168,15 +170,23 @@ def writing(command: str, disk: Path, tmp_path: Path, request: pytest.FixtureReq
         assert cli.run(arguments) == 0
         return arguments
     small = request.getfixturevalue("export_small")
+    if command == "sarif":
+        arguments = ["lint", str(small("onnx").path), "--sarif", str(disk / "found.sarif")]
+        assert cli.run(arguments) == 0
+        return arguments
     if command == "bench":
         measurement.write(noisy(1.0), disk / "record.json")
         return ["bench", str(small("onnx").path), *QUICK, "--out", str(disk / "record.json")]
-    older = small(command).path
+    older = small(command).path  # a target
     shutil.copytree(older, disk / older.name)
     return []
 
 
-@pytest.mark.parametrize("command", ["history", "profile", "report", "junit", "bench", "build-on", "coreml"])
+WRITERS = ("history", "profile", "report", "junit", "sarif", "bench", "build-on")
+WRITERS += ("onnx", "coreml", "coreai", "tensorrt", "tvm")
+
+
+@pytest.mark.parametrize("command", WRITERS)
 def test_on_a_full_disk_a_command_says_so_and_the_older_state_is_as_it_was(
     command: str,
     full: Callable[[], Path],
@@ -195,10 +205,45 @@ def test_on_a_full_disk_a_command_says_so_and_the_older_state_is_as_it_was(
         (said,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("edgesmith: ")]
         assert "full" in said or "No space left on device" in said
     else:
+        small, options = request.getfixturevalue("small"), NEEDED.get(command, {})
         with pytest.raises(OutputError, match=r"(No space left on device|is the disk full\?); nothing was published"):
-            edgesmith.export(request.getfixturevalue("small"), command, inputs=torch.zeros(1, 3, 32, 64), out=disk)
+            edgesmith.export(small, command, inputs=torch.zeros(1, 3, 32, 64), out=disk, **options)
     assert state(disk) == before
     assert not list(disk.glob(".*"))
+
+
+COMMANDS = (
+    *(["models"], ["models", "--json"], ["targets"], ["devices"], ["operators", "softmax"], ["doctor", "--json"]),
+    *(["--version"], ["export", "--help"], ["use", "ARTIFACT"], ["lint", "ARTIFACT"]),
+)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full, which Linux has")
+@pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
+def test_a_full_disk_under_stdout_is_said(
+    arguments: list[str],
+    export_small: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    given = [str(export_small("onnx").path) if one == "ARTIFACT" else one for one in arguments]
+    with open("/dev/full", "w") as full:  # noqa: PTH123  # a device
+        monkeypatch.setattr(sys, "stdout", full)
+        assert cli.run(given) == OutputError.exit_code
+        with contextlib.suppress(OSError):
+            full.close()
+    said = capfd.readouterr().err.splitlines()[-1]
+    assert said == "edgesmith: cannot write all of it: No space left on device; make room"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full, which Linux has")
+def test_the_code_is_the_command_s_where_its_sentence_has_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open("/dev/full", "w") as full:  # noqa: PTH123  # a device
+        monkeypatch.setattr(sys, "stderr", full)
+        monkeypatch.setattr(sys, "stdout", full)
+        assert cli.run(["inspect", "nowhere", "--json"]) == BadInput.exit_code
+        with contextlib.suppress(OSError):
+            full.close()
 
 
 # a history
@@ -259,6 +304,19 @@ def test_what_an_older_edgesmith_left_unfinished_is_a_history(record: Path, tmp_
     empty = tmp_path / "empty.sqlite"
     empty.touch()
     assert history.read(empty) == []
+
+
+def test_bytes_that_are_no_text_in_a_history_are_a_sentence(record: Path, tmp_path: Path) -> None:
+    """SQLite quotes the file in its message, and Python decodes that."""
+    file = tmp_path / "history.sqlite"
+    history.add(file, record)
+    found = file.read_bytes()
+    at = found.index(b"CREATE TABLE points")
+    for old, new in ((b"CREATE", b"CRE\xffTE"), (b"points", b"po\xffnts")):
+        file.write_bytes(found[:at] + found[at:].replace(old, new))
+        for use in (lambda: history.read(file), lambda: history.add(file, record)):
+            with pytest.raises(BadInput, match="is damaged or no history of edgesmith"):
+                use()
 
 
 @pytest.mark.parametrize("number", [-1, -(2**31)])

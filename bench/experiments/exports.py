@@ -1,4 +1,4 @@
-"""Every image model to every target: does it export, and how far is the file from PyTorch?
+"""Every model to every target: does it export, and how far is the file from PyTorch?
 
 One line for each model and target, at one size of images, which models for one size alone do not take: ONNX in fp32,
 Core ML, Core AI and a TensorRT engine in fp16, each verified as any export is. Printed are the least SNR of the natural
@@ -34,8 +34,8 @@ TARGETS: Mapping[str, dict[str, Any]] = {
 
 
 def names() -> list[str]:
-    """Return the image models of the registry."""
-    return [name for name, spec in registry.all_models().items() if isinstance(spec.input, registry.ImageInput)]
+    """Return the models of the registry."""
+    return list(registry.all_models())
 
 
 def options_of(name: str, side: int) -> dict[str, Any]:

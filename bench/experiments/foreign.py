@@ -1,21 +1,25 @@
 """Models of timm and transformers that nobody here wrote: exported to ONNX and Core ML, and verified, a row each.
 
 timm's models have random weights at a small input; those of transformers are made from small configurations. Rows are
-kept in build/foreign.jsonl, where a run is resumed, and the table is written from them to docs/foreign-models.md: the
-operators of PyTorch's graph, those that are left of it, those of the files, the largest error of the ONNX file relative
-to its output's peak, and the seconds of a core that both exports took.
+kept in build/foreign.jsonl with a fingerprint of the compiler's code, where a run is resumed; the latest row of each
+model counts, and --stale runs those again whose code is not today's. The table is written from them whole to
+docs/foreign-models.md: the operators of PyTorch's graph, those that are left of it, those of the files, the largest
+error of a file relative to its output's peak, and the seconds of a core that each export took.
 
     pip install --no-deps -c constraints.txt timm torchvision huggingface_hub PyYAML transformers tokenizers
-    python -m edgesmith.bench.experiments.foreign [models]
+    python -m edgesmith.bench.experiments.foreign [--stale] [models]
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +28,6 @@ from torch import Tensor, nn
 
 import edgesmith
 from edgesmith.bench.estimation.features import _import_torchvision
-from edgesmith.bench.experiments.command import read_arguments
 from edgesmith.errors import EdgesmithError
 from edgesmith.readers.documents import read_lines
 from edgesmith.writing import write_whole
@@ -111,28 +114,47 @@ def of_transformers(config: str, model: str, options: dict[str, Any]) -> tuple[n
     return made, (torch.randn(1, 3, size, size),)
 
 
+def enliven(model: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
+    """Give batch norms the statistics of four random images, in place. Returns the model, in eval mode.
+
+    Untrained ones have mean 0 and variance 1, under which a deep model's output fades to numbers below 1e-38, where
+    nothing can be compared.
+    """
+    norms = [one for one in model.modules() if isinstance(one, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # of one pass alone
+    if norms and inputs[0].is_floating_point():
+        model.train()
+        with torch.no_grad():
+            model(torch.randn(4, *inputs[0].shape[1:]))
+    return model.eval()
+
+
 def sources() -> dict[str, Callable[[], tuple[nn.Module, tuple[Tensor, ...]]]]:
     """Every model by its name in the table, as a function that makes it."""
-    timms = {f"timm {name}": lambda n=name, s=size: of_timm(n, s) for name, size in TIMM.items()}
     others = {f"transformers {name}": lambda made=made: of_transformers(*made) for name, made in TRANSFORMERS.items()}
-    return {**timms, **others}
+    timms = {f"timm {name}": lambda n=name, s=size: of_timm(n, s) for name, size in TIMM.items()}
+    return {**others, **timms}
 
 
 def row_of(name: str, make: Callable[[], tuple[nn.Module, tuple[Tensor, ...]]]) -> dict[str, Any]:
     """Export a model to all targets, and return its row; where one refuses it, with its sentence."""
     torch.manual_seed(0)
     model, inputs = make()
-    row: dict[str, Any] = {"model": name}
+    model = enliven(model, inputs)
+    row: dict[str, Any] = {"model": name, "code": fingerprint()}
     for target in TARGETS:
         started = time.process_time()
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                made = edgesmith.export(
-                    model.eval(), target, inputs=inputs, precision="fp32", out=Path(folder), name="model"
-                )
+                made = edgesmith.export(model, target, inputs=inputs, precision="fp32", out=Path(folder), name="model")
             except EdgesmithError as error:
                 row[f"{target} refuses"] = str(error)
+                continue
+            except Exception as error:  # a fault of edgesmith's, which is a row and not the end of the run
+                row[f"{target} refuses"] = f"a fault: {type(error).__name__}: {str(error).splitlines()[:1]}"
                 continue
             operators = made.manifest["operators"]
             steps = made.manifest["verification"]["steps"]
@@ -142,47 +164,73 @@ def row_of(name: str, make: Callable[[], tuple[nn.Module, tuple[Tensor, ...]]]) 
     return row
 
 
-def kept_rows() -> list[dict[str, Any]]:
-    """The rows of earlier runs."""
-    return list(read_lines(ROWS, "the rows of earlier runs")) if ROWS.exists() else []
+@cache
+def fingerprint() -> str:
+    """Twelve digits that say which code of the compiler a row is of."""
+    digest = hashlib.sha256()
+    for room in ("exporters", "kernels"):
+        for file in sorted(Path(room).rglob("*.py")):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The table as Markdown."""
+def kept_rows() -> dict[str, dict[str, Any]]:
+    """The latest row of each model of earlier runs."""
+    rows = read_lines(ROWS, "the rows of earlier runs") if ROWS.exists() else []
+    return {row["model"]: row for row in rows}
+
+
+def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """The table as Markdown, with what is missing from it."""
+    known = [rows[name] for name in sources() if name in rows]
+    current = sum(row.get("code") == fingerprint() for row in known)
+    verified = [row for row in known if not any(f"{target} refuses" in row for target in TARGETS)]
+    families = {row["model"].split()[1].split("_")[0] for row in verified if row["model"].startswith("timm")}
     lines = [
         "# Models that nobody here wrote",
         "",
         "Written by `make foreign` (`bench/experiments/foreign.py`), which exports each and verifies the file.",
         "Columns: operators of PyTorch's graph, what the rewrites leave of them, nodes of both files, the largest",
-        "relative error of a verification, and seconds of a core for an export; a dash where they were not measured.",
+        "relative error of a verification, and seconds of a core for an export, on a machine with other work.",
+        "Weights are random and images small, so that a row says what is exported and not how good it is.",
+        "",
+        f"Exported to both targets and verified: {len(verified)} of {len(known)} rows,"
+        f" {sum(row['model'].startswith('timm') for row in verified)} of them timm's, of {len(families)} families."
+        f" Of the code of this commit: {current} rows; the others are of earlier code.",
         "",
         "| model | captured | rewritten | ONNX nodes | error | s | Core ML operators | error | s |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for row in rows:
-        cells = [row["model"], row.get("captured", ""), row.get("rewritten", "")]
+    for row in known:
+        cells = [row["model"], row.get("captured", "-"), row.get("rewritten", "-")]
         for target in TARGETS:
-            error, seconds = row.get(f"{target} error", 0), row.get(f"{target} core s")
-            cells += [row.get(target, "refused"), f"{error:.0e}", "-" if seconds is None else f"{seconds:.0f}"]
+            error, seconds = row.get(f"{target} error"), row.get(f"{target} core s")
+            cells += [row.get(target, "refused"), "-" if error is None else f"{error:.0e}"]
+            cells.append("-" if seconds is None else f"{seconds:.0f}")
         lines.append("| " + " | ".join(map(str, cells)) + " |")
-    lines += ["", *(f"- {r['model']}: {t}: {r[f'{t} refuses']}" for r in rows for t in TARGETS if f"{t} refuses" in r)]
+    lines += ["", *(f"- {r['model']}: {t}: {r[f'{t} refuses']}" for r in known for t in TARGETS if f"{t} refuses" in r)]
+    missing = [name for name in sources() if name not in rows]
+    if missing:
+        lines += ["", f"Not run yet, of {len(sources())}: {', '.join(missing)}."]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def main() -> None:
     """Run what has no row yet, and write the table."""
-    wanted = read_arguments(__doc__, listed="models").models
+    given = sys.argv[1:]
+    runs_stale, wanted = "--stale" in given, [one for one in given if one != "--stale"]
     rows = kept_rows()
-    known = {row["model"] for row in rows}
     for name, make in sources().items():
-        if name in known or (wanted and name.split()[1] not in wanted):
+        is_known = name in rows and not (runs_stale and rows[name].get("code") != fingerprint())
+        if (name.split()[1] not in wanted) if wanted else is_known:
             continue
-        rows.append(row_of(name, make))
+        rows[name] = row_of(name, make)
         ROWS.parent.mkdir(exist_ok=True)
         with ROWS.open("a", encoding="utf-8") as kept:
-            kept.write(json.dumps(rows[-1]) + "\n")
-        print(rows[-1], flush=True)
+            kept.write(json.dumps(rows[name]) + "\n")
+        print(rows[name], flush=True)
         write_whole(TABLE, table(rows), "the table")
+    write_whole(TABLE, table(rows), "the table")
 
 
 if __name__ == "__main__":

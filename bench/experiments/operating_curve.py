@@ -26,7 +26,7 @@ import numpy as np
 
 from edgesmith.bench import measurement as measurements
 from edgesmith.bench.experiments.command import Table, read_arguments
-from edgesmith.bench.false_alarms import drawn_launches
+from edgesmith.bench.false_alarms import drawn_launches, pair
 from edgesmith.bench.measure import MOST_LAUNCHES, Plan
 from edgesmith.bench.statistics import Interval, confidence_of_a_look, log_ratios, paired_ratio
 from edgesmith.bench.verdict import FASTER, INCONCLUSIVE, SLOWER, UNCHANGED, Criterion, Verdict, Word, judge
@@ -60,7 +60,7 @@ NOISES: dict[str, Noise] = {
 
 def from_record(path: Path) -> Noise:
     """Draw launches of a record, of its first two subjects."""
-    whole = measurements.read(path)
+    whole = pair(measurements.read(path), 0, 1)
 
     def draw_from(draw: np.random.Generator) -> np.ndarray:
         one = drawn_launches(whole, draw, MOST_LAUNCHES)

@@ -41,7 +41,8 @@ def compare(block: str, rounds: int, folder: Path) -> tuple[object, ...]:
     try:
         write_plain(model, x, plain)
         calls = {"plain": onnx_call(plain, {"x": x.numpy()}), "ours": onnx_call(ours, {input_name(ours): x.numpy()})}
-    except Exception:  # torch's exporter or ONNX Runtime has no such operator
+    except Exception as error:  # torch's exporter or ONNX Runtime has no such operator
+        print(f"{function} has no plain export: {type(error).__name__} in {type(error).__module__.split('.')[0]}")
         return function, "-", len(nodes), "-", "-", "-"
     theirs = operators_of(plain)
     times = {name: statistics.median(values) for name, values in interleaved(calls, rounds).items()}

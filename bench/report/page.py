@@ -1,6 +1,6 @@
 """One HTML page of what lies below a folder: artifacts, records and histories, each found by what it is.
 
-    artifact   a folder with manifest.json            checks, rewrites, sizes; of a Core ML package also the lint
+    artifact   a folder with manifest.json            checks, rewrites, sizes, and the findings of lint
     record     a .json file of `edgesmith bench`      devices, samples, operators
     estimate   a .json file of `edgesmith estimate`   devices that were not measured
     history    a .sqlite file of `edgesmith history`  series and changes
@@ -57,9 +57,6 @@ from edgesmith.show import in_html
 from edgesmith.writing import write_whole
 
 WANTED = "artifacts, records of bench, estimates or a history"
-
-PACKAGE = ".mlpackage"
-"""Suffix of the files that the lint reads."""
 
 MOST_OPERATORS = 30
 """Operators of one profile that the page lists; the record has all."""
@@ -215,7 +212,7 @@ def _sections(found: Found, entries: Sequence[Entry]) -> Iterator[Section]:
     yield Section("history", "History", tuple(_history_blocks(found.histories)))
     yield Section("rewrites", "Rewrites", tuple(_rewrite_blocks(found.artifacts)), is_detail=True)
     yield Section("checks", "Checks against PyTorch", tuple(_check_blocks(found.artifacts)), is_detail=True)
-    yield Section("lint", "Neural Engine lint", tuple(_lint_blocks(found.artifacts)), is_detail=True)
+    yield Section("lint", "What devices are known to get wrong", tuple(_lint_blocks(found.artifacts)), is_detail=True)
     yield Section("unread", "Not read", tuple(_unread_blocks(found.unread)), is_detail=True)
 
 
@@ -524,10 +521,12 @@ def _check_blocks(found: Sequence[tuple[str, Artifact]]) -> Iterator[Block]:
 
 
 def _lint_blocks(found: Sequence[tuple[str, Artifact]]) -> Iterator[Block]:
-    from edgesmith.exporters.mil.lint import group, label, lint
+    """Yield the findings of `edgesmith lint` in each artifact whose file has a graph to read."""
+    from edgesmith.exporters.departures.lint import SUFFIXES, lint
+    from edgesmith.exporters.mil.lint import group, label
 
     for name, artifact in found:
-        if artifact.file.suffix != PACKAGE:
+        if artifact.file.suffix not in SUFFIXES:
             continue
         yield Text(name, level=3)
         try:
@@ -536,7 +535,8 @@ def _lint_blocks(found: Sequence[tuple[str, Artifact]]) -> Iterator[Block]:
             yield Text(f"Not checked: {str(error).replace(str(artifact.path), name)}")
             continue
         counts = ", ".join(f"{count} {severity}{'s' * (count != 1)}" for severity, count in report.counts.items())
-        yield Text(f"{counts} in {report.operators} operators. This reads the program, and measures nothing.")
+        said = f"For {', '.join(report.read_for)}: {counts} in {report.operators} operators"
+        yield Text(f"{said}. This reads the program, and measures nothing.")
         rules = {rule.name: rule for rule in report.rules}
         rows = tuple(
             (

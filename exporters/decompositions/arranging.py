@@ -201,7 +201,7 @@ def _put_behind(x: Tensor, indices: Sequence[Tensor | None], values: Tensor, acc
         return LEAVE
     axes = [axis for axis, _ in given]
     rest = [size for axis, size in enumerate(x.shape) if axis not in axes]
-    common = torch.broadcast_shapes(*(i.shape for _, i in given))  # type: ignore[no-untyped-call]  # as torch has it
+    common = torch.broadcast_shapes(*(index.shape for _, index in given))  # type: ignore[no-untyped-call]  # of torch
     start = axes[0] if axes[-1] - axes[0] + 1 == len(axes) else 0
     values = values.expand([*rest[:start], *common, *rest[start:]])
     count = len(common)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,9 @@ _KINDS = {
 }
 """Kinds of operators that are not their names in lower case."""
 
+_SMALL = 1024
+"""Numbers of a constant that a shape may depend on, at most."""
+
 _TYPES = {
     "FLOAT": "fp32",
     "FLOAT16": "fp16",
@@ -57,10 +61,10 @@ def graph_of_onnx(model: onnx.ModelProto) -> Graph:
     """Return the graph of a model; the bodies of loops and branches stand before their nodes."""
     import onnx
 
-    with contextlib.suppress(Exception):  # what it refuses, such as a model of 2 GiB, is read without shapes
-        model = onnx.shape_inference.infer_shapes(model)
     reader = _Reader(onnx)
-    reader.graph(model.graph)
+    for tensor in model.graph.initializer:
+        reader.constant(tensor.name, tensor)
+    reader.graph(_inferred(onnx, model))
     opset = next((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), 0)
     stored = {one.name for one in model.graph.initializer}
     return Graph(
@@ -70,6 +74,24 @@ def graph_of_onnx(model: onnx.ModelProto) -> Graph:
         [one.name for one in model.graph.output],
         settings={"opset": opset, "name": "main"},
     )
+
+
+def _inferred(onnx: Any, model: onnx.ModelProto) -> onnx.GraphProto:
+    """Return a model's graph with the shapes of its values; weights are left out, which inference would copy twice."""
+    small = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    given, graph = model.graph, small.graph
+    for name in ("node", "input", "output", "value_info"):
+        getattr(graph, name).extend(getattr(given, name))
+    known = {one.name for one in given.input}
+    for tensor in given.initializer:
+        if math.prod(tensor.dims) <= _SMALL:
+            graph.initializer.append(tensor)
+        elif tensor.name not in known:
+            graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    graph.name = given.name
+    with contextlib.suppress(Exception):  # what it refuses is read without shapes
+        given = onnx.shape_inference.infer_shapes(small).graph
+    return given
 
 
 class _Reader:

@@ -36,7 +36,11 @@ ELEMENTWISE = frozenset({"add", "sub", "mul", "div", "min", "max", "pow"})
 
 Shape = tuple[int | None, ...]
 
-_DECOMPRESSING = frozenset({"lut_weights", "blockwise_weights", "affine_weights", "dequantize", *VIEWS})
+_RUN = frozenset(
+    {"malformed", "loop", "scan", "if", "read_state", "update_state", "multinomial", "bernoulli", "dropout"}
+)
+"""Kinds whose results only a run decides, whatever their operands: bodies read what is no operand of theirs."""
+
 _OPERANDS = {
     **dict.fromkeys(("add", "sub", "mul", "div", "pow"), (2, 2)),
     **dict.fromkeys(("matmul", "linear", "conv", "conv_transpose", "gather", "gather_nd", "update_state"), (2, 99)),
@@ -136,8 +140,20 @@ class Graph:
         for node in self.nodes:
             for name in dict.fromkeys(node.inputs):
                 self._readers.setdefault(name, []).append(node)
+        self._folded: set[str] = set()
+        for node in self.nodes:
+            if self._folds(node):
+                self._folded.update(node.outputs)
         made = [self.dtype(name) for node in self.nodes for name in node.outputs[:1]]
         self.half = made.count("fp16") > made.count("fp32")
+
+    def _folds(self, node: Node) -> bool:
+        """Return whether a node's results are known before a run, where those before it are known."""
+        if node.kind in ("shape", "size"):
+            return self.rank(node.inputs[0]) is not None and None not in self.shape(node.inputs[0])
+        if node.kind in _RUN or node.kind.startswith("random") or not node.inputs:
+            return False
+        return all(map(self.is_stored, node.inputs))
 
     def of(self, *kinds: str) -> Iterator[Node]:
         """Yield the nodes of some kinds, in order."""
@@ -205,17 +221,8 @@ class Graph:
         return found is not None and found.numbers is not None
 
     def is_stored(self, name: str) -> bool:
-        """Return whether a value is a constant, or is decompressed from constants only."""
-        names = [name]
-        while names:
-            one = names.pop()
-            if not one or self.is_constant(one):
-                continue
-            node = self._makers.get(one)
-            if node is None or node.kind not in _DECOMPRESSING:
-                return False
-            names += node.inputs
-        return True
+        """Return whether a value is a constant, or follows from constants and known sizes, so that it is folded."""
+        return not name or self.is_constant(name) or name in self._folded
 
     def numbers(self, name: str) -> np.ndarray | None:
         """Return a constant's numbers, seen through views and casts of it; None for what is computed."""

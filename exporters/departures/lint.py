@@ -18,7 +18,7 @@ from pathlib import Path
 
 from edgesmith.errors import BadInput, Unreadable, unknown
 from edgesmith.exporters import artifact as artifacts
-from edgesmith.exporters.departures.book import SEVERITIES, TARGETS, Departure, all_departures
+from edgesmith.exporters.departures.book import TARGETS, Departure, all_departures
 from edgesmith.exporters.departures.detectors import Position, all_detectors
 from edgesmith.exporters.departures.from_onnx import graph_of_onnx
 from edgesmith.exporters.departures.graph import Graph, Node
@@ -27,12 +27,13 @@ from edgesmith.exporters.manifest import MANIFEST
 from edgesmith.exporters.mil import lint as packages
 from edgesmith.exporters.mil.lint import Finding, Report
 from edgesmith.exporters.mil.program import MlProgram
-from edgesmith.exporters.mil.rules import RULES, Advice
+from edgesmith.exporters.mil.rules import RULES, SEVERITIES, Advice
 from edgesmith.exporters.tensorrt.kit.record import KIT, read_kit
 from edgesmith.readers.messages import read_onnx
 
 PACKAGES = (".mlpackage", ".mlmodel")
-_SUFFIXES = tuple(dict.fromkeys(suffix for one in TARGETS.values() for suffix in one.suffixes))
+SUFFIXES = tuple(dict.fromkeys(suffix for one in TARGETS.values() for suffix in one.suffixes))
+"""Of the files that lint reads."""
 
 _BYTES = {"fp16": 2, "bf16": 2, "int16": 2, "uint16": 2, "fp64": 8, "int64": 8, "fp32": 4, "int32": 4}
 
@@ -76,16 +77,15 @@ def lint(path: str | Path | MlProgram, read_for: str | Sequence[str] = (), devic
 
 def _find(given: Path, named: Sequence[Subject]) -> _File:
     """Return the file that a path means. Raises BadInput."""
-    if given.suffix in _SUFFIXES:
+    if given.suffix in SUFFIXES:
         if not given.exists():
-            raise BadInput(f"there is no {given}; give an artifact's folder, or a file {', '.join(_SUFFIXES)}")
-        return _File(given, _choose(given, named), _device_beside(given))
+            raise BadInput(f"there is no {given}; give an artifact's folder, or a file {', '.join(SUFFIXES)}")
+        device = _device_beside(given)
+        return _File(given, _choose(given, named or (_of_target("tensorrt") if device else ())), device)
     if given.exists() and not (given / MANIFEST).is_file() and not (given.parent / MANIFEST).is_file():
-        raise BadInput(
-            f"{given.name} is no file that lint reads; wanted {', '.join(_SUFFIXES)} or an artifact's folder"
-        )
+        raise BadInput(f"{given.name} is no file that lint reads; wanted {', '.join(SUFFIXES)} or an artifact's folder")
     artifact = artifacts.read(given)
-    if artifact.file.suffix not in _SUFFIXES:
+    if artifact.file.suffix not in SUFFIXES:
         raise BadInput(
             f"{given.name} is an artifact for {artifact.target} whose {artifact.file.suffix or 'file'} has no graph to"
             " read; lint the ONNX file that it was built of"

@@ -53,7 +53,7 @@ def _rule(rule: Advice) -> dict[str, Any]:
         "fullDescription": {"text": rule.why},
         "help": {"text": f"{rule.do} Sources: {', '.join(rule.sources)}"},
         "helpUri": rule.sources[0],
-        "defaultConfiguration": {"level": rule.severity},
+        "defaultConfiguration": {"level": _level(rule.severity)},
         "properties": properties,
     }
 
@@ -63,7 +63,7 @@ def _result(finding: Finding, numbers: Mapping[str, int], path: str) -> dict[str
     return {
         "ruleId": finding.rule,
         "ruleIndex": numbers[finding.rule],
-        "level": finding.severity,
+        "level": _level(finding.severity),
         "message": {"text": f"{finding.operator} {finding.position}: {finding.fact}"},
         "locations": [
             {
@@ -73,6 +73,11 @@ def _result(finding: Finding, numbers: Mapping[str, int], path: str) -> dict[str
         ],
         "partialFingerprints": {"operator/v1": f"{finding.rule}:{name}"},
     }
+
+
+def _level(severity: str) -> str:
+    """Return a severity as one of SARIF's levels, which have no word for costs."""
+    return "note" if severity == "cost" else severity
 
 
 def _uri(path: str) -> str:

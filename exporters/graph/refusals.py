@@ -94,6 +94,12 @@ OF_CAPTURE: tuple[_Kind, ...] = (
         "export the float module, and choose --precision int8",
     ),
     _Kind(
+        "",
+        r"pack_padded_sequence|pack_sequence|pad_packed_sequence",
+        "sequences that are packed by their lengths, and a file's shapes are fixed",
+        "run the layer on the padded batch, and mask what is behind each end",
+    ),
+    _Kind(
         r"FakeTensor|fake tensor|Fake tensor",
         "",
         "a value that leaves torch and comes back, so that a capture loses it",
@@ -127,6 +133,12 @@ OF_RUNNING: tuple[_Kind, ...] = (
         "",
         "takes an input of another size",
         "give an example of the size that the model takes",
+    ),
+    _Kind(
+        r"Float and Double|Double and Float|but (found|got) Double|Double but found Float",
+        "",
+        "computes in float64 on an input of float32, or the other way round",
+        "convert the model with .float(), and give the example in float32",
     ),
     _Kind(
         r"expected scalar type|same dtype|must have the same dtype|Expected tensor for argument .* to have",

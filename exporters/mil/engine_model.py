@@ -23,6 +23,7 @@ from edgesmith.exporters.mil.program import Operation, TensorType
 from edgesmith.exporters.precision.policy import HALF_MAX
 
 PRODUCT_LIMIT = 32752.0
+PRODUCTS = ("matmul", "linear", "einsum")
 SOFTPLUS_END = 10.395
 SLICE_LIMIT = 4094.0
 
@@ -61,7 +62,7 @@ def _numbers(value: Any) -> list[Any]:
 
 
 _EFFECTS: dict[str, Effect] = {
-    **dict.fromkeys(("matmul", "linear", "einsum"), _end_products),
+    **dict.fromkeys(PRODUCTS, _end_products),
     **dict.fromkeys(("slice_by_index", "slice_by_size"), _end_slice),
     "softplus": _end_softplus,
     "reduce_log_sum_exp": _sum_unshifted,

@@ -10,13 +10,15 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Final, Literal, NotRequired, TypedDict
 
 from edgesmith.errors import BadInput
 from edgesmith.exporters import artifact as artifacts
-from edgesmith.exporters.mil.legalize import Legalization, legalizations_of
 from edgesmith.exporters.mil.program import MlProgram, Operation, StateType, load
 from edgesmith.exporters.mil.rules import RULES, SEVERITIES, Advice, Position, Rule, View, memory
+
+if TYPE_CHECKING:
+    from edgesmith.exporters.mil.legalize import Legalization
 
 _SUFFIXES = (".mlpackage", ".mlmodel")
 """Of files that may hold an ML Program."""
@@ -92,7 +94,7 @@ class Finding:
 
     Attributes:
         rule: its name, a key of `rules.RULES`; or a departure's id.
-        severity: `error`, `warning` or `note`.
+        severity: `error`, `warning`, `cost` or `note`.
         function: of the program.
         operator: the operator's type in the file; `input`, `output` or `state` for what comes in or leaves.
         name: the operator's own name, or the input's.
@@ -147,7 +149,7 @@ class Report:
 
     @property
     def passes(self) -> bool:
-        """True where there is nothing but notes, which is what `--strict` asks for."""
+        """True where there is nothing but costs and notes, which is what `--strict` asks for."""
         return not self.counts["error"] and not self.counts["warning"]
 
     @property
@@ -207,6 +209,8 @@ def lint(path: str | Path | MlProgram) -> Report:
         Unsupported: it holds no ML Program.
         BackendMissing: coremltools is not installed.
     """
+    from edgesmith.exporters.mil.legalize import legalizations_of  # of the lowering, which needs torch
+
     program = path if isinstance(path, MlProgram) else load(package(path))
     views = [View(function, program.interfaces[name]) for name, function in program.functions.items()]
     sizes = [size for view in views for _, _, kind in view.values() if (size := memory(kind)) is not None]

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from edgesmith.exporters.mil.engine_model import PRODUCT_LIMIT, PRODUCTS
 from edgesmith.exporters.mil.program import MlProgram, Operation, TensorType, references
 from edgesmith.exporters.mil.report import Cost, compare
 from edgesmith.exporters.precision.policy import HALF_MAX, Seen, choose
@@ -27,7 +28,7 @@ def lossy_operators(program: MlProgram, inputs: Sequence[dict[str, Any]], snr_db
         snr_db: what every output has to reach against the same program in fp32.
 
     Returns:
-        Nothing where all values stay in range and all outputs reach the SNR.
+        Nothing where all values stay in range, products in the Neural Engine's, and all outputs reach the SNR.
 
     Raises:
         BadInput, Unsupported: as `report.compare`.
@@ -36,7 +37,20 @@ def lossy_operators(program: MlProgram, inputs: Sequence[dict[str, Any]], snr_db
     numbers = {one.name for operation in program.operations() for one in operation.outputs if _is_whole(one.type)}
     ratios = [output.rounding.snr_db for output in report.outputs if output.name not in numbers]
     reached = all(ratio is None or ratio >= snr_db for ratio in ratios)
-    return choose(_seen(program, {cost.met.output: cost for cost in report.operators}, snr_db), reached)
+    costs = {cost.met.output: cost for cost in report.operators}
+    return _products(program, costs) | choose(_seen(program, costs, snr_db), reached)
+
+
+def _products(program: MlProgram, costs: Mapping[str, Cost]) -> dict[str, str]:
+    """Return half-precision products beyond the Neural Engine's range for them, which is half of fp16's (CM7)."""
+    found = {}
+    for operation in program.operations():
+        peak = max((costs[one.name].exact.peak for one in operation.outputs if one.name in costs), default=0.0)
+        if operation.type in PRODUCTS and _makes_half(operation) and peak > PRODUCT_LIMIT:
+            found[name_before_casts(operation)] = (
+                f"makes {peak:.3g}, and a product in half precision ends at {PRODUCT_LIMIT:.0f} on the Neural Engine"
+            )
+    return found
 
 
 def name_before_casts(operation: Operation) -> str:

@@ -28,18 +28,18 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from edgesmith.errors import BackendMissing, BadInput, Unreadable, Unsupported
 from edgesmith.exporters.artifact import read_notes
-from edgesmith.exporters.mil.carriers import carrier
 from edgesmith.paths import path_listed
 from edgesmith.readers.documents import read_json
 from edgesmith.readers.messages import parse_message
+
+if TYPE_CHECKING:
+    from torch import Tensor  # whoever reads a constant needs it; the types alone do not
 
 
 @dataclass(frozen=True)
@@ -692,6 +692,10 @@ class _Reader:
                 f"{self.path.name} has a constant of {len(values)} values where its type says {list(shape)};"
                 " the program is damaged"
             )
+        import torch
+
+        from edgesmith.exporters.mil.carriers import carrier
+
         return torch.tensor(list(values), dtype=carrier(kind.dtype)).reshape(shape)
 
 
@@ -723,6 +727,8 @@ def _size(dtype: str, count: int) -> int:
 
 def decode(data: bytes, dtype: str, shape: tuple[int, ...], where: str) -> Tensor:
     """Stored bytes as a tensor of the type's carrier. Raises BadInput when there are not as many as the shape takes."""
+    import torch
+
     stored, bits = _LAYOUTS[dtype]
     count = math.prod(shape)
     needed = _size(dtype, count)

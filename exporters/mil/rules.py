@@ -3,8 +3,9 @@
 A severity follows from who says so, as nobody outside Apple can look into the Neural Engine's compiler:
 
     error    Apple says that it is rejected, not executed there, or computed wrongly
-    warning  it costs memory or time; or it leaves the Neural Engine by what users measured or reported, but no text of
-             Apple's says so
+    warning  it leaves the Neural Engine by what users measured or reported, but no text of Apple's says so; or padding
+             adds up to more than the values themselves
+    cost     it runs there and is right, and takes memory or time that another form would not
     note     advice that depends on the position, or that was given about another compiler of Apple's
 
 A check gets a `View` of one function and yields positions with what was found there. To add a rule: write its check
@@ -14,12 +15,9 @@ below, and its line in docs/lint.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from edgesmith.exporters.mil.program import (
     Constant,
@@ -38,7 +36,10 @@ from edgesmith.exporters.mil.program import (
 )
 from edgesmith.exporters.precision.policy import HALF_MAX
 
-SEVERITIES = ("error", "warning", "note")
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SEVERITIES = ("error", "warning", "cost", "note")
 
 APPLE_RULES = (
     "https://github.com/apple/coreai-models/blob/main/skills/skills/model-authoring/references/neural_engine_rules.md"
@@ -60,6 +61,12 @@ MASK = -40000.0
 
 LARGEST_GOOD_KERNEL = 8
 """Apple's text calls a kernel of 9 bad and one of 5 good, and is silent in between."""
+
+LARGEST_PADDING = 2.0
+"""The padded over the own memory of a program, beyond which padding is no matter of single values any more."""
+
+LEAST_LOSS = 1 << 20
+"""Bytes of padding that are worth a warning: less fits beside any program."""
 
 LARGEST_AXIS = 16384
 """Core ML's limit by the threads that `long-axis` names."""
@@ -194,6 +201,8 @@ class View:
 
     def ints(self, operation: Operation, parameter: str) -> list[int]:
         """The integers of a constant parameter; none where it is absent or computed."""
+        from torch import Tensor
+
         value = self.value(operation, parameter)
         return [int(one) for one in value.reshape(-1).tolist()] if isinstance(value, Tensor) else []
 
@@ -343,8 +352,8 @@ def _dynamic_shape(view: View) -> Iterator[tuple[Position, str]]:
 )
 def _infinite_constant(view: View) -> Iterator[tuple[Position, str]]:
     for operation, parameter, value in _float_constants(view):
-        count = int((~value.isfinite()).sum())
-        if count:
+        if not math.isfinite(_largest(value)):
+            count = int((~value.isfinite()).sum())
             sign = "-inf" if bool((value == -math.inf).any()) else "inf" if bool((value == math.inf).any()) else "NaN"
             many = f"{count} of {value.numel()} values are" if value.numel() > 1 else "is"
             yield operation, f"{parameter} {many} {sign}"
@@ -360,21 +369,31 @@ def _infinite_constant(view: View) -> Iterator[tuple[Position, str]]:
 def _fp16_overflow(view: View) -> Iterator[tuple[Position, str]]:
     if not view.half:
         return
-    for operation, parameter, value in _float_constants(view):
-        finite = value[value.isfinite()]
-        largest = float(finite.abs().max()) if finite.numel() else 0.0
+    for operation, parameter, value in _float_constants(view, _FLOATS - {"fp16"}):
+        largest = _largest(value)
+        if not math.isfinite(largest):
+            finite = value[value.isfinite()]
+            largest = _largest(finite) if finite.numel() else 0.0
         if largest > HALF_MAX:
             yield operation, f"{parameter} goes up to {largest:.3g} in magnitude, and fp16 to {HALF_MAX:.0f}"
 
 
-def _float_constants(view: View) -> Iterator[tuple[Operation, str, Tensor]]:
+def _largest(value: Tensor) -> float:
+    """Return the largest magnitude: infinity where there is one, NaN where there is one. One reading of the numbers."""
+    low, high = value.aminmax()
+    return float(max(-low, high))  # either both are NaN or none
+
+
+def _float_constants(view: View, dtypes: Collection[str] = _FLOATS) -> Iterator[tuple[Operation, str, Tensor]]:
+    import torch
+
     for operation in view.operations:
         for parameter, operand in view.operands(operation):
             constant, kind = view.constant(operand), view.type(operand)
-            if constant is None or kind is None or kind.dtype not in _FLOATS:
+            if constant is None or kind is None or kind.dtype not in dtypes:
                 continue
             value = constant.read()
-            if isinstance(value, Tensor) and value.numel():
+            if isinstance(value, torch.Tensor) and value.numel():
                 yield operation, parameter, value.to(torch.float64) if value.dtype == torch.bfloat16 else value
 
 
@@ -412,7 +431,7 @@ def _table_lookup(view: View) -> Iterator[tuple[Position, str]]:
 
 @rule(
     "singleton-last-axis",
-    "warning",
+    "cost",
     why="The last axis is padded to 64 bytes: one of size 1 takes 32 times its memory in fp16.",
     source=(APPLE_RULES, APPLE_ARTICLE),
     do="Move a larger axis to the end.",
@@ -423,7 +442,7 @@ def _singleton_last_axis(view: View) -> Iterator[tuple[Position, str]]:
 
 @rule(
     "short-last-axis",
-    "warning",
+    "cost",
     why="The last axis is padded to 64 bytes, so it should have at least 32 fp16 elements.",
     source=(APPLE_RULES, APPLE_ARTICLE),
     do="Move a larger axis to the end, or choose an input size that leaves one.",
@@ -434,7 +453,7 @@ def _short_last_axis(view: View) -> Iterator[tuple[Position, str]]:
 
 @rule(
     "unaligned-last-axis",
-    "warning",
+    "cost",
     why="The last axis is padded to the next 64 bytes where it is no multiple of them.",
     source=(APPLE_RULES, APPLE_ARTICLE),
     do="Choose sizes that are multiples of 32, powers of 2 where possible.",
@@ -459,8 +478,24 @@ def _unaligned(view: View, wanted: Callable[[int], bool]) -> Iterator[tuple[Posi
 
 
 @rule(
-    "linear",
+    "padding",
     "warning",
+    why="The last axis is padded to 64 bytes; values that take twice their memory fill caches with zeros.",
+    source=(APPLE_RULES, APPLE_ARTICLE),
+    do="Keep the longest axis last through the layers that hold most, or choose another input size.",
+)
+def _padding(view: View) -> Iterator[tuple[Position, str]]:
+    known = [(position, size) for position, _, kind in view.values() if (size := memory(kind)) is not None]
+    own, padded = (sum(size[i] for _, size in known) for i in (0, 1))
+    if padded - own >= LEAST_LOSS and padded > LARGEST_PADDING * own:
+        worst, (least, most) = max(known, key=lambda one: one[1][1] - one[1][0])
+        all_of_them = f"all values take {_kib(padded)} for {_kib(own)}, {padded / own:.2f} times"
+        yield worst, f"{all_of_them}; this one {_kib(most)} for {_kib(least)}"
+
+
+@rule(
+    "linear",
+    "cost",
     why="Convolutions are native, and a linear layer is decomposed into less efficient operators.",
     source=(APPLE_RULES, APPLE_ARTICLE),
     do="Keep data as [B, C, 1, S] and write the layer as a 1x1 convolution.",
@@ -491,7 +526,7 @@ def _not_4d(view: View) -> Iterator[tuple[Position, str]]:
 
 @rule(
     "copy-of-last-axis",
-    "warning",
+    "cost",
     why="A reshape or transpose that touches the last axis rewrites the data in memory.",
     source=(APPLE_RULES, APPLE_ARTICLE),
     do="Leave the last axis in its place: [B, C, 1, S] all through, and einsum 'bchq,bkhc->bkhq' for attention.",
@@ -519,7 +554,7 @@ def _is_view(shape: Sequence[int | None], order: Sequence[int]) -> bool:
 
 @rule(
     "softmax-axis",
-    "warning",
+    "cost",
     why="A softmax over height or width keeps the compiler from splitting the work; the channels are the axis for it.",
     source=(APPLE_RULES, "https://github.com/apple/ml-ane-transformers"),
     do="Arrange attention weights as [B, keys, 1, queries] and take the softmax over axis 1.",
@@ -535,7 +570,7 @@ def _softmax_axis(view: View) -> Iterator[tuple[Position, str]]:
 
 @rule(
     "fused-attention",
-    "warning",
+    "cost",
     why="There is no fused attention on the Neural Engine; heads are computed one by one. (For large fp16 tensors a"
     " user's compute plan shows the operator there all the same.)",
     source=(APPLE_RULES, "https://github.com/vx-lang/Vx/issues/437"),
@@ -549,7 +584,7 @@ def _fused_attention(view: View) -> Iterator[tuple[Position, str]]:
 
 @rule(
     "stride",
-    "warning",
+    "cost",
     why="Strides whose factors are 2 and 3 map well: 4, 6, 8, 9, 12, 16, 24, 32 above 2, equal in both directions; or 2"
     " beside 3, 4, 8 or 9.",
     source=APPLE_RULES,
@@ -596,7 +631,7 @@ def _palettised_stride(view: View) -> Iterator[tuple[Position, str]]:
 
 @rule(
     "large-kernel",
-    "warning",
+    "cost",
     why="Large kernels are expensive; 9 is the size that Apple's text gives as too large, and 5 as good.",
     source=APPLE_RULES,
     do="Use two kernels after each other: k = k1 + k2 - 1.",
@@ -611,7 +646,7 @@ def _large_kernel(view: View) -> Iterator[tuple[Position, str]]:
 
 @rule(
     "dilation",
-    "warning",
+    "cost",
     why="Large dilations are expensive; 2 and 3 are what to build others from.",
     source=APPLE_RULES,
     do="Use convolutions of dilation 2 and 3 after each other: 8 = 2 x 2 x 2.",
@@ -625,7 +660,7 @@ def _dilation(view: View) -> Iterator[tuple[Position, str]]:
 
 @rule(
     "pooling-stride",
-    "warning",
+    "cost",
     why="Pooling is made for strides 2 and 4.",
     source=APPLE_RULES,
     do="Pool with stride 2 or 4, or reduce over the whole map.",
@@ -639,7 +674,7 @@ def _pooling_stride(view: View) -> Iterator[tuple[Position, str]]:
 
 @rule(
     "spelled-layer-norm",
-    "warning",
+    "cost",
     why="The compiler maps layer_norm better than the reductions and multiplies that it consists of.",
     source=APPLE_RULES,
     do="Use torch.nn.LayerNorm, and let the converter fuse what it finds.",

@@ -4,12 +4,16 @@
     log_sum_exp(x)                   -> m + log_sum_exp(x - m), m = max(x)              CM3
     log(softmax(x))                  -> d - log(sum(exp(d))), d = x - max(x)            CM4
     c (x y), c f((x W)^2 + ...)      -> (c x) y, f((x sqrt(c) W)^2 + ...), 0 < c < 1    CM7
+    v softmax(s)^T                   -> (softmax(s) v^T)^T                              CM14
 
 The first is exact in half precision: softplus(x) - x is 4.5e-5 at 10 and falls, and fp16 has steps of 0.008 there. The
-next two subtract what they add. The last one moves a constant, which is rounded once either way, from a product that
-the engine ends at 32752 into an operand of it: into a constant where there is one, else into the smaller operand. It
-goes back through sums, squares, means and changes of shape that nothing else reads, and where one of them leads
-elsewhere than to a product, nothing is moved. By less than 2^-12 none is, as numbers would leave fp16's normal range.
+next two subtract what they add. The one after moves a constant, which is rounded once either way, from a product that
+the engine ends at 32752 into an operand of it: into a constant where there is one, else into the smaller operand, and
+from there into what that is a product of, such as the weight of a projection. It goes back through sums, squares, means
+and changes of shape that nothing else reads, and where one of them leads elsewhere than to a product, nothing is moved.
+By less than 2^-12 none is, as numbers would leave fp16's normal range.
+
+The last form has the same sums; Core ML's compiler for GPUs ends the process at the other.
 
 Programs in single precision stay: the Neural Engine does not compute them.
 """
@@ -167,20 +171,23 @@ def _reach(value: Any, factor: float, products: list[tuple[Any, float]], reader:
 
 
 def _scale(product: Any, factor: float) -> None:
-    """Multiply one operand of a product by a factor."""
+    """Multiply one operand of a product by a factor, or what that operand is a product of."""
     from coremltools.converters.mil import Builder as mb
 
-    block = product.enclosing_block
-    with block:
+    with product.enclosing_block:
         if product.op_type == "linear":
             bias = {} if product.bias is None else {"bias": product.bias.val * np.float32(factor)}
             weight = product.weight.val * np.float32(factor)
             result = mb.linear(x=product.x, weight=weight, before_op=product, name=product.outputs[0].name, **bias)
-        else:
-            x, y = _scaled_operands(product, factor)
-            flags = {"transpose_x": product.transpose_x, "transpose_y": product.transpose_y}
-            result = mb.matmul(x=x, y=y, before_op=product, name=product.outputs[0].name, **flags)
-    _replace(product, result)
+            _replace(product, result)
+            return
+        x, y = _scaled_operands(product, factor)
+        flags = {"transpose_x": product.transpose_x, "transpose_y": product.transpose_y}
+        result = mb.matmul(x=x, y=y, before_op=product, name=product.outputs[0].name, **flags)
+        _replace(product, result)
+        for operand in (x, y):
+            if not isinstance(operand, np.ndarray) and operand.op is not None and operand.op.op_type == "mul":
+                _move_scale(operand.op)  # a projection takes it into its weight
 
 
 def _scaled_operands(product: Any, factor: float) -> tuple[Any, Any]:
@@ -197,6 +204,34 @@ def _scaled_operands(product: Any, factor: float) -> tuple[Any, Any]:
     return x, mb.mul(x=y, y=np.float32(factor), before_op=product)
 
 
+def _turn_attention(op: Any) -> tuple[str, str] | None:
+    """Put attention weights that are transposed, on the right of a product, on its left as they are."""
+    from coremltools.converters.mil import Builder as mb
+
+    weights, is_transposed = _untransposed(op.y)
+    is_transposed ^= bool(op.transpose_y.val)
+    while weights.op is not None and weights.op.op_type == "identity":
+        weights = weights.op.x
+    if not is_transposed or weights.op is None or weights.op.op_type != "softmax" or op.x.val is not None:
+        return None
+    flip = not bool(op.transpose_x.val)
+    turned = mb.matmul(x=weights, y=op.x, transpose_y=flip, before_op=op)
+    order = [*range(turned.rank - 2), turned.rank - 1, turned.rank - 2]
+    _replace(op, mb.transpose(x=turned, perm=order, before_op=op, name=op.outputs[0].name))
+    return "CM14", "v softmax^T became (softmax v^T)^T"
+
+
+def _untransposed(value: Any) -> tuple[Any, bool]:
+    """Return what a value is the transpose of, in its last two axes, and whether it is one."""
+    op = value.op
+    if op is None or op.op_type != "transpose":
+        return value, False
+    rank = value.rank
+    order = [int(axis) % rank for axis in op.perm.val]
+    is_last_two = order == [*range(rank - 2), rank - 1, rank - 2]
+    return (op.x, True) if is_last_two else (value, False)
+
+
 def _size(value: Any) -> float:
     """Return how many numbers a value has; infinity where a run decides it."""
     return math.prod(value.shape) if all(isinstance(size, int | np.integer) for size in value.shape) else math.inf
@@ -208,4 +243,5 @@ _FORMS: dict[str, Callable[[Any], tuple[str, str] | None]] = {
     "log": _shift_log_of_softmax,
     "mul": _move_scale,
     "real_div": _move_scale,
+    "matmul": _turn_attention,
 }

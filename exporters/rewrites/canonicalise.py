@@ -13,7 +13,13 @@ chunk, split, tensor_split(x, n, d)     ->  split_with_sizes(x, [n, ...], d)
     baddbmm(x, a, b), addmm(x, a, b)       ->  x + a @ b
     x + a * (y - x), a constant            ->  (1 - a) * x + a * y
     unbind(unflatten(x, d, [n, c]), d)     ->  split_with_sizes(x, [c, ...], d)
+    x[:, 0], x[:, 1], all of a taken axis  ->  unbind(x, 1)
+    einsum(q, k), heads of two values      ->  matmul of permutations
     bmm(a, b)                              ->  matmul(a, b)
+    einsum(x, W), W a constant matrix      ->  linear(x, W^T), conv1x1(x)
+    mean of cells [B, C, h, s, w, s]       ->  avg_pool2d(x, s)
+    repeat_interleave of rows and columns  ->  upsample_nearest2d(x)
+    max_pool2d(pad(x, -inf))               ->  max_pool2d(x) that pads
     x * sigmoid(x), x W + b                ->  silu(x), linear(x, W^T, b)
     unsqueeze(f(mean(x, [2, 3])), ...)     ->  f(mean(x, [2, 3], keepdim)), layers in f as convolutions
     sum(stack(x, y, ...)), mean(stack ...) ->  x + y + ...,  (x + y + ...) / n
@@ -23,20 +29,23 @@ chunk, split, tensor_split(x, n, d)     ->  split_with_sizes(x, [n, ...], d)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from torch.fx import GraphModule, Node
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from edgesmith.exporters.costs import Costs
 from edgesmith.exporters.graph.edit import arguments, aten, rank, val
-from edgesmith.exporters.rewrites.canonicalise_layers import RULES, gate_of_means, put, sum_of_stack
+from edgesmith.exporters.rewrites.canonicalise_layers import RULES, gate_of_means, put, reshaping, sum_of_stack
+from edgesmith.exporters.rewrites.canonicalise_maps import RULES as OF_MAPS
+from edgesmith.exporters.rewrites.canonicalise_maps import cells
+from edgesmith.exporters.rewrites.drop_aliases import drop_aliases
 from edgesmith.exporters.rewrites.rewrite import rewrites
 
 
 def pattern_form(module: GraphModule) -> GraphModule:
     """The same respelling for a pattern's graph."""
+    drop_aliases.apply(module, Costs(0))
     canonicalise.apply(module, Costs(0))
     return module
 
@@ -64,6 +73,8 @@ def _mean(module: GraphModule, node: Node) -> str | None:
     if rank(x) == 0:
         return None
     if x.target is aten.stack.default and (note := sum_of_stack(module, node)) is not None:
+        return note
+    if axes and rank(x) == 6 and (note := cells(module, node)) is not None:
         return note
     axes = axes or None  # an empty list means every axis
     wanted = sorted(axis % rank(x) for axis in (range(rank(x)) if axes is None else axes))
@@ -129,15 +140,6 @@ def _reshape(module: GraphModule, node: Node) -> str | None:
     return "reshape -> flatten" if target is aten.flatten.using_ints else "reshape -> unflatten"
 
 
-def reshaping(before: Sequence[Any], after: Sequence[Any]) -> tuple[Any, ...]:
-    """The operator that reshapes in this spelling, and its arguments after the value."""
-    kept = all(statically_known_true(a == b) for a, b in zip(before[:2], after[:2], strict=False))
-    known = all(isinstance(n, int) for n in (*before[2:], *after[2:]))
-    if not kept or not known or min(len(before), len(after)) != 3 or len(before) == len(after):
-        return aten.reshape.default, list(after)
-    return (aten.flatten.using_ints, 2) if len(after) == 3 else (aten.unflatten.int, 2, list(after[2:]))
-
-
 def _native_norm(module: GraphModule, node: Node) -> str | None:
     if any(user.args[1] != 0 for user in node.users):
         return None  # somebody reads the statistics
@@ -188,6 +190,7 @@ _RULES: dict[Any, Callable[[GraphModule, Node], str | None]] = {
     aten.pow.Tensor_Scalar: _square,
     aten.square.default: _square,
     **RULES,
+    **OF_MAPS,
     aten.upsample_bilinear2d.vec: _resize,
     aten.upsample_nearest2d.vec: _resize,
     **dict.fromkeys(_VIEWS, _reshape),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch.fx import GraphModule, Node
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from edgesmith.exporters.graph.edit import Emitter, arguments, aten, constant, operator_name, rank, replace, site, val
 
@@ -13,21 +15,6 @@ def product_of_batches(module: GraphModule, node: Node) -> str | None:
     """Spell a product of two batches of matrices as any other."""
     put(module, node, aten.matmul.default, node.args[:2])
     return "bmm -> matmul"
-
-
-def parts_of_axis(module: GraphModule, node: Node) -> str | None:
-    """Split an axis that is made two only to take the parts apart."""
-    shaped, axis = arguments(node)
-    if shaped.target not in _SHAPES or len(shaped.users) > 1:
-        return None
-    x, sizes = shaped.args[0], list(val(shaped).shape)
-    before, axis = list(val(x).shape), axis % len(sizes)
-    if len(sizes) != len(before) + 1 or not isinstance(before[axis], int):
-        return None
-    if sizes[:axis] != before[:axis] or sizes[axis + 2 :] != before[axis + 1 :]:
-        return None
-    put(module, node, aten.split_with_sizes.default, (x, [sizes[axis + 1]] * sizes[axis], axis))
-    return "unbind of an axis taken apart -> split_with_sizes"
 
 
 def sum_of_product(module: GraphModule, node: Node) -> str | None:
@@ -88,6 +75,10 @@ def _biased(module: GraphModule, node: Node) -> str | None:
     for product, bias in (node.args[:2], node.args[1::-1]):
         if not isinstance(product, Node) or len(product.users) > 1 or node.kwargs:
             continue
+        if product.target is aten.linear.default:
+            if (note := _layer_with_bias(module, node, product, bias)) is not None:
+                return note
+            continue
         if product.target not in (aten.matmul.default, aten.mm.default):
             continue
         weight, shift = constant(module, product.args[1]), constant(module, bias)
@@ -101,6 +92,18 @@ def _biased(module: GraphModule, node: Node) -> str | None:
         put(module, node, aten.linear.default, (product.args[0], w, bias))
         return "x W + b -> linear"
     return None
+
+
+def _layer_with_bias(module: GraphModule, node: Node, layer: Node, bias: object) -> str | None:
+    """Put a constant vector that is added to a linear layer without a bias into it."""
+    x, weight, own = arguments(layer)
+    shift, held = constant(module, bias), constant(module, weight)
+    if own is not None or shift is None or held is None or shift.shape != held.shape[:1]:
+        return None
+    if shift.dtype != val(node).dtype:
+        return None
+    put(module, node, aten.linear.default, (x, weight, bias))
+    return "linear and a bias -> linear"
 
 
 def silu(module: GraphModule, node: Node) -> str | None:
@@ -178,9 +181,17 @@ def put(module: GraphModule, node: Node, target: Any, args: tuple[Any, ...]) -> 
     replace(node, new)
 
 
+def reshaping(before: Sequence[Any], after: Sequence[Any]) -> tuple[Any, ...]:
+    """The operator that reshapes in this spelling, and its arguments after the value."""
+    kept = all(statically_known_true(a == b) for a, b in zip(before[:2], after[:2], strict=False))
+    known = all(isinstance(n, int) for n in (*before[2:], *after[2:]))
+    if not kept or not known or min(len(before), len(after)) != 3 or len(before) == len(after):
+        return aten.reshape.default, list(after)
+    return (aten.flatten.using_ints, 2) if len(after) == 3 else (aten.unflatten.int, 2, list(after[2:]))
+
+
 LERPS = (aten.lerp.Tensor, aten.lerp.Scalar)
 PRODUCTS = (aten.baddbmm.default, aten.addmm.default)
-_SHAPES = (aten.reshape.default, aten.view.default, aten._unsafe_view.default, aten.unflatten.int)
 _ON_VECTORS = frozenset(
     {
         aten.linear.default,
@@ -196,7 +207,6 @@ _ON_VECTORS = frozenset(
 
 RULES = {
     aten.bmm.default: product_of_batches,
-    aten.unbind.int: parts_of_axis,
     aten.addcmul.default: sum_of_product,
     **dict.fromkeys((*LERPS, *PRODUCTS), sum_of_product),
     aten.add.Tensor: total,

@@ -25,7 +25,7 @@ from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_map
 
 from edgesmith.exporters.graph.edit import Emitter, aten, constant, rank, same_shape, site, val
-from edgesmith.exporters.rewrites.canonicalise import reshaping
+from edgesmith.exporters.rewrites.canonicalise_layers import reshaping
 from edgesmith.exporters.rewrites.rewrite import Reject
 
 Half = Node | float

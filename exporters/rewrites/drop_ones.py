@@ -2,6 +2,7 @@
 
     x * ones                                        ->  x
     sum(x, axes) / clamp_min(sum(ones, axes), k)    ->  mean(x, axes),  where there are k values or more
+    sum(x, axes) / n, of n values                   ->  mean(x, axes)
 
 It comes from models that take a mask and were given none, such as the scalers of forecasters. What is left of a scaler
 is a mean and a biased variance, which other rewrites know as a norm. Left alone: ones that make the other operand
@@ -42,16 +43,18 @@ def drop_ones(module: GraphModule, node: Node, costs: Costs) -> str | None:
 def find_mean(module: GraphModule, node: Node, costs: Costs) -> str | None:
     """Replace a sum over axes by the number of its values, where that was counted from ones. See above."""
     total, count = node.args[:2]
-    if not isinstance(total, Node) or total.target is not aten.sum.dim_IntList or not isinstance(count, Node):
+    if not isinstance(total, Node) or total.target is not aten.sum.dim_IntList:
         return None
     x, axes, keeps, dtype = arguments(total)
-    counted = _count(module, count)
-    if counted is None or not axes or dtype not in (None, val(x).dtype):
+    counted = _count(module, count) if isinstance(count, Node) else _number(module, count)
+    if counted is None or not axes or dtype not in (None, val(x).dtype) or not val(x).is_floating_point():
         return None
     sizes = [val(x).shape[axis % rank(x)] for axis in axes]
     if not all(isinstance(size, int) for size in sizes):
         return None
     if counted != math.prod(sizes):
+        if not isinstance(count, Node):
+            return None  # any other factor
         raise Reject(f"a sum of {math.prod(sizes)} values is divided by a count of {counted:g}")
     if not same_shape(val(total), val(node)):
         return None

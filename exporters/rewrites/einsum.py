@@ -66,6 +66,11 @@ class _Axes:
         return [x for x in self.b if x not in self.a]
 
 
+def as_matmul(module: GraphModule, node: Node) -> str:
+    """Put a matmul in an einsum's place. Raises `Reject` where it is none."""
+    return _as_matmul(Arithmetic(module, node), {})
+
+
 def _as_matmul(emit: Arithmetic, arranged: dict[Any, Node]) -> str:
     equation, operands, _ = arguments(emit.before)
     equation = str(equation).replace(" ", "")

@@ -189,7 +189,7 @@ def find_loop_scan(module: GraphModule, node: Node, costs: Costs) -> Fired | Non
         return None
     reads = [_read_one(part) for part in parts]
     if any(read is None for read in reads):
-        return None
+        return _states_at_once(module, node)
     first = reads[-1]
     assert first is not None
     decays, added, time = _steps([read[0] for read in reads if read is not None])
@@ -204,6 +204,21 @@ def find_loop_scan(module: GraphModule, node: Node, costs: Costs) -> Fired | Non
     states = States(grown[0], added, time, f"a loop of {len(parts)} steps")
     where = site(node)
     _replace_loop(module, states, node, (c, c_axis, first[2]))
+    return Fired(where, f"{states.form} -> selective_scan")
+
+
+def _states_at_once(module: GraphModule, stack: Node) -> Fired | None:
+    """Replace a loop whose states are stacked, and read all at once."""
+    parts, at = arguments(stack)
+    decays, added, time = _steps(parts)
+    if decays is None or added is None or time != at % rank(stack):
+        return None
+    grown, readout = _exponent(decays), _read_at_once(stack)
+    if grown is None or grown[1] < 0 or readout is None:
+        raise Reject("a loop of h = a h + u, but its decay is no exponential, or its states are not read as h C")
+    states = States(grown[0], added, time, f"a loop of {len(parts)} steps")
+    where = site(readout.output)
+    _replace(module, states, readout, tuple(range(rank(added))))
     return Fired(where, f"{states.form} -> selective_scan")
 
 
@@ -304,8 +319,10 @@ def _factors(node: Node) -> list[Factor]:
         if found is not None and set("".join(found[0])) == set(found[1]):
             letters, output = found
             return [
-                Factor(one, tuple(_at(own, letter) for letter in output))
+                Factor(inner.node, tuple(None if at is None else inner.dims[at] for at in axes))
                 for one, own in zip(operands, letters, strict=True)
+                for axes in [tuple(_at(own, letter) for letter in output)]
+                for inner in _factors(one)
             ]
     if node.target is aten.mul.Tensor and len(node.all_input_nodes) == 2 and isinstance(node.args[1], Node):
         found_factors = []

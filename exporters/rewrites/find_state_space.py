@@ -122,9 +122,16 @@ def _is_within(node: Node, found: dict[Node, _Reads]) -> bool:
     if packet is aten.cat and arguments(node)[1] % rank(node) == 0:
         return False
     first = node.all_input_nodes[0] if node.all_input_nodes else None
-    if packet is aten.slice and first is not None and found[first].sources == frozenset({first}):
-        return bool(arguments(node)[1] % rank(node) != rank(node) - 1)
+    if packet in (aten.slice, aten.select) and first is not None and not _is_in_time(node, first):
+        before = found[first]  # one of several parts or directions that are kept in one value is a value of its own
+        return len(before.sources) != 1 or before.has_exp or before.has_time
     return True
+
+
+def _is_in_time(node: Node, source: Node) -> bool:
+    """Return whether a slice or an entry is one of steps, or of batches."""
+    axis = arguments(node)[1] % rank(source)
+    return bool(axis < 2 if _packet(node) is aten.select else axis != rank(source) - 1)
 
 
 def _can_be(node: Node, sources: frozenset[Node]) -> bool:
@@ -173,10 +180,10 @@ def _fuse(module: GraphModule, sites: list[_Site], reads: dict[Node, _Reads]) ->
     for one in sites:
         found = _output(one)
         if found is not None:
-            output, rates = found
+            output, rates, is_late = found
             region = _region(module, [output], frozenset(one.region.sources))
             _check_alone(region, reads)
-            return _put(module, one, region, rates)
+            return _put(module, one, region, rates, is_late)
     raise Reject("it has the parts of a state space scan, and computes other numbers")
 
 
@@ -230,12 +237,21 @@ def _groups(rows: Node, heads: int) -> list[int]:
     return list(dict.fromkeys(g for g in (*seen, *every) if g in every))
 
 
-def _output(one: _Site) -> tuple[Node, Tensor] | None:
-    """Return the first value of a site that has a scan's numbers, and the rate of each head; None for none."""
+def _output(one: _Site) -> tuple[Node, Tensor, bool] | None:
+    """Return the first value of a site that has a scan's numbers, the rate of each head, and whether it is late.
+
+    A late one has at each step what the scan has at the step before, and zeros at the first. None for no such value.
+    """
     batch, length, heads, width, groups, states = one.sizes
     if length < 2:
         return None
-    plausible = {node: rates for node, y in one.run(*_impulse(one)).items() if (rates := _rates(y)) is not None}
+    plausible: dict[Node, Tensor] = {}
+    late: set[Node] = set()
+    for node, y in one.run(*_impulse(one)).items():
+        is_late = length > 2 and not bool(y[:, 0].any())
+        if (rates := _rates(y[:, 1:] if is_late else y)) is not None:
+            plausible[node] = rates
+            late |= {node} if is_late else set()
     if not plausible:
         return None
     fastest = torch.stack([*plausible.values()]).abs().amax(0)
@@ -250,9 +266,11 @@ def _output(one: _Site) -> tuple[Node, Tensor] | None:
     found = one.run(x, delta, *rows)
     for node, rates in plausible.items():
         expected = ssd.chunked(x, delta, rates, *rows)
+        if node in late:
+            expected = F.pad(expected[:, :-1], (0, 0, 0, 0, 1, 0))
         expected = F.pad(expected, (0, 0, 0, 0, 0, found[node].shape[1] - length))
         if bool((found[node] - expected).abs().max() <= SAME * expected.abs().max()):
-            return node, rates
+            return node, rates, node in late
     return None
 
 
@@ -279,7 +297,7 @@ def _check_alone(region: Region, reads: dict[Node, _Reads]) -> None:
             raise Reject(f"a state in it is also read by {outside.name} ({operator_name(outside)})")
 
 
-def _put(module: GraphModule, one: _Site, region: Region, rates: Tensor) -> str:
+def _put(module: GraphModule, one: _Site, region: Region, rates: Tensor, is_late: bool) -> str:
     """Put the op in the place of a region."""
     batch, length, heads, width, groups, states = one.sizes
     last, where = region.last, site(*region.nodes)
@@ -287,6 +305,9 @@ def _put(module: GraphModule, one: _Site, region: Region, rates: Tensor) -> str:
     shapes = ([batch, length, heads, width], [batch, length, heads], *([[batch, length, groups, states]] * 2))
     x, delta, b, c = (_shaped(emit, source, shape) for source, shape in zip(one.sources, shapes, strict=True))
     y = emit(ssd.OP.overload, x, delta, emit.constant(f"{where}.rates", _as_held(module, region, rates)), b, c)
+    if is_late:
+        before = emit(aten.slice.Tensor, y, 1, 0, length - 1)
+        y = emit(aten.constant_pad_nd.default, before, [0, 0, 0, 0, 1, 0])
     missing = example_sizes(val(last).shape)[1] - length
     if missing:
         y = emit(aten.constant_pad_nd.default, y, [0, 0, 0, 0, 0, missing])

@@ -117,6 +117,18 @@ def fuse_channel_norm(module: GraphModule, node: Node, costs: Costs) -> str | Fi
     return known or _fuse(module, node) or _between_permutations(module, node) or _before_mean(module, node)
 
 
+@rewrites(rule="a layer norm over the last axis that is spelled out -> aten.layer_norm")
+def find_layer_norm(module: GraphModule, node: Node, costs: Costs) -> str | None:
+    """Spell a norm of channels that stand behind as PyTorch's, before these become maps. Near misses come later."""
+    found = find(_NORMALISED, node)
+    if found is None or found.reason is not None or found["axis"] != rank(found["x"]) - 1 or rank(found["x"]) < 3:
+        return None
+    try:
+        return _fuse(module, node)
+    except Reject:
+        return None
+
+
 def _fuse(module: GraphModule, node: Node) -> str | None:
     found = find(_NORMALISED, node)
     if found is None:
@@ -135,7 +147,8 @@ def _fuse(module: GraphModule, node: Node) -> str | None:
     if not isinstance(channels, int) or not val(source).is_floating_point():
         raise Reject("the number of channels is not known")
     _put_norm(module, node, source, axis, float(eps))
-    return "a layer norm over axis 1 -> edgesmith.channel_norm" if axis == 1 else "-> aten.layer_norm"
+    is_map = axis == 1 and rank(source) > 2
+    return "a layer norm over axis 1 -> edgesmith.channel_norm" if is_map else "-> aten.layer_norm"
 
 
 def _over_sample(module: GraphModule, node: Node) -> str | None:
@@ -182,8 +195,9 @@ def _put_norm(module: GraphModule, node: Node, source: Node, axis: int, eps: flo
     """Replace a norm that is spelled out, its scale and shift included, by one operator."""
     channels = int(val(source).shape[axis])
     end, weight, bias = _affine(module, node, axis, channels)
-    target: Any = channel_norm.OP.overload if axis == 1 else aten.layer_norm.default
-    args = (source, None, None, eps) if axis == 1 else (source, [channels], None, None, eps)
+    is_map = axis == 1 and rank(source) > 2
+    target: Any = channel_norm.OP.overload if is_map else aten.layer_norm.default
+    args = (source, None, None, eps) if is_map else (source, [channels], None, None, eps)
     with module.graph.inserting_before(end):
         new = module.graph.call_function(target, args)
     new.meta.update(node.meta)

@@ -132,15 +132,15 @@ class _Layout:
 
     def commit(self) -> None:
         """Let the maps be read instead of the values."""
-        bridges = [(node, self.maps[node]) for node in self.exits()]
+        bridges = []
+        for node in self.exits():  # all before anything is swept: a map may be read by its bridge alone
+            of = self.maps[node]
+            bridges.append((node, _behind(Emitter(self.module, node), of, rank(node))))
         for node, by in self.ends:
             replace(node, by)
+        for node, by in bridges:
+            replace(node, by)
         sweep(self.module)
-        for node, of in bridges:
-            if not node._erased:
-                emit = Emitter(self.module, node)
-                replace(node, _behind(emit, of, rank(node)))
-                sweep(self.module)
 
     # moves
 
@@ -149,10 +149,11 @@ class _Layout:
         x = node.args[0]
         if not isinstance(x, Node):
             return False
-        if node.target is aten.permute.default:
+        if node.target is aten.permute.default and rank(node) != 3:
             source = x if _order(node) == [0, 2, 3, 1] else None
         else:
-            is_flat = _axes(node) == {1, 2} and rank(node) == 3 and x.target is aten.flatten.using_ints
+            swaps = _axes(node) == {1, 2} or _order(node) == [0, 2, 1]
+            is_flat = swaps and rank(node) == 3 and x.target is aten.flatten.using_ints
             source = x.args[0] if is_flat and arguments(x)[1] == 2 else None  # type: ignore[assignment]  # a node
         if not isinstance(source, Node) or rank(source) != 4 or source in self.maps:
             return False
@@ -276,6 +277,8 @@ class _Layout:
                 return False
         else:
             matrix, x = node.args
+            if matrix in self.maps:
+                return self._product(node, matrix, x)
         of, held = self.maps.get(x), constant(self.module, matrix)  # type: ignore[arg-type]  # anything
         if of is None or held is None or held.dim() != 2 or rank(node) != 3 or not same_shape(val(x), val(node)):
             return False
@@ -283,6 +286,16 @@ class _Layout:
         turned = emit.constant(f"{site(node)}.matrix", held.t())
         mixed = emit(aten.matmul.default, emit(aten.flatten.using_ints, of, 2), turned)
         self._put(node, emit(aten.unflatten.int, mixed, 2, list(val(of).shape[2:])))
+        return True
+
+    def _product(self, node: Node, x: Any, weight: Any) -> bool:
+        """A linear layer without a bias, t W."""
+        held = constant(self.module, weight)
+        if held is None or held.dim() != 2:
+            return False
+        emit = self.emitter(node)
+        kernel = emit.constant(f"{site(node)}.weight", held.t()[:, :, None, None].contiguous())
+        self._put(node, emit(aten.conv2d.default, self.maps[x], kernel))
         return True
 
     def _mean(self, node: Node) -> bool:

@@ -1,5 +1,6 @@
 """The rewrites, in their order, and running them.
 
+    drop_aliases        a second name of an operator -> its first
     find_memory         irfft(rfft(u) * H) -> a linear recurrence
     drop_copies         a copy of x -> x
     find_mean           sum(x) / number of x -> mean(x)
@@ -10,8 +11,10 @@
     find_loop_scan      an unrolled loop of h = exp(P_t) h + U_t -> a selective scan
     find_state_space    a state space scan in another spelling -> edgesmith.ssd
     find_quasiseparable scans in both directions -> edgesmith.quasiseparable
+    find_averages       damped averages by a loop -> edgesmith.damped_ema
     reroll              an unrolled loop, or a scan, of one step -> one op
     canonicalise        one spelling for pools, splits, gates and sums, so that patterns need only one
+    find_layer_norm     a layer norm over the last axis that is spelled out -> aten.layer_norm
     find_aggregated     aggregated attention in another spelling -> edgesmith.aggregated_attention
     find_codewords      the nearest codeword in another spelling -> edgesmith.vector_quantise
     find_conv_glu       gelu(dw3x3(a)) * v -> edgesmith.conv_glu
@@ -40,6 +43,7 @@
     choose_memory_form  a linear recurrence -> its cheapest form, or none of it
     choose_scan_form    a scan -> its cheapest form
     dense_transforms    frequency filters that transform a map by one matrix, where the target says cheaper
+    turn_products       W x + b along the second last axis, in a row -> linear(x', W, b)', where the target says cheaper
     share_gates         additive attention with q's and k's gates in common convolutions, where the target says cheaper
     winograd            convolutions over time with fewer multiplies, where the target says faster
     tile_channels       the widest maps in tiles of channels, where the target gains by less memory in use
@@ -67,11 +71,13 @@ from edgesmith.exporters.rewrites.compose_layers import compose_layers
 from edgesmith.exporters.rewrites.concat_linears import concat_linears
 from edgesmith.exporters.rewrites.dense_transforms import dense_transforms
 from edgesmith.exporters.rewrites.dft import dft
+from edgesmith.exporters.rewrites.drop_aliases import drop_aliases
 from edgesmith.exporters.rewrites.drop_copies import drop_copies
 from edgesmith.exporters.rewrites.drop_ones import drop_ones, find_mean
 from edgesmith.exporters.rewrites.drop_shift import drop_shift
 from edgesmith.exporters.rewrites.einsum import einsum
 from edgesmith.exporters.rewrites.find_aggregated import find_aggregated
+from edgesmith.exporters.rewrites.find_averages import find_averages
 from edgesmith.exporters.rewrites.find_codewords import find_codewords
 from edgesmith.exporters.rewrites.find_conv_glu import find_conv_glu
 from edgesmith.exporters.rewrites.find_inception import find_inception
@@ -87,7 +93,7 @@ from edgesmith.exporters.rewrites.fold_group_norm import fold_group_norm
 from edgesmith.exporters.rewrites.fold_residual import fold_residual
 from edgesmith.exporters.rewrites.fuse import fuse
 from edgesmith.exporters.rewrites.fuse_attention import fuse_attention
-from edgesmith.exporters.rewrites.fuse_channel_norm import fuse_channel_norm
+from edgesmith.exporters.rewrites.fuse_channel_norm import find_layer_norm, fuse_channel_norm
 from edgesmith.exporters.rewrites.keep_maps import keep_maps
 from edgesmith.exporters.rewrites.lift_flatten import lift_flatten
 from edgesmith.exporters.rewrites.merge_linears import merge_linears
@@ -98,6 +104,7 @@ from edgesmith.exporters.rewrites.share_gates import share_gates
 from edgesmith.exporters.rewrites.short_time import short_time
 from edgesmith.exporters.rewrites.split_resized import split_resized
 from edgesmith.exporters.rewrites.tile_channels import tile_channels
+from edgesmith.exporters.rewrites.turn_products import turn_products
 from edgesmith.exporters.rewrites.unstack import unstack
 from edgesmith.exporters.rewrites.winograd import winograd
 from edgesmith.exporters.rewrites.zero_masked_rows import zero_masked_rows
@@ -110,6 +117,7 @@ SIMPLE = "fold_batchnorm"
 
 
 ORDER: tuple[Rewrite, ...] = (
+    drop_aliases,
     find_memory,
     drop_copies,
     find_mean,
@@ -120,8 +128,10 @@ ORDER: tuple[Rewrite, ...] = (
     find_loop_scan,
     find_state_space,
     find_quasiseparable,
+    find_averages,
     reroll,
     canonicalise,
+    find_layer_norm,
     find_aggregated,
     find_codewords,
     find_conv_glu,
@@ -150,6 +160,7 @@ ORDER: tuple[Rewrite, ...] = (
     choose_memory_form,
     choose_scan_form,
     dense_transforms,
+    turn_products,
     share_gates,
     winograd,
     tile_channels,

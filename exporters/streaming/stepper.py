@@ -91,7 +91,7 @@ def open_onnx_step(file: Path | bytes, threads: int = 1) -> Step:
     try:
         import onnxruntime
     except ImportError as error:
-        raise BackendMissing("StreamingSession needs onnxruntime: pip install onnxruntime") from error
+        raise BackendMissing('StreamingSession needs onnxruntime: pip install "edgesmith[run]"') from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads

@@ -194,13 +194,9 @@ def check(folder: Path) -> None:
     """Raise Unsupported unless the folder is a whole asset whose program has a function `main`."""
     require()
     try:
-        program = _program_bytes(folder)
-        expected = read_bytes(folder / HASH, "hash", LARGEST)
         _metadata(folder)
     except Unreadable as error:
         raise _unreadable(folder, error) from error
-    if hashlib.sha256(program).digest() != expected:
-        raise Unsupported(f"{folder.name} is damaged: {PROGRAM} does not have the hash that {HASH} says")
     _main(_program(folder), folder)
 
 
@@ -608,10 +604,17 @@ def _program(folder: Path) -> Any:
 
 
 def _readable(folder: Path) -> Any:
-    """The asset in a folder. The packages' native part ends the process over what is no bytecode."""
+    """The asset in a folder. The packages' native part ends the process over damage, so its hash is compared first."""
     kind = _get("coreai.authoring.asset", "AIModelAsset")
     try:
-        _sections(_program_bytes(folder))
+        program = _program_bytes(folder)
+        expected = read_bytes(folder / HASH, "hash", LARGEST)
+    except Unreadable as error:
+        raise _unreadable(folder, error) from error
+    if hashlib.sha256(program).digest() != expected:
+        raise Unsupported(f"{folder.name} is damaged: {PROGRAM} does not have the hash that {HASH} says")
+    try:
+        _sections(program)
         return kind.load(folder)
     except Exception as error:  # OSError, ValueError, IndexError, RuntimeError
         raise _unreadable(folder, error) from error

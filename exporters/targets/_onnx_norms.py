@@ -26,8 +26,8 @@ _CHANGE = "a quotient became a product, so that nothing fuses it"
 Makers = Mapping[str, "onnx.NodeProto"]
 
 
-def keep_apart(model: onnx.ModelProto) -> None:
-    """Write the quotients of such norms as products with a reciprocal, and say so in the model's metadata."""
+def keep_apart(model: onnx.ModelProto) -> list[dict[str, str]]:
+    """Write the quotients of such norms as products with a reciprocal. Returns what was changed."""
     import onnx
 
     done = []
@@ -35,7 +35,7 @@ def keep_apart(model: onnx.ModelProto) -> None:
     makers = {name: node for node in graph.node for name in node.output}
     quotients = [node for node in graph.node if node.op_type == "Div" and _norm(node, makers) is not None]
     if not quotients:
-        return
+        return []
     inferred = onnx.shape_inference.infer_shapes(model).graph
     shapes = {one.name: _sizes(one) for one in (*inferred.value_info, *inferred.input, *inferred.output)}
     shapes |= {one.name: list(one.dims) for one in graph.initializer}
@@ -47,8 +47,13 @@ def keep_apart(model: onnx.ModelProto) -> None:
             graph.node.insert(list(graph.node).index(node), inverse)
             node.op_type, node.input[1] = "Mul", inverse.output[0]
             done.append({"rule": reason, "name": node.name, "change": _CHANGE})
+    return done
+
+
+def record(model: onnx.ModelProto, done: Sequence[Mapping[str, str]]) -> None:
+    """Say in a model's metadata what was changed."""
     if done:
-        model.metadata_props.add(key=LEGALIZED, value=json.dumps(done))
+        model.metadata_props.add(key=LEGALIZED, value=json.dumps(list(done)))
 
 
 def legalizations(model: onnx.ModelProto) -> list[dict[str, str]]:

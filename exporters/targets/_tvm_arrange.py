@@ -45,8 +45,8 @@ def rebuilt(module: Any, see: Callable[[Any, Any], Any]) -> Any:
     """Return a module whose `main` has been walked through once, binding by binding.
 
     Args:
-        see: from a variable and its value, which reads what is left, to the value to keep; a variable or a constant
-            takes the variable's place everywhere.
+        see: from a variable and its value, which reads what is left, to the value to keep, or to bindings that end
+            with the variable's; a variable or a constant takes the variable's place everywhere.
     """
     import tvm
     from tvm import relax
@@ -61,7 +61,8 @@ def rebuilt(module: Any, see: Callable[[Any, Any], Any]) -> Any:
             if isinstance(value, tvm.ir.Var | tvm.ir.GenericConst) and isinstance(binding.var, relax.DataflowVar):
                 instead[binding.var] = value
             else:
-                kept.append(relax.VarBinding(binding.var, value))
+                bindings = value if isinstance(value, list) else [(binding.var, value)]
+                kept += [relax.VarBinding(*one) for one in bindings]
         blocks.append(type(block)(kept))
     body = relax.SeqExpr(blocks, substituted(main.body.body, instead))
     made = relax.Function(main.params, body, main.ret_ty, main.is_pure, main.attrs)

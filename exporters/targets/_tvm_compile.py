@@ -9,6 +9,7 @@ take boxed arguments, check them, and report through TVM's runtime. Shapes are k
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from edgesmith._version import __version__
 from edgesmith.exporters.targets import _tvm_plan, _tvm_schedule, _tvm_source
 from edgesmith.exporters.targets._tvm_graph import Lowered, llvm
-from edgesmith.exporters.targets._tvm_plan import Listing, Value
+from edgesmith.exporters.targets._tvm_plan import Call, Listing, Value
 from edgesmith.exporters.targets.target import Request
 from edgesmith.kernels.native import toolchain
 
@@ -75,8 +76,16 @@ def _describe(
         "operators": dict(lowered.operators),
         "macs": dict(lowered.macs),
         "covered": {who: dict(found) for who, found in lowered.covered.items()},
+        "calls": [[call.symbol, _kind(call, lowered)] for call in listing.calls],
         "facts": {key: value for key, value in facts.items() if value},
     }
+
+
+def _kind(call: Call, lowered: Lowered) -> str:
+    """Return what a call computes: a kernel's kind, or the operators of a loop."""
+    if call.is_kernel:
+        return str(lowered.kernels[call.symbol].kind)
+    return re.sub(r"_+", " ", re.sub(r"^loop_(fused_)?|\\d+$", "", call.symbol)).strip()
 
 
 def compile_loops(lowered: Lowered, out: Path) -> Listing:
@@ -147,5 +156,5 @@ def link(lowered: Lowered, line: str, loops: Path, out: Path) -> None:
         lowered.processor.cpu_target(),
         sources=(line,),
         linked=(str(loops), *LIBRARIES),
-        flags=("-Wl,-z,defs",),
+        flags=("-Wl,-z,defs", "-Wl,-Bsymbolic"),  # each library calls its own kernels, whatever others are loaded
     )

@@ -2,8 +2,10 @@
 
     conv2d, 1 x 1                         Pointwise       y = f(x W + b) g + r
     matmul by a constant                  Pointwise
+    matmul of two values                  Matmul
     conv2d, a channel by itself           Depthwise
-    conv2d of any kernel, one group       Convolution
+    conv2d of any kernel and groups       Convolution; Winograd where it is KH x 3, with stride 1
+    conv2d or matmul of what lif fires    Spikes
 
 What follows in the graph and is read nowhere else goes into the kernel's epilogue: bias, function, gate, residual.
 Kernels read maps channels last. TVM's ConvertLayout turns the graph between them, through elementwise operators, norms
@@ -22,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from edgesmith.errors import Unsupported
 from edgesmith.exporters.targets._tvm_arrange import PERMUTES, RESHAPES, apply, arranged, operator, rebuilt, sizes
 from edgesmith.exporters.targets._tvm_processor import Processor
+from edgesmith.exporters.targets._tvm_sink import NEURONS, sunk
 from edgesmith.kernels.additive_attention import WEIGHTS
 from edgesmith.kernels.native import (
     additive_attention,
@@ -31,8 +34,11 @@ from edgesmith.kernels.native import (
     hidden_state_mixer,
     lif,
     lmu_memory,
+    matmul,
     norms,
     pointwise,
+    spikes,
+    winograd,
 )
 from edgesmith.kernels.native.epilogue import Epilogue
 from edgesmith.kernels.native.toolchain import CpuTarget
@@ -91,12 +97,14 @@ class Site:
         bindings: variables that the kernel computes, in order; only the last is read elsewhere.
         weight: as PyTorch has it.
         shape: of the last value.
+        of_spikes: x is 0 or 1 everywhere.
     """
 
     bindings: tuple[Any, ...]
     x: Any
     weight: np.ndarray
     shape: tuple[int, ...]
+    of_spikes: bool = False
     bias: np.ndarray | None = None
     function: str = "none"
     gate: tuple[str, Any] | None = None
@@ -117,11 +125,12 @@ def choose(module: Any, processor: Processor) -> Chosen:
     target = processor.cpu_target()
     turned = tvm.transform.Sequential(
         [
+            relax.transform.FoldConstant(),
             relax.transform.ConvertLayout({"relax.nn.conv2d": ["NHWC", "OHWI"]}),
             relax.transform.CanonicalizeBindings(),
         ]
     )(arranged(module))
-    shared = relax.transform.EliminateCommonSubexpr()(arranged(turned))
+    shared = relax.transform.EliminateCommonSubexpr()(arranged(sunk(arranged(turned))))
     return _Chooser(shared, target).choose()
 
 
@@ -138,12 +147,13 @@ class _Chooser:
         for variable, value in self.values.items():
             for read in _reads(value):
                 self.readers.setdefault(read, []).append(variable)
+        self.gone: set[Any] = set()  # variables that a kernel computes
         self.returned = Counter(_reads(main.body.body))
 
     def choose(self) -> Chosen:
         """Return the module with its kernels."""
         calls: dict[Any, Any] = {}
-        gone: set[Any] = set()
+        gone = self.gone
         for variable, value in self.values.items():
             if variable in gone:
                 continue
@@ -180,12 +190,20 @@ class _Chooser:
         name = operator(value)
         if name not in ALONE or _dtype(variable) != "float32":
             return None
+        if (
+            name == "relax.matmul"
+            and _constant(value.args[1], self.values) is not None
+            and len(sizes(value.args[1])) == 2
+        ):
+            return None  # a layer, with an epilogue
         op = ALONE[name](value)
         if op is None:
             return None
         kind, unit = op[0], op[1](self.target)
+        if kind == "matmul":
+            return self._called(kind, unit, list(value.args), (), variable.ty, unit.flops // 2)
         packed = tuple[Any, ...]()
-        if kind != "mean":
+        if kind not in ("mean", "softmax"):
             weight, bias = (_constant(one, self.values) for one in value.args[1:3])
             if weight is None or bias is None:
                 return None
@@ -200,10 +218,22 @@ class _Chooser:
         weight = self._weight(value, name)
         if weight is None:
             return None
-        site = Site((variable,), value.args[0], weight, sizes(variable))
+        site = Site((variable,), value.args[0], weight, sizes(variable), self._are_spikes(value.args[0]))
         if self._op(site, value) is None:
             return None
         return self._with_epilogue(site)
+
+    def _are_spikes(self, variable: Any) -> bool:
+        """Return whether a value is what neurons fire: 0 or 1, in whatever arrangement."""
+        from tvm import relax
+
+        value: Any = self.values.get(variable)
+        name = operator(value)
+        if name == PERMUTES or name in RESHAPES:
+            return self._are_spikes(value.args[0])
+        if name == "relax.concat" and isinstance(value.args[0], relax.Tuple):
+            return all(self._are_spikes(one) for one in value.args[0].fields)
+        return _called_name(value) == NEURONS
 
     def _weight(self, value: Any, name: str) -> np.ndarray | None:
         """Return a layer's weight as PyTorch has it, where it is a constant."""
@@ -218,23 +248,35 @@ class _Chooser:
         """Return the kernel's op for a layer; None where none computes it."""
         if operator(value) == "relax.matmul":
             pixels = _product(site.shape[:-1])
+            if site.of_spikes:
+                return spikes.Spikes(_line(pixels, site))
             return pointwise.Pointwise(pixels, site.weight.shape[1], site.weight.shape[0], site.epilogue)
+        return self._convolution(site, value)
+
+    def _convolution(self, site: Site, value: Any) -> Any:
+        """Return the kernel's op for a convolution; None where none computes it."""
         batch, height, width, channels = sizes(site.x)
         given, (outputs, inputs, *kernel) = value.attrs, site.weight.shape
-        strides, padding, dilation = ([int(n) for n in one] for one in (given.strides, given.padding, given.dilation))
-        if strides[0] != strides[-1] or dilation[0] != dilation[-1] or str(given.data_layout) != "NHWC":
+        padding, out = [int(n) for n in given.padding], sizes(value)[1:3]
+        stride, dilation = _same(given.strides, out), _same(given.dilation, kernel)
+        if stride is None or dilation is None or str(given.data_layout) != "NHWC":
             return None
         sides: Any = tuple(padding * (4 // len(padding)))
-        groups, size = int(given.groups), tuple(kernel)
-        if groups == channels == outputs and inputs == 1 and dilation[0] == 1 and channels > 1:
-            return depthwise.Depthwise(batch, height, width, channels, size, strides[0], sides, site.epilogue)
-        if groups != 1:
-            return None
-        if size == (1, 1) and strides[0] == 1 and not any(sides):
+        groups, size = int(given.groups), (kernel[0], kernel[1])
+        made: Any
+        if groups == channels == outputs and inputs == 1 and channels > 1:
+            made = depthwise.Depthwise(batch, height, width, channels, size, stride, sides, site.epilogue, dilation)
+            return made if made.out == out else None
+        if size == (1, 1) and stride == groups == 1 and not any(sides) and not site.of_spikes:
             return pointwise.Pointwise(batch * height * width, channels, outputs, site.epilogue)
-        return convolution.Convolution(
-            batch, height, width, channels, outputs, size, strides[0], sides, dilation[0], site.epilogue
+        made = convolution.Convolution(
+            batch, height, width, channels, outputs, size, stride, sides, dilation, site.epilogue, groups
         )
+        if made.out != out:
+            return None
+        if site.of_spikes and groups == 1:
+            return spikes.Spikes(made)
+        return winograd.Winograd(made) if winograd.suits(made) else made
 
     def _with_epilogue(self, site: Site) -> Site:
         """Return a site with all that can follow in its kernel."""
@@ -246,7 +288,7 @@ class _Chooser:
         """Return a site with the operator that follows it, or None where that is not the kernel's."""
         last = site.bindings[-1]
         readers = self.readers.get(last, [])
-        if len(readers) != 1 or last in self.returned:
+        if len(readers) != 1 or last in self.returned or readers[0] in self.gone:
             return None
         (reader,) = readers
         value, name = self.values[reader], operator(self.values[reader])
@@ -298,7 +340,9 @@ class _Chooser:
     def _call(self, site: Site) -> Any:
         """Return the call of a site's kernel, which is added to the kernels."""
         op = self._op(site, self.values[site.bindings[0]])
-        module = next(one for one in (pointwise, convolution, depthwise) if one.__name__ == type(op).__module__)
+        module = next(
+            one for one in (pointwise, convolution, depthwise, spikes, winograd) if one.__name__ == type(op).__module__
+        )
         unit = module.emit(op, self.target)
         packed = module.pack(op, self.target, site.weight, site.bias)
         given = [site.x, *(one[1] for one in (site.gate, site.residual) if one is not None)]
@@ -409,12 +453,49 @@ def _mean(value: Any) -> tuple[str, Any] | None:
     return "mean", partial(norms.emit_mean, norms.Mean(shape[0], _product(shape[1:-1]), shape[-1]))
 
 
+def _softmax(value: Any) -> tuple[str, Any] | None:
+    """Return the kernel of a softmax over the last axis."""
+    shape = sizes(value)
+    if int(value.attrs.axis) % len(shape) != len(shape) - 1:
+        return None
+    return "softmax", partial(norms.emit_softmax, norms.Softmax(_product(shape[:-1]), shape[-1]))
+
+
+def _matmul(value: Any) -> tuple[str, Any] | None:
+    """Return the kernel of a product of two values, whose batches are the same, or the right one has none."""
+    left, right = (sizes(one) for one in value.args)
+    if len(left) < 2 or len(right) < 2 or value.ty.dtype.dtype != value.args[0].ty.dtype.dtype:
+        return None
+    is_shared = _product(right[:-2]) == 1
+    if is_shared:
+        op = matmul.Matmul(1, _product(left[:-1]), left[-1], right[-1])
+    elif left[:-2] == right[:-2]:
+        op = matmul.Matmul(_product(left[:-2]), left[-2], left[-1], right[-1])
+    else:
+        return None
+    return "matmul", partial(matmul.emit, op)
+
+
 ALONE: dict[str, Callable[[Any], tuple[str, Any] | None]] = {
     "relax.nn.layer_norm": _layer_norm,
     "relax.nn.group_norm": _group_norm,
     "relax.mean": _mean,
+    "relax.nn.softmax": _softmax,
+    "relax.matmul": _matmul,
 }
 """Operators that a kernel computes without what follows, and which kernel that is."""
+
+
+def _line(pixels: int, site: Site) -> convolution.Convolution:
+    """Return a linear layer as a convolution of one row."""
+    outputs, inputs = site.weight.shape
+    return convolution.Convolution(1, 1, pixels, inputs, outputs, (1, 1), 1, (0, 0, 0, 0), 1, site.epilogue)
+
+
+def _same(steps: Any, sizes: Sequence[int]) -> int | None:
+    """Return the step of both axes; an axis with one place has any. None where the two differ."""
+    counted = {int(step) for step, size in zip(steps, sizes, strict=True) if size > 1}
+    return counted.pop() if len(counted) == 1 else 1 if not counted else None
 
 
 def _called_name(value: Any) -> str:

@@ -54,6 +54,7 @@ class Description:
         operators: how often each occurs.
         macs: multiply-accumulates by what computes them, `kernels` and `tvm`.
         covered: operators by what computes them.
+        calls: symbol and kind of each call of compiled code, in order.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Description:
     macs: dict[str, int]
     covered: dict[str, dict[str, int]]
     facts: dict[str, str]
+    calls: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)

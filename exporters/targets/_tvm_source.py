@@ -60,28 +60,24 @@ def line_of_calls(name: str, listing: Listing, plan: Plan, description: Mapping[
         weights: the file of its parameters.
     """
     prefix = identifier(name)
-    text = json.dumps(description, ensure_ascii=True, separators=(",", ":"), sort_keys=True)
+    said = json.dumps(description, ensure_ascii=True, separators=(",", ":"), sort_keys=True)
     declared = "\n".join(_declarations(listing.calls))
-    calls = "\n".join(_call(number, call, listing, plan) for number, call in enumerate(listing.calls))
+    calls = "\n".join(
+        f"{_call(number, call, listing, plan)}\n  ENDED({number + 1});" for number, call in enumerate(listing.calls)
+    )
     places = "\n".join(_staged(number, value, plan) for number, value in enumerate(listing.inputs))
     results = "\n".join(_result(number, value, listing, plan) for number, value in enumerate(listing.outputs))
     return f"""\
-// {name}: every call in order, at positions that were planned ahead. Written by edgesmith.
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
-
-#define SHOWN extern "C" __attribute__((visibility("default")))
-
-__asm__(".pushsection .rodata\\n.balign {ALIGNMENT}\\n.hidden {prefix}_weights\\n.globl {prefix}_weights\\n"
-        "{prefix}_weights:\\n.incbin \\"{weights}\\"\\n.byte 0\\n.popsection\\n");
-extern "C" const char {prefix}_weights[] __attribute__((visibility("hidden")));
-
-SHOWN const char {prefix}_description[] __attribute__((section("{SECTION}"), used)) =
-{_literal(text)};
-
+{_opening(name, said, weights)}
 extern "C" {{
 {declared}
+int es_set_threads(int);
+}}
+
+static int64_t now() {{
+  struct timespec time;
+  clock_gettime(CLOCK_MONOTONIC, &time);
+  return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
 }}
 
 // The bytes of one input where compiled code can read them, which wants them aligned.
@@ -93,20 +89,58 @@ static const char *aligned(const void *given, char *place, size_t size) {{
 
 SHOWN size_t {prefix}_memory_bytes(void) {{ return {max(plan.memory, ALIGNMENT)}; }}
 
-SHOWN int {prefix}_run(const void *const *inputs, void *const *outputs, void *memory) {{
+SHOWN int {prefix}_set_threads(int threads) {{ return es_set_threads(threads); }}
+
+// The model. Where `times` is not null it gets nanoseconds: when the first call began, and when each one ended.
+static int run(const void *const *inputs, void *const *outputs, void *memory, int64_t *times) {{
   if (!inputs || !outputs || !memory || ((uintptr_t)memory & {ALIGNMENT - 1})) return -1;
   char *const m = (char *)memory;
   const char *const w = {prefix}_weights;
   (void)m, (void)w;
 {places}
+  ENDED(0);
 {calls}
 {results}
   return 0;
 }}
 
-// The same for programs that do not know the name: the description, how much memory, and the call.
+{_entries(prefix)}"""
+
+
+def _opening(name: str, description: str, weights: str) -> str:
+    """Return the headers, the parameters, and what the library says of itself."""
+    prefix = identifier(name)
+    return f"""\
+// {name}: every call in order, at positions that were planned ahead. Written by edgesmith.
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#include <time.h>
+
+#define SHOWN extern "C" __attribute__((visibility("default")))
+#define ENDED(number) if (times) times[number] = now()
+
+__asm__(".pushsection .rodata\\n.balign {ALIGNMENT}\\n.hidden {prefix}_weights\\n.globl {prefix}_weights\\n"
+        "{prefix}_weights:\\n.incbin \\"{weights}\\"\\n.byte 0\\n.popsection\\n");
+extern "C" const char {prefix}_weights[] __attribute__((visibility("hidden")));
+
+SHOWN const char {prefix}_description[] __attribute__((section("{SECTION}"), used)) =
+{_literal(description)};
+"""
+
+
+def _entries(prefix: str) -> str:
+    """Return the functions by which programs call a model, and the table for those that do not know its name."""
+    return f"""\
+SHOWN int {prefix}_run(const void *const *inputs, void *const *outputs, void *memory) {{
+  return run(inputs, outputs, memory, NULL);
+}}
+
+// The same for programs that do not know the name: the description, how much memory, the call, the number of threads,
+// and the call that says how long each of its parts took.
 SHOWN const void *const edgesmith_entry[] = {{{prefix}_description, (const void *){prefix}_memory_bytes,
-                                             (const void *){prefix}_run}};
+                                             (const void *){prefix}_run, (const void *){prefix}_set_threads,
+                                             (const void *)run}};
 """
 
 
@@ -184,6 +218,10 @@ size_t {prefix}_memory_bytes(void);
 
 /* What the library is, in JSON. */
 extern const char {prefix}_description[];
+
+/* Sets how many threads share a call, the caller's included: 1 to 64, and one until this is called. All sessions of
+   the library share them, and two that run at once have one thread each. Returns 0, or -1 where there are fewer. */
+int {prefix}_set_threads(int threads);
 
 /* Runs the model on arrays in C order. Returns 0, or a number where memory is missing or not aligned. */
 int {prefix}_run(const void *const *inputs, void *const *outputs, void *memory);

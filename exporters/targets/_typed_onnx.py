@@ -56,7 +56,7 @@ def lower(program: Program, path: Path, request: Request, coarse_from: Mapping[s
 
     from edgesmith.exporters.graph.capture import exported
     from edgesmith.exporters.graph.subgraphs import refuse_control_flow
-    from edgesmith.exporters.targets import _bf16, _onnx_norms, _onnx_reductions, _onnx_types
+    from edgesmith.exporters.targets import _bf16, _onnx_norms, _onnx_reductions, _onnx_sums, _onnx_types
     from edgesmith.exporters.targets._refusal import refuse
     from edgesmith.kernels.op import all_ops
 
@@ -95,7 +95,10 @@ def lower(program: Program, path: Path, request: Request, coarse_from: Mapping[s
     _onnx_types.legalize(model)
     model = _onnx_reductions.refine(model, coarse_from or {})
     _annotate(model, request)
-    _onnx_norms.keep_apart(model)
+    done = _onnx_norms.keep_apart(model)
+    if request.profile is not None and request.profile.cuda is not None:
+        done += _onnx_sums.align_sums(model)
+    _onnx_norms.record(model, done)
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 
@@ -208,7 +211,7 @@ class OnnxFile(TargetFile):
             ) from error
 
     def legalizations(self) -> list[dict[str, str]]:
-        """Return what `_onnx_norms.py` changed."""
+        """Return what `_onnx_norms.py` and `_onnx_sums.py` changed."""
         from edgesmith.exporters.targets import _onnx_norms
 
         return _onnx_norms.legalizations(self.model)
@@ -243,8 +246,16 @@ class OnnxFile(TargetFile):
 
     def other_runtimes(self) -> dict[str, Run]:
         """Return ONNX Runtime without its optimisations, for int8, whose kernels and biases these choose."""
-        if not any(node.op_type == "DequantizeLinear" for node in _nodes(self.model.graph)):
-            return {}
+        return self._not_optimised() if self._is_quantised() else {}
+
+    def levels(self) -> dict[str, Run]:
+        """Return ONNX Runtime without its optimisations, which are known to take norms for what they are not."""
+        return {} if self._is_quantised() else self._not_optimised()
+
+    def _is_quantised(self) -> bool:
+        return any(node.op_type == "DequantizeLinear" for node in _nodes(self.model.graph))
+
+    def _not_optimised(self) -> dict[str, Run]:
         return {f"{self.runtime}, not optimised": lambda calls: self._run(calls, is_optimised=False)}
 
     def _run(self, calls: Sequence[Arrays], is_optimised: bool = True) -> list[list[np.ndarray]] | NotHere:
@@ -307,9 +318,9 @@ def _records(values: Iterable[onnx.ValueInfoProto]) -> list[ValueRecord]:
 
 
 def cannot_run() -> str | None:
-    """ONNX Runtime is a base dependency."""
+    """Return how ONNX Runtime is had, where it is not here."""
     if importlib.util.find_spec("onnxruntime") is None:
-        return "onnxruntime is not installed: pip install onnxruntime"
+        return 'onnxruntime is not installed: pip install "edgesmith[run]"'
     return None
 
 

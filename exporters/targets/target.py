@@ -138,6 +138,10 @@ class TargetFile(ABC):
         """Return what else can execute the file, or says why not here, by name."""
         return {}
 
+    def levels(self) -> dict[str, Run]:
+        """Return the first runtime at other levels of optimisation, by name, where `other_runtimes` has them not."""
+        return {}
+
     def run_as(self, device: str, calls: Sequence[Arrays]) -> list[list[np.ndarray]]:
         """Return the outputs of several calls as one of the target's `device_models` has them; nothing is measured."""
         raise NotImplementedError

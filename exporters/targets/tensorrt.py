@@ -163,6 +163,10 @@ class _TypedFile(TargetFile):
         """Return inputs and outputs of the typed ONNX, which are the engine's."""
         return self.onnx.interface()
 
+    def legalizations(self) -> list[dict[str, str]]:
+        """Return what was changed in the typed ONNX."""
+        return self.onnx.legalizations()
+
     def count_macs(self) -> dict[str, int]:
         """Return the multiply-accumulates of the typed ONNX, all and int8."""
         return self.onnx.count_macs()
@@ -374,7 +378,7 @@ TARGET = TensorRt(
     lowerings=LOWERINGS,
     traces_again=True,
     # One program for all that read ONNX, but that TensorRT has Winograd's forms, and tiles, of its own.
-    costs=replace(COSTS, tile_gb_s=0.0, fetch_gb_s=math.inf),
+    costs=replace(COSTS, tile_gb_s=0.0, fetch_gb_s=math.inf, adds_left_bias=False),
     finds_islands=True,
     largest_int8_weight=127,  # 8 bits, symmetric; TensorRT adds up in 32
     marks_device=True,

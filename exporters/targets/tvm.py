@@ -163,7 +163,6 @@ TARGET = Tvm(
     extra="tvm",
     runtime="the library itself, CPU",
     timed_by="compiled",
-    unthreaded="a compiled model runs on one thread",
     # Assumed, not measured: a call costs nothing to start, and loops are unrolled, so that closed forms are better.
     costs=Costs(launch_us=0.1, copy_gb_s=10.0, gmac_s=50.0, stream_gb_s=25.0, depthwise_gmac_s=20.0, loop_us=5.0),
     runs_alone=True,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import PurePosixPath
 
-from edgesmith.exporters.usage.facts import Facts, Stream, Value, states_handed_on
+from edgesmith.exporters.usage.facts import Facts, Stream, Value, states_handed_on, word_of
 from edgesmith.exporters.usage.source import PYTHON, SWIFT, Snippet, name_in, numbers, quote, swift_delay
 
 _KINDS = {"float32": ".float32", "float16": ".float16", "float64": ".double", "int32": ".int32"}
@@ -77,7 +77,8 @@ def _swift_array(value: Value) -> str:
     """Return the lines that make an input: zeros, in the place of the caller's own."""
     name = name_in(SWIFT, value.name)
     said = f", {value.meaning}" if value.meaning else ""
-    return f"""let {name} = try MLMultiArray(shape: [{numbers(value.sizes)}], dataType: {_KINDS[value.type]})
+    kind = word_of(_KINDS, value.type, SWIFT)
+    return f"""let {name} = try MLMultiArray(shape: [{numbers(value.sizes)}], dataType: {kind})
 // {name}[[0, 0]] = 0.5 sets one element; withUnsafeMutableBufferPointer gives all{said}
 """
 
@@ -111,7 +112,7 @@ def _swift_step(facts: Facts, stream: Stream) -> str:
     )
     first = facts.outputs[0]
     handed = states_handed_on(facts)
-    kind = _KINDS[frame.type]
+    kind = word_of(_KINDS, frame.type, SWIFT)
     filled = f"""
 func filled(_ value: Double, _ shape: [NSNumber]) throws -> MLMultiArray {{
     let array = try MLMultiArray(shape: shape, dataType: {kind})

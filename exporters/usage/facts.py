@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+from edgesmith.errors import Unreadable, Unsupported
 from edgesmith.exporters.manifest import InterfaceRecord, Manifest, Normalisation, ValueRecord
 from edgesmith.exporters.streaming.description import RUNTIME, StateDescription
 
@@ -14,6 +15,16 @@ IMAGE = "image"
 
 LABEL, SCORES = "string", "scores"
 """The types of a classifier's outputs: the best class's name, and each class's probability by its name."""
+
+
+Word = TypeVar("Word")
+
+
+def word_of(words: Mapping[str, Word], kind: str, language: str) -> Word:
+    """Return a language's word for a type. Raises Unsupported where it has none."""
+    if kind not in words:
+        raise Unsupported(f"no program in {language} takes values of type {kind[:40]!r}; it knows {', '.join(words)}")
+    return words[kind]
 
 
 @dataclass(frozen=True)
@@ -109,8 +120,11 @@ def read_facts(manifest: Manifest, interface: InterfaceRecord | None = None) -> 
 
     Args:
         interface: of the file, where the manifest has none: that of an older artifact.
+
+    Raises:
+        Unreadable: it has no input or output, or not the one that a step's frame is.
     """
-    interface = manifest["model"].get("interface") or interface or _named_only(manifest)
+    interface = _sound(manifest["model"].get("interface")) or interface or _named_only(manifest)
     model, options = manifest["model"], manifest["target"]["options"]
     stream = _read_stream(manifest, interface)
     handed_on = {} if stream is None or stream.is_kept else {state.name: state.next for state in stream.states}
@@ -132,6 +146,15 @@ def read_facts(manifest: Manifest, interface: InterfaceRecord | None = None) -> 
         functions=() if functions is None else ("step", "sequence"),
         segments=model.get("segmentation") == "labels",
     )
+
+
+def _sound(interface: InterfaceRecord | None) -> InterfaceRecord | None:
+    """Return a manifest's interface, of which programs can be written. Raises Unreadable."""
+    if interface is None:
+        return None
+    if not interface["inputs"] or not interface["outputs"]:
+        raise Unreadable("the manifest is damaged: the file has no inputs, or no outputs; export the model again")
+    return interface
 
 
 def _named_only(manifest: Manifest) -> InterfaceRecord:
@@ -159,6 +182,8 @@ def _read_stream(manifest: Manifest, interface: InterfaceRecord) -> Stream | Non
     if found is None:
         return None
     types = {one["name"]: one["type"] for one in interface["inputs"]}
+    if found["frame"]["name"] not in types:
+        raise Unreadable("the manifest is damaged: a step's frame is no input of the file; export the model again")
     return Stream(
         frame=found["frame"]["name"],
         is_frame=found["is_frame"],

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from edgesmith.errors import BadInput
 from edgesmith.exporters.usage.facts import Facts, Value, states_handed_on
-from edgesmith.exporters.usage.source import LANGUAGES, Snippet, count
+from edgesmith.exporters.usage.source import LANGUAGES, PYTHON, Snippet, count
 from edgesmith.show import in_markdown
 
 GUIDE = "USE.md"
@@ -15,6 +15,14 @@ GUIDE = "USE.md"
 
 _FENCES = {"c++": "cpp"}
 """Languages that Markdown calls otherwise."""
+
+_SAME = "`{file}` in this folder is this program."
+_BESIDE = {
+    PYTHON: "`{file}` in this folder does so on a board, with Python 3.8 or later: `python3 {file} --frames FRAMES.npy`"
+    " takes an array [frames, features], `python3 {file}` raw float32 frames as they come, and its class `Stream` those"
+    " of a program of your own."
+}
+"""Sentences about the file beside an artifact that has such a program, by language."""
 
 
 def write_guide(folder: Path, facts: Facts, snippets: Sequence[Snippet]) -> None:
@@ -50,6 +58,9 @@ def _lines(facts: Facts, snippets: Sequence[Snippet]) -> Iterator[str]:
         yield ""
         yield f"Needs {one.needs}."
         yield ""
+        if one.beside:
+            yield _BESIDE.get(one.language, _SAME).format(file=one.beside)
+            yield ""
         yield f"```{_FENCES.get(one.language, one.language)}"
         yield one.code.rstrip("\n")
         yield "```"

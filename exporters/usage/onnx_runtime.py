@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from edgesmith.exporters.usage.facts import Facts, Stream, Value
+from edgesmith.exporters.usage.facts import Facts, Stream, Value, word_of
+from edgesmith.exporters.usage.runner import beside_step
 from edgesmith.exporters.usage.source import CPP, KOTLIN, PYTHON, Snippet, count, name_in, numbers, quote
 
 RUNTIME = "ONNX Runtime"
@@ -41,13 +42,14 @@ _KOTLIN_TYPES = {
 def snippets(facts: Facts) -> tuple[Snippet, ...]:
     """Return the programs that run an ONNX file."""
     return (
-        Snippet(PYTHON, RUNTIME, "`pip install numpy onnxruntime`", python(facts)),
+        Snippet(PYTHON, RUNTIME, "`pip install numpy onnxruntime`", python(facts), beside_step(PYTHON, facts)),
         Snippet(
             CPP,
             RUNTIME,
             "ONNX Runtime's C++ package from github.com/microsoft/onnxruntime/releases, unpacked to `$ORT`:"
             " `g++ -std=c++17 run.cpp -I$ORT/include -L$ORT/lib -lonnxruntime -o run`",
             cpp(facts),
+            beside_step(CPP, facts),
         ),
         Snippet(
             KOTLIN,
@@ -191,7 +193,7 @@ def _say(value: Value) -> str:
 
 def cpp_type(value: str) -> str:
     """Return C++'s type of an element."""
-    return _CPP_TYPES[value]
+    return word_of(_CPP_TYPES, value, CPP)
 
 
 def cpp(facts: Facts) -> str:
@@ -353,8 +355,9 @@ def _cpp_step(facts: Facts, stream: Stream) -> str:
 
 def kotlin(facts: Facts) -> str:
     """Return the program in Kotlin."""
-    arrays = sorted({_KOTLIN_TYPES[one.type][0] for one in facts.inputs} | ({"FloatBuffer"} if facts.stream else set()))
-    typed = any(_KOTLIN_TYPES[one.type][2] for one in facts.inputs)
+    kinds = [word_of(_KOTLIN_TYPES, one.type, KOTLIN) for one in facts.inputs]
+    arrays = sorted({buffer for buffer, _, _ in kinds} | ({"FloatBuffer"} if facts.stream else set()))
+    typed = any(argument for _, _, argument in kinds)
     imports = [f"ai.onnxruntime.{one}" for one in ("OnnxTensor", "OrtEnvironment", "OrtSession")]
     imports += ["ai.onnxruntime.OnnxJavaType"] if typed else []
     imports += ["android.content.Context", *(f"java.nio.{one}" for one in arrays)]
@@ -373,14 +376,14 @@ class {name}(context: Context) : AutoCloseable {{
 
 
 def _kotlin_tensor(value: Value, given: str) -> str:
-    buffer, _, kind = _KOTLIN_TYPES[value.type]
+    buffer, _, kind = word_of(_KOTLIN_TYPES, value.type, KOTLIN)
     return f"OnnxTensor.createTensor(env, {buffer}.wrap({given}), longArrayOf({numbers(value.sizes)}){kind})"
 
 
 def _kotlin_call(facts: Facts) -> str:
     names = [name_in(KOTLIN, one.name) for one in facts.inputs]
     pairs = list(zip(names, facts.inputs, strict=True))
-    parameters = ", ".join(f"{name}: {_KOTLIN_TYPES[one.type][1]}" for name, one in pairs)
+    parameters = ", ".join(f"{name}: {word_of(_KOTLIN_TYPES, one.type, KOTLIN)[1]}" for name, one in pairs)
     words = "".join(f"     * @param {name} {_cpp_words(one)}\n" for name, one in pairs)
     made = "".join(f"        {quote(KOTLIN, one.name)} to {_kotlin_tensor(one, name)},\n" for name, one in pairs)
     first = facts.outputs[0]

@@ -47,12 +47,14 @@ class Snippet:
         runtime: in words, for a heading.
         needs: what it needs, and how that is had; a sentence, or a command.
         code: the program.
+        beside: a file of the artifact with such a program; empty where there is none.
     """
 
     language: str
     runtime: str
     needs: str
     code: str
+    beside: str = ""
 
 
 def name_in(language: str, name: str) -> str:

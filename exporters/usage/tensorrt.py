@@ -6,6 +6,7 @@ from pathlib import PurePosixPath
 
 from edgesmith.exporters.usage.facts import Facts, Stream, Value
 from edgesmith.exporters.usage.onnx_runtime import CPP_READ, cpp_type, numpy_type, python_prepare
+from edgesmith.exporters.usage.runner import beside_step
 from edgesmith.exporters.usage.source import CPP, PYTHON, Snippet, name_in, numbers, quote
 
 ENGINE = ".engine"
@@ -23,13 +24,20 @@ def snippets(facts: Facts, is_rtx: bool, is_kit: bool) -> tuple[Snippet, ...]:
     file = str(PurePosixPath(facts.file).with_suffix(ENGINE))
     built = f"`{file}`, which `python3 build.py --out DIR` writes, " if is_kit else f"`{file}`, "
     return (
-        Snippet(PYTHON, runtime, f"{built}numpy and the module `{module}`", python(facts, file, module)),
+        Snippet(
+            PYTHON,
+            runtime,
+            f"{built}numpy and the module `{module}`",
+            python(facts, file, module),
+            beside_step(PYTHON, facts),
+        ),
         Snippet(
             CPP,
             runtime,
             f"{built}and `g++ -std=c++17 run.cpp -I/usr/local/cuda/include -L/usr/local/cuda/lib64 -l{library} -lcudart"
             " -o run`",
             cpp(facts, file),
+            beside_step(CPP, facts),
         ),
     )
 
@@ -161,6 +169,7 @@ struct Log : nvinfer1::ILogger {{
 }};
 
 int main() {{
+  std::cout.precision(9);
   Log log;
   std::ifstream file({quote(CPP, file)}, std::ios::binary);
   std::vector<char> bytes{{std::istreambuf_iterator<char>(file), {{}}}};

@@ -26,7 +26,7 @@ struct AdditiveAttention : S {
     // 3x3 with a border of one, over pixels that are Pitch numbers apart.
     template <int Pitch>
     struct Window : S {
-        static constexpr int KH = 3, KW = 3, STRIDE = 1, TOP = 1, LEFT = 1, OH = S::H, OW = S::W, PITCH = Pitch;
+        static constexpr int KH = 3, KW = 3, STRIDE = 1, DILATION = 1, TOP = 1, LEFT = 1, OH = S::H, OW = S::W, PITCH = Pitch;
         static constexpr int ROWS_A_TASK = 1;
     };
     struct ScaleShape {

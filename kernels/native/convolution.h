@@ -5,9 +5,9 @@
 // In NHWC the KW pixels under one row of the kernel lie side by side, KW C numbers, so that a kernel row is a product
 // of its own: the rows of x that `Sums::add` reads are pointers into the map. At the left and right edge those numbers
 // are put together in a small buffer, zeros outside of the map; kernel rows above or below it are left out. With a
-// dilation the numbers of a kernel row lie apart, and every tap is a product of its own. Arguments: x [B, H, W, C],
-// gate and residual where the epilogue has them, packed panels of w [KH KW C, N], y [B, OH, OW, N]. Letters: B batch,
-// H W, C inputs, N outputs, s stride, d dilation.
+// dilation, or with groups, the numbers of a kernel row lie apart, and every tap is a product of its own. Arguments: x
+// [B, H, W, G C], gate and residual where the epilogue has them, packed panels of w [KH KW C, N] of each group, y [B,
+// OH, OW, G N]. Letters: B batch, H W, G groups, C inputs and N outputs of one, s stride, d dilation.
 #pragma once
 
 #include "gemm.h"
@@ -18,14 +18,16 @@ namespace es {
 // S has the constants that kernels/native/convolution.py writes.
 template <class S>
 struct Convolution : S {
-    using S::C, S::DILATION, S::H, S::KW, S::LEFT, S::N, S::OW, S::PANEL_GROUPS, S::ROWS_A_TASK, S::STRIDE, S::W;
+    using S::C, S::DILATION, S::GROUPS, S::H, S::KW, S::LEFT, S::N, S::OW, S::PANEL_GROUPS, S::ROWS_A_TASK, S::STRIDE, S::W;
     using Columns = Panels<N, S::V>;
     using Pixels = Tiles<OW, S::P>;
-    static constexpr int TAPS = DILATION == 1 ? KW : 1;  // pixels that lie side by side under a kernel row
+    static constexpr int PITCH = GROUPS * C;  // numbers of a pixel of x
+    static constexpr int TAPS = DILATION == 1 && GROUPS == 1 ? KW : 1;  // pixels side by side under a kernel row
     static constexpr int LENGTH = TAPS * C;
     static constexpr int K = S::KH * KW * C;
     static constexpr int ROWS = S::BATCH * S::OH;
-    static constexpr int TASKS = ceil_div(ROWS, ROWS_A_TASK) * PANEL_GROUPS;
+    static constexpr int TASKS = ceil_div(ROWS, ROWS_A_TASK) * PANEL_GROUPS * GROUPS;
+    static constexpr long GROUP_WEIGHTS = long(Columns::VECTORS) * LANES * (K + 1);
     static_assert(LENGTH * S::P <= 65536, "the buffers of a tile lie on the stack");
 
     // Whether no input of `pixels` output pixels from `column` on lies left or right of the map.
@@ -35,11 +37,11 @@ struct Convolution : S {
 
     // The numbers of one pixel from input column `left` on: in place, or copied to `edge`.
     static const float* gather(const float* line, int left, float* edge) {
-        if (left >= 0 && left + TAPS <= W) return line + long(left) * C;
+        if (left >= 0 && left + TAPS <= W) return line + long(left) * PITCH;
         for (int b = 0; b < TAPS; ++b)
             for (int c = 0; c < C; ++c) {
                 const bool exists = left + b >= 0 && left + b < W;
-                edge[b * C + c] = exists ? line[long(left + b) * C + c] : 0;
+                edge[b * C + c] = exists ? line[long(left + b) * PITCH + c] : 0;
             }
         return edge;
     }
@@ -51,22 +53,23 @@ struct Convolution : S {
         for (int a = 0; a < S::KH; ++a) {
             const int y = top + a * DILATION;
             if (y < 0 || y >= H) continue;
-            const float* const line = map + long(y) * W * C;
+            const float* const line = map + long(y) * W * PITCH;
             for (int b = 0; b < KW; b += TAPS) {
                 const float* rows[PIXELS];
                 ES_UNROLL
                 for (int p = 0; p < PIXELS; ++p) {
                     const int left = (column + p) * STRIDE - LEFT + b * DILATION;
-                    rows[p] = INSIDE ? line + long(left) * C : gather(line, left, edge[INSIDE ? 0 : p]);
+                    rows[p] = INSIDE ? line + long(left) * PITCH : gather(line, left, edge[INSIDE ? 0 : p]);
                 }
                 sums.add(rows, w + long(a * KW + b) * C * Panel<COLUMNS>::PITCH, LENGTH);
             }
         }
     }
 
+    // `channel` is counted through all groups.
     template <int COLUMNS, class Epilogue>
     static void run_row(int row, int channel, const float* x, const float* panel, float* y, const Epilogue& epilogue) {
-        const float* const map = x + row / S::OH * (long(H) * W * C);
+        const float* const map = x + row / S::OH * (long(H) * W * PITCH);
         const int top = row % S::OH * STRIDE - S::TOP;
         const float* const w = panel + Panel<COLUMNS>::PITCH;
         Pixels::visit(0, Pixels::COUNT, [&]<int PIXELS>(int column) {
@@ -76,16 +79,18 @@ struct Convolution : S {
                 add<true>(sums, map, top, column, w);
             else
                 add<false>(sums, map, top, column, w);
-            sums.finish(y, long(row) * OW + column, channel, N, N, epilogue);
+            sums.finish(y, long(row) * OW + column, channel, GROUPS * N, GROUPS * N, epilogue);
         });
     }
 
     template <class Epilogue>
     static void run_task(int task, const float* x, const float* packed, float* y, const Epilogue& epilogue) {
-        const int begin = task / PANEL_GROUPS * ROWS_A_TASK, end = smaller(begin + ROWS_A_TASK, ROWS);
-        Columns::template visit_group<PANEL_GROUPS>(task % PANEL_GROUPS, [&]<int COLUMNS>(int channel) {
+        const int group = task % GROUPS, rest = task / GROUPS;
+        const int begin = rest / PANEL_GROUPS * ROWS_A_TASK, end = smaller(begin + ROWS_A_TASK, ROWS);
+        const float* const panels = packed + group * GROUP_WEIGHTS;
+        Columns::template visit_group<PANEL_GROUPS>(rest % PANEL_GROUPS, [&]<int COLUMNS>(int channel) {
             for (int row = begin; row < end; ++row)
-                run_row<COLUMNS>(row, channel, x, packed + long(channel) * (K + 1), y, epilogue);
+                run_row<COLUMNS>(row, group * N + channel, x + group * C, panels + long(channel) * (K + 1), y, epilogue);
         });
     }
 

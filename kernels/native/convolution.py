@@ -1,4 +1,4 @@
-"""Dense convolution of any kernel, stride, padding and dilation, without groups (convolution.h has the maths)."""
+"""Convolution of any kernel, stride, padding, dilation and groups (convolution.h has the maths)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from edgesmith.kernels.native.epilogue import NOTHING, Epilogue
 from edgesmith.kernels.native.packing import pack_panels, panels_size
 from edgesmith.kernels.native.tiles import LEAST_TASKS, Tile, ceil_div, choose_tile, group_panels, panels
 from edgesmith.kernels.native.toolchain import CpuTarget
-from edgesmith.kernels.native.unit import Argument, Unit, make_symbol, render
+from edgesmith.kernels.native.unit import Argument, Constant, Unit, make_symbol, render
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,6 +22,7 @@ class Convolution:
     Attributes:
         kernel: KH, KW.
         padding: zeros above, left of, below and right of the map.
+        groups: of channels; they divide inputs and outputs.
     """
 
     batch: int
@@ -34,6 +35,7 @@ class Convolution:
     padding: tuple[int, int, int, int] = (1, 1, 1, 1)
     dilation: int = 1
     epilogue: Epilogue = NOTHING
+    groups: int = 1
 
     @property
     def out(self) -> tuple[int, int]:
@@ -46,11 +48,11 @@ class Convolution:
     @property
     def taps(self) -> int:
         """K, the inputs of one output: KH KW C."""
-        return self.kernel[0] * self.kernel[1] * self.inputs
+        return self.kernel[0] * self.kernel[1] * self.inputs // self.groups
 
     def tile(self, target: CpuTarget) -> Tile:
         """The register tile, of pixels in one row of the output."""
-        return choose_tile(target.instructions, self.out[1], self.outputs)
+        return choose_tile(target.instructions, self.out[1], self.outputs // self.groups)
 
 
 def emit(op: Convolution, target: CpuTarget) -> Unit:
@@ -59,25 +61,13 @@ def emit(op: Convolution, target: CpuTarget) -> Unit:
     out_height, out_width = op.out
     rows = op.batch * out_height
     rows_a_task = max(1, rows // LEAST_TASKS)
-    symbol = _name(op)
-    constants = {
-        "BATCH": op.batch,
-        "H": op.height,
-        "W": op.width,
-        "C": op.inputs,
-        "KH": op.kernel[0],
-        "KW": op.kernel[1],
-        "STRIDE": op.stride,
-        "DILATION": op.dilation,
-        "TOP": op.padding[0],
-        "LEFT": op.padding[1],
-        "OH": out_height,
-        "OW": out_width,
-        "N": op.outputs,
+    symbol, each = _name(op), op.outputs // op.groups
+    panel_count = len(panels(instructions, tile.vectors, each))
+    constants = geometry(op) | {
         "P": tile.pixels,
         "V": tile.vectors,
         "ROWS_A_TASK": rows_a_task,
-        "PANEL_GROUPS": group_panels(ceil_div(rows, rows_a_task), len(panels(instructions, tile.vectors, op.outputs))),
+        "PANEL_GROUPS": group_panels(ceil_div(rows, rows_a_task), panel_count),
     }
     source = render(
         "convolution", "Convolution", symbol, instructions.lanes, constants, f"using Epilogue = {op.epilogue.type};"
@@ -86,10 +76,31 @@ def emit(op: Convolution, target: CpuTarget) -> Unit:
     arguments = (
         Argument("input", "x", (op.batch, op.height, op.width, op.inputs)),
         *op.epilogue.arguments(pixels, op.outputs),
-        Argument("packed", "weights", (panels_size(instructions, op.taps, op.outputs),)),
+        Argument("packed", "weights", (op.groups * panels_size(instructions, op.taps, each),)),
         Argument("output", "y", (op.batch, out_height, out_width, op.outputs)),
     )
     return Unit(symbol, source, arguments, 0, 2 * pixels * op.taps * op.outputs)
+
+
+def geometry(op: Convolution) -> dict[str, Constant]:
+    """Return the constants that say what a layer computes."""
+    out_height, out_width = op.out
+    return {
+        "BATCH": op.batch,
+        "H": op.height,
+        "W": op.width,
+        "C": op.inputs // op.groups,
+        "GROUPS": op.groups,
+        "KH": op.kernel[0],
+        "KW": op.kernel[1],
+        "STRIDE": op.stride,
+        "DILATION": op.dilation,
+        "TOP": op.padding[0],
+        "LEFT": op.padding[1],
+        "OH": out_height,
+        "OW": out_width,
+        "N": op.outputs // op.groups,
+    }
 
 
 def _name(op: Convolution) -> str:
@@ -101,11 +112,19 @@ def _name(op: Convolution) -> str:
         f"s{op.stride}",
         f"p{'x'.join(map(str, op.padding))}",
         f"d{op.dilation}",
+        f"g{op.groups}" if op.groups > 1 else "",
         op.epilogue.words,
     )
 
 
 def pack(op: Convolution, target: CpuTarget, weight: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
-    """Return the packed parameters of a weight [N, C, KH, KW], as PyTorch has it, and a bias [N] or none."""
-    matrix = weight.transpose(2, 3, 1, 0).reshape(op.taps, op.outputs)
-    return pack_panels(target.instructions, op.tile(target).vectors, matrix, bias)
+    """Return the packed parameters of a weight [G N, C, KH, KW], as PyTorch has it, and a bias [G N] or none."""
+    import numpy as np
+
+    each, vectors = op.outputs // op.groups, op.tile(target).vectors
+    parts = []
+    for first in range(0, op.outputs, each):
+        matrix = weight[first : first + each].transpose(2, 3, 1, 0).reshape(op.taps, each)
+        given = None if bias is None else bias[first : first + each]
+        parts.append(pack_panels(target.instructions, vectors, matrix, given))
+    return np.concatenate(parts)

@@ -1,13 +1,13 @@
 // Depthwise convolution: every channel by itself.
 //
-//     y[i, j, c] = epilogue(bias[c] + sum_{a, b} x[i s - p_top + a, j s - p_left + b, c] w[a, b, c])
+//     y[i, j, c] = epilogue(bias[c] + sum_{a, b} x[i s - p_top + a d, j s - p_left + b d, c] w[a, b, c])
 //
 // A strip is T neighbouring output pixels of one row and one vector of channels; its sums stay in registers. For each
 // row a of the kernel each input vector is loaded once and multiplied into every sum that it belongs to: with T = 7
 // and a 3x3 kernel 9 loads for 21 multiply-adds. Input outside of the map is left out of the sum. Strips that touch
 // the left or right edge are compiled for their position, so that this is decided before the kernel runs. Arguments: x
 // [B, H, W, C], gate and residual where the epilogue has them, packed weights (bias [C], then w [KH, KW, C]), y [B,
-// OH, OW, C]. Letters: B batch, H W, C channels, s stride, T pixels of a strip.
+// OH, OW, C]. Letters: B batch, H W, C channels, s stride, d dilation, T pixels of a strip.
 #pragma once
 
 #include "epilogue.h"
@@ -19,7 +19,7 @@ namespace es {
 // x is part of a wider map. A vector has MOST_LANES channels, or fewer.
 template <class S>
 struct Depthwise : S {
-    using S::C, S::H, S::KH, S::KW, S::LEFT, S::OH, S::OW, S::PITCH, S::ROWS_A_TASK, S::STRIDE, S::T, S::W;
+    using S::C, S::DILATION, S::H, S::KH, S::KW, S::LEFT, S::OH, S::OW, S::PITCH, S::ROWS_A_TASK, S::STRIDE, S::T, S::W;
     static constexpr int STRIPS = ceil_div(OW, T);
     static constexpr int ROWS = S::BATCH * OH;
     static constexpr int TASKS = ceil_div(ROWS, ROWS_A_TASK);
@@ -30,7 +30,7 @@ struct Depthwise : S {
 
     static constexpr bool touches_edge(int strip) {
         const int left = first(strip) * STRIDE - LEFT;
-        return left < 0 || left + (T - 1) * STRIDE + KW > W;
+        return left < 0 || left + (T - 1) * STRIDE + (KW - 1) * DILATION >= W;
     }
 
     static constexpr int inner_end(int strip) {
@@ -60,13 +60,13 @@ struct Depthwise : S {
         ES_UNROLL
         for (int b = 0; b < KW; ++b) weights[b] = load<V>(w + b * C);
         ES_UNROLL
-        for (int i = 0; i < (T - 1) * STRIDE + KW; ++i) {
+        for (int i = 0; i <= (T - 1) * STRIDE + (KW - 1) * DILATION; ++i) {
             if (AT != UNKNOWN && (AT * STRIDE - LEFT + i < 0 || AT * STRIDE - LEFT + i >= W)) continue;
             const V value = load<V>(x + (column * STRIDE - LEFT + i) * long(PITCH));
             ES_UNROLL
             for (int b = 0; b < KW; ++b) {
-                const int t = (i - b) / STRIDE;
-                if (i >= b && (i - b) % STRIDE == 0 && t < T) sums[t] += value * weights[b];
+                const int from = i - b * DILATION, t = from / STRIDE;
+                if (from >= 0 && from % STRIDE == 0 && t < T) sums[t] += value * weights[b];
             }
         }
     }
@@ -78,8 +78,11 @@ struct Depthwise : S {
         const float* const map = x + row / OH * (long(H) * W * PITCH) + c;
         ES_UNROLL
         for (int t = 0; t < T; ++t) sums[t] = load<V>(packed + c);
-        for (int a = larger(0, -top); a < smaller(KH, H - top); ++a)
-            add_row<AT>(sums, map + (top + a) * (long(W) * PITCH), packed + (1 + a * KW) * long(C) + c, column);
+        for (int a = 0; a < KH; ++a) {
+            const int line = top + a * DILATION;
+            if (line < 0 || line >= H) continue;
+            add_row<AT>(sums, map + line * (long(W) * PITCH), packed + (1 + a * KW) * long(C) + c, column);
+        }
     }
 
     template <class Epilogue>

@@ -31,13 +31,15 @@ class Depthwise:
     stride: int = 1
     padding: tuple[int, int, int, int] = (1, 1, 1, 1)
     epilogue: Epilogue = NOTHING
+    dilation: int = 1
 
     @property
     def out(self) -> tuple[int, int]:
         """OH, OW"""
         top, left, bottom, right = self.padding
-        height = (self.height + top + bottom - self.kernel[0]) // self.stride + 1
-        return height, (self.width + left + right - self.kernel[1]) // self.stride + 1
+        tall, wide = ((size - 1) * self.dilation + 1 for size in self.kernel)
+        height = (self.height + top + bottom - tall) // self.stride + 1
+        return height, (self.width + left + right - wide) // self.stride + 1
 
 
 def emit(op: Depthwise, target: CpuTarget) -> Unit:
@@ -50,6 +52,7 @@ def emit(op: Depthwise, target: CpuTarget) -> Unit:
         f"k{op.kernel[0]}x{op.kernel[1]}",
         f"s{op.stride}",
         f"p{top}x{left}x{bottom}x{right}",
+        f"d{op.dilation}" if op.dilation > 1 else "",
         op.epilogue.words,
     )
     constants = {
@@ -60,6 +63,7 @@ def emit(op: Depthwise, target: CpuTarget) -> Unit:
         "KH": op.kernel[0],
         "KW": op.kernel[1],
         "STRIDE": op.stride,
+        "DILATION": op.dilation,
         "TOP": top,
         "LEFT": left,
         "OH": out_height,

@@ -1,17 +1,23 @@
 // Adaptive frequency filter (AFFNet, arXiv 2307.14008), channels last, with its transforms as products by small
 // matrices.
 //
-//     R = L_w x                  along W, for each row: [2F, W] times [W, C]; real parts of F columns, then imaginary
-//     X = L_h R                  along H, for each column f: [2H, 2H] times [2H, C]
+//     R = transform of x along W, its first F columns;  X = transform of R along H
 //     M = shrink(act(X W1 + b1) W2 + b2)           complex products in k blocks, as real ones of twice the width
-//     y = L_w' (L_h' (M X))      back; or of M itself where it is the new spectrum
+//     y = back along W of back along H of M X      or of M itself where it is the new spectrum
 //
-// A pixel's channels lie side by side, so that a transform along H or W is a product with the map itself on the right:
-// nothing is transposed or reordered. The spectrum is [F, 2, H, C]: for each column the real parts of all rows, then
+// A transform of n numbers is made of two products of half the size, as cosines are even and sines are odd:
+//
+//     a_j = x_j + x_(n-j),  b_j = x_j - x_(n-j)                                                          fold
+//     C_k = sum_j a_j cos(2 pi j k / n),  S_k = sum_j b_j sin(2 pi j k / n)                              multiply
+//     re_k = C_k of re + S_k of im,  im_k = C_k of im - S_k of re,  with the other signs at n - k, and back  unfold
+//
+// a_j, C_k and re_k stand in rows j and k, b_j and S_k in rows n - j and n - k, so all of it happens in place but the
+// products. A pixel's channels lie side by side, so that a transform along H or W is a product with the map itself on
+// the right: nothing is transposed. The spectrum is [F, 2, H, C]: for each column the real parts of all rows, then
 // the imaginary ones. W1 and W2 work on [re | im] of one block, made by rows of two pointers. Arguments: x [B, H, W,
-// C], packed, y [B, H, W, C], scratch. Packed is L_w [2F, W], L_h [2H, 2H], L_h', L_w' [W, 2F], then for each block
-// the panels of W1 with its bias, then those of W2. Letters: B batch, H W, C channels, F = floor(W / 2) + 1 columns of
-// the spectrum, k blocks, act silu or relu.
+// C], packed, y [B, H, W, C], scratch. Packed is the cosines and sines along W, along H, and back along W, filled up
+// to whole vectors, then for each block the panels of W1 with its bias, then those of W2. Letters: B batch, H W, C
+// channels, F = floor(W / 2) + 1 columns of the spectrum, k blocks, act silu or relu.
 #pragma once
 
 #include "product.h"
@@ -29,19 +35,84 @@ struct FftFilter : S {
     static constexpr int COLUMN = 2 * PLANE;
     static constexpr long SPECTRUM = long(F) * COLUMN;
 
-    // One row of x into all columns of R, or back. Numbers of one pixel's row are COLUMN apart in the spectrum.
-    template <int M_, int K_, int W_PITCH_, int Y_PITCH_>
-    struct Transform : S {
-        static constexpr int M = M_, K = K_, N = S::C, P = S::TRANSFORM_P, V = S::TRANSFORM_V;
-        static constexpr int X_PITCH = K_, X_STEP = 1, W_PITCH = W_PITCH_, Y_PITCH = Y_PITCH_;
-    };
-    using AlongRow = Product<Transform<2 * F, W, ROW, PLANE>>;
-    using AlongColumn = Product<Transform<2 * H, 2 * H, ROW, ROW>>;
-    using BackAlongRow = Product<Transform<W, 2 * F, PLANE, S::C>>;
+    // Rows of a folded transform of `n` that are sums, and behind them those that are differences.
+    static constexpr int even(int n) { return n / 2 + 1; }
+    static constexpr int odd(int n) { return (n - 1) / 2; }
+    static_assert(F == even(W), "fft_filter.py counts otherwise");
 
-    template <class Transform>
-    static void transform(const float* matrix, const float* from, float* to) {
-        for (int task = 0; task < Transform::TASKS; ++task) Transform::run_task(task, matrix, from, to);
+    // A product by a square matrix; rows of what it reads and what it writes are so far apart.
+    template <int SIZE, int READ_PITCH, int WRITE_PITCH>
+    struct Square : S {
+        static constexpr int M = SIZE, K = SIZE, N = S::C, P = S::TRANSFORM_P, V = S::TRANSFORM_V;
+        static constexpr int X_PITCH = SIZE, X_STEP = 1, W_PITCH = READ_PITCH, Y_PITCH = WRITE_PITCH;
+    };
+
+    template <int SIZE, int READ_PITCH, int WRITE_PITCH>
+    static void multiply(const float* matrix, const float* from, float* to) {
+        if constexpr (SIZE > 0) {
+            using Made = Product<Square<SIZE, READ_PITCH, WRITE_PITCH>>;
+            for (int task = 0; task < Made::TASKS; ++task) Made::run_task(task, matrix, from, to);
+        }
+    }
+
+    // Folds one row of x, of W pixels, into rows of whole vectors.
+    static void fold_row(const float* x, float* to) {
+        cover<C>([&]<int WIDTH>(int c) {
+            using V = Vector<WIDTH>;
+            store(to + c, load<V>(x + c));
+            if constexpr (W % 2 == 0) store(to + W / 2 * ROW + c, load<V>(x + W / 2 * C + c));
+        });
+        for (int j = 1; j <= odd(W); ++j)
+            cover<C>([&]<int WIDTH>(int c) {
+                const auto one = load<Vector<WIDTH>>(x + j * C + c), other = load<Vector<WIDTH>>(x + (W - j) * C + c);
+                store(to + j * ROW + c, one + other);
+                store(to + (W - j) * ROW + c, one - other);
+            });
+    }
+
+    // The way back of it: y of a row's sums and differences.
+    static void unfold_row(const float* from, float* y) {
+        cover<C>([&]<int WIDTH>(int c) {
+            using V = Vector<WIDTH>;
+            store(y + c, load<V>(from + c));
+            if constexpr (W % 2 == 0) store(y + W / 2 * C + c, load<V>(from + W / 2 * ROW + c));
+        });
+        for (int j = 1; j <= odd(W); ++j)
+            cover<C>([&]<int WIDTH>(int c) {
+                using V = Vector<WIDTH>;
+                const V sum = load<V>(from + j * ROW + c), difference = load<V>(from + (W - j) * ROW + c);
+                store(y + j * C + c, sum - difference);
+                store(y + (W - j) * C + c, sum + difference);
+            });
+    }
+
+    // Transforms one column along H, from `x`, which is folded in place, to `y`; back with IS_BACK.
+    template <bool IS_BACK>
+    static void transform(const float* matrices, float* x, float* y) {
+        using V = Vector<LANES>;
+        constexpr int EVEN = even(H), ODD = odd(H);
+        for (float* plane = x; plane <= x + PLANE; plane += PLANE)
+            for (int j = 1; j <= ODD; ++j)
+                for (int c = 0; c < ROW; c += LANES) {
+                    float *const low = plane + j * ROW + c, *const high = plane + (H - j) * ROW + c;
+                    const V one = load<V>(low), other = load<V>(high);
+                    store(low, one + other);
+                    store(high, one - other);
+                }
+        for (int plane = 0; plane <= PLANE; plane += PLANE) {
+            multiply<EVEN, ROW, ROW>(matrices, x + plane, y + plane);
+            multiply<ODD, ROW, ROW>(matrices + EVEN * EVEN, x + plane + EVEN * ROW, y + plane + EVEN * ROW);
+        }
+        for (int k = 1; k <= ODD; ++k)
+            for (int c = 0; c < ROW; c += LANES) {
+                float *const low = y + k * ROW + c, *const high = y + (H - k) * ROW + c;
+                const V even_re = load<V>(low), even_im = load<V>(low + PLANE);
+                const V odd_re = load<V>(high), odd_im = load<V>(high + PLANE);
+                store(IS_BACK ? high : low, even_re + odd_im);
+                store(IS_BACK ? low : high, even_re - odd_im);
+                store((IS_BACK ? high : low) + PLANE, even_im - odd_re);
+                store((IS_BACK ? low : high) + PLANE, even_im + odd_re);
+            }
     }
 
     // One layer of the complex MLP for PIXELS neighbouring rows of one column and one block: [re | im] IN numbers
@@ -104,43 +175,37 @@ struct FftFilter : S {
         });
     }
 
-    // A row of x with whole vectors: itself, or a copy on the stack.
-    template <class Body>
-    static ES_INLINE void with_wide_row(const float* x, const Body& body) {
-        if constexpr (ROW == C) {
-            body(x);
-        } else {
-            float copy[W * ROW];
-            for (int j = 0; j < W; ++j)
-                for (int c = 0; c < ROW; ++c) copy[j * ROW + c] = c < C ? x[j * C + c] : 0;
-            body(copy);
-        }
-    }
-
     static int run(void* const* arguments) {
         const auto x = static_cast<const float*>(arguments[0]);
         const auto packed = static_cast<const float*>(arguments[1]);
         const auto y = static_cast<float*>(arguments[2]);
         const auto spectrum = static_cast<float*>(arguments[3]), rows = spectrum + S::BATCH * SPECTRUM;
-        const float* const down = packed + 2 * F * W;
-        const float* const back_down = down + 4 * H * H;
-        const float* const back = back_down + 4 * H * H;
-        const float* const layers = back + 2 * F * W;
+        constexpr int ODD = odd(W), ALONG_ROW = F * F + ODD * ODD, ALONG_COLUMN = even(H) * even(H) + odd(H) * odd(H);
+        const float* const down = packed + ALONG_ROW;
+        const float* const back = down + ALONG_COLUMN;
+        const float* const layers = packed + padded(2 * ALONG_ROW + ALONG_COLUMN);
+        // The spectrum is free while rows are transformed: a row is folded there, and unfolded on the way back.
         parallel(S::BATCH * H, [&](int task) {
             const long map = task / H, i = task % H;
-            with_wide_row(x + long(task) * W * C, [&](const float* row) {
-                transform<AlongRow>(packed, row, rows + map * SPECTRUM + i * ROW);
-            });
+            float *const folded = spectrum + map * SPECTRUM + i * W * ROW, *const to = rows + map * SPECTRUM + i * ROW;
+            fold_row(x + long(task) * W * C, folded);
+            multiply<F, ROW, COLUMN>(packed, folded, to);
+            multiply<ODD, ROW, COLUMN>(packed + F * F, folded + F * ROW, to + COLUMN + PLANE);
+            for (int f = 0; f < F; f += W % 2 == 0 ? F - 1 : F)  // columns without an imaginary part
+                for (int c = 0; c < ROW; ++c) to[long(f) * COLUMN + PLANE + c] = 0;
         });
         parallel(S::BATCH * F, [&](int task) {
             float *const from = rows + long(task) * COLUMN, *const to = spectrum + long(task) * COLUMN;
-            transform<AlongColumn>(down, from, to);
+            transform<false>(down, from, to);
             for (int block = 0; block < BLOCKS; ++block) mix(to, block, layers);
-            transform<AlongColumn>(back_down, to, from);
+            transform<true>(down, to, from);
         });
         parallel(S::BATCH * H, [&](int task) {
             const long map = task / H, i = task % H;
-            transform<BackAlongRow>(back, rows + map * SPECTRUM + i * ROW, y + long(task) * W * C);
+            float *const folded = spectrum + map * SPECTRUM + i * W * ROW, *const from = rows + map * SPECTRUM + i * ROW;
+            multiply<F, COLUMN, ROW>(back, from, folded);
+            multiply<ODD, COLUMN, ROW>(back + F * F, from + COLUMN + PLANE, folded + F * ROW);
+            unfold_row(folded, y + long(task) * W * C);
         });
         return 0;
     }

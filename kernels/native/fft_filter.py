@@ -54,7 +54,7 @@ def emit(op: FftFilter, target: CpuTarget) -> Unit:
     h, w, c, f = op.height, op.width, op.channels, op.columns
     width = c // op.blocks
     row = ceil_div(c, instructions.lanes) * instructions.lanes
-    transform = choose_tile(instructions, 2 * h, c)
+    transform = choose_tile(instructions, max(h, w) // 2 + 1, c)
     hidden = op.hidden or width
     layer = choose_tile(instructions, h, 2 * width)
     settings = (f"k{op.blocks}", f"t{op.threshold}", f"d{hidden}", op.activation, "mask" if op.masks else "spectrum")
@@ -78,14 +78,14 @@ def emit(op: FftFilter, target: CpuTarget) -> Unit:
     }
     source = render("fft_filter", "FftFilter", symbol, instructions.lanes, constants)
     panels = panels_size(instructions, 2 * width, 2 * hidden) + panels_size(instructions, 2 * hidden, 2 * width)
-    size = 4 * f * w + 8 * h * h + op.blocks * panels
+    size = _padded(instructions.lanes, 2 * _squares(w) + _squares(h)) + op.blocks * panels
     arguments = (
         Argument("input", "x", (op.batch, h, w, c)),
         Argument("packed", "weights", (size,)),
         Argument("output", "y", (op.batch, h, w, c)),
     )
     scratch = 4 * 2 * op.batch * f * 2 * h * row
-    transforms = 2 * h * w * 2 * f * c + 2 * f * 4 * h * h * c
+    transforms = 2 * h * _squares(w) * c + 2 * f * 2 * _squares(h) * c
     return Unit(symbol, source, arguments, scratch, 2 * op.batch * (transforms + h * f * 8 * c * hidden))
 
 
@@ -93,9 +93,9 @@ def pack(op: FftFilter, target: CpuTarget, weights: Mapping[str, np.ndarray]) ->
     """Return the packed parameters, from those of the fused op by name: w1, b1, w2 and b2."""
     import numpy as np
 
-    along, back = _row_transforms(op.width)
-    down = _column_transform(op.height)
-    parts = [along.ravel(), down.ravel(), down.T.ravel(), back.ravel()]
+    down = _along_column(op.height)
+    transforms = np.concatenate((_along_row(op.width), down, _back_along_row(op.width)))
+    parts = [np.pad(transforms, (0, _padded(target.instructions.lanes, transforms.size) - transforms.size))]
     width = op.channels // op.blocks
     vectors = choose_tile(target.instructions, op.height, 2 * width).vectors
     for block in range(op.blocks):
@@ -107,22 +107,50 @@ def pack(op: FftFilter, target: CpuTarget, weights: Mapping[str, np.ndarray]) ->
     return np.concatenate(parts).astype(np.float32)
 
 
-def _row_transforms(width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return L_w [2F, W], real and imaginary row for each f, and L_w' [W, 2F]."""
+def _squares(size: int) -> int:
+    """Return the numbers in the cosines and sines of a folded transform."""
+    return (size // 2 + 1) ** 2 + ((size - 1) // 2) ** 2
+
+
+def _padded(lanes: int, count: int) -> int:
+    return ceil_div(count, lanes) * lanes
+
+
+def _waves(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the angles of sums and of differences, by where they stand (fft_filter.h), and of columns 1, 2 ..."""
     import numpy as np
 
-    columns = width // 2 + 1
-    angles = 2 * math.pi / width * (np.outer(np.arange(columns), np.arange(width)) % width)
-    both = np.stack((np.cos(angles), -np.sin(angles)), axis=1) / math.sqrt(width)  # [F, 2, W]
-    once = [1.0 if f == 0 or 2 * f == width else 2.0 for f in range(columns)]
-    back = both * np.array(once)[:, None, None]
-    return both.reshape(2 * columns, width), back.reshape(2 * columns, width).T
+    evens, odds = np.arange(size // 2 + 1), np.arange(1, (size + 1) // 2)
+    unit = 2 * math.pi / size
+    return (
+        unit * (np.outer(evens, evens) % size),
+        unit * (np.outer(odds[::-1], odds[::-1]) % size),
+        unit * (np.outer(odds, odds[::-1]) % size),
+    )
 
 
-def _column_transform(height: int) -> np.ndarray:
-    """Return L_h [2H, 2H] on [re | im]; its transpose is its inverse."""
+def _along_row(width: int) -> np.ndarray:
+    """Return the cosines [F, F], and the sines, with their sign, from differences to columns."""
     import numpy as np
 
-    angles = 2 * math.pi / height * (np.outer(np.arange(height), np.arange(height)) % height)
-    cos, sin = np.cos(angles) / math.sqrt(height), np.sin(angles) / math.sqrt(height)
-    return np.block([[cos, sin], [-sin, cos]])
+    evens, _, columns = _waves(width)
+    return np.concatenate((np.cos(evens).ravel(), -np.sin(columns).ravel())) / math.sqrt(width)
+
+
+def _back_along_row(width: int) -> np.ndarray:
+    """Return the cosines [F, F] and sines of the way back, columns that have a conjugate twice."""
+    import numpy as np
+
+    evens, _, columns = _waves(width)
+    twice = np.full(width // 2 + 1, 2.0)
+    twice[0] = 1.0
+    twice[width // 2 :] = 1.0 if width % 2 == 0 else twice[-1]
+    return np.concatenate(((np.cos(evens) * twice).ravel(), 2 * np.sin(columns).T.ravel())) / math.sqrt(width)
+
+
+def _along_column(height: int) -> np.ndarray:
+    """Return the cosines and sines along H, there and back."""
+    import numpy as np
+
+    evens, odds, _ = _waves(height)
+    return np.concatenate((np.cos(evens).ravel(), np.sin(odds).ravel())) / math.sqrt(height)

@@ -121,6 +121,23 @@ struct Sums {
         }
     }
 
+    // Writes the sums as they are, whole vectors, pixels PITCH apart.
+    ES_INLINE void keep(float* to) {
+        ES_UNROLL
+        for (int p = 0; p < P; ++p) {
+            ES_UNROLL
+            for (int v = 0; v < WHOLE; ++v) store(to + p * Shape::PITCH + v * LANES, whole[p][v]);
+            if constexpr (Shape::HAS_HALF) store(to + p * Shape::PITCH + WHOLE * LANES, half[p]);
+        }
+    }
+
+    // Adds one row of w to the sums of the only pixel.
+    ES_INLINE void add_row(const float* w) {
+        ES_UNROLL
+        for (int v = 0; v < WHOLE; ++v) whole[0][v] += load<Vector<LANES>>(w + v * LANES);
+        if constexpr (Shape::HAS_HALF) half[0] += load<Vector<HALF>>(w + WHOLE * LANES);
+    }
+
     // Writes y[p, n] = epilogue(sum), for pixels from `pixel` and channels from `channel` on; rows are `pitch` apart.
     template <class Epilogue>
     ES_INLINE void finish(float* y, long pixel, int channel, int channels, int pitch, const Epilogue& epilogue) {

@@ -33,7 +33,7 @@ struct HiddenStateMixer : S {
         static constexpr int PANEL_GROUPS = smaller(Panels<N, V>::COUNT, S::LEAST_TASKS);
     };
     struct Local : S {
-        static constexpr int C = 3 * STATES, PITCH = C, KH = 3, KW = 3, STRIDE = 1, TOP = 1, LEFT = 1;
+        static constexpr int C = 3 * STATES, PITCH = C, KH = 3, KW = 3, STRIDE = 1, DILATION = 1, TOP = 1, LEFT = 1;
         static constexpr int BATCH = 1, OH = S::H, OW = S::W, ROWS_A_TASK = 1;
     };
     struct Collect : S {

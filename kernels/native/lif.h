@@ -32,22 +32,40 @@ struct Lif : S {
         return v + (x - leak) / S::TAU;
     }
 
-    template <class V>
-    static void run_neurons(const float* x, float* y) {
-        V v = splat<V>(S::RESET);
+    // GROUP vectors of neurons: a step waits for the one before, and meanwhile those of the others run.
+    template <class V, int GROUP>
+    static ES_NOINLINE void run_neurons(const float* x, float* y) {
+        V potential[GROUP];
+        ES_UNROLL
+        for (int g = 0; g < GROUP; ++g) potential[g] = splat<V>(S::RESET);
         for (long t = 0; t < T; ++t) {
-            const V before = v;
-            v = charge(v, load<V>(x + t * INNER));
-            if constexpr (S::IS_LATE) v = before >= S::THRESHOLD ? v - S::DROP : v;
-            const auto fires = v >= S::THRESHOLD;
-            store(y + t * INNER, fires ? splat<V>(1.0f) : V{});
-            if constexpr (!S::IS_LATE) v = fires ? (S::IS_SOFT ? v - S::DROP : splat<V>(S::RESET)) : v;
+            ES_UNROLL
+            for (int g = 0; g < GROUP; ++g) {
+                const long at = t * INNER + g * lanes_of<V>;
+                potential[g] = step(potential[g], load<V>(x + at), y + at);
+            }
         }
+    }
+
+    // The potential after a step; the spikes go to `y`.
+    template <class V>
+    static ES_INLINE V step(V v, V x, float* y) {
+        const V before = v;
+        v = charge(v, x);
+        if constexpr (S::IS_LATE) v = before >= S::THRESHOLD ? v - S::DROP : v;
+        const auto fires = v >= S::THRESHOLD;
+        store(y, fires ? splat<V>(1.0f) : V{});
+        if constexpr (!S::IS_LATE) v = fires ? (S::IS_SOFT ? v - S::DROP : splat<V>(S::RESET)) : v;
+        return v;
     }
 
     template <int N>
     static void run_chunk(const float* x, float* y) {
-        cover<N>([&]<int WIDTH>(int i) { run_neurons<Vector<WIDTH>>(x + i, y + i); });
+        constexpr int GROUPED = N / (4 * LANES) * (4 * LANES);
+        for (int i = 0; i < GROUPED; i += 4 * LANES) run_neurons<Vector<LANES>, 4>(x + i, y + i);
+        cover<N - GROUPED>([&]<int WIDTH>(int i) {
+            run_neurons<Vector<WIDTH>, 1>(x + GROUPED + i, y + GROUPED + i);
+        });
     }
 
     static int run(void* const* arguments) {

@@ -1,13 +1,14 @@
-// Norms, and the mean over all pixels, of maps with their channels last.
+// Norms, softmax, and the mean over all pixels, of maps with their channels last.
 //
 //     layer norm    y[m, c] = (x[m, c] - mean_c) / sqrt(var_c + eps) w[c] + b[c]         over the C channels of a pixel
 //     group norm    the same over all N pixels and the C / G channels of a group, for each group of each map
+//     softmax       y[m, c] = e^(x[m, c] - max_c) / sum_c e^(x[m, c] - max_c)
 //     mean          y[c] = sum_n x[n, c] / N
 //
 // The variance is biased, and the mean of squares of differences from the mean: in two passes, as a difference of two
 // large numbers would lose what is left. Sums go lane by lane, and lanes are added at the end, which rounds less than
 // one long sum. In NHWC a layer norm is also the channel norm of [B, C, H, W]. Arguments: x, packed (w [C], then b
-// [C]; not for the mean), y. Letters: B batch, M or N pixels, C channels, G groups.
+// [C]; of norms alone), y. Letters: B batch, M or N pixels, C channels, G groups.
 #pragma once
 
 #include "functions.h"
@@ -62,6 +63,41 @@ struct LayerNorm : S {
                 const float mean = sum_of<C>(x + m * C) / C;
                 const float variance = squares_around<C>(x + m * C, mean) / C;
                 normalise<C>(x + m * C, mean, 1.0f / __builtin_sqrtf(variance + S::EPSILON), w, w + C, y + m * C);
+            }
+        });
+        return 0;
+    }
+};
+
+template <class S>
+struct Softmax : S {
+    using S::C, S::M, S::PIXELS_A_TASK;
+
+    static ES_INLINE float largest(const float* x) {
+        float most[LANES];
+        store(most, splat<Vector<LANES>>(-__builtin_inff()));
+        partition<C>([&]<int WIDTH>(int c) {
+            using V = Vector<WIDTH>;
+            store(most, larger_of(load<V>(most), load<V>(x + c)));
+        });
+        float found = most[0];
+        for (int i = 1; i < smaller(LANES, C); ++i) found = found < most[i] ? most[i] : found;
+        return found;
+    }
+
+    static int run(void* const* arguments) {
+        const auto x = static_cast<const float*>(arguments[0]);
+        const auto y = static_cast<float*>(arguments[1]);
+        parallel(ceil_div(M, PIXELS_A_TASK), [&](int task) {
+            for (long m = long(task) * PIXELS_A_TASK; m < smaller((task + 1) * PIXELS_A_TASK, M); ++m) {
+                const float most = largest(x + m * C);
+                cover<C>([&]<int WIDTH>(int c) {
+                    store(y + m * C + c, exp(load<Vector<WIDTH>>(x + m * C + c) - most));
+                });
+                const float scale = 1.0f / sum_of<C>(y + m * C);
+                partition<C>([&]<int WIDTH>(int c) {
+                    store(y + m * C + c, load<Vector<WIDTH>>(y + m * C + c) * scale);
+                });
             }
         });
         return 0;

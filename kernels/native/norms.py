@@ -1,4 +1,4 @@
-"""Layer norm, group norm and the mean over pixels, of maps with their channels last (norms.h has the maths)."""
+"""Layer and group norm, softmax, and the mean over pixels, of maps with their channels last (norms.h has the maths)."""
 
 from __future__ import annotations
 
@@ -23,6 +23,14 @@ class LayerNorm:
     pixels: int
     channels: int
     epsilon: float = 1e-5
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """Over the C channels of each of M pixels."""
+
+    pixels: int
+    channels: int
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,15 @@ def emit_layer_norm(op: LayerNorm, target: CpuTarget) -> Unit:
     source = render("norms", "LayerNorm", symbol, target.instructions.lanes, constants)
     shape = (op.pixels, op.channels)
     return Unit(symbol, source, _arguments(shape, op.channels), 0, 8 * op.pixels * op.channels)
+
+
+def emit_softmax(op: Softmax, target: CpuTarget) -> Unit:
+    """Return the kernel. Arguments: x [M, C], y [M, C]."""
+    symbol = make_symbol("softmax", f"m{op.pixels}", f"c{op.channels}")
+    constants = {"M": op.pixels, "C": op.channels, "PIXELS_A_TASK": ceil_div(op.pixels, LEAST_TASKS)}
+    source = render("norms", "Softmax", symbol, target.instructions.lanes, constants)
+    shape = (op.pixels, op.channels)
+    return Unit(symbol, source, (Argument("input", "x", shape), Argument("output", "y", shape)), 0, 8 * op.pixels)
 
 
 def emit_group_norm(op: GroupNorm, target: CpuTarget) -> Unit:

@@ -36,6 +36,7 @@ class InstructionSet:
         lanes: floats in a vector.
         tiles: from vectors of a tile to its pixels; the last entry is the widest panel.
         short: from pixels to vectors, for layers that have no more pixels than that.
+        row: vectors of one pixel, for layers that share nothing between pixels.
         strip: neighbouring outputs of a depthwise convolution.
         strip_lanes: floats in a vector of one with a small kernel.
     """
@@ -44,6 +45,7 @@ class InstructionSet:
     lanes: int
     tiles: dict[int, int]
     short: dict[int, int]
+    row: int
     strip: int
     strip_lanes: int
 
@@ -52,9 +54,9 @@ class InstructionSet:
 MANY_REGISTERS = {1: 12, 2: 10, 3: 7}, {1: 8, 2: 6, 3: 5, 4: 5}
 FEW_REGISTERS = {1: 10, 2: 6}, {1: 8, 2: 4, 3: 3}
 
-AVX512 = InstructionSet("avx512", 16, *MANY_REGISTERS, strip=7, strip_lanes=8)
-AVX2 = InstructionSet("avx2", 8, *FEW_REGISTERS, strip=7, strip_lanes=8)
-NEON = InstructionSet("neon", 4, *MANY_REGISTERS, strip=7, strip_lanes=4)
+AVX512 = InstructionSet("avx512", 16, *MANY_REGISTERS, row=16, strip=7, strip_lanes=8)
+AVX2 = InstructionSet("avx2", 8, *FEW_REGISTERS, row=8, strip=7, strip_lanes=8)
+NEON = InstructionSet("neon", 4, *MANY_REGISTERS, row=16, strip=7, strip_lanes=4)
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,11 @@ def panels(instructions: InstructionSet, vectors: int, outputs: int) -> list[tup
     return [
         (start * instructions.lanes, width * instructions.lanes) for start, width in zip(starts, widths, strict=True)
     ]
+
+
+def row_vectors(instructions: InstructionSet, outputs: int) -> int:
+    """Return V of a panel that one pixel alone is computed with: half of the registers, as many loads wait at once."""
+    return min(ceil_div(outputs, instructions.lanes), instructions.row)
 
 
 def group_pixels(tile: Tile, pixels: int, inputs: int) -> int:

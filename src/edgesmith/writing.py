@@ -8,6 +8,7 @@ A kill, a full disk or a power cut at any moment leaves the older file or the ne
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 from collections.abc import Iterator
@@ -15,6 +16,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from edgesmith.errors import OutputError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a disk that has no room, of a quota that is used up, and of a file that may not become larger."""
 
 
 def write_whole(path: Path, content: str | bytes, what: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -389,3 +390,114 @@ class GathersOutOfRange(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.table(tokens)
+
+
+class PythonsRandom(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * random.random()
+
+
+class NotInitialised(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.LazyLinear(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+class AnyNumber(nn.Module):
+    def forward(self, *parts: Tensor) -> Tensor:
+        return torch.cat(parts, dim=-1)
+
+
+class NeedsTwo(nn.Module):
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return x * mask
+
+
+class OtherType(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+class WordsOfFloats(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(3, 4)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.table(tokens)
+
+
+class PacksSequences(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(4, 4, batch_first=True)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True)
+        return nn.utils.rnn.pad_packed_sequence(self.rnn(packed)[0], batch_first=True)[0]
+
+
+class ReadsAFile(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.load("missing.pt")
+
+
+class CountsCalls(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return x / self.calls
+
+
+class Yields(nn.Module):
+    def forward(self, x: Tensor) -> Any:
+        return (x * k for k in (1, 2))
+
+
+@torch.jit.script
+def _scripted(x: Tensor) -> Tensor:
+    return x * 2 + 1
+
+
+class CallsAScript(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return _scripted(x)
+
+
+class WrongSize(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+class DividesByZero(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (1 / (x.shape[1] - 4))
+
+
+class Recurses(nn.Module):
+    def forward(self, x: Tensor, depth: int = 3) -> Tensor:
+        return x if depth == 0 else self.forward(x * 2, depth - 1)
+
+
+class LambdaOfValues(Lines):
+    def __init__(self) -> None:
+        super().__init__(lambda layer, x: layer(x) if layer(x).sum() > 0 else x)
+
+
+class LambdaOfSizes(Lines):
+    def __init__(self) -> None:
+        super().__init__(lambda layer, x: layer(x) * math.prod(x.shape))

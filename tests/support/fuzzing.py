@@ -128,6 +128,80 @@ def read_evidence(folder: Path) -> Any:
     verify.read_evidence(artifacts.read(folder / "made"))
 
 
+def read_use(folder: Path) -> Any:
+    command("use", str(folder / "made"))
+    command("use", str(folder / "made"), "--json")
+
+
+def read_linted(folder: Path) -> Any:
+    """Lint a damaged file of an artifact whose manifest agrees with it."""
+    rehash(folder / "made")
+    command("lint", str(folder / "made"), "--sarif", str(folder / "found.sarif"))
+
+
+def make_labels(folder: Path) -> None:
+    (folder / "labels.txt").write_text("tench\ngoldfish\nsandpiper, dunlin\n")
+
+
+def read_class_names(folder: Path) -> Any:
+    from edgesmith.cli.options import read_labels
+
+    for label in read_labels(folder / "labels.txt") or ():
+        assert "\0" not in label
+
+
+def make_settings(folder: Path) -> None:
+    (folder / "edgesmith.toml").write_text(
+        '[models.ours]\nmodule = "net.py:build"\nkwargs = {width = 8, kinds = ["a", "b"]}\ninput = ["1x3x8x8"]\n'
+        'inputs = "given.npz"\nweights = "w.pth"\nkey = "model"\nstrict = true\n'
+    )
+
+
+def read_settings(folder: Path) -> Any:
+    from edgesmith.exporters.own import settings
+
+    for name in settings.names(folder):
+        settings.find(name, folder)
+
+
+FORECASTER = {"context_length": 24, "prediction_length": 8, "patch_length": 8, "patch_stride": 8, "d_model": 8}
+
+
+def make_config(folder: Path) -> None:
+    more = {"num_input_channels": 2, "num_layers": 1, "prediction_channel_indices": [0], "model_type": "patchtsmixer"}
+    (folder / "config.json").write_text(json.dumps(FORECASTER | more))
+
+
+def read_config(folder: Path) -> Any:
+    """Build the model that a configuration asks for."""
+    from edgesmith.models import registry, series
+
+    facts = series.read_file(folder / "config.json")
+    registry.build(registry.get("patchtsmixer"), config=series.read_config(facts, {}, "config.json"))
+
+
+def read_compiled(folder: Path) -> Any:
+    from edgesmith.exporters.targets import _tvm_library
+
+    (file,) = (folder / "made").glob("*.so")
+    _tvm_library.read(file)
+
+
+def make_external(folder: Path) -> None:
+    """An ONNX file whose weights lie in another file beside it."""
+    import onnx
+
+    copy_of("onnx")(folder)
+    (file,) = (folder / "made").glob("*.onnx")
+    onnx.save(
+        onnx.load(file), folder / "split.onnx", save_as_external_data=True, location="split.data", size_threshold=0
+    )
+
+
+def read_split(folder: Path) -> Any:
+    command("lint", str(folder / "split.onnx"))
+
+
 def read_altered(folder: Path) -> Any:
     from edgesmith.exporters.verify import verify_artifact
 
@@ -334,6 +408,15 @@ READERS = (
     Reader("runner's lines", make_events, "lines", read_events, mutate_text),
     Reader("estimate", make_estimate, "estimate.json", lambda f: void(read_estimate(f)), mutate_json),
     Reader("ONNX file", copy_of("onnx"), "made/FILE.onnx", lambda f: void(count_nodes(f)), mutate_bytes),
+    Reader("ONNX file, linted", copy_of("onnx"), "made/FILE.onnx", read_linted, mutate_bytes),
+    Reader("ONNX and its data", make_external, "split.onnx", read_split, mutate_bytes),
+    Reader("use", copy_of("onnx"), "made/manifest.json", read_use, mutate_json),
+    Reader("use of Core ML", copy_of("coreml"), "made/manifest.json", read_use, mutate_json),
+    Reader("labels", make_labels, "labels.txt", read_class_names, mutate_bytes),
+    Reader("edgesmith.toml", make_settings, "edgesmith.toml", read_settings, mutate_text),
+    Reader("config.json", make_config, "config.json", read_config, mutate_json),
+    Reader("compiled library", copy_of("tvm"), "made/LIBRARY", read_compiled, mutate_bytes),
+    Reader("Core AI model", copy_of("coreai"), "made/COREAI", lambda f: lint_coreai(f), mutate_bytes),
     Reader("Core ML model", copy_of("coreml"), "made/MODEL", lambda f: lint_package(f), mutate_bytes),
     Reader("Core ML package", copy_of("coreml"), "made/PACKAGE", lambda f: lint_package(f), mutate_json),
 )
@@ -353,6 +436,11 @@ def count_nodes(folder: Path) -> Any:
     return read_nodes(file)
 
 
+def lint_coreai(folder: Path) -> Any:
+    (package,) = (folder / "made").glob("*.aimodel")
+    command("lint", str(package))
+
+
 def lint_package(folder: Path) -> Any:
     (package,) = (folder / "made").glob("*.mlpackage")
     command("lint", str(package))
@@ -360,6 +448,8 @@ def lint_package(folder: Path) -> Any:
 
 PATTERNS = {
     "made/FILE.onnx": "made/*.onnx",
+    "made/LIBRARY": "made/*.so",
+    "made/COREAI": "made/*.aimodel/main.mlirb",
     "made/MODEL": "made/*/Data/*/*.mlmodel",
     "made/PACKAGE": "made/*/Manifest.json",
 }

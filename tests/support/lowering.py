@@ -35,3 +35,27 @@ def lower(
         program = half(program, kept, getattr(torch, row.dtype))
     to.lower(program, path, Request(request.pop("name", path.stem), row, keep_fp32=kept, **request))
     return to.open(path)
+
+
+def assert_nothing_constant(path: Path) -> None:
+    """Assert that folding the constants of an ONNX file finds nothing: every node reads an input, or what follows one.
+
+    Nodes in the bodies of loops count too, for they would be computed at every step.
+    """
+    import onnx
+
+    def constant_in(graph: Any, outer: frozenset[str]) -> list[str]:
+        known, found = {*outer, *(one.name for one in graph.initializer)}, []
+        for node in graph.node:
+            bodies = [attribute.g for attribute in node.attribute if attribute.type == onnx.AttributeProto.GRAPH]
+            for body in bodies:
+                found += constant_in(body, frozenset(known))
+            if node.op_type == "Constant":
+                known.update(node.output)
+            elif not bodies and all(name in known or not name for name in node.input):
+                found.append(f"{node.op_type} {node.output[0]}")
+                known.update(node.output)
+        return found
+
+    left = constant_in(onnx.load(str(path), load_external_data=False).graph, frozenset())
+    assert not left, f"computed from constants alone in {path.name}: {', '.join(left)}"

@@ -23,9 +23,12 @@ from edgesmith.kernels.native import (
     hidden_state_mixer,
     lif,
     lmu_memory,
+    matmul,
     mlp,
     norms,
     pointwise,
+    spikes,
+    winograd,
 )
 from edgesmith.kernels.native.epilogue import Epilogue
 from edgesmith.kernels.native.toolchain import CpuTarget
@@ -103,8 +106,8 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor, op: depthwise.Depthwise | 
     top, left, bottom, right = op.padding
     padded = F.pad(x.double().permute(0, 3, 1, 2), (left, right, top, bottom))
     is_dense = isinstance(op, convolution.Convolution)
-    groups, dilation = (1, op.dilation) if is_dense else (op.channels, 1)
-    y = F.conv2d(padded, weight.double(), bias.double(), op.stride, dilation=dilation, groups=groups)
+    groups = op.groups if is_dense else op.channels
+    y = F.conv2d(padded, weight.double(), bias.double(), op.stride, dilation=op.dilation, groups=groups)
     return y.permute(0, 2, 3, 1).flatten(0, 2)
 
 
@@ -122,10 +125,31 @@ def of_convolution(op: convolution.Convolution, target: CpuTarget) -> Case:
     """A dense convolution."""
     draw = Drawn(op.inputs)
     x = draw(op.batch, op.height, op.width, op.inputs)
-    weight, bias = draw(op.outputs, op.inputs, *op.kernel, scale=op.taps**-0.5), draw(op.outputs)
+    weight = draw(op.outputs, op.inputs // op.groups, *op.kernel, scale=op.taps**-0.5)
+    bias = draw(op.outputs)
     y, more = finish(convolve(x, weight, bias, op), op.epilogue, draw)
     packed = convolution.pack(op, target, weight.numpy(), bias.numpy())
     return Case(convolution.emit(op, target), (x.numpy(), *more, packed), (y.numpy(),))
+
+
+def of_spikes(op: spikes.Spikes, target: CpuTarget) -> Case:
+    """A convolution of spikes, of which one in five fires."""
+    draw, layer = Drawn(op.layer.inputs), op.layer
+    x = (draw(layer.batch, layer.height, layer.width, layer.inputs) > 0.84).float()
+    weight, bias = draw(layer.outputs, layer.inputs, *layer.kernel), draw(layer.outputs)
+    y, more = finish(convolve(x, weight, bias, layer), layer.epilogue, draw)
+    packed = spikes.pack(op, target, weight.numpy(), bias.numpy())
+    return Case(spikes.emit(op, target), (x.numpy(), *more, packed), (y.numpy(),))
+
+
+def of_winograd(layer: convolution.Convolution, target: CpuTarget) -> Case:
+    """A dense convolution with fewer products."""
+    draw, op = Drawn(layer.inputs), winograd.Winograd(layer)
+    x = draw(layer.batch, layer.height, layer.width, layer.inputs)
+    weight, bias = draw(layer.outputs, layer.inputs, *layer.kernel, scale=layer.taps**-0.5), draw(layer.outputs)
+    y, more = finish(convolve(x, weight, bias, layer), layer.epilogue, draw)
+    packed = winograd.pack(op, target, weight.numpy(), bias.numpy())
+    return Case(winograd.emit(op, target), (x.numpy(), *more, packed), (y.numpy(),))
 
 
 def of_elementwise(op: elementwise.Elementwise, target: CpuTarget) -> Case:
@@ -159,6 +183,19 @@ def of_mean(op: norms.Mean, target: CpuTarget) -> Case:
     """A mean over pixels."""
     x = Drawn(op.channels)(op.batch, op.pixels, op.channels)
     return Case(norms.emit_mean(op, target), (x.numpy(),), (x.double().mean(1).numpy(),))
+
+
+def of_softmax(op: norms.Softmax, target: CpuTarget) -> Case:
+    """A softmax over channels."""
+    x = Drawn(op.channels)(op.pixels, op.channels, scale=5.0)
+    return Case(norms.emit_softmax(op, target), (x.numpy(),), (x.double().softmax(-1).numpy(),))
+
+
+def of_matmul(op: matmul.Matmul, target: CpuTarget) -> Case:
+    """Products of matrices, neither of which is packed."""
+    draw = Drawn(op.columns)
+    x, w = draw(op.batch, op.rows, op.inputs), draw(op.batch, op.inputs, op.columns)
+    return Case(matmul.emit(op, target), (x.numpy(), w.numpy()), ((x.double() @ w.double()).numpy(),))
 
 
 def of_mlp(op: mlp.Mlp, target: CpuTarget) -> Case:
@@ -286,6 +323,8 @@ def sweep(target: CpuTarget) -> list[Case]:
         depthwise.Depthwise(1, 7, 7, 67, (7, 7), 1, (3, 3, 3, 3), GELU),
         depthwise.Depthwise(1, 8, 10, 13, (5, 3), 2, (0, 0, 2, 1)),
         depthwise.Depthwise(1, 4, 30, 17, (4, 6), 1, (3, 5, 0, 0), SILU),
+        depthwise.Depthwise(1, 9, 17, 19, (3, 3), 1, (2, 2, 2, 2), RELU, 2),
+        depthwise.Depthwise(2, 8, 7, 5, (3, 2), 2, (1, 3, 2, 0), Epilogue(), 3),
     )
     maps = (
         convolution.Convolution(1, 13, 11, 3, 24, (3, 3), 2, (1, 1, 1, 1), 1, RELU),
@@ -295,7 +334,26 @@ def sweep(target: CpuTarget) -> list[Case]:
         convolution.Convolution(1, 3, 1, 2, 5, (1, 1), 2, (0, 0, 0, 0)),
         convolution.Convolution(1, 2, 4, 1, 50, (7, 7), 1, (3, 3, 3, 3)),
     )
+    grouped = (
+        convolution.Convolution(1, 7, 9, 24, 24, (3, 3), 1, (1, 1, 1, 1), 1, RELU, 3),
+        convolution.Convolution(
+            2, 5, 6, 10, 45, (3, 3), 2, (1, 1, 1, 1), 1, Epilogue(gate="full", residual="after"), 5
+        ),
+        convolution.Convolution(1, 4, 4, 6, 12, (1, 1), 1, (0, 0, 0, 0), 1, Epilogue("gelu", gate="channel"), 2),
+        convolution.Convolution(1, 1, 20, 67, 67, (1, 5), 1, (0, 4, 0, 0), 1, SILU, 67),
+    )
+    threes = (
+        convolution.Convolution(1, 1, 33, 19, 67, (1, 3), 1, (0, 1, 0, 1), 1, Epilogue("relu", residual="after")),
+        convolution.Convolution(2, 5, 12, 3, 33, (3, 3), 1, (1, 1, 1, 1), 1, SILU),
+        convolution.Convolution(1, 6, 7, 17, 40, (2, 3), 1, (2, 2, 0, 0), 1, Epilogue("none", gate="pixel")),
+        convolution.Convolution(1, 3, 3, 1, 1, (3, 3), 1, (0, 0, 0, 0)),
+    )
+    lines = (
+        convolution.Convolution(1, 1, 29, 40, 265, (1, 3), 1, (0, 1, 0, 1), 1, Epilogue(residual="after")),
+        convolution.Convolution(1, 1, 9, 67, 61, (1, 1), 1, (0, 0, 0, 0)),
+    )
     neurons = (
+        lif.Lif(2, 9, 167),
         lif.Lif(2, 33, 67, tau=3.0),
         lif.Lif(1, 20, 19, 3.0, 0.7, None, False),
         lif.Lif(3, 20, 5, 2.0, 0.5, -0.2),
@@ -309,11 +367,18 @@ def sweep(target: CpuTarget) -> list[Case]:
         *(of_pointwise(op, target, has_bias=op.outputs != 39) for op in layers),
         *(of_depthwise(op, target) for op in strips),
         *(of_convolution(op, target) for op in maps),
+        *(of_convolution(op, target) for op in grouped),
+        *(of_winograd(op, target) for op in threes),
+        *(of_spikes(spikes.Spikes(op), target) for op in (*maps, *lines)),
         *(of_elementwise(elementwise.Elementwise(4163, name), target) for name in ("exp", "sigmoid", "silu", "gelu")),
         *(of_layer_norm(norms.LayerNorm(9, channels), target) for channels in (1, 23, 64)),
         of_group_norm(norms.GroupNorm(2, 33, 21, 3), target),
         of_group_norm(norms.GroupNorm(1, 5, 40, 1), target),
         of_mean(norms.Mean(2, 33, 29), target),
+        *(of_softmax(norms.Softmax(9, channels), target) for channels in (1, 23, 67)),
+        of_matmul(matmul.Matmul(3, 13, 31, 45), target),
+        of_matmul(matmul.Matmul(1, 1, 1, 1), target),
+        of_matmul(matmul.Matmul(2, 33, 8, 64), target),
         of_mlp(mlp.Mlp(50, 12, 52, 13, "gelu", Epilogue(residual="after")), target),
         of_additive_attention(additive_attention.AdditiveAttention(2, 5, 9, 19, Epilogue(residual="after")), target),
         of_additive_attention(additive_attention.AdditiveAttention(1, 1, 3, 5), target),

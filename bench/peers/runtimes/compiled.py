@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def open_file(source: Source, file: Path, threads: int) -> Call:
-    """A call of a library, on one thread."""
+    """A call of a library."""
     import numpy as np
 
-    said, bind = load_compiled(str(file))
+    said, bind = load_compiled(str(file), threads)
     given, made = ([np.empty(one["shape"], one["dtype"]) for one in said[side]] for side in ("inputs", "outputs"))
     run = bind(given, made)
 

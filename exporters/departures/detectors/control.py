@@ -38,14 +38,19 @@ def cast_of_or_or_mean(graph: Graph) -> Found:
 
 @detector
 def elementwise_of_unlike_ranks(graph: Graph) -> Found:
-    """Find elementwise operators on tensors of unlike ranks, scalars and vectors of channels apart."""
+    """Find elementwise operators on tensors of unlike ranks; scalars, vectors of channels and constants are none."""
     for node in graph.of(*ELEMENTWISE, "select"):
         ranks = [graph.rank(name) for name in node.inputs if name]
         if None in ranks or len(set(ranks)) == 1:
             continue
         lower = [name for name in node.inputs if graph.rank(name) != max(rank or 0 for rank in ranks)]
-        if any((graph.rank(name) or 0) > 1 for name in lower):
+        if any((graph.rank(name) or 0) > 1 and not _is_attribute(graph, name) for name in lower):
             yield node, f"{node.kind} of {' and '.join(words(graph, name) for name in node.inputs)}"
+
+
+def _is_attribute(graph: Graph, name: str) -> bool:
+    """Return whether a value is a constant of floating point, which delegates keep with the operator."""
+    return graph.is_stored(name) and "fp" in graph.dtype(name).replace("bf", "fp")
 
 
 @detector

@@ -140,7 +140,7 @@ def pad_of_rank_3(graph: Graph) -> Found:
     """Find pads of rank 3 on another axis than the last."""
     for node in graph.of("pad"):
         begins, ends = _pads(node)
-        if graph.rank(node.inputs[0]) == 3 and (any(begins[:-1]) or any(ends[:-1])):
+        if graph.rank(node.inputs[0]) == 3 and max((*begins[:-1], *ends[:-1]), default=0) > 0:
             yield node, f"a pad of {words(graph, node.inputs[0])} by {node.ints('pads')}"
 
 
@@ -213,10 +213,11 @@ def summed_grid_samples(graph: Graph) -> Found:
 
 @detector
 def grid_sample_of_opset_20(graph: Graph) -> Found:
-    """Find GridSample as opset 20 has it."""
+    """Find linear GridSample as opset 20 has it; before that the mode was called bilinear."""
     if int(graph.settings.get("opset", 0)) >= 20:
         for node in graph.of("grid_sample"):
-            yield node, f"GridSample of opset {graph.settings['opset']}, {words(graph, node.output)}"
+            if node.settings.get("mode", "linear") == "linear":
+                yield node, f"a linear GridSample of opset {graph.settings['opset']}, {words(graph, node.output)}"
 
 
 @detector

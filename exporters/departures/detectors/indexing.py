@@ -69,13 +69,12 @@ def narrowed_data(graph: Graph) -> Found:
 
 @detector
 def argmax_of_map_at_the_end(graph: Graph) -> Found:
-    """Find outputs that are an argmax over the channels of a map."""
+    """Find outputs that are an argmax over the channels of a map, of which there are several."""
     for name in graph.outputs:
         node = graph.source(name)
-        if node is not None and node.kind == "argmax":
-            rank = graph.rank(node.inputs[0]) or 0
-            if rank >= 4 and graph.axis(node) in (1, rank - 1):
-                yield node, f"the output {name} is an argmax over channels of {words(graph, node.inputs[0])}"
+        shape = graph.shape(node.inputs[0]) if node is not None and node.kind == "argmax" else ()
+        if node is not None and len(shape) >= 4 and graph.axis(node) == 1 and shape[1] != 1:
+            yield node, f"the output {name} is an argmax over channels of {words(graph, node.inputs[0])}"
 
 
 @detector

@@ -5,6 +5,7 @@
     cases.npz    input_I.J and output_I.J: the seeded inputs, and PyTorch's outputs
     build.py     one file for the board, joined from build.py beside this module and edgesmith.board.common
     README.md    one page
+    stream.py    of a step: carries its states; streaming/runner.py, joined as build.py is
 
 A kit lies in an artifact's folder, so it has a manifest and PyTorch's outputs too, and `verify` works on it.
 """
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from edgesmith.board.join import join
 from edgesmith.errors import BackendMissing, Unsupported, VerificationFailed
 from edgesmith.exporters.manifest import SCHEMA
+from edgesmith.exporters.streaming import runner
 from edgesmith.exporters.tensorrt.kit import build
 from edgesmith.exporters.tensorrt.kit.record import KIT, Board, Flags, Kit, Origin, read_kit, write_record
 from edgesmith.paths import path_listed
@@ -104,7 +106,10 @@ def write_kit(
     _write_cases(folder / CASES, cases, list(judged))
     (folder / SCRIPT).write_text(join(Path(build.__file__)), encoding="utf-8")
     (folder / README).write_text(_readme(kit, profile), encoding="utf-8")
-    names = (onnx.name, CASES, SCRIPT, README)
+    names = [onnx.name, CASES, SCRIPT, README]
+    if "streaming" in manifest:
+        (folder / runner.FILE).write_text(join(Path(runner.__file__)), encoding="utf-8")
+        names.append(runner.FILE)
     kit["files"] = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
     write_record(kit, folder)
     return kit
@@ -194,6 +199,12 @@ def build_here(folder: Path, out: Path) -> dict[str, Any]:
     return manifest
 
 
+_STREAMS = f"""`{runner.FILE}` is there too, and carries the states. `python3 {runner.FILE} --frames FRAMES.npy` takes
+an array [frames, features], `python3 {runner.FILE}` raw float32 frames from a pipe, and its class `Stream` those of
+a program."""
+"""The paragraph of README.md about a step."""
+
+
 def _readme(kit: Kit, profile: DeviceProfile) -> str:
     """One page for whoever finds a kit on a board."""
     cuda = profile.cuda
@@ -207,6 +218,7 @@ def _readme(kit: Kit, profile: DeviceProfile) -> str:
         if cuda.dla_cores
         else ""
     )
+    streams = f"\n\n{_STREAMS}" if "streaming" in kit["manifest"] else ""
     everywhere = "" if cuda.jetpack else "\n- `--hardware-compatible`: an engine for every GPU from SM 8.0 on."
     return f"""# {kit["model"]}, {kit["precision"]}, for {profile.title}{sm}
 
@@ -230,7 +242,7 @@ It builds the engine, compares its outputs with PyTorch's, times it, and writes
 | `layers.json` | the engine's layers, with the ONNX nodes in each |
 
 in one step. Exit code 0: the folder is there. Exit code 2: there is no folder, and one sentence on stderr says why: no
-TensorRT, an operator that it does not have, wrong numbers, a damaged file.
+TensorRT, an operator that it does not have, wrong numbers, a damaged file.{streams}
 
 The numbers pass with an error of at most {limits["relative_error"]:.1e} of PyTorch's largest output, an SNR of at least
 {limits["snr_db"]:.0f} dB, and the same best class wherever it is decided.

@@ -67,6 +67,9 @@ if TYPE_CHECKING:  # Python 3.8 cannot subscript what the annotations name
 SCHEMA = 1
 """Of kit.json."""
 
+STREAM = "stream.py"
+"""The kit's file that carries a step's states; it goes beside the engine."""
+
 OLDEST = (8, 6)
 """The first TensorRT with layer norms, optimisation levels and engines for other versions."""
 
@@ -340,6 +343,30 @@ def check_numbers(kit: Mapping[str, Any], reference: Outputs, outputs: Outputs) 
     if "top1" in figures:
         entry["top1"] = figures["top1"]
     return entry
+
+
+def equal_rows(kit: Mapping[str, Any], case: Sequence[Any]) -> list[Any] | None:
+    """A case whose first row is repeated over the batch; None where there is no batch, as in a module of one's own."""
+    import numpy
+
+    base = kit["manifest"]
+    batch = base["target"]["options"].get("batch")
+    if "features" not in base["model"] or "streaming" in base or not isinstance(batch, int) or batch < 2:
+        return None
+    return [numpy.repeat(x[:1], batch, axis=0) for x in case]
+
+
+def check_rows(kit: Mapping[str, Any], outputs: Sequence[Any]) -> None:
+    """Raise Refusal where equal rows of a batch gave results that differ, which needs no reference to be seen."""
+    import numpy
+
+    thresholds = kit["thresholds"]
+    first = [numpy.repeat(y[:1], len(y), axis=0) for y in outputs]
+    failure = judge(measure([first], [list(outputs)], thresholds["relative_error"]), thresholds)
+    if failure and not kit["spikes"]:
+        raise Refusal(
+            f"{NUMBERS}: rows of a batch differ though their inputs are equal: {failure}; export with --batch 1"
+        )
 
 
 # CUDA's memory, by its runtime library: no package for it is needed.
@@ -925,9 +952,12 @@ def build(folder: Path, options: argparse.Namespace) -> None:
         check_gpu(kit, tensorrt)
         tell("checking its numbers ...")
         cases, reference = read_cases(kit, folder)
+        repeated = equal_rows(kit, cases[0])
         with tempfile.TemporaryDirectory() as scratch:
-            outputs = tensorrt.outputs(engine, kit, cases, Path(scratch))
-        figures = check_numbers(kit, reference, outputs)
+            outputs = tensorrt.outputs(engine, kit, cases + ([repeated] if repeated else []), Path(scratch))
+        figures = check_numbers(kit, reference, outputs[: len(cases)])
+        if repeated:
+            check_rows(kit, outputs[-1])
         tell("timing it ...")
         cold, launches, seconds = time_launches(engine, kit, options)
         device, facts = describe_machine(kit, tensorrt)
@@ -958,6 +988,8 @@ def build(folder: Path, options: argparse.Namespace) -> None:
             "launches": launches,
         }
         write_json(made / "measurement.json", measurement, None)
+        if STREAM in kit["files"]:
+            shutil.copyfile(str(folder / STREAM), str(made / STREAM))
         write_json(made / "manifest.json", manifest_of(made, kit, options, tensorrt, report, figures, facts))
         for path in made.iterdir():
             with path.open("rb") as file:

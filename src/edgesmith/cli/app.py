@@ -30,12 +30,24 @@ from edgesmith.cli.signals import resend_lost_interrupts
 from edgesmith.cli.tables import print_line
 from edgesmith.cli.use import use
 from edgesmith.ending import code_of_interrupt, ignore_interrupts, own_temporary_folder
-from edgesmith.errors import INTERRUPTED, INTERRUPTION, BadInput, EdgesmithError, EdgesmithWarning
+from edgesmith.errors import (
+    INTERRUPTED,
+    INTERRUPTION,
+    BackendMissing,
+    BadInput,
+    EdgesmithError,
+    EdgesmithWarning,
+    OutputError,
+)
 from edgesmith.readers.limits import OUT_OF_MEMORY, is_out_of_memory
 from edgesmith.show import in_json
+from edgesmith.writing import FULL
 
 # The base of everything that parsing raises, from click or from typer's own copy of it.
 _USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+EXPORT_PACKAGES = {"torch": "export", "onnxscript": "export", "onnxsim": "export", "onnxruntime": "run"}
+"""Modules that the core does without, by the extra that brings them."""
 
 MAKE, LOOK, MEASURE, SHOW = "Make a file", "Look into files and targets", "Measure", "Show what was measured"
 
@@ -118,6 +130,7 @@ def run(arguments: list[str], debug: bool = False) -> int:
     try:
         with _shown_warnings():
             result = app(args=arguments, prog_name="edgesmith", standalone_mode=False)
+        sys.stdout.flush()  # what is still to be written may find no room
         if result == INTERRUPTED:  # what typer makes of a KeyboardInterrupt
             raise KeyboardInterrupt
         return result if isinstance(result, int) else 0
@@ -138,8 +151,14 @@ def run(arguments: list[str], debug: bool = False) -> int:
         sys.stderr.close()
         return 0
     except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name in EXPORT_PACKAGES:
+            extra = EXPORT_PACKAGES[error.name]
+            needs = f'this needs {error.name}, which is not installed: pip install "edgesmith[{extra}]"'
+            return _fail(needs, BackendMissing.exit_code, arguments)
         if is_out_of_memory(error):  # whoever has set the limit says so
             return OUT_OF_MEMORY
+        if isinstance(error, OSError) and error.errno in FULL:
+            return _fail(f"cannot write all of it: {error.strerror}; make room", OutputError.exit_code, arguments)
         if debug:
             raise
         sentence = f"a bug in edgesmith: {type(error).__name__}: {error}. Please report it with the output of --debug"
@@ -164,7 +183,8 @@ def _shown_warnings() -> Iterator[None]:
 
 
 def _fail(sentence: str, code: int, arguments: list[str]) -> int:
-    print_line(f"edgesmith: {sentence}", to_stderr=True)
-    if "--json" in arguments:
-        print(in_json(json.dumps({"error": sentence, "exit_code": code}, ensure_ascii=False)))
+    with contextlib.suppress(OSError):  # the code says it too, where what it is said on has no room
+        print_line(f"edgesmith: {sentence}", to_stderr=True)
+        if "--json" in arguments:
+            print(in_json(json.dumps({"error": sentence, "exit_code": code}, ensure_ascii=False)), flush=True)
     return code

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated
+from unicodedata import category
 
 import typer
 from typer.core import TyperCommand, TyperOption
 
 from edgesmith.cli import names
-from edgesmith.errors import BadInput
+from edgesmith.errors import BadInput, Unreadable
+from edgesmith.readers.budget import MEBIBYTE, read_bytes
+
+LARGEST_LABELS = MEBIBYTE
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Also what the compiler did, and every check.")]
@@ -417,13 +421,18 @@ def read_labels(path: Path | None) -> list[str] | None:
     """Return the class names in a text, one a line. Raises BadInput where it cannot be read, or is empty."""
     if path is None:
         return None
+    wanted = "wanted a UTF-8 text, one name a line"
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"cannot read labels from {path} ({error}); wanted a UTF-8 text, one name a line") from error
-    labels = [line.strip() for line in lines if line.strip()]
+        text = read_bytes(path, "labels", LARGEST_LABELS).decode("utf-8-sig")
+    except Unreadable as error:
+        raise BadInput(f"{error}; {wanted}") from error
+    except UnicodeDecodeError as error:
+        raise BadInput(f"cannot read labels from {path}: it is no text; {wanted}") from error
+    labels = [line.strip() for line in text.splitlines() if line.strip()]
     if not labels:
-        raise BadInput(f"{path} holds no labels; wanted one name a line")
+        raise BadInput(f"{path} holds no labels; {wanted}")
+    if (odd := next((one for one in labels if any(category(x) == "Cc" for x in one)), None)) is not None:
+        raise BadInput(f"{path} has a label with a control character, {odd[:40]!r}; {wanted}")
     return labels
 
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from edgesmith.errors import Unreadable
 from edgesmith.exporters.manifest import own_files
 
 if TYPE_CHECKING:
@@ -20,6 +21,9 @@ Row = tuple[str, str]
 
 PROGRAMS = ("captured", "rewritten", "step", "step program", "sequence program")
 """What checks compare beside the file."""
+
+BOARD = ("title", "tensorrt", "jetpack")
+"""Words of a kit's board that are shown."""
 
 ENGINE_COUNTS = {"precisions": "precisions", "kernels": "types"}
 """Titles of the counts that a builder gives, with their keys."""
@@ -126,7 +130,9 @@ def _operator_rows(manifest: Manifest) -> Iterator[Row]:
 
 def _device_rows(manifest: Manifest, is_verbose: bool) -> Iterator[Row]:
     if "kit" in manifest:
-        board = manifest["kit"]["board"]
+        board = manifest["kit"].get("board")
+        if not isinstance(board, dict) or any(name not in board for name in BOARD):
+            raise Unreadable("the manifest does not say which board its kit is for; export the model again")
         has = f", with TensorRT {board['tensorrt']} of JetPack {board['jetpack']}" if board["jetpack"] else ""
         yield "kit for", f"{board['title']}{has}; copy the folder there and type: python3 build.py --out DIR"
     if "engine" in manifest:

@@ -2,18 +2,22 @@
 
 names       plain paths below the archive, each once
 sizes       all members together; those that are compressed, apart, as a few kilobytes can declare gigabytes
-checksums   CRC-32 of each member that is read; `check_sums` reads them all
+checksums   CRC-32 of each member that is read; `copy_plainly` reads them all
+
+Libraries that open an archive themselves may find other members in it, or others' bytes: they get a plain copy.
 """
 
 from __future__ import annotations
 
 import contextlib
 import lzma
+import shutil
 import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from edgesmith.errors import Unreadable
 from edgesmith.readers.budget import GIBIBYTE, MEBIBYTE, check_file, in_words
@@ -62,12 +66,21 @@ def open_archive(path: Path, what: str, budget: Budget, advice: str = "make it a
         raise Unreadable(f"{path} {how}; {advice}") from error
 
 
-def check_sums(archive: zipfile.ZipFile) -> None:
-    """Read every member, so that its checksum is compared. Raises BadZipFile, which `open_archive` words."""
-    for member in archive.infolist():
-        with archive.open(member) as file:
-            while file.read(MEBIBYTE):
-                pass
+def copy_plainly(archive: zipfile.ZipFile, copy: BinaryIO) -> None:
+    """Write an archive's members, uncompressed and with nothing but their names, in their order, to another file.
+
+    Every reader finds the same in it. What its entries say beside name, size and checksum is left out: PyTorch takes a
+    member for a folder, and gives memory that nobody wrote, where one bit of its attributes says so.
+
+    Raises:
+        BadZipFile: a member is not what its checksum says; `open_archive` words it.
+    """
+    with zipfile.ZipFile(copy, "w") as made:
+        for member in archive.infolist():
+            entry = zipfile.ZipInfo(member.filename)
+            entry.file_size = member.file_size  # a size beyond 2 GiB takes another header
+            with archive.open(member) as source, made.open(entry, "w") as target:
+                shutil.copyfileobj(source, target, MEBIBYTE)
 
 
 def _check_members(archive: zipfile.ZipFile, path: Path, what: str, budget: Budget) -> None:

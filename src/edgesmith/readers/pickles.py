@@ -2,23 +2,26 @@
 
 The unpickler builds tensors and plain containers only. `argparse.Namespace` and numpy scalars, which training scripts
 leave beside the weights, are let through: they hold data and run nothing. PyTorch compares no checksum of the zip
-archive that it writes, so that a flipped bit would load as another weight; here every member is compared.
+archive that it writes, so that a flipped bit would load as another weight; here every member is compared, and PyTorch
+reads a copy of them that has nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
+import tempfile
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import torch
 
-from edgesmith.errors import Unreadable
-from edgesmith.readers.archives import DAMAGED, Budget, check_sums, open_archive
+from edgesmith.errors import OutputError, Unreadable
+from edgesmith.readers.archives import DAMAGED, Budget, copy_plainly, open_archive
 from edgesmith.readers.budget import GIBIBYTE, MEBIBYTE, check_file
+from edgesmith.writing import FULL
 
 LARGEST = 16 * GIBIBYTE
 INFLATED = 256 * MEBIBYTE
@@ -34,12 +37,43 @@ def read_pickle(path: Path) -> Any:
         Unreadable: it is damaged, would run code, or declares more than the budget.
     """
     check_file(path, "PyTorch checkpoint", LARGEST)
-    if zipfile.is_zipfile(path):
-        with open_archive(path, "PyTorch checkpoint", Budget(stored=LARGEST, inflated=INFLATED), ADVICE) as archive:
-            _compare(archive, path)
+    if not zipfile.is_zipfile(path) and not _begins_as_archive(path):
+        return _load(path, path)
+    with open_archive(path, "PyTorch checkpoint", Budget(stored=LARGEST, inflated=INFLATED), ADVICE) as archive:
+        copy = _copy(archive, path)
+    with copy:
+        return _load(copy, path)
+
+
+def _begins_as_archive(path: Path) -> bool:
+    """Return whether PyTorch would take a file for an archive."""
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\3\4"
+
+
+def _copy(archive: zipfile.ZipFile, path: Path) -> BinaryIO:
+    """Return a copy of an archive, on the disk, all of whose members have been compared with their checksums."""
+    try:
+        copy = tempfile.TemporaryFile(prefix="checkpoint-")  # noqa: SIM115  # whoever calls closes it
+    except OSError as error:
+        raise OutputError(f"cannot copy {path.name} to check it: {error.strerror or error}") from error
+    try:
+        copy_plainly(archive, copy)
+    except DAMAGED as error:
+        copy.close()
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise OutputError(f"cannot copy {path.name} to check it: {error.strerror}") from error
+        raise Unreadable(
+            f"{path.name} is damaged: a part of it is not as it was written, by the archive's own checksum; {ADVICE}"
+        ) from error
+    copy.seek(0)
+    return cast("BinaryIO", copy)
+
+
+def _load(source: Path | BinaryIO, path: Path) -> Any:
     try:
         with torch.serialization.safe_globals(_inert()):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises whatever a damaged pickle makes its constructors raise
         found = re.search(r"(?:GLOBAL|global:?|class|type) ['\"`]?([\w.]+\.[\w.]+)", str(error))
         unsafe = "weights_only" in str(error).lower() or "weights only" in str(error).lower()
@@ -50,15 +84,6 @@ def read_pickle(path: Path) -> Any:
             ) from error
         raise Unreadable(
             f"{path.name} is truncated, or no PyTorch checkpoint that holds only tensors; {ADVICE}"
-        ) from error
-
-
-def _compare(archive: zipfile.ZipFile, path: Path) -> None:
-    try:
-        check_sums(archive)
-    except DAMAGED as error:
-        raise Unreadable(
-            f"{path.name} is damaged: a part of it is not as it was written, by the archive's own checksum; {ADVICE}"
         ) from error
 
 

@@ -1,0 +1,75 @@
+"""Dense convolutions with kernels three columns wide and stride 1: two products in the place of three (winograd.h)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edgesmith.kernels.native import convolution
+from edgesmith.kernels.native.convolution import Convolution
+from edgesmith.kernels.native.packing import pack_panels, panels_size
+from edgesmith.kernels.native.tiles import LEAST_TASKS, Tile, ceil_div, choose_tile, group_panels, panels
+from edgesmith.kernels.native.toolchain import CpuTarget
+from edgesmith.kernels.native.unit import Argument, Unit, render
+
+if TYPE_CHECKING:
+    import numpy as np
+
+FEWEST = 32
+"""Inputs of a kernel column, KH C, and outputs, from which what is saved is more than what the transforms take."""
+
+
+@dataclass(frozen=True)
+class Winograd:
+    """A convolution."""
+
+    layer: Convolution
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of outputs in a row."""
+        return ceil_div(self.layer.out[1], 2)
+
+    def tile(self, target: CpuTarget) -> Tile:
+        """The register tile, of pairs in one row of the output."""
+        return choose_tile(target.instructions, self.pairs, self.layer.outputs)
+
+
+def suits(layer: Convolution) -> bool:
+    """Return whether a layer can be computed so, and is faster for it."""
+    tall, wide = layer.kernel
+    is_plain = wide == 3 and layer.stride == layer.dilation == layer.groups == 1 and layer.out[1] > 3
+    return is_plain and tall * layer.inputs >= FEWEST and layer.outputs >= FEWEST
+
+
+def emit(op: Winograd, target: CpuTarget) -> Unit:
+    """Return the kernel. Arguments: x [B, H, W, C], gate, residual, packed, y [B, OH, OW, N], scratch."""
+    layer, instructions, tile = op.layer, target.instructions, op.tile(target)
+    dense = convolution.emit(layer, target)
+    input_rows, rows = layer.batch * layer.height, layer.batch * layer.out[0]
+    rows_a_task = max(1, rows // LEAST_TASKS)
+    panel_count = len(panels(instructions, tile.vectors, layer.outputs))
+    constants = convolution.geometry(layer) | {
+        "P": tile.pixels,
+        "V": tile.vectors,
+        "ROWS_A_TASK": rows_a_task,
+        "PANEL_GROUPS": group_panels(ceil_div(rows, rows_a_task), panel_count),
+        "PAIRS_A_TASK": ceil_div(op.pairs, ceil_div(LEAST_TASKS, input_rows)),
+    }
+    symbol = dense.symbol.replace("convolution", "winograd", 1)
+    source = render(
+        "winograd", "Winograd", symbol, instructions.lanes, constants, f"using Epilogue = {layer.epilogue.type};"
+    )
+    size = panels_size(instructions, 4 * layer.kernel[0] * layer.inputs, layer.outputs)
+    arguments = tuple(Argument("packed", "weights", (size,)) if a.role == "packed" else a for a in dense.arguments)
+    return Unit(symbol, source, arguments, 4 * 4 * input_rows * op.pairs * layer.inputs, dense.flops)
+
+
+def pack(op: Winograd, target: CpuTarget, weight: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
+    """Return the packed parameters of a weight [N, C, KH, 3], as PyTorch has it, and a bias [N] or none."""
+    import numpy as np
+
+    w0, w1, w2 = np.moveaxis(weight.astype(np.float64), 3, 0)
+    u = np.stack((w0, (w0 + w1 + w2) / 2, (w0 - w1 + w2) / 2, w2))  # [4, N, C, KH]
+    matrix = u.transpose(0, 3, 2, 1).reshape(-1, op.layer.outputs)
+    return pack_panels(target.instructions, op.tile(target).vectors, matrix, bias)
