@@ -192,7 +192,7 @@ def test_logarithms_and_look_ups_by_computed_index_are_exported(tmp_path: Path) 
     assert "loud: PyTorch does not run on it" in table.manifest["verification"]["inputs"]["left_out"]
     for artifact in (made, table):
         _, steps = edgesmith.verify(artifact.path)
-        assert steps[-1] == artifact.manifest["verification"]["steps"][-1]
+        assert artifact.manifest["verification"]["steps"][-1] in steps
 
 
 def test_the_loud_input_of_half_precision_stays_within_its_range(tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_data_of_ones_own_replace_the_drawn_inputs_and_are_kept(tmp_path: Path) 
     assert set(kinds) == {"example", "given", *ADVERSARIAL}
     assert inputs["given"]["samples"] == 20
     _, steps = edgesmith.verify(made.path)
-    assert steps[-1] == made.manifest["verification"]["steps"][-1]
+    assert made.manifest["verification"]["steps"][-1] in steps
 
 
 @pytest.mark.parametrize(

@@ -228,8 +228,8 @@ def test_a_module_with_integer_inputs_is_exported_and_verified_again(tmp_path: P
     tokens = torch.randint(0, 11, (2, 5))
     artifact = edgesmith.export(Lookup(), "onnx", inputs=(tokens, torch.rand(2, 1)), out=tmp_path, name="lookup")
     _, steps = edgesmith.verify(artifact.file)
-    assert steps[-1]["runtime"] == "ONNX Runtime, CPU"
-    assert steps[-1]["relative_error"] <= 1e-5
+    assert steps[2]["runtime"] == "ONNX Runtime, CPU"
+    assert steps[2]["relative_error"] <= 1e-5
 
 
 # noise and spikes
@@ -344,14 +344,16 @@ def test_an_inaccurate_file_is_published_on_demand_and_never_passes(
     assert verification["steps"][-1]["relative_error"] > 0.02
     with pytest.raises(VerificationFailed, match="eager -> file: error") as failed:
         verify_artifact(artifact.path)
-    assert failed.value.steps[-1]["relative_error"] == verification["steps"][-1]["relative_error"]
+    (again,) = (one for one in failed.value.steps if one["step"] == verification["steps"][-1]["step"])
+    assert again["relative_error"] == verification["steps"][-1]["relative_error"]
     shown = edgesmith("verify", str(artifact.path))
     assert shown.returncode == VerificationFailed.exit_code
     assert "MISSED: error 0." in shown.stdout
     assert shown.stderr.splitlines()[-1] == f"edgesmith: {failed.value}"
     printed = edgesmith("verify", str(artifact.path), "--json")
     assert printed.returncode == VerificationFailed.exit_code
-    assert json.loads(printed.stdout)["steps"][-1]["missed"]
+    assert again in json.loads(printed.stdout)["steps"]
+    assert again["missed"]
     assert json.loads(printed.stdout)["error"] == str(failed.value)
 
 
