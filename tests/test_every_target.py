@@ -9,11 +9,12 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import edgesmith
 from edgesmith.errors import BackendMissing, BadInput, OutputError, Unsupported
@@ -339,6 +340,17 @@ def test_group_norms_of_any_groups_and_rank(
         assert counts == {"Reshape": 2, "InstanceNormalization": 1} | ({"BatchNormalization": 1} if affine else {})
     else:
         assert ("layer_norm" in counts) == (groups == 1)
+
+
+@pytest.mark.parametrize("reduce", [torch.mean, torch.sum, torch.amax, torch.prod], ids=lambda reduce: reduce.__name__)
+@pytest.mark.parametrize("axes", [(1, 0), (2, 1), (0, 0)])
+def test_two_reductions_in_a_row_are_one_in_a_valid_file(reduce: Any, axes: tuple[int, int], tmp_path: Path) -> None:
+    class Twice(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = reduce(reduce(x, axes[0]), axes[1])
+            return result
+
+    edgesmith.export(Twice(), "onnx", inputs=1 + torch.rand(3, 4, 5), out=tmp_path)
 
 
 def test_a_target_with_int8_says_its_largest_weight() -> None:

@@ -92,6 +92,7 @@ def lower(program: Program, path: Path, request: Request, coarse_from: Mapping[s
         model, _ = onnxsim.simplify(model, check_n=0)
         if has_bf16:
             _bf16.from_double(model)
+    _forget_merged(model)
     _onnx_types.legalize(model)
     model = _onnx_reductions.refine(model, coarse_from or {})
     _annotate(model, request)
@@ -460,6 +461,30 @@ def _name_nodes(model: onnx.ModelProto) -> None:
         for graph in _bodies(node):
             for j, inner in enumerate(_nodes(graph)):
                 inner.name = f"{node.name}/{inner.op_type}_{j}"
+
+
+def _forget_merged(model: onnx.ModelProto) -> None:
+    """Drop the shapes that onnxsim has left from the second of two reductions, of which it made one over all their axes.
+
+    The result has the rank of what goes in, as axes are kept. ONNX's checker refuses a file that says otherwise.
+    """
+    ranks = {
+        value.name: len(value.type.tensor_type.shape.dim)
+        for value in (*model.graph.input, *model.graph.value_info)
+        if value.type.tensor_type.HasField("shape")
+    }
+    ranks |= {tensor.name: len(tensor.dims) for tensor in model.graph.initializer}
+    merged = set()
+    for node in model.graph.node:
+        keeps = next((one.i for one in node.attribute if one.name == "keepdims"), 1)
+        if node.op_type.startswith("Reduce") and keeps:
+            before, after = (ranks.get(name) for name in (node.input[0], node.output[0]))
+            if before is not None and after is not None and before != after:
+                merged.add(node.output[0])
+    if merged:
+        kept = [value for value in model.graph.value_info if value.name not in merged]
+        del model.graph.value_info[:]
+        model.graph.value_info.extend(kept)
 
 
 def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
