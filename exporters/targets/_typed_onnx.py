@@ -464,7 +464,7 @@ def _name_nodes(model: onnx.ModelProto) -> None:
 
 
 def _forget_merged(model: onnx.ModelProto) -> None:
-    """Drop the shapes that onnxsim has left from the second of two reductions, of which it made one over all their axes.
+    """Drop the shape that onnxsim leaves from the second of two reductions, of which it makes one over all their axes.
 
     The result has the rank of what goes in, as axes are kept. ONNX's checker refuses a file that says otherwise.
     """
