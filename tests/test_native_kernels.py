@@ -13,6 +13,7 @@ from support import native_driver
 from support.native_cases import Case, error, sweep
 
 from edgesmith.errors import BackendMissing, BadInput, EdgesmithError
+from edgesmith.kernels.native import pointwise
 from edgesmith.kernels.native.callable import Library
 from edgesmith.kernels.native.tiles import AVX2, AVX512, NEON, InstructionSet
 from edgesmith.kernels.native.toolchain import CpuTarget, compile_program, compile_units, find_compiler, host
@@ -194,6 +195,16 @@ def test_exp_and_sigmoid_are_accurate_where_they_are_small(built: tuple[Library,
             ordinary = expected > 1e-37
             assert np.abs(found / expected - 1)[ordinary].max() <= 1e-6
             assert np.abs(found - expected).max() <= 1e-6 * max(1, expected.max())
+
+
+def test_layers_of_few_pixels_sum_in_stages(tmp_path: Path) -> None:
+    """A thousand products in one row round four times as much."""
+    layer, target, generator = pointwise.Pointwise(1, 1000, 64), host(), np.random.default_rng(0)
+    unit = pointwise.emit(layer, target)
+    library = Library(compile_units([unit], tmp_path / "head.so", target))
+    x, weight = (generator.standard_normal(shape).astype(np.float32) for shape in ((1, 1000), (64, 1000)))
+    found = library.call(unit, x, pointwise.pack(layer, target, weight))[0]
+    assert error(found, x.astype(np.float64) @ weight.T) < 3e-7
 
 
 def test_wrong_sizes_and_threads_are_refused(built: tuple[Library, list[Case]]) -> None:

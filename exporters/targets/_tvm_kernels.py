@@ -6,6 +6,7 @@
     conv2d, a channel by itself           Depthwise
     conv2d of any kernel and groups       Convolution; Winograd where it is KH x 3, with stride 1
     conv2d or matmul of what lif fires    Spikes
+    an image, channels last               Turn
 
 What follows in the graph and is read nowhere else goes into the kernel's epilogue: bias, function, gate, residual.
 Kernels read maps channels last. TVM's ConvertLayout turns the graph between them, through elementwise operators, norms
@@ -38,6 +39,7 @@ from edgesmith.kernels.native import (
     norms,
     pointwise,
     spikes,
+    turn,
     winograd,
 )
 from edgesmith.kernels.native.epilogue import Epilogue
@@ -186,7 +188,7 @@ class _Chooser:
         return self._called(kind, unit, [x], packed, value.ty_args[0], macs)
 
     def _alone(self, variable: Any, value: Any) -> Any:
-        """Return the call of a kernel that computes one operator alone: a norm, or a mean over pixels."""
+        """Return the call of a kernel that computes one operator alone: a norm, a mean over pixels, an image turned."""
         name = operator(value)
         if name not in ALONE or _dtype(variable) != "float32":
             return None
@@ -203,7 +205,7 @@ class _Chooser:
         if kind == "matmul":
             return self._called(kind, unit, list(value.args), (), variable.ty, unit.flops // 2)
         packed = tuple[Any, ...]()
-        if kind not in ("mean", "softmax"):
+        if kind not in ("mean", "softmax", "turn"):
             weight, bias = (_constant(one, self.values) for one in value.args[1:3])
             if weight is None or bias is None:
                 return None
@@ -461,6 +463,15 @@ def _softmax(value: Any) -> tuple[str, Any] | None:
     return "softmax", partial(norms.emit_softmax, norms.Softmax(_product(shape[:-1]), shape[-1]))
 
 
+def _turn(value: Any) -> tuple[str, Any] | None:
+    """Return the kernel of an image that is turned to channels last."""
+    shape, axes = sizes(value.args[0]), value.attrs.axes
+    if axes is None or len(shape) < 3 or [int(axis) for axis in axes] != [0, *range(2, len(shape)), 1]:
+        return None
+    op = turn.Turn(shape[0], shape[1], _product(shape[2:]))
+    return ("turn", partial(turn.emit, op)) if turn.suits(op) else None
+
+
 def _matmul(value: Any) -> tuple[str, Any] | None:
     """Return the kernel of a product of two values, whose batches are the same, or the right one has none."""
     left, right = (sizes(one) for one in value.args)
@@ -482,6 +493,7 @@ ALONE: dict[str, Callable[[Any], tuple[str, Any] | None]] = {
     "relax.mean": _mean,
     "relax.nn.softmax": _softmax,
     "relax.matmul": _matmul,
+    PERMUTES: _turn,
 }
 """Operators that a kernel computes without what follows, and which kernel that is."""
 

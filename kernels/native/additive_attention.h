@@ -30,7 +30,8 @@ struct AdditiveAttention : S {
         static constexpr int ROWS_A_TASK = 1;
     };
     struct ScaleShape {
-        static constexpr int M = 1, K = S::C, N = S::C, P = 1, V = S::V, TILES_A_TASK = 1, PANEL_GROUPS = 1;
+        static constexpr int M = 1, K = S::C, N = S::C, P = 1, V = S::V;
+        static constexpr int STAGE = K, TILES_A_TASK = 1, PANEL_GROUPS = 1;
     };
     using Gate3x3 = Depthwise<Window<3 * S::C>>;
     using Map3x3 = Depthwise<Window<S::C>>;

@@ -121,6 +121,26 @@ struct Sums {
         }
     }
 
+    // The same in stages of STAGE k, each summed apart: K numbers round as much as STAGE and then K / STAGE would.
+    template <int STAGE>
+    ES_INLINE void add_in_stages(const float* const (&rows)[P], const float* w, int length) {
+        add(rows, w, smaller(STAGE, length));
+        for (int k = STAGE; k < length; k += STAGE) {
+            const float* from[P];
+            ES_UNROLL
+            for (int p = 0; p < P; ++p) from[p] = rows[p] + k;
+            Sums stage;
+            stage.clear();
+            stage.add(from, w + long(k) * Shape::PITCH, smaller(STAGE, length - k));
+            ES_UNROLL
+            for (int p = 0; p < P; ++p) {
+                ES_UNROLL
+                for (int v = 0; v < WHOLE; ++v) whole[p][v] += stage.whole[p][v];
+                half[p] += stage.half[p];
+            }
+        }
+    }
+
     // Writes the sums as they are, whole vectors, pixels PITCH apart.
     ES_INLINE void keep(float* to) {
         ES_UNROLL

@@ -28,7 +28,7 @@ struct HiddenStateMixer : S {
 
     template <int Rows, int Inputs, int Outputs, int Pixels, int Vectors>
     struct Layer {
-        static constexpr int M = Rows, K = Inputs, N = Outputs, P = Pixels, V = Vectors;
+        static constexpr int M = Rows, K = Inputs, N = Outputs, P = Pixels, V = Vectors, STAGE = K;
         static constexpr int TILES_A_TASK = ceil_div(ceil_div(M, P), S::LEAST_TASKS);
         static constexpr int PANEL_GROUPS = smaller(Panels<N, V>::COUNT, S::LEAST_TASKS);
     };

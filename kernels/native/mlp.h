@@ -20,12 +20,12 @@ struct Mlp : S {
     template <int PIXELS>
     struct FirstShape {
         static constexpr int M = PIXELS, K = S::K, N = S::HIDDEN, P = S::P1, V = S::V1;
-        static constexpr int TILES_A_TASK = Tiles<M, P>::COUNT, PANEL_GROUPS = 1;
+        static constexpr int STAGE = K, TILES_A_TASK = Tiles<M, P>::COUNT, PANEL_GROUPS = 1;
     };
     template <int PIXELS>
     struct SecondShape {
         static constexpr int M = PIXELS, K = S::HIDDEN, N = S::N, P = S::P2, V = S::V2;
-        static constexpr int TILES_A_TASK = Tiles<M, P>::COUNT, PANEL_GROUPS = 1;
+        static constexpr int STAGE = K, TILES_A_TASK = Tiles<M, P>::COUNT, PANEL_GROUPS = 1;
     };
     static constexpr int TASKS = ceil_div(M, R);
     static constexpr int LAST = M - (TASKS - 1) * R;

@@ -3,8 +3,9 @@
 //     y[m, n] = epilogue(bias[n] + sum_k x[m, k] w[k, n])
 //
 // A task is a group of pixel tiles times a group of panels. It takes panel by panel, and all its tiles for each, so
-// that the group's rows of x stay in the first caches and a panel is read from memory once for the group. Arguments: x
-// [M, K], gate and residual where the epilogue has them, packed panels, y [M, N]. Letters: M pixels, K inputs, N
+// that the group's rows of x stay in the first caches and a panel is read from memory once for the group. A layer of
+// few pixels waits for its weights, and sums STAGE inputs at a time, which rounds less and takes no longer. Arguments:
+// x [M, K], gate and residual where the epilogue has them, packed panels, y [M, N]. Letters: M pixels, K inputs, N
 // outputs.
 #pragma once
 
@@ -31,7 +32,7 @@ struct Pointwise : S {
             for (int p = 0; p < PIXELS; ++p) rows[p] = x + long(pixel + p) * K;
             Sums<PIXELS, COLUMNS> sums;
             sums.start(panel);
-            sums.add(rows, panel + Panel<COLUMNS>::PITCH, K);
+            sums.template add_in_stages<S::STAGE>(rows, panel + Panel<COLUMNS>::PITCH, K);
             sums.finish(y, pixel, channel, N, N, epilogue);
         });
     }

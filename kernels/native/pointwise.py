@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from edgesmith.kernels.native.epilogue import NOTHING, Epilogue
 from edgesmith.kernels.native.packing import pack_panels, panels_size
-from edgesmith.kernels.native.tiles import Tile, ceil_div, choose_tile, group_panels, group_pixels, panels
+from edgesmith.kernels.native.tiles import Tile, ceil_div, choose_tile, group_panels, group_pixels, panels, stage
 from edgesmith.kernels.native.toolchain import CpuTarget
 from edgesmith.kernels.native.unit import Argument, Unit, make_symbol, render
 
@@ -44,6 +44,7 @@ def emit(op: Pointwise, target: CpuTarget) -> Unit:
         "N": op.outputs,
         "P": tile.pixels,
         "V": tile.vectors,
+        "STAGE": stage(instructions, op.pixels, op.inputs),
         "TILES_A_TASK": tiles_a_task,
         "PANEL_GROUPS": group_panels(row_groups, len(panels(instructions, tile.vectors, op.outputs))),
     }

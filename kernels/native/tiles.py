@@ -23,6 +23,9 @@ LEAST_TASKS = 8
 SMALL_KERNEL = 3
 """Widths of depthwise kernels that are bound by their loads."""
 
+STAGE = 64
+"""Inputs that layers of few pixels sum apart. Their time is that of reading weights, so that it costs nothing there."""
+
 HIDDEN_BYTES = 192 * 1024
 """Numbers between two fused layers, of one group of pixels: less than half of the second cache."""
 
@@ -99,6 +102,11 @@ def panels(instructions: InstructionSet, vectors: int, outputs: int) -> list[tup
 def row_vectors(instructions: InstructionSet, outputs: int) -> int:
     """Return V of a panel that one pixel alone is computed with: half of the registers, as many loads wait at once."""
     return min(ceil_div(outputs, instructions.lanes), instructions.row)
+
+
+def stage(instructions: InstructionSet, pixels: int, inputs: int) -> int:
+    """Return how many of K inputs are summed at a time."""
+    return min(STAGE, inputs) if pixels in instructions.short else inputs
 
 
 def group_pixels(tile: Tile, pixels: int, inputs: int) -> int:

@@ -28,6 +28,7 @@ from edgesmith.kernels.native import (
     norms,
     pointwise,
     spikes,
+    turn,
     winograd,
 )
 from edgesmith.kernels.native.epilogue import Epilogue
@@ -185,6 +186,12 @@ def of_mean(op: norms.Mean, target: CpuTarget) -> Case:
     return Case(norms.emit_mean(op, target), (x.numpy(),), (x.double().mean(1).numpy(),))
 
 
+def of_turn(op: turn.Turn, target: CpuTarget) -> Case:
+    """Maps turned to channels last: no number changes."""
+    x = Drawn(op.channels)(op.batch, op.channels, op.pixels)
+    return Case(turn.emit(op, target), (x.numpy(),), (x.double().transpose(1, 2).numpy(),), tolerance=0.0)
+
+
 def of_softmax(op: norms.Softmax, target: CpuTarget) -> Case:
     """A softmax over channels."""
     x = Drawn(op.channels)(op.pixels, op.channels, scale=5.0)
@@ -307,6 +314,8 @@ def sweep(target: CpuTarget) -> list[Case]:
     layers = (
         pointwise.Pointwise(1, 1, 1),
         pointwise.Pointwise(1, 64, 67, SIGMOID),
+        pointwise.Pointwise(1, 131, 19),  # in stages
+        pointwise.Pointwise(3, 65, 33, SILU),
         pointwise.Pointwise(2, 5, 3, RELU),
         pointwise.Pointwise(7, 3, 16, Epilogue("hardswish")),
         pointwise.Pointwise(13, 67, 53, Epilogue("gelu", residual="after")),
@@ -375,6 +384,8 @@ def sweep(target: CpuTarget) -> list[Case]:
         of_group_norm(norms.GroupNorm(2, 33, 21, 3), target),
         of_group_norm(norms.GroupNorm(1, 5, 40, 1), target),
         of_mean(norms.Mean(2, 33, 29), target),
+        *(of_turn(turn.Turn(2, channels, 7 * 33), target) for channels in (2, 3, 4)),
+        of_turn(turn.Turn(1, 3, 5), target),
         *(of_softmax(norms.Softmax(9, channels), target) for channels in (1, 23, 67)),
         of_matmul(matmul.Matmul(3, 13, 31, 45), target),
         of_matmul(matmul.Matmul(1, 1, 1, 1), target),
