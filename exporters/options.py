@@ -591,6 +591,20 @@ def _check_labels(options: ExportOptions) -> None:
         raise BadInput(f"--labels has {len(labels)} names and the model has {options.classes} classes")
 
 
+def _check_states_of_sound(options: ExportOptions) -> None:
+    """Refuse states of half precision for what the front end keeps."""
+    if (
+        options.front_end
+        and options.streaming
+        and options.arithmetic.is_half
+        and options.backend.keeps_states(options.system)
+    ):
+        raise BadInput(
+            f"--front-end makes its frames in fp32, and states that {options.system} keeps in a program of"
+            f" {options.arithmetic.name} are half precision; give --precision fp32, or --deployment-target iOS17"
+        )
+
+
 MODEL_CHECKS: tuple[Callable[[ModelOptions], None], ...] = (
     _check_batch,
     _check_module,
@@ -604,6 +618,7 @@ FILE_CHECKS: tuple[Callable[[ExportOptions], None], ...] = (
     _check_precision_and_target,
     _check_image_input,
     _check_streaming,
+    _check_states_of_sound,
     _check_calibration,
     _check_verify_inputs,
     _check_labels,

@@ -6,6 +6,7 @@ of int8 is for two. Their logarithm is a feature that matters at both ends
 
 from __future__ import annotations
 
+from edgesmith.errors import Unsupported
 from edgesmith.exporters.graph.capture import Program
 from edgesmith.exporters.graph.edit import module_path, operators
 from edgesmith.exporters.precision.task import TypingTask
@@ -24,10 +25,19 @@ def keep_exact(program: Program, task: TypingTask) -> dict[str, str]:
 
 
 def keep_in_file(program: Program, task: TypingTask) -> dict[str, str] | None:
-    """Return the names that a target's converter has for them, each with the reason; None where nothing stays fp32."""
+    """Return the names that a target's converter has for them, each with the reason; None where nothing stays fp32.
+
+    Raises:
+        Unsupported: the converter has no names for them.
+    """
     kept = keep_exact(program, task)
     paths = {module_path(node) for node in operators(program.module) if node.name in kept}
-    return dict.fromkeys(task.operators_in(sorted(paths)), _REASON) if paths else None
+    if not paths:
+        return None
+    names = task.operators_in(sorted(paths))
+    if paths - set(names.values()):
+        raise Unsupported(f"{_REASON}, and the target's converter names no operator of it; give --precision fp32")
+    return dict.fromkeys(names, _REASON)
 
 
 def _is_in(path: str, module: str) -> bool:
