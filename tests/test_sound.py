@@ -144,7 +144,7 @@ def test_a_file_takes_sound(target: str, made: Callable[..., Artifact], model: n
 
 
 def test_a_wrong_file_is_found(made: Callable[..., Artifact], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The artifact's own check sees another constant too, when it is the file's alone."""
+    """A model with another constant answers otherwise than the file, and the file holds what it keeps."""
     artifact = made("onnx")
     assert {step["step"] for step in edgesmith.verify(artifact.path)[1]} >= {"files", "format"}
     monkeypatch.setattr(front_end, "EMPHASIS", 0.9)
@@ -186,6 +186,13 @@ def test_a_step_takes_hops(made: Callable[..., Artifact], model: nn.Module, tmp_
 def test_models_without_a_front_end_say_so(name: str, why: str) -> None:
     with pytest.raises(BadInput, match=why):
         ExportOptions(name, "onnx", front_end=True)
+
+
+def test_states_of_half_precision_are_refused() -> None:
+    options = {"front_end": True, "streaming": True, "deployment_target": "iOS18"}
+    with pytest.raises(BadInput, match="--front-end makes its frames in fp32, and states that iOS18 keeps"):
+        ExportOptions("lmuformer", "coreml", precision="fp16", **options)
+    ExportOptions("lmuformer", "coreml", precision="fp32", **options)
 
 
 def test_a_module_has_no_front_end() -> None:
