@@ -64,6 +64,25 @@ class Normalisation(TypedDict):
     std: list[float]
 
 
+class SoundRecord(TypedDict):
+    """The sound that a file with a front end takes: float samples of one channel.
+
+    Attributes:
+        rate_hz: samples a second.
+        lowest, highest: that a sample may be.
+        samples: of one call.
+        frames: that the front end makes of them, those of padding included.
+        bands: of a frame.
+    """
+
+    rate_hz: int
+    lowest: float
+    highest: float
+    samples: int
+    frames: int
+    bands: int
+
+
 class ModelRecord(TypedDict):
     """The model that an artifact is of.
 
@@ -73,6 +92,7 @@ class ModelRecord(TypedDict):
         segmentation: of a model for it: `logits` at a fraction of the image's size, or `labels`, each pixel's class.
         head: on dense features, see models/dense.py.
         normalisation: of images, or in words what was done to the features of frames.
+        sound: of a file with a front end, what it takes.
         series: of a forecaster, what it reads and returns, see models/series.py.
         fixed: arguments of a module's forward that are part of the file, as Python writes them.
         interface: what the file itself calls and takes; a classifier's outputs are others than `outputs`. A target of a
@@ -89,6 +109,7 @@ class ModelRecord(TypedDict):
     paper: NotRequired[str]
     licence: NotRequired[str]
     normalisation: NotRequired[Normalisation | str]
+    sound: NotRequired[SoundRecord]
     series: NotRequired[dict[str, Any]]
     fixed: NotRequired[dict[str, str]]
     interface: NotRequired[InterfaceRecord]

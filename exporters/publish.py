@@ -26,6 +26,7 @@ from edgesmith.exporters.targets.target import Package, Request, Target, TargetF
 from edgesmith.exporters.usage.facts import read_facts
 from edgesmith.exporters.usage.guide import write_guide
 from edgesmith.exporters.usage.runner import write_programs
+from edgesmith.models.front_end import RATE
 
 
 @dataclass(frozen=True)
@@ -144,9 +145,19 @@ def _describe_model(made: Export) -> ModelRecord:
     if made.options.head:
         record["head"] = made.options.head
     record["source"], record["paper"], record["licence"] = spec.source, spec.paper, spec.licence
-    image, sequence = made.options.image, made.options.sequence
+    image, sequence, sound = made.options.image, made.options.sequence, made.options.sound
     if image is not None:
         record["normalisation"] = {"mean": list(image.mean), "std": list(image.std)}
+    elif sound is not None:
+        record["normalisation"] = sound.normalised
+        record["sound"] = {
+            "rate_hz": RATE,
+            "lowest": -1.0,
+            "highest": 1.0,
+            "samples": sound.samples,
+            "frames": 1 if sound.is_of_hops else sound.shape[0],
+            "bands": sound.shape[1],
+        }
     elif sequence is not None:
         record["normalisation"] = sequence.normalised
     elif made.options.tokens is not None:
