@@ -130,7 +130,7 @@ def call(function: str, arguments: Sequence[Any], what: str, limit: Limit = LIMI
 
 def _ask(request: bytes, what: str, limit: Limit) -> bytes:
     """Return a worker's answer; one that is of no more use is ended. Raises Unreadable."""
-    global _worker  # noqa: PLW0603  # one for the process
+    global _worker  # one for the process
     if _worker is None or not _worker.is_alive or _worker.limit != limit:
         end()
         _worker = _Worker(limit)
@@ -154,7 +154,7 @@ def _ask(request: bytes, what: str, limit: Limit) -> bytes:
 
 def end() -> None:
     """End the worker, where there is one."""
-    global _worker  # noqa: PLW0603  # as above
+    global _worker  # as above
     if _worker is not None:
         _worker.end()
         _worker = None

@@ -90,7 +90,9 @@ def infer_shapes_here(model: str, data_prop: bool) -> str:
     import onnx
 
     try:
-        found = onnx.shape_inference.infer_shapes(onnx.load_model_from_string(base64.b64decode(model)), False, False, data_prop)
+        found = onnx.shape_inference.infer_shapes(
+            onnx.load_model_from_string(base64.b64decode(model)), False, False, data_prop
+        )
     except Exception as error:  # onnx raises errors of its own, and of protobuf
         if isinstance(error, MemoryError):
             raise
