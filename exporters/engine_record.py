@@ -1,4 +1,4 @@
-"""The part of a manifest about engines that TensorRT builds: of a kit what a board needs, of an engine how it came about.
+"""The part of a manifest about TensorRT: of a kit what a board needs, of an engine how it came about.
 
 The kit's own record (tensorrt/kit/record.py) shares the first three.
 """

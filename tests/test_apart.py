@@ -171,7 +171,7 @@ def test_a_damaged_program_whose_hash_agrees_is_a_sentence(export_small: Callabl
 
 
 def test_a_worker_ends_with_whoever_started_it() -> None:
-    code = "from edgesmith.readers import apart; import os; print(apart.call('os:getpid', [], 'x'), flush=True); os._exit(0)"
+    code = "import os, edgesmith.readers.apart as a; print(a.call('os:getpid', [], 'x'), flush=True); os._exit(0)"
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
     until = time.monotonic() + 5
     while Path(f"/proc/{done.stdout.strip()}/cmdline").exists() and time.monotonic() < until:

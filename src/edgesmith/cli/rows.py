@@ -22,9 +22,6 @@ Row = tuple[str, str]
 PROGRAMS = ("captured", "rewritten", "step", "step program", "sequence program")
 """What checks compare beside the file."""
 
-BOARD = ("title", "tensorrt", "jetpack")
-"""Words of a kit's board that are shown."""
-
 ENGINE_COUNTS = {"precisions": "precisions", "kernels": "types"}
 """Titles of the counts that a builder gives, with their keys."""
 

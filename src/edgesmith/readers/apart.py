@@ -1,8 +1,8 @@
 """Foreign files that a library's native code reads: in a process of its own, as damage may end that process.
 
-MLIR ends the process over bytecode that does not hold together, and ONNX's inference of shapes is C++ that believes what
-it is told. A worker reads such a file, with a limit of time and of memory, and returns plain data; where it dies or does
-not end, the caller has a sentence. It stays for the next file, so that what it imports is imported once.
+MLIR ends the process over bytecode that does not hold together, and ONNX's inference of shapes is C++ that believes
+what it is told. A worker reads such a file, with a limit of time and of memory, and returns plain data. Where it dies
+or does not end, the caller has a sentence. It stays for the next file: what it imports is imported once.
 
     parent -> worker     {"function": "package.module:name", "arguments": [...]}       a line of JSON
     worker -> parent     {"value": ...} or {"error": name, "sentence": ...}            a line of JSON
@@ -44,8 +44,8 @@ class _Worker:
         self.owner = os.getpid()
         self.limit = limit
         # The preparation runs between fork and exec, and calls the system only.
-        self._process = subprocess.Popen(  # noqa: S603  # this very module
-            [sys.executable, "-P", "-m", __name__ if __name__ != "__main__" else "edgesmith.readers.apart"],
+        self._process = subprocess.Popen(  # this very module
+            [sys.executable, "-P", "-m", "edgesmith.readers.apart"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -130,7 +130,7 @@ def call(function: str, arguments: Sequence[Any], what: str, limit: Limit = LIMI
 
 def _ask(request: bytes, what: str, limit: Limit) -> bytes:
     """Return a worker's answer; one that is of no more use is ended. Raises Unreadable."""
-    global _worker  # one for the process
+    global _worker
     if _worker is None or not _worker.is_alive or _worker.limit != limit:
         end()
         _worker = _Worker(limit)
@@ -154,7 +154,7 @@ def _ask(request: bytes, what: str, limit: Limit) -> bytes:
 
 def end() -> None:
     """End the worker, where there is one."""
-    global _worker  # as above
+    global _worker
     if _worker is not None:
         _worker.end()
         _worker = None

@@ -1,6 +1,7 @@
 """Protobuf messages: ONNX models and Core ML's specifications, in files of a bounded size.
 
-A message refers to no other file here: ONNX's external data are not followed, wherever they point.
+A message refers to no other file here: ONNX's external data are not followed, wherever they point. Shapes are inferred
+in a process of its own.
 """
 
 from __future__ import annotations
@@ -90,9 +91,8 @@ def infer_shapes_here(model: str, data_prop: bool) -> str:
     import onnx
 
     try:
-        found = onnx.shape_inference.infer_shapes(
-            onnx.load_model_from_string(base64.b64decode(model)), False, False, data_prop
-        )
+        given = onnx.load_model_from_string(base64.b64decode(model))
+        found = onnx.shape_inference.infer_shapes(given, data_prop=data_prop)
     except Exception as error:  # onnx raises errors of its own, and of protobuf
         if isinstance(error, MemoryError):
             raise
