@@ -201,7 +201,7 @@ class TargetFile(ABC):
         return None
 
     def describe(self) -> dict[str, Any]:
-        """Return what else the manifest says of the file."""
+        """Return what else the manifest says of the file; a plugin's `{"details": {"plugin": name, "values": {...}}}`."""
         return {}
 
 

@@ -5,7 +5,8 @@ what it is told. A worker reads such a file, with a limit of time and of memory,
 or does not end, the caller has a sentence. It stays for the next file: what it imports is imported once.
 
     parent -> worker     {"function": "package.module:name", "arguments": [...]}       a line of JSON
-    worker -> parent     {"value": ...} or {"error": name, "sentence": ...}            a line of JSON
+    worker -> parent     {} once, when it is there
+                         {"value": ...} or {"error": name, "sentence": ...}            a line of JSON
 
 In a process that has a limit already (limits.py) the function is called as it is: that process is the one that may die.
 """
@@ -34,6 +35,9 @@ from edgesmith.readers.limits import INSIDE, Limit, is_out_of_memory, prepare
 LIMIT: Final = Limit(120, 8)
 """Seconds for a file, and GiB for the worker: a program of 2 GiB, which protobuf ends at, is held more than once."""
 
+START_S: Final = 120
+"""Seconds in which a worker is there; a busy machine takes long to start Python."""
+
 _lock = threading.Lock()
 
 
@@ -43,6 +47,7 @@ class _Worker:
     def __init__(self, limit: Limit) -> None:
         self.owner = os.getpid()
         self.limit = limit
+        self._has_begun = False
         # The preparation runs between fork and exec, and calls the system only.
         self._process = subprocess.Popen(  # this very module
             [sys.executable, "-P", "-m", "edgesmith.readers.apart"],
@@ -62,11 +67,17 @@ class _Worker:
     def ask(self, request: bytes) -> bytes | None:
         """Return the line that it answers, or None where it dies first. Raises TimeoutError."""
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        until = time.monotonic() + self.limit.seconds
+        if not self._has_begun:  # starting Python is no time of the file's
+            self._has_begun = self._hear(START_S) is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(request)
             self._process.stdin.flush()
+        return self._hear(self.limit.seconds)
+
+    def _hear(self, seconds: float) -> bytes | None:
+        """Return the next line, or None where it dies first. Raises TimeoutError."""
+        assert self._process.stdout is not None
+        until = time.monotonic() + seconds
         answer, heard = bytearray(), self._process.stdout.fileno()
         while not answer.endswith(b"\n"):
             if not select.select([heard], [], [], max(0.0, until - time.monotonic()))[0]:
@@ -187,6 +198,8 @@ def main() -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 1)
         os.close(nowhere)
+        answers.write(b"{}\n")
+        answers.flush()
         for request in sys.stdin.buffer:
             answers.write(json.dumps(_answer(request)).encode() + b"\n")
             answers.flush()
