@@ -275,11 +275,19 @@ class _Layout:
             m, n, b, c = (*letters[:2], *letters[3:4], *letters[5:6]) if len(letters) == 11 else "    "
             if letters != f"{m}{n},{b}{n}{c}->{b}{m}{c}":
                 return False
+            held = constant(self.module, matrix)
+        elif node.target is aten.conv1d.default:  # the same in the spelling of `canonicalise`
+            x, kernel, bias, *rest = arguments(node)
+            held = constant(self.module, kernel)
+            if held is None or bias is not None or held.shape[2] != 1 or rest != [[1], [0], [1], 1]:
+                return False
+            held = held[:, :, 0]
         else:
             matrix, x = node.args
             if matrix in self.maps:
                 return self._product(node, matrix, x)
-        of, held = self.maps.get(x), constant(self.module, matrix)  # type: ignore[arg-type]  # anything
+            held = constant(self.module, matrix)
+        of = self.maps.get(x)  # type: ignore[arg-type]  # anything
         if of is None or held is None or held.dim() != 2 or rank(node) != 3 or not same_shape(val(x), val(node)):
             return False
         emit = self.emitter(node)
@@ -395,6 +403,7 @@ _RULES: dict[Any, tuple[_Rule, ...]] = {
     aten.linear.default: (_Layout._linear,),
     aten.layer_norm.default: (_Layout._norm,),
     aten.einsum.default: (_Layout._mixed,),
+    aten.conv1d.default: (_Layout._mixed,),
     aten.matmul.default: (_Layout._mixed,),
     aten.mean.dim: (_Layout._mean,),
     aten.split_with_sizes.default: (_Layout._split,),

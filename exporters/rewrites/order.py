@@ -167,6 +167,10 @@ ORDER: tuple[Rewrite, ...] = (
 )
 
 
+KEEPING = frozenset({drop_aliases.name})
+"""Rewrites behind which constants stay that nobody reads: find_memory looks for its A and b among all of a model's."""
+
+
 def all_rewrites(streaming: bool = False) -> tuple[Rewrite, ...]:
     """Return the rewrites in the order in which they run, those of other packages among them.
 
@@ -207,7 +211,8 @@ def rewrite(
     reports, tidied = [], None
     for rule in all_rewrites(streaming) if rewrites is None else rewrites:
         reports.append(rule.apply(module, costs))
-        if _spelled(module) != tidied:  # most rewrites leave most graphs alone, and compiling one takes longer
+        # Most rewrites leave most graphs alone, and compiling one takes longer than to compare it.
+        if rule.name not in KEEPING and _spelled(module) != tidied:
             module = tidy(module)
             tidied = _spelled(module)
     return with_module(program, module), reports

@@ -43,7 +43,10 @@ _BINARY = frozenset({aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div
 _SOFTMAX = frozenset({aten.softmax.int, aten._softmax.default})
 
 
-@searches(rule="W x + b along the second last axis, in a row -> linear(x', W, b)'", for_sequences=True)
+@searches(
+    rule="W x + b along the second last axis, in a row -> linear(x', W, b)', where the target says cheaper",
+    for_sequences=True,
+)
 def turn_products(module: GraphModule, costs: Costs) -> Iterator[Fired]:
     """See the table above. There are no near misses."""
     if not costs.adds_left_bias:

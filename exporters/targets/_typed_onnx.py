@@ -507,18 +507,24 @@ def _bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
 
 @contextlib.contextmanager
 def _registry_once() -> Iterator[None]:
-    """Have torch's exporter read its 500 translations once a process: at each export that takes half a second."""
+    """Have torch's exporter read its 500 translations once a process: at each export that takes half a second.
+
+    It takes those of operators that there are. So they are read again where there are more of them by now.
+    """
+    import torch
     from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    read = _torchlib(len(torch._C._dispatch_get_all_op_names()))  # by torch's own method
 
     def copied(opset_version: int) -> ONNXRegistry:
         assert opset_version == OPSET
         mine = ONNXRegistry()
         mine._opset_version = opset_version
-        known = _torchlib().functions
-        mine.functions = {target: list(forms) for target, forms in known.items()}  # an export adds to the lists
+        mine.functions = {
+            target: list(forms) for target, forms in read.functions.items()
+        }  # an export adds to the lists
         return mine
 
-    _torchlib()  # by torch's own method
     theirs = vars(ONNXRegistry)["from_torchlib"]
     ONNXRegistry.from_torchlib = staticmethod(copied)  # type: ignore[assignment]
     try:
@@ -527,8 +533,9 @@ def _registry_once() -> Iterator[None]:
         ONNXRegistry.from_torchlib = theirs  # type: ignore[method-assign]
 
 
-@functools.cache
-def _torchlib() -> ONNXRegistry:
+@functools.lru_cache(maxsize=1)
+def _torchlib(operators: int) -> ONNXRegistry:
+    """Return torch's translations of the operators that there are, by how many there are."""
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 
     return ONNXRegistry.from_torchlib(opset_version=OPSET)

@@ -19,6 +19,8 @@ from edgesmith.exporters.verification.cases import Case
 
 aten = torch.ops.aten
 
+_KINDS = ("Tensor", "Scalar")
+
 REMOVED = frozenset(
     f"aten.{name}.default"
     for name in ("complex", "real", "imag", "view_as_real", "fft_fft", "fft_ifft", "fft_rfft", "fft_irfft", "dropout")
@@ -28,7 +30,15 @@ REMOVED = frozenset(
     *("aten.cdist.default", "aten._cdist_forward.default", "aten._euclidean_dist.default", "aten.topk.default"),
     *("aten.addcmul.default", "aten.lerp.Scalar", "aten.lerp.Tensor", "aten.clamp_min.Tensor", "aten.max.dim"),
     *("aten.min.dim", "aten.tensor_split.sections", "aten.copy.default", "aten.slice_scatter.default"),
-    *("aten.reshape_as.default", "aten.view_as.default", "aten.im2col.default"),
+    *("aten.reshape_as.default", "aten.view_as.default", "aten.im2col.default", "aten.inner.default"),
+    *("aten.absolute.default", "aten.negative.default", "aten.concat.default", "aten.concatenate.default"),
+    *("aten.clip.default", "aten.clip.Tensor", "aten.subtract.Tensor", "aten.linalg_matmul.default"),
+    *(f"aten.{name}.{kind}" for name in ("multiply", "divide", "true_divide") for kind in _KINDS),
+    *(f"aten.{name}{equal}.{kind}" for name in ("greater", "less") for equal in ("", "_equal") for kind in _KINDS),
+    *(f"aten.special_{name}.default" for name in ("erf", "expit", "expm1", "log1p", "softmax")),
+    *("aten.mT.default", "aten.numpy_T.default", "aten.swapdims.default", "aten.moveaxis.int", "aten.moveaxis.intlist"),
+    *("aten.std_mean.correction", "aten.std_mean.dim", "aten.var_mean.correction", "aten.var_mean.dim"),
+    "aten.tensordot.default",
 }
 """Overloads that rewrites name to remove them; where one stays, it is the caller's own."""
 
@@ -46,7 +56,9 @@ def _unary() -> Iterator[tuple[Any, Callable[..., Any], tuple[Any, ...]]]:
         "contiguous",
         "cos",
         "detach",
+        "erf",
         "exp",
+        "expm1",
         "gelu",
         "hardsigmoid",
         "hardswish",
@@ -56,7 +68,7 @@ def _unary() -> Iterator[tuple[Any, Callable[..., Any], tuple[Any, ...]]]:
     for name in names:
         overload = getattr(aten, name).default
         yield overload, overload, (_X,)
-    for name in ("log", "rsqrt", "sqrt"):
+    for name in ("log", "log1p", "rsqrt", "sqrt"):
         overload = getattr(aten, name).default
         yield overload, overload, (_POSITIVE,)
 
@@ -76,7 +88,11 @@ def _binary() -> Iterator[tuple[Any, Callable[..., Any], tuple[Any, ...]]]:
     yield aten.pow.Tensor_Tensor, aten.pow.Tensor_Tensor, (_POSITIVE, _Y)
     yield aten.clamp.default, lambda x: aten.clamp.default(x, -0.5, 0.5), (_X,)
     yield aten.clamp_min.default, lambda x: aten.clamp_min.default(x, 0.5), (_X,)
-    yield aten.gt.Scalar, lambda x: aten.gt.Scalar(x, 0), (row(-1, -0.0, 0, 2),)
+    yield aten.clamp.Tensor, aten.clamp.Tensor, (_X, -_POSITIVE, _POSITIVE)
+    for name in ("gt", "ge", "lt", "le"):
+        scalar, two = getattr(aten, name).Scalar, getattr(aten, name).Tensor
+        yield scalar, lambda x, f=scalar: f(x, 0), (row(-1, -0.0, 0, 2),)
+        yield two, two, (row(-1, -0.0, 0, 2), row(-2, 0.0, 1, 2))
     yield aten.eq.Scalar, lambda x: aten.eq.Scalar(x, 0), (row(-1, -0.0, 0, 2),)
     yield aten.any.dim, lambda m: aten.any.dim(m, -1, True), (torch.stack([_MASK, ~_MASK, _MASK & ~_MASK]),)
     yield aten.where.self, aten.where.self, (_MASK, _X, _Y)
@@ -104,6 +120,7 @@ _ARRANGED: dict[Any, tuple[Any, ...]] = {
     aten.ones_like.default: (),
     aten.pad.default: ([1, 2], "constant", 0.0),
     aten.permute.default: ([2, 0, 1],),
+    aten.repeat_interleave.self_int: (2, -1),
     aten.reshape.default: ([4, -1],),
     aten.select.int: (1, -1),
     aten.slice.Tensor: (1, -2, 9223372036854775807),
