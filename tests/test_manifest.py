@@ -185,7 +185,7 @@ def change(manifest: dict[str, Any], pointer: str, value: object) -> dict[str, A
     if value is ...:
         del place[last]
     else:
-        place[last] = value
+        place[int(last) if isinstance(place, list) else last] = value
     return changed
 
 
