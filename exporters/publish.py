@@ -16,7 +16,16 @@ from edgesmith.exporters.graph.capture import Program
 from edgesmith.exporters.graph.edit import count_operators
 from edgesmith.exporters.judge import Judge
 from edgesmith.exporters.load import Loaded
-from edgesmith.exporters.manifest import SCHEMA, CheckRecord, Manifest, ModelRecord, RewriteRecord, TargetRecord, missed
+from edgesmith.exporters.manifest import (
+    SCHEMA,
+    CheckRecord,
+    Manifest,
+    ModelRecord,
+    RewriteRecord,
+    SeriesRecord,
+    TargetRecord,
+    missed,
+)
 from edgesmith.exporters.options import SEGMENTATIONS, ExportOptions
 from edgesmith.exporters.precision import table as precisions
 from edgesmith.exporters.precision.task import Typed
@@ -164,7 +173,7 @@ def _describe_model(made: Export) -> ModelRecord:
         record["normalisation"] = made.options.tokens.normalised
     elif made.options.series is not None:
         record["normalisation"] = made.options.series.normalised
-        record["series"] = made.options.series.describe()
+        record["series"] = cast(SeriesRecord, made.options.series.describe())
     return record
 
 
