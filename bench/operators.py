@@ -118,7 +118,7 @@ def _typed_onnx(engine: Path) -> Path | None:
     if beside.is_file():
         return beside
     built = artifacts.read(engine)
-    wanted = built.manifest.get("kit", {}).get("onnx")
+    wanted = built.manifest["kit"].get("onnx") if "kit" in built.manifest else None
     kits = (built.path.parent, built.path.with_name(built.path.name.removesuffix("-built")))
     for kit in kits:
         onnx = kit / beside.name

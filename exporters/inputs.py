@@ -25,7 +25,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from edgesmith.models.registry import ImageInput
+from edgesmith.models.front_end import RATE
+from edgesmith.models.registry import ImageInput, SoundInput
 from edgesmith.models.series import SeriesInput
 
 COUNT = 8
@@ -253,6 +254,31 @@ def draw_series(reads: SeriesInput, batch: int, seed: int) -> tuple[Tensor, ...]
         if name in reads.inputs:
             drawn[name] = torch.randn(batch, *reads.inputs[name], generator=generator)
     return tuple(drawn.get(name, series[:, :steps]).contiguous() for name in reads.inputs)
+
+
+DRAWN_SOUNDS = "drawn sounds: a gliding voice with overtones in syllables, over noise 40 dB below it"
+"""The inputs of a file that takes sound, in words."""
+
+
+def draw_sounds(reads: SoundInput, batch: int, count: int = NATURAL) -> list[list[Tensor]]:
+    """Return the inputs of `count` calls of a file that takes sound: what `DRAWN_SOUNDS` says, in -1..1."""
+    length = math.prod(reads.heard)
+    t = torch.arange(length, dtype=torch.float64) / RATE
+
+    def each(low: float, high: float) -> Tensor:
+        """Return a number for each sound, uniform in a range. [B, 1]"""
+        return low + (high - low) * torch.rand(batch, 1, generator=generator, dtype=torch.float64)
+
+    calls = []
+    for seed in range(count):
+        generator = torch.Generator().manual_seed(seed)
+        phase = 2 * math.pi * (each(80, 200) * t + each(-40, 40) * t.square())
+        voice = sum((each(0.1, 0.3) * (k * phase).sin() for k in range(1, 13)), torch.zeros(batch, length))
+        syllables = (2 * math.pi * (each(2, 5) * t + each(0, 1))).sin().clamp(min=0)
+        noise = 1e-2 * torch.randn(batch, length, generator=generator, dtype=torch.float64)
+        sound = each(0.05, 0.5) * (voice * syllables + noise)
+        calls.append([sound.clamp(-1, 1).float().reshape(batch, *reads.heard)])
+    return calls
 
 
 def draw_tokens(vocabulary: int, batch: int, length: int) -> tuple[Tensor, Tensor]:

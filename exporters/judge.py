@@ -15,7 +15,7 @@ from edgesmith.exporters.graph.capture import Program, computes_in_half
 from edgesmith.exporters.graph.edit import count_operators
 from edgesmith.exporters.inputs import describe_drawn, describe_inputs
 from edgesmith.exporters.load import Loaded
-from edgesmith.exporters.manifest import CheckRecord, InputsRecord, VerifiedCall
+from edgesmith.exporters.manifest import CalibrationRecord, CheckRecord, InputsRecord, VerifiedCall
 from edgesmith.exporters.options import ExportOptions
 from edgesmith.exporters.precision import calibration as calibrations
 from edgesmith.exporters.precision import table as precisions
@@ -154,5 +154,5 @@ def _describe(selection: Selection, subject: Subject, is_kept: bool, facts: dict
     if is_kept:
         record["kept"] = calibrations.INPUTS_FILE
     if facts is not None:
-        record["given"] = facts
+        record["given"] = cast(CalibrationRecord, facts)
     return record

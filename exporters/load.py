@@ -17,7 +17,7 @@ from edgesmith.errors import BadInput, EdgesmithWarning
 from edgesmith.exporters.graph.capture import run_eager
 from edgesmith.exporters.graph.signature import bind
 from edgesmith.exporters.graph.unwrap import unwrap
-from edgesmith.exporters.inputs import NATURAL, draw_series, draw_tokens, seeded_inputs
+from edgesmith.exporters.inputs import DRAWN_SOUNDS, NATURAL, draw_series, draw_sounds, draw_tokens, seeded_inputs
 from edgesmith.exporters.options import ExportOptions, ModelOptions
 from edgesmith.exporters.own.building import build
 from edgesmith.exporters.own.reference import OwnModule
@@ -25,6 +25,7 @@ from edgesmith.exporters.precision.calibration import read_given
 from edgesmith.models import checkpoint
 from edgesmith.models.checkpoint import Weights, fingerprint
 from edgesmith.models.registry import ModelSpec
+from edgesmith.models.sound import hearing
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,8 @@ def load(options: ModelOptions, labels: Sequence[str] | None = None) -> Loaded:
 def load_given(options: ExportOptions, model: Loaded) -> tuple[list[list[Tensor]], dict[str, Any]] | None:
     """Return the caller's own data to verify on, and what they are; None where there are none.
 
-    Those of a forecaster are drawn where the caller has none: series, which standard normal values are not.
+    Those of a forecaster, or behind a front end, are drawn where the caller has none: series and sounds, which standard
+    normal values are not.
 
     Raises:
         BadInput: a file that cannot be used, or too few of them.
@@ -96,6 +98,8 @@ def load_given(options: ExportOptions, model: Loaded) -> tuple[list[list[Tensor]
         batch = model.inputs[0].shape[0]
         drawn = [list(draw_series(options.series, batch, seed)) for seed in range(NATURAL)]
         return drawn, {"source": "drawn series: a level, a trend, two seasons and noise of each channel"}
+    if options.verify_inputs is None and options.sound is not None:
+        return draw_sounds(options.sound, model.inputs[0].shape[0]), {"source": DRAWN_SOUNDS}
     if options.verify_inputs is None:
         return None
     return read_given(Path(options.verify_inputs), model.name_inputs(), model.inputs, options.image)
@@ -126,6 +130,10 @@ def _load_named(options: ModelOptions, spec: ModelSpec) -> Loaded:
     if options.sequence is not None and options.sequence.condition is not None:
         name, width = options.sequence.condition
         read, shapes, outputs = [*read, name], [*shapes, (width,)], ("tokens",)
+    if options.sound is not None:
+        module = hearing(options.sound, module)
+        (drawn,) = draw_sounds(options.sound, batch, count=1)
+        return Loaded(spec.name, module, tuple(drawn), (options.sound.name,), outputs, origin, spec)
     (drawn,) = seeded_inputs([torch.zeros(batch, *shape) for shape in shapes], count=1)
     if options.features:
         outputs = tuple(f"features_{i}" for i in range(len(run_eager(module, tuple(drawn)))))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from edgesmith.exporters.artifact import remove
 from edgesmith.exporters.judge import Judge
 from edgesmith.exporters.options import ExportOptions
+from edgesmith.exporters.precision.exact_modules import FRONT_END
 from edgesmith.exporters.precision.policy import INPUTS
 from edgesmith.exporters.precision.task import Calls, Typed, TypingTask
 from edgesmith.exporters.products import Product
@@ -31,12 +32,13 @@ class Lowering:
 
     def __init__(self, options: ExportOptions, folder: Path, product: Product, version: str = "") -> None:
         self._target, self._product = options.backend, product
+        self._takes_sound = options.sound is not None
         self._path = folder / f"{options.artifact_name}{options.backend.delivery(options.profile).suffix}"
         self.request = Request(
             name=options.artifact_name,
             precision=options.arithmetic,
             image=options.image,
-            sequence=options.sequence,
+            sequence=options.sound or options.sequence,
             series=options.series,
             streaming=product.streaming,
             sequence_program=product.sequence_program,
@@ -100,4 +102,5 @@ class Lowering:
             run_file=run_file,
             other_classes=judge.of_file.other_classes(),
             operators_in=operators_in,
+            fp32_module=FRONT_END if self._takes_sound else "",
         )

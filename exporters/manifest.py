@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from edgesmith import records
 from edgesmith.errors import Unreadable
+from edgesmith.exporters.engine_record import BuildingDevice, EngineRecord, KitDigests, KitSummary
 from edgesmith.exporters.streaming.description import StreamingDescription
 from edgesmith.paths import is_listed
 from edgesmith.records import Keyword
@@ -64,6 +65,47 @@ class Normalisation(TypedDict):
     std: list[float]
 
 
+class SoundRecord(TypedDict):
+    """The sound that a file with a front end takes: float samples of one channel.
+
+    Attributes:
+        rate_hz: samples a second.
+        lowest, highest: that a sample may be.
+        samples: of one call.
+        frames: that the front end makes of them, those of padding included.
+        bands: of a frame.
+    """
+
+    rate_hz: int
+    lowest: float
+    highest: float
+    samples: int
+    frames: int
+    bands: int
+
+
+class SeriesRecord(TypedDict):
+    """The contract of a forecaster, see models/series.py.
+
+    Attributes:
+        freq_token: tokens of frequencies by their names.
+        future_channels: channels of the input that are known ahead.
+    """
+
+    context_length: int
+    channels: int
+    inputs: list[str]
+    layout: str
+    scale: str
+    prediction_length: NotRequired[int]
+    predicted_channels: NotRequired[list[int]]
+    observed_mask: NotRequired[str]
+    freq_token: NotRequired[dict[str, int]]
+    future_channels: NotRequired[list[int]]
+    static_covariates: NotRequired[int]
+    future_covariates: NotRequired[int]
+
+
 class ModelRecord(TypedDict):
     """The model that an artifact is of.
 
@@ -73,6 +115,7 @@ class ModelRecord(TypedDict):
         segmentation: of a model for it: `logits` at a fraction of the image's size, or `labels`, each pixel's class.
         head: on dense features, see models/dense.py.
         normalisation: of images, or in words what was done to the features of frames.
+        sound: of a file with a front end, what it takes.
         series: of a forecaster, what it reads and returns, see models/series.py.
         fixed: arguments of a module's forward that are part of the file, as Python writes them.
         interface: what the file itself calls and takes; a classifier's outputs are others than `outputs`. A target of a
@@ -89,7 +132,8 @@ class ModelRecord(TypedDict):
     paper: NotRequired[str]
     licence: NotRequired[str]
     normalisation: NotRequired[Normalisation | str]
-    series: NotRequired[dict[str, Any]]
+    sound: NotRequired[SoundRecord]
+    series: NotRequired[SeriesRecord]
     fixed: NotRequired[dict[str, str]]
     interface: NotRequired[InterfaceRecord]
 
@@ -333,7 +377,7 @@ class InputsRecord(TypedDict):
     calls: NotRequired[list[VerifiedCall]]
     left_out: NotRequired[list[str]]
     kept: NotRequired[str]
-    given: NotRequired[dict[str, Any]]
+    given: NotRequired[CalibrationRecord]
 
 
 class ThresholdsRecord(TypedDict):
@@ -369,6 +413,56 @@ class FileRecord(TypedDict):
     sha256: Annotated[str, Keyword("pattern", "^[0-9a-f]{64}$")]
 
 
+class CalibrationRecord(TypedDict):
+    """The data that a file is calibrated or judged on.
+
+    Attributes:
+        source: `random`, `images`, `npz`.
+        calls, held_out: inputs that were used, and that were kept to judge on.
+        files, preprocessing: of images.
+        samples: of an `.npz`.
+        seeds, warning: of random ones.
+    """
+
+    source: str
+    calls: NotRequired[int]
+    held_out: NotRequired[int]
+    sha256: NotRequired[str]
+    files: NotRequired[int]
+    preprocessing: NotRequired[str]
+    samples: NotRequired[int]
+    seeds: NotRequired[str]
+    warning: NotRequired[str]
+
+
+class LibraryRecord(TypedDict):
+    """A compiled library.
+
+    Attributes:
+        triple, cpu: of the processor that it is compiled for.
+        memory_bytes: of working memory.
+        macs: multiply-accumulates, by what computes them.
+        covered: operators, by what computes them.
+    """
+
+    triple: str
+    cpu: str
+    memory_bytes: int
+    macs: dict[str, int]
+    covered: dict[str, dict[str, int]]
+
+
+class PluginRecord(TypedDict):
+    """Words of a plugin's target about its file; edgesmith reads none of them.
+
+    Attributes:
+        plugin: the target's name.
+    """
+
+    plugin: str
+    values: dict[str, str | int | float | bool | None]
+
+
 class Int8Record(TypedDict):
     """The part of a file that is int8, and the data that decided it.
 
@@ -385,7 +479,7 @@ class Int8Record(TypedDict):
     share_of_macs: float
     weight_bits: int
     snr_db: float | None
-    calibration: dict[str, Any]
+    calibration: CalibrationRecord
 
 
 class Manifest(TypedDict):
@@ -401,7 +495,7 @@ class Manifest(TypedDict):
         engine: how an engine was built.
         kit: of a kit what a board needs, of a built engine the digests of what it was built of.
         device: of a built engine, the machine.
-        details: what a target of a plugin says of its file.
+        details: of a compiled library what it is for, of a plugin's file what its target says.
     """
 
     schema: Literal[2]
@@ -417,13 +511,13 @@ class Manifest(TypedDict):
     versions: dict[str, str]
     rewrites: NotRequired[list[RewriteRecord]]
     legalized: NotRequired[list[LegalizationRecord]]
-    engine: NotRequired[dict[str, Any]]
+    engine: NotRequired[EngineRecord]
     operators: NotRequired[OperatorCounts]
     verification: VerificationRecord
     int8: NotRequired[Int8Record]
-    kit: NotRequired[dict[str, Any]]
-    device: NotRequired[dict[str, Any]]
-    details: NotRequired[dict[str, Any]]
+    kit: NotRequired[KitSummary | KitDigests]
+    device: NotRequired[BuildingDevice]
+    details: NotRequired[LibraryRecord | PluginRecord]
     files: list[FileRecord]
 
 

@@ -26,7 +26,7 @@ from edgesmith.exporters.precision import table as precisions
 from edgesmith.exporters.precision.table import Precision
 from edgesmith.exporters.targets.target import Target
 from edgesmith.models import registry
-from edgesmith.models.registry import ImageInput, ModelSpec, SequenceInput, TokenInput
+from edgesmith.models.registry import ImageInput, ModelSpec, SequenceInput, SoundInput, TokenInput
 from edgesmith.models.series import SeriesInput, read_file
 from edgesmith.profiles import device as devices
 from edgesmith.profiles.device import DeviceProfile
@@ -66,6 +66,7 @@ class ModelOptions:
             `fpn` or `upernet`, whose logits have the size of the first of them, or `fpn-labels`, `upernet-labels`.
         config: a forecaster's `config.json`, with transformers' names, for the models that take one.
         observed_mask: a second input of a named forecaster, which says what was observed.
+        front_end: take sound in, and make the frames of a named speech model inside of the file.
 
     Raises:
         BadInput: a sentence that says what was wanted, what came and what to do.
@@ -86,6 +87,7 @@ class ModelOptions:
     segmentation: str | None = None
     config: str | Path | None = None
     observed_mask: bool = False
+    front_end: bool = False
 
     def __post_init__(self) -> None:
         for check in MODEL_CHECKS:
@@ -144,6 +146,18 @@ class ModelOptions:
     def sequence(self) -> SequenceInput | None:
         """The model's frames; None where it reads no sequences."""
         return self.spec.input if self.spec and isinstance(self.spec.input, SequenceInput) else None
+
+    @cached_property
+    def sound(self) -> SoundInput | None:
+        """The sound that the file makes the model's frames of; None where it is given frames."""
+        if not self.front_end or self.sequence is None:
+            return None
+        return registry.to_sound(self.sequence, self.shape[0], self._steps)
+
+    @property
+    def _steps(self) -> bool:
+        """Return whether a step is made of the model."""
+        return False
 
     @property
     def tokens(self) -> TokenInput | None:
@@ -222,6 +236,10 @@ class ExportOptions(ModelOptions):
         return _system(self.backend, self.profile, self.deployment_target)
 
     @property
+    def _steps(self) -> bool:
+        return self.streaming
+
+    @property
     def costs(self) -> Costs:
         """The target's costs, as far as the precision may choose forms by them."""
         return self.arithmetic.costs(self.backend.costs)
@@ -240,6 +258,7 @@ class ExportOptions(ModelOptions):
             (self.labels_pixels, "label-map"),
             (self.labels is not None, "labels"),
             (self.image_input, "image"),
+            (self.front_end, "front-end"),
             (self.streaming, "streaming"),
             (self.with_sequence, "with-sequence"),
             (is_for_another_system, self.system),
@@ -438,6 +457,16 @@ def _check_reads(options: ModelOptions) -> None:
         raise BadInput(f"{options.artifact_name} reads sequences and has no --features; their length is --frames")
 
 
+def _check_front_end(options: ModelOptions) -> None:
+    """Refuse sound for what has no front end."""
+    if options.front_end and (options.sequence is None or not options.sequence.clip):
+        name = options.artifact_name
+        every = registry.all_models().values()
+        have = [one.name for one in every if isinstance(one.input, SequenceInput) and one.input.clip]
+        is_module = "is a module, which may read anything," if options.spec is None else "reads no frames of sound"
+        raise BadInput(f"{name} {is_module} and has no --front-end; {' and '.join(have)} have one")
+
+
 def _check_segmentation(options: ModelOptions) -> None:
     """Refuse maps of classes of what makes none, and those of other kinds."""
     if options.segmentation is None:
@@ -562,10 +591,25 @@ def _check_labels(options: ExportOptions) -> None:
         raise BadInput(f"--labels has {len(labels)} names and the model has {options.classes} classes")
 
 
+def _check_states_of_sound(options: ExportOptions) -> None:
+    """Refuse states of half precision for what the front end keeps."""
+    if (
+        options.front_end
+        and options.streaming
+        and options.arithmetic.is_half
+        and options.backend.keeps_states(options.system)
+    ):
+        raise BadInput(
+            f"--front-end makes its frames in fp32, and states that {options.system} keeps in a program of"
+            f" {options.arithmetic.name} are half precision; give --precision fp32, or --deployment-target iOS17"
+        )
+
+
 MODEL_CHECKS: tuple[Callable[[ModelOptions], None], ...] = (
     _check_batch,
     _check_module,
     _check_reads,
+    _check_front_end,
     _check_segmentation,
 )
 """What must hold to load and rewrite a model."""
@@ -574,6 +618,7 @@ FILE_CHECKS: tuple[Callable[[ExportOptions], None], ...] = (
     _check_precision_and_target,
     _check_image_input,
     _check_streaming,
+    _check_states_of_sound,
     _check_calibration,
     _check_verify_inputs,
     _check_labels,

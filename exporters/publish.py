@@ -16,7 +16,16 @@ from edgesmith.exporters.graph.capture import Program
 from edgesmith.exporters.graph.edit import count_operators
 from edgesmith.exporters.judge import Judge
 from edgesmith.exporters.load import Loaded
-from edgesmith.exporters.manifest import SCHEMA, CheckRecord, Manifest, ModelRecord, RewriteRecord, TargetRecord, missed
+from edgesmith.exporters.manifest import (
+    SCHEMA,
+    CheckRecord,
+    Manifest,
+    ModelRecord,
+    RewriteRecord,
+    SeriesRecord,
+    TargetRecord,
+    missed,
+)
 from edgesmith.exporters.options import SEGMENTATIONS, ExportOptions
 from edgesmith.exporters.precision import table as precisions
 from edgesmith.exporters.precision.task import Typed
@@ -26,6 +35,7 @@ from edgesmith.exporters.targets.target import Package, Request, Target, TargetF
 from edgesmith.exporters.usage.facts import read_facts
 from edgesmith.exporters.usage.guide import write_guide
 from edgesmith.exporters.usage.runner import write_programs
+from edgesmith.models.front_end import RATE
 
 
 @dataclass(frozen=True)
@@ -144,16 +154,26 @@ def _describe_model(made: Export) -> ModelRecord:
     if made.options.head:
         record["head"] = made.options.head
     record["source"], record["paper"], record["licence"] = spec.source, spec.paper, spec.licence
-    image, sequence = made.options.image, made.options.sequence
+    image, sequence, sound = made.options.image, made.options.sequence, made.options.sound
     if image is not None:
         record["normalisation"] = {"mean": list(image.mean), "std": list(image.std)}
+    elif sound is not None:
+        record["normalisation"] = sound.normalised
+        record["sound"] = {
+            "rate_hz": RATE,
+            "lowest": -1.0,
+            "highest": 1.0,
+            "samples": sound.samples,
+            "frames": 1 if sound.is_of_hops else sound.shape[0],
+            "bands": sound.shape[1],
+        }
     elif sequence is not None:
         record["normalisation"] = sequence.normalised
     elif made.options.tokens is not None:
         record["normalisation"] = made.options.tokens.normalised
     elif made.options.series is not None:
         record["normalisation"] = made.options.series.normalised
-        record["series"] = made.options.series.describe()
+        record["series"] = cast(SeriesRecord, made.options.series.describe())
     return record
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgesmith.errors import BadInput, unknown
-from edgesmith.models import series
+from edgesmith.models import front_end, series
 from edgesmith.models.series import SeriesConfig, SeriesInput
 from edgesmith.plugins import Facts, leave_out, use_facts
 from edgesmith.readers.documents import read_toml
@@ -51,6 +51,8 @@ class SequenceInput:
         normalised: what was done to the features, in words and figures.
         frame_ms: time from one frame to the next, where frames have one.
         condition: name and width of a second input, one vector for each sequence; None where there is none.
+        clip: samples at 16 kHz of the sound that the authors make `shape` of, with the log mel filters of front_end.py;
+            0 where frames are something else.
     """
 
     name: str
@@ -58,6 +60,74 @@ class SequenceInput:
     normalised: str
     frame_ms: float | None = None
     condition: tuple[str, int] | None = None
+    clip: int = 0
+
+    @property
+    def layout(self) -> str:
+        """The axes of the input."""
+        return "batch, frames, features"
+
+    def describe(self, is_step: bool) -> str:
+        """Return what a file's first input takes, in words."""
+        return f"{'The next frame' if is_step else 'Frames, oldest first'}; {self.normalised}"
+
+
+@dataclass(frozen=True)
+class SoundInput(SequenceInput):
+    """The input of a sequence model behind its front end: float samples in -1..1 at 16 kHz, of one channel.
+
+    `shape` is that of the frames which the front end makes. Samples are [B, samples]; of hops, for a step, they are
+    [B, frames, samples], and each frame ends with its hop.
+
+    Attributes:
+        samples: of one call, or of one hop.
+        is_of_hops: whether the sound comes hop by hop.
+    """
+
+    samples: int = 0
+    is_of_hops: bool = False
+
+    @property
+    def heard(self) -> tuple[int, ...]:
+        """The shape of the input, without the batch."""
+        return (self.shape[0], self.samples) if self.is_of_hops else (self.samples,)
+
+    @property
+    def layout(self) -> str:
+        """The axes of the input."""
+        return "batch, hops, samples" if self.is_of_hops else "batch, samples"
+
+    def describe(self, is_step: bool) -> str:
+        """Return what a file's first input takes, in words."""
+        return f"{'The next samples of a' if is_step else 'A'} {self.normalised}"
+
+
+def to_sound(frames: SequenceInput, length: int, is_of_hops: bool) -> SoundInput:
+    """Return the sound that a model's front end makes a number of frames of.
+
+    At the published length it is the published clip, which the authors pad to that length. At any other one every frame
+    is one of the sound.
+
+    Args:
+        frames: that the model reads; its `clip` is not 0.
+        length: how many of them.
+        is_of_hops: see `SoundInput`.
+    """
+    shift, rest = front_end.SHIFT, front_end.LENGTH - front_end.SHIFT
+    samples = shift * length + rest
+    if is_of_hops:
+        samples = shift
+    elif length == frames.shape[0]:
+        samples = min(samples, frames.clip)
+    hop = f", {shift} samples ({1000 * shift // front_end.RATE} ms) at a time" if is_of_hops else f", {samples} samples"
+    return SoundInput(
+        name="sound",
+        shape=(length, frames.shape[1]),
+        normalised=f"sound of one channel at {front_end.RATE} Hz, in -1..1{hop}; the file makes log mel frames of it",
+        frame_ms=frames.frame_ms,
+        samples=samples,
+        is_of_hops=is_of_hops,
+    )
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import math
 import shutil
 import subprocess
 import sys
@@ -12,34 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from support.sounds import by_torch, sound
 
 from edgesmith.models import front_end
 from edgesmith.models.front_end import FrontEnd
-
-
-def sound(seconds: float = 1.0) -> np.ndarray:
-    t = np.arange(int(16000 * seconds)) / 16000
-    noise = np.random.default_rng(0).standard_normal(len(t))
-    chirp = np.sin(2 * np.pi * (200 + 1500 * t) * t)
-    return 0.3 * chirp + 0.01 * noise + 0.05
-
-
-def by_torch(samples: np.ndarray) -> np.ndarray:
-    """The same frames by torch.stft, and triangles drawn one by one."""
-    x = torch.from_numpy(samples).unfold(0, 400, 160)
-    x = x - x.mean(1, keepdim=True)
-    y = x - 0.97 * torch.cat([x[:, :1], x[:, :-1]], 1)
-    window = torch.hann_window(400, periodic=False, dtype=torch.float64)
-    padded = torch.nn.functional.pad(y, (56, 56))  # torch puts the window into the middle of the transform
-    power = torch.stft(padded, 512, 512, 400, window, center=False, return_complex=True)[..., 0].abs() ** 2
-    low, high = (1127 * math.log(1 + hertz / 700) for hertz in (20, 8000))
-    step, energies = (high - low) / 129, torch.zeros(len(x), 128, dtype=torch.float64)
-    for band in range(128):
-        for k in range(256):
-            at = (1127 * math.log(1 + k * 31.25 / 700) - low) / step - band
-            energies[:, band] += max(0.0, min(at, 2 - at)) * power[:, k]
-    return ((energies.clamp(min=torch.finfo(torch.float32).eps).log() + 6.845978) / (2 * 5.5654526)).numpy()
 
 
 def test_frames_are_those_of_torchs_stft() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,10 @@ def test_the_workflow_installs_what_is_there(workflow: dict[str, Any], checkout:
     assert action == "install"
     assert (tmp_path / constraints).is_file()
     assert project.startswith("./")  # without it pip asks an index for a package of that name
-    assert 'name = "edgesmith"' in (tmp_path / project / "pyproject.toml").read_text()
+    folder, _, extra = project.rstrip("]").partition("[")
+    declared = tomllib.loads((tmp_path / folder / "pyproject.toml").read_text())["project"]
+    assert declared["name"] == "edgesmith"
+    assert extra in declared["optional-dependencies"]
 
 
 def test_the_workflow_exports_and_measures_both_sides(workflow: dict[str, Any], artifact: Path, tmp_path: Path) -> None:

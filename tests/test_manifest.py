@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +185,7 @@ def change(manifest: dict[str, Any], pointer: str, value: object) -> dict[str, A
     if value is ...:
         del place[last]
     else:
-        place[last] = value
+        place[int(last) if isinstance(place, list) else last] = value
     return changed
 
 
@@ -264,6 +264,107 @@ def test_what_is_written_is_read_and_lists_the_files_that_are_there(tmp_path: Pa
     found = read(tmp_path)
     assert [(one["path"], one["bytes"]) for one in found.manifest["files"]] == [("m.onnx", 5)]
     assert found.manifest == smallest_manifest(files=found.manifest["files"])
+
+
+# one key at a time
+
+ENGINE = {
+    "version": "10.3.0",
+    "compute_capabilities": ["8.7"],
+    "bytes": 9,
+    "flags": {
+        "strongly_typed": True,
+        "tf32": False,
+        "optimization_level": 3,
+        "version_compatible": False,
+        "hardware_compatible": False,
+        "dla": None,
+    },
+    "layers": {"network": None, "engine": 3},
+    "precisions": {"fp16": 3},
+    "synchronisations": 0,
+    "types": {"gemm": 3},
+    **dict.fromkeys(("weights_bytes", "activations_bytes", "workspace_bytes"), 7),
+    "warnings": ["a warning"],
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "a kit": {
+        "kit": {
+            "board": {**dict.fromkeys(("compute_capability", "tensorrt", "jetpack")), "title": "b", "dla_cores": 0},
+            "flags": {"strongly_typed": True, "tf32": False, "optimization_level": 3},
+            "thresholds": {"relative_error": 0.1, "snr_db": 20.0},
+            "operators": {"Conv": "7.0", "New": None},
+        }
+    },
+    "an engine": {
+        "engine": ENGINE,
+        "kit": {"onnx": "0" * 64, "cases": "1" * 64},
+        "device": {
+            "name": "orin",
+            "system": "Linux",
+            "cpu": "A78",
+            "machine": "abc",
+            "power_mode": None,
+            **dict.fromkeys(("board", "compute_capability", "l4t", "gpu")),
+        },
+    },
+    "a library": {
+        "details": {
+            "triple": "aarch64",
+            "cpu": "a76",
+            "memory_bytes": 8,
+            "macs": {"tvm": 1},
+            "covered": {"tvm": {"add": 1}},
+        }
+    },
+    "a plugin's": {"details": {"plugin": "p", "values": {"fast": True, "cores": 3, "note": None}}},
+    "an int8 file": {
+        "int8": {
+            "layers": 1,
+            "sums": 0,
+            "macs": {"all": 1},
+            "share_of_macs": 0.5,
+            "weight_bits": 8,
+            "snr_db": None,
+            "calibration": {"source": "random", "calls": 2, "held_out": 1, "seeds": "1 to 2", "warning": "w"},
+        }
+    },
+}
+
+
+def places(part: Any, pointer: str = "") -> Iterator[str]:
+    """Every object and every value in a manifest, by its pointer."""
+    if pointer:
+        yield pointer
+    pairs = part.items() if isinstance(part, dict) else enumerate(part) if isinstance(part, list) else ()
+    for key, inner in pairs:
+        yield from places(inner, f"{pointer}/{key}")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_object_is_closed_and_every_value_has_its_type(kind: str, tmp_path: Path) -> None:
+    """A key more, in whatever object; another type, of whatever value; a key less is read, or refused."""
+    sound = smallest_manifest(**KINDS[kind], files=[{"path": "m.onnx", "bytes": 1, "sha256": "0" * 64}])
+
+    def is_refused(changed: dict[str, Any]) -> bool:
+        (tmp_path / MANIFEST).write_text(json.dumps(changed), encoding="utf-8")
+        try:
+            manifests.read(tmp_path)
+        except BadInput:
+            return True
+        return False
+
+    assert not is_refused(sound)
+    for pointer in ("", *places(sound)):
+        value: Any = sound
+        for key in pointer.split("/")[1:]:
+            value = value[int(key) if isinstance(value, list) else key]
+        if isinstance(value, dict):
+            assert is_refused(change(sound, f"{pointer}/unexpected", [{"deep": "x"}])), pointer
+        if pointer:
+            assert is_refused(change(sound, pointer, [[{"deep": "x"}]])), pointer
+        if pointer and not pointer.rpartition("/")[2].isdigit():
+            is_refused(change(sound, pointer, ...))
 
 
 # schema 1

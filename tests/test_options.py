@@ -238,8 +238,8 @@ def test_the_signature_of_export_shows_every_option_and_is_that_of_its_options()
     assert shown.parameters == of_options.parameters
     assert list(shown.parameters)[:2] == ["model", "target"]
     assert shown.parameters.keys() == {one.name for one in dataclasses.fields(ExportOptions)}
-    assert len(shown.parameters) == 26
-    assert [one.kind.name for one in shown.parameters.values()] == ["POSITIONAL_OR_KEYWORD"] * 2 + ["KEYWORD_ONLY"] * 24
+    assert len(shown.parameters) == 27
+    assert [one.kind.name for one in shown.parameters.values()] == ["POSITIONAL_OR_KEYWORD"] * 2 + ["KEYWORD_ONLY"] * 25
     assert shown.return_annotation in (Artifact, "Artifact")
     assert inspect.signature(edgesmith.explain).parameters == inspect.signature(ModelOptions).parameters
     assert RewriteReport.__name__ in str(inspect.signature(edgesmith.explain).return_annotation)

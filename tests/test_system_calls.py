@@ -90,7 +90,7 @@ def trace(command: list[str], folder: Path, environment: Mapping[str, str]) -> s
     return log.read_text(errors="replace")
 
 
-WANTED = tuple(name for name in ("onnx", "coreml", "coreai", "tensorrt") if name in targets.all_targets())
+WANTED = tuple(name for name in ("onnx", "coreml", "coreai", "tensorrt", "tvm") if name in targets.all_targets())
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,20 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, list[str
 
 
 EXPORTS = tuple(f"export-{name}" for name in WANTED)
-PHASES = ("import", *EXPORTS, "verify", "lint", "inspect", "bench", "profile", "history", "report")
+PHASES = (
+    "import",
+    *EXPORTS,
+    "verify",
+    "lint",
+    "inspect",
+    "bench",
+    "profile",
+    "history",
+    "use",
+    "estimate",
+    "compare",
+    "report",
+)
 
 
 @pytest.mark.parametrize("phase", PHASES)
@@ -127,6 +140,7 @@ PLANTED = {
     "a look-up": "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM)",
     "a file in the home": "import pathlib; (pathlib.Path.home() / 'id').write_text('x')",
     "a folder in the home": "import pathlib; (pathlib.Path.home() / 'cache').mkdir()",
+    "a compiler's file beside it": "import subprocess; subprocess.run(['sh', '-c', 'echo 1 > ~/a.o'], check=True)",
     "a file that is moved out": "import os; open('out', 'w').close(); os.rename('out', os.path.expanduser('~/x'))",
 }
 

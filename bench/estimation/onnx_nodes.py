@@ -9,8 +9,8 @@ import onnx
 from onnx import AttributeProto, GraphProto, NodeProto, TensorProto
 
 from edgesmith.bench.estimation.nodes import Node, Value, fixed, kinds_of
-from edgesmith.errors import BadInput
-from edgesmith.readers.messages import read_onnx
+from edgesmith.errors import BadInput, Unsupported
+from edgesmith.readers.messages import infer_shapes, read_onnx
 
 OPERATORS = kinds_of(
     {
@@ -40,9 +40,10 @@ def read_nodes(file: Path) -> list[Node]:
         BadInput: the file cannot be read.
         Unsupported: a size that only a run decides.
     """
+    model = read_onnx(file)
     try:
-        graph = onnx.shape_inference.infer_shapes(read_onnx(file), data_prop=True).graph
-    except Exception as error:  # protobuf and onnx raise errors of their own
+        graph = infer_shapes(model, file.name, data_prop=True)
+    except Unsupported as error:
         raise BadInput(f"{file} is not an ONNX file that can be read: {error}") from error
     tensors = _Tensors(graph, file)
     nodes = []

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgesmith.errors import Unsupported
 from edgesmith.exporters.departures.graph import Graph, Node, Shape, Value
+from edgesmith.readers.messages import infer_shapes
 
 if TYPE_CHECKING:
     import onnx
@@ -46,9 +46,6 @@ _KINDS = {
 }
 """Kinds of operators that are not their names in lower case."""
 
-_SMALL = 1024
-"""Numbers of a constant that a shape may depend on, at most."""
-
 _TYPES = {
     "FLOAT": "fp32",
     "FLOAT16": "fp16",
@@ -57,14 +54,18 @@ _TYPES = {
 }
 
 
-def graph_of_onnx(model: onnx.ModelProto) -> Graph:
-    """Return the graph of a model; the bodies of loops and branches stand before their nodes."""
+def graph_of_onnx(model: onnx.ModelProto, what: str = "the model") -> Graph:
+    """Return the graph of a model; the bodies of loops and branches stand before their nodes.
+
+    Args:
+        what: the file's name. Raises Unreadable where native code ends its process over it.
+    """
     import onnx
 
     reader = _Reader(onnx)
     for tensor in model.graph.initializer:
         reader.constant(tensor.name, tensor)
-    reader.graph(_inferred(onnx, model))
+    reader.graph(_inferred(model, what))
     opset = next((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), 0)
     stored = {one.name for one in model.graph.initializer}
     return Graph(
@@ -76,22 +77,12 @@ def graph_of_onnx(model: onnx.ModelProto) -> Graph:
     )
 
 
-def _inferred(onnx: Any, model: onnx.ModelProto) -> onnx.GraphProto:
-    """Return a model's graph with the shapes of its values; weights are left out, which inference would copy twice."""
-    small = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
-    given, graph = model.graph, small.graph
-    for name in ("node", "input", "output", "value_info"):
-        getattr(graph, name).extend(getattr(given, name))
-    known = {one.name for one in given.input}
-    for tensor in given.initializer:
-        if math.prod(tensor.dims) <= _SMALL:
-            graph.initializer.append(tensor)
-        elif tensor.name not in known:
-            graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
-    graph.name = given.name
-    with contextlib.suppress(Exception):  # what it refuses is read without shapes
-        given = onnx.shape_inference.infer_shapes(small).graph
-    return given
+def _inferred(model: onnx.ModelProto, what: str) -> onnx.GraphProto:
+    """Return a model's graph with the shapes of its values. What ONNX refuses is read without shapes."""
+    try:
+        return infer_shapes(model, what)
+    except Unsupported:
+        return model.graph
 
 
 class _Reader:

@@ -122,7 +122,7 @@ def _choose(file: Path, named: Sequence[Subject]) -> tuple[Subject, ...]:
 
 def _graphs(path: Path) -> list[Graph]:
     if path.suffix == ".onnx":
-        return [graph_of_onnx(read_onnx(path, whole=False))]
+        return [graph_of_onnx(read_onnx(path, whole=False), path.name)]
     from edgesmith.exporters.departures.from_coreai import graph_of_coreai
 
     return [graph_of_coreai(path)]

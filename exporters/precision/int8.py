@@ -34,6 +34,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,7 @@ from edgesmith.exporters.graph.edit import (
 )
 from edgesmith.exporters.graph.interpret import interpret, recompute
 from edgesmith.exporters.graph.linear import Linear, along, spelled
+from edgesmith.exporters.precision.exact_modules import keep_exact
 from edgesmith.exporters.precision.int8_in_file import find_spoiling
 from edgesmith.exporters.precision.task import CountsMacs, RunFile, Thresholds, Typed, TypingTask, runs_nothing
 from edgesmith.kernels.op import all_ops
@@ -117,6 +119,7 @@ def quantise(
     largest_weight: int = MOST,
     run_file: RunFile = runs_nothing,
     most_error: float = math.inf,
+    exact: Mapping[str, str] = MappingProxyType({}),
 ) -> Quantised:
     """The program with int8 layers; as few of them as the inputs ask for stay float.
 
@@ -127,6 +130,7 @@ def quantise(
         largest_weight: w above.
         run_file: of the task; runs the file that a program becomes.
         most_error: that an output may have, relative to its peak.
+        exact: nodes that stay float whatever the inputs say, each with the reason.
 
     Raises:
         Unsupported: there is no layer that could be int8.
@@ -146,7 +150,7 @@ def quantise(
             f"--calibration: the model does not run on what it was given ({str(error).partition(chr(10))[0]});"
             " give samples that it takes"
         ) from error
-    kept = find_computed_biases(program.module)
+    kept = {**find_computed_biases(program.module), **exact}
     seen = _choose_ranges(program, layers, seen, kept, inputs[:CORRECTION_INPUTS], Thresholds(most_error, snr_db))
     costs: dict[str, float] | None = None
     for _ in range(ROUNDS):
@@ -656,8 +660,8 @@ def type_int8(program: Program, task: TypingTask) -> Typed:
     assert task.calibration is not None
     assert task.largest_int8_weight is not None, "the target lists int8 and says no largest weight"
     data, largest = task.calibration, task.largest_int8_weight
-    limits = task.thresholds
-    found = quantise(program, data.inputs, limits.snr_db, largest, task.run_file, limits.relative_error)
+    limits, exact = task.thresholds, keep_exact(program, task)
+    found = quantise(program, data.inputs, limits.snr_db, largest, task.run_file, limits.relative_error, exact)
 
     def describe(file: CountsMacs) -> dict[str, Any]:
         macs = file.count_macs()

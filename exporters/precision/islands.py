@@ -21,6 +21,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from edgesmith.exporters.graph.capture import Program
 from edgesmith.exporters.graph.edit import count_operators, operator_name, site
 from edgesmith.exporters.graph.interpret import Values, evaluate, interpret
+from edgesmith.exporters.precision.exact_modules import keep_exact, keep_in_file
 from edgesmith.exporters.precision.half import half, is_kept, round_weight
 from edgesmith.exporters.precision.label_maps import keep_ends
 from edgesmith.exporters.precision.large_constants import find_large_constants
@@ -52,10 +54,12 @@ def type_half(program: Program, task: TypingTask, dtype_name: str) -> Typed:
     """
     dtype: torch.dtype = getattr(torch, dtype_name)
     if not task.types_programs:
-        return keep_ends(program, task, {}, dtype) if task.other_classes else Typed(program)
-    kept = _find_by_reading(program, dtype)
+        if task.other_classes:
+            return keep_ends(program, task, {}, dtype)
+        return Typed(program, keep_in_file(program, task))
+    kept = _find_by_reading(program, dtype) | keep_exact(program, task)
     if task.finds_islands and not task.is_step:
-        kept = find_islands(program, task.inputs, task.thresholds.snr_db, dtype)
+        kept = find_islands(program, task.inputs, task.thresholds.snr_db, dtype, keep_exact(program, task))
     if task.other_classes:
         return keep_ends(program, task, kept, dtype)
     return Typed(half(program, kept, dtype), kept or None)
@@ -68,11 +72,16 @@ def _find_by_reading(program: Program, dtype: torch.dtype) -> dict[str, str]:
 
 def type_mixed(program: Program, task: TypingTask) -> Typed:
     """Return the program as it is, and what the target's converter has to keep in fp32 by what its files show."""
-    return Typed(program, find(task.lossy_operators))
+    exact = keep_in_file(program, task) or {}
+    return Typed(program, find(lambda kept: {**exact, **task.lossy_operators({**exact, **kept})}))
 
 
 def find_islands(
-    program: Program, inputs: Sequence[Sequence[Tensor]], snr_db: float, dtype: torch.dtype = torch.float16
+    program: Program,
+    inputs: Sequence[Sequence[Tensor]],
+    snr_db: float,
+    dtype: torch.dtype = torch.float16,
+    exact: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, str]:
     """Return the names of nodes to keep in fp32, each with the reason in words.
 
@@ -81,9 +90,10 @@ def find_islands(
         inputs: for calibration, one tuple for each call.
         snr_db: what every output has to reach against the same program in fp32.
         dtype: float16 or bfloat16.
+        exact: nodes that stay fp32 for other reasons.
     """
     spikes = spikes_in(count_operators(program.module))
-    large = _find_by_reading(program, dtype)
+    large = {**_find_by_reading(program, dtype), **exact}
 
     def measure(kept: Mapping[str, str]) -> dict[str, str]:
         evaluation = _Evaluation(program, {**large, **kept}, dtype)

@@ -79,6 +79,7 @@ class TypingTask:
         other_classes: share of pixels that may have another class; 0 where outputs are no classes of pixels.
         operators_in: from modules to the names that the converter has for their operators, and the module of each. Of
             targets whose converter types the program.
+        fp32_module: the name of a module that stays fp32 whatever inputs show; empty for none.
     """
 
     inputs: Calls
@@ -92,3 +93,4 @@ class TypingTask:
     run_file: RunFile = runs_nothing
     other_classes: float = 0.0
     operators_in: Callable[[Sequence[str]], Mapping[str, str]] = names_nothing
+    fp32_module: str = ""

@@ -28,7 +28,7 @@ def layer_by_einsum(module: GraphModule, node: Node) -> str | None:
         outer = of_weight.replace(inner, "")
         if not inner or not outer or outer in of_x or made != of_x.replace(inner, outer):
             continue
-        if weight.dtype != val(node).dtype:
+        if weight.dtype != val(node).dtype or weight.is_complex():  # spectra have rules of their own
             continue
         matrix = weight if of_weight == outer + inner else weight.t()
         return _layer(module, node, x, matrix, of_x.index(inner))

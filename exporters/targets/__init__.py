@@ -11,10 +11,14 @@ import importlib
 import pkgutil
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgesmith.errors import BadInput, unknown
 from edgesmith.exporters.targets.target import Target
 from edgesmith.plugins import leave_out, load_plugins
+
+if TYPE_CHECKING:
+    from edgesmith.exporters.manifest import InterfaceRecord
 
 GROUP = "edgesmith.targets"
 _NO_TARGETS = frozenset({"target"})
@@ -42,6 +46,11 @@ def get(name: str) -> Target:
     if name not in targets:
         raise unknown("target", name, targets, "edgesmith targets")
     return targets[name]
+
+
+def read_interface(name: str, path: str) -> InterfaceRecord | None:
+    """Return what a file of the target called `name` declares of itself; readers/apart.py calls it for foreign ones."""
+    return get(name).open(Path(path)).interface()
 
 
 def require_model(target: Target, device: str) -> str:

@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgesmith.errors import BackendMissing, BadInput, Unreadable, Unsupported
+from edgesmith.readers import apart
 from edgesmith.readers.budget import read_bytes
 from edgesmith.readers.documents import read_json
 from edgesmith.readers.messages import LARGEST
@@ -265,18 +266,38 @@ class ReadOperator:
     types: Mapping[str, str]
     constant: str | None = None
 
+    @staticmethod
+    def of(
+        name: str, operands: Sequence[str], results: Sequence[str], types: Mapping[str, str], constant: str | None
+    ) -> ReadOperator:
+        """Return an operator of what JSON has of it."""
+        return ReadOperator(name, tuple(operands), tuple(results), types, constant)
+
 
 def read_operators(folder: Path) -> tuple[list[ReadOperator], list[str], list[str]]:
     """Return the operators of an asset in order, those of loops before their loop, and names of inputs and outputs.
 
+    It may be anybody's: a process of its own reads it, see readers/apart.py.
+
     Raises:
         Unsupported: the folder is no readable asset.
+        Unreadable: the packages' native part ends its process over it, or does not end.
         BackendMissing: Apple's packages are not installed.
     """
     require()
+    found, inputs, outputs = apart.call(READ_OPERATORS, [str(folder.absolute())], folder.name)
+    return [ReadOperator.of(*one) for one in found], inputs, outputs
+
+
+READ_OPERATORS = f"{__name__}:read_operators_here"
+
+
+def read_operators_here(path: str) -> tuple[list[tuple[Any, ...]], list[str], list[str]]:
+    """Return what `read_operators` returns, each operator as its fields, of a folder that this process reads itself."""
+    folder = Path(path)
     program = _program(folder)
     composites = {_symbol(graph): _composite(graph) for graph in _graphs(program)}
-    found: list[ReadOperator] = []
+    found: list[tuple[Any, ...]] = []
     outputs: list[str] = []
 
     def read(block: Any, is_outer: bool) -> None:
@@ -296,7 +317,7 @@ def read_operators(folder: Path) -> tuple[list[ReadOperator], list[str], list[st
                 called = composites.get(_callee(op)) or called
             types = dict(zip(names, (str(one.type) for one in values), strict=True))
             value = str(op.attributes["value"]) if called == "constant" else None
-            found.append(ReadOperator(called, operands, results, types, value))
+            found.append((called, operands, results, types, value))
 
     (block,) = _main(program, folder).bodyRegion.blocks
     read(block, True)

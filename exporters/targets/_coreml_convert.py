@@ -39,6 +39,7 @@ from edgesmith.exporters.targets._coreml_spelling import spell_out
 from edgesmith.exporters.targets._coreml_translations import own_translations
 from edgesmith.exporters.targets._refusal import refuse
 from edgesmith.exporters.targets.target import Request
+from edgesmith.models.registry import SoundInput
 
 LOWERINGS = "coreml"
 
@@ -151,7 +152,8 @@ def _inputs(program: Program, request: Request) -> list[Any]:
         assert request.image is not None
         shape = tuple(program.inputs[0].shape)
         return [ct.ImageType(program.input_names[0], shape, color_layout=ct.colorlayout.RGB)]
-    real = np.float16 if request.precision.is_half else np.float32
+    takes_samples = isinstance(request.sequence, SoundInput)  # of 16 bits, which fp16 would round to 11
+    real = np.float16 if request.precision.is_half and not takes_samples else np.float32
     pairs = zip(program.input_names, program.inputs, strict=True)
     return [
         ct.TensorType(name=n, shape=tuple(x.shape), dtype=real if x.is_floating_point() else np.int32) for n, x in pairs

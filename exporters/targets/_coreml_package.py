@@ -101,8 +101,7 @@ class _Words:
             mean, std = (", ".join(f"{one:g}" for one in each) for each in (request.image.mean, request.image.std))
             return f"RGB, channels first: (value in 0..1 - mean) / deviation; mean {mean}; deviation {std}."
         if request.sequence is not None:
-            kind = "The next frame" if request.streaming is not None else "Frames, oldest first"
-            return f"{kind}; {request.sequence.normalised}."
+            return f"{request.sequence.describe(request.streaming is not None)}."
         if request.series is not None:
             return f"{name} of a series, in the data's own scale."
         return f"{name}, as forward takes it."

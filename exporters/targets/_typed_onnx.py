@@ -427,7 +427,7 @@ def _annotate(model: onnx.ModelProto, request: Request) -> None:
         facts["input.mean"] = json.dumps(request.image.mean)
         facts["input.std"] = json.dumps(request.image.std)
     if request.sequence is not None:
-        facts["input.layout"] = "batch, frames, features"
+        facts["input.layout"] = request.sequence.layout
         facts["input.normalised"] = request.sequence.normalised
     if request.series is not None:
         facts["input.series"] = json.dumps(request.series.describe())

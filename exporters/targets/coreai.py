@@ -139,7 +139,7 @@ def _facts(request: Request) -> dict[str, str]:
         facts["edgesmith.input.mean"] = json.dumps(request.image.mean)
         facts["edgesmith.input.std"] = json.dumps(request.image.std)
     if request.sequence is not None:
-        facts["edgesmith.input.layout"] = "batch, frames, features"
+        facts["edgesmith.input.layout"] = request.sequence.layout
         facts["edgesmith.input.normalised"] = request.sequence.normalised
     if request.series is not None:
         facts["edgesmith.input.series"] = json.dumps(request.series.describe())

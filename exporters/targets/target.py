@@ -201,7 +201,10 @@ class TargetFile(ABC):
         return None
 
     def describe(self) -> dict[str, Any]:
-        """Return what else the manifest says of the file."""
+        """Return what else the manifest says of the file.
+
+        A plugin's target returns `{"details": {"plugin": its name, "values": plain values by their names}}`.
+        """
         return {}
 
 

@@ -36,6 +36,7 @@ from edgesmith.readers.documents import read_json
 
 if TYPE_CHECKING:
     from edgesmith.exporters.artifact import Artifact
+    from edgesmith.exporters.engine_record import EngineRecord
 
 __all__ = ["NO_VALUE", "summarise"]
 
@@ -182,7 +183,7 @@ def _inspect_engine(path: Path, device: str | None) -> dict[str, Any]:
 
     header = read_header(path)
     artifact = _artifact_of(path)
-    recorded = _recorded(artifact) if artifact else {}
+    recorded: Mapping[str, Any] = _recorded(artifact) if artifact else {}
     capabilities = header.compute_capabilities or tuple(recorded.get("compute_capabilities", ()))
     flags = recorded.get("flags", {})
     found = _loading(header, capabilities, flags)
@@ -217,36 +218,11 @@ def _artifact_of(path: Path) -> Artifact | None:
     return artifact if artifact.file.resolve() == path.resolve() else None
 
 
-RECORDED: dict[str, type | tuple[type, ...]] = {
-    "compute_capabilities": list,
-    "flags": dict,
-    "layers": dict,
-    "precisions": dict,
-    "types": dict,
-    "synchronisations": int,
-    **dict.fromkeys(build.MEMORY, (int, type(None))),
-    "warnings": list,
-}
-"""Facts of an engine in a manifest, and their types; without the first two nobody knows what it loads on."""
-
-
-def _recorded(artifact: Artifact) -> dict[str, Any]:
-    """Return a manifest's entry of its engine. Raises BadInput where something in it is missing or of another type."""
-    recorded = artifact.manifest.get("engine")
-    if not isinstance(recorded, dict):
+def _recorded(artifact: Artifact) -> EngineRecord:
+    """Return a manifest's entry of its engine. Raises BadInput where it has none."""
+    if "engine" not in artifact.manifest:
         raise BadInput(f"{artifact.path / 'manifest.json'} says nothing of the engine; build or export it again")
-    wrong = [key for key in ("compute_capabilities", "flags") if key not in recorded]
-    wrong += [key for key, kind in RECORDED.items() if key in recorded and not isinstance(recorded[key], kind)]
-    if not wrong and not all(isinstance(one, str) for one in recorded["compute_capabilities"]):
-        wrong.append("compute_capabilities")
-    if not wrong and "layers" in recorded and not {"network", "engine"} <= recorded["layers"].keys():
-        wrong.append("layers")
-    if wrong:
-        raise BadInput(
-            f"{artifact.path / 'manifest.json'} is damaged: the engine's {wrong[0]} are missing or not what edgesmith"
-            " writes; build or export it again"
-        )
-    return recorded
+    return artifact.manifest["engine"]
 
 
 def _inspect_kit(folder: Path, device: str | None) -> dict[str, Any]:

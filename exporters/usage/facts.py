@@ -222,6 +222,8 @@ def _first_input(manifest: Manifest, kind: str) -> str:
             return "a picture in RGB; the file normalises it"
         mean, std = (", ".join(f"{value:g}" for value in said[key]) for key in ("mean", "std"))
         return f"RGB, channels first: (value in 0..1 - mean) / deviation; mean {mean}; deviation {std}"
+    if said and "sound" in model:
+        return said
     if said and "series" not in model:
         return f"a {kind}; {said}" if kind == "frame" else said
     return ""

@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any
 
 from edgesmith.board.join import join
 from edgesmith.errors import BackendMissing, Unsupported, VerificationFailed
+from edgesmith.exporters.engine_record import Board, Flags
 from edgesmith.exporters.manifest import SCHEMA
 from edgesmith.exporters.streaming import runner
 from edgesmith.exporters.tensorrt.kit import build
-from edgesmith.exporters.tensorrt.kit.record import KIT, Board, Flags, Kit, Origin, read_kit, write_record
+from edgesmith.exporters.tensorrt.kit.record import KIT, Kit, Origin, read_kit, write_record
 from edgesmith.paths import path_listed
 from edgesmith.readers.documents import read_json
 

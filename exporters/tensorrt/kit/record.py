@@ -3,54 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, NotRequired, TypedDict, cast
+from typing import Any, Literal, NotRequired, TypedDict, cast
 
 from edgesmith import records
 from edgesmith.errors import Unreadable
+from edgesmith.exporters.engine_record import Board, Digest, Flags, Thresholds
 from edgesmith.paths import is_name
-from edgesmith.records import Keyword
 
 KIT = "kit.json"
 ADVICE = "export the model again"
-
-Digest = Annotated[str, Keyword("pattern", "^[0-9a-f]{64}$")]
-
-
-class Board(TypedDict):
-    """The device that builds, as far as its profile says.
-
-    Attributes:
-        compute_capability: of its GPU, such as 8.7; null where that is this machine's, whatever it is.
-        tensorrt: the version that its system brings; null where any will do.
-        jetpack: the system's version on a Jetson.
-        dla_cores: deep learning accelerators.
-    """
-
-    title: str
-    compute_capability: str | None
-    tensorrt: str | None
-    jetpack: str | None
-    dla_cores: int
-
-
-class Thresholds(TypedDict):
-    """Limits that the engine's outputs must hold.
-
-    Attributes:
-        relative_error: the largest error, as a share of PyTorch's largest output.
-        snr_db: the least signal-to-noise ratio, dB.
-    """
-
-    relative_error: float
-    snr_db: float
-
-
-class Flags(TypedDict):
-    """Settings of every build; others, such as a DLA, are build.py's options."""
-
-    strongly_typed: bool
-    tf32: bool
-    optimization_level: int
 
 
 class Judged(TypedDict):

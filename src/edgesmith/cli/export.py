@@ -34,6 +34,7 @@ def export(
     batch: given.Batch = 1,
     dynamic_batch: given.DynamicBatch = False,
     features: given.Features = False,
+    front_end: given.FrontEnd = False,
     segmentation: given.Segmentation = None,
     image_input: given.TakesImage = False,
     streaming: given.Streaming = False,
@@ -62,6 +63,7 @@ def export(
         batch=batch,
         dynamic_batch=dynamic_batch,
         features=features,
+        front_end=front_end,
         segmentation=segmentation,
         labels=given.read_labels(labels),
         image_input=image_input,
@@ -129,6 +131,7 @@ def explain(
     input_size: given.InputSize = None,
     frames: given.Frames = None,
     features: given.Features = False,
+    front_end: given.FrontEnd = False,
     as_json: given.Json = False,
 ) -> None:
     """Show every site where a rewrite fired, and every near miss with its reason."""
@@ -144,6 +147,7 @@ def explain(
         input_size=size,
         frames=frames,
         features=features,
+        front_end=front_end,
     )
     with show_stage("import"):
         from edgesmith.exporters.export import capture_and_rewrite

@@ -118,6 +118,9 @@ ObservedMask = Annotated[
     bool, typer.Option("--observed-mask", help="A forecaster's second input: which values were observed.")
 ]
 TakesImage = Annotated[bool, typer.Option("--image-input", help="Take an image; normalisation is folded in (coreml).")]
+FrontEnd = Annotated[
+    bool, typer.Option("--front-end", help="Take sound at 16 kHz; the file makes log mel frames of it (lmuformer).")
+]
 Streaming = Annotated[bool, typer.Option("--streaming", help="One step of a sequence model, states in and out.")]
 WithSequence = Annotated[
     bool,

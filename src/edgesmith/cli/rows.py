@@ -22,9 +22,6 @@ Row = tuple[str, str]
 PROGRAMS = ("captured", "rewritten", "step", "step program", "sequence program")
 """What checks compare beside the file."""
 
-BOARD = ("title", "tensorrt", "jetpack")
-"""Words of a kit's board that are shown."""
-
 ENGINE_COUNTS = {"precisions": "precisions", "kernels": "types"}
 """Titles of the counts that a builder gives, with their keys."""
 
@@ -131,7 +128,7 @@ def _operator_rows(manifest: Manifest) -> Iterator[Row]:
 def _device_rows(manifest: Manifest, is_verbose: bool) -> Iterator[Row]:
     if "kit" in manifest:
         board = manifest["kit"].get("board")
-        if not isinstance(board, dict) or any(name not in board for name in BOARD):
+        if not isinstance(board, dict):
             raise Unreadable("the manifest does not say which board its kit is for; export the model again")
         has = f", with TensorRT {board['tensorrt']} of JetPack {board['jetpack']}" if board["jetpack"] else ""
         yield "kit for", f"{board['title']}{has}; copy the folder there and type: python3 build.py --out DIR"

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from edgesmith.cli import options as given
 from edgesmith.cli.tables import print_json, print_lines
+from edgesmith.readers import apart
+
+INTERFACE = "edgesmith.exporters.targets:read_interface"
+"""Of a target's name and a file's path: what the file itself declares. Native code reads some files."""
 
 
 def use(artifact: given.ArtifactPath, lang: given.Language = None, as_json: given.Json = False) -> None:
@@ -16,7 +20,8 @@ def use(artifact: given.ArtifactPath, lang: given.Language = None, as_json: give
     found = read(artifact)
     target = targets.get(found.target)
     is_older = "interface" not in found.manifest["model"]
-    facts = read_facts(found.manifest, target.open(found.file).interface() if is_older else None)
+    declared = apart.call(INTERFACE, [found.target, str(found.file.absolute())], found.file.name) if is_older else None
+    facts = read_facts(found.manifest, declared)
     snippets = target.snippets(facts, found.manifest)
     if as_json:
         programs = [{"language": one.language, "runtime": one.runtime, "code": one.code} for one in snippets]

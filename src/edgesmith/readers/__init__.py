@@ -9,6 +9,7 @@
     databases    SQLite: what is read of one
     typed        tables as dataclasses
     limits       a command again, in a process with a limit of time and memory
+    apart        what native code reads, in a process that may die of it
 
 What a reader returns has the types that it promises; what the values mean is for the room that asked. A test refuses
 `json.load`, `tomllib`, `numpy.load`, `zipfile`, `sqlite3.connect`, `torch.load` and their like anywhere else.

@@ -74,7 +74,7 @@ def run_within(limit: Limit, arguments: Sequence[str], what: str) -> int:
         command,
         env={**os.environ, INSIDE: "1"},
         start_new_session=True,
-        preexec_fn=lambda: _prepare(int(limit.memory_gib * GIBIBYTE)),
+        preexec_fn=lambda: prepare(int(limit.memory_gib * GIBIBYTE)),
     )
     try:
         code = child.wait(limit.seconds)
@@ -96,7 +96,7 @@ def run_within(limit: Limit, arguments: Sequence[str], what: str) -> int:
     return code
 
 
-def _prepare(memory: int) -> None:
+def prepare(memory: int) -> None:
     """Set the limits of a process that is about to become another program."""
     kind = resource.RLIMIT_DATA if sys.platform == "linux" else resource.RLIMIT_AS
     with contextlib.suppress(ValueError, OSError):

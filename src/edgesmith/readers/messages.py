@@ -1,14 +1,18 @@
 """Protobuf messages: ONNX models and Core ML's specifications, in files of a bounded size.
 
-A message refers to no other file here: ONNX's external data are not followed, wherever they point.
+A message refers to no other file here: ONNX's external data are not followed, wherever they point. Shapes are inferred
+in a process of its own.
 """
 
 from __future__ import annotations
 
+import base64
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgesmith.errors import Unreadable
+from edgesmith.errors import Unreadable, Unsupported
+from edgesmith.readers import apart
 from edgesmith.readers.budget import GIBIBYTE, read_bytes
 
 if TYPE_CHECKING:
@@ -39,6 +43,61 @@ def read_onnx(path: Path, *, advice: str = "export it again", whole: bool = True
         if whole and tensor.data_location == onnx.TensorProto.EXTERNAL:
             raise Unreadable(f"{path} keeps the tensor {tensor.name} in another file, which is not followed; {advice}")
     return model
+
+
+_SMALL = 1024
+"""Numbers of a constant that a shape may depend on, at most."""
+
+INFER = f"{__name__}:infer_shapes_here"
+
+
+def infer_shapes(model: onnx.ModelProto, what: str, *, data_prop: bool = False) -> onnx.GraphProto:
+    """Return a model's graph with the shapes of its values; of large tensors it has their types and sizes alone.
+
+    ONNX's inference is native code, and a model may be anybody's: a process of its own runs it, see apart.py.
+
+    Args:
+        what: the file, for the sentence.
+        data_prop: whether values that shapes depend on are computed too.
+
+    Raises:
+        Unreadable: that process died, or did not end.
+        Unsupported: ONNX refuses the model.
+    """
+    import onnx
+
+    small = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    given, graph = model.graph, small.graph
+    for name in ("node", "input", "output", "value_info"):
+        getattr(graph, name).extend(getattr(given, name))
+    known, large = {one.name for one in given.input}, []
+    for tensor in given.initializer:
+        if math.prod(tensor.dims) <= _SMALL:
+            graph.initializer.append(tensor)
+            continue
+        large.append(onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims))
+        if tensor.name not in known:
+            graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    graph.name = given.name
+    sent = base64.b64encode(small.SerializeToString()).decode()
+    inferred = onnx.load_model_from_string(base64.b64decode(apart.call(INFER, [sent, data_prop], what))).graph
+    del inferred.input[len(given.input) :]
+    inferred.initializer.extend(large)
+    return inferred
+
+
+def infer_shapes_here(model: str, data_prop: bool) -> str:
+    """Return a model with its shapes, both in base 64. Raises Unsupported where ONNX refuses it."""
+    import onnx
+
+    try:
+        given = onnx.load_model_from_string(base64.b64decode(model))
+        found = onnx.shape_inference.infer_shapes(given, data_prop=data_prop)
+    except Exception as error:  # onnx raises errors of its own, and of protobuf
+        if isinstance(error, MemoryError):
+            raise
+        raise Unsupported("ONNX infers no shapes of it") from error
+    return base64.b64encode(found.SerializeToString()).decode()
 
 
 def parse_message(path: Path, message: Any, what: str, *, advice: str = "export it again") -> Any:
