@@ -50,7 +50,7 @@ class Flags(TypedDict):
 
 
 class KitSummary(TypedDict):
-    """What a board needs that builds an engine of a kit.
+    """The needs of a board that builds an engine of a kit.
 
     Attributes:
         operators: of the file, each with the TensorRT since which there is one; `never` for none, null for unknown.

@@ -61,7 +61,7 @@ class _Worker:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it can be asked by this process; one that was forked has the parent's."""
+        """Return whether this process can ask it; one that was forked has the parent's."""
         return self.owner == os.getpid() and self._process.poll() is None
 
     def ask(self, request: bytes) -> bytes | None:
