@@ -63,7 +63,7 @@ class Layers(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.stem(x))
         x = x + self.point(F.gelu(self.local(x)))
-        rows: Tensor = self.linear(x.flatten(2).transpose(1, 2)) @ self.matrix
+        rows: Tensor = (12 * (3 * self.linear(x.flatten(2).transpose(1, 2))).softmax(-1)) @ self.matrix
         out: Tensor = self.head(rows.mean(1))
         return out
 
