@@ -243,7 +243,7 @@ def test_a_board_that_answers_nonsense_or_nothing_or_without_end(
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\n{script}\n")
     python.chmod(0o755)
-    monkeypatch.setattr(Remote.ask, "__defaults__", (1,))
+    monkeypatch.setattr(Remote.ask, "__defaults__", (1 if "sleep" in script else 60,))
     device = Here(Address("ssh", "board", python=str(python), folder=str(tmp_path)))
     try:
         with pytest.raises(kind, match=said) as caught:
