@@ -139,8 +139,16 @@ def full(folder: Path, version: str, capability: str = "8.6", **flags: bool) -> 
     nothing = {"precisions": {}, "types": {}, "synchronisations": 0, "warnings": []}
     memory = dict.fromkeys(("weights_bytes", "activations_bytes", "workspace_bytes"))
     layers = {"network": None, "engine": 0}
-    told = {"compute_capabilities": [capability], "flags": flags, "layers": layers, **nothing, **memory}
     content = (folder / "m.engine").read_bytes()
+    told = {
+        "version": version,
+        "compute_capabilities": [capability],
+        "bytes": len(content),
+        "flags": {"strongly_typed": True, "tf32": False, "optimization_level": 3, **flags},
+        "layers": layers,
+        **nothing,
+        **memory,
+    }
     listed = {"path": "m.engine", "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     manifest = smallest_manifest(file="m.engine", precision="fp16", engine=told, files=[listed])
     manifest["target"]["name"] = "tensorrt"
