@@ -111,7 +111,7 @@ NORM = st.tuples(
 @given(norms=st.lists(NORM, min_size=10, max_size=10), seed=st.integers(0, 2**16))
 @settings(max_examples=32)
 def test_channel_norm_is_found_in_every_spelling_and_keeps_the_numbers(norms: list[tuple], seed: int) -> None:
-    """Ten cases share one capture."""
+    """Ten cases share one capture. A norm of [B, C] is over the last axis as well, and may be torch's own."""
     torch.manual_seed(seed)
     entries = [
         (spelling, (batch, channels, *places), 1, eps, scaled, shifted)
@@ -121,7 +121,9 @@ def test_channel_norm_is_found_in_every_spelling_and_keeps_the_numbers(norms: li
     program = capture(Norms(entries).eval(), inputs)
     rewritten, _ = rewrite(program, DEAR_COPIES)
     counts = count_operators(rewritten.module)
-    assert counts == {"edgesmith.channel_norm": len(entries)}
+    assert counts.keys() <= {"edgesmith.channel_norm", "aten.layer_norm"}
+    assert sum(counts.values()) == len(entries)
+    assert counts.get("aten.layer_norm", 0) <= sum(not places for _, places, *_ in norms)
     for y, z in zip(run(program, inputs), run(rewritten, inputs), strict=True):
         assert float((y - z).abs().max()) <= channel_norm.OP.tolerance * max(1.0, float(y.abs().max()))
 
