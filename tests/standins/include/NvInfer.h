@@ -63,13 +63,15 @@ class IRuntime {
   ICudaEngine* deserializeCudaEngine(const void* bytes, size_t size) {
     constexpr size_t header = 64;
     if (size <= header) return nullptr;
-    char path[] = "/tmp/standin-XXXXXX";
-    const int file = mkstemp(path);
+    const char* folder = std::getenv("TMPDIR");
+    std::string path = std::string(folder ? folder : "/tmp") + "/standin-XXXXXX";
+    const int file = mkstemp(path.data());
+    if (file < 0) return nullptr;
     const char* first = static_cast<const char*>(bytes) + header;
     const bool written = write(file, first, size - header) == static_cast<ssize_t>(size - header);
     close(file);
-    ICudaEngine* engine = written ? new ICudaEngine(path) : nullptr;
-    std::remove(path);
+    ICudaEngine* engine = written ? new ICudaEngine(path.c_str()) : nullptr;
+    std::remove(path.c_str());
     return engine;
   }
 };
