@@ -39,7 +39,7 @@ from edgesmith.readers import limits, pickles
 from edgesmith.readers.archives import Budget, open_archive
 from edgesmith.readers.budget import read_bytes
 from edgesmith.readers.documents import read_json, read_toml
-from edgesmith.readers.messages import read_onnx
+from edgesmith.readers.messages import parse_message, read_onnx
 from edgesmith.readers.tensors import read_safetensors
 from edgesmith.readers.typed import as_dataclass
 
@@ -298,6 +298,17 @@ def test_a_safetensors_file_with_another_header_is_one_sentence(header: bytes, t
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
     with pytest.raises(Unreadable, match="it is no sound safetensors file"):
         read_safetensors(path, "reference")
+
+
+@pytest.mark.parametrize("content", [b"", b"\xa2\x06\x03abc"], ids=["nothing", "unknown fields"])
+def test_a_message_that_says_nothing_is_no_model(content: bytes, tmp_path: Path) -> None:
+    import onnx
+
+    (path := tmp_path / "m.onnx").write_bytes(content)
+    with pytest.raises(Unreadable, match="has no graph with outputs: it is empty, cut off or no ONNX file"):
+        read_onnx(path)
+    with pytest.raises(Unreadable, match="says nothing: it is empty or no such file"):
+        parse_message(path, onnx.ModelProto(), "model")
 
 
 def test_onnx_tensors_in_other_files_are_not_followed(tmp_path: Path) -> None:

@@ -42,6 +42,8 @@ def read_onnx(path: Path, *, advice: str = "export it again", whole: bool = True
     for tensor in model.graph.initializer:
         if whole and tensor.data_location == onnx.TensorProto.EXTERNAL:
             raise Unreadable(f"{path} keeps the tensor {tensor.name} in another file, which is not followed; {advice}")
+    if not model.graph.output:  # no bytes are a message too, and another format's bytes may be unknown fields
+        raise Unreadable(f"{path} has no graph with outputs: it is empty, cut off or no ONNX file; {advice}")
     return model
 
 
@@ -107,4 +109,6 @@ def parse_message(path: Path, message: Any, what: str, *, advice: str = "export 
         message.ParseFromString(content)
     except Exception as error:  # as above
         raise Unreadable(f"the {what} {path} cannot be read: the file is damaged; {advice}") from error
+    if not message.ListFields():
+        raise Unreadable(f"the {what} {path} says nothing: it is empty or no such file; {advice}")
     return message
