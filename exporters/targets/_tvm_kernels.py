@@ -438,7 +438,7 @@ FUSED: dict[str, Callable[[Shape, Sequence[Any], CpuTarget, Epilogue], Whole]] =
     "edgesmith.lmu_memory": _lmu_memory,
     "edgesmith.lif": _lif,
 }
-"""Kernels of fused ops, from the shape of the first argument, the constants behind it, the processor, and the epilogue."""
+"""Kernels of fused ops, from the first argument's shape, the constants behind it, the processor, and the epilogue."""
 
 FINISHED = frozenset(["edgesmith.additive_attention"])
 """Fused ops whose kernels have an epilogue."""
