@@ -523,7 +523,9 @@ def _line(pixels: int, site: Site) -> convolution.Convolution:
 
 
 def _same(steps: Any, sizes: Sequence[int]) -> int | None:
-    """Return the step of both axes; an axis with one place has any. None where the two differ."""
+    """Return the step of both axes, None where the two differ; an axis with one place takes the other's."""
+    if len({int(step) for step in steps}) == 1:
+        return int(steps[0])
     counted = {int(step) for step, size in zip(steps, sizes, strict=True) if size > 1}
     return counted.pop() if len(counted) == 1 else 1 if not counted else None
 

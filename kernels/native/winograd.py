@@ -19,8 +19,11 @@ FEWEST = 32
 """Inputs of a kernel column, KH C, and outputs, from which what is saved is more than what the transforms take."""
 
 
-LONG_ROW = 13
-"""Outputs in a row from which four are made at once: a tile has groups of one row, and fewer than four are slow."""
+LONG_ROW = 25
+"""Outputs in a row from which four are made at once: a tile has groups of one row, and fewer than seven are slow."""
+
+MANY_INPUTS = 2 * STAGE
+"""Inputs from which that rounds no more than the layer as it is: sums in stages gain what the transforms lose."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Winograd:
     @property
     def outputs(self) -> int:
         """Neighbouring outputs of a group."""
-        return 4 if self.layer.out[1] >= LONG_ROW else 2
+        return 4 if self.layer.out[1] >= LONG_ROW and self.layer.inputs >= MANY_INPUTS else 2
 
     @property
     def groups(self) -> int:
