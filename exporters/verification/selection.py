@@ -110,7 +110,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class _Range:
-    """What a precision holds of the values inside a program.
+    """The values inside a program, as a precision holds them.
 
     Attributes:
         subject: the program, and the precision.
