@@ -19,6 +19,7 @@ import torch
 from support.forks import begin, export_convolution
 
 from edgesmith import cli, records
+from edgesmith.cli.app import COMMANDS
 from edgesmith.cli.doctor import DoctorRecord, examine
 from edgesmith.cli.options import parse_size, read_labels
 from edgesmith.errors import BadInput
@@ -56,6 +57,35 @@ def test_commands_that_only_list_import_nothing_heavy(arguments: list[str], tmp_
     code, _, imported = run_and_list_imports(arguments, tmp_path)
     assert code == 0
     assert imported & HEAVY == set()
+
+
+SLOW_TO_IMPORT = {
+    "rich.markdown",
+    "rich.traceback",
+    "importlib.metadata",
+    "socket",
+    "jsonschema",
+    "edgesmith.board.common",
+}
+"""What the command line does without until something is done: together they take as long as all of `--help`."""
+
+
+def test_the_first_command_that_anybody_types_imports_nothing_slow() -> None:
+    code = "import sys\nfrom edgesmith.cli import run\nrun(['--help'])\nprint('\\0'.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(done.stdout.splitlines()[-1].split("\0")) & SLOW_TO_IMPORT == set()
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_the_roots_help_is_whole_at_any_width(width: int, edgesmith: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    shown = edgesmith("--help").stdout.splitlines()
+    assert max(map(len, shown)) == width
+    text = " ".join(" ".join(shown).replace("│", " ").split())
+    for command, (group, _) in COMMANDS.items():
+        assert f" {group} " in text
+        assert f" {command.__name__.replace('_', '-')} " in text
+        assert "…" not in text
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from edgesmith.cli.devices import devices, estimate
 from edgesmith.cli.doctor import doctor
 from edgesmith.cli.export import explain, export, verify
 from edgesmith.cli.files import inspect, lint
+from edgesmith.cli.help import RootHelp
 from edgesmith.cli.listings import models, operators, targets
 from edgesmith.cli.options import PrecisionHelp
 from edgesmith.cli.peers import peers
@@ -75,6 +76,7 @@ COMMANDS: dict[Callable[..., None], tuple[str, str]] = {
 
 app = typer.Typer(
     name="edgesmith",
+    cls=RootHelp,
     help="From a PyTorch definition to verified files for phones and edge boards.",
     epilog="Exit codes: 0 done, 2 bad input, 3 verification failed, 4 backend missing, 5 output not writable,"
     " 6 model or operator unsupported, 7 device failed; of compare 8 slower, 9 inconclusive, 10 not comparable;"
