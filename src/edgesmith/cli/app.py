@@ -7,6 +7,7 @@ torch or a backend is imported inside the command that uses it, so that `--help`
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import sys
@@ -49,6 +50,12 @@ _USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__n
 
 EXPORT_PACKAGES = {"torch": "export", "onnxscript": "export", "onnxsim": "export", "onnxruntime": "run"}
 """Modules that the core does without, by the extra that brings them."""
+
+REFUSED = {errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP}
+"""Answers of the system to a path that somebody gave, wherever it is first asked."""
+
+LONGEST_NAME = 80
+"""Characters of a path that an error repeats; one that is too long for the system is not shown whole."""
 
 MAKE, LOOK, MEASURE, SHOW = "Make a file", "Look into files and targets", "Measure", "Show what was measured"
 
@@ -161,6 +168,10 @@ def run(arguments: list[str], debug: bool = False) -> int:
             return OUT_OF_MEMORY
         if isinstance(error, OSError) and error.errno in FULL:
             return _fail(f"cannot write all of it: {error.strerror}; make room", OutputError.exit_code, arguments)
+        if isinstance(error, OSError) and error.filename and error.errno in REFUSED:
+            given = str(error.filename)
+            name = given if len(given) <= LONGEST_NAME else f"{given[:LONGEST_NAME]}..."
+            return _fail(f"cannot use {name}: {error.strerror}; give another path", BadInput.exit_code, arguments)
         if debug:
             raise
         sentence = f"a bug in edgesmith: {type(error).__name__}: {error}. Please report it with the output of --debug"
