@@ -1,7 +1,7 @@
-"""Each construct of the book in a second spelling, and another near miss: a detector knows a construct, and no one text.
+"""Each construct of the book in a second spelling, and another near miss: a detector knows a construct, and no text.
 
-The book has one of each, which is made for its page. These are graphs as other converters, opsets and authors write them:
-operands exchanged, axes counted from behind, views and casts between, functions in primitives, more or fewer axes.
+The book has one of each, made for its page. These are as other converters, opsets and authors write them: operands
+exchanged, axes counted from behind, views and casts between, functions in primitives, more or fewer axes.
 """
 
 from __future__ import annotations
@@ -265,7 +265,8 @@ SPELLINGS = {
     "CM23": (
         (
             "x = input fp32[1,8,16,16]; w = const fp32[8,8,4,4]; "
-            "y: fp32[1,8,33,33] = conv_transpose(x, w, strides=[2,2], pads=[1,1,1,1], output_shape=[33,33], given_shape=True); "
+            "y: fp32[1,8,33,33] = conv_transpose(x, w, strides=[2,2], pads=[1,1,1,1], "
+            "output_shape=[33,33], given_shape=True); "
             "return y"
         ),
         (
@@ -696,7 +697,8 @@ SPELLINGS = {
         ),
         (
             "x = input fp32[1,4,8,8]; "
-            "y: fp32[1,4,5,5] = avg_pool(x, kernel=[3,3], strides=[2,2], pads=[1,1,1,1], count_padding=False, ceil=True); "
+            "y: fp32[1,4,5,5] = avg_pool(x, kernel=[3,3], strides=[2,2], pads=[1,1,1,1], "
+            "count_padding=False, ceil=True); "
             "return y"
         ),
     ),

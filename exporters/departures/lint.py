@@ -147,10 +147,11 @@ def _with_departures(report: Report, graphs: Sequence[Graph], subjects: Sequence
     found: list[Finding] = list(report.findings)
     rows: dict[str, Departure] = {}
     severities: dict[str, str] = {}
+    ruled = {one.rule for one in report.findings}
     for subject in subjects:
         for row in subject.rows():
-            if row.detector is None or row.id in rows or row.rule is not None:
-                continue  # a rule finds it under its own name
+            if row.detector is None or row.id in rows or row.rule in ruled:
+                continue  # the rule has found it, under its own name
             severity = row.severity(subject.version, subject.is_chip_known)
             findings = [one for graph in graphs for one in _findings(row, severity, graph)]
             if findings:
