@@ -211,7 +211,7 @@ def _known(graph: Graph, name: str) -> float | None:
     under = graph.scalar(node.inputs[0]) if node is not None and node.kind in ("sqrt", "rsqrt") else None
     if node is None or under is None or under <= 0:
         return known
-    return under**0.5 if node.kind == "sqrt" else under**-0.5
+    return math.sqrt(under) if node.kind == "sqrt" else 1 / math.sqrt(under)
 
 
 def _squares(node: Node) -> bool:
