@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 class CoreAi(Target):
     """Core AI, for Apple's systems of 2026 and later."""
 
-    def require(self, suffix: str | None = None) -> None:
+    def require(self) -> None:
         """Raise BackendMissing unless Apple's packages are there in the versions that this target is made for."""
-        super().require(suffix)
+        super().require()
         adapter.require()
 
     def lower(self, program: Program, path: Path, request: Request) -> None:

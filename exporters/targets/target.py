@@ -378,14 +378,19 @@ class Target(ABC):
         """Return what to type to get the target's packages."""
         return f'pip install "edgesmith[{self.extra}]"' if self.extra else "pip install --force-reinstall edgesmith"
 
-    def require(self, suffix: str | None = None) -> None:
-        """Raise BackendMissing, with the pip line, where packages are missing or not those that it is made for.
+    def require_for(self, suffix: str) -> None:
+        """Raise BackendMissing, as `require` does, where a file of a suffix cannot be made or read here."""
+        if self.packages_for(suffix) == self.packages:
+            self.require()
+        else:
+            self._refuse([package for package in self.missing_packages() if package in self.packages_for(suffix)])
 
-        Args:
-            suffix: of the file that is made or read; None asks for all packages.
-        """
-        needed = self.packages if suffix is None else self.packages_for(suffix)
-        if missing := [package for package in self.missing_packages() if package in needed]:
+    def require(self) -> None:
+        """Raise BackendMissing, with the pip line, where packages are missing or not those that it is made for."""
+        self._refuse(self.missing_packages())
+
+    def _refuse(self, missing: Sequence[str]) -> None:
+        if missing:
             raise BackendMissing(
                 f"target {self.name} needs {', '.join(missing)}, which is not installed: {self.install_line()}"
             )
