@@ -6,6 +6,7 @@
     conv2d, a channel by itself           Depthwise
     conv2d of any kernel and groups       Convolution; Winograd where it is KH x 3, with stride 1
     conv2d or matmul of what lif fires    Spikes
+    conv2d or matmul of what is rounded   IntegerLayer    where weights are integers too, see _tvm_integers.py
     an image, channels last               Turn
 
 What follows in the graph and is read nowhere else goes into the kernel's epilogue: bias, function, gate, residual.
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgesmith.errors import Unsupported
 from edgesmith.exporters.targets._tvm_arrange import PERMUTES, RESHAPES, apply, arranged, operator, rebuilt, sizes
+from edgesmith.exporters.targets._tvm_integers import Integers, Source, find
 from edgesmith.exporters.targets._tvm_processor import Processor
 from edgesmith.exporters.targets._tvm_sink import NEURONS, sunk
 from edgesmith.kernels.additive_attention import WEIGHTS
@@ -33,6 +35,7 @@ from edgesmith.kernels.native import (
     depthwise,
     fft_filter,
     hidden_state_mixer,
+    integer_layer,
     lif,
     lmu_memory,
     matmul,
@@ -70,11 +73,13 @@ class Kernel:
         kind: what it computes, in a word or two.
         unit: its source and arguments.
         macs: multiply-accumulates of one call.
+        is_integer: whether they are of 8-bit integers.
     """
 
     kind: str
     unit: Unit
     macs: int
+    is_integer: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,7 @@ class Site:
         weight: as PyTorch has it.
         shape: of the last value.
         of_spikes: x is 0 or 1 everywhere.
+        integers: of a layer that multiplies integers, which x and weight are the values of.
     """
 
     bindings: tuple[Any, ...]
@@ -107,6 +113,7 @@ class Site:
     weight: np.ndarray
     shape: tuple[int, ...]
     of_spikes: bool = False
+    integers: Integers | None = None
     bias: np.ndarray | None = None
     function: str = "none"
     gate: tuple[str, Any] | None = None
@@ -220,10 +227,17 @@ class _Chooser:
         weight = self._weight(value, name)
         if weight is None:
             return None
-        site = Site((variable,), value.args[0], weight, sizes(variable), self._are_spikes(value.args[0]))
+        x = value.args[0]
+        site = Site((variable,), x, weight, sizes(variable), self._are_spikes(x), self._integers(x, weight))
         if self._op(site, value) is None:
             return None
         return self._with_epilogue(site)
+
+    def _integers(self, x: Any, weight: np.ndarray) -> Integers | None:
+        """Return a layer's operands as integers; None where they are none, or where x is turned by no kernel."""
+        found = find(x, weight, self.values)
+        is_turned = found is not None and found.source.turn is not None
+        return None if is_turned and _turn(found.source.turn) is None else found  # type: ignore[union-attr]  # it is turned
 
     def _are_spikes(self, variable: Any) -> bool:
         """Return whether a value is what neurons fire: 0 or 1, in whatever arrangement."""
@@ -252,6 +266,8 @@ class _Chooser:
             pixels = _product(site.shape[:-1])
             if site.of_spikes:
                 return spikes.Spikes(_line(pixels, site))
+            if site.integers is not None and integer_layer.suits(_line(pixels, site)):
+                return integer_layer.IntegerLayer(_line(pixels, site))
             return pointwise.Pointwise(pixels, site.weight.shape[1], site.weight.shape[0], site.epilogue)
         return self._convolution(site, value)
 
@@ -269,7 +285,10 @@ class _Chooser:
         if groups == channels == outputs and inputs == 1 and channels > 1:
             made = depthwise.Depthwise(batch, height, width, channels, size, stride, sides, site.epilogue, dilation)
             return made if made.out == out else None
-        if size == (1, 1) and stride == groups == 1 and not any(sides) and not site.of_spikes:
+        is_linear = size == (1, 1) and stride == groups == 1 and not any(sides)
+        if is_linear and site.integers is not None and integer_layer.suits(_line(batch * height * width, site)):
+            return integer_layer.IntegerLayer(_line(batch * height * width, site))
+        if is_linear and not site.of_spikes:
             return pointwise.Pointwise(batch * height * width, channels, outputs, site.epilogue)
         made = convolution.Convolution(
             batch, height, width, channels, outputs, size, stride, sides, dilation, site.epilogue, groups
@@ -278,6 +297,8 @@ class _Chooser:
             return None
         if site.of_spikes and groups == 1:
             return spikes.Spikes(made)
+        if site.integers is not None and integer_layer.suits(made):
+            return integer_layer.IntegerLayer(made)
         return winograd.Winograd(made) if winograd.suits(made) else made
 
     def _with_epilogue(self, site: Site) -> Site:
@@ -342,6 +363,8 @@ class _Chooser:
     def _call(self, site: Site) -> Any:
         """Return the call of a site's kernel, which is added to the kernels."""
         op = self._op(site, self.values[site.bindings[0]])
+        if isinstance(op, integer_layer.IntegerLayer):
+            return self._call_of_integers(site, op)
         module = next(
             one for one in (pointwise, convolution, depthwise, spikes, winograd) if one.__name__ == type(op).__module__
         )
@@ -350,6 +373,28 @@ class _Chooser:
         given = [site.x, *(one[1] for one in (site.gate, site.residual) if one is not None)]
         made = self.values[site.bindings[-1]].ty
         return self._called(type(op).__name__.lower(), unit, given, (packed,), made, unit.flops // 2)
+
+    def _call_of_integers(self, site: Site, op: integer_layer.IntegerLayer) -> Any:
+        """Return the call of a layer of integers, which reads what comes before it is rounded."""
+        assert site.integers is not None
+        unit = integer_layer.emit(op, self.target)
+        packed = integer_layer.pack(op, self.target, site.integers.parameters(site.bias))
+        before, x = self._turned(site.integers.source)
+        given = [x, *(one[1] for one in (site.gate, site.residual) if one is not None)]
+        last = site.bindings[-1]
+        call = self._called("integer layer", unit, given, (packed,), self.values[last].ty, unit.flops // 2)
+        self.kernels[unit.symbol] = replace(self.kernels[unit.symbol], is_integer=True)
+        return [*before, (last, call)]
+
+    def _turned(self, source: Source) -> tuple[list[tuple[Any, Any]], Any]:
+        """Return the bindings that turn what a layer reads before it is rounded, none where it is not, and their value."""
+        from tvm import relax
+
+        found = None if source.turn is None else _turn(source.turn)
+        if found is None:
+            return [], source.x
+        turned = relax.DataflowVar("turned", source.turn.ty)
+        return [(turned, self._called("turn", found[1](self.target), [source.x], (), source.turn.ty, 0))], turned
 
     def _called(self, kind: str, unit: Unit, given: Sequence[Any], packed: Sequence[Any], made: Any, macs: int) -> Any:
         """Return a call of a kernel, which is added to the kernels.
@@ -500,7 +545,7 @@ ALONE: dict[str, Callable[[Any], tuple[str, Any] | None]] = {
 
 def _line(pixels: int, site: Site) -> convolution.Convolution:
     """Return a linear layer as a convolution of one row."""
-    outputs, inputs = site.weight.shape
+    outputs, inputs = site.weight.shape[:2]
     return convolution.Convolution(1, 1, pixels, inputs, outputs, (1, 1), 1, (0, 0, 0, 0), 1, site.epilogue)
 
 
