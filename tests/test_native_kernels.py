@@ -31,7 +31,7 @@ def target_of(name: str) -> CpuTarget:
     return CpuTarget(here.triple, (name,))
 
 
-@pytest.fixture(scope="module", params=["avx512", "avx2", "neon"])
+@pytest.fixture(scope="module", params=["avx512", "avx2", "neon", "avx512 vnni"])
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Library, list[Case]]:
     """The sweep, compiled for one instruction set."""
     target = target_of(request.param)

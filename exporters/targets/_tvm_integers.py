@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
     from edgesmith.exporters.graph.capture import Program
 
+ROUNDING = 4
+"""Operators of a rounding: two products, with a rounding to whole numbers and a limit between them."""
+
 TOLERANCE = 2.0**-22
 """Error of an integer times its scale, rounded to float32, and that of the scale as it is found."""
 

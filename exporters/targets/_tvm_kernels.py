@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgesmith.errors import Unsupported
 from edgesmith.exporters.targets._tvm_arrange import PERMUTES, RESHAPES, apply, arranged, operator, rebuilt, sizes
-from edgesmith.exporters.targets._tvm_integers import Integers, Source, find
+from edgesmith.exporters.targets._tvm_integers import ROUNDING, Integers, Source, find, source
 from edgesmith.exporters.targets._tvm_processor import Processor
 from edgesmith.exporters.targets._tvm_sink import NEURONS, sunk
 from edgesmith.kernels.additive_attention import WEIGHTS
@@ -53,6 +53,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 Shape = tuple[int, ...]
+
+LAYERS = ("relax.nn.conv2d", "relax.matmul")
 
 FUNCTIONS = {
     "relax.nn.relu": "relu",
@@ -157,6 +159,7 @@ class _Chooser:
             for read in _reads(value):
                 self.readers.setdefault(read, []).append(variable)
         self.gone: set[Any] = set()  # variables that a kernel computes
+        self.numbers: dict[Any, Any] = {}  # from what a kernel rounds to its integers
         self.returned = Counter(_reads(main.body.body))
 
     def choose(self) -> Chosen:
@@ -175,6 +178,7 @@ class _Chooser:
                 calls[site.bindings[-1]] = self._call(site)
         names = Counter(_called_name(value) for value in self.values.values())
         del names[""]
+        calls = {variable: [] for variable in gone} | calls
         module = rebuilt(self.module, lambda variable, value: calls.get(variable, value))
         return Chosen(module, self.kernels, dict(names))
 
@@ -222,7 +226,7 @@ class _Chooser:
     def _site(self, variable: Any, value: Any) -> Site | None:
         """Return the layer that begins at a variable; None where there is none, or no kernel for it."""
         name = operator(value)
-        if name not in ("relax.nn.conv2d", "relax.matmul") or _dtype(variable) != "float32":
+        if name not in LAYERS or _dtype(variable) != "float32":
             return None
         weight = self._weight(value, name)
         if weight is None:
@@ -376,15 +380,47 @@ class _Chooser:
 
     def _call_of_integers(self, site: Site, op: integer_layer.IntegerLayer) -> Any:
         """Return the call of a layer of integers, which reads what comes before it is rounded."""
+        from tvm import relax
+
         assert site.integers is not None
+        given, last, parameters = site.integers.source, site.bindings[-1], site.integers.parameters(site.bias)
+        made = self.values[last].ty
+        before, x = self._turned(given)
+        if given.x in self.numbers:
+            op, x = replace(op, reads="numbers"), self.numbers[given.x]
+        chain = self._rounding_behind(last)
+        if chain:
+            parameters = replace(parameters, next_scale=chain[1])
+            op, made = replace(op, writes="numbers"), relax.TensorType(list(site.shape), self.target.dot.dtype)
+            self.gone.update(chain[0])
+            self.numbers[last] = last = relax.DataflowVar("numbers", made)
         unit = integer_layer.emit(op, self.target)
-        packed = integer_layer.pack(op, self.target, site.integers.parameters(site.bias))
-        before, x = self._turned(site.integers.source)
-        given = [x, *(one[1] for one in (site.gate, site.residual) if one is not None)]
-        last = site.bindings[-1]
-        call = self._called("integer layer", unit, given, (packed,), self.values[last].ty, unit.flops // 2)
+        packed = integer_layer.pack(op, self.target, parameters)
+        reads = [x, *(one[1] for one in (site.gate, site.residual) if one is not None)]
+        call = self._called("integer layer", unit, reads, (packed,), made, unit.flops // 2)
         self.kernels[unit.symbol] = replace(self.kernels[unit.symbol], is_integer=True)
         return [*before, (last, call)]
+
+    def _rounding_behind(self, last: Any) -> tuple[list[Any], float] | None:
+        """Return what rounds a layer's result, and the scale; None unless all that reads it takes the integers alone."""
+        chain, behind = list[Any](), last
+        while len(chain) < ROUNDING:
+            readers = self.readers.get(behind, [])
+            if len(readers) != 1 or behind in self.returned:
+                return None
+            (behind,) = readers
+            chain.append(behind)
+        found, readers = source(behind, self.values), self.readers.get(behind, [])
+        if found is None or not found.x.same_as(last) or behind in self.returned:
+            return None
+        return (chain, found.scale) if all(self._takes_numbers(behind, one) for one in readers) else None
+
+    def _takes_numbers(self, x: Any, reader: Any) -> bool:
+        """Return whether a layer reads a rounded value, and may be given its integers."""
+        value = self.values[reader]
+        site = self._site(reader, value) if operator(value) in LAYERS and value.args[0].same_as(x) else None
+        op = None if site is None else self._op(site, value)
+        return isinstance(op, integer_layer.IntegerLayer) and integer_layer.reads_numbers(op.layer, self.target)
 
     def _turned(self, source: Source) -> tuple[list[tuple[Any, Any]], Any]:
         """Return the bindings that turn what a layer reads before it is rounded, none where it is not, and their value."""

@@ -69,6 +69,11 @@ def reads_numbers(layer: Convolution, target: CpuTarget) -> bool:
     return is_linear and layer.inputs % target.dot.per == 0
 
 
+def dtype(kind: str, target: CpuTarget) -> str:
+    """Return numpy's name of the type of a map, `float32` or `numbers`."""
+    return target.dot.dtype if kind == "numbers" else kind
+
+
 def emit(op: IntegerLayer, target: CpuTarget) -> Unit:
     """Return the kernel. Arguments: x [B, H, W, C], gate, residual, packed, y [B, OH, OW, N], scratch unless x is numbers."""
     instructions, tile, layer, dot = target.instructions, op.tile(target), op.layer, target.dot
@@ -92,12 +97,11 @@ def emit(op: IntegerLayer, target: CpuTarget) -> Unit:
     types = f"using Epilogue = {layer.epilogue.type};\nusing Output = {output};"
     symbol = _name(op)
     source = render("integer_layer", "IntegerLayer", symbol, instructions.lanes, constants, types)
-    kinds = {"float32": "float32", "numbers": dot.dtype}
     arguments = (
-        Argument("input", "x", (layer.batch, layer.height, layer.width, layer.inputs), kinds[op.reads]),
+        Argument("input", "x", (layer.batch, layer.height, layer.width, layer.inputs), dtype(op.reads, target)),
         *layer.epilogue.arguments(pixels, layer.outputs),
         Argument("packed", "weights", (packed_size(op, target),)),
-        Argument("output", "y", (layer.batch, out_height, out_width, layer.outputs), kinds[op.writes]),
+        Argument("output", "y", (layer.batch, out_height, out_width, layer.outputs), dtype(op.writes, target)),
     )
     return Unit(symbol, source, arguments, _scratch_bytes(op, target), 2 * pixels * layer.taps * layer.outputs)
 

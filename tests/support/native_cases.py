@@ -21,6 +21,7 @@ from edgesmith.kernels.native import (
     elementwise,
     fft_filter,
     hidden_state_mixer,
+    integer_layer,
     lif,
     lmu_memory,
     matmul,
@@ -31,7 +32,7 @@ from edgesmith.kernels.native import (
     turn,
     winograd,
 )
-from edgesmith.kernels.native.epilogue import Epilogue
+from edgesmith.kernels.native.epilogue import NOTHING, Epilogue
 from edgesmith.kernels.native.toolchain import CpuTarget
 from edgesmith.kernels.native.unit import Unit
 
@@ -131,6 +132,28 @@ def of_convolution(op: convolution.Convolution, target: CpuTarget) -> Case:
     y, more = finish(convolve(x, weight, bias, op), op.epilogue, draw)
     packed = convolution.pack(op, target, weight.numpy(), bias.numpy())
     return Case(convolution.emit(op, target), (x.numpy(), *more, packed), (y.numpy(),))
+
+
+def of_integer_layer(op: integer_layer.IntegerLayer, target: CpuTarget) -> Case:
+    """A layer of integers: sums are exact, and numbers that it writes are those that PyTorch rounds to."""
+    draw, layer, dot = Drawn(op.layer.inputs), op.layer, target.dot
+    generator = torch.Generator().manual_seed(layer.outputs)
+    shape = (layer.outputs, layer.inputs, *layer.kernel)
+    weight = torch.randint(-127, 128, shape, generator=generator).to(torch.int8)
+    weight[0] = 127
+    scale, next_scale = 0.03, 0.05  # some of x are beyond 127 s
+    x = 2 * draw(layer.batch, layer.height, layer.width, layer.inputs)
+    x[..., 0, 0] = torch.where(x[..., 0, 0] > 0, 9.0, -9.0)
+    numbers = (x * torch.tensor(1 / scale)).round().clamp(-128, 127)
+    factors, bias = draw(layer.outputs).abs() / (127 * layer.taps) ** 0.5, draw(layer.outputs)
+    s = convolve(numbers, weight.float(), torch.zeros_like(bias), layer) * factors.double() + bias.double()
+    y, more = finish(s, layer.epilogue, draw)
+    given = integer_layer.Rounded(weight.numpy(), factors.numpy(), bias.numpy(), scale, next_scale)
+    first = x if op.reads == "float32" else (numbers + dot.offset)
+    arguments = first.numpy().astype(integer_layer.dtype(op.reads, target)), *more, integer_layer.pack(op, target, given)
+    if op.writes == "numbers":
+        y = (y / next_scale).round().clamp(-128, 127) + dot.offset
+    return Case(integer_layer.emit(op, target), arguments, (y.numpy(),), 0.0 if op.writes == "numbers" else TOLERANCE)
 
 
 def of_spikes(op: spikes.Spikes, target: CpuTarget) -> Case:
@@ -306,6 +329,11 @@ def of_lif_at_the_threshold(target: CpuTarget, decay_input: bool, neurons: int =
     return Case(lif.emit(op, target), (x.numpy(),), (y.double().numpy(),), tolerance=0.0)
 
 
+def line(pixels: int, inputs: int, outputs: int, epilogue: Epilogue = NOTHING) -> convolution.Convolution:
+    """A linear layer as a convolution of one row."""
+    return convolution.Convolution(1, 1, pixels, inputs, outputs, (1, 1), 1, (0, 0, 0, 0), 1, epilogue)
+
+
 RELU, SILU, GELU, SIGMOID = (Epilogue(name) for name in ("relu", "silu", "gelu", "sigmoid"))
 
 
@@ -361,6 +389,16 @@ def sweep(target: CpuTarget) -> list[Case]:
         convolution.Convolution(1, 1, 29, 40, 265, (1, 3), 1, (0, 1, 0, 1), 1, Epilogue(residual="after")),
         convolution.Convolution(1, 1, 9, 67, 61, (1, 1), 1, (0, 0, 0, 0)),
     )
+    integers = (
+        *(integer_layer.IntegerLayer(layer) for layer in (*maps, lines[1])),
+        *(integer_layer.IntegerLayer(line(*sizes)) for sizes in ((1, 1, 1), (1, 131, 19), (3, 65, 33), (7, 3, 16))),
+        integer_layer.IntegerLayer(line(13, 67, 53, Epilogue("gelu", residual="after"))),
+        integer_layer.IntegerLayer(line(33 * 5, 31, 10, Epilogue("relu", gate="pixel", residual="before"))),
+        integer_layer.IntegerLayer(line(1, 64, 67, SIGMOID)),
+        *(integer_layer.IntegerLayer(line(50, 12, n, RELU), writes="numbers") for n in (1, 5, 24, 52, 67)),
+        integer_layer.IntegerLayer(line(50, 52, 13, Epilogue(residual="after")), reads="numbers"),
+        integer_layer.IntegerLayer(line(9, 16, 64, Epilogue("relu")), "numbers", "numbers"),
+    )
     neurons = (
         lif.Lif(2, 9, 167),
         lif.Lif(2, 33, 67, tau=3.0),
@@ -379,6 +417,7 @@ def sweep(target: CpuTarget) -> list[Case]:
         *(of_convolution(op, target) for op in grouped),
         *(of_winograd(op, target) for op in threes),
         *(of_spikes(spikes.Spikes(op), target) for op in (*maps, *lines)),
+        *(of_integer_layer(op, target) for op in integers),
         *(of_elementwise(elementwise.Elementwise(4163, name), target) for name in ("exp", "sigmoid", "silu", "gelu")),
         *(of_layer_norm(norms.LayerNorm(9, channels), target) for channels in (1, 23, 64)),
         of_group_norm(norms.GroupNorm(2, 33, 21, 3), target),
