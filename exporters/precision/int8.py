@@ -12,8 +12,9 @@ however many layers read it. A sum behind a layer reads the rounded value too, s
 int8.
 
 Everything else stays float, and so does every fused op that says why (`FusedOp.stays_float`). Layers inside other fused
-ops are layers like any, but where a target's int8 is for dense products alone (`Target.int8_is_dense`). Zero points are 0, as TensorRT wants it. In the graph these are PyTorch's own operators,
-`quantized_decomposed`, which torch's ONNX exporter writes as QuantizeLinear and DequantizeLinear.
+ops are layers like any, but where a target's int8 is for dense products alone (`Target.int8_is_dense`). Zero points are
+0, as TensorRT wants it. In the graph these are PyTorch's own operators, `quantized_decomposed`, which torch's ONNX
+exporter writes as QuantizeLinear and DequantizeLinear.
 
 While the outputs miss the wanted SNR on the calibration inputs, what costs most goes back to float, by sensitivity: the
 noise at the outputs that one layer alone makes. Independent noises add up, so how many have to go follows from

@@ -4,8 +4,8 @@
     scaled      s rounded(x)
     weights     s_n w[n, ...] in float, constants
 
-A kernel takes what a layer reads before it is rounded, and its weights as integers. These are found from the numbers: of
-every output channel the largest is some integer of 1 to 127 times the scale, and with the right one all others are
+A kernel takes what a layer reads before it is rounded, and its weights as integers. These are found from the numbers:
+of every output channel the largest is some integer of 1 to 127 times the scale, and with the right one all others are
 integers too, to float's last bits. So nothing has to be remembered while a graph is turned around, and a weight that is
 taken for integers is one: the kernel computes what the program says.
 """
@@ -130,14 +130,15 @@ def source(x: Any, values: Mapping[Any, Any]) -> Source | None:
         x = values[x].args[0]
     turn = values[x] if operator(values.get(x)) == PERMUTES else None
     x = x if turn is None else turn.args[0]
-    scale = _factor(values.get(x))
-    clipped = values.get(values[x].args[0]) if scale is not None else None
+    made: Any = values.get(x)
+    scale = _factor(made)
+    clipped: Any = None if scale is None else values.get(made.args[0])
     if operator(clipped) != "relax.clip" or [_number(one) for one in clipped.args[1:]] != [LEAST, MOST]:
         return None
-    whole = values.get(clipped.args[0])
-    inner = values.get(whole.args[0]) if operator(whole) == "relax.round" else None
+    whole: Any = values.get(clipped.args[0])
+    inner: Any = values.get(whole.args[0]) if operator(whole) == "relax.round" else None
     inverse = _factor(inner)
-    if scale is None or inverse is None or inner is None or abs(inverse * scale - 1) > 1e-6:
+    if scale is None or inverse is None or abs(inverse * scale - 1) > 1e-6:
         return None
     return Source(inner.args[0], scale, turn)
 

@@ -402,7 +402,7 @@ class _Chooser:
         return [*before, (last, call)]
 
     def _rounding_behind(self, last: Any) -> tuple[list[Any], float] | None:
-        """Return what rounds a layer's result, and the scale; None unless all that reads it takes the integers alone."""
+        """Return what rounds a layer's result, and the scale; None unless all that reads it takes integers."""
         chain, behind = list[Any](), last
         while len(chain) < ROUNDING:
             readers = self.readers.get(behind, [])
@@ -423,7 +423,7 @@ class _Chooser:
         return isinstance(op, integer_layer.IntegerLayer) and integer_layer.reads_numbers(op.layer, self.target)
 
     def _turned(self, source: Source) -> tuple[list[tuple[Any, Any]], Any]:
-        """Return the bindings that turn what a layer reads before it is rounded, none where it is not, and their value."""
+        """Return the bindings that turn what a layer reads before it is rounded, and what it reads then."""
         from tvm import relax
 
         found = None if source.turn is None else _turn(source.turn)

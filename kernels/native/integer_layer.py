@@ -75,7 +75,7 @@ def dtype(kind: str, target: CpuTarget) -> str:
 
 
 def emit(op: IntegerLayer, target: CpuTarget) -> Unit:
-    """Return the kernel. Arguments: x [B, H, W, C], gate, residual, packed, y [B, OH, OW, N], scratch unless x is numbers."""
+    """Return the kernel. Arguments: x [B, H, W, C], gate, residual, packed, y [B, OH, OW, N], scratch for float x."""
     instructions, tile, layer, dot = target.instructions, op.tile(target), op.layer, target.dot
     out_height, out_width = layer.out
     pixels, panel_count = layer.batch * out_height * out_width, len(panels(instructions, tile.vectors, layer.outputs))
@@ -174,11 +174,6 @@ def pack(op: IntegerLayer, target: CpuTarget, given: Rounded) -> np.ndarray:
     packed[2] = begins.astype(np.int32).view(np.float32)
     packed[3:] = np.ascontiguousarray(rows).view(np.float32).reshape(segments * words, columns)
     header = np.zeros(instructions.lanes, np.float32)
-    header[:2] = inverse(given.scale), inverse(given.next_scale)
+    header[:2] = 1.0 / given.scale, 1.0 / given.next_scale  # rounded once, as PyTorch's quantiser has it
     cut = panels(instructions, op.tile(target).vectors, layer.outputs)
     return np.concatenate([header, *(packed[:, first : first + width].ravel() for first, width in cut)])
-
-
-def inverse(scale: float) -> float:
-    """Return 1 / s, as PyTorch's quantiser multiplies by it: divided in double precision, then rounded."""
-    return 1.0 / scale

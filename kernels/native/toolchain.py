@@ -92,7 +92,6 @@ class CpuTarget:
             f" {', '.join(self.features) or 'none of them'}; export to onnx instead"
         )
 
-
     @property
     def dot(self) -> Dot:
         """How integers are multiplied."""

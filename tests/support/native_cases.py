@@ -150,7 +150,11 @@ def of_integer_layer(op: integer_layer.IntegerLayer, target: CpuTarget) -> Case:
     y, more = finish(s, layer.epilogue, draw)
     given = integer_layer.Rounded(weight.numpy(), factors.numpy(), bias.numpy(), scale, next_scale)
     first = x if op.reads == "float32" else (numbers + dot.offset)
-    arguments = first.numpy().astype(integer_layer.dtype(op.reads, target)), *more, integer_layer.pack(op, target, given)
+    arguments = (
+        first.numpy().astype(integer_layer.dtype(op.reads, target)),
+        *more,
+        integer_layer.pack(op, target, given),
+    )
     if op.writes == "numbers":
         y = (y / next_scale).round().clamp(-128, 127) + dot.offset
     return Case(integer_layer.emit(op, target), arguments, (y.numpy(),), 0.0 if op.writes == "numbers" else TOLERANCE)

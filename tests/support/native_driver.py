@@ -69,7 +69,9 @@ def run(
     given = b"".join(
         np.ascontiguousarray(value, argument.dtype).tobytes()
         for case in cases
-        for value, argument in zip(case.given, (one for one in case.unit.arguments if one.role != "output"), strict=True)
+        for value, argument in zip(
+            case.given, (one for one in case.unit.arguments if one.role != "output"), strict=True
+        )
     )
     done = subprocess.run([*before, str(program), str(threads)], input=given, capture_output=True, check=False)
     said = done.stderr.decode(errors="replace")
@@ -77,9 +79,14 @@ def run(
     outputs, at = [], 0
     for case in cases:
         one = []
-        for argument in (argument for argument in case.unit.arguments if argument.role == "output"):
-            one.append(np.frombuffer(done.stdout, argument.dtype, argument.size, at).astype(np.float32))
-            at += one[-1].size * np.dtype(argument.dtype).itemsize
+        for expected, dtype in zip(case.expected, _dtypes(case, is_output=True), strict=True):
+            one.append(np.frombuffer(done.stdout, dtype, expected.size, at).astype(np.float32))
+            at += expected.size * np.dtype(dtype).itemsize
         outputs.append(one)
     assert at == len(done.stdout)
     return outputs, said
+
+
+def _dtypes(case: Case, is_output: bool) -> list[str]:
+    """Return numpy's names of the types of a case's outputs, or of all else that it is called with."""
+    return [one.dtype for one in case.unit.arguments if (one.role == "output") == is_output]
