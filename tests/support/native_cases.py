@@ -393,16 +393,6 @@ def sweep(target: CpuTarget) -> list[Case]:
         convolution.Convolution(1, 1, 29, 40, 265, (1, 3), 1, (0, 1, 0, 1), 1, Epilogue(residual="after")),
         convolution.Convolution(1, 1, 9, 67, 61, (1, 1), 1, (0, 0, 0, 0)),
     )
-    integers = (
-        *(integer_layer.IntegerLayer(layer) for layer in (*maps, lines[1])),
-        *(integer_layer.IntegerLayer(line(*sizes)) for sizes in ((1, 1, 1), (1, 131, 19), (3, 65, 33), (7, 3, 16))),
-        integer_layer.IntegerLayer(line(13, 67, 53, Epilogue("gelu", residual="after"))),
-        integer_layer.IntegerLayer(line(33 * 5, 31, 10, Epilogue("relu", gate="pixel", residual="before"))),
-        integer_layer.IntegerLayer(line(1, 64, 67, SIGMOID)),
-        *(integer_layer.IntegerLayer(line(50, 12, n, RELU), writes="numbers") for n in (1, 5, 24, 52, 67)),
-        integer_layer.IntegerLayer(line(50, 52, 13, Epilogue(residual="after")), reads="numbers"),
-        integer_layer.IntegerLayer(line(9, 16, 64, Epilogue("relu")), "numbers", "numbers"),
-    )
     neurons = (
         lif.Lif(2, 9, 167),
         lif.Lif(2, 33, 67, tau=3.0),
@@ -421,7 +411,7 @@ def sweep(target: CpuTarget) -> list[Case]:
         *(of_convolution(op, target) for op in grouped),
         *(of_winograd(op, target) for op in threes),
         *(of_spikes(spikes.Spikes(op), target) for op in (*maps, *lines)),
-        *(of_integer_layer(op, target) for op in integers),
+        *integer_sweep(target),
         *(of_elementwise(elementwise.Elementwise(4163, name), target) for name in ("exp", "sigmoid", "silu", "gelu")),
         *(of_layer_norm(norms.LayerNorm(9, channels), target) for channels in (1, 23, 64)),
         of_group_norm(norms.GroupNorm(2, 33, 21, 3), target),
@@ -446,6 +436,30 @@ def sweep(target: CpuTarget) -> list[Case]:
         *(of_lif(op, target) for op in neurons),
         *(of_lif_at_the_threshold(target, decay_input) for decay_input in (True, False)),
     ]
+
+
+def integer_sweep(target: CpuTarget) -> list[Case]:
+    """Odd shapes of layers of integers."""
+    layers = (
+        convolution.Convolution(1, 13, 11, 3, 24, (3, 3), 2, (1, 1, 1, 1), 1, RELU),
+        convolution.Convolution(2, 5, 33, 7, 19, (3, 3), 1, (1, 0, 2, 1), 1, Epilogue("gelu", residual="after")),
+        convolution.Convolution(1, 16, 16, 3, 33, (4, 4), 4, (0, 0, 0, 0)),
+        convolution.Convolution(1, 9, 8, 5, 8, (3, 3), 1, (2, 2, 2, 2), 2, SILU),
+        convolution.Convolution(1, 3, 1, 2, 5, (1, 1), 2, (0, 0, 0, 0)),
+        convolution.Convolution(1, 2, 4, 1, 50, (7, 7), 1, (3, 3, 3, 3)),
+        line(1, 1, 1),
+        line(1, 131, 19),
+        line(3, 65, 33),
+        line(13, 67, 53, Epilogue("gelu", residual="after")),
+        line(33 * 5, 31, 10, Epilogue("relu", gate="pixel", residual="before")),
+        line(1, 64, 67, SIGMOID),
+    )
+    kept = (
+        *(integer_layer.IntegerLayer(line(50, 12, n, RELU), writes="numbers") for n in (1, 5, 24, 67)),
+        integer_layer.IntegerLayer(line(50, 52, 13, Epilogue(residual="after")), reads="numbers"),
+        integer_layer.IntegerLayer(line(9, 16, 64, RELU), "numbers", "numbers"),
+    )
+    return [of_integer_layer(op, target) for op in (*map(integer_layer.IntegerLayer, layers), *kept)]
 
 
 def error(found: np.ndarray, expected: np.ndarray) -> float:
