@@ -47,7 +47,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Integers:
-    """What a layer multiplies.
+    """The operands of a layer of integers.
 
     Attributes:
         source: of the value that it reads.

@@ -94,7 +94,7 @@ class CpuTarget:
 
     @property
     def dot(self) -> Dot:
-        """How integers are multiplied."""
+        """The products of integers that kernels use."""
         is_widest = self.instructions in (AVX512, NEON)
         return next((DOTS[name] for name in self.features if name in DOTS and is_widest), PAIRS)
 
