@@ -98,6 +98,7 @@ class Lowering:
             types_programs=self._target.types_programs,
             finds_islands=self._target.finds_islands,
             largest_int8_weight=self._target.largest_int8_weight,
+            int8_is_dense=self._target.int8_is_dense,
             lossy_operators=lossy_operators,
             run_file=run_file,
             other_classes=judge.of_file.other_classes(),

@@ -10,25 +10,32 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support import native_driver
-from support.native_cases import Case, error, sweep
+from support.native_cases import Case, error, integer_sweep, sweep
 
 from edgesmith.errors import BackendMissing, BadInput, EdgesmithError
+from edgesmith.exporters.targets._tvm_processor import here
 from edgesmith.kernels.native import pointwise
 from edgesmith.kernels.native.callable import Library
-from edgesmith.kernels.native.tiles import AVX2, AVX512, NEON, InstructionSet
+from edgesmith.kernels.native.tiles import AVX2, AVX512, NEON, SDOT, InstructionSet
 from edgesmith.kernels.native.toolchain import CpuTarget, compile_program, compile_units, find_compiler, host
 
 
 def target_of(name: str) -> CpuTarget:
     """Return this machine with an instruction set, or skip."""
     try:
-        here = host()
-        find_compiler(here)
+        machine = host()
+        find_compiler(machine)
     except EdgesmithError as refused:
         pytest.skip(str(refused))
-    if name not in here.features:
+    features = tuple(name.split())
+    if not {*features} <= {*machine.features, *dots_here()}:
         pytest.skip(f"this machine has no {name}")
-    return CpuTarget(here.triple, (name,))
+    return CpuTarget(machine.triple, features)
+
+
+def dots_here() -> tuple[str, ...]:
+    """Return the products of integers that this machine has."""
+    return here(multiplies_integers=True).cpu_target().features
 
 
 @pytest.fixture(scope="module", params=["avx512", "avx2", "neon"])
@@ -72,17 +79,34 @@ def test_sanitizers_find_nothing(tmp_path: Path) -> None:
             assert error(one, expected) <= case.tolerance, case.unit.symbol
 
 
+@pytest.mark.parametrize("name", ["avx512 vnni", "avx512", "avx2", "neon", "neon sdot"])
+def test_products_of_integers_are_what_they_say_in_cpp(name: str, tmp_path: Path) -> None:
+    """The instruction of a processor, and the lines that it stands for: the same bits, on any threads."""
+    target = target_of(name)
+    cases = integer_sweep(target)[1::2]
+    units = [case.unit for case in cases]
+    made = Library(compile_units(units, tmp_path / "made.so", target))
+    plain = Library(compile_units(units, tmp_path / "plain.so", target, flags=("-DES_PLAIN_DOT",)))
+    made.set_threads(3)
+    for case in cases:
+        (found,), (meant,) = (library.call(case.unit, *case.given) for library in (made, plain))
+        np.testing.assert_array_equal(found, meant, err_msg=case.unit.symbol)
+        assert error(found, case.expected[0]) <= case.tolerance, case.unit.symbol
+    made.set_threads(1)
+
+
 @pytest.mark.slow
-def test_kernels_agree_on_aarch64(tmp_path: Path) -> None:
-    """The sweep for NEON, compiled by zig and run by an emulator."""
-    emulator, target = shutil.which("qemu-aarch64"), CpuTarget("aarch64-linux-musl", ("neon",))
+@pytest.mark.parametrize("features", [("neon",), ("neon", "sdot")])
+def test_kernels_agree_on_aarch64(features: tuple[str, ...], tmp_path: Path) -> None:
+    """The sweep for NEON, compiled by zig and run by an emulator; with sdot what multiplies integers."""
+    emulator, target = shutil.which("qemu-aarch64"), CpuTarget("aarch64-linux-musl", features)
     if emulator is None:
         pytest.skip("no qemu-aarch64: apt-get install qemu-user")
     try:
         find_compiler(target)
     except BackendMissing as refused:
         pytest.skip(str(refused))
-    cases = sweep(target)
+    cases = integer_sweep(target) if target.dot is SDOT else sweep(target)
     main = native_driver.write_main(cases)
     units = [case.unit for case in cases]
     program = compile_program(units, main, tmp_path / "sweep", target, flags=("-static",))

@@ -90,6 +90,7 @@ def build_model(
             types_programs=TARGET.types_programs,
             finds_islands=TARGET.finds_islands,
             largest_int8_weight=TARGET.largest_int8_weight,
+            int8_is_dense=TARGET.int8_is_dense,
             lossy_operators=lambda _: {},
         )
         typed = precision.type(program, task)

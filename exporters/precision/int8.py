@@ -12,8 +12,9 @@ however many layers read it. A sum behind a layer reads the rounded value too, s
 int8.
 
 Everything else stays float, and so does every fused op that says why (`FusedOp.stays_float`). Layers inside other fused
-ops are layers like any. Zero points are 0, as TensorRT wants it. In the graph these are PyTorch's own operators,
-`quantized_decomposed`, which torch's ONNX exporter writes as QuantizeLinear and DequantizeLinear.
+ops are layers like any, but where a target's int8 is for dense products alone (`Target.int8_is_dense`). Zero points are
+0, as TensorRT wants it. In the graph these are PyTorch's own operators, `quantized_decomposed`, which torch's ONNX
+exporter writes as QuantizeLinear and DequantizeLinear.
 
 While the outputs miss the wanted SNR on the calibration inputs, what costs most goes back to float, by sensitivity: the
 noise at the outputs that one layer alone makes. Independent noises add up, so how many have to go follows from
@@ -120,6 +121,7 @@ def quantise(
     run_file: RunFile = runs_nothing,
     most_error: float = math.inf,
     exact: Mapping[str, str] = MappingProxyType({}),
+    dense_only: bool = False,
 ) -> Quantised:
     """The program with int8 layers; as few of them as the inputs ask for stay float.
 
@@ -131,20 +133,21 @@ def quantise(
         run_file: of the task; runs the file that a program becomes.
         most_error: that an output may have, relative to its peak.
         exact: nodes that stay float whatever the inputs say, each with the reason.
+        dense_only: whether convolutions of groups, the layers inside fused ops and the sums behind layers stay float.
 
     Raises:
         Unsupported: there is no layer that could be int8.
         BadInput: the program does not run on an input, such as an index into a table that ends before it.
     """
-    program = open_fused(program)
-    layers = find_layers(program.module)
+    program = program if dense_only else open_fused(program)
+    layers = [layer for layer in find_layers(program.module) if layer.groups == 1 or not dense_only]
     if not layers:
         raise Unsupported(
             "int8 is for convolutions and matmuls with constant float32 weights and no computed bias, and this model"
             " has none; use --precision fp32"
         )
     try:
-        seen = observe(program, layers, inputs, largest_weight)
+        seen = replace(observe(program, layers, inputs, largest_weight), rounds_sums=not dense_only)
     except (IndexError, RuntimeError) as error:
         raise BadInput(
             f"--calibration: the model does not run on what it was given ({str(error).partition(chr(10))[0]});"
@@ -358,6 +361,7 @@ class Seen:
         outputs: for each of these inputs.
         largest_weight: as an integer.
         widest: scales with which nothing that was met is clipped.
+        rounds_sums: whether sums behind layers read what layers read, rounded.
     """
 
     scales: Mapping[Node, float]
@@ -366,6 +370,11 @@ class Seen:
     outputs: Sequence[Sequence[Tensor]]
     largest_weight: int
     widest: Mapping[Node, float]
+    rounds_sums: bool = True
+
+    def sums(self, layers: Sequence[Linear]) -> dict[Node, list[tuple[Node, int]]]:
+        """Return the sums that are rounded, of layers that are int8: as `find_sums`."""
+        return find_sums(layers) if self.rounds_sums else {}
 
 
 def observe(
@@ -424,7 +433,7 @@ def _apply(
         args[layer.at.data], args[layer.at.weight] = rounded[layer.read], weight
         node.args, node.kwargs = _by_kind(node, args)
     count = 0
-    for value, readers in find_sums(chosen).items():
+    for value, readers in seen.sums(chosen).items():
         for reader, i in readers:
             if reader.name not in kept:
                 twins[reader].update_arg(i, rounded[value])
@@ -607,7 +616,7 @@ def _rounded_alone(layers: Sequence[Linear], seen: Seen, values: Mapping[Node, A
         numbers, scales = round_weight(layer.own_weight, layer.at.rows, seen.largest_weight, least)
         args[layer.at.data], args[layer.at.weight] = rounded[layer.read], numbers * layer.of_rows(scales)
         yield layer.node, made(layer.node, args)
-    for reader, i in (pair for readers in find_sums(layers).values() for pair in readers):
+    for reader, i in (pair for readers in seen.sums(layers).values() for pair in readers):
         args = list(arguments(reader))
         args[i] = rounded[args[i]]
         yield reader, made(reader, args)
@@ -630,7 +639,7 @@ def _choose(
     What makes less than its even share of the noise that is allowed comes last, since little would be gained.
     """
     chosen = [layer for layer in layers if layer.node.name not in kept]
-    sums = [reader for readers in find_sums(chosen).values() for reader, _ in readers if reader.name not in kept]
+    sums = [reader for readers in seen.sums(chosen).values() for reader, _ in readers if reader.name not in kept]
     ordered = sorted(dict.fromkeys(sums), key=lambda node: -costs[node.name])
     ordered += sorted((layer.node for layer in chosen), key=lambda node: -costs[node.name] / seen.macs[node.name])
     noise = 10 ** (-now_db / 10) if math.isfinite(now_db) else math.inf
@@ -661,7 +670,16 @@ def type_int8(program: Program, task: TypingTask) -> Typed:
     assert task.largest_int8_weight is not None, "the target lists int8 and says no largest weight"
     data, largest = task.calibration, task.largest_int8_weight
     limits, exact = task.thresholds, keep_exact(program, task)
-    found = quantise(program, data.inputs, limits.snr_db, largest, task.run_file, limits.relative_error, exact)
+    found = quantise(
+        program,
+        data.inputs,
+        limits.snr_db,
+        largest,
+        task.run_file,
+        limits.relative_error,
+        exact,
+        task.int8_is_dense,
+    )
 
     def describe(file: CountsMacs) -> dict[str, Any]:
         macs = file.count_macs()

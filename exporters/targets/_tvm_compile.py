@@ -81,6 +81,7 @@ def _describe(
         "outputs": named(program.output_names, listing.outputs),
         "operators": dict(lowered.operators),
         "macs": dict(lowered.macs),
+        "integer_macs": lowered.integer_macs,
         "covered": {who: dict(found) for who, found in lowered.covered.items()},
         "calls": [[call.symbol, _kind(call, lowered)] for call in listing.calls],
         "facts": {key: value for key, value in facts.items() if value},

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from edgesmith.errors import Unsupported
-from edgesmith.exporters.targets import _tvm_kernels
+from edgesmith.exporters.targets import _tvm_integers, _tvm_kernels
 from edgesmith.exporters.targets._quiet import quiet
 from edgesmith.exporters.targets._refusal import refuse
 from edgesmith.exporters.targets._tvm_arrange import operator
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from edgesmith.exporters.graph.capture import Program
-    from edgesmith.exporters.targets._tvm_kernels import Chosen
+    from edgesmith.exporters.targets._tvm_kernels import Chosen, Kernel
 
 MULTIPLY = frozenset({"relax.matmul", *(f"relax.nn.conv{n}d" for n in (1, 2, 3)), "relax.nn.conv2d_transpose"})
 """Relax's operators that are counted in multiply-accumulates."""
@@ -42,6 +42,7 @@ class Lowered:
         operators: how often each of Relax's operators occurs, and each fused op.
         covered: kernels, and operators that are loops, by what computes them: `kernels` and `tvm`.
         macs: multiply-accumulates by what computes them.
+        integer_macs: how many of them are of 8-bit integers.
     """
 
     listing: Listing
@@ -51,6 +52,7 @@ class Lowered:
     operators: Mapping[str, int] = field(default_factory=dict)
     covered: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     macs: Mapping[str, int] = field(default_factory=dict)
+    integer_macs: int = 0
 
 
 def lower(program: Program, lowerings: str, processor: Processor) -> Lowered:
@@ -67,7 +69,8 @@ def lower(program: Program, lowerings: str, processor: Processor) -> Lowered:
         except Exception as error:  # TVMError, InternalError, ValueError, RuntimeError alike
             raise refuse(error, program.module.graph.nodes, "TVM") from error
         listing, functions = listed(module)
-    return Lowered(listing, functions, processor, chosen.kernels, chosen.operators, covered, macs)
+    integer_macs = sum(one.macs for one in _kernels(chosen) if one.is_integer)
+    return Lowered(listing, functions, processor, chosen.kernels, chosen.operators, covered, macs, integer_macs)
 
 
 def share(program: Program, lowerings: str, processor: Processor) -> dict[str, dict[str, int]]:
@@ -99,6 +102,8 @@ def imported(program: Program, lowerings: str, processor: Processor) -> Any:
     from edgesmith.exporters.targets import _tvm_translations
 
     refuse_control_flow(program.module, "TVM")
+    if _tvm_integers.has_rounding(program):
+        program = _tvm_integers.with_float_weights(program)
     ready = exported(program, lowerings)
     ready = ready.run_decompositions(_tvm_translations.decompositions(lowerings))
     _refuse_unknown(ready, lowerings)
@@ -162,6 +167,13 @@ def _account(chosen: Chosen) -> tuple[dict[str, dict[str, int]], dict[str, int]]
             loops[name] += 1
             macs["tvm"] += _macs(name, value) if name in MULTIPLY else 0
     return {"kernels": dict(kernels), "tvm": dict(loops)}, macs
+
+
+def _kernels(chosen: Chosen) -> Iterator[Kernel]:
+    """Yield the kernel of each call of one."""
+    for _, value in bindings(chosen.module):
+        if operator(value) == "relax.call_dps_packed":
+            yield chosen.kernels[str(value.args[0].global_symbol)]
 
 
 def _macs(name: str, call: Any) -> int:

@@ -6,6 +6,7 @@
     conv2d, a channel by itself           Depthwise
     conv2d of any kernel and groups       Convolution; Winograd where it is KH x 3, with stride 1
     conv2d or matmul of what lif fires    Spikes
+    conv2d or matmul of what is rounded   IntegerLayer    where weights are integers too, see _tvm_integers.py
     an image, channels last               Turn
 
 What follows in the graph and is read nowhere else goes into the kernel's epilogue: bias, function, gate, residual.
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgesmith.errors import Unsupported
 from edgesmith.exporters.targets._tvm_arrange import PERMUTES, RESHAPES, apply, arranged, operator, rebuilt, sizes
+from edgesmith.exporters.targets._tvm_integers import ROUNDING, Integers, Source, find, source
 from edgesmith.exporters.targets._tvm_processor import Processor
 from edgesmith.exporters.targets._tvm_sink import NEURONS, sunk
 from edgesmith.kernels.additive_attention import WEIGHTS
@@ -33,6 +35,7 @@ from edgesmith.kernels.native import (
     depthwise,
     fft_filter,
     hidden_state_mixer,
+    integer_layer,
     lif,
     lmu_memory,
     matmul,
@@ -53,6 +56,7 @@ Shape = tuple[int, ...]
 
 NO_NUMBERS: Any = ()
 """The weight and the bias of a site that keeps its own."""
+LAYERS = ("relax.nn.conv2d", "relax.matmul")
 
 FUNCTIONS = {
     "relax.nn.relu": "relu",
@@ -73,11 +77,13 @@ class Kernel:
         kind: what it computes, in a word or two.
         unit: its source and arguments.
         macs: multiply-accumulates of one call.
+        is_integer: whether they are of 8-bit integers.
     """
 
     kind: str
     unit: Unit
     macs: int
+    is_integer: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,7 @@ class Site:
         weight: as PyTorch has it.
         shape: of the last value.
         of_spikes: x is 0 or 1 everywhere.
+        integers: of a layer that multiplies integers, which x and weight are the values of.
     """
 
     bindings: tuple[Any, ...]
@@ -110,6 +117,7 @@ class Site:
     weight: np.ndarray
     shape: tuple[int, ...]
     of_spikes: bool = False
+    integers: Integers | None = None
     bias: np.ndarray | None = None
     function: str = "none"
     gate: tuple[str, Any] | None = None
@@ -158,6 +166,7 @@ class _Chooser:
             for read in _reads(value):
                 self.readers.setdefault(read, []).append(variable)
         self.gone: set[Any] = set()  # variables that a kernel computes
+        self.numbers: dict[Any, Any] = {}  # from what a kernel rounds to its integers
         self.returned = Counter(_reads(main.body.body))
 
     def choose(self) -> Chosen:
@@ -177,6 +186,7 @@ class _Chooser:
                 calls[site.bindings[-1]] = self._call(site)
         names = Counter(_called_name(value) for value in self.values.values())
         del names[""]
+        calls = {variable: [] for variable in gone} | calls
         module = rebuilt(self.module, lambda variable, value: calls.get(variable, value))
         return Chosen(module, self.kernels, dict(names))
 
@@ -231,15 +241,22 @@ class _Chooser:
     def _site(self, variable: Any, value: Any) -> Site | None:
         """Return the layer that begins at a variable; None where there is none, or no kernel for it."""
         name = operator(value)
-        if name not in ("relax.nn.conv2d", "relax.matmul") or _dtype(variable) != "float32":
+        if name not in LAYERS or _dtype(variable) != "float32":
             return None
         weight = self._weight(value, name)
         if weight is None:
             return None
-        site = Site((variable,), value.args[0], weight, sizes(variable), self._are_spikes(value.args[0]))
+        x = value.args[0]
+        site = Site((variable,), x, weight, sizes(variable), self._are_spikes(x), self._integers(x, weight))
         if self._op(site, value) is None:
             return None
         return self._with_epilogue(site)
+
+    def _integers(self, x: Any, weight: np.ndarray) -> Integers | None:
+        """Return a layer's operands as integers; None where they are none, or where x is turned by no kernel."""
+        found = find(x, weight, self.values)
+        is_turned = found is not None and found.source.turn is not None
+        return None if is_turned and _turn(found.source.turn) is None else found  # type: ignore[union-attr]  # it is turned
 
     def _are_spikes(self, variable: Any) -> bool:
         """Return whether a value is what neurons fire: 0 or 1, in whatever arrangement."""
@@ -268,6 +285,8 @@ class _Chooser:
             pixels = _product(site.shape[:-1])
             if site.of_spikes:
                 return spikes.Spikes(_line(pixels, site))
+            if site.integers is not None and integer_layer.suits(_line(pixels, site)):
+                return integer_layer.IntegerLayer(_line(pixels, site))
             return pointwise.Pointwise(pixels, site.weight.shape[1], site.weight.shape[0], site.epilogue)
         return self._convolution(site, value)
 
@@ -285,7 +304,10 @@ class _Chooser:
         if groups == channels == outputs and inputs == 1 and channels > 1:
             made = depthwise.Depthwise(batch, height, width, channels, size, stride, sides, site.epilogue, dilation)
             return made if made.out == out else None
-        if size == (1, 1) and stride == groups == 1 and not any(sides) and not site.of_spikes:
+        is_linear = size == (1, 1) and stride == groups == 1 and not any(sides)
+        if is_linear and site.integers is not None and integer_layer.suits(_line(batch * height * width, site)):
+            return integer_layer.IntegerLayer(_line(batch * height * width, site))
+        if is_linear and not site.of_spikes:
             return pointwise.Pointwise(batch * height * width, channels, outputs, site.epilogue)
         made = convolution.Convolution(
             batch, height, width, channels, outputs, size, stride, sides, dilation, site.epilogue, groups
@@ -294,6 +316,8 @@ class _Chooser:
             return None
         if site.of_spikes and groups == 1:
             return spikes.Spikes(made)
+        if site.integers is not None and integer_layer.suits(made):
+            return integer_layer.IntegerLayer(made)
         return winograd.Winograd(made) if winograd.suits(made) else made
 
     def _with_epilogue(self, site: Site) -> Site:
@@ -358,6 +382,8 @@ class _Chooser:
     def _call(self, site: Site) -> Any:
         """Return the call of a site's kernel, which is added to the kernels."""
         op = self._op(site, self.values[site.bindings[0]])
+        if isinstance(op, integer_layer.IntegerLayer):
+            return self._call_of_integers(site, op)
         module = next(
             one for one in (pointwise, convolution, depthwise, spikes, winograd) if one.__name__ == type(op).__module__
         )
@@ -365,6 +391,60 @@ class _Chooser:
         packed = module.pack(op, self.target, site.weight, site.bias)
         made = self.values[site.bindings[-1]].ty
         return self._called(type(op).__name__.lower(), unit, site.given, (packed,), made, unit.flops // 2)
+
+    def _call_of_integers(self, site: Site, op: integer_layer.IntegerLayer) -> Any:
+        """Return the call of a layer of integers, which reads what comes before it is rounded."""
+        from tvm import relax
+
+        assert site.integers is not None
+        given, last, parameters = site.integers.source, site.bindings[-1], site.integers.parameters(site.bias)
+        made = self.values[last].ty
+        before, x = self._turned(given)
+        if given.x in self.numbers:
+            op, x = replace(op, reads="numbers"), self.numbers[given.x]
+        chain = self._rounding_behind(last)
+        if chain:
+            parameters = replace(parameters, next_scale=chain[1])
+            op, made = replace(op, writes="numbers"), relax.TensorType(list(site.shape), self.target.dot.dtype)
+            self.gone.update(chain[0])
+            self.numbers[last] = last = relax.DataflowVar("numbers", made)
+        unit = integer_layer.emit(op, self.target)
+        packed = integer_layer.pack(op, self.target, parameters)
+        reads = [x, *(one[1] for one in (site.gate, site.residual) if one is not None)]
+        call = self._called("integer layer", unit, reads, (packed,), made, unit.flops // 2)
+        self.kernels[unit.symbol] = replace(self.kernels[unit.symbol], is_integer=True)
+        return [*before, (last, call)]
+
+    def _rounding_behind(self, last: Any) -> tuple[list[Any], float] | None:
+        """Return what rounds a layer's result, and the scale; None unless all that reads it takes integers."""
+        chain, behind = list[Any](), last
+        while len(chain) < ROUNDING:
+            readers = self.readers.get(behind, [])
+            if len(readers) != 1 or behind in self.returned:
+                return None
+            (behind,) = readers
+            chain.append(behind)
+        found, readers = source(behind, self.values), self.readers.get(behind, [])
+        if found is None or not found.x.same_as(last) or behind in self.returned:
+            return None
+        return (chain, found.scale) if all(self._takes_numbers(behind, one) for one in readers) else None
+
+    def _takes_numbers(self, x: Any, reader: Any) -> bool:
+        """Return whether a layer reads a rounded value, and may be given its integers."""
+        value = self.values[reader]
+        site = self._site(reader, value) if operator(value) in LAYERS and value.args[0].same_as(x) else None
+        op = None if site is None else self._op(site, value)
+        return isinstance(op, integer_layer.IntegerLayer) and integer_layer.reads_numbers(op.layer, self.target)
+
+    def _turned(self, source: Source) -> tuple[list[tuple[Any, Any]], Any]:
+        """Return the bindings that turn what a layer reads before it is rounded, and what it reads then."""
+        from tvm import relax
+
+        found = None if source.turn is None else _turn(source.turn)
+        if found is None:
+            return [], source.x
+        turned = relax.DataflowVar("turned", source.turn.ty)
+        return [(turned, self._called("turn", found[1](self.target), [source.x], (), source.turn.ty, 0))], turned
 
     def _called(self, kind: str, unit: Unit, given: Sequence[Any], packed: Sequence[Any], made: Any, macs: int) -> Any:
         """Return a call of a kernel, which is added to the kernels.
@@ -518,7 +598,7 @@ ALONE: dict[str, Callable[[Any], tuple[str, Any] | None]] = {
 
 def _line(pixels: int, site: Site) -> convolution.Convolution:
     """Return a linear layer as a convolution of one row."""
-    outputs, inputs = site.weight.shape
+    outputs, inputs = site.weight.shape[:2]
     return convolution.Convolution(1, 1, pixels, inputs, outputs, (1, 1), 1, (0, 0, 0, 0), 1, site.epilogue)
 
 

@@ -53,6 +53,7 @@ class Description:
         memory_bytes: of working memory.
         operators: how often each occurs.
         macs: multiply-accumulates by what computes them, `kernels` and `tvm`.
+        integer_macs: how many of them are of 8-bit integers.
         covered: operators by what computes them.
         calls: symbol and kind of each call of compiled code, in order.
     """
@@ -70,6 +71,7 @@ class Description:
     covered: dict[str, dict[str, int]]
     facts: dict[str, str]
     calls: tuple[tuple[str, str], ...]
+    integer_macs: int = 0
 
 
 @dataclass(frozen=True)

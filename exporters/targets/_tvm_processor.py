@@ -25,6 +25,9 @@ LEVELS = {
 
 _KERNELS = {"x86-64-v4": ("avx512", "avx2"), "x86-64-v3": ("avx2",)}
 
+_DOTS = {"avx512_vnni": "vnni", "asimddp": "sdot"}
+"""Products of integers that a processor may have beside its level, by Linux' names."""
+
 
 @dataclass(frozen=True)
 class Processor:
@@ -42,20 +45,30 @@ class Processor:
 
     def cpu_target(self) -> CpuTarget:
         """Return what kernels are compiled for."""
-        return CpuTarget(self.triple, ("neon",) if self.triple.startswith("aarch64") else _KERNELS.get(self.cpu, ()))
+        own = ("neon",) if self.triple.startswith("aarch64") else _KERNELS.get(self.cpu, ())
+        return CpuTarget(self.triple, (*own, *(dot for name, dot in _DOTS.items() if name in self.features and own)))
 
 
-def of_device(cpu: Cpu | None) -> Processor:
-    """Return the processor of a device's profile, and this machine's where there is none."""
-    return here() if cpu is None else Processor(cpu.triple, cpu.core, cpu.features)
+def of_device(cpu: Cpu | None, multiplies_integers: bool = False) -> Processor:
+    """Return the processor of a device's profile, and this machine's where there is none; see `here`."""
+    return here(multiplies_integers) if cpu is None else Processor(cpu.triple, cpu.core, cpu.features)
 
 
-def here() -> Processor:
-    """Return this machine's processor. Raises Unsupported where it is none that this target knows."""
+def here(multiplies_integers: bool = False) -> Processor:
+    """Return this machine's processor.
+
+    Args:
+        multiplies_integers: whether a model does. Then the processor is one that has this machine's instructions for
+            that; others need not have them to run a model in floats.
+
+    Raises:
+        Unsupported: it is none that this target knows.
+    """
     machine = platform.machine()
     found = features_here()
+    dots = tuple(name for name in _DOTS if multiplies_integers and name in found)
     if machine == "aarch64":
-        return Processor("aarch64-linux-gnu", "generic", ("asimd",))
+        return Processor("aarch64-linux-gnu", "generic", ("asimd", *dots))
     if machine != "x86_64":
         raise Unsupported(f"target tvm compiles for x86-64 and aarch64, and this machine has {machine}; say --device")
     needed: list[str] = []
@@ -65,4 +78,4 @@ def here() -> Processor:
         if not set(needed) <= found:
             break
         best, has = level, tuple(needed)
-    return Processor("x86_64-linux-gnu", best, has)
+    return Processor("x86_64-linux-gnu", best, (*has, *dots) if best == "x86-64-v4" else has)

@@ -33,7 +33,7 @@ SINGLE = frozenset(
     [
         *(f"relax.{name}" for name in ("add", "subtract", "multiply", "divide", "maximum", "minimum", "power")),
         *(f"relax.{name}" for name in ("exp", "log", "sqrt", "rsqrt", "abs", "negative", "tanh", "sigmoid", "erf")),
-        *(f"relax.{name}" for name in ("sin", "cos", "square", "clip")),
+        *(f"relax.{name}" for name in ("sin", "cos", "square", "clip", "round")),
         *(f"relax.nn.{name}" for name in ("relu", "relu6", "silu", "gelu", "gelu_tanh", "leakyrelu", "softplus")),
     ]
 )

@@ -136,6 +136,22 @@ def _full(node: Node, importer: Any) -> Any:
     )
 
 
+def _round(node: Node, importer: Any) -> Any:
+    """A value as int8 holds it, in float: what layouts pass through, and _tvm_integers.py finds again."""
+    from edgesmith.exporters.targets import _tvm_integers
+
+    x, scale, zero, least, most, _ = _given(node, importer)
+    return importer.block_builder.emit(_tvm_integers.rounded(x, float(scale), int(zero), int(least), int(most)))
+
+
+def _unround(node: Node, importer: Any) -> Any:
+    """The inverse, of numbers in float."""
+    from edgesmith.exporters.targets import _tvm_integers
+
+    x, scale, zero, _, _, _, _ = _given(node, importer)
+    return importer.block_builder.emit(_tvm_integers.scaled(x, float(scale), int(zero)))
+
+
 OURS: dict[str, Callable[..., Any]] = {
     "full.default": _full,
     "full_like.default": _full,
@@ -145,5 +161,7 @@ OURS: dict[str, Callable[..., Any]] = {
     "conv1d.default": _conv1d,
     "group_norm.default": _group_norm,
     "layer_norm.default": _layer_norm,
+    "quantize_per_tensor.default": _round,
+    "dequantize_per_tensor.default": _unround,
 }
 """Translations of PyTorch's operators in place of the importer's."""

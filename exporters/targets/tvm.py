@@ -58,10 +58,11 @@ class Tvm(Target):
 
     def lower(self, program: Program, path: Path, request: Request) -> None:
         """Write the library, its header, an example in C, and a loader in Python."""
-        from edgesmith.exporters.targets import _tvm_compile, _tvm_graph
+        from edgesmith.exporters.targets import _tvm_compile, _tvm_graph, _tvm_integers
 
         self.require()
-        made = _tvm_graph.lower(program, self.lowers_as, _processor(request.profile))
+        processor = _processor(request.profile, _tvm_integers.has_rounding(program))
+        made = _tvm_graph.lower(program, self.lowers_as, processor)
         _tvm_compile.write(made, program, path, request)
 
     def open(self, path: Path) -> CompiledFile:
@@ -103,8 +104,9 @@ class CompiledFile(TargetFile):
         return dict(sorted(self.library.description.operators.items(), key=lambda item: (-item[1], item[0])))
 
     def count_macs(self) -> dict[str, int]:
-        """Return the multiply-accumulates, none of them int8."""
-        return {"int8": 0, "all": sum(self.library.description.macs.values())}
+        """Return the multiply-accumulates: all, and those of integers."""
+        said = self.library.description
+        return {"int8": said.integer_macs, "all": sum(said.macs.values())}
 
     def interface(self) -> InterfaceRecord:
         """Return inputs and outputs, as the library describes them."""
@@ -149,15 +151,17 @@ def _record(one: _tvm_library.Described) -> ValueRecord:
     return {"name": one.name, "type": one.dtype, "shape": list(one.shape)}
 
 
-def _processor(profile: DeviceProfile | None) -> Processor:
-    return of_device(profile.cpu if profile is not None else None)
+def _processor(profile: DeviceProfile | None, multiplies_integers: bool = False) -> Processor:
+    return of_device(profile.cpu if profile is not None else None, multiplies_integers)
 
 
 TARGET = Tvm(
     name="tvm",
     suffix=".so",
     description="a shared library for one CPU, by TVM and kernels, which needs the C library alone",
-    precisions=("fp32",),
+    precisions=("fp32", "int8"),
+    largest_int8_weight=127,  # products are summed in 32 bits, and nothing saturates
+    int8_is_dense=True,  # depthwise kernels and fused ops wait for their loads
     options=frozenset({"streaming"}),
     packages=("tvm",),
     extra="tvm",

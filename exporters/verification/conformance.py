@@ -160,6 +160,7 @@ def _run(program: Program, calls: Sequence[Sequence[Tensor]], column: Column) ->
         types_programs=target.types_programs,
         finds_islands=target.finds_islands,
         largest_int8_weight=target.largest_int8_weight,
+        int8_is_dense=target.int8_is_dense,
         lossy_operators=lambda _: {},
     )
     typed = precision.type(program, task)

@@ -66,6 +66,33 @@ NEON = InstructionSet("neon", 4, *MANY_REGISTERS, row=16, strip=7, strip_lanes=4
 
 
 @dataclass(frozen=True)
+class Dot:
+    """A product of narrow numbers, summed in 32 bits; dot.h says which instruction it is.
+
+    Attributes:
+        name: a word.
+        dtype: numpy's name of the type that holds eight bits of x.
+        bytes: of that type, and of the one that holds a weight.
+        offset: that x has more than its value.
+    """
+
+    name: str
+    dtype: str
+    bytes: int
+    offset: int
+
+    @property
+    def per(self) -> int:
+        """Numbers in a word of 32 bits, which one instruction multiplies."""
+        return 4 // self.bytes
+
+
+VNNI = Dot("vnni", "uint8", 1, 128)
+SDOT = Dot("sdot", "int8", 1, 0)
+PAIRS = Dot("pairs", "int16", 2, 0)
+
+
+@dataclass(frozen=True)
 class Tile:
     """P pixels times V vectors of output channels."""
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgesmith.errors import BackendMissing, Unsupported
-from edgesmith.kernels.native.tiles import AVX2, AVX512, NEON, InstructionSet
+from edgesmith.kernels.native.tiles import AVX2, AVX512, NEON, PAIRS, SDOT, VNNI, Dot, InstructionSet
 from edgesmith.kernels.native.unit import Unit
 from edgesmith.writing import write_whole
 
@@ -52,6 +52,9 @@ OLDEST = {"g++": 12, "clang++": 15}
 ARCHITECTURES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
 CPU_FLAGS = {"avx512": "x86-64-v4", "avx2": "x86-64-v3", "neon": "armv8-a"}
 ZIG_CPUS = {"avx512": "x86_64_v4", "avx2": "x86_64_v3", "neon": "generic"}
+DOTS = {"vnni": VNNI, "sdot": SDOT}
+DOT_FLAGS = {"vnni": ("-mavx512vnni",), "sdot": ("-march=armv8.2-a+dotprod",)}
+ZIG_DOTS = {"vnni": "+avx512vnni", "sdot": "+dotprod"}
 AVX512_FLAGS = {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 AVX2_FLAGS = {"avx2", "fma", "bmi2"}
 
@@ -62,7 +65,8 @@ class CpuTarget:
 
     Attributes:
         triple: architecture, system and C library: x86_64-linux-gnu, aarch64-linux-gnu, aarch64-linux-android ...
-        features: one of the sets of tiles.py: ("avx512",), ("avx2",) or ("neon",); more words are for later kernels.
+        features: one of the sets of tiles.py: ("avx512",), ("avx2",) or ("neon",); beside the first `vnni`, and beside
+            the last `sdot`, where kernels may use these products of integers.
     """
 
     triple: str
@@ -87,6 +91,12 @@ class CpuTarget:
             f"compiled kernels need AVX2 with FMA, AVX-512 or NEON, and {self.triple} has"
             f" {', '.join(self.features) or 'none of them'}; export to onnx instead"
         )
+
+    @property
+    def dot(self) -> Dot:
+        """The products of integers that kernels use."""
+        is_widest = self.instructions in (AVX512, NEON)
+        return next((DOTS[name] for name in self.features if name in DOTS and is_widest), PAIRS)
 
 
 @functools.cache
@@ -139,12 +149,13 @@ class Compiler:
 
     def flags(self, target: CpuTarget) -> tuple[str, ...]:
         """Return what it has to be told of a target."""
-        name = target.instructions.name
+        name, dot = target.instructions.name, target.dot.name
         wide = ("-mprefer-vector-width=512",) if name == "avx512" else ()
         if self.kind == "zig":
-            return ("-target", target.triple, f"-mcpu={ZIG_CPUS[name]}", *wide, "-fno-sanitize=undefined")
+            cpu = f"-mcpu={ZIG_CPUS[name]}{ZIG_DOTS.get(dot, '')}"
+            return ("-target", target.triple, cpu, *wide, "-fno-sanitize=undefined")
         seed = ("-frandom-seed=edgesmith", "-Wno-psabi") if self.kind == "g++" else ()
-        return (f"-march={CPU_FLAGS[name]}", *wide, *seed)
+        return (f"-march={CPU_FLAGS[name]}", *DOT_FLAGS.get(dot, ()), *wide, *seed)
 
 
 def find_compiler(target: CpuTarget) -> Compiler:

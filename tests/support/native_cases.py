@@ -21,6 +21,7 @@ from edgesmith.kernels.native import (
     elementwise,
     fft_filter,
     hidden_state_mixer,
+    integer_layer,
     lif,
     lmu_memory,
     matmul,
@@ -31,7 +32,7 @@ from edgesmith.kernels.native import (
     turn,
     winograd,
 )
-from edgesmith.kernels.native.epilogue import Epilogue
+from edgesmith.kernels.native.epilogue import NOTHING, Epilogue
 from edgesmith.kernels.native.toolchain import CpuTarget
 from edgesmith.kernels.native.unit import Unit
 
@@ -131,6 +132,32 @@ def of_convolution(op: convolution.Convolution, target: CpuTarget) -> Case:
     y, more = finish(convolve(x, weight, bias, op), op.epilogue, draw)
     packed = convolution.pack(op, target, weight.numpy(), bias.numpy())
     return Case(convolution.emit(op, target), (x.numpy(), *more, packed), (y.numpy(),))
+
+
+def of_integer_layer(op: integer_layer.IntegerLayer, target: CpuTarget) -> Case:
+    """A layer of integers: sums are exact, and numbers that it writes are those that PyTorch rounds to."""
+    draw, layer, dot = Drawn(op.layer.inputs), op.layer, target.dot
+    generator = torch.Generator().manual_seed(layer.outputs)
+    shape = (layer.outputs, layer.inputs, *layer.kernel)
+    weight = torch.randint(-127, 128, shape, generator=generator).to(torch.int8)
+    weight[0] = 127
+    scale, next_scale = 0.03, 0.05  # some of x are beyond 127 s
+    x = 2 * draw(layer.batch, layer.height, layer.width, layer.inputs)
+    x[..., 0, 0] = torch.where(x[..., 0, 0] > 0, 9.0, -9.0)
+    numbers = (x * torch.tensor(1 / scale)).round().clamp(-128, 127)
+    factors, bias = draw(layer.outputs).abs() / (127 * layer.taps) ** 0.5, draw(layer.outputs)
+    s = convolve(numbers, weight.float(), torch.zeros_like(bias), layer) * factors.double() + bias.double()
+    y, more = finish(s, layer.epilogue, draw)
+    given = integer_layer.Rounded(weight.numpy(), factors.numpy(), bias.numpy(), scale, next_scale)
+    first = x if op.reads == "float32" else (numbers + dot.offset)
+    arguments = (
+        first.numpy().astype(integer_layer.dtype(op.reads, target)),
+        *more,
+        integer_layer.pack(op, target, given),
+    )
+    if op.writes == "numbers":
+        y = (y / next_scale).round().clamp(-128, 127) + dot.offset
+    return Case(integer_layer.emit(op, target), arguments, (y.numpy(),), 0.0 if op.writes == "numbers" else TOLERANCE)
 
 
 def of_spikes(op: spikes.Spikes, target: CpuTarget) -> Case:
@@ -306,6 +333,11 @@ def of_lif_at_the_threshold(target: CpuTarget, decay_input: bool, neurons: int =
     return Case(lif.emit(op, target), (x.numpy(),), (y.double().numpy(),), tolerance=0.0)
 
 
+def line(pixels: int, inputs: int, outputs: int, epilogue: Epilogue = NOTHING) -> convolution.Convolution:
+    """A linear layer as a convolution of one row."""
+    return convolution.Convolution(1, 1, pixels, inputs, outputs, (1, 1), 1, (0, 0, 0, 0), 1, epilogue)
+
+
 RELU, SILU, GELU, SIGMOID = (Epilogue(name) for name in ("relu", "silu", "gelu", "sigmoid"))
 
 
@@ -381,6 +413,7 @@ def sweep(target: CpuTarget) -> list[Case]:
         *(of_convolution(op, target) for op in grouped),
         *(of_winograd(op, target) for op in threes),
         *(of_spikes(spikes.Spikes(op), target) for op in (*maps, *lines)),
+        *integer_sweep(target),
         *(of_elementwise(elementwise.Elementwise(4163, name), target) for name in ("exp", "sigmoid", "silu", "gelu")),
         *(of_layer_norm(norms.LayerNorm(9, channels), target) for channels in (1, 23, 64)),
         of_group_norm(norms.GroupNorm(2, 33, 21, 3), target),
@@ -405,6 +438,30 @@ def sweep(target: CpuTarget) -> list[Case]:
         *(of_lif(op, target) for op in neurons),
         *(of_lif_at_the_threshold(target, decay_input) for decay_input in (True, False)),
     ]
+
+
+def integer_sweep(target: CpuTarget) -> list[Case]:
+    """Odd shapes of layers of integers."""
+    layers = (
+        convolution.Convolution(1, 13, 11, 3, 24, (3, 3), 2, (1, 1, 1, 1), 1, RELU),
+        convolution.Convolution(2, 5, 33, 7, 19, (3, 3), 1, (1, 0, 2, 1), 1, Epilogue("gelu", residual="after")),
+        convolution.Convolution(1, 16, 16, 3, 33, (4, 4), 4, (0, 0, 0, 0)),
+        convolution.Convolution(1, 9, 8, 5, 8, (3, 3), 1, (2, 2, 2, 2), 2, SILU),
+        convolution.Convolution(1, 3, 1, 2, 5, (1, 1), 2, (0, 0, 0, 0)),
+        convolution.Convolution(1, 2, 4, 1, 50, (7, 7), 1, (3, 3, 3, 3)),
+        line(1, 1, 1),
+        line(1, 131, 19),
+        line(3, 65, 33),
+        line(13, 67, 53, Epilogue("gelu", residual="after")),
+        line(33 * 5, 31, 10, Epilogue("relu", gate="pixel", residual="before")),
+        line(1, 64, 67, SIGMOID),
+    )
+    kept = (
+        *(integer_layer.IntegerLayer(line(50, 12, n, RELU), writes="numbers") for n in (1, 5, 24, 67)),
+        integer_layer.IntegerLayer(line(50, 52, 13, Epilogue(residual="after")), reads="numbers"),
+        integer_layer.IntegerLayer(line(9, 16, 64, RELU), "numbers", "numbers"),
+    )
+    return [of_integer_layer(op, target) for op in (*map(integer_layer.IntegerLayer, layers), *kept)]
 
 
 def error(found: np.ndarray, expected: np.ndarray) -> float:

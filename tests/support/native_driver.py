@@ -66,17 +66,27 @@ def run(
     program: Path, cases: Sequence[Case], threads: int, before: Sequence[str] = ()
 ) -> tuple[list[list[np.ndarray]], str]:
     """Return the outputs of all calls, and what the program said. `before` is a command that runs programs."""
-    given = b"".join(np.ascontiguousarray(value, np.float32).tobytes() for case in cases for value in case.given)
+    given = b"".join(
+        np.ascontiguousarray(value, argument.dtype).tobytes()
+        for case in cases
+        for value, argument in zip(
+            case.given, (one for one in case.unit.arguments if one.role != "output"), strict=True
+        )
+    )
     done = subprocess.run([*before, str(program), str(threads)], input=given, capture_output=True, check=False)
     said = done.stderr.decode(errors="replace")
     assert done.returncode == 0, said[:4000] or done.returncode
-    numbers = np.frombuffer(done.stdout, np.float32)
     outputs, at = [], 0
     for case in cases:
         one = []
-        for expected in case.expected:
-            one.append(numbers[at : at + expected.size])
-            at += expected.size
+        for expected, dtype in zip(case.expected, _dtypes(case, is_output=True), strict=True):
+            one.append(np.frombuffer(done.stdout, dtype, expected.size, at).astype(np.float32))
+            at += expected.size * np.dtype(dtype).itemsize
         outputs.append(one)
-    assert at == numbers.size
+    assert at == len(done.stdout)
     return outputs, said
+
+
+def _dtypes(case: Case, is_output: bool) -> list[str]:
+    """Return numpy's names of the types of a case's outputs, or of all else that it is called with."""
+    return [one.dtype for one in case.unit.arguments if (one.role == "output") == is_output]
