@@ -17,6 +17,7 @@ import pytest
 import torch
 from conftest import NEEDED
 from test_bench import noisy, recorded
+from test_peers import doubling, held, stand_ins
 from test_transport import BUILDS, QUICK, Board, board, boards, keys, kit
 from torch import nn
 
@@ -29,6 +30,9 @@ from edgesmith.writing import write_whole
 
 SHARED = board, boards, keys, kit
 """Fixtures of test_transport.py: an sshd, and a kit for it."""
+
+HELD = doubling, held, stand_ins
+"""Fixtures of test_peers.py: a contest of stand-ins."""
 
 
 @pytest.fixture(params=[0o077, 0o027, 0o002])
@@ -160,6 +164,11 @@ def writing(command: str, disk: Path, tmp_path: Path, request: pytest.FixtureReq
         assert cli.run(arguments) == 0
         shutil.copy(new, tmp_path / "reported")
         return arguments
+    if command == "peers":
+        request.getfixturevalue("held")
+        arguments = ["peers", "casvit_xs", "--launches", "1", "--seconds", "0.1", "-o", str(disk / "peers.json")]
+        assert cli.run(arguments) == 0
+        return arguments
     if command == "junit":
         cli.run(["compare", str(old), "--junit", str(disk / "junit.xml")])
         return ["compare", str(new), "--junit", str(disk / "junit.xml")]
@@ -182,7 +191,7 @@ def writing(command: str, disk: Path, tmp_path: Path, request: pytest.FixtureReq
     return []
 
 
-WRITERS = ("history", "profile", "report", "junit", "sarif", "bench", "build-on")
+WRITERS = ("history", "profile", "report", "junit", "sarif", "bench", "build-on", "peers")
 WRITERS += ("onnx", "coreml", "coreai", "tensorrt", "tvm")
 
 

@@ -7,6 +7,7 @@ torch or a backend is imported inside the command that uses it, so that `--help`
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import sys
@@ -27,6 +28,7 @@ from edgesmith.cli.options import PrecisionHelp
 from edgesmith.cli.peers import peers
 from edgesmith.cli.report import history, report
 from edgesmith.cli.signals import resend_lost_interrupts
+from edgesmith.cli.streams import open_closed_streams
 from edgesmith.cli.tables import print_line
 from edgesmith.cli.use import use
 from edgesmith.ending import code_of_interrupt, ignore_interrupts, own_temporary_folder
@@ -48,6 +50,15 @@ _USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__n
 
 EXPORT_PACKAGES = {"torch": "export", "onnxscript": "export", "onnxsim": "export", "onnxruntime": "run"}
 """Modules that the core does without, by the extra that brings them."""
+
+REFUSING = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP, errno.EIO, errno.ESTALE, errno.EMFILE)
+"""Errors of the system about a path that somebody named, or about a file that it holds back."""
+
+GONE = (errno.ENOENT, errno.ENOTDIR)
+"""Errors about what somebody else removed while it was read or written."""
+
+LONGEST_NAME = 160
+"""Characters of a path in such a sentence."""
 
 MAKE, LOOK, MEASURE, SHOW = "Make a file", "Look into files and targets", "Measure", "Show what was measured"
 
@@ -106,6 +117,7 @@ def _root(
 
 def main() -> Never:
     """Run the command line and exit with its code."""
+    open_closed_streams()
     resend_lost_interrupts()
     remove_temporary_files = own_temporary_folder()
     arguments = sys.argv[1:]
@@ -159,10 +171,24 @@ def run(arguments: list[str], debug: bool = False) -> int:
             return OUT_OF_MEMORY
         if isinstance(error, OSError) and error.errno in FULL:
             return _fail(f"cannot write all of it: {error.strerror}; make room", OutputError.exit_code, arguments)
+        if isinstance(error, OSError) and (sentence := _refused_by_system(error)):
+            return _fail(sentence, BadInput.exit_code, arguments)
         if debug:
             raise
         sentence = f"a bug in edgesmith: {type(error).__name__}: {error}. Please report it with the output of --debug"
         return _fail(sentence, EdgesmithError.exit_code, arguments)
+
+
+def _refused_by_system(error: OSError) -> str:
+    """Return the sentence for a path that the system does not let anybody use; empty where the error is another."""
+    if error.filename is None:
+        return ""
+    name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else str(error.filename)
+    if error.errno in REFUSING:
+        return f"cannot use {name[:LONGEST_NAME]}: {error.strerror}; name another file or folder"
+    if error.errno in GONE:
+        return f"{name[:LONGEST_NAME]} is no longer there: it was removed while it was used; run the command again"
+    return ""
 
 
 @contextlib.contextmanager
