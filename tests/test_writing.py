@@ -65,6 +65,12 @@ def test_a_file_takes_an_older_one_s_place_in_one_step(tmp_path: Path, monkeypat
     assert path.read_text() == "old"
 
 
+@pytest.mark.parametrize("name", ["n" * 255, "\N{CJK UNIFIED IDEOGRAPH-4E2D}" * 85, "\N{GRINNING FACE}" * 63])
+def test_a_name_may_be_as_long_as_the_file_system_has_it(name: str, tmp_path: Path) -> None:
+    write_whole(tmp_path / name, "text", "file")
+    assert (tmp_path / name).read_text() == "text"
+
+
 def test_who_may_read_it_the_umask_says(umask: int, tmp_path: Path) -> None:
     measurement.write(noisy(1.0), tmp_path / "record.json")
     history.add(tmp_path / "history.sqlite", tmp_path / "record.json")
