@@ -121,6 +121,16 @@ GROUPS = {
         (WHOLE,),
         (*ALL, "tvm"),
     ),
+    "truth_values": Group(
+        {
+            "sum": lambda x: (x > 0) + (x < -1),
+            "product": lambda x: (x > 0) * (x > 1),
+            "maximum": lambda x: torch.maximum(x > 0, x < -1),
+            "count": lambda x: (x > 0).sum(-1, keepdim=True),
+        },
+        (EDGES,),
+        ALL,
+    ),
     "functions": Group(
         {
             "signbit": torch.signbit,
