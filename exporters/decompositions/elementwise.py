@@ -58,7 +58,23 @@ def where(condition: Tensor, x: Tensor, other: Tensor) -> Tensor:
 )
 def add(x: Tensor, other: Tensor | float, alpha: float = 1) -> Tensor:
     """Return x + alpha other."""
-    return LEAVE if alpha == 1 else torch.add(x, _times(other, alpha))
+    return add_truth_values(x, other) if alpha == 1 else torch.add(x, _times(other, alpha))
+
+
+@decomposes(aten.add.Tensor, targets=("onnx",), why="ONNX adds no booleans, nor does Core AI")
+def add_truth_values(x: Tensor, other: Tensor | float, alpha: float = 1) -> Tensor:
+    """Return the sum of booleans, which is true where one is."""
+    return torch.bitwise_or(x, other) if alpha == 1 and _are_truth_values(x, other) else LEAVE
+
+
+@decomposes(aten.mul.Tensor, targets=("coreai",), why="Core AI's runtime multiplies no booleans")
+def multiply_truth_values(x: Tensor, other: Tensor | float) -> Tensor:
+    """Return the product of booleans, which is true where both are."""
+    return torch.bitwise_and(x, other) if _are_truth_values(x, other) else LEAVE
+
+
+def _are_truth_values(x: Tensor, other: Tensor | float) -> bool:
+    return isinstance(other, Tensor) and x.dtype == other.dtype == torch.bool
 
 
 @decomposes(
@@ -350,7 +366,9 @@ def true_divide(x: Tensor, divisor: Tensor | float) -> Tensor:
 
 
 @decomposes(
-    aten.floor_divide.default, targets=("onnx", "coreml", "tvm"), why="a number that is divided is taken by no translation"
+    aten.floor_divide.default,
+    targets=("onnx", "coreml", "tvm"),
+    why="no translation takes a number that is divided",
 )
 def floor_divide_of_number(x: Tensor | float, divisor: Tensor) -> Tensor:
     """Return the floor of a number by a tensor."""

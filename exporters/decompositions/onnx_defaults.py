@@ -223,10 +223,3 @@ def tan(x: Tensor) -> Tensor:
 def leaky_relu(x: Tensor, negative_slope: float = 0.01) -> Tensor:
     """Return doubles, those below zero scaled."""
     return torch.where(x > 0, x, x * negative_slope) if x.dtype == torch.float64 else NotImplemented
-
-
-@decomposes(aten.add.Tensor, targets=("onnx",), why="ONNX adds no booleans")
-def add(x: Tensor, other: Tensor | float, alpha: float = 1) -> Tensor:
-    """Return the sum of booleans, which is true where one is."""
-    is_of_booleans = x.dtype == torch.bool and isinstance(other, Tensor) and other.dtype == torch.bool and alpha == 1
-    return torch.logical_or(x, other) if is_of_booleans else NotImplemented

@@ -18,6 +18,6 @@ def open_closed_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # has this number: those below it are open
     # Python has None for what was closed when it began.
-    sys.stdin = sys.stdin or open(0, encoding="utf-8")  # noqa: SIM115, PTH123  # as long as the process
-    sys.stdout = sys.stdout or open(1, "w", encoding="utf-8")  # noqa: SIM115, PTH123
-    sys.stderr = sys.stderr or open(2, "w", encoding="utf-8")  # noqa: SIM115, PTH123
+    sys.stdin = sys.stdin or open(0, encoding="utf-8")  # noqa: SIM115  # as long as the process
+    sys.stdout = sys.stdout or open(1, "w", encoding="utf-8")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", encoding="utf-8")  # noqa: SIM115
