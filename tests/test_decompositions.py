@@ -126,6 +126,7 @@ GROUPS = {
             "sum": lambda x: (x > 0) + (x < -1),
             "product": lambda x: (x > 0) * (x > 1),
             "maximum": lambda x: torch.maximum(x > 0, x < -1),
+            "minimum": lambda x: torch.minimum(x > 0, x > 1),
             "count": lambda x: (x > 0).sum(-1, keepdim=True),
         },
         (EDGES,),

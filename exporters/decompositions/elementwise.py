@@ -73,6 +73,18 @@ def multiply_truth_values(x: Tensor, other: Tensor | float) -> Tensor:
     return torch.bitwise_and(x, other) if _are_truth_values(x, other) else LEAVE
 
 
+@decomposes(aten.maximum.default, targets=("coreml", "coreai"), why="neither compares booleans by size")
+def maximum_of_truth_values(x: Tensor, other: Tensor) -> Tensor:
+    """Return the larger of booleans, which is true where one is."""
+    return torch.bitwise_or(x, other) if _are_truth_values(x, other) else LEAVE
+
+
+@decomposes(aten.minimum.default, targets=("coreml", "coreai"), why="neither compares booleans by size")
+def minimum_of_truth_values(x: Tensor, other: Tensor) -> Tensor:
+    """Return the smaller of booleans, which is true where both are."""
+    return torch.bitwise_and(x, other) if _are_truth_values(x, other) else LEAVE
+
+
 def _are_truth_values(x: Tensor, other: Tensor | float) -> bool:
     return isinstance(other, Tensor) and x.dtype == other.dtype == torch.bool
 
@@ -348,7 +360,7 @@ def div_of_one_type(x: Tensor, divisor: Tensor | float, *, rounding_mode: str | 
 
 
 @decomposes(aten.div.Tensor_mode, targets=("onnx", "coreml"), why=_WHOLE)
-def div_of_whole_numbers(x: Tensor, divisor: Tensor | int, *, rounding_mode: str | None = None) -> Tensor:
+def div_of_whole_numbers(x: Tensor, divisor: Tensor | float, *, rounding_mode: str | None = None) -> Tensor:
     """Return the whole part of a quotient of whole numbers: its floor, one more where that is below a negative one."""
     if rounding_mode != "trunc" or torch.result_type(x, divisor).is_floating_point:
         return LEAVE
@@ -382,6 +394,7 @@ def floor_divide_of_number(x: Tensor | float, divisor: Tensor) -> Tensor:
 def floor_divide(x: Tensor | float, divisor: Tensor | float) -> Tensor:
     """Return the floor of a quotient of floats, one less where q d is more than x: by Dekker's exact product q d."""
     if not isinstance(x, Tensor):
+        assert isinstance(divisor, Tensor)  # one of them is
         return floor_divide_of_number(x, divisor)
     wanted = torch.result_type(x, divisor)
     if not wanted.is_floating_point:

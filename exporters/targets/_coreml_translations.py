@@ -15,21 +15,8 @@ from edgesmith.kernels.op import FusedOp, all_ops
 OWN_TRANSLATIONS = frozenset(
     f"aten.{name}"
     for name in (
-        *(
-            "addcmul",
-            "alias",
-            "div",
-            "floor_divide",
-            "gelu",
-            "group_norm",
-            "gru",
-            "layer_norm",
-            "log",
-            "log10",
-            "log2",
-            "lstm",
-            "prelu",
-        ),
+        *("addcmul", "alias", "div", "floor_divide", "gelu", "group_norm", "gru", "layer_norm"),
+        *("log", "log10", "log2", "lstm", "prelu"),
         *("prod", "reciprocal", "remainder", "rnn_relu", "rnn_tanh", "rsqrt"),
     )
 )
