@@ -23,6 +23,7 @@ from edgesmith.cli.devices import devices, estimate
 from edgesmith.cli.doctor import doctor
 from edgesmith.cli.export import explain, export, verify
 from edgesmith.cli.files import inspect, lint
+from edgesmith.cli.help import RootHelp
 from edgesmith.cli.listings import models, operators, targets
 from edgesmith.cli.options import PrecisionHelp
 from edgesmith.cli.peers import peers
@@ -51,14 +52,14 @@ _USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__n
 EXPORT_PACKAGES = {"torch": "export", "onnxscript": "export", "onnxsim": "export", "onnxruntime": "run"}
 """Modules that the core does without, by the extra that brings them."""
 
-REFUSING = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP, errno.EIO, errno.ESTALE, errno.EMFILE)
-"""Errors of the system about a path that somebody named, or about a file that it holds back."""
+REFUSED = {errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP, errno.EIO, errno.ESTALE, errno.EMFILE}
+"""Answers of the system to a path that somebody gave, wherever it is first asked."""
 
-GONE = (errno.ENOENT, errno.ENOTDIR)
+GONE = {errno.ENOENT, errno.ENOTDIR}
 """Errors about what somebody else removed while it was read or written."""
 
-LONGEST_NAME = 160
-"""Characters of a path in such a sentence."""
+LONGEST_NAME = 80
+"""Characters of a path that an error repeats; one that is too long for the system is not shown whole."""
 
 MAKE, LOOK, MEASURE, SHOW = "Make a file", "Look into files and targets", "Measure", "Show what was measured"
 
@@ -86,6 +87,7 @@ COMMANDS: dict[Callable[..., None], tuple[str, str]] = {
 
 app = typer.Typer(
     name="edgesmith",
+    cls=RootHelp,
     help="From a PyTorch definition to verified files for phones and edge boards.",
     epilog="Exit codes: 0 done, 2 bad input, 3 verification failed, 4 backend missing, 5 output not writable,"
     " 6 model or operator unsupported, 7 device failed; of compare 8 slower, 9 inconclusive, 10 not comparable;"
@@ -181,13 +183,14 @@ def run(arguments: list[str], debug: bool = False) -> int:
 
 def _refused_by_system(error: OSError) -> str:
     """Return the sentence for a path that the system does not let anybody use; empty where the error is another."""
-    if error.filename is None:
+    if not error.filename:
         return ""
-    name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else str(error.filename)
-    if error.errno in REFUSING:
-        return f"cannot use {name[:LONGEST_NAME]}: {error.strerror}; name another file or folder"
+    given = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else str(error.filename)
+    name = given if len(given) <= LONGEST_NAME else f"{given[:LONGEST_NAME]}..."
+    if error.errno in REFUSED:
+        return f"cannot use {name}: {error.strerror}; give another path"
     if error.errno in GONE:
-        return f"{name[:LONGEST_NAME]} is no longer there: it was removed while it was used; run the command again"
+        return f"{name} is no longer there: it was removed while it was used; run the command again"
     return ""
 
 
