@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -513,3 +514,82 @@ def test_labels_are_one_a_line(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("\n")
     with pytest.raises(BadInput, match=r"holds no labels"):
         read_labels(tmp_path / "empty.txt")
+
+
+# What the system refuses
+
+
+LONG = "n" * 300
+"""A name that no file system takes."""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["lint", LONG], ["inspect", LONG], ["use", LONG], ["verify", LONG], ["bench", LONG], ["report", LONG]),
+        *(["estimate", LONG, "--device", "rpi5"], ["history", "--file", LONG], ["compare", LONG, LONG]),
+        ["export", "--model", "casvit_xs", "--target", "onnx", "--weights", LONG],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_name_that_is_too_long_is_one_sentence(arguments: list[str], edgesmith: Callable[..., Any]) -> None:
+    done = edgesmith(*arguments)
+    assert done.returncode == BadInput.exit_code
+    assert "File name too long" in done.stderr
+    assert len(done.stderr) < 1000
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (PermissionError(13, "Permission denied", "theirs/a.onnx"), "cannot use theirs/a.onnx: Permission denied"),
+        (OSError(5, "Input/output error", b"worn/a.onnx"), "cannot use worn/a.onnx: Input/output error"),
+        (FileNotFoundError(2, "No such file or directory", "a.onnx"), "a.onnx is no longer there"),
+        (NotADirectoryError(20, "Not a directory", "a/b"), "a/b is no longer there"),
+    ],
+)
+def test_what_the_system_says_of_a_path_is_no_bug(
+    error: OSError, said: str, edgesmith: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of another's folder, a broken disk, and what a second process removes in the meantime."""
+
+    def refuse(self: Path) -> bool:
+        raise error
+
+    monkeypatch.setattr(Path, "exists", refuse)
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    done = edgesmith("lint", "a.onnx")
+    assert done.returncode == BadInput.exit_code
+    assert said in done.stderr
+
+
+def test_an_error_of_the_system_without_a_path_is_a_bug(
+    edgesmith: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Path) -> bool:
+        raise OSError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "exists", fail)
+    monkeypatch.setattr(Path, "is_dir", fail)
+    assert edgesmith("lint", "a.onnx").returncode == 1
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&- <&-"])
+def test_a_closed_stream_is_no_bug(closed: str) -> None:
+    command = f"{sys.executable} -P -m edgesmith targets --json {closed}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert not done.stderr
+
+
+def test_no_file_takes_the_number_of_a_closed_stream(tmp_path: Path) -> None:
+    """What a library prints to stdout would be in the file."""
+    code = (
+        "import os, sys; from edgesmith.cli.streams import open_closed_streams; open_closed_streams()\n"
+        f"file = os.open({str(tmp_path / 'made')!r}, os.O_CREAT | os.O_WRONLY)\n"
+        "os.write(1, b'a library prints'); print('and Python', flush=True); sys.exit(file < 3)"
+    )
+    command = f'{sys.executable} -P -c "$CODE" >&- 2>&- <&-'
+    done = subprocess.run(["sh", "-c", command], env={**os.environ, "CODE": code}, check=False)
+    assert done.returncode == 0
+    assert (tmp_path / "made").read_bytes() == b""

@@ -45,6 +45,8 @@ def _drawn(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
+WHOLE = torch.tensor([[0, 1, -1, 7, -7, 2**24 + 1, -(2**24) - 1, 100000001, -100000003, 2**30 + 3, 3, -5]])
+"""Whole numbers, some of which fp32 does not have."""
 EDGES = torch.tensor(
     [[0.0, -0.0, 1.0, -1.0, 0.5, -0.5, 2.5, -2.5, 1e-6, -1e-6, 1e-20, -1e-20, 90.0, -90.0, 1e4, -1e4, 0.999, -3.7]]
 )
@@ -106,6 +108,29 @@ GROUPS = {
             "clamp_crossed": lambda x, y: x.clamp(1.0, -1.0),
         },
         (EDGES, OTHERS),
+    ),
+    "whole_quotients": Group(
+        {
+            "whole_part": lambda x: torch.div(x, -4, rounding_mode="trunc") % 1000,
+            "whole_part_by_tensor": lambda x: torch.div(x, x * 0 + 7, rounding_mode="trunc") % 1000,
+            "floor_of_whole": lambda x: (x // -3) % 1000,
+            "floor_of_a_number": lambda x: 100 // (x % 7 + 1),
+            "quotient": lambda x: x / 3,
+            "quotient_by_tensor": lambda x: x / (x * 0 + 7),
+        },
+        (WHOLE,),
+        (*ALL, "tvm"),
+    ),
+    "truth_values": Group(
+        {
+            "sum": lambda x: (x > 0) + (x < -1),
+            "product": lambda x: (x > 0) * (x > 1),
+            "maximum": lambda x: torch.maximum(x > 0, x < -1),
+            "minimum": lambda x: torch.minimum(x > 0, x > 1),
+            "count": lambda x: (x > 0).sum(-1, keepdim=True),
+        },
+        (EDGES,),
+        ALL,
     ),
     "functions": Group(
         {

@@ -281,6 +281,28 @@ def test_a_compiler_that_fails_is_passed_over(tmp_path: Path, monkeypatch: pytes
     assert machine._by_loop(str(broken), tmp_path / "peaks", 1, 0.02) is None
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("3", "[]", "null", '"done"', "{}", '{"event": 3}', '{"event": []}', '{"event": "end"}', '{"event": "done"}'),
+        *('{"event": "warm", "calls": 1, "is_steady": 1}', '{"event": "slot", "samples_ms": []}'),
+        *('{"event": "slot", "samples_ms": [-1.0]}', '{"event": "slot", "samples_ms": [1.0]}', "\\xff", "x" * 99),
+    ],
+)
+def test_a_peer_that_answers_nonsense_is_out(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last event is a sound one, and answers another question."""
+    monkeypatch.setattr(processes, "WORKER", ("printf", "%b\n", line))
+    with pytest.raises(processes.Out, match="answers nonsense"), processes.process_of({"do": "convert"}, 1, 20.0):
+        pass
+
+
+def test_a_peer_that_answers_without_end_is_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "LONGEST_ANSWER", 4096)
+    monkeypatch.setattr(processes, "WORKER", ("cat", "/dev/zero"))
+    with pytest.raises(processes.Out, match="ended by SIGKILL"), processes.process_of({"do": "convert"}, 1, 20.0):
+        pass
+
+
 @pytest.fixture
 def held(monkeypatch: pytest.MonkeyPatch, doubling: Subject, stand_ins: Any) -> None:
     """The command with stand-ins for peers, and a model that nothing loads."""

@@ -512,7 +512,8 @@ def test_verify_within_a_limit_ends_a_file_with_an_endless_loop(
 
 def test_telemetry_is_off_before_anything_is_imported() -> None:
     code = "import os, edgesmith, sys; print(os.environ['ORT_DISABLE_TELEMETRY'], 'onnxruntime' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    bare = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}  # of this process
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=bare)
     assert done.stdout == "1 False\n"
 
 

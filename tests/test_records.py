@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.resources
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
@@ -97,6 +97,30 @@ def test_every_schema_belongs_to_a_record() -> None:
         for path in folder_of(package).rglob("*.schema.json")
     }
     assert found == SCHEMAS.keys() | BY_HAND
+
+
+def open_objects(schema: Mapping[str, Any], pointer: str = "") -> Iterator[str]:
+    """Every part of a schema that takes any value, or a key of any value."""
+    if not schema or (schema.get("type") == "object" and schema.get("additionalProperties", True) in ({}, True)):
+        yield pointer
+    for group in ("properties", "$defs"):
+        for key, inner in schema.get(group, {}).items():
+            yield from open_objects(inner, f"{pointer}/{key}")
+    for key in ("additionalProperties", "items"):
+        if isinstance(schema.get(key), dict):
+            yield from open_objects(schema[key], f"{pointer}/{key}")
+    for group in ("anyOf", "prefixItems"):
+        for i, inner in enumerate(schema.get(group, ())):
+            yield from open_objects(inner, f"{pointer}/{group}/{i}")
+
+
+@pytest.mark.parametrize("file", SCHEMAS)
+def test_no_record_has_an_object_of_any_kind(file: str) -> None:
+    assert not list(open_objects(schema_of(SCHEMAS[file])))
+
+
+def test_an_object_of_any_kind_is_found() -> None:
+    assert list(open_objects(schema_of(Tree))) == ["/anything"]
 
 
 def test_a_schema_says_what_the_typeddict_says() -> None:

@@ -17,6 +17,7 @@ import pytest
 import torch
 from conftest import NEEDED
 from test_bench import noisy, recorded
+from test_peers import doubling, held, stand_ins
 from test_transport import BUILDS, QUICK, Board, board, boards, keys, kit
 from torch import nn
 
@@ -29,6 +30,9 @@ from edgesmith.writing import write_whole
 
 SHARED = board, boards, keys, kit
 """Fixtures of test_transport.py: an sshd, and a kit for it."""
+
+HELD = doubling, held, stand_ins
+"""Fixtures of test_peers.py: a contest of stand-ins."""
 
 
 @pytest.fixture(params=[0o077, 0o027, 0o002])
@@ -59,6 +63,12 @@ def test_a_file_takes_an_older_one_s_place_in_one_step(tmp_path: Path, monkeypat
         write_whole(path, "new", "file")
     assert [one.name for one in path.parent.iterdir()] == ["file"]
     assert path.read_text() == "old"
+
+
+@pytest.mark.parametrize("name", ["n" * 255, "\N{CJK UNIFIED IDEOGRAPH-4E2D}" * 85, "\N{GRINNING FACE}" * 63])
+def test_a_name_may_be_as_long_as_the_file_system_has_it(name: str, tmp_path: Path) -> None:
+    write_whole(tmp_path / name, "text", "file")
+    assert (tmp_path / name).read_text() == "text"
 
 
 def test_who_may_read_it_the_umask_says(umask: int, tmp_path: Path) -> None:
@@ -160,6 +170,11 @@ def writing(command: str, disk: Path, tmp_path: Path, request: pytest.FixtureReq
         assert cli.run(arguments) == 0
         shutil.copy(new, tmp_path / "reported")
         return arguments
+    if command == "peers":
+        request.getfixturevalue("held")
+        arguments = ["peers", "casvit_xs", "--launches", "1", "--seconds", "0.1", "-o", str(disk / "peers.json")]
+        assert cli.run(arguments) == 0
+        return arguments
     if command == "junit":
         cli.run(["compare", str(old), "--junit", str(disk / "junit.xml")])
         return ["compare", str(new), "--junit", str(disk / "junit.xml")]
@@ -182,7 +197,7 @@ def writing(command: str, disk: Path, tmp_path: Path, request: pytest.FixtureReq
     return []
 
 
-WRITERS = ("history", "profile", "report", "junit", "sarif", "bench", "build-on")
+WRITERS = ("history", "profile", "report", "junit", "sarif", "bench", "build-on", "peers")
 WRITERS += ("onnx", "coreml", "coreai", "tensorrt", "tvm")
 
 

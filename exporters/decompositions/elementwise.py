@@ -60,7 +60,35 @@ def where(condition: Tensor, x: Tensor, other: Tensor) -> Tensor:
 )
 def add(x: Tensor, other: Tensor | float, alpha: float = 1) -> Tensor:
     """Return x + alpha other."""
-    return LEAVE if alpha == 1 else torch.add(x, _times(other, alpha))
+    return add_truth_values(x, other) if alpha == 1 else torch.add(x, _times(other, alpha))
+
+
+@decomposes(aten.add.Tensor, targets=("onnx",), why="ONNX adds no booleans, nor does Core AI")
+def add_truth_values(x: Tensor, other: Tensor | float, alpha: float = 1) -> Tensor:
+    """Return the sum of booleans, which is true where one is."""
+    return torch.bitwise_or(x, other) if alpha == 1 and _are_truth_values(x, other) else LEAVE
+
+
+@decomposes(aten.mul.Tensor, targets=("coreai",), why="Core AI's runtime multiplies no booleans")
+def multiply_truth_values(x: Tensor, other: Tensor | float) -> Tensor:
+    """Return the product of booleans, which is true where both are."""
+    return torch.bitwise_and(x, other) if _are_truth_values(x, other) else LEAVE
+
+
+@decomposes(aten.maximum.default, targets=("coreml", "coreai"), why="neither compares booleans by size")
+def maximum_of_truth_values(x: Tensor, other: Tensor) -> Tensor:
+    """Return the larger of booleans, which is true where one is."""
+    return torch.bitwise_or(x, other) if _are_truth_values(x, other) else LEAVE
+
+
+@decomposes(aten.minimum.default, targets=("coreml", "coreai"), why="neither compares booleans by size")
+def minimum_of_truth_values(x: Tensor, other: Tensor) -> Tensor:
+    """Return the smaller of booleans, which is true where both are."""
+    return torch.bitwise_and(x, other) if _are_truth_values(x, other) else LEAVE
+
+
+def _are_truth_values(x: Tensor, other: Tensor | float) -> bool:
+    return isinstance(other, Tensor) and x.dtype == other.dtype == torch.bool
 
 
 @decomposes(
@@ -312,15 +340,64 @@ def remainder_of_number(x: float, divisor: Tensor) -> Tensor:
 _FLOOR = "Core AI rounds the quotient first, up to an integer too, where PyTorch's remainder is exact"
 
 
-@decomposes(aten.div.Tensor_mode, targets=("coreai",), why=_FLOOR)
+_WHOLE = "a quotient of whole numbers is rounded in float, which has 24 bits"
+
+
+@decomposes(aten.div.Tensor_mode, targets=("coreai",), why=f"{_FLOOR}; {_WHOLE}")
 def div(x: Tensor, divisor: Tensor | float, *, rounding_mode: str | None = None) -> Tensor:
-    """Return the floor of a quotient of floats; other roundings are left."""
-    return floor_divide(x, divisor) if rounding_mode == "floor" else LEAVE
+    """Return the floor of a quotient of floats, or the whole part of one of whole numbers; others are left."""
+    if rounding_mode == "floor":
+        return floor_divide(x, divisor)
+    return div_of_whole_numbers(x, divisor, rounding_mode=rounding_mode)
+
+
+@decomposes(aten.div.Tensor_mode, targets=("tvm",), why=f"TVM takes no number of another type; {_WHOLE}")
+def div_of_one_type(x: Tensor, divisor: Tensor | float, *, rounding_mode: str | None = None) -> Tensor:
+    """Return a rounded quotient of tensors of one type."""
+    wanted = torch.result_type(x, divisor)
+    if isinstance(divisor, Tensor) and x.dtype == divisor.dtype:
+        return div_of_whole_numbers(x, divisor, rounding_mode=rounding_mode)
+    other = divisor.to(wanted) if isinstance(divisor, Tensor) else torch.full_like(x, divisor, dtype=wanted)
+    return torch.div(x.to(wanted), other, rounding_mode=rounding_mode)
+
+
+@decomposes(aten.div.Tensor_mode, targets=("onnx", "coreml"), why=_WHOLE)
+def div_of_whole_numbers(x: Tensor, divisor: Tensor | float, *, rounding_mode: str | None = None) -> Tensor:
+    """Return the whole part of a quotient of whole numbers: its floor, one more where that is below a negative one."""
+    if rounding_mode != "trunc" or torch.result_type(x, divisor).is_floating_point:
+        return LEAVE
+    floor = torch.floor_divide(x, divisor)
+    is_below = (floor < 0) & (floor * divisor != x)
+    return torch.where(is_below, floor + 1, floor)
+
+
+@decomposes(aten.div.Tensor, aten.div.Scalar, targets=("tvm",), why="TVM divides whole numbers as C does")
+def true_divide(x: Tensor, divisor: Tensor | float) -> Tensor:
+    """Return the quotient of whole numbers, which is a float."""
+    if torch.result_type(x, divisor).is_floating_point or torch.result_type(x, divisor).is_complex:
+        return LEAVE
+    return x.to(torch.float32) / (divisor.to(torch.float32) if isinstance(divisor, Tensor) else float(divisor))
+
+
+@decomposes(
+    aten.floor_divide.default,
+    targets=("onnx", "coreml", "tvm"),
+    why="no translation takes a number that is divided",
+)
+def floor_divide_of_number(x: Tensor | float, divisor: Tensor) -> Tensor:
+    """Return the floor of a number by a tensor."""
+    if isinstance(x, Tensor):
+        return LEAVE
+    wanted = torch.result_type(x, divisor)
+    return torch.floor_divide(torch.full_like(divisor, x, dtype=wanted), divisor.to(wanted))
 
 
 @decomposes(aten.floor_divide.default, targets=("coreai",), why=_FLOOR)
-def floor_divide(x: Tensor, divisor: Tensor | float) -> Tensor:
+def floor_divide(x: Tensor | float, divisor: Tensor | float) -> Tensor:
     """Return the floor of a quotient of floats, one less where q d is more than x: by Dekker's exact product q d."""
+    if not isinstance(x, Tensor):
+        assert isinstance(divisor, Tensor)  # one of them is
+        return floor_divide_of_number(x, divisor)
     wanted = torch.result_type(x, divisor)
     if not wanted.is_floating_point:
         return LEAVE

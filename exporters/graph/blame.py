@@ -155,10 +155,13 @@ def _shorten(file: str) -> str:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an exception and those that it was raised from, the first cause first."""
+    """Yield an exception and those that it was raised from, the first cause first.
+
+    A refusal among them is another model's: this one is exported in the handler of that.
+    """
     found: list[BaseException] = []
     one: BaseException | None = error
-    while one is not None and one not in found:
+    while one is not None and one not in found and not (found and isinstance(one, errors.EdgesmithError)):
         found.append(one)
         one = one.__cause__ or (None if one.__suppress_context__ else one.__context__)
     yield from reversed(found)

@@ -15,7 +15,8 @@ from edgesmith.kernels.op import FusedOp, all_ops
 OWN_TRANSLATIONS = frozenset(
     f"aten.{name}"
     for name in (
-        *("addcmul", "alias", "gelu", "group_norm", "gru", "layer_norm", "log", "log10", "log2", "lstm", "prelu"),
+        *("addcmul", "alias", "div", "floor_divide", "gelu", "group_norm", "gru", "layer_norm"),
+        *("log", "log10", "log2", "lstm", "prelu"),
         *("prod", "reciprocal", "remainder", "rnn_relu", "rnn_tanh", "rsqrt"),
     )
 )
@@ -43,6 +44,7 @@ def own_translations(half: bool) -> Iterator[None]:
     table["reciprocal"] = _reciprocal
     table["rsqrt"] = _rsqrt
     table["remainder"] = _remainder
+    table |= {name: _floor_of_whole_numbers(table[name]) for name in ("div", "floor_divide")}
     table |= {name: _log(base) for name, base in (("log", math.e), ("log2", 2.0), ("log10", 10.0))}
     table |= {"prod": _prod, "prod.dim_int": _prod} | recurrent_translations()
     passed_on = table["noop"]
@@ -115,6 +117,30 @@ def _addcmul(context: Any, node: Any) -> None:
     term = mb.mul(x=a, y=b)
     term = term if factor == 1 else mb.mul(x=term, y=factor)
     context.add(mb.add(x=x, y=term, name=node.name))
+
+
+def _floor_of_whole_numbers(general: Any) -> Any:
+    """Return a translation of the floor of a quotient of whole numbers to one of int32, and of others to `general`.
+
+    coremltools' own divides them as fp32, which has 24 bits.
+    """
+    from coremltools.converters.mil import Builder as mb
+    from coremltools.converters.mil.frontend.torch.ops import _get_inputs, _get_kwinputs
+    from coremltools.converters.mil.mil import types
+
+    def translate(context: Any, node: Any) -> None:
+        x, y = _get_inputs(context, node, min_expected=2)[:2]
+        mode = _get_kwinputs(context, node, "rounding_mode", default=[None])[0]
+        is_floor = node.kind == "floor_divide" or getattr(mode, "val", mode) == "floor"
+        if is_floor and types.is_int(x.dtype) and types.is_int(y.dtype):
+            context.add(mb.floor_div(x=_int32(x), y=_int32(y), name=node.name))
+        else:
+            general(context, node)
+
+    def _int32(x: Any) -> Any:
+        return x if x.dtype == types.int32 else mb.cast(x=x, dtype="int32")
+
+    return translate
 
 
 def _group_norm(general: Any) -> Any:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from edgesmith.errors import Unsupported
+from edgesmith.errors import EdgesmithError, Unsupported
 from edgesmith.exporters.graph.edit import operator_name, site
 
 WAY_OUT = "spell it with other operators, or choose another target: edgesmith operators says what each takes"
@@ -100,8 +100,11 @@ def _at_hand(values: dict[str, Any], by_name: dict[str, Node]) -> Node | None:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield the first cause first: what was raised later is about the whole program."""
-    if error is not None:
+    """Yield the first cause first: what was raised later is about the whole program.
+
+    A refusal among them is another program's: this one is converted in the handler of that.
+    """
+    if error is not None and not isinstance(error, EdgesmithError):
         yield from _chain(error.__cause__ or error.__context__)
         yield error
 

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypedDict
 
-from edgesmith.errors import VerificationFailed
+from edgesmith.errors import Unreadable, VerificationFailed
 from edgesmith.exporters import targets
 from edgesmith.exporters.verification import boundaries, conformance, samples, verdicts
 from edgesmith.exporters.verification.conformance import CRASH, FAILURES, Column
@@ -137,10 +137,25 @@ def append(path: Path, row: Row) -> None:
 
 
 def read(path: Path) -> list[Row]:
-    """Return the rows of a file; a line that was cut off is none."""
-    if not path.is_file():
-        return []
-    return list(read_lines(path, "log of the sweep"))
+    """Return the rows of a file; a line that was cut off is none. Raises Unreadable where it has others."""
+    rows = list(read_lines(path, "log of a sweep", advice="remove it")) if path.is_file() else []
+    for number, row in enumerate(rows, 1):
+        if not _is_row(row):
+            raise Unreadable(f"{path} is no log of a sweep: line {number} is no row of one; remove it")
+    return rows
+
+
+def _is_row(row: object) -> bool:
+    if not isinstance(row, dict) or row.keys() != Row.__annotations__.keys():
+        return False
+    is_named = isinstance(row["operator"], str) and isinstance(row["column"], str)
+    is_timed = isinstance(row["seconds"], int | float) and not isinstance(row["seconds"], bool)
+    cases = row["cases"]
+    return is_named and is_timed and isinstance(cases, list) and all(map(_is_case, cases))
+
+
+def _is_case(case: object) -> bool:
+    return isinstance(case, list) and len(case) == 3 and all(isinstance(word, str) for word in case)
 
 
 def forget(path: Path, columns: Sequence[str], names: Sequence[str]) -> None:

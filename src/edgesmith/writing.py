@@ -83,7 +83,8 @@ def sync_folder(folder: Path) -> None:
 @contextlib.contextmanager
 def _temporary(final: Path) -> Iterator[tuple[BinaryIO, Path]]:
     """A new file beside another one; it is removed unless it took the other's place."""
-    temporary = final.with_name(f".{final.name[:100]}.{secrets.token_hex(8)}.partial")
+    # 50 characters are 200 bytes at most, and a name may have 255.
+    temporary = final.with_name(f".{final.name[:50]}.{secrets.token_hex(8)}.partial")
     try:
         # Unlike those of `tempfile`, it may be read by whom the umask lets.
         with os.fdopen(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666), "wb") as file:

@@ -359,6 +359,70 @@ def read_events(folder: Path) -> Any:
         read_event(line, "board", 1)
 
 
+PEER_EVENTS = (
+    {"event": "done", "file": "/x/made"},
+    {"event": "opened", "version": "1.2", "load_ms": 5.0, "first_ms": 2.0},
+    {"event": "warm", "calls": 9, "is_steady": True},
+    {"event": "slot", "samples_ms": [3.0, 3.1]},
+    {"event": "lacks", "why": "ModuleNotFoundError"},
+    {"event": "refused", "why": "no kernel"},
+)
+
+
+def make_peer_events(folder: Path) -> None:
+    (folder / "lines").write_text("\n".join(map(json.dumps, PEER_EVENTS)))
+
+
+def read_peer_events(folder: Path) -> Any:
+    from statistics import median
+
+    from edgesmith.bench.peers.processes import ANSWERS, read_event
+
+    for line in (folder / "lines").read_bytes().splitlines():
+        event = read_event(line)
+        assert event["event"] in ANSWERS.values() or isinstance(event["why"], str)
+        assert median(event.get("samples_ms", [1.0])) > 0
+
+
+def make_peers(folder: Path) -> None:
+    """A record of `peers` with a peer that was timed and one that is missing."""
+    interval = {"value": 2.0, "low": 1.5, "high": None}
+    row = {"peer": "a", "title": "A", "form": "as written", "ours": True, "counts": True, "state": "timed", "why": ""}
+    row |= {"version": "1", "error": 0.0, "p50_ms": interval, "ratio": interval, "share": 0.5, "steady": 1}
+    none = dict.fromkeys(("error", "p50_ms", "ratio", "share"))
+    other = {**row, **none, "peer": "b", "ours": False, "state": "missing", "why": "not installed", "rounds_ms": []}
+    peaks = {"fma_gflops": 100.0, "bandwidth_gb_s": 10.0, "measured_by": "a loop"}
+    model = {"model": "small", "macs": 10, "bytes": 20, "peaks": peaks, "bound_ms": 0.1, "launches": 1}
+    model |= {"rows": [{**row, "rounds_ms": [[2.0, 2.1]]}, other]}
+    record = {"schema": 1, "edgesmith": "1", "started": "2026-01-01T00:00:00+00:00", "complete": True}
+    record |= {"device": {"name": "host", "machine": None}, "threads": 1, "cores": [0], "launches": 1, "seconds": 1.0}
+    (folder / "peers.json").write_text(json.dumps({**record, "models": [model]}))
+
+
+def read_peers(folder: Path) -> Any:
+    from edgesmith import records
+    from edgesmith.bench.peers.record import PeersRecord
+    from edgesmith.bench.peers.referee import describe_outcome
+
+    found = records.read_record(folder / "peers.json", records.schema_of(PeersRecord), "record of peers")
+    for model in found["models"]:
+        describe_outcome(model)
+
+
+def make_sweep(folder: Path) -> None:
+    from edgesmith.exporters.verification import sweep
+
+    for column in ("onnx:fp32", "coreml:fp16"):
+        cases = [("default", "right", ""), ("axis", "refused", "ONNX has no such thing")]
+        sweep.append(folder / "rows.jsonl", {"operator": "sum", "column": column, "cases": cases, "seconds": 0.5})
+
+
+def read_sweep(folder: Path) -> Any:
+    from edgesmith.exporters.verification import sweep
+
+    list(sweep.summarise(sweep.read(folder / "rows.jsonl")))
+
+
 def make_engine(folder: Path) -> None:
     head = struct.pack("<4s12xQ4B4xQ", b"vtrt", 4096, 1, 7, 1, 116, 6)
     (folder / "a.engine").write_bytes(head.ljust(4096, b"\7"))
@@ -406,6 +470,9 @@ READERS = (
         mutate_json,
     ),
     Reader("runner's lines", make_events, "lines", read_events, mutate_text),
+    Reader("peer's lines", make_peer_events, "lines", read_peer_events, mutate_text),
+    Reader("record of peers", make_peers, "peers.json", read_peers, mutate_json),
+    Reader("log of a sweep", make_sweep, "rows.jsonl", read_sweep, mutate_text),
     Reader("estimate", make_estimate, "estimate.json", lambda f: void(read_estimate(f)), mutate_json),
     Reader("ONNX file", copy_of("onnx"), "made/FILE.onnx", lambda f: void(count_nodes(f)), mutate_bytes),
     Reader("ONNX file, linted", copy_of("onnx"), "made/FILE.onnx", read_linted, mutate_bytes),

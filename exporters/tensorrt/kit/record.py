@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, NotRequired, TypedDict, cast
+from typing import Literal, NotRequired, TypedDict, cast
 
 from edgesmith import records
 from edgesmith.errors import Unreadable
 from edgesmith.exporters.engine_record import Board, Digest, Flags, Thresholds
+from edgesmith.exporters.manifest import InputsRecord, ModelRecord, TargetRecord, WeightsRecord
+from edgesmith.exporters.streaming.description import StreamingDescription
 from edgesmith.paths import is_name
 
 KIT = "kit.json"
@@ -17,7 +19,7 @@ ADVICE = "export the model again"
 class Judged(TypedDict):
     """Words of the artifact's manifest about its verification, which the engine's manifest repeats."""
 
-    inputs: Any
+    inputs: InputsRecord
     judged_as: str
 
 
@@ -29,13 +31,13 @@ class Origin(TypedDict):
         streaming: of a step program, how to drive it.
     """
 
-    schema: int
-    model: dict[str, Any]
-    streaming: NotRequired[dict[str, Any]]
-    weights: dict[str, Any]
-    target: dict[str, Any]
+    schema: Literal[2]
+    model: ModelRecord
+    streaming: NotRequired[StreamingDescription]
+    weights: WeightsRecord
+    target: TargetRecord
     precision: str
-    tool: dict[str, Any]
+    tool: dict[str, str]
     verification: Judged
 
 

@@ -29,6 +29,7 @@ from edgesmith.cli.options import PrecisionHelp
 from edgesmith.cli.peers import peers
 from edgesmith.cli.report import history, report
 from edgesmith.cli.signals import resend_lost_interrupts
+from edgesmith.cli.streams import open_closed_streams
 from edgesmith.cli.tables import print_line
 from edgesmith.cli.use import use
 from edgesmith.ending import code_of_interrupt, ignore_interrupts, own_temporary_folder
@@ -51,8 +52,11 @@ _USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__n
 EXPORT_PACKAGES = {"torch": "export", "onnxscript": "export", "onnxsim": "export", "onnxruntime": "run"}
 """Modules that the core does without, by the extra that brings them."""
 
-REFUSED = {errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP}
+REFUSED = {errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP, errno.EIO, errno.ESTALE, errno.EMFILE}
 """Answers of the system to a path that somebody gave, wherever it is first asked."""
+
+GONE = {errno.ENOENT, errno.ENOTDIR}
+"""Errors about what somebody else removed while it was read or written."""
 
 LONGEST_NAME = 80
 """Characters of a path that an error repeats; one that is too long for the system is not shown whole."""
@@ -115,6 +119,7 @@ def _root(
 
 def main() -> Never:
     """Run the command line and exit with its code."""
+    open_closed_streams()
     resend_lost_interrupts()
     remove_temporary_files = own_temporary_folder()
     arguments = sys.argv[1:]
@@ -168,14 +173,25 @@ def run(arguments: list[str], debug: bool = False) -> int:
             return OUT_OF_MEMORY
         if isinstance(error, OSError) and error.errno in FULL:
             return _fail(f"cannot write all of it: {error.strerror}; make room", OutputError.exit_code, arguments)
-        if isinstance(error, OSError) and error.filename and error.errno in REFUSED:
-            given = str(error.filename)
-            name = given if len(given) <= LONGEST_NAME else f"{given[:LONGEST_NAME]}..."
-            return _fail(f"cannot use {name}: {error.strerror}; give another path", BadInput.exit_code, arguments)
+        if isinstance(error, OSError) and (sentence := _refused_by_system(error)):
+            return _fail(sentence, BadInput.exit_code, arguments)
         if debug:
             raise
         sentence = f"a bug in edgesmith: {type(error).__name__}: {error}. Please report it with the output of --debug"
         return _fail(sentence, EdgesmithError.exit_code, arguments)
+
+
+def _refused_by_system(error: OSError) -> str:
+    """Return the sentence for a path that the system does not let anybody use; empty where the error is another."""
+    if not error.filename:
+        return ""
+    given = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else str(error.filename)
+    name = given if len(given) <= LONGEST_NAME else f"{given[:LONGEST_NAME]}..."
+    if error.errno in REFUSED:
+        return f"cannot use {name}: {error.strerror}; give another path"
+    if error.errno in GONE:
+        return f"{name} is no longer there: it was removed while it was used; run the command again"
+    return ""
 
 
 @contextlib.contextmanager
