@@ -108,6 +108,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "none": {"scaling": None},
     "positions": {"use_positional_encoding": True},
     "classes": {"architectures": ["PatchTSMixerForTimeSeriesClassification"], "head_aggregation": "avg_pool"},
+    "classes in a range": {"architectures": ["PatchTSMixerForTimeSeriesClassification"], "output_range": [0, 2]},
     "values": {"architectures": ["PatchTSMixerForRegression"], "output_range": [0, 2], "head_aggregation": None},
 }
 
@@ -268,13 +269,51 @@ def test_options_that_a_forecaster_does_not_have_are_refused(options: dict[str, 
         ({"gated_attn": "yes"}, 'config.json: gated_attn must be true or false, got "yes"'),
         ({"patch_length": 64}, "config.json: patch_length must be context_length at most"),
         ({"prediction_channel_indices": [3]}, "config.json: channel 3 is none of the 3"),
-        ({"architectures": ["TinyTimeMixerForMaskedPrediction"]}, "architectures must name a class that ends in"),
+        ({"architectures": ["TinyTimeMixerForMaskedPrediction"]}, 'must be ["TinyTimeMixerForPrediction"], got'),
+        ({"model_type": "patchtsmixer"}, 'config.json: model_type must be "tinytimemixer", got "patchtsmixer"'),
+        ({"contextlength": 8}, "config.json: contextlength is no name of a configuration. Nearest: context_length"),
+        ({"hiden_size": 8}, "config.json: hiden_size is no name of a configuration. Nearest: hidden_size"),
+        ({"prediction_length": 0}, "config.json: prediction_length must be 1 or more"),
+        ({"self_attn": True, "self_attn_heads": 0}, "config.json: self_attn_heads must be 1 or more"),
+        ({"head_aggregation": "sum"}, "config.json: head_aggregation must be use_last, max_pool, avg_pool or null"),
+        ({"output_range": [1]}, "config.json/output_range must be a list of 2 or null, got [1]"),
+        ({"norm_eps": -1}, "config.json: norm_eps must be more than 0, got -1"),
+        ({"prediction_channel_indices": []}, "config.json: no channel is left to predict"),
+        ({"fcm_context_length": 33}, "config.json: fcm_context_length and fcm_prepend_past_offset together must be"),
         ({"d_model": 15}, "config.json: d_model must be divisible by 2, for adaptive_patching_levels 2, got 15"),
     ],
 )
 def test_a_configuration_that_cannot_be_is_refused(changes: dict[str, Any], sentence: str, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=re.escape(sentence)):
         _ = ModelOptions("ttm", config=write_config(tmp_path, **changes))
+
+
+def test_what_granite_tsfm_saves_as_null_or_under_another_name_is_read(tmp_path: Path) -> None:
+    changes = {"categorical_vocab_size_list": None, "architectures": None, "multi_scale": None, "d_model": 16}
+    saved = ModelOptions("ttm", config=write_config(tmp_path, trend_decoder_num_layers=None, **changes))
+    assert saved.spec is not None
+    renamed = {"hidden_size": 24, "num_hidden_layers": 2, "adaptive_patching_levels": 0}
+    config = read_config({"context_length": 32, **renamed}, saved.spec.supported, "a test")
+    assert (config.d_model, config.num_layers) == (24, 2)
+
+
+def test_one_patch_is_mixed_as_each_author_does() -> None:
+    config = SeriesConfig(context_length=8, d_model=16, num_layers=1, decoder_num_layers=1)
+    theirs = registry.build(registry.get("patchtsmixer"), config=config).state_dict()
+    assert any("patch_mixer" in key for key in theirs)
+    assert not any("patch_mixer" in key for key in TinyTimeMixer(config).state_dict())
+
+
+def test_a_ttm_may_have_positions_behind_its_frequency() -> None:
+    torch.manual_seed(0)
+    model = TinyTimeMixer(read_config(SMALL | {"use_positional_encoding": True}, {}, "a test")).eval()
+    positions = model.state_dict()["backbone.encoder.positional_encoder.position_enc"]
+    assert positions.shape == (5, 16)
+    given = draw_series(model.reads, 1, 0)
+    with torch.no_grad():
+        before = model(*given)
+        positions.zero_()
+        assert relative(model(*given), before) > 1e-4
 
 
 def test_a_config_that_is_none_and_one_beside_a_preset_are_refused(tmp_path: Path) -> None:

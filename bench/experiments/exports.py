@@ -3,8 +3,8 @@
 One line for each model and target, at one size of images, which models for one size alone do not take: ONNX in fp32,
 Core ML, Core AI and a TensorRT engine in fp16, each verified as any export is. Printed are the least SNR of the natural
 inputs, the largest error relative to the peak, the file's operators and the seconds it took; or why there is no file.
-For a model with a head give MODEL:HEAD, such as casvit_xs:fpn. A file given as KEPT=FILE keeps the rows, one line of JSON
-each; those that are there are printed and not made again.
+For a model with a head give MODEL:HEAD, such as casvit_xs:fpn. A file given as KEPT=FILE keeps the rows, one line of
+JSON each; those that are there are printed and not made again.
 
     python -m edgesmith.bench.experiments.exports 224
     python -m edgesmith.bench.experiments.exports 64 transnext_micro iformer_small casvit_xs:fpn
