@@ -42,6 +42,9 @@ HEADS = {
 }
 """Heads by how the class in a config's `architectures` ends."""
 
+OUTPUTS = {"prediction": "forecast", "classification": "logits", "regression": "values"}
+"""The name of the output by the head."""
+
 
 @dataclass(frozen=True)
 class SeriesInput:
@@ -56,6 +59,7 @@ class SeriesInput:
         frequencies: how many frequency tokens there are; 0 for none.
         observed_mask: whether a mask of observed values is an input.
         static, future: s and f, covariates of each channel that do not change, and that are known ahead; 0 for none.
+        returns: the name of the output, a value of `OUTPUTS`.
     """
 
     name: str
@@ -68,6 +72,7 @@ class SeriesInput:
     observed_mask: bool = False
     static: int = 0
     future: int = 0
+    returns: str = "forecast"
 
     @property
     def inputs(self) -> dict[str, tuple[int, ...]]:
@@ -291,6 +296,7 @@ def _conditions(config: SeriesConfig) -> tuple[tuple[bool, str], ...]:
     least = [name for name in ONE_OR_MORE if getattr(config, name) < 1]
     needed = config.fcm_context_length + (config.fcm_prepend_past_offset or 0)
     return (
+        (config.head in OUTPUTS, f"head must be {', '.join(OUTPUTS)}"),
         (not least, f"{least[0] if least else ''} must be 1 or more"),
         (config.patch_length <= config.context_length, "patch_length must be context_length at most"),
         (config.mode in MODES, f"mode must be {' or '.join(MODES)}"),
@@ -324,6 +330,7 @@ def to_input(config: SeriesConfig, observed_mask: bool = False) -> SeriesInput:
         observed_mask,
         config.static_features,
         config.future_features,
+        OUTPUTS[config.head],
     )
 
 

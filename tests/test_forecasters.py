@@ -19,6 +19,7 @@ import edgesmith
 from edgesmith.errors import BadInput
 from edgesmith.exporters.graph.capture import capture
 from edgesmith.exporters.inputs import draw_series
+from edgesmith.exporters.load import load as load_model
 from edgesmith.exporters.options import ModelOptions
 from edgesmith.exporters.precision.restored_levels import find_restored_levels
 from edgesmith.exporters.verify import verify_artifact
@@ -295,6 +296,15 @@ def test_what_granite_tsfm_saves_as_null_or_under_another_name_is_read(tmp_path:
     renamed = {"hidden_size": 24, "num_hidden_layers": 2, "adaptive_patching_levels": 0}
     config = read_config({"context_length": 32, **renamed}, saved.spec.supported, "a test")
     assert (config.d_model, config.num_layers) == (24, 2)
+
+
+@pytest.mark.parametrize(("ending", "output"), [("ForRegression", "values"), ("ForTimeSeriesClassification", "logits")])
+def test_an_output_is_called_what_its_head_returns(ending: str, output: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": [f"PatchTSMixer{ending}"], "num_layers": 1}))
+    options = ModelOptions("patchtsmixer", config=tmp_path / "config.json")
+    assert load_model(options).output_names == (output,)
+    assert options.series is not None
+    assert "prediction_length" not in options.series.describe()
 
 
 def test_one_patch_is_mixed_as_each_author_does() -> None:
