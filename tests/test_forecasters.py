@@ -234,6 +234,30 @@ def test_both_ends_of_a_foreign_forecaster_stay_fp32_and_nothing_else() -> None:
     assert not find_restored_levels(capture(nn.Sequential(nn.LayerNorm(2), nn.Linear(2, 2)), (x,)))
 
 
+class Scaled(nn.Module):
+    """A foreign forecaster that divides by the mean of magnitudes and multiplies by it again, or by another number."""
+
+    def __init__(self, gives_back: bool, adds: float | None) -> None:
+        super().__init__()
+        self.layer, self.gives_back, self.adds = nn.Linear(24, 24), gives_back, adds
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = x.abs().mean(dim=1, keepdim=True).clamp(min=1e-10)
+        y = self.layer((x / scale).transpose(1, 2)).transpose(1, 2)
+        y = y * (scale if self.gives_back else 2.0)
+        return y if self.adds is None else y + self.adds
+
+
+@pytest.mark.parametrize("adds", [None, 1.0])
+def test_a_factor_that_is_given_back_stays_fp32(adds: float | None) -> None:
+    """In fp16 the bound of 1e-10 is 0, and a series of zeros gave NaN on Core AI and TensorRT."""
+    x = torch.randn(1, 24, 2)
+    kept = find_restored_levels(capture(Scaled(True, adds), (x,)))
+    assert {name.rstrip("_0123456789") for name in kept} >= {"mean", "clamp", "div", "mul"}
+    assert not any("linear" in name for name in kept)
+    assert not find_restored_levels(capture(Scaled(False, adds), (x,)))
+
+
 def test_half_precision_knows_a_deviation_at_a_high_level(tmp_path: Path) -> None:
     """The fault that this would show: fp16 steps of 0.5 at 1000, in the forecast of a series whose deviation is 1."""
     import onnxruntime

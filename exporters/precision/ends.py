@@ -19,7 +19,7 @@ def find_ends(
     outputs: Iterable[One],
     kind: Callable[[One], str],
 ) -> list[One]:
-    """Return the operators that stay fp32, none where no output has a level given back.
+    """Return the operators that stay fp32, none where no output has a level or a factor given back.
 
     Args:
         makers: operators that read inputs alone, and no weights, in program order.
@@ -32,18 +32,20 @@ def find_ends(
     for one in raw:
         if any(id(operand) in reduced for operand in operands(one)):
             reduced.add(id(one))
+    made_of_inputs = {id(one) for one in raw}
+
+    def reads_level(one: One) -> bool:
+        return any(id(operand) in reduced for operand in operands(one))
+
     found: list[One] = []
     for output in outputs:
         path = list(_down_to_sum(output, operands, kind))
         total = path[-1]
-        if id(total) in {id(one) for one in raw} or not kind(total).startswith(_SUMS):
-            continue
-        if not any(id(operand) in reduced for operand in operands(total)):
-            continue
-        found += path
-        for operand in operands(total):
-            is_factor = kind(operand).startswith("mul") and any(id(one) in reduced for one in operands(operand))
-            found += [operand] if is_factor else []
+        terms = [total, *(operands(total) if kind(total).startswith(_SUMS) else ())]
+        factors = [one for one in terms if kind(one).startswith("mul") and reads_level(one)]
+        is_level = kind(total).startswith(_SUMS) and reads_level(total)
+        if id(total) not in made_of_inputs and (is_level or factors):
+            found += [*path, *(one for one in factors if one is not total)]
     return [*raw, *found] if found else []
 
 
