@@ -193,20 +193,29 @@ def _is_plain(value: Any) -> bool:
 
 def _put_back(holder: _Holder) -> None:
     held, contents = holder.held, holder.contents
-    if isinstance(held, np.ndarray):
+    if isinstance(held, dict):  # nearly all, most of them empty: a module has a dozen for hooks
+        if (held or contents) and not _has_same_entries(held, contents):
+            held.clear()
+            held.update(contents)
+    elif isinstance(held, np.ndarray):
         held[...] = contents
     elif isinstance(held, torch.Generator):
         held.set_state(contents)
-    elif isinstance(held, dict):
-        if list(held) != list(contents) or not all(map(operator.is_, held.values(), contents.values())):
-            held.clear()
-            held.update(contents)
     elif isinstance(held, set):
         held.clear()
         held.update(contents)
     elif len(held) != len(contents) or any(a is not b for a, b in zip(held, contents, strict=True)):
         held.clear()
         held.extend(contents)
+
+
+def _has_same_entries(held: dict[Any, Any], contents: dict[Any, Any]) -> bool:
+    """Return whether two dictionaries have the same objects under the same keys, in the same order."""
+    return (
+        len(held) == len(contents)
+        and all(map(operator.is_, held, contents))
+        and all(map(operator.is_, held.values(), contents.values()))
+    )
 
 
 def _changed_entries(holder: _Holder) -> list[str]:

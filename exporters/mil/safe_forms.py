@@ -21,6 +21,7 @@ Programs in single precision stay: the Neural Engine does not compute them.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
@@ -47,11 +48,12 @@ def write_safe_forms(block: Any, keep_fp32: Collection[str]) -> Iterator[tuple[s
     for op in list(block.operations):
         for inner in op.blocks:
             yield from write_safe_forms(inner, keep_fp32)
-        form = _FORMS.get(op.op_type)
-        if form is not None and op.enclosing_block is block and op.name not in keep_fp32:
-            with block:
-                done = form(op)
-            if done is not None:
+    with block:  # once: whenever it is left, coremltools goes through all operators
+        for op in list(block.operations):
+            form = _FORMS.get(op.op_type)
+            if form is None or op.enclosing_block is not block or op.name in keep_fp32:
+                continue
+            if (done := form(op)) is not None:
                 yield done[0], op.name, done[1]
 
 
@@ -132,7 +134,9 @@ def _move_scale(op: Any) -> tuple[str, str] | None:
     if not _reach(scaled, factor, products, op) or any(share < _LEAST for _, share in products):
         return None
     for product, share in products:
-        _scale(product, share)
+        within = contextlib.nullcontext() if product.enclosing_block is op.enclosing_block else product.enclosing_block
+        with within:
+            _scale(product, share)
     scaled = op.x if op.y.val is not None else op.y  # anew, where it was the product itself
     _replace(op, scaled)
     names = ", ".join(product.name for product, _ in products)
@@ -175,20 +179,20 @@ def _scale(product: Any, factor: float) -> None:
     """Multiply one operand of a product by a factor, or what that operand is a product of."""
     from coremltools.converters.mil import Builder as mb
 
-    with product.enclosing_block:
-        if product.op_type == "linear":
-            bias = {} if product.bias is None else {"bias": product.bias.val * np.float32(factor)}
-            weight = product.weight.val * np.float32(factor)
-            result = mb.linear(x=product.x, weight=weight, before_op=product, name=product.outputs[0].name, **bias)
-            _replace(product, result)
-            return
-        x, y = _scaled_operands(product, factor)
-        flags = {"transpose_x": product.transpose_x, "transpose_y": product.transpose_y}
-        result = mb.matmul(x=x, y=y, before_op=product, name=product.outputs[0].name, **flags)
+    if product.op_type == "linear":
+        bias = {} if product.bias is None else {"bias": product.bias.val * np.float32(factor)}
+        weight = product.weight.val * np.float32(factor)
+        result = mb.linear(x=product.x, weight=weight, before_op=product, name=product.outputs[0].name, **bias)
         _replace(product, result)
-        for operand in (x, y):
-            if not isinstance(operand, np.ndarray) and operand.op is not None and operand.op.op_type == "mul":
-                _move_scale(operand.op)  # a projection takes it into its weight
+        return
+    x, y = _scaled_operands(product, factor)
+    flags = {"transpose_x": product.transpose_x, "transpose_y": product.transpose_y}
+    result = mb.matmul(x=x, y=y, before_op=product, name=product.outputs[0].name, **flags)
+    _replace(product, result)
+    for operand in (x, y):
+        before = None if isinstance(operand, np.ndarray) else operand.op
+        if before is not None and before.op_type == "mul" and before.enclosing_block is product.enclosing_block:
+            _move_scale(before)  # a projection takes it into its weight
 
 
 def _scaled_operands(product: Any, factor: float) -> tuple[Any, Any]:

@@ -222,14 +222,23 @@ def _rounded_weight(value: Any, dtype: torch.dtype) -> Any:
     return round_weight(value, dtype).float() if is_float else value
 
 
-def _peak(value: Tensor) -> float:
-    """Return the largest finite magnitude; of complex numbers that of their halves."""
+def _magnitude(value: Tensor) -> float:
+    """Return the largest magnitude, of complex numbers that of their halves; not finite where an element is not."""
     if value.is_complex():
         value = torch.view_as_real(value)
     if not value.is_floating_point() or not value.numel():
         return 0.0
-    peak = float(value.abs().max())
-    return peak if math.isfinite(peak) else float(value.abs().nan_to_num(0.0, 0.0, 0.0).max())
+    low, high = value.detach().aminmax()  # passes memory once; a NaN anywhere is in both
+    return max(-float(low), float(high))
+
+
+def _peak(value: Tensor) -> float:
+    """Return the largest finite magnitude; of complex numbers that of their halves."""
+    peak = _magnitude(value)
+    if math.isfinite(peak):
+        return peak
+    value = torch.view_as_real(value) if value.is_complex() else value
+    return float(value.abs().nan_to_num(0.0, 0.0, 0.0).max())
 
 
 def _largest_sum(func: Any, args: Sequence[Any], result: Any) -> float:
@@ -276,6 +285,6 @@ def find_extents(program: Program, inputs: Sequence[Tensor]) -> dict[str, Extent
             continue
         floats = [x for x in tree_leaves(value) if isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex())]
         result = max(map(_peak, floats), default=0.0)
-        unknown = sum(int((~x.isfinite()).sum()) for x in floats)
+        unknown = sum(int((~x.isfinite()).sum()) for x in floats if not math.isfinite(_magnitude(x)))
         found[node.name] = Extent(max(result, inner.get(node.name, 0.0)), result, unknown)
     return found

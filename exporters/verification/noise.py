@@ -16,6 +16,7 @@ import contextlib
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -57,8 +58,14 @@ class NoiseMeter:
                 self.asked[dtype] = None
         return self.asked[dtype]
 
+    @cached_property
+    def _exact(self) -> Outputs:
+        """The outputs of every call in float64."""
+        exact = copy.deepcopy(self.model).double()
+        return [_run(exact, _doubled(given)) for given in self.inputs]
+
     def _measure(self, dtype: torch.dtype) -> Noise:
-        exact, moved = (copy.deepcopy(self.model).double() for _ in range(2))
+        moved = copy.deepcopy(self.model).double()
         step = torch.finfo(dtype).eps / 2
         generator = torch.Generator().manual_seed(SEED)
         with torch.no_grad():
@@ -67,11 +74,9 @@ class NoiseMeter:
         doubled = (x.dtype == torch.float64 for x in (*self.model.parameters(), *self.model.buffers(), *self.inputs[0]))
         is_stored = dtype != torch.float32 or any(doubled)
         found: Noise = []
-        for given, ys in zip(self.inputs, self.reference, strict=True):
-            doubles = [x.double() if x.is_floating_point() else x for x in given]
-            wanted = _run(exact, doubles)
+        for given, ys, wanted in zip(self.inputs, self.reference, self._exact, strict=True):
             with Storing(step, generator) if is_stored else contextlib.nullcontext():
-                other = _run(moved, [move(x, step, generator) for x in doubles])
+                other = _run(moved, [move(x, step, generator) for x in _doubled(given)])
             distances = [_gap(a, b) for a, b in zip(other, wanted, strict=True)]
             if not is_stored:
                 distances = [max(d, _gap(y, a)) for d, y, a in zip(distances, ys, wanted, strict=True)]
@@ -106,6 +111,10 @@ def move(x: Tensor, step: float, generator: torch.Generator) -> Tensor:
         return x
     step = max(step, torch.finfo(x.dtype).eps)
     return x * (1 + step * (2 * torch.rand(x.shape, generator=generator, dtype=x.dtype) - 1))
+
+
+def _doubled(inputs: Sequence[Tensor]) -> list[Tensor]:
+    return [x.double() if x.is_floating_point() else x for x in inputs]
 
 
 def _run(model: nn.Module, inputs: Sequence[Tensor]) -> list[np.ndarray]:

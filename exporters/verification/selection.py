@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -107,6 +108,41 @@ class Subject:
         return [y.detach().float().numpy() for y in run_eager(self.model, inputs)]
 
 
+@dataclass(frozen=True)
+class _Range:
+    """The values inside a program, as a precision holds them.
+
+    Attributes:
+        subject: the program, and the precision.
+        first: the input that others are compared with.
+    """
+
+    subject: Subject
+    first: Sequence[Tensor]
+
+    @cached_property
+    def _before(self) -> dict[str, Extent]:
+        return find_extents(self.subject.captured, self.first)
+
+    def why_not(self, call: Call, inputs: Sequence[Tensor]) -> str | None:
+        """Return why the precision does not hold the values inside a scaled input's program; None where it does."""
+        dtype = self.subject.dtype
+        if call.factor is None or dtype == torch.float32:
+            return None
+        info = torch.finfo(dtype)
+        largest, smallest = info.max / RANGE_MARGIN, info.smallest_normal * QUIET_MARGIN
+        name = str(dtype).removeprefix("torch.")
+        for node, now in find_extents(self.subject.captured, inputs).items():
+            was = self._before[node]
+            if call.factor > 1 and was.peak <= largest < now.peak:
+                return f"at every factor, values inside the model leave the range of {name}"
+            if call.factor > 1 and now.unknown > was.unknown:
+                return "values inside the model are not finite on it"
+            if call.factor < 1 and _is_between(now, smallest) and was.result >= smallest:
+                return f"at every factor, values inside the model are too small for {name}"
+        return None
+
+
 def select(subject: Subject, given: Given | None) -> Selection:
     """Choose the inputs that a model is verified on: two natural ones, the adversarial ones, the other natural ones.
 
@@ -129,8 +165,9 @@ def select(subject: Subject, given: Given | None) -> Selection:
     natural = len(found.calls)
     if subject.image is None and given is not None and subject.is_named:
         subject = replace(subject, captured=replace(subject.captured, inputs=tuple(found.inputs[0])))
+    held = _Range(subject, found.inputs[0])
     for kind in OF_PICTURES if subject.image is not None else ADVERSARIAL:
-        _add_adversarial(subject, kind, found)
+        _add_adversarial(held, kind, found)
     first = min(2, natural)
     return found.reorder([*range(first), *range(natural, len(found.calls)), *range(first, natural)])
 
@@ -153,16 +190,16 @@ def _draw(subject: Subject, found: Selection) -> None:
         found.left_out.append(f"{rejected} drawn inputs, on which PyTorch does not run or is not finite")
 
 
-def _add_adversarial(subject: Subject, kind: str, found: Selection) -> None:
+def _add_adversarial(held: _Range, kind: str, found: Selection) -> None:
     """Add one adversarial input, or the reason why there is none."""
-    reason = ""
+    subject, reason = held.subject, ""
     for call in _candidates(kind, changeable(subject.captured.inputs)):
         inputs = subject.make(call)
         if _is_in(inputs, found.inputs):
             reason = reason or "is one of the others"
             continue
         outputs = _try(subject, inputs, found.reference[0])
-        why = outputs if isinstance(outputs, str) else _out_of_range(subject, call, found.inputs[0], inputs)
+        why = outputs if isinstance(outputs, str) else held.why_not(call, inputs)
         if isinstance(outputs, str) or why is not None:
             reason = reason or str(why)
             continue
@@ -199,25 +236,6 @@ def _finite(y: np.ndarray) -> float:
 
 def _is_in(inputs: Sequence[Tensor], others: Sequence[Sequence[Tensor]]) -> bool:
     return any(all(torch.equal(a, b) for a, b in zip(inputs, other, strict=True)) for other in others)
-
-
-def _out_of_range(subject: Subject, call: Call, first: Sequence[Tensor], inputs: Sequence[Tensor]) -> str | None:
-    """Return why a precision does not hold the values inside a scaled input's program; None where it does."""
-    if call.factor is None or subject.dtype == torch.float32:
-        return None
-    info = torch.finfo(subject.dtype)
-    largest, smallest = info.max / RANGE_MARGIN, info.smallest_normal * QUIET_MARGIN
-    name = str(subject.dtype).removeprefix("torch.")
-    before = find_extents(subject.captured, first)
-    for node, now in find_extents(subject.captured, inputs).items():
-        was = before[node]
-        if call.factor > 1 and was.peak <= largest < now.peak:
-            return f"at every factor, values inside the model leave the range of {name}"
-        if call.factor > 1 and now.unknown > was.unknown:
-            return "values inside the model are not finite on it"
-        if call.factor < 1 and _is_between(now, smallest) and was.result >= smallest:
-            return f"at every factor, values inside the model are too small for {name}"
-    return None
 
 
 def _is_between(extent: Extent, smallest: float) -> bool:
