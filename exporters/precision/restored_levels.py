@@ -3,10 +3,10 @@
     loc = mean(x),  s = sqrt(mean((x - loc)^2)),  y = s f((x - loc) / s) + loc
     s = max(mean(|x|), 1e-10),                    y = s f(x / s)
 
-Both ends are in the data's scale, where 16 bits are coarse: at a level of 1000 and deviations of 1, fp16 knows halves, and a
-bound of 1e-10 is 0, so that a series of zeros becomes 0 / 0. So what is computed of inputs alone up to the level, and the sum
-and the factor that give it back, stay fp32, whatever the data are. That is read off the program: data with levels near 0
-would not show it.
+Both ends are in the data's scale, where 16 bits are coarse: at a level of 1000 and deviations of 1, fp16 knows halves,
+and a bound of 1e-10 is 0, so that a series of zeros becomes 0 / 0. So what is computed of inputs alone up to the level,
+and the sum and the factor that give it back, stay fp32, whatever the data are. That is read off the program: data with
+levels near 0 would not show it.
 """
 
 from __future__ import annotations
