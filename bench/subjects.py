@@ -55,7 +55,7 @@ def subjects_of(found: Sequence[Artifact], is_here: bool = True, compute_units: 
         BackendMissing: one cannot be timed on this machine, where it is to be.
     """
     subjects: list[Subject] = []
-    for artifact in found:
+    for artifact, title in zip(found, _titles(found), strict=True):
         target, runtime = targets.get(artifact.target), runtime_of(artifact)
         is_told = runtime in runner.ENGINES  # by the runner itself, for each of them
         if is_here and not is_told and (reason := target.cannot_time()) is not None:
@@ -63,7 +63,7 @@ def subjects_of(found: Sequence[Artifact], is_here: bool = True, compute_units: 
         names = [subject.name for subject in subjects]
         subjects.append(
             Subject(
-                name=_numbered(_title(artifact), names),
+                name=_numbered(title, names),
                 model=artifact.model,
                 target=artifact.target,
                 precision=artifact.precision,
@@ -76,10 +76,22 @@ def subjects_of(found: Sequence[Artifact], is_here: bool = True, compute_units: 
     return subjects
 
 
+def _titles(found: Sequence[Artifact]) -> list[str]:
+    """The names of artifacts, with the folder above where only that tells two of one name apart: `base/NAME`."""
+    folders = [_folder(artifact) for artifact in found]
+    above = {name: {one.parent.name for one in folders if one.name == name} for name in {one.name for one in folders}}
+    return [f"{one.parent.name}/{one.name}" if len(above[one.name]) > 1 else one.name for one in folders]
+
+
 def _title(artifact: Artifact) -> str:
     """The name of an artifact's folder, and of its kit's for an engine that was built in it."""
-    of_kit = artifact.path.name == engines.BUILT and (artifact.path.parent / MANIFEST).is_file()
-    return artifact.path.parent.name if of_kit else artifact.path.name
+    return _folder(artifact).name
+
+
+def _folder(artifact: Artifact) -> Path:
+    """The folder that an artifact is called after."""
+    folder = artifact.path.resolve()
+    return folder.parent if folder.name == engines.BUILT and (folder.parent / MANIFEST).is_file() else folder
 
 
 def _numbered(title: str, taken: Sequence[str]) -> str:

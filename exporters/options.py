@@ -218,7 +218,7 @@ class ExportOptions(ModelOptions):
         super().__post_init__()
         for check in FILE_CHECKS:
             check(self)
-        self.backend.require()
+        self.backend.require_for(self.backend.delivery(self.profile).suffix)
 
     @cached_property
     def profile(self) -> DeviceProfile | None:

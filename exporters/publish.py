@@ -113,7 +113,7 @@ def describe(made: Export, checks: list[CheckRecord]) -> Manifest:
         "precision": made.options.arithmetic.name,
         **({} if made.typed.keep_fp32 is None else {"keep_fp32": dict(made.typed.keep_fp32)}),
         "tool": {"edgesmith": __version__},
-        "versions": versions(made.options.backend),
+        "versions": versions(made.options.backend, made.file.path.suffix),
         "rewrites": [_describe_report(report) for report in made.reports],
         **({"legalized": legalized} if legalized else {}),
         **file.describe(),
@@ -208,9 +208,9 @@ def _thresholds() -> dict[str, Any]:
     }
 
 
-def versions(target: Target) -> dict[str, str]:
+def versions(target: Target, suffix: str) -> dict[str, str]:
     """Return the versions of the packages that a file was made with."""
-    packages = dict.fromkeys(("torch", "numpy", *target.packages, "onnxruntime"))
+    packages = dict.fromkeys(("torch", "numpy", *target.packages_for(suffix), "onnxruntime"))
     return {package: _version(package) for package in packages}
 
 

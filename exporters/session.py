@@ -44,7 +44,7 @@ class StreamingSession(Stepper):
             raise BadInput(f"{self.artifact.path} is no streaming artifact; export it with --streaming")
         target = targets.get(self.artifact.target)
         if not target.runs_alone:
-            target.require()
+            target.require_for(self.artifact.file.suffix)
         step = target.open(self.artifact.file).open_step(threads)
         if isinstance(step, NotHere):
             raise BackendMissing(f"{self.artifact.path} does not run here: {step.reason}")

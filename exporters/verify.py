@@ -52,7 +52,7 @@ def verify_artifact(path: str | Path, watch: Watch = silent) -> tuple[Artifact, 
     target = targets.get(artifact.target)
     with watch("files"):
         checks = [_check_files(artifact, target)]
-    target.require()
+    target.require_for(artifact.file.suffix)
     file = target.open(artifact.file)
     with watch("format"):
         try:
@@ -91,7 +91,7 @@ def verify_layers(path: str | Path) -> list[dict[str, Any]]:
     artifact = artifacts.read(path)
     target = targets.get(artifact.target)
     targets.require_layers(target)
-    target.require()
+    target.require_for(artifact.file.suffix)
     return read_product(artifact.manifest).layers(target.open(artifact.file), read_evidence(artifact))
 
 
@@ -114,7 +114,7 @@ def verify_as(path: str | Path, device: str) -> dict[str, Any]:
     artifact = artifacts.read(path)
     target = targets.get(artifact.target)
     title = targets.require_model(target, device)
-    target.require()
+    target.require_for(artifact.file.suffix)
     if artifact.manifest.get("streaming") is not None:
         raise BadInput(
             f"{artifact.path.name} is a step, whose states a model of {title} does not carry; export it whole"

@@ -6,6 +6,7 @@ import ast
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -37,6 +38,7 @@ from edgesmith.bench.statistics import (
     quantile,
     unpaired_ratio,
 )
+from edgesmith.bench.subjects import subjects_of
 from edgesmith.bench.verdict import (
     FASTER,
     INCONCLUSIVE,
@@ -57,6 +59,7 @@ from edgesmith.errors import (
     OutputError,
     Unsupported,
 )
+from edgesmith.exporters import artifact as artifacts
 
 
 def recorded(*subjects: Sequence[Sequence[float]], **facts: Any) -> Measurement:
@@ -504,6 +507,17 @@ def test_a_bench_that_is_ended_leaves_what_it_measured(how: signal.Signals, arti
         assert f"interrupted after {len(kept.launches)} of 300 launches, which are kept" in err
         assert "nothing was published" not in err
         assert str(record) in out
+
+
+def test_two_of_one_name_are_told_apart_by_the_folder_above(artifact: Path, tmp_path: Path) -> None:
+    for side in ("base", "head"):
+        shutil.copytree(artifact, tmp_path / side / artifact.name)
+    base, head = (artifacts.read(tmp_path / side / artifact.name) for side in ("base", "head"))
+    names = [one.name for one in subjects_of([base, head])]
+    assert names == ["base/tiny-onnx-fp32", "head/tiny-onnx-fp32"]
+    assert [one.name for one in subjects_of([base, base])] == ["tiny-onnx-fp32", "tiny-onnx-fp32 (2)"]
+    assert [one.name for one in subjects_of([base, head, head])][2] == "head/tiny-onnx-fp32 (2)"
+    assert [one.name for one in subjects_of([head])] == ["tiny-onnx-fp32"]
 
 
 def test_bench_against_an_artifact_prints_a_verdict(

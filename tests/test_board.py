@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from edgesmith import telemetry
 from edgesmith.bench import runner
 from edgesmith.board import common
 from edgesmith.board.join import join
@@ -37,6 +38,10 @@ def test_a_joined_file_is_python_3_8_and_needs_nothing_of_edgesmith(name: str, t
     code = "import runpy; runpy.run_path('file.py'); import sys; sys.exit('edgesmith' in sys.modules)"
     done = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_telemetry_is_off_on_boards_as_it_is_here() -> None:
+    assert common.TELEMETRY_OFF == telemetry.TELEMETRY_OFF
 
 
 def test_the_joined_runner_answers(tmp_path: Path) -> None:

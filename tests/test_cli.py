@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -19,6 +20,7 @@ import torch
 from support.forks import begin, export_convolution
 
 from edgesmith import cli, records
+from edgesmith.cli.app import COMMANDS
 from edgesmith.cli.doctor import DoctorRecord, examine
 from edgesmith.cli.options import parse_size, read_labels
 from edgesmith.errors import BadInput
@@ -56,6 +58,35 @@ def test_commands_that_only_list_import_nothing_heavy(arguments: list[str], tmp_
     code, _, imported = run_and_list_imports(arguments, tmp_path)
     assert code == 0
     assert imported & HEAVY == set()
+
+
+SLOW_TO_IMPORT = {
+    "rich.markdown",
+    "rich.traceback",
+    "importlib.metadata",
+    "socket",
+    "jsonschema",
+    "edgesmith.board.common",
+}
+"""What the command line does without until something is done: together they take as long as all of `--help`."""
+
+
+def test_the_first_command_that_anybody_types_imports_nothing_slow() -> None:
+    code = "import sys\nfrom edgesmith.cli import run\nrun(['--help'])\nprint('\\0'.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(done.stdout.splitlines()[-1].split("\0")) & SLOW_TO_IMPORT == set()
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_the_roots_help_is_whole_at_any_width(width: int, edgesmith: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    shown = edgesmith("--help").stdout.splitlines()
+    assert max(map(len, shown)) == width
+    text = " ".join(" ".join(shown).replace("│", " ").split())
+    for command, (group, _) in COMMANDS.items():
+        assert f" {group} " in text
+        assert f" {command.__name__.replace('_', '-')} " in text
+        assert "…" not in text
 
 
 @pytest.mark.parametrize(
@@ -342,6 +373,17 @@ def test_an_interrupt_inside_a_finaliser_is_not_lost() -> None:
         (["export", "--target", "onnx"], 2, "give a model: --model NAME"),
         (["exprot"], 2, "No such command 'exprot'"),
         (["verify", "nowhere"], 2, "no artifact at nowhere"),
+        (["compare", "."], 2, ". is a folder: give a base and a head"),
+        (["lint", "."], 2, ". is no file that lint reads"),
+        (
+            ["export", "--model", "nix", "--target", "onnx"],
+            2,
+            "unknown model 'nix'. There are affnet_et, affnet_t, affnet and",
+        ),
+        *(
+            ([*command, 300 * "x"], 2, f"cannot use {80 * 'x'}...: File name too long; give another path")
+            for command in (["use"], ["verify"], ["lint"], ["inspect"], ["bench"], ["report"], ["compare", "a"])
+        ),
     ],
 )
 def test_wrong_input_is_one_sentence_with_its_exit_code(
@@ -353,6 +395,45 @@ def test_wrong_input_is_one_sentence_with_its_exit_code(
     assert line.startswith("edgesmith: ")
     assert sentence in line
     assert result.stdout == ""
+
+
+def test_a_path_that_may_not_be_looked_at_is_one_sentence(edgesmith: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stat(path: Path, **_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "stat", stat)
+    result = edgesmith("verify", "locked")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert re.fullmatch(r"edgesmith: cannot use locked\S*: Permission denied; give another path\n", result.stderr)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["bench", "{made}", "--out", "{taken}/record.json"],
+        ["compare", "{made}", "{made}", "--out", "{folder}"],
+        ["compare", "{made}", "{made}", "--junit", "{taken}/x.xml"],
+        ["peers", "casvit_xs", "--out", "{folder}"],
+    ],
+)
+def test_what_takes_long_refuses_first_what_it_could_not_write(
+    arguments: list[str], edgesmith: Run, export_small: Callable[..., Artifact], tmp_path: Path
+) -> None:
+    (tmp_path / "taken").write_text("")
+    (tmp_path / "folder.json").mkdir()
+    names = {"made": export_small("onnx").path, "taken": "taken", "folder": "folder.json"}
+    result = edgesmith(*(one.format(**names) for one in arguments))
+    assert (result.returncode, result.stdout) == (5, "")
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("edgesmith: cannot write the ")
+    assert not (tmp_path / "measurements").exists()
+
+
+def test_a_file_in_the_place_of_an_aimodel_is_one_sentence(edgesmith: Run, tmp_path: Path) -> None:
+    (tmp_path / "a.aimodel").write_bytes(b"x")
+    result = edgesmith("lint", "a.aimodel")
+    assert result.returncode == 2
+    assert "a.aimodel is a file, and an .aimodel is a folder" in result.stderr
 
 
 def test_doctor_survives_a_broken_tensorrt(

@@ -157,6 +157,20 @@ def test_a_kits_cases_are_all_inputs_but_the_loud_one_and_pytorchs_outputs(orin:
     )
 
 
+def test_a_kit_is_exported_and_verified_without_the_builder_of_engines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    monkeypatch.setattr(type(targets.get("tensorrt")), "missing_packages", lambda target: ["tensorrt_rtx"])
+    made = edgesmith.export(
+        nn.Linear(4, 4), "tensorrt", inputs=(torch.randn(1, 4),), name="line", device="jetson-orin-nano", out=tmp_path
+    )
+    assert "tensorrt_rtx" not in made.manifest["versions"]
+    edgesmith.verify(made.path)
+    with pytest.raises(BackendMissing, match=r"target tensorrt needs tensorrt_rtx.*edgesmith\[tensorrt\]"):
+        edgesmith.export(nn.Linear(4, 4), "tensorrt", inputs=(torch.randn(1, 4),), device="rtx4070", out=tmp_path)
+
+
 def test_a_kit_verifies_and_says_that_the_engine_is_not_built_here(orin: Artifact) -> None:
     _, steps = edgesmith.verify(orin.path)
     assert steps[2]["runtime"] == "typed ONNX in ONNX Runtime, CPU"

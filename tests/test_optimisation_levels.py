@@ -13,13 +13,14 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
+from torch.nn import functional as F
 
 import edgesmith
 from edgesmith.exporters.departures.book import all_departures
 from edgesmith.exporters.departures.from_onnx import graph_of_onnx
 from edgesmith.exporters.departures.lint import find
 from edgesmith.exporters.departures.subjects import parse_subject
-from edgesmith.exporters.targets import _onnx_norms, _onnx_sums
+from edgesmith.exporters.targets import _onnx_norms, _onnx_samples, _onnx_sums
 
 ROWS = all_departures()
 HERE = parse_subject(f"ort@{ort.__version__.split('+')[0]}").version
@@ -273,6 +274,57 @@ def test_sums_are_aligned_for_devices_with_tensorrt(device: str | None, rules: l
     x = torch.from_numpy(X)
     artifact = edgesmith.export(Sums().eval(), "onnx", inputs=(x,), name="sums", device=device, out=tmp_path)
     assert [one["rule"] for one in artifact.manifest.get("legalized", [])] == rules
+
+
+def sampled(size: tuple[int, int], **settings: object) -> onnx.ModelProto:
+    """A GridSample of [2, 3, H, W] at [2, 5, 4] places, and what is added to it."""
+    grid = held("grid", np.random.default_rng(2).uniform(-1.6, 1.6, (2, 5, 4, 2)).astype(np.float32), np.float32)
+    return model([helper.make_node("GridSample", ["x", "grid"], ["y"], "sample", **settings)], (2, 3, *size), [grid])
+
+
+@pytest.mark.parametrize("padding", ["zeros", "border"])
+@pytest.mark.parametrize("aligned", [0, 1])
+@pytest.mark.parametrize("size", [(6, 9), (1, 4)])
+def test_samples_become_gathers(padding: str, aligned: int, size: tuple[int, int]) -> None:
+    built = sampled(size, mode="bilinear", padding_mode=padding, align_corners=aligned)
+    x = np.random.default_rng(1).standard_normal((2, 3, *size)).astype(np.float32)
+    before = run(built, PLAIN, x)
+    done = _onnx_samples.gather_samples(built)
+    assert [(one["rule"], one["name"]) for one in done] == [("TR6", "sample")]
+    onnx.shape_inference.infer_shapes(built, check_type=True, strict_mode=True)
+    assert "GridSample" not in {node.op_type for node in built.graph.node}
+    np.testing.assert_allclose(run(built, PLAIN, x), before, rtol=0, atol=3e-6)
+    assert _onnx_samples.gather_samples(built) == []
+
+
+@pytest.mark.parametrize("settings", [{"mode": "nearest"}, {"mode": "bilinear", "padding_mode": "reflection"}])
+def test_other_samples_stay(settings: dict[str, str]) -> None:
+    built = sampled((6, 9), **settings)
+    before = built.SerializeToString(deterministic=True)
+    assert _onnx_samples.gather_samples(built) == []
+    assert built.SerializeToString(deterministic=True) == before
+
+
+class Samples(nn.Module):
+    """Two samples that meet in a sum: deformable attention in small."""
+
+    def forward(self, x: torch.Tensor, here: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
+        first, second = (F.grid_sample(x, one, align_corners=False) for one in (here, there))
+        return first + second
+
+
+@pytest.mark.parametrize(("device", "rules"), [("jetson-orin-nano", ["TR5", "TR5"]), (None, [])])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_samples_are_gathered_for_devices_with_tensorrt(
+    device: str | None, rules: list[str], precision: str, tmp_path: Path
+) -> None:
+    inputs = (torch.randn(1, 3, 6, 6), *(torch.rand(1, 4, 4, 2) * 1.8 - 0.9 for _ in range(2)))
+    made = edgesmith.export(
+        Samples().eval(), "onnx", inputs=inputs, name="samples", device=device, precision=precision, out=tmp_path
+    )
+    assert [one["rule"] for one in made.manifest.get("legalized", [])] == rules
+    found = {one.rule for one in edgesmith.lint(made.file, "tensorrt").findings}
+    assert bool(found & {"TR5", "TR6", "TR7"}) == (device is None)
 
 
 def test_somebody_elses_list_is_not_taken_for_ours() -> None:

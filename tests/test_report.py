@@ -386,6 +386,14 @@ UNNAMED = """
 """
 
 
+CUT_OFF = """
+[...document.querySelectorAll('.percent')].filter((element) =>
+  element.getBoundingClientRect().right > document.documentElement.clientWidth + 0.5
+).map((element) => element.parentElement.textContent)
+"""
+"""Figures beside bars that stand beyond the right edge, where a narrow screen shows nothing of them."""
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -430,6 +438,7 @@ def test_a_browser_shows_the_page_on_a_phone_and_a_desk_in_light_and_dark(
             assert page.evaluate(OUTSIDE) == [], where
             assert page.evaluate(OVERLAPPING) == [], where
             assert page.evaluate(UNNAMED) == [], where
+            assert page.evaluate(CUT_OFF) == [], where
             assert said == [], where
             assert asked == [out.as_uri()], where
             papers.add(page.evaluate("getComputedStyle(document.body).backgroundColor"))

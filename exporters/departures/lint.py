@@ -80,10 +80,14 @@ def _find(given: Path, named: Sequence[Subject]) -> _File:
     if given.suffix in SUFFIXES:
         if not given.exists():
             raise BadInput(f"there is no {given}; give an artifact's folder, or a file {', '.join(SUFFIXES)}")
+        if given.suffix == ".aimodel" and not given.is_dir():
+            raise BadInput(
+                f"{given.name} is a file, and an .aimodel is a folder; give the folder that holds main.mlirb"
+            )
         device = _device_beside(given)
         return _File(given, _choose(given, named or (_of_target("tensorrt") if device else ())), device)
     if given.exists() and not (given / MANIFEST).is_file() and not (given.parent / MANIFEST).is_file():
-        raise BadInput(f"{given.name} is no file that lint reads; wanted {', '.join(SUFFIXES)} or an artifact's folder")
+        raise BadInput(f"{given} is no file that lint reads; wanted {', '.join(SUFFIXES)} or an artifact's folder")
     artifact = artifacts.read(given)
     if artifact.file.suffix not in SUFFIXES:
         raise BadInput(
@@ -143,10 +147,11 @@ def _with_departures(report: Report, graphs: Sequence[Graph], subjects: Sequence
     found: list[Finding] = list(report.findings)
     rows: dict[str, Departure] = {}
     severities: dict[str, str] = {}
+    ruled = {one.rule for one in report.findings}
     for subject in subjects:
         for row in subject.rows():
-            if row.detector is None or row.id in rows or row.rule is not None:
-                continue  # a rule finds it under its own name
+            if row.detector is None or row.id in rows or row.rule in ruled:
+                continue  # the rule has found it, under its own name
             severity = row.severity(subject.version, subject.is_chip_known)
             findings = [one for graph in graphs for one in _findings(row, severity, graph)]
             if findings:

@@ -13,6 +13,7 @@ and a package may hold the whole sequence's function beside the step.
 
 from __future__ import annotations
 
+import importlib.util
 import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,7 +60,9 @@ class CoreMl(Target):
         return coreml.snippets(facts)
 
     def cannot_run(self) -> str | None:
-        """Return None: nothing hinders the evaluator."""
+        """Return how torch is had, in which the evaluator computes, where it is not here."""
+        if importlib.util.find_spec("torch") is None:
+            return 'torch is not installed: pip install "edgesmith[export]"'
         return None
 
     def cannot_time(self) -> str | None:

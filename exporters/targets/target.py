@@ -370,13 +370,27 @@ class Target(ABC):
         """Return the packages that lowering needs and this environment does not have."""
         return [package for package in self.packages if importlib.util.find_spec(package) is None]
 
+    def packages_for(self, suffix: str) -> tuple[str, ...]:
+        """Return those of its packages that making or reading a file of a suffix takes."""
+        return self.packages
+
     def install_line(self) -> str:
         """Return what to type to get the target's packages."""
         return f'pip install "edgesmith[{self.extra}]"' if self.extra else "pip install --force-reinstall edgesmith"
 
+    def require_for(self, suffix: str) -> None:
+        """Raise BackendMissing, as `require` does, where a file of a suffix cannot be made or read here."""
+        if self.packages_for(suffix) == self.packages:
+            self.require()
+        else:
+            self._refuse([package for package in self.missing_packages() if package in self.packages_for(suffix)])
+
     def require(self) -> None:
         """Raise BackendMissing, with the pip line, where packages are missing or not those that it is made for."""
-        if missing := self.missing_packages():
+        self._refuse(self.missing_packages())
+
+    def _refuse(self, missing: Sequence[str]) -> None:
+        if missing:
             raise BackendMissing(
                 f"target {self.name} needs {', '.join(missing)}, which is not installed: {self.install_line()}"
             )

@@ -57,6 +57,9 @@ if TYPE_CHECKING:
 ONNX = ".onnx"
 """Suffix of the typed ONNX: of a kit's file, and of what lies beside an engine."""
 
+BUILDER = "tensorrt_rtx"
+"""The package that builds engines ahead."""
+
 FILE_RUNTIME = "typed ONNX in ONNX Runtime, CPU"
 
 
@@ -93,6 +96,10 @@ class TensorRt(Target):
         if profile is None or profile.cuda is None or profile.cuda.engines == "ahead":
             return Delivery(self.suffix)
         return KitDelivery(ONNX, is_kit=True, profile=profile)
+
+    def packages_for(self, suffix: str) -> tuple[str, ...]:
+        """Return what a kit takes, which is no TensorRT: its board has one of its own; or all, for an engine."""
+        return tuple(one for one in self.packages if one != BUILDER) if suffix == ONNX else self.packages
 
     def lower(self, program: Program, path: Path, request: Request) -> None:
         """Write the typed ONNX, and where `path` is an engine's, the engine of it beside it."""
@@ -370,7 +377,7 @@ TARGET = TensorRt(
     description="engine for one NVIDIA GPU (--device) with its typed ONNX, or a kit that a Jetson builds its own of",
     precisions=("fp32", "fp16", "bf16", "int8"),
     options=frozenset({"streaming"}),
-    packages=("tensorrt_rtx", "onnx", "onnxscript", "onnxsim"),
+    packages=(BUILDER, "onnx", "onnxscript", "onnxsim"),
     extra="tensorrt",
     runtime=FILE_RUNTIME,
     timed_by=engine.RUNTIMES[engine.FULL],

@@ -258,7 +258,11 @@ def _inspect_layers(path: Path) -> dict[str, Any]:
         information = read_json(path, "inspector's JSON")
         layers = build.read_inspector(information)
         tensors = build.tensors_of(information)
-    except (Unreadable, ValueError, KeyError, TypeError, AttributeError) as error:
+    except Unreadable as error:
+        raise Unsupported(
+            f"{path.name} is no inspector's JSON that can be read; wanted what trtexec --exportLayerInfo writes"
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Unsupported(
             f"{path.name} is no inspector's JSON ({error}); wanted what trtexec --exportLayerInfo writes"
         ) from error

@@ -94,11 +94,18 @@ class EdgesmithWarning(UserWarning):
 
 
 def unknown(kind: str, name: str, known: Iterable[str], listed_by: str) -> BadInput:
-    """The error for a name that is not in a registry, with the nearest names that are.
+    """The error for a name that is not in a registry, with the nearest names that are, or the first where none is near.
 
     >>> str(unknown("model", "casvit_xss", ["casvit_xs", "casvit_t"], "edgesmith models"))
     "unknown model 'casvit_xss'. Nearest: casvit_xs, casvit_t. List them: edgesmith models"
+    >>> str(unknown("target", "nix", ["coreml", "coreai", "onnx", "tensorrt", "tvm"], "edgesmith targets"))
+    "unknown target 'nix'. There are coreml, coreai, onnx and 2 more. List them: edgesmith targets"
     """
     known = list(known)
-    nearest = get_close_matches(name, known, n=3, cutoff=0.4) or known[:3]
-    return BadInput(f"unknown {kind} {name!r}. Nearest: {', '.join(nearest)}. List them: {listed_by}")
+    nearest = get_close_matches(name, known, n=3, cutoff=0.4)
+    if nearest:
+        told = f"Nearest: {', '.join(nearest)}"
+    else:
+        more = f" and {len(known) - 3} more" if len(known) > 3 else ""
+        told = f"There are {', '.join(known[:3])}{more}" if known else "There are none"
+    return BadInput(f"unknown {kind} {name!r}. {told}. List them: {listed_by}")

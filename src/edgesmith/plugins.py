@@ -14,12 +14,14 @@ import importlib.util
 import warnings
 from collections.abc import Callable, Mapping
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgesmith.errors import EdgesmithError, EdgesmithWarning
 from edgesmith.readers.documents import read_toml
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 
 class Facts(NamedTuple):
@@ -130,6 +132,8 @@ def _installed() -> Any:
 
     The type is EntryPoints, or before Python 3.12 another with the same `select`.
     """
+    from importlib.metadata import entry_points  # takes its time, and every command imports this module
+
     return entry_points()
 
 

@@ -8,10 +8,11 @@ their own. The runner on a device says the same by itself (board/common.py).
 from __future__ import annotations
 
 import os
-import socket
 import sys
 
-from edgesmith.board.common import TELEMETRY_OFF
+TELEMETRY_OFF = {"ORT_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
+"""Of ONNX Runtime, which reads it as its module is imported; and the variable that other tools agree on. The same as in
+board/common.py, which goes where this module is not, and whose import takes longer than anybody waits for `--help`."""
 
 
 def turn_off() -> None:
@@ -27,6 +28,8 @@ def refuse_sockets() -> None:
 
     For processes that run other runtimes' Python code, some of which reports its use without a variable that says no.
     """
+    import socket  # takes its time, and whoever imports edgesmith imports this module
+
     network = {int(getattr(socket, name)) for name in ("AF_INET", "AF_INET6") if hasattr(socket, name)}
 
     def refuse(event: str, arguments: tuple[object, ...]) -> None:

@@ -48,6 +48,28 @@ def write_whole(path: Path, content: str | bytes, what: str) -> None:
         raise OutputError(f"cannot write the {what} {path}: {error.strerror or error}") from error
 
 
+def refuse_unwritable(path: Path, what: str) -> None:
+    """Refuse, before something that takes long, what could not be written at its end. Nothing is made.
+
+    Args:
+        what: as of `write_whole`.
+
+    Raises:
+        OutputError: a folder or a file is in the way, or the folder is not writable.
+    """
+    final = path.resolve()
+    above = next(one for one in final.parents if one.exists())
+    if final.is_dir():
+        code = errno.EISDIR
+    elif not above.is_dir():
+        code = errno.ENOTDIR
+    elif not os.access(final if final.exists() and not final.is_file() else above, os.W_OK):
+        code = errno.EACCES
+    else:
+        return
+    raise OutputError(f"cannot write the {what} {path}: {os.strerror(code)}")
+
+
 def sync_folder(folder: Path) -> None:
     """Have the disk keep a folder's names, where the system can be asked for that."""
     with contextlib.suppress(OSError):

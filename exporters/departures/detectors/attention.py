@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from edgesmith.exporters.departures.detectors import Found, detector, words
-from edgesmith.exporters.departures.graph import VIEWS, Graph, Node
+from edgesmith.exporters.departures.detectors.norms import spelled_norms
+from edgesmith.exporters.departures.graph import ELEMENTWISE, VIEWS, Graph, Node
 
 _LARGE_BATCH = 10
 _WIDE_HEAD = 256
@@ -15,12 +16,20 @@ _NEAR = 12
 
 def _spelled(graph: Graph) -> Iterator[tuple[Node, Node, Node]]:
     """Yield scores, softmax and product of attention in primitives: matmul(softmax(.. matmul ..), v)."""
-    through = VIEWS | {"add", "mul", "div", "select", "sub"}
     for softmax in graph.of("softmax"):
-        scores = graph.operand(softmax, 0, "matmul", through=through)
+        scores = _scores(graph, softmax.inputs[0])
         after = [node for node in graph.after(softmax.output) if node.kind == "matmul"]
         if scores is not None and after:
             yield scores, softmax, after[0]
+
+
+def _scores(graph: Graph, name: str, depth: int = 6) -> Node | None:
+    """Return the product that a value is made of by masks and scales, whichever operand it is."""
+    node = graph.source(name)
+    if node is None or node.kind == "matmul" or not depth:
+        return node if node is not None and node.kind == "matmul" else None
+    read = node.inputs if node.kind in ELEMENTWISE | {"select"} else ()
+    return next((one for name in read if (one := _scores(graph, name, depth - 1)) is not None), None)
 
 
 def _batch(graph: Graph, node: Node) -> int | None:
@@ -33,7 +42,7 @@ def _batch(graph: Graph, node: Node) -> int | None:
 def biased_attention_of_large_batch(graph: Graph) -> Found:
     """Find product, sum, softmax, product and projection over ten or more."""
     for scores, softmax, product in _spelled(graph):
-        biased = graph.operand(softmax, 0, "add", through=VIEWS)
+        biased = graph.operand(softmax, 0, "add", through=VIEWS | {"mul", "div"})
         projected = any(node.kind in ("linear", "matmul", "conv") for node in graph.after(product.output))
         batch = _batch(graph, scores)
         if biased is not None and projected and batch is not None and batch >= _LARGE_BATCH:
@@ -100,11 +109,21 @@ def _projections(graph: Graph, name: str) -> list[Node]:
 
 @detector
 def products_of_one_norm(graph: Graph) -> Found:
-    """Find several products of one layer norm."""
-    for node in graph.of("layer_norm", "rms_norm"):
+    """Find several products of one layer norm, also of one in primitives."""
+    spelled = [_with_affine(graph, norm.result) for norm in spelled_norms(graph)]
+    for node in (*graph.of("layer_norm", "rms_norm"), *spelled):
         products = _projections(graph, node.output)
         if len(products) > 1:
             yield node, f"{len(products)} products read one norm of {words(graph, node.inputs[0])}"
+
+
+def _with_affine(graph: Graph, node: Node) -> Node:
+    """Return the node that ends a norm in primitives: the bias or the scale behind it, where it has one."""
+    for kind in ("mul", "add"):
+        readers = graph.readers(node.output)
+        if len(readers) == 1 and readers[0].kind == kind and any(map(graph.is_stored, readers[0].inputs)):
+            node = readers[0]
+    return node
 
 
 @detector

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from edgesmith.exporters.departures.detectors import Found, detector, words
-from edgesmith.exporters.departures.graph import ELEMENTWISE, VIEWS, Graph
+from edgesmith.exporters.departures.graph import ELEMENTWISE, VIEWS, Graph, Node
+
+_THREE = 3.0
 
 
 @detector
@@ -55,11 +57,26 @@ def _is_attribute(graph: Graph, name: str) -> bool:
 
 @detector
 def hardswish_of_plain_linear(graph: Graph) -> Found:
-    """Find hardswish of a linear layer on [N, C]."""
-    for node in graph.of("hardswish", "hardsigmoid"):
-        gates = [one for one in graph.readers(node.output) if one.kind == "mul" and node.inputs[0] in one.inputs]
-        if node.kind == "hardsigmoid" and not gates:
+    """Find hardswish of a linear layer on [N, C], also as x * min(max(x + 3, 0), 6) / 6."""
+    for node in graph.of("hardswish", "hardsigmoid", "clip", "relu6"):
+        read = node.inputs[0] if node.kind.startswith("hard") else _under_gate(graph, node)
+        gates = [one for one in graph.readers(node.output) if one.kind == "mul" and read in one.inputs]
+        if read is None or (node.kind == "hardsigmoid" and not gates):
             continue
-        layer = graph.operand(node, 0, "linear", "matmul", through=VIEWS | {"add"})
-        if layer is not None and graph.rank(layer.output) == 2 and graph.dtype(layer.output) == "fp16":
+        layer = graph.source(read, VIEWS | {"add"})
+        is_layer = layer is not None and layer.kind in ("linear", "matmul")
+        if layer is not None and is_layer and graph.rank(layer.output) == 2 and graph.dtype(layer.output) == "fp16":
             yield node, f"hardswish of a linear layer to {words(graph, layer.output)}"
+
+
+def _under_gate(graph: Graph, node: Node) -> str | None:
+    """Return x where a node is min(max(x + 3, 0), 6) and multiplies x, also after a division; None otherwise."""
+    added = graph.operand(node, 0, "add")
+    if node.kind == "clip" and (node.settings.get("min"), node.settings.get("max")) != (0, 6):
+        return None
+    if added is None or _THREE not in map(graph.scalar, added.inputs):
+        return None
+    following = graph.readers(node.output)
+    following = [*following, *(one for reader in following for one in graph.readers(reader.output))]
+    gated = (name for name in added.inputs if graph.scalar(name) is None)
+    return next((name for name in gated if any(one.kind == "mul" and name in one.inputs for one in following)), None)

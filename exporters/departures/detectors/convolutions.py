@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgesmith.exporters.departures.detectors import Found, detector, words
-from edgesmith.exporters.departures.graph import VIEWS, Graph, Node
+from edgesmith.exporters.departures.graph import ELEMENTWISE, VIEWS, Graph, Node
 
 _ACTIVATIONS = frozenset({"relu", "silu", "sigmoid", "mul", "hardswish", "gelu", "leaky_relu", "clip"})
 _LONG_REFLECTION = 1024
@@ -35,7 +35,7 @@ def depthwise_of_joined_pointwise(graph: Graph) -> Found:
     """Find a depthwise convolution of joined 1x1 convolutions."""
     for node in graph.of("conv"):
         channels = graph.shape(node.inputs[0])[1:2]
-        joined = graph.operand(node, 0, "concat")
+        joined = graph.operand(node, 0, "concat", through=VIEWS)
         if joined is None or node.settings.get("groups", 1) == 1 or (node.settings["groups"],) != channels:
             continue
         branches = graph.operands(joined, "conv")
@@ -122,9 +122,10 @@ def dilated_conv_to_one(graph: Graph) -> Found:
     """Find dilated, strided, grouped convolutions over one axis that leave one position."""
     for node in graph.of("conv"):
         dilations, strides = node.ints("dilations"), node.ints("strides")
-        single = len(strides) == 1 and graph.shape(node.output)[-1:] == (1,)
-        if single and max(dilations, default=1) > 1 and strides[0] > 1 and node.settings.get("groups", 1) > 1:
-            yield node, f"a convolution to {words(graph, node.output)} with dilation {dilations[0]}"
+        along = [size for size in _kernel(graph, node) if size != 1]
+        single = len(along) == 1 and set(graph.shape(node.output)[2:]) == {1}
+        if single and max(dilations, default=1) > 1 and max(strides) > 1 and node.settings.get("groups", 1) > 1:
+            yield node, f"a convolution to {words(graph, node.output)} with dilation {max(dilations)}"
 
 
 @detector
@@ -183,7 +184,7 @@ def shortcut_of_split_in_concat(graph: Graph) -> Found:
             convolved = graph.source(branch, VIEWS | _ACTIVATIONS)
             if part is None or part.kind not in ("split", "slice") or convolved is None or convolved.kind != "conv":
                 continue
-            if any(reader.kind == "concat" for reader in graph.readers(shortcut)):
+            if any(reader.kind == "concat" for reader in graph.after(shortcut, ("identity",))):
                 yield node, f"a shortcut of {words(graph, shortcut)} that is a part of a split and goes into a concat"
 
 
@@ -191,24 +192,38 @@ def shortcut_of_split_in_concat(graph: Graph) -> Found:
 def cubic_resize_of_transposed_if(graph: Graph) -> Found:
     """Find cubic resizes of what an If returns, transposed."""
     for node in graph.of("resize"):
-        moved = graph.operand(node, 0, "transpose")
-        if node.settings.get("mode") == "cubic" and moved is not None and graph.operand(moved, 0, "if"):
+        copies = ("identity", "cast")
+        moved = graph.operand(node, 0, "transpose", through=copies)
+        if node.settings.get("mode") == "cubic" and moved is not None and graph.operand(moved, 0, "if", through=copies):
             yield node, f"a cubic Resize of a transposed If, {words(graph, node.inputs[0])}"
 
 
 @detector
 def summed_grid_samples(graph: Graph) -> Found:
     """Find sums that several GridSample come together in."""
+    if len(list(graph.of("grid_sample"))) < 2:
+        return
     through = VIEWS | {"mul", "slice", "softmax"}
-    for node in graph.of("add", "reduce_sum", "concat", "stack"):
-        samples = {
-            id(one) for name in node.inputs if (one := graph.source(name, through)) and one.kind == "grid_sample"
-        }
-        is_sum = node.kind in ("add", "reduce_sum") or any(
+    for node in graph.of("add", "concat", "stack"):
+        parts = [_samples(graph, name) for name in node.inputs]
+        samples = set().union(*parts)
+        is_sum = node.kind == "add" or any(
             reader.kind in ("reduce_sum", "reduce_mean", "matmul") for reader in graph.after(node.output, through)
         )
-        if len(samples) > 1 and is_sum:
+        if len(samples) > 1 and sum(map(bool, parts)) > 1 and is_sum:
             yield node, f"{len(samples)} GridSample meet in a sum of {words(graph, node.output)}"
+
+
+def _samples(graph: Graph, name: str, depth: int = 8) -> set[int]:
+    """Return the GridSample that a value is made of by elementwise operators and views, by their identity."""
+    node = graph.source(name)
+    if node is None or not depth:
+        return set()
+    if node.kind == "grid_sample":
+        return {id(node)}
+    if node.kind not in ELEMENTWISE | _ACTIVATIONS | {"slice", "softmax"}:
+        return set()
+    return set().union(*(_samples(graph, one, depth - 1) for one in node.inputs))
 
 
 @detector

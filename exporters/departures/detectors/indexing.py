@@ -41,10 +41,13 @@ def fixed_gather_of_last_axis(graph: Graph) -> Found:
         fixed = graph.is_stored(node.inputs[1]) and (graph.rank(node.inputs[1]) or 0) > 0
         if fixed and not graph.is_stored(node.inputs[0]) and _last(graph, node, axes):
             yield node, f"a gather along the last axis of {words(graph, node.inputs[0])}"
-    for node in graph.of("concat"):
-        parts = [one for one in graph.operands(node, "slice") if _begins_inside(graph, one)]
+    for node in graph.of("concat", "stack"):
+        slices = [one for name in node.inputs if (one := graph.source(name)) is not None and one.kind == "slice"]
+        parts = [one for one in slices if _begins_inside(graph, one)]
         sources = {one.inputs[0] for one in parts}
-        if len(parts) > 1 and len(sources) == 1 and _last(graph, node, node.ints("axis") or [-1]):
+        rank = graph.rank(node.output) or 1
+        is_last = (node.ints("axis") or [-1])[0] % rank == rank - 1
+        if len(parts) > 1 and len(sources) == 1 and is_last:
             yield node, f"{len(parts)} slices of the last axis, joined"
 
 
@@ -62,9 +65,15 @@ def narrowed_data(graph: Graph) -> Found:
     for node in graph.of("cast"):
         narrow = graph.dtype(node.output) in _NARROW and graph.dtype(node.inputs[0]) == "int32"
         if narrow and not graph.is_stored(node.inputs[0]):
-            for reader in graph.readers(node.output):
-                if reader.kind in ("gather", "squeeze", "topk") and reader.inputs[0] == node.output:
+            for reader in graph.after(node.output, VIEWS - {"squeeze"}):
+                if reader.kind in ("gather", "squeeze", "topk") and _is_data(graph, reader, node):
                     yield node, f"data of {words(graph, node.inputs[0])} narrowed to {graph.dtype(node.output)}"
+
+
+def _is_data(graph: Graph, reader: Node, node: Node) -> bool:
+    """Return whether a node's result is what a reader takes elements of, and not which ones."""
+    name = reader.inputs[0]
+    return name == node.output or graph.source(name, VIEWS - {"squeeze", "cast"}) is node
 
 
 @detector
@@ -73,7 +82,9 @@ def argmax_of_map_at_the_end(graph: Graph) -> Found:
     for name in graph.outputs:
         node = graph.source(name)
         shape = graph.shape(node.inputs[0]) if node is not None and node.kind == "argmax" else ()
-        if node is not None and len(shape) >= 4 and graph.axis(node) == 1 and shape[1] != 1:
+        axis = graph.axis(node) if node is not None and shape else 0
+        is_map = len(shape) >= 4 and (axis == 1 or (axis == len(shape) - 1 and 1 not in shape[1:-1]))
+        if node is not None and is_map and shape[axis] != 1:
             yield node, f"the output {name} is an argmax over channels of {words(graph, node.inputs[0])}"
 
 

@@ -11,7 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from edgesmith.exporters.departures.detectors import Found, detector, words
-from edgesmith.exporters.departures.graph import Graph, Node
+from edgesmith.exporters.departures.graph import VIEWS, Graph, Node
+
+_HALF = 0.5
+"""The exponent of a root, and without its sign of one over a root."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,9 @@ class Norm:
 
 def spelled_norms(graph: Graph) -> Iterator[Norm]:
     """Yield the layer norms in primitives."""
-    for root in graph.of("sqrt", "rsqrt"):
+    for root in graph.of("sqrt", "rsqrt", "pow"):
+        if root.kind == "pow" and abs(graph.scalar(root.inputs[1]) or 0.0) != _HALF:
+            continue
         variance = _mean_under(graph, root)
         square = graph.maker(variance.inputs[0]) if variance is not None else None
         squared = _squared(graph, square)
@@ -69,10 +74,17 @@ def _divided(graph: Graph, root: Node) -> list[Node]:
 
 @detector
 def layer_norm_of_half_primitives(graph: Graph) -> Found:
-    """Find layer norms in primitives of half precision."""
+    """Find layer norms in primitives of half precision, also with the variance as mean of squares less squared mean."""
     for norm in spelled_norms(graph):
         if graph.dtype(norm.variance.output) == "fp16":
             yield norm.difference, f"a layer norm of {words(graph, norm.difference.output)} in primitives of fp16"
+    for node in graph.of("sub"):
+        squares, mean = (graph.maker(name) for name in node.inputs)
+        mean_of = graph.maker(_squared(graph, mean) or "")
+        if squares is None or squares.kind != "reduce_mean" or mean_of is None or mean_of.kind != "reduce_mean":
+            continue
+        if _squared(graph, graph.maker(squares.inputs[0])) == mean_of.inputs[0] and graph.dtype(node.output) == "fp16":
+            yield node, f"a variance of {words(graph, mean_of.inputs[0])} in fp16, as a difference of squares"
 
 
 @detector
@@ -120,11 +132,21 @@ def rms_norm_by_peak(graph: Graph) -> Found:
     for node in graph.of("reduce_mean"):
         squared = _squared(graph, graph.maker(node.inputs[0]))
         divided = graph.maker(squared) if squared is not None else None
-        if divided is None or divided.kind != "div" or graph.operand(divided, 1, "reduce_max") is None:
+        if divided is None or not _is_by_peak(graph, divided):
             continue
         for added in graph.readers(node.output):
             if added.kind == "add" and any(graph.scalar(name) for name in added.inputs):
                 yield added, "an eps that is added to squares of x / max|x|"
+
+
+def _is_by_peak(graph: Graph, node: Node) -> bool:
+    """Return whether a node divides by a maximum, or multiplies by one over it; an eps may be added to that."""
+    through = VIEWS | {"max", "clip", "add"}
+    if node.kind == "div":
+        return graph.operand(node, 1, "reduce_max", through=through) is not None
+    inverses = [one for name in node.inputs if (one := graph.source(name)) is not None] if node.kind == "mul" else []
+    over = [one.inputs[0 if one.kind == "reciprocal" else 1] for one in inverses if one.kind in ("reciprocal", "div")]
+    return any((one := graph.source(name, through)) is not None and one.kind == "reduce_max" for name in over)
 
 
 @detector

@@ -60,9 +60,16 @@ def quantised_first_convolution(graph: Graph) -> Found:
     """Find quantised convolutions of the input itself."""
     for node in graph.of("conv"):
         levels = _dequantised(graph, node, 0)
-        quantised = graph.operand(levels, 0, "quantize") if levels is not None else None
-        if quantised is not None and quantised.inputs[0] in graph.inputs:
-            yield node, f"a quantised convolution of the input {quantised.inputs[0]}"
+        read = _origin(graph, levels.inputs[0]) if levels is not None else ""
+        if read in graph.inputs:
+            yield node, f"a quantised convolution of the input {read}"
+
+
+def _origin(graph: Graph, name: str) -> str:
+    """Return what a value is made of by quantising and views alone."""
+    while (node := graph.maker(name)) is not None and node.kind in VIEWS | {"quantize"}:
+        name = node.inputs[0]
+    return name
 
 
 @detector
@@ -81,7 +88,7 @@ def unsigned_by_full_signed(graph: Graph) -> Found:
 def bounded_activation_of_other_scale(graph: Graph) -> Found:
     """Find sigmoid, softmax and hard sigmoid that are quantised by another scale than 1 / 2^bits."""
     for node in graph.of("hardsigmoid", "sigmoid", "softmax"):
-        for reader in graph.readers(node.output):
+        for reader in graph.after(node.output):
             scale = _scale(graph, reader) if reader.kind == "quantize" else None
             levels = _BITS.get(graph.dtype(reader.output))
             if scale is None or levels is None:
@@ -122,7 +129,8 @@ def signed_activation(graph: Graph) -> Found:
 def rescaled_quantised_multiply(graph: Graph) -> Found:
     """Find multiplies between dequantize and quantize whose scales differ."""
     for node in graph.of("mul"):
-        scales = (_scale(graph, maker) for maker in graph.operands(node, "dequantize"))
+        makers = [_dequantised(graph, node, index) for index in range(len(node.inputs))]
+        scales = (_scale(graph, maker) for maker in makers if maker is not None and maker.kind == "dequantize")
         before = [one[0] for one in scales if one is not None]
         for after in _quantised(graph, node):
             scale = _scale(graph, after)
@@ -131,4 +139,4 @@ def rescaled_quantised_multiply(graph: Graph) -> Found:
 
 
 def _quantised(graph: Graph, node: Node) -> Iterator[Node]:
-    return (reader for reader in graph.readers(node.output) if reader.kind == "quantize")
+    return (reader for reader in graph.after(node.output) if reader.kind == "quantize")

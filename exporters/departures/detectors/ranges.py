@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from edgesmith.exporters.departures.detectors import Found, detector, words
 from edgesmith.exporters.departures.graph import VIEWS, Graph, Node
@@ -18,63 +18,124 @@ WIDE = 1024
 """Numbers of magnitude 8 whose squares' sum passes fp16's range."""
 
 
-def _softplus(graph: Graph) -> Iterator[Node]:
-    """Yield softplus in half precision whose input is not seen to be bounded."""
-    for node in graph.of("softplus", "softplus_parametric"):
-        if graph.dtype(node.output) == "fp16" and not _is_below(graph, node.inputs[0], SOFTPLUS_END):
-            yield node
+_PARTS = VIEWS | {"slice", "split", "gather"}
+"""Kinds that keep numbers, or some of them."""
+
+_HIGHEST = {**dict.fromkeys(("sigmoid", "hardsigmoid", "tanh", "softmax", "erf", "sin", "cos"), 1.0), "relu6": 6.0}
+"""Kinds whose results are not above a number, whatever they read."""
+
+_NOT_NEGATIVE = frozenset({"abs", "relu", "relu6", "square", "exp", "sqrt", "sigmoid", "softmax", "softplus"})
 
 
-def _is_below(graph: Graph, name: str, limit: float) -> bool:
-    """Return whether a value is the smaller of something and a constant below a limit."""
+def _softplus(graph: Graph) -> Iterator[tuple[Node, str]]:
+    """Yield softplus in half precision, also as log(1 + exp(x)), of an input without a seen bound, and it."""
+    for node in graph.of("softplus", "softplus_parametric", "log"):
+        read = node.inputs[0] if node.kind != "log" else _under_log(graph, node)
+        if read is not None and graph.dtype(node.output) == "fp16" and not _is_below(graph, read, SOFTPLUS_END):
+            yield node, read
+
+
+def _under_log(graph: Graph, node: Node) -> str | None:
+    """Return x of log(1 + exp(x)); None for other logarithms."""
+    added = graph.operand(node, 0, "add", through=VIEWS)
+    if added is None or 1.0 not in map(graph.scalar, added.inputs):
+        return None
+    exps = [one for name in added.inputs if (one := graph.source(name)) is not None and one.kind == "exp"]
+    return exps[0].inputs[0] if exps else None
+
+
+def _is_below(graph: Graph, name: str, limit: float, depth: int = 8) -> bool:
+    """Return whether a value cannot be above a limit, by constants and bounded functions."""
+    known = graph.scalar(name)
+    if known is not None:
+        return known <= limit
     node = graph.source(name)
-    if node is None:
+    if node is None or not depth:
         return False
+    below = (_is_below(graph, one, limit, depth - 1) for one in node.inputs)
     if node.kind == "clip":
-        return float(node.settings.get("max", math.inf)) <= limit
-    bounds = [graph.scalar(one) for one in node.inputs] if node.kind == "min" else []
-    return any(bound is not None and bound <= limit for bound in bounds)
+        return float(node.settings.get("max", math.inf)) <= limit or next(below)
+    if node.kind == "min":
+        return any(below)
+    if node.kind in ("max", "relu", "concat"):
+        return limit >= 0 and all(below)
+    if node.kind in ("neg", "mul"):
+        return limit >= 0 and _negated(graph, node, _NOT_NEGATIVE) is not None
+    return _HIGHEST.get(node.kind, math.inf) <= limit
+
+
+def _negated(graph: Graph, node: Node, kinds: Collection[str]) -> Node | None:
+    """Return what a node negates, by `neg` or a negative factor, where that is of some kinds."""
+    if node.kind == "mul" and not any((graph.scalar(name) or 0) < 0 for name in node.inputs):
+        return None
+    found = (graph.source(name) for name in node.inputs)
+    is_negation = node.kind in ("neg", "mul")
+    return next((one for one in found if is_negation and one is not None and one.kind in kinds), None)
 
 
 @detector
 def softplus_in_half(graph: Graph) -> Found:
     """Find softplus whose input may be large."""
-    for node in _softplus(graph):
-        yield node, f"softplus of {words(graph, node.inputs[0])} in fp16, without a bound"
+    for node, read in _softplus(graph):
+        yield node, f"softplus of {words(graph, read)} in fp16, without a bound"
 
 
 @detector
 def mish_in_half(graph: Graph) -> Found:
     """Find a tanh of such a softplus."""
-    for node in _softplus(graph):
+    for node, read in _softplus(graph):
         if any(reader.kind == "tanh" for reader in graph.after(node.output)):
-            yield node, f"the softplus in a Mish of {words(graph, node.inputs[0])} in fp16"
+            yield node, f"the softplus in a Mish of {words(graph, read)} in fp16"
 
 
 @detector
 def unshifted_log_sum_exp(graph: Graph) -> Found:
-    """Find log-sum-exp of what is not less its maximum."""
-    for node in graph.of("log_sum_exp"):
-        if graph.dtype(node.output) == "fp16" and not _is_shifted(graph, node.inputs[0]):
-            yield node, f"log-sum-exp of {words(graph, node.inputs[0])} in fp16, without a shift"
+    """Find log-sum-exp of what is not less its maximum, also as a logarithm of a sum of exponentials."""
+    for node in graph.of("log_sum_exp", "log"):
+        read = node.inputs[0]
+        if node.kind == "log":
+            total = graph.operand(node, 0, "reduce_sum", through=VIEWS)
+            exps = graph.operand(total, 0, "exp", through=VIEWS) if total is not None else None
+            if exps is None:
+                continue
+            read = exps.inputs[0]
+        if graph.dtype(node.output) == "fp16" and not _is_shifted(graph, read):
+            yield node, f"log-sum-exp of {words(graph, read)} in fp16, without a shift"
 
 
 def _is_shifted(graph: Graph, name: str) -> bool:
     """Return whether a value is something less a maximum."""
     node = graph.source(name)
-    if node is None or node.kind != "sub":
+    if node is None or node.kind not in ("sub", "add"):
         return False
-    subtracted = graph.source(node.inputs[1], VIEWS | {"clip", "max", "min"})
-    return subtracted is not None and subtracted.kind == "reduce_max"
+    bounds = VIEWS | {"clip", "max", "min"}
+    if node.kind == "sub":
+        subtracted = graph.source(node.inputs[1], bounds)
+        return subtracted is not None and subtracted.kind == "reduce_max"
+    added = (graph.source(one, bounds) for one in node.inputs)
+    return any(one is not None and _negated(graph, one, ("reduce_max",)) is not None for one in added)
 
 
 @detector
 def log_of_softmax(graph: Graph) -> Found:
     """Find a logarithm of a softmax."""
     for node in graph.of("log"):
-        softmax = graph.operand(node, 0, "softmax", through=VIEWS)
-        if softmax is not None and graph.dtype(node.output) == "fp16":
+        softmax = graph.source(node.inputs[0], _PARTS)
+        if softmax is not None and _is_softmax(graph, softmax) and graph.dtype(node.output) == "fp16":
             yield node, f"log of a softmax of {words(graph, softmax.inputs[0])} in fp16"
+
+
+def _is_softmax(graph: Graph, node: Node) -> bool:
+    """Return whether a node is a softmax, or the quotient of exponentials by their sum that ends one."""
+    if node.kind == "softmax":
+        return True
+    if node.kind not in ("div", "mul") or len(node.inputs) != 2:
+        return False
+    for one, other in (node.inputs, node.inputs[::-1])[: 1 if node.kind == "div" else 2]:
+        exps, total = graph.source(one), graph.source(other, VIEWS | {"reciprocal"} if node.kind == "mul" else VIEWS)
+        if exps is not None and exps.kind == "exp" and total is not None and total.kind == "reduce_sum":
+            return graph.source(total.inputs[0]) is exps
+    return False
 
 
 @detector
@@ -91,11 +152,31 @@ def log_of_cumsum_of_exp(graph: Graph) -> Found:
 def infinite_mask(graph: Graph) -> Found:
     """Find a constant beyond fp16's range that is added to the scores of a softmax."""
     for node in graph.of("softmax"):
-        added = graph.operand(node, 0, "add", "select", through=VIEWS)
-        for name in added.inputs if added is not None else ():
-            numbers = graph.numbers(name)
-            if numbers is not None and numbers.dtype.kind == "f" and bool((numbers < -65504).any()):
-                yield added or node, f"a mask down to {numbers.min():.3g} before a softmax"
+        for added, name in _added(graph, node.inputs[0]):
+            lowest = _lowest(graph, name)
+            if lowest < -65504:
+                yield added, f"a mask down to {lowest:.3g} before a softmax"
+
+
+def _added(graph: Graph, name: str, depth: int = 4) -> Iterator[tuple[Node, str]]:
+    """Yield what is added to, or chosen in the place of, a value, each with the node that does it."""
+    node = graph.source(name)
+    if node is None or node.kind not in ("add", "select") or not depth:
+        return
+    for one in node.inputs:
+        yield node, one
+        yield from _added(graph, one, depth - 1)
+
+
+def _lowest(graph: Graph, name: str) -> float:
+    """Return the lowest number of a constant, or of its product with what may be 1; 0 for what is computed."""
+    numbers = graph.numbers(name)
+    if numbers is not None:
+        return float(numbers.min()) if numbers.dtype.kind == "f" and numbers.size else 0.0
+    node = graph.source(name)
+    if node is None or node.kind != "mul":
+        return 0.0
+    return min((graph.scalar(one) or 0.0 for one in node.inputs), default=0.0)
 
 
 @detector
@@ -116,11 +197,21 @@ def _factor(graph: Graph, node: Node) -> float | None:
     """Return the constant that a node scales by, in magnitude; None where it does not."""
     if node.kind not in ("mul", "div") or len(node.inputs) != 2:
         return None
-    left, right = (graph.scalar(name) for name in node.inputs)
+    left, right = (_known(graph, name) for name in node.inputs)
     if node.kind == "div":
         return 1 / abs(right) if right else None
     known = right if right is not None else left
     return None if known is None else abs(known)
+
+
+def _known(graph: Graph, name: str) -> float | None:
+    """Return a constant of one number, or the root of one."""
+    known = graph.scalar(name)
+    node = graph.source(name) if known is None and graph.is_stored(name) else None
+    under = graph.scalar(node.inputs[0]) if node is not None and node.kind in ("sqrt", "rsqrt") else None
+    if node is None or under is None or under <= 0:
+        return known
+    return math.sqrt(under) if node.kind == "sqrt" else 1 / math.sqrt(under)
 
 
 def _squares(node: Node) -> bool:
@@ -162,7 +253,7 @@ def long_mean(graph: Graph) -> Found:
 def wide_mean_of_squares(graph: Graph) -> Found:
     """Find means of squares of wide rows."""
     for node in graph.of("reduce_mean", "reduce_sum"):
-        maker = graph.maker(node.inputs[0])
+        maker = graph.source(node.inputs[0], ("identity", "cast"))
         count = _count(graph, node)
         powers = maker is not None and maker.kind == "pow" and graph.scalar(maker.inputs[1]) == 2
         squares = powers or (maker is not None and _squares(maker))

@@ -7,6 +7,7 @@ torch or a backend is imported inside the command that uses it, so that `--help`
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import sys
@@ -22,6 +23,7 @@ from edgesmith.cli.devices import devices, estimate
 from edgesmith.cli.doctor import doctor
 from edgesmith.cli.export import explain, export, verify
 from edgesmith.cli.files import inspect, lint
+from edgesmith.cli.help import RootHelp
 from edgesmith.cli.listings import models, operators, targets
 from edgesmith.cli.options import PrecisionHelp
 from edgesmith.cli.peers import peers
@@ -49,6 +51,12 @@ _USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__n
 EXPORT_PACKAGES = {"torch": "export", "onnxscript": "export", "onnxsim": "export", "onnxruntime": "run"}
 """Modules that the core does without, by the extra that brings them."""
 
+REFUSED = {errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP}
+"""Answers of the system to a path that somebody gave, wherever it is first asked."""
+
+LONGEST_NAME = 80
+"""Characters of a path that an error repeats; one that is too long for the system is not shown whole."""
+
 MAKE, LOOK, MEASURE, SHOW = "Make a file", "Look into files and targets", "Measure", "Show what was measured"
 
 COMMANDS: dict[Callable[..., None], tuple[str, str]] = {
@@ -75,6 +83,7 @@ COMMANDS: dict[Callable[..., None], tuple[str, str]] = {
 
 app = typer.Typer(
     name="edgesmith",
+    cls=RootHelp,
     help="From a PyTorch definition to verified files for phones and edge boards.",
     epilog="Exit codes: 0 done, 2 bad input, 3 verification failed, 4 backend missing, 5 output not writable,"
     " 6 model or operator unsupported, 7 device failed; of compare 8 slower, 9 inconclusive, 10 not comparable;"
@@ -159,6 +168,10 @@ def run(arguments: list[str], debug: bool = False) -> int:
             return OUT_OF_MEMORY
         if isinstance(error, OSError) and error.errno in FULL:
             return _fail(f"cannot write all of it: {error.strerror}; make room", OutputError.exit_code, arguments)
+        if isinstance(error, OSError) and error.filename and error.errno in REFUSED:
+            given = str(error.filename)
+            name = given if len(given) <= LONGEST_NAME else f"{given[:LONGEST_NAME]}..."
+            return _fail(f"cannot use {name}: {error.strerror}; give another path", BadInput.exit_code, arguments)
         if debug:
             raise
         sentence = f"a bug in edgesmith: {type(error).__name__}: {error}. Please report it with the output of --debug"

@@ -25,7 +25,7 @@ from edgesmith.cli.tables import (
     show_progress,
 )
 from edgesmith.errors import BadInput
-from edgesmith.writing import write_whole
+from edgesmith.writing import refuse_unwritable, write_whole
 
 if TYPE_CHECKING:
     from edgesmith.bench.measure import Settings
@@ -116,6 +116,8 @@ def compare(
     """
     address = _parse_address(device, python, remote_tmp, ssh_config, ssh_option, sign)
     criterion = _criterion(threshold, confidence, floor, frozenset(despite or ()))
+    if junit is not None:
+        refuse_unwritable(junit, "JUnit file")
     from edgesmith.bench.verdict import worst_code
 
     is_cut_short = False
@@ -250,6 +252,7 @@ def _measure(paths: Sequence[Path], settings: Settings, device: Address, out: Pa
     record = out if out is not None else Path("measurements") / f"{stamp}.json"
     if record.suffix != ".json":
         raise BadInput(f"a record is a .json file, got {record}")
+    refuse_unwritable(record, "measurement")
     errors = sys.stderr  # the progress bar puts another in its place, which would break a note into lines
     with show_progress("measure") as on_progress:
         reports = Reports(record, on_progress, lambda sentence: print_line(f"note: {sentence}", to=errors))
@@ -269,6 +272,8 @@ def _compare_within(record: Path, criterion: Criterion) -> tuple[Measurement, li
     """Compare the artifacts of one record."""
     from edgesmith.bench.measurement import read
 
+    if record.is_dir():
+        raise BadInput(f"{record} is a folder: give a base and a head, or one record of edgesmith bench --against")
     measurement = read(record)
     if len(measurement.subjects) < 2:
         raise BadInput(f"{record} is a record of one artifact: give a second record or artifact to compare it with")

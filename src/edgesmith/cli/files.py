@@ -151,7 +151,7 @@ def _findings_table(title: str, found: list[Finding], every: bool) -> Table:
     table = new_table(title, "rule", "operators", "at" if every else "first at", "found")
     for one in group(found):
         kinds = ", ".join(f"{kind} {number}" for kind, number in one.operators.items())
-        others = f" (and {one.facts - 1} other facts)" if one.facts > 1 else ""
+        others = f" (and {one.facts - 1} other fact{'s' if one.facts > 2 else ''})" if one.facts > 1 else ""
         for finding in one.findings if every else one.findings[:1]:
             row = (finding.operator, finding.position, finding.fact)
             table.add_row(one.rule, *(row if every else (kinds, finding.position, finding.fact + others)))

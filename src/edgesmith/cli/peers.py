@@ -21,6 +21,7 @@ from edgesmith.cli.tables import (
     show_stage,
 )
 from edgesmith.errors import BadInput
+from edgesmith.writing import refuse_unwritable
 
 if TYPE_CHECKING:
     from edgesmith.bench.peers.record import ModelRecord, PeersRecord, RowRecord
@@ -49,6 +50,7 @@ def peers(
     file = out if out is not None else Path("measurements") / f"peers-{stamp}.json"
     if file.suffix != ".json":
         raise BadInput(f"a record is a .json file, got {file}")
+    refuse_unwritable(file, "record of peers")
     from edgesmith.bench.peers import peer as rivals
 
     entered, pinned = rivals.choose(peer), given.parse_cores(cores)

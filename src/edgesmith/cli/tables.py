@@ -43,12 +43,19 @@ def printing_to_stderr() -> contextlib.AbstractContextManager[Any]:
 
 @contextlib.contextmanager
 def show_progress(task: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar on stderr with the time left. Yields what to call with how much is done, of how much."""
+    """Show a bar on stderr with the time left, where that is a terminal: elsewhere it would be an empty line.
+
+    Yields what to call with how much is done, of how much.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda *_: None
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
         shown = bar.add_task(task, total=None)
         yield lambda done, of: bar.update(shown, completed=done, total=of)
 
