@@ -191,7 +191,7 @@ def _scale(product: Any, factor: float) -> None:
     _replace(product, result)
     for operand in (x, y):
         before = None if isinstance(operand, np.ndarray) else operand.op
-        if before is not None and before.op_type == "mul" and before.enclosing_block is product.enclosing_block:
+        if before is not None and before.op_type == "mul" and before.enclosing_block is result.op.enclosing_block:
             _move_scale(before)  # a projection takes it into its weight
 
 
