@@ -161,7 +161,7 @@ def draw(example: Tensor, seed: int, position: int = 0) -> Tensor:
 
     0 and 1 alone       each row shuffled, along an axis whose sums are all 1 where there is one, as of one-hot
                         vectors; a constant 1 becomes 0 and 1 at random
-    integers            uniform between the smallest and the largest
+    integers            uniform between the smallest and the largest; a rising row, as of offsets, rises again
     booleans            random
     one value v         standard normal for 0, or else v x uniform(0.5, 1.5), rounded where v is whole
     anything else       by the example's quantiles: uniform positions in its sorted values, linear between two of
@@ -191,7 +191,9 @@ def _draw_integers(example: Tensor, generator: torch.Generator) -> Tensor:
     if example.dtype == torch.bool:
         return torch.randint(0, 2, example.shape, generator=generator).bool()
     low, high = int(example.min()), int(example.max())
-    return torch.randint(low, high + 1, example.shape, generator=generator).to(example.dtype)
+    drawn = torch.randint(low, high + 1, example.shape, generator=generator).to(example.dtype)
+    rises = example.dim() == 1 and bool((example.diff() > 0).all()) and len(example) > 1
+    return drawn.sort().values if rises else drawn
 
 
 def _draw_mask(example: Tensor, generator: torch.Generator) -> Tensor:

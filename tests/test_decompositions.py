@@ -338,6 +338,112 @@ GROUPS = {
     ),
 }
 
+EVERYWHERE = ("coreml", "coreai", "onnx", "tvm")
+TOKENS = torch.tensor([[0, 1, 3], [2, 0, 4]])
+
+GROUPS |= {
+    "bags": Group(
+        {
+            "bag_mean": lambda w, i: F.embedding_bag(i, w, mode="mean", padding_idx=0),
+            "bag_sum": lambda w, i: F.embedding_bag(i, w, mode="sum", per_sample_weights=torch.full((2, 3), 0.5)),
+            "bag_max": lambda w, i: F.embedding_bag(i, w, mode="max"),
+            "bag_empty": lambda w, i: F.embedding_bag(i.flatten(), w, torch.tensor([0, 2, 2, 5])),
+            "embedding_renorm": lambda w, i: F.embedding(i, w.clone(), max_norm=1.0),
+        },
+        (_drawn(9, 4), TOKENS),
+        EVERYWHERE,
+    ),
+    "pretended": Group(
+        {
+            "fake_quantise": lambda x: torch.fake_quantize_per_tensor_affine(x, 0.05, 3, -8, 7),
+            "fake_quantise_channels": lambda x: torch.fake_quantize_per_channel_affine(
+                x, torch.tensor([0.1, 0.2]), torch.tensor([0, 1], dtype=torch.int32), 0, 0, 15
+            ),
+            "rrelu": F.rrelu,
+            "searchsorted_rows": lambda x: torch.searchsorted(x.sort(-1).values, x, right=True),
+        },
+        (_drawn(2, 5),),
+        EVERYWHERE,
+    ),
+    "attentions": Group(
+        {
+            "shared_keys": lambda q, k: F.scaled_dot_product_attention(
+                q, k, k, is_causal=True, scale=0.3, enable_gqa=True
+            ),
+            "rank_3": lambda q, k: F.scaled_dot_product_attention(q[0], q[0], q[0], torch.ones(6, 6).tril()),
+            "loud_causal": lambda q, k: F.scaled_dot_product_attention(q * 300, q * 300, q, is_causal=True),
+        },
+        (_drawn(1, 4, 6, 8), _drawn(1, 2, 6, 8)),
+        EVERYWHERE,
+    ),
+    "maps": Group(
+        {
+            "fold": lambda x, g: F.fold(
+                F.unfold(x, (2, 3), padding=(1, 0), stride=(3, 2), dilation=(2, 1)),
+                (8, 8),
+                (2, 3),
+                padding=(1, 0),
+                stride=(3, 2),
+                dilation=(2, 1),
+            ),
+            "grid_bicubic": lambda x, g: F.grid_sample(x, g, "bicubic", "border", align_corners=False),
+            "affine_grid": lambda x, g: F.grid_sample(
+                x, F.affine_grid(g[:, 0, :3, :].mT, [1, 3, 8, 8], align_corners=False), align_corners=False
+            ),
+        },
+        (_drawn(1, 3, 8, 8), _drawn(1, 3, 4, 2)),
+        ("coreml", "tvm"),
+    ),
+    "maps_of_tvm": Group(
+        {
+            "grid_reflected": lambda x: F.grid_sample(x, x[:, :2].movedim(1, -1), "bilinear", "reflection", True),
+            "nearest": lambda x: F.interpolate(x, scale_factor=1.7),
+            "smoothed": lambda x: F.interpolate(x, size=5, mode="bilinear", antialias=True),
+            "index_several": lambda x: x[:, [0, 2], :, [1, 1]],
+        },
+        (_drawn(1, 3, 8, 8),),
+        ("tvm",),
+    ),
+    "orders": Group(
+        {
+            "topk": lambda x, i: x.topk(3),
+            "sort": lambda x, i: x.sort(1, descending=True),
+            "kthvalue": lambda x, i: x.kthvalue(2, 1),
+            "max_along": lambda x, i: x.max(-1),
+            "min_along": lambda x, i: x.min(0),
+            "logsumexp": lambda x, i: x.logsumexp(-1),
+            "cummax": lambda x, i: x.cummax(1),
+            "one_hot": lambda x, i: F.one_hot(i, 12),
+            "clamp_max": lambda x, i: torch.clamp_max(x, 0.3),
+            "clamp_whole": lambda x, i: i.clamp(min=1),
+            "truly": lambda x, i: i / 2,
+            "floor_whole": lambda x, i: i // 3,
+            "shift": lambda x, i: i << 2,
+            "full_infinite": lambda x, i: torch.where(x > 0, x, torch.full_like(x, float("-inf"))),
+        },
+        (_drawn(2, 5), TOKENS),
+        ("tvm",),
+    ),
+    "places": Group(
+        {
+            "scatter": lambda x, i: x.scatter(1, i, x[:, :3] * 2),
+            "scatter_number": lambda x, i: x.scatter(1, i, 2.0),
+            "scatter_add": lambda x, i: x.scatter_add(1, i, x[:, 1:4]),
+            "scatter_most": lambda x, i: x.scatter_reduce(1, i, x[:, 1:4], "amax", include_self=False),
+            "put": lambda x, i: x.index_put((torch.tensor([0, 1]), torch.tensor([-1, 2])), x[:, 0]),
+            "put_added": lambda x, i: x.index_put((torch.tensor([0, 0]), torch.tensor([1, 1])), x[:, 0], True),
+            "index_add": lambda x, i: x.index_add(0, torch.tensor([1, 1]), x, alpha=2),
+        },
+        (_drawn(2, 5), TOKENS),
+        ("tvm",),
+    ),
+    "projected": Group(
+        {"lstm_projected": nn.LSTM(4, 6, 1, batch_first=True, proj_size=3, bidirectional=True).eval()},
+        (_drawn(2, 3, 4),),
+        ("coreml", "onnx"),
+    ),
+}
+
 
 class Together(nn.Module):
     """All functions of a group, as one model."""

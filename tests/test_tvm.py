@@ -22,7 +22,7 @@ import edgesmith
 from edgesmith.errors import BadInput, Unsupported
 from edgesmith.exporters import targets
 from edgesmith.exporters.artifact import Artifact
-from edgesmith.exporters.targets import _tvm_library
+from edgesmith.exporters.targets import _tvm_compile, _tvm_library
 from edgesmith.kernels.op import FusedOp, all_ops
 
 TVM = targets.get("tvm")
@@ -245,3 +245,13 @@ def test_explain_says_what_computes_what(edgesmith: Callable[..., subprocess.Com
     assert "computed by" in shown
     assert "share of" in shown  # as wide as there is room
     assert "multiply-accumulates" in shown
+
+
+def test_loops_that_tvm_does_not_compile_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(lowered: object, out: Path) -> None:
+        raise RuntimeError("InternalError: Check failed: (it != var_map_.end()) is false")
+
+    monkeypatch.setattr(_tvm_compile, "compile_loops", fail)
+    with pytest.raises(Unsupported, match=r"it does not take aten\.cumsum\(.*; spell it") as refused:
+        edgesmith.export(Operators(lambda x: x.cumsum(1)), "tvm", inputs=torch.randn(1, 4), out=tmp_path)
+    assert "var_map_" not in str(refused.value)

@@ -16,8 +16,9 @@ import edgesmith
 from edgesmith import cli
 from edgesmith.bench import measurement, runner
 from edgesmith.exporters.artifact import Artifact
-from edgesmith.exporters.targets import _tvm_library
+from edgesmith.exporters.targets import _tvm_library, _tvm_schedule
 from edgesmith.kernels import lif
+from edgesmith.models import casvit
 
 
 class Sequences(nn.Module):
@@ -48,6 +49,29 @@ class Maps(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return self.spread(F.silu(self.grouped(self.patches(image))))
+
+
+class Last(nn.Module):
+    """A layer that leaves one pixel: its stride is 2 all the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 18, 3, stride=2, padding=1)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return F.gelu(self.layer(image))
+
+
+class Residuals(nn.Module):
+    """Three residuals, each of which a kernel adds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.block = nn.Conv2d(3, 20, 4, stride=4), casvit.AdditiveBlock(20, 2)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        x: torch.Tensor = self.block(self.patches(image))
+        return x.mean((2, 3))
 
 
 class Attention(nn.Module):
@@ -91,6 +115,8 @@ def test_operators_of_single_numbers_come_before_arrangements(sequences: Artifac
     ("model", "shape", "expected"),
     [
         (Maps, (1, 3, 28, 28), {"convolution", "depthwise"}),
+        (Last, (1, 3, 2, 2), {"convolution"}),
+        (Residuals, (1, 3, 24, 20), {"pointwise", "depthwise", "additive attention"}),
         (Attention, (2, 25, 36), {"pointwise", "matmul", "softmax"}),
     ],
 )
@@ -102,6 +128,11 @@ def test_every_product_is_a_kernel(
     assert made.manifest["verification"]["steps"][-1]["relative_error"] <= 2e-6
     assert made.manifest["details"]["macs"]["tvm"] == 0
     assert expected <= set(kinds(made))
+    assert not [kind for kind in kinds(made) if "add" in kind.split()]
+
+
+def test_vectors_of_loops_leave_no_rest() -> None:
+    assert [_tvm_schedule._lanes(extent) for extent in (7, 48, 104, 220, 49)] == [7, 16, 8, 4, 16]
 
 
 def test_threads_change_no_bit(sequences: Artifact) -> None:

@@ -134,6 +134,15 @@ def test_one_hot_vectors_stay_one_hot(dtype: torch.dtype, axis: int) -> None:
     assert not torch.equal(drawn, vectors)
 
 
+def test_a_rising_row_of_whole_numbers_rises_again() -> None:
+    for seed in range(4):
+        drawn = draw(torch.tensor([0, 3, 5, 9]), seed)
+        assert drawn.diff().min() >= 0
+        assert drawn.min() >= 0
+        assert drawn.max() <= 9
+    assert any(draw(torch.tensor([0, 9, 3, 5]), seed).diff().min() < 0 for seed in range(4))
+
+
 def test_constant_examples_are_placeholders() -> None:
     assert draw(torch.zeros(200), 1).std() > 0.8
     around = draw(torch.full((200,), -2.5), 1)

@@ -1,15 +1,15 @@
-"""The polynomials behind exp, the SiLU and the erf-GELU of compiled kernels, E(x) = erf(x / sqrt 2) / 2 in two forms.
+"""The polynomials behind exp and the erf-GELU of compiled kernels, E(x) = erf(x / sqrt 2) / 2 in two forms.
 
     exp                    2 e^r = 2 + r S(r) for |r| < ln(2) / 2
+    exp by steps           2 e^r = 2 + 2 r + r^2 (a + b r) for |r| < ln(2) / 16 or / 32, and a table of powers of two
     a rational function    x P(x^2) / Q(x^2) for |x| < 5.75, where what is left to 1/2 is below 5e-9
     a table                polynomials on 16 intervals of 3/8 around 0, 3/8, ... 45/8, for |x|
-    a table of the SiLU    sigmoid(x) - 1/2 on the quarters of [1, 2), [2, 4), [4, 8) and [8, 16), for 5/6 |x| + 1
 
 P and Q are fitted by least squares with weights that make the error of x E equal everywhere, all others at
 Chebyshev's points. Printed: the coefficients as functions.h has them, and the largest errors of the GELU in fp32
 arithmetic.
 
-    python -m edgesmith.bench.experiments.functions 5 5 4 5 5        degrees of P, Q, both tables, and S
+    python -m edgesmith.bench.experiments.functions 5 5 4 5        degrees of P, Q, the table, and S
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ EDGE = 5.75
 ROUNDS = 60
 INTERVALS = 16
 STEP = 0.375
-SCALE, LAST = 5 / 6, 17.95
 
 
 def fit(top: int, bottom: int) -> tuple[np.ndarray, np.ndarray]:
@@ -79,35 +78,6 @@ def evaluate_table(table: np.ndarray, x: np.ndarray) -> np.ndarray:
     return result
 
 
-def fit_silu(degree: int) -> np.ndarray:
-    """Return the coefficients [degree + 1, INTERVALS] of the SiLU's table around the middle of each quarter.
-
-    Columns are in the order of four bits of a float: the last two of its exponent, and the first two behind it.
-    """
-    angles = np.cos(math.pi * (np.arange(60) + 0.5) / 60)
-    table = np.zeros((degree + 1, INTERVALS))
-    for power in range(4):
-        for quarter in range(4):
-            middle, points = 2.0**power * (1 + quarter / 4 + 1 / 8), 2.0**power / 8 * angles
-            values = 0.5 * np.tanh((middle + points - 1) / SCALE / 2)
-            fitted = np.polynomial.Chebyshev.fit(points, values, degree).convert(kind=np.polynomial.Polynomial)
-            table[:, (127 + power) % 4 * 4 + quarter] = fitted.coef
-    return table
-
-
-def evaluate_silu(table: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Return the SiLU of fp32 numbers, each operation rounded to fp32."""
-    place = np.minimum(np.abs(x), np.float32(LAST)) * np.float32(SCALE) + np.float32(1)
-    bits = place.view(np.int32)
-    rest = place - ((bits & -(1 << 21)) | (1 << 20)).view(np.float32)
-    rounded = table.astype(np.float32)[:, bits >> 21 & 15]
-    series = rounded[-1]
-    for row in rounded[-2::-1]:
-        series = series * rest + row
-    result: np.ndarray = np.abs(x) * series + x * np.float32(0.5)
-    return result
-
-
 def fit_exp(degree: int) -> np.ndarray:
     """Return the coefficients of S, lowest power first."""
     edge = 1.002 * math.log(2) / 2
@@ -117,21 +87,33 @@ def fit_exp(degree: int) -> np.ndarray:
     return coefficients
 
 
+def fit_steps(steps: int) -> np.ndarray:
+    """Return a and b where powers of two are counted in so many steps."""
+    points = 1.002 * math.log(2) / 2 / steps * np.cos(math.pi * (np.arange(80) + 0.5) / 80)
+    fitted = np.polynomial.Chebyshev.fit(points, 2 * (np.expm1(points) - points) / points**2, 1)
+    coefficients: np.ndarray = fitted.convert(kind=np.polynomial.Polynomial).coef
+    return coefficients
+
+
+def tabulate_steps(steps: int) -> list[str]:
+    """Return the bits of 2^(k/steps - 1), less k where the exponent's lowest bits are shifted from."""
+    powers = (2 ** (np.arange(steps) / steps - 1)).astype(np.float32).view(np.int32)
+    return [hex(bits - (k * 2**23 // steps)) for k, bits in enumerate(powers.tolist())]
+
+
 def main() -> None:
     """Fit and print."""
-    given = read_arguments(__doc__, top=5, bottom=5, table=4, silu=5, exp=5)
+    given = read_arguments(__doc__, top=5, bottom=5, table=4, exp=5)
     print(f"S: {', '.join(f'{value:.9g}f' for value in fit_exp(given.exp))}")
+    for steps in (16, 8):
+        a, b = fit_steps(steps)
+        print(f"{steps} steps: a {a:.9g}f, b {b:.9g}f, table {', '.join(tabulate_steps(steps))}")
     p, q = fit(given.top, given.bottom)
     table = fit_table(given.table)
     for name, values in (("P", p), ("Q", q), *((f"power {i}", row) for i, row in enumerate(table))):
         print(f"{name}: {', '.join(f'{value:.9g}f' for value in (values[::-1] if name in 'PQ' else values))}")
     x = np.linspace(-24, 24, 2_000_001).astype(np.float32)
     exact = np.array([t * (1 + math.erf(t / math.sqrt(2))) / 2 for t in x.astype(np.float64)])
-    silu = fit_silu(given.silu)
-    for i, row in enumerate(silu):
-        print(f"silu power {i}: {', '.join(f'{value:.9g}f' for value in row)}")
-    error = np.abs(evaluate_silu(silu, x) - x.astype(np.float64) / (1 + np.exp(-x.astype(np.float64))))
-    print(f"silu: largest error relative to max(1, |x|) {(error / np.maximum(1, np.abs(x))).max():.2e}")
     for form, found in (("rational", evaluate(p, q, x)), ("table", evaluate_table(table, x))):
         error = np.abs(found - exact)
         relative = error / np.maximum(1, np.abs(x))

@@ -39,7 +39,7 @@ def elu(x: Tensor, alpha: float = 1, scale: float = 1, input_scale: float = 1) -
     return torch.where(x > 0, x * float(scale), below)
 
 
-@decomposes(aten.rrelu.default, targets=("coreml", "coreai"), why="neither converter has a translation that works")
+@decomposes(aten.rrelu.default, why="no converter has a translation that works")
 def rrelu(
     x: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, generator: None = None
 ) -> Tensor:

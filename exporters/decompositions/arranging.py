@@ -13,7 +13,7 @@ from edgesmith.exporters.decompositions import LEAVE, decomposes
 aten = torch.ops.aten
 
 
-@decomposes(aten.unfold.default, targets=("coreml", "coreai", "onnx"), why="the converters have none, or make a loop")
+@decomposes(aten.unfold.default, why="the converters have none, or make a loop")
 def unfold(x: Tensor, dimension: int, size: int, step: int) -> Tensor:
     """Return all windows of an axis: [..., L, ...] to [..., (L - size) // step + 1, ..., size].
 

@@ -39,7 +39,9 @@ def _own_type(number: float) -> torch.dtype:
     return torch.get_default_dtype() if isinstance(number, float) else torch.int64
 
 
-@decomposes(aten.where.self, targets=("coreml", "coreai"), why="they want one type on both sides, and coremltools axes")
+@decomposes(
+    aten.where.self, targets=("coreml", "coreai", "tvm"), why="they want one type on both sides, and coremltools axes"
+)
 def where(condition: Tensor, x: Tensor, other: Tensor) -> Tensor:
     """Return x where the condition holds, else the other, in the type that holds both; of single numbers as vectors."""
     if not condition.dim() and not x.dim() and not other.dim():
@@ -338,3 +340,58 @@ def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
     scaled = x * 4097.0
     high = scaled - (scaled - x)
     return high, x - high
+
+
+_SHIFTS = "the converters have no shifts of bits"
+
+
+@decomposes(
+    *(aten.__lshift__.Scalar, aten.bitwise_left_shift.Tensor_Scalar), targets=("coreml", "coreai", "tvm"), why=_SHIFTS
+)
+def left_shift(x: Tensor, bits: int) -> Tensor:
+    """Return whole numbers times 2 ** bits."""
+    return x * 2**bits
+
+
+@decomposes(
+    *(aten.__rshift__.Scalar, aten.bitwise_right_shift.Tensor_Scalar), targets=("coreml", "coreai", "tvm"), why=_SHIFTS
+)
+def right_shift(x: Tensor, bits: int) -> Tensor:
+    """Return whole numbers divided by 2 ** bits, rounded down."""
+    return torch.div(x, 2**bits, rounding_mode="floor")
+
+
+@decomposes(aten.clamp.default, targets=("tvm",), why="TVM gives whole numbers an infinite bound, which it cannot hold")
+def clamp_whole(x: Tensor, least: float | None = None, most: float | None = None) -> Tensor:
+    """Return whole numbers moved between two numbers."""
+    if x.is_floating_point():
+        return LEAVE
+    x = x if least is None else torch.maximum(x, torch.full_like(x, least))
+    return x if most is None else torch.minimum(x, torch.full_like(x, most))
+
+
+@decomposes(aten.clamp_min.default, targets=("tvm",), why="as clamp, of which TVM's translation is right")
+def clamp_min(x: Tensor, least: float) -> Tensor:
+    """Return the larger one of each number and a bound."""
+    return torch.clamp(x, min=least)
+
+
+@decomposes(aten.clamp_max.default, targets=("tvm",), why="TVM's importer looks for the bound in another place: none")
+def clamp_max(x: Tensor, most: float) -> Tensor:
+    """Return the smaller one of each number and a bound."""
+    return torch.clamp(x, max=most)
+
+
+@decomposes(aten.div.Tensor_mode, targets=("tvm",), why="TVM takes a number for int32, and truncates whole quotients")
+def divide(x: Tensor, y: Tensor | float, *, rounding_mode: str | None = None) -> Tensor:
+    """Return quotients of whole numbers by a number, rounded."""
+    if not isinstance(y, int) or x.is_floating_point():
+        return LEAVE
+    return torch.div(x, torch.full_like(x, y), rounding_mode=rounding_mode)
+
+
+@decomposes(*(aten.div.Tensor, aten.div.Scalar), targets=("tvm",), why="TVM divides whole numbers to whole numbers")
+def divide_truly(x: Tensor, y: Tensor | float) -> Tensor:
+    """Return quotients of whole numbers, as floats."""
+    is_whole = not isinstance(y, float) and (isinstance(y, int) or not y.is_floating_point())
+    return LEAVE if x.is_floating_point() or not is_whole else x.to(torch.get_default_dtype()) / y

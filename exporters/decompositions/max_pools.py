@@ -197,7 +197,6 @@ for _axes, _alone, _indexed in _APART:
 
 @decomposes(
     *(aten.adaptive_max_pool1d.default, aten.adaptive_max_pool2d.default, aten.adaptive_max_pool3d.default),
-    targets=("coreml", "coreai", "onnx"),
     why="no converter has it",
 )
 def adaptive_max_pool(x: Tensor, output_size: Sequence[int]) -> tuple[Tensor, Tensor]:

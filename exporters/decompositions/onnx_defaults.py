@@ -97,7 +97,9 @@ def isclose(x: Tensor, y: Tensor, rtol: float = 1e-5, atol: float = 1e-8, equal_
 
 
 @decomposes(
-    aten.bucketize.Tensor, targets=("onnx",), why="torch's exporter searches in a loop whose length it cannot say"
+    aten.bucketize.Tensor,
+    targets=("onnx", "tvm"),
+    why="torch's exporter searches in a loop whose length it cannot say, TVM by a call of its runtime",
 )
 def bucketize(x: Tensor, boundaries: Tensor, *, out_int32: bool = False, right: bool = False) -> Tensor:
     """Return how many boundaries are below each number, or with `right` not above it."""

@@ -353,7 +353,7 @@ def bucketize(x: Tensor, boundaries: Tensor, *, out_int32: bool = False, right: 
     return _counted(x.unsqueeze(-1), boundaries, out_int32, right)
 
 
-@decomposes(aten.searchsorted.Tensor, targets=("coreai",), why="Core AI's converter has no translation")
+@decomposes(aten.searchsorted.Tensor, why="no converter has a translation")
 def searchsorted(
     ordered: Tensor,
     x: Tensor,
@@ -364,8 +364,7 @@ def searchsorted(
     sorter: Tensor | None = None,
 ) -> Tensor:
     """Return where each number goes in rows in ascending order: [..., N] and [..., M] to [..., M]."""
-    if sorter is not None:
-        return LEAVE
+    ordered = ordered if sorter is None else torch.gather(ordered, -1, sorter)
     rows = ordered if ordered.dim() == 1 else ordered.unsqueeze(-2)
     return _counted(x.unsqueeze(-1), rows, out_int32, right or side == "right")
 

@@ -21,7 +21,7 @@ from edgesmith.exporters.decompositions import LEAVE, decomposes
 
 aten = torch.ops.aten
 
-_APPLES = ("coreml", "coreai")
+_ALL_BUT_ONNX = ("coreml", "coreai", "tvm")
 
 
 def _sizes(x: Tensor, size: Sequence[int] | None, factors: Sequence[float] | None) -> list[int]:
@@ -127,16 +127,18 @@ def _by_sizes_or_factors(matrix: Callable[..., Tensor]) -> Callable[..., Tensor]
     return resize
 
 
-_LACKS = "neither converter has a translation that works"
+_LACKS = "no converter but ONNX's has a translation that works"
 
-upsample_bicubic2d = decomposes(aten.upsample_bicubic2d.vec, targets=_APPLES, why=_LACKS)(_by_sizes_or_factors(_cubic))
-upsample_trilinear3d = decomposes(aten.upsample_trilinear3d.vec, targets=_APPLES, why=_LACKS)(
+upsample_bicubic2d = decomposes(aten.upsample_bicubic2d.vec, targets=_ALL_BUT_ONNX, why=_LACKS)(
+    _by_sizes_or_factors(_cubic)
+)
+upsample_trilinear3d = decomposes(aten.upsample_trilinear3d.vec, targets=_ALL_BUT_ONNX, why=_LACKS)(
     _by_sizes_or_factors(_linear)
 )
 upsample_bilinear2d_aa = decomposes(
-    aten._upsample_bilinear2d_aa.vec, targets=_APPLES, why="coremltools 9.0 does not smooth"
+    aten._upsample_bilinear2d_aa.vec, targets=_ALL_BUT_ONNX, why="coremltools 9.0 and TVM do not smooth"
 )(_by_sizes_or_factors(_antialiased_linear))
-upsample_bicubic2d_aa = decomposes(aten._upsample_bicubic2d_aa.vec, targets=_APPLES, why=_LACKS)(
+upsample_bicubic2d_aa = decomposes(aten._upsample_bicubic2d_aa.vec, targets=_ALL_BUT_ONNX, why=_LACKS)(
     _by_sizes_or_factors(_antialiased_cubic)
 )
 
@@ -170,7 +172,7 @@ def upsample_nearest_exact(x: Tensor, size: Sequence[int] | None, factors: Seque
     aten.upsample_nearest1d.vec,
     aten.upsample_nearest2d.vec,
     aten.upsample_nearest3d.vec,
-    targets=_APPLES,
+    targets=_ALL_BUT_ONNX,
     why="they read other numbers where the factor is not whole",
 )
 def upsample_nearest(x: Tensor, size: Sequence[int] | None, factors: Sequence[float] | None) -> Tensor:

@@ -28,7 +28,9 @@ def cumprod(x: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
 
 
 @decomposes(
-    aten.logcumsumexp.default, targets=("onnx",), why="torch's exporter sums exponentials, which over- and underflow"
+    aten.logcumsumexp.default,
+    targets=("onnx", "tvm"),
+    why="torch's exporter sums exponentials, which over- and underflow; TVM has none",
 )
 def logcumsumexp(x: Tensor, dim: int) -> Tensor:
     """Return log(exp x_0 + ... + exp x_i) along an axis, each by the largest number in it: n x n of them."""

@@ -164,7 +164,6 @@ _ERFC = (
 @decomposes(
     aten.erfc.default,
     aten.special_erfc.default,
-    targets=("coreml", "coreai", "onnx"),
     why="no converter has a translation that works",
 )
 def erfc(x: Tensor) -> Tensor:
@@ -205,7 +204,6 @@ _LANCZOS = (
 @decomposes(
     aten.lgamma.default,
     aten.special_gammaln.default,
-    targets=("coreml", "coreai", "onnx"),
     why="no converter has a translation that works",
 )
 def lgamma(x: Tensor) -> Tensor:
@@ -224,7 +222,6 @@ def lgamma(x: Tensor) -> Tensor:
 @decomposes(
     aten.digamma.default,
     aten.special_psi.default,
-    targets=("coreml", "coreai", "onnx"),
     why="no converter has a translation that works",
 )
 def digamma(x: Tensor) -> Tensor:
@@ -263,7 +260,6 @@ _TAIL = (
 @decomposes(
     aten.erfinv.default,
     aten.special_erfinv.default,
-    targets=("coreml", "coreai", "onnx"),
     why="no converter has a translation that works",
 )
 def erfinv(x: Tensor) -> Tensor:
@@ -290,7 +286,6 @@ _LARGE_I0 = (
 @decomposes(
     aten.i0.default,
     aten.special_i0.default,
-    targets=("coreml", "coreai", "onnx"),
     why="no converter has a translation that works",
 )
 def i0(x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import site
 import sys
 import sysconfig
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -92,8 +92,9 @@ def line_of_attribute(model: nn.Module, where: str) -> str | None:
         file = inspect.getsourcefile(kind) or ""
     except (AttributeError, OSError, TypeError):
         return None
+    me = _first_argument(lines)
     sets = re.compile(
-        rf"self\.{name}\b(\[.*\])?\s*([-+*/@|&^%]|//|\*\*)?=(?!=)|self\.{name}\.(\w+_|append|update|add)\("
+        rf"\b{me}\.{name}\b(\[.*\])?\s*([-+*/@|&^%]|//|\*\*)?=(?!=)|\b{me}\.{name}\.(\w+_|append|update|add)\("
     )
     function = ""
     for i, line in enumerate(lines):
@@ -101,6 +102,28 @@ def line_of_attribute(model: nn.Module, where: str) -> str | None:
             function = line.split("def ")[1].partition("(")[0]
         if function != "__init__" and sets.search(line):
             return _last([(file, start + i)])
+    return None
+
+
+def _first_argument(lines: Sequence[str]) -> str:
+    """Return what the methods of a class call their module, `self` by custom."""
+    found = next((one for line in lines if (one := re.search(r"\bdef \w+\(\s*(\w+)", line))), None)
+    return found[1] if found else "self"
+
+
+def line_of_code(model: nn.Module, pattern: str) -> str | None:
+    """Return the first line in the classes of a model's modules, below their `__init__`, that matches a pattern."""
+    for kind in dict.fromkeys(type(module) for module in model.modules()):
+        file = inspect.getsourcefile(kind.forward) if inspect.isfunction(kind.forward) else None
+        if file is None or distance_of(file) is None:
+            continue
+        try:
+            lines, start = inspect.getsourcelines(kind.forward)
+        except OSError:
+            continue
+        for i, line in enumerate(lines):
+            if re.search(pattern, line):
+                return _last([(file, start + i)])
     return None
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from edgesmith.errors import BadInput, Unsupported
-from edgesmith.exporters.graph.blame import distance_of, line_of_error
+from edgesmith.exporters.graph.blame import distance_of, line_of_code, line_of_error
 from edgesmith.exporters.graph.signature import own
 
 
@@ -27,12 +27,14 @@ class _Kind(NamedTuple):
         line: one of the line that it is raised at; empty for any.
         what: is wrong there.
         do: what to change.
+        code: one of the line to look for in the model's classes, where the exception names none.
     """
 
     said: str
     line: str
     what: str
     do: str
+    code: str = ""
 
 
 _BY_VALUES = r"GuardOnDataDependent|data-dependent|DataDependent"
@@ -98,6 +100,25 @@ OF_CAPTURE: tuple[_Kind, ...] = (
         r"pack_padded_sequence|pack_sequence|pad_packed_sequence",
         "sequences that are packed by their lengths, and a file's shapes are fixed",
         "run the layer on the padded batch, and mask what is behind each end",
+    ),
+    _Kind(
+        r"functorch|data pointer of Tensor|Cannot access data pointer",
+        "",
+        "a derivative by torch.func, which a capture does not follow",
+        "take it with torch.autograd.grad under torch.enable_grad(), or write the derivative out",
+        r"\b(jacrev|jacfwd|hessian|vjp|grad_and_value|func\.grad|grad)\(",
+    ),
+    _Kind(
+        r"nested_tensor|NestedTensor|nested_from|nested tensor",
+        "",
+        "nested tensors, whose rows have lengths of their own, and a file's shapes are fixed",
+        "pad the rows to one length, and take a mask as an input",
+    ),
+    _Kind(
+        r"UncapturedHigherOrderOp|higher order op",
+        "",
+        "a loop or a condition of torch's own (map, scan, cond) whose body it does not take",
+        "write a loop of fixed length in Python, or choose with torch.where",
     ),
     _Kind(
         r"FakeTensor|fake tensor|Fake tensor",
@@ -174,9 +195,11 @@ def refuse_running(model: nn.Module, inputs: Sequence[Tensor], error: Exception)
 def refuse_capture(model: nn.Module, error: Exception) -> Unsupported:
     """Return the error for a model that torch.export does not capture."""
     where = line_of_error(error, below_torch=True)
-    at = f" at {where}" if where else ""
     name = type(own(model)).__name__
     kind = _find(OF_CAPTURE, error, where)
+    if kind is not None and where is None and kind.code:
+        where = line_of_code(own(model), kind.code)
+    at = f" at {where}" if where else ""
     if kind is not None:
         return Unsupported(f"{name} cannot be captured{at}: {kind.what}; {kind.do}")
     if _is_of_author(error):

@@ -18,12 +18,10 @@ import hashlib
 import importlib
 import importlib.metadata
 import json
-import logging
 import math
 import os
 import re
 import shutil
-import sys
 import tempfile
 import threading
 import warnings
@@ -34,6 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgesmith.errors import BackendMissing, BadInput, Unreadable, Unsupported
+from edgesmith.exporters.targets._quiet import quiet
 from edgesmith.readers import apart
 from edgesmith.readers.budget import read_bytes
 from edgesmith.readers.documents import read_json
@@ -97,7 +96,7 @@ def convert(program: ExportedProgram, input_names: Sequence[str], output_names: 
     from edgesmith.exporters.targets._refusal import refuse
 
     require()
-    with _quiet():
+    with quiet():
         converter_type = _get("coreai_torch.converter", "TorchConverter")
         table = _with_ours(_get("coreai_torch", "get_decomp_table")())
         _label_values(program)
@@ -168,7 +167,7 @@ def save(
         metadata.set_custom(VALUES, {str(index): value for index, value in values.items()})
 
     _need_room(folder.parent, size)
-    with _quiet(), tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+    with quiet(), tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         made = Path(scratch) / "made.aimodel"
         try:
             asset = converted.save_asset(made)
@@ -339,7 +338,7 @@ def with_outputs(folder: Path, names: Sequence[str], result: Path) -> list[str]:
         index = _INDEX.search(str(op.location))
         if index and int(index[1]) in wanted:
             found[wanted[int(index[1])]] = op.results[0]
-    with _quiet(), program._module._context, main.location:
+    with quiet(), program._module._context, main.location:
         outputs = OrderedDict(main.outputs_spec)
         added = {name: value for name, value in found.items() if name not in outputs}
         main.outputs_spec = [*outputs.items(), *added.items()]
@@ -363,7 +362,7 @@ class Session:
         self._thread.start()
         self._model = contextlib.AsyncExitStack()
         try:
-            with _quiet():
+            with quiet():
                 self._function = self._wait(self._load(folder))
         except BaseException:
             self.close()
@@ -617,7 +616,7 @@ def _own_name(name: str) -> str:
 def _program(folder: Path) -> Any:
     """The program in a folder."""
     asset = _readable(folder)
-    with _quiet():
+    with quiet():
         try:
             return asset.program
         except Exception as error:  # RuntimeError and MLIRError
@@ -771,27 +770,3 @@ def _moved(what: str) -> Unsupported:
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the packages' warnings and progress, and what their native part writes, off the user's terminal."""
-    level = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    kept = [os.dup(1), os.dup(2)]
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        with warnings.catch_warnings(), open(os.devnull, "w") as sink:  # noqa: PTH123
-            warnings.simplefilter("ignore")
-            with contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
-                os.dup2(nowhere, 1)
-                os.dup2(nowhere, 2)
-                yield
-    finally:
-        for number, copy in zip((1, 2), kept, strict=True):
-            os.dup2(copy, number)
-            os.close(copy)
-        os.close(nowhere)
-        logging.disable(level)

@@ -10,9 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
-import logging
 import tempfile
-import warnings
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,6 +35,7 @@ from edgesmith.exporters.targets._coreml_inputs import with_core_ml_inputs
 from edgesmith.exporters.targets._coreml_package import check_names, describe, notes_of, write
 from edgesmith.exporters.targets._coreml_spelling import spell_out
 from edgesmith.exporters.targets._coreml_translations import own_translations
+from edgesmith.exporters.targets._quiet import quiet
 from edgesmith.exporters.targets._refusal import refuse
 from edgesmith.exporters.targets.target import Request
 from edgesmith.models.registry import SoundInput
@@ -84,7 +83,7 @@ def lower(program: Program, path: Path, request: Request, system: Any) -> None:
         programs = {STEP: (program, request), SEQUENCE: (request.sequence_program, whole)}
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         packages = {function: Path(folder) / f"{function}.mlpackage" for function in programs}
-        with _quiet():
+        with quiet():
             made = {name: _convert(*asked, packages[name], system) for name, asked in programs.items()}
         first = next(iter(packages.values()))
         model = read_specification(first) if len(packages) == 1 else join(packages, first)
@@ -311,25 +310,3 @@ def _older_objects_uncollected() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep coremltools' warnings and progress bars off the user's terminal; errors still come as exceptions."""
-    import tqdm
-
-    level = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    init = tqdm.tqdm.__init__
-
-    def silent(self: Any, *args: Any, **kwargs: Any) -> None:
-        init(self, *args, **{**kwargs, "disable": True})
-
-    tqdm.tqdm.__init__ = silent
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        tqdm.tqdm.__init__ = init
-        logging.disable(level)

@@ -22,15 +22,17 @@ from edgesmith.exporters.graph.edit import operator_name, site
 WAY_OUT = "spell it with other operators, or choose another target: edgesmith operators says what each takes"
 
 
-def refuse(error: BaseException, nodes: Iterable[Node], format_name: str) -> Unsupported:
+def refuse(error: BaseException, nodes: Iterable[Node], format_name: str, symbol: str = "") -> Unsupported:
     """Return the refusal for what a converter raised.
 
     Args:
         error: of the converter.
         nodes: of the program that it was given.
         format_name: such as `Core ML`.
+        symbol: a name that the converter gave to what it made of the operator, such as `fused_index_put_add`.
     """
-    node = _find(error, list(nodes))
+    given = list(nodes)
+    node = _find(error, given) or _named_in(symbol, given)
     if node is None:
         return Unsupported(
             f"{format_name} cannot express this model, and its converter does not say which operator it means;"
@@ -76,6 +78,13 @@ def _find(error: BaseException, nodes: list[Node]) -> Node | None:
         if named:
             return named[0]
     return None
+
+
+def _named_in(symbol: str, nodes: Iterable[Node]) -> Node | None:
+    """Return the node whose operator's name is the longest in a symbol."""
+    called = [node for node in nodes if node.op == "call_function"]
+    names = {node: operator_name(node).rpartition(".")[2].strip("_") for node in called}
+    return max((node for node in called if names[node] in symbol), key=lambda node: len(names[node]), default=None)
 
 
 def _at_hand(values: dict[str, Any], by_name: dict[str, Node]) -> Node | None:

@@ -17,7 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgesmith._version import __version__
+from edgesmith.errors import Unsupported
 from edgesmith.exporters.targets import _tvm_plan, _tvm_schedule, _tvm_source
+from edgesmith.exporters.targets._quiet import quiet
+from edgesmith.exporters.targets._refusal import refuse
 from edgesmith.exporters.targets._tvm_graph import Lowered, llvm
 from edgesmith.exporters.targets._tvm_plan import Call, Listing, Value
 from edgesmith.exporters.targets.target import Request
@@ -39,7 +42,10 @@ def write(lowered: Lowered, program: Program, path: Path, request: Request) -> N
     name = path.stem
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        listing = compile_loops(lowered, folder / "loops.o")
+        try:
+            listing = compile_loops(lowered, folder / "loops.o")
+        except Exception as error:  # TVMError, InternalError, ValueError, RuntimeError alike
+            raise _refuse_loops(error, lowered, program, folder / "one.o") from error
         plan = _tvm_plan.plan(listing)
         description = _describe(lowered, listing, plan, program, request)
         weights = folder / _tvm_source.WEIGHTS
@@ -88,6 +94,16 @@ def _kind(call: Call, lowered: Lowered) -> str:
     return re.sub(r"_+", " ", re.sub(r"^loop_(fused_)?|\\d+$", "", call.symbol)).strip()
 
 
+def _refuse_loops(error: Exception, lowered: Lowered, program: Program, scratch: Path) -> Unsupported:
+    """Return the refusal for loops that TVM's compiler fails on: by the first that it fails on alone."""
+    for symbol, function in lowered.functions.items():
+        try:
+            compile_loops(replace(lowered, functions={symbol: function}), scratch)
+        except Exception as found:  # as above
+            return refuse(found, program.module.graph.nodes, "TVM", symbol)
+    return refuse(error, program.module.graph.nodes, "TVM")
+
+
 def compile_loops(lowered: Lowered, out: Path) -> Listing:
     """Write the object file of all loops, and return the listing with the blocks that they work in."""
     import tvm
@@ -96,7 +112,7 @@ def compile_loops(lowered: Lowered, out: Path) -> Listing:
     target = llvm(lowered.processor)
     functions: Mapping[str, Any] = lowered.functions
     blocks: dict[str, tuple[int, ...]] = {}
-    with target:
+    with quiet(), target:
         module = tvm.IRModule({symbol: _tvm_schedule.schedule(one, symbol) for symbol, one in functions.items()})
         module = _passes()(tvm.tirx.transform.BindTarget(target.with_host(target))(module))
         made = {}

@@ -8,10 +8,7 @@ listed      the function `main` -> a Listing: calls, values and parameters
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import math
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from edgesmith.errors import Unsupported
 from edgesmith.exporters.targets import _tvm_kernels
+from edgesmith.exporters.targets._quiet import quiet
+from edgesmith.exporters.targets._refusal import refuse
 from edgesmith.exporters.targets._tvm_arrange import operator
 from edgesmith.exporters.targets._tvm_plan import BYTES, Call, Listing, Value
 from edgesmith.exporters.targets._tvm_processor import Processor
@@ -60,17 +59,20 @@ def lower(program: Program, lowerings: str, processor: Processor) -> Lowered:
     Raises:
         Unsupported: an operator that TVM's importer does not take, or a shape that is not known ahead.
     """
-    with _quiet():
+    with quiet():
         chosen = _tvm_kernels.choose(imported(program, lowerings, processor), processor)
         covered, macs = _account(chosen)
-        module = fused(chosen.module, processor)
+        try:
+            module = fused(chosen.module, processor)
+        except Exception as error:  # TVMError, InternalError, ValueError, RuntimeError alike
+            raise refuse(error, program.module.graph.nodes, "TVM") from error
         listing, functions = listed(module)
     return Lowered(listing, functions, processor, chosen.kernels, chosen.operators, covered, macs)
 
 
 def share(program: Program, lowerings: str, processor: Processor) -> dict[str, dict[str, int]]:
     """Return the operators of a program, and its multiply-accumulates, by what computes them."""
-    with _quiet():
+    with quiet():
         chosen = _tvm_kernels.choose(imported(program, lowerings, processor), processor)
         covered, macs = _account(chosen)
     return {**{who: dict(found) for who, found in covered.items()}, "macs": dict(macs)}
@@ -95,7 +97,6 @@ def imported(program: Program, lowerings: str, processor: Processor) -> Any:
     from edgesmith.exporters.graph.capture import exported
     from edgesmith.exporters.graph.subgraphs import refuse_control_flow
     from edgesmith.exporters.targets import _tvm_translations
-    from edgesmith.exporters.targets._refusal import refuse
 
     refuse_control_flow(program.module, "TVM")
     ready = exported(program, lowerings)
@@ -319,16 +320,3 @@ def listed(module: Any) -> tuple[Listing, dict[str, Any]]:
     outputs = tuple(lister.values[name] for name in lister.names(main.body.body))
     listing = Listing(inputs, outputs, tuple(lister.calls), lister.values, lister.parameters, lister.aliases)
     return listing, lister.symbols
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep TVM's warnings off the user's terminal."""
-    level = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)

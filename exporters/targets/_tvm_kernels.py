@@ -51,6 +51,9 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, ...]
 
+NO_NUMBERS: Any = ()
+"""The weight and the bias of a site that keeps its own."""
+
 FUNCTIONS = {
     "relax.nn.relu": "relu",
     "relax.nn.relu6": "relu6",
@@ -118,6 +121,11 @@ class Site:
         gate, residual = (one[0] if one else "none" for one in (self.gate, self.residual))
         return Epilogue(self.function, gate, residual)  # type: ignore[arg-type]  # names of epilogue.py's literals
 
+    @property
+    def given(self) -> list[Any]:
+        """The values that the kernel reads."""
+        return [self.x, *(one[1] for one in (self.gate, self.residual) if one is not None)]
+
 
 def choose(module: Any, processor: Processor) -> Chosen:
     """Return a module with calls of kernels in place of what they compute."""
@@ -159,10 +167,11 @@ class _Chooser:
         for variable, value in self.values.items():
             if variable in gone:
                 continue
-            whole = self._fused(variable, value)
-            whole = self._alone(variable, value) if whole is None else whole
-            if whole is not None:
-                calls[variable] = whole
+            if (fused := self._fused(variable, value)) is not None:
+                gone.update(fused[0])
+                calls[fused[0][-1]] = fused[1]
+            elif (alone := self._alone(variable, value)) is not None:
+                calls[variable] = alone
             elif (site := self._site(variable, value)) is not None:
                 gone.update(site.bindings)
                 calls[site.bindings[-1]] = self._call(site)
@@ -171,8 +180,11 @@ class _Chooser:
         module = rebuilt(self.module, lambda variable, value: calls.get(variable, value))
         return Chosen(module, self.kernels, dict(names))
 
-    def _fused(self, variable: Any, value: Any) -> Any:
-        """Return the call of the kernel of a fused op, which its own lowering has put there under the op's name."""
+    def _fused(self, variable: Any, value: Any) -> tuple[tuple[Any, ...], Any] | None:
+        """Return the call of the kernel of a fused op, and the variables that it computes, the last of them last.
+
+        The op's own lowering has put a call there under the op's name.
+        """
         if operator(value) != "relax.call_dps_packed" or str(value.args[0].global_symbol) not in FUSED:
             return None
         name = str(value.args[0].global_symbol)
@@ -184,8 +196,12 @@ class _Chooser:
                 f"the kernel of {kind} takes weights that are constants, and here the model computes them; choose"
                 " another target"
             )
-        unit, packed, macs = FUSED[name](sizes(x), numbers, self.target)
-        return self._called(kind, unit, [x], packed, value.ty_args[0], macs)
+        made, site = value.ty_args[0], Site((variable,), x, NO_NUMBERS, (), bias=NO_NUMBERS)
+        if name in FINISHED:
+            site = self._with_epilogue(replace(site, shape=sizes(variable)))
+            made = self.values[site.bindings[-1]].ty
+        unit, packed, macs = FUSED[name](sizes(x), numbers, self.target, site.epilogue)
+        return site.bindings, self._called(kind, unit, site.given, packed, made, macs)
 
     def _alone(self, variable: Any, value: Any) -> Any:
         """Return the call of a kernel that computes one operator alone: a norm, a mean over pixels, an image turned."""
@@ -347,9 +363,8 @@ class _Chooser:
         )
         unit = module.emit(op, self.target)
         packed = module.pack(op, self.target, site.weight, site.bias)
-        given = [site.x, *(one[1] for one in (site.gate, site.residual) if one is not None)]
         made = self.values[site.bindings[-1]].ty
-        return self._called(type(op).__name__.lower(), unit, given, (packed,), made, unit.flops // 2)
+        return self._called(type(op).__name__.lower(), unit, site.given, (packed,), made, unit.flops // 2)
 
     def _called(self, kind: str, unit: Unit, given: Sequence[Any], packed: Sequence[Any], made: Any, macs: int) -> Any:
         """Return a call of a kernel, which is added to the kernels.
@@ -369,16 +384,16 @@ Whole = tuple[Unit, tuple[Any, ...], int]
 """The kernel of a fused op, its packed weights, and its multiply-accumulates."""
 
 
-def _additive_attention(shape: Shape, weights: Sequence[Any], target: CpuTarget) -> Whole:
+def _additive_attention(shape: Shape, weights: Sequence[Any], target: CpuTarget, epilogue: Epilogue) -> Whole:
     """Of queries, keys and values [B, H, W, 3C]."""
     batch, height, width, triple = shape
-    op = additive_attention.AdditiveAttention(batch, height, width, triple // 3)
+    op = additive_attention.AdditiveAttention(batch, height, width, triple // 3, epilogue)
     unit = additive_attention.emit(op, target)
     named = dict(zip(WEIGHTS, weights, strict=True))
     return unit, (additive_attention.pack(op, target, named),), unit.flops // 2
 
 
-def _hidden_state_mixer(shape: Shape, weights: Sequence[Any], target: CpuTarget) -> Whole:
+def _hidden_state_mixer(shape: Shape, weights: Sequence[Any], target: CpuTarget, _: Epilogue) -> Whole:
     """Of maps [B, H, W, D]."""
     named = dict(zip(("project", "local", "gate", "out", "skip"), weights, strict=True))
     batch, height, width, channels = shape
@@ -387,7 +402,7 @@ def _hidden_state_mixer(shape: Shape, weights: Sequence[Any], target: CpuTarget)
     return unit, (hidden_state_mixer.pack(op, target, named),), unit.flops // 2
 
 
-def _fft_filter(shape: Shape, weights: Sequence[Any], target: CpuTarget) -> Whole:
+def _fft_filter(shape: Shape, weights: Sequence[Any], target: CpuTarget, _: Epilogue) -> Whole:
     """Of maps [B, H, W, C]; the threshold, whether by relu, and whether a mask, are behind the weights."""
     *given, (threshold, is_relu, masks) = weights
     named = dict(zip(("w1", "b1", "w2", "b2"), given, strict=True))
@@ -399,7 +414,7 @@ def _fft_filter(shape: Shape, weights: Sequence[Any], target: CpuTarget) -> Whol
     return unit, (fft_filter.pack(op, target, named),), unit.flops // 2
 
 
-def _lmu_memory(shape: Shape, weights: Sequence[Any], target: CpuTarget) -> Whole:
+def _lmu_memory(shape: Shape, weights: Sequence[Any], target: CpuTarget, _: Epilogue) -> Whole:
     """Of a signal [B, T]."""
     (impulse,) = weights
     batch, length = shape
@@ -408,7 +423,7 @@ def _lmu_memory(shape: Shape, weights: Sequence[Any], target: CpuTarget) -> Whol
     return unit, (lmu_memory.pack(op, target, impulse),), unit.flops // 2
 
 
-def _lif(shape: Shape, weights: Sequence[Any], target: CpuTarget) -> Whole:
+def _lif(shape: Shape, weights: Sequence[Any], target: CpuTarget, _: Epilogue) -> Whole:
     """Of currents [outer, T, inner]; its settings are numbers, NaN for None."""
     tau, threshold, reset, decays, beta, late, drop = (None if math.isnan(one) else float(one) for one in weights[0])
     outer, length, inner = shape
@@ -416,14 +431,17 @@ def _lif(shape: Shape, weights: Sequence[Any], target: CpuTarget) -> Whole:
     return lif.emit(op, target), (), 0
 
 
-FUSED: dict[str, Callable[[Shape, Sequence[Any], CpuTarget], Whole]] = {
+FUSED: dict[str, Callable[[Shape, Sequence[Any], CpuTarget, Epilogue], Whole]] = {
     "edgesmith.additive_attention": _additive_attention,
     "edgesmith.hidden_state_mixer": _hidden_state_mixer,
     "edgesmith.fft_filter": _fft_filter,
     "edgesmith.lmu_memory": _lmu_memory,
     "edgesmith.lif": _lif,
 }
-"""Kernels of fused ops, from the shape of the first argument, the constants behind it, and the processor."""
+"""Kernels of fused ops, from the first argument's shape, the constants behind it, the processor, and the epilogue."""
+
+FINISHED = frozenset(["edgesmith.additive_attention"])
+"""Fused ops whose kernels have an epilogue."""
 
 
 def _layer_norm(value: Any) -> tuple[str, Any] | None:
@@ -505,7 +523,9 @@ def _line(pixels: int, site: Site) -> convolution.Convolution:
 
 
 def _same(steps: Any, sizes: Sequence[int]) -> int | None:
-    """Return the step of both axes; an axis with one place has any. None where the two differ."""
+    """Return the step of both axes, None where the two differ; an axis with one place takes the other's."""
+    if len({int(step) for step in steps}) == 1:
+        return int(steps[0])
     counted = {int(step) for step, size in zip(steps, sizes, strict=True) if size > 1}
     return counted.pop() if len(counted) == 1 else 1 if not counted else None
 

@@ -13,6 +13,9 @@ from typing import Any
 LANES = 16
 """Numbers in a vector: 64 bytes of fp32. LLVM splits it where the processor's vectors are narrower."""
 
+LEAST_LANES = 4
+"""Numbers in the smallest vector that is worth it."""
+
 ON_STACK = 1024
 """Bytes from which TVM takes a block from its runtime, which is not there: the caller gives it instead."""
 
@@ -52,10 +55,18 @@ def _vectorize(found: Any, block: Any) -> None:
     extent = found.get(loops[-1]).extent
     if not hasattr(extent, "value") or extent.value < 2:
         return
-    inner = loops[-1]
-    if extent.value > LANES:
-        _, inner = found.split(inner, factors=[None, LANES])
+    inner, lanes = loops[-1], _lanes(int(extent.value))
+    if extent.value > lanes:
+        _, inner = found.split(inner, factors=[None, lanes])
     found.vectorize(inner)
+
+
+def _lanes(extent: int) -> int:
+    """Return the numbers of a vector: as many as leave no rest, which TVM computes number by number, all of them."""
+    if extent <= LANES:
+        return extent
+    whole = math.gcd(extent, LANES)
+    return whole if whole >= LEAST_LANES else LANES
 
 
 def with_pointers(function: Any) -> tuple[Any, tuple[int, ...]]:

@@ -125,7 +125,7 @@ class _Sinker:
         from tvm import relax
 
         if array.size == 1:
-            return relax.const(array.reshape(()))
+            return relax.const(array.reshape(()), str(array.dtype))  # by itself it makes int64 int32
         if array.ndim > len(shape):
             return None
         flat = np.empty(math.prod(shape), array.dtype)

@@ -29,7 +29,20 @@ def decompositions(lowerings: str) -> dict[Any, Callable[..., Any]]:
     for name in KEPT:
         packet, overload = name.split(".")
         table.pop(getattr(getattr(torch.ops.aten, packet), overload), None)
-    return table | dict(ours.for_target(lowerings))
+    return table | {
+        overload: _first(function, table[overload]) if overload in table else function
+        for overload, function in ours.for_target(lowerings).items()
+    }
+
+
+def _first(ours: Callable[..., Any], general: Callable[..., Any]) -> Callable[..., Any]:
+    """Return our spelling of an operator, and PyTorch's for the arguments that ours leaves."""
+
+    def spell(*args: Any, **kwargs: Any) -> Any:
+        made = ours(*args, **kwargs)
+        return general(*args, **kwargs) if made is NotImplemented else made
+
+    return spell
 
 
 def translations(lowerings: str) -> Mapping[str, Callable[..., Any]]:
@@ -99,7 +112,36 @@ def _conv1d(node: Node, importer: Any) -> Any:
     return emit(op.squeeze(made, 2))
 
 
+def _reduced(name: str) -> Callable[..., Any]:
+    """Return a reduction along axes; the importer has none of that name for axes."""
+
+    def translate(node: Node, importer: Any) -> Any:
+        from tvm import relax
+
+        x, axes, keeps = _given(node, importer)[:3]
+        return importer.block_builder.emit(getattr(relax.op, name)(x, axes if axes != [] else None, bool(keeps)))
+
+    return translate
+
+
+def _full(node: Node, importer: Any) -> Any:
+    """A tensor of one number, which may be infinite: TVM's own fails where it asks for the type of such."""
+    import numpy as np
+    from tvm import relax
+
+    made = node.meta["val"]
+    number = np.asarray(node.args[1], str(made.dtype).removeprefix("torch."))
+    return importer.block_builder.emit(
+        relax.op.broadcast_to(relax.const(number, str(number.dtype)), [int(size) for size in made.shape])
+    )
+
+
 OURS: dict[str, Callable[..., Any]] = {
+    "full.default": _full,
+    "full_like.default": _full,
+    "amax.default": _reduced("max"),
+    "amin.default": _reduced("min"),
+    "prod.dim_int": _reduced("prod"),
     "conv1d.default": _conv1d,
     "group_norm.default": _group_norm,
     "layer_norm.default": _layer_norm,

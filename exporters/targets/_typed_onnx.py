@@ -12,11 +12,9 @@ import contextlib
 import functools
 import importlib.util
 import json
-import logging
 import math
 import operator
 import re
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -24,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from edgesmith.errors import Unsupported
+from edgesmith.exporters.targets._quiet import quiet
 from edgesmith.exporters.targets.target import Arrays, NotHere, Request, Run, TargetFile
 from edgesmith.readers.messages import read_onnx
 
@@ -69,7 +68,7 @@ def lower(program: Program, path: Path, request: Request, coarse_from: Mapping[s
     }
     table[torch.ops.aten.group_norm.default] = _group_norm
     table[torch.ops.aten.clamp.default] = _clamp
-    with _quiet(), _exact_units(), _registry_once(), _traced_where_needed():
+    with quiet(), _exact_units(), _registry_once(), _traced_where_needed():
         try:
             written = torch.onnx.export(
                 ready,
@@ -90,7 +89,10 @@ def lower(program: Program, path: Path, request: Request, coarse_from: Mapping[s
         _name_nodes(model)
         if has_bf16:
             _bf16.to_double(model)
-        model, _ = onnxsim.simplify(model, check_n=0)
+        try:
+            model, _ = onnxsim.simplify(model, check_n=0)
+        except Exception as error:  # RuntimeError, onnx's InferenceError, and what its passes raise
+            raise refuse(error, ready.graph.nodes, "ONNX") from error
         if has_bf16:
             _bf16.from_double(model)
     _forget_merged(model)
@@ -568,16 +570,3 @@ def _torchlib(operators: int) -> ONNXRegistry:
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 
     return ONNXRegistry.from_torchlib(opset_version=OPSET)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's own progress and deprecation warnings off the user's terminal."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)

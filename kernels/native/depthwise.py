@@ -68,7 +68,7 @@ def emit(op: Depthwise, target: CpuTarget) -> Unit:
         "LEFT": left,
         "OH": out_height,
         "OW": out_width,
-        "T": strip_length(target.instructions, out_width),
+        "T": strip_length(target.instructions, out_width, op.kernel[1]),
         "ROWS_A_TASK": max(1, op.batch * out_height // LEAST_TASKS),
         "PITCH": op.channels,
         "MOST_LANES": strip_lanes(target.instructions, op.kernel[1]),

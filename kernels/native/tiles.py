@@ -20,6 +20,9 @@ GROUP_BYTES = 96 * 1024
 LEAST_TASKS = 8
 """Tasks that a layer is cut into where it has the pixels or channels: two for each of four threads."""
 
+STRIP_START = 2
+"""Outputs that take as long as it takes to begin a strip: its weights, and inputs that two strips share."""
+
 SMALL_KERNEL = 3
 """Widths of depthwise kernels that are bound by their loads."""
 
@@ -121,9 +124,13 @@ def group_panels(row_groups: int, panel_count: int) -> int:
     return min(panel_count, ceil_div(LEAST_TASKS, row_groups))
 
 
-def strip_length(instructions: InstructionSet, width: int) -> int:
-    """Return the outputs of a strip, so that a row of `width` has strips of nearly equal lengths."""
-    return ceil_div(width, ceil_div(width, instructions.strip))
+def strip_length(instructions: InstructionSet, width: int, kernel_width: int = SMALL_KERNEL) -> int:
+    """Return the outputs of a strip: as few strips of a row of `width` as there can be, and as little overlap of two.
+
+    A small kernel has few weights, and leaves registers for one output more.
+    """
+    longest = instructions.strip + (kernel_width <= SMALL_KERNEL)
+    return min(range(min(width, longest), 0, -1), key=lambda length: ceil_div(width, length) * (length + STRIP_START))
 
 
 def strip_lanes(instructions: InstructionSet, kernel_width: int) -> int:

@@ -221,11 +221,12 @@ def compile_program(
     out: Path,
     target: CpuTarget,
     *,
+    linked: Sequence[str] = (),
     flags: Sequence[str] = (),
     jobs: int | None = None,
 ) -> Path:
     """Write a program: all units, the thread pool and a source that has `main`. Arguments as of `compile_units`."""
-    path = _build(units, out, target, (main,), (), flags, jobs, is_program=True)
+    path = _build(units, out, target, (main,), linked, flags, jobs, is_program=True)
     path.chmod(0o755)
     return path
 

@@ -82,9 +82,28 @@ ES_INLINE float sum_lanes(V v) {
     }
 }
 
+// The larger and the smaller of two; a NaN in `a` stays. Compilers make two instructions of either where registers have
+// masks.
 template <class V>
 ES_INLINE V larger_of(V a, V b) {
-    return a < b ? b : a;  // a NaN in `a` stays
+#if defined(__x86_64__)
+    if constexpr (sizeof(V) >= 16) {
+        asm("vmaxps %0, %1, %0" : "+v"(a) : "v"(b));
+        return a;
+    }
+#endif
+    return a < b ? b : a;
+}
+
+template <class V>
+ES_INLINE V smaller_of(V a, V b) {
+#if defined(__x86_64__)
+    if constexpr (sizeof(V) >= 16) {
+        asm("vminps %0, %1, %0" : "+v"(a) : "v"(b));
+        return a;
+    }
+#endif
+    return a > b ? b : a;
 }
 
 // A product that is rounded before anything is added to it: keeps the compiler from fusing the two.

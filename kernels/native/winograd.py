@@ -1,4 +1,4 @@
-"""Dense convolutions with kernels three columns wide and stride 1: two products in the place of three (winograd.h)."""
+"""Dense convolutions with kernels three columns wide and stride 1: two thirds of the products, or half (winograd.h)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from edgesmith.kernels.native import convolution
 from edgesmith.kernels.native.convolution import Convolution
 from edgesmith.kernels.native.packing import pack_panels, panels_size
-from edgesmith.kernels.native.tiles import LEAST_TASKS, Tile, ceil_div, choose_tile, group_panels, panels
+from edgesmith.kernels.native.tiles import LEAST_TASKS, STAGE, Tile, ceil_div, choose_tile, group_panels, panels
 from edgesmith.kernels.native.toolchain import CpuTarget
 from edgesmith.kernels.native.unit import Argument, Unit, render
 
@@ -19,6 +19,13 @@ FEWEST = 32
 """Inputs of a kernel column, KH C, and outputs, from which what is saved is more than what the transforms take."""
 
 
+LONG_ROW = 25
+"""Outputs in a row from which four are made at once: a tile has groups of one row, and fewer than seven are slow."""
+
+MANY_INPUTS = 2 * STAGE
+"""Inputs from which that rounds no more than the layer as it is: sums in stages gain what the transforms lose."""
+
+
 @dataclass(frozen=True)
 class Winograd:
     """A convolution."""
@@ -26,13 +33,18 @@ class Winograd:
     layer: Convolution
 
     @property
-    def pairs(self) -> int:
-        """Pairs of outputs in a row."""
-        return ceil_div(self.layer.out[1], 2)
+    def outputs(self) -> int:
+        """Neighbouring outputs of a group."""
+        return 4 if self.layer.out[1] >= LONG_ROW and self.layer.inputs >= MANY_INPUTS else 2
+
+    @property
+    def groups(self) -> int:
+        """Groups in a row of the output."""
+        return ceil_div(self.layer.out[1], self.outputs)
 
     def tile(self, target: CpuTarget) -> Tile:
-        """The register tile, of pairs in one row of the output."""
-        return choose_tile(target.instructions, self.pairs, self.layer.outputs)
+        """The register tile, of groups in one row of the output."""
+        return choose_tile(target.instructions, self.groups, self.layer.outputs)
 
 
 def suits(layer: Convolution) -> bool:
@@ -46,23 +58,26 @@ def emit(op: Winograd, target: CpuTarget) -> Unit:
     """Return the kernel. Arguments: x [B, H, W, C], gate, residual, packed, y [B, OH, OW, N], scratch."""
     layer, instructions, tile = op.layer, target.instructions, op.tile(target)
     dense = convolution.emit(layer, target)
+    products = op.outputs + 2
     input_rows, rows = layer.batch * layer.height, layer.batch * layer.out[0]
     rows_a_task = max(1, rows // LEAST_TASKS)
     panel_count = len(panels(instructions, tile.vectors, layer.outputs))
     constants = convolution.geometry(layer) | {
+        "OUT": op.outputs,
+        "STAGE": STAGE if op.outputs > 2 else layer.inputs,
         "P": tile.pixels,
         "V": tile.vectors,
         "ROWS_A_TASK": rows_a_task,
         "PANEL_GROUPS": group_panels(ceil_div(rows, rows_a_task), panel_count),
-        "PAIRS_A_TASK": ceil_div(op.pairs, ceil_div(LEAST_TASKS, input_rows)),
+        "GROUPS_A_TASK": ceil_div(op.groups, ceil_div(LEAST_TASKS, input_rows)),
     }
     symbol = dense.symbol.replace("convolution", "winograd", 1)
     source = render(
         "winograd", "Winograd", symbol, instructions.lanes, constants, f"using Epilogue = {layer.epilogue.type};"
     )
-    size = panels_size(instructions, 4 * layer.kernel[0] * layer.inputs, layer.outputs)
+    size = panels_size(instructions, products * layer.kernel[0] * layer.inputs, layer.outputs)
     arguments = tuple(Argument("packed", "weights", (size,)) if a.role == "packed" else a for a in dense.arguments)
-    return Unit(symbol, source, arguments, 4 * 4 * input_rows * op.pairs * layer.inputs, dense.flops)
+    return Unit(symbol, source, arguments, 4 * products * input_rows * op.groups * layer.inputs, dense.flops)
 
 
 def pack(op: Winograd, target: CpuTarget, weight: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
@@ -70,6 +85,10 @@ def pack(op: Winograd, target: CpuTarget, weight: np.ndarray, bias: np.ndarray |
     import numpy as np
 
     w0, w1, w2 = np.moveaxis(weight.astype(np.float64), 3, 0)
-    u = np.stack((w0, (w0 + w1 + w2) / 2, (w0 - w1 + w2) / 2, w2))  # [4, N, C, KH]
+    if op.outputs == 2:
+        u = np.stack((w0, (w0 + w1 + w2) / 2, (w0 - w1 + w2) / 2, w2))  # [4, N, C, KH]
+    else:
+        ends, half, minus_two = w0 + w2, (16 * w0 + 8 * w1 + 4 * w2) / 15, (w0 - 2 * w1 + 4 * w2) / 30
+        u = np.stack((w0, (ends + w1) / 6, (ends - w1) / 6, half, minus_two, w2))  # [6, N, C, KH]
     matrix = u.transpose(0, 3, 2, 1).reshape(-1, op.layer.outputs)
     return pack_panels(target.instructions, op.tile(target).vectors, matrix, bias)

@@ -501,3 +501,45 @@ class LambdaOfValues(Lines):
 class LambdaOfSizes(Lines):
     def __init__(self) -> None:
         super().__init__(lambda layer, x: layer(x) * math.prod(x.shape))
+
+
+class _Gate(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((4,), 0.3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(self.scale * x)
+
+
+class HoldsAScript(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = torch.jit.script(_Gate())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gate(x)
+
+
+class NestsTensors(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.nested.nested_tensor([x[0], x[0]]).to_padded_tensor(0.0)
+
+
+class TakesJacobian(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.func.jacrev(lambda row: self.layer(row).tanh())(x[0])
+
+
+class CallsItselfOtherwise(nn.Module):
+    def __init__(me) -> None:  # noqa: N805  # the point of it
+        super().__init__()
+        me.register_buffer("mean", torch.zeros(4))
+
+    def forward(me, x: Tensor) -> Tensor:  # noqa: N805  # the point of it
+        me.mean.mul_(0.9).add_(x.mean(0))
+        return x - me.mean

@@ -355,6 +355,8 @@ def sweep(target: CpuTarget) -> list[Case]:
         convolution.Convolution(1, 1, 33, 19, 67, (1, 3), 1, (0, 1, 0, 1), 1, Epilogue("relu", residual="after")),
         convolution.Convolution(2, 5, 12, 3, 33, (3, 3), 1, (1, 1, 1, 1), 1, SILU),
         convolution.Convolution(1, 6, 7, 17, 40, (2, 3), 1, (2, 2, 0, 0), 1, Epilogue("none", gate="pixel")),
+        convolution.Convolution(2, 2, 26, 131, 35, (3, 3), 1, (1, 1, 1, 1), 1, Epilogue("gelu", residual="before")),
+        convolution.Convolution(1, 1, 27, 130, 19, (1, 3), 1, (0, 2, 0, 0), 1, SILU),
         convolution.Convolution(1, 3, 3, 1, 1, (3, 3), 1, (0, 0, 0, 0)),
     )
     lines = (
