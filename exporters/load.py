@@ -118,8 +118,7 @@ def _load_named(options: ModelOptions, spec: ModelSpec) -> Loaded:
     batch = max(options.batch, 2) if options.dynamic_batch else options.batch
     if options.series is not None:
         inputs, names = draw_series(options.series, batch, 0), tuple(options.series.inputs)
-        output = "forecast" if options.series.horizon else "logits"
-        return Loaded(spec.name, module, inputs, names, (output,), origin, spec)
+        return Loaded(spec.name, module, inputs, names, (options.series.returns,), origin, spec)
     if options.tokens is not None:
         vocabulary = int(getattr(module, "vocabulary", options.tokens.vocabulary))  # a checkpoint may have its own
         ids = draw_tokens(vocabulary, batch, options.shape[0])

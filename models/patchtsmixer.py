@@ -201,11 +201,15 @@ class AxisMixer(nn.Module):
 
 
 class Layer(nn.Module):
-    """Mixers over channels (with `mix_channel`), over patches (where there are several) and over features."""
+    """Mixers over channels (with `mix_channel`), over patches and over features.
 
-    def __init__(self, patches: int, width: int, channels: int | None, config: SeriesConfig) -> None:
+    Args:
+        one: mix over patches where there is only one, too: transformers does, granite-tsfm does not.
+    """
+
+    def __init__(self, patches: int, width: int, channels: int | None, config: SeriesConfig, one: bool = False) -> None:
         super().__init__()
-        self.mixes_patches, self.mixes_channels = patches > 1, channels is not None
+        self.mixes_patches, self.mixes_channels = one or patches > 1, channels is not None
         if self.mixes_patches:
             self.patch_mixer = AxisMixer(patches, width, PATCHES, config)
         self.feature_mixer = AxisMixer(width, width, FEATURES, config)
@@ -223,9 +227,11 @@ class Layer(nn.Module):
 class Layers(nn.Module):
     """Layers, one after the other, under the name `mixers`."""
 
-    def __init__(self, count: int, patches: int, width: int, channels: int | None, config: SeriesConfig) -> None:
+    def __init__(
+        self, count: int, patches: int, width: int, channels: int | None, config: SeriesConfig, one: bool = False
+    ) -> None:
         super().__init__()
-        self.mixers = nn.Sequential(*(Layer(patches, width, channels, config) for _ in range(count)))
+        self.mixers = nn.Sequential(*(Layer(patches, width, channels, config, one) for _ in range(count)))
 
     def forward(self, x: Tensor) -> Tensor:
         mixed: Tensor = self.mixers(x)
@@ -252,7 +258,7 @@ class _Encoder(nn.Module):
         if self.has_positions:
             self.positional_encoder = Position(config.patches, config.d_model)
         channels = config.num_input_channels if config.mode == "mix_channel" else None
-        self.mlp_mixer_encoder = Layers(config.num_layers, config.patches, config.d_model, channels, config)
+        self.mlp_mixer_encoder = Layers(config.num_layers, config.patches, config.d_model, channels, config, True)
 
     def forward(self, x: Tensor) -> Tensor:
         x = patch(x, self.patcher, self.stride)
@@ -286,7 +292,7 @@ class PooledHead(nn.Module):
 
     def __init__(self, config: SeriesConfig) -> None:
         super().__init__()
-        self.pool, self.range = config.head_aggregation, config.output_range if config.head == "regression" else None
+        self.pool, self.range = config.head_aggregation, config.output_range
         kept = config.patches if self.pool is None else 1
         self.projection = nn.Linear(config.d_model * config.num_input_channels * kept, config.num_targets)
 

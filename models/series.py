@@ -16,8 +16,9 @@ s f covariates of a channel.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,18 @@ FREQUENCIES = ("oov", "min", "2min", "5min", "10min", "15min", "30min", "h", "D"
 NARROWEST = 4
 """Features of a patch at which a level of adaptive patching is left as it is."""
 
+LETTERS = 2
+"""How much longer or shorter a name is that is taken for a misspelling."""
+
 HEADS = {
     "ForPrediction": "prediction",
     "ForTimeSeriesClassification": "classification",
     "ForRegression": "regression",
 }
 """Heads by how the class in a config's `architectures` ends."""
+
+OUTPUTS = {"prediction": "forecast", "classification": "logits", "regression": "values"}
+"""The name of the output by the head."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,7 @@ class SeriesInput:
         frequencies: how many frequency tokens there are; 0 for none.
         observed_mask: whether a mask of observed values is an input.
         static, future: s and f, covariates of each channel that do not change, and that are known ahead; 0 for none.
+        returns: the name of the output, a value of `OUTPUTS`.
     """
 
     name: str
@@ -64,6 +72,7 @@ class SeriesInput:
     observed_mask: bool = False
     static: int = 0
     future: int = 0
+    returns: str = "forecast"
 
     @property
     def inputs(self) -> dict[str, tuple[int, ...]]:
@@ -189,12 +198,24 @@ class SeriesConfig:
         return "std" if self.scaling is True else str(self.scaling or "")
 
 
+MODES = ("common_channel", "mix_channel")
+POOLS = ("use_last", "max_pool", "avg_pool")
+ONE_OR_MORE = (
+    *("patch_length", "patch_stride", "num_input_channels", "d_model", "decoder_d_model", "expansion_factor"),
+    *("prediction_length", "num_targets", "frequency_token_vocab_size"),
+)
+"""Numbers of which a model needs one."""
+
+ALIASES = {"hidden_size": "d_model", "num_hidden_layers": "num_layers"}
+"""Other names that transformers reads as a field's."""
+
 LARGEST = 65_536
 """Of a configuration's numbers; ten times what the published ones have. No memory holds a model of 2^31 channels."""
 
 
 def read_config(facts: Mapping[str, Any], supported: Mapping[str, Any], origin: str) -> SeriesConfig:
-    """Return a configuration. What no field is called is left out: it changes training alone, or does not load.
+    """Return a configuration. What no field is called is left out: it changes training alone, or does not load. What
+    is nearly called as one is refused: the field would silently have its default.
 
     Args:
         facts: by transformers' names.
@@ -205,10 +226,14 @@ def read_config(facts: Mapping[str, Any], supported: Mapping[str, Any], origin: 
         BadInput: a value that the family does not have, or values that do not fit together.
     """
     for name, values in supported.items():
-        if name in facts and facts[name] not in values:
+        if (
+            facts.get(name) is not None and facts[name] not in values
+        ):  # null is how transformers writes what is not there
             wanted = " or ".join(json.dumps(value) for value in values)
             raise BadInput(f"{origin}: {name} must be {wanted}, got {json.dumps(facts[name])}")
     known = {field.name: field.default for field in fields(SeriesConfig)}
+    facts = {known_as: facts[name] for name, known_as in ALIASES.items() if name in facts} | dict(facts)
+    _check_names(facts, {*known, *supported, *ALIASES}, origin)
     typed = {  # numbers and switches have sentences of their own below
         name: list(value) if isinstance(value, tuple) else value
         for name, value in facts.items()
@@ -222,6 +247,14 @@ def read_config(facts: Mapping[str, Any], supported: Mapping[str, Any], origin: 
     config = SeriesConfig(**own)
     _check(config, origin)
     return config
+
+
+def _check_names(facts: Mapping[str, Any], known: Collection[str], origin: str) -> None:
+    """Raise BadInput for a name that is spelled like a field's, but for a letter or two."""
+    for name, value in facts.items():
+        near = [] if name in known or value is None else get_close_matches(name, known, 1, cutoff=0.85)
+        if near and abs(len(near[0]) - len(name)) <= LETTERS:
+            raise BadInput(f"{origin}: {name} is no name of a configuration. Nearest: {near[0]}")
 
 
 def _head(architectures: object, origin: str) -> str | None:
@@ -245,24 +278,7 @@ def _check(config: SeriesConfig, origin: str) -> None:
             raise BadInput(f"{origin}: {field.name} must be {LARGEST} at most, got {value}")
         if type(default) is bool and field.name != "scaling" and type(value) is not bool:
             raise BadInput(f"{origin}: {field.name} must be true or false, got {json.dumps(value)}")
-    channels = config.num_input_channels
-    beyond = [i for i in (*config.predicted, *config.exogenous) if not 0 <= i < channels]
-    width = config.d_model if not config.self_attn else config.d_model % max(config.self_attn_heads, 1)
-    conditions = (
-        (config.patch_length >= 1 and config.patch_stride >= 1, "patch_length and patch_stride must be 1 or more"),
-        (config.patch_length <= config.context_length, "patch_length must be context_length at most"),
-        (channels >= 1 and config.d_model >= 1, "num_input_channels and d_model must be 1 or more"),
-        (config.mode in ("common_channel", "mix_channel"), "mode must be common_channel or mix_channel"),
-        (
-            config.decoder_mode in ("common_channel", "mix_channel"),
-            "decoder_mode must be common_channel or mix_channel",
-        ),
-        (config.scaler in ("", "std", "mean"), "scaling must be std, mean or null"),
-        (not config.self_attn or width == 0, "d_model must be divisible by self_attn_heads"),
-        (not beyond, f"channel {beyond[0] if beyond else ''} is none of the {channels}"),
-        (config.horizon <= config.prediction_length, "prediction_filter_length must be prediction_length at most"),
-    )
-    for holds, sentence in conditions:
+    for holds, sentence in _conditions(config):
         if not holds:
             raise BadInput(f"{origin}: {sentence}")
     for name, size in (("d_model", config.d_model), ("decoder_d_model", config.decoder_d_model)):
@@ -271,6 +287,33 @@ def _check(config: SeriesConfig, origin: str) -> None:
         if size // factor > NARROWEST and size % factor:
             why = f"for {name.replace('d_model', '')}adaptive_patching_levels {levels}"
             raise BadInput(f"{origin}: {name} must be divisible by {factor}, {why}, got {size}")
+
+
+def _conditions(config: SeriesConfig) -> tuple[tuple[bool, str], ...]:
+    """Return what has to hold, each with its sentence."""
+    channels, heads = config.num_input_channels, config.self_attn_heads
+    beyond = [i for i in (*config.predicted, *config.exogenous) if not 0 <= i < channels]
+    least = [name for name in ONE_OR_MORE if getattr(config, name) < 1]
+    needed = config.fcm_context_length + (config.fcm_prepend_past_offset or 0)
+    return (
+        (config.head in OUTPUTS, f"head must be {', '.join(OUTPUTS)}"),
+        (not least, f"{least[0] if least else ''} must be 1 or more"),
+        (config.patch_length <= config.context_length, "patch_length must be context_length at most"),
+        (config.mode in MODES, f"mode must be {' or '.join(MODES)}"),
+        (config.decoder_mode in MODES, f"decoder_mode must be {' or '.join(MODES)}"),
+        (config.scaler in ("", "std", "mean"), "scaling must be std, mean or null"),
+        (config.head_aggregation in (None, *POOLS), f"head_aggregation must be {', '.join(POOLS)} or null"),
+        (config.norm_eps > 0, f"norm_eps must be more than 0, got {config.norm_eps}"),
+        (not config.self_attn or heads > 0, "self_attn_heads must be 1 or more"),
+        (not config.self_attn or config.d_model % max(heads, 1) == 0, "d_model must be divisible by self_attn_heads"),
+        (not beyond, f"channel {beyond[0] if beyond else ''} is none of the {channels}"),
+        (bool(config.predicted), "no channel is left to predict: name one in prediction_channel_indices"),
+        (config.horizon <= config.prediction_length, "prediction_filter_length must be prediction_length at most"),
+        (
+            not config.enable_forecast_channel_mixing or needed <= config.context_length,
+            "fcm_context_length and fcm_prepend_past_offset together must be context_length at most",
+        ),
+    )
 
 
 def to_input(config: SeriesConfig, observed_mask: bool = False) -> SeriesInput:
@@ -287,6 +330,7 @@ def to_input(config: SeriesConfig, observed_mask: bool = False) -> SeriesInput:
         observed_mask,
         config.static_features,
         config.future_features,
+        OUTPUTS[config.head],
     )
 
 

@@ -28,6 +28,7 @@ from edgesmith.models.patchtsmixer import (
     Layer,
     Layers,
     Pick,
+    Position,
     Scaler,
     from_checkpoint,
     name_inputs,
@@ -77,7 +78,7 @@ def _block(levels: int, patches: int, width: int, channels: int | None, config: 
 
 
 class Encoder(nn.Module):
-    """Patches, the frequency's vector in front of them, and layers. Returns the patches themselves too, unmixed."""
+    """Patches, the frequency's vector in front of them, a vector of each position, and layers."""
 
     def __init__(self, config: SeriesConfig) -> None:
         super().__init__()
@@ -87,6 +88,9 @@ class Encoder(nn.Module):
         channels = config.num_input_channels if config.mode == "mix_channel" else None
         patches = config.patches + self.has_prefix
         self.mlp_mixer_encoder = _block(config.adaptive_patching_levels, patches, width, channels, config)
+        self.has_positions = config.use_positional_encoding
+        if self.has_positions:
+            self.positional_encoder = Position(patches, width)
         if self.has_prefix:
             middle = (length + width) // 2
             self.freq_mod = nn.Sequential(
@@ -101,7 +105,7 @@ class Encoder(nn.Module):
         if token is not None:
             prefix = self.freq_mod(token)[:, None, None, :].expand(-1, x.shape[2], -1, -1)
             mixed = torch.cat((prefix, mixed), dim=2)
-        encoded: Tensor = self.mlp_mixer_encoder(mixed)
+        encoded: Tensor = self.mlp_mixer_encoder(self.positional_encoder(mixed) if self.has_positions else mixed)
         return encoded
 
 

@@ -19,6 +19,7 @@ import edgesmith
 from edgesmith.errors import BadInput
 from edgesmith.exporters.graph.capture import capture
 from edgesmith.exporters.inputs import draw_series
+from edgesmith.exporters.load import load as load_model
 from edgesmith.exporters.options import ModelOptions
 from edgesmith.exporters.precision.restored_levels import find_restored_levels
 from edgesmith.exporters.verify import verify_artifact
@@ -108,6 +109,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "none": {"scaling": None},
     "positions": {"use_positional_encoding": True},
     "classes": {"architectures": ["PatchTSMixerForTimeSeriesClassification"], "head_aggregation": "avg_pool"},
+    "classes in a range": {"architectures": ["PatchTSMixerForTimeSeriesClassification"], "output_range": [0, 2]},
     "values": {"architectures": ["PatchTSMixerForRegression"], "output_range": [0, 2], "head_aggregation": None},
 }
 
@@ -232,6 +234,30 @@ def test_both_ends_of_a_foreign_forecaster_stay_fp32_and_nothing_else() -> None:
     assert not find_restored_levels(capture(nn.Sequential(nn.LayerNorm(2), nn.Linear(2, 2)), (x,)))
 
 
+class Scaled(nn.Module):
+    """A foreign forecaster that divides by the mean of magnitudes and multiplies by it again, or by another number."""
+
+    def __init__(self, gives_back: bool, adds: float | None) -> None:
+        super().__init__()
+        self.layer, self.gives_back, self.adds = nn.Linear(24, 24), gives_back, adds
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = x.abs().mean(dim=1, keepdim=True).clamp(min=1e-10)
+        y = self.layer((x / scale).transpose(1, 2)).transpose(1, 2)
+        y = y * (scale if self.gives_back else 2.0)
+        return y if self.adds is None else y + self.adds
+
+
+@pytest.mark.parametrize("adds", [None, 1.0])
+def test_a_factor_that_is_given_back_stays_fp32(adds: float | None) -> None:
+    """In fp16 the bound of 1e-10 is 0, and a series of zeros gave NaN on Core AI and TensorRT."""
+    x = torch.randn(1, 24, 2)
+    kept = find_restored_levels(capture(Scaled(True, adds), (x,)))
+    assert {name.rstrip("_0123456789") for name in kept} >= {"mean", "clamp", "div", "mul"}
+    assert not any("linear" in name for name in kept)
+    assert not find_restored_levels(capture(Scaled(False, adds), (x,)))
+
+
 def test_half_precision_knows_a_deviation_at_a_high_level(tmp_path: Path) -> None:
     """The fault that this would show: fp16 steps of 0.5 at 1000, in the forecast of a series whose deviation is 1."""
     import onnxruntime
@@ -268,13 +294,60 @@ def test_options_that_a_forecaster_does_not_have_are_refused(options: dict[str, 
         ({"gated_attn": "yes"}, 'config.json: gated_attn must be true or false, got "yes"'),
         ({"patch_length": 64}, "config.json: patch_length must be context_length at most"),
         ({"prediction_channel_indices": [3]}, "config.json: channel 3 is none of the 3"),
-        ({"architectures": ["TinyTimeMixerForMaskedPrediction"]}, "architectures must name a class that ends in"),
+        ({"architectures": ["TinyTimeMixerForMaskedPrediction"]}, 'must be ["TinyTimeMixerForPrediction"], got'),
+        ({"model_type": "patchtsmixer"}, 'config.json: model_type must be "tinytimemixer", got "patchtsmixer"'),
+        ({"contextlength": 8}, "config.json: contextlength is no name of a configuration. Nearest: context_length"),
+        ({"hiden_size": 8}, "config.json: hiden_size is no name of a configuration. Nearest: hidden_size"),
+        ({"prediction_length": 0}, "config.json: prediction_length must be 1 or more"),
+        ({"self_attn": True, "self_attn_heads": 0}, "config.json: self_attn_heads must be 1 or more"),
+        ({"head_aggregation": "sum"}, "config.json: head_aggregation must be use_last, max_pool, avg_pool or null"),
+        ({"output_range": [1]}, "config.json/output_range must be a list of 2 or null, got [1]"),
+        ({"norm_eps": -1}, "config.json: norm_eps must be more than 0, got -1"),
+        ({"prediction_channel_indices": []}, "config.json: no channel is left to predict"),
+        ({"fcm_context_length": 33}, "config.json: fcm_context_length and fcm_prepend_past_offset together must be"),
         ({"d_model": 15}, "config.json: d_model must be divisible by 2, for adaptive_patching_levels 2, got 15"),
     ],
 )
 def test_a_configuration_that_cannot_be_is_refused(changes: dict[str, Any], sentence: str, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=re.escape(sentence)):
         _ = ModelOptions("ttm", config=write_config(tmp_path, **changes))
+
+
+def test_what_granite_tsfm_saves_as_null_or_under_another_name_is_read(tmp_path: Path) -> None:
+    changes = {"categorical_vocab_size_list": None, "architectures": None, "multi_scale": None, "d_model": 16}
+    saved = ModelOptions("ttm", config=write_config(tmp_path, trend_decoder_num_layers=None, **changes))
+    assert saved.spec is not None
+    renamed = {"hidden_size": 24, "num_hidden_layers": 2, "adaptive_patching_levels": 0}
+    config = read_config({"context_length": 32, **renamed}, saved.spec.supported, "a test")
+    assert (config.d_model, config.num_layers) == (24, 2)
+
+
+@pytest.mark.parametrize(("ending", "output"), [("ForRegression", "values"), ("ForTimeSeriesClassification", "logits")])
+def test_an_output_is_called_what_its_head_returns(ending: str, output: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": [f"PatchTSMixer{ending}"], "num_layers": 1}))
+    options = ModelOptions("patchtsmixer", config=tmp_path / "config.json")
+    assert load_model(options).output_names == (output,)
+    assert options.series is not None
+    assert "prediction_length" not in options.series.describe()
+
+
+def test_one_patch_is_mixed_as_each_author_does() -> None:
+    config = SeriesConfig(context_length=8, d_model=16, num_layers=1, decoder_num_layers=1)
+    theirs = registry.build(registry.get("patchtsmixer"), config=config).state_dict()
+    assert any("patch_mixer" in key for key in theirs)
+    assert not any("patch_mixer" in key for key in TinyTimeMixer(config).state_dict())
+
+
+def test_a_ttm_may_have_positions_behind_its_frequency() -> None:
+    torch.manual_seed(0)
+    model = TinyTimeMixer(read_config(SMALL | {"use_positional_encoding": True}, {}, "a test")).eval()
+    positions = model.state_dict()["backbone.encoder.positional_encoder.position_enc"]
+    assert positions.shape == (5, 16)
+    given = draw_series(model.reads, 1, 0)
+    with torch.no_grad():
+        before = model(*given)
+        positions.zero_()
+        assert relative(model(*given), before) > 1e-4
 
 
 def test_a_config_that_is_none_and_one_beside_a_preset_are_refused(tmp_path: Path) -> None:

@@ -307,6 +307,46 @@ def test_the_nearest_programs_are_left(name: str, tmp_path: Path) -> None:
     assert safe.metadata["test.found"] == ""
 
 
+TABLE = np.random.default_rng(0).standard_normal((10, 4)).astype(np.float32)
+LOOKUPS: dict[str, tuple[Callable[[Any], Any], tuple[int, ...], bool]] = {
+    "words": (lambda x: mb.gather(x=TABLE, indices=x, axis=0), (2, 3), True),
+    "one row of indices": (lambda x: mb.gather(x=TABLE, indices=x, axis=0), (3,), False),
+    "columns": (lambda x: mb.gather(x=TABLE.T, indices=x, axis=1), (2, 3), False),
+    "a table of rank 3": (lambda x: mb.gather(x=TABLE[:, None], indices=x, axis=0), (2, 3), False),
+}
+
+
+@pytest.mark.parametrize("name", LOOKUPS)
+def test_a_table_of_words_has_a_middle_axis_and_the_same_rows(name: str) -> None:
+    build, shape, fires = LOOKUPS[name]
+    program = mb.program(input_specs=[mb.TensorSpec(shape, types.int32)])(build)
+    block = program.functions["main"]
+    before = tuple(block.outputs[0].shape)
+    found = [one[0] for one in write_safe_forms(block, ())]
+    assert found == ["table-lookup"] * fires
+    assert tuple(block.outputs[0].shape) == before
+    (lookup,) = block.find_ops(op_type="gather")
+    assert (lookup.x.rank == 3) == (fires or "rank 3" in name)
+    assert np.array_equal(lookup.x.val.reshape(-1), (TABLE.T if name == "columns" else TABLE).reshape(-1))
+    assert not list(write_safe_forms(block, ()))
+
+
+def test_a_table_that_is_a_layers_weight_too_stays_one() -> None:
+    def tied(x: Any) -> Any:
+        weight = mb.const(val=TABLE)
+        return mb.linear(x=mb.gather(x=weight, indices=x, axis=0), weight=weight)
+
+    program = mb.program(input_specs=[mb.TensorSpec((2, 3), types.int32)])(tied)
+    block = program.functions["main"]
+    ((rule, _, change),) = write_safe_forms(block, ())
+    assert (rule, change) == ("table-lookup", "indices into the table [10, 4] are in one row")
+    (lookup,) = block.find_ops(op_type="gather")
+    (layer,) = block.find_ops(op_type="linear")
+    assert lookup.x is layer.weight
+    assert (tuple(lookup.outputs[0].shape), tuple(layer.x.shape)) == ((6, 4), (2, 3, 4))
+    assert not list(write_safe_forms(block, ()))
+
+
 def test_operators_that_stay_fp32_are_left(tmp_path: Path) -> None:
     def build(x: Any) -> Any:
         return mb.softplus(x=x, name="wide")

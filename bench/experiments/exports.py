@@ -3,18 +3,22 @@
 One line for each model and target, at one size of images, which models for one size alone do not take: ONNX in fp32,
 Core ML, Core AI and a TensorRT engine in fp16, each verified as any export is. Printed are the least SNR of the natural
 inputs, the largest error relative to the peak, the file's operators and the seconds it took; or why there is no file.
-For a model with a head give MODEL:HEAD, such as casvit_xs:fpn.
+For a model with a head give MODEL:HEAD, such as casvit_xs:fpn. A file given as KEPT=FILE keeps the rows, one line of
+JSON each; those that are there are printed and not made again.
 
     python -m edgesmith.bench.experiments.exports 224
     python -m edgesmith.bench.experiments.exports 64 transnext_micro iformer_small casvit_xs:fpn
+    python -m edgesmith.bench.experiments.exports 64 KEPT=build/exports.jsonl
 """
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -73,15 +77,31 @@ def export(name: str, target: str, side: int, folder: str) -> tuple[object, ...]
     return snr, error_of_peak, count, round(time.perf_counter() - start), f"{kept} kept in fp32" if kept else ""
 
 
+def kept_rows(file: Path | None) -> dict[tuple[str, str, int], list[Any]]:
+    """Return the figures that a file keeps, by model, target and size."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file is not None and file.exists() else []
+    rows = [json.loads(line) for line in lines]
+    return {(name, target, side): figures for name, target, side, figures in rows}
+
+
 def main() -> None:
     """Print one line for each model and target."""
     given = read_arguments(__doc__, listed="models", side=224)
     torch.set_num_threads(1)
+    files = [Path(word.partition("=")[2]) for word in given.models if word.startswith("KEPT=")]
+    file = files[0] if files else None
+    kept = kept_rows(file)
     table = Table(("model", 28), ("target", 9), ("SNR dB", 8), ("error", 8), "operators", "seconds", "remark")
-    for name in given.models or names():
+    for name in [word for word in given.models if not word.startswith("KEPT=")] or names():
         for target in TARGETS:
-            with tempfile.TemporaryDirectory() as folder:
-                table.add(name, target, *export(name, target, given.side, folder))
+            figures = kept.get((name, target, given.side))
+            if figures is None:
+                with tempfile.TemporaryDirectory() as folder:
+                    figures = list(export(name, target, given.side, folder))
+                if file is not None:
+                    with file.open("a", encoding="utf-8") as rows:
+                        rows.write(json.dumps([name, target, given.side, figures]) + "\n")
+            table.add(name, target, *figures)
 
 
 if __name__ == "__main__":

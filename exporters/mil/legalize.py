@@ -28,9 +28,9 @@ import numpy as np
 from edgesmith.exporters.mil.program import MlProgram
 from edgesmith.exporters.mil.rules import MASK
 from edgesmith.exporters.mil.safe_forms import write_safe_forms
+from edgesmith.exporters.precision.ends import find_ends, is_layer
 from edgesmith.exporters.precision.large_constants import SHARE, find_reach
 from edgesmith.exporters.precision.policy import HALF_MAX
-from edgesmith.exporters.precision.restored_levels import find_ends, is_layer
 from edgesmith.readers.documents import read_json
 
 LEGALIZED = "edgesmith.mended"

@@ -34,6 +34,7 @@ from edgesmith.exporters.mil.program import (
     walk,
     walk_all,
 )
+from edgesmith.exporters.precision.ends import find_ends, is_layer
 from edgesmith.exporters.precision.policy import HALF_MAX
 
 if TYPE_CHECKING:
@@ -141,6 +142,7 @@ class View:
         operations: its operators in order, those of inner blocks too, without `const` and `constexpr_*`.
         types: the type of every value by name.
         half: whether more of its operators compute in half precision than in single.
+        ends: identities of operators that take a level from the inputs or give it back.
     """
 
     def __init__(self, function: Function, interface: Interface) -> None:
@@ -161,6 +163,28 @@ class View:
                 self._readers.setdefault(name, []).append((operation, parameter))
         results = [one.type.dtype for op in self.operations for one in op.outputs if isinstance(one.type, TensorType)]
         self.half = results.count("fp16") > results.count("fp32")
+        self.ends = self._find_ends()
+
+    def _find_ends(self) -> set[int]:
+        """Return the identities of operators that take a level from the inputs or give it back, with their casts."""
+        inputs, raw = {one.name for one in self.function.inputs}, dict[int, Operation]()
+
+        def makers(operation: Operation) -> list[Operation]:
+            refs = [one for _, one in self.operands(operation) if not self.is_stored(one)]
+            return [made for one in refs if (made := self.maker(one)) is not None]
+
+        for operation in self.operations:
+            reads = [one for _, one in self.operands(operation) if isinstance(one, Ref) and not self.is_stored(one)]
+            if not reads or operation.blocks or is_layer(operation.type):
+                continue
+            made = makers(operation)
+            if all(one.name in inputs for one in reads if self.maker(one) is None) and all(id(m) in raw for m in made):
+                raw[id(operation)] = operation
+        outputs = [self._makers[name] for name in self.function.block.outputs if name in self._makers]
+        ends = {id(one) for one in find_ends(raw.values(), makers, outputs, _kind)}
+        casts = [one for one in self.operations if one.type == "cast" and id(one) not in ends]
+        read_by = {id(one): [reader for out in one.outputs for reader, _ in self.readers(out.name)] for one in casts}
+        return ends | {i for i, readers in read_by.items() if readers and all(id(one) in ends for one in readers)}
 
     def maker(self, operand: Operand | None) -> Operation | None:
         """The operator whose result an operand is; None for inputs and constants in place."""
@@ -229,6 +253,11 @@ class View:
                     yield operation, one, one.type
 
 
+def _kind(operation: Operation) -> str:
+    """Return an operator's name as `find_ends` knows it: a change of type is a view."""
+    return "view" if operation.type in ("cast", "identity") else operation.type.removeprefix("reduce_")
+
+
 def words(shape: Sequence[int | None] | None) -> str:
     """A shape in words."""
     return "[...]" if shape is None else f"[{', '.join('?' if size is None else str(size) for size in shape)}]"
@@ -274,6 +303,11 @@ def _rank(view: View) -> Iterator[tuple[Position, str]]:
     do="Export with --precision fp16; keep in fp32 only what overflows.",
 )
 def _fp32_computation(view: View) -> Iterator[tuple[Position, str]]:
+    yield from ((one, said) for one, said in _single(view) if id(one) not in view.ends)
+
+
+def _single(view: View) -> Iterator[tuple[Operation, str]]:
+    """Yield the operators that compute in single precision, with that in words."""
     for operation in view.operations:
         if operation.blocks or operation.type == "classify" or _is_cast_at_the_edge(operation, view):
             continue  # what is inside counts, and dictionaries are not computed there anyway
@@ -314,7 +348,7 @@ def _type(operation: Operation) -> str:
 def _fp32_constant(view: View) -> Iterator[tuple[Position, str]]:
     if not view.half:
         return
-    for operation in view.operations:
+    for operation in (one for one in view.operations if id(one) not in view.ends):
         for parameter, operand in view.operands(operation):
             kind = view.type(operand)
             if view.constant(operand) is not None and kind is not None and kind.dtype in _SINGLE_FLOATS:
@@ -427,6 +461,18 @@ def _table_lookup(view: View) -> Iterator[tuple[Position, str]]:
 
 
 # What costs memory or time, or leaves by what users found -----------------------------------------------------------
+
+
+@rule(
+    "fp32-level",
+    "cost",
+    why="What takes a level from the data and gives it back computes in fp32, on the GPU or CPU; at 1000 fp16 knows"
+    " halves.",
+    source=APPLE_RULES,
+    do="Take the level off outside, where the series are made, and add it to the forecast there.",
+)
+def _fp32_level(view: View) -> Iterator[tuple[Position, str]]:
+    yield from ((one, said) for one, said in _single(view) if id(one) in view.ends)
 
 
 @rule(

@@ -5,6 +5,7 @@
     log(softmax(x))                  -> d - log(sum(exp(d))), d = x - max(x)            CM4
     c (x y), c f((x W)^2 + ...)      -> (c x) y, f((x sqrt(c) W)^2 + ...), 0 < c < 1    CM7
     v softmax(s)^T                   -> (softmax(s) v^T)^T                              CM14
+    table[V, D] at indices [B, T]    -> table[V, 1, D] at them, reshaped to [B, T, D]   rule `table-lookup`
 
 The first is exact in half precision: softplus(x) - x is 4.5e-5 at 10 and falls, and fp16 has steps of 0.008 there. The
 next two subtract what they add. The one after moves a constant, which is rounded once either way, from a product that
@@ -13,7 +14,7 @@ from there into what that is a product of, such as the weight of a projection. I
 and changes of shape that nothing else reads, and where one of them leads elsewhere than to a product, nothing is moved.
 By less than 2^-12 none is, as numbers would leave fp16's normal range.
 
-The last form has the same sums; Core ML's compiler for GPUs ends the process at the other.
+The form of a product has the same sums; Core ML's compiler for GPUs ends the process at the other.
 
 Programs in single precision stay: the Neural Engine does not compute them.
 """
@@ -42,7 +43,7 @@ def write_safe_forms(block: Any, keep_fp32: Collection[str]) -> Iterator[tuple[s
     """Write the forms above into a block and those inside it, but for operators that stay fp32.
 
     Yields:
-        The departure's id, the operator's name, and the change in words.
+        The departure's id, or the rule, the operator's name, and the change in words.
     """
     for op in list(block.operations):
         for inner in op.blocks:
@@ -190,7 +191,7 @@ def _scale(product: Any, factor: float) -> None:
     _replace(product, result)
     for operand in (x, y):
         before = None if isinstance(operand, np.ndarray) else operand.op
-        if before is not None and before.op_type == "mul" and before.enclosing_block is product.enclosing_block:
+        if before is not None and before.op_type == "mul" and before.enclosing_block is result.op.enclosing_block:
             _move_scale(before)  # a projection takes it into its weight
 
 
@@ -225,6 +226,31 @@ def _turn_attention(op: Any) -> tuple[str, str] | None:
     return "CM14", "v softmax^T became (softmax v^T)^T"
 
 
+def _lift_table(op: Any) -> tuple[str, str] | None:
+    """Give a table that two-dimensional indices look rows up in a middle axis of 1; else put the indices in one row.
+
+    A table that is compressed, or a layer's weight too, would be there twice with another shape.
+    """
+    from coremltools.converters.mil import Builder as mb
+
+    given = {name: value.val for name, value in op.inputs.items() if value is not None}
+    table = given["x"]
+    if table is None or op.x.rank != 2 or op.indices.rank != 2 or given.get("axis", 0) != 0 or given.get("batch_dims"):
+        return None
+    settings = {"axis": 0, "before_op": op}
+    settings |= {name: given[name] for name in ("validate_indices",) if name in given}  # none before iOS17
+    if op.x.op.op_type == "const" and len(op.x.child_ops) == 1:
+        rows = mb.gather(x=np.expand_dims(table, 1), indices=op.indices, **settings)
+        _replace(op, mb.squeeze(x=rows, axes=[2], before_op=op, name=op.outputs[0].name))
+        return "table-lookup", f"the table {list(table.shape)} has a middle axis of 1"
+    if _size(op.indices) == math.inf:
+        return None
+    row = mb.reshape(x=op.indices, shape=[-1], before_op=op)
+    rows = mb.gather(x=op.x, indices=row, **settings)
+    _replace(op, mb.reshape(x=rows, shape=list(op.outputs[0].shape), before_op=op, name=op.outputs[0].name))
+    return "table-lookup", f"indices into the table {list(table.shape)} are in one row"
+
+
 def _untransposed(value: Any) -> tuple[Any, bool]:
     """Return what a value is the transpose of, in its last two axes, and whether it is one."""
     op = value.op
@@ -248,4 +274,5 @@ _FORMS: dict[str, Callable[[Any], tuple[str, str] | None]] = {
     "mul": _move_scale,
     "real_div": _move_scale,
     "matmul": _turn_attention,
+    "gather": _lift_table,
 }

@@ -244,8 +244,9 @@ def _first_output(manifest: Manifest) -> str:
         return "a score of each class, at a quarter of the image's size"
     if model.get("features"):
         return "dense features"
-    if "series" in model:
-        return "the forecast, in the data's own scale"
+    if "series" in model and model["outputs"][0] != "logits":
+        is_forecast = model["outputs"][0] == "forecast"
+        return "the forecast, in the data's own scale" if is_forecast else "the values that the model was trained for"
     if model["outputs"][0] == "logits":
         named = f" of {labels}, in the labels' order" if labels is not None else ""
         return f"a score of each class{named}; softmax makes probabilities of them"

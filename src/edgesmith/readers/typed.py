@@ -60,17 +60,28 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return {key: _value(arguments[1], one, f"{where}/{key}") for key, one in value.items()}
     elif hint is Any or _is_plain(hint, value):
         return value
-    raise Unreadable(f"{where} must be {getattr(hint, '__name__', hint)}, got {_short(value)}")
+    raise Unreadable(f"{where} must be {_said(hint)}, got {_short(value)}")
 
 
 def _one_of(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
-    """Return a value of one of several types; of dataclasses the sentence is the last one's."""
-    for kind in kinds[:-1]:
+    """Return a value of one of several types; where one is a dataclass, the sentence is that of the last such."""
+    for kind in kinds:
         try:
             return _value(kind, value, where)
         except Unreadable:
             continue
-    return _value(kinds[-1], value, where)
+    for kind in reversed(kinds):
+        if is_dataclass(kind):
+            return _value(kind, value, where)
+    raise Unreadable(f"{where} must be {' or '.join(_said(kind) for kind in kinds)}, got {_short(value)}")
+
+
+def _said(hint: Any) -> str:
+    """Return a type in words: `a list of 2` of `tuple[float, float]`."""
+    arguments = get_args(hint)
+    if get_origin(hint) is tuple:
+        return "a list" if arguments[-1] is Ellipsis else f"a list of {len(arguments)}"
+    return "null" if hint in (None, NoneType) else str(getattr(hint, "__name__", hint))
 
 
 def _is_plain(hint: Any, value: Any) -> bool:
