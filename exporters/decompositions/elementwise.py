@@ -457,18 +457,3 @@ def clamp_min(x: Tensor, least: float) -> Tensor:
 def clamp_max(x: Tensor, most: float) -> Tensor:
     """Return the smaller one of each number and a bound."""
     return torch.clamp(x, max=most)
-
-
-@decomposes(aten.div.Tensor_mode, targets=("tvm",), why="TVM takes a number for int32, and truncates whole quotients")
-def divide(x: Tensor, y: Tensor | float, *, rounding_mode: str | None = None) -> Tensor:
-    """Return quotients of whole numbers by a number, rounded."""
-    if not isinstance(y, int) or x.is_floating_point():
-        return LEAVE
-    return torch.div(x, torch.full_like(x, y), rounding_mode=rounding_mode)
-
-
-@decomposes(*(aten.div.Tensor, aten.div.Scalar), targets=("tvm",), why="TVM divides whole numbers to whole numbers")
-def divide_truly(x: Tensor, y: Tensor | float) -> Tensor:
-    """Return quotients of whole numbers, as floats."""
-    is_whole = not isinstance(y, float) and (isinstance(y, int) or not y.is_floating_point())
-    return LEAVE if x.is_floating_point() or not is_whole else x.to(torch.get_default_dtype()) / y
