@@ -60,6 +60,9 @@ Y = torch.tensor([[0.0, 0.0, 1.0, -0.0, 0.0, 1.0, -1.0, 2.0, -3.0, 3e-20, -0.0]]
 X = torch.tensor([[-1.0, 2.0, 0.0, -1.0, 0.0, -1e-9, -1e-9, -2.0, 4.0, -1e-25, 2.0]])
 """All quadrants, both axes, zeros with both signs, and beside an axis."""
 
+EVERYWHERE = ("coreml", "coreai", "onnx", "tvm")
+TOKENS = torch.tensor([[0, 1, 3], [2, 0, 4]])
+
 GROUPS = {
     "angles": Group({"atan2": torch.atan2, "atan2_of_zeros": lambda y, x: torch.atan2(y * 0, x)}, (Y, X), ALL),
     "saturating": Group(
@@ -361,12 +364,6 @@ GROUPS = {
         (_drawn(3, 4), _drawn(4, 5)),
         ("coreml",),
     ),
-}
-
-EVERYWHERE = ("coreml", "coreai", "onnx", "tvm")
-TOKENS = torch.tensor([[0, 1, 3], [2, 0, 4]])
-
-GROUPS |= {
     "bags": Group(
         {
             "bag_mean": lambda w, i: F.embedding_bag(i, w, mode="mean", padding_idx=0),
@@ -401,7 +398,7 @@ GROUPS |= {
         (_drawn(1, 4, 6, 8), _drawn(1, 2, 6, 8)),
         EVERYWHERE,
     ),
-    "maps": Group(
+    "maps_of_either": Group(
         {
             "fold": lambda x, g: F.fold(
                 F.unfold(x, (2, 3), padding=(1, 0), stride=(3, 2), dilation=(2, 1)),
@@ -461,6 +458,19 @@ GROUPS |= {
         },
         (_drawn(2, 5), TOKENS),
         ("tvm",),
+    ),
+    "filled": Group(
+        {
+            "zeros_of_another_type": lambda x, i: torch.zeros_like(i > 1, dtype=torch.float32).masked_fill(i > 1, -2.5),
+            "ones_of_another_type": lambda x, i: torch.ones_like(i > 1, dtype=torch.float32) * 0.75,
+            "fraction_of_another_type": lambda x, i: torch.full_like(i > 1, 0.75, dtype=torch.float32) + i,
+            "whole_of_a_fraction": lambda x, i: torch.full_like(x, -3.7, dtype=torch.int32) * x,
+            "truth_of_a_number": lambda x, i: torch.full_like(x, 0.5, dtype=torch.bool) & (x > 0),
+            "new": lambda x, i: i.new_zeros(i.shape, dtype=torch.float32).masked_fill(i > 1, float("-inf")),
+            "written_over": lambda x, i: torch.empty_like(i > 1, dtype=torch.float32).fill_(0.25),
+        },
+        (_drawn(2, 5), TOKENS),
+        ("coreml", "coreai", "onnx", "tvm"),
     ),
     "projected": Group(
         {"lstm_projected": nn.LSTM(4, 6, 1, batch_first=True, proj_size=3, bidirectional=True).eval()},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 import edgesmith
 from edgesmith.exporters.graph.capture import capture
+from edgesmith.exporters.graph.fast_path import FastPath
 from edgesmith.exporters.precision.half import half
 from edgesmith.exporters.precision.islands import type_half
 from edgesmith.exporters.precision.large_constants import find_large_constants
@@ -110,3 +112,36 @@ def test_a_cast_and_a_softmax_that_name_float32_are_of_half_precision_with_the_r
     inputs = (X, torch.tensor([KEEPS["padded"]]))
     program = half(capture(Named().eval(), inputs))
     assert (program.module(*inputs)[0] - Named()(*inputs)).abs().max() < 1e-2
+
+
+class Padded(nn.Module):
+    """PyTorch's own layers, of inputs that are padded: [2, 6, 16] and what is padded, [2, 6], to [2, 6, 16]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.attention = nn.MultiheadAttention(16, 4, batch_first=True)
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 1)
+
+    def forward(self, x: Tensor, padded: Tensor) -> tuple[Tensor, ...]:
+        attended, weights = self.attention(x, x, x, key_padding_mask=padded)
+        return attended, weights, self.encoder(x, src_key_padding_mask=padded)
+
+
+@pytest.mark.parametrize("target", ["onnx", "coreml", "coreai", "tvm"])
+def test_pytorchs_layers_take_a_mask_of_what_is_padded_and_the_fast_path_is_told(target: str, tmp_path: Path) -> None:
+    """The encoder's fast path has zeros at padded places, which the file has not."""
+    if get(target).missing_packages():
+        pytest.skip(f"{target}: not installed")
+    padded = torch.zeros(2, 6, dtype=torch.bool)
+    padded[0, 4:] = True
+    inputs = (torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(0)), padded)
+    with pytest.warns(FastPath, match="has zeros where this model's input is padded"):
+        artifact = edgesmith.export(Padded().eval(), target, inputs=inputs, name="padded", out=tmp_path)
+    assert artifact.manifest["verification"]["steps"][-1]["step"] == "eager -> file"
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_a_transformer_without_padding_is_exported_without_a_word(recwarn: pytest.WarningsRecorder) -> None:
+    capture(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval(), (torch.randn(1, 6, 16),))
+    assert not [one for one in recwarn if issubclass(one.category, FastPath)]

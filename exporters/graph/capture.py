@@ -18,6 +18,7 @@ from torch.fx.graph import CodeGen
 from edgesmith.errors import BadInput, EdgesmithWarning, Unsupported
 from edgesmith.exporters import decompositions
 from edgesmith.exporters.graph.edit import Emitter, arguments, fork, operator_name, operators, site, stand_for, tidy
+from edgesmith.exporters.graph.fast_path import fast_path, warn_of_fast_path
 from edgesmith.exporters.graph.mending import mended, silenced
 from edgesmith.exporters.graph.refusals import refuse_capture, refuse_running
 from edgesmith.exporters.graph.repeat import random_operator, refuse_unrepeatable
@@ -84,6 +85,7 @@ def capture(
         output_names = returned.names(input_names)
     if returned.left_out:
         warnings.warn(_describe_left_out(returned), LeftOut, stacklevel=2)
+    warn_of_fast_path(own(model), returned.tensors, lambda: _fast(model, inputs))
     return Program(graph, inputs, tuple(input_names), tuple(output_names), dynamic_batch)
 
 
@@ -91,10 +93,13 @@ def capture(
 def evaluating(model: nn.Module, weights: bool = False) -> Iterator[State]:
     """Eval mode without gradients; afterwards the model's modes and state are what they were, see state.py.
 
+    Transformers compute what their layers are written as: PyTorch's fast path, which torch.export does not take, has
+    zeros where an input is padded.
+
     Args:
         weights: keep its parameters' values too.
     """
-    with unwrapped(model), kept_state(model, weights) as state:
+    with unwrapped(model), kept_state(model, weights) as state, fast_path(False):
         model.eval()
         with torch.no_grad():
             yield state
@@ -107,6 +112,12 @@ def run_eager(model: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
         BadInput: the model does not run on such inputs, or returns no tensor, or complex ones.
     """
     return _run(model, inputs).tensors
+
+
+def _fast(model: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Return a model's outputs where its transformers take their fast path. Raises whatever that does."""
+    with evaluating(model), fast_path(True):
+        return read_results(model(*(x.clone() for x in inputs))).tensors
 
 
 def _run(model: nn.Module, inputs: Sequence[Tensor]) -> Results:
