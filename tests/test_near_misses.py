@@ -306,8 +306,8 @@ WHOLE: list[tuple[str, str, bool]] = [
     ("TR17", "x = input fp32[4]; y: fp32[1] = reduce_sum(x); return y", False),
     (
         "CM24",
-        "x = input fp16[1,4,11,1]; w = const fp16[4,2,6,1]; y: fp16[1,4,1,1] = conv(x, w, strides=[8,1],"
-        " dilations=[2,1], groups=2); return y",
+        "x = input fp16[1,4,11,11]; w = const fp16[4,2,6,6]; y: fp16[1,4,1,1] = conv(x, w, strides=[8,8],"
+        " dilations=[2,2], groups=2); return y",
         False,
     ),
     ("OR7", "x = input fp16[1,4,8,16]; y: fp16[1,4,8,16], k: fp16[1,4,8,16] = split(x); return y, k", False),
