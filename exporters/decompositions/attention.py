@@ -14,7 +14,7 @@ aten = torch.ops.aten
 
 @decomposes(
     aten.scaled_dot_product_attention.default,
-    targets=("onnx", "coreai", "tvm"),
+    targets=("onnx", "tvm"),
     why="torch's ONNX exporter takes a mask at rank 4 only; coremltools 9.0 and TVM have no keys that heads share",
 )
 def attention(
@@ -47,8 +47,8 @@ def attention(
 
 @decomposes(
     aten.scaled_dot_product_attention.default,
-    targets=("coreml",),
-    why="coremltools 9.0 masks by -3e4, which loud logits exceed, and has no keys that heads share",
+    targets=("coreml", "coreai"),
+    why="coremltools 9.0 masks by -3e4, and Core AI by a finite number too, which loud logits exceed",
 )
 def attention_with_infinite_mask(
     query: Tensor,

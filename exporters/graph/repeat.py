@@ -168,7 +168,7 @@ def _differ(first: Sequence[Any], second: Sequence[Any]) -> float | None:
         if a.shape != b.shape:
             return float("inf")
         if a.is_complex():
-            a, b = torch.view_as_real(a), torch.view_as_real(b)
+            a, b = torch.view_as_real(a.resolve_conj()), torch.view_as_real(b.resolve_conj())
         a, b = a.double(), b.double()
         same = (a == b) | (a.isnan() & b.isnan())
         if bool(same.all()):

@@ -212,7 +212,7 @@ def _rounded(value: Any, dtype: torch.dtype) -> Any:
     if not isinstance(value, Tensor) or value.dtype not in (torch.float32, torch.complex64):
         return value
     if value.is_complex():
-        return torch.view_as_complex(torch.view_as_real(value).to(dtype).float())
+        return torch.view_as_complex(torch.view_as_real(value.resolve_conj()).to(dtype).float())
     return value.to(dtype).float()
 
 
@@ -225,7 +225,7 @@ def _rounded_weight(value: Any, dtype: torch.dtype) -> Any:
 def _magnitude(value: Tensor) -> float:
     """Return the largest magnitude, of complex numbers that of their halves; not finite where an element is not."""
     if value.is_complex():
-        value = torch.view_as_real(value)
+        value = torch.view_as_real(value.resolve_conj())
     if not value.is_floating_point() or not value.numel():
         return 0.0
     low, high = value.detach().aminmax()  # passes memory once; a NaN anywhere is in both
@@ -237,7 +237,7 @@ def _peak(value: Tensor) -> float:
     peak = _magnitude(value)
     if math.isfinite(peak):
         return peak
-    value = torch.view_as_real(value) if value.is_complex() else value
+    value = torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
     return float(value.abs().nan_to_num(0.0, 0.0, 0.0).max())
 
 

@@ -164,7 +164,7 @@ def _held(module: GraphModule, node: Node) -> Tensor:
 def _joined(parts: Sequence[Tensor]) -> Tensor:
     """One weight of its halves, or of a complex one, real part first: [2, ...]."""
     if len(parts) == 1:
-        return torch.view_as_real(parts[0]).movedim(-1, 0) if parts[0].is_complex() else parts[0]
+        return torch.view_as_real(parts[0].resolve_conj()).movedim(-1, 0) if parts[0].is_complex() else parts[0]
     return torch.stack(tuple(parts))
 
 
