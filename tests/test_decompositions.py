@@ -459,6 +459,40 @@ GROUPS = {
         (_drawn(2, 5), TOKENS),
         ("tvm",),
     ),
+    "added_up": Group(
+        {
+            "index_add_twice": lambda x, i: x.index_add(0, torch.tensor([1, 0, 1]), x[:1].expand(3, 5) * 2),
+            "put_added_twice": lambda x, i: x.index_put(
+                (torch.tensor([1, 1, 0]),), x[:1].expand(3, 5), accumulate=True
+            ),
+            "put_added_in_columns": lambda x, i: x.index_put((i, i), i.float(), accumulate=True),
+            "scatter_added": lambda x, i: x.scatter_add(1, i, x[:, :3]),
+        },
+        (_drawn(5, 5)[:2].contiguous(), TOKENS % 2),
+        ("coreml", "coreai", "onnx", "tvm"),
+    ),
+    "running": Group(
+        {
+            "cumsum": lambda x, i: x.cumsum(0),
+            "cumsum_of_whole": lambda x, i: i.cumsum(-1),
+            "cumsum_infinite": lambda x, i: (x / (x > -0.5)).cumsum(-1).nan_to_num(0.0, 3.0, -3.0),
+            "cumprod": lambda x, i: x.cumprod(1),
+        },
+        (_drawn(2, 5), TOKENS),
+        ("onnx", "tvm"),
+    ),
+    "transposed": Group(
+        {
+            "twice": lambda x, w: F.conv_transpose2d(x, w[..., :2, :2], torch.ones(3), 2),
+            "overlapping": lambda x, w: F.conv_transpose2d(x, w, None, 2, 1, 1),
+            "of_groups": lambda x, w: F.conv_transpose2d(x, w, None, (3, 1), (1, 0), 0, 2),
+            "dilated": lambda x, w: F.conv_transpose2d(x, w, None, 2, 2, 1, 1, (2, 3)),
+            "behind_the_last": lambda x, w: F.conv_transpose2d(x, w[..., :1, :1], torch.ones(3), 3, 0, 2),
+            "of_rows": lambda x, w: F.conv_transpose1d(x[:, :, 0], w[:, :, 0], torch.ones(3), 2, 1, 1),
+        },
+        (_drawn(1, 4, 5, 6), _drawn(4, 3, 3, 3)),
+        EVERYWHERE,
+    ),
     "filled": Group(
         {
             "zeros_of_another_type": lambda x, i: torch.zeros_like(i > 1, dtype=torch.float32).masked_fill(i > 1, -2.5),

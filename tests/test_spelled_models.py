@@ -17,7 +17,6 @@ from test_decompositions import ALL, APPLES, ROWS, X, Y, assert_equal, run_file
 from torch import Tensor, nn
 
 import edgesmith
-from edgesmith.errors import Unsupported
 from edgesmith.exporters.decompositions import decomposes
 from edgesmith.exporters.graph.capture import capture
 from edgesmith.exporters.rewrites.order import rewrite
@@ -107,11 +106,6 @@ def test_a_gru_resets_after_the_product_on_every_system(tmp_path: Path, deployme
     assert isinstance(got, list)
     for one, wanted in zip(got[0], layer(x), strict=True):
         assert_equal(one, wanted)
-
-
-def test_a_projected_lstm_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Unsupported, match="no projection of its states"):
-        _file(nn.LSTM(3, 4, proj_size=2), (_drawn(5, 2, 3),), "coreml", tmp_path)
 
 
 WINDOW = torch.hann_window(20)

@@ -164,12 +164,13 @@ def put_unchecked(x: Tensor, indices: Sequence[Tensor | None], values: Tensor, a
     return put
 
 
-@decomposes(
-    aten.index_put.default,
-    targets=("coreml", "coreai"),
-    why="where a mask picks positions, or the first axis is whole, Core AI's runtime ends the process, and Core ML's"
-    " shapes are not known",
+PICKED = (
+    "where a mask picks positions, or the first axis is whole, Core AI's runtime ends the process, and Core ML's shapes"
+    " are not known"
 )
+
+
+@decomposes(aten.index_put.default, targets=("coreml",), why=PICKED)
 def put(x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False) -> Tensor:
     """Return x with values at indices of its leading axes; by a mask of them, where it holds, in order."""
     first = indices[0]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from edgesmith.exporters.decompositions import LEAVE, decomposes
-from edgesmith.exporters.decompositions.arranging import _put_by_mask
+from edgesmith.exporters.decompositions.arranging import PICKED, _put_by_mask, put
 
 aten = torch.ops.aten
 
@@ -181,14 +181,16 @@ def scatter_number(x: Tensor, dim: int, index: Tensor, value: float) -> Tensor:
     return torch.where(hit, torch.full_like(x, value), x)
 
 
-@decomposes(aten.scatter_add.default, targets=("tvm",), why=_SCATTERS)
+@decomposes(aten.scatter_add.default, targets=("tvm", "coreai"), why=f"{_SCATTERS}; Core AI's converter has none")
 def scatter_add(x: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
     """Return x with numbers added at the positions of an index along an axis."""
     return scatter_reduce(x, dim, index, src, "sum")
 
 
 @decomposes(
-    aten.scatter_reduce.two, targets=("tvm", "coreml"), why="TVM's importer has none, coremltools few of its modes"
+    aten.scatter_reduce.two,
+    targets=("tvm", "coreml", "coreai"),
+    why="TVM's importer and Core AI's converter have none, coremltools few of its modes",
 )
 def scatter_reduce(
     x: Tensor, dim: int, index: Tensor, src: Tensor, reduce: str, *, include_self: bool = True
@@ -273,6 +275,13 @@ def index_put(x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accum
     y = x.movedim(axes, front)
     made = _put_rows(y.reshape([positions, -1]), at.reshape([-1]), values, accumulate)
     return made.reshape(y.shape).movedim(front, axes)
+
+
+@decomposes(aten.index_put.default, targets=("coreai",), why=f"{PICKED}; Core AI's converter adds nothing up")
+def put_or_add(x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False) -> Tensor:
+    """Return x with values at indices of its leading axes, or with values added there."""
+    made = index_put(x, indices, values, accumulate) if accumulate else LEAVE
+    return put(x, indices, values, accumulate) if made is NotImplemented else made
 
 
 def _put_rows(x: Tensor, at: Tensor, values: Tensor, accumulate: bool) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -12,9 +13,26 @@ from edgesmith.exporters.decompositions import LEAVE, decomposes
 aten = torch.ops.aten
 
 
-@decomposes(aten.cumprod.default, targets=("onnx",), why="torch's exporter has no translation, and ONNX no operator")
+@decomposes(
+    aten.cumprod.default,
+    targets=("onnx", "tvm"),
+    why="torch's exporter has no translation, and ONNX no operator; TVM keeps a call into its own runtime",
+)
 def cumprod(x: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
-    """Return the products of the first 1, 2, 3 ... numbers along an axis, in log2(n) steps (Hillis and Steele 1986)."""
+    """Return the products of the first 1, 2, 3 ... numbers along an axis."""
+    return _scanned(x, dim, dtype, torch.mul, 1.0)
+
+
+@decomposes(aten.cumsum.default, targets=("tvm",), why="TVM keeps a call into its own runtime")
+def running_sums(x: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
+    """Return the sums of the first 1, 2, 3 ... numbers along an axis."""
+    return _scanned(x, dim, dtype, torch.add, 0.0)
+
+
+def _scanned(
+    x: Tensor, dim: int, dtype: torch.dtype | None, combine: Callable[[Tensor, Tensor], Tensor], neutral: float
+) -> Tensor:
+    """Combine the first 1, 2, 3 ... numbers along an axis, in log2(n) steps (Hillis and Steele 1986)."""
     kind = dtype or (x.dtype if x.is_floating_point() else torch.int64)
     y = x.to(kind)
     if not x.dim():
@@ -22,7 +40,7 @@ def cumprod(x: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
     y = y.movedim(dim, -1)
     shift, size = 1, y.shape[-1]
     while shift < size:
-        y = y * torch.nn.functional.pad(y[..., :-shift], (shift, 0), value=1.0)
+        y = combine(y, torch.nn.functional.pad(y[..., :-shift], (shift, 0), value=neutral))
         shift *= 2
     return y.movedim(-1, dim)
 

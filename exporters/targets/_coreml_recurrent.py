@@ -56,10 +56,7 @@ def _arguments(context: Any, node: Any) -> tuple[Any, Any, list[Any], int, int, 
     x, states, parameters, has_biases, layers, _, _, bidirectional, batch_first = _get_inputs(context, node)
     count, directions = int(layers.val), 2 if bidirectional.val else 1
     size = 4 if has_biases.val else 2
-    if len(parameters) != size * count * directions:
-        raise Unsupported(
-            "Core ML's lstm has no projection of its states; export with proj_size=0 and a linear layer behind it"
-        )
+    assert len(parameters) == size * count * directions  # projections are spelled out, see decompositions/recurrent.py
     return x, states, list(parameters), size, count, directions, bool(batch_first.val)
 
 
