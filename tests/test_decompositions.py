@@ -493,6 +493,27 @@ GROUPS = {
         (_drawn(1, 4, 5, 6), _drawn(4, 3, 3, 3)),
         EVERYWHERE,
     ),
+    "from_the_end": Group(
+        {
+            "last": lambda x: x[:, -1],
+            "last_but_one_of_the_first": lambda x: x[-2],
+            "last_of_all": lambda x: x[-1, -1, -2],
+            "narrowed": lambda x: x.narrow(1, -3, 2),
+            "last_ones": lambda x: x[:, -3:-1, -2:],
+            "every_other_from_the_end": lambda x: x[:, -4::2],
+            "picked_from_the_end": lambda x: x[:, torch.tensor([-1, 0, -4])],
+            "put_at_the_end": lambda x: x.select_scatter(x[:, 0] * 2, 1, -1),
+            "put_in_the_last_ones": lambda x: x.slice_scatter(x[:, :2] * 2, 1, -3, -1),
+            "rolled_back": lambda x: x.roll((-1, 2), (1, -1)),
+            "taken": lambda x: x.take(torch.tensor([-1, 0, -7])),
+            "below_the_diagonal": lambda x: x[0].diagonal(-1),
+            "unbound": lambda x: x.unbind(-1)[-1],
+            "split": lambda x: x.split([1, 2, 1], -2)[-1],
+            "last_of_a_scan": lambda x: nn.functional.pad(x, (-1, 1, 2, -2)),
+        },
+        (_drawn(3, 4, 5),),
+        EVERYWHERE,
+    ),
     "filled": Group(
         {
             "zeros_of_another_type": lambda x, i: torch.zeros_like(i > 1, dtype=torch.float32).masked_fill(i > 1, -2.5),

@@ -13,6 +13,12 @@ from edgesmith.exporters.decompositions import LEAVE, decomposes
 aten = torch.ops.aten
 
 
+@decomposes(aten.select.int, targets=("tvm",), why="TVM reads before the first one where it is counted from the end")
+def select(x: Tensor, dim: int, index: int) -> Tensor:
+    """Return one position of an axis, counted from the front."""
+    return torch.select(x, dim, index + x.shape[dim]) if index < 0 else LEAVE
+
+
 @decomposes(aten.unfold.default, why="the converters have none, or make a loop")
 def unfold(x: Tensor, dimension: int, size: int, step: int) -> Tensor:
     """Return all windows of an axis: [..., L, ...] to [..., (L - size) // step + 1, ..., size].
