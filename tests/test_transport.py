@@ -20,8 +20,10 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import pytest
+from support.manifests import smallest_manifest
 
 from edgesmith import cli
 from edgesmith.bench import build_on, measure, measurement
@@ -29,7 +31,7 @@ from edgesmith.bench.transport import Address, CommandFailed, CutOff, Transport,
 from edgesmith.board.common import machine
 from edgesmith.errors import BackendMissing, BadInput, DeviceFailed, EdgesmithError, OutputError, Unsupported
 from edgesmith.exporters.artifact import Artifact
-from edgesmith.exporters.tensorrt.kit.record import Kit, write_record
+from edgesmith.exporters.tensorrt.kit.record import Kit, Origin, write_record
 
 HERE = Path(__file__).parent
 QUICK = ["--seconds", "0.1", "--launches", "1"]
@@ -736,6 +738,14 @@ CRASHES = "raise RuntimeError('no memory')"
 LACKS = "import os, sys; os.mkdir(sys.argv[-1]); open(os.path.join(sys.argv[-1], 'manifest.json'), 'w').write('{}')"
 
 
+def origin() -> Origin:
+    """What a kit repeats of its artifact's manifest."""
+    whole = smallest_manifest(precision="fp16")
+    whole["model"]["name"], whole["target"]["name"] = "small", "tensorrt"
+    whole["verification"] = {"inputs": whole["verification"]["inputs"], "judged_as": "fp16"}
+    return cast(Origin, {key: whole[key] for key in Origin.__annotations__ if key in whole})
+
+
 def record(digests: dict[str, str]) -> Kit:
     """The record of a small kit."""
     return {
@@ -757,15 +767,7 @@ def record(digests: dict[str, str]) -> Kit:
         "spikes": False,
         "flags": {"strongly_typed": True, "tf32": False, "optimization_level": 3},
         "operators": {"Conv": "8.6"},
-        "manifest": {
-            "schema": 1,
-            "model": {"name": "small"},
-            "weights": {},
-            "target": {"name": "tensorrt"},
-            "precision": "fp16",
-            "tool": {"edgesmith": "0"},
-            "verification": {"inputs": {}, "judged_as": "fp16"},
-        },
+        "manifest": origin(),
         "files": digests,
     }
 

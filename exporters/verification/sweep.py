@@ -155,7 +155,8 @@ def _is_row(row: object) -> bool:
 
 
 def _is_case(case: object) -> bool:
-    return isinstance(case, list) and len(case) == 3 and all(isinstance(word, str) for word in case)
+    is_case = isinstance(case, list) and len(case) == 3 and all(isinstance(word, str) for word in case)
+    return is_case and case[1] in verdicts.ORDER
 
 
 def forget(path: Path, columns: Sequence[str], names: Sequence[str]) -> None:
