@@ -255,3 +255,10 @@ def test_loops_that_tvm_does_not_compile_are_one_sentence(tmp_path: Path, monkey
     with pytest.raises(Unsupported, match=r"it does not take aten\.atan\(.*; spell it") as refused:
         edgesmith.export(Operators(torch.atan), "tvm", inputs=torch.randn(1, 4), out=tmp_path)
     assert "var_map_" not in str(refused.value)
+
+
+def test_what_the_importer_does_not_know_is_spelled_as_for_another_target(tmp_path: Path) -> None:
+    """cdist and hypot are spelled for others; the importer, PyTorch's decompositions and ours for TVM have neither."""
+    model = Operators(lambda x: (torch.cdist(x, x.flip(1)), torch.hypot(x, x.flip(0))))
+    artifact = edgesmith.export(model, "tvm", inputs=torch.randn(3, 4), out=tmp_path)
+    assert artifact.manifest["verification"]["steps"][-1]["step"] == "eager -> file"

@@ -116,7 +116,11 @@ def tensordot(x: Tensor, y: Tensor, dims_x: Sequence[int], dims_y: Sequence[int]
     return torch.mm(left, right).reshape([x.shape[axis] for axis in kept_x] + [y.shape[axis] for axis in kept_y])
 
 
-@decomposes(aten.bilinear.default, targets=("coreml", "coreai"), why="neither converter has a translation that works")
+@decomposes(
+    aten.bilinear.default,
+    targets=("coreml", "coreai", "tvm"),
+    why="none of the converters has a translation that works",
+)
 def bilinear(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return x W_o y + b_o: x [..., I], y [..., J], W [O, I, J]."""
     outputs, inputs, others = weight.shape

@@ -20,8 +20,12 @@ KEPT = (
 
 
 def decompositions(lowerings: str) -> dict[Any, Callable[..., Any]]:
-    """Return the spellings of operators in others that come before the importer: PyTorch's, and ours first."""
+    """Return the spellings of operators in others that come before the importer: PyTorch's, and ours first.
+
+    What neither knows, nor the importer, is spelled as for another target.
+    """
     import torch
+    from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 
     from edgesmith.exporters import decompositions as ours
 
@@ -29,10 +33,20 @@ def decompositions(lowerings: str) -> dict[Any, Callable[..., Any]]:
     for name in KEPT:
         packet, overload = name.split(".")
         table.pop(getattr(getattr(torch.ops.aten, packet), overload), None)
-    return table | {
-        overload: _first(function, table[overload]) if overload in table else function
-        for overload, function in ours.for_target(lowerings).items()
+    known = {*ExportedProgramImporter().convert_map, *translations(lowerings)}
+    others = {
+        one.overload: one.function
+        for one in ours.all_decompositions()
+        if one.overload not in table and one.overload.__name__ not in known
     }
+    return (
+        others
+        | table
+        | {
+            overload: _first(function, table[overload]) if overload in table else function
+            for overload, function in ours.for_target(lowerings).items()
+        }
+    )
 
 
 def _first(ours: Callable[..., Any], general: Callable[..., Any]) -> Callable[..., Any]:

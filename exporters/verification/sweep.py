@@ -155,8 +155,9 @@ def _is_row(row: object) -> bool:
 
 
 def _is_case(case: object) -> bool:
-    is_case = isinstance(case, list) and len(case) == 3 and all(isinstance(word, str) for word in case)
-    return is_case and case[1] in verdicts.ORDER
+    if not isinstance(case, list) or len(case) != 3 or not all(isinstance(word, str) for word in case):
+        return False
+    return case[1] in verdicts.ORDER
 
 
 def forget(path: Path, columns: Sequence[str], names: Sequence[str]) -> None:

@@ -83,7 +83,9 @@ def argmax_of_map_at_the_end(graph: Graph) -> Found:
         node = graph.source(name)
         shape = graph.shape(node.inputs[0]) if node is not None and node.kind == "argmax" else ()
         axis = graph.axis(node) if node is not None and shape else 0
-        is_last = axis == len(shape) - 1 and shape[axis] < min(shape[1:-1], default=0)  # classes, not a row's width
+        positions = [size for size in shape[1:-1] if size is not None]
+        classes = shape[-1] if shape else None  # fewer of them than of positions: else it is a row's width
+        is_last = axis == len(shape) - 1 and classes is not None and classes < min(positions, default=0)
         is_map = len(shape) >= 4 and (axis == 1 or is_last)
         if node is not None and is_map and shape[axis] != 1:
             yield node, f"the output {name} is an argmax over channels of {words(graph, node.inputs[0])}"
