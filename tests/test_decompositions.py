@@ -514,6 +514,16 @@ GROUPS = {
         (_drawn(3, 4, 5),),
         EVERYWHERE,
     ),
+    "adapted": Group(
+        {
+            "largest_of_a_third": lambda x: F.adaptive_max_pool2d(x, (2, 4)),
+            "largest_of_all": lambda x: F.adaptive_max_pool2d(x, 1),
+            "largest_of_rows": lambda x: F.adaptive_max_pool1d(x[0], 3),
+            "largest_with_a_nan": lambda x: F.adaptive_max_pool2d(torch.where(x > 1, torch.nan, x), (2, 4)),
+        },
+        (_drawn(1, 3, 7, 9),),
+        EVERYWHERE,
+    ),
     "filled": Group(
         {
             "zeros_of_another_type": lambda x, i: torch.zeros_like(i > 1, dtype=torch.float32).masked_fill(i > 1, -2.5),

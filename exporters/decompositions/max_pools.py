@@ -11,6 +11,7 @@ DilatedMaxPool2d.cpp: of equal numbers the first; of NaNs the last)
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -195,10 +196,29 @@ for _axes, _alone, _indexed in _APART:
     decomposes(_indexed.default, targets=("coreai",), why=_why)(_of_core_ai.with_indices)
 
 
+_ADAPTIVE = (aten.adaptive_max_pool1d.default, aten.adaptive_max_pool2d.default, aten.adaptive_max_pool3d.default)
+
+
 @decomposes(
-    *(aten.adaptive_max_pool1d.default, aten.adaptive_max_pool2d.default, aten.adaptive_max_pool3d.default),
-    why="no converter has it",
+    *_ADAPTIVE,
+    targets=("tvm",),
+    why="no converter has it, and TVM writes what is read twice into both places: 2^n of a chain of n comparisons",
 )
+def adaptive_max_pool_of_maxima(x: Tensor, output_size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Return what `adaptive_max_pool` does; each number is read once on the way to the largest."""
+    sizes = x.shape[-len(output_size) :]
+    places = [_adapted(before, after) for before, after in zip(sizes, output_size, strict=True)]
+    windows = [x]
+    for axis, rows in enumerate(places):
+        windows = [_read(of, x.dim() - len(places) + axis, at) for of in windows for at in rows]
+    best = functools.reduce(torch.maximum, windows)
+    if x.is_floating_point():  # TVM's larger one of a number and NaN is the number, and x != x is never
+        known = functools.reduce(torch.minimum, [(value <= math.inf).to(x.dtype) for value in windows])
+        best = torch.where(known > 0, best, torch.full_like(best, math.nan))
+    return best, _largest(x, places)[1]
+
+
+@decomposes(*_ADAPTIVE, targets=("onnx", "coreml", "coreai"), why="no converter has it")
 def adaptive_max_pool(x: Tensor, output_size: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Return the largest numbers of windows from floor(i from / to) to ceil((i + 1) from / to), and their indices."""
     sizes = x.shape[-len(output_size) :]
