@@ -94,6 +94,27 @@ GROUPS = {
         (EDGES, OTHERS),
         APPLES,
     ),
+    "not_a_number": Group(
+        {
+            "not_itself": lambda x, y: torch.where(x != x, 2.0, x),
+            "itself": lambda x, y: torch.where(x == x, x, -y),
+            "not_below_itself": lambda x, y: (x >= x) & (x <= x),
+            "isnan_masked": lambda x, y: x.masked_fill(x.isnan(), -1.0),
+            "fmax_of_nan": torch.fmax,
+            "fmin_of_nan": torch.fmin,
+        },
+        (torch.where(EDGES == 0.5, torch.nan, EDGES), torch.where(OTHERS < -1, torch.nan, OTHERS)),
+        EVERYWHERE,
+    ),
+    "order_with_nan": Group(
+        {
+            "sorted_with_nan": lambda x: torch.sort(x, 1)[0],
+            "largest_first_with_nan": lambda x: torch.sort(x, 1, descending=True)[0],
+            "best_with_nan": lambda x: torch.topk(x, 3, 1)[1],
+        },
+        (torch.where(EDGES == 0.5, torch.nan, EDGES)[:, :9],),
+        ("tvm",),
+    ),
     "pairs_of_core_ml": Group(
         {
             "rsub_alpha": lambda x, y: torch.rsub(x, y, alpha=2),

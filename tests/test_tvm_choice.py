@@ -16,7 +16,8 @@ import edgesmith
 from edgesmith import cli
 from edgesmith.bench import measurement, runner
 from edgesmith.exporters.artifact import Artifact
-from edgesmith.exporters.targets import _tvm_library, _tvm_schedule
+from edgesmith.exporters.graph.capture import capture
+from edgesmith.exporters.targets import _tvm_graph, _tvm_library, _tvm_processor, _tvm_schedule
 from edgesmith.kernels import lif
 from edgesmith.models import casvit
 
@@ -133,6 +134,35 @@ def test_every_product_is_a_kernel(
 
 def test_vectors_of_loops_leave_no_rest() -> None:
     assert [_tvm_schedule._lanes(extent) for extent in (7, 48, 104, 220, 49)] == [7, 16, 8, 4, 16]
+
+
+@pytest.mark.parametrize("kind", ["where", "maximum"])
+def test_values_read_twice_are_not_computed_again_and_again(kind: str) -> None:
+    steps = {
+        "where": lambda x: torch.where(x > 0.1, x * 0.9, x.abs() * 0.4),
+        "maximum": lambda x: torch.maximum(x, x.flip(1)) * 0.5 + torch.minimum(x, x.flip(1)) * 0.4,
+    }
+
+    class Chain(nn.Module):
+        def __init__(self, length: int) -> None:
+            super().__init__()
+            self.length = length
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for _ in range(self.length):
+                x = steps[kind](x)
+            return x
+
+    few, many = (_loads_of(Chain(length)) for length in (4, 12))
+    assert many <= 4 * few
+
+
+def _loads_of(model: nn.Module) -> int:
+    """The places at which the loops of a compiled model read a number."""
+    program = capture(model, (torch.randn(1, 6, 4),))
+    lowered = _tvm_graph.lower(program, "tvm", _tvm_processor.here())
+    scheduled = [_tvm_schedule.schedule(one, symbol) for symbol, one in lowered.functions.items()]
+    return sum(len(_tvm_schedule._found_in(one.body, "TensorLoad")) for one in scheduled)
 
 
 def test_threads_change_no_bit(sequences: Artifact) -> None:

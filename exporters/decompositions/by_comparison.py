@@ -39,7 +39,12 @@ def _sorted(x: Tensor, count: int, dim: int, descending: bool) -> tuple[Tensor, 
     this, other = y.unsqueeze(-1), y.unsqueeze(-2)  # [..., i, 1] and [..., 1, j]
     i = _places(n, x)
     before = (other > this) if descending else (other < this)
-    earlier = (other == this) & (i.unsqueeze(0) < i.unsqueeze(1))
+    same = other == this
+    if x.is_floating_point():  # NaN is the largest
+        is_nan, other_is = torch.isnan(this), torch.isnan(other)
+        before = before | (other_is & ~is_nan if descending else is_nan & ~other_is)
+        same = same | (is_nan & other_is)
+    earlier = same & (i.unsqueeze(0) < i.unsqueeze(1))
     rank = (before | earlier).to(torch.int64).sum(-1)
     takes = rank.unsqueeze(-2) == i[:count].unsqueeze(1)  # [..., k, i]
     values = torch.where(takes, y.unsqueeze(-2), torch.zeros_like(y.unsqueeze(-2))).sum(-1).to(x.dtype)

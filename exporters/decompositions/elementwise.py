@@ -229,14 +229,18 @@ def hypot(x: Tensor, y: Tensor) -> Tensor:
     return large * torch.sqrt(ratio * ratio + 1.0)
 
 
-@decomposes(aten.fmax.default, targets=("coreml", "coreai", "onnx"), why="no converter has a translation that works")
+@decomposes(
+    aten.fmax.default, targets=("coreml", "coreai", "onnx", "tvm"), why="no converter has a translation that works"
+)
 def fmax(x: Tensor, y: Tensor) -> Tensor:
     """Return the larger number, where one is NaN the other."""
     largest = torch.maximum(x, y)
     return torch.where(x != x, y, torch.where(y != y, x, largest))
 
 
-@decomposes(aten.fmin.default, targets=("coreml", "coreai", "onnx"), why="no converter has a translation that works")
+@decomposes(
+    aten.fmin.default, targets=("coreml", "coreai", "onnx", "tvm"), why="no converter has a translation that works"
+)
 def fmin(x: Tensor, y: Tensor) -> Tensor:
     """Return the smaller number, where one is NaN the other."""
     smallest = torch.minimum(x, y)
@@ -306,6 +310,27 @@ def clamp_by_tensors(x: Tensor, low: Tensor | None = None, high: Tensor | None =
 def isnan(x: Tensor) -> Tensor:
     """Return where a number is NaN."""
     return x != x if x.is_floating_point() else torch.zeros_like(x, dtype=torch.bool)
+
+
+_SIMPLIFIED = "TVM simplifies a comparison of a number with itself, which is otherwise for NaN"
+
+
+@decomposes(aten.ne.Tensor, targets=("tvm",), why=_SIMPLIFIED)
+def is_not_itself(x: Tensor, y: Tensor) -> Tensor:
+    """Return where a number is NaN, of x != x."""
+    return torch.isnan(x) if x is y and x.is_floating_point() else LEAVE
+
+
+@decomposes(aten.eq.Tensor, aten.le.Tensor, aten.ge.Tensor, targets=("tvm",), why=_SIMPLIFIED)
+def is_itself(x: Tensor, y: Tensor) -> Tensor:
+    """Return where a number is not NaN, of x == x and its like."""
+    return torch.logical_not(torch.isnan(x)) if x is y and x.is_floating_point() else LEAVE
+
+
+@decomposes(aten.le.Tensor, aten.ge.Tensor, targets=("coreai",), why="Core AI takes x <= x for true, and x == x not")
+def is_equal_to_itself(x: Tensor, y: Tensor) -> Tensor:
+    """Return where a number is not NaN, of x <= x and its like."""
+    return torch.eq(x, x) if x is y and x.is_floating_point() else LEAVE
 
 
 @decomposes(aten.nan_to_num.default, targets=("coreai",), why="Core AI's converter has no translation of isnan")

@@ -1,6 +1,6 @@
 """Loops of TVM's, as they run well enough where no kernel is, and as functions of plain pointers.
 
-schedule        what is elementwise is computed where it is read; innermost loops are vectors
+schedule        what is elementwise is computed where it is read, unless that is dear; innermost loops are vectors
 with_pointers   buffers, and blocks of more than a few kilobytes, become pointers that the caller gives
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections import Counter
 from typing import Any
 
 LANES = 16
@@ -15,6 +16,11 @@ LANES = 16
 
 LEAST_LANES = 4
 """Numbers in the smallest vector that is worth it."""
+
+MOST_AGAIN = 16
+"""Loads and calls that are computed again rather than kept in memory: about what a load and a store of a value cost.
+
+A value that is read twice doubles what it takes, and a chain of n such values would be computed 2^n times."""
 
 ON_STACK = 1024
 """Bytes from which TVM takes a block from its runtime, which is not there: the caller gives it instead."""
@@ -28,8 +34,10 @@ def schedule(function: Any, symbol: str) -> Any:
     if function.body.block.name_hint != "root":  # one block: loops that are written out as they run
         return function
     found = s_tir.Schedule(function)
+    reads = _count_reads(function.body)
     for block in _blocks(found):
-        _inline(found, block)
+        if _computed_again(found.get(block), reads) <= MOST_AGAIN:
+            _inline(found, block)
     for block in _blocks(found):
         _vectorize(found, block)
     return found.mod["main"].with_attr("global_symbol", symbol)
@@ -37,6 +45,27 @@ def schedule(function: Any, symbol: str) -> Any:
 
 def _blocks(found: Any) -> list[Any]:
     return list(found.get_child_blocks(found.get_sblock("root")))
+
+
+def _count_reads(body: Any) -> Counter[Any]:
+    """Return at how many places each buffer is read."""
+    return Counter(load.source for load in _found_in(body, "TensorLoad"))
+
+
+def _computed_again(block: Any, reads: Counter[Any]) -> int:
+    """Return the loads and calls that are added where a block, with what is in it, is computed at its readers."""
+    places = max((reads[one.source] for one in block.writes), default=0)
+    return (places - 1) * len(_found_in(block.body, "TensorLoad", "Call")) if places > 1 else 0
+
+
+def _found_in(body: Any, *kinds: str) -> list[Any]:
+    """Return the expressions of some kinds in a statement, by the names of `tvm.ir`."""
+    import tvm
+    from tvm_ffi import structural_walk
+
+    found: list[Any] = []
+    structural_walk(body, [(vars(tvm.ir)[kind], found.append) for kind in kinds])
+    return found
 
 
 def _inline(found: Any, block: Any) -> None:
