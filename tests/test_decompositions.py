@@ -106,6 +106,25 @@ GROUPS = {
         (torch.where(EDGES == 0.5, torch.nan, EDGES), torch.where(OTHERS < -1, torch.nan, OTHERS)),
         EVERYWHERE,
     ),
+    "bits": Group(
+        {
+            "and_tensors": torch.bitwise_and,
+            "or_tensors": torch.bitwise_or,
+            "xor_tensors": torch.bitwise_xor,
+            "and_mask": lambda x, y: x & 0xFF,
+            "and_bits": lambda x, y: x & 0b101000100,
+            "and_below_zero": lambda x, y: x & -16,
+            "or_number": lambda x, y: y | 4,
+            "xor_number": lambda x, y: x ^ -5,
+            "or_rows": lambda x, y: x[:, :4, None] | y[:, None, :3],
+            "bytes": lambda x, y: x.to(torch.uint8) & (y.to(torch.uint8) | 3),
+            "not": lambda x, y: ~x,
+            "truth": lambda x, y: ((x > 0) & (y > 0)) | ((x < 0) ^ (y < 3)),
+            "product_of_truth": lambda x, y: (x > 0) * (y > 0),
+        },
+        (WHOLE, WHOLE.roll(5, 1)),
+        ("coreml", "coreai"),
+    ),
     "order_with_nan": Group(
         {
             "sorted_with_nan": lambda x: torch.sort(x, 1)[0],

@@ -69,7 +69,7 @@ def add_truth_values(x: Tensor, other: Tensor | float, alpha: float = 1) -> Tens
     return torch.bitwise_or(x, other) if alpha == 1 and _are_truth_values(x, other) else LEAVE
 
 
-@decomposes(aten.mul.Tensor, targets=("coreai",), why="Core AI's runtime multiplies no booleans")
+@decomposes(aten.mul.Tensor, targets=("coreai", "tvm"), why="neither multiplies booleans")
 def multiply_truth_values(x: Tensor, other: Tensor | float) -> Tensor:
     """Return the product of booleans, which is true where both are."""
     return torch.bitwise_and(x, other) if _are_truth_values(x, other) else LEAVE
@@ -265,30 +265,6 @@ def addcdiv(x: Tensor, a: Tensor, b: Tensor, value: float = 1) -> Tensor:
     return x + (a / b) * float(value)
 
 
-@decomposes(
-    aten.bitwise_and.Tensor, aten.__and__.Tensor, targets=("coreml",), why="coremltools 9.0 has none under this name"
-)
-def bitwise_and(x: Tensor, y: Tensor) -> Tensor:
-    """Return both of two conditions; integers are left."""
-    return torch.logical_and(x, y) if x.dtype == y.dtype == torch.bool else LEAVE
-
-
-@decomposes(
-    aten.bitwise_or.Tensor, aten.__or__.Tensor, targets=("coreml",), why="coremltools 9.0 has none under this name"
-)
-def bitwise_or(x: Tensor, y: Tensor) -> Tensor:
-    """Return either of two conditions; integers are left."""
-    return torch.logical_or(x, y) if x.dtype == y.dtype == torch.bool else LEAVE
-
-
-@decomposes(
-    aten.bitwise_xor.Tensor, aten.__xor__.Tensor, targets=("coreml",), why="coremltools 9.0 has none under this name"
-)
-def bitwise_xor(x: Tensor, y: Tensor) -> Tensor:
-    """Return exactly one of two conditions; integers are left."""
-    return torch.logical_xor(x, y) if x.dtype == y.dtype == torch.bool else LEAVE
-
-
 @decomposes(aten.clamp.default, targets=("coreml",), why="Core ML's clip wants its bounds in order")
 def clamp(x: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
     """Return min(max(x, low), high), which is high throughout where the bounds cross."""
@@ -442,25 +418,6 @@ def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
     scaled = x * 4097.0
     high = scaled - (scaled - x)
     return high, x - high
-
-
-_SHIFTS = "the converters have no shifts of bits"
-
-
-@decomposes(
-    *(aten.__lshift__.Scalar, aten.bitwise_left_shift.Tensor_Scalar), targets=("coreml", "coreai", "tvm"), why=_SHIFTS
-)
-def left_shift(x: Tensor, bits: int) -> Tensor:
-    """Return whole numbers times 2 ** bits."""
-    return x * 2**bits
-
-
-@decomposes(
-    *(aten.__rshift__.Scalar, aten.bitwise_right_shift.Tensor_Scalar), targets=("coreml", "coreai", "tvm"), why=_SHIFTS
-)
-def right_shift(x: Tensor, bits: int) -> Tensor:
-    """Return whole numbers divided by 2 ** bits, rounded down."""
-    return torch.div(x, 2**bits, rounding_mode="floor")
 
 
 @decomposes(aten.clamp.default, targets=("tvm",), why="TVM gives whole numbers an infinite bound, which it cannot hold")

@@ -251,13 +251,26 @@ def _joins(op: Any, value: Any) -> bool:
 
 
 def _reaches_softmax(value: Any) -> bool:
-    """Return whether nothing but softmaxes reads a value, maybe after further masks and changes of shape."""
+    """Return whether nothing but softmaxes reads a value, maybe after further masks and changes of shape.
+
+    A softmax whose NaN, of a row that is masked throughout, is asked for keeps its infinite mask.
+    """
     if not value.child_ops or value in value.op.enclosing_block.outputs:
         return False
     for op in value.child_ops:
-        if op.op_type == "softmax":
+        if op.op_type == "softmax" and not _tells_nan(op.outputs[0]):
             continue
         onwards = (op.op_type in _VIEWS and op.inputs["x"] is value) or _joins(op, value)
         if not onwards or not _reaches_softmax(op.outputs[0]):
             return False
     return True
+
+
+def _tells_nan(value: Any) -> bool:
+    """Return whether a value is compared with itself, maybe after changes of shape or type."""
+    for op in value.child_ops:
+        if op.op_type in ("equal", "not_equal") and op.x is value and op.y is value:
+            return True
+        if op.op_type in (*_VIEWS, "cast") and _tells_nan(op.outputs[0]):
+            return True
+    return False
