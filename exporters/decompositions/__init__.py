@@ -85,3 +85,20 @@ def for_target(target: str) -> Mapping[torch._ops.OpOverload, Callable[..., Any]
         target: the name under which it has lowerings.
     """
     return {one.overload: one.function for one in all_decompositions() if not one.targets or target in one.targets}
+
+
+def for_others(
+    target: str, is_taken: Callable[[torch._ops.OpOverload], bool]
+) -> Mapping[torch._ops.OpOverload, Callable[..., Any]]:
+    """Return the spellings for other targets of operators that a target has nothing for, neither of ours nor its own.
+
+    Args:
+        target: the name under which it has lowerings.
+        is_taken: whether the target, or what it is given by PyTorch, has something for an operator.
+    """
+    ours = for_target(target)
+    others: dict[torch._ops.OpOverload, Callable[..., Any]] = {}
+    for one in all_decompositions():
+        if one.overload not in ours and one.overload not in others and not is_taken(one.overload):
+            others[one.overload] = one.function
+    return others

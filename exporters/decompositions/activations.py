@@ -32,7 +32,7 @@ def hardshrink(x: Tensor, lambd: float = 0.5) -> Tensor:
     return torch.where(x.abs() > float(lambd), x, torch.zeros_like(x))
 
 
-@decomposes(aten.elu.default, targets=("coreai",), why="Core AI's converter has no translation")
+@decomposes(aten.elu.default, targets=("coreai", "tvm"), why="Core AI's converter has no translation, TVM no scale")
 def elu(x: Tensor, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Tensor:
     """Return scale x above 0, and scale alpha (exp(input_scale x) - 1) below."""
     below = torch.expm1(x.clamp(max=0.0) * float(input_scale)) * float(alpha * scale)

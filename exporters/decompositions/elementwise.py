@@ -69,7 +69,7 @@ def add_truth_values(x: Tensor, other: Tensor | float, alpha: float = 1) -> Tens
     return torch.bitwise_or(x, other) if alpha == 1 and _are_truth_values(x, other) else LEAVE
 
 
-@decomposes(aten.mul.Tensor, targets=("coreai", "tvm"), why="neither multiplies booleans")
+@decomposes(aten.mul.Tensor, targets=("coreai",), why="Core AI's runtime multiplies no booleans")
 def multiply_truth_values(x: Tensor, other: Tensor | float) -> Tensor:
     """Return the product of booleans, which is true where both are."""
     return torch.bitwise_and(x, other) if _are_truth_values(x, other) else LEAVE
@@ -274,7 +274,9 @@ def clamp(x: Tensor, low: float | None = None, high: float | None = None) -> Ten
 
 
 @decomposes(
-    aten.clamp.Tensor, targets=("coreml",), why="coremltools 9.0 drops bounds that are tensors where they cross"
+    aten.clamp.Tensor,
+    targets=("coreml", "tvm"),
+    why="coremltools 9.0 drops bounds that are tensors where they cross, and TVM takes numbers only",
 )
 def clamp_by_tensors(x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
     """Return min(max(x, low), high). Shapes broadcast."""
@@ -286,21 +288,6 @@ def clamp_by_tensors(x: Tensor, low: Tensor | None = None, high: Tensor | None =
 def isnan(x: Tensor) -> Tensor:
     """Return where a number is NaN."""
     return x != x if x.is_floating_point() else torch.zeros_like(x, dtype=torch.bool)
-
-
-_SIMPLIFIED = "TVM simplifies a comparison of a number with itself, which is otherwise for NaN"
-
-
-@decomposes(aten.ne.Tensor, targets=("tvm",), why=_SIMPLIFIED)
-def is_not_itself(x: Tensor, y: Tensor) -> Tensor:
-    """Return where a number is NaN, of x != x."""
-    return torch.isnan(x) if x is y and x.is_floating_point() else LEAVE
-
-
-@decomposes(aten.eq.Tensor, aten.le.Tensor, aten.ge.Tensor, targets=("tvm",), why=_SIMPLIFIED)
-def is_itself(x: Tensor, y: Tensor) -> Tensor:
-    """Return where a number is not NaN, of x == x and its like."""
-    return torch.logical_not(torch.isnan(x)) if x is y and x.is_floating_point() else LEAVE
 
 
 @decomposes(aten.le.Tensor, aten.ge.Tensor, targets=("coreai",), why="Core AI takes x <= x for true, and x == x not")
@@ -352,16 +339,6 @@ def div(x: Tensor, divisor: Tensor | float, *, rounding_mode: str | None = None)
     return div_of_whole_numbers(x, divisor, rounding_mode=rounding_mode)
 
 
-@decomposes(aten.div.Tensor_mode, targets=("tvm",), why=f"TVM takes no number of another type; {_WHOLE}")
-def div_of_one_type(x: Tensor, divisor: Tensor | float, *, rounding_mode: str | None = None) -> Tensor:
-    """Return a rounded quotient of tensors of one type."""
-    wanted = torch.result_type(x, divisor)
-    if isinstance(divisor, Tensor) and x.dtype == divisor.dtype:
-        return div_of_whole_numbers(x, divisor, rounding_mode=rounding_mode)
-    other = divisor.to(wanted) if isinstance(divisor, Tensor) else torch.full_like(x, divisor, dtype=wanted)
-    return torch.div(x.to(wanted), other, rounding_mode=rounding_mode)
-
-
 @decomposes(aten.div.Tensor_mode, targets=("onnx", "coreml"), why=_WHOLE)
 def div_of_whole_numbers(x: Tensor, divisor: Tensor | float, *, rounding_mode: str | None = None) -> Tensor:
     """Return the whole part of a quotient of whole numbers: its floor, one more where that is below a negative one."""
@@ -370,14 +347,6 @@ def div_of_whole_numbers(x: Tensor, divisor: Tensor | float, *, rounding_mode: s
     floor = torch.floor_divide(x, divisor)
     is_below = (floor < 0) & (floor * divisor != x)
     return torch.where(is_below, floor + 1, floor)
-
-
-@decomposes(aten.div.Tensor, aten.div.Scalar, targets=("tvm",), why="TVM divides whole numbers as C does")
-def true_divide(x: Tensor, divisor: Tensor | float) -> Tensor:
-    """Return the quotient of whole numbers, which is a float."""
-    if torch.result_type(x, divisor).is_floating_point or torch.result_type(x, divisor).is_complex:
-        return LEAVE
-    return x.to(torch.float32) / (divisor.to(torch.float32) if isinstance(divisor, Tensor) else float(divisor))
 
 
 @decomposes(
@@ -418,15 +387,6 @@ def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
     scaled = x * 4097.0
     high = scaled - (scaled - x)
     return high, x - high
-
-
-@decomposes(aten.clamp.default, targets=("tvm",), why="TVM gives whole numbers an infinite bound, which it cannot hold")
-def clamp_whole(x: Tensor, least: float | None = None, most: float | None = None) -> Tensor:
-    """Return whole numbers moved between two numbers."""
-    if x.is_floating_point():
-        return LEAVE
-    x = x if least is None else torch.maximum(x, torch.full_like(x, least))
-    return x if most is None else torch.minimum(x, torch.full_like(x, most))
 
 
 @decomposes(aten.clamp_min.default, targets=("tvm",), why="as clamp, of which TVM's translation is right")

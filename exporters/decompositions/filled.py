@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from edgesmith.exporters.decompositions import decomposes
+from edgesmith.exporters.decompositions import LEAVE, decomposes
 
 aten = torch.ops.aten
 
@@ -43,3 +44,29 @@ def empty_permuted(
 ) -> Tensor:
     """Return what memory has, of which nothing is known: zeros."""
     return torch.full(size, 0, dtype=dtype or torch.get_default_dtype())
+
+
+_SIXTEEN = "Core AI's converter rounds the number to 16 bits"
+
+
+@decomposes(aten.scalar_tensor.default, targets=("coreai",), why=_SIXTEEN)
+def scalar_tensor(number: float, *, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
+    """Return a single number."""
+    return torch.full([], number, dtype=dtype or torch.get_default_dtype())
+
+
+@decomposes(torch.ops.prims.scalar_tensor.default, targets=("coreml", "coreai"), why="neither converter has it")
+def primitive_scalar_tensor(number: float, *, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
+    """Return a single number."""
+    return torch.full([], number, dtype=dtype or torch.get_default_dtype())
+
+
+@decomposes(aten.arange.start_step, targets=("coreai",), why=_SIXTEEN)
+def arange(start: float, end: float, step: float = 1, *, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
+    """Return start, start + step, ... below the end; whole numbers are left."""
+    whole = all(isinstance(one, int) for one in (start, end, step))
+    wanted = dtype or (torch.int64 if whole else torch.get_default_dtype())
+    if whole or not wanted.is_floating_point:
+        return LEAVE
+    count = math.ceil((end - start) / step)
+    return torch.arange(count).to(wanted) * step + start

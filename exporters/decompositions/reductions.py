@@ -191,33 +191,33 @@ def sum_over(
 
 @decomposes(
     *(aten.amax.default, aten.amin.default),
-    targets=("coreml", "coreai"),
-    why="both converters fail on an input without axes",
+    targets=("coreml", "coreai", "tvm"),
+    why="the converters fail on an input without axes",
 )
 def extreme_of_one(x: Tensor, dim: Sequence[int] = (), keepdim: bool = False) -> Tensor:
     """Return the largest, or smallest, of one number."""
     return LEAVE if x.dim() else x.clone()
 
 
-@decomposes(aten.any.default, targets=("coreml", "coreai"), why=_TRUTH)
+@decomposes(aten.any.default, targets=("coreml", "coreai", "tvm"), why=_TRUTH)
 def any_of_all(x: Tensor) -> Tensor:
     """Return whether any number is not 0."""
     return _some(x, _axes(x, None), False)
 
 
-@decomposes(aten.any.dim, aten.any.dims, targets=("coreml", "coreai"), why=_TRUTH)
+@decomposes(aten.any.dim, aten.any.dims, targets=("coreml", "coreai", "tvm"), why=_TRUTH)
 def any_of(x: Tensor, dim: int | Sequence[int] | None, keepdim: bool = False) -> Tensor:
     """Return where any number over some axes is not 0."""
     return _some(x, _axes(x, dim), keepdim)
 
 
-@decomposes(aten.all.default, targets=("coreml", "coreai"), why=_TRUTH)
+@decomposes(aten.all.default, targets=("coreml", "coreai", "tvm"), why=_TRUTH)
 def all_of_all(x: Tensor) -> Tensor:
     """Return whether no number is 0."""
     return torch.logical_not(_some(x == 0, _axes(x, None), False))
 
 
-@decomposes(aten.all.dim, aten.all.dims, targets=("coreml", "coreai"), why=_TRUTH)
+@decomposes(aten.all.dim, aten.all.dims, targets=("coreml", "coreai", "tvm"), why=_TRUTH)
 def all_of(x: Tensor, dim: int | Sequence[int] | None, keepdim: bool = False) -> Tensor:
     """Return where no number over some axes is 0."""
     return torch.logical_not(_some(x == 0, _axes(x, dim), keepdim))
@@ -226,13 +226,13 @@ def all_of(x: Tensor, dim: int | Sequence[int] | None, keepdim: bool = False) ->
 _NO_COUNT = "coremltools 9.0 has no translation; Core AI's converter ends the process"
 
 
-@decomposes(aten.count_nonzero.dim_IntList, targets=("coreml", "coreai"), why=_NO_COUNT)
+@decomposes(aten.count_nonzero.dim_IntList, targets=("coreml", "coreai", "tvm"), why=_NO_COUNT)
 def count_nonzero_over(x: Tensor, dim: Sequence[int]) -> Tensor:
     """Return how many numbers over some axes are not 0."""
     return (x != 0).to(torch.int64).sum(list(dim))
 
 
-@decomposes(aten.count_nonzero.default, targets=("coreml", "coreai"), why=_NO_COUNT)
+@decomposes(aten.count_nonzero.default, targets=("coreml", "coreai", "tvm"), why=_NO_COUNT)
 def count_nonzero(x: Tensor, dim: int | None = None) -> Tensor:
     """Return how many numbers are not 0, along an axis or of all."""
     found = (x != 0).to(torch.int64)
@@ -253,6 +253,12 @@ def argmax(x: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
 def argmin(x: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
     """Return the position of the smallest number; without an axis that in the flat tensor."""
     return LEAVE if dim is not None else _flat(x, torch.argmin(x.reshape([-1]), 0), keepdim)
+
+
+@decomposes(*(aten.argmax.default, aten.argmin.default), targets=("tvm",), why="TVM fails on an input without axes")
+def position_of_one(x: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
+    """Return the position of a single number: 0."""
+    return LEAVE if x.dim() else torch.zeros_like(x, dtype=torch.int64)
 
 
 @decomposes(aten.argmin.default, targets=("coreai",), why="Core AI has no argmin")
@@ -285,7 +291,7 @@ def median(x: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]:
     return kthvalue(x, (x.shape[dim] + 1) // 2 if x.dim() else 1, dim, keepdim)
 
 
-@decomposes(aten.median.default, targets=("coreml", "onnx"), why="neither converter has a translation")
+@decomposes(aten.median.default, targets=("coreml", "onnx", "tvm"), why="neither converter has a translation")
 def median_of_all(x: Tensor) -> Tensor:
     """Return the lower median of all numbers."""
     return kthvalue(x.reshape([-1]), (x.numel() + 1) // 2, 0)[0]

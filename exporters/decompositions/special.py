@@ -52,8 +52,8 @@ def log1p(x: Tensor) -> Tensor:
 @decomposes(
     aten.log1p.default,
     aten.special_log1p.default,
-    targets=("coreai",),
-    why="Core AI takes log(1 + x), without the digits of small x, and x for (1 + x) - 1, which log1p above needs",
+    targets=("coreai", "tvm"),
+    why="both take log(1 + x), without the digits of small x, and Core AI x for (1 + x) - 1, which log1p above needs",
 )
 def log1p_by_series(x: Tensor) -> Tensor:
     """Return log(1 + x), below 1/2 as 2 artanh(s) with s = x / (2 + x): 2 s (1 + s^2/3 + s^4/5 + ...)."""
@@ -70,7 +70,7 @@ def log1p_by_series(x: Tensor) -> Tensor:
 @decomposes(
     aten.expm1.default,
     aten.special_expm1.default,
-    targets=("coreml", "coreai", "onnx"),
+    targets=("coreml", "coreai", "onnx", "tvm"),
     why="the converters take exp(x) - 1, without the digits of small x",
 )
 def expm1(x: Tensor) -> Tensor:
@@ -80,6 +80,53 @@ def expm1(x: Tensor) -> Tensor:
     near = (x.abs() < 0.5) & (u != 1)
     logarithm = torch.where(near, torch.log(torch.where(near, u, torch.full_like(u, 2.0))), torch.ones_like(u))
     return torch.where(u == 1, x, torch.where(near, (u - 1.0) * (x / logarithm), u - 1.0))
+
+
+_TVMS = "TVM knows the name, and no code for it"
+
+
+@decomposes(aten.sinh.default, targets=("tvm",), why=_TVMS)
+def sinh(x: Tensor) -> Tensor:
+    """Return (e^x - e^-x) / 2, by e^x - 1 = m as (m + m / (m + 1)) / 2; of large x as e^(|x| / 2) squared, halved."""
+    size = _real(x).abs()
+    m = expm1(size.clamp(max=40.0))
+    half = torch.exp(size * 0.5)
+    value = torch.where(size > 20.0, half * 0.5 * half, (m + m / (m + 1.0)) * 0.5)
+    return torch.where(x < 0, -value, value)
+
+
+@decomposes(aten.cosh.default, targets=("tvm",), why=_TVMS)
+def cosh(x: Tensor) -> Tensor:
+    """Return (e^x + e^-x) / 2; e^x as the square of e^(x / 2), which does not overflow before the result does."""
+    half = torch.exp(_real(x).abs() * 0.5)
+    return half * 0.5 * half + 0.5 / (half * half)
+
+
+@decomposes(aten.exp2.default, aten.special_exp2.default, targets=("tvm",), why="TVM's importer does not take it")
+def exp2(x: Tensor) -> Tensor:
+    """Return 2^x = 2^n e^(f log 2) with n the nearest whole number, so that the product loses no digits."""
+    x = _real(x)
+    n = torch.round(x)
+    return torch.pow(torch.full_like(x, 2.0), n) * torch.exp((x - n) * math.log(2))
+
+
+@decomposes(aten.ldexp.Tensor, targets=("tvm",), why="TVM's importer does not take it")
+def ldexp(x: Tensor, exponent: Tensor) -> Tensor:
+    """Return x 2^e."""
+    wanted = torch.result_type(x, torch.result_type(exponent, 1.0))
+    return x.to(wanted) * torch.pow(torch.full_like(exponent, 2.0, dtype=wanted), exponent.to(wanted))
+
+
+@decomposes(aten.atanh.default, targets=("tvm",), why="TVM takes log((1 + x) / (1 - x)), without the digits of small x")
+def atanh(x: Tensor) -> Tensor:
+    """Return log1p(2 x / (1 - x)) / 2, of |x| with its sign; infinite at 1, NaN beyond."""
+    size = _real(x).abs()
+    below = size < 1
+    inside = torch.where(below, size, torch.zeros_like(size))
+    value = 0.5 * log1p_by_series(2.0 * inside / (1.0 - inside))
+    ends = torch.where(size == 1, torch.full_like(size, math.inf), torch.full_like(size, math.nan))
+    value = torch.where(below, value, ends)
+    return torch.where(x < 0, -value, value)
 
 
 @decomposes(aten.asinh.default, targets=("coreml",), why="coremltools 9.0 has no translation that works")

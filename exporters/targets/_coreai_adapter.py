@@ -93,14 +93,14 @@ def convert(program: ExportedProgram, input_names: Sequence[str], output_names: 
         BackendMissing: see `require`.
         Unsupported: an operator that the converter refuses, or an API that is not where it was.
     """
-    from edgesmith.exporters.targets._refusal import refuse
+    from edgesmith.exporters.targets._refusal import decompose, refuse
 
     require()
     with quiet():
         converter_type = _get("coreai_torch.converter", "TorchConverter")
         table = _with_ours(_get("coreai_torch", "get_decomp_table")())
         _label_values(program)
-        decomposed = program.run_decompositions(table)
+        decomposed = decompose(program, table, "Core AI")
 
         class Converter(converter_type):  # type: ignore[misc, valid-type]
             """Notes at each operator, before the converter rewrites the program, which value it computes."""
@@ -127,8 +127,15 @@ def convert(program: ExportedProgram, input_names: Sequence[str], output_names: 
 
 
 def _with_ours(theirs: Mapping[Any, Callable[..., Any]]) -> dict[Any, Callable[..., Any]]:
-    """Return the converter's decompositions and ours, which come first: what theirs make may need ours again."""
+    """Return the converter's decompositions and ours, which come first: what theirs make may need ours again.
+
+    What neither knows, nor the converter, is spelled as for another target.
+    """
+    from torch._C import DispatchKey
+
     from edgesmith.exporters import decompositions
+
+    implicit = DispatchKey.CompositeImplicitAutograd
 
     def either(own: Callable[..., Any], other: Callable[..., Any]) -> Callable[..., Any]:
         def decompose(*args: Any, **kwargs: Any) -> Any:
@@ -140,7 +147,12 @@ def _with_ours(theirs: Mapping[Any, Callable[..., Any]]) -> dict[Any, Callable[.
     table = dict(theirs.items())
     for overload, own in decompositions.for_target(LOWERINGS).items():
         table[overload] = either(own, table[overload]) if overload in table else own
-    return table
+    known = _get("coreai_torch._aten_to_core", "_aten_to_core_resolver")
+
+    def is_taken(one: Any) -> bool:  # also what PyTorch always makes others of
+        return one in table or one.__name__ in known or one.has_kernel_for_dispatch_key(implicit)
+
+    return {**decompositions.for_others(LOWERINGS, is_taken), **table}
 
 
 def save(

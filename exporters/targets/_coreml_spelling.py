@@ -1,4 +1,4 @@
-"""Operators that coremltools has no translation for, in PyTorch's own decompositions, as far as PyTorch has one.
+"""Operators that coremltools has no translation for, as for another target, or in PyTorch's own decompositions.
 
 What is wrong, or has no decomposition that Core ML takes, is in exporters/decompositions instead, which come first.
 """
@@ -13,6 +13,7 @@ import torch
 from torch.export import ExportedProgram, default_decompositions
 
 from edgesmith.exporters import decompositions
+from edgesmith.exporters.targets._refusal import decompose
 
 _ROUNDS = 4
 """What a decomposition makes may have to be spelled out again; this is deeper than any of PyTorch's."""
@@ -27,12 +28,13 @@ def spell_out(program: ExportedProgram, target: str) -> ExportedProgram:
         target: the name under which our decompositions hold.
     """
     ours = decompositions.for_target(target)
+    others = decompositions.for_others(target, lambda one: not _is_lacking(one))
     for _ in range(_ROUNDS):
         met = {node.target for node in program.graph.nodes if node.op == "call_function"}
-        lacking = {one: own for one in met if _is_lacking(one) and (own := _torchs_own().get(one)) is not None}
+        lacking = {one: own for one in met if _is_lacking(one) and (own := others.get(one) or _torchs_own().get(one))}
         if not lacking:
             break
-        program = program.run_decompositions({**lacking, **ours})
+        program = decompose(program, {**lacking, **ours}, "Core ML")
     return program
 
 

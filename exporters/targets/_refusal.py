@@ -8,12 +8,13 @@ the text itself reaches the user; --debug shows it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
 import torch
+from torch.export import ExportedProgram
 from torch.fx import Node
 
 from edgesmith.errors import EdgesmithError, Unsupported
@@ -39,6 +40,24 @@ def refuse(error: BaseException, nodes: Iterable[Node], format_name: str, symbol
             " export a part of it to find out, or choose another target. --debug shows the trace"
         )
     return Unsupported(f"{format_name} cannot express this model: it does not take {describe(node)}; {WAY_OUT}")
+
+
+def decompose(program: ExportedProgram, table: Mapping[Any, Callable[..., Any]], format_name: str) -> ExportedProgram:
+    """Return a program with operators spelled in others, and a spelling's own refusal without torch's additions.
+
+    Args:
+        table: the spellings by operator.
+        format_name: such as `Core ML`.
+
+    Raises:
+        Unsupported: a spelling refuses, or fails.
+    """
+    try:
+        return program.run_decompositions(dict(table))
+    except EdgesmithError as error:  # torch.fx has added what it was executing
+        raise Unsupported(str(error).partition("\n")[0]) from None
+    except Exception as error:  # a guard on a size that is not known, TypeError, RuntimeError alike
+        raise refuse(error, program.graph.nodes, format_name) from error
 
 
 def describe(node: Node) -> str:

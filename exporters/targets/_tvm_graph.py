@@ -14,10 +14,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from edgesmith.errors import Unsupported
+from edgesmith.errors import EdgesmithError, Unsupported
 from edgesmith.exporters.targets import _tvm_integers, _tvm_kernels
 from edgesmith.exporters.targets._quiet import quiet
-from edgesmith.exporters.targets._refusal import refuse
+from edgesmith.exporters.targets._refusal import decompose, refuse
 from edgesmith.exporters.targets._tvm_arrange import operator
 from edgesmith.exporters.targets._tvm_plan import BYTES, Call, Listing, Value
 from edgesmith.exporters.targets._tvm_processor import Processor
@@ -62,11 +62,14 @@ def lower(program: Program, lowerings: str, processor: Processor) -> Lowered:
         Unsupported: an operator that TVM's importer does not take, or a shape that is not known ahead.
     """
     with quiet():
-        chosen = _tvm_kernels.choose(imported(program, lowerings, processor), processor)
-        covered, macs = _account(chosen)
+        ready = imported(program, lowerings, processor)
         try:
+            chosen = _tvm_kernels.choose(ready, processor)
+            covered, macs = _account(chosen)
             module = fused(chosen.module, processor)
-        except Exception as error:  # TVMError, InternalError, ValueError, RuntimeError alike
+        except EdgesmithError:
+            raise
+        except Exception as error:  # TVMError, InternalError, ValueError, TypeError, RuntimeError alike
             raise refuse(error, program.module.graph.nodes, "TVM") from error
         listing, functions = listed(module)
     integer_macs = sum(one.macs for one in _kernels(chosen) if one.is_integer)
@@ -105,7 +108,7 @@ def imported(program: Program, lowerings: str, processor: Processor) -> Any:
     if _tvm_integers.has_rounding(program):
         program = _tvm_integers.with_float_weights(program)
     ready = exported(program, lowerings)
-    ready = ready.run_decompositions(_tvm_translations.decompositions(lowerings))
+    ready = decompose(ready, _tvm_translations.decompositions(lowerings), "TVM")
     _refuse_unknown(ready, lowerings)
     try:
         module = from_exported_program(

@@ -34,19 +34,12 @@ def decompositions(lowerings: str) -> dict[Any, Callable[..., Any]]:
         packet, overload = name.split(".")
         table.pop(getattr(getattr(torch.ops.aten, packet), overload), None)
     known = {*ExportedProgramImporter().convert_map, *translations(lowerings)}
-    others = {
-        one.overload: one.function
-        for one in ours.all_decompositions()
-        if one.overload not in table and one.overload.__name__ not in known
+    others = ours.for_others(lowerings, lambda one: one in table or one.__name__ in known)
+    own = {
+        overload: _first(function, table[overload]) if overload in table else function
+        for overload, function in ours.for_target(lowerings).items()
     }
-    return (
-        others
-        | table
-        | {
-            overload: _first(function, table[overload]) if overload in table else function
-            for overload, function in ours.for_target(lowerings).items()
-        }
-    )
+    return {**others, **table, **own}
 
 
 def _first(ours: Callable[..., Any], general: Callable[..., Any]) -> Callable[..., Any]:
