@@ -89,9 +89,8 @@ def _of_either(x: Tensor, y: Tensor | int, of_truth_values: Combine, of_whole_nu
 
 def _common(x: Tensor, y: Tensor | int) -> Tensor:
     """Return the bits that both have."""
-    if isinstance(y, int):
+    if not isinstance(y, Tensor):
         return x - _taken(x, ~y) if y < 0 else _taken(x, y)
-    x, y = torch.broadcast_tensors(x, y)
     bits = range(_SIGN)
     both = (_bits(x, bits) * _bits(y, bits) * _powers(x, bits)).sum(-1).to(x.dtype)
     return torch.where((x < 0) & (y < 0), both - 2**30 - 2**30, both)

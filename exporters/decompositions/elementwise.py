@@ -354,10 +354,10 @@ def div_of_whole_numbers(x: Tensor, divisor: Tensor | float, *, rounding_mode: s
     targets=("onnx", "coreml", "tvm"),
     why="no translation takes a number that is divided",
 )
-def floor_divide_of_number(x: Tensor | float, divisor: Tensor) -> Tensor:
-    """Return the floor of a number by a tensor."""
+def floor_divide_of_number(x: Tensor | float, divisor: Tensor | float) -> Tensor:
+    """Return the floor of a number by a tensor, or of a tensor by a number."""
     if isinstance(x, Tensor):
-        return LEAVE
+        return LEAVE if isinstance(divisor, Tensor) else torch.div(x, divisor, rounding_mode="floor")
     wanted = torch.result_type(x, divisor)
     return torch.floor_divide(torch.full_like(divisor, x, dtype=wanted), divisor.to(wanted))
 
@@ -399,3 +399,25 @@ def clamp_min(x: Tensor, least: float) -> Tensor:
 def clamp_max(x: Tensor, most: float) -> Tensor:
     """Return the smaller one of each number and a bound."""
     return torch.clamp(x, max=most)
+
+
+@decomposes(aten.relu.default, targets=("coreml",), why="Core ML's relu takes floats only")
+def relu(x: Tensor) -> Tensor:
+    """Return whole numbers, 0 for those below."""
+    return LEAVE if x.is_floating_point() else torch.clamp(x, min=0)
+
+
+@decomposes(aten.addcmul.default, targets=("coreml",), why="our own translation takes floats only")
+def addcmul(x: Tensor, a: Tensor, b: Tensor, value: float = 1) -> Tensor:
+    """Return x + value a b of whole numbers."""
+    return LEAVE if x.is_floating_point() else x + a * b * value
+
+
+@decomposes(aten.pow.Scalar, targets=("tvm",), why="TVM's powers of whole numbers do not compile")
+def power_of_number(base: float, exponent: Tensor) -> Tensor:
+    """Return base^e of a whole number and whole exponents, in float64, which is exact up to 2^53."""
+    wanted = torch.result_type(base, exponent)
+    if wanted.is_floating_point:
+        return LEAVE
+    powers = torch.pow(torch.full_like(exponent, base, dtype=torch.float64), exponent.to(torch.float64))
+    return torch.round(powers).to(wanted)

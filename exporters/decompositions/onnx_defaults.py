@@ -83,9 +83,7 @@ def nonzero(x: Tensor) -> Tensor:
     """
     if x.dim():
         return NotImplemented
-    raise Unsupported(
-        "ONNX cannot express this model: aten.nonzero of a single number has no places; compare the number with 0"
-    )
+    raise Unsupported("aten.nonzero of a single number has no places; compare the number with 0")
 
 
 @decomposes(aten.isclose.default, targets=("onnx",), why="torch's exporter loses small differences from 0")

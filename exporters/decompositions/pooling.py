@@ -14,10 +14,10 @@ from edgesmith.exporters.decompositions import decomposes
 aten = torch.ops.aten
 
 
-_DIVISOR = "torch's exporter drops divisor_override, as TVM does"
+_DIVISOR = "torch's exporter and TVM drop divisor_override, and coremltools 9.0 refuses it"
 
 
-@decomposes(aten.avg_pool2d.default, targets=("onnx", "tvm"), why=_DIVISOR)
+@decomposes(aten.avg_pool2d.default, targets=("onnx", "tvm", "coreml"), why=_DIVISOR)
 def avg_pool2d(
     x: Tensor,
     kernel_size: Sequence[int],
@@ -34,7 +34,7 @@ def avg_pool2d(
     return _sums(F.avg_pool2d, x, kernel, steps, pads, ceil_mode) / divisor_override
 
 
-@decomposes(aten.avg_pool3d.default, targets=("onnx", "tvm"), why=_DIVISOR)
+@decomposes(aten.avg_pool3d.default, targets=("onnx", "tvm", "coreml"), why=_DIVISOR)
 def avg_pool3d(
     x: Tensor,
     kernel_size: Sequence[int],

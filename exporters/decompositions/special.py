@@ -113,7 +113,7 @@ def exp2(x: Tensor) -> Tensor:
 @decomposes(aten.ldexp.Tensor, targets=("tvm",), why="TVM's importer does not take it")
 def ldexp(x: Tensor, exponent: Tensor) -> Tensor:
     """Return x 2^e."""
-    wanted = torch.result_type(x, torch.result_type(exponent, 1.0))
+    wanted = torch.promote_types(x.dtype, torch.result_type(exponent, 1.0))
     return x.to(wanted) * torch.pow(torch.full_like(exponent, 2.0, dtype=wanted), exponent.to(wanted))
 
 

@@ -20,6 +20,7 @@ from edgesmith.exporters import decompositions
 from edgesmith.exporters.graph.edit import Emitter, arguments, fork, operator_name, operators, site, stand_for, tidy
 from edgesmith.exporters.graph.fast_path import fast_path, warn_of_fast_path
 from edgesmith.exporters.graph.mending import mended, silenced
+from edgesmith.exporters.graph.promotion import with_said_types
 from edgesmith.exporters.graph.refusals import refuse_capture, refuse_running
 from edgesmith.exporters.graph.repeat import random_operator, refuse_unrepeatable
 from edgesmith.exporters.graph.signature import Bound, Results, own, read_results
@@ -198,7 +199,7 @@ def exported(
     _refuse_complex(program)
     inlined = {op.overload: op.reference for op in all_ops().values() if target not in op.lowerings}
     inlined |= decompositions.for_target(target)
-    module = _with_own_forms(program.module, target)
+    module = with_said_types(_with_own_forms(program.module, target))
     is_inlined = any(node.target in inlined for node in module.graph.nodes)
     with torch.no_grad(), _without_torchs_own_warnings():
         try:

@@ -53,11 +53,12 @@ def decompose(program: ExportedProgram, table: Mapping[Any, Callable[..., Any]],
         Unsupported: a spelling refuses, or fails.
     """
     try:
-        return program.run_decompositions(dict(table))
+        made: ExportedProgram = program.run_decompositions(dict(table))
     except EdgesmithError as error:  # torch.fx has added what it was executing
         raise Unsupported(str(error).partition("\n")[0]) from None
     except Exception as error:  # a guard on a size that is not known, TypeError, RuntimeError alike
         raise refuse(error, program.graph.nodes, format_name) from error
+    return made
 
 
 def describe(node: Node) -> str:
