@@ -261,3 +261,14 @@ def vander(x: Tensor, *, N: int | None = None) -> Tensor:  # noqa: N803  # PyTor
 def to_single(x: Tensor, shape: Sequence[int]) -> Tensor:
     """Return the one number of x as a tensor without axes."""
     return LEAVE if shape or not x.dim() else x.squeeze(tuple(range(x.dim())))
+
+
+@decomposes(
+    *(aten.split.Tensor, aten.unsafe_split.Tensor, aten.split_with_sizes.default, aten.unsafe_split_with_sizes.default),
+    targets=("tvm",),
+    why="TVM's parts are no tuple where there is one",
+)
+def split(x: Tensor, sizes: int | Sequence[int], dim: int = 0) -> list[Tensor]:
+    """Return the one part that is all of a tensor."""
+    is_whole = sizes >= x.shape[dim] if isinstance(sizes, int) else len(sizes) == 1
+    return [x.clone()] if is_whole else LEAVE

@@ -10,7 +10,11 @@ from edgesmith.exporters.decompositions import decomposes
 aten = torch.ops.aten
 
 
-@decomposes(aten._native_batch_norm_legit.no_stats, targets=("coreai",), why="coreai-torch has running statistics only")
+@decomposes(
+    aten._native_batch_norm_legit.no_stats,
+    targets=("coreai", "tvm"),
+    why="coreai-torch has running statistics only, and TVM takes the mean of squares less the square of the mean",
+)
 def batch_norm_of_batch(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, training: bool, momentum: float, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -194,6 +194,8 @@ for _axes, _alone, _indexed in _APART:
     _why = "Core AI returns an index of 0 everywhere, and has no pool of volumes or of one map"
     decomposes(_alone.default, targets=("coreai",), why=_why)(_of_core_ai.alone)
     decomposes(_indexed.default, targets=("coreai",), why=_why)(_of_core_ai.with_indices)
+    _of_tvm = _Pools(_axes, _alone.default, _with_a_batch)
+    decomposes(_indexed.default, targets=("tvm",), why="TVM returns an index of 0 everywhere")(_of_tvm.with_indices)
 
 
 _ADAPTIVE = (aten.adaptive_max_pool1d.default, aten.adaptive_max_pool2d.default, aten.adaptive_max_pool3d.default)

@@ -145,6 +145,24 @@ upsample_bicubic2d_aa = decomposes(aten._upsample_bicubic2d_aa.vec, targets=_ALL
 
 @decomposes(
     *(aten.upsample_bilinear2d.vec, aten.upsample_linear1d.vec),
+    targets=("tvm",),
+    why="TVM takes the quotient of the sizes for the factor",
+)
+def upsample_linear_by_factors(
+    x: Tensor, size: Sequence[int] | None, by_corners: bool, factors: Sequence[float] | None
+) -> Tensor:
+    """Return a map resized between its numbers, by factors that are not the quotients of its sizes."""
+    if factors is None or by_corners:
+        return LEAVE
+    sizes = _sizes(x, size, factors)
+    quotients = [_scale(before, after, None) for before, after in zip(x.shape[2:], sizes, strict=True)]
+    if quotients == [_scale(0, 1, factor) for factor in factors]:
+        return LEAVE
+    return _resized(x, sizes, by_corners, factors, _linear)
+
+
+@decomposes(
+    *(aten.upsample_bilinear2d.vec, aten.upsample_linear1d.vec),
     targets=("coreai",),
     why="Core AI's runtime ends the process for an axis of one position, before or after",
 )
