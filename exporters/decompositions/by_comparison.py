@@ -65,6 +65,8 @@ def topk(x: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = 
 @decomposes(aten.sort.default, targets=("tvm",), why=_CALLS)
 def sort(x: Tensor, dim: int = -1, descending: bool = False) -> tuple[Tensor, Tensor]:
     """Return the numbers of an axis in order, and their places."""
+    if not x.dim():
+        return x.clone(), torch.zeros_like(x, dtype=torch.int64)
     return LEAVE if _is_large(x, dim) else _sorted(x, x.shape[dim], dim, descending)
 
 
@@ -76,11 +78,22 @@ def sort_stable(
     return LEAVE if _is_large(x, dim) else _sorted(x, x.shape[dim], dim, descending)
 
 
-@decomposes(*(aten.argsort.default, aten.msort.default), targets=("tvm",), why=_CALLS)
-def argsort(x: Tensor, dim: int | None = None, descending: bool = False) -> Tensor:
-    """Return the places of the numbers of an axis in order; without an axis, the numbers along the first."""
-    along = 0 if dim is None else dim
-    return LEAVE if _is_large(x, along) else _sorted(x, x.shape[along], along, descending)[dim is not None]
+@decomposes(aten.argsort.default, targets=("tvm",), why=_CALLS)
+def argsort(x: Tensor, dim: int = -1, descending: bool = False) -> Tensor:
+    """Return the places of the numbers of an axis in order."""
+    return torch.zeros_like(x, dtype=torch.int64) if not x.dim() else sort(x, dim, descending)[1]
+
+
+@decomposes(aten.argsort.stable, targets=("tvm",), why=_CALLS)
+def argsort_stable(x: Tensor, *, stable: bool, dim: int = -1, descending: bool = False) -> Tensor:
+    """Return the places of the numbers of an axis in order, equal ones as they were."""
+    return argsort(x, dim, descending)
+
+
+@decomposes(aten.msort.default, targets=("tvm",), why=_CALLS)
+def msort(x: Tensor) -> Tensor:
+    """Return the numbers of the first axis in order."""
+    return x.clone() if not x.dim() else sort(x, 0)[0]
 
 
 @decomposes(aten.kthvalue.default, targets=("tvm",), why=_CALLS)

@@ -137,3 +137,32 @@ def instance_norm(  # noqa: PLR0913 - the operator's own arguments
     if use_input_stats or mean is None or variance is None:
         return LEAVE
     return torch.batch_norm(x, weight, bias, mean, variance, False, momentum, eps, cudnn_enabled)
+
+
+_ALONE = "TVM's importer returns the norm alone, without its mean and factor"
+
+
+@decomposes(aten.native_layer_norm.default, targets=("tvm",), why=_ALONE)
+def native_layer_norm(
+    x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a layer norm, the means, and the factors 1 / sqrt(var + eps)."""
+    axes = list(range(x.dim() - len(normalized_shape), x.dim()))
+    mean, scale = _statistics(x, axes, eps)
+    return torch.nn.functional.layer_norm(x, list(normalized_shape), weight, bias, eps), mean, scale
+
+
+@decomposes(aten.native_group_norm.default, targets=("tvm",), why=_ALONE)
+def native_group_norm(  # noqa: PLR0913 - the operator's own arguments
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, N: int, C: int, HxW: int, group: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a group norm, and the means and the factors 1 / sqrt(var + eps) of groups, [N, group]."""
+    mean, scale = _statistics(x.reshape([N, group, -1]), [2], eps)
+    y = torch.nn.functional.group_norm(x, group, weight, bias, eps)
+    return y, mean.reshape([N, group]), scale.reshape([N, group])
+
+
+def _statistics(x: Tensor, axes: Sequence[int], eps: float) -> tuple[Tensor, Tensor]:
+    mean = x.mean(axes, keepdim=True)
+    centred = x - mean
+    return mean, torch.rsqrt((centred * centred).mean(axes, keepdim=True) + eps)

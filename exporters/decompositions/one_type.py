@@ -142,12 +142,13 @@ def clamp(x: Tensor, least: float | None = None, most: float | None = None) -> T
     return x if most is None else torch.minimum(x, torch.full_like(x, most))
 
 
-@decomposes(aten.cat.default, targets=_TARGETS, why="TVM joins tensors of one type only")
+@decomposes(aten.cat.default, targets=_TARGETS, why="TVM joins tensors of one type only, and none without numbers")
 def cat(tensors: list[Tensor], dim: int = 0) -> Tensor:
-    """Return tensors one after the other, in the type that holds all."""
+    """Return tensors one after the other, in the type that holds all; those without numbers are left out."""
     wanted = tensors[0].dtype
     for one in tensors:
         wanted = torch.promote_types(wanted, one.dtype)
-    if all(one.dtype == wanted for one in tensors):
+    kept = [one for one in tensors if one.numel()]
+    if not kept or (len(kept) == len(tensors) and all(one.dtype == wanted for one in tensors)):
         return LEAVE
-    return torch.cat([one.to(wanted) for one in tensors], dim)
+    return torch.cat([one.to(wanted) for one in kept], dim) if kept[1:] else kept[0].to(wanted, copy=True)

@@ -129,8 +129,19 @@ def _refuse_unknown(program: ExportedProgram, lowerings: str) -> None:
 
     known = {*ExportedProgramImporter().convert_map, *_tvm_translations.translations(lowerings)}
     for node in program.graph.nodes:
+        if (made := node.meta.get("val")) is not None and _is_empty(made) and node.op != "output":
+            raise Unsupported(
+                f"TVM cannot express this model: {node.name} has no numbers, {list(made.shape)}, and TVM no tensors"
+                " without any; leave it out of the model, or choose another target"
+            )
         if node.op == "call_function" and node.target.__name__ not in known:
             raise Unsupported(f"TVM cannot express this model: it does not take {describe(node)}; {WAY_OUT}")
+
+
+def _is_empty(value: Any) -> bool:
+    import torch
+
+    return isinstance(value, torch.Tensor) and 0 in value.shape
 
 
 def fused(module: Any, processor: Processor) -> Any:
@@ -333,5 +344,11 @@ def listed(module: Any) -> tuple[Listing, dict[str, Any]]:
     for variable, value in bindings(module):
         lister.bind(variable, value)
     outputs = tuple(lister.values[name] for name in lister.names(main.body.body))
+    for one in (*inputs, *outputs):
+        if one.dtype == "float16":
+            raise Unsupported(
+                "target tvm has no inputs and outputs of half precision, as C has none; give and return float32, or"
+                " choose another target"
+            )
     listing = Listing(inputs, outputs, tuple(lister.calls), lister.values, lister.parameters, lister.aliases)
     return listing, lister.symbols
