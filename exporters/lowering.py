@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgesmith.errors import Unsupported
 from edgesmith.exporters.artifact import remove
 from edgesmith.exporters.judge import Judge
 from edgesmith.exporters.options import ExportOptions
@@ -66,11 +67,22 @@ class Lowering:
                 return file
             remove(self._path)
         self.request = replace(self.request, keep_fp32=kept)
-        self._target.lower(typed.program, self._path, self.request)
+        self._lower(typed)
         file = self._target.open(self._path)
         file.check()
         self._last = typed, file
         return file
+
+    def _lower(self, typed: Typed) -> None:
+        from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+        try:
+            self._target.lower(typed.program, self._path, self.request)
+        except GuardOnDataDependentSymNode as error:
+            raise Unsupported(
+                f"a size or an index of this model depends on the values of tensors, which target {self._target.name}"
+                " cannot express; take a fixed size and mask what is beyond it, or choose another target"
+            ) from error
 
     def task(self, judge: Judge) -> TypingTask:
         """Return what the product's program is typed for."""

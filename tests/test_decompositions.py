@@ -155,6 +155,40 @@ GROUPS = {
         (_drawn(1, 3, 8, 6),),
         EVERYWHERE,
     ),
+    "arranged": Group(
+        {
+            "permuted_from_the_end": lambda x: x.permute(-1, 0, 1),
+            "places_in_order": lambda x: x.argsort(),
+            "taken_in_order": lambda x: x.take_along_dim(x.argsort(-1), -1),
+            "one_part": lambda x: torch.split(x, [8], 1)[0],
+            "narrow_copy": lambda x: torch.narrow_copy(x, 1, 2, 2),
+            "masked_scatter": lambda x: x.masked_scatter(x > 0, x * 2),
+            "joined_to_nothing": lambda x: torch.cat([x[:, :0], x], 1),
+            "places_of_windows": lambda x: F.max_pool1d(x, 3, 2, dilation=2, return_indices=True)[1],
+            "resized_by_factor": lambda x: F.interpolate(x, scale_factor=1.6, mode="linear"),
+            "angle": torch.angle,
+            "mean_of_one": lambda x: x.sum().mean(0),
+            "conv_without_batch": lambda x: F.conv1d(x[0], torch.ones(3, 8, 3)),
+            "pool_without_batch": lambda x: F.adaptive_avg_pool1d(x[0], 5),
+        },
+        (_drawn(2, 8, 6),),
+        EVERYWHERE,
+    ),
+    "norms_of_what_is_far_from_zero": Group(
+        {
+            "group_norm": lambda x: F.group_norm(x, 3),
+            "group_norm_of_each": lambda x: F.group_norm(x, 6),
+            "instance_norm": F.instance_norm,
+            "layer_norm_of_two_axes": lambda x: F.layer_norm(x, (5, 7)),
+            "batch_norm_of_the_batch": lambda x: F.batch_norm(x, None, None, training=True),
+            "statistics": lambda x: torch.native_layer_norm(x, [7], None, None, 1e-5)[1:],
+        },
+        (_drawn(2, 6, 5, 7) + 30.0,),
+        ("onnx", "tvm"),
+    ),
+    "norms_of_constants": Group(
+        {"group_norm_of_constants": lambda x: F.group_norm(x * 0 + 2.7, 2)}, (_drawn(2, 6, 5, 7),), ("tvm",)
+    ),
     "bits": Group(
         {
             "and_tensors": torch.bitwise_and,

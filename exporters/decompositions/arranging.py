@@ -274,3 +274,24 @@ def split(x: Tensor, sizes: int | Sequence[int], dim: int = 0) -> list[Tensor]:
     """Return the one part that is all of a tensor."""
     is_whole = sizes >= x.shape[dim] if isinstance(sizes, int) else len(sizes) == 1
     return [x.clone()] if is_whole else LEAVE
+
+
+@decomposes(aten.permute.default, targets=("tvm",), why="TVM's layouts name no axis that is counted from the end")
+def permute(x: Tensor, dims: Sequence[int]) -> Tensor:
+    """Return x with its axes in another order, each counted from the front."""
+    return torch.permute(x, [axis % x.dim() for axis in dims]) if any(axis < 0 for axis in dims) else LEAVE
+
+
+@decomposes(aten.narrow_copy.default, targets=("tvm", "coreml", "coreai"), why="no converter but ONNX's has it")
+def narrow_copy(x: Tensor, dim: int, start: int, length: int) -> Tensor:
+    """Return a piece of an axis."""
+    return x.narrow(dim, start, length).clone()
+
+
+@decomposes(aten.masked_scatter.default, targets=("tvm", "coreml"), why="neither has a translation")
+def masked_scatter(x: Tensor, mask: Tensor, source: Tensor) -> Tensor:
+    """Return x with the numbers of a source, one after the other, where the mask is set."""
+    mask, x = torch.broadcast_tensors(mask, x)  # type: ignore[no-untyped-call]  # torch declares no types
+    place = torch.cumsum(mask.reshape([-1]).to(torch.int64), 0) - 1
+    taken = source.reshape([-1])[place.clamp(min=0, max=source.numel() - 1)].reshape(x.shape)
+    return torch.where(mask, taken, x)

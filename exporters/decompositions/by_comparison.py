@@ -114,13 +114,17 @@ def median(x: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]:
 @decomposes(aten.max.dim, targets=("tvm",), why=_CALLS)
 def max_along(x: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]:
     """Return the largest number along an axis, and its place."""
-    return LEAVE if not x.dim() else (torch.amax(x, [dim], keepdim), torch.argmax(x, dim, keepdim))
+    if not x.dim():
+        return x.clone(), torch.zeros_like(x, dtype=torch.int64)
+    return torch.amax(x, [dim], keepdim), torch.argmax(x, dim, keepdim)
 
 
 @decomposes(aten.min.dim, targets=("tvm",), why="TVM's importer has none")
 def min_along(x: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]:
     """Return the smallest number along an axis, and its place."""
-    return LEAVE if not x.dim() else (torch.amin(x, [dim], keepdim), torch.argmin(x, dim, keepdim))
+    if not x.dim():
+        return x.clone(), torch.zeros_like(x, dtype=torch.int64)
+    return torch.amin(x, [dim], keepdim), torch.argmin(x, dim, keepdim)
 
 
 def _running(x: Tensor, dim: int, reduce: Callable[..., Tensor], neutral: float) -> tuple[Tensor, Tensor]:

@@ -357,7 +357,8 @@ def div_of_whole_numbers(x: Tensor, divisor: Tensor | float, *, rounding_mode: s
 def floor_divide_of_number(x: Tensor | float, divisor: Tensor | float) -> Tensor:
     """Return the floor of a number by a tensor, or of a tensor by a number."""
     if isinstance(x, Tensor):
-        return LEAVE if isinstance(divisor, Tensor) else torch.div(x, divisor, rounding_mode="floor")
+        is_left = isinstance(divisor, Tensor) or not x.is_floating_point()
+        return LEAVE if is_left else torch.div(x, divisor, rounding_mode="floor")
     wanted = torch.result_type(x, divisor)
     return torch.floor_divide(torch.full_like(divisor, x, dtype=wanted), divisor.to(wanted))
 

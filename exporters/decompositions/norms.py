@@ -153,13 +153,13 @@ def native_layer_norm(
 
 
 @decomposes(aten.native_group_norm.default, targets=("tvm",), why=_ALONE)
-def native_group_norm(  # noqa: PLR0913 - the operator's own arguments
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, N: int, C: int, HxW: int, group: int, eps: float
+def native_group_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, batch: int, channels: int, size: int, groups: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return a group norm, and the means and the factors 1 / sqrt(var + eps) of groups, [N, group]."""
-    mean, scale = _statistics(x.reshape([N, group, -1]), [2], eps)
-    y = torch.nn.functional.group_norm(x, group, weight, bias, eps)
-    return y, mean.reshape([N, group]), scale.reshape([N, group])
+    """Return a group norm, and the means and the factors 1 / sqrt(var + eps) of groups, [batch, groups]."""
+    mean, scale = _statistics(x.reshape([batch, groups, -1]), [2], eps)
+    y = torch.nn.functional.group_norm(x, groups, weight, bias, eps)
+    return y, mean.reshape([batch, groups]), scale.reshape([batch, groups])
 
 
 def _statistics(x: Tensor, axes: Sequence[int], eps: float) -> tuple[Tensor, Tensor]:

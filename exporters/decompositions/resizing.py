@@ -143,6 +143,7 @@ upsample_bicubic2d_aa = decomposes(aten._upsample_bicubic2d_aa.vec, targets=_ALL
 )
 
 
+@decomposes(aten.upsample_linear1d.vec, targets=("coreml",), why="coremltools 9.0 takes whole factors only")
 @decomposes(
     *(aten.upsample_bilinear2d.vec, aten.upsample_linear1d.vec),
     targets=("tvm",),

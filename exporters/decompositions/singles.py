@@ -25,7 +25,7 @@ def mean(x: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
     return LEAVE if x.dim() else x.to(dtype or x.dtype)
 
 
-@decomposes(aten.mean.dim, aten.logsumexp.default, targets=("coreml", "coreai"), why=_ENDS)
+@decomposes(aten.mean.dim, aten.logsumexp.default, targets=("coreml", "coreai", "tvm"), why=_ENDS)
 def mean_over(
     x: Tensor, dim: Sequence[int] | None, keepdim: bool = False, *, dtype: torch.dtype | None = None
 ) -> Tensor:
@@ -47,3 +47,13 @@ def vector_norm(
         return LEAVE
     x = x.to(dtype or x.dtype)
     return (x != 0).to(x.dtype) if order == 0 else x.abs()
+
+
+@decomposes(aten.sum.dim_IntList, targets=("tvm",), why="TVM reduces no tensor without axes")
+def sum_over(
+    x: Tensor, dim: Sequence[int] | None, keepdim: bool = False, *, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Return the sum of one number."""
+    if x.dim():
+        return LEAVE
+    return x.to(dtype or (x.dtype if x.is_floating_point() else torch.int64), copy=True)

@@ -1,6 +1,7 @@
 """The rewrites, in their order, and running them.
 
     drop_aliases        a second name of an operator -> its first
+    give_batch          a layer of one example without a batch -> of a batch of one
     find_memory         irfft(rfft(u) * H) -> a linear recurrence
     drop_copies         a copy of x -> x
     find_mean           sum(x) / number of x -> mean(x)
@@ -94,6 +95,7 @@ from edgesmith.exporters.rewrites.fold_residual import fold_residual
 from edgesmith.exporters.rewrites.fuse import fuse
 from edgesmith.exporters.rewrites.fuse_attention import fuse_attention
 from edgesmith.exporters.rewrites.fuse_channel_norm import find_layer_norm, fuse_channel_norm
+from edgesmith.exporters.rewrites.give_batch import give_batch
 from edgesmith.exporters.rewrites.keep_maps import keep_maps
 from edgesmith.exporters.rewrites.lift_flatten import lift_flatten
 from edgesmith.exporters.rewrites.merge_linears import merge_linears
@@ -118,6 +120,7 @@ SIMPLE = "fold_batchnorm"
 
 ORDER: tuple[Rewrite, ...] = (
     drop_aliases,
+    give_batch,
     find_memory,
     drop_copies,
     find_mean,
