@@ -189,6 +189,24 @@ GROUPS = {
     "norms_of_constants": Group(
         {"group_norm_of_constants": lambda x: F.group_norm(x * 0 + 2.7, 2)}, (_drawn(2, 6, 5, 7),), ("tvm",)
     ),
+    "of_whole_numbers": Group(
+        {
+            **{name: getattr(torch, name) for name in ("reciprocal", "sqrt", "rsqrt", "exp", "log", "sin", "sigmoid")},
+            "whole_power": lambda i: i**0.5,
+            "power_of_two": lambda i: 2**i,
+            "power_of_half": lambda i: 0.5**i,
+            "mean_in_float": lambda i: i.mean(1, dtype=torch.float32),
+            "softmax_in_float": lambda i: i.softmax(1, dtype=torch.float32),
+            "sum_in_float": lambda i: (i > 3).sum(1, dtype=torch.float32),
+            "rounded_whole": lambda i: i.floor() + i.ceil() + i.round() + i.trunc(),
+            "floor_by_fraction": lambda i: i // 2.5,
+            "rest_of_fraction": lambda i: i % 2.5,
+            "angle_of_two": lambda i: torch.atan2(i, i.flip(1)),
+            "truth_times_fraction": lambda i: (i > 3) * 0.25,
+        },
+        (torch.arange(1, 13).reshape(2, 6),),
+        EVERYWHERE,
+    ),
     "bits": Group(
         {
             "and_tensors": torch.bitwise_and,

@@ -350,15 +350,19 @@ def div_of_whole_numbers(x: Tensor, divisor: Tensor | float, *, rounding_mode: s
 
 
 @decomposes(
-    aten.floor_divide.default,
+    *(aten.floor_divide.default, aten.floor_divide.Scalar),
     targets=("onnx", "coreml", "tvm"),
-    why="no translation takes a number that is divided",
+    why="no translation takes a number that is divided, nor ONNX's one that divides",
 )
 def floor_divide_of_number(x: Tensor | float, divisor: Tensor | float) -> Tensor:
     """Return the floor of a number by a tensor, or of a tensor by a number."""
     if isinstance(x, Tensor):
-        is_left = isinstance(divisor, Tensor) or not x.is_floating_point()
-        return LEAVE if is_left else torch.div(x, divisor, rounding_mode="floor")
+        if isinstance(divisor, Tensor):
+            return LEAVE
+        if torch.result_type(x, divisor).is_floating_point:
+            return torch.div(x, divisor, rounding_mode="floor")
+        return torch.floor_divide(x, torch.full_like(x, divisor))
+    assert isinstance(divisor, Tensor)  # one of them is
     wanted = torch.result_type(x, divisor)
     return torch.floor_divide(torch.full_like(divisor, x, dtype=wanted), divisor.to(wanted))
 

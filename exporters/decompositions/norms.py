@@ -162,7 +162,7 @@ def native_group_norm(
     return y, mean.reshape([batch, groups]), scale.reshape([batch, groups])
 
 
-def _statistics(x: Tensor, axes: Sequence[int], eps: float) -> tuple[Tensor, Tensor]:
+def _statistics(x: Tensor, axes: list[int], eps: float) -> tuple[Tensor, Tensor]:
     mean = x.mean(axes, keepdim=True)
     centred = x - mean
     return mean, torch.rsqrt((centred * centred).mean(axes, keepdim=True) + eps)
