@@ -359,9 +359,10 @@ def floor_divide_of_number(x: Tensor | float, divisor: Tensor | float) -> Tensor
     if isinstance(x, Tensor):
         if isinstance(divisor, Tensor):
             return LEAVE
-        if torch.result_type(x, divisor).is_floating_point:
+        wanted = torch.result_type(x, divisor)
+        if wanted.is_floating_point:
             return torch.div(x, divisor, rounding_mode="floor")
-        return torch.floor_divide(x, torch.full_like(x, divisor))
+        return torch.floor_divide(x.to(wanted), torch.full_like(x, divisor, dtype=wanted))
     assert isinstance(divisor, Tensor)  # one of them is
     wanted = torch.result_type(x, divisor)
     return torch.floor_divide(torch.full_like(divisor, x, dtype=wanted), divisor.to(wanted))

@@ -1,11 +1,12 @@
 """Types that PyTorch gives the operands of an operator unsaid, said: converters give the result the first one's type.
 
     sqrt(i), i * x, i / 2        floats of whole numbers: operands in the type of the result
+    b * 3, b ** 2                whole numbers of truth values: likewise
     i < 0.5, x == i              comparisons: both in the type that PyTorch promotes them to
     mean(i, dtype=float32)       reductions in another type: of numbers in that type
     floor(i)                     i
 
-i is a tensor of whole numbers or truth values, x one of floats. PyTorch's rules are those of `torch.result_type`.
+i is a tensor of whole numbers or truth values, b one of truth values, x one of floats. PyTorch's rules are those of `torch.result_type`.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def _is_whole_already(node: Node) -> bool:
 
 
 def _computed_in(node: Node) -> torch.dtype | None:
-    """Return the type that an operator computes in, where an operand is of another kind."""
+    """Return the type that an operator computes in, where an operand is of a simpler kind."""
     if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
         return None
     name, result = operator_name(node), node.meta.get("val")
@@ -61,11 +62,19 @@ def _computed_in(node: Node) -> torch.dtype | None:
     if name in _COMPARISONS:
         first, second = node.args
         kind = torch.result_type(_value(first), _value(second))
-    elif (name in _REDUCTIONS or torch.Tag.pointwise in node.target.tags) and result.dtype.is_floating_point:
+    elif name in _REDUCTIONS and result.dtype.is_floating_point:
         kind = result.dtype
-    if kind is None or not kind.is_floating_point:
+    elif torch.Tag.pointwise in node.target.tags and not result.dtype.is_complex:
+        kind = result.dtype
+    if kind is None or kind == torch.bool:
         return None
-    return kind if any(not one.meta["val"].dtype.is_floating_point for one in _operands(node)) else None
+    return kind if any(_is_simpler(one, kind) for one in _operands(node)) else None
+
+
+def _is_simpler(operand: Node, kind: torch.dtype) -> bool:
+    """Return whether an operand is of truth values or whole numbers, and a type is of whole numbers or floats."""
+    own: torch.dtype = operand.meta["val"].dtype
+    return own == torch.bool if not kind.is_floating_point else not own.is_floating_point and not own.is_complex
 
 
 def _value(argument: object) -> torch.Tensor | float:
@@ -87,7 +96,7 @@ def _operands(node: Node) -> list[Node]:
 def _convert(emit: Emitter, node: Node, kind: torch.dtype) -> None:
     emit.source = node
     for one in dict.fromkeys(_operands(node)):
-        if one.meta["val"].dtype.is_floating_point:
+        if not _is_simpler(one, kind):
             continue
         converted = emit(aten._to_copy.default, one, dtype=kind)
         condition = _CONDITIONS.get(operator_name(node))
