@@ -6,7 +6,8 @@
     mean(i, dtype=float32)       reductions in another type: of numbers in that type
     floor(i)                     i
 
-i is a tensor of whole numbers or truth values, b one of truth values, x one of floats. PyTorch's rules are those of `torch.result_type`.
+i is a tensor of whole numbers or truth values, b one of truth values, x one of floats. PyTorch's rules are those of
+`torch.result_type`.
 """
 
 from __future__ import annotations
@@ -62,11 +63,9 @@ def _computed_in(node: Node) -> torch.dtype | None:
     if name in _COMPARISONS:
         first, second = node.args
         kind = torch.result_type(_value(first), _value(second))
-    elif name in _REDUCTIONS and result.dtype.is_floating_point:
+    elif (name in _REDUCTIONS and result.dtype.is_floating_point) or torch.Tag.pointwise in node.target.tags:
         kind = result.dtype
-    elif torch.Tag.pointwise in node.target.tags and not result.dtype.is_complex:
-        kind = result.dtype
-    if kind is None or kind == torch.bool:
+    if kind is None or kind == torch.bool or kind.is_complex:
         return None
     return kind if any(_is_simpler(one, kind) for one in _operands(node)) else None
 
