@@ -156,11 +156,12 @@ def profile(
     from edgesmith.bench import measured
     from edgesmith.bench import measurement as measurements
 
-    place = measured.FOLDER if folder is None else folder
+    place = measured.user_folder() if folder is None else folder
+    places = (measured.FOLDER, place) if folder is None else (place,)
     kept = [one for path in records or () for one in measured.condense(measurements.read(path))]
     for one in kept:
         print_line(f"kept: {measured.write(one, place)}", to_stderr=True)
-    found = [one for one in measured.read_all(place) if model in (None, one.model)]
+    found = [one for one in measured.read_all(*places) if model in (None, one.model)]
     if as_json:
         print_json([measured.facts(one) for one in found])
     elif markdown:
