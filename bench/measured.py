@@ -1,7 +1,7 @@
 """Latencies of models on devices, kept as `<device>/<model>.<target>.<precision>.json`.
 
-Those that come with the package lie in `profiles/measured/`; what users keep goes to a folder of their own, never into an
-installation, which the next one would replace.
+Those that come with the package lie in `profiles/measured/`; what users keep goes to a folder of their own, never into
+an installation, which the next one would replace.
 
 What is not usual is in the name too: `casvit_xs.coreml.fp16.cpu_only.json`, `casvit_xs.onnx.fp32.2threads.json`, and a
 power mode, `casvit_xs.tensorrt.fp16.15w.json`.

@@ -56,7 +56,15 @@ def lower(program: Program, path: Path, request: Request, coarse_from: Mapping[s
 
     from edgesmith.exporters.graph.capture import exported
     from edgesmith.exporters.graph.subgraphs import refuse_control_flow
-    from edgesmith.exporters.targets import _bf16, _onnx_norms, _onnx_reductions, _onnx_samples, _onnx_sums, _onnx_types
+    from edgesmith.exporters.targets import (
+        _bf16,
+        _onnx_norms,
+        _onnx_projections,
+        _onnx_reductions,
+        _onnx_samples,
+        _onnx_sums,
+        _onnx_types,
+    )
     from edgesmith.exporters.targets._refusal import refuse
     from edgesmith.kernels.op import all_ops
 
@@ -103,6 +111,7 @@ def lower(program: Program, path: Path, request: Request, coarse_from: Mapping[s
     if request.profile is not None and request.profile.cuda is not None:
         done += _onnx_sums.align_sums(model)
         done += _onnx_samples.gather_samples(model)
+        done += _onnx_projections.join_projections(model, request.profile.cuda)
     _onnx_norms.record(model, done)
     path.write_bytes(model.SerializeToString(deterministic=True))
 
@@ -219,7 +228,7 @@ class OnnxFile(TargetFile):
             ) from error
 
     def legalizations(self) -> list[dict[str, str]]:
-        """Return what `_onnx_norms.py`, `_onnx_sums.py` and `_onnx_samples.py` changed."""
+        """Return what `_onnx_norms.py`, `_onnx_sums.py`, `_onnx_samples.py` and `_onnx_projections.py` changed."""
         from edgesmith.exporters.targets import _onnx_norms
 
         return _onnx_norms.legalizations(self.model)

@@ -4,8 +4,8 @@
 
 walks the first so many blocks, or all. A guide's `sh` blocks run in bash, its `python` blocks in Python, in FOLDER, one
 after the other; the first that fails ends the walk with its code. Before it, FOLDER gets what the guide says that its
-reader has: a checkpoint as its authors save it, and labels. A board is what bin/ssh and bin/scp reach: a folder here, with
-the stand-in for TensorRT.
+reader has: a checkpoint as its authors save it, and labels. A board is what bin/ssh and bin/scp reach: a folder here,
+with the stand-in for TensorRT.
 """
 
 from __future__ import annotations
