@@ -115,6 +115,8 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Shown]:
         run("history", "--file", "history.sqlite"),
         run("operators", "softmax", "--target", "onnx"),
         run("inspect", str(HERE / "fixtures" / "inspector_10.json")),
+        run("inspect", str(HERE / "fixtures" / "schema_1" / OLD)),
+        run("lint", str(HERE / "fixtures" / "schema_1" / OLD)),
     ]
 
 
