@@ -169,7 +169,7 @@ def _rules_table(report: Report) -> Table:
 
 
 def inspect(path: given.Engine, device: given.OnDevice = None, as_json: given.Json = False) -> None:
-    """Say what an artifact's file takes, gives and is read by; what a TensorRT engine was built with, for which devices."""
+    """Say what an artifact's file takes and gives, and what reads it; of an engine, what it was built with and for."""
     from edgesmith.exporters.tensorrt import engine
 
     found = describe_artifact(path, device) or engine.inspect(path, device)
