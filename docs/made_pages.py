@@ -24,6 +24,8 @@ ROOT = Path(__file__).parent.parent
 API = {
     "Exporting and checking": [
         ("exporters/export.py", "export"),
+        ("exporters/options.py", "ExportOptions"),
+        ("exporters/options.py", "ModelOptions"),
         ("exporters/export.py", "explain"),
         ("exporters/verify.py", "verify_artifact"),
         ("exporters/verify.py", "verify_layers"),
@@ -112,7 +114,7 @@ def _signature(node: Any, name: str) -> str:
     arguments = node.args
     for group in (arguments.posonlyargs, arguments.args):
         group[:] = [one for one in group if one.arg not in ("self", "cls")]
-    said = f"({ast.unparse(arguments)})"
+    said = f"({ast.unparse(arguments)})".replace("(options: ", "(model, target, **options: ")
     returned = f" -> {ast.unparse(node.returns)}" if node.returns and node.name != "__init__" else ""
     return f"{name}{said}{returned}"
 

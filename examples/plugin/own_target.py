@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgesmith.errors import Unsupported
 from edgesmith.exporters.costs import Costs
+from edgesmith.exporters.streaming.step import Step
 from edgesmith.exporters.targets.target import Arrays, NotHere, Request, Target, TargetFile
 
 if TYPE_CHECKING:
@@ -46,13 +47,19 @@ class Pt2File(TargetFile):
 
     def run(self, calls: Sequence[Arrays]) -> list[list[np.ndarray]] | NotHere:
         """Run in PyTorch."""
+        return [self._call(given) for given in calls]
+
+    def open_step(self, threads: int = 1) -> Step | NotHere:
+        """Open a step program, of an export with --streaming, in PyTorch."""
+        return Step(self._call)
+
+    def _call(self, given: Arrays) -> list[np.ndarray]:
         import torch
         from torch.utils._pytree import tree_leaves
 
-        module = self.program.module()
         with torch.no_grad():
-            made = [module(*(torch.from_numpy(one) for one in given)) for given in calls]
-        return [[one.numpy() for one in tree_leaves(outputs)] for outputs in made]
+            outputs = self.program.module()(*(torch.from_numpy(one) for one in given))
+        return [one.numpy() for one in tree_leaves(outputs)]
 
 
 class Pt2(Target):
@@ -82,5 +89,6 @@ TARGET = Pt2(
     precisions=("fp32",),
     packages=("torch",),
     runtime="PyTorch",
+    options=frozenset({"streaming"}),
     costs=Costs(launch_us=5.0),  # assumed; a target that is timed has a figure of an experiment
 )
