@@ -449,7 +449,9 @@ def test_a_kit_for_thor_has_one_product_of_each_input(
         made = edgesmith.export(
             network, "tensorrt", inputs=(x,), name=name, device="jetson-thor", precision=precision, out=tmp_path
         )
-        assert made.manifest["verification"]["steps"][-1]["worst"]["relative_error"] < 0.05
+        errors = [one["worst"]["relative_error"] for one in made.manifest["verification"]["steps"] if "worst" in one]
+        assert len(errors) > 2
+        assert max(errors) < 0.05
         rules = {one["rule"] for one in made.manifest.get("legalized", [])}
         return rules, {one.rule for one in edgesmith.lint(made.path).findings} & {"TR2", "TR3"}
 
