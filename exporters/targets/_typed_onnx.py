@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from edgesmith.exporters.graph.capture import Program
     from edgesmith.exporters.manifest import InterfaceRecord, ValueRecord
     from edgesmith.exporters.streaming.step import Step
+    from edgesmith.profiles.device import Cuda
 
 LOWERINGS = "onnx"
 """Whose lowerings of fused ops these files are made of."""
@@ -56,15 +57,7 @@ def lower(program: Program, path: Path, request: Request, coarse_from: Mapping[s
 
     from edgesmith.exporters.graph.capture import exported
     from edgesmith.exporters.graph.subgraphs import refuse_control_flow
-    from edgesmith.exporters.targets import (
-        _bf16,
-        _onnx_norms,
-        _onnx_projections,
-        _onnx_reductions,
-        _onnx_samples,
-        _onnx_sums,
-        _onnx_types,
-    )
+    from edgesmith.exporters.targets import _bf16, _onnx_norms, _onnx_reductions, _onnx_types
     from edgesmith.exporters.targets._refusal import refuse
     from edgesmith.kernels.op import all_ops
 
@@ -109,11 +102,20 @@ def lower(program: Program, path: Path, request: Request, coarse_from: Mapping[s
     _annotate(model, request)
     done = _onnx_norms.keep_apart(model)
     if request.profile is not None and request.profile.cuda is not None:
-        done += _onnx_sums.align_sums(model)
-        done += _onnx_samples.gather_samples(model)
-        done += _onnx_projections.join_projections(model, request.profile.cuda)
+        done += _legalize_for_tensorrt(model, request.profile.cuda)
     _onnx_norms.record(model, done)
     path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _legalize_for_tensorrt(model: onnx.ModelProto, cuda: Cuda) -> list[dict[str, str]]:
+    """Write a model without what TensorRT is known to compute otherwise. Returns what was changed."""
+    from edgesmith.exporters.targets import _onnx_projections, _onnx_samples, _onnx_sums
+
+    return [
+        *_onnx_sums.align_sums(model),
+        *_onnx_samples.gather_samples(model),
+        *_onnx_projections.join_projections(model, cuda),
+    ]
 
 
 def _group_norm(

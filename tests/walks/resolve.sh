@@ -4,6 +4,7 @@
 # Usage: tests/walks/resolve.sh [EXTRA ...], such as run export coreml; without one, the core.
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 2
+export MACOSX_DEPLOYMENT_TARGET=14.0 # the oldest that ONNX Runtime's wheels are for
 failed=0
 for extra in "" "$@"; do
   for platform in x86_64-manylinux_2_28 aarch64-manylinux_2_28 aarch64-apple-darwin; do

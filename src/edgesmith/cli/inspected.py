@@ -1,4 +1,4 @@
-"""What `inspect` says of an artifact that is no engine: what its file takes and gives, and what reads it where."""
+"""`inspect` of an artifact that is no engine: what its file takes and gives, and what reads it where."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ENGINE = ".engine"
 KIND = "artifact"
 
 HERE = "the kind of machine that it was exported on"
-"""Where a file is read that is for one processor, when no device was named."""
+"""The place where a file is read that is for one processor, when no device was named."""
 
 
 def describe_artifact(path: Path, device: str | None) -> dict[str, Any] | None:
