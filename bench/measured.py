@@ -1,4 +1,7 @@
-"""Latencies of models on devices, kept in `profiles/measured/<device>/<model>.<target>.<precision>.json`.
+"""Latencies of models on devices, kept as `<device>/<model>.<target>.<precision>.json`.
+
+Those that come with the package lie in `profiles/measured/`; what users keep goes to a folder of their own, never into
+an installation, which the next one would replace.
 
 What is not usual is in the name too: `casvit_xs.coreml.fp16.cpu_only.json`, `casvit_xs.onnx.fp32.2threads.json`, and a
 power mode, `casvit_xs.tensorrt.fp16.15w.json`.
@@ -9,7 +12,9 @@ every launch, from which intervals follow, what opening the file took, and what 
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +33,28 @@ SCHEMA = 1
 QUANTILES = (50, 90, 99)
 
 FOLDER = Path(profiles.__file__).parent / "measured"
+"""What comes with the package."""
+
+_DATA = {"darwin": ("", "Library/Application Support"), "win32": ("LOCALAPPDATA", "AppData/Local")}
+"""By system, the variable that names the folder of applications' data, and that folder below the home folder."""
+
+
+def user_folder() -> Path:
+    """Return the folder of the user's own profiles, where the system keeps data of applications.
+
+    On Linux and others that follow the XDG Base Directory Specification 0.8, `$XDG_DATA_HOME/edgesmith/measured`.
+
+    Raises:
+        BadInput: the user has no home folder.
+    """
+    variable, below = _DATA.get(sys.platform, ("XDG_DATA_HOME", ".local/share"))
+    named = Path(os.environ.get(variable, "") if variable else "")
+    if named.is_absolute():
+        return named / "edgesmith" / "measured"
+    try:
+        return Path.home() / below / "edgesmith" / "measured"
+    except RuntimeError:
+        raise BadInput("this user has no home folder to keep profiles in; name a folder: --folder PATH") from None
 
 
 Milliseconds = Annotated[float, Keyword("exclusiveMinimum", 0), Keyword("maximum", LONGEST_MS)]
@@ -155,7 +182,7 @@ def condense(measurement: Measurement) -> Iterator[Profile]:
         )
 
 
-def write(profile: Profile, folder: Path = FOLDER) -> Path:
+def write(profile: Profile, folder: Path) -> Path:
     """Keep a profile, in place of an older one.
 
     Raises:
@@ -179,9 +206,13 @@ def read(path: Path) -> Profile:
     return Profile(**found)
 
 
-def read_all(folder: Path = FOLDER) -> list[Profile]:
-    """Every profile below a folder, by device, model, target and precision."""
-    return [read(path) for path in sorted(folder.glob("*/*.json"))]
+def read_all(*folders: Path) -> list[Profile]:
+    """Every profile below folders, by device, model, target and precision: of two with one name, the later folder's.
+
+    Without folders, those that come with the package.
+    """
+    found = {str(path.relative_to(folder)): path for folder in folders or (FOLDER,) for path in folder.glob("*/*.json")}
+    return [read(found[name]) for name in sorted(found)]
 
 
 COLUMNS = ("model", "target", "precision", "device", "threads", "p50, ms", "p90, ms", "load, ms", "memory", "file")

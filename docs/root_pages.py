@@ -10,6 +10,9 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent
+SOURCE = re.compile(r"\[[^\]]*\]\((?:\.\./)+((?:examples|exporters)/[^)]*)\)")
+"""A link to a file of the source, which the site has no page of: its path is said."""
+
 PAGES = ("SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md", "DESIGN.md")
 
 
@@ -24,4 +27,5 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Return a page whose links to the root's pages lead to where they are in the site."""
     names = "|".join(map(re.escape, PAGES))
+    markdown = SOURCE.sub(r"`\1`", markdown)
     return re.sub(rf"\]\(\.\./((?:\.\./)*(?:{names}))", r"](\1", markdown)

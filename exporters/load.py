@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from edgesmith.errors import BadInput, EdgesmithWarning
-from edgesmith.exporters.graph.capture import run_eager
+from edgesmith.exporters.graph.capture import Around, run_eager
 from edgesmith.exporters.graph.signature import bind
 from edgesmith.exporters.graph.unwrap import unwrap
 from edgesmith.exporters.inputs import DRAWN_SOUNDS, NATURAL, draw_series, draw_sounds, draw_tokens, seeded_inputs
@@ -185,7 +185,7 @@ def _arguments(
     return tuple(inputs), dict(kwargs)
 
 
-class _Classifier(nn.Module):
+class _Classifier(Around):
     """Probabilities instead of logits: what a classifier artifact returns beside the label."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -197,7 +197,7 @@ class _Classifier(nn.Module):
         return logits.softmax(dim=1)
 
 
-class _Segmenter(nn.Module):
+class _Segmenter(Around):
     """The class of each pixel instead of logits at a fraction of the size. [B, 3, H, W] -> int32 [B, H, W]"""
 
     def __init__(self, model: nn.Module) -> None:

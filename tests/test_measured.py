@@ -135,6 +135,49 @@ def test_command_keeps_records_and_shows_them(edgesmith: Callable[..., Any], tmp
     assert edgesmith("profile", *where, "--markdown").stdout == measured.markdown(measured.read_all(tmp_path / "kept"))
 
 
+def test_profiles_are_kept_with_the_user_and_not_in_the_package(
+    edgesmith: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    before = sorted(measured.FOLDER.rglob("*"))
+    measurement.write(record(), tmp_path / "record.json")
+    shown = edgesmith("profile", str(tmp_path / "record.json"), "--json")
+    assert shown.returncode == 0, shown.stderr
+    assert sorted(measured.FOLDER.rglob("*")) == before
+    kept = measured.read_all(tmp_path / "data" / "edgesmith" / "measured")
+    assert len(kept) == 2
+    assert len(json.loads(shown.stdout)) == len(measured.read_all(measured.FOLDER, measured.user_folder()))
+
+
+@pytest.mark.parametrize(
+    ("system", "given", "expected"),
+    [
+        ("linux", {}, ".local/share"),
+        ("linux", {"XDG_DATA_HOME": "relative"}, ".local/share"),
+        ("darwin", {"XDG_DATA_HOME": "/elsewhere"}, "Library/Application Support"),
+        ("win32", {}, "AppData/Local"),
+        ("win32", {"LOCALAPPDATA": "/elsewhere"}, "/elsewhere"),
+    ],
+)
+def test_each_system_has_its_folder(
+    system: str, given: dict[str, str], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("XDG_DATA_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"HOME": str(tmp_path), **given}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(measured.sys, "platform", system)
+    assert measured.user_folder() == tmp_path / expected / "edgesmith" / "measured"
+
+
+def test_a_later_folders_profile_stands_for_an_earlier_ones(tmp_path: Path) -> None:
+    first = next(measured.condense(record()))
+    newer = replace(first, started="2026-02-01T00:00:00Z")
+    measured.write(first, tmp_path / "package")
+    measured.write(newer, tmp_path / "user")
+    assert measured.read_all(tmp_path / "package", tmp_path / "user") == [newer]
+
+
 def test_what_was_measured_otherwise_is_kept_beside_it(tmp_path: Path) -> None:
     plain = record()
     slow = replace(plain, device=replace(plain.device, power_mode="15 W, low"))

@@ -20,7 +20,8 @@ from edgesmith.exporters.departures.book import all_departures
 from edgesmith.exporters.departures.from_onnx import graph_of_onnx
 from edgesmith.exporters.departures.lint import find
 from edgesmith.exporters.departures.subjects import parse_subject
-from edgesmith.exporters.targets import _onnx_norms, _onnx_samples, _onnx_sums
+from edgesmith.exporters.targets import _onnx_norms, _onnx_projections, _onnx_samples, _onnx_sums
+from edgesmith.profiles import device as devices
 
 ROWS = all_departures()
 HERE = parse_subject(f"ort@{ort.__version__.split('+')[0]}").version
@@ -325,6 +326,139 @@ def test_samples_are_gathered_for_devices_with_tensorrt(
     assert [one["rule"] for one in made.manifest.get("legalized", [])] == rules
     found = {one.rule for one in edgesmith.lint(made.file, "tensorrt").findings}
     assert bool(found & {"TR5", "TR6", "TR7"}) == (device is None)
+
+
+def projected(batch: int = 2, dtype: int = TensorProto.FLOAT16, **one: Any) -> onnx.ModelProto:
+    """Three products of x [B, 4, 6], of 6, 3 and 8 columns, one turned and with a bias; `one` stands for the second."""
+    kind = helper.tensor_dtype_to_np_dtype(dtype)
+    random = np.random.default_rng(4)
+    constants = [held(f"w{k}", random.standard_normal((6, n)), kind) for k, n in enumerate((6, 3, 8))]
+    nodes = [
+        helper.make_node("Cast", ["x"], ["c"], to=dtype),
+        helper.make_node("MatMul", ["c", "w0"], ["p0"], "q"),
+        helper.make_node("MatMul", ["c", one.get("weight", "w1")], ["p1"], "k"),
+        helper.make_node("MatMul", ["c", "w2"], ["p2"], "v"),
+        helper.make_node("Concat", ["p0", "p1", "p2"], ["t"], axis=-1),
+        helper.make_node("Cast", ["t"], ["y"], to=TensorProto.FLOAT),
+    ]
+    if one:
+        nodes.insert(1, helper.make_node("Relu", ["w1"], ["computed"]))
+    return model(nodes, (batch, 4, 6), constants)
+
+
+@pytest.mark.parametrize(
+    ("device", "settings", "rule"),
+    [
+        ("jetson-thor", {}, "TR3"),
+        ("jetson-thor", {"batch": 1, "dtype": TensorProto.FLOAT}, "TR3"),
+        ("rtx3080", {}, "TR2"),
+        ("rtx3080", {"batch": 1}, None),
+        ("rtx3080", {"dtype": TensorProto.FLOAT}, None),
+        ("jetson-orin-nano", {}, None),
+        ("rtx3080", {"weight": "computed"}, None),
+    ],
+)
+def test_projections_become_one(device: str, settings: dict[str, Any], rule: str | None) -> None:
+    """TR2, TR3: they fire where a device is concerned, leave the others, keep the numbers, and change nothing again."""
+    cuda = devices.get(device).cuda
+    built = projected(**settings)
+    x = np.random.default_rng(1).standard_normal((settings.get("batch", 2), 4, 6)).astype(np.float32)
+    before, whole = run(built, PLAIN, x), built.SerializeToString(deterministic=True)
+    done = _onnx_projections.join_projections(built, cuda)
+    assert [(one["rule"], one["name"]) for one in done] == ([(rule, "q")] if rule else [])
+    assert (built.SerializeToString(deterministic=True) == whole) == (rule is None)
+    onnx.shape_inference.infer_shapes(built, check_type=True, strict_mode=True)
+    np.testing.assert_allclose(run(built, PLAIN, x), before, rtol=1e-3, atol=1e-3)
+    if rule:
+        assert sum(node.op_type == "MatMul" for node in built.graph.node) == 1
+        assert {"w0", "w1", "w2"}.isdisjoint(one.name for one in built.graph.initializer)
+    assert _onnx_projections.join_projections(built, cuda) == []
+
+
+@pytest.mark.parametrize("has_rows", [True, False])
+@pytest.mark.parametrize("is_quantised", [True, False])
+def test_projections_are_joined_however_their_matrices_lie(is_quantised: bool, has_rows: bool) -> None:
+    """Turned, with rows that are added, and behind DequantizeLinear with a scale for each column: the same numbers."""
+    random = np.random.default_rng(5)
+    nodes, constants = [], []
+    for k, columns in enumerate((5, 3)):
+        shape, kind = ((columns, 6), np.int8) if is_quantised else ((columns, 6), np.float32)
+        constants.append(held(f"w{k}", random.integers(-99, 99, shape), kind))
+        if is_quantised:
+            constants += [held(f"s{k}", random.uniform(0.1, 1, columns)), held(f"z{k}", np.zeros(columns), np.int8)]
+            nodes.append(helper.make_node("DequantizeLinear", [f"w{k}", f"s{k}", f"z{k}"], [f"d{k}"], f"d{k}", axis=0))
+        constants.append(held(f"b{k}", random.standard_normal(columns)))
+        given = ["x", f"{'d' if is_quantised else 'w'}{k}", *([f"b{k}"] if has_rows and k == 0 else [])]
+        nodes.append(helper.make_node("Gemm", given, [f"p{k}"], f"p{k}", transB=1))
+    nodes.append(helper.make_node("Concat", ["p0", "p1"], ["y"], axis=-1))
+    built = model(nodes, (2, 6), constants)
+    x = random.standard_normal((2, 6)).astype(np.float32)
+    before = run(built, PLAIN, x)
+    assert [one["rule"] for one in _onnx_projections.join_projections(built, devices.get("jetson-thor").cuda)] == [
+        "TR3"
+    ]
+    onnx.shape_inference.infer_shapes(built, check_type=True, strict_mode=True)
+    assert sum(node.op_type in ("MatMul", "Gemm") for node in built.graph.node) == 1
+    assert sum(node.op_type == "DequantizeLinear" for node in built.graph.node) == is_quantised
+    np.testing.assert_allclose(run(built, PLAIN, x), before, rtol=2e-6, atol=2e-4)
+
+
+class Attention(nn.Module):
+    """Attention with queries, keys and values of one input; keys and values may be fewer and wider."""
+
+    def __init__(self, shared: int = 1, width: int = 4, biases: str = "qkv", has_norm: bool = True) -> None:
+        super().__init__()
+        self.shared, self.width = shared, width
+        self.norm = nn.LayerNorm(16) if has_norm else nn.Identity()
+        self.q = nn.Linear(16, 16, bias="q" in biases)
+        self.k = nn.Linear(16, 16 // shared, bias="k" in biases)
+        self.v = nn.Linear(16, 4 // shared * width, bias="v" in biases)
+        self.out = nn.Linear(4 * width, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm(x)
+        q, k, v = (layer(y).unflatten(-1, (-1, w)) for layer, w in ((self.q, 4), (self.k, 4), (self.v, self.width)))
+        mixed = F.scaled_dot_product_attention(*(z.transpose(1, 2) for z in (q, k, v)), enable_gqa=self.shared > 1)
+        return torch.as_tensor(x + self.out(mixed.transpose(1, 2).flatten(2)))
+
+
+class Gated(nn.Module):
+    """A gated layer without biases on one side: two products of one norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.gate, self.up = nn.LayerNorm(16), nn.Linear(16, 24, bias=False), nn.Linear(16, 24)
+        self.down = nn.Linear(24, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm(x)
+        return torch.as_tensor(x + self.down(F.silu(self.gate(y)) * self.up(y)))
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_a_kit_for_thor_has_one_product_of_each_input(
+    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Biases on some of the projections, shared and wider heads, no norm, a gate: no TR2 or TR3 at batch 2."""
+    torch.manual_seed(0)
+    blocks = [Attention(), Attention(biases="v"), Attention(biases="q", width=6), Attention(shared=2, biases="")]
+    blocks += [Attention(shared=4, width=3, has_norm=False), Gated()]
+    network, x = nn.Sequential(*blocks).eval(), torch.randn(2, 8, 16)
+
+    def found(name: str) -> tuple[set[str], set[str]]:
+        made = edgesmith.export(
+            network, "tensorrt", inputs=(x,), name=name, device="jetson-thor", precision=precision, out=tmp_path
+        )
+        errors = [one["worst"]["relative_error"] for one in made.manifest["verification"]["steps"] if "worst" in one]
+        assert len(errors) > 2
+        assert max(errors) < 0.05
+        rules = {one["rule"] for one in made.manifest.get("legalized", [])}
+        return rules, {one.rule for one in edgesmith.lint(made.path).findings} & {"TR2", "TR3"}
+
+    assert found("joined") == ({"TR3"}, set())
+    if precision == "fp16":
+        monkeypatch.setattr(_onnx_projections, "join_projections", lambda *_: [])
+        assert found("apart") == (set(), {"TR2", "TR3"})
 
 
 def test_somebody_elses_list_is_not_taken_for_ours() -> None:

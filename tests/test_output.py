@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -105,6 +106,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Shown]:
     old = read(HERE / "fixtures" / "schema_1" / OLD)
     old = replace(old, path=Path("artifacts") / old.path.name, file=Path("artifacts") / old.path.name / old.file.name)
     record = measurement.read(Path("record.json"))
+    shutil.copytree(HERE / "fixtures" / "schema_1" / OLD, Path("kept") / OLD)
     return [
         Shown("export", lambda: show_artifact(old, as_json=False, is_verbose=False)),
         Shown("export --verbose", lambda: show_artifact(old, as_json=False, is_verbose=True)),
@@ -115,6 +117,8 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Shown]:
         run("history", "--file", "history.sqlite"),
         run("operators", "softmax", "--target", "onnx"),
         run("inspect", str(HERE / "fixtures" / "inspector_10.json")),
+        run("inspect", str(Path("kept") / OLD)),
+        run("lint", str(Path("kept") / OLD)),
     ]
 
 

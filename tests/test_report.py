@@ -394,6 +394,16 @@ CUT_OFF = """
 """Figures beside bars that stand beyond the right edge, where a narrow screen shows nothing of them."""
 
 
+BROKEN = """
+[...document.querySelectorAll(".number")].filter((cell) => {
+  const range = document.createRange();
+  range.selectNodeContents(cell);
+  return new Set([...range.getClientRects()].map((box) => Math.round(box.top))).size > 1;
+}).map((cell) => cell.textContent)
+"""
+"""Numbers that stand on more than one line."""
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -508,6 +518,9 @@ def test_five_artifacts_print_on_three_pages(browser: Any, made: Made, tmp_path:
     write_report(made.folder, out)
     page = browser.new_page()
     page.goto(out.as_uri())
+    page.emulate_media(media="print")
+    assert page.evaluate(BROKEN) == []
+    assert page.evaluate("getComputedStyle(document.querySelector('.bar')).printColorAdjust") == "exact"
     printed = page.pdf(format="A4", prefer_css_page_size=True)
     assert 1 <= printed.count(b"/Type /Page\n") + printed.count(b"/Type /Page ") <= 3
     page.close()
@@ -531,6 +544,13 @@ def test_figures_bring_their_data_as_files(made: Made, tmp_path: Path) -> None:
     made.write(tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     files = dict(re.findall(r'<a download="([^"]+)" href="data:[^,]+;base64,([^"]+)"', page))
+    (times,) = (json.loads(base64.b64decode(files.pop(name))) for name in [*files] if name.endswith(".node_data.json"))
+    assert {node: one["value"] for node, one in times["results"].items()} == {
+        "a/Conv_0": 1.25,
+        "ReorderInput_token_1": 0.25,
+        "b/Mul_1": 0.5,
+    }
+    assert [one["stop"] for one in times["gradient"]] == [0, 1]
     assert {name.partition(".")[0] for name in files} == set(made.figures)
     rows = list(csv.reader(io.StringIO(base64.b64decode(files["samples-1-0.csv"]).decode())))
     assert rows[0] == ["launch", "ms"]

@@ -138,6 +138,30 @@ def test_an_older_manifest_has_its_types_from_the_file(export_small: Callable[..
     assert capsys.readouterr().out == (made.path / GUIDE).read_text(encoding="utf-8")
 
 
+def test_inspect_says_what_reads_an_artifact(
+    export_small: Callable[..., Artifact], steps: dict[str, Artifact], capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, step = export_small("onnx"), steps["onnx"]
+
+    def inspected(artifact: Artifact) -> dict[str, Any]:
+        assert cli.run(["inspect", str(artifact.path), "--json"]) == 0
+        found: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return found
+
+    found = inspected(made)
+    assert [(one["name"], one["type"]) for one in found["inputs"]] == [
+        (one.name, one.type) for one in facts_of(made).inputs
+    ]
+    assert {"rpi5", "jetson-orin-nano"} <= set(found["devices"])
+    assert "iphone15" not in found["devices"]
+    states = inspected(step)["states"]
+    assert [one["name"] for one in states] == [one["name"] for one in step.manifest["streaming"]["states"]]  # type: ignore[typeddict-item]
+    assert cli.run(["inspect", str(made.path), "--device", "iphone15"]) == 2
+    assert "not for iphone15" in capsys.readouterr().err
+    assert cli.run(["inspect", str(made.path)]) == 0
+    assert f"edgesmith use {made.path}" in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_normalisation_that_is_folded_in_is_told_nowhere(images: dict[str, Artifact]) -> None:
     if "coreml" not in images:
         pytest.skip("coremltools is not installed")
@@ -495,6 +519,7 @@ def test_what_only_edgesmith_reads_lies_beside_the_package(images: dict[str, Art
     made = images["coreml"]
     sources = {one.source for one in load(made.file).operations()}
     assert len(sources - {None}) > 10
+    assert not any(one.source and one.source.startswith("model.") for one in load(made.file).operations())
     alone = Path(shutil.copytree(made.file, tmp_path / made.file.name))
     assert {one.source for one in load(alone).operations()} == {None}
     (tmp_path / "trace.json").write_text('{"package": "another.mlpackage", "notes": {"edgesmith.sources": {"x": []}}}')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -21,7 +22,7 @@ from edgesmith.exporters import targets
 
 WALK = Path(__file__).parent / "walks" / "walk.py"
 
-GUIDES = {"coreml": ("coreml",), "jetson": (), "gate": ()}
+GUIDES = {"own-module": ("coreml",), "coreml": ("coreml",), "jetson": (), "gate": ()}
 """Each guide, and the targets whose packages it needs."""
 
 
@@ -41,6 +42,11 @@ def walked(page: Path, folder: Path, on_path: Path) -> subprocess.CompletedProce
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
+def check_own_module(folder: Path) -> None:
+    assert artifacts.read(folder / "artifacts" / "net-coreml-fp16").model == "net"
+    assert "MLModel" in (folder / "Net.swift").read_text()
+
+
 def check_classifier(folder: Path) -> None:
     made = artifacts.read(folder / "artifacts" / "casvit_xs-coreml-fp16-labels-image")
     assert made.manifest["weights"]["origin"] == "file rcvit_xs.pth"
@@ -58,6 +64,7 @@ def check_gate(folder: Path) -> None:
 
 
 CHECKS: dict[str, Callable[[Path], None]] = {
+    "own-module": check_own_module,
     "coreml": check_classifier,
     "jetson": check_keywords,
     "gate": check_gate,
@@ -151,7 +158,11 @@ def test_the_pages_make_a_site(checkout: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "site" / "guides" / "jetson" / "index.html").is_file()
+    site = tmp_path / "site"
+    for page in ("guides/jetson", "api", "families/casvit", "schemas"):
+        assert (site / page / "index.html").is_file(), page
+    assert "StreamingSession" in (site / "api" / "index.html").read_text(encoding="utf-8")
+    assert json.loads((site / "schemas" / "manifest.schema.json").read_text(encoding="utf-8"))["properties"]
 
 
 def test_a_guide_that_stumbles_fails(tmp_path: Path, on_path: Path) -> None:

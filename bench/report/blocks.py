@@ -6,8 +6,9 @@ import base64
 import csv
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from edgesmith.bench.statistics import Interval
@@ -142,7 +143,26 @@ class Folded:
     kind: str = "folded"
 
 
-Block = Table | Figures | Text | Pair | Folded | Answers
+@dataclass(frozen=True)
+class Saved:
+    """A file in JSON that is saved from the page, and a sentence about it that ends the line.
+
+    Attributes:
+        name: of the file.
+    """
+
+    name: str
+    content: Mapping[str, Any]
+    about: str
+    kind: str = "saved"
+
+    @property
+    def address(self) -> str:
+        """The address that holds the file."""
+        return _address("application/json", json.dumps(self.content, ensure_ascii=False, indent=1))
+
+
+Block = Table | Figures | Text | Pair | Folded | Answers | Saved
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from edgesmith.bench.report.blocks import (
     Figures,
     Folded,
     Pair,
+    Saved,
     Section,
     Share,
     Table,
@@ -364,6 +365,24 @@ def _operator_blocks(records: Sequence[tuple[str, Measurement]]) -> Iterator[Blo
                 f"The {min(MOST_OPERATORS, len(profile.operators))} slowest of {len(profile.operators)} operators",
                 (_slowest(subject.name, profile),),
             )
+            yield _node_data(subject.name, profile)
+
+
+def _node_data(name: str, profile: Profile) -> Saved:
+    """Return operators' times as Model Explorer's node data: a value for each node, by the node's name.
+
+    Source: google-ai-edge/model-explorer, node_data_builder.py (0609144): `results` of a graph, and a `gradient`.
+    """
+    times: dict[str, float] = {}
+    for one in profile.operators:
+        times[one.name] = times.get(one.name, 0.0) + one.ms
+    stops = [{"stop": 0, "bgColor": "#ffffff"}, {"stop": 1, "bgColor": "#d95f0e"}]
+    content = {"results": {node: {"value": ms} for node, ms in times.items()}, "gradient": stops}
+    return Saved(
+        f"{name}.node_data.json",
+        content,
+        "colours the file's nodes in Model Explorer by milliseconds, as its node data; Netron opens ONNX files too.",
+    )
 
 
 def _bars(caption: str, kind: str, groups: dict[str, tuple[float, int]]) -> Table:

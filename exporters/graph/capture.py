@@ -50,6 +50,10 @@ class Program:
     typed_as: str = ""
 
 
+class Around(nn.Module):
+    """A model, `self.model`, and what is done with its outputs. Its operators are found by their paths in the model."""
+
+
 def capture(
     model: nn.Module,
     inputs: Sequence[Tensor],
@@ -80,6 +84,8 @@ def capture(
             model(*(x.clone() for x in inputs))
         with _returning_tensors(own(model), returned):
             graph = _export(model, inputs, dynamic_batch)
+    if isinstance(own(model), Around):
+        _call_as_inside(graph)
     if input_names is None:
         input_names = [n.name for n in graph.graph.nodes if n.op == "placeholder"]
     if output_names is None:
@@ -88,6 +94,17 @@ def capture(
         warnings.warn(_describe_left_out(returned), LeftOut, stacklevel=2)
     warn_of_fast_path(own(model), returned.tensors, lambda: _fast(model, inputs))
     return Program(graph, inputs, tuple(input_names), tuple(output_names), dynamic_batch)
+
+
+def _call_as_inside(graph: GraphModule) -> None:
+    """Let modules of a graph of what is around a model have the paths that they have in the model."""
+    for module in graph.modules():
+        for node in module.graph.nodes if isinstance(module, GraphModule) else ():
+            if "nn_module_stack" in node.meta:
+                node.meta["nn_module_stack"] = {
+                    key: (path.removeprefix("model").removeprefix("."), kind)
+                    for key, (path, kind) in node.meta["nn_module_stack"].items()
+                }
 
 
 @contextlib.contextmanager

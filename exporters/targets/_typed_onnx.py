@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from edgesmith.exporters.graph.capture import Program
     from edgesmith.exporters.manifest import InterfaceRecord, ValueRecord
     from edgesmith.exporters.streaming.step import Step
+    from edgesmith.profiles.device import Cuda
 
 LOWERINGS = "onnx"
 """Whose lowerings of fused ops these files are made of."""
@@ -56,7 +57,7 @@ def lower(program: Program, path: Path, request: Request, coarse_from: Mapping[s
 
     from edgesmith.exporters.graph.capture import exported
     from edgesmith.exporters.graph.subgraphs import refuse_control_flow
-    from edgesmith.exporters.targets import _bf16, _onnx_norms, _onnx_reductions, _onnx_samples, _onnx_sums, _onnx_types
+    from edgesmith.exporters.targets import _bf16, _onnx_norms, _onnx_reductions, _onnx_types
     from edgesmith.exporters.targets._refusal import refuse
     from edgesmith.kernels.op import all_ops
 
@@ -101,10 +102,20 @@ def lower(program: Program, path: Path, request: Request, coarse_from: Mapping[s
     _annotate(model, request)
     done = _onnx_norms.keep_apart(model)
     if request.profile is not None and request.profile.cuda is not None:
-        done += _onnx_sums.align_sums(model)
-        done += _onnx_samples.gather_samples(model)
+        done += _legalize_for_tensorrt(model, request.profile.cuda)
     _onnx_norms.record(model, done)
     path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _legalize_for_tensorrt(model: onnx.ModelProto, cuda: Cuda) -> list[dict[str, str]]:
+    """Write a model without what TensorRT is known to compute otherwise. Returns what was changed."""
+    from edgesmith.exporters.targets import _onnx_projections, _onnx_samples, _onnx_sums
+
+    return [
+        *_onnx_sums.align_sums(model),
+        *_onnx_samples.gather_samples(model),
+        *_onnx_projections.join_projections(model, cuda),
+    ]
 
 
 def _group_norm(
@@ -219,7 +230,7 @@ class OnnxFile(TargetFile):
             ) from error
 
     def legalizations(self) -> list[dict[str, str]]:
-        """Return what `_onnx_norms.py`, `_onnx_sums.py` and `_onnx_samples.py` changed."""
+        """Return what `_onnx_norms.py`, `_onnx_sums.py`, `_onnx_samples.py` and `_onnx_projections.py` changed."""
         from edgesmith.exporters.targets import _onnx_norms
 
         return _onnx_norms.legalizations(self.model)

@@ -1,10 +1,11 @@
 """Walks a guide: every command and program in it, in order, and nothing else, in a folder of its own.
 
-    python tests/walks/walk.py docs/guides/coreml.md FOLDER
+    python tests/walks/walk.py docs/guides/coreml.md FOLDER [BLOCKS]
 
-A guide's `sh` blocks run in bash, its `python` blocks in Python, in FOLDER, one after the other; the first that fails
-ends the walk with its code. Before it, FOLDER gets what the guide says that its reader has: a checkpoint as its authors
-save it, and labels. A board is what bin/ssh and bin/scp reach: a folder here, with the stand-in for TensorRT.
+walks the first so many blocks, or all. A guide's `sh` blocks run in bash, its `python` blocks in Python, in FOLDER, one
+after the other; the first that fails ends the walk with its code. Before it, FOLDER gets what the guide says that its
+reader has: a checkpoint as its authors save it, and labels. A board is what bin/ssh and bin/scp reach: a folder here,
+with the stand-in for TensorRT.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import wave
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -56,15 +58,15 @@ BROUGHT: dict[str, Callable[[Path], None]] = {"coreml": bring_classifier, "jetso
 """What the reader of a guide has, by the guide's name."""
 
 
-def walk(page: Path, folder: Path) -> int:
-    """Walk a guide in a folder. Return the exit code of what failed, or 0."""
+def walk(page: Path, folder: Path, count: int | None = None) -> int:
+    """Walk a guide, or its first blocks, in a folder. Return the exit code of what failed, or 0."""
     folder.mkdir(parents=True, exist_ok=True)
     BROUGHT.get(page.stem, lambda _: None)(folder)
     path = os.pathsep.join([str(HERE / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
     board = folder.parent / f"{folder.name}-board"
     board.mkdir(exist_ok=True)
     environment = {**os.environ, "PATH": path, "BOARD": str(board), "BOARD_PYTHON": str(HERE.parent / "standins")}
-    for language, text in blocks(page):
+    for language, text in islice(blocks(page), count):
         print(f"== {page.name}: {language}\n{text}", flush=True)
         command = ["bash", "-euo", "pipefail", "-c", text] if language == "sh" else [sys.executable, "-c", text]
         done = subprocess.run(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, check=False)
@@ -75,4 +77,4 @@ def walk(page: Path, folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(walk(Path(sys.argv[1]).resolve(), Path(sys.argv[2]).resolve()))
+    sys.exit(walk(Path(sys.argv[1]).resolve(), Path(sys.argv[2]).resolve(), *map(int, sys.argv[3:])))

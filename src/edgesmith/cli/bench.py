@@ -156,11 +156,12 @@ def profile(
     from edgesmith.bench import measured
     from edgesmith.bench import measurement as measurements
 
-    place = measured.FOLDER if folder is None else folder
+    place = measured.user_folder() if folder is None else folder
+    places = (measured.FOLDER, place) if folder is None else (place,)
     kept = [one for path in records or () for one in measured.condense(measurements.read(path))]
     for one in kept:
         print_line(f"kept: {measured.write(one, place)}", to_stderr=True)
-    found = [one for one in measured.read_all(place) if model in (None, one.model)]
+    found = [one for one in measured.read_all(*places) if model in (None, one.model)]
     if as_json:
         print_json([measured.facts(one) for one in found])
     elif markdown:
@@ -377,6 +378,10 @@ def _cold(cold: Mapping[str, Any]) -> tuple[str, str, str]:
     return f"{cold['load_ms']:.0f}", f"{cold['first_ms']:.1f}", memory
 
 
+REST = "the rest is between them: the runtime starts each, hands values over, and records"
+"""Why operators cover a part of a call alone."""
+
+
 def _show_operators(name: str, profile: Profile) -> None:
     """Print what operators take, by op and by module, as shares of all of them."""
     from edgesmith.bench.operators import group_by_module, group_by_op
@@ -384,7 +389,7 @@ def _show_operators(name: str, profile: Profile) -> None:
     total = sum(one.ms for one in profile.operators) or 1.0  # a profile counts in microseconds
     of_call = f"{total:.3f} ms of a call's {profile.call_ms:.3f} ms"
     print_line()
-    print_line(f"{name}: operators take {of_call}, {profile.calls} calls recorded")
+    print_line(f"{name}: operators take {of_call}, {profile.calls} calls recorded; {REST}")
     for kind, groups in (("op", group_by_op(profile.operators)), ("module", group_by_module(profile.operators))):
         table = new_table("", kind, "ms", "share", "operators")
         for group, (ms, count) in groups.items():

@@ -1,4 +1,4 @@
-"""The commands that look into one file: `lint` of anybody's file, `inspect` of a TensorRT engine."""
+"""The commands that look into one file: `lint` of anybody's file, `inspect` of an artifact or an engine."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import typer
 from edgesmith.cli import options as given
 from edgesmith.cli.chosen import Chosen, chooses_model
 from edgesmith.cli.export import one_artifact
+from edgesmith.cli.inspected import KIND, artifact_rows, describe_artifact
 from edgesmith.cli.rows import Row, describe_counts, describe_flags, engine_rows
 from edgesmith.cli.tables import Table, new_table, print_json, print_line, print_table, show_stage
 from edgesmith.errors import BadInput, VerificationFailed
@@ -168,10 +169,10 @@ def _rules_table(report: Report) -> Table:
 
 
 def inspect(path: given.Engine, device: given.OnDevice = None, as_json: given.Json = False) -> None:
-    """Say what a TensorRT engine was built with, how, and on which devices it can load; also of kits and inspectors."""
+    """Say what an artifact's file takes and gives, and what reads it; of an engine, what it was built with and for."""
     from edgesmith.exporters.tensorrt import engine
 
-    found = engine.inspect(path, device)
+    found = describe_artifact(path, device) or engine.inspect(path, device)
     if as_json:
         print_json(found)
         return
@@ -225,5 +226,5 @@ def _model_rows(found: dict[str, Any]) -> Iterator[Row]:
         yield "model", f"{found['model']}, {found['precision']}"
 
 
-ROWS = {"layers": _layer_rows, "kit": _kit_rows, "engine": _engine_rows}
-"""Rows for each kind of what `engine.inspect` finds."""
+ROWS = {"layers": _layer_rows, "kit": _kit_rows, "engine": _engine_rows, KIND: artifact_rows}
+"""Rows for each kind of what `inspect` finds."""

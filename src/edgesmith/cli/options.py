@@ -371,7 +371,8 @@ BuildOptions = Annotated[
 
 Records = Annotated[list[Path] | None, typer.Argument(help="Records of bench to keep as profiles.", show_default=False)]
 ProfileFolder = Annotated[
-    Path | None, typer.Option("--folder", help="Where profiles lie.", show_default="the package's own")
+    Path | None,
+    typer.Option("--folder", help="Where profiles are kept.", show_default="the user's, shown with the package's own"),
 ]
 OfModel = Annotated[
     str | None,
