@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from edgesmith.exporters.decompositions import decomposes
+from edgesmith.exporters.decompositions import LEAVE, decomposes
 
 aten = torch.ops.aten
 
@@ -29,3 +29,30 @@ def batch_norm_of_batch(
     if bias is not None:
         y = y + bias.reshape(shape)
     return y, mean.flatten(), scale.flatten()
+
+
+@decomposes(
+    aten._native_batch_norm_legit_functional.default,
+    targets=("tvm",),
+    why="TVM's importer takes the stored statistics, whatever training says",
+)
+def batch_norm_with_statistics(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    variance: Tensor,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> tuple[Tensor, ...]:
+    """Return the norm by the batch's own statistics, those, and the stored ones moved towards them."""
+    if not training:
+        return LEAVE
+    y, own, factor = batch_norm_of_batch(x, weight, bias, training, momentum, eps)
+    axes = [axis for axis in range(x.dim()) if axis != 1]
+    centred = x - x.mean(axes, keepdim=True)
+    count = x.numel() // x.shape[1]
+    unbiased = (centred * centred).sum(axes) * (1 / max(count - 1, 1))
+    kept = 1.0 - momentum
+    return y, own, factor, mean * kept + own * momentum, variance * kept + unbiased * momentum

@@ -81,7 +81,9 @@ def sort_stable(
 @decomposes(aten.argsort.default, targets=("tvm",), why=_CALLS)
 def argsort(x: Tensor, dim: int = -1, descending: bool = False) -> Tensor:
     """Return the places of the numbers of an axis in order."""
-    return torch.zeros_like(x, dtype=torch.int64) if not x.dim() else sort(x, dim, descending)[1]
+    if not x.dim():
+        return torch.zeros_like(x, dtype=torch.int64)
+    return LEAVE if _is_large(x, dim) else sort(x, dim, descending)[1]
 
 
 @decomposes(aten.argsort.stable, targets=("tvm",), why=_CALLS)
@@ -93,7 +95,9 @@ def argsort_stable(x: Tensor, *, stable: bool, dim: int = -1, descending: bool =
 @decomposes(aten.msort.default, targets=("tvm",), why=_CALLS)
 def msort(x: Tensor) -> Tensor:
     """Return the numbers of the first axis in order."""
-    return x.clone() if not x.dim() else sort(x, 0)[0]
+    if not x.dim():
+        return x.clone()
+    return LEAVE if _is_large(x, 0) else sort(x, 0)[0]
 
 
 @decomposes(aten.kthvalue.default, targets=("tvm",), why=_CALLS)

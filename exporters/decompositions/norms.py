@@ -119,7 +119,7 @@ def batch_norm(
 
 @decomposes(
     aten.instance_norm.default,
-    targets=("coreml", "coreai"),
+    targets=("coreml", "coreai", "tvm"),
     why="they take an image's own statistics for the stored ones",
 )
 def instance_norm(  # noqa: PLR0913 - the operator's own arguments

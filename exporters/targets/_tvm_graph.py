@@ -141,7 +141,7 @@ def _refuse_unknown(program: ExportedProgram, lowerings: str) -> None:
 def _is_empty(value: Any) -> bool:
     import torch
 
-    return isinstance(value, torch.Tensor) and 0 in value.shape
+    return isinstance(value, torch.Tensor) and any(isinstance(size, int) and size == 0 for size in value.shape)
 
 
 def fused(module: Any, processor: Processor) -> Any:

@@ -32,7 +32,7 @@ from edgesmith.writing import write_whole
 ROWS = Path("build") / "conformance.jsonl"
 """The rows of a sweep, one JSON object a line."""
 
-COLUMNS = ("onnx:fp32", "coreml:fp32", "coreai:fp32", "coreml:fp16", "tensorrt:fp32", "onnx:fp16")
+COLUMNS = ("onnx:fp32", "coreml:fp32", "coreai:fp32", "tvm:fp32", "coreml:fp16", "tensorrt:fp32", "onnx:fp16")
 """Targets and precisions, in the order of a sweep."""
 
 LIMIT_S = 300.0
