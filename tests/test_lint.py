@@ -425,6 +425,31 @@ def test_both_ends_of_a_forecaster_are_a_cost_and_what_else_is_fp32_an_error(tmp
     assert {one.rule for one in found_ if one.severity == "error"} == {"fp32-computation"}
 
 
+class Prefixed(nn.Module):
+    """A level that is taken off and given back, and a vector that a token looks up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.mix = nn.Embedding(5, 32), nn.Linear(32, 32)
+
+    def forward(self, x: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
+        level = x.mean(1, keepdim=True)
+        y: torch.Tensor = self.mix(x - level + self.table(token).unsqueeze(1)) + level
+        return y
+
+
+def test_a_vector_that_a_token_looks_up_is_no_end_of_a_forecaster(tmp_path: Path) -> None:
+    inputs = (torch.randn(1, 32, 32), torch.tensor([3]))
+    program, _ = rewrite(capture(Prefixed().eval(), inputs), targets.get("coreml").costs)
+    lower("coreml", program, tmp_path / "prefixed.mlpackage", "fp16")
+    report = edgesmith.lint(tmp_path / "prefixed.mlpackage")
+    assert not report.counts["error"], [one for one in report.findings if one.severity == "error"]
+    ends = {one.operator for one in report.findings if one.rule == "fp32-level"}
+    assert {"reduce_mean", "sub", "add"} <= ends
+    levels = {one.name.partition("_")[0] for one in report.legalized if one.rule == "level"}
+    assert levels <= {"mean", "sub", "add", "cast"}
+
+
 def test_both_ends_of_a_map_of_classes_are_a_warning_and_what_else_is_fp32_an_error(tmp_path: Path) -> None:
     report = edgesmith.lint(save(Sample(classes()), tmp_path / "classes.mlpackage"))
     assert not report.counts["error"]
