@@ -55,12 +55,16 @@ class Scaler(nn.Module):
 
     @staticmethod
     def _mean_scale(x: Tensor, mask: Tensor | None) -> Tensor:
-        """Return mean |x| of what was observed; of a series without any, the batch's."""
+        """Return mean |x| of what was observed; of a series without any, the batch's.
+
+        A mask is 0 or 1, so what chooses between the two is a number: no file needs a comparison for it.
+        """
         if mask is None:
             return x.abs().mean(1, keepdim=True).clamp(min=1e-10)
         total, count = (x * mask).abs().sum(1, keepdim=True), mask.sum(1, keepdim=True)
         batch = total.sum(0) / count.sum(0).clamp(min=1)
-        return torch.where(count > 0, total / count.clamp(min=1), batch).clamp(min=1e-10)
+        seen = count.clamp(max=1)
+        return (seen * (total / count.clamp(min=1)) + (1 - seen) * batch).clamp(min=1e-10)
 
 
 def _mean(x: Tensor, mask: Tensor | None) -> Tensor:

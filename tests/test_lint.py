@@ -197,6 +197,20 @@ def restored(last: Callable[[Any], Any] = lambda y: y, adds: bool = True) -> Cal
     return build
 
 
+def classes(half: str = "fp16", last: Callable[[Any], Any] | None = None) -> Callable[[Any], Any]:
+    """Classes of pixels by three layers: the first and the last in fp32, the middle one in another type."""
+
+    def layer(x: Any, dtype: str = "fp32") -> Any:
+        number = HALF if dtype == "fp16" else np.float32
+        return mb.conv(x=mb.cast(x=x, dtype=dtype), weight=weight(8, x.shape[1], 1, 1).astype(number))
+
+    def build(x: Any) -> Any:
+        scores = layer(mb.relu(x=layer(mb.relu(x=layer(x)), half)))
+        return mb.reduce_argmax(x=scores, axis=1, keep_dims=False) if last is None else last(scores)
+
+    return build
+
+
 LISTED = ct.TensorType(name="x", shape=ct.EnumeratedShapes([(1, 8, 32, 64), (1, 8, 32, 32)]), dtype=np.float16)
 OPEN = (1, 8, 32, ct.RangeDim(32, 64).symbol)
 
@@ -248,6 +262,14 @@ CASES: dict[str, tuple[list[Sample], list[Sample]]] = {
     "fp32-level": (
         [Sample(restored()), Sample(restored(lambda y: mb.transpose(x=y, perm=[0, 1, 3, 2])))],
         [Sample(restored(adds=False)), Sample(lambda x: mb.cast(x=mb.exp(x=cast32(x)), dtype="fp16"))],
+    ),
+    "fp32-near-ties": (
+        [Sample(classes())],
+        [
+            Sample(classes("fp32")),
+            Sample(classes(last=lambda y: mb.reduce_max(x=y, axes=[1]))),
+            Sample(classes(last=lambda y: mb.reduce_argmax(x=mb.reduce_mean(x=y, axes=[2, 3]), axis=1))),
+        ],
     ),
     "singleton-last-axis": (
         [Sample(lambda x: mb.reduce_mean(x=x, axes=[3], keep_dims=True)), Sample(relu, (1, 8, 64, 1))],
@@ -401,6 +423,44 @@ def test_both_ends_of_a_forecaster_are_a_cost_and_what_else_is_fp32_an_error(tmp
     inside = Sample(restored(lambda y: mb.exp(x=y)))  # nothing is given back to an exponential
     found_ = edgesmith.lint(save(inside, tmp_path / "inside.mlpackage")).findings
     assert {one.rule for one in found_ if one.severity == "error"} == {"fp32-computation"}
+
+
+class Prefixed(nn.Module):
+    """A level that is taken off and given back, and a vector that a token looks up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.mix = nn.Embedding(5, 32), nn.Linear(32, 32)
+
+    def forward(self, x: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
+        level = x.mean(1, keepdim=True)
+        y: torch.Tensor = self.mix(x - level + self.table(token).unsqueeze(1)) + level
+        return y
+
+
+def test_a_vector_that_a_token_looks_up_is_no_end_of_a_forecaster(tmp_path: Path) -> None:
+    inputs = (torch.randn(1, 32, 32), torch.tensor([3]))
+    program, _ = rewrite(capture(Prefixed().eval(), inputs), targets.get("coreml").costs)
+    lower("coreml", program, tmp_path / "prefixed.mlpackage", "fp16")
+    report = edgesmith.lint(tmp_path / "prefixed.mlpackage")
+    assert not report.counts["error"], [one for one in report.findings if one.severity == "error"]
+    ends = {one.operator for one in report.findings if one.rule == "fp32-level"}
+    assert {"reduce_mean", "sub", "add"} <= ends
+    levels = {one.name.partition("_")[0] for one in report.legalized if one.rule == "level"}
+    assert levels <= {"mean", "sub", "add", "cast"}
+
+
+def test_both_ends_of_a_map_of_classes_are_a_warning_and_what_else_is_fp32_an_error(tmp_path: Path) -> None:
+    report = edgesmith.lint(save(Sample(classes()), tmp_path / "classes.mlpackage"))
+    assert not report.counts["error"]
+    ends = [one.operator for one in report.findings if one.rule == "fp32-near-ties"]
+    assert ends == ["cast", "conv", "relu", "cast", "conv", "reduce_argmax"]
+    for number, sample in enumerate(CASES["fp32-near-ties"][1]):
+        findings = edgesmith.lint(save(sample, tmp_path / f"no_map{number}.mlpackage")).findings
+        assert "fp32-computation" in {one.rule for one in findings}, number
+    inside = Sample(lambda x: classes()(mb.relu(x=mb.cast(x=mb.exp(x=cast32(mb.relu(x=x))), dtype="fp16"))))
+    findings = edgesmith.lint(save(inside, tmp_path / "inside.mlpackage")).findings
+    assert "exp" in {one.operator for one in findings if one.severity == "error"}
 
 
 def test_a_program_can_keep_every_rule(tmp_path: Path) -> None:

@@ -4,11 +4,11 @@ One line for each model and target, at one size of images, which models for one 
 Core ML, Core AI and a TensorRT engine in fp16, each verified as any export is. Printed are the least SNR of the natural
 inputs, the largest error relative to the peak, the file's operators and the seconds it took; or why there is no file.
 For a model with a head give MODEL:HEAD, such as casvit_xs:fpn. A file given as KEPT=FILE keeps the rows, one line of
-JSON each; those that are there are printed and not made again.
+JSON each; those that are there are printed and not made again. PAGE=FILE writes all kept rows as a page.
 
     python -m edgesmith.bench.experiments.exports 224
     python -m edgesmith.bench.experiments.exports 64 transnext_micro iformer_small casvit_xs:fpn
-    python -m edgesmith.bench.experiments.exports 64 KEPT=build/exports.jsonl
+    python -m edgesmith.bench.experiments.exports 64 KEPT=build/exports.jsonl PAGE=docs/exports.md
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import edgesmith
 from edgesmith.bench.experiments.command import Table, read_arguments
 from edgesmith.errors import EdgesmithError
 from edgesmith.models import registry
+from edgesmith.writing import write_whole
 
 TARGETS: Mapping[str, dict[str, Any]] = {
     "onnx": {"precision": "fp32"},
@@ -84,15 +85,63 @@ def kept_rows(file: Path | None) -> dict[tuple[str, str, int], list[Any]]:
     return {(name, target, side): figures for name, target, side, figures in rows}
 
 
+def page(rows: Mapping[tuple[str, str, int], Sequence[Any]], wanted: Sequence[str] = ()) -> str:
+    """Return kept rows as Markdown: a line for each model and size, with the SNR and the error of each target.
+
+    Args:
+        rows: figures by model, target and size, as `kept_rows` returns them.
+        wanted: models that should have rows; those that lack one are named.
+    """
+    pairs = list(dict.fromkeys((name, side) for name, _, side in rows))
+    made = [pair for pair in pairs if all((pair[0], target, pair[1]) in rows for target in TARGETS)]
+    refused = [key for key, figures in rows.items() if figures[0] == "none"]
+    lines = [
+        "# Every model on every target",
+        "",
+        "Written by `bench/experiments/exports.py`, which exports each and verifies the file. A cell has the least SNR",
+        "of the natural inputs, the largest error relative to the output's peak, and the operators of the file.",
+        "Weights are random. The size is that of images; models of series and tokens have their own. Rows are kept",
+        "from run to run, so some are of earlier code.",
+        "",
+        f"With a file for every target: {len(made)} of {len(pairs)} rows, {len(refused)} exports refused.",
+        "",
+        "| model | size | " + " | ".join(f"{name} {options['precision']}" for name, options in TARGETS.items()) + " |",
+        "|---|---:|" + "---:|" * len(TARGETS),
+    ]
+    for name, side in pairs:
+        cells = [_cell(rows.get((name, target, side))) for target in TARGETS]
+        lines.append(f"| {name} | {side} | " + " | ".join(cells) + " |")
+    lines += ["", *(f"- {name}, {target}: {rows[name, target, side][4]}" for name, target, side in refused)]
+    missing = [name for name in wanted if name not in {one for one, _ in pairs}]
+    if missing:
+        lines += ["", f"Not run yet: {', '.join(missing)}."]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _cell(figures: Sequence[Any] | None) -> str:
+    """Return the figures of one export as a cell of the page."""
+    if figures is None:
+        return "-"
+    snr, error, count, *_ = figures
+    if snr == "none":
+        return "refused"
+    return f"{snr:.0f} dB, {error}, {count}" if isinstance(snr, float | int) else f"{snr}, {error}, {count}"
+
+
+def _file(words: Sequence[str], name: str) -> Path | None:
+    """Return the file that is given as NAME=FILE."""
+    return next((Path(word.partition("=")[2]) for word in words if word.startswith(f"{name}=")), None)
+
+
 def main() -> None:
     """Print one line for each model and target."""
     given = read_arguments(__doc__, listed="models", side=224)
     torch.set_num_threads(1)
-    files = [Path(word.partition("=")[2]) for word in given.models if word.startswith("KEPT=")]
-    file = files[0] if files else None
+    file, written = _file(given.models, "KEPT"), _file(given.models, "PAGE")
+    wanted = [word for word in given.models if "=" not in word] or names()
     kept = kept_rows(file)
     table = Table(("model", 28), ("target", 9), ("SNR dB", 8), ("error", 8), "operators", "seconds", "remark")
-    for name in [word for word in given.models if not word.startswith("KEPT=")] or names():
+    for name in wanted:
         for target in TARGETS:
             figures = kept.get((name, target, given.side))
             if figures is None:
@@ -101,7 +150,10 @@ def main() -> None:
                 if file is not None:
                     with file.open("a", encoding="utf-8") as rows:
                         rows.write(json.dumps([name, target, given.side, figures]) + "\n")
+                kept[name, target, given.side] = figures
             table.add(name, target, *figures)
+            if written is not None:
+                write_whole(written, page(kept, wanted), "the page")
 
 
 if __name__ == "__main__":

@@ -150,7 +150,7 @@ def _find_restored_levels(function: Any) -> Iterator[tuple[str, Legalization]]:
     raw: list[Any] = []
     for op in function.operations:
         given = [value for value in _values(op) if value.val is None]
-        if not given or op.blocks or is_layer(op.op_type):
+        if not given or op.blocks or is_layer(op.op_type) or _looks_up(op) or not _has_floats(op):
             continue
         if all(value.op is None or value.op in raw for value in given):
             raw.append(op)
@@ -162,6 +162,16 @@ def _find_restored_levels(function: Any) -> Iterator[tuple[str, Legalization]]:
     for op in find_ends(raw, operands, makers, lambda op: str(op.op_type).removeprefix("reduce_")):
         reason = "takes a level from the data, or gives it back, so it stays fp32"
         yield op.name, Legalization("level", op.name, reason)
+
+
+def _looks_up(op: Any) -> bool:
+    """Return whether an operator picks rows of a table, which are weights."""
+    return str(op.op_type).startswith("gather") and op.inputs["x"].val is not None
+
+
+def _has_floats(op: Any) -> bool:
+    """Return whether an operator reads or makes a float; tokens and their positions have no level."""
+    return any(value.is_tensor_or_scalar_of("fp32") for value in (*_values(op), *op.outputs))
 
 
 def _values(op: Any) -> Iterator[Any]:

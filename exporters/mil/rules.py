@@ -34,7 +34,7 @@ from edgesmith.exporters.mil.program import (
     walk,
     walk_all,
 )
-from edgesmith.exporters.precision.ends import find_ends, is_layer
+from edgesmith.exporters.precision.ends import find_ends, is_layer, is_view
 from edgesmith.exporters.precision.policy import HALF_MAX
 
 if TYPE_CHECKING:
@@ -71,6 +71,9 @@ LEAST_LOSS = 1 << 20
 
 LARGEST_AXIS = 16384
 """Core ML's limit by the threads that `long-axis` names."""
+
+MAP_RANK = 3
+"""Axes of a map of classes: batch, height, width."""
 
 _FLOATS = frozenset({"fp16", "fp32", "fp64", "bf16"})
 _SINGLE_FLOATS = frozenset({"fp32", "fp64"})
@@ -143,6 +146,7 @@ class View:
         types: the type of every value by name.
         half: whether more of its operators compute in half precision than in single.
         ends: identities of operators that take a level from the inputs or give it back.
+        class_ends: identities of operators of both ends of a map of classes.
     """
 
     def __init__(self, function: Function, interface: Interface) -> None:
@@ -164,6 +168,7 @@ class View:
         results = [one.type.dtype for op in self.operations for one in op.outputs if isinstance(one.type, TensorType)]
         self.half = results.count("fp16") > results.count("fp32")
         self.ends = self._find_ends()
+        self.class_ends = self._find_class_ends()
 
     def _find_ends(self) -> set[int]:
         """Return the identities of operators that take a level from the inputs or give it back, with their casts."""
@@ -185,6 +190,47 @@ class View:
         casts = [one for one in self.operations if one.type == "cast" and id(one) not in ends]
         read_by = {id(one): [reader for out in one.outputs for reader, _ in self.readers(out.name)] for one in casts}
         return ends | {i for i, readers in read_by.items() if readers and all(id(one) in ends for one in readers)}
+
+    def _find_class_ends(self) -> set[int]:
+        """Return the identities of operators of both ends of a map of classes; none where no layer is half precision.
+
+        The first end reads the inputs and itself alone, and only the last end and the argmax read the last one.
+        """
+        half = {
+            id(operation)
+            for operation in self.operations
+            for one in operation.outputs
+            if isinstance(one.type, TensorType) and one.type.dtype == "fp16"
+        }
+        has_half_layer = any(id(one) in half and is_layer(one.type) for one in self.operations)
+        if not has_half_layer or any(one.blocks for one in self.operations):
+            return set()
+        first, last = set[int](), {id(one) for one in self._argmaxes()}
+        if not last:
+            return set()
+        for operation in self.operations:
+            refs = [Ref(name) for _, name in references(operation.inputs)]
+            makers = [self.maker(one) for one in refs if not self.is_stored(one)]
+            if id(operation) not in half and all(one is None or id(one) in first for one in makers):
+                first.add(id(operation))
+        for operation in reversed(self.operations):
+            readers = [reader for one in operation.outputs for reader, _ in self.readers(one.name)]
+            if id(operation) not in half and readers and all(id(one) in last for one in readers):
+                last.add(id(operation))
+        return first | last
+
+    def _argmaxes(self) -> list[Operation]:
+        """Return the argmaxes that make all outputs, with the views behind them; none where an output is no map."""
+        found: list[Operation] = []
+        for name in self.function.block.outputs:
+            operation = self._makers.get(name)
+            while operation is not None and is_view(_kind(operation)):
+                found.append(operation)
+                operation = self.maker(operation.inputs.get("x"))
+            if operation is None or operation.type != "reduce_argmax" or len(self.shape(Ref(name))) < MAP_RANK:
+                return []
+            found.append(operation)
+        return found
 
     def maker(self, operand: Operand | None) -> Operation | None:
         """The operator whose result an operand is; None for inputs and constants in place."""
@@ -303,7 +349,7 @@ def _rank(view: View) -> Iterator[tuple[Position, str]]:
     do="Export with --precision fp16; keep in fp32 only what overflows.",
 )
 def _fp32_computation(view: View) -> Iterator[tuple[Position, str]]:
-    yield from ((one, said) for one, said in _single(view) if id(one) not in view.ends)
+    yield from ((one, said) for one, said in _single(view) if id(one) not in view.ends | view.class_ends)
 
 
 def _single(view: View) -> Iterator[tuple[Operation, str]]:
@@ -348,7 +394,7 @@ def _type(operation: Operation) -> str:
 def _fp32_constant(view: View) -> Iterator[tuple[Position, str]]:
     if not view.half:
         return
-    for operation in (one for one in view.operations if id(one) not in view.ends):
+    for operation in (one for one in view.operations if id(one) not in view.ends | view.class_ends):
         for parameter, operand in view.operands(operation):
             kind = view.type(operand)
             if view.constant(operand) is not None and kind is not None and kind.dtype in _SINGLE_FLOATS:
@@ -759,6 +805,18 @@ def _squared(view: View, operation: Operation | None) -> Operand | None:
         exponent = view.value(operation, "y")
         return x if exponent is not None and float(exponent) == 2 else None
     return None
+
+
+@rule(
+    "fp32-near-ties",
+    "warning",
+    why="Both ends of a map of classes compute in fp32, on the GPU or CPU, so that pixels whose best two classes score"
+    " nearly alike keep theirs.",
+    source=APPLE_RULES,
+    do="Export with --inputs, images of the use: trained weights have margins on them; or take the argmax outside.",
+)
+def _fp32_near_ties(view: View) -> Iterator[tuple[Position, str]]:
+    yield from ((one, said) for one, said in _single(view) if id(one) in view.class_ends - view.ends)
 
 
 @rule(

@@ -52,9 +52,14 @@ def find_ends(
 def _down_to_sum(output: One, operands: Callable[[One], Sequence[One]], kind: Callable[[One], str]) -> Iterator[One]:
     """Yield an output's maker and, through views, what makes that, up to the first that is no view."""
     yield output
-    while kind(output).startswith(_VIEWS) and operands(output):
+    while is_view(kind(output)) and operands(output):
         output = operands(output)[0]
         yield output
+
+
+def is_view(kind: str) -> bool:
+    """Return whether an operator of this name changes no numbers."""
+    return kind.startswith(_VIEWS)
 
 
 def is_layer(kind: str) -> bool:

@@ -15,6 +15,7 @@ from edgesmith.models.longvq import LongVq
 from edgesmith.models.mamba import Mamba
 from edgesmith.models.segformer import SegFormer
 from edgesmith.models.series import read_config
+from edgesmith.models.tdsm import TDSM
 from edgesmith.models.vim2 import ViM2
 
 SERIES: dict[str, Any] = {
@@ -63,4 +64,5 @@ FAMILIES: dict[str, Callable[[], Made]] = {
         SegFormer((1, 1, 1, 1), (8, 16, 40, 64), width=16, num_classes=5),
         (torch.randn(1, 3, 64, 64),),
     ),
+    "tdsm": lambda: (TDSM(64, 2, frames=8), (torch.randn(1, 8, 64), torch.randn(1, 384))),
 }
