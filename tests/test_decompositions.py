@@ -534,6 +534,7 @@ GROUPS = {
     "written_into_another_type": Group(
         {
             "whole_into_floats": lambda x, i: _written(x, i[:, 0]),
+            "numbers_into_whole": lambda x, i: _written(i, torch.tensor(7)),
             "truth_into_floats": lambda x, i: _written(x, x[:, 1] > 0),
             "floats_into_whole": lambda x, i: _written(i, x[:, 0] * 5),
             "floats_into_truth": lambda x, i: _written(x > 0, x[:, 0].round()),
