@@ -1,7 +1,7 @@
-"""Operators that stay fp32 because there is no such operator in half precision, or its own epsilon is zero there.
+"""Operators that stay fp32: PyTorch has none in half precision, or their own epsilon is zero there.
 
-    quantile, inverses, determinants    PyTorch has them for float32 and float64 only
-    cosine_similarity                   x . y / (max(|x|, 1e-8) max(|y|, 1e-8)): 0 / 0 for zeros, as 1e-8 is 0 in fp16
+PyTorch has quantiles, inverses and determinants for float32 and float64 only. cosine_similarity divides by
+max(|x|, 1e-8) max(|y|, 1e-8), and 1e-8 is 0 in fp16.
 """
 
 from __future__ import annotations

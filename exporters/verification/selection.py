@@ -194,7 +194,9 @@ def _draw(subject: Subject, found: Selection) -> None:
         else:
             found.add(call, inputs, outputs)
     if rejected:
-        found.left_out.append(f"{rejected} drawn inputs, on which PyTorch does not run, is not finite, or picks among equal numbers")
+        found.left_out.append(
+            f"{rejected} drawn inputs, on which PyTorch does not run, is not finite, or picks among equal numbers"
+        )
 
 
 def _add_adversarial(held: _Range, kind: str, found: Selection) -> None:
