@@ -627,6 +627,29 @@ GROUPS = {
         (_drawn(2, 5), TOKENS),
         ("onnx", "tvm"),
     ),
+    "powers": Group(
+        {
+            "down": lambda x, i: torch.vander(x[0]),
+            "up": lambda x, i: torch.vander(x[0], 4, increasing=True),
+            "of_whole": lambda x, i: torch.vander(i[0], 3),
+            "the_first": lambda x, i: torch.vander(x[1], 1),
+        },
+        (_drawn(2, 5), TOKENS),
+        EVERYWHERE,
+    ),
+    "written_into_another_type": Group(
+        {
+            "whole_into_floats": lambda x, i: _written(x, i[:, 0]),
+            "numbers_into_whole": lambda x, i: _written(i, torch.tensor(7)),
+            "truth_into_floats": lambda x, i: _written(x, x[:, 1] > 0),
+            "floats_into_whole": lambda x, i: _written(i, x[:, 0] * 5),
+            "floats_into_truth": lambda x, i: _written(x > 0, x[:, 0].round()),
+            "truth_into_a_range": lambda x, i: (x > 0).slice_scatter(i > 1, 1, 1, 4),
+            "one_into_all": lambda x, i: x.clone().copy_(i[:, :1]),
+        },
+        (_drawn(2, 5), TOKENS),
+        EVERYWHERE,
+    ),
     "transposed": Group(
         {
             "twice": lambda x, w: F.conv_transpose2d(x, w[..., :2, :2], torch.ones(3), 2),
@@ -689,6 +712,13 @@ GROUPS = {
         ("coreml", "onnx"),
     ),
 }
+
+
+def _written(x: Tensor, column: Tensor) -> Tensor:
+    """Return x with another first column."""
+    x = x.clone()
+    x[:, 0] = column
+    return x
 
 
 class Together(nn.Module):

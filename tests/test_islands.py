@@ -129,3 +129,26 @@ def test_affnet_at_its_own_size_keeps_large_norms_fp32_with_two_casts_an_island(
     assert len(kinds) == 2 + 2 * len(found)
     assert snr >= 40
     assert np.isfinite(snr)
+
+
+class Shares(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return nn.functional.normalize(x, dim=-1), x / (x.square().sum(-1, keepdim=True) + 1e-10)
+
+
+class Single(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return torch.quantile(x, 0.3, dim=1), nn.functional.cosine_similarity(x, x.flip(1), dim=1)
+
+
+def test_what_keeps_a_divisor_from_zero_does_so_in_half_precision(tmp_path: Path) -> None:
+    made = edgesmith.export(Shares(), "onnx", inputs=(torch.randn(2, 8),), precision="fp16", out=tmp_path)
+    assert "zeros" in [call["kind"] for call in made.manifest["verification"]["inputs"]["calls"]]
+
+
+def test_operators_without_a_form_in_half_precision_stay_fp32(tmp_path: Path) -> None:
+    program = capture(Single(), (torch.randn(2, 8),))
+    kept = find_islands(program, [program.inputs], 40.0)
+    assert [name.partition("_")[0] for name in kept] == ["quantile", "cosine"]
+    made = edgesmith.export(Single(), "onnx", inputs=program.inputs, precision="fp16", out=tmp_path)
+    assert "zeros" in [call["kind"] for call in made.manifest["verification"]["inputs"]["calls"]]

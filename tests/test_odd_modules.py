@@ -32,6 +32,8 @@ OWN_INPUTS: dict[str, tuple[Any, ...]] = {
     "LengthFromValues": (X, torch.tensor([3])),
     "TakesSparse": (torch.eye(4).to_sparse(),),
     "MakesSparse": (SQUARE,),
+    "PassesThroughSparse": (SQUARE,),
+    "SoftmaxOfSparse": (SQUARE,),
     "GathersOutOfRange": (torch.tensor([[5]]),),
     "AnyNumber": (X, X + 1),
     "PacksSequences": (SQUARE[None], torch.tensor([3])),

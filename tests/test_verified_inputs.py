@@ -204,6 +204,21 @@ def test_logarithms_and_look_ups_by_computed_index_are_exported(tmp_path: Path) 
         assert artifact.manifest["verification"]["steps"][-1] in steps
 
 
+@pytest.mark.parametrize("target", ["onnx", "coreml"])
+def test_an_input_whose_result_is_the_order_of_equal_numbers_does_not_count(target: str, tmp_path: Path) -> None:
+    def best(x: Tensor) -> Tensor:
+        places = x.square().sum(-1).topk(3, 1).indices
+        return x.gather(1, places[..., None].expand(-1, -1, 6)) + torch.arange(3)[:, None] + places[..., None]
+
+    made = edgesmith.export(Lines(best), target, inputs=(EXAMPLE,), precision="fp32", out=tmp_path)
+    left_out = made.manifest["verification"]["inputs"]["left_out"]
+    assert any(one.startswith("zeros: PyTorch picks among equal numbers") for one in left_out)
+    values = edgesmith.export(
+        Lines(lambda x: x.topk(3, 1).values), target, inputs=(EXAMPLE,), precision="fp32", out=tmp_path
+    )
+    assert not any("equal numbers" in one for one in values.manifest["verification"]["inputs"].get("left_out", []))
+
+
 def test_the_loud_input_of_half_precision_stays_within_its_range(tmp_path: Path) -> None:
     def factors(function: Callable[[Tensor], Tensor], precision: str) -> dict[str, float]:
         x = (torch.rand(1, 16, generator=torch.Generator().manual_seed(0)) + 1,)

@@ -115,7 +115,7 @@ def of_transformers(config: str, model: str, options: dict[str, Any]) -> tuple[n
 
 
 def enliven(model: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
-    """Give batch norms the statistics of four random images, in place. Returns the model, in eval mode.
+    """Give batch norms the statistics of four random images, in place, and layers of zeros numbers. Returns the model.
 
     Untrained ones have mean 0 and variance 1, under which a deep model's output fades to numbers below 1e-38, where
     nothing can be compared.

@@ -21,6 +21,33 @@ def select(x: Tensor, dim: int, index: int) -> Tensor:
     return torch.select(x, dim, index + x.shape[dim]) if index < 0 else LEAVE
 
 
+@decomposes(aten.copy.default, why="coremltools and Core AI keep the type and shape of what is written")
+def copy(x: Tensor, written: Tensor, non_blocking: bool = False) -> Tensor:
+    """Return numbers in the type and shape of those that they take the place of, as in x[:, 0] = numbers."""
+    if x.dtype == written.dtype and x.shape == written.shape:
+        return LEAVE
+    written = written.to(x.dtype)
+    return written if written.shape == x.shape else written.expand(x.shape)
+
+
+@decomposes(aten.slice_scatter.default, targets=("coreml",), why="Core ML writes no booleans into places")
+def slice_scatter(
+    x: Tensor, written: Tensor, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> Tensor:
+    """Return booleans with others in a range of an axis, as whole numbers in between."""
+    if x.dtype != torch.bool:
+        return LEAVE
+    return torch.slice_scatter(x.to(torch.int32), written.to(torch.int32), dim, start, end, step) != 0
+
+
+@decomposes(aten.select_scatter.default, targets=("coreml",), why="Core ML writes no booleans into places")
+def select_scatter(x: Tensor, written: Tensor, dim: int, index: int) -> Tensor:
+    """Return booleans with others at one position of an axis, as whole numbers in between."""
+    if x.dtype != torch.bool:
+        return LEAVE
+    return torch.select_scatter(x.to(torch.int32), written.to(torch.int32), dim, index) != 0
+
+
 @decomposes(aten.unfold.default, why="the converters have none, or make a loop")
 def unfold(x: Tensor, dimension: int, size: int, step: int) -> Tensor:
     """Return all windows of an axis: [..., L, ...] to [..., (L - size) // step + 1, ..., size].

@@ -46,6 +46,20 @@ def _scanned(
 
 
 @decomposes(
+    aten.vander.default, why="PyTorch spells it by products that it writes into places, which only TVM's importer takes"
+)
+def vander(x: Tensor, N: int | None = None, increasing: bool = False) -> Tensor:  # noqa: N803 - the operator's own name
+    """Return the powers of numbers, [n] to [n, N]: from the power 0 on, or down to it."""
+    count = x.shape[0] if N is None else N
+    one = torch.ones_like(x, dtype=x.dtype if x.is_floating_point() else torch.int64).unsqueeze(1)
+    if count < 2:
+        return one[:, :count]
+    powers = _scanned(x.unsqueeze(1).expand([-1, count - 1]), 1, None, torch.mul, 1.0)
+    table = torch.cat([one, powers], 1)
+    return table if increasing else table.flip([1])
+
+
+@decomposes(
     aten.logcumsumexp.default,
     targets=("onnx", "tvm"),
     why="torch's exporter sums exponentials, which over- and underflow; TVM has none",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -42,9 +43,12 @@ def vector_norm(
     *,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Return the norm of one number: its size; of order 0 whether it is not 0."""
+    """Return the norm of one number: its size; of order 0 whether it is not 0. Of more by a whole order as a power."""
     if x.dim():
-        return LEAVE
+        if order in (0, 1, 2) or not isinstance(order, int | float) or not math.isfinite(order):
+            return LEAVE
+        powers = torch.pow(x.to(dtype or x.dtype).abs(), float(order))
+        return torch.pow(torch.sum(powers, list(dim or range(x.dim())), keepdim), 1 / order)
     x = x.to(dtype or x.dtype)
     return (x != 0).to(x.dtype) if order == 0 else x.abs()
 

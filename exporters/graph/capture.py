@@ -17,6 +17,7 @@ from torch.fx.graph import CodeGen
 
 from edgesmith.errors import BadInput, EdgesmithWarning, Unsupported
 from edgesmith.exporters import decompositions
+from edgesmith.exporters.graph.dense_forms import make_dense
 from edgesmith.exporters.graph.edit import Emitter, arguments, fork, operator_name, operators, site, stand_for, tidy
 from edgesmith.exporters.graph.fast_path import fast_path, warn_of_fast_path
 from edgesmith.exporters.graph.mending import mended, silenced
@@ -428,7 +429,7 @@ def _export(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) -
             node.replace_all_uses_with(node.args[1])
             graph.graph.erase_node(node)
     graph.recompile()
-    return graph
+    return make_dense(graph)
 
 
 def _take_tensors_alone(graph: GraphModule, takes: Sequence[bool]) -> GraphModule:

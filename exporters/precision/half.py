@@ -41,6 +41,8 @@ def half(program: Program, keep_fp32: Collection[str] = (), kind: torch.dtype = 
     module = fork(program.module)
     for node in list(module.graph.nodes):
         value = node.meta.get("val")
+        if not is_kept(node, keep_fp32):
+            _raise_guard(node, kind)
         if node.op == "output" or not isinstance(value, Tensor) or value.dtype != torch.float32:
             continue
         weight = constant(module, node)
@@ -79,6 +81,21 @@ def _name_type(node: Node, kind: torch.dtype) -> None:
         return kind if value is torch.float32 else value
 
     node.args, node.kwargs = tree_map(renamed, node.args), tree_map(renamed, node.kwargs)
+
+
+_GUARDED = {aten.clamp_min.default: 1, aten.clamp.default: 1, aten.add.Tensor: 1, aten.add.Scalar: 1}
+"""Operators that keep a divisor from being zero, with the argument that does."""
+
+
+def _raise_guard(node: Node, kind: torch.dtype) -> None:
+    """Raise a number that keeps a divisor from being zero, and would be zero in 16 bits, to the least normal one.
+
+    So x / max(|x|, 1e-12) stays 0 where x is 0. Numbers that small are lost in the type anyway.
+    """
+    index = _GUARDED.get(node.target, 0) if callable(node.target) else 0
+    value = node.args[index] if 0 < index < len(node.args) else None
+    if isinstance(value, float) and value > 0 and not torch.tensor(value, dtype=kind):
+        node.update_arg(index, torch.finfo(kind).smallest_normal)
 
 
 def _cast(graph: torch.fx.Graph, node: Node, dtype: torch.dtype) -> Node:

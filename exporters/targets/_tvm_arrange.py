@@ -114,7 +114,8 @@ class _Walk:
             return value
         source = value.args[0]
         if isinstance(source, tvm.ir.GenericConst):
-            return relax.const(apply(source.value.numpy(), value))
+            made = apply(source.value.numpy(), value)
+            return relax.const(made, str(made.dtype))  # by itself it makes int64 int32
         chain = [(variable, value), *self.chains.get(source, [])][:LONGEST]
         self.chains[variable] = chain
         for length in range(len(chain), 0, -1):

@@ -134,7 +134,7 @@ class _Sinker:
         for axis in range(made.ndim):
             first = made.take([0], axis)
             made = first if (made == first).all() else made
-        return relax.const(np.ascontiguousarray(made))
+        return relax.const(np.ascontiguousarray(made), str(made.dtype))
 
     def _neurons(self, variable: Any, value: Any) -> Any:
         """Return neurons [outer, time, inner] over the axis of the source that is the time, where it is one."""

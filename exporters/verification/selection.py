@@ -1,7 +1,8 @@
 """The inputs that an export is verified on: chosen by running PyTorch on them, and what was left out, with the reason.
 
-An input counts only where eager PyTorch runs on it and is as finite as on the first one: log has no zeros. Of a model
-with several inputs, where changing all of them at once does not count, each is changed alone.
+An input counts only where eager PyTorch runs on it, is as finite as on the first one (log has no zeros), and does not
+owe its result to the order of equal numbers, which topk leaves open. Of a model with several inputs, where changing
+all of them at once does not count, each is changed alone.
 
 A precision holds fewer scales than float32 does. The loud factor is the largest power of ten, 1e3 at most, at which no
 value inside the program leaves the precision's range, with RANGE_MARGIN to spare for sums that are larger than their
@@ -25,6 +26,7 @@ from edgesmith.exporters.figures import Outputs
 from edgesmith.exporters.graph.capture import Program, run_eager
 from edgesmith.exporters.inputs import ADVERSARIAL, NATURAL, Call, changeable, make
 from edgesmith.exporters.precision.islands import Extent, find_extents
+from edgesmith.exporters.verification.ties import depends_on_ties, picks
 from edgesmith.models.registry import ImageInput
 
 LOUD = (1e3, 1e2, 1e1)
@@ -98,6 +100,11 @@ class Subject:
     is_named: bool
     image: ImageInput | None
     dtype: torch.dtype
+
+    @cached_property
+    def picks(self) -> bool:
+        """Whether the program picks among equal numbers."""
+        return picks(self.captured)
 
     def make(self, call: Call) -> list[Tensor]:
         """Return the inputs of a call."""
@@ -187,7 +194,9 @@ def _draw(subject: Subject, found: Selection) -> None:
         else:
             found.add(call, inputs, outputs)
     if rejected:
-        found.left_out.append(f"{rejected} drawn inputs, on which PyTorch does not run or is not finite")
+        found.left_out.append(
+            f"{rejected} drawn inputs, on which PyTorch does not run, is not finite, or picks among equal numbers"
+        )
 
 
 def _add_adversarial(held: _Range, kind: str, found: Selection) -> None:
@@ -226,6 +235,8 @@ def _try(subject: Subject, inputs: Sequence[Tensor], first: Sequence[np.ndarray]
         return "PyTorch does not run on it"
     if any(_finite(y) < _finite(known) for y, known in zip(outputs, first, strict=True)):
         return "PyTorch's outputs are not finite on it"
+    if subject.picks and depends_on_ties(subject.model, inputs):
+        return "PyTorch picks among equal numbers on it, in no stated order"
     return outputs
 
 

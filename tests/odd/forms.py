@@ -543,3 +543,21 @@ class CallsItselfOtherwise(nn.Module):
     def forward(me, x: Tensor) -> Tensor:  # noqa: N805  # the point of it
         me.mean.mul_(0.9).add_(x.mean(0))
         return x - me.mean
+
+
+class PassesThroughSparse(nn.Module):
+    """A graph's edges as a sparse matrix, and a pruned weight that was sparse once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(4))
+        self.register_buffer("edges", torch.tensor([[0, 1, 1, 3], [1, 0, 2, 2]]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x @ self.weight.to_sparse().to_dense()
+        return torch.sparse_coo_tensor(self.edges, torch.ones(4), (4, 4)) @ y
+
+
+class SoftmaxOfSparse(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sparse.softmax(x.to_sparse(), 1).to_dense()

@@ -1,0 +1,72 @@
+"""Inputs on which PyTorch's own result is one of several, because it picks among equal numbers in no stated order.
+
+`topk`, `kthvalue` and `median` say nothing of the order of equal numbers, and every runtime has one of its own. Where
+the outputs are others once the first of them is picked, and once the last, an input shows nothing of a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from edgesmith.errors import BadInput
+from edgesmith.exporters.graph.capture import Program, run_eager
+
+aten = torch.ops.aten
+
+_PICKING = (aten.topk.default, aten.kthvalue.default, aten.median.dim)
+
+
+def picks(program: Program) -> bool:
+    """Return whether a program has an operator that picks among equal numbers."""
+    return any(node.target in _PICKING for node in program.module.graph.nodes)
+
+
+def depends_on_ties(model: nn.Module, inputs: Sequence[Tensor]) -> bool:
+    """Return whether a model's outputs depend on which of several equal numbers is picked."""
+    try:
+        with _Picking(first=True):
+            some = run_eager(model, inputs)
+        with _Picking(first=False):
+            others = run_eager(model, inputs)
+    except (BadInput, RuntimeError):
+        return False
+    return not all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(some, others, strict=True))
+
+
+class _Picking(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's class has no annotations
+    """Picks the first, or the last, of equal numbers."""
+
+    def __init__(self, first: bool) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # as above
+        self._first = first
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = _named(func, args, kwargs or {}) if func in _PICKING else {}
+        x = given.get("self")
+        if x is None or not x.dim() or not x.numel():
+            return func(*args, **(kwargs or {}))
+        axis = given["dim"]
+        if func is aten.topk.default:
+            values, places = self._sorted(x, axis, given["largest"])
+            return values.narrow(axis, 0, given["k"]), places.narrow(axis, 0, given["k"])
+        values, places = self._sorted(x, axis, False)
+        rank = given["k"] - 1 if func is aten.kthvalue.default else (x.shape[axis] - 1) // 2
+        picked = values.narrow(axis, rank, 1), places.narrow(axis, rank, 1)
+        return picked if given["keepdim"] else tuple(one.squeeze(axis) for one in picked)
+
+    def _sorted(self, x: Tensor, axis: int, descending: bool) -> tuple[Tensor, Tensor]:
+        if self._first:
+            return torch.sort(x, stable=True, dim=axis, descending=descending)
+        values, places = torch.sort(x.flip([axis]), stable=True, dim=axis, descending=descending)
+        return values, x.shape[axis] - 1 - places
+
+
+def _named(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return an operator's arguments by name, with its defaults."""
+    known = {one.name: one.default_value for one in func._schema.arguments if one.has_default_value()}
+    return {**known, **dict(zip((one.name for one in func._schema.arguments), args, strict=False)), **kwargs}
