@@ -31,19 +31,3 @@ def mean_over(
 ) -> Tensor:
     """Return the mean, or log(sum(exp)), of one number."""
     return LEAVE if x.dim() else x.to(dtype or x.dtype)
-
-
-@decomposes(aten.linalg_vector_norm.default, targets=("coreai",), why=_ENDS)
-def vector_norm(
-    x: Tensor,
-    order: float = 2,
-    dim: Sequence[int] | None = None,
-    keepdim: bool = False,
-    *,
-    dtype: torch.dtype | None = None,
-) -> Tensor:
-    """Return the norm of one number: its size; of order 0 whether it is not 0."""
-    if x.dim():
-        return LEAVE
-    x = x.to(dtype or x.dtype)
-    return (x != 0).to(x.dtype) if order == 0 else x.abs()
