@@ -202,6 +202,21 @@ GROUPS = {
         (_drawn(4, 5),),
         APPLES,
     ),
+    "products_with_flattened": Group(
+        {
+            "of_rows": lambda a, x: a[0, :2, :3] @ torch.sin(x[0, :3, :3]).flatten(1),
+            "of_one_image": lambda a, x: a @ torch.sin(x).flatten(2),
+            "of_what_is_rectified": lambda a, x: a @ torch.sin(x).flatten(2).relu(),
+            "with_a_bias": lambda a, x: torch.addmm(a[0, :, :1], a[0], torch.sin(x[0]).flatten(1), beta=0.5, alpha=2),
+            "turned_twice": lambda a, x: F.linear(a[0], torch.sin(x[0]).flatten(1).T),
+            "of_rows_turned": lambda a, x: a[0] @ torch.sin(x[0]).transpose(0, 1).reshape(4, -1),
+            "summed": lambda a, x: torch.einsum("mk,kn->mn", a[0], torch.sin(x[0]).reshape(4, 12)),
+            "in_two": lambda a, x: a @ torch.sin(x[0, :, :, :2]).reshape(4, 8)[None].reshape(2, 4, 4),
+            "attended": lambda a, x: torch.softmax(x.flatten(2).mT @ x.flatten(2), -1) @ x.flatten(2).mT,
+        },
+        (_drawn(1, 5, 4), _drawn(1, 4, 4, 3)),
+        APPLES,
+    ),
     "put_by_spreading": Group(
         {
             "a_row": lambda x: x.index_put((torch.tensor([0, 2, 1, 3, 4]),), x[0, :, 0] * 2),

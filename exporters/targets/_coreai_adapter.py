@@ -93,6 +93,7 @@ def convert(program: ExportedProgram, input_names: Sequence[str], output_names: 
         BackendMissing: see `require`.
         Unsupported: an operator that the converter refuses, or an API that is not where it was.
     """
+    from edgesmith.exporters.targets._coreai_graph import make_whole_numbers_floats, turn_products
     from edgesmith.exporters.targets._refusal import decompose, refuse
 
     require()
@@ -101,7 +102,8 @@ def convert(program: ExportedProgram, input_names: Sequence[str], output_names: 
         table = _with_ours(_get("coreai_torch", "get_decomp_table")())
         _label_values(program)
         decomposed = decompose(program, table, "Core AI")
-        _make_whole_numbers_floats(decomposed)
+        make_whole_numbers_floats(decomposed.graph)
+        turn_products(decomposed.graph)
 
         class Converter(converter_type):  # type: ignore[misc, valid-type]
             """Notes at each operator, before the converter rewrites the program, which value it computes."""
@@ -154,37 +156,6 @@ def _with_ours(theirs: Mapping[Any, Callable[..., Any]]) -> dict[Any, Callable[.
         return one in table or one.__name__ in known or one.has_kernel_for_dispatch_key(implicit)
 
     return {**decompositions.for_others(LOWERINGS, is_taken), **table}
-
-
-def _make_whole_numbers_floats(program: ExportedProgram) -> None:
-    """Convert whole numbers where an operator makes floats of them, or compares them with a fraction.
-
-    The converter rounds a fraction beside whole numbers to 16 bits, and has no sine or power of whole numbers.
-    """
-    import torch
-
-    for node in list(program.graph.nodes):
-        if node.op != "call_function" or not _computes_floats(node):
-            continue
-        made = node.meta["val"].dtype if node.meta["val"].is_floating_point() else torch.float32
-        for source in node.all_input_nodes:
-            with program.graph.inserting_before(node):
-                cast = program.graph.call_function(torch.ops.aten._to_copy.default, (source,), {"dtype": made})
-            cast.meta = {**node.meta, "val": source.meta["val"].to(made)}
-            node.replace_input_with(source, cast)
-
-
-def _computes_floats(node: Any) -> bool:
-    """Return whether an operator of whole numbers or truth values alone computes with floats."""
-    import torch
-
-    made = node.meta.get("val")
-    given = [source.meta.get("val") for source in node.all_input_nodes]
-    if node.target is torch.ops.aten._to_copy.default or not isinstance(made, torch.Tensor) or not given:
-        return False
-    if not all(isinstance(one, torch.Tensor) and not (one.is_floating_point() or one.is_complex()) for one in given):
-        return False
-    return made.is_floating_point() or (made.dtype == torch.bool and any(isinstance(one, float) for one in node.args))
 
 
 def save(
