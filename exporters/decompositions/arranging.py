@@ -273,7 +273,7 @@ def view_copy(x: Tensor, shape: Sequence[int]) -> Tensor:
 @decomposes(aten.permute_copy.default, targets=("coreai",), why=_COPY)
 def permute_copy(x: Tensor, dims: Sequence[int]) -> Tensor:
     """Return x with its axes in another order."""
-    return x.permute(dims)
+    return x.permute(list(dims))
 
 
 @decomposes(aten.narrow_copy.default, targets=("coreai",), why=_COPY)
