@@ -1,4 +1,4 @@
-"""What Core AI's converter takes for something else, spelled otherwise in the graph that it is given.
+"""Spellings of what Core AI's converter takes for something else, in the graph that it is given.
 
 sin(1: int64)       sin(1.0)                    it has no sine of whole numbers
 1: int64 + 0.3      1.0 + 0.3                   it rounds the fraction to 16 bits
