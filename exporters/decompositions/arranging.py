@@ -254,6 +254,69 @@ def take(x: Tensor, index: Tensor) -> Tensor:
     return x.reshape([-1]).index_select(0, places).reshape(index.shape)
 
 
+@decomposes(aten.gather.default, targets=("coreai",), why="Core AI's converter wants an index as large as the input")
+def gather(x: Tensor, dim: int, index: Tensor, *, sparse_grad: bool = False) -> Tensor:
+    """Return the numbers at positions of an axis, from as much of the other axes as the index has."""
+    if not x.dim():
+        return x.expand(index.shape)
+    along = dim % x.dim()
+    sizes = [n if axis == along else index.shape[axis] for axis, n in enumerate(x.shape)]
+    if index.dim() != x.dim() or sizes == [*x.shape]:
+        return LEAVE
+    for axis, size in enumerate(sizes):
+        x = x.narrow(axis, 0, size)
+    return torch.gather(x, dim, index)
+
+
+@decomposes(aten.index_select.default, targets=("coreai",), why="Core AI's converter fails on an input without axes")
+def index_select_of_one(x: Tensor, dim: int, index: Tensor) -> Tensor:
+    """Return the one position that a single number has."""
+    return LEAVE if x.dim() else x.clone()
+
+
+@decomposes(aten.put.default, targets=("coreml", "coreai"), why="neither converter has a translation")
+def put_flat(x: Tensor, index: Tensor, source: Tensor, accumulate: bool = False) -> Tensor:
+    """Return x with numbers at positions of the flat tensor, or with numbers added there."""
+    flat: Tensor = aten.index_put.default(x.reshape([-1]), [index.reshape([-1])], source.reshape([-1]), accumulate)
+    return flat.reshape(x.shape)
+
+
+@decomposes(aten.repeat_interleave.Tensor, targets=("coreml", "coreai"), why="neither converter has a translation")
+def repeated_places(repeats: Tensor, *, output_size: int | None = None) -> Tensor:
+    """Return each position as often as it is repeated; without the number of them it is left."""
+    if output_size is None:
+        return LEAVE
+    ends = torch.cumsum(repeats, 0)
+    return (ends.unsqueeze(0) <= torch.arange(output_size, device=repeats.device).unsqueeze(1)).to(torch.int64).sum(-1)
+
+
+_COPY = "Core AI's converter knows the operator by the name under which nothing is copied"
+
+
+@decomposes(aten.view_copy.default, targets=("coreai",), why=_COPY)
+def view_copy(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return x in another shape."""
+    return x.reshape(shape)
+
+
+@decomposes(aten.permute_copy.default, targets=("coreai",), why=_COPY)
+def permute_copy(x: Tensor, dims: Sequence[int]) -> Tensor:
+    """Return x with its axes in another order."""
+    return x.permute(list(dims))
+
+
+@decomposes(aten.narrow_copy.default, targets=("coreai",), why=_COPY)
+def narrow_copy(x: Tensor, dim: int, start: int, length: int) -> Tensor:
+    """Return so many positions of an axis."""
+    return x.narrow(dim, start, length)
+
+
+@decomposes(aten.unbind_copy.int, targets=("coreai",), why=_COPY)
+def unbind_copy(x: Tensor, dim: int = 0) -> list[Tensor]:
+    """Return the positions of an axis."""
+    return [x.select(dim, k) for k in range(x.shape[dim])]
+
+
 @decomposes(aten.diagonal_scatter.default, why="torch's ONNX exporter ends in an error of its own; no converter has it")
 def diagonal_scatter(x: Tensor, source: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
     """Return x with a diagonal of its axes `dim1` and `dim2` replaced: [..., L] of numbers, L its length."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ aten = torch.ops.aten
 
 _MOST = 2**22
 _CALLS = "TVM sorts and selects by calls into its own runtime, which a library by itself has not"
+_NONE = "Core AI's converter has an order of the largest or smallest ones alone"
 _SCATTERS = "TVM's loops for it do not compile ahead, or it has none"
 
 
@@ -76,6 +78,30 @@ def sort_stable(
 ) -> tuple[Tensor, Tensor]:
     """Return the numbers of an axis in order, equal ones as they were, and their places."""
     return LEAVE if _is_large(x, dim) else _sorted(x, x.shape[dim], dim, descending)
+
+
+def _by_topk(x: Tensor, dim: int, descending: bool) -> tuple[Tensor, Tensor]:
+    """Return the numbers of an axis in order, and their places, by an order of as many as there are."""
+    if not x.dim():
+        return x.clone(), torch.zeros_like(x, dtype=torch.int64)
+    if not _is_large(x, dim):
+        return _sorted(x, x.shape[dim], dim, descending)
+    values, places = torch.topk(x, x.shape[dim], dim, descending)
+    return values, places
+
+
+@decomposes(aten.sort.default, targets=("coreai",), why=_NONE)
+def sort_by_topk(x: Tensor, dim: int = -1, descending: bool = False) -> tuple[Tensor, Tensor]:
+    """Return the numbers of an axis in order, and their places."""
+    return _by_topk(x, dim, descending)
+
+
+@decomposes(aten.sort.stable, targets=("coreai",), why=_NONE)
+def sort_stable_by_topk(
+    x: Tensor, *, stable: bool | None = None, dim: int = -1, descending: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return the numbers of an axis in order, equal ones as they were, and their places."""
+    return _by_topk(x, dim, descending)
 
 
 @decomposes(aten.argsort.default, targets=("tvm",), why=_CALLS)
@@ -303,11 +329,26 @@ def index_put(x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accum
     return made.reshape(y.shape).movedim(front, axes)
 
 
-@decomposes(aten.index_put.default, targets=("coreai",), why=f"{PICKED}; Core AI's converter adds nothing up")
+@decomposes(
+    aten.index_put.default,
+    targets=("coreai",),
+    why=f"{PICKED}; Core AI's converter adds nothing up, and spreads values over the wrong axes",
+)
 def put_or_add(x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accumulate: bool = False) -> Tensor:
-    """Return x with values at indices of its leading axes, or with values added there."""
+    """Return x with values at indices, or with values added there."""
     made = index_put(x, indices, values, accumulate) if accumulate else LEAVE
-    return put(x, indices, values, accumulate) if made is NotImplemented else made
+    if made is not NotImplemented:
+        return made
+    made = put(x, indices, values, accumulate)
+    given = [index for index in indices if index is not None]
+    if made is not NotImplemented or any(index.dtype == torch.bool for index in given):
+        return made
+    common = torch.broadcast_shapes(*(index.shape for index in given))  # type: ignore[no-untyped-call]  # of torch
+    rest = [size for size, index in zip_longest(x.shape, indices) if index is None]
+    if [*values.shape] == [*common, *rest]:
+        return LEAVE
+    spread: Tensor = aten.index_put.default(x, indices, values.expand([*common, *rest]), accumulate)
+    return spread
 
 
 def _put_rows(x: Tensor, at: Tensor, values: Tensor, accumulate: bool) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -171,7 +172,11 @@ def copysign(x: Tensor, sign: Tensor | float) -> Tensor:
     return torch.where(is_negative(sign), -x.abs(), x.abs())
 
 
-@decomposes(aten.trunc.default, aten.fix.default, targets=("coreml",), why="coremltools 9.0 has no translation")
+@decomposes(
+    *(aten.trunc.default, aten.fix.default),
+    targets=("coreml", "coreai"),
+    why="coremltools 9.0 has no translation, and Core AI's converter makes NaN of an infinity",
+)
 def trunc(x: Tensor) -> Tensor:
     """Return x without its fraction."""
     return torch.where(x < 0, torch.ceil(x), torch.floor(x)) if x.is_floating_point() else x.clone()
@@ -218,6 +223,14 @@ def deg2rad(x: Tensor) -> Tensor:
 def rad2deg(x: Tensor) -> Tensor:
     """Return radians as degrees."""
     return x * (180 / math.pi)
+
+
+@decomposes(aten.angle.default, targets=("coreml", "coreai"), why="neither converter has a translation")
+def angle(x: Tensor) -> Tensor:
+    """Return the angle of a real number in the plane of complex ones: pi below 0, NaN of NaN, else 0."""
+    kind = x.dtype if x.is_floating_point() else torch.get_default_dtype()
+    turned = torch.where(x < 0, torch.full_like(x, math.pi, dtype=kind), torch.zeros_like(x, dtype=kind))
+    return torch.where(x != x, x, turned) if x.is_floating_point() else turned
 
 
 @decomposes(aten.hypot.default, targets=("coreml", "onnx"), why="neither converter has a translation")
@@ -290,10 +303,46 @@ def isnan(x: Tensor) -> Tensor:
     return x != x if x.is_floating_point() else torch.zeros_like(x, dtype=torch.bool)
 
 
-@decomposes(aten.le.Tensor, aten.ge.Tensor, targets=("coreai",), why="Core AI takes x <= x for true, and x == x not")
-def is_equal_to_itself(x: Tensor, y: Tensor) -> Tensor:
-    """Return where a number is not NaN, of x <= x and its like."""
-    return torch.eq(x, x) if x is y and x.is_floating_point() else LEAVE
+_NOT_BEYOND = "Core AI's converter takes x <= y for not x > y, which NaN fulfils"
+
+
+@decomposes(*(aten.le.Tensor, aten.le.Scalar), targets=("coreai",), why=_NOT_BEYOND)
+def less_or_equal(x: Tensor, y: Tensor | float) -> Tensor:
+    """Return where x is below y or equal, which NaN is not; of whole numbers it is left."""
+    return _or_equal(x, y, torch.lt)
+
+
+@decomposes(*(aten.ge.Tensor, aten.ge.Scalar), targets=("coreai",), why=_NOT_BEYOND)
+def greater_or_equal(x: Tensor, y: Tensor | float) -> Tensor:
+    """Return where x is above y or equal, which NaN is not; of whole numbers it is left."""
+    return _or_equal(x, y, torch.gt)
+
+
+def _or_equal(x: Tensor, y: Tensor | float, compare: Callable[..., Tensor]) -> Tensor:
+    if not torch.result_type(x, y).is_floating_point:
+        return LEAVE
+    return torch.eq(x, x) if x is y else torch.logical_or(compare(x, y), torch.eq(x, y))
+
+
+_INFINITE = "Core AI's converter divides by 1 for it, which makes NaN of an infinity"
+
+
+@decomposes(aten.floor.default, targets=("coreai",), why=_INFINITE)
+def floor(x: Tensor) -> Tensor:
+    """Return the nearest whole number, one less where it is above x."""
+    if not x.is_floating_point():
+        return x.clone()
+    nearest = torch.round(x)
+    return nearest - (nearest > x).to(x.dtype)
+
+
+@decomposes(aten.ceil.default, targets=("coreai",), why=_INFINITE)
+def ceil(x: Tensor) -> Tensor:
+    """Return the nearest whole number, one more where it is below x."""
+    if not x.is_floating_point():
+        return x.clone()
+    nearest = torch.round(x)
+    return nearest + (nearest < x).to(x.dtype)
 
 
 @decomposes(aten.nan_to_num.default, targets=("coreai",), why="Core AI's converter has no translation of isnan")
@@ -310,6 +359,22 @@ def remainder(x: Tensor, divisor: float) -> Tensor:
     """Return the remainder that has the divisor's sign."""
     wanted = torch.result_type(x, divisor)
     return torch.remainder(x.to(wanted), torch.full_like(x, divisor, dtype=wanted))
+
+
+@decomposes(
+    aten.remainder.Tensor,
+    targets=("coreai",),
+    why="Core AI's converter takes x - floor(x / d) d, which loses the digits of large quotients; its fmod is exact",
+)
+def remainder_of_floats(x: Tensor, divisor: Tensor) -> Tensor:
+    """Return the remainder that has the divisor's sign, by the one that has the sign of x; whole numbers are left."""
+    wanted = torch.result_type(x, divisor)
+    if not wanted.is_floating_point:
+        return LEAVE
+    divisor = divisor.to(wanted)
+    rest = torch.fmod(x.to(wanted), divisor)
+    is_opposite = torch.logical_and(rest != 0, torch.logical_xor(rest < 0, divisor < 0))
+    return torch.where(is_opposite, rest + divisor, rest)
 
 
 @decomposes(aten.threshold.default, targets=("coreai",), why="Core AI's converter rounds the number to 16 bits")

@@ -93,6 +93,38 @@ def cdist(x: Tensor, y: Tensor, p: float = 2.0, compute_mode: int | None = None)
     return size
 
 
+@decomposes(aten.dist.default, targets=("coreml", "coreai"), why="neither converter has a translation")
+def dist(x: Tensor, y: Tensor, p: float = 2.0) -> Tensor:
+    """Return the p-norm of the difference of all numbers. Shapes broadcast."""
+    size: Tensor = torch.linalg.vector_norm(x - y, p)
+    return size
+
+
+@decomposes(
+    aten.linalg_vector_norm.default, targets=("coreai",), why="Core AI's converter fails on most orders, and no axes"
+)
+def vector_norm(
+    x: Tensor,
+    order: float = 2,
+    dim: Sequence[int] | None = None,
+    keepdim: bool = False,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Return the p-th root of the sum of |x|^p over some axes, of one number its size.
+
+    Over axes, orders of 0, 1, 2 and infinity are left; of order 0 it is how many numbers are not 0.
+    """
+    is_left = order in (0, 1, 2) or math.isinf(order)
+    if x.dim() and is_left:
+        return LEAVE
+    x = x if dtype is None else x.to(dtype)
+    if not x.dim():
+        return (x != 0).to(x.dtype) if order == 0 else x.abs()
+    axes = list(dim) if dim else list(range(x.dim()))
+    return torch.pow(torch.pow(x.abs(), float(order)).sum(axes, keepdim=keepdim), 1 / order)
+
+
 @decomposes(
     aten._native_batch_norm_legit_no_training.default,
     targets=("coreai",),

@@ -189,14 +189,33 @@ def sum_over(
     return torch.zeros(shape, dtype=dtype, device=x.device)
 
 
+_NO_AXES = "the converters fail on an input without axes, and Core AI's where no axes are named"
+
+
+@decomposes(aten.amax.default, targets=("coreml", "coreai", "tvm"), why=_NO_AXES)
+def largest(x: Tensor, dim: Sequence[int] = (), keepdim: bool = False) -> Tensor:
+    """Return the largest number over all axes where none is named, or of one number."""
+    return _extreme(torch.amax, x, dim, keepdim)
+
+
+@decomposes(aten.amin.default, targets=("coreml", "coreai", "tvm"), why=_NO_AXES)
+def smallest(x: Tensor, dim: Sequence[int] = (), keepdim: bool = False) -> Tensor:
+    """Return the smallest number over all axes where none is named, or of one number."""
+    return _extreme(torch.amin, x, dim, keepdim)
+
+
+def _extreme(extreme: Callable[..., Tensor], x: Tensor, dim: Sequence[int], keepdim: bool) -> Tensor:
+    if not x.dim():
+        return x.clone()
+    return LEAVE if dim else extreme(x, list(range(x.dim())), keepdim=keepdim)
+
+
 @decomposes(
-    *(aten.amax.default, aten.amin.default),
-    targets=("coreml", "coreai", "tvm"),
-    why="the converters fail on an input without axes",
+    *(aten.max.dim, aten.min.dim), targets=("coreai",), why="Core AI's converter fails on an input without axes"
 )
-def extreme_of_one(x: Tensor, dim: Sequence[int] = (), keepdim: bool = False) -> Tensor:
-    """Return the largest, or smallest, of one number."""
-    return LEAVE if x.dim() else x.clone()
+def extreme_and_place_of_one(x: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]:
+    """Return the largest, or smallest, of one number, and its position: 0."""
+    return LEAVE if x.dim() else (x.clone(), torch.zeros_like(x, dtype=torch.int64))
 
 
 @decomposes(aten.any.default, targets=("coreml", "coreai", "tvm"), why=_TRUTH)
@@ -246,16 +265,21 @@ def _flat(x: Tensor, found: Tensor, keepdim: bool) -> Tensor:
 @decomposes(aten.argmax.default, targets=("coreml",), why="coremltools 9.0 takes no axis for the last one")
 def argmax(x: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
     """Return the position of the largest number; without an axis that in the flat tensor."""
+    if not x.dim():
+        return position_of_one(x)
     return LEAVE if dim is not None else _flat(x, torch.argmax(x.reshape([-1]), 0), keepdim)
 
 
 @decomposes(aten.argmin.default, targets=("coreml",), why="coremltools 9.0 takes no axis for the last one")
 def argmin(x: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
     """Return the position of the smallest number; without an axis that in the flat tensor."""
+    if not x.dim():
+        return position_of_one(x)
     return LEAVE if dim is not None else _flat(x, torch.argmin(x.reshape([-1]), 0), keepdim)
 
 
-@decomposes(*(aten.argmax.default, aten.argmin.default), targets=("tvm",), why="TVM fails on an input without axes")
+@decomposes(aten.argmin.default, targets=("tvm",), why=_NO_AXES)
+@decomposes(aten.argmax.default, targets=("tvm", "coreai"), why=_NO_AXES)
 def position_of_one(x: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
     """Return the position of a single number: 0."""
     return LEAVE if x.dim() else torch.zeros_like(x, dtype=torch.int64)
@@ -264,6 +288,8 @@ def position_of_one(x: Tensor, dim: int | None = None, keepdim: bool = False) ->
 @decomposes(aten.argmin.default, targets=("coreai",), why="Core AI has no argmin")
 def argmin_by_argmax(x: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
     """Return the position of the smallest number as that of the largest of -x; without an axis in the flat tensor."""
+    if not x.dim():
+        return position_of_one(x)
     opposite = -x if x.is_floating_point() else -1 - x  # the smallest integer has no opposite
     return torch.argmax(opposite, dim, keepdim)
 
@@ -327,10 +353,10 @@ def logcumsumexp(x: Tensor, dim: int) -> Tensor:
     return torch.logsumexp(_up_to(x, dim, -math.inf), [-1]).movedim(-1, dim)
 
 
-def _up_to(x: Tensor, dim: int, beyond: float) -> Tensor:
+def _up_to(x: Tensor, dim: int, beyond: float | Tensor) -> Tensor:
     """Return for every position i of an axis, now the last but one, the numbers up to it, and others behind it."""
     rows = x.movedim(dim, -1).unsqueeze(-2)
-    return torch.where(_seen(rows), rows, torch.full_like(rows, beyond))
+    return torch.where(_seen(rows), rows, beyond if isinstance(beyond, Tensor) else torch.full_like(rows, beyond))
 
 
 def _seen(rows: Tensor) -> Tensor:
@@ -344,10 +370,13 @@ def _running(x: Tensor, dim: int, extreme: Callable[..., Tensor], beyond: float)
     if not x.dim():
         return x.clone(), torch.zeros_like(x, dtype=torch.int64)
     length = x.shape[dim]
-    if length > _LONGEST_SCAN or not x.is_floating_point():
+    if length > _LONGEST_SCAN or x.dtype == torch.bool:
         return LEAVE
+    others: float | Tensor = beyond
+    if not x.is_floating_point():  # which have no infinity
+        others = x.amin() if beyond < 0 else x.amax()
     rows, j = x.movedim(dim, -1).unsqueeze(-2), torch.arange(length, device=x.device)
-    values = extreme(_up_to(x, dim, beyond), [-1])
+    values = extreme(_up_to(x, dim, others), [-1])
     is_it = (rows == values.unsqueeze(-1)) & _seen(rows)
     indices = torch.where(is_it, j, torch.zeros_like(j)).amax([-1])
     return values.movedim(-1, dim), indices.movedim(-1, dim)

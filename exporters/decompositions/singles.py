@@ -34,25 +34,6 @@ def mean_over(
     return LEAVE if x.dim() else x.to(dtype or x.dtype)
 
 
-@decomposes(aten.linalg_vector_norm.default, targets=("coreai",), why=_ENDS)
-def vector_norm(
-    x: Tensor,
-    order: float = 2,
-    dim: Sequence[int] | None = None,
-    keepdim: bool = False,
-    *,
-    dtype: torch.dtype | None = None,
-) -> Tensor:
-    """Return the norm of one number: its size; of order 0 whether it is not 0. Of more by a whole order as a power."""
-    if x.dim():
-        if order in (0, 1, 2) or not isinstance(order, int | float) or not math.isfinite(order):
-            return LEAVE
-        powers = torch.pow(x.to(dtype or x.dtype).abs(), float(order))
-        return torch.pow(torch.sum(powers, list(dim or range(x.dim())), keepdim), 1 / order)
-    x = x.to(dtype or x.dtype)
-    return (x != 0).to(x.dtype) if order == 0 else x.abs()
-
-
 @decomposes(aten.sum.dim_IntList, targets=("tvm",), why="TVM reduces no tensor without axes")
 def sum_over(
     x: Tensor, dim: Sequence[int] | None, keepdim: bool = False, *, dtype: torch.dtype | None = None

@@ -93,6 +93,7 @@ def convert(program: ExportedProgram, input_names: Sequence[str], output_names: 
         BackendMissing: see `require`.
         Unsupported: an operator that the converter refuses, or an API that is not where it was.
     """
+    from edgesmith.exporters.targets._coreai_graph import make_whole_numbers_floats, turn_products
     from edgesmith.exporters.targets._refusal import decompose, refuse
 
     require()
@@ -101,6 +102,8 @@ def convert(program: ExportedProgram, input_names: Sequence[str], output_names: 
         table = _with_ours(_get("coreai_torch", "get_decomp_table")())
         _label_values(program)
         decomposed = decompose(program, table, "Core AI")
+        make_whole_numbers_floats(decomposed.graph)
+        turn_products(decomposed.graph)
 
         class Converter(converter_type):  # type: ignore[misc, valid-type]
             """Notes at each operator, before the converter rewrites the program, which value it computes."""
