@@ -134,6 +134,8 @@ def squeeze(x: Tensor) -> Tensor:
 )
 def squeeze_named(x: Tensor, dim: int | Sequence[int]) -> Tensor:
     """Return x without those of the axes `dim` that are of 1."""
+    if not x.dim():
+        return x.clone()
     named = {axis % max(x.dim(), 1) for axis in ([dim] if isinstance(dim, int) else dim)}
     if not named:
         return x.clone()
