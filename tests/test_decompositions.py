@@ -323,6 +323,19 @@ GROUPS = {
         (_drawn(1, 5, 4), _drawn(1, 4, 4, 3)),
         APPLES,
     ),
+    "orders_of_one": Group(
+        {
+            "softmax_of_one": lambda x: torch.softmax(x[0, 0], 0) + torch.log_softmax(x[0, 1], 0),
+            "product_of_one": lambda x: x[0, 0].prod() + torch.prod(x[0, 1], 0),
+            "running_sum_of_one": lambda x: torch.cumsum(x[0, 0], 0),
+            "flipped": lambda x: torch.flip(x[0, 0], (0,)),
+            "first_of_one": lambda x: torch.topk(x[0, 0], 1, 0),
+            "squeezed_one": lambda x: torch.squeeze(x[0, 0], 0) * 2,
+            "means_of_one_map": lambda x: F.avg_pool2d(x[None], 2),
+        },
+        (_drawn(4, 5),),
+        ("coreai",),
+    ),
     "put_by_spreading": Group(
         {
             "a_row": lambda x: x.index_put((torch.tensor([0, 2, 1, 3, 4]),), x[0, :, 0] * 2),

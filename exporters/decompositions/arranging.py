@@ -163,6 +163,8 @@ def squeeze(x: Tensor) -> Tensor:
 )
 def squeeze_named(x: Tensor, dim: int | Sequence[int]) -> Tensor:
     """Return x without those of the axes `dim` that are of 1."""
+    if not x.dim():
+        return x.clone()
     named = {axis % max(x.dim(), 1) for axis in ([dim] if isinstance(dim, int) else dim)}
     if not named:
         return x.clone()
@@ -305,7 +307,7 @@ def permute_copy(x: Tensor, dims: Sequence[int]) -> Tensor:
     return x.permute(list(dims))
 
 
-@decomposes(aten.narrow_copy.default, targets=("coreai",), why=_COPY)
+@decomposes(aten.narrow_copy.default, targets=("coreai", "coreml", "tvm"), why=_COPY)
 def narrow_copy(x: Tensor, dim: int, start: int, length: int) -> Tensor:
     """Return so many positions of an axis."""
     return x.narrow(dim, start, length)
@@ -370,12 +372,6 @@ def split(x: Tensor, sizes: int | Sequence[int], dim: int = 0) -> list[Tensor]:
 def permute(x: Tensor, dims: Sequence[int]) -> Tensor:
     """Return x with its axes in another order, each counted from the front."""
     return torch.permute(x, [axis % x.dim() for axis in dims]) if any(axis < 0 for axis in dims) else LEAVE
-
-
-@decomposes(aten.narrow_copy.default, targets=("tvm", "coreml", "coreai"), why="no converter but ONNX's has it")
-def narrow_copy(x: Tensor, dim: int, start: int, length: int) -> Tensor:
-    """Return a piece of an axis."""
-    return x.narrow(dim, start, length).clone()
 
 
 @decomposes(aten.masked_scatter.default, targets=("tvm", "coreml"), why="neither has a translation")

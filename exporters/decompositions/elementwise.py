@@ -225,7 +225,7 @@ def rad2deg(x: Tensor) -> Tensor:
     return x * (180 / math.pi)
 
 
-@decomposes(aten.angle.default, targets=("coreml", "coreai"), why="neither converter has a translation")
+@decomposes(aten.angle.default, targets=("coreml", "coreai", "tvm"), why="no converter but ONNX's has a translation")
 def angle(x: Tensor) -> Tensor:
     """Return the angle of a real number in the plane of complex ones: pi below 0, NaN of NaN, else 0."""
     kind = x.dtype if x.is_floating_point() else torch.get_default_dtype()

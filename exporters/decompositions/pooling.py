@@ -84,7 +84,7 @@ def uncounted_avg_pool2d(
     kernel, steps, pads = (_each(k, 2) for k in (kernel_size, stride or kernel_size, padding))
     if divisor_override is not None:
         return _sums(F.avg_pool2d, x, kernel, steps, pads, ceil_mode) / divisor_override
-    if not (ceil_mode or (any(padding) and not count_include_pad)):
+    if not (x.dim() == 3 or ceil_mode or (any(padding) and not count_include_pad)):
         return NotImplemented
     return _means(F.avg_pool2d, x, kernel, steps, pads, ceil_mode, count_include_pad)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import guard_or_false
 
 from edgesmith.exporters.decompositions import LEAVE, decomposes
 
@@ -182,7 +183,7 @@ def sum_over(
     dtype = dtype or (x.dtype if x.is_floating_point() else torch.int64)
     if not x.dim():
         return x.to(dtype)
-    if x.numel():
+    if not guard_or_false(x.numel() == 0):  # a size may be known at run time only
         return LEAVE
     axes = _axes(x, dim)
     shape = [1 if i in axes else size for i, size in enumerate(x.shape) if keepdim or i not in axes]

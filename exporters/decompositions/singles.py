@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -42,3 +41,44 @@ def sum_over(
     if x.dim():
         return LEAVE
     return x.to(dtype or (x.dtype if x.is_floating_point() else torch.int64), copy=True)
+
+
+@decomposes(aten._softmax.default, targets=("coreai",), why=_ENDS)
+def softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
+    """Return the softmax of one number: 1, or NaN of what is not finite."""
+    return LEAVE if x.dim() else torch.exp(x - x)
+
+
+@decomposes(aten._log_softmax.default, targets=("coreai",), why=_ENDS)
+def log_softmax(x: Tensor, dim: int, half_to_float: bool) -> Tensor:
+    """Return the logarithm of the softmax of one number: 0, or NaN of what is not finite."""
+    return LEAVE if x.dim() else x - x
+
+
+@decomposes(aten.prod.default, targets=("coreai",), why=_ENDS)
+def product(x: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
+    """Return the product of one number."""
+    return LEAVE if x.dim() else _summable(x, dtype)
+
+
+@decomposes(*(aten.prod.dim_int, aten.cumsum.default), targets=("coreai",), why=_ENDS)
+def product_along(x: Tensor, dim: int, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Tensor:
+    """Return the product, or the running sum, of one number."""
+    return LEAVE if x.dim() else _summable(x, dtype)
+
+
+def _summable(x: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Return a number in the type that sums of its type have."""
+    return x.to(dtype or (x.dtype if x.is_floating_point() else torch.int64))
+
+
+@decomposes(aten.flip.default, targets=("coreai",), why=_ENDS)
+def flip(x: Tensor, dims: Sequence[int]) -> Tensor:
+    """Return one number, and any tensor that is reversed along no axis."""
+    return LEAVE if x.dim() and dims else x.clone()
+
+
+@decomposes(aten.topk.default, targets=("coreai",), why=_ENDS)
+def topk(x: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> tuple[Tensor, Tensor]:  # noqa: A002 - PyTorch's name
+    """Return one number, and its position: 0."""
+    return LEAVE if x.dim() else (x.clone(), torch.zeros_like(x, dtype=torch.int64))

@@ -343,11 +343,3 @@ def i0(x: Tensor) -> Tensor:
     far = torch.where(near, torch.full_like(size, 3.75), size)
     large = torch.exp(far) / torch.sqrt(far) * _polynomial(3.75 / far, _LARGE_I0)
     return torch.where(near, _polynomial(ratio * ratio, _SMALL_I0), large)
-
-
-@decomposes(aten.angle.default, targets=("tvm", "coreml"), why="neither has a translation")
-def angle(x: Tensor) -> Tensor:
-    """Return the angle of real numbers: pi below 0, else 0; NaN of NaN."""
-    x = _real(x)
-    value = torch.where(x < 0, torch.full_like(x, math.pi), torch.zeros_like(x))
-    return torch.where(torch.isnan(x), x, value)

@@ -93,7 +93,7 @@ def find_closed_scan(module: GraphModule, node: Node, costs: Costs) -> Fired | N
 def _closed(outer: Node) -> tuple[States, Node] | None:
     """Return the states of a closed form around its outer cumulative sum, and the node that has them all."""
     product, axis, *_ = arguments(outer)
-    axis %= rank(outer)
+    axis %= max(rank(outer), 1)
     if not isinstance(product, Node) or product.target not in (aten.mul.Tensor, aten.div.Tensor):
         return None
     for added, decay in _pairs(product):
