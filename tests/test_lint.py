@@ -450,6 +450,29 @@ def test_a_vector_that_a_token_looks_up_is_no_end_of_a_forecaster(tmp_path: Path
     assert levels <= {"mean", "sub", "add", "cast"}
 
 
+class Turned(nn.Module):
+    """Two layers with a view between them that passes give another name, or drop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.after = nn.Conv2d(8, 32, 1), nn.Conv2d(32, 32, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.after(self.before(x).transpose(2, 3)).relu()
+        return y
+
+
+def test_a_view_between_two_layers_of_fp32_is_none_of_half_precision(tmp_path: Path) -> None:
+    program = capture(Turned().eval(), (torch.randn(1, 8, 32, 32),))
+    kept = dict.fromkeys(("conv2d", "conv2d_1"), "a test")
+    types_ = {}
+    for name, stays in {"both": kept, "one": {"conv2d": "a test"}}.items():
+        lower("coreml", program, tmp_path / f"{name}.mlpackage", "fp16", keep_fp32=stays)
+        operations = load(tmp_path / f"{name}.mlpackage").operations()
+        types_[name] = {one.type: one.outputs[0].type.dtype for one in operations if one.type in ("transpose", "relu")}
+    assert types_ == {"both": {"transpose": "fp32", "relu": "fp16"}, "one": {"transpose": "fp16", "relu": "fp16"}}
+
+
 def test_both_ends_of_a_map_of_classes_are_a_warning_and_what_else_is_fp32_an_error(tmp_path: Path) -> None:
     report = edgesmith.lint(save(Sample(classes()), tmp_path / "classes.mlpackage"))
     assert not report.counts["error"]

@@ -39,12 +39,13 @@ exist, so it keeps its old name."""
 
 _PASS = "edgesmith::legalize_masks"  # noqa: S105 - a graph pass, no password
 _BEFORE = "common::add_fp16_cast"
-_VIEWS = frozenset({"reshape", "transpose", "expand_dims", "squeeze", "slice_by_index", "slice_by_size", "identity"})
+VIEWS = frozenset({"reshape", "transpose", "expand_dims", "squeeze", "slice_by_index", "slice_by_size", "identity"})
+"""Operators that change no numbers."""
 _SEEDS = frozenset({"add", "sub", "mul", "real_div", "select"})
 """Operators whose results are as large as a constant that they read. Bounds of a clip or a maximum are none."""
 _CARRYING = frozenset(
     {
-        *(*_SEEDS, *_VIEWS, "tile", "concat", "stack", "gather"),
+        *(*_SEEDS, *VIEWS, "tile", "concat", "stack", "gather"),
         *("maximum", "minimum", "clip", "abs", "reduce_max", "reduce_min"),
     }
 )
@@ -182,7 +183,7 @@ def _values(op: Any) -> Iterator[Any]:
 
 def _is_last(path: Sequence[Any] | None) -> bool:
     """Return whether the first operator of a path masks last: no sum or further mask comes before the softmax."""
-    return all(one.op_type in _VIEWS or _is_bounded(one) for one in (path or [])[1:])
+    return all(one.op_type in VIEWS or _is_bounded(one) for one in (path or [])[1:])
 
 
 def _is_large(value: Any, limit: float) -> bool:
@@ -270,7 +271,7 @@ def _reaches_softmax(value: Any) -> bool:
     for op in value.child_ops:
         if op.op_type == "softmax" and not _tells_nan(op.outputs[0]):
             continue
-        onwards = (op.op_type in _VIEWS and op.inputs["x"] is value) or _joins(op, value)
+        onwards = (op.op_type in VIEWS and op.inputs["x"] is value) or _joins(op, value)
         if not onwards or not _reaches_softmax(op.outputs[0]):
             return False
     return True
@@ -281,6 +282,6 @@ def _tells_nan(value: Any) -> bool:
     for op in value.child_ops:
         if op.op_type in ("equal", "not_equal") and op.x is value and op.y is value:
             return True
-        if op.op_type in (*_VIEWS, "cast") and _tells_nan(op.outputs[0]):
+        if op.op_type in (*VIEWS, "cast") and _tells_nan(op.outputs[0]):
             return True
     return False

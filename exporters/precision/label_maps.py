@@ -17,7 +17,7 @@ at too, and a smaller aim taken where it changes more.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from typing import Any, cast
 
@@ -157,11 +157,40 @@ def _share(wanted: Sequence[Sequence[Any]], found: Sequence[Sequence[Any]]) -> f
 
 
 def _named(program: Program, kept: Mapping[str, str], names: Mapping[str, str]) -> dict[str, str]:
-    """Return what stays fp32 by a converter's names, from each of which `names` leads to its module."""
-    whole: dict[str, bool] = {}
-    reasons: dict[str, str] = {}
-    for node in operators(program.module):
-        path = module_path(node)
-        whole[path] = whole.get(path, True) and node.name in kept
-        reasons.setdefault(path, kept.get(node.name, ""))
-    return {name: reasons[path] for name, path in names.items() if whole.get(path)}
+    """Return what stays fp32 by a converter's names, from each of which `names` leads to its module.
+
+    A module stays fp32 where all of its operators do. Where a block's sum does not, as one of its two is between the
+    ends, the layers before the other are no end any more: they would be an island, with a cast on either side.
+    """
+    nodes = {node: module_path(node) for node in operators(program.module)}
+    reasons = {path: kept[node.name] for node, path in nodes.items() if node.name in kept}
+    whole = set(nodes.values()) - {path for node, path in nodes.items() if node.name not in kept}
+    while inside := _between(program, kept, {node for node, path in nodes.items() if path in whole}):
+        whole -= {nodes[node] for node in inside}
+    return {name: reasons[path] for name, path in names.items() if path in whole}
+
+
+def _between(program: Program, kept: Mapping[str, str], single: Collection[Node]) -> set[Node]:
+    """Return the fp32 operators that half precision comes before and after.
+
+    An operator of an end that cannot be named, such as an argmax outside of all modules, is none where it is the end's
+    first or last.
+
+    Args:
+        kept: names of what should stay fp32.
+        single: the operators that do.
+    """
+    graph = list(program.module.graph.nodes)
+    behind: set[Node] = set()
+    before: set[Node] = set()
+    first: set[Node] = set()
+    last: set[Node] = set()
+    for node in graph:
+        behind |= {node} if any(one in single or one in behind for one in node.all_input_nodes) else set()
+        is_passed = node.op != "call_function" or node in single or (node.name in kept and node not in behind)
+        first |= {node} if is_passed and first.issuperset(node.all_input_nodes) else set()
+    for node in reversed(graph):
+        before |= {node} if any(one in single or one in before for one in node.users) else set()
+        is_passed = node.op != "call_function" or node in single or (node.name in kept and node not in before)
+        last |= {node} if is_passed and last.issuperset(node.users) else set()
+    return set(single) - first - last

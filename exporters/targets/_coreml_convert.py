@@ -27,7 +27,7 @@ from edgesmith.exporters.graph.edit import Emitter, aten, fork, module_path, tid
 from edgesmith.exporters.graph.plain_types import with_plain_types
 from edgesmith.exporters.graph.subgraphs import refuse_control_flow
 from edgesmith.exporters.mil.functions import join, read_specification
-from edgesmith.exporters.mil.legalize import Legalization, legalizing
+from edgesmith.exporters.mil.legalize import VIEWS, Legalization, legalizing
 from edgesmith.exporters.mil.states import keep_states
 from edgesmith.exporters.rewrites.fold_batchnorm import fold_forwards
 from edgesmith.exporters.rewrites.rewrite import Reject
@@ -188,7 +188,7 @@ def _compute_precision(request: Request, keep_fp32: Collection[str]) -> Any:
     if not request.precision.is_half:
         return ct.precision.FLOAT32
     return ct.transform.FP16ComputePrecision(
-        op_selector=lambda operation: operation.name not in request.keep_fp32 and operation.name not in keep_fp32
+        op_selector=lambda operation: not _stays_single(operation, {*request.keep_fp32, *keep_fp32})
     )
 
 
@@ -310,3 +310,25 @@ def _older_objects_uncollected() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
+
+
+def _stays_single(op: Any, kept: Collection[str]) -> bool:
+    """Return whether an operator stays fp32: one that is named, or a view of one that only such operators read.
+
+    Later passes give transposes new names and drop views that change nothing, so nobody who reads the file could name
+    them; between two fp32 operators they would round in half precision all the same.
+    """
+    if op.name in kept:
+        return True
+    maker = op
+    while maker is not None and maker.op_type in VIEWS and maker.name not in kept:
+        maker = maker.inputs["x"].op
+    return maker is not None and maker.name in kept and op.op_type in VIEWS and _is_read_by(op, kept)
+
+
+def _is_read_by(op: Any, kept: Collection[str]) -> bool:
+    """Return whether only named operators read a result, through views or not."""
+    readers = [reader for output in op.outputs for reader in output.child_ops]
+    return bool(readers) and all(
+        reader.name in kept or (reader.op_type in VIEWS and _is_read_by(reader, kept)) for reader in readers
+    )
