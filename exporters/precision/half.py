@@ -83,7 +83,7 @@ def _name_type(node: Node, kind: torch.dtype) -> None:
     node.args, node.kwargs = tree_map(renamed, node.args), tree_map(renamed, node.kwargs)
 
 
-_GUARDED = {aten.clamp_min.default: 1, aten.clamp.default: 1, aten.add.Tensor: 1, aten.add.Scalar: 1}
+_GUARDED: dict[Any, int] = {aten.clamp_min.default: 1, aten.clamp.default: 1, aten.add.Tensor: 1, aten.add.Scalar: 1}
 """Operators that keep a divisor from being zero, with the argument that does."""
 
 
