@@ -1,6 +1,6 @@
 """A layer of one example without a batch is that of a batch of one.
 
-    conv2d(x) of x [C, H, W]  ->  conv2d(x [1, C, H, W]) [0]          all convolutions and average pools
+    conv2d(x) of x [C, H, W]  ->  conv2d(x [1, C, H, W]) [0]          convolutions and average pools
 
 Converters take the channels for a batch, or refuse, and patterns know layers with a batch only.
 """
@@ -21,13 +21,11 @@ AXES: dict[Any, int] = {
     aten.conv3d.default: 3,
     aten.conv_transpose1d.default: 1,
     aten.conv_transpose2d.input: 2,
-    aten.conv_transpose3d.input: 3,
     aten.avg_pool1d.default: 1,
     aten.avg_pool2d.default: 2,
     aten.avg_pool3d.default: 3,
     aten.adaptive_avg_pool1d.default: 1,
     aten.adaptive_avg_pool2d.default: 2,
-    aten.adaptive_avg_pool3d.default: 3,
 }
 """Layers, and the axes of their windows."""
 

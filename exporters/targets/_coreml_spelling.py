@@ -31,7 +31,7 @@ def spell_out(program: ExportedProgram, target: str) -> ExportedProgram:
     others = decompositions.for_others(target, lambda one: not _is_lacking(one))
     for _ in range(_ROUNDS):
         met = {node.target for node in program.graph.nodes if node.op == "call_function"}
-        lacking = {one: own for one in met if _is_lacking(one) and (own := others.get(one) or _torchs_own().get(one))}
+        lacking = {one: own for one in met if _is_lacking(one) and (own := _torchs_own().get(one) or others.get(one))}
         if not lacking:
             break
         program = decompose(program, {**lacking, **ours}, "Core ML")
