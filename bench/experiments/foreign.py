@@ -128,6 +128,10 @@ def enliven(model: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
         model.train()
         with torch.no_grad():
             model(torch.randn(4, *inputs[0].shape[1:]))
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() > 1 and not weight.any():  # a head that training begins with: its output shows nothing
+                weight.normal_(std=0.02)
     return model.eval()
 
 

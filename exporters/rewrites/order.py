@@ -1,8 +1,8 @@
 """The rewrites, in their order, and running them.
 
     drop_aliases        a second name of an operator -> its first
-    give_batch          a layer of one example without a batch -> of a batch of one
     find_memory         irfft(rfft(u) * H) -> a linear recurrence
+    give_batch          a layer of one example without a batch -> of a batch of one
     drop_copies         a copy of x -> x
     find_mean           sum(x) / number of x -> mean(x)
     drop_ones           x * ones -> x
@@ -120,8 +120,8 @@ SIMPLE = "fold_batchnorm"
 
 ORDER: tuple[Rewrite, ...] = (
     drop_aliases,
-    give_batch,
     find_memory,
+    give_batch,
     drop_copies,
     find_mean,
     drop_ones,
