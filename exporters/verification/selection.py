@@ -103,7 +103,7 @@ class Subject:
 
     @cached_property
     def picks(self) -> bool:
-        """Whether the program picks among equal numbers."""
+        """Return whether the program picks among equal numbers."""
         return picks(self.captured)
 
     def make(self, call: Call) -> list[Tensor]:
