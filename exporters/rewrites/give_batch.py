@@ -30,7 +30,7 @@ AXES: dict[Any, int] = {
 """Layers, and the axes of their windows."""
 
 
-@rewrites(*AXES, rule="conv(x [C, ...]) -> conv(x [1, C, ...]) [0]")
+@rewrites(*AXES, rule="a layer of one example without a batch -> that of a batch of one")
 def give_batch(module: GraphModule, node: Node, costs: Costs) -> str | None:
     """See above. A layer with a batch is no near miss."""
     if rank(node.args[0]) != AXES[node.target] + 1:

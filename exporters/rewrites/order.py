@@ -2,7 +2,7 @@
 
     drop_aliases        a second name of an operator -> its first
     find_memory         irfft(rfft(u) * H) -> a linear recurrence
-    give_batch          a layer of one example without a batch -> of a batch of one
+    give_batch          a layer of one example without a batch -> that of a batch of one
     drop_copies         a copy of x -> x
     find_mean           sum(x) / number of x -> mean(x)
     drop_ones           x * ones -> x
