@@ -8,21 +8,29 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support import shown as canned
 from test_bench import noisy, recorded
 
 from edgesmith import cli
 from edgesmith.bench import history, measurement
 from edgesmith.bench.measurement import Measurement, Operator, Profile
-from edgesmith.cli import layout, names
+from edgesmith.bench.transport import attached
+from edgesmith.cli import devices, doctor, layout, names
 from edgesmith.cli.app import COMMANDS
 from edgesmith.cli.bench import _show_measurement as show_measurement
+from edgesmith.cli.devices import _show_estimate as show_estimate
 from edgesmith.cli.export import _checks_table as checks_table
+from edgesmith.cli.export import _covered_table as covered_table
+from edgesmith.cli.export import _operators_table as operators_table
 from edgesmith.cli.export import _show_artifact as show_artifact
+from edgesmith.cli.export import _show_rewrites as show_rewrites
+from edgesmith.cli.peers import _show_model as show_contest
 from edgesmith.cli.rows import artifact_rows
 from edgesmith.cli.tables import LEAST_WIDTH, line_width, new_table, print_line, print_table
 from edgesmith.exporters.artifact import Artifact, read
@@ -94,9 +102,28 @@ def profiled(record: Measurement) -> Measurement:
     return replace(record, subjects=(first, replace(record.subjects[1], name="casvit_xs-onnx-int8")))
 
 
+def explain() -> None:
+    show_rewrites(canned.REPORTS)
+    print_table(operators_table("casvit_xs", canned.CAPTURED, canned.REWRITTEN))
+    print_table(covered_table("casvit_xs", canned.COVERED))
+
+
 @pytest.fixture
-def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Shown]:
-    """Each command that shows something of files, which are the same on every machine."""
+def one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `devices` and `doctor` find on a machine, the same on every one."""
+    rows = {one["target"]: one for one in canned.TARGETS}
+    monkeypatch.setattr(attached, "attached", lambda: (canned.ATTACHED, ["adb does not answer"]))
+    monkeypatch.setattr(devices, "shutil", SimpleNamespace(which=lambda program: None))
+    monkeypatch.setattr(devices, "sys", SimpleNamespace(platform="linux"))
+    monkeypatch.setattr(devices, "platform", SimpleNamespace(system=lambda: "Linux", machine=lambda: "x86_64"))
+    monkeypatch.setattr(doctor, "examine", lambda target: rows.get(target.name, rows["onnx"]))
+    monkeypatch.setattr(doctor, "__version__", "1.2.3")
+    monkeypatch.setattr(doctor, "sys", SimpleNamespace(version="3.11.7 (main)"))
+
+
+@pytest.fixture
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_machine: None) -> list[Shown]:
+    """Every command: what it shows of files that are the same on every machine, or of results that are kept here."""
     monkeypatch.chdir(tmp_path)
     measurement.write(profiled(noisy(1.2)), Path("record.json"))
     for day in range(1, 10):
@@ -119,11 +146,25 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Shown]:
         run("inspect", str(HERE / "fixtures" / "inspector_10.json")),
         run("inspect", str(Path("kept") / OLD)),
         run("lint", str(Path("kept") / OLD)),
+        run("use", str(Path("kept") / OLD)),
+        run("report", "kept", "--out", "report.html"),
+        run("lint", "--explain", "fp32-near-ties"),
+        run("models"),
+        run("targets"),
+        run("targets", "--devices"),
+        run("devices"),
+        run("doctor"),
+        Shown("explain --model casvit_xs --target tvm", explain),
+        Shown("estimate --device iphone13", lambda: show_estimate(canned.ESTIMATE)),
+        Shown(
+            "peers casvit_xs", lambda: show_contest(canned.CONTEST, {"threads": 1, "device": {"cpu": "a processor"}})
+        ),
+        Shown("build-on ssh://orin", lambda: show_measurement(record)),
     ]
 
 
 def run(*arguments: str) -> Shown:
-    return Shown(arguments[0], lambda: cli.run(list(arguments)))
+    return Shown(" ".join(arguments), lambda: cli.run(list(arguments)))
 
 
 FIRST = frozenset({"artifact", "model", "op", "module", "operator", "target", "device", "measured", "check"})
@@ -143,7 +184,7 @@ def test_commands_are_as_they_were_read(
 
 @pytest.mark.parametrize("columns", [40, 60, 80, 120])
 def test_no_word_and_no_number_is_broken(columns: int, commands: list[Shown], shown: Any) -> None:
-    for one in [*commands, run("models"), run("targets"), run("targets", "--devices")]:
+    for one in commands:
         for is_terminal in (False, True):
             wide, narrow = (values(shown(one.show, width, is_terminal)) for width in (2000, columns))
             assert narrow <= wide, one.name
@@ -154,9 +195,16 @@ def test_no_word_and_no_number_is_broken(columns: int, commands: list[Shown], sh
 def test_no_line_is_longer_than_the_terminal_but_for_words_that_are(
     columns: int, commands: list[Shown], shown: Any
 ) -> None:
-    for one in [*commands, run("models"), run("targets")]:
+    for one in commands:
+        if one.name.startswith("use"):  # programs, to be copied as they are
+            continue
         for line in STYLE.sub("", shown(one.show, columns, True)).splitlines():
             assert len(line) <= columns or len(line.split()) <= 2, (one.name, line)
+
+
+def test_every_command_is_among_them(commands: list[Shown]) -> None:
+    there_are = {command.__name__.replace("_", "-") for command in COMMANDS} | {"history"}
+    assert {one.name.split()[0] for one in commands} == there_are
 
 
 def test_a_broken_word_is_seen_by_this_check() -> None:

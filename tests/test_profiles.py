@@ -95,8 +95,8 @@ def test_what_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setattr(sys, "platform", "linux")
-    assert _reached(PROFILES["galaxy-s24"]) == "adb: not installed here"
-    assert _reached(PROFILES["rpi5"]) == "ssh: not installed here"
+    assert _reached(PROFILES["galaxy-s24"]) == "adb: not here"
+    assert _reached(PROFILES["rpi5"]) == "ssh: not here"
     assert _reached(PROFILES["iphone15"]) == "a Mac: not here"
     monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
     assert _reached(PROFILES["galaxy-s24"]) == "adb"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The three walks in a fresh environment: the README's first commands, then each guide to its end; and what came of them,
+# The walks in a fresh environment: the README's first commands, then each guide to its end; and what came of them,
 # read in an environment of the core alone for each Python that is named. Takes about half an hour on two cores.
 # Everything is made in FOLDER, from a copy of the checkout's files: a source tree keeps what its wheels were built of.
 # Usage: tests/walks/fresh.sh FOLDER [PYTHON ...], such as python3.12 python3.13
@@ -11,7 +11,7 @@ mkdir "$source"
 (cd "$root" && git ls-files -z | tar --create --null --files-from=- | tar --extract -C "$source")
 cd "$folder"
 PATH="$source/.venv/bin:$PATH" python3 "$root/tests/walks/walk.py" "$root/README.md" "$source" 2
-for guide in coreml jetson gate; do
+for guide in own-module coreml jetson gate; do
   "$source/.venv/bin/python" "$root/tests/walks/walk.py" "$root/docs/guides/$guide.md" "$folder/$guide"
 done
 

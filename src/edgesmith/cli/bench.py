@@ -16,6 +16,7 @@ from edgesmith.cli.chosen import Chosen, chooses_model
 from edgesmith.cli.export import export_chosen
 from edgesmith.cli.tables import (
     Table,
+    counted,
     describe_interval,
     new_table,
     print_json,
@@ -337,7 +338,8 @@ def _show_measurement(measurement: Measurement) -> None:
 
     rows, launches = _figures(measurement), len(measurement.launches)
     print_table(_latency_table(measurement, rows))
-    print_line(f"{launches} launches, intervals of 95 %; {environment_line(measurement.launches)}")
+    surroundings = environment_line(measurement.launches)
+    print_line("; ".join(filter(None, (f"{counted(launches, 'launch', 'launches')}, intervals of 95 %", surroundings))))
     for source in sorted({row["energy"]["source"] for row in rows if "energy_j" in row}):
         print_line(
             f"energy: an inference's share of {source}, with all that idles or runs there, over calls without a pause"

@@ -37,8 +37,9 @@ def devices(as_json: given.Json = False) -> None:
     print_table(_devices_table(profiles))
     print_line(
         "estimates: the published latencies that `edgesmith estimate` is fitted on. sourced: figures with a source, of"
-        " all that a profile has; --json shows each.\n"
+        " all that a profile has; --json shows each."
     )
+    print_line()
     if found:
         print_table(_attached_table(found))
     else:
@@ -139,8 +140,8 @@ def _reached(profile: DeviceProfile) -> str:
 
         if sys.platform == "darwin" and processor() == profile.soc:
             return "itself: --device mac"
-        return "ssh" if shutil.which("ssh") else "ssh: not installed here"
-    return profile.reach if shutil.which(profile.reach) else f"{profile.reach}: not installed here"
+        return "ssh" if shutil.which("ssh") else "ssh: not here"
+    return profile.reach if shutil.which(profile.reach) else f"{profile.reach}: not here"
 
 
 def _sourced(profile: DeviceProfile) -> str:

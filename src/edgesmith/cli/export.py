@@ -12,7 +12,16 @@ import typer
 from edgesmith.cli import options as given
 from edgesmith.cli.chosen import Chosen, chooses_model
 from edgesmith.cli.rows import artifact_rows, describe_check
-from edgesmith.cli.tables import Table, new_table, print_json, print_line, print_table, printing_to_stderr, show_stage
+from edgesmith.cli.tables import (
+    Table,
+    counted,
+    new_table,
+    print_json,
+    print_line,
+    print_table,
+    printing_to_stderr,
+    show_stage,
+)
 from edgesmith.errors import BadInput, VerificationFailed
 from edgesmith.readers.limits import parse_limit, run_within
 
@@ -179,9 +188,8 @@ def _show_rewrites(reports: list[RewriteReport]) -> None:
 
 def _rewrite_table(report: RewriteReport) -> Table:
     fired, missed = len(report.applied), len(report.rejected)
-    table = new_table(
-        f"{report.name}: fired at {fired} sites, {missed} near misses", "", "site", "how, or why not", "line"
-    )
+    counts = f"fired at {counted(fired, 'site')}, {counted(missed, 'near miss', 'near misses')}"
+    table = new_table(f"{report.name}: {counts}", "", "site", "how, or why not", "line")
     for site, note in report.applied:
         table.add_row("fired", site, note, "")
     for rejection in report.rejected:

@@ -14,7 +14,7 @@ from edgesmith.cli.chosen import Chosen, chooses_model
 from edgesmith.cli.export import one_artifact
 from edgesmith.cli.inspected import KIND, artifact_rows, describe_artifact
 from edgesmith.cli.rows import Row, describe_counts, describe_flags, engine_rows
-from edgesmith.cli.tables import Table, new_table, print_json, print_line, print_table, show_stage
+from edgesmith.cli.tables import Table, counted, new_table, print_json, print_line, print_table, show_stage
 from edgesmith.errors import BadInput, VerificationFailed
 from edgesmith.writing import write_whole
 
@@ -135,7 +135,7 @@ def _show_report(report: Report, every: bool) -> None:
 
 def _summary(report: Report) -> str:
     """Return the line that sums up."""
-    counts = ", ".join(f"{count} {severity}{'s' * (count != 1)}" for severity, count in report.counts.items())
+    counts = ", ".join(counted(number, severity) for severity, number in report.counts.items())
     said = f"{report.path.name}, for {', '.join(report.read_for)}: {counts} in {report.operators} operators."
     if report.path.suffix not in PACKAGES:
         return f"{said} This reads the graph, and measures nothing."

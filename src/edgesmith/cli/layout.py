@@ -64,9 +64,12 @@ def column_widths(columns: Sequence[str], rows: Rows, width: int, has_names: boo
     left = width - len(_GAP) * len(columns) - sum(least)
     if left < 0:
         return None
-    wanted = [wide - narrow for narrow, wide in zip(least, most, strict=True)]
-    share = min(1.0, left / sum(wanted)) if any(wanted) else 0.0
-    return [narrow + int(share * want) for narrow, want in zip(least, wanted, strict=True)]
+    widths = list(least)
+    by_want = sorted(range(len(columns)), key=lambda i: most[i] - least[i])
+    for waiting, i in zip(range(len(columns), 0, -1), by_want, strict=True):  # who wants little gets all of it
+        widths[i] += min(most[i] - least[i], left // waiting)
+        left -= widths[i] - least[i]
+    return widths
 
 
 def _is_tall(rows: Rows, widths: Sequence[int]) -> bool:

@@ -17,26 +17,34 @@ if TYPE_CHECKING:
 
 def models(as_json: given.Json = False) -> None:
     """List the models: parameters, MACs, input, published accuracy, source, licence."""
+    from itertools import groupby
+
     from edgesmith.models.registry import all_models
 
-    found = all_models().values()
+    found = sorted(all_models().values(), key=lambda spec: spec.family)
     if as_json:
         published = [{name: fact for name, fact in asdict(spec).items() if name != "module"} for spec in found]
         print_json(published)
         return
-    table = new_table("models", "model", "params", "MACs", "input", "top-1, published", "licence")
-    for spec in found:
-        table.add_row(*_model_row(spec))
-    print_table(table)
-    sources = {spec.family: f"{spec.family}: {spec.paper}, {spec.source}" for spec in found}
-    for line in sources.values():
-        print_line(line)
+    for family, specs in groupby(found, key=lambda spec: spec.family):
+        _list_family(family, list(specs))
+
+
+def _list_family(family: str, specs: list[ModelSpec]) -> None:
+    """Show the models of a family, then where they come from, which is the same for all of them."""
+    rows = [_model_row(spec) for spec in specs]
+    columns = ("model", "params", "MACs", "input", "top-1, published")
+    shown = columns if any(row[-1] for row in rows) else columns[:-1]
+    table = new_table(family, *shown, names=True)
+    for row in rows:
+        table.add_row(*row[: len(shown)])
+    print_table(table, after=f"{specs[0].paper}, {specs[0].source}; licence: {specs[0].licence}")
 
 
 def _model_row(spec: ModelSpec) -> tuple[str, ...]:
     accuracy = " / ".join(f"{value:.1f}" for value in spec.top1) + " %" if spec.top1 else ""
     shape = "x".join(map(str, spec.input.shape))
-    return spec.name, f"{spec.params / 1e6:.2f} M", f"{spec.macs / 1e6:.0f} M", shape, accuracy, spec.licence
+    return spec.name, f"{spec.params / 1e6:.2f} M", f"{spec.macs / 1e6:.0f} M", shape, accuracy
 
 
 def targets(devices: given.ListDevices = False, as_json: given.Json = False) -> None:

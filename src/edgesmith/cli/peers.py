@@ -11,6 +11,7 @@ from edgesmith.cli import options as given
 from edgesmith.cli.bench import Interrupted
 from edgesmith.cli.chosen import Chosen, choose, chooses_model
 from edgesmith.cli.tables import (
+    counted,
     describe_interval,
     new_table,
     print_json,
@@ -71,7 +72,7 @@ def peers(
         print_line(f"record: {file}")
     if not record["complete"]:
         done = sum(model["launches"] for model in record["models"])
-        print_line(f"interrupted after {done} launches, which are kept", to_stderr=True)
+        print_line(f"interrupted after {counted(done, 'launch', 'launches')}, kept in {file}", to_stderr=True)
         raise Interrupted
 
 
@@ -79,8 +80,8 @@ def _show_model(model: ModelRecord, record: PeersRecord) -> None:
     """Print one model's table, and what it comes to."""
     from edgesmith.bench.peers.referee import describe_outcome
 
-    threads = f"{record['threads']} thread{'s' * (record['threads'] > 1)}"
-    title = f"{model['model']}: {record['device']['cpu']}, {threads}, {model['launches']} launches"
+    settings = f"{counted(record['threads'], 'thread')}, {counted(model['launches'], 'launch', 'launches')}"
+    title = f"{model['model']}: {record['device']['cpu']}, {settings}"
     table = new_table(title, "runtime", "form", "p50, ms", "x ours", "error", "roofline", "", names=True)
     others = new_table("not timed", "runtime", "form", "error", "", names=True)
     for row in model["rows"]:

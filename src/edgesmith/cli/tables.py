@@ -118,8 +118,12 @@ def print_lines(text: str) -> None:
     print(in_terminal(text, lines=True, longest=len(text)), end="")
 
 
-def print_table(table: Table) -> None:
-    """Print a table on stdout: a row is a line where there is room, and else a block."""
+def print_table(table: Table, after: str = "") -> None:
+    """Print a table on stdout: a row is a line where there is room, and else a block.
+
+    Args:
+        after: a line right below it.
+    """
     is_utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
     lines = layout.draw(
         table.columns if table.has_header else ("",) * len(table.columns),
@@ -131,6 +135,8 @@ def print_table(table: Table) -> None:
     if table.title:
         print(_in_bold(layout.break_lines(table.title, line_width())))
     print("\n".join(lines))
+    if after:
+        print_line(after)
     print()
 
 
@@ -143,6 +149,11 @@ def _in_bold(text: str) -> str:
 def print_json(content: Any) -> None:
     """Print JSON on stdout."""
     print(in_json(json.dumps(content, indent=2, ensure_ascii=False)))
+
+
+def counted(number: int, word: str, words: str = "") -> str:
+    """Return `1 launch`, `2 launches`: a number with its noun, whose plural adds an s where none is given."""
+    return f"{number} {word if number == 1 else words or word + 's'}"
 
 
 def describe_interval(figure: Mapping[str, Any] | None) -> str:
