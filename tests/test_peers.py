@@ -342,7 +342,7 @@ def test_the_command_keeps_what_an_interrupt_leaves(
     monkeypatch.setattr(Contest, "_launch", once)
     assert cli.run(["peers", "casvit_xs", "--launches", "3", "--seconds", "0.1", "-o", str(file), "--json"]) == 130
     told = capsys.readouterr()
-    assert "interrupted after 1 launches, which are kept" in told.err
+    assert "interrupted after 1 launch, kept in" in told.err
     assert json.loads(told.out)["complete"] is False
     assert json.loads(file.read_text())["models"][0]["launches"] == 1
 
