@@ -23,8 +23,10 @@ from edgesmith.cli.doctor import examine
 from edgesmith.errors import BackendMissing, BadInput, Unsupported, VerificationFailed
 from edgesmith.exporters import targets
 from edgesmith.exporters.graph.capture import capture, exported
-from edgesmith.exporters.graph.edit import operators
+from edgesmith.exporters.graph.edit import aten, operators
+from edgesmith.exporters.precision.half import half
 from edgesmith.exporters.targets import _coreai_adapter as adapter
+from edgesmith.exporters.targets._coreai_products import convolve_linears
 from edgesmith.exporters.targets.target import NotHere, Request, Target
 from edgesmith.kernels import lif
 
@@ -274,3 +276,66 @@ def test_a_model_of_each_family_at_its_own_size(
     file = edgesmith.export(name, "coreai", precision=precision, out=tmp_path).manifest["verification"]["steps"][-1]
     assert file["relative_error"] <= (1e-5 if precision == "fp32" else 2e-2)
     assert file["snr_db"] >= (100 if precision == "fp32" else 40)
+
+
+class Twice(nn.Module):
+    """One weight in two layers, and a layer whose weight is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.tied, self.computed = nn.Linear(24, 24), nn.Linear(24, 7)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.tied(self.tied(x).relu())
+        return nn.functional.linear(y, self.computed.weight * y.mean(), self.computed.bias)
+
+
+LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
+    "a head": (nn.Linear(1024, 40), (1, 1024)),
+    "a head of a batch": (nn.Linear(96, 1), (4, 96)),
+    "without a batch": (nn.Linear(96, 5), (96,)),
+    "tokens": (nn.Linear(96, 20, bias=False), (2, 9, 96)),
+    "a map with channels behind": (nn.Linear(96, 20), (2, 3, 5, 96)),
+    "windows of a map": (nn.Linear(96, 20), (2, 3, 4, 5, 96)),
+}
+
+
+@needs_packages
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_linear_layer_in_half_precision_is_a_convolution_that_sums_in_single(name: str, tmp_path: Path) -> None:
+    layer, shape = LAYERS[name]
+    torch.manual_seed(0)
+    layer, x = layer.eval(), torch.randn(shape)
+    if len(shape) == 1:
+        layer, x = nn.Sequential(First(), layer), x[None]
+    made = edgesmith.export(layer, target="coreai", precision="fp16", inputs=(x,), out=tmp_path)
+    counts = made.manifest["operators"]["file"]
+    assert "batch_matmul" not in counts
+    assert counts["conv2d"] == 1
+    (step,) = (one for one in made.manifest["verification"]["steps"] if one["step"] == "eager -> file")
+    assert step["snr_db"] > 60  # products of matrices come to 45 with 1024 terms
+
+
+class First(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[0]
+
+
+@needs_packages
+def test_a_shared_weight_is_one_kernel_and_a_computed_one_stays(tmp_path: Path) -> None:
+    module, x = Twice().eval(), torch.randn(2, 9, 24)
+    made = edgesmith.export(module, target="coreai", precision="fp16", inputs=(x,), out=tmp_path)
+    assert {name: made.manifest["operators"]["file"][name] for name in ("conv2d", "batch_matmul")} == {
+        "conv2d": 2,
+        "batch_matmul": 1,
+    }
+    program = capture(module, (x,))
+    assert convolve_linears(program) is program  # single precision stays as it is
+    halved = half(program)
+    convolved = convolve_linears(halved)
+    assert sum(one.target is aten.conv2d.default for one in operators(convolved.module)) == 2
+    assert sum("1x1" in name for name in dict(convolved.module.named_parameters())) == 1
+    assert [one.target for one in operators(halved.module)].count(
+        aten.linear.default
+    ) == 3  # the given one is as it was

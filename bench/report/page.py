@@ -252,7 +252,7 @@ def _artifact_blocks(found: Sequence[tuple[str, Artifact]]) -> Iterator[Block]:
     if rows:
         yield Text(
             "Operators are those captured, after the rewrites, and in the file. The error is the file's, relative to"
-            " PyTorch's largest output, on eight seeded inputs."
+            " PyTorch's largest output, on its seeded inputs."
         )
         yield Table("Artifacts", (*columns, "weights"), tuple(rows), figures=(4, 6, 7, 8))
 
