@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import time
 from pathlib import Path
 
@@ -98,13 +97,15 @@ def test_a_bar_is_met_by_the_median_alone() -> None:
     assert second_zoo.verdict(interleave.Spread(1.8, 1.9, 2.5), 2.0).endswith("NOT met")
 
 
-def test_a_page_of_exports_has_a_line_a_model_and_names_what_is_missing(tmp_path: Path) -> None:
-    figures = {"onnx": [121.3, "1.0e-06", 671, 41, ""], "coreml": [57.7, "1.5e-03", 884, 15, ""]}
-    rows = [["a", target, 64, figures.get(target, ["exact", "0.0e+00", 9, 1, ""])] for target in exports.TARGETS]
-    rows.append(["b", "onnx", 64, ["none", "", "", 3, "it is refused"]])
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    lines = exports.page(exports.kept_rows(tmp_path / "rows.jsonl"), ["a", "b", "c"]).splitlines()
+def test_a_page_of_exports_has_a_line_a_model_names_what_is_missing_and_is_read_again(tmp_path: Path) -> None:
+    figures = {"onnx": (121.3, "1.0e-06", 671, 41, ""), "coreml": ("not run", "", 884, 15, "")}
+    rows = {("a", target, 64): figures.get(target, ("exact", "0.0e+00", 9, 1, "")) for target in exports.TARGETS}
+    rows["b", "onnx", 64] = ("none", "", "", 3, "it is refused: a, b | c")
+    text = exports.page(rows, ["a", "b", "c"])
+    lines = text.splitlines()
     assert "With a file for every target: 1 of 2 rows, 1 exports refused." in lines
-    assert "| a | 64 | 121 dB, 1.0e-06, 671 | 58 dB, 1.5e-03, 884 | exact, 0.0e+00, 9 | exact, 0.0e+00, 9 |" in lines
+    assert "| a | 64 | 121 dB, 1.0e-06, 671 | not run, , 884 | exact, 0.0e+00, 9 | exact, 0.0e+00, 9 |" in lines
     assert "| b | 64 | refused | - | - | - |" in lines
-    assert lines[-3:] == ["- b, onnx: it is refused", "", "Not run yet: c."]
+    assert lines[-3:] == ["- b, onnx: it is refused: a, b | c", "", "Not run yet: c."]
+    (tmp_path / "page.md").write_text(text, encoding="utf-8")
+    assert exports.page(exports.kept_rows(tmp_path / "page.md"), ["a", "b", "c"]) == text

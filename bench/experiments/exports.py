@@ -3,17 +3,18 @@
 One line for each model and target, at one size of images, which models for one size alone do not take: ONNX in fp32,
 Core ML, Core AI and a TensorRT engine in fp16, each verified as any export is. Printed are the least SNR of the natural
 inputs, the largest error relative to the peak, the file's operators and the seconds it took; or why there is no file.
-For a model with a head give MODEL:HEAD, such as casvit_xs:fpn. A file given as KEPT=FILE keeps the rows, one line of
-JSON each; those that are there are printed and not made again. PAGE=FILE writes all kept rows as a page.
+For a model with a head give MODEL:HEAD, such as casvit_xs:fpn. PAGE=FILE keeps the rows as a page, which is written
+after each: those that are on it are not made again, unless their models are named with it.
 
     python -m edgesmith.bench.experiments.exports 224
     python -m edgesmith.bench.experiments.exports 64 transnext_micro iformer_small casvit_xs:fpn
-    python -m edgesmith.bench.experiments.exports 64 KEPT=build/exports.jsonl PAGE=docs/exports.md
+    python -m edgesmith.bench.experiments.exports 64 PAGE=docs/exports.md
 """
 
 from __future__ import annotations
 
-import json
+import itertools
+import re
 import tempfile
 import time
 import warnings
@@ -78,14 +79,29 @@ def export(name: str, target: str, side: int, folder: str) -> tuple[object, ...]
     return snr, error_of_peak, count, round(time.perf_counter() - start), f"{kept} kept in fp32" if kept else ""
 
 
-def kept_rows(file: Path | None) -> dict[tuple[str, str, int], list[Any]]:
-    """Return the figures that a file keeps, by model, target and size."""
-    lines = file.read_text(encoding="utf-8").splitlines() if file is not None and file.exists() else []
-    rows = [json.loads(line) for line in lines]
-    return {(name, target, side): figures for name, target, side, figures in rows}
+Figures = Sequence[Any]
+"""SNR (`exact`, `not run`, or `none` where there is no file), error, operators, seconds, remark."""
+
+_ROW = re.compile(r"\| (\S+) \| (\d+) \| (.*) \|")
+_REFUSAL = re.compile(r"- (\S+), (\w+): (.*)")
 
 
-def page(rows: Mapping[tuple[str, str, int], Sequence[Any]], wanted: Sequence[str] = ()) -> str:
+def kept_rows(file: Path | None) -> dict[tuple[str, str, int], Figures]:
+    """Return the figures on a page, by model, target and size; the seconds are not on it."""
+    text = file.read_text(encoding="utf-8") if file is not None and file.exists() else ""
+    whys = {(name, target): why for name, target, why in _REFUSAL.findall(text)}
+    rows: dict[tuple[str, str, int], Figures] = {}
+    for name, side, cells in _ROW.findall(text):
+        for target, cell in zip(TARGETS, cells.split(" | "), strict=True):
+            if cell == "refused":
+                rows[name, target, int(side)] = ("none", "", "", "", whys[name, target])
+            elif cell != "-":
+                snr, error, count = cell.split(", ")
+                rows[name, target, int(side)] = (snr.removesuffix(" dB"), error, int(count), "", "")
+    return rows
+
+
+def page(rows: Mapping[tuple[str, str, int], Figures], wanted: Sequence[str] = ()) -> str:
     """Return kept rows as Markdown: a line for each model and size, with the SNR and the error of each target.
 
     Args:
@@ -118,42 +134,35 @@ def page(rows: Mapping[tuple[str, str, int], Sequence[Any]], wanted: Sequence[st
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _cell(figures: Sequence[Any] | None) -> str:
+def _cell(figures: Figures | None) -> str:
     """Return the figures of one export as a cell of the page."""
     if figures is None:
         return "-"
     snr, error, count, *_ = figures
     if snr == "none":
         return "refused"
-    return f"{snr:.0f} dB, {error}, {count}" if isinstance(snr, float | int) else f"{snr}, {error}, {count}"
-
-
-def _file(words: Sequence[str], name: str) -> Path | None:
-    """Return the file that is given as NAME=FILE."""
-    return next((Path(word.partition("=")[2]) for word in words if word.startswith(f"{name}=")), None)
+    shown = f"{float(snr):.0f} dB" if snr not in ("exact", "not run") else snr
+    return f"{shown}, {error}, {count}"
 
 
 def main() -> None:
     """Print one line for each model and target."""
     given = read_arguments(__doc__, listed="models", side=224)
     torch.set_num_threads(1)
-    file, written = _file(given.models, "KEPT"), _file(given.models, "PAGE")
-    wanted = [word for word in given.models if "=" not in word] or names()
-    kept = kept_rows(file)
+    file = next((Path(word.partition("=")[2]) for word in given.models if word.startswith("PAGE=")), None)
+    named = [word for word in given.models if not word.startswith("PAGE=")]
+    rows = kept_rows(file)
+    made = {key for key in rows if key[0] not in named and key[2] == given.side}
     table = Table(("model", 28), ("target", 9), ("SNR dB", 8), ("error", 8), "operators", "seconds", "remark")
-    for name in wanted:
-        for target in TARGETS:
-            figures = kept.get((name, target, given.side))
-            if figures is None:
-                with tempfile.TemporaryDirectory() as folder:
-                    figures = list(export(name, target, given.side, folder))
-                if file is not None:
-                    with file.open("a", encoding="utf-8") as rows:
-                        rows.write(json.dumps([name, target, given.side, figures]) + "\n")
-                kept[name, target, given.side] = figures
-            table.add(name, target, *figures)
-            if written is not None:
-                write_whole(written, page(kept, wanted), "the page")
+    for name, target in itertools.product(named or names(), TARGETS):
+        if (name, target, given.side) in made:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            figures = export(name, target, given.side, folder)
+        rows[name, target, given.side] = figures
+        table.add(name, target, *figures)
+        if file is not None:
+            write_whole(file, page(rows, names()), "the page")
 
 
 if __name__ == "__main__":
