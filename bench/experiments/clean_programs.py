@@ -134,6 +134,7 @@ class Raw:
 
     nodes: Sequence[onnx.NodeProto]
     ranks: dict[str, int | None]
+    shapes: dict[str, tuple[int | str, ...]]
     types: dict[str, int]
     inputs: list[str]
     outputs: list[str]
@@ -162,15 +163,17 @@ def read_raw(path: Path) -> Raw:
         print(f"without shapes: {path.name}: {str(error)[:60]}", flush=True)
     graph = model.graph
     ranks: dict[str, int | None] = {one.name: len(one.dims) for one in graph.initializer}
+    shapes: dict[str, tuple[int | str, ...]] = {one.name: tuple(one.dims) for one in graph.initializer}
     types = {one.name: one.data_type for one in graph.initializer}
     for info in (*graph.input, *graph.value_info, *graph.output):
         tensor = info.type.tensor_type
         ranks.setdefault(info.name, len(tensor.shape.dim) if tensor.HasField("shape") else None)
+        shapes.setdefault(info.name, tuple(one.dim_param or one.dim_value for one in tensor.shape.dim))
         types.setdefault(info.name, tensor.elem_type)
     opset = max((one.version for one in model.opset_import if one.domain in ("", "ai.onnx")), default=0)
     constants = {one.name: one for one in graph.initializer}
     inputs, outputs = [one.name for one in graph.input], [one.name for one in graph.output]
-    return Raw(graph.node, ranks, types, inputs, outputs, constants, opset)
+    return Raw(graph.node, ranks, shapes, types, inputs, outputs, constants, opset)
 
 
 _BROADCASTING = ("Add", "Sub", "Mul", "Div", "Min", "Max", "Pow", "Where")
@@ -210,7 +213,18 @@ def _several_readers(raw: Raw) -> bool:
     return any(read[name] > 1 for name in norms)
 
 
+def _onto_products(raw: Raw) -> bool:
+    """Return whether something of another shape is added to a product of matrices, or to what was made of its axes."""
+    products = {name for node in raw.of("MatMul") for name in node.output}
+    for node in raw.of("Reshape", "Transpose"):
+        if node.input[0] in products:
+            products.update(node.output)
+    sums = [node for node in raw.of("Add") if products.intersection(node.input)]
+    return any(len({raw.shapes.get(name) for name in node.input}) > 1 for node in sums)
+
+
 SEEN: dict[str, Callable[[Raw], bool]] = {
+    "LR1": _onto_products,
     "LR2": _unlike_ranks,
     "LR4": _pads_of_rank_3,
     "OR6": lambda raw: any(raw.attribute(node, "count_include_pad") for node in raw.of("AveragePool")),
@@ -232,7 +246,7 @@ def _is_seen(path: Path, rule: str, raw: Raw | None) -> bool:
     """Return whether a second reading sees a row's construct."""
     if raw is not None:
         return rule in SEEN and SEEN[rule](raw)
-    return rule == "CA1" and _picks_channels(path)
+    return rule in SEEN_IN_FILES and SEEN_IN_FILES[rule](path)
 
 
 def _picks_channels(path: Path) -> bool:
@@ -251,6 +265,34 @@ def _picks_channels(path: Path) -> bool:
         if picked.intersection(one.operands):
             picked.update(one.results)
     return bool(picked.intersection(returned))
+
+
+def _slices_last_axes(path: Path) -> bool:
+    """Return whether a Core ML package slices a last axis of halves behind its first element."""
+    from coremltools.models.utils import load_spec
+    from coremltools.proto.MIL_pb2 import DataType
+
+    halves = DataType.Value("FLOAT16")
+    for function in load_spec(str(path)).mlProgram.functions.values():
+        for block in function.block_specializations.values():
+            begins = {
+                one.outputs[0].name: list(one.attributes["val"].immediateValue.tensor.ints.values)
+                for one in block.operations
+                if one.type == "const"
+            }
+            for one in block.operations:
+                if (
+                    one.type in ("slice_by_index", "slice_by_size")
+                    and one.outputs[0].type.tensorType.dataType == halves
+                ):
+                    begin = begins.get(one.inputs["begin"].arguments[0].name)
+                    if begin and begin[-1]:
+                        return True
+    return False
+
+
+SEEN_IN_FILES: dict[str, Callable[[Path], bool]] = {"CA1": _picks_channels, "CM8": _slices_last_axes}
+"""Constructs of rows as the second reading sees them in other files."""
 
 
 # ---------------------------------------------------------------------------------------------------------- the count
