@@ -25,6 +25,7 @@ from edgesmith.exporters.verification.doubts import find_doubts
 from edgesmith.exporters.verification.exact import run_in_float64
 from edgesmith.exporters.verification.noise import NoiseMeter
 from edgesmith.exporters.verification.selection import Given, Selection, Subject, select
+from edgesmith.exporters.verification.ties import returns_choices
 from edgesmith.kernels.op import spikes_in
 
 if TYPE_CHECKING:
@@ -125,6 +126,7 @@ def appoint(
         partial(measure_noise, model.module, natural),
         noise_of_calls=noise.measure,
         of_classes=options.labels_pixels,
+        chooses=returns_choices(captured),
     )
     of_file = replace(criteria, precision=judged, collects=options.allow_inaccurate)
     unverified = find_doubts(captured.output_names, evidence)

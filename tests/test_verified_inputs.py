@@ -493,3 +493,27 @@ def test_artifacts_of_before_are_judged_over_all_calls_together(tmp_path: Path) 
     evidence = read_evidence(artifacts.read(made.path))
     assert not evidence.described
     assert len(evidence.inputs) == len(evidence.reference)
+
+
+class Classes(nn.Module):
+    """The class of each pixel, of scores that nearly tie."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.scores = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.scores(x).argmax(1)
+
+
+@pytest.mark.parametrize("target", ["coreml", "coreai", "onnx"])
+def test_a_choice_that_half_precision_makes_otherwise_says_what_to_do(target: str, tmp_path: Path) -> None:
+    if missing := targets.get(target).missing_packages():
+        pytest.skip(f"{missing[0]} is not installed")
+    torch.manual_seed(1)
+    images = torch.randn(1, 3, 96, 96)
+    with pytest.raises(VerificationFailed, match="half precision orders what nearly ties otherwise"):
+        edgesmith.export(Classes().eval(), target=target, precision="fp16", inputs=(images,), out=tmp_path)
+    made = edgesmith.export(Classes().eval(), target=target, precision="fp32", inputs=(images,), out=tmp_path)
+    assert made.precision == "fp32"

@@ -120,6 +120,7 @@ class AcceptanceCriteria:
             None where that cannot be said.
         collects: whether a check that fails says so in its record, under `missed`, instead of raising.
         of_classes: whether outputs are classes of pixels, judged by how many agree.
+        chooses: whether an output says which of several numbers was chosen.
         noise_of_calls: from the name of a type to the noise of each call in it, see noise.py.
     """
 
@@ -129,6 +130,7 @@ class AcceptanceCriteria:
     collects: bool = False
     noise_of_calls: Callable[[str], Noise | None] = lambda _: None
     of_classes: bool = False
+    chooses: bool = False
 
     def thresholds(self) -> Thresholds:
         """Return what another machine must hold: eager's own noise, which it cannot measure, is in it."""
@@ -215,6 +217,8 @@ def check(
     if (failure := judged.failure) is not None:
         if criteria.spikes and criteria.precision.flips_spikes:
             failure += f" ({criteria.precision.flips_spikes} flips spikes; use --precision fp32)"
+        if criteria.chooses and (rounding := criteria.precision.flips_spikes):
+            failure += f" ({rounding} orders what nearly ties otherwise; return the scores, or use --precision fp32)"
         position = position_found(partial(locate, judged.call))
         failure += f"; they diverge first at {position}" if position else ""
         if not criteria.collects:

@@ -6,11 +6,13 @@ the outputs are others once the first of them is picked, and once the last, an i
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Node
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from edgesmith.errors import BadInput
@@ -36,6 +38,26 @@ def depends_on_ties(model: nn.Module, inputs: Sequence[Tensor]) -> bool:
     except (BadInput, RuntimeError):
         return False
     return not all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(some, others, strict=True))
+
+
+_CHOOSING = (
+    *(aten.argmax.default, aten.argmin.default, aten.max.dim, aten.min.dim),
+    *(aten.topk.default, aten.sort.default, aten.sort.stable, aten.argsort.default),
+)
+_HANDING_ON = (aten._to_copy.default, aten.to.dtype, aten.reshape.default, aten.view.default, aten.unsqueeze.default)
+
+
+def returns_choices(program: Program) -> bool:
+    """Return whether an output says which of several numbers was chosen, such as the class of each pixel."""
+    return any(map(_is_choice, program.module.graph.output_node().all_input_nodes))
+
+
+def _is_choice(node: Node) -> bool:
+    while node.target in _HANDING_ON:
+        node = node.all_input_nodes[0]
+    if node.target is operator.getitem and node.args[1] == 1:
+        node = node.all_input_nodes[0]
+    return node.target in _CHOOSING
 
 
 class _Picking(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's class has no annotations
