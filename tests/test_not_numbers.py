@@ -19,10 +19,12 @@ from edgesmith.exporters.figures import measure_call, scales_of
 from edgesmith.exporters.graph.capture import capture
 from edgesmith.exporters.graph.edit import operators
 from edgesmith.exporters.graph.not_numbers import with_kept_nan
+from edgesmith.exporters.inputs import Call
 from edgesmith.exporters.precision import table as precisions
 from edgesmith.exporters.verification import conformance, sweep, ties
 from edgesmith.exporters.verification.boundaries import of
 from edgesmith.exporters.verification.cases import Case, Together
+from edgesmith.exporters.verification.check import AcceptanceCriteria, check
 from edgesmith.exporters.verification.conformance import MENDED, RIGHT
 
 ODD = (math.nan, math.inf, -math.inf, -0.0)
@@ -230,6 +232,19 @@ def test_a_lost_nan_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(VerificationFailed, match="that are NaN or infinite in PyTorch are not"):
         edgesmith.export(Largest(), "onnx", inputs=(x,), precision="fp32", out=tmp_path / "made")
     assert not list(tmp_path.rglob("*.onnx"))
+
+
+def test_a_lost_nan_is_no_flipped_spike() -> None:
+    """A spike that fires otherwise excuses an input, and a NaN that is lost does not."""
+    criteria = AcceptanceCriteria(precisions.get("fp32"), spikes=True, noise=lambda: None)
+    calls = [Call("seeded", seed) for seed in range(4)]
+    wanted = [[np.array([[1.0, 0.0, 1.0, 0.0]], np.float32)] for _ in calls]
+    flipped = [[y.copy() for y in ys] for ys in wanted]
+    flipped[3][0][0, 1] = 1.0
+    assert check("eager -> file", wanted, flipped, criteria, described=calls)["spike_for_spike"]["inputs"] == 3
+    wanted[3][0][0, 1] = math.nan
+    with pytest.raises(VerificationFailed, match="NaN or infinite in PyTorch are not"):
+        check("eager -> file", wanted, flipped, criteria, described=calls)
 
 
 # Orders of equal numbers
