@@ -233,7 +233,8 @@ def _measure_output(
     peak, limit = (max(own, scale.peak) if clips else own), thresholds.relative_error
     allowed = max(limit * peak, limit * scale.peak / NEARLY_ZERO, excuse)
     if not np.isfinite(b).all() or not np.array_equal(y[~known], z[~known], equal_nan=True):
-        failure = f"error inf of the peak, allowed {limit:.2g}: values that are finite in PyTorch are not"
+        what = "finite" if not np.isfinite(b).all() else "NaN or infinite"
+        failure = f"error inf of the peak, allowed {limit:.2g}: values that are {what} in PyTorch are not"
         return CallFigures(float("inf"), peak, float("-inf"), allowed, failure)
     error, wrong = float(np.abs(a - b).max(initial=0.0)), float(((a - b) ** 2).sum())
     signal = max(float((a**2).sum()), scale.power * a.size if clips else 0.0)

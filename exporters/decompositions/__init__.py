@@ -70,6 +70,29 @@ def decomposes(
     return register
 
 
+_kept: list[Decomposition] = []
+
+
+def keeps_nan(*overloads: torch._ops.OpOverload, targets: tuple[str, ...]) -> Callable[[Function], Function]:
+    """Make a function what stands around operators of some targets where their operands are NaN or infinite.
+
+    It may call the operator itself, which becomes what it is for the target.
+    """
+
+    def register(function: Function) -> Function:
+        why = "the target's own loses NaN, or has another value of what is not finite"
+        _kept.extend(Decomposition(overload, function, frozenset(targets), why) for overload in overloads)
+        return function
+
+    return register
+
+
+def keeping_nan(target: str) -> Mapping[torch._ops.OpOverload, Callable[..., Any]]:
+    """Return what stands around a target's operators where their operands are not finite, by operator."""
+    all_decompositions()
+    return {one.overload: one.function for one in _kept if target in one.targets}
+
+
 @cache
 def all_decompositions() -> tuple[Decomposition, ...]:
     """Return every decomposition, by the operators' names."""

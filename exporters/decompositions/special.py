@@ -3,7 +3,8 @@
 log1p x     log(u) x / (u - 1) with u = 1 + x as rounded, x where u is 1                 (Kahan; HP-15C handbook)
 expm1 x     (u - 1) x / log(u) with u = exp(x) as rounded, x where u is 1                (the same)
 erfc x      t exp(-x x + P(t)) with t = 1 / (1 + |x| / 2), relative error 1.2e-7         (Numerical Recipes, 6.2)
-lgamma x    Lanczos' series with g = 5 for |x| + 1, one step down, or reflected          (Numerical Recipes, 6.1)
+lgamma x    Lanczos' series with g = 5 for |x| + 1, one step down, or reflected          (Numerical Recipes, 6.1);
+            of |x| < 2, where its terms cancel, a polynomial with the zeros of log gamma taken out
 digamma x   recurrence up to 6, then the asymptotic series, reflected below 0            (Abramowitz & Stegun, 6.3)
 erfinv x    polynomials in log(1 - x x)                                                  (Giles 2010, table 5)
 i0 x        polynomials in (x / 3.75)^2 and 3.75 / |x|                                   (Abramowitz & Stegun, 9.8)
@@ -41,12 +42,12 @@ def _real(x: Tensor) -> Tensor:
     why="the converters take log(1 + x), without the digits of small x",
 )
 def log1p(x: Tensor) -> Tensor:
-    """Return log(1 + x), exact for small x."""
+    """Return log(1 + x), exact for small x; NaN below -1."""
     x = _real(x)
     u = x + 1.0
     same = u == 1
     quotient = torch.log(u) * (x / torch.where(same, torch.ones_like(u), u - 1.0))
-    return torch.where(same, x, torch.where(u.abs() == math.inf, u, quotient))
+    return torch.where(same, x, torch.where(u == math.inf, u, quotient))
 
 
 @decomposes(
@@ -248,6 +249,14 @@ _LANCZOS = (
 )
 
 
+_NEAR_TWO = (
+    *(0.422784328, -0.100317307, 0.0329649486, -0.0123841157, 0.00499948021, -0.00210893946, 0.000910506758),
+    *(-0.000401990488, 0.000195798479, -9.17206999e-05, 2.02503506e-05, -7.29338217e-06, 1.93083961e-05),
+    -9.67404685e-06,
+)
+"""log gamma(z + 1) / (z (z - 1)) in powers of z - 1, for z from 0 to 2: Chebyshev's, fitted in float64."""
+
+
 @decomposes(
     aten.lgamma.default,
     aten.special_gammaln.default,
@@ -257,11 +266,14 @@ def lgamma(x: Tensor) -> Tensor:
     """Return log |gamma(x)|, infinite at 0 and at negative integers."""
     x = _real(x)
     z = torch.where(x < 0, -x, x)  # of z + 1, with the digits of small x
+    near, t = z < 2, torch.where(z < 2, z, torch.zeros_like(z)) - 1.0
+    small = (t + 1.0) * t * _polynomial(t, _NEAR_TWO)
     series = torch.full_like(z, 1.000000000190015)
     for i, coefficient in enumerate(_LANCZOS):
         series = series + coefficient / (z + float(i + 1))
     shifted = z + 5.5
     y = torch.log(series * math.sqrt(2 * math.pi)) + (z + 0.5) * torch.log(shifted) - shifted
+    y = torch.where(near, small, y)
     sine = torch.sin((x - torch.round(x)) * math.pi).abs()
     return torch.where(x < 0, math.log(math.pi) - torch.log(sine) - y, y - torch.log(x.abs()))
 

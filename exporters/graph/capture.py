@@ -21,6 +21,7 @@ from edgesmith.exporters.graph.dense_forms import make_dense
 from edgesmith.exporters.graph.edit import Emitter, arguments, fork, operator_name, operators, site, stand_for, tidy
 from edgesmith.exporters.graph.fast_path import fast_path, warn_of_fast_path
 from edgesmith.exporters.graph.mending import mended, silenced
+from edgesmith.exporters.graph.not_numbers import with_kept_nan
 from edgesmith.exporters.graph.promotion import with_said_types
 from edgesmith.exporters.graph.refusals import refuse_capture, refuse_running
 from edgesmith.exporters.graph.repeat import random_operator, refuse_unrepeatable
@@ -217,8 +218,9 @@ def exported(
     _refuse_complex(program)
     inlined = {op.overload: op.reference for op in all_ops().values() if target not in op.lowerings}
     inlined |= decompositions.for_target(target)
-    module = with_said_types(_with_own_forms(program.module, target))
-    is_inlined = any(node.target in inlined for node in module.graph.nodes)
+    own_forms = with_said_types(_with_own_forms(program.module, target))
+    module = with_kept_nan(own_forms, program.inputs, decompositions.keeping_nan(target))
+    is_inlined = module is not own_forms or any(node.target in inlined for node in module.graph.nodes)
     with torch.no_grad(), _without_torchs_own_warnings():
         try:
             written = _exported(around or module, program.inputs, program.dynamic_batch)

@@ -3,6 +3,8 @@
     tan(x: double)      Cast(Tan(Cast(x, float)), double)          as precise as float32, which is what is asked for
     x @ y: uint8        Cast(MatMul(Cast(x, int32), Cast(y, int32)), uint8)        the same whole numbers, modulo 256
 
+    Transpose(x: float16) @ y   Cast(Transpose(Cast(x, float)), float16) @ y       which else ONNX Runtime dies of
+
 `LACKS` says what ONNX Runtime's CPU kernels do not take of what ONNX allows an operator, and the last lines what ONNX
 itself does not allow, which torch's exporter writes all the same. float16 is left out: ONNX Runtime casts that itself.
 """
@@ -120,3 +122,60 @@ def _cast(node: onnx.NodeProto, kind: str, known: dict[str, str]) -> list[onnx.N
             helper.make_node("Cast", [made.output[k]], [node.output[k]], name=f"{node.name}_back_{k}", to=back)
         )
     return [*before, made, *after]
+
+
+def turn_in_single(model: onnx.ModelProto) -> None:
+    """Transpose numbers of half precision as float32 where a product reads rows that were the first axis.
+
+    ONNX Runtime's MatmulTransposeFusion, of 1.31.1, makes a product over other batch axes of them, and ends the process
+    where the two are in half precision.
+    """
+    from onnx import TensorProto, helper, shape_inference
+
+    graph = model.graph
+    read = {name for node in graph.node if node.op_type == "MatMul" for name in node.input}
+    if not any(_turns_first_axis(node) and read & {*node.output} for node in graph.node):
+        return
+    known = dict(_types(shape_inference.infer_shapes(model).graph))
+    made_by = {node.output[0]: node for node in graph.node if node.op_type == "Cast"}
+    nodes = list(graph.node)
+    del graph.node[:]
+    for node in nodes:
+        x, made = node.input[0] if node.input else "", node.output[0]
+        if not (_turns_first_axis(node) and made in read and known.get(x) == "FLOAT16"):
+            graph.node.append(node)
+            continue
+        single = made_by[x].input[0] if x in made_by and known.get(made_by[x].input[0]) == "FLOAT" else f"{made}_single"
+        if single == f"{made}_single":
+            graph.node.append(helper.make_node("Cast", [x], [single], name=f"{node.name}_single", to=TensorProto.FLOAT))
+        node.input[0], node.output[0] = single, f"{made}_turned"
+        half = helper.make_node("Cast", [node.output[0]], [made], name=f"{node.name}_half", to=TensorProto.FLOAT16)
+        graph.node.extend([node, half])
+    _drop_unread(graph)
+
+
+def _turns_first_axis(node: onnx.NodeProto) -> bool:
+    """Return whether a Transpose takes the first of three axes or more to the last two, with the others in order."""
+    order = next((list(one.ints) for one in node.attribute if one.name == "perm"), [])
+    return node.op_type == "Transpose" and len(order) > 2 and order[:-2] == list(range(1, len(order) - 1))
+
+
+def _drop_unread(graph: onnx.GraphProto) -> None:
+    """Drop Casts that nothing reads any more."""
+    read = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+    read |= {name for node in graph.node for one in node.attribute if one.HasField("g") for name in _read_inside(one.g)}
+    kept = [node for node in graph.node if node.op_type != "Cast" or read & {*node.output}]
+    dropped = {node.output[0] for node in graph.node} - {node.output[0] for node in kept}
+    values = [value for value in graph.value_info if value.name not in dropped]
+    del graph.node[:], graph.value_info[:]
+    graph.node.extend(kept)
+    graph.value_info.extend(values)
+
+
+def _read_inside(graph: onnx.GraphProto) -> Iterator[str]:
+    """Yield the names that the body of a loop reads."""
+    for node in graph.node:
+        yield from node.input
+        for one in node.attribute:
+            if one.HasField("g"):
+                yield from _read_inside(one.g)

@@ -98,6 +98,7 @@ def lower(program: Program, path: Path, request: Request, coarse_from: Mapping[s
             _bf16.from_double(model)
     _forget_merged(model)
     _onnx_types.legalize(model)
+    _onnx_types.turn_in_single(model)
     model = _onnx_reductions.refine(model, coarse_from or {})
     _annotate(model, request)
     done = _onnx_norms.keep_apart(model)

@@ -45,7 +45,7 @@ def _doubt(natural: Sequence[np.ndarray], every: Sequence[np.ndarray]) -> str | 
         return "none of its values is finite in PyTorch"
     if finite < total:
         share = f"{finite / total:.3g}" if finite / total < 0.01 else f"{100 * finite / total:.3g} %"
-        return f"{share} of its values are finite in PyTorch, and the others are not compared"
+        return f"{share} of its values are finite in PyTorch; the others are held to be the same NaN or infinity alone"
     if len(every) == 1:
         return "there is one input alone, since the example's values are all the same; give one whose values differ"
     if not _varies(every):

@@ -1,7 +1,8 @@
 """Inputs on which PyTorch's own result is one of several, because it picks among equal numbers in no stated order.
 
-`topk`, `kthvalue` and `median` say nothing of the order of equal numbers, and every runtime has one of its own. Where
-the outputs are others once the first of them is picked, and once the last, an input shows nothing of a file.
+`topk`, `kthvalue` and `median` say nothing of the order of equal numbers, nor do `sort` and `argsort` unless they are
+asked for a stable one: PyTorch sorts 17 numbers or more by vectors. Every runtime has an order of its own. Where the
+outputs are others once the first of equal numbers is picked, and once the last, an input shows nothing of a file.
 """
 
 from __future__ import annotations
@@ -20,24 +21,32 @@ from edgesmith.exporters.graph.capture import Program, run_eager
 
 aten = torch.ops.aten
 
-_PICKING = (aten.topk.default, aten.kthvalue.default, aten.median.dim)
+_SORTING = (aten.sort.default, aten.sort.stable)
+_PICKING = (aten.topk.default, aten.kthvalue.default, aten.median.dim, *_SORTING)
+_CAPTURED = (*_PICKING, aten.argsort.default, aten.argsort.stable)
+"""Those of a captured program, which has operators that PyTorch itself runs as others."""
 
 
 def picks(program: Program) -> bool:
     """Return whether a program has an operator that picks among equal numbers."""
-    return any(node.target in _PICKING for node in program.module.graph.nodes)
+    return any(node.target in _CAPTURED and not node.kwargs.get("stable") for node in program.module.graph.nodes)
 
 
 def depends_on_ties(model: nn.Module, inputs: Sequence[Tensor]) -> bool:
     """Return whether a model's outputs depend on which of several equal numbers is picked."""
+    return any(outputs_of_ties(model, inputs))
+
+
+def outputs_of_ties(model: nn.Module, inputs: Sequence[Tensor]) -> list[bool]:
+    """Return for each output whether it depends on which of equal numbers is picked; nothing where none runs."""
     try:
         with _Picking(first=True):
             some = run_eager(model, inputs)
         with _Picking(first=False):
             others = run_eager(model, inputs)
     except (BadInput, RuntimeError):
-        return False
-    return not all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(some, others, strict=True))
+        return []
+    return [not torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(some, others, strict=True)]
 
 
 _CHOOSING = (
@@ -70,9 +79,11 @@ class _Picking(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's c
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = _named(func, args, kwargs or {}) if func in _PICKING else {}
         x = given.get("self")
-        if x is None or not x.dim() or not x.numel():
+        if x is None or not x.dim() or not x.numel() or given.get("stable"):
             return func(*args, **(kwargs or {}))
         axis = given["dim"]
+        if func in _SORTING:
+            return self._sorted(x, axis, given["descending"])
         if func is aten.topk.default:
             values, places = self._sorted(x, axis, given["largest"])
             return values.narrow(axis, 0, given["k"]), places.narrow(axis, 0, given["k"])
