@@ -105,11 +105,24 @@ def bucketize(x: Tensor, boundaries: Tensor, *, out_int32: bool = False, right: 
     return below.sum(-1).to(torch.int32 if out_int32 else torch.int64)
 
 
+@decomposes(aten.scatter_add.default, targets=("onnx",), why="ONNX wants a source as large as the index")
+def scatter_add(x: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
+    """Return x with the part of a source added that an index is for, or one number with another; others are left."""
+    if not x.dim():
+        return torch.scatter_add(x.reshape([1]), 0, index.reshape([1]), src.reshape([1])).reshape([])
+    if src.shape == index.shape:
+        return NotImplemented
+    return torch.scatter_add(x, dim, index, src[tuple(slice(0, size) for size in index.shape)])
+
+
 @decomposes(aten.scatter_reduce.two, targets=("onnx",), why="ONNX has no mean, and torch's exporter takes the source")
 def scatter_reduce(
     x: Tensor, dim: int, index: Tensor, source: Tensor, reduce: str, *, include_self: bool = True
 ) -> Tensor:
     """Return x with the means of what an index sends to each place, of x too with `include_self`."""
+    if source.shape != index.shape:
+        part = source[tuple(slice(0, size) for size in index.shape)]
+        return torch.scatter_reduce(x, dim, index, part, reduce, include_self=include_self)
     if reduce != "mean" or not x.is_floating_point():
         return NotImplemented
     count = torch.zeros_like(x).scatter_add(dim, index, torch.ones_like(source))
