@@ -266,6 +266,12 @@ GROUPS = {
         ),
         EVERYWHERE,
     ),
+    "doubles": Group(
+        {"sigmoid_of_doubles": lambda x: 1 / torch.sigmoid(x)},
+        (EDGES.clamp(-40, 40).double().reshape(18, 1),),
+        ("onnx",),
+    ),
+    "vector_by_batch": Group({"vector_by_batch": torch.matmul}, (_drawn(3), _drawn(2, 3, 4)), EVERYWHERE),
     "counted": Group(
         {
             "mode": lambda x: torch.mode(x[:2], 1).values,

@@ -208,12 +208,12 @@ _WHOLE_PRODUCTS = 2**20
 @decomposes(
     aten.matmul.default,
     targets=("onnx",),
-    why="TensorRT multiplies matrices of floats, and ONNX none of small integers",
+    why="TensorRT multiplies matrices of floats, and no vector by a batch, and ONNX none of small integers",
 )
 def matmul(x: Tensor, y: Tensor) -> Tensor:
-    """Return the product of matrices of whole numbers as sums of products."""
+    """Return the product of matrices of whole numbers as sums of products, of a vector and a batch by a matrix."""
     if x.dtype.is_floating_point:
-        return NotImplemented
+        return torch.matmul(x.unsqueeze(0), y).squeeze(-2) if x.dim() == 1 and y.dim() > 2 else NotImplemented
     left = x if x.dim() > 1 else x.unsqueeze(0)  # [.., M, K]
     right = y if y.dim() > 1 else y.unsqueeze(1)  # [.., K, N]
     if max(left.numel() * right.shape[-1], right.numel() * left.shape[-2]) > _WHOLE_PRODUCTS:
@@ -236,3 +236,9 @@ def tan(x: Tensor) -> Tensor:
 def leaky_relu(x: Tensor, negative_slope: float = 0.01) -> Tensor:
     """Return doubles, those below zero scaled."""
     return torch.where(x > 0, x, x * negative_slope) if x.dtype == torch.float64 else NotImplemented
+
+
+@decomposes(aten.sigmoid.default, targets=("onnx",), why="ONNX Runtime's kernel for double has the digits of a float's")
+def sigmoid(x: Tensor) -> Tensor:
+    """Return 1 / (1 + exp(-x)) of doubles, which keeps the digits of small results."""
+    return 1.0 / (1.0 + torch.exp(-x)) if x.dtype == torch.float64 else NotImplemented

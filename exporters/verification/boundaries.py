@@ -734,6 +734,7 @@ def _products() -> Iterator[Case]:
     yield of("matmul", "vectors", torch.matmul, (drawn(4), drawn(4, seed=1)))
     yield of("matmul", "batch and matrix", torch.matmul, (drawn(2, 3, 4), b))
     yield of("matmul", "broadcast batches", torch.matmul, (drawn(2, 1, 3, 4), drawn(5, 4, 2)))
+    yield of("matmul", "vector and batch", torch.matmul, (drawn(3), drawn(2, 3, 4)))
     yield of("matmul", "batch and vector", torch.matmul, (drawn(2, 3, 4), drawn(4)))
     yield of("matmul", "integers", torch.matmul, (torch.arange(6).reshape(2, 3), torch.arange(6).reshape(3, 2)))
     yield of("addmm", "alpha and beta", lambda c, a, b: torch.addmm(c, a, b, beta=0.5, alpha=2.0), (drawn(5), a, b))
