@@ -385,6 +385,10 @@ def _distances() -> Iterator[Case]:
     yield of("nn.functional.pdist", "p = 0", lambda x: F.pdist(x, 0.0), row(1, 2, 1, 3).reshape(4, 1))
     yield of("dist", "p = 0", lambda x, y: torch.dist(x, y, 0), (row(1, 2, 3), row(1, 2, 4)))
     yield of("cdist", "to itself", lambda x: torch.cdist(x, x), drawn(3, 5), floor=1e7)
+    given = (drawn(3, 4), drawn(3, 4, seed=1), drawn(3, 4, seed=2).abs())
+    loss = "nn.functional.gaussian_nll_loss"
+    yield of(loss, "each, in full", lambda x, t, v: F.gaussian_nll_loss(x, t, v, full=True, reduction="none"), given)
+    yield of(loss, "a variance of each row", lambda x, t, v: F.gaussian_nll_loss(x, t, v[:, 0]), given)
 
 
 def _shaken(layer: nn.Module) -> nn.Module:
