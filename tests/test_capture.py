@@ -61,6 +61,38 @@ def test_capture_of_a_dynamic_batch_runs_at_every_batch(small: nn.Module) -> Non
     assert exported(program, "onnx", is_traced_again=True).range_constraints
 
 
+class _ScaleOutOfABuffer(nn.Module):
+    """A grid whose scale is a tensor that forward makes a number of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.tensor(0.1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.fake_quantize_per_tensor_affine(x, float(self.scale), 0, 0, 255)
+
+
+def test_a_number_out_of_a_tensor_is_no_size_and_no_index() -> None:
+    with pytest.raises(
+        Unsupported, match=r": a number that is taken out of a tensor, .*; compute with the tensor itself"
+    ):
+        capture(_ScaleOutOfABuffer(), (torch.randn(2, 3),))
+
+
+class _Gaussian(nn.Module):
+    """The loss of a normal distribution, one of each form."""
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, v: torch.Tensor) -> list[torch.Tensor]:
+        loss = nn.functional.gaussian_nll_loss
+        return [loss(x, t, v), loss(x, t, v[:, 0], full=True, reduction="none"), loss(x, t, v[:, :1], reduction="sum")]
+
+
+def test_a_loss_that_checks_its_variances_is_captured() -> None:
+    given = (torch.randn(3, 4), torch.randn(3, 4), torch.rand(3, 4))
+    for got, wanted in zip(run(capture(_Gaussian(), given), given), _Gaussian()(*given), strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
 def test_capture_refuses_data_dependent_code_and_names_it() -> None:
     with pytest.raises(
         Unsupported, match=r"Lines cannot be captured at .*test_capture\.py:\d+ \(.*a branch that depends on the values"

@@ -272,6 +272,12 @@ def available(name: str) -> conformance.Column:
     return column
 
 
+def test_a_vector_times_a_batch_is_taken_by_tensorrt() -> None:
+    column = available("tensorrt:fp32")
+    (found,) = judge([of("matmul", "vector and batch", torch.matmul, (drawn(3), drawn(2, 3, 4)))], column)
+    assert found.kind == MENDED, found.why
+
+
 # The table
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from support.lowering import lower
-from torch import nn
+from torch import Tensor, nn
 
 import edgesmith
 from edgesmith.cli.doctor import examine
@@ -24,6 +24,7 @@ from edgesmith.errors import BackendMissing, BadInput, Unsupported, Verification
 from edgesmith.exporters import targets
 from edgesmith.exporters.graph.capture import capture, exported
 from edgesmith.exporters.graph.edit import aten, operators
+from edgesmith.exporters.graph.sizes import refuse_unknown_sizes
 from edgesmith.exporters.precision.half import half
 from edgesmith.exporters.targets import _coreai_adapter as adapter
 from edgesmith.exporters.targets._coreai_products import convolve_linears
@@ -336,6 +337,40 @@ def test_a_shared_weight_is_one_kernel_and_a_computed_one_stays(tmp_path: Path) 
     convolved = convolve_linears(halved)
     assert sum(one.target is aten.conv2d.default for one in operators(convolved.module)) == 2
     assert sum("1x1" in name for name in dict(convolved.module.named_parameters())) == 1
-    assert [one.target for one in operators(halved.module)].count(
-        aten.linear.default
-    ) == 3  # the given one is as it was
+    targets_of_given = [one.target for one in operators(halved.module)]
+    assert targets_of_given.count(aten.linear.default) == 3
+
+
+class _Masked(nn.Module):
+    """Numbers whose count depends on their values, and what is computed of them."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+@needs_packages
+@pytest.mark.parametrize(
+    ("function", "named"),
+    [
+        (lambda x: x[x > 0], "aten.index"),
+        (lambda x: x[x[:, 0] > 0].sum(), "aten.index"),  # which was silently wrong
+        (lambda x: torch.masked_select(x, x > 0), "aten.masked_select"),
+        (lambda x: torch.nonzero(x > 0) * 2, "aten.mul"),
+    ],
+)
+def test_sizes_by_values_are_refused_before_they_are_converted(
+    function: Callable[[Tensor], Tensor], named: str, tmp_path: Path
+) -> None:
+    program = capture(_Masked(function), (torch.randn(3, 4),))
+    with pytest.raises(
+        Unsupported, match=f"Core AI cannot express {named} .*its size depends on the values of tensors"
+    ):
+        lower(COREAI, program, tmp_path / "made.aimodel")
+
+
+def test_places_are_returned_as_many_as_there_are() -> None:
+    refuse_unknown_sizes(capture(_Masked(lambda x: torch.nonzero(x > 0)), (torch.randn(3, 4),)).module, "Core AI")

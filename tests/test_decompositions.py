@@ -252,6 +252,87 @@ GROUPS = {
         (TOKENS, TOKENS > 1),
         ("coreai",),
     ),
+    "powers_of_whole_numbers": Group(
+        {
+            "by_tensor": lambda b, e: torch.pow(b, e) % 1000,
+            "of_number": lambda b, e: torch.pow(2, e) % 1000,
+            "of_minus_one": lambda b, e: torch.pow(-1, e),
+            "by_number": lambda b, e: b**19 % 1000,
+            "by_zero": lambda b, e: b**0,
+        },
+        (
+            torch.tensor([[0, -1, 3, 2, -2, 1, 1, -1, 0, 2, -1, -1]]),
+            torch.tensor([[0, 1, 19, 20, 30, 1, 300, 301, 64, -1, -2, -3]]),
+        ),
+        EVERYWHERE,
+    ),
+    "doubles": Group(
+        {"sigmoid_of_doubles": lambda x: 1 / torch.sigmoid(x)},
+        (EDGES.clamp(-40, 40).double().reshape(18, 1),),
+        ("onnx",),
+    ),
+    "vector_by_batch": Group({"vector_by_batch": torch.matmul}, (_drawn(3), _drawn(2, 3, 4)), EVERYWHERE),
+    "counted": Group(
+        {
+            "mode": lambda x: torch.mode(x[:2], 1).values,
+            "place_of_mode": lambda x: torch.mode(x[:2], 1).indices,
+            "mode_of_first_axis": lambda x: torch.mode(x[:2], 0, keepdim=True).values,
+            "nanmedian": lambda x: torch.nanmedian(x, 1).values,
+            "nanmedian_of_all": torch.nanmedian,
+            "histc": lambda x: torch.histc(x, 4, -1, 3),
+            "histc_of_data": lambda x: torch.histc(x[:2], 8),
+            "histc_of_one": lambda x: torch.histc(x[:1, :1], 4),
+            "median_of_one": lambda x: torch.median(x[0, 0], 0).values,
+        },
+        (torch.tensor([[1.0, 3, 3, 2, 2], [0, -1, -1, 0, -1], [torch.nan, torch.nan, 5, 4, 7], [torch.nan] * 5]),),
+        EVERYWHERE,
+    ),
+    "sent_in_part": Group(
+        {
+            "scatter": lambda x, i, v: x.scatter(1, torch.tensor([[0, 1], [2, 3], [4, 0]]), v),
+            "scatter_number": lambda x, i, v: x.scatter(1, i, 3.0),
+            "scatter_add": lambda x, i, v: x.scatter_add(1, i, v),
+            "scatter_add_whole": lambda x, i, v: x.long().scatter_add(1, i, i),
+            "scatter_add_to_one": lambda x, i, v: x[0, 0].scatter_add(0, i[0, 0], v[0, 0]),
+            "scatter_reduce": lambda x, i, v: x.scatter_reduce(1, i, v, "amax", include_self=False),
+            "scatter_by_sum": lambda x, i, v: x.scatter(1, i, v, reduce="add"),
+            "scatter_by_product": lambda x, i, v: x.scatter(1, i, v, reduce="multiply"),
+            "scatter_number_by_sum": lambda x, i, v: x.scatter(1, i, 0.3, reduce="add"),
+            "scatter_number_by_product": lambda x, i, v: x.scatter(1, i, 0.3, reduce="multiply"),
+            "index_reduce": lambda x, i, v: x.index_reduce(0, i[:, 1] % 2, v[:, [0, 1, 2, 0, 1]], "prod"),
+            "index_mean": lambda x, i, v: x.index_reduce(0, i[:, 1], v[:, [0, 1, 2, 0, 1]], "mean", include_self=False),
+            "put": lambda x, i, v: torch.ops.aten.put(x, i[:, 1] + 1, v[:, 0], True),
+        },
+        (_drawn(4, 5), torch.tensor([[0, 1], [2, 2], [4, 0]]), _drawn(3, 3)),
+        EVERYWHERE,
+    ),
+    "pairs_of_rows": Group(
+        {
+            "pdist": F.pdist,
+            "pdist_of_1": lambda x: F.pdist(x, 1.0),
+            "pdist_of_0": lambda x: F.pdist(x.round(), 0.0),
+            "pdist_of_infinity": lambda x: F.pdist(x, torch.inf),
+            "dist_of_0": lambda x: torch.dist(x.round(), x.round().flip(0), 0),
+        },
+        (_drawn(5, 3),),
+        EVERYWHERE,
+    ),
+    "volumes": Group(
+        {
+            "adaptive_pool": lambda x, w: F.adaptive_avg_pool3d(x, (3, 2, 4)),
+            "adaptive_pool_of_one": lambda x, w: F.adaptive_avg_pool3d(x[0], (None, 1, 3)),
+        },
+        (_drawn(2, 4, 5, 4, 6), _drawn(4, 3, 2, 3, 2)),
+        EVERYWHERE,
+    ),
+    "transposed_volumes": Group(
+        {
+            "transposed": lambda x, w: F.conv_transpose3d(x, w, None, (2, 1, 3), (1, 0, 1), (1, 0, 2), 2, (1, 2, 1)),
+            "transposed_of_one": lambda x, w: F.conv_transpose3d(x[0], w, None, 2),
+        },
+        (_drawn(2, 4, 5, 4, 6), _drawn(4, 3, 2, 3, 2)),
+        ("coreai", "onnx", "tvm"),
+    ),
     "fractions_between_whole_numbers": Group(
         {
             "clamped": lambda i: i.clamp(0.5, 2.25),

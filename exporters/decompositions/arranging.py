@@ -276,7 +276,7 @@ def index_select_of_one(x: Tensor, dim: int, index: Tensor) -> Tensor:
     return LEAVE if x.dim() else x.clone()
 
 
-@decomposes(aten.put.default, targets=("coreml", "coreai"), why="neither converter has a translation")
+@decomposes(aten.put.default, targets=("coreml", "coreai", "onnx", "tvm"), why="no converter has a translation")
 def put_flat(x: Tensor, index: Tensor, source: Tensor, accumulate: bool = False) -> Tensor:
     """Return x with numbers at positions of the flat tensor, or with numbers added there."""
     flat: Tensor = aten.index_put.default(x.reshape([-1]), [index.reshape([-1])], source.reshape([-1]), accumulate)

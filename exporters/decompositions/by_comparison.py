@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import zip_longest
 
 import torch
@@ -138,6 +139,8 @@ def kthvalue(x: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> tuple[T
 @decomposes(aten.median.dim, targets=("tvm",), why=_CALLS)
 def median(x: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]:
     """Return the median of an axis, the lower one of two, and its place."""
+    if not x.dim():
+        return x.clone(), torch.zeros_like(x, dtype=torch.int64)
     return LEAVE if _is_large(x, dim) else kthvalue(x, (x.shape[dim] + 1) // 2, dim, keepdim)
 
 
@@ -194,12 +197,29 @@ def one_hot(x: Tensor, num_classes: int = -1) -> Tensor:
 # Positions
 
 
+Scatter = Callable[..., Tensor]
+"""Of numbers, an axis, an index, and what goes to its positions."""
+
+
+def _whole(scatter: Scatter, x: Tensor, dim: int, index: Tensor, src: Tensor | float) -> Tensor | None:
+    """Return a scatter by those of whole indices; None where an index has all of the other axes, and some.
+
+    Args:
+        scatter: what is called with an index that has all of the other axes.
+    """
+    if not x.dim():
+        flat = src.reshape([1]) if isinstance(src, Tensor) else src
+        return scatter(x.reshape([1]), 0, index.reshape([1]), flat).reshape([])
+    for axis, (size, less) in enumerate(zip(x.shape, index.shape, strict=True)):
+        if axis != dim % x.dim() and less < size:
+            head = scatter(x.narrow(axis, 0, less), dim, index, src)
+            return torch.cat([head, x.narrow(axis, less, size - less)], axis)
+    return None
+
+
 def _holds(x: Tensor, dim: int, index: Tensor) -> Tensor | None:
     """Return [..., j, k] where index k along the axis, as the last one, is j; None where that is left alone."""
-    if not x.dim() or index.numel() * x.shape[dim] > _MOST:
-        return None
-    at, rest = dim % x.dim(), list(zip(x.shape, index.shape, strict=True))
-    if any(a != b for axis, (a, b) in enumerate(rest) if axis != at):
+    if index.numel() * x.shape[dim] > _MOST:
         return None
     return index.movedim(dim, -1).unsqueeze(-2) == _places(x.shape[dim], x).unsqueeze(1)
 
@@ -214,6 +234,8 @@ def _given(source: Tensor, dim: int, index: Tensor) -> Tensor:
 @decomposes(aten.scatter.src, targets=("tvm",), why=_SCATTERS)
 def scatter(x: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
     """Return x with numbers at the positions of an index along an axis; the last one stays where several go."""
+    if (partly := _whole(scatter, x, dim, index, src)) is not None:
+        return partly
     holds = _holds(x, dim, index)
     if holds is None:
         return LEAVE
@@ -226,6 +248,8 @@ def scatter(x: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
 @decomposes(aten.scatter.value, targets=("tvm",), why=_SCATTERS)
 def scatter_number(x: Tensor, dim: int, index: Tensor, value: float) -> Tensor:
     """Return x with a number at the positions of an index along an axis."""
+    if (partly := _whole(scatter_number, x, dim, index, value)) is not None:
+        return partly
     holds = _holds(x, dim, index)
     if holds is None:
         return LEAVE
@@ -233,7 +257,57 @@ def scatter_number(x: Tensor, dim: int, index: Tensor, value: float) -> Tensor:
     return torch.where(hit, torch.full_like(x, value), x)
 
 
-@decomposes(aten.scatter_add.default, targets=("tvm", "coreai"), why=f"{_SCATTERS}; Core AI's converter has none")
+_PARTLY = "Core AI's converter and coremltools fail on an index that has less of the other axes, or of the source"
+
+
+def _as_index(source: Tensor, index: Tensor) -> Tensor:
+    """Return the part of a source that an index is for."""
+    return source[tuple(slice(0, size) for size in index.shape)]
+
+
+@decomposes(aten.scatter.src, targets=("onnx",), why="ONNX wants a source as large as the index")
+def scatter_as_index(x: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
+    """Return x with the part of a source that an index is for; others are left."""
+    return LEAVE if src.shape == index.shape else torch.scatter(x, dim, index, _as_index(src, index))
+
+
+@decomposes(aten.scatter.src, targets=("coreai", "coreml"), why=_PARTLY)
+def scatter_partly(x: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
+    """Return x with numbers at the positions of an index that has less of the axes or the source; others are left."""
+    partly = _whole(torch.scatter, x, dim, index, src)
+    if partly is None and src.shape != index.shape:
+        return torch.scatter(x, dim, index, _as_index(src, index))
+    return LEAVE if partly is None else partly
+
+
+@decomposes(aten.scatter.value, targets=("coreai", "coreml"), why=_PARTLY)
+def scatter_number_partly(x: Tensor, dim: int, index: Tensor, value: float) -> Tensor:
+    """Return x with a number at the positions of an index that has less of the other axes; others are left."""
+    partly = _whole(torch.scatter, x, dim, index, value)
+    return LEAVE if partly is None else partly
+
+
+_REDUCES = "TVM's importer and torch's exporter have none, and the others' take an index of the whole only"
+_MEANS = {"add": "sum", "multiply": "prod"}
+
+
+@decomposes(aten.scatter.reduce, targets=("tvm", "onnx", "coreai", "coreml"), why=_REDUCES)
+def scatter_by(x: Tensor, dim: int, index: Tensor, src: Tensor, *, reduce: str) -> Tensor:
+    """Return x with numbers added to, or multiplied with, those at the positions of an index."""
+    return torch.scatter_reduce(x, dim, index, src, _MEANS[reduce])
+
+
+@decomposes(aten.scatter.value_reduce, targets=("tvm", "onnx", "coreai", "coreml"), why=_REDUCES)
+def scatter_number_by(x: Tensor, dim: int, index: Tensor, value: float, *, reduce: str) -> Tensor:
+    """Return x with a number added to, or multiplied with, those at the positions of an index."""
+    return torch.scatter_reduce(x, dim, index, torch.full_like(index, value, dtype=x.dtype), _MEANS[reduce])
+
+
+@decomposes(
+    aten.scatter_add.default,
+    targets=("tvm", "coreai", "coreml"),
+    why=f"{_SCATTERS}; Core AI's converter has none, and coremltools wants a whole index",
+)
 def scatter_add(x: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
     """Return x with numbers added at the positions of an index along an axis."""
     return scatter_reduce(x, dim, index, src, "sum")
@@ -248,23 +322,42 @@ def scatter_reduce(
     x: Tensor, dim: int, index: Tensor, src: Tensor, reduce: str, *, include_self: bool = True
 ) -> Tensor:
     """Return x with the sum, product, mean or extreme of what an index sends to each position, of x too by default."""
+    of_whole = partial(scatter_reduce, reduce=reduce, include_self=include_self)
+    if not x.is_floating_point() and reduce != "sum":
+        return LEAVE
+    if (partly := _whole(of_whole, x, dim, index, src)) is not None:
+        return partly
     holds = _holds(x, dim, index)
-    neutral = {"sum": 0.0, "mean": 0.0, "prod": 1.0, "amax": -math.inf, "amin": math.inf}[reduce]
-    if holds is None or not x.is_floating_point():
+    neutral = {"sum": 0, "mean": 0, "prod": 1, "amax": -math.inf, "amin": math.inf}[reduce]
+    if holds is None:
         return LEAVE
     own = x.movedim(dim, -1)
     sent = torch.where(holds, _given(src, dim, index), torch.full([], neutral, dtype=x.dtype))
     if include_self:
         sent = torch.cat([own.unsqueeze(-1), sent.expand([*own.shape, index.shape[dim]])], -1)
-    count = holds.to(x.dtype).sum(-1)
+    count = holds.to(torch.float32).sum(-1)
     if reduce == "prod":
         made = sent.prod(-1)
     elif reduce in ("amax", "amin"):
         made = sent.amax(-1) if reduce == "amax" else sent.amin(-1)
     else:
-        made = sent.sum(-1)
-        made = made / (count + float(include_self)).clamp(min=1.0) if reduce == "mean" else made
+        made = sent.sum(-1).to(x.dtype)
+        made = made / (count + float(include_self)).clamp(min=1.0).to(x.dtype) if reduce == "mean" else made
     return (made if include_self else torch.where(count > 0, made, own)).movedim(-1, dim)
+
+
+@decomposes(
+    aten.index_reduce.default, targets=("coreml", "coreai", "onnx", "tvm"), why="no converter has a translation"
+)
+def index_reduce(
+    x: Tensor, dim: int, index: Tensor, source: Tensor, reduce: str, *, include_self: bool = True
+) -> Tensor:
+    """Return x with the product, mean or extreme of slices that an index of one axis sends to each position."""
+    if not x.dim():
+        x, source = x.reshape([1]), source.reshape([1])
+        return torch.scatter_reduce(x, 0, index.reshape([1]), source, reduce, include_self=include_self).reshape([])
+    spread = index.reshape([-1 if axis == dim % x.dim() else 1 for axis in range(x.dim())]).expand(source.shape)
+    return torch.scatter_reduce(x, dim, spread, source, reduce, include_self=include_self)
 
 
 @decomposes(aten.index_add.default, targets=("tvm",), why=_SCATTERS)

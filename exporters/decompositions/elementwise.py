@@ -484,11 +484,57 @@ def addcmul(x: Tensor, a: Tensor, b: Tensor, value: float = 1) -> Tensor:
     return LEAVE if x.is_floating_point() else x + a * b * value
 
 
-@decomposes(aten.pow.Scalar, targets=("tvm",), why="TVM's powers of whole numbers do not compile")
+_POWERS = (
+    "Core AI's runtime ends the process over a power that int32 has not, ONNX Runtime and Core ML compute in floats,"
+    " and TVM's do not compile"
+)
+_LARGEST_POWER = 2**9 - 1
+"""The largest exponent that is taken as it is: beyond it 64 bits hold powers of even numbers, 1 and -1 alone."""
+
+
+@decomposes(aten.pow.Scalar, targets=("coreml", "coreai", "onnx", "tvm"), why=_POWERS)
 def power_of_number(base: float, exponent: Tensor) -> Tensor:
-    """Return base^e of a whole number and whole exponents, in float64, which is exact up to 2^53."""
+    """Return powers of a whole number with whole exponents; others are left."""
     wanted = torch.result_type(base, exponent)
-    if wanted.is_floating_point:
+    if wanted.is_floating_point or wanted.is_complex or wanted == torch.bool:
         return LEAVE
-    powers = torch.pow(torch.full_like(exponent, base, dtype=torch.float64), exponent.to(torch.float64))
-    return torch.round(powers).to(wanted)
+    return _whole_power(torch.full_like(exponent, base, dtype=wanted), exponent.to(wanted))
+
+
+@decomposes(aten.pow.Tensor_Tensor, targets=("coreml", "coreai", "onnx", "tvm"), why=_POWERS)
+def power(base: Tensor, exponent: Tensor) -> Tensor:
+    """Return powers of whole numbers with whole exponents; others are left."""
+    wanted = torch.result_type(base, exponent)
+    if wanted.is_floating_point or wanted.is_complex or wanted == torch.bool:
+        return LEAVE
+    return _whole_power(base.to(wanted), exponent.to(wanted))
+
+
+@decomposes(aten.pow.Tensor_Scalar, targets=("coreml", "coreai", "onnx", "tvm"), why=_POWERS)
+def power_by_number(base: Tensor, exponent: float) -> Tensor:
+    """Return powers of whole numbers with one whole exponent, and square roots; others are left."""
+    if exponent == 0.5 and base.is_floating_point():
+        return torch.sqrt(base)  # as PyTorch does: minus infinity has none
+    wanted = torch.result_type(base, exponent)
+    if wanted.is_floating_point or wanted.is_complex or wanted == torch.bool or exponent < 0:
+        return LEAVE
+    made, square, rest = torch.ones_like(base, dtype=wanted), base.to(wanted), int(exponent)
+    while rest:
+        made = made * square if rest % 2 else made
+        rest //= 2
+        square = square * square if rest else square
+    return made
+
+
+def _whole_power(base: Tensor, exponent: Tensor) -> Tensor:
+    """Return b^e by the squares of b, for each bit of e; where e is below 0, the whole part of 1 / b^-e."""
+    parity = torch.remainder(exponent, 2)
+    least = _LARGEST_POWER - 1 + parity
+    rest = torch.where(exponent > _LARGEST_POWER, least, torch.where(exponent < 0, parity, exponent))
+    made, square = torch.ones_like(base), base
+    for k in range(_LARGEST_POWER.bit_length()):
+        square = square * square if k else square
+        bit = torch.remainder(torch.div(rest, 2**k, rounding_mode="floor"), 2)
+        made = made * torch.where(bit == 1, square, torch.ones_like(square))
+    is_unit = (base == 1) | (base == -1)
+    return torch.where((exponent < 0) & torch.logical_not(is_unit), torch.zeros_like(made), made)

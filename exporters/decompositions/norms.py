@@ -24,6 +24,10 @@ _QUIETEST = 1e-7
 """The smallest peak of a row in a norm without eps: above the smallest number of fp16, and harmless in fp32."""
 
 
+_MOST = 2**22
+"""Differences that all pairs of rows may have together."""
+
+
 @decomposes(
     aten.rms_norm.default,
     targets=("coreml",),
@@ -91,6 +95,39 @@ def cdist(x: Tensor, y: Tensor, p: float = 2.0, compute_mode: int | None = None)
     """Return the p-norms of the differences of all rows: [..., N, D] and [..., M, D] to [..., N, M]."""
     size: Tensor = torch.linalg.vector_norm(x.unsqueeze(-2) - y.unsqueeze(-3), p, dim=-1)
     return size
+
+
+@decomposes(
+    aten.pdist.default,
+    aten._pdist_forward.default,
+    targets=("coreml", "coreai", "onnx", "tvm"),
+    why="no converter has it",
+)
+def pdist(x: Tensor, p: float = 2.0) -> Tensor:
+    """Return the p-norms of the differences of every two rows, [N, D] to [N (N - 1) / 2]; between few rows only."""
+    rows = x.shape[0]
+    if rows < 2 or rows * rows * x.shape[1] > _MOST:
+        return LEAVE
+    apart = torch.cat([x.narrow(0, i, 1) - x.narrow(0, i + 1, rows - 1 - i) for i in range(rows - 1)])
+    size: Tensor = torch.linalg.vector_norm(apart, p, dim=-1)
+    return size
+
+
+@decomposes(aten.linalg_vector_norm.default, targets=("tvm",), why="TVM's importer has no order of 0")
+def count_of_others(
+    x: Tensor,
+    order: float = 2,
+    dim: Sequence[int] | None = None,
+    keepdim: bool = False,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Return how many numbers are not 0, which is the norm of order 0; others are left."""
+    if order != 0:
+        return LEAVE
+    counted = (x != 0).to(dtype or x.dtype)
+    axes = list(dim) if dim else list(range(x.dim()))
+    return counted.sum(axes, keepdim=keepdim) if axes else counted
 
 
 @decomposes(aten.dist.default, targets=("coreml", "coreai"), why="neither converter has a translation")

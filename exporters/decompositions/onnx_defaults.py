@@ -105,11 +105,24 @@ def bucketize(x: Tensor, boundaries: Tensor, *, out_int32: bool = False, right: 
     return below.sum(-1).to(torch.int32 if out_int32 else torch.int64)
 
 
+@decomposes(aten.scatter_add.default, targets=("onnx",), why="ONNX wants a source as large as the index")
+def scatter_add(x: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
+    """Return x with the part of a source added that an index is for, or one number with another; others are left."""
+    if not x.dim():
+        return torch.scatter_add(x.reshape([1]), 0, index.reshape([1]), src.reshape([1])).reshape([])
+    if src.shape == index.shape:
+        return NotImplemented
+    return torch.scatter_add(x, dim, index, src[tuple(slice(0, size) for size in index.shape)])
+
+
 @decomposes(aten.scatter_reduce.two, targets=("onnx",), why="ONNX has no mean, and torch's exporter takes the source")
 def scatter_reduce(
     x: Tensor, dim: int, index: Tensor, source: Tensor, reduce: str, *, include_self: bool = True
 ) -> Tensor:
     """Return x with the means of what an index sends to each place, of x too with `include_self`."""
+    if source.shape != index.shape:
+        part = source[tuple(slice(0, size) for size in index.shape)]
+        return torch.scatter_reduce(x, dim, index, part, reduce, include_self=include_self)
     if reduce != "mean" or not x.is_floating_point():
         return NotImplemented
     count = torch.zeros_like(x).scatter_add(dim, index, torch.ones_like(source))
@@ -195,12 +208,12 @@ _WHOLE_PRODUCTS = 2**20
 @decomposes(
     aten.matmul.default,
     targets=("onnx",),
-    why="TensorRT multiplies matrices of floats, and ONNX none of small integers",
+    why="TensorRT multiplies matrices of floats, and no vector by a batch, and ONNX none of small integers",
 )
 def matmul(x: Tensor, y: Tensor) -> Tensor:
-    """Return the product of matrices of whole numbers as sums of products."""
+    """Return the product of matrices of whole numbers as sums of products, of a vector and a batch by a matrix."""
     if x.dtype.is_floating_point:
-        return NotImplemented
+        return torch.matmul(x.unsqueeze(0), y).squeeze(-2) if x.dim() == 1 and y.dim() > 2 else NotImplemented
     left = x if x.dim() > 1 else x.unsqueeze(0)  # [.., M, K]
     right = y if y.dim() > 1 else y.unsqueeze(1)  # [.., K, N]
     if max(left.numel() * right.shape[-1], right.numel() * left.shape[-2]) > _WHOLE_PRODUCTS:
@@ -225,12 +238,6 @@ def leaky_relu(x: Tensor, negative_slope: float = 0.01) -> Tensor:
     return torch.where(x > 0, x, x * negative_slope) if x.dtype == torch.float64 else NotImplemented
 
 
-@decomposes(aten.pow.Tensor_Scalar, targets=("onnx",), why="PyTorch takes a root, which minus infinity has none of")
-def root(x: Tensor, exponent: float) -> Tensor:
-    """Return the square root where the exponent is 1/2; others are left."""
-    return torch.sqrt(x) if exponent == 0.5 and x.is_floating_point() else NotImplemented
-
-
 @decomposes(aten.logit.default, targets=("onnx",), why="torch's exporter rounds 1 - eps, which is 1 in half precision")
 def logit(x: Tensor, eps: float | None = None) -> Tensor:
     """Return log(x) - log(1 - x), both of numbers from eps to 1 - eps."""
@@ -246,3 +253,9 @@ def round_to_tens(x: Tensor, *, decimals: int) -> Tensor:
     """Return the nearest multiple of 10, 100 ...; fractions are left."""
     unit = 10.0**-decimals
     return torch.round(x / unit) * unit if decimals < 0 and x.is_floating_point() else NotImplemented
+
+
+@decomposes(aten.sigmoid.default, targets=("onnx",), why="ONNX Runtime's kernel for double has the digits of a float's")
+def sigmoid(x: Tensor) -> Tensor:
+    """Return 1 / (1 + exp(-x)) of doubles, which keeps the digits of small results."""
+    return 1.0 / (1.0 + torch.exp(-x)) if x.dtype == torch.float64 else NotImplemented

@@ -108,6 +108,31 @@ def uncounted_avg_pool3d(
     return _means(F.avg_pool3d, x, kernel, steps, pads, ceil_mode, count_include_pad)
 
 
+@decomposes(
+    *(aten.adaptive_avg_pool3d.default, aten._adaptive_avg_pool3d.default),
+    targets=("coreai", "coreml", "onnx"),
+    why="the converters take one number of all, or windows of one size",
+)
+def adaptive_avg_pool3d(x: Tensor, output_size: Sequence[int]) -> Tensor:
+    """Return the means of windows from floor(i L / N) to ceil((i + 1) L / N), axis by axis: of means of one size."""
+    for axis, count in enumerate(output_size, x.dim() - 3):
+        x = _adaptive_means(x, axis, count)
+    return x
+
+
+def _adaptive_means(x: Tensor, axis: int, count: int) -> Tensor:
+    """Return the means of so many windows of an axis."""
+    length = x.shape[axis]
+    if count == length:
+        return x
+    if length % count == 0:
+        ahead, behind = x.shape[:axis], x.shape[axis + 1 :]
+        parts = x.reshape([math.prod(ahead), count, length // count, math.prod(behind)])  # Core ML has five axes
+        return parts.mean([2]).reshape([*ahead, count, *behind])
+    edges = [(i * length // count, -(-(i + 1) * length // count)) for i in range(count)]
+    return torch.cat([x.narrow(axis, start, stop - start).mean([axis], keepdim=True) for start, stop in edges], axis)
+
+
 def _means(
     pool: Callable[..., Tensor],
     x: Tensor,

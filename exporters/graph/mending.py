@@ -1,6 +1,7 @@
 """Mending of a model while it is captured: spellings that mean the same in eval mode, and that torch.export loses.
 
-    x.data      x.detach(): torch.export takes the data of a captured tensor for a constant without values
+    x.data                  x.detach(): torch.export takes the data of a captured tensor for a constant without values
+    F.gaussian_nll_loss     its formula, without the check that no variance is below zero
 
 and silence: torch prints the graph that it had, and logs, where a capture fails; the sentence says what matters.
 """
@@ -10,10 +11,13 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 _DATA = Tensor.data.__get__  # type: ignore[attr-defined]  # a descriptor of torch's
@@ -27,7 +31,21 @@ class _Mending(TorchFunctionMode):
     ) -> Any:
         if func == _DATA:
             return args[0].detach()
+        if func is F.gaussian_nll_loss:
+            return _gaussian_nll_loss(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+
+def _gaussian_nll_loss(
+    x: Tensor, target: Tensor, var: Tensor | float, full: bool = False, eps: float = 1e-6, reduction: str = "mean"
+) -> Tensor:
+    """Return (log(v) + (x - t)^2 / v) / 2, of variances of at least eps."""
+    var = var * torch.ones_like(x) if not isinstance(var, Tensor) else var
+    if var.dim() == x.dim() - 1 and var.shape == x.shape[:-1]:  # one of each row
+        var = var.unsqueeze(-1)
+    var = var.clamp(min=eps)
+    loss = 0.5 * (torch.log(var) + (x - target) ** 2 / var) + (0.5 * math.log(2 * math.pi) if full else 0.0)
+    return loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
 
 
 @contextlib.contextmanager

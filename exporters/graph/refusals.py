@@ -67,6 +67,12 @@ OF_CAPTURE: tuple[_Kind, ...] = (
     ),
     _Kind(
         _BY_VALUES,
+        r"\bfloat\(",
+        "a number that is taken out of a tensor, whose values a capture has not",
+        "compute with the tensor itself, or make the number an attribute of the module",
+    ),
+    _Kind(
+        _BY_VALUES,
         "",
         "a size or an index that depends on the values of tensors, and a file's shapes are fixed",
         "take a fixed size and mask what is beyond it, or make the number an argument that is fixed",

@@ -134,6 +134,10 @@ def _pairs() -> Iterator[Case]:
         yield of("pow", f"to the power of {exponent}", lambda x, e=exponent: x**e, base)
     yield of("pow", "of a number", lambda x: 2.0**x, row(-3, 0, 0.5, 10))
     yield of("pow", "integers", lambda x: x**3, torch.tensor([-3, 0, 2]))
+    yield of("pow", "integers beyond 24 bits", lambda x: x**19 % 1000, torch.tensor([-3, 0, 2, 3]))
+    whole = (torch.tensor([0, -1, 3, 2, 1, -1, 2, -1, 0]), torch.tensor([0, 1, 19, 30, 300, 301, -1, -3, 64]))
+    yield of("pow", "integers by integers", lambda x, e: torch.pow(x, e) % 1000, whole)
+    yield of("pow", "a number by integers", lambda e: torch.pow(2, e), torch.tensor([0, 1, 30, -1, 64, 300]))
 
 
 def _comparisons() -> Iterator[Case]:
@@ -377,7 +381,14 @@ def _distances() -> Iterator[Case]:
     yield of("linalg.matrix_norm", "default", torch.linalg.matrix_norm, drawn(2, 3, 4))
     for p in (1.0, 2.0, float("inf")):
         yield of("cdist", f"p = {p}", lambda x, y, p=p: torch.cdist(x, y, p), (drawn(2, 3, 5), drawn(2, 4, 5, seed=1)))
+        yield of("nn.functional.pdist", f"p = {p}", lambda x, p=p: F.pdist(x, p), drawn(5, 3))
+    yield of("nn.functional.pdist", "p = 0", lambda x: F.pdist(x, 0.0), row(1, 2, 1, 3).reshape(4, 1))
+    yield of("dist", "p = 0", lambda x, y: torch.dist(x, y, 0), (row(1, 2, 3), row(1, 2, 4)))
     yield of("cdist", "to itself", lambda x: torch.cdist(x, x), drawn(3, 5), floor=1e7)
+    given = (drawn(3, 4), drawn(3, 4, seed=1), drawn(3, 4, seed=2).abs())
+    loss = "nn.functional.gaussian_nll_loss"
+    yield of(loss, "each, in full", lambda x, t, v: F.gaussian_nll_loss(x, t, v, full=True, reduction="none"), given)
+    yield of(loss, "a variance of each row", lambda x, t, v: F.gaussian_nll_loss(x, t, v[:, 0]), given)
 
 
 def _shaken(layer: nn.Module) -> nn.Module:
@@ -442,6 +453,15 @@ def _extremes() -> Iterator[Case]:
         function = getattr(torch, name)
         yield of(name, "values and places, ties", lambda x, f=function: tuple(f(x, 1)), ties)
         yield of(name, "last axis, kept", lambda x, f=function: f(x, -1, keepdim=True).values, x)
+    often = torch.tensor([[1.0, 3, 3, 2, 2], [0, -1, -1, 0, -1], [torch.nan, torch.nan, 5, 4, 7], [torch.nan] * 5])
+    yield of("mode", "ties", lambda x: tuple(torch.mode(x, 1)), often[:2])
+    yield of("mode", "first axis, kept", lambda x: torch.mode(x, 0, keepdim=True).values, ties)
+    yield of("nanmedian", "an axis", lambda x: torch.nanmedian(x, 1).values, often)
+    yield of("nanmedian", "all", torch.nanmedian, often)
+    yield of("median", "of one number", lambda x: tuple(torch.median(x, 0, keepdim=True)), torch.tensor(3.0))
+    yield of("histc", "edges", lambda x: torch.histc(x, 4, -1, 1), row(-1.5, -1, -0.5, -0.1, 0, 0.5, 1, 1.1, torch.nan))
+    yield of("histc", "those of the data", lambda x: torch.histc(x, 8), row(0, 1, 2, 3, 4, 5, 6, 8))
+    yield of("histc", "one number", lambda x: torch.histc(x, 4), row(3, 3, 3))
     yield of("aminmax", "an axis", lambda x: tuple(torch.aminmax(x, dim=1)), x)
 
 
@@ -638,6 +658,33 @@ def _writing() -> Iterator[Case]:
                 lambda x, i, v, m=mode, s=own: x.scatter_reduce(0, i, v, m, include_self=s),
                 (x, places, drawn(2, 5, seed=1)),
             )
+    yield from _in_parts()
+
+
+def _in_parts() -> Iterator[Case]:
+    """Yield what an index that has less of the other axes than the tensor sends to it, or to a single number."""
+    x, places, sent = drawn(4, 5), torch.tensor([[0, 1], [2, 2], [4, 0]]), drawn(3, 3, seed=1)
+    yield of(
+        "scatter", "in part", lambda x, i, v: x.scatter(1, i, v), (x, torch.tensor([[0, 1], [2, 3], [4, 0]]), sent)
+    )
+    yield of("scatter", "a number in part", lambda x, i: x.scatter(1, i, 3.0), (x, places))
+    yield of("scatter_add", "in part", lambda x, i, v: x.scatter_add(1, i, v), (x, places, sent))
+    whole = (torch.arange(20).reshape(4, 5), places, torch.arange(6).reshape(3, 2))
+    yield of("scatter_add", "of integers", lambda x, i, v: x.scatter_add(1, i, v), whole)
+    single = (torch.tensor(1.5), torch.tensor(0), torch.tensor(2.0))
+    yield of("scatter_add", "to one number", lambda x, i, v: x.scatter_add(0, i, v), single)
+    for mode in ("add", "multiply"):
+        yield of("scatter", f"reduce {mode}", lambda x, i, v, m=mode: x.scatter(1, i, v, reduce=m), (x, places, sent))
+        yield of(
+            "scatter", f"a number, reduce {mode}", lambda x, i, m=mode: x.scatter(1, i, 0.3, reduce=m), (x, places)
+        )
+    for mode in ("prod", "amax", "amin", "mean"):
+        yield of(
+            f"index_reduce.{mode}",
+            "collisions",
+            lambda x, i, v, m=mode: x.index_reduce(1, i, v, m, include_self=False),
+            (x, torch.tensor([1, 1, 4]), drawn(4, 3, seed=1)),
+        )
 
 
 def _sorting() -> Iterator[Case]:
@@ -691,6 +738,7 @@ def _products() -> Iterator[Case]:
     yield of("matmul", "vectors", torch.matmul, (drawn(4), drawn(4, seed=1)))
     yield of("matmul", "batch and matrix", torch.matmul, (drawn(2, 3, 4), b))
     yield of("matmul", "broadcast batches", torch.matmul, (drawn(2, 1, 3, 4), drawn(5, 4, 2)))
+    yield of("matmul", "vector and batch", torch.matmul, (drawn(3), drawn(2, 3, 4)))
     yield of("matmul", "batch and vector", torch.matmul, (drawn(2, 3, 4), drawn(4)))
     yield of("matmul", "integers", torch.matmul, (torch.arange(6).reshape(2, 3), torch.arange(6).reshape(3, 2)))
     yield of("addmm", "alpha and beta", lambda c, a, b: torch.addmm(c, a, b, beta=0.5, alpha=2.0), (drawn(5), a, b))
@@ -847,6 +895,11 @@ def _convolutions() -> Iterator[Case]:
 
 
 def _pooling() -> Iterator[Case]:
+    for sizes in ((5, 2, 3), (1, None, 2)):
+        label = f"windows of several sizes, to {sizes}"
+        pool = partial(F.adaptive_avg_pool3d, output_size=sizes)
+        yield of("nn.functional.adaptive_avg_pool3d", label, pool, drawn(2, 3, 8, 4, 7))
+        yield of("nn.functional.adaptive_avg_pool3d", f"{label}, without a batch", pool, drawn(3, 8, 4, 7))
     x1, x2, x3 = drawn(2, 3, 9) - 3, drawn(2, 3, 7, 6) - 3, drawn(1, 2, 5, 4, 6) - 3
     for ceil in (False, True):
         for counted in (False, True):
