@@ -17,6 +17,7 @@ from edgesmith.exporters import targets
 from edgesmith.exporters.graph.capture import capture
 from edgesmith.exporters.mil.safe_forms import _next_half
 from edgesmith.exporters.precision import table as precisions
+from edgesmith.exporters.precision.whole_numbers import find_whole_numbers
 from edgesmith.exporters.targets.target import Request
 from edgesmith.exporters.verification import sweep
 from edgesmith.exporters.verification.boundaries import drawn, of, row
@@ -66,14 +67,25 @@ SPELLED = [
     for rows in (drawn(4, 8, scale=100), drawn(4, 8, scale=1e-2))
 ] + [
     of("logit", "of 1, by an eps", lambda x: torch.logit(x, eps=1e-6), row(0, 1e-3, 0.5, 1)),
+    of("soft_margin_loss", "loud", F.soft_margin_loss, (drawn(8, scale=15), drawn(8, seed=1))),
+    of("var", "loud", lambda x: x.var(-1), drawn(4, 8, scale=150)),
     of("group_norm", "loud", lambda x: F.group_norm(x, 3), drawn(2, 6, 8, scale=240)),
 ]
 
 
 @pytest.mark.no_cover
-@pytest.mark.parametrize("column", ["coreml:fp16"])
-@pytest.mark.parametrize("cases", [WHOLE, SHORT, BOUNDS, SPELLED], ids=["whole", "short", "bounds", "spelled"])
+@pytest.mark.parametrize("column", ["coreml:fp16", "onnx:fp16", "coreai:fp16"])
+@pytest.mark.parametrize("cases", [WHOLE + SHORT, SPELLED], ids=["whole", "spelled"])
 def test_what_is_exact_in_pytorch_is_exact_in_half_precision(cases: Sequence[Case], column: str) -> None:
+    hold(cases, column)
+
+
+@pytest.mark.no_cover
+def test_a_number_of_half_precision_stays_on_its_side_of_a_bound() -> None:
+    hold(BOUNDS, "coreml:fp16")
+
+
+def hold(cases: Sequence[Case], column: str) -> None:
     tried = sweep.column(column)
     if missing := tried.target.missing_packages():
         pytest.skip(f"{column}: {', '.join(missing)} not installed")
@@ -115,8 +127,10 @@ def lowered(model: nn.Module, inputs: tuple[Tensor, ...], folder: Path, target: 
 
 
 def test_what_goes_into_a_layer_stays_in_half_precision(tmp_path: Path) -> None:
-    done = lowered(Ordinary(), (torch.randn(2, 16, 8), torch.ones(2, 16, dtype=torch.int32)), tmp_path)
+    inputs = (torch.randn(2, 16, 8), torch.ones(2, 16, dtype=torch.int32))
+    done = lowered(Ordinary(), inputs, tmp_path)
     assert [one for one in done if one["rule"] == "whole-numbers"] == []
+    assert find_whole_numbers(capture(Ordinary().eval(), inputs), torch.float16) == {}
 
 
 class Factorised(nn.Module):

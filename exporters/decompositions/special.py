@@ -158,8 +158,8 @@ _SQUARABLE = 200.0
 
 @decomposes(
     aten.logit.default,
-    targets=("coreml", "coreai"),
-    why="coremltools 9.0 has no translation; that of Core AI rounds eps to 16 bits",
+    targets=("coreml", "coreai", "onnx"),
+    why="coremltools 9.0 has no translation; that of Core AI rounds eps to 16 bits, torch's exporter 1 - eps",
 )
 def logit(x: Tensor, eps: float | None = None) -> Tensor:
     """Return log(x / (1 - x)), of x in [eps, 1 - eps] where there is one.

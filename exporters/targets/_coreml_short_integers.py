@@ -1,8 +1,8 @@
 """Integers of 16 bits where they hold every value, as a conversion to half precision writes them.
 
-coremltools shortens what `gather`, `gather_along_axis`, `gather_nd`, `squeeze` and `topk` read and make. It looks whether
-constants fit, and the indices of two of them; not whether other data do, so that 70001 became 4465, nor the places that
-`topk` finds, which had 16 bits on any axis.
+coremltools shortens what `gather`, `gather_along_axis`, `gather_nd`, `squeeze` and `topk` read and make. It looks
+whether constants fit, and the indices of two of them; not whether other data do, so that 70001 became 4465, nor the
+places that `topk` finds, which had 16 bits on any axis.
 """
 
 from __future__ import annotations
