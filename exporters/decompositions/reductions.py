@@ -43,7 +43,7 @@ def _deviation(x: Tensor, axes: list[int], correction: float) -> Tensor:
 
 
 def _relative_squares(x: Tensor, axes: list[int], correction: float) -> tuple[Tensor, Tensor, float]:
-    """Return the peak of deviations, the mean of squares relative to it, as squares leave half precision, and the factor."""
+    """Return the peak of deviations, the mean of squares relative to it, as squares leave fp16, and the factor."""
     _, deviation, factor = _squares(x, axes, correction)
     peak = deviation.abs().amax(axes, keepdim=True)
     u = deviation / torch.where(peak > 0, peak, torch.ones_like(peak))
