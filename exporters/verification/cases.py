@@ -78,7 +78,8 @@ def _to_half(x: Tensor) -> Tensor:
         return x
     held = x.clamp(-LARGEST_HALF, LARGEST_HALF).half()
     if bool((x.abs() > LARGEST_HALF).any()):
-        magnitudes, places = torch.where(x.isfinite(), x.abs(), 0.0).unique(return_inverse=True)
+        finite = torch.where(x.isfinite(), x.abs(), 0.0)
+        magnitudes, places = finite.unique(return_inverse=True)  # type: ignore[no-untyped-call]  # torch declares no types
         bits = magnitudes.clamp(max=LARGEST_HALF).half().view(torch.int16).int().flip(0)
         ranks = torch.arange(len(bits), dtype=torch.int32)
         below = ((bits + ranks).cummin(0).values - ranks).clamp(min=0)
