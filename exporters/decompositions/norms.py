@@ -138,7 +138,9 @@ def dist(x: Tensor, y: Tensor, p: float = 2.0) -> Tensor:
 
 
 @decomposes(
-    aten.linalg_vector_norm.default, targets=("coreai",), why="Core AI's converter fails on most orders, and no axes"
+    aten.linalg_vector_norm.default,
+    targets=("coreai", "coreml"),
+    why="Core AI's converter fails on most orders, and no axes; coremltools' powers leave the range of half precision",
 )
 def vector_norm(
     x: Tensor,
@@ -158,8 +160,15 @@ def vector_norm(
     x = x if dtype is None else x.to(dtype)
     if not x.dim():
         return (x != 0).to(x.dtype) if order == 0 else x.abs()
-    axes = list(dim) if dim else list(range(x.dim()))
-    return torch.pow(torch.pow(x.abs(), float(order)).sum(axes, keepdim=keepdim), 1 / order)
+    return _root_of_powers(x.abs(), float(order), list(dim) if dim else list(range(x.dim())), keepdim)
+
+
+def _root_of_powers(size: Tensor, order: float, axes: list[int], keepdim: bool) -> Tensor:
+    """Return the root of the sum of powers, which are 1 at most: sizes are divided by the one that has the largest."""
+    peak = size.amax(axes, keepdim=True) if order > 0 else size.amin(axes, keepdim=True)
+    peak = torch.where((peak == 0) | (peak == math.inf), 1.0, peak)
+    root = torch.pow(torch.pow(size / peak, order).sum(axes, keepdim=True), 1 / order) * peak
+    return root if keepdim else root.squeeze(axes)
 
 
 @decomposes(

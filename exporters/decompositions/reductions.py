@@ -33,16 +33,21 @@ def _without(x: Tensor, axes: list[int], keepdim: bool) -> Tensor:
 
 
 def _variance(x: Tensor, axes: list[int], correction: float) -> Tensor:
-    _, deviation, factor = _squares(x, axes, correction)
-    return (deviation * deviation).mean(axes, keepdim=True) * factor
+    peak, mean, factor = _relative_squares(x, axes, correction)
+    return peak * (peak * (mean * factor))
 
 
 def _deviation(x: Tensor, axes: list[int], correction: float) -> Tensor:
-    """Return the standard deviation, by deviations over their peak: their squares leave half precision."""
+    peak, mean, factor = _relative_squares(x, axes, correction)
+    return peak * torch.sqrt(mean) * math.sqrt(factor)
+
+
+def _relative_squares(x: Tensor, axes: list[int], correction: float) -> tuple[Tensor, Tensor, float]:
+    """Return the peak of deviations, the mean of squares relative to it, as squares leave fp16, and the factor."""
     _, deviation, factor = _squares(x, axes, correction)
     peak = deviation.abs().amax(axes, keepdim=True)
     u = deviation / torch.where(peak > 0, peak, torch.ones_like(peak))
-    return peak * torch.sqrt((u * u).mean(axes, keepdim=True)) * math.sqrt(factor)
+    return peak, (u * u).mean(axes, keepdim=True), factor
 
 
 _WHY = "coremltools 9.0 loses the correction where it is the default, and Core AI has no variance"

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -158,13 +159,29 @@ _SQUARABLE = 200.0
 
 @decomposes(
     aten.logit.default,
-    targets=("coreml", "coreai"),
-    why="coremltools 9.0 has no translation; that of Core AI rounds eps to 16 bits",
+    targets=("coreml", "coreai", "onnx"),
+    why="coremltools 9.0 has no translation; that of Core AI rounds eps to 16 bits, torch's exporter 1 - eps",
 )
 def logit(x: Tensor, eps: float | None = None) -> Tensor:
-    """Return log(x / (1 - x)), of x in [eps, 1 - eps] where there is one."""
-    x = _real(x) if eps is None else _real(x).clamp(eps, 1 - eps)
-    return torch.log(x / (1.0 - x))
+    """Return log(x / (1 - x)), of x in [eps, 1 - eps] where there is one.
+
+    The result is clamped, not x: half precision has no 1 - 1e-6.
+    """
+    x = _real(x)
+    if eps is None or eps < 0:
+        return torch.log(x / (1.0 - x))
+    high = float(np.float32(1) - np.float32(eps))  # fp32's, whatever x is
+    if eps > high:  # PyTorch looks at the lower end first
+        return torch.where(x.isnan(), x, torch.where(x < eps, _log_odds(eps), _log_odds(high)))
+    x = x.clamp(0.0, 1.0)
+    return torch.log(x / (1.0 - x)).clamp(_log_odds(eps), _log_odds(high))
+
+
+def _log_odds(x: float) -> float:
+    """Return log(x / (1 - x)) of a number in [0, 1]."""
+    if x in (0.0, 1.0):
+        return math.inf if x else -math.inf
+    return math.log(x) - math.log1p(-x)
 
 
 @decomposes(aten.sinc.default, targets=("coreml",), why="coremltools 9.0 has no translation")

@@ -34,6 +34,9 @@ CARRIERS: Mapping[str, torch.dtype] = {
 A uint64 beyond 2^63 - 1 has none; no MIL operator makes or takes one.
 """
 
+BITS = {"uint16": 0xFFFF, "uint32": 0xFFFFFFFF}
+"""The bits of types whose carriers have more: values keep no others."""
+
 
 def carrier(name: str) -> torch.dtype:
     """Return the torch type that holds the MIL type called `name`. Raises Unsupported for strings and unknown names."""

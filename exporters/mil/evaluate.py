@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from edgesmith.errors import BadInput, EdgesmithError, Unsupported
-from edgesmith.exporters.mil.carriers import carrier
+from edgesmith.exporters.mil.carriers import BITS, carrier
 from edgesmith.exporters.mil.engine_model import DEVICES
 from edgesmith.exporters.mil.ops import Entry, StateValue, all_ops
 from edgesmith.exporters.mil.program import (
@@ -371,7 +371,7 @@ class Evaluator:
             raise Unsupported(
                 f"{operation.site} of {self._label} gives {value.dtype}, and the program declares {declared.dtype}"
             )
-        return value.to(wanted)
+        return (value & BITS[declared.dtype] if declared.dtype in BITS else value).to(wanted)
 
 
 def _recorder(step: Step) -> Watch:

@@ -13,6 +13,8 @@ the last that scores meet is written so. What runs through other arithmetic, as 
 softmax or another operator with a bounded result, as `large_constants` has it for other targets. coremltools keeps the
 operator alone, and takes a finite number above 1e38, the least fp32 number, for infinity, whose product with 0 is NaN.
 
+What runs through whole numbers beyond 2048 stays fp32 too, see whole_numbers.py.
+
 Other findings are left, as what would legalize them has a price of its own; docs/lint.md says which.
 """
 
@@ -28,6 +30,7 @@ import numpy as np
 from edgesmith.exporters.mil.program import MlProgram
 from edgesmith.exporters.mil.rules import MASK
 from edgesmith.exporters.mil.safe_forms import write_safe_forms
+from edgesmith.exporters.mil.whole_numbers import find_whole_numbers
 from edgesmith.exporters.precision.ends import find_ends, is_layer
 from edgesmith.exporters.precision.large_constants import SHARE, find_reach
 from edgesmith.exporters.precision.policy import HALF_MAX
@@ -64,7 +67,8 @@ class Legalization:
     """One change of the lowering's, so that a rule is kept.
 
     Attributes:
-        rule: a key of `rules.RULES`; `level`, what precision/restored_levels.py finds; or a departure's id.
+        rule: a key of `rules.RULES`; `level`, what precision/restored_levels.py finds; `whole-numbers`; `comparison`,
+            of safe_forms.py; or a departure's id.
         name: of the operator.
         change: in words.
     """
@@ -114,6 +118,9 @@ def legalizing(kept: Collection[str] = ()) -> Iterator[Legalizing]:
                 for path, legalization in _find_large_constants(function):
                     keep_fp32.update(path)
                     done.append(legalization)
+                for maker, names in find_whole_numbers(function):
+                    keep_fp32.update(names)
+                    done.append(_of_whole_numbers(maker, names))
                 for name, legalization in _find_restored_levels(function):
                     keep_fp32.add(name)
                     done.append(legalization)
@@ -144,6 +151,12 @@ def _find_large_constants(block: Any) -> Iterator[tuple[list[str], Legalization]
         names = list(dict.fromkeys(one.name for one in path or [op]))
         what = f"it and {len(names) - 1} after it stay" if names[1:] else "it stays"
         yield names, Legalization("fp16-overflow", op.name, f"reads a constant too large for fp16, so {what} fp32")
+
+
+def _of_whole_numbers(op: Any, names: Sequence[str]) -> Legalization:
+    after = len({*names}) - 1
+    what = f"it and {after} after it stay" if after else "it stays"
+    return Legalization("whole-numbers", op.name, f"makes or reads numbers that fp16 rounds, so {what} fp32")
 
 
 def _find_restored_levels(function: Any) -> Iterator[tuple[str, Legalization]]:

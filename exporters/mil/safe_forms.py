@@ -6,6 +6,8 @@
     c (x y), c f((x W)^2 + ...)      -> (c x) y, f((x sqrt(c) W)^2 + ...), 0 < c < 1    CM7
     v softmax(s)^T                   -> (softmax(s) v^T)^T                              CM14
     table[V, D] at indices [B, T]    -> table[V, 1, D] at them, reshaped to [B, T, D]   rule `table-lookup`
+    x > c, x <= c                    -> with the next number of half precision below c  rule `comparison`
+    x >= c, x < c                    -> with the next one above c
 
 The first is exact in half precision: softplus(x) - x is 4.5e-5 at 10 and falls, and fp16 has steps of 0.008 there. The
 next two subtract what they add. The one after moves a constant, which is rounded once either way, from a product that
@@ -15,6 +17,9 @@ and changes of shape that nothing else reads, and where one of them leads elsewh
 By less than 2^-12 none is, as numbers would leave fp16's normal range.
 
 The form of a product has the same sums; Core ML's compiler for GPUs ends the process at the other.
+
+The last two have every x of half precision on the side of c where it is. As rounded to the nearest, c = 0.3 becomes
+0.30005, and that number is not above it any more.
 
 Programs in single precision stay: the Neural Engine does not compute them.
 """
@@ -251,6 +256,33 @@ def _lift_table(op: Any) -> tuple[str, str] | None:
     return "table-lookup", f"indices into the table {list(table.shape)} are in one row"
 
 
+def _round_bound(op: Any) -> tuple[str, str] | None:
+    """Round the constants of a comparison to the side on which no number of half precision changes its answer."""
+    from coremltools.converters.mil import Builder as mb
+
+    name = "y" if op.x.val is None else "x"
+    bound = op.inputs[name]
+    if bound.val is None or not bound.is_tensor_or_scalar_of("fp32") or op.x.val is not None is not op.y.val:
+        return None
+    below = op.op_type in (("greater", "less_equal") if name == "y" else ("less", "greater_equal"))
+    rounded = _next_half(np.asarray(bound.val, dtype=np.float32), below)
+    if np.array_equal(rounded, bound.val, equal_nan=True) or (np.abs(bound.val) > HALF_MAX).any():
+        return None
+    given = {"x": op.x, "y": op.y, name: rounded}
+    _replace(op, getattr(mb, op.op_type)(**given, before_op=op, name=op.outputs[0].name))
+    return "comparison", f"its bounds are rounded {'down' if below else 'up'}, where no number of fp16 is between"
+
+
+def _next_half(array: np.ndarray, below: bool) -> np.ndarray:
+    """Return the numbers of half precision that are next to others, themselves where it has them, as float32."""
+    with np.errstate(over="ignore"):
+        nearest = array.astype(np.float16)
+    beyond = nearest.astype(np.float32) > array if below else nearest.astype(np.float32) < array
+    end = np.float16(-np.inf if below else np.inf)
+    with np.errstate(over="ignore"):
+        return np.asarray(np.where(beyond, np.nextafter(nearest, end), nearest).astype(np.float32))
+
+
 def _untransposed(value: Any) -> tuple[Any, bool]:
     """Return what a value is the transpose of, in its last two axes, and whether it is one."""
     op = value.op
@@ -275,4 +307,5 @@ _FORMS: dict[str, Callable[[Any], tuple[str, str] | None]] = {
     "real_div": _move_scale,
     "matmul": _turn_attention,
     "gather": _lift_table,
+    **dict.fromkeys(("greater", "greater_equal", "less", "less_equal"), _round_bound),
 }

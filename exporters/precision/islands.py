@@ -9,8 +9,9 @@ what was seen:
     loss    no reason where neurons spike: rounding anywhere before one flips spikes, and only all of it in fp32 helps
     SNR     no reason here: where no node loses 1 dB, all of them together would have to be fp32
 
-Beside what they show stays what a large constant runs through, see large_constants.py, what takes a level from the data
-and gives it back, see restored_levels.py, and what half precision has not, see single_only.py.
+Beside what they show stays what a large constant runs through, see large_constants.py, or whole numbers that 16 bits
+round, see whole_numbers.py, what takes a level from the data and gives it back, see restored_levels.py, and what half
+precision has not, see single_only.py.
 
 `type_mixed` leaves both the typing and the measuring to a target's converter and its files.
 """
@@ -41,6 +42,7 @@ from edgesmith.exporters.precision.policy import ROUNDING_DB, Seen, choose, find
 from edgesmith.exporters.precision.restored_levels import find_restored_levels
 from edgesmith.exporters.precision.single_only import find_single_only
 from edgesmith.exporters.precision.task import Typed, TypingTask
+from edgesmith.exporters.precision.whole_numbers import find_whole_numbers
 from edgesmith.kernels.op import spikes_in
 
 
@@ -68,7 +70,12 @@ def type_half(program: Program, task: TypingTask, dtype_name: str) -> Typed:
 
 def _find_by_reading(program: Program, dtype: torch.dtype) -> dict[str, str]:
     """Return the names of nodes that stay fp32 whatever the data are, each with the reason in words."""
-    return {**find_single_only(program), **find_restored_levels(program), **find_large_constants(program, dtype)}
+    return {
+        **find_single_only(program),
+        **find_restored_levels(program),
+        **find_whole_numbers(program, dtype),
+        **find_large_constants(program, dtype),
+    }
 
 
 def type_mixed(program: Program, task: TypingTask) -> Typed:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
+import re
 import tempfile
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
@@ -19,11 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch.export import ExportedProgram
+from torch.fx import Node
 
 from edgesmith.errors import BadInput, EdgesmithError, Unsupported
 from edgesmith.exporters.artifact import write_notes
 from edgesmith.exporters.graph.capture import Program, exported, with_module, with_own_outputs
-from edgesmith.exporters.graph.edit import Emitter, aten, fork, module_path, tidy
+from edgesmith.exporters.graph.edit import Emitter, aten, fork, module_path, operator_name, tidy
 from edgesmith.exporters.graph.plain_types import with_plain_types
 from edgesmith.exporters.graph.subgraphs import refuse_control_flow
 from edgesmith.exporters.mil.functions import join, read_specification
@@ -31,11 +33,13 @@ from edgesmith.exporters.mil.legalize import VIEWS, Legalization, legalizing
 from edgesmith.exporters.mil.states import keep_states
 from edgesmith.exporters.rewrites.fold_batchnorm import fold_forwards
 from edgesmith.exporters.rewrites.rewrite import Reject
-from edgesmith.exporters.targets._coreml_inputs import with_core_ml_inputs
+from edgesmith.exporters.targets._coreml_inputs import LARGEST_RANK, with_core_ml_inputs
 from edgesmith.exporters.targets._coreml_package import check_names, describe, notes_of, write
-from edgesmith.exporters.targets._coreml_spelling import spell_out
+from edgesmith.exporters.targets._coreml_short_integers import short_integers_that_fit
+from edgesmith.exporters.targets._coreml_spelling import is_lacking, spell_out
 from edgesmith.exporters.targets._coreml_translations import own_translations
 from edgesmith.exporters.targets._quiet import quiet
+from edgesmith.exporters.targets._refusal import describe as describe_node
 from edgesmith.exporters.targets._refusal import refuse
 from edgesmith.exporters.targets.target import Request
 from edgesmith.models.registry import SoundInput
@@ -113,7 +117,7 @@ def _convert(program: Program, request: Request, package: Path, system: Any) -> 
         pipeline = passes(legalization.pipeline if half else None)
         if states is not None:
             pipeline.remove_passes({_MOVING_PASS})
-        with _refusing(taken), _validated_once(), _older_objects_uncollected():
+        with _refusing(taken), _validated_once(), _older_objects_uncollected(), short_integers_that_fit():
             model = ct.convert(
                 _with_modules(taken),
                 inputs=inputs,
@@ -273,7 +277,35 @@ def _refusing(taken: ExportedProgram) -> Iterator[None]:
         line = str(error).strip().splitlines()
         if line and line[0].startswith("filesystem error"):  # how the native part says that a disk is full
             raise OSError(errno.EIO, "the package could not be written; is the disk full?") from error
-        raise refuse(error, taken.graph.nodes, "Core ML") from error
+        if (beyond := _beyond_ranks(error, taken)) is not None:
+            raise beyond from error
+        raise refuse(error, taken.graph.nodes, "Core ML", _first_lacking(taken)) from error
+
+
+def _beyond_ranks(error: Exception, taken: ExportedProgram) -> Unsupported | None:
+    """Return the refusal of a value of too many axes, which coremltools names by its layer; None for other errors."""
+    named = re.search(r'rank <= 5\. Layer "([^"]+)"', str(error))
+    nodes = {node.name: node for node in taken.graph.nodes if _rank(node) > LARGEST_RANK}
+    if named is None or not nodes:
+        return None
+    node = nodes.get(named[1].removesuffix("_cast_fp16")) or next(iter(nodes.values()))
+    return Unsupported(
+        f"Core ML holds values of up to {LARGEST_RANK} axes, and {describe_node(node)} makes one of {_rank(node)}; join"
+        " axes that stay together, or split and permute in two steps"
+    )
+
+
+def _rank(node: Node) -> int:
+    value = node.meta.get("val")
+    return value.dim() if isinstance(value, torch.Tensor) else 0
+
+
+def _first_lacking(taken: ExportedProgram) -> str:
+    """Return the first operator that coremltools has no translation for, or "".
+
+    What reports its errors, as a factorisation does, has it fail on the program's inputs before it reads an operator.
+    """
+    return next((operator_name(node) for node in taken.graph.nodes if is_lacking(node.target)), "")
 
 
 @contextlib.contextmanager

@@ -28,17 +28,17 @@ def spell_out(program: ExportedProgram, target: str) -> ExportedProgram:
         target: the name under which our decompositions hold.
     """
     ours = decompositions.for_target(target)
-    others = decompositions.for_others(target, lambda one: not _is_lacking(one))
+    others = decompositions.for_others(target, lambda one: not is_lacking(one))
     for _ in range(_ROUNDS):
         met = {node.target for node in program.graph.nodes if node.op == "call_function"}
-        lacking = {one: own for one in met if _is_lacking(one) and (own := _torchs_own().get(one) or others.get(one))}
+        lacking = {one: own for one in met if is_lacking(one) and (own := _torchs_own().get(one) or others.get(one))}
         if not lacking:
             break
         program = decompose(program, {**lacking, **ours}, "Core ML")
     return program
 
 
-def _is_lacking(overload: Any) -> bool:
+def is_lacking(overload: Any) -> bool:
     """Return whether an operator is one of PyTorch's that has no translation."""
     from coremltools.converters.mil.frontend.torch.torch_op_registry import _TORCH_OPS_REGISTRY
     from coremltools.converters.mil.frontend.torch.utils import sanitize_op_kind

@@ -144,21 +144,26 @@ def _floor_of_whole_numbers(general: Any) -> Any:
 
 
 def _group_norm(general: Any) -> Any:
-    """Return a translation of group norms of one group to Core ML's layer norm over all axes but the first.
+    """Return a translation of group norms to Core ML's layer norm, of each group as a row.
 
-    coremltools' own (`general`) spells it in eight operators of rank 5, whatever the number of groups.
+    coremltools' own (`general`) spells it in eight operators of rank 5, whose squares leave half precision beyond 256.
     """
     from coremltools.converters.mil import Builder as mb
     from coremltools.converters.mil.frontend.torch.ops import _get_inputs
+    from coremltools.converters.mil.mil.types.symbolic import any_symbolic
 
     def translate(context: Any, node: Any) -> None:
         given = _get_inputs(context, node, min_expected=2)
         x, groups, weight, bias, eps = (*given[:5], *[None] * (5 - len(given)))[:5]
-        if groups.val != 1 or node.kwinputs:
+        if node.kwinputs or (groups.val != 1 and any_symbolic(x.shape)):
             general(context, node)
             return
         epsilon = 1e-5 if eps is None else float(eps.val)
-        y = mb.layer_norm(x=x, axes=list(range(1, x.rank)), epsilon=epsilon)
+        if groups.val == 1:
+            y = mb.layer_norm(x=x, axes=list(range(1, x.rank)), epsilon=epsilon)
+        else:
+            rows = mb.reshape(x=x, shape=[x.shape[0], int(groups.val), -1])
+            y = mb.reshape(x=mb.layer_norm(x=rows, axes=[2], epsilon=epsilon), shape=list(x.shape))
         planes = [1, -1, *[1] * (x.rank - 2)]
         if weight is not None:
             y = mb.mul(x=y, y=mb.reshape(x=weight, shape=planes))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 LARGEST_HALF = 240.0
-"""Magnitude that inputs of a case in half precision have at most: its square, 57600, is below 65504."""
+"""Magnitude that finite inputs of a case in half precision have at most: its square, 57600, is below 65504."""
 
 
 @dataclass(frozen=True)
@@ -63,16 +63,28 @@ class Case:
 
 
 def in_half(case: Case) -> Case:
-    """Return the case with inputs that half precision has, of a magnitude whose square it has too."""
+    """Return the case with inputs that half precision has, the finite ones of a magnitude whose square it has too."""
     values = tuple(tuple(_to_half(x) for x in given) for given in case.values)
     return replace(case, values=values)
 
 
 def _to_half(x: Tensor) -> Tensor:
+    """Return a tensor's numbers as half precision has them.
+
+    Those beyond LARGEST_HALF become the numbers next to it, in the order that they had: the order of equal numbers is
+    nobody's.
+    """
     if not x.is_floating_point():
         return x
-    rounded: Tensor = x.clamp(-LARGEST_HALF, LARGEST_HALF).half().to(x.dtype)
-    return rounded
+    held = x.clamp(-LARGEST_HALF, LARGEST_HALF).half()
+    if bool((x.abs() > LARGEST_HALF).any()):
+        finite = torch.where(x.isfinite(), x.abs(), 0.0)
+        magnitudes, places = finite.unique(return_inverse=True)  # type: ignore[no-untyped-call]  # torch declares no types
+        bits = magnitudes.clamp(max=LARGEST_HALF).half().view(torch.int16).int().flip(0)
+        ranks = torch.arange(len(bits), dtype=torch.int32)
+        below = ((bits + ranks).cummin(0).values - ranks).clamp(min=0)
+        held = below.short().view(torch.half).flip(0)[places].copysign(x.half())
+    return torch.where(x.isfinite(), held.to(x.dtype), x)
 
 
 class _One(nn.Module):

@@ -17,6 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from edgesmith.exporters.mil.carriers import BITS
 from edgesmith.exporters.mil.ops import Context, number, op, wide
 
 
@@ -81,9 +82,6 @@ BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "sub": torch.sub,
 }
 """Operators of two operands that are a function of torch as it stands."""
-
-BITS = {"uint16": 0xFFFF, "uint32": 0xFFFFFFFF}
-"""The bits of unsigned types that lie in wider ones here, where a negative value has to wrap all the same."""
 
 for _name, _one in UNARY.items():
     op(_name)(_unary(_one))
