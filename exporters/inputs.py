@@ -17,7 +17,7 @@ and, where the program asks for them (verification/corners.py),
     levels     the example rounded to halves, among them the program's own numbers and what lies beside those
     missing    the example with NaN among its values
     infinite   the example with NaN and both infinities among its values
-    rows       whole numbers that index a table: from its first row to its last, evenly
+    rows       whole numbers evenly: where they index a table, from its first row to its last, or else as the example's
     full       masks of nothing but 1
     part       masks of 1, but for the last third of each row
     single     masks of 0, but for the first of each row
@@ -50,8 +50,8 @@ ADVERSARIAL = ("zeros", "quiet", "loud", "constant", "padded")
 OF_MASKS = ("full", "part", "single", "empty")
 """Kinds that change masks alone."""
 
-BESIDE = 2.0**-7
-"""How far beside a number of the program, relative to it, a level lies: half precision tells them apart."""
+ASKED_FOR = ("levels", "missing", "infinite", "rows", *OF_MASKS)
+"""Kinds that programs ask for, see verification/corners.py."""
 
 REPRESENTS = ("example", "drawn", "seeded", "given", "held out")
 """Kinds that are like what the model will meet."""
@@ -72,7 +72,7 @@ class Call:
         seed: of a drawn or seeded one.
         factor: of a quiet or loud one.
         only: the position of the one input that is changed; None for all of them.
-        values: of levels the numbers of the program; of rows how many there are, and how many calls share them.
+        values: of levels those on and beside steps; of rows the first, the last, and how many calls share them.
     """
 
     kind: str
@@ -163,7 +163,7 @@ def _of_tensor(call: Call) -> Callable[[Tensor], Tensor]:
         "levels": lambda x: _level(x, call.values or (), call.seed or 0),
         "missing": lambda x: _strew(x, (math.nan,)),
         "infinite": lambda x: _strew(x, (math.nan, math.inf, -math.inf)),
-        "rows": lambda x: _spread(x, *(int(v) for v in call.values or (1, 1)), call.seed or 0),
+        "rows": lambda x: _spread(x, *(call.values or (0, 0, 1)), call.seed or 0),
         "full": torch.ones_like,
         "part": lambda x: _keep(x, 2 / 3),
         "single": lambda x: _keep(x, 0),
@@ -173,17 +173,16 @@ def _of_tensor(call: Call) -> Callable[[Tensor], Tensor]:
 
 
 def _level(x: Tensor, values: Sequence[float], seed: int) -> Tensor:
-    """Return a tensor rounded to halves, two in three of its elements a value, or what lies beside it.
+    """Return a tensor rounded to halves, but for two in three of its elements, which go round through some values.
 
     Two tensors of one shape have values in the same places, so that they tie there.
     """
-    generator = torch.Generator().manual_seed(seed)
     halves = (2 * x).round() / 2
     if not values:
         return halves
-    levels = torch.tensor([v * (1 + beside) for v in values for beside in (0, BESIDE, -BESIDE)], dtype=torch.float64)
-    picked = levels[torch.randint(0, len(levels), x.shape, generator=generator)].to(x.dtype)
-    return torch.where(torch.rand(x.shape, generator=generator) < 2 / 3, picked, halves)
+    places = torch.randperm(x.numel(), generator=torch.Generator().manual_seed(seed)).reshape(x.shape)
+    levels = torch.tensor(values, dtype=torch.float64).to(x.dtype)
+    return torch.where(places < 2 * x.numel() / 3, levels[places % len(values)], halves)
 
 
 def _strew(x: Tensor, values: Sequence[float]) -> Tensor:
@@ -197,10 +196,10 @@ def _strew(x: Tensor, values: Sequence[float]) -> Tensor:
     return x
 
 
-def _spread(x: Tensor, rows: int, calls: int, seed: int) -> Tensor:
-    """Return whole numbers from 0 to `rows` - 1, evenly, of which each of several calls has every so many."""
-    points = torch.linspace(0, rows - 1, x.numel() * calls, dtype=torch.float64).round()
-    return points[seed::calls].reshape(x.shape).to(x.dtype)
+def _spread(x: Tensor, first: float, last: float, calls: float, seed: int) -> Tensor:
+    """Return whole numbers from the first to the last, evenly, of which each of several calls has every so many."""
+    points = torch.linspace(first, last, x.numel() * int(calls), dtype=torch.float64).round()
+    return points[seed :: int(calls)].reshape(x.shape).to(x.dtype)
 
 
 def _keep(x: Tensor, share: float) -> Tensor:

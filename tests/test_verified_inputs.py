@@ -218,7 +218,10 @@ def test_a_file_that_is_wrong_where_nothing_is_drawn_is_refused(
     target: str, fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right, wrong, inputs, words = PLANTED[fault]
-    export(Lines(right), target, tmp_path / "right", inputs=inputs, precision="fp32", name="right")
+    made = export(Lines(right), target, tmp_path / "right", inputs=inputs, precision="fp32", name="right")
+    if target == "onnx":
+        _, steps = edgesmith.verify(made.path)
+        assert made.manifest["verification"]["steps"][-1] in steps
     plant(target, wrong, monkeypatch)
     with pytest.raises(VerificationFailed, match=f"eager -> file: .*{words}"):
         export(Lines(right), target, tmp_path / "wrong", inputs=inputs, precision="fp32")
@@ -250,13 +253,14 @@ def test_a_program_is_asked_for_what_its_operators_need_and_nothing_further() ->
     assert asked(lambda x: x.nan_to_num(0.0), X32) == ["missing", "infinite"]
     assert asked(lambda i: TABLE[i], TOKENS) == ["rows"] * 8
     assert asked(lambda i: TABLE[i], torch.arange(40)) == ["rows"]
+    assert asked(lambda i: i * 2, torch.arange(0, 20000, 500)) == ["rows"]
     assert asked(lambda x, m: x * m[..., None], EXAMPLE, KEPT) == ["full", "part", "single", "empty"]
 
 
 def test_levels_are_the_programs_numbers_and_weights_are_none() -> None:
     layer = nn.Linear(8, 2)
     (calls,) = list(corners(capture(Lines(lambda x: layer(x) > 0.25), (X32,))))[:1]
-    assert calls[0].values == (0.25,)
+    assert calls[0].values == (0.25, 0.25 * (1 + 2**-7), 0.25 * (1 - 2**-7))
     (levels,) = make(calls[0], [X32], None, False)
     assert {0.25, 0.25 * (1 + 2**-7), 0.25 * (1 - 2**-7)} <= set(levels.flatten().tolist())
     assert bool(((2 * levels).round() == 2 * levels).any())
@@ -265,9 +269,9 @@ def test_levels_are_the_programs_numbers_and_weights_are_none() -> None:
 
 
 def test_rows_of_several_calls_are_every_row_of_a_table_that_they_can_hold() -> None:
-    drawn = [make(Call("rows", seed=seed, values=(40, 8)), [TOKENS], None, False)[0] for seed in range(8)]
+    drawn = [make(Call("rows", seed=seed, values=(0, 39, 8)), [TOKENS], None, False)[0] for seed in range(8)]
     assert set(torch.cat(drawn).flatten().tolist()) == set(range(40))
-    few = [make(Call("rows", seed=seed, values=(1000, 2)), [TOKENS], None, False)[0] for seed in range(2)]
+    few = [make(Call("rows", seed=seed, values=(0, 999, 2)), [TOKENS], None, False)[0] for seed in range(2)]
     assert {0, 999} <= set(torch.cat(few).flatten().tolist())
 
 

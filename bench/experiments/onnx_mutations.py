@@ -12,21 +12,10 @@ Mutation = tuple[str, str, Callable[[Any], None]]
 """The kind, the place in words, and what changes a model."""
 
 SWAPPED = frozenset(
-    [
-        "Sub",
-        "Div",
-        "Pow",
-        "Less",
-        "Greater",
-        "LessOrEqual",
-        "GreaterOrEqual",
-        "Where",
-        "MatMul",
-        "Gemm",
-        "Mod",
-        "PRelu",
-        "Concat",
-    ]
+    (
+        *("Sub", "Div", "Pow", "Less", "Greater", "LessOrEqual", "GreaterOrEqual", "Where", "MatMul", "Gemm", "Mod"),
+        *("PRelu", "Concat"),
+    )
 )
 """Operators whose first two inputs, of `Where` the last two, are no matter of taste."""
 

@@ -2,7 +2,7 @@
 
     levels      comparisons, rounding, extremes and bounds: nothing that is drawn lies on a step, or beside it
     missing     `isnan`, `nan_to_num` and their like: nothing that is drawn is NaN
-    rows        look-ups by whole numbers that are given: an example has few of them, and seldom the first and the last
+    rows        whole numbers, above all those that index a table: an example has few of them, seldom the first and last
     masks       an example's mask is often nothing but 1, and a row that is masked throughout is seldom among them
 
 A program that has none of these is asked nothing further.
@@ -23,8 +23,8 @@ from edgesmith.exporters.graph.capture import Program
 from edgesmith.exporters.graph.interpret import held
 from edgesmith.exporters.inputs import OF_MASKS, Call, changeable, masks, whole_inputs
 
-LEVELS = 2
-"""Inputs of levels: a third of the elements of a small one has few of them."""
+BESIDE = (2.0**-7, 2.0**-12)
+"""How far beside a number of the program, relative to it, levels lie, an input each; half precision holds the first."""
 
 SMALL = 24
 """Elements of a constant that are levels at most; a table of weights is none."""
@@ -35,60 +35,43 @@ MOST = 32
 FARTHEST = 10.0
 """How much larger than the example's peak a level may be."""
 
-TABLES = 8
-"""Inputs of rows at most, for each input that looks rows up."""
+TABLES = 16
+"""Inputs of rows that a table, or a range, may take; of a larger one there is one alone, from its first to its last."""
 
 _STEPS = frozenset(
-    [
-        "gt",
-        "ge",
-        "lt",
-        "le",
-        "eq",
-        "ne",
-        "round",
-        "floor",
-        "ceil",
-        "trunc",
-        "fix",
-        "frac",
-        "sign",
-        "sgn",
-        "heaviside",
-        "floor_divide",
-        "remainder",
-        "fmod",
-        "argmax",
-        "argmin",
-        "max",
-        "min",
-        "bucketize",
-        "searchsorted",
-        "clamp",
-        "clamp_min",
-        "clamp_max",
-        "hardtanh",
-        "threshold",
-        "relu6",
-        "logical_not",
-    ]
+    (
+        *("gt", "ge", "lt", "le", "eq", "ne", "round", "floor", "ceil", "trunc", "fix", "frac", "sign", "sgn"),
+        *("heaviside", "floor_divide", "remainder", "fmod", "argmax", "argmin", "max", "min", "bucketize"),
+        *("searchsorted", "clamp", "clamp_min", "clamp_max", "hardtanh", "threshold", "relu6", "logical_not"),
+    )
 )
 _CONVERTS = frozenset(["_to_copy", "to"])
 _MISSING = frozenset(
     ["isnan", "isfinite", "isinf", "nan_to_num", "isposinf", "isneginf", "nanmean", "nansum", "nanmedian"]
 )
 _NAN_ALONE = frozenset(["isnan", "nanmean", "nansum", "nanmedian"])
-_TABLES = frozenset(["embedding", "index", "index_select", "gather"])
+_KEEPS = frozenset(
+    (
+        *("view", "reshape", "_unsafe_view", "unsqueeze", "squeeze", "expand", "permute", "transpose", "t", "slice"),
+        *("select", "clone", "_to_copy", "to", "contiguous", "flatten", "alias", "repeat", "lift_fresh_copy"),
+    )
+)
 
 
-def corners(program: Program) -> Iterator[list[Call]]:
-    """Yield the inputs that a program asks for, each as the calls that it may be, the best first."""
+def corners(program: Program, dtype: torch.dtype = torch.float32) -> Iterator[list[Call]]:
+    """Yield the inputs that a program asks for, each as the calls that it may be, the best first.
+
+    Args:
+        dtype: that a file computes in.
+    """
     nodes = [node for node in program.module.graph.nodes if node.op == "call_function"]
     names = {_name(node) for node in nodes}
     floating = changeable(program.inputs)
     if floating and _steps_on(program, floating):
-        values = tuple(_levels(program, nodes, [program.inputs[k] for k in floating]))
-        for seed in range(LEVELS if values else 1):
+        numbers = _levels(program, nodes, [program.inputs[k] for k in floating])
+        for seed, beside in enumerate(BESIDE if numbers else BESIDE[:1]):
+            beside = beside if dtype == torch.float32 else BESIDE[0]
+            values = tuple(v * factor for factor in (1, 1 + beside, 1 - beside) for v in numbers)
             yield [Call("levels", seed=seed, values=values)]
     if floating and (names & _MISSING or any(map(_asks_for_nan, nodes))):
         yield from ([Call(kind, only=only) for only in (None, *floating)] for kind in _missing(names))
@@ -177,19 +160,40 @@ def _constants(program: Program, node: Node) -> Iterator[float]:
 
 
 def _rows(program: Program, nodes: Sequence[Node]) -> Iterator[list[Call]]:
-    """Yield inputs of whole numbers that go through the rows of the program's tables, the largest that fits."""
-    sizes = sorted({size for node in nodes for size in _sizes(node)}, reverse=True)
-    for position in whole_inputs(program.inputs) if sizes else ():
-        count = program.inputs[position].numel()
-        calls = min(TABLES, -(-sizes[0] // count))
-        for seed in range(calls):
-            yield [Call("rows", seed=seed, only=position, values=(float(size), float(calls))) for size in sizes]
+    """Yield inputs of whole numbers that go through the rows of the table that they index, or through their range."""
+    placeholders = [node for node in program.module.graph.nodes if node.op == "placeholder"]
+    for position in sorted({*whole_inputs(program.inputs)} - {*masks(program.inputs)}):
+        x = program.inputs[position]
+        sizes = _sizes(placeholders[position], nodes)
+        first, last = (0, min(sizes) - 1) if sizes else (int(x.min()), int(x.max()))
+        calls = -(-(last - first + 1) // x.numel())
+        calls = calls if calls <= TABLES else 1
+        for seed in range(calls if first < last else 0):
+            yield [Call("rows", seed=seed, only=position, values=(float(first), float(last), float(calls)))]
 
 
-def _sizes(node: Node) -> list[int]:
-    """Return how many rows an operator looks up among."""
-    if _name(node) not in _TABLES or (table := _value(node.args[0])) is None:
-        return []
-    axis = node.args[1] if _name(node) in ("gather", "index_select") and len(node.args) > 1 else 0
-    axes = range(table.dim()) if _name(node) == "index" else [axis if isinstance(axis, int) else 0]
-    return [int(table.shape[k]) for k in axes if table.dim() and isinstance(table.shape[k], int)]
+def _sizes(given: Node, nodes: Sequence[Node]) -> list[int]:
+    """Return how many rows there are wherever an input is an index."""
+    reached, found = {given}, []
+    for node in nodes:
+        if _name(node) in _KEEPS and reached.intersection(node.all_input_nodes):
+            reached.add(node)
+        table = _value(node.args[0]) if node.args else None
+        for axis in _indexed(node, reached) if table is not None and table.dim() else ():
+            if isinstance(table.shape[axis], int):
+                found.append(int(table.shape[axis]))
+    return found
+
+
+def _indexed(node: Node, reached: set[Node]) -> list[int]:
+    """Return the axes of an operator's first operand in which it is indexed by what an input reaches."""
+    name, args = _name(node), node.args
+    if name == "embedding" and args[1] in reached:
+        return [0]
+    if name == "index":
+        assert isinstance(args[1], list | tuple)
+        return [k for k, index in enumerate(args[1]) if index in reached]
+    if name in ("index_select", "gather") and args[2] in reached:
+        assert isinstance(args[1], int)
+        return [args[1]]
+    return []

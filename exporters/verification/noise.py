@@ -46,50 +46,13 @@ Noise = list[list[float]]
 
 ROUND_NOTHING = frozenset(
     f"aten::{name}"
-    for name in [
-        "abs",
-        "amax",
-        "amin",
-        "arange",
-        "ceil",
-        "cat",
-        "clamp",
-        "clamp_max",
-        "clamp_min",
-        "clone",
-        "constant_pad_nd",
-        "copy",
-        "embedding",
-        "fix",
-        "flip",
-        "floor",
-        "full",
-        "full_like",
-        "gather",
-        "hardtanh",
-        "index",
-        "index_select",
-        "lift_fresh_copy",
-        "masked_fill",
-        "max",
-        "maximum",
-        "min",
-        "minimum",
-        "neg",
-        "ones_like",
-        "relu",
-        "relu6",
-        "repeat",
-        "roll",
-        "round",
-        "scalar_tensor",
-        "sign",
-        "stack",
-        "trunc",
-        "where",
-        "zeros_like",
-        "_to_copy",
-    ]
+    for name in (
+        *("abs", "amax", "amin", "arange", "ceil", "cat", "clamp", "clamp_max", "clamp_min", "clone"),
+        *("constant_pad_nd", "copy", "embedding", "fix", "flip", "floor", "full", "full_like", "gather", "hardtanh"),
+        *("index", "index_select", "lift_fresh_copy", "masked_fill", "max", "maximum", "min", "minimum", "neg"),
+        *("ones_like", "relu", "relu6", "repeat", "roll", "round", "scalar_tensor", "sign", "stack", "trunc"),
+        *("where", "zeros_like", "_to_copy"),
+    )
 )
 """Operators whose results are exact."""
 

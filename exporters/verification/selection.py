@@ -183,7 +183,7 @@ def select(subject: Subject, given: Given | None) -> Selection:
     held = _Range(subject, found.inputs[0])
     for kind in OF_PICTURES if subject.image is not None else ADVERSARIAL:
         _add_adversarial(held, kind, _candidates(kind, changeable(subject.captured.inputs)), found)
-    for calls in corners(subject.captured) if subject.image is None else ():
+    for calls in corners(subject.captured, subject.dtype) if subject.image is None else ():
         _add_adversarial(held, calls[0].kind, calls, found)
     first = min(2, natural)
     return found.reorder([*range(first), *range(natural, len(found.calls)), *range(first, natural)])
