@@ -142,6 +142,12 @@ PLANTED: dict[str, tuple[Callable[..., Any], Callable[..., Any], tuple[Tensor, .
         (X32,),
         "on the levels input",
     ),
+    "a bound of a bucket": (
+        lambda x: torch.bucketize(x, torch.tensor([-1.0, 0.3, 1.1])),
+        lambda x: torch.bucketize(x, torch.tensor([-1.0, 0.3, 1.1]), right=True),
+        (X32,),
+        "on the levels input",
+    ),
     "two inputs that are equal": (
         lambda x, y: torch.where(x > y, x, 2 * y),
         lambda x, y: torch.where(x >= y, x, 2 * y),

@@ -146,13 +146,15 @@ def _numbers(program: Program, node: Node) -> Iterator[float]:
             yield given
         elif isinstance(given, int) and not isinstance(given, bool) and _name(node) in _STEPS | {"sub", "add"}:
             yield float(given)
-        elif isinstance(given, Node) and given.op == "get_attr" and _name(node) in _STEPS:
+        elif isinstance(given, Node) and _name(node) in _STEPS:
             yield from _constants(program, given)
 
 
 def _constants(program: Program, node: Node) -> Iterator[float]:
     """Yield the elements of a small constant that is no weight."""
-    if node.target in dict(program.module.named_parameters()):
+    while node.op == "call_function" and _name(node) in _KEEPS and isinstance(node.args[0], Node):
+        node = node.args[0]
+    if node.op != "get_attr" or node.target in dict(program.module.named_parameters()):
         return
     value = held(program.module, node)
     if isinstance(value, Tensor) and value.numel() <= SMALL and value.dtype != torch.bool and not value.is_complex():
