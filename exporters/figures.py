@@ -327,7 +327,8 @@ def wrong_parts(
 def of_parts(values: Sequence[np.ndarray], axis: int) -> np.ndarray:
     """Return the largest magnitude in each row of an axis, over several calls."""
     axes = tuple(k for k in range(values[0].ndim) if k != axis)
-    return np.max([np.abs(y).max(axis=axes, initial=0.0) for y in values], axis=0)
+    largest: np.ndarray = np.max([np.abs(y).max(axis=axes, initial=0.0) for y in values], axis=0)
+    return largest
 
 
 def _differences(reference: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -163,7 +163,7 @@ def _of_tensor(call: Call) -> Callable[[Tensor], Tensor]:
         "levels": lambda x: _level(x, call.values or (), call.seed or 0),
         "missing": lambda x: _strew(x, (math.nan,)),
         "infinite": lambda x: _strew(x, (math.nan, math.inf, -math.inf)),
-        "rows": lambda x: _spread(x, *(call.values or (0, 0, 1)), call.seed or 0),
+        "rows": lambda x: _spread(x, call.values or (0, 0, 1), call.seed or 0),
         "full": torch.ones_like,
         "part": lambda x: _keep(x, 2 / 3),
         "single": lambda x: _keep(x, 0),
@@ -196,8 +196,9 @@ def _strew(x: Tensor, values: Sequence[float]) -> Tensor:
     return x
 
 
-def _spread(x: Tensor, first: float, last: float, calls: float, seed: int) -> Tensor:
+def _spread(x: Tensor, values: Sequence[float], seed: int) -> Tensor:
     """Return whole numbers from the first to the last, evenly, of which each of several calls has every so many."""
+    first, last, calls = values
     points = torch.linspace(first, last, x.numel() * int(calls), dtype=torch.float64).round()
     return points[seed :: int(calls)].reshape(x.shape).to(x.dtype)
 

@@ -141,7 +141,7 @@ def _of_constant(operand: Any, name: str) -> Iterator[tuple[str, str, Any]]:
         yield kind, words, made
 
 
-def _put(name: str, operand: Constant, value: Any) -> Callable[[Operation], Operation]:
+def _put(name: str, operand: Any, value: Any) -> Callable[[Operation], Operation]:
     import torch
 
     was = operand.read()
@@ -165,7 +165,7 @@ def _of_operation(at: int, operation: Operation, where: str, types: dict[str, An
         swapped = {**operation.inputs, a: operation.inputs[b], b: operation.inputs[a]}
         yield "inputs swapped", where, at, lambda o: replace(o, inputs=swapped)
     for other in NEIGHBOURS.get(operation.type, ()):
-        yield "neighbour", f"{where} -> {other}", at, lambda o, other=other: replace(o, type=other)
+        yield "neighbour", f"{where} -> {other}", at, lambda o, other=other: replace(o, type=other)  # type: ignore[misc]  # bound at once
     if operation.type == "const":
         return
     for operand in operation.inputs.values():

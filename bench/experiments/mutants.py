@@ -262,7 +262,7 @@ def _words(call: Arrays) -> str:
 # a module's mutants
 
 
-def _mutants(lowered: Lowered, folder: Path) -> tuple[list[tuple[str, str, Callable[[], TargetFile]]], list[float]]:
+def _mutants(lowered: Lowered, folder: Path) -> tuple[Sequence[tuple[str, str, Any]], list[float]]:
     target = lowered.options.backend
     if lowered.options.backend.name == "coreml":
         return mil_mutations.mutants(lowered.file, target.open), mil_mutations.constants(lowered.file)

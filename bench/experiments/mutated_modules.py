@@ -68,7 +68,8 @@ def _rms(x: Tensor) -> Tensor:
 def _attention(q: nn.Module, k: nn.Module, v: nn.Module, x: Tensor, mask: Tensor) -> Tensor:
     scores = q(x) @ k(x).transpose(1, 2) / 8**0.5
     scores = scores.masked_fill(mask[:, None] == 0, float("-inf"))
-    return scores.softmax(-1) @ v(x)
+    out: Tensor = scores.softmax(-1) @ v(x)
+    return out
 
 
 def _causal(q: nn.Module, x: Tensor) -> Tensor:

@@ -82,8 +82,8 @@ def mutations(model: Any) -> Iterator[Mutation]:
                 yield kind, f"{where} {attribute.name} {words}", _attribute_change(at, k, change)
         yield from _of_node(at, node, where, types)
     for k, tensor in enumerate(model.graph.initializer):
-        for kind, words, change in of_array(_to_array(tensor)):
-            yield kind, f"{tensor.name} {words}", _initializer_change(k, change)
+        for kind, words, altered in of_array(_to_array(tensor)):
+            yield kind, f"{tensor.name} {words}", _initializer_change(k, altered)
 
 
 def _lift_constants(model: Any) -> None:
@@ -121,21 +121,21 @@ def _of_attribute(attribute: Any) -> Iterator[tuple[str, str, Callable[[Any], No
     kind = attribute.type
     if kind == attribute.INT and attribute.name not in ("to", "output_dtype", "stash_type"):
         for step in (1, -1):
-            yield "integer attribute", f"{step:+}", lambda a, step=step: setattr(a, "i", a.i + step)
+            yield "integer attribute", f"{step:+}", lambda a, step=step: setattr(a, "i", a.i + step)  # type: ignore[misc]  # bound at once
     elif kind == attribute.INTS:
         for i in range(len(attribute.ints)):
             for step in (1, -1):
-                yield "integer attribute", f"[{i}] {step:+}", lambda a, i=i, step=step: _add(a.ints, i, step)
+                yield "integer attribute", f"[{i}] {step:+}", lambda a, i=i, step=step: _add(a.ints, i, step)  # type: ignore[misc]  # bound at once
         if len(attribute.ints) > 1 and attribute.ints[0] != attribute.ints[-1]:
             yield "integer attribute", "reversed", lambda a: _reverse(a.ints)
     elif kind == attribute.FLOAT:
         for factor in (1.01, 2.0, 0.0):
             if attribute.f:
-                yield "float attribute", f"x {factor}", lambda a, factor=factor: setattr(a, "f", a.f * factor)
+                yield "float attribute", f"x {factor}", lambda a, factor=factor: setattr(a, "f", a.f * factor)  # type: ignore[misc]  # bound at once
     elif kind == attribute.STRING:
         for other in TEXTS.get(attribute.name, ()):
             if other.encode() != attribute.s:
-                yield "mode", other, lambda a, other=other: setattr(a, "s", other.encode())
+                yield "mode", other, lambda a, other=other: setattr(a, "s", other.encode())  # type: ignore[misc]  # bound at once
 
 
 def _add(values: Any, i: int, step: int) -> None:
@@ -265,12 +265,12 @@ def of_array(x: np.ndarray) -> Iterator[tuple[str, str, Callable[[np.ndarray], n
     places = sorted({0, x.size // 2, x.size - 1}) if x.size else []
     if x.dtype == bool:
         for i in places:
-            yield "constant's element", f"[{i}] not", lambda a, i=i: _put(a, i, lambda v: not v)
+            yield "constant's element", f"[{i}] not", lambda a, i=i: _put(a, i, lambda v: not v)  # type: ignore[misc]  # bound at once
         return
     if np.issubdtype(x.dtype, np.integer):
         for i in places:
             for step in (1, -1):
-                yield "whole constant", f"[{i}] {step:+}", lambda a, i=i, step=step: _put(a, i, lambda v: v + step)
+                yield "whole constant", f"[{i}] {step:+}", lambda a, i=i, step=step: _put(a, i, lambda v: v + step)  # type: ignore[misc]  # bound at once
         return
     if not np.issubdtype(x.dtype, np.floating):
         return
@@ -279,14 +279,14 @@ def of_array(x: np.ndarray) -> Iterator[tuple[str, str, Callable[[np.ndarray], n
     for i in places:
         value = x.flat[i]
         if np.isfinite(value):
-            yield "constant's element", f"[{i}] + 1", lambda a, i=i: _put(a, i, lambda v: v + 1)
+            yield "constant's element", f"[{i}] + 1", lambda a, i=i: _put(a, i, lambda v: v + 1)  # type: ignore[misc]  # bound at once
             if value:
-                yield "constant's element", f"[{i}] x 1.1", lambda a, i=i: _put(a, i, lambda v: v * 1.1)
+                yield "constant's element", f"[{i}] x 1.1", lambda a, i=i: _put(a, i, lambda v: v * 1.1)  # type: ignore[misc]  # bound at once
         else:
-            yield "infinity", f"[{i}] 1e4", lambda a, i=i: _put(a, i, lambda v: np.sign(v) * 1e4)
+            yield "infinity", f"[{i}] 1e4", lambda a, i=i: _put(a, i, lambda v: np.sign(v) * 1e4)  # type: ignore[misc]  # bound at once
     if x.size == 1 and x.any() and np.isfinite(x).all():
         for factor in (1.01, 0.0):
-            yield "float constant", f"x {factor}", lambda a, factor=factor: a * np.asarray(factor, a.dtype)
+            yield "float constant", f"x {factor}", lambda a, factor=factor: a * np.asarray(factor, a.dtype)  # type: ignore[misc]  # bound at once
     if np.isinf(x).any():
         yield "infinity", "all 1e4", lambda a: np.where(np.isinf(a), np.sign(a) * np.asarray(1e4, a.dtype), a)
     if x.ndim and x.shape[0] > 1 and not np.array_equal(x[0], x[-1]):

@@ -181,9 +181,10 @@ def _sizes(given: Node, nodes: Sequence[Node]) -> list[int]:
         if _name(node) in _KEEPS and reached.intersection(node.all_input_nodes):
             reached.add(node)
         table = _value(node.args[0]) if node.args else None
-        for axis in _indexed(node, reached) if table is not None and table.dim() else ():
-            if isinstance(table.shape[axis], int):
-                found.append(int(table.shape[axis]))
+        if table is None or not table.dim():
+            continue
+        shape = table.shape
+        found += [int(shape[axis]) for axis in _indexed(node, reached) if isinstance(shape[axis], int)]
     return found
 
 
