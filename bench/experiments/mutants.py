@@ -1,4 +1,4 @@
-"""How good is the judge of `export`? Lowered files are damaged, one error at a time, and judged.
+"""The judge of `export`, judged: lowered files are damaged, one error at a time.
 
 Each of some eighty small modules is lowered once. A mutant is its file with one mutation (onnx_mutations.py,
 mil_mutations.py): an attribute or a constant changed a little, two operands swapped, an operator replaced by its
@@ -264,7 +264,7 @@ def _words(call: Arrays) -> str:
 
 def _mutants(lowered: Lowered, folder: Path) -> tuple[Sequence[tuple[str, str, Any]], list[float]]:
     target = lowered.options.backend
-    if lowered.options.backend.name == "coreml":
+    if lowered.file.path.is_dir():  # a Core ML package
         return mil_mutations.mutants(lowered.file, target.open), mil_mutations.constants(lowered.file)
     import onnx
 
