@@ -18,6 +18,14 @@ with P its peak max |y| and N the peak over all natural calls (inputs.py), the e
                              1e-4, of max(P, N). On an adversarial one it may be more: sin(1000 x) is nobody's to know
 
 and the SNR may be lower by as much as the error may be larger than threshold x P.
+
+Two more things of the natural calls together, which the peak of a whole output hides:
+
+    whole numbers    an output that has nothing else is the same in fp32, and 90 % of it in half precision, but where
+                     rounding moves PyTorch's own
+    parts            a row of an axis, such as the scores beside boxes in pixels, is off by the root of the threshold at
+                     most, of its own peak, or 4 x its own noise; judged where it has enough values, and is more than
+                     rounding beside the whole output's peak
 """
 
 from __future__ import annotations
@@ -250,6 +258,82 @@ def _measure_output(
         wanted = thresholds.snr_db - 20 * float(np.log10(allowed / (limit * peak)))
         failure = "" if snr >= wanted else f"SNR {snr:.1f} dB, wanted {wanted:.0f} dB"
     return CallFigures(error, peak, snr, allowed, failure or None)
+
+
+LARGEST_WHOLE = 2.0**23
+"""Whole numbers in float32 are exact below it."""
+
+OTHER_WHOLE = 0.1
+"""Share of whole numbers that half precision may have otherwise: sums that are nearly whole, scores that nearly tie."""
+
+PART_VALUES = 16
+"""Values that a part has at least, over all natural calls."""
+
+MOST_PARTS = 4096
+"""Rows of an axis whose rows are judged."""
+
+
+def is_whole(values: Sequence[np.ndarray]) -> bool:
+    """Return whether an output has whole numbers alone, which float32 holds exactly, and some that are not 0."""
+    flat = [y for y in values if y.size]
+    return any(y.any() for y in flat) and all(
+        bool(np.isfinite(y).all()) and bool((np.abs(y) < LARGEST_WHOLE).all()) and bool((y == np.round(y)).all())
+        for y in flat
+    )
+
+
+@dataclass(frozen=True)
+class Part:
+    """A row of an output's axis that is off.
+
+    Attributes:
+        axis, index: which.
+        error, peak: over the natural calls, absolute.
+    """
+
+    axis: int
+    index: int
+    error: float
+    peak: float
+
+    def __str__(self) -> str:
+        """Return `error 0.5 of the peak of index 4 of axis 1`."""
+        return f"error {self.error / self.peak:.2g} of the peak of index {self.index} of axis {self.axis}"
+
+
+def wrong_parts(
+    reference: Sequence[np.ndarray], outputs: Sequence[np.ndarray], allowed: float, smallest: float
+) -> list[Part]:
+    """Return the parts of an output that are off by more than `allowed` of their own peak.
+
+    Args:
+        reference: the output on each of several calls.
+        smallest: the peak of a part that says something, relative to the output's.
+    """
+    first = reference[0]
+    found: list[Part] = []
+    if any(y.shape[1:] != first.shape[1:] or not np.isfinite(y).all() for y in reference):
+        return found
+    for axis in sorted({1, first.ndim - 1} if first.ndim > 1 else ()):
+        rows = first.shape[axis]
+        values = sum(y.size for y in reference) // max(rows, 1)
+        if not 1 < rows <= MOST_PARTS or values < PART_VALUES:
+            continue
+        peaks, errors = of_parts(reference, axis), of_parts(_differences(reference, outputs), axis)
+        is_off = (errors > allowed * peaks) & (peaks > smallest * peaks.max())
+        found += [Part(axis, int(i), float(errors[i]), float(peaks[i])) for i in np.flatnonzero(is_off)]
+    return found
+
+
+def of_parts(values: Sequence[np.ndarray], axis: int) -> np.ndarray:
+    """Return the largest magnitude in each row of an axis, over several calls."""
+    axes = tuple(k for k in range(values[0].ndim) if k != axis)
+    largest: np.ndarray = np.max([np.abs(y).max(axis=axes, initial=0.0) for y in values], axis=0)
+    return largest
+
+
+def _differences(reference: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    return [y.astype(np.float64) - z for y, z in zip(reference, outputs, strict=True)]
 
 
 OTHER_CLASS = 1e-3

@@ -12,8 +12,19 @@
     loud       the example x 1e3, or the largest power of ten that the precision holds
     padded     the example with zeros in its last row and its last column; of an image input black ones
 
-Adversarial inputs change floating-point tensors that are no masks of 0 and 1; others keep the example's values. A call
-says what it is in a few words, and `make` makes the same tensors of them every time.
+and, where the program asks for them (verification/corners.py),
+
+    levels     the example rounded to halves, among them the program's own numbers and what lies beside those
+    missing    the example with NaN among its values
+    infinite   the example with NaN and both infinities among its values
+    rows       whole numbers evenly: where they index a table, from its first row to its last, or else as the example's
+    full       masks of nothing but 1
+    part       masks of 1, but for the last third of each row
+    single     masks of 0, but for the first of each row
+    empty      masks of nothing but 0
+
+The first eight of these change floating-point tensors that are no masks of 0 and 1; others keep the example's values. A
+call says what it is in a few words, and `make` makes the same tensors of them every time.
 """
 
 from __future__ import annotations
@@ -36,6 +47,12 @@ NATURAL = 4
 """The example and what is drawn after it, or seeded inputs."""
 
 ADVERSARIAL = ("zeros", "quiet", "loud", "constant", "padded")
+OF_MASKS = ("full", "part", "single", "empty")
+"""Kinds that change masks alone."""
+
+ASKED_FOR = ("levels", "missing", "infinite", "rows", *OF_MASKS)
+"""Kinds that programs ask for, see verification/corners.py."""
+
 REPRESENTS = ("example", "drawn", "seeded", "given", "held out")
 """Kinds that are like what the model will meet."""
 
@@ -55,12 +72,14 @@ class Call:
         seed: of a drawn or seeded one.
         factor: of a quiet or loud one.
         only: the position of the one input that is changed; None for all of them.
+        values: of levels those on and beside steps; of rows the first, the last, and how many calls share them.
     """
 
     kind: str
     seed: int | None = None
     factor: float | None = None
     only: int | None = None
+    values: tuple[float, ...] | None = None
 
     @property
     def is_natural(self) -> bool:
@@ -99,8 +118,24 @@ def make(call: Call, examples: Sequence[Tensor], image: ImageInput | None, dynam
     if image is not None:
         examples = [_seed(example, 0, k, image, False) for k, example in enumerate(examples)]
     change = _of_picture(call.kind, image) if image is not None else _of_tensor(call)
-    chosen = [call.only] if call.only is not None else changeable(examples)
+    chosen = [call.only] if call.only is not None else _changed_by(call, examples)
     return [change(x) if k in chosen else x for k, x in enumerate(examples)]
+
+
+def _changed_by(call: Call, examples: Sequence[Tensor]) -> list[int]:
+    if call.kind in OF_MASKS:
+        return masks(examples)
+    return whole_inputs(examples) if call.kind == "rows" else changeable(examples)
+
+
+def masks(examples: Sequence[Tensor]) -> list[int]:
+    """Return the positions of inputs that are masks: booleans, and several numbers of 0 and 1, not all of them 0."""
+    return [k for k, x in enumerate(examples) if x.numel() > 1 and (x.dtype == torch.bool or _is_mask(x))]
+
+
+def whole_inputs(examples: Sequence[Tensor]) -> list[int]:
+    """Return the positions of inputs of whole numbers."""
+    return [k for k, x in enumerate(examples) if not x.is_floating_point() and x.dtype != torch.bool and x.numel()]
 
 
 def changeable(examples: Sequence[Tensor]) -> list[int]:
@@ -121,8 +156,59 @@ def _of_tensor(call: Call) -> Callable[[Tensor], Tensor]:
     if call.factor is not None:
         factor = call.factor
         return lambda x: x * factor
-    changes: dict[str, Callable[[Tensor], Tensor]] = {"zeros": torch.zeros_like, "constant": _constant, "padded": _pad}
+    changes: dict[str, Callable[[Tensor], Tensor]] = {
+        "zeros": torch.zeros_like,
+        "constant": _constant,
+        "padded": _pad,
+        "levels": lambda x: _level(x, call.values or (), call.seed or 0),
+        "missing": lambda x: _strew(x, (math.nan,)),
+        "infinite": lambda x: _strew(x, (math.nan, math.inf, -math.inf)),
+        "rows": lambda x: _spread(x, call.values or (0, 0, 1), call.seed or 0),
+        "full": torch.ones_like,
+        "part": lambda x: _keep(x, 2 / 3),
+        "single": lambda x: _keep(x, 0),
+        "empty": torch.zeros_like,
+    }
     return changes[call.kind]
+
+
+def _level(x: Tensor, values: Sequence[float], seed: int) -> Tensor:
+    """Return a tensor rounded to halves, but for two in three of its elements, which go round through some values.
+
+    Two tensors of one shape have values in the same places, so that they tie there.
+    """
+    halves = (2 * x).round() / 2
+    if not values:
+        return halves
+    places = torch.randperm(x.numel(), generator=torch.Generator().manual_seed(seed)).reshape(x.shape)
+    levels = torch.tensor(values, dtype=torch.float64).to(x.dtype)
+    return torch.where(places < 2 * x.numel() / 3, levels[places % len(values)], halves)
+
+
+def _strew(x: Tensor, values: Sequence[float]) -> Tensor:
+    """Return a tensor with one in twelve elements each of some values, and the first element the first of them."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(0, 12, x.shape, generator=generator)
+    for k, value in enumerate(values):
+        x = x.masked_fill(drawn == k, value)
+        if x.numel() > k:
+            x.view(-1)[k] = value
+    return x
+
+
+def _spread(x: Tensor, values: Sequence[float], seed: int) -> Tensor:
+    """Return whole numbers from the first to the last, evenly, of which each of several calls has every so many."""
+    first, last, calls = values
+    points = torch.linspace(first, last, x.numel() * int(calls), dtype=torch.float64).round()
+    return points[seed :: int(calls)].reshape(x.shape).to(x.dtype)
+
+
+def _keep(x: Tensor, share: float) -> Tensor:
+    """Return a mask of 0, but for a share of its last axis that has several elements, the first of it at least."""
+    mask = torch.zeros_like(x)
+    axis = next(k for k in reversed(range(x.dim())) if x.shape[k] > 1)
+    mask.narrow(axis, 0, max(1, int(share * x.shape[axis]))).fill_(1)
+    return mask
 
 
 def _of_picture(kind: str, image: ImageInput | None) -> Callable[[Tensor], Tensor]:

@@ -117,7 +117,8 @@ def appoint(
     selection = select(subject, given)
     exact = run_in_float64(model.module, selection.inputs) if judged is precisions.FP32 else []
     evidence = Evidence(selection.inputs, selection.reference, selection.calls, exact)
-    noise = NoiseMeter(model.module, evidence.inputs, evidence.reference)
+    levels = [i for i, call in enumerate(evidence.described) if call.kind == "levels"]
+    noise = NoiseMeter(model.module, evidence.inputs, evidence.reference, levels)
     natural = evidence.chosen(lambda call: call.is_natural)
     spikes = spikes_in(count_operators(rewritten.module))
     criteria = AcceptanceCriteria(
@@ -125,6 +126,7 @@ def appoint(
         spikes,
         partial(measure_noise, model.module, natural),
         noise_of_calls=noise.measure,
+        noise_of_elements=noise.of_elements,
         of_classes=options.labels_pixels,
         chooses=returns_choices(captured),
     )

@@ -349,6 +349,7 @@ class VerifiedCall(TypedDict):
         seed: of a drawn or seeded one.
         factor: of a quiet or loud one.
         only: the position of the one input that was changed.
+        values: of levels those on and beside steps; of rows the first, the last, and how many calls share them.
         noise: how far rounding alone moves each output in PyTorch, absolute, where that was asked.
     """
 
@@ -356,6 +357,7 @@ class VerifiedCall(TypedDict):
     seed: NotRequired[int]
     factor: NotRequired[float]
     only: NotRequired[int]
+    values: NotRequired[list[float]]
     noise: NotRequired[list[float]]
 
 

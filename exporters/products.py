@@ -18,6 +18,7 @@ import torch
 from edgesmith.exporters.figures import Outputs
 from edgesmith.exporters.graph.capture import Program, run
 from edgesmith.exporters.graph.edit import count_operators
+from edgesmith.exporters.inputs import ASKED_FOR
 from edgesmith.exporters.manifest import CheckRecord, FunctionsRecord, Manifest, NamedShape
 from edgesmith.exporters.options import ExportOptions
 from edgesmith.exporters.rewrites.order import rewrite
@@ -104,9 +105,10 @@ class WholeModel:
     def cases(self, evidence: Evidence) -> tuple[Calls, Outputs, frozenset[str]]:
         """Return a few calls, PyTorch's outputs, and the names of outputs that differ in every runtime.
 
-        A board judges its cases together, so a loud one would hide the others.
+        A board judges its cases together, so a loud one would hide the others, and one that lies on steps has to be
+        judged by its own noise.
         """
-        few = evidence.chosen(lambda call: call.kind != "loud")
+        few = evidence.chosen(lambda call: call.kind != "loud" and call.kind not in ASKED_FOR)
         return few.calls, few.reference, frozenset()
 
     def count_operators(self) -> dict[str, dict[str, int]]:

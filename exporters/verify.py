@@ -153,7 +153,8 @@ def read_evidence(artifact: Artifact) -> Evidence:
 
 def _read_call(record: VerifiedCall) -> Call:
     """Return a call that the manifest describes."""
-    return Call(record["kind"], record.get("seed"), record.get("factor"), record.get("only"))
+    values = tuple(record["values"]) if "values" in record else None
+    return Call(record["kind"], record.get("seed"), record.get("factor"), record.get("only"), values)
 
 
 def _criteria(artifact: Artifact) -> AcceptanceCriteria:

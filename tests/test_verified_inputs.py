@@ -19,12 +19,13 @@ import edgesmith
 from edgesmith.errors import BadInput, Unsupported, VerificationFailed
 from edgesmith.exporters import artifact as artifacts
 from edgesmith.exporters import targets
-from edgesmith.exporters.figures import Scale, measure_call
+from edgesmith.exporters.figures import Scale, is_whole, measure_call, wrong_parts
 from edgesmith.exporters.graph.capture import Program, capture, with_module
 from edgesmith.exporters.inputs import ADVERSARIAL, Call, changeable, draw, make
 from edgesmith.exporters.judge import Unverified
 from edgesmith.exporters.precision.task import Thresholds
 from edgesmith.exporters.targets.target import Request, Target
+from edgesmith.exporters.verification.corners import corners
 from edgesmith.exporters.verification.noise import NoiseMeter
 from edgesmith.exporters.verify import read_evidence
 from edgesmith.models import registry
@@ -108,6 +109,200 @@ def test_a_file_that_is_wrong_only_on_one_kind_of_input_is_refused(
     with pytest.raises(VerificationFailed, match=f"eager -> file: .*, on {named}"):
         export(Net(), target, tmp_path, inputs=EXAMPLE, precision="fp32")
     assert list(tmp_path.iterdir()) == []
+
+
+# errors that only what a program asks for shows
+
+TABLE = torch.randn(40, 4, generator=torch.Generator().manual_seed(2))
+SWAPPED = TABLE[[39, *range(1, 39), 0]]
+TOKENS = torch.tensor([[3, 7, 7, 21, 30]])
+KEPT = torch.ones(2, 5, dtype=torch.int64)
+SCORED = torch.randn(8, 300, generator=torch.Generator().manual_seed(3))
+X32 = torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(4)) * 2
+
+
+def masked_mean(x: Tensor, mask: Tensor, least: float = 1.0) -> Tensor:
+    return (x * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=least)
+
+
+def boxes(x: Tensor, scored: Callable[[Tensor], Tensor]) -> Tensor:
+    return torch.cat([x * 500, scored(x) * 0.01], -1)
+
+
+PLANTED: dict[str, tuple[Callable[..., Any], Callable[..., Any], tuple[Tensor, ...], str]] = {
+    "a border left out": (
+        lambda x: torch.where(x >= 0.5, x - 1, x),
+        lambda x: torch.where(x > 0.5, x - 1, x),
+        (X32,),
+        "on the levels input",
+    ),
+    "a threshold one per cent off": (
+        lambda x: torch.where(x > 0.7, x - 1, x),
+        lambda x: torch.where(x > 0.707, x - 1, x),
+        (X32,),
+        "on the levels input",
+    ),
+    "a bound of a bucket": (
+        lambda x: torch.bucketize(x, torch.tensor([-1.0, 0.3, 1.1])),
+        lambda x: torch.bucketize(x, torch.tensor([-1.0, 0.3, 1.1]), right=True),
+        (X32,),
+        "on the levels input",
+    ),
+    "two inputs that are equal": (
+        lambda x, y: torch.where(x > y, x, 2 * y),
+        lambda x, y: torch.where(x >= y, x, 2 * y),
+        (X32, X32.flip(0)),
+        "on the levels input",
+    ),
+    "halves rounded up": (
+        lambda x: x.round(),
+        lambda x: (x + 0.5).floor(),
+        (X32,),
+        "on the levels input",
+    ),
+    "missing values that stay": (
+        lambda x: torch.where(x.isnan(), torch.zeros_like(x), x) * 2,
+        lambda x: x * 2,
+        (X32,),
+        "finite in PyTorch are not, on the missing input",
+    ),
+    "the first and the last row of a table": (
+        lambda i: TABLE[i] * 2,
+        lambda i: SWAPPED[i] * 2,
+        (TOKENS,),
+        "on the rows input",
+    ),
+    "a mask that is not looked at": (
+        masked_mean,
+        lambda x, mask: x.mean(1) + 0 * mask.sum(),
+        (EXAMPLE, KEPT),
+        "on the empty input",
+    ),
+    "a mask that hides everything": (
+        masked_mean,
+        lambda x, mask: masked_mean(x, mask, 1e-30) + torch.where(mask.sum(1, keepdim=True) > 0, 0.0, 1.0),
+        (EXAMPLE, KEPT),
+        "on the empty input",
+    ),
+    "the bound of a mask's count": (
+        masked_mean,
+        lambda x, mask: masked_mean(x, mask, 1.1),
+        (EXAMPLE, KEPT),
+        "on the single input",
+    ),
+    "large whole numbers one off": (
+        lambda x: x.argmax(-1) + 200000 * torch.arange(4),
+        lambda x: x.argmax(-1) + 200000 * torch.arange(4) + 1,
+        (X32,),
+        "of .* whole numbers are others than in PyTorch",
+    ),
+    "scores beside boxes": (
+        lambda x: boxes(x, torch.sigmoid),
+        lambda x: boxes(x, F.hardsigmoid),
+        (X32,),
+        "of the peak of index .* of axis 2",
+    ),
+}
+
+
+def plant(target: str, wrong: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a target lower another function than the one that it is given."""
+    kind = type(targets.get(target))
+    right = kind.lower
+
+    def lower(self: Target, program: Program, path: Path, request: Request) -> None:
+        names = (program.input_names, program.output_names)
+        module = capture(Lines(wrong), program.inputs, *names).module
+        right(self, with_module(program, module), path, request)
+
+    monkeypatch.setattr(kind, "lower", lower)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("fault", PLANTED)
+def test_a_file_that_is_wrong_where_nothing_is_drawn_is_refused(
+    target: str, fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right, wrong, inputs, words = PLANTED[fault]
+    made = export(Lines(right), target, tmp_path / "right", inputs=inputs, precision="fp32", name="right")
+    if target == "onnx":
+        _, steps = edgesmith.verify(made.path)
+        assert made.manifest["verification"]["steps"][-1] in steps
+    plant(target, wrong, monkeypatch)
+    with pytest.raises(VerificationFailed, match=f"eager -> file: .*{words}"):
+        export(Lines(right), target, tmp_path / "wrong", inputs=inputs, precision="fp32")
+    assert list((tmp_path / "wrong").iterdir()) == []
+
+
+@pytest.mark.parametrize("target", ["onnx", "coreml"])
+def test_places_one_off_are_refused_in_half_precision(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def place(x: Tensor) -> Tensor:
+        return x.argmax(-1)
+
+    export(Lines(place), target, tmp_path / "right", inputs=(SCORED,), precision="fp16", name="right")
+    plant(target, lambda x: (x.argmax(-1) - 1).clamp(min=0), monkeypatch)
+    with pytest.raises(VerificationFailed, match="whole numbers are others than in PyTorch"):
+        export(Lines(place), target, tmp_path / "wrong", inputs=(SCORED,), precision="fp16")
+
+
+def asked(function: Callable[..., Any], *inputs: Tensor) -> list[str]:
+    return [calls[0].kind for calls in corners(capture(Lines(function), inputs))]
+
+
+def test_a_program_is_asked_for_what_its_operators_need_and_nothing_further() -> None:
+    assert asked(lambda x: torch.relu(x @ x.transpose(1, 2)).softmax(-1), X32) == []
+    assert asked(lambda x: x.clamp(-0.5, 0.5), X32) == ["levels", "levels"]
+    assert asked(lambda x: (x * 40).long(), X32) == ["levels"]
+    assert asked(lambda x, y: x + (y > 3), X32, KEPT[:, :4, None] * 5) == []
+    assert asked(lambda x: x.nan_to_num(0.0), X32) == ["missing", "infinite"]
+    assert asked(lambda i: TABLE[i], TOKENS) == ["rows"] * 8
+    assert asked(lambda i: TABLE[i], torch.arange(40)) == ["rows"]
+    assert asked(lambda i: i * 2, torch.arange(0, 20000, 500)) == ["rows"]
+    assert asked(lambda x, m: x * m[..., None], EXAMPLE, KEPT) == ["full", "part", "single", "empty"]
+
+
+def test_levels_are_the_programs_numbers_and_weights_are_none() -> None:
+    layer = nn.Linear(8, 2)
+    (calls,) = list(corners(capture(Lines(lambda x: layer(x) > 0.25), (X32,))))[:1]
+    assert calls[0].values == (0.25, 0.25 * (1 + 2**-7), 0.25 * (1 - 2**-7))
+    (levels,) = make(calls[0], [X32], None, False)
+    assert {0.25, 0.25 * (1 + 2**-7), 0.25 * (1 - 2**-7)} <= set(levels.flatten().tolist())
+    assert bool(((2 * levels).round() == 2 * levels).any())
+    (zeroed,) = list(corners(capture(Lines(lambda x: x > 3000.0), (X32,))))  # it never comes to that
+    assert zeroed[0].values == ()
+
+
+def test_rows_of_several_calls_are_every_row_of_a_table_that_they_can_hold() -> None:
+    drawn = [make(Call("rows", seed=seed, values=(0, 39, 8)), [TOKENS], None, False)[0] for seed in range(8)]
+    assert set(torch.cat(drawn).flatten().tolist()) == set(range(40))
+    few = [make(Call("rows", seed=seed, values=(0, 999, 2)), [TOKENS], None, False)[0] for seed in range(2)]
+    assert {0, 999} <= set(torch.cat(few).flatten().tolist())
+
+
+def test_what_steps_on_an_input_as_it_is_has_no_noise_on_levels() -> None:
+    step, scaled = Lines(lambda x: (x >= 0.3).float()), Lines(lambda x: (x * 1.1 >= 0.33).float())
+    given = [[torch.tensor([0.3, 0.2, 0.4])]]
+    for model, least in ((step, 0.0), (scaled, 1.0)):
+        reference = [[model(*x).numpy()] for x in given]
+        for dtype in ("float32", "float16"):
+            assert NoiseMeter(model, given, reference, [0]).measure(dtype) == [[least]], dtype
+
+
+def test_parts_are_judged_where_they_have_values_and_are_more_than_rounding() -> None:
+    y = [np.concatenate([1000 * SCORED[:, :20, None], SCORED[:, :20, None]], -1)]
+    z = [y[0] * np.array([1.0, 1.5], np.float32)]
+    (part,) = wrong_parts(y, z, 0.1, 1e-6)
+    assert (part.axis, part.index) == (2, 1)
+    assert str(part) == "error 0.5 of the peak of index 1 of axis 2"
+    assert wrong_parts(y, z, 0.6, 1e-6) == []
+    assert wrong_parts(y, z, 0.1, 0.1) == []
+    assert wrong_parts([y[0][:, :1]], [z[0][:, :1]], 0.1, 1e-6) == []  # eight values of it
+    assert is_whole([np.array([3.0, 0.0])])
+    assert not is_whole([np.array([3.5, 0.0])])
+    assert not is_whole([np.zeros(3)])
+    assert not is_whole([np.array([2.0**24])])
 
 
 # what is drawn

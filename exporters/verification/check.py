@@ -6,6 +6,8 @@ constant ones: it reports their figures, and they have to be finite. So it is, i
 output for an adversarial input is nothing but rounding, such as the norm of a constant. Evidence without a description
 of its calls, as older artifacts have it, is judged over all calls together.
 
+What the peak of a whole output hides is looked for where the figures pass: other whole numbers, and wrong parts.
+
 Outputs that are classes of pixels have no error that means anything: one is judged by how many of them agree.
 
 Beyond a threshold, the first position where the two programs diverge is looked for by name. Two kinds of models need
@@ -36,7 +38,10 @@ from torch.export import ExportedProgram
 
 from edgesmith.errors import BadInput, VerificationFailed
 from edgesmith.exporters.figures import (
+    LARGEST_WHOLE,
+    NOISE_FACTOR,
     OTHER_CLASS_OF_ONE,
+    OTHER_WHOLE,
     CallFigures,
     Figures,
     Outputs,
@@ -44,11 +49,14 @@ from edgesmith.exporters.figures import (
     agreeing_inputs,
     allowed_classes,
     cover_half,
+    is_whole,
     judge,
     measure,
     measure_call,
     measure_classes,
+    of_parts,
     scales_of,
+    wrong_parts,
 )
 from edgesmith.exporters.graph.capture import Program, exported, run, run_eager, with_module
 from edgesmith.exporters.graph.edit import operators
@@ -71,7 +79,13 @@ STEP_FRAMES = 1024
 """Frames that a slow runtime steps through, in whole sequences, one of them at least."""
 
 
-REPORTED = frozenset({"zeros", "quiet", "loud", "constant"})
+HALF_A_STEP = 0.5
+"""Noise from which a whole number may be another one."""
+
+EPSILON = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+"""What a part's peak exceeds relative to the output's: below it, it is nothing but rounding beside the others."""
+
+REPORTED = frozenset({"zeros", "quiet", "loud", "constant", "levels", "missing", "infinite"})
 """Kinds of inputs that a precision that clips says the figures of, and is not judged by."""
 
 
@@ -122,6 +136,7 @@ class AcceptanceCriteria:
         of_classes: whether outputs are classes of pixels, judged by how many agree.
         chooses: whether an output says which of several numbers was chosen.
         noise_of_calls: from the name of a type to the noise of each call in it, see noise.py.
+        noise_of_elements: the same of every element of every output; None where that cannot be said.
     """
 
     precision: Precision
@@ -129,6 +144,7 @@ class AcceptanceCriteria:
     noise: Callable[[], float | None]
     collects: bool = False
     noise_of_calls: Callable[[str], Noise | None] = lambda _: None
+    noise_of_elements: Callable[[str], Outputs | None] = lambda _: None
     of_classes: bool = False
     chooses: bool = False
 
@@ -328,7 +344,78 @@ def _judge_calls(
             record["not_judged"] = True
     figures = _summarise(reference, outputs, kept, criteria)
     failure = _say_failure(figures, found, failing, described) if judged else None
+    if failure is None and not precision.clips:
+        failure = _hidden(reference, outputs, judged, kept, criteria)
     return _Judgement(figures, failure, worst, details)
+
+
+def _hidden(
+    reference: Outputs, outputs: Outputs, judged: Sequence[int], natural: Sequence[int], criteria: AcceptanceCriteria
+) -> str | None:
+    """Return what the peak of a whole output hides: other whole numbers, and parts that are off; see figures.py.
+
+    Args:
+        judged: the calls that count.
+        natural: those of them that are like what the model will meet.
+    """
+    for j in range(len(reference[0])):
+        wanted, made = [reference[i][j] for i in natural], [outputs[i][j] for i in natural]
+        if not natural:
+            return None
+        what = "" if len(reference[0]) == 1 else f" of output {j}"
+        if is_whole(wanted):
+            failure = _other_whole(reference, outputs, judged, natural, criteria, j)
+        else:
+            failure = None if criteria.spikes else _wrong_part(wanted, made, natural, criteria, j)
+        if failure is not None:
+            return failure + what
+    return None
+
+
+def _other_whole(
+    reference: Outputs,
+    outputs: Outputs,
+    judged: Sequence[int],
+    natural: Sequence[int],
+    criteria: AcceptanceCriteria,
+    j: int,
+) -> str | None:
+    """Return how many whole numbers are others, where that is more than rounding may do; None where it is not."""
+    precision = criteria.precision.criteria
+    chosen = (
+        natural if precision.is_half else [i for i in judged if np.abs(reference[i][j]).max(initial=0) < LARGEST_WHOLE]
+    )
+    wanted, made = [reference[i][j] for i in chosen], [outputs[i][j] for i in chosen]
+    different = [y != z for y, z in zip(wanted, made, strict=True)]
+    if not any(one.any() for one in different):
+        return None
+    noise = criteria.noise_of_elements(precision.dtype)
+    if noise is None:
+        return None
+    moved = [noise[i][j] >= HALF_A_STEP for i in chosen]
+    if not precision.is_half:  # what moves one of them may move another, in another order of summation
+        moved = [np.full(one.shape, one.any()) for one in moved]
+    others = sum(int((one & ~other).sum()) for one, other in zip(different, moved, strict=True))
+    total = sum(one.size for one in different)
+    if others <= (OTHER_WHOLE * total if precision.is_half else 0):
+        return None
+    return f"{others} of {total} whole numbers are others than in PyTorch"
+
+
+def _wrong_part(
+    wanted: list[np.ndarray], made: list[np.ndarray], natural: Sequence[int], criteria: AcceptanceCriteria, j: int
+) -> str | None:
+    """Return which part of an output is off by more than its own noise; None where none is."""
+    precision = criteria.precision.criteria
+    limit = precision.limits().relative_error
+    parts = wrong_parts(wanted, made, limit**0.5, EPSILON[precision.dtype])
+    noise = criteria.noise_of_elements(precision.dtype) if parts else None
+    if noise is None:
+        return None
+    moved = [noise[i][j] for i in natural]
+    of_axes = {axis: of_parts(moved, axis) for axis in {part.axis for part in parts}}
+    off = [part for part in parts if part.error > NOISE_FACTOR * of_axes[part.axis][part.index]]
+    return str(max(off, key=lambda part: part.error / part.peak)) if off else None
 
 
 def _say_failure(

@@ -9,11 +9,13 @@ value inside the program leaves the precision's range, with RANGE_MARGIN to spar
 result; the quiet one is the smallest, 1e-3 at least, at which the largest element of every value stays QUIET_MARGIN
 above the precision's smallest normal number. Values that are outside on the first input already do not count: they are
 kept in fp32, or that input fails.
+
+Further inputs are those that the program asks for, see corners.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -26,6 +28,7 @@ from edgesmith.exporters.figures import Outputs
 from edgesmith.exporters.graph.capture import Program, run_eager
 from edgesmith.exporters.inputs import ADVERSARIAL, NATURAL, Call, changeable, make
 from edgesmith.exporters.precision.islands import Extent, find_extents
+from edgesmith.exporters.verification.corners import corners
 from edgesmith.exporters.verification.ties import depends_on_ties, picks
 from edgesmith.models.registry import ImageInput
 
@@ -134,7 +137,12 @@ class _Range:
     def why_not(self, call: Call, inputs: Sequence[Tensor]) -> str | None:
         """Return why the precision does not hold the values inside a scaled input's program; None where it does."""
         dtype = self.subject.dtype
-        if call.factor is None or dtype == torch.float32:
+        if dtype == torch.float32:
+            return None
+        if call.kind == "infinite":
+            largest = max((float(y[np.isfinite(y)].max(initial=0.0)) for y in self.subject.run(inputs)), default=0.0)
+            return None if largest < torch.finfo(dtype).max else "infinities become numbers that the precision has not"
+        if call.factor is None:
             return None
         info = torch.finfo(dtype)
         largest, smallest = info.max / RANGE_MARGIN, info.smallest_normal * QUIET_MARGIN
@@ -174,7 +182,9 @@ def select(subject: Subject, given: Given | None) -> Selection:
         subject = replace(subject, captured=replace(subject.captured, inputs=tuple(found.inputs[0])))
     held = _Range(subject, found.inputs[0])
     for kind in OF_PICTURES if subject.image is not None else ADVERSARIAL:
-        _add_adversarial(held, kind, found)
+        _add_adversarial(held, kind, _candidates(kind, changeable(subject.captured.inputs)), found)
+    for calls in corners(subject.captured, subject.dtype) if subject.image is None else ():
+        _add_adversarial(held, calls[0].kind, calls, found)
     first = min(2, natural)
     return found.reorder([*range(first), *range(natural, len(found.calls)), *range(first, natural)])
 
@@ -199,10 +209,10 @@ def _draw(subject: Subject, found: Selection) -> None:
         )
 
 
-def _add_adversarial(held: _Range, kind: str, found: Selection) -> None:
-    """Add one adversarial input, or the reason why there is none."""
+def _add_adversarial(held: _Range, kind: str, calls: Iterable[Call], found: Selection) -> None:
+    """Add one adversarial input, the first of those that it may be, or the reason why there is none."""
     subject, reason = held.subject, ""
-    for call in _candidates(kind, changeable(subject.captured.inputs)):
+    for call in calls:
         inputs = subject.make(call)
         if _is_in(inputs, found.inputs):
             reason = reason or "is one of the others"
@@ -214,7 +224,7 @@ def _add_adversarial(held: _Range, kind: str, found: Selection) -> None:
             continue
         found.add(call, inputs, outputs)
         return
-    if reason:
+    if reason and f"{kind}: {reason}" not in found.left_out:
         found.left_out.append(f"{kind}: {reason}")
 
 
