@@ -238,14 +238,6 @@ def leaky_relu(x: Tensor, negative_slope: float = 0.01) -> Tensor:
     return torch.where(x > 0, x, x * negative_slope) if x.dtype == torch.float64 else NotImplemented
 
 
-@decomposes(aten.logit.default, targets=("onnx",), why="torch's exporter rounds 1 - eps, which is 1 in half precision")
-def logit(x: Tensor, eps: float | None = None) -> Tensor:
-    """Return log(x) - log(1 - x), both of numbers from eps to 1 - eps."""
-    if eps is None or eps > 0.5 or not x.is_floating_point():
-        return NotImplemented
-    return torch.log(x.clamp(eps, 1 - eps)) - torch.log((1.0 - x).clamp(eps, 1 - eps))
-
-
 @decomposes(
     aten.round.decimals, targets=("onnx",), why="torch's exporter multiplies by 0.1, which half precision rounds"
 )
