@@ -260,6 +260,9 @@ def test_a_program_is_asked_for_what_its_operators_need_and_nothing_further() ->
     assert asked(lambda i: TABLE[i], TOKENS) == ["rows"] * 8
     assert asked(lambda i: TABLE[i], torch.arange(40)) == ["rows"]
     assert asked(lambda i: i * 2, torch.arange(0, 20000, 500)) == ["rows"]
+    ones_and_zeros = torch.tensor([1, 0, 0, 1, 1])
+    assert asked(lambda i: TABLE[i], ones_and_zeros)[:8] == ["rows"] * 8  # indices of a table are no mask
+    assert "rows" not in asked(lambda i: i * 2, ones_and_zeros)
     assert asked(lambda x, m: x * m[..., None], EXAMPLE, KEPT) == ["full", "part", "single", "empty"]
 
 

@@ -164,9 +164,10 @@ def _constants(program: Program, node: Node) -> Iterator[float]:
 def _rows(program: Program, nodes: Sequence[Node]) -> Iterator[list[Call]]:
     """Yield inputs of whole numbers that go through the rows of the table that they index, or through their range."""
     placeholders = [node for node in program.module.graph.nodes if node.op == "placeholder"]
-    for position in sorted({*whole_inputs(program.inputs)} - {*masks(program.inputs)}):
-        x = program.inputs[position]
-        sizes = _sizes(placeholders[position], nodes)
+    for position in whole_inputs(program.inputs):
+        x, sizes = program.inputs[position], _sizes(placeholders[position], nodes)
+        if not sizes and position in masks(program.inputs):
+            continue
         first, last = (0, min(sizes) - 1) if sizes else (int(x.min()), int(x.max()))
         calls = -(-(last - first + 1) // x.numel())
         calls = calls if calls <= TABLES else 1
