@@ -270,3 +270,30 @@ def test_an_order_that_is_not_asked_to_be_stable_depends_on_ties() -> None:
     assert not ties.picks(capture(stable, (equal,)))
     assert not ties.depends_on_ties(stable, (equal,))
     assert not ties.depends_on_ties(Order(lambda x: x.sort(1)[0]), (equal,))
+
+
+class Each(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+@pytest.mark.parametrize("target", ["onnx", "tvm"])
+@pytest.mark.parametrize(
+    "function",
+    [lambda x: x.amax(1).nan_to_num(0.0), lambda x: torch.where(x.argmax(1) > 2, 1.0, 0.0) + x.isnan().sum(1)],
+    ids=["behind", "beside"],
+)
+def test_a_program_that_asks_for_nan_keeps_it_without_an_example_of_any(
+    target: str, function: Callable[[Tensor], Tensor], tmp_path: Path
+) -> None:
+    if missing := targets.get(target).missing_packages():
+        pytest.skip(f"{missing[0]} is not installed")
+    made = edgesmith.export(Each(function), target=target, inputs=(torch.randn(4, 8),), out=tmp_path)
+    kinds = {one["kind"] for one in made.manifest["verification"]["inputs"]["calls"]}
+    assert "missing" in kinds

@@ -2,10 +2,12 @@
 
 Runtimes lose NaN in maxima, orders and pools, and to keep it takes passes over the numbers that no model wants which
 never meets one. So the example decides: an operator is spelled otherwise where one of its operands is not finite there.
+A program that asks for what is missing, by `isnan` or `nan_to_num`, is run on its example with some of it missing, too.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from edgesmith.exporters.graph.edit import fork
+from edgesmith.exporters.graph.edit import fork, operator_name
 from edgesmith.exporters.graph.interpret import Values, evaluate, interpret
 
 Forms = Mapping[torch._ops.OpOverload, Callable[..., Any]]
@@ -27,7 +29,8 @@ def with_kept_nan(module: GraphModule, inputs: Sequence[Tensor], forms: Forms) -
         forms: functions by the operators that they stand for.
     """
     sites = {node for node in module.graph.nodes if node.target in forms and _reads_floats(node)}
-    met = _that_meet(module, inputs, sites) if sites else set()
+    examples = [inputs, *(_some_replaced(inputs, value) for value in (math.nan, math.inf) if _asks(module))]
+    met = set[str]().union(*(_that_meet(module, one, sites) for one in examples)) if sites else set()
     if not met:
         return module
     module = fork(module)
@@ -36,6 +39,33 @@ def with_kept_nan(module: GraphModule, inputs: Sequence[Tensor], forms: Forms) -
             node.target = forms[node.target]
     module.recompile()
     return module
+
+
+_ASKING = frozenset(
+    f"aten.{name}"
+    for name in (
+        *("isnan", "isfinite", "isinf", "isposinf", "isneginf", "nan_to_num"),
+        *("nanmean", "nansum", "nanmedian", "nanquantile"),
+    )
+)
+_COMPARING = frozenset(["aten.eq", "aten.ne"])
+
+
+def _asks(module: GraphModule) -> bool:
+    """Return whether a program has an operator that asks for what is missing, or compares a value with itself."""
+    named = [(operator_name(node), node.args) for node in module.graph.nodes if node.op == "call_function"]
+    return any(name in _ASKING or (name in _COMPARING and len(args) > 1 and args[0] is args[1]) for name, args in named)
+
+
+def _some_replaced(inputs: Sequence[Tensor], value: float) -> list[Tensor]:
+    """Return inputs in which every third float is another one."""
+    made = []
+    for x in inputs:
+        x = x.clone()
+        if x.is_floating_point():
+            x.view(-1)[::3] = value
+        made.append(x)
+    return made
 
 
 def _reads_floats(node: Node) -> bool:
