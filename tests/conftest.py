@@ -10,11 +10,13 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import math
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -39,6 +41,7 @@ from edgesmith.models.registry import all_models
 from edgesmith.profiles.device import all_devices
 
 HERE = Path(__file__).parent
+STARTED = time.monotonic()
 
 SPELLED_OUT = ("precision", "deployment_target", "device")
 """Options that make the same artifact where their defaults are given in words."""
@@ -55,7 +58,12 @@ settings.register_profile(
 settings.load_profile("edgesmith")
 
 
+LATER = ("test_decompositions", "test_sequence_targets", "test_metaformer", "test_forecasters", "test_dense")
+"""Modules that go through a table or a zoo, one export after the other: with those that are `slow` the last to run."""
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--within", type=float, default=math.inf, help="seconds from which on what comes last is left out")
     parser.addoption("--update-golden", action="store_true", help="write the goldens anew instead of comparing")
     parser.addoption("--kills", type=int, default=6, help="how many commands test_kills.py kills")
 
@@ -142,11 +150,25 @@ def decomposes_traced(*overloads: Any, **options: Any) -> Callable[[Callable[...
     return decorate
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leave out what comes last where a slow machine has no time for it, and say so: it passed nothing."""
+    within = item.config.getoption("--within")
+    if comes_last(item) and time.monotonic() - STARTED > within:
+        pytest.skip(f"not run: it comes last, and {within:.0f} s have passed on this machine")
+
+
+def comes_last(item: pytest.Item) -> bool:
+    return item.get_closest_marker("slow") is not None or item.module.__name__.rpartition(".")[2] in LATER
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave tests untraced that go over the same lines hundreds of times: a tracer nearly doubles what torch takes.
 
     They are those that draw their cases, and those of whole models, one after the other.
     """
+    if config.getoption("--within") < math.inf:
+        items.sort(key=comes_last)
     for item in items:
         is_drawn = hasattr(getattr(item, "obj", None), "hypothesis")
         if item.get_closest_marker("slow") or is_drawn or "one_block_a_stage" in getattr(item, "fixturenames", ()):

@@ -74,7 +74,7 @@ def _makes_large(op: Any, bounds: Bounds) -> bool:
         return bound > LARGEST and not any(op.x.is_tensor_or_scalar_of(kind) for kind in ("fp16", "fp32"))
     if op.op_type in ("reduce_sum", "cumsum"):
         return LARGEST < bound < math.inf
-    return op.op_type in _COMPUTING | _CHOOSING and any(_is_coarse(value) for value in _values(op) if _is_row(value))
+    return op.op_type in _COMPUTING | _CHOOSING and any(map(_is_row_of_places, _values(op)))
 
 
 def _is_equal_to_a_constant(op: Any) -> bool:
@@ -82,8 +82,12 @@ def _is_equal_to_a_constant(op: Any) -> bool:
     return op.op_type in ("equal", "not_equal") and (_is_coarse(op.x, whole=False) or _is_coarse(op.y, whole=False))
 
 
-def _is_row(value: Any) -> bool:
-    return value.val is not None and np.size(value.val) > 1
+def _is_row_of_places(value: Any) -> bool:
+    """Return whether a constant has several whole numbers that half precision rounds; a mask has one, its fill."""
+    if not _is_coarse(value):
+        return False
+    sizes = np.abs(np.asarray(value.val))
+    return np.unique(sizes[sizes > LARGEST]).size > 1
 
 
 def _is_coarse(value: Any, whole: bool = True) -> bool:

@@ -77,7 +77,7 @@ def _makes_large(program: Program, node: Node, bounds: dict[Node, float], larges
     if name not in _CASTS | _CHOOSING | _COMPUTING:
         return False
     of_integers = any(bounds.get(one, math.inf) > largest for one in node.all_input_nodes if _is_integer(one))
-    return of_integers or any(_is_coarse(program, one, dtype) and _is_row(one) for one in node.all_input_nodes)
+    return of_integers or any(_is_row_of_places(program, one, largest, dtype) for one in node.all_input_nodes)
 
 
 def _is_compared_with_a_constant(program: Program, node: Node, dtype: torch.dtype) -> bool:
@@ -131,6 +131,14 @@ def _is_coarse(program: Program, node: Node, dtype: torch.dtype, whole: bool = T
     if value is None or value.dtype != torch.float32 or not bool(value.isfinite().all()):
         return False
     return not (whole and bool((value != value.round()).any())) and bool((value.to(dtype).float() != value).any())
+
+
+def _is_row_of_places(program: Program, node: Node, largest: float, dtype: torch.dtype) -> bool:
+    """Return whether a constant has several whole numbers that a type rounds; a mask has one, its fill."""
+    value = constant(program.module, node)
+    if value is None or not _is_coarse(program, node, dtype):
+        return False
+    return bool(value.abs()[value.abs() > largest].unique().numel() > 1)
 
 
 def _is_row(node: Node) -> bool:
