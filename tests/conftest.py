@@ -58,7 +58,10 @@ settings.register_profile(
 settings.load_profile("edgesmith")
 
 
-LATER = ("test_decompositions", "test_sequence_targets", "test_metaformer", "test_forecasters", "test_dense")
+LATER = (
+    *("test_decompositions", "test_sequence_targets", "test_metaformer", "test_forecasters", "test_dense"),
+    *("test_int8", "test_layer_rewrites", "test_authors", "test_foreign_models"),
+)
 """Modules that go through a table or a zoo, one export after the other: with those that are `slow` the last to run."""
 
 

@@ -73,6 +73,9 @@ RANGE_PERCENT = 99.99
 MARGIN_DB = 1.5
 """How much better than wanted the outputs have to be on the calibration inputs, since others are what is judged."""
 
+MARGIN_OF_ONE_DB = 0.5
+"""How much better than wanted the worst of the calibration inputs has to be by itself: another may be worse."""
+
 CORRECTION_INPUTS = 8
 """Inputs over which biases are corrected and the whole is measured; layers alone over SENSITIVITY_INPUTS of them."""
 
@@ -225,7 +228,8 @@ def _settle_in_file(
     def judged(answer: Sequence[Sequence[Tensor]]) -> float:
         of_all = reached(_snr_db(seen.outputs, answer[1:]), _error(seen.outputs, answer[1:]))
         of_one = _snr_of_worst_call(wanted_of, answer)
-        told[counted := min(of_all, of_one + MARGIN_DB)] = min(of_all, of_one)
+        above = of_one - (wanted.snr_db - MARGIN_DB + MARGIN_OF_ONE_DB)
+        told[counted := min(of_all, least_db + above)] = min(of_all, of_one)
         return counted
 
     def reached(snr_db: float | None, error: float) -> float:
