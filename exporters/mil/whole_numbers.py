@@ -86,8 +86,9 @@ def _is_row_of_places(value: Any) -> bool:
     """Return whether a constant has several whole numbers that half precision rounds; a mask has one, its fill."""
     if not _is_coarse(value):
         return False
-    sizes = np.abs(np.asarray(value.val))
-    return np.unique(sizes[sizes > LARGEST]).size > 1
+    large = np.abs(np.asarray(value.val))
+    large = large[large > LARGEST]
+    return large.size > 0 and bool(large.min() < large.max())
 
 
 def _is_coarse(value: Any, whole: bool = True) -> bool:

@@ -138,7 +138,8 @@ def _is_row_of_places(program: Program, node: Node, largest: float, dtype: torch
     value = constant(program.module, node)
     if value is None or not _is_coarse(program, node, dtype):
         return False
-    return bool(value.abs()[value.abs() > largest].unique().numel() > 1)
+    large = value.abs()[value.abs() > largest]
+    return large.numel() > 0 and bool(large.min() < large.max())
 
 
 def _is_row(node: Node) -> bool:
