@@ -59,10 +59,10 @@ settings.load_profile("edgesmith")
 
 
 LATER = (
-    *("test_decompositions", "test_sequence_targets", "test_metaformer", "test_forecasters", "test_dense"),
-    *("test_int8", "test_layer_rewrites", "test_authors", "test_foreign_models"),
+    *("test_sequence_targets", "test_metaformer", "test_forecasters", "test_dense", "test_int8"),
+    *("test_layer_rewrites", "test_authors", "test_foreign_models"),
 )
-"""Modules that go through a table or a zoo, one export after the other: with those that are `slow` the last to run."""
+"""Modules that go through a zoo, one export of a whole model after the other: with those that are `slow` the last to run."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
