@@ -62,7 +62,7 @@ LATER = (
     *("test_sequence_targets", "test_metaformer", "test_forecasters", "test_dense", "test_int8"),
     *("test_layer_rewrites", "test_authors", "test_foreign_models"),
 )
-"""Modules that go through a zoo, one export of a whole model after the other: with those that are `slow` the last to run."""
+"""Modules of whole models, one export after the other: with those tests that are `slow` the last to run."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
