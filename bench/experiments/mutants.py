@@ -51,7 +51,7 @@ from edgesmith.exporters.products import Product, derive
 from edgesmith.exporters.targets.target import NotHere, TargetFile
 from edgesmith.exporters.verification.check import check
 
-KINDS = ("killed", "equivalent", "missed")
+KINDS = ("killed", "equivalent", "missed", "not made")
 RUNS = ("onnx:fp32", "coreml:fp32", "coreml:fp16")
 
 Arrays = list[np.ndarray]
@@ -311,8 +311,8 @@ def measure(name: str, target: str, precision: str, each: int, folder: Path) -> 
             verdict, shown = "killed", ""
             try:
                 mutant = make()
-            except Exception:
-                mutant = None
+            except Exception:  # what a library raises for a model that is none: the judge has seen nothing
+                mutant, verdict = None, "not made"
             if mutant is not None and lowered.passes(mutant):
                 if not search.inputs:
                     search.prepare()
