@@ -7,6 +7,7 @@ neighbour or left out, a value rounded to half precision. It is
     killed       the judge refuses it, or its runtime does
     equivalent   it passes, and none of some hundreds of other inputs shows an error that the judge would not pass
     missed       it passes, and one of them does
+    not made     a library refuses to write it, and the judge never saw it
 
 Those inputs are in the range of the example and of what data may plausibly be: other draws, other scales, whole and
 half numbers, the constants of the file and their neighbours, equal rows, single elements, every index of a table, masks
