@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,8 +24,8 @@ from edgesmith.bench import history, measurement
 from edgesmith.bench.measurement import Measurement, Operator, Profile
 from edgesmith.bench.transport import attached
 from edgesmith.cli import devices, doctor, layout, names
-from edgesmith.cli.app import COMMANDS
 from edgesmith.cli.bench import _show_measurement as show_measurement
+from edgesmith.cli.commands import COMMANDS, Imported
 from edgesmith.cli.devices import _show_estimate as show_estimate
 from edgesmith.cli.export import _checks_table as checks_table
 from edgesmith.cli.export import _covered_table as covered_table
@@ -203,8 +205,7 @@ def test_no_line_is_longer_than_the_terminal_but_for_words_that_are(
 
 
 def test_every_command_is_among_them(commands: list[Shown]) -> None:
-    there_are = {command.__name__.replace("_", "-") for command in COMMANDS} | {"history"}
-    assert {one.name.split()[0] for one in commands} == there_are
+    assert {one.name.split()[0] for one in commands} == set(COMMANDS)
 
 
 def test_a_broken_word_is_seen_by_this_check() -> None:
@@ -297,12 +298,29 @@ def test_a_file_that_missed_or_never_ran_does_not_pass(export_small: Callable[..
 def test_help_has_groups_and_an_example_of_each_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["--help"]) == 0
     text = capsys.readouterr().out
-    assert all(group in text for group, _ in COMMANDS.values())
-    for command, (_, example) in COMMANDS.items():
-        name = command.__name__.replace("_", "-")
-        assert example.split()[0] == name
+    assert all(command.group in text for command in COMMANDS.values())
+    for name, command in COMMANDS.items():
+        assert command.example.split()[0] == name
         assert cli.run([name, "--help"]) == 0
         assert "Example: edgesmith" in capsys.readouterr().out
+
+
+def test_a_command_is_summed_up_as_its_own_help_begins() -> None:
+    for name, command in COMMANDS.items():
+        begun = " ".join(Imported()[name].help.split("\n\n")[0].split())
+        assert begun == command.summary, name
+
+
+def test_help_and_a_wrong_name_import_no_command() -> None:
+    """What they take is measured in the notes of decision 0131; here is why."""
+    program = (
+        "import sys; from edgesmith.cli import run; before = set(sys.modules);"
+        "run(['--help']); run(['exprt']); run(['--version']);"
+        "print([one for one in sys.modules if one.startswith('edgesmith.') and one not in before])"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "Did you mean 'export'" in done.stderr
 
 
 def options_of(example: str) -> Iterator[str]:
@@ -313,10 +331,10 @@ def test_examples_name_options_that_there_are(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    for _, example in COMMANDS.values():
-        cli.run([example.split()[0], "--help"])
+    for name, command in COMMANDS.items():
+        cli.run([name, "--help"])
         text = capsys.readouterr().out
-        assert [one for one in options_of(example) if one not in text] == [], example
+        assert [one for one in options_of(command.example) if one not in text] == [], command.example
 
 
 def test_names_are_completed() -> None:

@@ -12,26 +12,16 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Annotated, Any, Never
 
 import typer
 
 from edgesmith._version import __version__
-from edgesmith.cli.bench import Interrupted, bench, build_on, compare, profile
-from edgesmith.cli.devices import devices, estimate
-from edgesmith.cli.doctor import doctor
-from edgesmith.cli.export import explain, export, verify
-from edgesmith.cli.files import inspect, lint
-from edgesmith.cli.help import RootHelp
-from edgesmith.cli.listings import models, operators, targets
-from edgesmith.cli.options import PrecisionHelp
-from edgesmith.cli.peers import peers
-from edgesmith.cli.report import history, report
-from edgesmith.cli.signals import resend_lost_interrupts
+from edgesmith.cli.help import Root
+from edgesmith.cli.signals import Interrupted, resend_lost_interrupts
 from edgesmith.cli.streams import open_closed_streams
 from edgesmith.cli.tables import print_line
-from edgesmith.cli.use import use
 from edgesmith.ending import code_of_interrupt, ignore_interrupts, own_temporary_folder
 from edgesmith.errors import (
     INTERRUPTED,
@@ -61,48 +51,15 @@ GONE = {errno.ENOENT, errno.ENOTDIR}
 LONGEST_NAME = 80
 """Characters of a path that an error repeats; one that is too long for the system is not shown whole."""
 
-MAKE, LOOK, MEASURE, SHOW = "Make a file", "Look into files and targets", "Measure", "Show what was measured"
-
-COMMANDS: dict[Callable[..., None], tuple[str, str]] = {
-    export: (MAKE, "export --model casvit_xs --target coreml --image-input --labels labels.txt"),
-    use: (MAKE, "use artifacts/casvit_xs-onnx-fp32 --lang python"),
-    verify: (MAKE, "verify artifacts/casvit_xs-onnx-fp32"),
-    explain: (MAKE, "explain --model casvit_xs"),
-    build_on: (MAKE, "build-on ssh://orin artifacts/casvit_xs-tensorrt-fp16-jetson-orin-nano"),
-    models: (LOOK, "models"),
-    targets: (LOOK, "targets"),
-    devices: (LOOK, "devices"),
-    doctor: (LOOK, "doctor"),
-    operators: (LOOK, "operators softmax"),
-    lint: (LOOK, "lint artifacts/casvit_xs-coreml-fp16 --strict"),
-    inspect: (LOOK, "inspect artifacts/casvit_xs-tensorrt-fp16-rtx3080"),
-    bench: (MEASURE, "bench artifacts/casvit_xs-onnx-fp32 --seconds 20"),
-    compare: (MEASURE, "compare artifacts/base artifacts/head --threshold 5%"),
-    peers: (MEASURE, "peers casvit_xs"),
-    estimate: (MEASURE, "estimate artifacts/casvit_xs-coreml-fp16 --device iphone13"),
-    profile: (SHOW, "profile measurements/20260101T000000Z.json"),
-    report: (SHOW, "report artifacts --out report.html"),
-}
-"""The commands in the order of `--help`, each with its group there and an example."""
-
 app = typer.Typer(
     name="edgesmith",
-    cls=RootHelp,
+    cls=Root,
     help="From a PyTorch definition to verified files for phones and edge boards.",
     epilog="Exit codes: 0 done, 2 bad input, 3 verification failed, 4 backend missing, 5 output not writable,"
     " 6 model or operator unsupported, 7 device failed; of compare 8 slower, 9 inconclusive, 10 not comparable;"
     " 130 interrupted, 143 ended, 1 a bug. --debug, anywhere, shows the traceback.",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-)
-for _command, (_group, _example) in COMMANDS.items():
-    app.command(
-        cls=PrecisionHelp if _command is export else None,
-        rich_help_panel=_group,
-        epilog=f"Example: edgesmith {_example}",
-    )(_command)
-app.add_typer(
-    history, name="history", rich_help_panel=SHOW, epilog="Example: edgesmith history add measurements/today.json"
 )
 
 

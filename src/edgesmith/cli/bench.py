@@ -14,6 +14,7 @@ import typer
 from edgesmith.cli import options as given
 from edgesmith.cli.chosen import Chosen, chooses_model
 from edgesmith.cli.export import export_chosen
+from edgesmith.cli.signals import Interrupted
 from edgesmith.cli.tables import (
     Table,
     counted,
@@ -33,10 +34,6 @@ if TYPE_CHECKING:
     from edgesmith.bench.measurement import Measurement, Profile
     from edgesmith.bench.transport import Address
     from edgesmith.bench.verdict import Criterion, Verdict
-
-
-class Interrupted(Exception):
-    """Ctrl-C came while something was measured; what was is kept, and that is said."""
 
 
 @chooses_model

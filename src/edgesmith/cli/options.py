@@ -10,7 +10,6 @@ from typing import Annotated
 from unicodedata import category
 
 import typer
-from typer.core import TyperCommand, TyperOption
 
 from edgesmith.cli import names
 from edgesmith.errors import BadInput, Unreadable
@@ -395,20 +394,6 @@ EstimateFor = Annotated[
     ),
 ]
 PagePath = Annotated[Path, typer.Option("--out", "-o", help="The page.")]
-
-
-class PrecisionHelp(TyperCommand):
-    """A command whose help lists the precisions. They are asked for then and not before: plugins add to them."""
-
-    def get_help(self, context: typer.Context) -> str:  # type: ignore[override]  # typer's own Context
-        """Return the command's help, with the precisions that there are."""
-        from edgesmith.exporters.precision.table import all_precisions
-
-        summaries = "; ".join(f"{one.name}: {one.summary}" for one in all_precisions().values())
-        for option in self.params:
-            if isinstance(option, TyperOption) and option.name == "precision":
-                option.help = f"{summaries}. `edgesmith targets` says which a target takes."
-        return super().get_help(context)
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgesmith.cli import options as given
-from edgesmith.cli.bench import Interrupted
 from edgesmith.cli.chosen import Chosen, choose, chooses_model
+from edgesmith.cli.signals import Interrupted
 from edgesmith.cli.tables import (
     counted,
     describe_interval,

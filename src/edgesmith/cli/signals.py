@@ -12,6 +12,10 @@ RESENT_S = 0.05
 """How long a lost interrupt waits, so that the callback that lost it is over."""
 
 
+class Interrupted(Exception):
+    """Ctrl-C came while something was measured; what was is kept, and that is said."""
+
+
 class _Unraisable(Protocol):
     exc_type: type[BaseException]
     exc_value: BaseException | None

@@ -118,6 +118,11 @@ def print_lines(text: str) -> None:
     print(in_terminal(text, lines=True, longest=len(text)), end="")
 
 
+def print_block(text: str) -> None:
+    """Print a text, broken between words wherever it goes to."""
+    print(layout.break_lines(text, line_width()))
+
+
 def print_table(table: Table, after: str = "") -> None:
     """Print a table on stdout: a row is a line where there is room, and else a block.
 
