@@ -26,7 +26,7 @@ from edgesmith.bench.estimation.estimate import Estimate
 from edgesmith.bench.measurement import Measurement, Operator, Profile
 from edgesmith.bench.report import figures
 from edgesmith.bench.report.answers import Origin, origin_of
-from edgesmith.bench.report.page import Found, find, write_report
+from edgesmith.bench.report.page import VIEWERS, Found, find, write_report
 from edgesmith.errors import BadInput, OutputError
 from edgesmith.exporters.artifact import Artifact
 
@@ -108,13 +108,16 @@ class Outline(HTMLParser):
         self.levels: list[int] = []
         self.tags: set[str] = set()
         self.addresses: list[str] = []
+        self.fetched: list[str] = []
         self.feed(page)
         assert not self.open
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
         self.ids += [value or "" for name, value in attrs if name == "id"]
-        self.addresses += [value or "" for name, value in attrs if name in ("href", "src")]
+        named = [value or "" for name, value in attrs if name in ("href", "src")]
+        self.addresses += named
+        self.fetched += [] if tag == "a" else named  # the others wait for a click
         if tag in ("h1", "h2", "h3", "h4"):
             self.levels.append(int(tag[1]))
         if tag not in self.void:
@@ -136,7 +139,9 @@ def test_the_page_shows_what_the_folder_holds_and_brings_nothing_from_elsewhere(
     assert [name for name, _ in found.unread] == ["cut.json", "later.json"]
     assert "settings.json" not in page
     assert "script" not in outline.tags
-    assert all(address.startswith(("#", "data:")) for address in outline.addresses)
+    assert all(address.startswith(("#", "data:")) for address in outline.fetched)
+    elsewhere = {address for address in outline.addresses if not address.startswith(("#", "data:"))}
+    assert elsewhere == set(VIEWERS.values())
     assert len(outline.ids) == len(set(outline.ids))
     assert {address[1:] for address in outline.addresses if address.startswith("#")} <= set(outline.ids)
     assert outline.levels[0] == 1
@@ -551,6 +556,7 @@ def test_figures_bring_their_data_as_files(made: Made, tmp_path: Path) -> None:
         "b/Mul_1": 0.5,
     }
     assert [one["stop"] for one in times["gradient"]] == [0, 1]
+    assert '<a href="https://netron.app" rel="noreferrer">Netron</a>' in page
     assert {name.partition(".")[0] for name in files} == set(made.figures)
     rows = list(csv.reader(io.StringIO(base64.b64decode(files["samples-1-0.csv"]).decode())))
     assert rows[0] == ["launch", "ms"]

@@ -7,7 +7,7 @@ import csv
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
@@ -145,15 +145,17 @@ class Folded:
 
 @dataclass(frozen=True)
 class Saved:
-    """A file in JSON that is saved from the page, and a sentence about it that ends the line.
+    """A file in JSON that is saved from the page, a sentence about it, and links that end the line.
 
     Attributes:
         name: of the file.
+        programs: names and addresses of programs that show it, or what it is about.
     """
 
     name: str
     content: Mapping[str, Any]
     about: str
+    programs: Mapping[str, str] = field(default_factory=dict)
     kind: str = "saved"
 
     @property

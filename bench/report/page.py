@@ -62,6 +62,9 @@ WANTED = "artifacts, records of bench, estimates or a history"
 MOST_OPERATORS = 30
 """Operators of one profile that the page lists; the record has all."""
 
+VIEWERS = {"Model Explorer": "https://github.com/google-ai-edge/model-explorer", "Netron": "https://netron.app"}
+"""Programs in which a file's graph is looked at."""
+
 
 @dataclass(frozen=True)
 class Found:
@@ -381,7 +384,8 @@ def _node_data(name: str, profile: Profile) -> Saved:
     return Saved(
         f"{name}.node_data.json",
         content,
-        "colours the file's nodes in Model Explorer by milliseconds, as its node data; Netron opens ONNX files too.",
+        "colours the file's nodes by milliseconds, as node data of Model Explorer; Netron opens an ONNX file alone:",
+        VIEWERS,
     )
 
 
