@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from edgesmith.exporters.graph.edit import operators
 from edgesmith.exporters.graph.not_numbers import with_kept_nan
 from edgesmith.exporters.inputs import Call
 from edgesmith.exporters.precision import table as precisions
+from edgesmith.exporters.targets.target import NotHere
 from edgesmith.exporters.verification import conformance, sweep, ties
 from edgesmith.exporters.verification.boundaries import of
 from edgesmith.exporters.verification.cases import Case, Together
@@ -297,3 +299,43 @@ def test_a_program_that_asks_for_nan_keeps_it_without_an_example_of_any(
     made = edgesmith.export(Each(function), target=target, inputs=(torch.randn(4, 8),), out=tmp_path)
     kinds = {one["kind"] for one in made.manifest["verification"]["inputs"]["calls"]}
     assert "missing" in kinds
+
+
+REPLACED: Functions = {
+    "itself": torch.nan_to_num,
+    "before a softmax": lambda x: torch.nan_to_num(x).softmax(-1),
+    "before a softmax of negated": lambda x: torch.nan_to_num(-x).softmax(-1),
+    "before a difference": lambda x: torch.nan_to_num(x) - torch.nan_to_num(x),
+    "one by a number": lambda x: torch.nan_to_num(x, neginf=-7.0).relu(),
+    "all by numbers": lambda x: torch.nan_to_num(x, 3.0, 5.0, -7.0),
+    "beyond the half range": lambda x: torch.nan_to_num(x, posinf=1e5, neginf=-1e6).softmax(-1),
+    "a row of filling": lambda x: x.index_fill(1, torch.arange(5), -1e9).softmax(-1),
+    "a row of scattered": lambda x: x.scatter(1, torch.arange(5).expand(2, 5), -1e30).softmax(-1),
+    "padding": lambda x: F.pad(torch.nan_to_num(x), (0, 4), value=-1e9).softmax(-1),
+    "scattered": lambda x: torch.nan_to_num(x).scatter(1, torch.tensor([[0, 2], [1, 4]]), -1e30).softmax(-1),
+    "a row filled in place": lambda x: x.clone().fill_(-1e9).softmax(-1),
+    "in place": lambda x: x.clone().nan_to_num_(posinf=2.0).relu(),
+    "of whole numbers": lambda x: torch.nan_to_num((x > 0).int()),
+}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("target", ["onnx", "coreml", "coreai"])
+@pytest.mark.parametrize("name", REPLACED)
+def test_what_is_put_for_an_infinity_is_finite_in_the_files_own_type(
+    name: str, target: str, precision: str, tmp_path: Path
+) -> None:
+    """`finfo(float32).max` is an infinity once a file in half precision holds it."""
+    if missing := targets.get(target).missing_packages():
+        pytest.skip(f"{missing[0]} is not installed")
+
+    class Replaced(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return REPLACED[name](x)
+
+    x = (torch.randn(2, 5),)
+    made = edgesmith.export(Replaced().eval(), target, inputs=x, precision=precision, name="replaced", out=tmp_path)
+    given = np.array([[1.0, math.inf, -2.0, math.nan, 0.5], [-math.inf, 3.0, 0.0, math.inf, -1.0]], np.float32)
+    outputs = targets.get(target).open(made.file).run([[given]])
+    assert not isinstance(outputs, NotHere)
+    assert all(np.isfinite(y.astype(np.float64)).all() for call in outputs for y in call)

@@ -715,3 +715,33 @@ def test_a_choice_that_half_precision_makes_otherwise_says_what_to_do(target: st
         edgesmith.export(Classes().eval(), target=target, precision="fp16", inputs=(images,), out=tmp_path)
     made = edgesmith.export(Classes().eval(), target=target, precision="fp32", inputs=(images,), out=tmp_path)
     assert made.precision == "fp32"
+
+
+def _negated(shape: tuple[int, ...]) -> Tensor:
+    """Return a view that PyTorch negates when it is read."""
+    return torch.randn(*shape, dtype=torch.complex64).conj().imag
+
+
+LAYOUTS: dict[str, Callable[[], Tensor]] = {
+    "channels last": lambda: torch.randn(2, 6, 4, 4).to(memory_format=torch.channels_last),
+    "transposed": lambda: torch.randn(4, 4, 6, 2).permute(3, 2, 1, 0),
+    "every second": lambda: torch.randn(2, 6, 4, 8)[..., ::2],
+    "expanded": lambda: torch.randn(1, 6, 1, 4).expand(2, 6, 4, 4),
+    "negated": lambda: _negated((2, 6, 4, 4)),
+    "a parameter": lambda: nn.Parameter(torch.randn(2, 6, 4, 4)).mT,
+    "half of another": lambda: torch.randn(2, 12, 4, 4)[:, 6:],
+}
+
+
+@pytest.mark.parametrize("target", ["onnx", "coreml", "coreai"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_example_may_lie_in_memory_as_it_likes(layout: str, target: str, tmp_path: Path) -> None:
+    def function(x: Tensor, mask: Tensor) -> Tensor:
+        seen = torch.nan_to_num(x) * mask
+        return F.max_pool2d(torch.where(seen > 0.5, seen, -seen), 2).flatten(1).softmax(-1)
+
+    torch.manual_seed(0)
+    x = LAYOUTS[layout]()
+    mask = torch.ones(2, 4, 6, 4).transpose(1, 2)
+    made = edgesmith.export(Lines(function), target, inputs=(x, mask), name="laid", out=tmp_path)
+    assert made.manifest["verification"]["steps"][-1]["relative_error"] < 1e-2

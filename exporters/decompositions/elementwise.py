@@ -347,8 +347,13 @@ def ceil(x: Tensor) -> Tensor:
 
 @decomposes(aten.nan_to_num.default, targets=("coreai",), why="Core AI's converter has no translation of isnan")
 def nan_to_num(x: Tensor, nan: float | None = None, posinf: float | None = None, neginf: float | None = None) -> Tensor:
-    """Return x with finite numbers for NaN and infinities: 0 and the type's own limits by default."""
+    """Return x with finite numbers for NaN and infinities: 0 and the type's own limits by default, and at most."""
+    if not x.is_floating_point():
+        return x.clone()
     limits = torch.finfo(x.dtype)
+    nan, posinf, neginf = (
+        None if one is None else min(max(one, limits.min), limits.max) for one in (nan, posinf, neginf)
+    )
     x = torch.where(isnan(x), torch.full_like(x, nan or 0.0), x)
     x = torch.where(x == math.inf, torch.full_like(x, limits.max if posinf is None else posinf), x)
     return torch.where(x == -math.inf, torch.full_like(x, limits.min if neginf is None else neginf), x)

@@ -77,7 +77,7 @@ def capture(
         BadInput: inputs that the model's own code rejects.
         Unsupported: code that torch.export cannot capture, which the sentence names; a random or stateful model.
     """
-    inputs = tuple(x.detach().clone() for x in inputs)
+    inputs = tuple(_laid_out_as_a_file_takes_it(x.detach()) for x in inputs)
     _check(model, inputs, dynamic_batch)
     returned = _run(model, inputs)
     leaves_caches = _refuse_unrepeatable(model, inputs, dynamic_batch)
@@ -357,6 +357,11 @@ def run(program: Program, inputs: Sequence[Tensor]) -> list[Tensor]:
     tensors = read_results(outputs).tensors
     _check_outputs(outputs, tensors)
     return tensors
+
+
+def _laid_out_as_a_file_takes_it(x: Tensor) -> Tensor:
+    """Return a copy of an example with the last axis innermost; as it is where that says nothing."""
+    return x.clone() if x.layout != torch.strided else x.resolve_neg().clone(memory_format=torch.contiguous_format)
 
 
 def _check(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) -> None:

@@ -44,7 +44,9 @@ _PASS = "edgesmith::legalize_masks"  # noqa: S105 - a graph pass, no password
 _BEFORE = "common::add_fp16_cast"
 VIEWS = frozenset({"reshape", "transpose", "expand_dims", "squeeze", "slice_by_index", "slice_by_size", "identity"})
 """Operators that change no numbers."""
-_SEEDS = frozenset({"add", "sub", "mul", "real_div", "select"})
+_SEEDS = frozenset(
+    {"add", "sub", "mul", "real_div", "select", "pad", "fill", "scatter", "scatter_nd", "scatter_along_axis"}
+)
 """Operators whose results are as large as a constant that they read. Bounds of a clip or a maximum are none."""
 _CARRYING = frozenset(
     {
@@ -202,8 +204,8 @@ def _is_last(path: Sequence[Any] | None) -> bool:
 def _is_large(value: Any, limit: float) -> bool:
     """Return whether a value is a constant with finite elements beyond a limit."""
     known = getattr(value, "val", None)
-    array = np.abs(np.asarray(0.0 if known is None else known))
-    return array.dtype.kind == "f" and bool((np.isfinite(array) & (array > limit)).any())
+    array = np.asarray(0.0 if known is None else known)
+    return array.dtype.kind == "f" and bool((np.isfinite(array) & (np.abs(array) > limit)).any())
 
 
 def _readers(op: Any) -> list[Any] | None:

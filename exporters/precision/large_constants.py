@@ -29,7 +29,12 @@ SHARE = 0.5
 
 One = TypeVar("One")
 
-_SEEDS = frozenset({"add", "sub", "rsub", "mul", "div", "masked_fill", "where", "scalar_tensor", "full", "full_like"})
+_SEEDS = frozenset(
+    {
+        *("add", "sub", "rsub", "mul", "div", "masked_fill", "where", "scalar_tensor", "full", "full_like", "new_full"),
+        *("nan_to_num", "constant_pad_nd", "pad", "index_fill", "scatter", "fill"),
+    }
+)
 """ATen operators whose results are as large as a constant that they read. Bounds of a clamp are none."""
 
 _VIEWS = frozenset(

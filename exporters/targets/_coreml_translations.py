@@ -8,6 +8,8 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+
 from edgesmith.errors import Unsupported
 from edgesmith.exporters.targets._coreml_recurrent import translations as recurrent_translations
 from edgesmith.kernels.op import FusedOp, all_ops
@@ -16,7 +18,7 @@ OWN_TRANSLATIONS = frozenset(
     f"aten.{name}"
     for name in (
         *("addcmul", "alias", "div", "floor_divide", "gelu", "group_norm", "gru", "layer_norm"),
-        *("log", "log10", "log2", "lstm", "prelu"),
+        *("log", "log10", "log2", "lstm", "nan_to_num", "prelu"),
         *("prod", "reciprocal", "remainder", "rnn_relu", "rnn_tanh", "rsqrt"),
     )
 )
@@ -44,6 +46,7 @@ def own_translations(half: bool) -> Iterator[None]:
     table["reciprocal"] = _reciprocal
     table["rsqrt"] = _rsqrt
     table["remainder"] = _remainder
+    table["nan_to_num"] = _nan_to_num(half)
     table |= {name: _floor_of_whole_numbers(table[name]) for name in ("div", "floor_divide")}
     table |= {name: _log(base) for name, base in (("log", math.e), ("log2", 2.0), ("log10", 10.0))}
     table |= {"prod": _prod, "prod.dim_int": _prod} | recurrent_translations()
@@ -258,6 +261,40 @@ def _remainder(context: Any, node: Any) -> None:
 
     x, divisor = promote_input_dtypes(_get_inputs(context, node, expected=2))
     context.add(mb.mod(x=x, y=divisor, name=node.name))
+
+
+def _nan_to_num(half: bool) -> Callable[[Any, Any], None]:
+    """Return a translation to three choices: an infinity becomes the largest number of the program.
+
+    coremltools' own has that of fp32, which in half precision is an infinity, and shapes that depend on the numbers.
+    """
+
+    def translate(context: Any, node: Any) -> None:
+        from coremltools.converters.mil import Builder as mb
+        from coremltools.converters.mil.frontend.torch.ops import _get_inputs, _get_kwinputs
+        from coremltools.converters.mil.mil import types
+
+        x, *given = _get_inputs(context, node)
+        if not types.is_float(x.dtype):
+            context.add(mb.identity(x=x, name=node.name))
+            return
+        largest = float(np.finfo(np.float16 if half else np.float32).max)
+        given += [None] * (3 - len(given))
+        named = [_get_kwinputs(context, node, name, default=[one])[0] for name, one in zip(_WORDS, given, strict=True)]
+        instead = [getattr(one, "val", one) for one in named]
+        nan, above, below = (
+            default if one is None else min(max(float(one), -largest), largest)
+            for one, default in zip(instead, (0.0, largest, -largest), strict=True)
+        )
+        y = mb.select(cond=mb.not_equal(x=x, y=x), a=nan, b=x)
+        y = mb.select(cond=mb.equal(x=x, y=math.inf), a=above, b=y)
+        context.add(mb.select(cond=mb.equal(x=x, y=-math.inf), a=below, b=y, name=node.name))
+
+    return translate
+
+
+_WORDS = ("nan", "posinf", "neginf")
+"""What `nan_to_num` may be told, by name."""
 
 
 def _log(base: float) -> Callable[[Any, Any], None]:
