@@ -110,7 +110,7 @@ class Settings:
         energy: also joules per inference, in processes of its own, where the device has a meter.
 
     Raises:
-        BadInput: a number that must be more than 0 is not.
+        BadInput: a number that must be above 0 is not, or is infinite.
     """
 
     seconds: float | None = None
@@ -124,8 +124,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name, value in (("seconds", self.seconds), ("launches", self.launches), ("threads", self.threads)):
-            if value is not None and not value > 0:
-                raise BadInput(f"{name} must be more than 0, got {value}")
+            if value is not None and not 0 < value < math.inf:
+                raise BadInput(f"{name} must be more than 0 and finite, got {value}")
 
     @property
     def most(self) -> tuple[float, int]:

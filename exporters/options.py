@@ -30,6 +30,7 @@ from edgesmith.models.registry import ImageInput, ModelSpec, SequenceInput, Soun
 from edgesmith.models.series import SeriesInput, read_file
 from edgesmith.profiles import device as devices
 from edgesmith.profiles.device import DeviceProfile
+from edgesmith.readers.weights import check_weights
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -448,6 +449,12 @@ def _check_module(options: ModelOptions) -> None:
         )
 
 
+def _check_weights(options: ModelOptions) -> None:
+    """Refuse weights that are not there, before anything is imported that could read them."""
+    if options.weights is not None:
+        check_weights(Path(options.weights))
+
+
 def _check_reads(options: ModelOptions) -> None:
     """Refuse names that nothing has, sizes that the model does not read, and maps of a model that has none."""
     _ = options.backend, options.artifact_name, options.shape  # which are refused where they cannot be
@@ -608,6 +615,7 @@ def _check_states_of_sound(options: ExportOptions) -> None:
 MODEL_CHECKS: tuple[Callable[[ModelOptions], None], ...] = (
     _check_batch,
     _check_module,
+    _check_weights,
     _check_reads,
     _check_front_end,
     _check_segmentation,

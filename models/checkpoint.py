@@ -24,6 +24,7 @@ from edgesmith.models import dense
 from edgesmith.models.registry import ModelSpec, build, family
 from edgesmith.readers.pickles import read_pickle
 from edgesmith.readers.tensors import read_safetensors_as_torch
+from edgesmith.readers.weights import check_weights
 
 RANDOM_SEED = 0
 _ENVELOPES = ("model", "state_dict", "model_ema")
@@ -102,7 +103,7 @@ def _load_dense(spec: ModelSpec, path: Path, head: str) -> tuple[nn.Module, Weig
 def read(path: str | Path, envelope: str = "") -> dict[str, Tensor]:
     """The state dict in a file; of several, the one under `envelope`. Raises CheckpointError."""
     path = Path(path)
-    _check_readable(path)
+    check_weights(path)
     try:
         if path.suffix == ".safetensors":
             state = read_safetensors_as_torch(path, "safetensors file", "download it again")
@@ -113,15 +114,6 @@ def read(path: str | Path, envelope: str = "") -> dict[str, Tensor]:
     if not state:
         raise CheckpointError(f"{path.name} holds no tensors; a model's state dict was expected")
     return state
-
-
-def _check_readable(path: Path) -> None:
-    if not path.is_file():
-        raise CheckpointError(f"no weights file at {path}; give a .pth, .pt or .safetensors file")
-    try:
-        path.open("rb").close()
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}; check its permissions") from error
 
 
 def load_into(module: nn.Module, path: str | Path, key: str | None = None, strict: bool = True) -> Weights:
@@ -157,7 +149,7 @@ def _read_key(path: Path, key: str) -> dict[str, Tensor]:
     """Return the state dict under a key of a file."""
     if path.suffix == ".safetensors":
         raise CheckpointError(f"{path.name} holds tensors alone and has no keys; leave --key out")
-    _check_readable(path)
+    check_weights(path)
     try:
         content = read_pickle(path)
     except Unreadable as error:

@@ -471,6 +471,8 @@ def test_nothing_to_measure_and_cores_that_are_not_there_are_refused(artifact: P
         measure.measure([artifact], measure.Settings(cores=[0, 4096]))
     with pytest.raises(BadInput, match="launches must be more than 0"):
         measure.measure([artifact], measure.Settings(launches=0))
+    with pytest.raises(BadInput, match="seconds must be more than 0 and finite, got inf"):
+        measure.measure([artifact], measure.Settings(seconds=math.inf))
 
 
 # the commands

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import doctest
+import importlib
 import re
 import tomllib
 from collections.abc import Iterator
@@ -235,3 +237,18 @@ def test_nothing_in_the_compiler_knows_a_model_by_name(checkout: Path) -> None:
 )
 def test_a_models_name_is_found(line: str, checkout: Path) -> None:
     assert model_names_in(ast.parse(line), known_models(checkout) | {"efficientvim_m1"})
+
+
+def test_examples_in_docstrings_give_what_they_say(checkout: Path) -> None:
+    with_examples = [path for path, tree in trees(checkout) if any(">>> " in text for text in docstrings(tree))]
+    assert len(with_examples) >= 5
+    for path in with_examples:
+        name = path.removeprefix("src/edgesmith/").removesuffix(".py").replace("/", ".")
+        found = doctest.testmod(importlib.import_module(f"edgesmith.{name}"))
+        assert found.attempted, path
+        assert not found.failed, path
+
+
+def docstrings(tree: ast.Module) -> Iterator[str]:
+    kinds = ast.Module | ast.ClassDef | ast.FunctionDef
+    return (ast.get_docstring(node) or "" for node in ast.walk(tree) if isinstance(node, kinds))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from edgesmith.errors import Unsupported
+from edgesmith.errors import Unreadable
 from edgesmith.exporters.tensorrt import engine
 from edgesmith.exporters.tensorrt.kit import build as board
 
@@ -138,7 +138,7 @@ def test_a_layer_without_outputs_is_counted_as_a_signal() -> None:
 def test_what_is_no_inspectors_json_is_one_sentence(content: str, tmp_path: Path) -> None:
     path = tmp_path / "layers.json"
     path.write_text(content, encoding="utf-8")
-    with pytest.raises(Unsupported, match=r"layers\.json is no inspector's JSON .*trtexec --exportLayerInfo writes"):
+    with pytest.raises(Unreadable, match=r"layers\.json is no inspector's JSON .*trtexec --exportLayerInfo writes"):
         engine.inspect(path)
 
 

@@ -19,7 +19,7 @@ from torch import nn
 
 import edgesmith
 from edgesmith.board.common import Refusal
-from edgesmith.errors import BackendMissing, BadInput, Unsupported
+from edgesmith.errors import BackendMissing, BadInput, Unreadable, Unsupported
 from edgesmith.exporters import targets
 from edgesmith.exporters.artifact import Artifact
 from edgesmith.exporters.tensorrt import engine
@@ -94,9 +94,9 @@ def test_header_is_read_and_fits_devices(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "error", "sentence"),
     [
-        (b"ptrt" + bytes(60), Unsupported, "it begins with b'ptrt', not b'vtrt' or b'ftrt'"),
-        (b"", Unsupported, "is no engine of TensorRT-RTX or TensorRT: it begins with b''"),
-        (fields(4, length=100), Unsupported, "its header says 100 bytes, the file has 64"),
+        (b"ptrt" + bytes(60), Unreadable, "it begins with b'ptrt', not b'vtrt' or b'ftrt'"),
+        (b"", Unreadable, "is no engine of TensorRT-RTX or TensorRT: it begins with b''"),
+        (fields(4, length=100), Unreadable, "its header says 100 bytes, the file has 64"),
         (None, BadInput, "wanted an engine of TensorRT-RTX"),
     ],
 )

@@ -58,7 +58,7 @@ class Settings:
         cores: to pin the processes to.
 
     Raises:
-        BadInput: a number that must be more than 0 is not.
+        BadInput: a number that must be above 0 is not, or is infinite.
     """
 
     seconds: float = 60.0
@@ -68,8 +68,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in ("seconds", "launches", "threads"):
-            if not getattr(self, name) > 0:
-                raise BadInput(f"{name} must be more than 0, got {getattr(self, name)}")
+            if not 0 < getattr(self, name) < math.inf:
+                raise BadInput(f"{name} must be more than 0 and finite, got {getattr(self, name)}")
 
 
 @dataclass

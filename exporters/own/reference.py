@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from edgesmith.errors import BadInput
+from edgesmith.readers.weights import check_weights
 
 DTYPES = ("float32", "float16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
 
@@ -111,6 +112,8 @@ class OwnModule:
         self._check_inputs()
         if self.weights is None and (self.key is not None or not self.strict):
             raise BadInput("--key and --no-strict say how weights are read; give --weights FILE too")
+        if self.weights is not None:
+            check_weights(self.weights)
 
     @property
     def place(self) -> str:

@@ -165,7 +165,7 @@ def inspect(path: str | Path, device: str | None = None) -> dict[str, Any]:
     Raises:
         BadInput: there is no such file, its manifest is damaged, or the device cannot load it.
         BackendMissing: the device is this machine's GPU, and there is nothing that finds it.
-        Unsupported: the file is neither an engine nor an inspector's JSON.
+        Unreadable: the file is neither an engine nor an inspector's JSON.
     """
     from edgesmith.exporters import artifact as artifacts  # which imports numpy, and listing targets must not
 
@@ -181,7 +181,10 @@ def _inspect_engine(path: Path, device: str | None) -> dict[str, Any]:
     """An engine's header, the devices that load it, and its manifest's words where it is an artifact's."""
     from edgesmith.exporters import artifact as artifacts
 
-    header = read_header(path)
+    try:
+        header = read_header(path)
+    except Unsupported as error:
+        raise Unreadable(str(error)) from error
     artifact = _artifact_of(path)
     recorded: Mapping[str, Any] = _recorded(artifact) if artifact else {}
     capabilities = header.compute_capabilities or tuple(recorded.get("compute_capabilities", ()))
@@ -259,11 +262,11 @@ def _inspect_layers(path: Path) -> dict[str, Any]:
         layers = build.read_inspector(information)
         tensors = build.tensors_of(information)
     except Unreadable as error:
-        raise Unsupported(
+        raise Unreadable(
             f"{path.name} is no inspector's JSON that can be read; wanted what trtexec --exportLayerInfo writes"
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Unsupported(
+        raise Unreadable(
             f"{path.name} is no inspector's JSON ({error}); wanted what trtexec --exportLayerInfo writes"
         ) from error
     report = build.condense((), None, layers)

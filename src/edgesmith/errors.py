@@ -98,11 +98,14 @@ def unknown(kind: str, name: str, known: Iterable[str], listed_by: str) -> BadIn
 
     >>> str(unknown("model", "casvit_xss", ["casvit_xs", "casvit_t"], "edgesmith models"))
     "unknown model 'casvit_xss'. Nearest: casvit_xs, casvit_t. List them: edgesmith models"
-    >>> str(unknown("target", "nix", ["coreml", "coreai", "onnx", "tensorrt", "tvm"], "edgesmith targets"))
-    "unknown target 'nix'. There are coreml, coreai, onnx and 2 more. List them: edgesmith targets"
+    >>> str(unknown("target", "ONNX", ["coreml", "coreai", "onnx"], "edgesmith targets"))
+    "unknown target 'ONNX'. Nearest: onnx. List them: edgesmith targets"
+    >>> str(unknown("target", "gpu", ["coreml", "coreai", "onnx", "tensorrt", "tvm"], "edgesmith targets"))
+    "unknown target 'gpu'. There are coreml, coreai, onnx and 2 more. List them: edgesmith targets"
     """
     known = list(known)
-    nearest = get_close_matches(name, known, n=3, cutoff=0.4)
+    lower = {one.lower(): one for one in known}
+    nearest = [lower[one] for one in get_close_matches(name.lower(), lower, n=3, cutoff=0.4)]
     if nearest:
         told = f"Nearest: {', '.join(nearest)}"
     else:

@@ -762,8 +762,8 @@ def check_options(kit: Mapping[str, Any], options: argparse.Namespace) -> None:
     if options.hardware_compatible and board["jetpack"]:
         raise Refusal("TensorRT has no hardware compatibility on JetPack; leave out --hardware-compatible")
     for name in ("seconds", "launches"):
-        if getattr(options, name) <= 0:
-            raise Refusal(f"--{name} must be more than 0, got {getattr(options, name)}")
+        if not 0 < getattr(options, name) < float("inf"):
+            raise Refusal(f"--{name} must be more than 0 and finite, got {getattr(options, name)}")
     if options.timing_cache is not None:
         check_cache(options.timing_cache)
 
