@@ -320,7 +320,7 @@ def test_help_and_a_wrong_name_import_no_command() -> None:
     )
     done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
-    assert "Did you mean 'export'" in done.stderr
+    assert "No such command 'exprt'. Did you mean 'export', 'report'? See: edgesmith --help" in done.stderr
 
 
 def options_of(example: str) -> Iterator[str]:

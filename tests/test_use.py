@@ -180,6 +180,7 @@ def test_a_language_that_a_target_has_no_program_in_is_refused(
     made = export_small("onnx")
     assert cli.run(["use", str(made.path), "--lang", "swift"]) == 2
     assert "no program for onnx in swift; there is python, c++, kotlin" in capsys.readouterr().err
+    assert cli.run(["use", str(made.path), "--lang", "Python"]) == 0
     assert cli.run(["use", str(made.path), "--lang", "rust"]) == 2
     assert "rust, which is none of swift, kotlin, c++, python" in capsys.readouterr().err
 

@@ -38,7 +38,7 @@ def page(facts: Facts, snippets: Sequence[Snippet]) -> str:
 def code_in(language: str, facts: Facts, snippets: Sequence[Snippet]) -> str:
     """Return the program in one language. Raises BadInput where there is none."""
     for one in snippets:
-        if one.language == language:
+        if one.language == language.lower():
             return one.code
     there = ", ".join(one.language for one in snippets) or "none"
     asked = language if language in LANGUAGES else f"{language}, which is none of {', '.join(LANGUAGES)}"

@@ -113,7 +113,8 @@ def run(arguments: list[str], debug: bool = False) -> int:
         context = getattr(error, "ctx", None)
         command = context.command_path if context else "edgesmith"
         said = error.format_message().rstrip(".")
-        return _fail(f"{said}. See: {command} --help", BadInput.exit_code, arguments)
+        stop = "" if said.endswith("?") else "."
+        return _fail(f"{said}{stop} See: {command} --help", BadInput.exit_code, arguments)
     except Interrupted:
         return INTERRUPTED
     except (KeyboardInterrupt, typer.Abort):
