@@ -178,6 +178,44 @@ def test_a_dynamic_batch_takes_any_number_of_arguments() -> None:
         capture(Lines(lambda a: a), (torch.ones(1, 3),), dynamic_batch=True)
 
 
+def _branches(x: Tensor) -> Tensor:
+    return x + 1 if x.shape[0] == 2 else x
+
+
+FIXED_BATCHES: dict[str, Callable[[Tensor], Tensor]] = {
+    "len": lambda x: x.reshape(len(x), -1),
+    "a loop over rows": lambda x: torch.stack([row * 2 for row in x]),
+    "a loop over numbers": lambda x: torch.stack([x[i] for i in range(x.shape[0])]),
+    "unbind": lambda x: torch.stack(x.unbind(0)),
+    "a number in its place": lambda x: x.reshape(2, -1),
+    "a branch": _branches,
+    "a constant of its size": lambda x: x + torch.zeros(2, 4, 6),
+    "chunks of it": lambda x: torch.cat(x.chunk(2, 0)),
+    "a number of Python": lambda x: x * float(x.shape[0]),
+    "half of it": lambda x: x[: x.shape[0] // 2],
+    "pairs of it": lambda x: x.reshape(x.shape[0] // 2, 2, -1),
+}
+
+
+@pytest.mark.parametrize("name", FIXED_BATCHES)
+def test_code_that_fixes_a_dynamic_batch_is_told_so(name: str) -> None:
+    with pytest.raises(Unsupported, match=r"its code fixes the batch, which is to be free.*leave --dynamic-batch out"):
+        capture(Lines(FIXED_BATCHES[name]), (torch.randn(2, 4, 6),), dynamic_batch=True)
+
+
+@pytest.mark.parametrize("squeeze", [torch.squeeze, lambda x: x.squeeze(0), lambda x: x.squeeze((0, 2))])
+def test_a_dynamic_batch_is_not_squeezed(squeeze: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(Unsupported, match=r"aten\.squeeze at .*takes an axis away where its size is 1"):
+        capture(Lines(squeeze), (torch.randn(2, 4, 1),), dynamic_batch=True)
+    program = capture(Lines(lambda x: x.squeeze(-1)), (torch.randn(2, 4, 1),), dynamic_batch=True)
+    assert run(program, [torch.randn(1, 4, 1)])[0].shape == (1, 4)
+
+
+def test_a_dynamic_batch_is_one_for_all_inputs() -> None:
+    with pytest.raises(BadInput, match="first axis of every input, and those of the example are 2 and 3"):
+        capture(Lines(lambda a, b: a @ b.T), (torch.ones(2, 3), torch.ones(3, 3)), dynamic_batch=True)
+
+
 def test_an_argument_called_output_gets_outputs_of_another_name() -> None:
     assert capture(Named("w", torch.ones(1)), (torch.ones(1),)).output_names == ("result",)
 

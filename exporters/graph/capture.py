@@ -26,6 +26,7 @@ from edgesmith.exporters.graph.promotion import with_said_types
 from edgesmith.exporters.graph.refusals import refuse_capture, refuse_running
 from edgesmith.exporters.graph.repeat import random_operator, refuse_unrepeatable
 from edgesmith.exporters.graph.signature import Bound, Results, own, read_results
+from edgesmith.exporters.graph.sizes import refuse_squeezed_batch
 from edgesmith.exporters.graph.state import State, kept_state
 from edgesmith.exporters.graph.subgraphs import any_operator, inline_subgraphs, refuse_casts
 from edgesmith.exporters.graph.unwrap import unwrapped
@@ -378,6 +379,12 @@ def _check(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) ->
     _refuse_reserved_names(model)
     if dynamic_batch and any(x.dim() and x.shape[0] < 2 for x in inputs):
         raise BadInput("a dynamic batch needs example inputs with a batch of 2 or more")
+    batches = sorted({x.shape[0] for x in inputs if x.dim()})
+    if dynamic_batch and len(batches) > 1:
+        raise BadInput(
+            f"a dynamic batch is the first axis of every input, and those of the example are {batches[0]} and"
+            f" {batches[1]}; give them one size, or leave --dynamic-batch out"
+        )
 
 
 def _check_storage(model: nn.Module, inputs: Sequence[Tensor]) -> None:
@@ -422,6 +429,8 @@ def _export(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) -
     if isinstance(model, Bound):
         graph = _take_tensors_alone(graph, model.takes)
     inline_subgraphs(graph)
+    if dynamic_batch:
+        refuse_squeezed_batch(graph)
     for node in list(graph.graph.nodes):  # torch's own checks of what `val` says of each value
         if node.target is torch.ops.aten._assert_tensor_metadata.default:
             graph.graph.erase_node(node)

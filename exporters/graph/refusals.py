@@ -78,6 +78,13 @@ OF_CAPTURE: tuple[_Kind, ...] = (
         "take a fixed size and mask what is beyond it, or make the number an argument that is fixed",
     ),
     _Kind(
+        r"Constraints violated",
+        "",
+        "its code fixes the batch, which is to be free, as len(x), a loop over rows, a number in its place or half of"
+        " it do",
+        "take it from x.shape[0] or leave it to the -1 of a reshape, or leave --dynamic-batch out",
+    ),
+    _Kind(
         r"\.numpy\(\)|numpy|Cannot convert.*ndarray",
         "",
         "NumPy on a tensor, of which a capture records nothing",

@@ -1,4 +1,8 @@
-"""Sizes that depend on the values of tensors: what `x[mask]` and `nonzero` return, and all that is computed of it."""
+"""Sizes that are known at run time only.
+
+of values       what `x[mask]` and `nonzero` return, and all that is computed of it
+of the batch    an axis that is free, which `squeeze` would take away where it is 1
+"""
 
 from __future__ import annotations
 
@@ -31,6 +35,26 @@ def refuse_unknown_sizes(module: GraphModule, target: str) -> None:
                 f"{target} cannot express {operator_name(node)} at {site(node)}{line(node)}: its size depends on the"
                 " values of tensors, and a file's shapes are fixed; mask with torch.where, or take a fixed number with"
                 " topk"
+            )
+
+
+_SQUEEZES = (torch.ops.aten.squeeze.default, torch.ops.aten.squeeze.dim, torch.ops.aten.squeeze.dims)
+
+
+def refuse_squeezed_batch(graph: GraphModule) -> None:
+    """Refuse an axis of a free size that is squeezed: the number of axes would depend on it. Raises Unsupported."""
+    for node in operators(graph):
+        if node.target not in _SQUEEZES:
+            continue
+        shape = node.all_input_nodes[0].meta["val"].shape
+        given = node.args[1] if len(node.args) > 1 else range(len(shape))
+        axes = [given] if isinstance(given, int) else given
+        assert isinstance(axes, list | tuple | range)
+        if any(isinstance(shape[axis], torch.SymInt) for axis in axes if isinstance(axis, int) and shape):
+            raise Unsupported(
+                f"the model cannot have a free batch: {operator_name(node)} at {site(node)}{line(node)} takes an axis"
+                " away where its size is 1, and the batch may be; name the axes that it is meant for, or leave"
+                " --dynamic-batch out"
             )
 
 
