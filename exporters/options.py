@@ -524,8 +524,10 @@ def _check_batch(options: ModelOptions) -> None:
     if options.batch < 1:
         raise BadInput(f"--batch must be 1 or more, got {options.batch}")
     if options.dynamic_batch and not options.backend.dynamic_batch:
-        name = options.backend.name
-        raise BadInput(f"target {name} takes static shapes only; give --batch N instead of --dynamic-batch")
+        instead = "--batch N" if options.spec is not None else "an example of the batch that you need"
+        raise BadInput(
+            f"target {options.backend.name} takes static shapes only; give {instead} instead of --dynamic-batch"
+        )
 
 
 def _check_streaming(options: ExportOptions) -> None:

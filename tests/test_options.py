@@ -58,6 +58,7 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("lmuformer", "onnx", {"features": True}, "lmuformer reads sequences and has no --features; their length"),
     ("casvit_xs", "coreml", {"dynamic_batch": True}, "target coreml takes static shapes only; give --batch N"),
     ("casvit_xs", "coreai", {"dynamic_batch": True}, "target coreai takes static shapes only; give --batch N"),
+    ("module", "coreml", {"dynamic_batch": True}, "static shapes only; give an example of the batch that you need"),
     # precision, target and device
     ("casvit_xs", "onnx", {"precision": "int4"}, "target onnx has precisions fp32, fp16, int8, got 'int4'"),
     ("casvit_xs", "coreml", {"precision": "int8"}, "target coreml has precisions fp16, fp32, mixed, got 'int8'"),
