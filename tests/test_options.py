@@ -194,9 +194,13 @@ def test_export_refuses_before_it_makes_a_folder(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_labels_of_a_checkpoint_are_counted_when_it_is_loaded() -> None:
+def test_labels_of_a_checkpoint_are_counted_when_it_is_loaded(tmp_path: Path) -> None:
     """Its head may have fewer classes than the published one."""
-    assert ExportOptions("casvit_xs", "onnx", labels=["a", "b"], weights="mine.pth").labels == ["a", "b"]
+    weights = tmp_path / "mine.pth"
+    with pytest.raises(BadInput, match=r"no weights file at .*mine\.pth"):
+        ExportOptions("casvit_xs", "onnx", labels=["a", "b"], weights=weights)
+    weights.touch()
+    assert ExportOptions("casvit_xs", "onnx", labels=["a", "b"], weights=weights).labels == ["a", "b"]
 
 
 def test_options_of_every_kind_are_checked_without_torch_and_backends() -> None:
