@@ -6,7 +6,7 @@ options -> load -> capture -> rewrite -> derive -> type -> lower -> judge -> pub
 from __future__ import annotations
 
 from edgesmith.exporters.artifact import Artifact, staging
-from edgesmith.exporters.graph.capture import Program, capture
+from edgesmith.exporters.graph.capture import Program, capture, with_free_names
 from edgesmith.exporters.graph.state import kept_generators
 from edgesmith.exporters.judge import appoint
 from edgesmith.exporters.load import load, load_given
@@ -44,6 +44,7 @@ def run(options: ExportOptions) -> Artifact:
             given = load_given(options, model)
         with watch("capture"):
             captured = capture(model.module, model.inputs, model.input_names, model.output_names, options.dynamic_batch)
+            captured = with_free_names(captured, options.backend.reserved_names)
         with watch("rewrite"):
             rewritten, reports = rewrite(captured, options.costs, streaming=options.streaming)
             product = derive(captured, rewritten, options)

@@ -21,6 +21,7 @@ import edgesmith
 from edgesmith.errors import BadInput, Unsupported, VerificationFailed
 from edgesmith.exporters import targets
 from edgesmith.exporters.artifact import Artifact
+from edgesmith.exporters.graph.capture import Renamed
 from edgesmith.exporters.mil import placement
 from edgesmith.exporters.mil.states import SCALE, KeepsStates, held_as
 from edgesmith.exporters.session import StreamingSession
@@ -618,3 +619,34 @@ def test_what_a_package_of_both_needs_is_said_at_once(tmp_path: Path) -> None:
     ):
         with pytest.raises(BadInput, match=sentence):
             edgesmith.export("lmuformer", target, out=tmp_path, **{**BOTH, **options})
+
+
+@pytest.mark.parametrize("word", sorted(TARGET.reserved_names))
+def test_words_of_core_mls_own_are_those_that_coremltools_changes(word: str) -> None:
+    from coremltools.converters.mil.mil.passes.defs.preprocess import NameSanitizer
+
+    assert NameSanitizer().sanitize_name(word) != word
+    assert NameSanitizer().sanitize_name(f"{word}_") == f"{word}_"
+
+
+class Recurrent(nn.Module):
+    """Has an input and outputs with words of Core ML's own, one of them beside its replacement."""
+
+    def forward(self, x: Tensor, state: Tensor) -> dict[str, Tensor]:
+        return {"tensor": x + state, "tensor_": x - state, "fp16": x * state}
+
+
+def test_a_name_that_core_ml_keeps_for_itself_gets_a_line_behind_it(tmp_path: Path) -> None:
+    model = Recurrent().eval()
+    given = (torch.randn(2, 4), torch.randn(2, 4))
+    with pytest.warns(
+        Renamed, match="in the file state is state_, tensor is tensor__, fp16 is fp16_: the target keeps"
+    ):
+        made = edgesmith.export(model, "coreml", inputs=given, precision="fp32", out=tmp_path)
+    interface = made.manifest["model"]["interface"]
+    assert [one["name"] for one in interface["inputs"]] == ["x", "state_"]
+    assert [one["name"] for one in interface["outputs"]] == ["tensor__", "tensor_", "fp16_"]
+    edgesmith.verify(made.path)
+    assert "state_" in (made.path / "USE.md").read_text(encoding="utf-8")
+    other = edgesmith.export(model, "onnx", inputs=given, out=tmp_path)
+    assert [one["name"] for one in other.manifest["model"]["interface"]["inputs"]] == ["x", "state"]

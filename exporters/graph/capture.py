@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -99,6 +99,24 @@ def capture(
     return Program(graph, inputs, tuple(input_names), tuple(output_names), dynamic_batch)
 
 
+def with_free_names(program: Program, reserved: Collection[str]) -> Program:
+    """Return a program without inputs and outputs of some names: those have others, with a _ behind them."""
+    names = (*program.input_names, *program.output_names)
+    if not reserved or not {*names} & {*reserved}:
+        return program
+
+    def free(name: str) -> str:
+        found = name
+        while found in reserved or (found != name and found in names):
+            found += "_"
+        return found
+
+    inputs, outputs = (tuple(map(free, given)) for given in (program.input_names, program.output_names))
+    changed = ", ".join(f"{name} is {free(name)}" for name in names if free(name) != name)
+    warnings.warn(f"in the file {changed}: the target keeps such words for itself", Renamed, stacklevel=2)
+    return replace(program, input_names=inputs, output_names=outputs)
+
+
 def _call_as_inside(graph: GraphModule) -> None:
     """Let modules of a graph of what is around a model have the paths that they have in the model."""
     for module in graph.modules():
@@ -152,6 +170,10 @@ def _run(model: nn.Module, inputs: Sequence[Tensor]) -> Results:
         _check_outputs(outputs, results.tensors)
         # What lies in a buffer, or in an attribute, is about to be put back.
         return replace(results, tensors=[y.clone() for y in results.tensors])
+
+
+class Renamed(EdgesmithWarning):
+    """An input or output has another name in the file than in the model."""
 
 
 class LeftOut(EdgesmithWarning):

@@ -33,6 +33,14 @@ if TYPE_CHECKING:
 _KEEPS_STATES = 18
 """The first iOS whose Core ML has states."""
 
+_RESERVED = frozenset(
+    (
+        *("any", "bool", "program", "func", "tensor", "list", "dict", "tuple", "true", "false", "string", "state"),
+        *("bf16", "fp16", "fp32", "fp64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+    )
+)
+"""Words of a program's text. Source: coremltools 9, preprocess.py, which puts `_workaround` behind them."""
+
 
 class CoreMl(Target):
     """Core ML packages, run here by the evaluator of `mil/`."""
@@ -121,4 +129,5 @@ TARGET = CoreMl(
     deployment_targets=("iOS16", "iOS17", "iOS18", "iOS26"),
     default_deployment_target="iOS17",
     smallest_rank=1,
+    reserved_names=_RESERVED,
 )

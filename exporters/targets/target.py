@@ -305,6 +305,7 @@ class Target(ABC):
         runs_alone: whether its files run without the packages that lowering needs.
         marks_device: whether files for different devices differ, so that the artifact's folder names the device.
         smallest_rank: of an input; one without axes has that many axes of 1 in the file.
+        reserved_names: words of the format's own; an input or output that is called so has a _ behind it in the file.
     """
 
     name: str
@@ -336,6 +337,7 @@ class Target(ABC):
     runs_alone: bool = False
     marks_device: bool = False
     smallest_rank: int = 0
+    reserved_names: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if "int8" in self.precisions and self.largest_int8_weight is None:
