@@ -391,6 +391,11 @@ UNNAMED = """
 """
 
 
+WIDER_THAN_ITS_ROOM = """[...document.querySelectorAll(".scroll")]
+    .filter(region => region.clientWidth && region.scrollWidth > region.clientWidth + 1)
+    .map(region => region.getAttribute("aria-label") + ": " + region.scrollWidth + " of " + region.clientWidth)"""
+"""Tables of which a part is seen only when they are scrolled."""
+
 CUT_OFF = """
 [...document.querySelectorAll('.percent')].filter((element) =>
   element.getBoundingClientRect().right > document.documentElement.clientWidth + 0.5
@@ -442,6 +447,7 @@ def test_a_browser_shows_the_page_on_a_phone_and_a_desk_in_light_and_dark(
                 wide = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
                 assert wide[0] <= wide[1], f"{where}: scrolls sideways, unfolded: {unfolded}"
                 assert page.evaluate(CONTRAST) == [], where
+                assert page.evaluate(WIDER_THAN_ITS_ROOM) == [], f"{where}, unfolded: {unfolded}"
             shown = page.evaluate("[...document.querySelectorAll('figure')].map(f => f.id)")
             assert tuple(shown) == made.figures, where
             sizes = page.evaluate(
