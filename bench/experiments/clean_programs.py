@@ -1,7 +1,8 @@
 """Programs without a construct of the book: how many does lint find something in all the same?
 
-Read are ONNX's own test models, single operators and networks, and models of the zoo and of the generator as lowered to
-ONNX, Core ML and Core AI, each for everybody who takes such a file and without a version, so that every row may hold.
+Read are ONNX's own test models, single operators and networks, and models of the zoo, of timm and of the generator as
+lowered to ONNX, Core ML and Core AI, each for everybody who takes such a file and without a version, so that every row
+may hold.
 Counted are findings of the two highest severities that a row can have, of a reader who knows his version and his chip.
 
 A finding counts as true where a second reading, made here of the operators as the file writes them and with no
@@ -22,8 +23,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 import edgesmith
 from edgesmith.errors import EdgesmithError
@@ -57,6 +61,13 @@ _OTHERS = (
     *("patchtsmixer", "patchtsmixer_512_96", "patchtsmixer_mix_channel_512_96", "iformer_small"),
 )
 
+TIMM = (
+    *("resnet18", "mobilenetv3_small_100", "efficientformerv2_s0", "convnext_atto", "repvit_m0_9", "ghostnet_100"),
+    *("fastvit_t8", "mobileone_s0", "edgenext_xx_small", "regnetx_002", "hardcorenas_a", "lcnet_050"),
+    *("mnasnet_small", "dla46_c", "vovnet39a", "efficientnet_lite0", "resnest14d", "selecsls42b", "starnet_s1"),
+)
+"""Models of timm, of a family each, that take `SIDE`."""
+
 ZOO: dict[str, dict[str, Any]] = {
     **{name: {"input_size": SIDE} for name in _IMAGES},
     **{name: {"frames": FRAMES} for name in _SEQUENCES},
@@ -82,12 +93,39 @@ def make(seconds: float) -> None:
                 print(f"not made: {path.name}: {error}", flush=True)
 
 
-def _models() -> Iterator[tuple[str, Callable[[], Any], dict[str, Any]]]:
+Made = tuple[str, Callable[[], Any], dict[str, Any]]
+
+
+def _models() -> Iterator[Made]:
+    """Yield names, what makes the models, and options: one of each kind in turn."""
+    kinds = (_of_the_zoo(), _of_timm(), _of_the_generator())
+    return (one for turn in zip_longest(*kinds) for one in turn if one is not None)
+
+
+def _of_the_zoo() -> Iterator[Made]:
     for name, options in ZOO.items():
         yield name, partial(str, name), options
+
+
+def _of_timm() -> Iterator[Made]:
+    try:
+        import timm
+    except ImportError:
+        print("without timm's models: timm is not installed", flush=True)
+        return
+    for name in TIMM:
+        given = {"inputs": torch.zeros(1, 3, *SIDE), "name": name}
+        yield f"timm.{name}", partial(_evaluated, timm.create_model, name), given
+
+
+def _of_the_generator() -> Iterator[Made]:
     for name, recipe in recipes.read().items():
         given = {"inputs": recipes.draw_inputs(recipe, recipes.DRAWS[0]), "name": name}
         yield name, partial(_generated, recipe), given
+
+
+def _evaluated(create: Callable[[str], Any], name: str) -> Any:
+    return create(name).eval()
 
 
 def _generated(recipe: recipes.Recipe) -> recipes.Generated:
@@ -95,8 +133,6 @@ def _generated(recipe: recipes.Recipe) -> recipes.Generated:
 
 
 def _lower(model: Any, target: str, precision: str, path: Path, options: dict[str, Any]) -> None:
-    import torch
-
     backend, row = targets.get(target), precisions.get(precision)
     _, program, _ = edgesmith.explain(model, target, **options)
     if row.is_half and backend.types_programs:
