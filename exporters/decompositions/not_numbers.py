@@ -114,7 +114,7 @@ def vector_norm(
 
 def _sent(scatter: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def around(x: Tensor, dim: int, index: Tensor, source: Tensor, reduce: str, *, include_self: bool = True) -> Tensor:
-        """Return the extremes of what an index sends to each place, or NaN; sums, products and means are the target's."""
+        """Return the extremes of what an index sends to each place, or NaN; sums and means are the target's."""
         value = scatter(x, dim, index, source, reduce, include_self=include_self)
         if reduce not in ("amax", "amin"):
             return value

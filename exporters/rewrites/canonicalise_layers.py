@@ -41,7 +41,7 @@ ENDS = "ends_are_not_finite"
 
 
 def keep_ends(module: GraphModule, inputs: Sequence[Tensor]) -> None:
-    """Mark what interpolates between values that are not finite on the example: of infinities each spelling has another.
+    """Mark what interpolates between values that are not finite on the example, whose spellings have other results.
 
     (1 - a) inf + a y is infinite, and inf + a (y - inf) is NaN.
     """
