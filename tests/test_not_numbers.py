@@ -187,6 +187,26 @@ def test_a_file_keeps_what_is_not_finite_and_sent(target: str) -> None:
     assert {case.label: one for case, one in zip(tried, found, strict=True) if one.kind not in (RIGHT, MENDED)} == {}
 
 
+RE = torch.tensor([1, -1, 0, -0.0, 1, -1, 0, -0.0, 2, -2, 0, -3])
+IM = torch.tensor([0, 0, 0, 0, -0.0, -0.0, -0.0, -0.0, 1, -1, 5, 0])
+ANGLES: Functions = {
+    "angle": lambda a, b: torch.complex(a, b).angle(),
+    "angle of the conjugate": lambda a, b: torch.complex(a, b).conj().angle(),
+    "angle of a part": lambda a, b: torch.complex(a, b).reshape(3, 4)[1:].angle(),
+    "log": lambda a, b: torch.view_as_real(torch.complex(a + 0.5, b).log()),
+}
+
+
+@pytest.mark.no_cover
+@pytest.mark.parametrize("target", ["onnx", "coreml", "coreai", "tvm"])
+def test_an_angle_has_the_sign_of_a_zero_that_is_given(target: str) -> None:
+    if (reason := targets.get(target).cannot_run()) is not None:
+        pytest.skip(reason)
+    tried = [of("odd", name, function, (RE, IM)) for name, function in ANGLES.items()]
+    found = conformance.judge(tried, sweep.column(f"{target}:fp32"), together=100)
+    assert {case.label: one for case, one in zip(tried, found, strict=True) if one.kind not in (RIGHT, MENDED)} == {}
+
+
 def test_every_form_has_a_case() -> None:
     """Each operator that is spelled for what is not finite is in a model above, on its target."""
     met = {"onnx": set[object](), "tvm": set[object]()}
