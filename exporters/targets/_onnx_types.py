@@ -166,7 +166,7 @@ def turn_in_single(model: onnx.ModelProto) -> None:
 
 
 class _Turned:
-    """What lies in front of products, behind nothing but what is `PASSED`.
+    """Values in front of products, behind nothing but what is `PASSED`.
 
     Attributes:
         known: the types of values, those that are made here too.
