@@ -76,14 +76,17 @@ class Judge:
 
     def describe_inputs(self) -> InputsRecord:
         """Return the manifest's record of the inputs, with the noise that the file's precision has asked for."""
-        noise = self.noise.asked.get(self.of_file.precision.criteria.dtype)
+        dtype = self.of_file.precision.criteria.dtype
+        state = self.noise.state(dtype)
+        record: InputsRecord = {**self.inputs, "noise": state}
+        noise = self.noise.measure(dtype) if state == "known" else None
         if noise is None:
-            return self.inputs
+            return record
         calls = [
             cast(VerifiedCall, {**call, "noise": [float(f"{one:.1e}") for one in found]})
             for call, found in zip(self.inputs["calls"], noise, strict=True)
         ]
-        return {**self.inputs, "calls": calls}
+        return {**record, "calls": calls}
 
 
 def appoint(

@@ -369,6 +369,9 @@ class InputsRecord(TypedDict):
         values: what was drawn for each input, in words.
         left_out: what was not compared, each with the reason.
         kept: where the artifact keeps them, if they do not follow from the example and seeds.
+        noise: whether what rounding alone moves in PyTorch is said of each call: it is `known`, or `unknown` as it
+            could not be measured, or was `not asked`, as nothing was to be excused; without it, of an older artifact,
+            nobody knows.
         given: of the caller's own data, what they are; see precision/calibration.py.
     """
 
@@ -379,6 +382,7 @@ class InputsRecord(TypedDict):
     calls: NotRequired[list[VerifiedCall]]
     left_out: NotRequired[list[str]]
     kept: NotRequired[str]
+    noise: NotRequired[Literal["known", "unknown", "not asked"]]
     given: NotRequired[CalibrationRecord]
 
 

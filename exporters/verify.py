@@ -15,9 +15,9 @@ from edgesmith.errors import BadInput, EdgesmithError, Unsupported, Verification
 from edgesmith.exporters import artifact as artifacts
 from edgesmith.exporters import targets
 from edgesmith.exporters.artifact import Artifact
-from edgesmith.exporters.figures import judge, measure
+from edgesmith.exporters.figures import Outputs, judge, measure
 from edgesmith.exporters.inputs import Call, make, seeded_inputs
-from edgesmith.exporters.manifest import CheckRecord, VerifiedCall, missed
+from edgesmith.exporters.manifest import CheckRecord, InputsRecord, VerifiedCall, missed
 from edgesmith.exporters.options import Watch, silent
 from edgesmith.exporters.precision import table as precisions
 from edgesmith.exporters.products import read_product
@@ -62,7 +62,7 @@ def verify_artifact(path: str | Path, watch: Watch = silent) -> tuple[Artifact, 
         checks.append({"step": "format", "operators": sum(file.count_operators().values())})
     with watch("numbers"):
         product, evidence = read_product(artifact.manifest), read_evidence(artifact)
-        checks += product.check_file(file, target, evidence, _criteria(artifact))
+        checks += product.check_file(file, target, evidence, _criteria(artifact, evidence))
         if artifact.manifest.get("streaming") is None:
             natural = evidence.chosen(lambda call: call.is_natural).first(CONSISTENT)
             checks += check_consistency(file, natural.calls, _criteria(artifact), _batch(artifact))
@@ -157,22 +157,49 @@ def _read_call(record: VerifiedCall) -> Call:
     return Call(record["kind"], record.get("seed"), record.get("factor"), record.get("only"), values)
 
 
-def _criteria(artifact: Artifact) -> AcceptanceCriteria:
-    """Return what an artifact's outputs must hold; eager's own noise is what it was when the artifact was made."""
+def _criteria(artifact: Artifact, evidence: Evidence | None = None) -> AcceptanceCriteria:
+    """Return what an artifact's outputs must hold; eager's own noise is what it was when the artifact was made.
+
+    Args:
+        evidence: by which whole numbers, and parts beside a large peak, are judged as well; None: they are not.
+    """
     verification = artifact.manifest["verification"]
     noises = [step["noise"] for step in verification["steps"] if "noise" in step]
     counts = artifact.manifest.get("operators")
     spikes = counts is not None and spikes_in(counts["rewritten"])
     judged = precisions.get(verification["judged_as"])
     kept = [call["noise"] for call in verification["inputs"].get("calls", ()) if "noise" in call]
+    moved = None if evidence is None else _noise_of_elements(verification["inputs"], evidence)
     return AcceptanceCriteria(
         judged,
         spikes,
         lambda: max(noises, default=None),
         collects=True,
         noise_of_calls=lambda _: kept or None,
+        noise_of_elements=lambda _: moved,
         of_classes=artifact.manifest["model"].get("segmentation") == "labels",
     )
+
+
+def _noise_of_elements(inputs: InputsRecord, evidence: Evidence) -> Outputs | None:
+    """Return the noise of every element as far as an artifact says it; None where it does not.
+
+    The export has excused each by its own, and says the largest of each output. Where it has asked for none, nothing
+    was to be excused, and the distance of PyTorch from float64 is known of the first calls.
+    """
+    state = inputs.get("noise")
+    if state is None or state == "unknown":
+        return None
+    calls = inputs.get("calls", ())
+    if state == "known":
+        return [
+            [np.full(y.shape, largest) for y, largest in zip(ys, call.get("noise", ()), strict=True)]
+            for call, ys in zip(calls, evidence.reference, strict=True)
+        ]
+    found = [[np.zeros(y.shape) for y in ys] for ys in evidence.reference]
+    for i, exact in enumerate(evidence.exact):
+        found[i] = [np.nan_to_num(np.abs(y - z)) for y, z in zip(evidence.reference[i], exact, strict=True)]
+    return found
 
 
 def _check_files(artifact: Artifact, target: Target) -> CheckRecord:

@@ -647,7 +647,7 @@ GROUPS = {
             "sequence": lambda x: F.interpolate(x[0], size=1, mode="linear", align_corners=True),
         },
         (_drawn(2, 2, 5, 6),),
-        ("coreai",),
+        ("coreai", "tvm"),
     ),
     "of_either": Group(
         {

@@ -98,6 +98,9 @@ SINGLE: Functions = {
     "log1p": torch.log1p,
     "logit": lambda x: torch.logit(x, 1e-3),
     "root": lambda x: x**0.5,
+    "sinh": torch.sinh,
+    "cosh": torch.cosh,
+    "exp2": torch.exp2,
     "floor": torch.floor,
     "nan_to_num": torch.nan_to_num,
     "isnan": torch.isnan,
@@ -127,7 +130,31 @@ POOLED: Functions = {
     "max_pool3d": lambda x: F.max_pool3d(x.reshape(1, 1, 2, 8, 8), 2),
     "adaptive": lambda x: F.adaptive_max_pool2d(x, 4),
 }
-GROUPS = {"reduced": REDUCED, "ordered": ORDERED, "single": SINGLE, "paired": PAIRED, "pooled": POOLED}
+PLACES = torch.tensor([[0, 1, 2, 0, 2, 3, 3], [2, 0, 0, 1, 1, 3, 2]])
+ROWS = torch.tensor([2, 0, 2])
+
+
+def sent(reduce: str, **more: bool) -> Callable[..., object]:
+    """Return what sends the leading part of a source to places: rows of it are not sent."""
+    return lambda x, y: torch.scatter_reduce(x, 0, PLACES, y[:, :9], reduce, **more)
+
+
+SENT: Functions = {
+    **{f"scatter_reduce {reduce}": sent(reduce) for reduce in ("sum", "mean", "prod", "amax", "amin")},
+    **{f"scatter_reduce {reduce} alone": sent(reduce, include_self=False) for reduce in ("mean", "amax", "amin")},
+    "index_reduce amax": lambda x, y: torch.index_reduce(x, 0, ROWS, y[:3], "amax"),
+    "index_reduce amin": lambda x, y: torch.index_reduce(x, 0, ROWS, y[:3], "amin"),
+    "scatter": lambda x, y: torch.scatter(x, 0, torch.tensor([[0, 1, 2, 0], [2, 3, 1, 1]]), y),
+    "scatter_add": lambda x, y: torch.scatter_add(x, 0, PLACES, y),
+    "scatter by a product": lambda x, y: torch.scatter(x, 0, PLACES, y, reduce="multiply"),
+    "lerp by tensors": lambda x, y: torch.lerp(x, y, torch.linspace(-0.5, 1.5, 10)),
+    "lerp by what is missing": lambda x, y: torch.lerp(x, y, y.flip(1)),
+    **{f"lerp by {share}": lambda x, y, a=share: torch.lerp(x, y, a) for share in (0.0, 0.25, 0.5, 0.75, 1.0)},
+    "where, of what is fixed": lambda x, y: torch.where(torch.arange(10) % 2 > 0, x, -math.inf) * 1.0,
+    "masked_fill, of what is fixed": lambda x, y: x.masked_fill(torch.arange(10) % 3 > 0, math.inf),
+    "lerp by hand": lambda x, y: x + 0.25 * (y - x),
+}
+GROUPS = {"reduced": REDUCED, "ordered": ORDERED, "single": SINGLE, "paired": PAIRED, "pooled": POOLED, "sent": SENT}
 SHAPES = {"pooled": (1, 2, 8, 8)}
 NOT_ON_TVM = {"xlogy", "heaviside", "floor_divide", "remainder", "log1p", "logit", "angle"}
 """Whose values of what is not finite TVM's own are not PyTorch's, as docs/artifacts.md says."""
@@ -136,7 +163,7 @@ NOT_ON_TVM = {"xlogy", "heaviside", "floor_divide", "remainder", "log1p", "logit
 def cases(group: str) -> list[Case]:
     shape = SHAPES.get(group, (4, 10))
     values = [(odd(*shape, seed=k), odd(*shape, seed=k + 10)) for k in range(3)]
-    count = 2 if group == "paired" else 1
+    count = 2 if group in ("paired", "sent") else 1
     return [of("odd", name, function, *(one[:count] for one in values)) for name, function in GROUPS[group].items()]
 
 
@@ -150,6 +177,36 @@ def test_a_file_keeps_what_is_not_finite(target: str, group: str) -> None:
     found = conformance.judge(tried, sweep.column(f"{target}:fp32"), together=100)
     wrong = {case.label: one for case, one in zip(tried, found, strict=True) if one.kind not in (RIGHT, MENDED)}
     assert not wrong
+
+
+@pytest.mark.no_cover
+@pytest.mark.parametrize("target", ["coreml", "coreai"])
+def test_a_file_keeps_what_is_not_finite_and_sent(target: str) -> None:
+    if (reason := targets.get(target).cannot_run()) is not None:
+        pytest.skip(reason)
+    tried = cases("sent")
+    found = conformance.judge(tried, sweep.column(f"{target}:fp32"), together=100)
+    assert {case.label: one for case, one in zip(tried, found, strict=True) if one.kind not in (RIGHT, MENDED)} == {}
+
+
+RE = torch.tensor([1, -1, 0, -0.0, 1, -1, 0, -0.0, 2, -2, 0, -3])
+IM = torch.tensor([0, 0, 0, 0, -0.0, -0.0, -0.0, -0.0, 1, -1, 5, 0])
+ANGLES: Functions = {
+    "angle": lambda a, b: torch.complex(a, b).angle(),
+    "angle of the conjugate": lambda a, b: torch.complex(a, b).conj().angle(),
+    "angle of a part": lambda a, b: torch.complex(a, b).reshape(3, 4)[1:].angle(),
+    "log": lambda a, b: torch.view_as_real(torch.complex(a + 0.5, b).log()),
+}
+
+
+@pytest.mark.no_cover
+@pytest.mark.parametrize("target", ["onnx", "coreml", "coreai", "tvm"])
+def test_an_angle_has_the_sign_of_a_zero_that_is_given(target: str) -> None:
+    if (reason := targets.get(target).cannot_run()) is not None:
+        pytest.skip(reason)
+    tried = [of("odd", name, function, (RE, IM)) for name, function in ANGLES.items()]
+    found = conformance.judge(tried, sweep.column(f"{target}:fp32"), together=100)
+    assert {case.label: one for case, one in zip(tried, found, strict=True) if one.kind not in (RIGHT, MENDED)} == {}
 
 
 def test_every_form_has_a_case() -> None:

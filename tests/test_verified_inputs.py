@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from support.lowering import lower
 from torch import Tensor, nn
 
 import edgesmith
@@ -27,7 +29,7 @@ from edgesmith.exporters.precision.task import Thresholds
 from edgesmith.exporters.targets.target import Request, Target
 from edgesmith.exporters.verification.corners import corners
 from edgesmith.exporters.verification.noise import NoiseMeter
-from edgesmith.exporters.verify import read_evidence
+from edgesmith.exporters.verify import read_evidence, verify_artifact
 from edgesmith.models import registry
 from edgesmith.models.registry import ImageInput
 
@@ -232,6 +234,24 @@ def test_a_file_that_is_wrong_where_nothing_is_drawn_is_refused(
     with pytest.raises(VerificationFailed, match=f"eager -> file: .*{words}"):
         export(Lines(right), target, tmp_path / "wrong", inputs=inputs, precision="fp32")
     assert list((tmp_path / "wrong").iterdir()) == []
+
+
+@pytest.mark.parametrize("target", ["onnx", "coreml", "coreai"])
+@pytest.mark.parametrize("fault", ["large whole numbers one off", "scores beside boxes"])
+def test_what_a_large_peak_hides_in_a_stored_file_is_refused(target: str, fault: str, tmp_path: Path) -> None:
+    right, wrong, inputs, words = PLANTED[fault]
+    made = export(Lines(right), target, tmp_path / "right", inputs=inputs, precision="fp32", name="right")
+    assert made.manifest["verification"]["inputs"]["noise"] == "not asked"
+    program = capture(Lines(wrong), inputs)
+    if made.file.is_dir():
+        shutil.rmtree(made.file)
+    lower(target, program, made.file, name="right")
+    artifacts.write_manifest(made.path, made.manifest)
+    with pytest.raises(VerificationFailed, match=words):
+        verify_artifact(made.path)
+    del made.manifest["verification"]["inputs"]["noise"]  # of an older artifact, which does not say what it excused
+    artifacts.write_manifest(made.path, made.manifest)
+    verify_artifact(made.path)
 
 
 @pytest.mark.parametrize("target", ["onnx", "coreml"])

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from edgesmith.errors import Unsupported
 from edgesmith.exporters import targets
 from edgesmith.exporters.graph.capture import capture
+from edgesmith.exporters.graph.long_numbers import refuse_long_numbers
 from edgesmith.exporters.mil.safe_forms import _next_half
 from edgesmith.exporters.precision import table as precisions
 from edgesmith.exporters.precision.whole_numbers import find_whole_numbers
@@ -189,3 +190,33 @@ def of_one(function: Callable[..., object]) -> nn.Module:
             return function(x)
 
     return Module()
+
+
+LONG = torch.tensor([[2**30, 2**30, 2**30, 5]])
+
+
+@pytest.mark.parametrize(
+    ("function", "given", "sentence"),
+    [
+        (lambda i: i.sum(1), LONG, r"aten\.sum at .* makes 3221225477 of the example"),
+        (lambda i: i.cumsum(1), LONG, r"aten\.cumsum at .* makes 3221225477 of the example"),
+        (lambda i: i * i, LONG, r"aten\.mul at .* makes 1152921504606846976 of the example"),
+        (lambda i: i + 2**40, LONG, r"aten\.add at .* makes 1100585369600 of the example"),
+        (lambda x: (x.double() * 1e12).long() // 1000, torch.ones(4), r"makes 1000000000000 of the example"),
+        (lambda i: i // 2, torch.tensor([-(2**35), 7]), r"the example has -34359738368; hand in smaller ones"),
+    ],
+)
+def test_whole_numbers_beyond_32_bits_are_refused_on_core_ai(
+    function: Callable[..., object], given: Tensor, sentence: str, tmp_path: Path
+) -> None:
+    if missing := targets.get("coreai").missing_packages():
+        pytest.skip(f"coreai: {', '.join(missing)} not installed")
+    with pytest.raises(Unsupported, match=f"^Core AI has whole numbers of 32 bits, and .*{sentence}"):
+        targets.get("coreai").lower(
+            capture(of_one(function), (given,)), tmp_path / "a.aimodel", Request("a", precisions.get("fp32"))
+        )
+
+
+def test_a_bound_beyond_32_bits_is_no_number_on_core_ai() -> None:
+    program = capture(of_one(lambda i: torch.where(i > 2, i, torch.iinfo(torch.int64).max).amin(1) % 7), (LONG // 9,))
+    refuse_long_numbers(program.module, program.inputs, "Core AI")

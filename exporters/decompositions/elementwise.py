@@ -12,6 +12,8 @@ from edgesmith.exporters.decompositions import LEAVE, decomposes
 
 aten = torch.ops.aten
 
+HALFWAY = 0.5
+
 
 @decomposes(aten.where.ScalarOther, targets=("coreml",), why="coremltools 9.0 translates where of two tensors only")
 def where_scalar_other(condition: Tensor, x: Tensor, other: float) -> Tensor:
@@ -266,10 +268,19 @@ def heaviside(x: Tensor, at_zero: Tensor) -> Tensor:
     return torch.where(x == 0, at_zero, (x > 0).to(at_zero.dtype))
 
 
-@decomposes(aten.lerp.Tensor, aten.lerp.Scalar, targets=("coreml",), why="coremltools 9.0 has no translation")
+@decomposes(
+    *(aten.lerp.Tensor, aten.lerp.Scalar),
+    targets=("coreml", "coreai", "onnx", "tvm"),
+    why="coremltools 9.0 has no translation, and the others' are otherwise where an end is infinite",
+)
 def lerp(start: Tensor, end: Tensor, weight: Tensor | float) -> Tensor:
-    """Return start + weight (end - start)."""
-    return start + (end - start) * weight
+    """Return start + weight (end - start), from the nearer end, as PyTorch does."""
+    way = end - start
+    if not isinstance(weight, Tensor):
+        if weight in (0, 1):  # TVM and others make 0 of a product with it, which is NaN of an infinity
+            return (end if weight else start) + torch.where(torch.isfinite(way), torch.zeros_like(way), math.nan)
+        return start + way * weight if abs(weight) < HALFWAY else end - way * (1 - weight)
+    return torch.where(weight.abs() < HALFWAY, start + way * weight, end - way * (1 - weight))
 
 
 @decomposes(aten.addcdiv.default, targets=("coreml",), why="coremltools 9.0 has no translation")

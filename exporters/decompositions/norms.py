@@ -11,7 +11,7 @@ The bracket is between 1 / n and 2, whatever the row is.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -113,23 +113,6 @@ def pdist(x: Tensor, p: float = 2.0) -> Tensor:
     return size
 
 
-@decomposes(aten.linalg_vector_norm.default, targets=("tvm",), why="TVM's importer has no order of 0")
-def count_of_others(
-    x: Tensor,
-    order: float = 2,
-    dim: Sequence[int] | None = None,
-    keepdim: bool = False,
-    *,
-    dtype: torch.dtype | None = None,
-) -> Tensor:
-    """Return how many numbers are not 0, which is the norm of order 0; others are left."""
-    if order != 0:
-        return LEAVE
-    counted = (x != 0).to(dtype or x.dtype)
-    axes = list(dim) if dim else list(range(x.dim()))
-    return counted.sum(axes, keepdim=keepdim) if axes else counted
-
-
 @decomposes(aten.dist.default, targets=("coreml", "coreai"), why="neither converter has a translation")
 def dist(x: Tensor, y: Tensor, p: float = 2.0) -> Tensor:
     """Return the p-norm of the difference of all numbers. Shapes broadcast."""
@@ -137,30 +120,46 @@ def dist(x: Tensor, y: Tensor, p: float = 2.0) -> Tensor:
     return size
 
 
-@decomposes(
+def _norm(is_left: Callable[[Tensor, float], bool]) -> Callable[..., Tensor]:
+    """Return the spelling of norms over axes, but for those that are left to a target."""
+
+    def vector_norm(
+        x: Tensor,
+        order: float = 2,
+        dim: Sequence[int] | None = None,
+        keepdim: bool = False,
+        *,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """Return the p-th root of the sum of |x|^p over some axes; of order 0 how many numbers are not 0."""
+        if is_left(x, order):
+            return LEAVE
+        x = x if dtype is None else x.to(dtype)
+        axes = list(dim) if dim and x.dim() else list(range(x.dim()))
+        if order == 0 or not axes:
+            sizes = (x != 0).to(x.dtype) if order == 0 else x.abs()
+            return sizes.sum(axes, keepdim=keepdim) if axes else sizes
+        return _root_of_powers(x.abs(), float(order), axes, keepdim)
+
+    return vector_norm
+
+
+def _is_of_sizes(x: Tensor, order: float) -> bool:
+    return order != 0
+
+
+def _is_plain(x: Tensor, order: float) -> bool:
+    return bool(x.dim()) and (order in (0, 1, 2) or math.isinf(order))
+
+
+decomposes(aten.linalg_vector_norm.default, targets=("tvm",), why="TVM's importer has no order of 0")(
+    _norm(_is_of_sizes)
+)
+decomposes(
     aten.linalg_vector_norm.default,
     targets=("coreai", "coreml"),
     why="Core AI's converter fails on most orders, and no axes; coremltools' powers leave the range of half precision",
-)
-def vector_norm(
-    x: Tensor,
-    order: float = 2,
-    dim: Sequence[int] | None = None,
-    keepdim: bool = False,
-    *,
-    dtype: torch.dtype | None = None,
-) -> Tensor:
-    """Return the p-th root of the sum of |x|^p over some axes, of one number its size.
-
-    Over axes, orders of 0, 1, 2 and infinity are left; of order 0 it is how many numbers are not 0.
-    """
-    is_left = order in (0, 1, 2) or math.isinf(order)
-    if x.dim() and is_left:
-        return LEAVE
-    x = x if dtype is None else x.to(dtype)
-    if not x.dim():
-        return (x != 0).to(x.dtype) if order == 0 else x.abs()
-    return _root_of_powers(x.abs(), float(order), list(dim) if dim else list(range(x.dim())), keepdim)
+)(_norm(_is_plain))
 
 
 def _root_of_powers(size: Tensor, order: float, axes: list[int], keepdim: bool) -> Tensor:

@@ -112,6 +112,23 @@ def vector_norm(
     return _extreme(torch.amax if ord > 0 else torch.amin, size, dim, keepdim)
 
 
+def _sent(scatter: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def around(x: Tensor, dim: int, index: Tensor, source: Tensor, reduce: str, *, include_self: bool = True) -> Tensor:
+        """Return the extremes of what an index sends to each place, or NaN; sums and means are the target's."""
+        value = scatter(x, dim, index, source, reduce, include_self=include_self)
+        if reduce not in ("amax", "amin"):
+            return value
+        beyond = -math.inf if reduce == "amax" else math.inf
+        ranks = _ranked(x, beyond), dim, index, _ranked(source, beyond)
+        return _by_rank(scatter(*ranks, "amax", include_self=include_self), value, beyond)
+
+    return around
+
+
+for _scatter in (aten.scatter_reduce.two, aten.index_reduce.default):
+    keeps_nan(_scatter, targets=_BOTH)(_sent(_scatter))
+
+
 # Places
 
 

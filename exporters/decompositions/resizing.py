@@ -147,12 +147,14 @@ upsample_bicubic2d_aa = decomposes(aten._upsample_bicubic2d_aa.vec, targets=_ALL
 @decomposes(
     *(aten.upsample_bilinear2d.vec, aten.upsample_linear1d.vec),
     targets=("tvm",),
-    why="TVM takes the quotient of the sizes for the factor",
+    why="TVM takes the quotient of the sizes for the factor, and divides by 0 for one position by corners",
 )
 def upsample_linear_by_factors(
     x: Tensor, size: Sequence[int] | None, by_corners: bool, factors: Sequence[float] | None
 ) -> Tensor:
-    """Return a map resized between its numbers, by factors that are not the quotients of its sizes."""
+    """Return a map resized between its numbers, by factors that are not the quotients of its sizes, or to one."""
+    if by_corners and 1 in (found := _sizes(x, size, factors)):
+        return _resized(x, found, by_corners, factors or [None] * len(found), _linear)
     if factors is None or by_corners:
         return LEAVE
     sizes = _sizes(x, size, factors)

@@ -93,7 +93,7 @@ def sinh(x: Tensor) -> Tensor:
     size = _real(x).abs()
     m = expm1(size.clamp(max=40.0))
     half = torch.exp(size * 0.5)
-    value = torch.where(size > 20.0, half * 0.5 * half, (m + m / (m + 1.0)) * 0.5)
+    value = torch.where(size < 20.0, (m + m / (m + 1.0)) * 0.5, half * 0.5 * half)  # which NaN is of
     return torch.where(x < 0, -value, value)
 
 
@@ -109,7 +109,8 @@ def exp2(x: Tensor) -> Tensor:
     """Return 2^x = 2^n e^(f log 2) with n the nearest whole number, so that the product loses no digits."""
     x = _real(x)
     n = torch.round(x)
-    return torch.pow(torch.full_like(x, 2.0), n) * torch.exp((x - n) * math.log(2))
+    rest = torch.where(x.abs() == math.inf, torch.zeros_like(x), x - n)
+    return torch.pow(torch.full_like(x, 2.0), n) * torch.exp(rest * math.log(2))
 
 
 @decomposes(aten.ldexp.Tensor, targets=("tvm",), why="TVM's importer does not take it")

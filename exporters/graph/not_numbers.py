@@ -29,9 +29,7 @@ def with_kept_nan(module: GraphModule, inputs: Sequence[Tensor], forms: Forms) -
         inputs: the example that says so.
         forms: functions by the operators that they stand for.
     """
-    sites = {node for node in module.graph.nodes if node.target in forms and _reads_floats(node)}
-    examples = [inputs, *(_some_replaced(inputs, value) for value in (math.nan, math.inf) if _asks(module))]
-    met = set[str]().union(*(_that_meet(module, one, sites) for one in examples)) if sites else set()
+    met = names_that_meet(module, inputs, {node for node in module.graph.nodes if node.target in forms})
     if not met:
         return module
     module = fork(module)
@@ -40,6 +38,44 @@ def with_kept_nan(module: GraphModule, inputs: Sequence[Tensor], forms: Forms) -
             node.target = forms[node.target]
     module.recompile()
     return module
+
+
+def names_that_meet(
+    module: GraphModule, inputs: Sequence[Tensor], sites: set[Node], *, constants: bool = True
+) -> set[str]:
+    """Return the names of the nodes among some that read what is not finite, where a program runs on its example.
+
+    One that asks for what is missing runs on its example with NaN and infinity as well.
+
+    Args:
+        constants: whether what follows from no input counts.
+    """
+    reads = {node: [one for one in node.all_input_nodes if constants or _varies(one)] for node in sites}
+    reads = {node: found for node, found in reads.items() if any(_is_float(one.meta.get("val")) for one in found)}
+    if not reads:
+        return set()
+    examples = [inputs, *(_some_replaced(inputs, value) for value in (math.nan, math.inf) if _asks(module))]
+    return set[str]().union(*(_that_meet(module, one, reads) for one in examples))
+
+
+def _varies(node: Node) -> bool:
+    return node.op == "placeholder" or bool(node.all_input_nodes)
+
+
+_CHOOSING = frozenset(
+    f"aten.{name}"
+    for name in (
+        *("where", "masked_fill", "masked_fill_", "scatter_reduce", "index_reduce", "cummax", "cummin"),
+        *("logcumsumexp", "masked_scatter"),
+    )
+)
+"""Operators that some spelling puts infinities into, in the place of what is not chosen."""
+
+
+def chooses_from_not_finite(module: GraphModule, inputs: Sequence[Tensor]) -> bool:
+    """Return whether what an operator chooses from is not finite on the example, other than the program's constants."""
+    sites = {node for node in module.graph.nodes if node.op == "call_function" and operator_name(node) in _CHOOSING}
+    return bool(names_that_meet(module, inputs, sites, constants=False))
 
 
 _ASKING = frozenset(
@@ -69,20 +105,16 @@ def _some_replaced(inputs: Sequence[Tensor], value: float) -> list[Tensor]:
     return made
 
 
-def _reads_floats(node: Node) -> bool:
-    return any(_is_float(source.meta.get("val")) for source in node.all_input_nodes)
-
-
 def _is_float(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
-def _that_meet(module: GraphModule, inputs: Sequence[Tensor], sites: set[Node]) -> set[str]:
-    """Return the names of the operators among some that read what is not finite."""
+def _that_meet(module: GraphModule, inputs: Sequence[Tensor], reads: Mapping[Node, Sequence[Node]]) -> set[str]:
+    """Return the names of the operators among some that read what is not finite, of what they read."""
     met = set()
 
     def compute(node: Node, values: Values, call: int) -> Any:
-        if node in sites and any(_is_odd(values(source)) for source in node.all_input_nodes):
+        if any(_is_odd(values(source)) for source in reads.get(node, ())):
             met.add(node.name)
         return evaluate(node, values, call)
 

@@ -30,9 +30,9 @@ import numpy as np
 from edgesmith.exporters.mil.program import MlProgram
 from edgesmith.exporters.mil.rules import MASK
 from edgesmith.exporters.mil.safe_forms import write_safe_forms
-from edgesmith.exporters.mil.whole_numbers import find_whole_numbers
+from edgesmith.exporters.mil.whole_numbers import Reach, find_whole_numbers
 from edgesmith.exporters.precision.ends import find_ends, is_layer
-from edgesmith.exporters.precision.large_constants import SHARE, find_reach
+from edgesmith.exporters.precision.large_constants import SHARE
 from edgesmith.exporters.precision.policy import HALF_MAX
 from edgesmith.readers.documents import read_json
 
@@ -60,6 +60,7 @@ _BOUNDING = frozenset(
         *("equal", "not_equal", "less", "less_equal", "greater", "greater_equal"),
     }
 )
+_MASKS = Reach(_CARRYING, _BOUNDING)
 _JOINING = {"add": ("x", "y"), "select": ("a", "b")}
 """Operators that put a mask onto scores, and the parameters that the mask may be."""
 
@@ -145,7 +146,7 @@ def _find_large_constants(block: Any) -> Iterator[tuple[list[str], Legalization]
         for inner in op.blocks:
             yield from _find_large_constants(inner)
         large = [value for value in op.inputs.values() if op.op_type in _SEEDS and _is_large(value, HALF_MAX * SHARE)]
-        path = find_reach(op, _readers, _is_bounded) if large else None
+        path = _MASKS.of(op) if large else None
         if not large or (all(_takes_mask(op, value) and _is_mask(value.val) for value in large) and _is_last(path)):
             continue
         if path is None and not any(_is_large(value, HALF_MAX) for value in large):
@@ -198,7 +199,7 @@ def _values(op: Any) -> Iterator[Any]:
 
 def _is_last(path: Sequence[Any] | None) -> bool:
     """Return whether the first operator of a path masks last: no sum or further mask comes before the softmax."""
-    return all(one.op_type in VIEWS or _is_bounded(one) for one in (path or [])[1:])
+    return all(one.op_type in VIEWS or _MASKS.is_bounded(one) for one in (path or [])[1:])
 
 
 def _is_large(value: Any, limit: float) -> bool:
@@ -206,22 +207,6 @@ def _is_large(value: Any, limit: float) -> bool:
     known = getattr(value, "val", None)
     array = np.asarray(0.0 if known is None else known)
     return array.dtype.kind == "f" and bool((np.isfinite(array) & (np.abs(array) > limit)).any())
-
-
-def _readers(op: Any) -> list[Any] | None:
-    """Return what reads an operator's results, or None where some of that neither carries nor bounds them.
-
-    The outputs of a package are Float32, those of a loop's body are whatever reads them next.
-    """
-    block = op.enclosing_block
-    if block.outer_op is not None and any(output is one for output in op.outputs for one in block.outputs):
-        return None
-    following = [reader for output in op.outputs for reader in output.child_ops]
-    return following if all(one.op_type in _CARRYING or _is_bounded(one) for one in following) else None
-
-
-def _is_bounded(op: Any) -> bool:
-    return op.op_type in _BOUNDING or not any(output.is_tensor_or_scalar_of("fp32") for output in op.outputs)
 
 
 def _legalize_block(block: Any, keep_fp32: Collection[str]) -> Iterator[Legalization]:

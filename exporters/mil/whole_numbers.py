@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,7 @@ def find_whole_numbers(block: Any, bounds: Bounds | None = None) -> Iterator[tup
         bounds |= _bounds_of(op, bounds)
         if _is_equal_to_a_constant(op):
             yield op, [op.name]
-        elif _makes_large(op, bounds) and (path := find_reach(op, _readers, _is_bounded)) and path[1:]:
+        elif _makes_large(op, bounds) and (path := Reach(_CARRYING, _BOUNDING).of(op)) and path[1:]:
             yield op, [one.name for one in path]
 
 
@@ -152,14 +153,33 @@ def _values(op: Any, *names: str) -> Iterator[Any]:
             yield from value if isinstance(value, list | tuple) else (value,)
 
 
-def _readers(op: Any) -> list[Any] | None:
-    """Return what reads an operator's floats, or None where some of that neither carries nor bounds them."""
-    block = op.enclosing_block
-    if block.outer_op is not None and any(output is one for output in op.outputs for one in block.outputs):
-        return None
-    following = [reader for output in op.outputs for reader in output.child_ops]
-    return following if all(one.op_type in _CARRYING or _is_bounded(one) for one in following) else None
+@dataclass(frozen=True)
+class Reach:
+    """The operators that a kind of numbers runs through in a program that coremltools types.
 
+    Attributes:
+        carrying: operators whose results are such numbers again.
+        bounding: those whose results are in range whatever they read.
+    """
 
-def _is_bounded(op: Any) -> bool:
-    return op.op_type in _BOUNDING or not any(output.is_tensor_or_scalar_of("fp32") for output in op.outputs)
+    carrying: frozenset[str]
+    bounding: frozenset[str]
+
+    def of(self, op: Any) -> list[Any] | None:
+        """Return an operator and all that its value runs through, see `find_reach`."""
+        return find_reach(op, self._readers, self.is_bounded)
+
+    def _readers(self, op: Any) -> list[Any] | None:
+        """Return what reads an operator's results, or None where some of that neither carries nor bounds them.
+
+        The outputs of a package are Float32, those of a loop's body are whatever reads them next.
+        """
+        block = op.enclosing_block
+        if block.outer_op is not None and any(output is one for output in op.outputs for one in block.outputs):
+            return None
+        following = [reader for output in op.outputs for reader in output.child_ops]
+        return following if all(one.op_type in self.carrying or self.is_bounded(one) for one in following) else None
+
+    def is_bounded(self, op: Any) -> bool:
+        """Return whether an operator's results are in range, or no floats."""
+        return op.op_type in self.bounding or not any(output.is_tensor_or_scalar_of("fp32") for output in op.outputs)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -81,14 +82,14 @@ def find_large_constants(program: Program, dtype: torch.dtype) -> dict[str, str]
     largest = torch.finfo(dtype).max
     kept: dict[str, str] = {}
     for node in program.module.graph.nodes:
-        if _name(node) not in _SEEDS or not _is_float(node):
+        if aten_name(node) not in _SEEDS or not is_float(node):
             continue
         peak = _largest_constant(program, node)
         if peak <= largest * SHARE:
             continue
         position = f"{operator_name(node).removeprefix('aten.')} at {site(node)}"
         reason = f"{position} reads the constant {peak:.3g}, and half precision ends at {largest:.6g}"
-        for one in find_reach(node, _readers, _is_bounded) or ([node] if peak > largest else []):
+        for one in Reach(_CARRYING, _BOUNDING).of(node) or ([node] if peak > largest else []):
             kept.setdefault(one.name, reason)
     return kept
 
@@ -105,21 +106,38 @@ def _largest_constant(program: Program, node: Node) -> float:
     return max(found, default=0.0)
 
 
-def _readers(node: Node) -> list[Node] | None:
-    following = [user for user in node.users if user.op != "output"]  # outputs are float32
-    return following if all(_name(user) in _CARRYING or _is_bounded(user) for user in following) else None
+@dataclass(frozen=True)
+class Reach:
+    """The operators that a kind of numbers runs through in a program.
+
+    Attributes:
+        carrying: names of ATen operators whose results are such numbers again.
+        bounding: of those whose results are in range whatever they read.
+    """
+
+    carrying: frozenset[str]
+    bounding: frozenset[str]
+
+    def of(self, node: Node) -> list[Node] | None:
+        """Return a node and all that its value runs through, see `find_reach`."""
+        return find_reach(node, self._readers, self._is_bounded)
+
+    def _readers(self, node: Node) -> list[Node] | None:
+        following = [user for user in node.users if user.op != "output"]  # outputs are float32
+        known = all(aten_name(user) in self.carrying or self._is_bounded(user) for user in following)
+        return following if known else None
+
+    def _is_bounded(self, node: Node) -> bool:
+        return aten_name(node) in self.bounding or not is_float(node)
 
 
-def _is_bounded(node: Node) -> bool:
-    return _name(node) in _BOUNDING or not _is_float(node)
-
-
-def _is_float(node: Node) -> bool:
+def is_float(node: Node) -> bool:
+    """Return whether a node makes a tensor of floats."""
     value = node.meta.get("val")
     return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
-def _name(node: Node) -> str:
+def aten_name(node: Node) -> str:
     """Return a node's ATen operator without its overload; empty where it has none."""
     target = node.target
     return target._schema.name.removeprefix("aten::").rstrip("_") if isinstance(target, torch._ops.OpOverload) else ""

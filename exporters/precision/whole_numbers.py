@@ -16,7 +16,7 @@ from torch.fx import Node
 
 from edgesmith.exporters.graph.capture import Program
 from edgesmith.exporters.graph.edit import constant, operator_name, operators, site
-from edgesmith.exporters.precision.large_constants import find_reach
+from edgesmith.exporters.precision.large_constants import Reach, aten_name, is_float
 
 _VIEWS = frozenset(
     {
@@ -62,15 +62,15 @@ def find_whole_numbers(program: Program, dtype: torch.dtype) -> dict[str, str]:
         if _is_compared_with_a_constant(program, node, dtype):
             kept.setdefault(node.name, f"{reason} round")
         elif _makes_large(program, node, bounds, largest, dtype):
-            path = find_reach(node, _readers, _is_bounded) or []
+            path = Reach(_CARRYING, _BOUNDING).of(node) or []
             kept |= {one.name: f"{reason} round" for one in path if path[1:] and one.name not in kept}
     return kept
 
 
 def _makes_large(program: Program, node: Node, bounds: dict[Node, float], largest: float, dtype: torch.dtype) -> bool:
     """Return whether a node makes floats of integers, or adds up truth values, beyond the largest number."""
-    name = _name(node)
-    if not _is_float(node):
+    name = aten_name(node)
+    if not is_float(node):
         return False
     if name in ("sum", "cumsum") and bounds[node] < math.inf:
         return bounds[node] > largest
@@ -81,7 +81,7 @@ def _makes_large(program: Program, node: Node, bounds: dict[Node, float], larges
 
 
 def _is_compared_with_a_constant(program: Program, node: Node, dtype: torch.dtype) -> bool:
-    if _name(node) not in _COMPARING or not any(_is_float(one) for one in node.all_input_nodes):
+    if aten_name(node) not in _COMPARING or not any(is_float(one) for one in node.all_input_nodes):
         return False
     numbers = [float(x) for x in node.args if isinstance(x, int | float)]
     if any(x.is_integer() and float(torch.tensor(x).to(dtype)) != x for x in numbers if math.isfinite(x)):
@@ -91,7 +91,7 @@ def _is_compared_with_a_constant(program: Program, node: Node, dtype: torch.dtyp
 
 def _bound(program: Program, node: Node, bounds: dict[Node, float]) -> float:
     """Return the largest magnitude of what counts, places or tells something; infinite where that is not known."""
-    name, value = _name(node), node.meta.get("val")
+    name, value = aten_name(node), node.meta.get("val")
     if not isinstance(value, Tensor):
         return math.inf
     if value.dtype == torch.bool:
@@ -146,26 +146,6 @@ def _is_row(node: Node) -> bool:
     return bool(node.meta["val"].numel() > 1)
 
 
-def _readers(node: Node) -> list[Node] | None:
-    following = [user for user in node.users if user.op != "output"]  # outputs are float32
-    return following if all(_name(user) in _CARRYING or _is_bounded(user) for user in following) else None
-
-
-def _is_bounded(node: Node) -> bool:
-    return _name(node) in _BOUNDING or not _is_float(node)
-
-
-def _is_float(node: Node) -> bool:
-    value = node.meta.get("val")
-    return isinstance(value, Tensor) and value.is_floating_point()
-
-
 def _is_integer(node: Node) -> bool:
     value = node.meta.get("val")
     return isinstance(value, Tensor) and not value.is_floating_point() and value.dtype != torch.bool
-
-
-def _name(node: Node) -> str:
-    """Return a node's ATen operator without its overload; empty where it has none."""
-    target = node.target
-    return target._schema.name.removeprefix("aten::").rstrip("_") if isinstance(target, torch._ops.OpOverload) else ""

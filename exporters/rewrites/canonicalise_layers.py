@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from edgesmith.exporters.graph.edit import Emitter, arguments, aten, constant, operator_name, rank, replace, site, val
+from edgesmith.exporters.graph.not_numbers import names_that_meet
 
 
 def product_of_batches(module: GraphModule, node: Node) -> str | None:
@@ -20,7 +22,7 @@ def product_of_batches(module: GraphModule, node: Node) -> str | None:
 def sum_of_product(module: GraphModule, node: Node) -> str | None:
     """Take a product and a sum in one operator apart; one with factors of its own is left."""
     x, a, b, *factors = arguments(node)
-    if any(factor != 1 for factor in factors) or not val(node).is_floating_point():
+    if ENDS in node.meta or any(factor != 1 for factor in factors) or not val(node).is_floating_point():
         return None
     emit = Emitter(module, node)
     if node.target in LERPS:
@@ -34,6 +36,30 @@ def sum_of_product(module: GraphModule, node: Node) -> str | None:
     return f"{operator_name(node)} -> a product and a sum"
 
 
+ENDS = "ends_are_not_finite"
+"""What a node's meta has where it goes from one value to another, and one is not finite on the example."""
+
+
+def keep_ends(module: GraphModule, inputs: Sequence[Tensor]) -> None:
+    """Mark what interpolates between values that are not finite on the example, whose spellings have other results.
+
+    (1 - a) inf + a y is infinite, and inf + a (y - inf) is NaN.
+    """
+    sites = {node for node in module.graph.nodes if node.target in LERPS or _interpolates(node)}
+    met = names_that_meet(module, inputs, sites)
+    for node in sites:
+        if node.name in met:
+            node.meta[ENDS] = True
+
+
+def _interpolates(node: Node) -> bool:
+    """Return whether a node may be x + a (y - x)."""
+    products = [one for one in node.all_input_nodes if one.target is aten.mul.Tensor]
+    return node.target is aten.add.Tensor and any(
+        _is_difference(one, x) for product in products for one in product.args for x in node.args
+    )
+
+
 def total(module: GraphModule, node: Node) -> str | None:
     """Spell an interpolation as a sum of both ends, and a product with its bias as a layer."""
     return _interpolation(module, node) or _biased(module, node)
@@ -41,7 +67,7 @@ def total(module: GraphModule, node: Node) -> str | None:
 
 def _interpolation(module: GraphModule, node: Node) -> str | None:
     """Spell an interpolation with a constant share as a sum of both ends, which layers take in."""
-    for x, product in (node.args[:2], node.args[1::-1]):
+    for x, product in (node.args[:2], node.args[1::-1]) if ENDS not in node.meta else ():
         if not isinstance(product, Node) or product.target is not aten.mul.Tensor or len(product.users) > 1:
             continue
         for share, difference in (product.args, product.args[::-1]):

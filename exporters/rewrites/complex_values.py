@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_map
 
-from edgesmith.exporters.graph.edit import Emitter, aten, constant, rank, same_shape, site, val
+from edgesmith.exporters.graph.edit import Emitter, aten, constant, operator_name, rank, same_shape, site, val
 from edgesmith.exporters.rewrites.canonicalise_layers import reshaping
 from edgesmith.exporters.rewrites.rewrite import Reject
 
@@ -327,9 +327,35 @@ def _magnitude(emit: Arithmetic, z: Pair) -> Half:
     return emit(aten.mul.Tensor, large, root)
 
 
+_GIVEN = frozenset(
+    f"aten.{name}"
+    for name in (
+        *("neg", "alias", "clone", "contiguous", "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze"),
+        *("expand", "permute", "transpose", "slice", "select", "cat", "stack", "flip", "gather", "index_select"),
+        *("unbind", "split", "split_with_sizes", "chunk", "to", "_to_copy", "relu", "where"),
+    )
+)
+"""Operators that keep the sign of a zero, or say it."""
+
+
+def _is_given(node: Node) -> bool:
+    """Return whether a value is what a model is given, or has: no sum has been at the signs of its zeros."""
+    waiting, seen = [node], {node}
+    while waiting:
+        one = waiting.pop()
+        is_kept = operator_name(one) in _GIVEN or one.target is operator.getitem
+        if one.op == "call_function" and not (is_kept and one.all_input_nodes):
+            return False
+        waiting += [source for source in one.all_input_nodes if source not in seen]
+        seen |= {*one.all_input_nodes}
+    return True
+
+
 def _angle(emit: Arithmetic, z: Pair) -> Half:
-    """atan2(l, m) with l = -0 taken as 0: the sign of a zero out of a sum of products is an accident of its order."""
+    """atan2(l, m); l = -0 of a sum of products is taken as 0: its sign is an accident of the order of the sum."""
     re, im = emit.both(z)
+    if _is_given(im):
+        return emit(aten.atan2.default, im, re)
     positive = emit(aten.where.self, emit(aten.eq.Scalar, im, 0), emit(aten.abs.default, im), im)
     return emit(aten.atan2.default, positive, re)
 

@@ -66,6 +66,7 @@ from edgesmith.exporters.costs import Costs
 from edgesmith.exporters.graph.capture import Program, with_module
 from edgesmith.exporters.graph.edit import fork, tidy
 from edgesmith.exporters.rewrites.canonicalise import canonicalise
+from edgesmith.exporters.rewrites.canonicalise_layers import keep_ends
 from edgesmith.exporters.rewrites.choose_memory_form import choose_memory_form
 from edgesmith.exporters.rewrites.choose_scan_form import choose_scan_form
 from edgesmith.exporters.rewrites.compose_layers import compose_layers
@@ -211,6 +212,7 @@ def rewrite(
         rewrites: default: all of them, see `all_rewrites`, also for `streaming`.
     """
     module = fork(program.module)
+    keep_ends(module, program.inputs)
     reports, tidied = [], None
     for rule in all_rewrites(streaming) if rewrites is None else rewrites:
         reports.append(rule.apply(module, costs))

@@ -26,6 +26,7 @@ from edgesmith.errors import BadInput, EdgesmithError, Unsupported
 from edgesmith.exporters.artifact import write_notes
 from edgesmith.exporters.graph.capture import Program, exported, with_module, with_own_outputs
 from edgesmith.exporters.graph.edit import Emitter, aten, fork, module_path, operator_name, tidy
+from edgesmith.exporters.graph.not_numbers import chooses_from_not_finite
 from edgesmith.exporters.graph.plain_types import with_plain_types
 from edgesmith.exporters.graph.subgraphs import refuse_control_flow
 from edgesmith.exporters.mil.functions import join, read_specification
@@ -55,6 +56,8 @@ _SPOILING_PASS = "common::fuse_elementwise_to_batchnorm"  # noqa: S105 - a graph
 # It moves every update of a state to where its value is made, and fails where that is after another update. Here all
 # updates come last, so there is nothing to move.
 _MOVING_PASS = "common::canonicalize_inplace_pattern"  # noqa: S105 - as above
+# It makes a sum of a choice between a value and an infinity, which is NaN of another infinity.
+_ADDING_PASS = "common::select_optimization"  # noqa: S105 - as above
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,8 @@ def _convert(program: Program, request: Request, package: Path, system: Any) -> 
         pipeline = passes(legalization.pipeline if half else None)
         if states is not None:
             pipeline.remove_passes({_MOVING_PASS})
+        if chooses_from_not_finite(program.module, program.inputs):
+            pipeline.remove_passes({_ADDING_PASS})
         with _refusing(taken), _validated_once(), _older_objects_uncollected(), short_integers_that_fit():
             model = ct.convert(
                 _with_modules(taken),

@@ -11,8 +11,9 @@ itself does not allow, which torch's exporter writes all the same. float16 is le
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import onnx
@@ -124,51 +125,141 @@ def _cast(node: onnx.NodeProto, kind: str, known: dict[str, str]) -> list[onnx.N
     return [*before, made, *after]
 
 
+BINARY = frozenset(("Add", "Div", "Mul", "Sub"))
+PASSED = BINARY | {"Cast", "Dropout", "Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
+"""What ONNX Runtime may take away in front of a product: what changes nothing, or is a factor of it, a number."""
+
+FLOATS = frozenset(("DOUBLE", "FLOAT", "FLOAT16", "BFLOAT16"))
+
+PRODUCTS = frozenset(("Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul"))
+"""Over which it moves no Transpose."""
+
+
 def turn_in_single(model: onnx.ModelProto) -> None:
     """Transpose numbers of half precision as float32 where a product reads rows that were the first axis.
 
     ONNX Runtime's MatmulTransposeFusion, of 1.31.1, makes a product over other batch axes of them, and ends the process
-    where the two are in half precision.
+    where the two are in half precision. Other optimisations take away what is `PASSED` between them before. So
+    everything from the Transpose on is in float32, and what the product reads is rounded last.
     """
     from onnx import TensorProto, helper, shape_inference
 
     graph = model.graph
-    read = {name for node in graph.node if node.op_type == "MatMul" for name in node.input}
-    if not any(_turns_first_axis(node) and read & {*node.output} for node in graph.node):
+    turned = _Turned(graph, {})
+    if not any(turned.is_turned(name) for node in graph.node if node.op_type == "MatMul" for name in node.input):
         return
-    known = dict(_types(shape_inference.infer_shapes(model).graph))
-    made_by = {node.output[0]: node for node in graph.node if node.op_type == "Cast"}
+    turned = _Turned(graph, dict(_types(shape_inference.infer_shapes(model).graph)))
     nodes = list(graph.node)
     del graph.node[:]
     for node in nodes:
-        x, made = node.input[0] if node.input else "", node.output[0]
-        if not (_turns_first_axis(node) and made in read and known.get(x) == "FLOAT16"):
-            graph.node.append(node)
-            continue
-        single = made_by[x].input[0] if x in made_by and known.get(made_by[x].input[0]) == "FLOAT" else f"{made}_single"
-        if single == f"{made}_single":
-            graph.node.append(helper.make_node("Cast", [x], [single], name=f"{node.name}_single", to=TensorProto.FLOAT))
-        node.input[0], node.output[0] = single, f"{made}_turned"
-        half = helper.make_node("Cast", [node.output[0]], [made], name=f"{node.name}_half", to=TensorProto.FLOAT16)
-        graph.node.extend([node, half])
+        for k, name in enumerate(node.input if node.op_type == "MatMul" else ()):
+            if turned.known.get(name) == "FLOAT16" and turned.is_turned(name):
+                node.input[k] = half = f"{name}_turned"
+                if half not in turned.known:
+                    single, turned.known[half] = turned.in_single(name), "FLOAT16"
+                    graph.node.extend(turned.made)
+                    turned.made.clear()
+                    cast = helper.make_node("Cast", [single], [half], name=f"{half}_half", to=TensorProto.FLOAT16)
+                    graph.node.append(cast)
+        graph.node.append(node)
     _drop_unread(graph)
 
 
-def _turns_first_axis(node: onnx.NodeProto) -> bool:
-    """Return whether a Transpose takes the first of three axes or more to the last two, with the others in order."""
-    order = next((list(one.ints) for one in node.attribute if one.name == "perm"), [])
-    return node.op_type == "Transpose" and len(order) > 2 and order[:-2] == list(range(1, len(order) - 1))
+class _Turned:
+    """Values in front of products, behind nothing but what is `PASSED`.
+
+    Attributes:
+        known: the types of values, those that are made here too.
+        made: nodes of float32 that are not in the graph yet.
+    """
+
+    def __init__(self, graph: onnx.GraphProto, known: dict[str, str]) -> None:
+        self.known = known
+        self.made: list[onnx.NodeProto] = []
+        constants = {one.name: math.prod(one.dims) for one in graph.initializer}
+        self._behind: dict[str, tuple[onnx.NodeProto, str]] = {}
+        self._passed = set[str]()
+        for node in graph.node:
+            varying = [name for name in node.input if name and name not in constants]
+            if node.op_type in PASSED - BINARY:
+                self._behind[node.output[0]] = node, node.input[0]
+                self._passed.add(node.output[0])
+            elif len(varying) == 1 and node.op_type not in PRODUCTS:
+                self._behind[node.output[0]] = node, varying[0]
+                if node.op_type in BINARY and any(constants.get(name) == 1 for name in node.input):
+                    self._passed.add(node.output[0])
+
+    def _turns(self, name: str, *, everywhere: bool = False) -> list[onnx.NodeProto]:
+        """Return the Transposes behind a value, the last one first; `everywhere`: behind what it may be moved over."""
+        turns = []
+        while name in self._passed or (everywhere and name in self._behind):
+            node, name = self._behind[name]
+            turns += [node] if node.op_type == "Transpose" else []
+        return turns
+
+    def is_turned(self, name: str) -> bool:
+        """Return whether one takes the first axis to the last two; of several ONNX Runtime may make one."""
+        if not self._turns(name):
+            return False
+        orders = [_order(node) for node in self._turns(name, everywhere=True)]
+        together = list(range(len(orders[0])))
+        for order in orders:
+            if len(order) != len(together):
+                return True
+            together = [order[axis] for axis in together]
+            if _turns_first_axis(together):
+                return True
+        return False
+
+    def in_single(self, name: str) -> str:
+        """Return a value of half precision as one of float32, from the first Transpose on."""
+        from onnx import NodeProto, TensorProto, helper
+
+        turns_half = any(self.known.get(node.input[0]) == "FLOAT16" for node in self._turns(name))
+        if self.known.get(name) == "FLOAT" and not turns_half:
+            return name
+        single, node = f"{name}_single", self._behind[name][0] if name in self._passed else None
+        if single in self.known:
+            return single
+        if node is not None and node.op_type == "Cast" and self.known.get(node.input[0]) in FLOATS:
+            return self.in_single(node.input[0])
+        self.known[single] = "FLOAT"
+        if node is None or not turns_half:
+            self.made.append(helper.make_node("Cast", [name], [single], name=f"{single}_cast", to=TensorProto.FLOAT))
+            return single
+        copied = NodeProto()
+        copied.CopyFrom(node)
+        copied.name, copied.output[0] = f"{node.name or name}_single", single
+        for k, source in enumerate(node.input):
+            if self.known.get(source) in FLOATS:
+                copied.input[k] = self.in_single(source)
+        self.made.append(copied)
+        return single
+
+
+def _order(node: onnx.NodeProto) -> list[int]:
+    return next((list(one.ints) for one in node.attribute if one.name == "perm"), [])
+
+
+def _turns_first_axis(order: list[int]) -> bool:
+    """Return whether an order takes the first of three axes or more to the last two, with the others in order."""
+    return len(order) > 2 and order[:-2] == list(range(1, len(order) - 1))
 
 
 def _drop_unread(graph: onnx.GraphProto) -> None:
-    """Drop Casts that nothing reads any more."""
-    read = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
-    read |= {name for node in graph.node for one in node.attribute if one.HasField("g") for name in _read_inside(one.g)}
-    kept = [node for node in graph.node if node.op_type != "Cast" or read & {*node.output}]
-    dropped = {node.output[0] for node in graph.node} - {node.output[0] for node in kept}
+    """Drop what is `PASSED` and nothing reads any more."""
+    read = {value.name for value in graph.output}
+    kept = list[Any]()
+    for node in reversed(graph.node):
+        if node.op_type in PASSED and not read & {*node.output}:
+            continue
+        kept.append(node)
+        read |= {*node.input}
+        read |= {name for one in node.attribute if one.HasField("g") for name in _read_inside(one.g)}
+    dropped = {name for node in graph.node for name in node.output} - {name for node in kept for name in node.output}
     values = [value for value in graph.value_info if value.name not in dropped]
     del graph.node[:], graph.value_info[:]
-    graph.node.extend(kept)
+    graph.node.extend(reversed(kept))
     graph.value_info.extend(values)
 
 

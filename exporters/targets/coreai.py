@@ -40,6 +40,7 @@ class CoreAi(Target):
     def lower(self, program: Program, path: Path, request: Request) -> None:
         """Write the program as an `.aimodel`."""
         from edgesmith.exporters.graph.capture import exported, with_own_outputs
+        from edgesmith.exporters.graph.long_numbers import refuse_long_numbers
         from edgesmith.exporters.graph.plain_types import with_plain_types
         from edgesmith.exporters.graph.sizes import refuse_unknown_sizes
         from edgesmith.exporters.graph.subgraphs import refuse_control_flow
@@ -49,6 +50,7 @@ class CoreAi(Target):
         self.require()
         refuse_control_flow(program.module, "Core AI", takes=("cond", "while_loop"))
         refuse_unknown_sizes(program.module, "Core AI")
+        refuse_long_numbers(program.module, program.inputs, "Core AI")
         program = with_own_outputs(convolve_linears(shift_norms_of_inputs(with_plain_types(program))))
         ready = exported(program, self.lowers_as)
         size = sum(value.nbytes for value in (*ready.state_dict.values(), *ready.tensor_constants.values()))

@@ -21,7 +21,7 @@ import copy
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -80,6 +80,12 @@ class NoiseMeter:
             gaps = self.of_elements(dtype)
             self.asked[dtype] = None if gaps is None else [[float(d.max(initial=0.0)) for d in one] for one in gaps]
         return self.asked[dtype]
+
+    def state(self, dtype: str) -> Literal["known", "unknown", "not asked"]:
+        """Return whether the noise of a precision is known, cannot be, or was asked by nobody."""
+        if dtype not in self._gaps:
+            return "not asked"
+        return "unknown" if self._gaps[dtype] is None else "known"
 
     def of_elements(self, dtype: str) -> Outputs | None:
         """Return the same of every element of every output."""
