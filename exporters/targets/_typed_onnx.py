@@ -57,7 +57,7 @@ def lower(program: Program, path: Path, request: Request, coarse_from: Mapping[s
 
     from edgesmith.exporters.graph.capture import exported
     from edgesmith.exporters.graph.subgraphs import refuse_control_flow
-    from edgesmith.exporters.targets import _bf16, _onnx_norms, _onnx_reductions, _onnx_types
+    from edgesmith.exporters.targets import _bf16, _onnx_norms, _onnx_reductions, _onnx_sigmoids, _onnx_types
     from edgesmith.exporters.targets._refusal import refuse
     from edgesmith.kernels.op import all_ops
 
@@ -97,7 +97,10 @@ def lower(program: Program, path: Path, request: Request, coarse_from: Mapping[s
         if has_bf16:
             _bf16.from_double(model)
     _forget_merged(model)
+    _onnx_sigmoids.keep_digits(model)
     _onnx_types.legalize(model)
+    if not request.precision.is_half:
+        _onnx_types.round_halves(model)
     _onnx_types.turn_in_single(model)
     model = _onnx_reductions.refine(model, coarse_from or {})
     _annotate(model, request)
