@@ -260,6 +260,12 @@ OF_WHOLE_NUMBERS: list[list[Any]] = [
     *(["tril", ["x"], {"diagonal": 0}], ["where", ["c", "x", "y"], {}], ["cat", ["x", "y"], {"dim": 1}]),
     *(["matmul", ["x", "t"], {}], ["div", ["x", "y"], {}], ["floor_div", ["x", "d"], {}]),
     ["pad", ["i"], {"pad": [1, 2], "mode": "reflect"}],
+    *(
+        ["pad", ["x"], {"pad": [1, side], "mode": "constant", "value": value}]
+        for side in (2, -1)
+        for value in (2.7, -1.6)
+    ),
+    *([name, ["n"], {"dim": 0}] for name in ("max_along", "min_along")),
     ["MaxPool2d", ["i"], {"kernel_size": [2, 3], "stride": 1, "padding": 1}],
     ["AvgPool2d", ["i"], {"kernel_size": [2, 3], "stride": 1, "padding": 1}],
     ["interpolate", ["i"], {"size": [5, 3], "mode": "nearest"}],
@@ -269,7 +275,7 @@ OF_WHOLE_NUMBERS: list[list[Any]] = [
 
 def of_type(dtype: str, steps: list[list[Any]]) -> Recipe:
     """Return a model of all steps that PyTorch takes in a type."""
-    shapes: dict[str, list[int]] = {"x": [3, 4], "y": [3, 4], "i": [1, 2, 4, 4]}
+    shapes: dict[str, list[int]] = {"x": [3, 4], "y": [3, 4], "i": [1, 2, 4, 4], "n": []}
     inputs = [*([name, dtype, shape] for name, shape in shapes.items()), ["c", "bool", [3, 4]]]
     first: list[list[Any]] = [
         ["d", "clip", ["y"], {"min": 1, "max": 5}],
@@ -281,11 +287,45 @@ def of_type(dtype: str, steps: list[list[Any]]) -> Recipe:
     return model(*first, *taken, inputs=inputs, outputs=[one[0] for one in taken])
 
 
-@ONNX_COLUMNS
-@pytest.mark.parametrize("dtype", ["uint8", "int8", "int32", "int64"])
+@pytest.mark.parametrize(
+    ("dtype", "column"),
+    [
+        *((dtype, column) for column in (ONNX, "tensorrt:fp32") for dtype in ("uint8", "int8", "int32", "int64")),
+        *(("int32", column) for column in ("coreml:fp32", "coreai:fp32")),
+    ],
+)
 def test_operators_take_whole_numbers_of_every_type(dtype: str, column: str) -> None:
+    if (reason := sweep.column(column).target.cannot_run()) is not None:
+        pytest.skip(reason)
     found = trial.judge(of_type(dtype, OF_WHOLE_NUMBERS), sweep.column(column))
     assert found.kind == RIGHT, found.why
+
+
+RESIZES: dict[str, tuple[list[int], dict[str, Any]]] = {
+    "linear": ([2, 3, 1], {"size": [4]}),
+    "bilinear": ([2, 3, 1, 5], {"size": [4, 5]}),
+    "bicubic": ([2, 3, 1, 5], {"size": [4, 5]}),
+    "bilinear smoothed": ([2, 3, 1, 5], {"size": [4, 5], "antialias": True}),
+    "bicubic smoothed": ([2, 3, 1, 5], {"size": [4, 5], "antialias": True}),
+    "trilinear": ([2, 3, 1, 5, 2], {"size": [4, 5, 2]}),
+}
+
+
+def test_doubles_that_are_resized_stay_doubles() -> None:
+    """A row that is repeated compares with itself as it did, which a float of it does not; others have all digits."""
+
+    def resize(*given: Tensor) -> tuple[Tensor, ...]:
+        found: list[Tensor] = []
+        for x, (name, (_, how)) in zip(given, RESIZES.items(), strict=True):
+            y = nn.functional.interpolate(x, mode=name.split()[0], **how)
+            found += [x < y, x > y, y] if name.endswith("linear") else [y]
+        return tuple(found)
+
+    generator = torch.Generator().manual_seed(0)
+    given = tuple(torch.randn(shape, generator=generator, dtype=torch.float64) for shape, _ in RESIZES.values())
+    (got,) = run_file(Plain(resize), given, ONNX)
+    for value, wanted in zip(got, resize(*given), strict=True):
+        np.testing.assert_allclose(value, wanted.numpy(), rtol=1e-13)
 
 
 THAT_DECIDE: list[list[Any]] = [
