@@ -102,7 +102,8 @@ def expect(model: Generated, given: Sequence[Tensor], dtype: str) -> list[Expect
         if y.is_floating_point():
             unit = max(torch.finfo(y.dtype).eps, coarsest) / 2
             finite = np.nan_to_num(np.abs(value), nan=0.0, posinf=0.0)
-            allowed = allowed + ULPS * (unit * finite + SMALLEST[dtype])
+            smallest = SMALLEST["float16" if y.dtype == torch.float16 else dtype]
+            allowed = allowed + ULPS * (unit * finite + smallest)
         expected.append(Expected(y.numpy(), value, allowed, dtype))
     return expected
 
