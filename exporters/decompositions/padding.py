@@ -25,7 +25,7 @@ def _cut(x: Tensor, widths: Sequence[int]) -> tuple[Tensor, list[int]]:
 @decomposes(
     aten.constant_pad_nd.default,
     targets=("coreml", "coreai"),
-    why="their pads have no negative widths, and round a fraction to the nearest whole number",
+    why="their pads have no negative widths, and Core ML's keeps the fraction beside whole numbers",
 )
 def constant_pad(x: Tensor, widths: Sequence[int], value: float = 0.0) -> Tensor:
     """Return x with a number around it; negative widths take away. Widths come in pairs, the last axis first."""
