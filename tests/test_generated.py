@@ -24,6 +24,7 @@ from edgesmith.exporters.graph.plain_types import with_plain_types
 from edgesmith.exporters.judge import Unverified
 from edgesmith.exporters.verification import sweep
 from edgesmith.exporters.verification.conformance import CRASH, LEAKS, REFUSED, RIGHT, WRONG
+from edgesmith.exporters.verification.tolerance import Expected
 
 aten = torch.ops.aten
 ONNX = "onnx:fp32"
@@ -353,6 +354,37 @@ def test_what_half_precision_rounds_is_rounded_before_it_decides(column: str) ->
     (got,) = run_file(built, given, column)
     for step, value, wanted in zip(THAT_DECIDE, got, built(*given), strict=True):
         assert np.array_equal(value, wanted.numpy()), step
+
+
+OF_HALVES: dict[str, Callable[..., Any]] = {
+    "log2": lambda x, y: x.abs().log2(),
+    "log10": lambda x, y: x.abs().log10(),
+    "reciprocal": lambda x, y: x.reciprocal(),
+    "quotient": lambda x, y: x / y,
+    "prelu": lambda x, y: nn.functional.prelu(x, y[0, :1]),
+    "addcmul": lambda x, y: torch.addcmul(x, x, y, value=0.3),
+}
+
+
+@pytest.mark.parametrize("target", ["coreml", "coreai"])
+def test_halves_stay_halves(target: str) -> None:
+    """In a model that is in half precision itself every operator rounds to it: results are halves, and PyTorch's."""
+    if (reason := sweep.column(f"{target}:fp32").target.cannot_run()) is not None:
+        pytest.skip(reason)
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(16, 16, generator=generator).half() for _ in range(2))
+    (got,) = run_file(Plain(lambda x, y: [one(x, y).float() for one in OF_HALVES.values()]), (x, y), f"{target}:fp32")
+    for value, (name, one) in zip(got, OF_HALVES.items(), strict=True):
+        wanted = one(x, y).float().numpy()
+        assert np.array_equal(value, value.astype(np.float16)), name
+        np.testing.assert_allclose(value, wanted, rtol=2e-3, atol=2e-3, err_msg=name)
+
+
+def test_a_value_that_rounding_makes_none_may_be_none() -> None:
+    """Of x / x, with an x that rounding decides to be 0 or 1, nothing is known."""
+    expected = Expected(np.ones(2), np.ones(2), np.array([np.inf, 1e-6]), "float32")
+    assert expected.differs(np.array([np.nan, 1.0])) is None
+    assert expected.differs(np.array([1.0, np.nan])) is not None
 
 
 def run_file(built: nn.Module, given: tuple[Tensor, ...], column: str) -> list[list[np.ndarray]]:
