@@ -64,7 +64,8 @@ class Figures:
     Attributes:
         max_abs_error, relative_error: see the module's docstring; `inf` where a finite value became none.
         snr_db: None where the two are equal.
-        finite: fraction of the reference's values that are finite; the others must be the same infinity or NaN.
+        finite: fraction of the reference's values that are finite, of all outputs together; the others must be the same
+            infinity or NaN.
         agreeing, decided, ties: top-1; None for outputs that are no class scores.
     """
 
@@ -94,21 +95,25 @@ def measure(reference: Outputs, outputs: Outputs, allowed: float) -> Figures:
         max_abs_error=max(figures.max_abs_error for figures in of_each),
         relative_error=max(figures.relative_error for figures in of_each),
         snr_db=min(ratios) if ratios else None,
-        finite=min(figures.finite for figures in of_each),
+        finite=_finite(reference),
     )
     if len(of_each) == 1:
         worst = replace(worst, agreeing=of_each[0].agreeing, decided=of_each[0].decided, ties=of_each[0].ties)
     return worst
 
 
+def _finite(reference: Outputs) -> float:
+    """Return the fraction of values that are finite: an output without any says nothing against the others."""
+    total = sum(y.size for ys in reference for y in ys)
+    return sum(int(np.isfinite(y).sum()) for ys in reference for y in ys) / total if total else 1.0
+
+
 def _measure_one(reference: list[np.ndarray], outputs: list[np.ndarray], allowed: float) -> Figures:
     signal = noise = worst = peak = 0.0
-    finite = total = 0
     for y, z in zip(reference, outputs, strict=True):
         if y.shape != z.shape:
             raise ValueError(f"an output has shape {list(z.shape)} where PyTorch's has {list(y.shape)}")
         known = np.isfinite(y)
-        finite, total = finite + int(known.sum()), total + y.size
         same = np.array_equal(y[~known], z[~known], equal_nan=True)
         if not same or not np.isfinite(z[known]).all():
             return Figures(float("inf"), float("inf"), float("-inf"))
@@ -122,7 +127,7 @@ def _measure_one(reference: list[np.ndarray], outputs: list[np.ndarray], allowed
     top1: tuple[int | None, ...] = (None, None, None)
     if all(y.ndim == 2 and y.shape[1] > 1 and y.size for y in reference):
         top1 = _top1(reference, outputs, 2 * allowed * peak)
-    return Figures(worst, relative, snr, finite / total if total else 1.0, *top1)
+    return Figures(worst, relative, snr, _finite([[y] for y in reference]), *top1)
 
 
 def _top1(reference: list[np.ndarray], outputs: list[np.ndarray], margin: float) -> tuple[int, int, int]:

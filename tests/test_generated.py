@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
 
-from edgesmith.errors import BadInput, Unsupported
+from edgesmith.errors import BadInput, Unsupported, VerificationFailed
 from edgesmith.exporters import decompositions
 from edgesmith.exporters.export import export
 from edgesmith.exporters.generated import campaign, draw, recipes, trial
 from edgesmith.exporters.generated.recipes import Generated, Recipe, draw_inputs
 from edgesmith.exporters.graph.capture import capture, computes_in_half, run
 from edgesmith.exporters.graph.plain_types import with_plain_types
+from edgesmith.exporters.judge import Unverified
 from edgesmith.exporters.verification import sweep
 from edgesmith.exporters.verification.conformance import CRASH, LEAKS, REFUSED, RIGHT, WRONG
+from edgesmith.exporters.verification.tolerance import Expected
 
 aten = torch.ops.aten
 ONNX = "onnx:fp32"
@@ -244,6 +248,226 @@ def test_forms_that_generated_models_had_on_core_ml(tmp_path: Path) -> None:
     pytest.importorskip("coremltools")
     whole = All(ON_CORE_ML)
     export(whole, "coreml", inputs=whole.given, precision="fp32", out=tmp_path)
+
+
+# Types and roundings that ONNX Runtime has otherwise
+
+ONNX_COLUMNS = pytest.mark.parametrize("column", [ONNX, "tensorrt:fp32"])
+
+OF_WHOLE_NUMBERS: list[list[Any]] = [
+    *(["neg", ["x"], {}], ["relu", ["x"], {}], ["abs", ["x"], {}], ["clip", ["x"], {"min": -1, "max": 1}]),
+    *([name, ["x", "y"], {}] for name in ("add", "sub", "mul", "maximum", "minimum", "eq", "gt")),
+    *([name, ["x"], {"dim": 1}] for name in ("sum", "argmax", "max_along")),
+    *(["tril", ["x"], {"diagonal": 0}], ["where", ["c", "x", "y"], {}], ["cat", ["x", "y"], {"dim": 1}]),
+    *(["matmul", ["x", "t"], {}], ["div", ["x", "y"], {}], ["floor_div", ["x", "d"], {}]),
+    ["pad", ["i"], {"pad": [1, 2], "mode": "reflect"}],
+    *(
+        ["pad", ["x"], {"pad": [1, side], "mode": "constant", "value": value}]
+        for side in (2, -1)
+        for value in (2.7, -1.6)
+    ),
+    *([name, ["n"], {"dim": 0}] for name in ("max_along", "min_along")),
+    ["MaxPool2d", ["i"], {"kernel_size": [2, 3], "stride": 1, "padding": 1}],
+    ["AvgPool2d", ["i"], {"kernel_size": [2, 3], "stride": 1, "padding": 1}],
+    ["interpolate", ["i"], {"size": [5, 3], "mode": "nearest"}],
+    *(["to", ["x"], {"dtype": dtype}] for dtype in ("bool", "int64", "float32")),
+]
+
+
+def of_type(dtype: str, steps: list[list[Any]]) -> Recipe:
+    """Return a model of all steps that PyTorch takes in a type."""
+    shapes: dict[str, list[int]] = {"x": [3, 4], "y": [3, 4], "i": [1, 2, 4, 4], "n": []}
+    inputs = [*([name, dtype, shape] for name, shape in shapes.items()), ["c", "bool", [3, 4]]]
+    first: list[list[Any]] = [
+        ["d", "clip", ["y"], {"min": 1, "max": 5}],
+        ["t", "transpose", ["x"], {"dim0": 0, "dim1": 1}],
+    ]
+    named: list[list[Any]] = [[f"o{k}", *step] for k, step in enumerate(steps)]
+    taken = [one for one in named if draw._runs(model(*first, one, inputs=inputs, outputs=[one[0]]))]
+    assert len(taken) > 0.7 * len(steps)
+    return model(*first, *taken, inputs=inputs, outputs=[one[0] for one in taken])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "column"),
+    [
+        *((dtype, column) for column in (ONNX, "tensorrt:fp32") for dtype in ("uint8", "int8", "int32", "int64")),
+        *(("int32", column) for column in ("coreml:fp32", "coreai:fp32")),
+    ],
+)
+def test_operators_take_whole_numbers_of_every_type(dtype: str, column: str) -> None:
+    if (reason := sweep.column(column).target.cannot_run()) is not None:
+        pytest.skip(reason)
+    found = trial.judge(of_type(dtype, OF_WHOLE_NUMBERS), sweep.column(column))
+    assert found.kind == RIGHT, found.why
+
+
+RESIZES: dict[str, tuple[list[int], dict[str, Any]]] = {
+    "linear": ([2, 3, 1], {"size": [4]}),
+    "bilinear": ([2, 3, 1, 5], {"size": [4, 5]}),
+    "bicubic": ([2, 3, 1, 5], {"size": [4, 5]}),
+    "bilinear smoothed": ([2, 3, 1, 5], {"size": [4, 5], "antialias": True}),
+    "bicubic smoothed": ([2, 3, 1, 5], {"size": [4, 5], "antialias": True}),
+    "trilinear": ([2, 3, 1, 5, 2], {"size": [4, 5, 2]}),
+}
+
+
+def test_doubles_that_are_resized_stay_doubles() -> None:
+    """A row that is repeated compares with itself as it did, which a float of it does not; others have all digits."""
+
+    def resize(*given: Tensor) -> tuple[Tensor, ...]:
+        found: list[Tensor] = []
+        for x, (name, (_, how)) in zip(given, RESIZES.items(), strict=True):
+            y = nn.functional.interpolate(x, mode=name.split()[0], **how)
+            found += [x < y, x > y, y] if name.endswith("linear") else [y]
+        return tuple(found)
+
+    generator = torch.Generator().manual_seed(0)
+    given = tuple(torch.randn(shape, generator=generator, dtype=torch.float64) for shape, _ in RESIZES.values())
+    (got,) = run_file(Plain(resize), given, ONNX)
+    for value, wanted in zip(got, resize(*given), strict=True):
+        np.testing.assert_allclose(value, wanted.numpy(), rtol=1e-13)
+
+
+THAT_DECIDE: list[list[Any]] = [
+    *([name, ["s"], {}] for name in ("floor", "ceil", "round", "sin", "cos", "argmax")),
+    *(["argmax", ["s"], {"dim": 0}], ["gt", ["s", "r"], {}], ["eq", ["s", "r"], {}]),
+    *(["to", ["s"], {"dtype": dtype}] for dtype in ("int64", "bool", "float32")),
+]
+
+
+@ONNX_COLUMNS
+def test_what_half_precision_rounds_is_rounded_before_it_decides(column: str) -> None:
+    """Operators that decide, of 4,096 numbers behind others that round, in a model that is in half precision itself."""
+    before: list[list[Any]] = [
+        ["a", "sin", ["x"], {}],
+        ["b", "mul", ["a", "y"], {}],
+        ["r", "neg", ["b"], {}],
+        ["u", "cat", ["b", "r"], {"dim": 1}],
+        ["v", "slice", ["u"], {"axis": 1, "start": -64, "stop": 128, "step": 1}],
+        ["s", "add", ["v", "x"], {}],
+    ]
+    steps: list[list[Any]] = [[f"o{k}", *step] for k, step in enumerate(THAT_DECIDE)]
+    inputs = [["x", "float16", [64, 64]], ["y", "float16", [64, 64]]]
+    recipe = model(*before, *steps, inputs=inputs, outputs=[one[0] for one in steps])
+    built, given = Generated(recipe).eval(), draw_inputs(recipe, "normal")
+    (got,) = run_file(built, given, column)
+    for step, value, wanted in zip(THAT_DECIDE, got, built(*given), strict=True):
+        assert np.array_equal(value, wanted.numpy()), step
+
+
+OF_HALVES: dict[str, Callable[..., Any]] = {
+    "log2": lambda x, y: x.abs().log2(),
+    "log10": lambda x, y: x.abs().log10(),
+    "reciprocal": lambda x, y: x.reciprocal(),
+    "quotient": lambda x, y: x / y,
+    "prelu": lambda x, y: nn.functional.prelu(x, y[0, :1]),
+    "addcmul": lambda x, y: torch.addcmul(x, x, y, value=0.3),
+}
+
+
+@pytest.mark.parametrize("target", ["coreml", "coreai"])
+def test_halves_stay_halves(target: str) -> None:
+    """In a model that is in half precision itself every operator rounds to it: results are halves, and PyTorch's."""
+    if (reason := sweep.column(f"{target}:fp32").target.cannot_run()) is not None:
+        pytest.skip(reason)
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(16, 16, generator=generator).half() for _ in range(2))
+    (got,) = run_file(Plain(lambda x, y: [one(x, y).float() for one in OF_HALVES.values()]), (x, y), f"{target}:fp32")
+    for value, (name, one) in zip(got, OF_HALVES.items(), strict=True):
+        wanted = one(x, y).float().numpy()
+        assert np.array_equal(value, value.astype(np.float16)), name
+        np.testing.assert_allclose(value, wanted, rtol=2e-3, atol=2e-3, err_msg=name)
+
+
+def test_a_value_that_rounding_makes_none_may_be_none() -> None:
+    """Of x / x, with an x that rounding decides to be 0 or 1, nothing is known."""
+    expected = Expected(np.ones(2), np.ones(2), np.array([np.inf, 1e-6]), "float32")
+    assert expected.differs(np.array([np.nan, 1.0])) is None
+    assert expected.differs(np.array([1.0, np.nan])) is not None
+
+
+def run_file(built: nn.Module, given: tuple[Tensor, ...], column: str) -> list[list[np.ndarray]]:
+    one = sweep.column(column)
+    profile = None if one.profile is None else one.profile.name
+    with tempfile.TemporaryDirectory() as folder:
+        artifact = export(built, one.target.name, inputs=given, precision="fp32", device=profile, out=folder)
+        outputs = one.target.open(artifact.file).run([[x.numpy() for x in given]])
+    assert isinstance(outputs, list), outputs
+    return outputs
+
+
+def test_layers_of_half_precision_stay_in_it(tmp_path: Path) -> None:
+    """No product is cast for an argmax behind it; what lies between them is."""
+    layers = nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 8), nn.Softmax(-1)).half()
+    artifact = export(
+        Plain(lambda x: layers(x).argmax(-1)), "onnx", inputs=[torch.randn(3, 8).half()], precision="fp32", out=tmp_path
+    )
+    file = onnx.load(artifact.file)
+    made_by = {name: node for node in file.graph.node for name in node.output}
+    products = [node for node in file.graph.node if node.op_type in ("Gemm", "MatMul")]
+    assert len(products) == 2
+    assert not [node for node in products if node.input[0] in made_by and made_by[node.input[0]].op_type == "Cast"]
+    (softmax,) = (node for node in file.graph.node if node.op_type == "Softmax")
+    assert made_by[softmax.input[0]].op_type == "Cast"
+
+
+READ_FOR_THEIR_DIGITS: dict[str, Callable[[Tensor], Tensor]] = {
+    "log": lambda x: torch.sigmoid(x).log(),
+    "log2 of a view": lambda x: torch.sigmoid(x).reshape(-1, 2).log2(),
+    "quotient": lambda x: 1e-6 / torch.sigmoid(x),
+    "root": lambda x: torch.sigmoid(x).sqrt(),
+    "power": lambda x: torch.sigmoid(x) ** -0.3,
+    "reciprocal": lambda x: torch.sigmoid(x).reciprocal(),
+}
+
+
+@ONNX_COLUMNS
+@pytest.mark.parametrize("name", READ_FOR_THEIR_DIGITS)
+def test_small_sigmoids_that_are_read_for_their_digits_have_them(name: str, column: str) -> None:
+    given = torch.linspace(-60, 20, 64).reshape(4, 16)
+    (got,) = run_file(Plain(READ_FOR_THEIR_DIGITS[name]), (given,), column)
+    np.testing.assert_allclose(got[0], READ_FOR_THEIR_DIGITS[name](given).numpy(), rtol=3e-6)
+
+
+def test_a_sigmoid_that_is_added_or_multiplied_stays_one(tmp_path: Path) -> None:
+    def gates(x: Tensor) -> tuple[Tensor, ...]:
+        gate = torch.sigmoid(x)
+        return gate * x, gate + x, gate, x / (1 + gate)
+
+    artifact = export(Plain(gates), "onnx", inputs=[torch.randn(3, 8)], precision="fp32", out=tmp_path)
+    assert "Sigmoid" in {node.op_type for node in onnx.load(artifact.file).graph.node}
+
+
+@pytest.mark.parametrize(
+    ("steps", "kind"),
+    [
+        ([["v1", "sigmoid", ["v0"], {}]], RIGHT),
+        ([["v1", "sigmoid", ["v0"], {}], ["v2", "log2", ["v1"], {}]], WRONG),
+    ],
+)
+def test_the_judge_takes_a_sigmoid_as_a_number_around_one(
+    steps: list[list[Any]], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One whose error is 6e-8 everywhere is right, but where its logarithm is asked for."""
+    recipe = model(*steps, inputs=[["v0", "float32", [4, 16]]], outputs=[steps[-1][0]])
+    built = Generated(recipe).eval()
+    given = (torch.linspace(-20, 20, 64).reshape(4, 16),)
+    monkeypatch.setattr(trial, "draw_inputs", lambda *_: given)
+    sigmoid = (torch.sigmoid(given[0].double()) + 2.0**-24).float()
+    off = sigmoid if len(steps) == 1 else sigmoid.log2()
+    (expected,) = trial.expect(built, given, "float32")
+    assert (expected.differs(off.numpy()) is None) == (kind == RIGHT)
+
+
+def test_an_output_that_is_never_finite_says_nothing_against_the_others(tmp_path: Path) -> None:
+    def some(x: Tensor) -> tuple[Tensor, Tensor]:
+        return x.sin(), (x - x) / (x - x)
+
+    with pytest.warns(Unverified, match="none of its values is finite"):
+        export(Plain(some), "onnx", inputs=[torch.randn(3, 4)], precision="fp32", out=tmp_path)
+    with pytest.raises(VerificationFailed, match="not finite on any"), pytest.warns(Unverified):
+        export(Plain(lambda x: some(x)[1]), "onnx", inputs=[torch.randn(3, 4)], precision="fp32", out=tmp_path)
 
 
 def test_an_input_of_many_axes_is_still_refused_by_core_ml(tmp_path: Path) -> None:

@@ -254,6 +254,22 @@ def test_what_a_large_peak_hides_in_a_stored_file_is_refused(target: str, fault:
     verify_artifact(made.path)
 
 
+def test_numbers_that_rounding_moves_off_whole_ones_are_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A softmax of one number is 1, whole in PyTorch by chance, and 1 - 1e-6 is no other whole number."""
+
+    def ones(x: Tensor) -> tuple[Tensor, Tensor]:
+        return x.unsqueeze(-1).softmax(-1), x
+
+    plant("onnx", lambda x: (ones(x)[0] * (1 - 1e-6), x), monkeypatch)
+    export(Lines(ones), "onnx", tmp_path / "near", inputs=(X32,), precision="fp32")
+    monkeypatch.undo()
+    plant("onnx", lambda x: (ones(x)[0] * (1 - 2e-5), x), monkeypatch)
+    with pytest.raises(VerificationFailed, match="error 2e-05 of the peak"):
+        export(Lines(ones), "onnx", tmp_path / "far", inputs=(X32,), precision="fp32")
+
+
 @pytest.mark.parametrize("target", ["onnx", "coreml"])
 def test_places_one_off_are_refused_in_half_precision(
     target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -488,7 +488,11 @@ def clamp_max(x: Tensor, most: float) -> Tensor:
     return torch.clamp(x, max=most)
 
 
-@decomposes(aten.relu.default, targets=("coreml",), why="Core ML's relu takes floats only")
+@decomposes(
+    aten.relu.default,
+    targets=("coreml", "onnx"),
+    why="Core ML's relu takes floats only, as does TensorRT's, ONNX's no uint8",
+)
 def relu(x: Tensor) -> Tensor:
     """Return whole numbers, 0 for those below."""
     return LEAVE if x.is_floating_point() else torch.clamp(x, min=0)

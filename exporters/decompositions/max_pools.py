@@ -141,7 +141,7 @@ class _Pools:
         sizes = x.shape[-self.axes :]
         places = [_slid(*of, ceil_mode) for of in zip(sizes, kernel, steps, pads, dilations, strict=True)]
         largest, at = _largest(x, places)
-        if not self.takes(x.dim() - self.axes, dilations, ceil_mode):
+        if not x.is_floating_point() or not self.takes(x.dim() - self.axes, dilations, ceil_mode):
             return largest, at
         with _left_to_the_target():
             return self.native(x, kernel, steps, pads, dilations, ceil_mode), at
@@ -160,7 +160,7 @@ class _Pools:
             return LEAVE
         windows = (kernel_size, stride or kernel_size, padding, dilation)
         kernel, steps, pads, dilations = (_each(value, self.axes) for value in windows)
-        if not self.takes(x.dim() - self.axes, dilations, ceil_mode):
+        if not x.is_floating_point() or not self.takes(x.dim() - self.axes, dilations, ceil_mode):
             return self.with_indices(x, kernel, steps, pads, dilations, ceil_mode)[0]
         with _left_to_the_target():
             pooled: Tensor = self.native(x, kernel, steps, pads, dilations, ceil_mode)
@@ -187,7 +187,7 @@ _APART = (
 
 for _axes, _alone, _indexed in _APART:
     _of_core_ml = _Pools(_axes, _alone.default, _plain)
-    _why = "coremltools 9.0 has no indices, no dilation and no ceil_mode, and asks for a stride"
+    _why = "coremltools 9.0 has no indices, no dilation, no ceil_mode and no whole numbers, and asks for a stride"
     decomposes(_alone.default, targets=("coreml",), why=_why)(_of_core_ml.alone)
     decomposes(_indexed.default, targets=("coreml",), why=_why)(_of_core_ml.with_indices)
     _of_core_ai = _Pools(_axes, _alone.default, _never if _axes == 3 else _with_a_batch)

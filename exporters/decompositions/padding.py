@@ -22,22 +22,35 @@ def _cut(x: Tensor, widths: Sequence[int]) -> tuple[Tensor, list[int]]:
     return x, [max(width, 0) for width in widths]
 
 
-@decomposes(aten.constant_pad_nd.default, targets=("coreml", "coreai"), why="their pads have no negative widths")
+@decomposes(
+    aten.constant_pad_nd.default,
+    targets=("coreml", "coreai"),
+    why="their pads have no negative widths, and Core ML's keeps the fraction beside whole numbers",
+)
 def constant_pad(x: Tensor, widths: Sequence[int], value: float = 0.0) -> Tensor:
     """Return x with a number around it; negative widths take away. Widths come in pairs, the last axis first."""
     if x.dtype == torch.bool:
         return pad_truth(x, widths, value)
+    if _is_cut_off(x, value):
+        return torch.constant_pad_nd(x, widths, int(value))
     if all(width >= 0 for width in widths):
         return LEAVE
     x, widths = _cut(x, widths)
     return torch.constant_pad_nd(x, widths, value) if any(widths) else x.clone()
 
 
-@decomposes(aten.constant_pad_nd.default, targets=("tvm",), why="TVM pads no truth values")
+def _is_cut_off(x: Tensor, value: float) -> bool:
+    """Return whether whole numbers are padded with a fraction, of which PyTorch takes the whole part."""
+    return not x.is_floating_point() and not x.is_complex() and value != int(value)
+
+
+@decomposes(
+    aten.constant_pad_nd.default, targets=("tvm",), why="TVM pads no truth values, and whole numbers with fractions"
+)
 def pad_truth(x: Tensor, widths: Sequence[int], value: float = 0.0) -> Tensor:
     """Return truth values with others around them: whether the number is not 0."""
     if x.dtype != torch.bool:
-        return LEAVE
+        return torch.constant_pad_nd(x, widths, int(value)) if _is_cut_off(x, value) else LEAVE
     return torch.constant_pad_nd(x.to(torch.float32), widths, float(value != 0)) > 0
 
 
@@ -46,7 +59,7 @@ def pad(x: Tensor, widths: Sequence[int], mode: str = "constant", value: float |
     """Return x padded: wrapped around with mode `circular`; negative widths take away."""
     if mode == "circular":
         return _circular(x, widths)
-    if mode == "constant" and (x.dtype == torch.bool or any(width < 0 for width in widths)):
+    if mode == "constant" and (x.dtype == torch.bool or _is_cut_off(x, value or 0.0) or any(k < 0 for k in widths)):
         return constant_pad(x, widths, value or 0.0)
     return _beyond_edges(x, widths, mode)
 

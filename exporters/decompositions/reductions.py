@@ -217,7 +217,9 @@ def _extreme(extreme: Callable[..., Tensor], x: Tensor, dim: Sequence[int], keep
 
 
 @decomposes(
-    *(aten.max.dim, aten.min.dim), targets=("coreai",), why="Core AI's converter fails on an input without axes"
+    *(aten.max.dim, aten.min.dim),
+    targets=("coreai", "coreml"),
+    why="Core AI's converter fails on an input without axes, and coremltools takes none of whole numbers",
 )
 def extreme_and_place_of_one(x: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]:
     """Return the largest, or smallest, of one number, and its position: 0."""

@@ -36,16 +36,21 @@ def _scale(before: int, after: int, factor: float | None) -> float:
     return 1 / factor if factor is not None and factor > 0 else before / after
 
 
+def _type(like: Tensor) -> torch.dtype:
+    """Return the type that PyTorch computes coordinates and weights in: float32, but for doubles."""
+    return torch.float64 if like.dtype == torch.float64 else torch.float32
+
+
 def _centres(like: Tensor, before: int, after: int, scale: float, by_corners: bool) -> Tensor:
     """Return the coordinate in the old map of every new position, [to, 1]."""
-    i = torch.arange(after, dtype=torch.float32, device=like.device).unsqueeze(1)
+    i = torch.arange(after, dtype=_type(like), device=like.device).unsqueeze(1)
     if by_corners:
         return i * ((before - 1) / (after - 1) if after > 1 else 0.0)
     return (i + 0.5) * scale - 0.5
 
 
 def _positions(like: Tensor, count: int) -> Tensor:
-    return torch.arange(count, dtype=torch.float32, device=like.device).unsqueeze(0)
+    return torch.arange(count, dtype=_type(like), device=like.device).unsqueeze(0)
 
 
 def _linear(like: Tensor, before: int, after: int, scale: float, by_corners: bool) -> Tensor:
@@ -74,10 +79,10 @@ def _cubic(like: Tensor, before: int, after: int, scale: float, by_corners: bool
     first = torch.floor(centres)
     t, a = centres - first, -0.75
     taps = ((-1.0, _far(t + 1.0, a)), (0.0, _near(t, a)), (1.0, _near(1.0 - t, a)), (2.0, _far(2.0 - t, a)))
-    weights = torch.zeros([after, before], device=like.device)
+    weights = torch.zeros([after, before], dtype=_type(like), device=like.device)
     for tap, weight in taps:
         at = (first + tap).clamp(0.0, float(before - 1))
-        weights = weights + (_positions(like, before) == at).to(torch.float32) * weight
+        weights = weights + (_positions(like, before) == at).to(weight.dtype) * weight
     return weights
 
 
@@ -88,11 +93,11 @@ def _antialiased(kernel: Callable[[Tensor], Tensor], reach: float) -> Callable[.
         if by_corners:
             scale = (before - 1) / (after - 1) if after > 1 else 0.0
         stretched = max(scale, 1.0)
-        centres = (torch.arange(after, dtype=torch.float32, device=like.device).unsqueeze(1) + 0.5) * scale
+        centres = (torch.arange(after, dtype=_type(like), device=like.device).unsqueeze(1) + 0.5) * scale
         j = _positions(like, before)
         first = torch.floor(centres - reach * stretched + 0.5).clamp(min=0.0)
         end = torch.floor(centres + reach * stretched + 0.5).clamp(max=float(before))
-        weights = kernel((j - centres + 0.5) * (1 / stretched)) * ((j >= first) & (j < end)).to(torch.float32)
+        weights = kernel((j - centres + 0.5) * (1 / stretched)) * ((j >= first) & (j < end)).to(j.dtype)
         return weights / weights.sum(1, keepdim=True)
 
     return matrix
@@ -175,6 +180,29 @@ def upsample_linear(x: Tensor, size: Sequence[int] | None, by_corners: bool, fac
     if 1 not in (*sizes, *x.shape[2:]):
         return LEAVE
     return _resized(x, sizes, by_corners, factors or [None] * len(sizes), _linear)
+
+
+_DOUBLE = "ONNX Runtime resizes no doubles, and a float of one is another number to a comparison"
+
+
+def _of_doubles(matrix: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return a resizing of doubles with the arguments of overloads `vec`; others are left."""
+    by_matrices = _by_sizes_or_factors(matrix)
+
+    def resize(x: Tensor, size: Sequence[int] | None, by_corners: bool, factors: Sequence[float] | None) -> Tensor:
+        return by_matrices(x, size, by_corners, factors) if x.dtype == torch.float64 else LEAVE
+
+    return resize
+
+
+decomposes(
+    *(aten.upsample_linear1d.vec, aten.upsample_bilinear2d.vec, aten.upsample_trilinear3d.vec),
+    targets=("onnx",),
+    why=_DOUBLE,
+)(_of_doubles(_linear))
+decomposes(aten.upsample_bicubic2d.vec, targets=("onnx",), why=_DOUBLE)(_of_doubles(_cubic))
+decomposes(aten._upsample_bilinear2d_aa.vec, targets=("onnx",), why=_DOUBLE)(_of_doubles(_antialiased_linear))
+decomposes(aten._upsample_bicubic2d_aa.vec, targets=("onnx",), why=_DOUBLE)(_of_doubles(_antialiased_cubic))
 
 
 @decomposes(

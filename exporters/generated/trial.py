@@ -102,7 +102,8 @@ def expect(model: Generated, given: Sequence[Tensor], dtype: str) -> list[Expect
         if y.is_floating_point():
             unit = max(torch.finfo(y.dtype).eps, coarsest) / 2
             finite = np.nan_to_num(np.abs(value), nan=0.0, posinf=0.0)
-            allowed = allowed + ULPS * (unit * finite + SMALLEST[dtype])
+            smallest = SMALLEST["float16" if y.dtype == torch.float16 else dtype]
+            allowed = allowed + ULPS * (unit * finite + smallest)
         expected.append(Expected(y.numpy(), value, allowed, dtype))
     return expected
 
@@ -110,17 +111,18 @@ def expect(model: Generated, given: Sequence[Tensor], dtype: str) -> list[Expect
 def _walk(model: Generated, given: Sequence[Tensor], coarsest: float, generator: torch.Generator) -> list[Tensor]:
     """Return the outputs of a run in which rounding moves what is given and what is computed."""
     moved = copy.deepcopy(model)
-    moved.functions = {**moved.functions, **_spelled(coarsest, generator)}
+    moved.functions = {**moved.functions, **_spelled(coarsest, generator, _reads_digits(model.recipe))}
     for weight in (*moved.parameters(), *moved.buffers()):
         weight.data = move(weight.data, coarsest, generator)
     with Storing(coarsest, generator, EXACT):
         return run_eager(moved, [move(x, coarsest, generator) for x in given])
 
 
-def _spelled(step: float, generator: torch.Generator) -> dict[str, Callable[..., Tensor]]:
+def _spelled(step: float, generator: torch.Generator, reads_digits: bool) -> dict[str, Callable[..., Tensor]]:
     """Return functions that round inside, so that it is seen: 1 + erf(x) cancels, and so do weights of a resize.
 
-    A position in an image is computed in fp32, up to 16 times as large as a weight, see tolerance.py.
+    A position in an image is computed in fp32, up to 16 times as large as a weight, see tolerance.py. As there, a
+    sigmoid is rounded as a number of order one, but where the model reads its digits.
     """
 
     def gelu(x: Tensor) -> Tensor:
@@ -132,7 +134,20 @@ def _spelled(step: float, generator: torch.Generator) -> dict[str, Callable[...,
             return y
         return y + 16 * (move(torch.ones_like(y), step, generator) - 1) * y.abs().max()
 
-    return {"gelu": gelu, "interpolate": interpolate}
+    def sigmoid(x: Tensor) -> Tensor:
+        return 0.5 + 0.5 * torch.tanh(0.5 * x)
+
+    return {"gelu": gelu, "interpolate": interpolate} | ({} if reads_digits else {"sigmoid": sigmoid})
+
+
+_READ_DIGITS = {"div": 1, "log2": 0, "pow": 0, "sqrt": 0}
+"""Functions whose result hangs on how large a small number is, with the position of that number."""
+
+
+def _reads_digits(recipe: Recipe) -> bool:
+    """Return whether a step reads how small a sigmoid is."""
+    small = {out for out, name, _, _ in recipe.steps if name == "sigmoid"}
+    return any(name in _READ_DIGITS and taken[_READ_DIGITS[name]] in small for _, name, taken, _ in recipe.steps)
 
 
 EXACT = frozenset(

@@ -47,7 +47,7 @@ def own_translations(half: bool) -> Iterator[None]:
     table["rsqrt"] = _rsqrt
     table["remainder"] = _remainder
     table["nan_to_num"] = _nan_to_num(half)
-    table |= {name: _floor_of_whole_numbers(table[name]) for name in ("div", "floor_divide")}
+    table |= {name: _quotient(table[name]) for name in ("div", "floor_divide")}
     table |= {name: _log(base) for name, base in (("log", math.e), ("log2", 2.0), ("log10", 10.0))}
     table |= {"prod": _prod, "prod.dim_int": _prod} | recurrent_translations()
     passed_on = table["noop"]
@@ -118,14 +118,14 @@ def _addcmul(context: Any, node: Any) -> None:
     value = _get_kwinputs(context, node, "value", default=[1.0])[0]
     factor = float(getattr(value, "val", value))
     term = mb.mul(x=a, y=b)
-    term = term if factor == 1 else mb.mul(x=term, y=factor)
+    term = term if factor == 1 else mb.mul(x=term, y=_number(term, factor))
     context.add(mb.add(x=x, y=term, name=node.name))
 
 
-def _floor_of_whole_numbers(general: Any) -> Any:
+def _quotient(general: Any) -> Any:
     """Return a translation of the floor of a quotient of whole numbers to one of int32, and of others to `general`.
 
-    coremltools' own divides them as fp32, which has 24 bits.
+    coremltools' own divides them as fp32, which has 24 bits, and numbers of half precision without rounding them.
     """
     from coremltools.converters.mil import Builder as mb
     from coremltools.converters.mil.frontend.torch.ops import _get_inputs, _get_kwinputs
@@ -137,6 +137,8 @@ def _floor_of_whole_numbers(general: Any) -> Any:
         is_floor = node.kind == "floor_divide" or getattr(mode, "val", mode) == "floor"
         if is_floor and types.is_int(x.dtype) and types.is_int(y.dtype):
             context.add(mb.floor_div(x=_int32(x), y=_int32(y), name=node.name))
+        elif mode is None and x.dtype == y.dtype == types.fp16:
+            context.add(mb.real_div(x=x, y=y, name=node.name))
         else:
             general(context, node)
 
@@ -212,8 +214,8 @@ def _prelu(general: Any) -> Any:
             slope = mb.reshape(x=slope, shape=[-1, *[1] * (x.rank - 2)])
         elif x.rank == 0:  # of a value without axes the slope, of one number, has one
             slope = mb.squeeze(x=slope)
-        below = mb.mul(x=mb.minimum(x=x, y=0.0), y=slope)
-        context.add(mb.add(x=mb.maximum(x=x, y=0.0), y=below, name=node.name))
+        below = mb.mul(x=mb.minimum(x=x, y=_number(x, 0.0)), y=slope)
+        context.add(mb.add(x=mb.maximum(x=x, y=_number(x, 0.0)), y=below, name=node.name))
 
     return translate
 
@@ -238,12 +240,20 @@ def _real(x: Any) -> Any:
     return x if types.is_float(x.dtype) else mb.cast(x=x, dtype="fp32")
 
 
+def _number(like: Any, value: float) -> Any:
+    """Return a number of a value's own type: beside one of half precision Core ML takes no other."""
+    from coremltools.converters.mil.mil.types import nptype_from_builtin
+
+    return nptype_from_builtin(like.dtype)(value)
+
+
 def _reciprocal(context: Any, node: Any) -> None:
     """Translate to 1 / x. Core ML's `inverse` adds an epsilon of 1e-4 to x."""
     from coremltools.converters.mil import Builder as mb
     from coremltools.converters.mil.frontend.torch.ops import _get_inputs
 
-    context.add(mb.real_div(x=1.0, y=_real(_get_inputs(context, node)[0]), name=node.name))
+    x = _real(_get_inputs(context, node)[0])
+    context.add(mb.real_div(x=_number(x, 1.0), y=x, name=node.name))
 
 
 def _rsqrt(context: Any, node: Any) -> None:
@@ -308,7 +318,8 @@ def _log(base: float) -> Callable[[Any, Any], None]:
         if base == math.e:
             context.add(mb.log(x=x, epsilon=0.0, name=node.name))
         else:
-            context.add(mb.mul(x=mb.log(x=x, epsilon=0.0), y=1 / math.log(base), name=node.name))
+            found = mb.log(x=x, epsilon=0.0)
+            context.add(mb.mul(x=found, y=_number(found, 1 / math.log(base)), name=node.name))
 
     return translate
 

@@ -4,9 +4,11 @@
     x @ y: uint8        Cast(MatMul(Cast(x, int32), Cast(y, int32)), uint8)        the same whole numbers, modulo 256
 
     Transpose(x: float16) @ y   Cast(Transpose(Cast(x, float)), float16) @ y       which else ONNX Runtime dies of
+    Floor(Sin(x: float16))      both between casts, as far up as the numbers that Floor reads are rounded
 
 `LACKS` says what ONNX Runtime's CPU kernels do not take of what ONNX allows an operator, and the last lines what ONNX
 itself does not allow, which torch's exporter writes all the same. float16 is left out: ONNX Runtime casts that itself.
+But it takes away each two casts that meet, and the rounding with them, unless both of them are in the file.
 """
 
 from __future__ import annotations
@@ -29,18 +31,21 @@ _WHOLE = (*_SMALL, "INT32", "INT64")
 LACKS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Cosh", "Erf", "Sinh", "Tan"), _DOUBLE),
     **dict.fromkeys(("Elu", "Gelu", "HardSigmoid", "LeakyRelu", "Selu", "Softplus", "Softsign"), _DOUBLE),
-    **dict.fromkeys(("AveragePool", "Conv", "ConvTranspose", "GlobalAveragePool", "GlobalMaxPool", "LpPool"), _DOUBLE),
+    **dict.fromkeys(("Conv", "ConvTranspose", "GlobalAveragePool", "GlobalMaxPool", "LpPool"), _DOUBLE),
+    "AveragePool": (*_DOUBLE, *_WHOLE),
     **dict.fromkeys(("InstanceNormalization", "LRN", "Mean", "MeanVarianceNormalization", "Det"), _DOUBLE),
     "PRelu": (*_DOUBLE, "INT32", "INT64"),
-    "Resize": (*_DOUBLE, "INT16", "INT64", "BOOL"),
+    "Resize": (*_DOUBLE, "INT16", "INT32", "INT64", "BOOL"),
     **dict.fromkeys(("ArgMax", "ArgMin", "Clip", "Max", "Min", "Pad"), ("INT16",)),
     **dict.fromkeys(("DepthToSpace", "SpaceToDepth"), ("INT16", "INT32", "INT64", "BOOL")),
     "GridSample": (*_WHOLE, "BOOL"),
     "Pow": _SMALL,
-    "Relu": ("INT16", "INT64"),
+    "Relu": ("INT16", "INT64", "UINT8"),
     "Trilu": _SMALL,
     "Where": ("INT16", "BOOL"),
     # Not in ONNX.
+    "Neg": ("UINT8",),
+    "MaxPool": ("INT16", "INT32", "INT64", "BOOL"),
     **dict.fromkeys(("Gemm", "MatMul"), (*_SMALL, "BOOL")),
     **dict.fromkeys(("CumSum", "Einsum", "ReduceMean", "ReduceProd", "ReduceSum", "ReduceSumSquare"), _SMALL),
 }
@@ -54,17 +59,16 @@ _WIDER = {
     "INT8": ("INT32", "FLOAT"),
     "UINT8": ("INT32", "FLOAT"),
     "BOOL": ("INT32", "UINT8", "FLOAT"),
+    "FLOAT16": ("FLOAT",),
 }
 """Types that hold a type's values, the best first; float32 holds those of a double as far as it can."""
 
 
 def legalize(model: onnx.ModelProto) -> None:
     """Put casts around the nodes of a model whose types ONNX Runtime has no kernel for."""
-    import onnx
-
     if not any(node.op_type in LACKS for node in model.graph.node):
         return
-    known = dict(_types(onnx.shape_inference.infer_shapes(model).graph))
+    known = dict(_types(_inferred(model).graph))
     nodes = list(model.graph.node)
     if not any(_lacking(node, known) for node in nodes):
         return
@@ -73,6 +77,13 @@ def legalize(model: onnx.ModelProto) -> None:
     for node in nodes:
         kind = _lacking(node, known)
         model.graph.node.extend([node] if kind is None else _cast(node, kind, known))
+
+
+def _inferred(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model with the types of all its values."""
+    from onnx import shape_inference
+
+    return shape_inference.infer_shapes(model)
 
 
 def _types(graph: onnx.GraphProto) -> Iterator[tuple[str, str]]:
@@ -108,7 +119,7 @@ def _cast(node: onnx.NodeProto, kind: str, known: dict[str, str]) -> list[onnx.N
     import onnx
     from onnx import helper
 
-    by = next(one for one in _WIDER[kind] if one not in LACKS[node.op_type])
+    by = next(one for one in _WIDER[kind] if one not in LACKS.get(node.op_type, ()))
     before, after = [], []
     made = onnx.NodeProto()
     made.CopyFrom(node)
@@ -134,6 +145,71 @@ FLOATS = frozenset(("DOUBLE", "FLOAT", "FLOAT16", "BFLOAT16"))
 PRODUCTS = frozenset(("Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul"))
 """Over which it moves no Transpose."""
 
+_COMPARISONS = ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual")
+
+DECIDE = frozenset(
+    {"ArgMax", "ArgMin", "Ceil", "Cos", "Floor", "Mod", "Round", "Sign", "Sin", "Tan", "TopK", *_COMPARISONS}
+)
+"""Operators that make much of a little: a rounding of what they read is seen in what they return."""
+
+_LAYERS = frozenset({"Attention", "Conv", "ConvTranspose", "Einsum", "GRU", "Gemm", "LSTM", "MatMul", "RNN"})
+"""Operators that stay in half precision, which is why a model has it: their sums have an order of their own anyway."""
+
+_IN_HALF = frozenset(
+    {
+        *(
+            "Cast",
+            "Clip",
+            "Compress",
+            "Concat",
+            "ConstantOfShape",
+            "Expand",
+            "Flatten",
+            "Gather",
+            "GatherElements",
+            "GatherND",
+        ),
+        *("Identity", "If", "IsInf", "IsNaN", "LayerNormalization", "Loop", "Max", "Min", "RMSNormalization"),
+        *("Reshape", "Scan", "ScatterElements", "ScatterND", "Shape", "Slice", "Split", "Squeeze", "Transpose"),
+        *("TopK", "Unsqueeze"),
+    }
+)
+"""Operators that ONNX Runtime's CPU provider has in half precision, which most but hand numbers on."""
+
+
+def round_halves(model: onnx.ModelProto) -> None:
+    """Put casts around what half precision has to round for an operator of `DECIDE`, up to the layers before it.
+
+    PyTorch rounds what each operator of a model in half precision returns. So does ONNX, but ONNX Runtime does not.
+    """
+    ahead = [node for node in model.graph.node if _decides(node)]
+    known = dict(_types(_inferred(model).graph)) if ahead else {}
+    if "FLOAT16" not in known.values():
+        return
+    made_by = {name: node for node in model.graph.node for name in node.output}
+    seen: set[str] = set()
+    while ahead:
+        node = ahead.pop()
+        if node.op_type in _LAYERS or node.output[0] in seen:
+            continue
+        seen.add(node.output[0])
+        ahead += [made_by[name] for name in node.input if name in made_by and known.get(name) in FLOATS]
+    nodes = list(model.graph.node)
+    del model.graph.node[:]
+    for node in nodes:
+        is_seen = node.output[0] in seen and node.op_type not in _IN_HALF
+        is_half = is_seen and any(known.get(node.input[k]) == "FLOAT16" for k in _of_type(node))
+        model.graph.node.extend(_cast(node, "FLOAT16", known) if is_half else [node])
+
+
+def _decides(node: onnx.NodeProto) -> bool:
+    """Return whether an operator makes much of a little, as a cast to whole numbers or truth values does too."""
+    from onnx import TensorProto
+
+    if node.op_type != "Cast":
+        return node.op_type in DECIDE
+    return TensorProto.DataType.Name(next(one.i for one in node.attribute if one.name == "to")) not in FLOATS
+
 
 def turn_in_single(model: onnx.ModelProto) -> None:
     """Transpose numbers of half precision as float32 where a product reads rows that were the first axis.
@@ -142,13 +218,13 @@ def turn_in_single(model: onnx.ModelProto) -> None:
     where the two are in half precision. Other optimisations take away what is `PASSED` between them before. So
     everything from the Transpose on is in float32, and what the product reads is rounded last.
     """
-    from onnx import TensorProto, helper, shape_inference
+    from onnx import TensorProto, helper
 
     graph = model.graph
     turned = _Turned(graph, {})
     if not any(turned.is_turned(name) for node in graph.node if node.op_type == "MatMul" for name in node.input):
         return
-    turned = _Turned(graph, dict(_types(shape_inference.infer_shapes(model).graph)))
+    turned = _Turned(graph, dict(_types(_inferred(model).graph)))
     nodes = list(graph.node)
     del graph.node[:]
     for node in nodes:

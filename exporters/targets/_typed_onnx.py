@@ -57,7 +57,7 @@ def lower(program: Program, path: Path, request: Request, coarse_from: Mapping[s
 
     from edgesmith.exporters.graph.capture import exported
     from edgesmith.exporters.graph.subgraphs import refuse_control_flow
-    from edgesmith.exporters.targets import _bf16, _onnx_norms, _onnx_reductions, _onnx_types
+    from edgesmith.exporters.targets import _bf16, _onnx_norms, _onnx_reductions
     from edgesmith.exporters.targets._refusal import refuse
     from edgesmith.kernels.op import all_ops
 
@@ -97,8 +97,7 @@ def lower(program: Program, path: Path, request: Request, coarse_from: Mapping[s
         if has_bf16:
             _bf16.from_double(model)
     _forget_merged(model)
-    _onnx_types.legalize(model)
-    _onnx_types.turn_in_single(model)
+    _spell_for_runtime(model, request.precision.is_half)
     model = _onnx_reductions.refine(model, coarse_from or {})
     _annotate(model, request)
     done = _onnx_norms.keep_apart(model)
@@ -106,6 +105,17 @@ def lower(program: Program, path: Path, request: Request, coarse_from: Mapping[s
         done += _legalize_for_tensorrt(model, request.profile.cuda)
     _onnx_norms.record(model, done)
     path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _spell_for_runtime(model: onnx.ModelProto, is_half: bool) -> None:
+    """Write a model in the operators and types that ONNX Runtime computes as ONNX says, `is_half` by a precision."""
+    from edgesmith.exporters.targets import _onnx_sigmoids, _onnx_types
+
+    _onnx_sigmoids.keep_digits(model)
+    _onnx_types.legalize(model)
+    if not is_half:
+        _onnx_types.round_halves(model)
+    _onnx_types.turn_in_single(model)
 
 
 def _legalize_for_tensorrt(model: onnx.ModelProto, cuda: Cuda) -> list[dict[str, str]]:

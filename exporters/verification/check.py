@@ -386,7 +386,7 @@ def _other_whole(
         natural if precision.is_half else [i for i in judged if np.abs(reference[i][j]).max(initial=0) < LARGEST_WHOLE]
     )
     wanted, made = [reference[i][j] for i in chosen], [outputs[i][j] for i in chosen]
-    different = [y != z for y, z in zip(wanted, made, strict=True)]
+    different = [np.abs(y - z) >= HALF_A_STEP for y, z in zip(wanted, made, strict=True)]
     if not any(one.any() for one in different):
         return None
     noise = criteria.noise_of_elements(precision.dtype)

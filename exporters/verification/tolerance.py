@@ -75,7 +75,7 @@ class Expected:
     def _wrong(self, found: np.ndarray) -> np.ndarray:
         if self.allowed is None:
             return np.asarray(found != self.value)
-        near = np.zeros(found.shape, dtype=bool)
+        near = np.broadcast_to(np.isinf(self.allowed), found.shape).copy()  # anything, and NaN, which has no distance
         for wanted in (self.value.astype(np.float64), self.exact):
             with np.errstate(invalid="ignore", over="ignore"):
                 near |= (found == wanted) | (np.isnan(found) & np.isnan(wanted))
