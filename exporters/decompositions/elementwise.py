@@ -282,7 +282,7 @@ _INT32 = torch.iinfo(torch.int32)
 
 
 @decomposes(
-    aten.clamp.default,
+    *(aten.clamp.default, aten.clip.default),
     targets=("coreml",),
     why="Core ML's clip wants its bounds in order, and coremltools has a float for one that is missing, of any numbers",
 )
