@@ -40,6 +40,7 @@ OWN_INPUTS: dict[str, tuple[Any, ...]] = {
     "DecodesCausally": (SQUARE,),
     "TakesAnyMask": (SQUARE, torch.full((4, 4), -torch.inf).triu(1)),
     "RenormsRows": (torch.tensor([[0, 2]]),),
+    "SharesShortRows": (torch.tensor([[0, 2]]),),
     "NamesNoClasses": (torch.tensor([[0, 2]]),),
     "TakesResult": (forms.Result(X, [X + 1]),),
 }

@@ -633,3 +633,15 @@ class RenormsRows(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.table(tokens).sum(1) + self.bag(tokens)
+
+
+class SharesShortRows(nn.Module):
+    """A head that reads what a look-up has written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(3, 4, max_norm=0.5), nn.Linear(4, 3)
+        self.head.weight = self.table.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.table(tokens))
