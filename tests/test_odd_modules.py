@@ -37,6 +37,11 @@ OWN_INPUTS: dict[str, tuple[Any, ...]] = {
     "GathersOutOfRange": (torch.tensor([[5]]),),
     "AnyNumber": (X, X + 1),
     "PacksSequences": (SQUARE[None], torch.tensor([3])),
+    "DecodesCausally": (SQUARE,),
+    "TakesAnyMask": (SQUARE, torch.full((4, 4), -torch.inf).triu(1)),
+    "RenormsRows": (torch.tensor([[0, 2]]),),
+    "SharesShortRows": (torch.tensor([[0, 2]]),),
+    "NamesNoClasses": (torch.tensor([[0, 2]]),),
     "TakesResult": (forms.Result(X, [X + 1]),),
 }
 KEYWORDS: dict[str, dict[str, Any]] = {
@@ -49,6 +54,7 @@ WRAPPED: dict[str, Callable[[], nn.Module]] = {
     "wrapped inside": lambda: nn.Sequential(torch.compile(nn.Linear(4, 4)), nn.DataParallel(nn.Linear(4, 2))),
     "averaged": lambda: torch.optim.swa_utils.AveragedModel(forms.DropPath()),
     "scripted": lambda: torch.jit.script(nn.Linear(4, 4)),
+    "traced": lambda: torch.jit.trace(nn.Linear(4, 4), X),
     "quantised by torch": lambda: torch.ao.nn.quantized.dynamic.Linear(4, 4),
     "spectral norm": lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4)),
     "on half precision": lambda: nn.Linear(4, 4).bfloat16(),
@@ -138,6 +144,20 @@ def test_a_capture_that_fails_prints_nothing(capfd: pytest.CaptureFixture[str]) 
         capture(forms.BranchOnValues(), (X,))
     said = capfd.readouterr()
     assert said.out == said.err == ""
+
+
+def test_a_mask_is_added_whatever_it_is() -> None:
+    model = forms.TakesAnyMask()
+    program = capture(model, OWN_INPUTS["TakesAnyMask"])
+    for mask in (torch.zeros(4, 4), torch.full((4, 4), -torch.inf).tril(-1), torch.randn(4, 4)):
+        torch.testing.assert_close(run(program, (SQUARE, mask)), run_eager(model, (SQUARE, mask)))
+
+
+def test_distributions_check_their_arguments_after_a_capture() -> None:
+    torch.distributions.Distribution.set_default_validate_args(True)  # torch.compile, for one, leaves them unchecked
+    capture(forms.Distributes(), (X,))
+    with pytest.raises(ValueError, match="scale"):
+        torch.distributions.Normal(X, -X.abs())
 
 
 def test_hooks_leave_nothing_of_the_capture_behind() -> None:

@@ -27,6 +27,15 @@ from edgesmith.exporters.verification.conformance import MENDED, RIGHT, judge
 
 I = torch.tensor([4097, 4096, 50257, 50256, -70001, 2049, 3, 0])  # noqa: E741 - whole numbers
 J = torch.tensor([4096, 4096, 50256, 50256, -70000, 2050, 3, 0])
+PAIR, ENDS = torch.arange(10.0).reshape(2, 5), torch.tensor([0, 3])
+LARGE = torch.tensor([2**24 + 1, 2**24 - 1, 2**24 + 3, 2**24])
+ONE_BOUND: dict[str, Callable[[Tensor], Tensor]] = {
+    "at least": lambda i: i.clamp(min=-7),
+    "at least 0": lambda i: i.clamp(min=0),
+    "at most": lambda i: i.clamp(max=2**24 + 3),
+    "rectified": lambda i: i.relu(),
+    "clipped": lambda i: torch.clip(i, 1),
+}
 AT_BOUNDS = row(0.3, 0.1, 0.2998, 4096, 5000, 70000, -0.3, 65504, 1e-7, 0, -0.0, math.nan, math.inf)
 
 
@@ -44,12 +53,17 @@ WHOLE = [
     whole("counts compared", lambda m: m.float().sum(-1) == 2048.0, torch.arange(4096)[None] < torch.tensor([[2049]])),
     whole("of a constant row", lambda n: torch.arange(5000.0)[None] < n[:, None], torch.tensor([4097, 4098])),
     whole("a time step", lambda t: (t.float()[:, None] * torch.exp(-torch.arange(8.0))).sin(), torch.tensor([999, 7])),
+    *(whole(f"beyond 2^24, {name}", lambda i, f=one: f(i) - 2**24, LARGE) for name, one in ONE_BOUND.items()),
+    whole("an index at most", lambda i: torch.arange(9)[torch.arange(4).clamp(max=2)] + i[:4], LARGE % 7),
 ]
 SHORT = [
     whole("sorted", lambda i: i.sort().values, I),
     whole("the largest", lambda i: tuple(i.topk(3)), I),
     whole("gathered", lambda i, j: i.gather(0, j), I, torch.tensor([4, 2])),
     whole("indexed", lambda i, j: i[j], I, torch.tensor([4, 2])),
+    whole("behind constants, from the end", lambda x, i: x[:, [2, 0]].sum() + x[torch.arange(2), i - 2], PAIR, ENDS),
+    whole("gathered from the end", lambda x, i: x[:, [2, 0]].sum() + x.gather(1, (i[:, None] - 2) % 5), PAIR, ENDS),
+    whole("rows from the end", lambda x, i: x[:, [2, 0]].sum() + x.mT[i - 2], PAIR, ENDS),
     whole("by two indices", lambda x, i, j: x[i, j], drawn(2, 40000), torch.tensor([1, 0]), torch.tensor([39999, 3])),
     whole("squeezed", lambda i: i[:, None].squeeze(1) + 1, I),
     whole("a far place", lambda x: x.topk(1)[1], (torch.arange(70000) == 69999).float()),

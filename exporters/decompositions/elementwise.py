@@ -289,12 +289,21 @@ def addcdiv(x: Tensor, a: Tensor, b: Tensor, value: float = 1) -> Tensor:
     return x + (a / b) * float(value)
 
 
-@decomposes(aten.clamp.default, targets=("coreml",), why="Core ML's clip wants its bounds in order")
+_INT32 = torch.iinfo(torch.int32)
+
+
+@decomposes(
+    *(aten.clamp.default, aten.clip.default),
+    targets=("coreml",),
+    why="Core ML's clip wants its bounds in order, and coremltools has a float for one that is missing, of any numbers",
+)
 def clamp(x: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
     """Return min(max(x, low), high), which is high throughout where the bounds cross."""
-    if low is None or high is None or low <= high:
+    if low is not None and high is not None:
+        return LEAVE if low <= high else torch.full_like(x, high)
+    if x.is_floating_point() or x.dtype == torch.bool or not isinstance(high if low is None else low, int):
         return LEAVE
-    return torch.full_like(x, high)
+    return torch.clamp(x, _INT32.min if low is None else low, _INT32.max if high is None else high)
 
 
 @decomposes(

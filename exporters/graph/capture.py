@@ -398,6 +398,7 @@ def _check(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) ->
     if any(x.is_complex() for x in inputs):
         raise BadInput("the model takes complex numbers, which no target here has; give it both halves as tensors")
     _check_storage(model, inputs)
+    _refuse_shared_short_rows(model)
     _refuse_reserved_names(model)
     if dynamic_batch and any(x.dim() and x.shape[0] < 2 for x in inputs):
         raise BadInput("a dynamic batch needs example inputs with a batch of 2 or more")
@@ -423,6 +424,19 @@ def _check_storage(model: nn.Module, inputs: Sequence[Tensor]) -> None:
             raise BadInput(f"{name} is on {tensor.device}; move the model and its inputs with .cpu()")
         if tensor.layout != torch.strided:
             raise BadInput(f"{name} is sparse ({tensor.layout}), which no file holds; give it dense, with .to_dense()")
+
+
+def _refuse_shared_short_rows(model: nn.Module) -> None:
+    """Refuse a table that a look-up writes to and that is read elsewhere too: it depends on the calls before."""
+    held = [(path, one) for path, module in model.named_modules() for one in module._parameters.values()]
+    for path, module in model.named_modules():
+        if not isinstance(module, nn.Embedding | nn.EmbeddingBag) or module.max_norm is None:
+            continue
+        if others := [other for other, one in held if one is module.weight and other != path]:
+            raise BadInput(
+                f"the embedding {path} has max_norm, which writes to its rows as it reads them, and shares them with"
+                f" {others[0] or 'the model'}; shorten the rows once, and leave max_norm out"
+            )
 
 
 def _refuse_reserved_names(model: nn.Module) -> None:

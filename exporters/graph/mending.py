@@ -2,6 +2,9 @@
 
     x.data                  x.detach(): torch.export takes the data of a captured tensor for a constant without values
     F.gaussian_nll_loss     its formula, without the check that no variance is below zero
+    max_norm                of embeddings: rows are shortened in a copy of the table; PyTorch writes to the table
+    nn.Transformer*         a mask is added as it is; PyTorch looks whether it is causal, for a faster kernel
+    torch.distributions     without the checks of their arguments, which Python leaves out as well, under -O
 
 and silence: torch prints the graph that it had, and logs, where a capture fails; the sentence says what matters.
 """
@@ -9,6 +12,7 @@ and silence: torch prints the graph that it had, and logs, where a capture fails
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import logging
 import math
@@ -17,7 +21,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 from torch.nn import functional as F
+from torch.nn.modules import transformer
 from torch.overrides import TorchFunctionMode
 
 _DATA = Tensor.data.__get__  # type: ignore[attr-defined]  # a descriptor of torch's
@@ -33,7 +39,20 @@ class _Mending(TorchFunctionMode):
             return args[0].detach()
         if func is F.gaussian_nll_loss:
             return _gaussian_nll_loss(*args, **(kwargs or {}))
+        if func in (F.embedding, F.embedding_bag) and (kwargs or {}).get("max_norm") is not None:
+            return func(*_with_short_rows(func, args, kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+
+def _with_short_rows(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return the arguments of a look-up without `max_norm`, of a table whose rows are no longer than that."""
+    given = inspect.signature(func).bind(*args, **kwargs)
+    given.apply_defaults()
+    table, longest, order = given.arguments["weight"], given.arguments["max_norm"], given.arguments["norm_type"]
+    length = torch.linalg.vector_norm(table, order, dim=1, keepdim=True)
+    given.arguments["weight"] = torch.where(length > longest, table * (longest / (length + 1e-7)), table)
+    given.arguments["max_norm"] = None
+    return given.args
 
 
 def _gaussian_nll_loss(
@@ -51,8 +70,34 @@ def _gaussian_nll_loss(
 @contextlib.contextmanager
 def mended() -> Iterator[None]:
     """Mend a model's code while it is captured."""
-    with _Mending():
+    with _Mending(), _unchecked_distributions(), _masks_as_they_are():
         yield
+
+
+@contextlib.contextmanager
+def _unchecked_distributions() -> Iterator[None]:
+    """Let distributions take their arguments as they are: to check them is to branch on their values."""
+    before = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(before)
+
+
+@contextlib.contextmanager
+def _masks_as_they_are() -> Iterator[None]:
+    """Let transformers take their masks as they are, and not for causal by their values."""
+    before = transformer._detect_is_causal_mask
+    transformer._detect_is_causal_mask = _is_said_to_be_causal
+    try:
+        yield
+    finally:
+        transformer._detect_is_causal_mask = before
+
+
+def _is_said_to_be_causal(mask: Tensor | None, is_causal: bool | None = None, size: int | None = None) -> bool:
+    return is_causal is True
 
 
 @contextlib.contextmanager

@@ -61,13 +61,19 @@ OF_CAPTURE: tuple[_Kind, ...] = (
     ),
     _Kind(
         _BY_VALUES,
+        r"\bone_hot\(",
+        "a width that is the largest number of a tensor, and a file's shapes are fixed",
+        "give the number of classes: one_hot(x, num_classes)",
+    ),
+    _Kind(
+        _BY_VALUES,
         r"tolist\(|\bsorted\(|\bsum\(|\bmax\(.*tolist|\blist\(",
         "numbers of a tensor as a Python list, whose values a capture has not",
         "compute with the tensor: torch.sort, topk, cumsum",
     ),
     _Kind(
         _BY_VALUES,
-        r"\bfloat\(",
+        r"(?<!\.)\bfloat\(",
         "a number that is taken out of a tensor, whose values a capture has not",
         "compute with the tensor itself, or make the number an attribute of the module",
     ),
@@ -113,6 +119,18 @@ OF_CAPTURE: tuple[_Kind, ...] = (
         r"pack_padded_sequence|pack_sequence|pad_packed_sequence",
         "sequences that are packed by their lengths, and a file's shapes are fixed",
         "run the layer on the padded batch, and mask what is behind each end",
+    ),
+    _Kind(
+        r"__format__",
+        "",
+        "a number of a tensor in a text, whose value a capture has not",
+        "leave it out with `if not torch.compiler.is_exporting():` where it only prints or logs",
+    ),
+    _Kind(
+        r"functorch|data pointer of Tensor|Cannot access data pointer|non-standard implementation",
+        r"data_ptr\(|deepcopy\(|\.apply_\(|\.map2?_\(|ctypes|storage\(",
+        "the memory of a tensor, which a capture has not",
+        "copy with x.clone(), and compute with functions of torch",
     ),
     _Kind(
         r"functorch|data pointer of Tensor|Cannot access data pointer",

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from edgesmith.errors import BadInput
+from edgesmith.errors import BadInput, Unsupported
 
 
 class _Slot(enum.Enum):
@@ -92,10 +92,11 @@ def bind(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Bi
 
     Raises:
         BadInput: arguments that `forward` does not take, or no tensor among them.
+        Unsupported: a module that torch has traced.
     """
     if not args and not kwargs:
         raise BadInput("inputs must be tensors, or nests with a tensor in them, got none")
-    signature = inspect.signature(model.forward)
+    signature = _signature_of(model)
     _check_arguments(model, signature, args, kwargs)
     for value in (*args, *kwargs.values()):
         _register_dataclasses(value)
@@ -115,6 +116,17 @@ def bind(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Bi
     fixed = {name: value for name, value in fixed.items() if not (value is None and defaults.get(name, 0) is None)}
     of_tensors = tuple(name for name, slot in zip(names, slots, strict=True) if slot is _Slot.TENSOR)
     return Binding(Bound(model, slots, spec), tensors, of_tensors, fixed)
+
+
+def _signature_of(model: nn.Module) -> inspect.Signature:
+    """Return what `forward` takes. Raises Unsupported for a module that has it from torch.jit.trace."""
+    try:
+        return inspect.signature(model.forward)
+    except ValueError as error:
+        raise Unsupported(
+            f"forward of {type(model).__name__} is not written in Python, as a traced module's (torch.jit) is not, of"
+            " which only TorchScript's graph is there; export the module that it was made from"
+        ) from error
 
 
 def _check_arguments(

@@ -19,7 +19,7 @@ import contextlib
 import operator
 import re
 import textwrap
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,12 +27,12 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import GraphModule, Node
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from edgesmith.errors import Unsupported
 from edgesmith.exporters.graph.edit import add_constant, constant, operator_name, site
 from edgesmith.exporters.graph.interpret import held, run_part
+from edgesmith.exporters.graph.watching import Watching
 
 OPERANDS = {
     "wrap_with_autocast": 5,
@@ -265,15 +265,15 @@ def _first_cast(body: GraphModule, device: str, dtype: torch.dtype) -> Node | No
     return None
 
 
-class _Log(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own metaclass hook has no types
+class _Log(Watching):
     """The operators that run, with the types that they return."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # nor has its constructor
+        super().__init__()
         self.run: list[str] = []
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+    def watch(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        result = func(*args, **kwargs)
         made = [leaf.dtype for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         self.run.append(f"{func} {made}")
         return result

@@ -318,6 +318,8 @@ class Evaluator:
             raise
         except Exception as error:  # torch's RuntimeError and IndexError, TypeError for an unknown input, and others
             line = (str(error).strip().splitlines() or [repr(error)])[0]
+            if line == ZeroDivisionError.__name__:  # all that torch says of whole numbers
+                line = "it divides whole numbers by 0, such as a size that depends on values; mask with torch.where"
             raise Unsupported(f"{operation.site} of {self._label} cannot be evaluated: {line}") from error
         whole = len(operation.outputs) == 1 and isinstance(operation.outputs[0].type, (TupleType, ListType))
         results = result if isinstance(result, tuple) and not whole else (result,)

@@ -49,6 +49,7 @@ def half(program: Program, keep_fp32: Collection[str] = (), kind: torch.dtype = 
         is_single = weight is not None or node.op == "placeholder" or is_kept(node, keep_fp32)
         if not is_single:
             _name_type(node, kind)
+            is_single = _is_of_default_type(node, kind)
         others = [user for user in node.users if (user.op == "output" or is_kept(user, keep_fp32)) != is_single]
         if not others:
             continue
@@ -81,6 +82,14 @@ def _name_type(node: Node, kind: torch.dtype) -> None:
         return kind if value is torch.float32 else value
 
     node.args, node.kwargs = tree_map(renamed, node.args), tree_map(renamed, node.kwargs)
+
+
+def _is_of_default_type(node: Node, kind: torch.dtype) -> bool:
+    """Return whether a node makes float32 of what is no float, which is PyTorch's default: where(mask, -inf, 0.0)."""
+    if kind in node.args or kind in node.kwargs.values():
+        return False
+    read = (torch.utils._pytree.tree_leaves(one.meta.get("val")) for one in node.all_input_nodes)
+    return not any(isinstance(value, Tensor) and value.is_floating_point() for values in read for value in values)
 
 
 _GUARDED: dict[Any, int] = {aten.clamp_min.default: 1, aten.clamp.default: 1, aten.add.Tensor: 1, aten.add.Scalar: 1}

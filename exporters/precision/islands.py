@@ -28,12 +28,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Node
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from edgesmith.exporters.graph.capture import Program
 from edgesmith.exporters.graph.edit import count_operators, operator_name, site
 from edgesmith.exporters.graph.interpret import Values, evaluate, interpret
+from edgesmith.exporters.graph.watching import Watching
 from edgesmith.exporters.precision.exact_modules import keep_exact, keep_in_file
 from edgesmith.exporters.precision.half import half, is_kept, round_weight
 from edgesmith.exporters.precision.label_maps import keep_ends
@@ -112,16 +112,16 @@ def find_islands(
     return {**large, **find(measure)}
 
 
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's base class carries no types
+class _Watch(Watching):
     """Largest magnitude that any operator makes, sums of reductions included; rounds results to a type when asked."""
 
     def __init__(self, dtype: torch.dtype | None) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # as above
+        super().__init__()
         self.dtype = dtype
         self.peak = 0.0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+    def watch(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        result = func(*args, **kwargs)
         if self.dtype is not None:
             return tree_map(partial(_rounded, dtype=self.dtype), result)
         values = [_peak(value) for value in tree_leaves(result) if isinstance(value, Tensor)]

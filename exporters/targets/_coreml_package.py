@@ -189,6 +189,15 @@ def check_names(model: Any, programs: Mapping[str, Program], is_classifier: bool
             found += [feature.name for feature in features.output]
             wanted += program.output_names
         if found != wanted:
-            raise Unsupported(
-                f"Core ML calls the inputs and outputs {found}, wanted {wanted}; rename forward's arguments"
-            )
+            raise Unsupported(_describe_renamed(found, wanted))
+
+
+def _describe_renamed(found: Sequence[str], wanted: Sequence[str]) -> str:
+    """Return, in a sentence, what Core ML calls inputs and outputs otherwise."""
+    others = [f"{name!r} {other!r}" for other, name in zip(found, wanted, strict=False) if other != name]
+    if len(found) != len(wanted) or not others:
+        return f"Core ML has the inputs and outputs {list(found)}, wanted {list(wanted)}; rename forward's arguments"
+    return (
+        f"Core ML keeps some words for itself, and calls {', '.join(others)}; give that argument of forward, or that"
+        " key of what it returns, another name"
+    )

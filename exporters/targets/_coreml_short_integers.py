@@ -2,7 +2,8 @@
 
 coremltools shortens what `gather`, `gather_along_axis`, `gather_nd`, `squeeze` and `topk` read and make. It looks
 whether constants fit, and the indices of two of them; not whether other data do, so that 70001 became 4465, nor the
-places that `topk` finds, which had 16 bits on any axis.
+places that `topk` finds, which had 16 bits on any axis. What is computed is shortened to the type of whatever constant
+came before: it is int16 here, and places, which are never negative, are uint16.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ def short_integers_that_fit() -> Iterator[None]:
     general = add_int16_cast.should_cast_parameter
 
     def should_cast_parameter(self: Any, op: Any, param_name: str) -> bool:
+        # coremltools remembers the type of the constant before, in whose uint16 an index of -1 is 65535.
+        self._target_dtype = "uint16" if param_name == "output_indices_dtype" else "int16"
         return _fits(op, param_name) and bool(general(self, op, param_name))
 
     add_int16_cast.should_cast_parameter = should_cast_parameter

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -26,12 +26,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from edgesmith.errors import BadInput
 from edgesmith.exporters.figures import Outputs
 from edgesmith.exporters.graph.capture import run_eager
+from edgesmith.exporters.graph.watching import Watching
 
 SEED = 0
 
@@ -137,7 +137,7 @@ class NoiseMeter:
             return _run(self._double, _doubled(given))
 
 
-class Storing(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's class has no annotations
+class Storing(Watching):
     """Moves every result of an operator, as a type that rounds by up to `step` of it does when the result is stored.
 
     Attributes:
@@ -145,11 +145,11 @@ class Storing(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's cl
     """
 
     def __init__(self, step: float, generator: torch.Generator, exact: frozenset[str] = frozenset()) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # as above
+        super().__init__()
         self._step, self._generator, self._exact = step, generator, exact
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
+    def watch(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        made = func(*args, **kwargs)
         if func._schema.name in self._exact or any(one.alias_info is not None for one in func._schema.arguments):
             return made  # a view, or written in place: stored before
         return tree_map_only(Tensor, lambda x: move(x, self._step, self._generator), made)

@@ -8,16 +8,16 @@ outputs are others once the first of equal numbers is picked, and once the last,
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from edgesmith.errors import BadInput
 from edgesmith.exporters.graph.capture import Program, run_eager
+from edgesmith.exporters.graph.watching import Watching
 
 aten = torch.ops.aten
 
@@ -69,18 +69,18 @@ def _is_choice(node: Node) -> bool:
     return node.target in _CHOOSING
 
 
-class _Picking(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's class has no annotations
+class _Picking(Watching):
     """Picks the first, or the last, of equal numbers."""
 
     def __init__(self, first: bool) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # as above
+        super().__init__()
         self._first = first
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = _named(func, args, kwargs or {}) if func in _PICKING else {}
+    def watch(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        given = _named(func, args, kwargs) if func in _PICKING else {}
         x = given.get("self")
         if x is None or not x.dim() or not x.numel() or given.get("stable"):
-            return func(*args, **(kwargs or {}))
+            return func(*args, **kwargs)
         axis = given["dim"]
         if func in _SORTING:
             return self._sorted(x, axis, given["descending"])
@@ -99,7 +99,7 @@ class _Picking(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's c
         return values, x.shape[axis] - 1 - places
 
 
-def _named(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+def _named(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return an operator's arguments by name, with its defaults."""
     known = {one.name: one.default_value for one in func._schema.arguments if one.has_default_value()}
     return {**known, **dict(zip((one.name for one in func._schema.arguments), args, strict=False)), **kwargs}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch import distributions as D
 
 
 class Lines(nn.Module):
@@ -561,3 +563,85 @@ class PassesThroughSparse(nn.Module):
 class SoftmaxOfSparse(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.sparse.softmax(x.to_sparse(), 1).to_dense()
+
+
+class DecodesCausally(nn.Module):
+    """PyTorch looks at a mask's values for whether it is causal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerDecoderLayer(4, 2, 4, batch_first=True)
+        self.decoder = nn.TransformerDecoder(layer, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[0])
+        return self.decoder(x[None], x[None], tgt_mask=mask)
+
+
+class TakesAnyMask(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(4, 2, 4, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 1)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.encoder(x[None], mask=mask)
+
+
+class Distributes(nn.Module):
+    """Distributions look at their arguments' values, and at what their likelihood is asked of."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        normal, classes = D.Normal(x, x.exp()), D.Categorical(logits=x)
+        squashed = D.TransformedDistribution(D.Normal(x, 1.0), [D.SigmoidTransform()])
+        return (
+            normal.log_prob(x * 2),
+            D.kl_divergence(normal, D.Normal(x, 1.0)),
+            classes.entropy(),
+            squashed.log_prob(x.sigmoid()),
+        )
+
+
+class WritesANumber(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        print(f"mean {x.mean().item():.2f}")
+        return x * 2
+
+
+class NamesNoClasses(nn.Module):
+    def forward(self, tokens: Tensor) -> Tensor:
+        return F.one_hot(tokens).float()
+
+
+class CopiesDeeply(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return copy.deepcopy(x) * 2
+
+
+class AsksForMemory(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if x.data_ptr() else x
+
+
+class RenormsRows(nn.Module):
+    """Embeddings whose rows are shortened, in place, as they are read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(3, 4, max_norm=0.5)
+        self.bag = nn.EmbeddingBag(3, 4, max_norm=1.5, norm_type=1.0, mode="sum")
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.table(tokens).sum(1) + self.bag(tokens)
+
+
+class SharesShortRows(nn.Module):
+    """A head that reads what a look-up has written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(3, 4, max_norm=0.5), nn.Linear(4, 3)
+        self.head.weight = self.table.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.table(tokens))
