@@ -176,7 +176,7 @@ class _Reader:
             self.parts(given, own, parts(given.input, given.output, own), settings)
             return
         if kind == "identity" and given.input and given.output:
-            self.names = {**self.names, node.output[0]: given.input[0]}
+            self.names[node.output[0]] = given.input[0]  # a body has a table of its own
         self.nodes.append(Node(kind, own, tuple(given.input), tuple(given.output) or (name,), settings, node.op_type))
 
     def kind(self, node: onnx.NodeProto, settings: dict[str, Any]) -> str:
@@ -295,7 +295,7 @@ _LOWER = "SAME_LOWER"
 
 def _pool(reader: _Reader, node: onnx.NodeProto, given: Settings) -> Settings:
     axes = max(reader.rank(node) - 2, 0)
-    found = {
+    found: Settings = {
         "strides": list(given.get("strides", [1] * axes)),
         "pads": list(given.get("pads", [0] * (2 * axes))),
         "count_padding": bool(given.get("count_include_pad", 0)),
