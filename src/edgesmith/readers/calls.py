@@ -1,4 +1,4 @@
-"""What a pickle of tensors would call, read before any of it is called.
+"""Calls that a pickle of tensors would make, read before any of them is made.
 
 PyTorch's restricted unpickler runs no foreign code, and calls what it lets through with whatever a pickle says. A
 hundred bytes can so ask for gigabytes (`bytearray(n)`, one encoding upon another), for hours (keys of tuples of tuples,
@@ -53,7 +53,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Found:
-    """What one pickle has.
+    """Names in one pickle.
 
     Attributes:
         stored: keys of the storages that it takes.
@@ -65,7 +65,7 @@ class Found:
 
 
 def check(stream: BinaryIO) -> Found:
-    """Follow one pickle, up to its end or up to a step that PyTorch's unpickler has not, and return what it has.
+    """Follow one pickle, up to its end or up to a step that PyTorch's unpickler has not, and return its names.
 
     Raises:
         Refused: it calls what it may not, or costs more than the budget.
