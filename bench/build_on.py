@@ -48,8 +48,11 @@ def read_whole_kit(path: Path) -> Kit:
     for name, digest in kit["files"].items():
         if not is_listed(name):
             raise BadInput(f"{path / KIT} lists {name!r}, which is no path in the kit: export it again")
+        there = path_listed(path, name)
+        if there.exists() and not there.is_file():
+            raise BadInput(f"{there} is no file: export the kit again")
         try:
-            with (path / name).open("rb") as file:
+            with there.open("rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise BadInput(f"{path / name} is not there ({error.strerror or error}): export the kit again") from error

@@ -67,7 +67,7 @@ def _commit(git: Path) -> str:
             return _text(root / name).strip()
         packed = _text(root / "packed-refs").splitlines()
         return next((line.split(" ")[0] for line in packed if line.endswith(f" {name}")), "")
-    except (OSError, ValueError, Unreadable):
+    except (OSError, ValueError, RuntimeError, Unreadable):  # RuntimeError: of links in a circle
         return ""
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from edgesmith.exporters.departures.graph import Graph, Node, Value
+from edgesmith.exporters.departures.graph import Graph, Node, Shape, Value, same_pads
 from edgesmith.exporters.mil.program import (
     Constant,
     Function,
@@ -155,7 +155,7 @@ class _Reader:
                 if known is not None:
                     found[_RENAMED.get(parameter, parameter)] = known
         if operation.type in _PADDED:
-            found["pads"] = _begins_and_ends(found.get("pad", [])) if found.get("pad_type") == "custom" else []
+            found["pads"] = self.borders(operation, found)
             found["count_padding"] = not found.get("exclude_padding_from_average", False)
             found["given_shape"] = operation.type == "conv_transpose" and "output_shape" in found
         elif operation.type == "pad":
@@ -165,6 +165,28 @@ class _Reader:
         elif operation.type == "while_loop":
             found["computed_condition"] = True
         return found
+
+    def borders(self, operation: Operation, found: dict[str, Any]) -> list[int]:
+        """Return the borders of a convolution or a pool, also of those that are asked to keep the size."""
+        how = str(found.get("pad_type", "valid"))
+        if how == "custom":
+            return _begins_and_ends(found.get("pad", []))
+        if not how.startswith("same"):
+            return []
+        sizes, weight = self.sizes(operation, "x"), self.sizes(operation, "weight")
+        kernel = list(found.get("kernel") or weight)
+        ones = [1] * len(kernel)
+        strides, dilations = found.get("strides") or ones, found.get("dilations") or ones
+        of = None if operation.type == "conv_transpose" else sizes
+        return same_pads(of, kernel, strides, dilations, how == "same_lower")
+
+    def sizes(self, operation: Operation, parameter: str) -> Shape:
+        """Return the sizes of an operand but the first two."""
+        operand = operation.inputs.get(parameter)
+        kind = operand.type if isinstance(operand, Constant) else None
+        known = self.values.get(operand.name) if isinstance(operand, Ref) else None
+        shape = known.shape if known is not None else kind.shape if isinstance(kind, TensorType) else None
+        return tuple(shape or ())[2:]
 
     def setting(self, operand: Operand) -> Any:
         """Return a constant parameter's value in Python's types; None for what is computed, or large."""

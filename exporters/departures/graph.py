@@ -265,6 +265,32 @@ class Graph:
             level = following
 
 
+def same_pads(
+    sizes: Sequence[int | None] | None,
+    kernel: Sequence[int | None],
+    strides: Sequence[int],
+    dilations: Sequence[int],
+    lower: bool,
+) -> list[int]:
+    """Return the borders, all begins and then all ends, that keep a map's size but for the stride.
+
+    Args:
+        sizes: of the map; None for a transposed convolution, whose borders do not depend on them.
+        lower: whether an odd one is at the beginning.
+    """
+    begins, ends = [], []
+    for index, (size, stride, dilation) in enumerate(zip(kernel, strides, dilations, strict=False)):
+        of = sizes[index] if sizes is not None and index < len(sizes) else None
+        reach = ((size or 1) - 1) * dilation + 1
+        if sizes is not None and of is None and stride > 1:
+            return []  # a run decides
+        moved = stride if sizes is None or of is None else of - (-(-of // stride) - 1) * stride
+        border = max(reach - moved, 0)
+        begins.append(border - border // 2 if lower else border // 2)
+        ends.append(border - begins[-1])
+    return begins + ends
+
+
 def _well_formed(nodes: Sequence[Node]) -> Iterator[Node]:
     """Yield nodes, those that no valid file has as malformed ones."""
     later = {name for node in nodes for name in node.outputs}

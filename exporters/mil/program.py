@@ -34,7 +34,8 @@ import numpy as np
 
 from edgesmith.errors import BackendMissing, BadInput, Unreadable, Unsupported
 from edgesmith.exporters.artifact import read_notes
-from edgesmith.paths import path_listed
+from edgesmith.paths import path_below, path_listed
+from edgesmith.readers.budget import GIBIBYTE, check_file
 from edgesmith.readers.documents import read_json
 from edgesmith.readers.messages import parse_message
 
@@ -662,7 +663,9 @@ class _Reader:
             inside = Path(name.removeprefix("@model_path/"))
             if inside.is_absolute() or ".." in inside.parts:
                 raise BadInput(f"{self.path.name} keeps weights in {name}, outside of the package; refused")
-            self.files[name] = _BlobFile(self.folder / inside, f"{name.rpartition('/')[2]} of {self.path.name}")
+            self.files[name] = _BlobFile(
+                path_below(self.folder, *inside.parts), f"{name.rpartition('/')[2]} of {self.path.name}"
+            )
         return self.files[name]
 
     def immediate(self, given: Any, kind: Type) -> Any:
@@ -755,12 +758,18 @@ def _unpack(raw: np.ndarray, bits: int, count: int, signed: bool) -> np.ndarray:
     return np.asarray(values, np.int8 if signed else np.uint8)
 
 
+_LARGEST_WEIGHTS = 256 * GIBIBYTE
+"""They are mapped, and read where the program points."""
+
+
 class _BlobFile:
     """A weight file of version 2, mapped into memory when the first blob is read."""
 
     def __init__(self, path: Path, label: str) -> None:
         self.label = label
         try:
+            if path.exists():
+                check_file(path, "weights", _LARGEST_WEIGHTS)
             with path.open("rb") as file:
                 self.data: mmap.mmap | bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except FileNotFoundError:

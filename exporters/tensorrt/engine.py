@@ -32,6 +32,7 @@ from edgesmith.exporters.tensorrt.kit.build import NO_VALUE, nodes_of, precision
 from edgesmith.exporters.tensorrt.kit.record import KIT, read_kit
 from edgesmith.profiles import device as devices
 from edgesmith.profiles.device import DeviceProfile
+from edgesmith.readers.budget import GIBIBYTE, check_file
 from edgesmith.readers.documents import read_json
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ RUNTIMES = {RTX: "tensorrt_rtx", FULL: "tensorrt"}
 
 _MAGIC = {b"vtrt": RTX, b"ftrt": FULL}
 _HEADER_BYTES = 64
+_LARGEST = 256 * GIBIBYTE  # only the header is read
 
 NEWEST = (20, 60)
 """Far above TensorRT 10.16 and TensorRT-RTX 1.7: a random file's four bytes are most likely no version."""
@@ -80,9 +82,9 @@ class Header:
 def read_header(path: Path) -> Header:
     """The header of an engine file. Raises Unsupported where the file is none, or is cut short."""
     try:
+        size = check_file(path, "engine of TensorRT", _LARGEST)
         with path.open("rb") as file:
             head = file.read(_HEADER_BYTES)
-        size = path.stat().st_size
     except OSError as error:
         raise BadInput(f"cannot read {path} ({error.strerror}); wanted an engine of TensorRT-RTX") from error
     made_by = _MAGIC.get(head[:4])

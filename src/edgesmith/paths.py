@@ -23,7 +23,11 @@ def path_below(folder: Path, *words: str) -> Path:
         if not is_name(word):
             raise BadInput(f"{word!r} is no name of a file or folder below {folder}; nothing is read or written there")
     path = folder.joinpath(*words)
-    if not path.resolve().is_relative_to(folder.resolve()):
+    try:
+        is_below = path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError) as error:  # RuntimeError: of links in a circle, up to Python 3.12
+        raise BadInput(f"{path} is a link that leads to itself; nothing is read or written there") from error
+    if not is_below:
         raise BadInput(f"{path} leads out of {folder} by a link; nothing is read or written there")
     return path
 

@@ -32,7 +32,7 @@ def write_whole(path: Path, content: str | bytes, what: str) -> None:
     """
     data = content.encode() if isinstance(content, str) else content
     try:
-        final = path.resolve()  # what a link leads to is written, and the link stays
+        final = _final(path)  # what a link leads to is written, and the link stays
         if final.exists() and not final.is_file() and not final.is_dir():
             with final.open("wb") as file:
                 file.write(data)
@@ -57,7 +57,10 @@ def refuse_unwritable(path: Path, what: str) -> None:
     Raises:
         OutputError: a folder or a file is in the way, or the folder is not writable.
     """
-    final = path.resolve()
+    try:
+        final = _final(path)
+    except OSError as error:
+        raise OutputError(f"cannot write the {what} {path}: {error.strerror}") from error
     above = next(one for one in final.parents if one.exists())
     if final.is_dir():
         code = errno.EISDIR
@@ -68,6 +71,14 @@ def refuse_unwritable(path: Path, what: str) -> None:
     else:
         return
     raise OutputError(f"cannot write the {what} {path}: {os.strerror(code)}")
+
+
+def _final(path: Path) -> Path:
+    """Return what a path leads to. Raises OSError for links in a circle, a RuntimeError up to Python 3.12."""
+    try:
+        return path.resolve()
+    except RuntimeError as error:
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from error
 
 
 def sync_folder(folder: Path) -> None:

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 
 from edgesmith.exporters.departures.detectors import Found, detector, words
 from edgesmith.exporters.departures.detectors.norms import spelled_norms
-from edgesmith.exporters.departures.graph import ELEMENTWISE, VIEWS, Graph, Node
+from edgesmith.exporters.departures.detectors.ranges import of_softmax
+from edgesmith.exporters.departures.graph import ELEMENTWISE, VIEWS, Graph, Node, Shape
 
+_PRODUCTS = ("matmul", "einsum")
 _LARGE_BATCH = 10
 _WIDE_HEAD = 256
 _NEAR = 12
@@ -16,9 +18,10 @@ _NEAR = 12
 
 def _spelled(graph: Graph) -> Iterator[tuple[Node, Node, Node]]:
     """Yield scores, softmax and product of attention in primitives: matmul(softmax(.. matmul ..), v)."""
-    for softmax in graph.of("softmax"):
-        scores = _scores(graph, softmax.inputs[0])
-        after = [node for node in graph.after(softmax.output) if node.kind == "matmul"]
+    for softmax in graph.of("softmax", "div", "mul"):
+        read = of_softmax(graph, softmax)
+        scores = _scores(graph, read) if read is not None else None
+        after = [node for node in graph.after(softmax.output) if node.kind in _PRODUCTS]
         if scores is not None and after:
             yield scores, softmax, after[0]
 
@@ -26,8 +29,8 @@ def _spelled(graph: Graph) -> Iterator[tuple[Node, Node, Node]]:
 def _scores(graph: Graph, name: str, depth: int = 6) -> Node | None:
     """Return the product that a value is made of by masks and scales, whichever operand it is."""
     node = graph.source(name)
-    if node is None or node.kind == "matmul" or not depth:
-        return node if node is not None and node.kind == "matmul" else None
+    if node is None or node.kind in _PRODUCTS or not depth:
+        return node if node is not None and node.kind in _PRODUCTS else None
     read = node.inputs if node.kind in ELEMENTWISE | {"select"} else ()
     return next((one for name in read if (one := _scores(graph, name, depth - 1)) is not None), None)
 
@@ -49,12 +52,17 @@ def biased_attention_of_large_batch(graph: Graph) -> Found:
             yield softmax, f"attention with an added bias, {words(graph, scores.output)}"
 
 
+def _width(shape: Shape, node: Node) -> int:
+    """Return the width of a head: queries of rank 3 have all heads side by side."""
+    return (shape[-1] or 0) // max(int(node.settings.get("heads", 1)), 1)
+
+
 @detector
 def attention_of_wide_heads(graph: Graph) -> Found:
     """Find fused attention of wide heads whose queries are computed."""
     for node in graph.of("attention"):
         shape = graph.shape(node.inputs[0])
-        wide = len(shape) > 1 and (shape[-1] or 0) > _WIDE_HEAD and (shape[-2] or 2) > 1
+        wide = len(shape) > 1 and _width(shape, node) > _WIDE_HEAD and (shape[-2] or 2) > 1
         if wide and graph.dtype(node.inputs[0]) == "fp16" and graph.maker(node.inputs[0]) is not None:
             yield node, f"attention of queries {words(graph, node.inputs[0])} in fp16"
 
@@ -64,7 +72,7 @@ def attention_of_wide_heads_and_tokens(graph: Graph) -> Found:
     """Find fused attention of wide heads over six tokens and more."""
     for node in graph.of("attention"):
         shape = graph.shape(node.inputs[0])
-        wide = len(shape) > 2 and (shape[-1] or 0) > _WIDE_HEAD and (shape[-2] or 6) >= 6
+        wide = len(shape) > 2 and _width(shape, node) > _WIDE_HEAD and (shape[-2] or 6) >= 6
         if wide and graph.dtype(node.inputs[0]) == "fp16":
             yield node, f"attention of queries {words(graph, node.inputs[0])} in fp16"
 
@@ -154,6 +162,7 @@ def batched_attention_of_strided_keys(graph: Graph) -> Found:
 def vector_products_in_a_row(graph: Graph) -> Found:
     """Find two products of one row with constants, one after the other."""
     through = VIEWS | {"relu", "add", "gelu", "silu", "sigmoid", "tanh", "mul", "hardswish", "layer_norm"}
+    through |= {"clip", "relu6", "leaky_relu", "elu", "hardsigmoid", "erf", "softplus", "div"}
     for node in graph.of("matmul", "linear"):
         before = graph.operand(node, 0, "matmul", "linear", through=through)
         if before is not None and all(_is_row(graph, one) for one in (node, before)):
@@ -170,7 +179,7 @@ def _is_row(graph: Graph, node: Node) -> bool:
 def broadcast_onto_product(graph: Graph) -> Found:
     """Find sums of a product with something of another shape."""
     for node in graph.of("add"):
-        product = next(iter(graph.operands(node, "matmul")), None)
+        product = next(iter(graph.operands(node, "matmul", "linear")), None)
         if product is None or any(graph.is_stored(name) and graph.rank(name) == 1 for name in node.inputs):
             continue  # a bias is fused into the product
         shapes = {graph.shape(name) for name in node.inputs}

@@ -6,6 +6,7 @@ from edgesmith.exporters.departures.detectors import Found, detector, words
 from edgesmith.exporters.departures.graph import ELEMENTWISE, VIEWS, Graph, Node
 
 _THREE = 3.0
+_COMPARED = ("greater", "less", "equal", "greaterorequal", "lessorequal", "and", "or", "xor", "mod", "prelu")
 
 
 @detector
@@ -41,7 +42,7 @@ def cast_of_or_or_mean(graph: Graph) -> Found:
 @detector
 def elementwise_of_unlike_ranks(graph: Graph) -> Found:
     """Find elementwise operators on tensors of unlike ranks; scalars, vectors of channels and constants are none."""
-    for node in graph.of(*ELEMENTWISE, "select"):
+    for node in graph.of(*ELEMENTWISE, *_COMPARED, "select"):
         ranks = [graph.rank(name) for name in node.inputs if name]
         if None in ranks or len(set(ranks)) == 1:
             continue

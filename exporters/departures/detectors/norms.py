@@ -41,9 +41,16 @@ def spelled_norms(graph: Graph) -> Iterator[Norm]:
         mean = graph.operand(difference, 1, "reduce_mean")
         if mean is None or mean.inputs[0] != difference.inputs[0]:
             continue
-        result = next((one for one in _divided(graph, root) if difference.output in one.inputs), None)
+        same = _alike(graph, difference)
+        result = next((one for one in _divided(graph, root) if same.intersection(one.inputs)), None)
         if result is not None:
             yield Norm(mean, difference, variance, result)
+
+
+def _alike(graph: Graph, difference: Node) -> set[str]:
+    """Return the results of a difference, and of others of the same operands: some exports take it twice."""
+    readers = graph.readers(difference.inputs[0])
+    return {one.output for one in readers if one.kind == difference.kind and one.inputs == difference.inputs}
 
 
 def _mean_under(graph: Graph, root: Node) -> Node | None:

@@ -121,21 +121,21 @@ def log_of_softmax(graph: Graph) -> Found:
     """Find a logarithm of a softmax."""
     for node in graph.of("log"):
         softmax = graph.source(node.inputs[0], _PARTS)
-        if softmax is not None and _is_softmax(graph, softmax) and graph.dtype(node.output) == "fp16":
+        if softmax is not None and of_softmax(graph, softmax) is not None and graph.dtype(node.output) == "fp16":
             yield node, f"log of a softmax of {words(graph, softmax.inputs[0])} in fp16"
 
 
-def _is_softmax(graph: Graph, node: Node) -> bool:
-    """Return whether a node is a softmax, or the quotient of exponentials by their sum that ends one."""
+def of_softmax(graph: Graph, node: Node) -> str | None:
+    """Return what a softmax reads, also the quotient of exponentials by their sum that ends one; None for others."""
     if node.kind == "softmax":
-        return True
+        return node.inputs[0]
     if node.kind not in ("div", "mul") or len(node.inputs) != 2:
-        return False
+        return None
     for one, other in (node.inputs, node.inputs[::-1])[: 1 if node.kind == "div" else 2]:
         exps, total = graph.source(one), graph.source(other, VIEWS | {"reciprocal"} if node.kind == "mul" else VIEWS)
         if exps is not None and exps.kind == "exp" and total is not None and total.kind == "reduce_sum":
-            return graph.source(total.inputs[0]) is exps
-    return False
+            return exps.inputs[0] if graph.source(total.inputs[0]) is exps else None
+    return None
 
 
 @detector
@@ -232,6 +232,8 @@ def _is_scaled_down(graph: Graph, name: str, depth: int = 3) -> bool:
 def _count(graph: Graph, node: Node) -> int:
     """Return how many numbers a reduction takes together; 0 where sizes are not known."""
     shape = graph.shape(node.inputs[0])
+    if node.settings.get("computed_axes"):
+        return 0
     axes = node.ints("axes") or list(range(len(shape)))
     sizes = [shape[axis] for axis in axes if -len(shape) <= axis < len(shape)]
     return 0 if not sizes or None in sizes else math.prod(size or 0 for size in sizes)
@@ -240,8 +242,8 @@ def _count(graph: Graph, node: Node) -> int:
 @detector
 def long_mean(graph: Graph) -> Found:
     """Find sums and means over many numbers."""
-    for node in graph.of("reduce_mean", "reduce_sum", "global_avg_pool"):
-        count = _count(graph, node)
+    for node in graph.of("reduce_mean", "reduce_sum", "global_avg_pool", "avg_pool"):
+        count = math.prod(node.ints("kernel") or [0]) if node.kind == "avg_pool" else _count(graph, node)
         if node.kind == "global_avg_pool":
             spatial = graph.shape(node.inputs[0])[2:]
             count = 0 if None in spatial else math.prod(size or 0 for size in spatial)
@@ -267,6 +269,22 @@ def gelu_in_half(graph: Graph) -> Found:
     for node in graph.of("gelu"):
         if graph.dtype(node.output) == "fp16":
             yield node, f"GELU of {words(graph, node.inputs[0])} in fp16"
+    for node in graph.of("erf"):
+        raised = [
+            one for one in graph.readers(node.output) if one.kind == "add" and 1.0 in map(graph.scalar, one.inputs)
+        ]
+        if raised and graph.dtype(node.output) == "fp16" and _multiplies_its_origin(graph, node, raised[0]):
+            yield node, f"GELU of {words(graph, node.inputs[0])} in fp16, by its formula"
+
+
+def _multiplies_its_origin(graph: Graph, node: Node, raised: Node) -> bool:
+    """Return whether 1 + erf(a x) is multiplied by x, or by a half of it, at once or after its own half."""
+    scaled = graph.maker(node.inputs[0])
+    origins = {name for name in (scaled.inputs if scaled is not None else ()) if not graph.is_stored(name)}
+    origins |= {one.output for name in origins for one in graph.readers(name) if one.kind in ("mul", "div")}
+    products = [one for one in graph.readers(raised.output) if one.kind == "mul"]
+    products += [one for product in products for one in graph.readers(product.output) if one.kind == "mul"]
+    return any(origins.intersection(one.inputs) for one in products)
 
 
 @detector

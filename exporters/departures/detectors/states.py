@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgesmith.exporters.departures.detectors import Found, detector, words
-from edgesmith.exporters.departures.graph import ELEMENTWISE, VIEWS, Graph
+from edgesmith.exporters.departures.graph import ELEMENTWISE, VIEWS, Graph, Node
 
 _ROW = 32
 _LONGEST = 2048
@@ -89,10 +89,12 @@ def output_within_chain(graph: Graph) -> Found:
         node = graph.maker(name)
         if node is None or node.kind not in ELEMENTWISE or not graph.readers(name):
             continue
-        length = 1
-        before = graph.maker(node.inputs[0])
-        while before is not None and before.kind in ELEMENTWISE:
-            length, before = length + 1, graph.maker(before.inputs[0])
         onwards = [one for one in graph.readers(name) if one.kind in ELEMENTWISE]
-        if onwards and length + 1 >= _CHAIN:
+        if onwards and _chain(graph, node) + 1 >= _CHAIN:
             yield node, f"the output {name} lies in a chain of elementwise operators"
+
+
+def _chain(graph: Graph, node: Node, most: int = _CHAIN) -> int:
+    """Return how many elementwise operators follow one another up to a node, by whichever operand, up to a number."""
+    makers = (graph.maker(name) for name in node.inputs) if most > 1 else ()
+    return 1 + max((_chain(graph, one, most - 1) for one in makers if one and one.kind in ELEMENTWISE), default=0)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import base64
 import math
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +52,41 @@ def read_onnx(path: Path, *, advice: str = "export it again", whole: bool = True
 _SMALL = 1024
 """Numbers of a constant that a shape may depend on, at most."""
 
+_MOST_NODES = 1_000_000
+"""Of a model whose functions are in the places that call them."""
+
+
+def _check_functions(model: onnx.ModelProto, what: str) -> None:
+    """Raise Unreadable where a model's functions call each other, or one another so often that it has no end."""
+    bodies = {(one.domain, one.name): one.node for one in model.functions}
+    calls: dict[tuple[str, str], Counter[tuple[str, str]]] = {name: _calls(body) for name, body in bodies.items()}
+    sizes: dict[tuple[str, str], int] = {}
+    waiting = dict(calls)
+    while waiting:
+        known = [name for name, called in waiting.items() if not any(one in waiting for one in called)]
+        if not known:
+            raise Unreadable(f"{what} is no sound ONNX file: its functions call each other without end")
+        for name in known:
+            called = waiting.pop(name)
+            sizes[name] = min(sum(count * sizes.get(one, 1) for one, count in called.items()), 2 * _MOST_NODES)
+    if sum(count * sizes.get(one, 1) for one, count in _calls(model.graph.node).items()) > _MOST_NODES:
+        raise Unreadable(
+            f"{what} has more than {_MOST_NODES} operators where its functions are called: too many to read"
+        )
+
+
+def _calls(nodes: Iterable[onnx.NodeProto]) -> Counter[tuple[str, str]]:
+    """Return how often nodes, and those of their bodies, call each operator or function."""
+    found: Counter[tuple[str, str]] = Counter()
+    levels = [nodes]
+    while levels:
+        for node in levels.pop():
+            found[node.domain, node.op_type] += 1
+            for attribute in node.attribute:
+                levels += [graph.node for graph in (attribute.g, *attribute.graphs) if graph.node]
+    return found
+
+
 INFER = f"{__name__}:infer_shapes_here"
 
 
@@ -62,12 +99,16 @@ def infer_shapes(model: onnx.ModelProto, what: str, *, data_prop: bool = False) 
         what: the file, for the sentence.
         data_prop: whether values that shapes depend on are computed too.
 
+    The model's own functions are put in the places that call them.
+
     Raises:
-        Unreadable: that process died, or did not end.
+        Unreadable: that process died, or did not end, or the functions call each other without end.
         Unsupported: ONNX refuses the model.
     """
     import onnx
 
+    if model.functions:
+        _check_functions(model, what)
     small = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
     given, graph = model.graph, small.graph
     for name in ("node", "input", "output", "value_info"):
@@ -94,6 +135,10 @@ def infer_shapes_here(model: str, data_prop: bool) -> str:
 
     try:
         given = onnx.load_model_from_string(base64.b64decode(model))
+        if given.functions:
+            import onnx.inliner
+
+            given = onnx.inliner.inline_local_functions(given)
         found = onnx.shape_inference.infer_shapes(given, data_prop=data_prop)
     except Exception as error:  # onnx raises errors of its own, and of protobuf
         if isinstance(error, MemoryError):

@@ -1,7 +1,8 @@
 """PyTorch's `.pth` and `.pt`: checksums and declared sizes first, then its restricted unpickler.
 
 The unpickler builds tensors and plain containers only. `argparse.Namespace` and numpy scalars, which training scripts
-leave beside the weights, are let through: they hold data and run nothing. PyTorch compares no checksum of the zip
+leave beside the weights, are let through: they hold data and run nothing. What it would call is read first, see
+calls.py: what it lets through can still ask for memory and time without end. PyTorch compares no checksum of the zip
 archive that it writes, so that a flipped bit would load as another weight; here every member is compared, and PyTorch
 reads a copy of them that has nothing else.
 """
@@ -9,9 +10,12 @@ reads a copy of them that has nothing else.
 from __future__ import annotations
 
 import argparse
+import io
 import re
 import tempfile
+import warnings
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -19,6 +23,7 @@ import numpy as np
 import torch
 
 from edgesmith.errors import OutputError, Unreadable
+from edgesmith.readers import calls
 from edgesmith.readers.archives import DAMAGED, Budget, copy_plainly, open_archive
 from edgesmith.readers.budget import GIBIBYTE, MEBIBYTE, check_file
 from edgesmith.writing import FULL
@@ -38,11 +43,49 @@ def read_pickle(path: Path) -> Any:
     """
     check_file(path, "PyTorch checkpoint", LARGEST)
     if not zipfile.is_zipfile(path) and not _begins_as_archive(path):
+        with path.open("rb") as file:
+            _check_calls([file] * _OLD_PICKLES, path)
         return _load(path, path)
     with open_archive(path, "PyTorch checkpoint", Budget(stored=LARGEST, inflated=INFLATED), ADVICE) as archive:
+        for member in archive.namelist():
+            if member.rpartition("/")[2] == "data.pkl":
+                _check_calls([io.BytesIO(archive.read(member))], path)
         copy = _copy(archive, path)
     with copy:
         return _load(copy, path)
+
+
+_OLD_PICKLES = 5
+"""In a file from before archives: a mark, a version, facts of the machine, the content, and keys of the storages that
+follow. PyTorch makes the content's storages before it reads these keys, and leaves those that are not among them as
+their memory was."""
+
+
+def _check_calls(pickled: Iterable[BinaryIO], path: Path) -> None:
+    """Raise Unreadable where a file's pickles, in their order, ask for what no checkpoint needs."""
+    try:
+        found = [calls.check(one) for one in pickled]
+    except calls.Refused as error:
+        if error.name:
+            raise _refused(path, error.name) from error
+        raise Unreadable(
+            f"{path.name} is refused: its pickle would take far more time or memory than it has bytes; {ADVICE}"
+        ) from error
+    except (ValueError, EOFError, OverflowError) as error:
+        raise _damaged(path) from error
+    if len(found) == _OLD_PICKLES and not found[3].stored <= found[4].texts:
+        raise Unreadable(f"{path.name} is damaged: it names weights that are not in it; {ADVICE}")
+
+
+def _refused(path: Path, name: str) -> Unreadable:
+    return Unreadable(
+        f"{path.name} is refused: its pickle asks for {name}, which could run code or take memory without end."
+        " Ask its author for a plain state dict or a .safetensors file"
+    )
+
+
+def _damaged(path: Path) -> Unreadable:
+    return Unreadable(f"{path.name} is truncated, or no PyTorch checkpoint that holds only tensors; {ADVICE}")
 
 
 def _begins_as_archive(path: Path) -> bool:
@@ -72,24 +115,35 @@ def _copy(archive: zipfile.ZipFile, path: Path) -> BinaryIO:
 
 def _load(source: Path | BinaryIO, path: Path) -> Any:
     try:
-        with torch.serialization.safe_globals(_inert()):
+        with torch.serialization.safe_globals(_inert()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of types that PyTorch is about to leave behind
             return torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises whatever a damaged pickle makes its constructors raise
         found = re.search(r"(?:GLOBAL|global:?|class|type) ['\"`]?([\w.]+\.[\w.]+)", str(error))
         unsafe = "weights_only" in str(error).lower() or "weights only" in str(error).lower()
         if unsafe and found and "zip" not in str(error).lower():
-            raise Unreadable(
-                f"{path.name} is refused: its pickle asks for {found[1]}, which could run code."
-                " Ask its author for a plain state dict or a .safetensors file"
-            ) from error
-        raise Unreadable(
-            f"{path.name} is truncated, or no PyTorch checkpoint that holds only tensors; {ADVICE}"
-        ) from error
+            raise _refused(path, found[1]) from error
+        raise _damaged(path) from error
+
+
+class _Number:
+    """The type of a numpy scalar, by its name: numpy's own would take from a pickle how its memory is to be read."""
+
+    def __init__(self, name: str, *_: object) -> None:
+        if name not in ("b1", "f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"):
+            raise ValueError(name)
+        self.dtype = np.dtype(f"<{name}")
+
+    def __setstate__(self, state: tuple[object, ...]) -> None:
+        if state[1] == ">":
+            self.dtype = self.dtype.newbyteorder(">")
+
+
+def _scalar(kind: _Number, content: bytes) -> Any:
+    (value,) = np.frombuffer(content, kind.dtype)
+    return value
 
 
 def _inert() -> list[Any]:
     """Return what pickles may name beside what PyTorch's own unpickler lets through."""
-    inert: list[Any] = [argparse.Namespace, np.dtype, np.ndarray]
-    inert += [type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4", "?")]
-    scalar = np.float64(0).__reduce__()[0]  # the function that pickles of numpy scalars name
-    return [*inert, scalar, (scalar, "numpy.core.multiarray.scalar")]
+    return [argparse.Namespace, (_Number, "numpy.dtype"), *((_scalar, name) for name in calls.SCALARS)]
