@@ -157,18 +157,8 @@ _LAYERS = frozenset({"Attention", "Conv", "ConvTranspose", "Einsum", "GRU", "Gem
 
 _IN_HALF = frozenset(
     {
-        *(
-            "Cast",
-            "Clip",
-            "Compress",
-            "Concat",
-            "ConstantOfShape",
-            "Expand",
-            "Flatten",
-            "Gather",
-            "GatherElements",
-            "GatherND",
-        ),
+        *("Cast", "Clip", "Compress", "Concat", "ConstantOfShape", "Expand", "Flatten"),
+        *("Gather", "GatherElements", "GatherND"),
         *("Identity", "If", "IsInf", "IsNaN", "LayerNormalization", "Loop", "Max", "Min", "RMSNormalization"),
         *("Reshape", "Scan", "ScatterElements", "ScatterND", "Shape", "Slice", "Split", "Squeeze", "Transpose"),
         *("TopK", "Unsqueeze"),
