@@ -23,13 +23,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 import edgesmith
+from edgesmith.bench.experiments.foreign import TIMM, of_timm
 from edgesmith.errors import EdgesmithError
 from edgesmith.exporters import targets
 from edgesmith.exporters.departures.book import TARGETS, all_departures
@@ -60,13 +60,6 @@ _OTHERS = (
     *("hydra_block_d128", "mamba_block_d192", "tdsm_d192_n6", "tsm2", "ttm"),
     *("patchtsmixer", "patchtsmixer_512_96", "patchtsmixer_mix_channel_512_96", "iformer_small"),
 )
-
-TIMM = (
-    *("resnet18", "mobilenetv3_small_100", "efficientformerv2_s0", "convnext_atto", "repvit_m0_9", "ghostnet_100"),
-    *("fastvit_t8", "mobileone_s0", "edgenext_xx_small", "regnetx_002", "hardcorenas_a", "lcnet_050"),
-    *("mnasnet_small", "dla46_c", "vovnet39a", "efficientnet_lite0", "resnest14d", "selecsls42b", "starnet_s1"),
-)
-"""Models of timm, of a family each, that take `SIDE`."""
 
 ZOO: dict[str, dict[str, Any]] = {
     **{name: {"input_size": SIDE} for name in _IMAGES},
@@ -108,14 +101,12 @@ def _of_the_zoo() -> Iterator[Made]:
 
 
 def _of_timm() -> Iterator[Made]:
-    try:
-        import timm
-    except ImportError:
+    if find_spec("timm") is None:
         print("without timm's models: timm is not installed", flush=True)
         return
-    for name in TIMM:
-        given = {"inputs": torch.zeros(1, 3, *SIDE), "name": name}
-        yield f"timm.{name}", partial(_evaluated, timm.create_model, name), given
+    for name, size in TIMM.items():
+        model, inputs = of_timm(name, size)
+        yield f"timm.{name}", model.eval, {"inputs": inputs, "name": name}
 
 
 def _of_the_generator() -> Iterator[Made]:
@@ -124,15 +115,13 @@ def _of_the_generator() -> Iterator[Made]:
         yield name, partial(_generated, recipe), given
 
 
-def _evaluated(create: Callable[[str], Any], name: str) -> Any:
-    return create(name).eval()
-
-
 def _generated(recipe: recipes.Recipe) -> recipes.Generated:
     return recipes.Generated(recipe).eval()
 
 
 def _lower(model: Any, target: str, precision: str, path: Path, options: dict[str, Any]) -> None:
+    import torch
+
     backend, row = targets.get(target), precisions.get(precision)
     _, program, _ = edgesmith.explain(model, target, **options)
     if row.is_half and backend.types_programs:
