@@ -7,6 +7,7 @@ also runs rewrites and collects what is new. What is complex is left out: no com
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -94,6 +95,11 @@ def _binary() -> Iterator[tuple[Any, Callable[..., Any], tuple[Any, ...]]]:
         yield scalar, lambda x, f=scalar: f(x, 0), (row(-1, -0.0, 0, 2),)
         yield two, two, (row(-1, -0.0, 0, 2), row(-2, 0.0, 1, 2))
     yield aten.eq.Scalar, lambda x: aten.eq.Scalar(x, 0), (row(-1, -0.0, 0, 2),)
+    yield aten.ne.Scalar, lambda x: aten.ne.Scalar(x, -math.inf), (row(-1, -math.inf, 0, math.inf),)
+    yield aten.logical_not.default, aten.logical_not.default, (_MASK,)
+    for name in ("logical_and", "logical_or"):
+        overload = getattr(aten, name).default
+        yield overload, overload, (_MASK, torch.tensor([True, True, False, False]))
     yield aten.any.dim, lambda m: aten.any.dim(m, -1, True), (torch.stack([_MASK, ~_MASK, _MASK & ~_MASK]),)
     yield aten.where.self, aten.where.self, (_MASK, _X, _Y)
     yield aten.where.ScalarOther, lambda m, x: aten.where.ScalarOther(m, x, 0.5), (_MASK, _X)
