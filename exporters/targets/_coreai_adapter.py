@@ -313,6 +313,10 @@ def read_operators_here(path: str) -> tuple[list[tuple[Any, ...]], list[str], li
     composites = {_symbol(graph): _composite(graph) for graph in _graphs(program)}
     found: list[tuple[Any, ...]] = []
     outputs: list[str] = []
+    numbered: dict[Any, str] = {}
+
+    def name(value: Any) -> str:  # MLIR's own, `get_name`, numbers the whole function anew each time
+        return numbered.setdefault(value, f"%{len(numbered)}")
 
     def read(block: Any, is_outer: bool) -> None:
         for op in block.operations:
@@ -321,7 +325,7 @@ def read_operators_here(path: str) -> tuple[list[tuple[Any, ...]], list[str], li
                     read(inner, False)
             called = _own_name(op.name)
             values = [*op.operands, *op.results]
-            names = [one.get_name() for one in values]
+            names = list(map(name, values))
             operands, results = tuple(names[: len(op.operands)]), tuple(names[len(op.operands) :])
             if called == "output" and is_outer:
                 outputs.extend(operands)
@@ -334,8 +338,9 @@ def read_operators_here(path: str) -> tuple[list[tuple[Any, ...]], list[str], li
             found.append((called, operands, results, types, value))
 
     (block,) = _main(program, folder).bodyRegion.blocks
+    inputs = list(map(name, block.arguments))
     read(block, True)
-    return found, [one.get_name() for one in block.arguments], outputs
+    return found, inputs, outputs
 
 
 def with_outputs(folder: Path, names: Sequence[str], result: Path) -> list[str]:

@@ -44,7 +44,7 @@ def elementwise_of_unlike_ranks(graph: Graph) -> Found:
     """Find elementwise operators on tensors of unlike ranks; scalars, vectors of channels and constants are none."""
     for node in graph.of(*ELEMENTWISE, *_COMPARED, "select"):
         ranks = [graph.rank(name) for name in node.inputs if name]
-        if None in ranks or len(set(ranks)) == 1:
+        if None in ranks or len(set(ranks)) < 2:
             continue
         lower = [name for name in node.inputs if graph.rank(name) != max(rank or 0 for rank in ranks)]
         if any((graph.rank(name) or 0) > 1 and not _is_attribute(graph, name) for name in lower):

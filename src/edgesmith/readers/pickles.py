@@ -47,12 +47,11 @@ def read_pickle(path: Path) -> Any:
             _check_calls([file] * _OLD_PICKLES, path)
         return _load(path, path)
     with open_archive(path, "PyTorch checkpoint", Budget(stored=LARGEST, inflated=INFLATED), ADVICE) as archive:
-        for member in archive.namelist():
-            if member.rpartition("/")[2] == "data.pkl":
-                _check_calls([io.BytesIO(archive.read(member))], path)
-        copy = _copy(archive, path)
-    with copy:
-        return _load(copy, path)
+        with _copy(archive, path) as copy:
+            for member in archive.namelist():
+                if member.rpartition("/")[2] == "data.pkl":
+                    _check_calls([io.BytesIO(archive.read(member))], path)
+            return _load(copy, path)
 
 
 _OLD_PICKLES = 5
