@@ -46,12 +46,12 @@ def read_pickle(path: Path) -> Any:
         with path.open("rb") as file:
             _check_calls([file] * _OLD_PICKLES, path)
         return _load(path, path)
-    with open_archive(path, "PyTorch checkpoint", Budget(stored=LARGEST, inflated=INFLATED), ADVICE) as archive:
-        with _copy(archive, path) as copy:
-            for member in archive.namelist():
-                if member.rpartition("/")[2] == "data.pkl":
-                    _check_calls([io.BytesIO(archive.read(member))], path)
-            return _load(copy, path)
+    budget = Budget(stored=LARGEST, inflated=INFLATED)
+    with open_archive(path, "PyTorch checkpoint", budget, ADVICE) as archive, _copy(archive, path) as copy:
+        for member in archive.namelist():
+            if member.rpartition("/")[2] == "data.pkl":
+                _check_calls([io.BytesIO(archive.read(member))], path)
+        return _load(copy, path)
 
 
 _OLD_PICKLES = 5
