@@ -201,7 +201,7 @@ def read_raw(path: Path) -> Raw:
     return Raw(graph.node, ranks, shapes, types, inputs, outputs, constants, opset)
 
 
-_BROADCASTING = ("Add", "Sub", "Mul", "Div", "Min", "Max", "Pow", "Where")
+_BROADCASTING = ("Add", "And", "Div", "Max", "Min", "Mul", "Or", "Pow", "Sub", "Where", "Xor")
 
 
 def _unlike_ranks(raw: Raw) -> bool:
@@ -248,12 +248,22 @@ def _onto_products(raw: Raw) -> bool:
     return any(len({raw.shapes.get(name) for name in node.input}) > 1 for node in sums)
 
 
+def _quantised_convolution_of_an_input(raw: Raw) -> bool:
+    return any(node.input[0] in raw.inputs for node in raw.of("ConvInteger", "QLinearConv"))
+
+
+def _signed_product(raw: Raw) -> bool:
+    return any(raw.types.get(node.input[0]) == 3 for node in raw.of("QLinearMatMul"))  # 3: int8
+
+
 SEEN: dict[str, Callable[[Raw], bool]] = {
     "LR1": _onto_products,
     "LR2": _unlike_ranks,
     "LR4": _pads_of_rank_3,
+    "OR4": _quantised_convolution_of_an_input,
     "OR6": lambda raw: any(raw.attribute(node, "count_include_pad") for node in raw.of("AveragePool")),
     "OR7": lambda raw: any(len(node.output) > 1 for node in raw.of("Attention")),
+    "QN5": _signed_product,
     "QN8": lambda raw: any(max(raw.attribute(node, "dilations", [1])) > 1 for node in raw.of("ConvTranspose")),
     "TR3": _several_readers,
     "TR4": _rows_in_a_row,
@@ -261,6 +271,7 @@ SEEN: dict[str, Callable[[Raw], bool]] = {
         raw.opset >= 20 and any(raw.attribute(node, "mode", b"linear") == b"linear" for node in raw.of("GridSample"))
     ),
     "TR17": _without_axes,
+    "TR18": _quantised_convolution_of_an_input,
     "TV3": lambda raw: any(any(raw.attribute(node, "output_padding", [0])) for node in raw.of("ConvTranspose")),
     "XN2": _gelu_in_half,
 }
