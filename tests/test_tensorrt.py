@@ -97,7 +97,7 @@ def test_header_is_read_and_fits_devices(tmp_path: Path) -> None:
         (b"ptrt" + bytes(60), Unreadable, "it begins with b'ptrt', not b'vtrt' or b'ftrt'"),
         (b"", Unreadable, "is no engine of TensorRT-RTX or TensorRT: it begins with b''"),
         (fields(4, length=100), Unreadable, "its header says 100 bytes, the file has 64"),
-        (None, BadInput, "wanted an engine of TensorRT-RTX"),
+        (None, BadInput, "cannot read the engine of TensorRT "),
     ],
 )
 def test_what_is_no_engine_is_one_sentence(
