@@ -120,13 +120,16 @@ def bind(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Bi
 
 def _signature_of(model: nn.Module) -> inspect.Signature:
     """Return what `forward` takes. Raises Unsupported for a module that has it from torch.jit.trace."""
+    refused = Unsupported(
+        f"forward of {type(model).__name__} is not written in Python, as a traced module's (torch.jit) is not, of"
+        " which only TorchScript's graph is there; export the module that it was made from"
+    )
+    if isinstance(model, torch.jit.TopLevelTracedModule):  # type: ignore[attr-defined]  # which torch exports unsaid
+        raise refused
     try:
         return inspect.signature(model.forward)
     except ValueError as error:
-        raise Unsupported(
-            f"forward of {type(model).__name__} is not written in Python, as a traced module's (torch.jit) is not, of"
-            " which only TorchScript's graph is there; export the module that it was made from"
-        ) from error
+        raise refused from error
 
 
 def _check_arguments(

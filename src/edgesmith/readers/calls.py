@@ -20,6 +20,9 @@ MOST_STEPS: Final = 2_000_000
 BUDGET: Final = 2**25
 """Values that are copied or hashed; a string counts one for 8 characters."""
 
+LONGEST_LINE: Final = 2**24
+"""Bytes of a name or number that ends with its line; a longer one does not end."""
+
 LONGEST_NAME: Final = 200
 """Characters of a function's or class's name: PyTorch's search of its own error takes the square of them."""
 
@@ -72,7 +75,7 @@ def check(stream: BinaryIO) -> Found:
         ValueError: it is cut off, or no pickle.
     """
     steps = _Steps()
-    for number, (code, argument, _) in enumerate(pickletools.genops(stream)):
+    for number, (code, argument, _) in enumerate(pickletools.genops(_Bounded(stream))):  # type: ignore[arg-type]
         if number > MOST_STEPS:
             raise Refused
         step = _BY_NAME.get(code.name)
@@ -83,6 +86,26 @@ def check(stream: BinaryIO) -> Found:
         except (IndexError, KeyError) as error:
             raise ValueError("it takes what it has not put there") from error
     return Found(steps.stored_keys, steps.texts)
+
+
+class _Bounded:
+    """A stream that is asked for no more than it has: Python makes room for what a length says before it reads."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream, at = stream, stream.tell()
+        self.end = stream.seek(0, 2)
+        stream.seek(at)
+
+    def read(self, count: int) -> bytes:
+        if count > self.end - self.stream.tell():
+            raise ValueError("it is cut off")
+        return self.stream.read(count)
+
+    def readline(self) -> bytes:
+        return self.stream.readline(LONGEST_LINE)
+
+    def tell(self) -> int:
+        return self.stream.tell()
 
 
 @dataclass(slots=True)
