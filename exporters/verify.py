@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from edgesmith.errors import BadInput, EdgesmithError, Unsupported, VerificationFailed
+from edgesmith.errors import BadInput, EdgesmithError, Unreadable, Unsupported, VerificationFailed
 from edgesmith.exporters import artifact as artifacts
 from edgesmith.exporters import targets
 from edgesmith.exporters.artifact import Artifact
@@ -169,7 +169,10 @@ def _criteria(artifact: Artifact, evidence: Evidence | None = None) -> Acceptanc
     spikes = counts is not None and spikes_in(counts["rewritten"])
     judged = precisions.get(verification["judged_as"])
     kept = [call["noise"] for call in verification["inputs"].get("calls", ()) if "noise" in call]
-    moved = None if evidence is None else _noise_of_elements(verification["inputs"], evidence)
+    moved = None
+    if evidence is not None:
+        _check_noise(artifact, kept, evidence)
+        moved = _noise_of_elements(verification["inputs"], evidence)
     return AcceptanceCriteria(
         judged,
         spikes,
@@ -179,6 +182,17 @@ def _criteria(artifact: Artifact, evidence: Evidence | None = None) -> Acceptanc
         noise_of_elements=lambda _: moved,
         of_classes=artifact.manifest["model"].get("segmentation") == "labels",
     )
+
+
+def _check_noise(artifact: Artifact, kept: list[list[float]], evidence: Evidence) -> None:
+    """Raise Unreadable where a manifest's noise is not that of every output of every call, where it has to be."""
+    wanted = [len(ys) for ys in evidence.reference]
+    is_known = artifact.manifest["verification"]["inputs"].get("noise") == "known"
+    if (kept or is_known) and list(map(len, kept)) != wanted:
+        raise Unreadable(
+            f"{artifact.path} has no sound manifest: noise is wanted of {len(wanted)} calls with {wanted[0]} outputs"
+            f" each, and it has that of {len(kept)}, or of other outputs; export the model again"
+        )
 
 
 def _noise_of_elements(inputs: InputsRecord, evidence: Evidence) -> Outputs | None:

@@ -18,7 +18,7 @@ from support.lowering import lower
 from torch import Tensor, nn
 
 import edgesmith
-from edgesmith.errors import BadInput, Unsupported, VerificationFailed
+from edgesmith.errors import BadInput, Unreadable, Unsupported, VerificationFailed
 from edgesmith.exporters import artifact as artifacts
 from edgesmith.exporters import targets
 from edgesmith.exporters.figures import Scale, is_whole, measure_call, wrong_parts
@@ -781,3 +781,23 @@ def test_an_example_may_lie_in_memory_as_it_likes(layout: str, target: str, tmp_
     mask = torch.ones(2, 4, 6, 4).transpose(1, 2)
     made = edgesmith.export(Lines(function), target, inputs=(x, mask), name="laid", out=tmp_path)
     assert made.manifest["verification"]["steps"][-1]["relative_error"] < 1e-2
+
+
+def _damage_noise(inputs: dict[str, Any], how: str) -> None:
+    calls = inputs["calls"]
+    inputs["noise"] = "known"
+    numbers = {"none": None, "no output": [], "too many outputs": [0.1, 0.2]}.get(how, [0.1])
+    for call in calls[: -1 if how == "not the last call" else None]:
+        if numbers is not None:
+            call["noise"] = numbers
+    if how == "a call less":
+        calls.pop()
+
+
+@pytest.mark.parametrize("how", ["none", "no output", "too many outputs", "not the last call", "a call less"])
+def test_noise_that_is_not_of_every_call_and_output_is_a_damaged_manifest(how: str, tmp_path: Path) -> None:
+    made = export(Net().eval(), "onnx", tmp_path, inputs=(torch.randn(1, 3, 6),), precision="fp32")
+    _damage_noise(made.manifest["verification"]["inputs"], how)
+    artifacts.write_manifest(made.path, made.manifest)
+    with pytest.raises(Unreadable, match="no sound manifest: noise is wanted of"):
+        verify_artifact(made.path)
