@@ -12,6 +12,7 @@ import importlib.util
 import inspect
 import math
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -153,9 +155,22 @@ def decomposes_traced(*overloads: Any, **options: Any) -> Callable[[Callable[...
     return decorate
 
 
+def seed() -> None:
+    """Have what is drawn without a seed drawn equally in every run: what a module draws, and what each test does."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collectstart() -> None:
+    seed()
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Leave out what comes last where a slow machine has no time for it, and say so: it passed nothing."""
+    """Seed what a test draws. Leave out what comes last where a slow machine has no time for it: it passed nothing."""
+    seed()
     within = item.config.getoption("--within")
     if comes_last(item) and time.monotonic() - STARTED > within:
         pytest.skip(f"not run: it comes last, and {within:.0f} s have passed on this machine")

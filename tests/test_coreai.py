@@ -292,22 +292,22 @@ class Twice(nn.Module):
         return nn.functional.linear(y, self.computed.weight * y.mean(), self.computed.bias)
 
 
-LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
-    "a head": (nn.Linear(1024, 40), (1, 1024)),
-    "a head of a batch": (nn.Linear(96, 1), (4, 96)),
-    "without a batch": (nn.Linear(96, 5), (96,)),
-    "tokens": (nn.Linear(96, 20, bias=False), (2, 9, 96)),
-    "a map with channels behind": (nn.Linear(96, 20), (2, 3, 5, 96)),
-    "windows of a map": (nn.Linear(96, 20), (2, 3, 4, 5, 96)),
+LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "a head": (lambda: nn.Linear(1024, 40), (1, 1024)),
+    "a head of a batch": (lambda: nn.Linear(96, 1), (4, 96)),
+    "without a batch": (lambda: nn.Linear(96, 5), (96,)),
+    "tokens": (lambda: nn.Linear(96, 20, bias=False), (2, 9, 96)),
+    "a map with channels behind": (lambda: nn.Linear(96, 20), (2, 3, 5, 96)),
+    "windows of a map": (lambda: nn.Linear(96, 20), (2, 3, 4, 5, 96)),
 }
 
 
 @needs_packages
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_linear_layer_in_half_precision_is_a_convolution_that_sums_in_single(name: str, tmp_path: Path) -> None:
-    layer, shape = LAYERS[name]
+    build, shape = LAYERS[name]
     torch.manual_seed(0)
-    layer, x = layer.eval(), torch.randn(shape)
+    layer, x = build().eval(), torch.randn(shape)
     if len(shape) == 1:
         layer, x = nn.Sequential(First(), layer), x[None]
     made = edgesmith.export(layer, target="coreai", precision="fp16", inputs=(x,), out=tmp_path)
