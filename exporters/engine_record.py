@@ -35,10 +35,12 @@ class Thresholds(TypedDict):
     Attributes:
         relative_error: the largest error, as a share of PyTorch's largest output.
         snr_db: the least signal-to-noise ratio, dB.
+        other_whole: of outputs that are integers, the share of numbers that may be others than PyTorch's.
     """
 
     relative_error: float
     snr_db: float
+    other_whole: NotRequired[float]
 
 
 class Flags(TypedDict):

@@ -21,8 +21,8 @@ and the SNR may be lower by as much as the error may be larger than threshold x 
 
 Two more things of the natural calls together, which the peak of a whole output hides:
 
-    whole numbers    an output that has nothing else is the same in fp32, and 90 % of it in half precision, but where
-                     rounding moves PyTorch's own
+    whole numbers    an output that has nothing else is the same in fp32, to the last digit of an int64, and 90 % of it
+                     in half precision, but where rounding moves PyTorch's own
     parts            a row of an axis, such as the scores beside boxes in pixels, is off by the root of the threshold at
                      most, of its own peak, or 4 x its own noise; judged where it has enough values, and is more than
                      rounding beside the whole output's peak
@@ -35,13 +35,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from edgesmith.exporters.outputs import Outputs, distances
 from edgesmith.exporters.precision.task import Thresholds
 
 NEARLY_ZERO = 100.0
 """How far below the natural calls' peak an output is so small that errors are relative to that peak."""
-
-Outputs = list[list[np.ndarray]]
-"""One list of outputs for each input."""
 
 NOISE_FACTOR = 4.0
 """Between two results that are each as far from the exact one as rounding puts them."""
@@ -117,11 +115,11 @@ def _measure_one(reference: list[np.ndarray], outputs: list[np.ndarray], allowed
         same = np.array_equal(y[~known], z[~known], equal_nan=True)
         if not same or not np.isfinite(z[known]).all():
             return Figures(float("inf"), float("inf"), float("-inf"))
-        a, b = y[known].astype(np.float64), z[known].astype(np.float64)
+        a, off = y[known].astype(np.float64), distances(y[known], z[known])
         peak = max(peak, float(np.abs(a).max(initial=0.0)))
-        worst = max(worst, float(np.abs(a - b).max(initial=0.0)))
+        worst = max(worst, float(off.max(initial=0.0)))
         signal += float((a**2).sum())
-        noise += float(((a - b) ** 2).sum())
+        noise += float((off**2).sum())
     snr = None if noise == 0 else 10 * float(np.log10(signal / noise)) if signal > 0 else float("-inf")
     relative = worst / peak if peak > 0 else (0.0 if worst == 0 else float("inf"))
     top1: tuple[int | None, ...] = (None, None, None)
@@ -241,15 +239,17 @@ def _measure_output(
     if y.shape != z.shape:
         raise ValueError(f"an output has shape {list(z.shape)} where PyTorch's has {list(y.shape)}")
     known = np.isfinite(y)
-    a, b = y[known].astype(np.float64), z[known].astype(np.float64)
+    a = y[known].astype(np.float64)
     own = float(np.abs(a).max(initial=0.0))
     peak, limit = (max(own, scale.peak) if clips else own), thresholds.relative_error
     allowed = max(limit * peak, limit * scale.peak / NEARLY_ZERO, excuse)
-    if not np.isfinite(b).all() or not np.array_equal(y[~known], z[~known], equal_nan=True):
-        what = "finite" if not np.isfinite(b).all() else "NaN or infinite"
+    is_finite = bool(np.isfinite(z[known]).all())
+    if not is_finite or not np.array_equal(y[~known], z[~known], equal_nan=True):
+        what = "finite" if not is_finite else "NaN or infinite"
         failure = f"error inf of the peak, allowed {limit:.2g}: values that are {what} in PyTorch are not"
         return CallFigures(float("inf"), peak, float("-inf"), allowed, failure)
-    error, wrong = float(np.abs(a - b).max(initial=0.0)), float(((a - b) ** 2).sum())
+    off = distances(y[known], z[known])
+    error, wrong = float(off.max(initial=0.0)), float((off**2).sum())
     signal = max(float((a**2).sum()), scale.power * a.size if clips else 0.0)
     snr = None if wrong == 0 else 10 * float(np.log10(signal / wrong)) if signal > 0 else float("-inf")
     failure = ""
@@ -266,7 +266,7 @@ def _measure_output(
 
 
 LARGEST_WHOLE = 2.0**23
-"""Whole numbers in float32 are exact below it."""
+"""Whole numbers in float32 are exact below it. Integers always are."""
 
 OTHER_WHOLE = 0.1
 """Share of whole numbers that half precision may have otherwise: sums that are nearly whole, scores that nearly tie."""
@@ -279,10 +279,10 @@ MOST_PARTS = 4096
 
 
 def is_whole(values: Sequence[np.ndarray]) -> bool:
-    """Return whether an output has whole numbers alone, which float32 holds exactly, and some that are not 0."""
+    """Return whether an output has whole numbers alone, which its type holds exactly, and some that are not 0."""
     flat = [y for y in values if y.size]
     return any(y.any() for y in flat) and all(
-        bool(np.isfinite(y).all()) and bool((np.abs(y) < LARGEST_WHOLE).all()) and bool((y == np.round(y)).all())
+        y.dtype.kind == "i" or bool((np.isfinite(y) & (np.abs(y) < LARGEST_WHOLE) & (y == np.round(y))).all())
         for y in flat
     )
 
@@ -338,7 +338,7 @@ def of_parts(values: Sequence[np.ndarray], axis: int) -> np.ndarray:
 
 
 def _differences(reference: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-    return [y.astype(np.float64) - z for y, z in zip(reference, outputs, strict=True)]
+    return [distances(y, z) for y, z in zip(reference, outputs, strict=True)]
 
 
 OTHER_CLASS = 1e-3
@@ -390,7 +390,7 @@ def agreeing_inputs(reference: Outputs, outputs: Outputs, allowed: float) -> lis
     found = []
     for i, (ys, zs) in enumerate(zip(reference, outputs, strict=True)):
         triples = zip(ys, zs, peaks, strict=True)
-        if all(y.shape == z.shape and np.abs(y - z).max(initial=0.0) <= allowed * peak for y, z, peak in triples):
+        if all(y.shape == z.shape and distances(y, z).max(initial=0.0) <= allowed * peak for y, z, peak in triples):
             found.append(i)
     return found
 

@@ -387,11 +387,16 @@ class InputsRecord(TypedDict):
 
 
 class ThresholdsRecord(TypedDict):
-    """Thresholds: an error of the peak at most, an SNR at least, and the same best class where it is decided."""
+    """Thresholds: an error of the peak at most, an SNR at least, and the same best class where it is decided.
+
+    Attributes:
+        other_whole: of an engine that a board built: the share of integers that may be others.
+    """
 
     relative_error: float
     snr_db: float
     top1: str
+    other_whole: NotRequired[float]
 
 
 class VerificationRecord(TypedDict):

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgesmith.exporters.figures import Outputs
-from edgesmith.exporters.graph.capture import Program, run
+from edgesmith.exporters.graph.capture import Program, run, to_arrays
 from edgesmith.exporters.graph.edit import count_operators
 from edgesmith.exporters.inputs import ASKED_FOR
 from edgesmith.exporters.manifest import CheckRecord, FunctionsRecord, Manifest, NamedShape
 from edgesmith.exporters.options import ExportOptions
+from edgesmith.exporters.outputs import Outputs
 from edgesmith.exporters.rewrites.order import rewrite
 from edgesmith.exporters.streaming.description import (
     CALLER,
@@ -37,7 +37,6 @@ from edgesmith.exporters.verification.check import (
     STEP_INPUTS,
     AcceptanceCriteria,
     Evidence,
-    arrays,
     check_file,
     check_program,
     check_step,
@@ -182,7 +181,7 @@ class OneStep(WholeModel):
     def _eager(self) -> Step:
         """Return the step program in PyTorch."""
         program = self.lowered
-        return Step(lambda values: arrays(run(program, [torch.from_numpy(value) for value in values])))
+        return Step(lambda values: to_arrays(run(program, [torch.from_numpy(value) for value in values])))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any, cast
 from edgesmith._version import __version__
 from edgesmith.exporters import artifact as artifacts
 from edgesmith.exporters.artifact import Artifact
+from edgesmith.exporters.engine_record import Thresholds
 from edgesmith.exporters.graph.capture import Program
 from edgesmith.exporters.graph.edit import count_operators
 from edgesmith.exporters.judge import Judge
@@ -88,7 +89,11 @@ def _package(made: Export, request: Request, manifest: Manifest) -> Package:
     inputs, outputs, unjudged = made.product.cases(made.judge.evidence)
     criteria = made.judge.of_file
     limits = criteria.thresholds()
-    thresholds = {"relative_error": float(f"{limits.relative_error:.2g}"), "snr_db": round(limits.snr_db, 1)}
+    thresholds: Thresholds = {
+        "relative_error": float(f"{limits.relative_error:.2g}"),
+        "snr_db": round(limits.snr_db, 1),
+        "other_whole": criteria.other_whole(),
+    }
     return Package(request, inputs, outputs, unjudged, thresholds, criteria.spikes, manifest)
 
 

@@ -15,10 +15,11 @@ from edgesmith.errors import BadInput, EdgesmithError, Unreadable, Unsupported, 
 from edgesmith.exporters import artifact as artifacts
 from edgesmith.exporters import targets
 from edgesmith.exporters.artifact import Artifact
-from edgesmith.exporters.figures import Outputs, judge, measure
+from edgesmith.exporters.figures import judge, measure
 from edgesmith.exporters.inputs import Call, make, seeded_inputs
 from edgesmith.exporters.manifest import CheckRecord, InputsRecord, VerifiedCall, missed
 from edgesmith.exporters.options import Watch, silent
+from edgesmith.exporters.outputs import Outputs
 from edgesmith.exporters.precision import table as precisions
 from edgesmith.exporters.products import read_product
 from edgesmith.exporters.targets.target import Target

@@ -122,7 +122,7 @@ def test_a_kit_holds_what_the_board_needs_and_no_engine(orin: Artifact) -> None:
     )
     assert found["board"]["compute_capability"] == "8.7"
     assert found["board"]["tensorrt"] == "10.3"
-    assert found["thresholds"] == {"relative_error": 0.02, "snr_db": 40.0}
+    assert found["thresholds"] == {"relative_error": 0.02, "snr_db": 40.0, "other_whole": 0.1}
     assert found["flags"] == {"strongly_typed": True, "tf32": False, "optimization_level": 3}
     assert found["operators"]["Gelu"] == "10.0"
     assert set(found["files"]) == {"README.md", "build.py", "cases.npz", "casvit.onnx"}
@@ -905,6 +905,25 @@ def test_build_py_takes_half_of_the_cases_of_a_spiking_model() -> None:
     outputs[4][0] += 1.0
     with pytest.raises(board.Refusal, match="numbers are wrong"):
         board.check_numbers({**limits, "spikes": True}, reference, outputs)
+
+
+def test_build_py_counts_integers_that_are_others() -> None:
+    """An error of 2 % of the peak would let a class be 19 others; one pixel's may be any other class."""
+    classes = np.arange(1000, dtype=np.int64).reshape(1, 1000)
+    scores = np.linspace(-1, 1, 8, dtype=np.float32)
+    limits = {"thresholds": {"relative_error": 0.02, "snr_db": 40.0, "other_whole": 1e-3}, "spikes": False}
+    far, near = classes.copy(), np.minimum(classes + 1, 999)
+    far[0, 0] = 999
+    entry = board.check_numbers(limits, [[classes]], [[far.astype(np.int32)]])
+    assert entry["top1"] == {"agreeing": 999, "decided": 1000, "ties": 0}
+    for outputs, reference in (([near], [classes]), ([scores, near], [scores, classes])):
+        with pytest.raises(board.Refusal, match="999 of 1000 whole numbers are others than in PyTorch"):
+            board.check_numbers(limits, [reference], [outputs])
+    with pytest.raises(board.Refusal, match=r"shape \[1, 999\] where PyTorch's has \[1, 1000\]"):
+        board.check_numbers(limits, [[classes]], [[near[:, 1:]]])
+    older = {**limits, "thresholds": {"relative_error": 0.02, "snr_db": 40.0}}
+    with pytest.raises(board.Refusal, match="1 of 1000 whole"):
+        board.check_numbers(older, [[classes]], [[far]])
 
 
 def test_build_py_describes_figures_as_a_manifest_does() -> None:

@@ -25,6 +25,7 @@ from edgesmith.exporters.figures import Scale, is_whole, measure_call, wrong_par
 from edgesmith.exporters.graph.capture import Program, capture, with_module
 from edgesmith.exporters.inputs import ADVERSARIAL, Call, changeable, draw, make
 from edgesmith.exporters.judge import Unverified
+from edgesmith.exporters.outputs import as_compared, distances
 from edgesmith.exporters.precision.task import Thresholds
 from edgesmith.exporters.targets.target import Request, Target
 from edgesmith.exporters.verification.corners import corners
@@ -119,6 +120,7 @@ TABLE = torch.randn(40, 4, generator=torch.Generator().manual_seed(2))
 SWAPPED = TABLE[[39, *range(1, 39), 0]]
 TOKENS = torch.tensor([[3, 7, 7, 21, 30]])
 KEPT = torch.ones(2, 5, dtype=torch.int64)
+HASHED = torch.randint(0, 2**20, (3, 4), generator=torch.Generator().manual_seed(5))
 SCORED = torch.randn(8, 300, generator=torch.Generator().manual_seed(3))
 X32 = torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(4)) * 2
 
@@ -198,6 +200,12 @@ PLANTED: dict[str, tuple[Callable[..., Any], Callable[..., Any], tuple[Tensor, .
         (X32,),
         "of .* whole numbers are others than in PyTorch",
     ),
+    "integers that float32 has not": (
+        lambda i: i * 3 + 2**29,
+        lambda i: (i * 3 + 2**29) // 64 * 64,
+        (HASHED,),
+        "of .* whole numbers are others than in PyTorch",
+    ),
     "scores beside boxes": (
         lambda x: boxes(x, torch.sigmoid),
         lambda x: boxes(x, F.hardsigmoid),
@@ -237,7 +245,9 @@ def test_a_file_that_is_wrong_where_nothing_is_drawn_is_refused(
 
 
 @pytest.mark.parametrize("target", ["onnx", "coreml", "coreai"])
-@pytest.mark.parametrize("fault", ["large whole numbers one off", "scores beside boxes"])
+@pytest.mark.parametrize(
+    "fault", ["large whole numbers one off", "integers that float32 has not", "scores beside boxes"]
+)
 def test_what_a_large_peak_hides_in_a_stored_file_is_refused(target: str, fault: str, tmp_path: Path) -> None:
     right, wrong, inputs, words = PLANTED[fault]
     made = export(Lines(right), target, tmp_path / "right", inputs=inputs, precision="fp32", name="right")
@@ -801,3 +811,13 @@ def test_noise_that_is_not_of_every_call_and_output_is_a_damaged_manifest(how: s
     artifacts.write_manifest(made.path, made.manifest)
     with pytest.raises(Unreadable, match="no sound manifest: noise is wanted of"):
         verify_artifact(made.path)
+
+
+def test_integers_are_never_equal_where_they_differ() -> None:
+    least, most = np.iinfo(np.int64).min, np.iinfo(np.int64).max
+    y = np.array([2**53, 2**62, most, least, most, -5], np.int64)
+    z = np.array([2**53 + 1, 2**62 - 1, most - 1, least + 1, least, -5], np.int64)
+    assert distances(y, z).tolist() == [1, 1, 1, 1, 2.0**64, 0]
+    assert distances(z, y).tolist() == distances(y, z).tolist()
+    assert as_compared(y.astype(np.int32)).dtype == np.int64
+    assert as_compared(np.array([True])).dtype == as_compared(np.array([1.0])).dtype == np.float32

@@ -209,6 +209,7 @@ def of_one(function: Callable[..., object]) -> nn.Module:
 LONG = torch.tensor([[2**30, 2**30, 2**30, 5]])
 
 
+@pytest.mark.parametrize(("target", "name"), [("coreai", "Core AI"), ("coreml", "Core ML")])
 @pytest.mark.parametrize(
     ("function", "given", "sentence"),
     [
@@ -220,14 +221,14 @@ LONG = torch.tensor([[2**30, 2**30, 2**30, 5]])
         (lambda i: i // 2, torch.tensor([-(2**35), 7]), r"the example has -34359738368; hand in smaller ones"),
     ],
 )
-def test_whole_numbers_beyond_32_bits_are_refused_on_core_ai(
-    function: Callable[..., object], given: Tensor, sentence: str, tmp_path: Path
+def test_whole_numbers_beyond_32_bits_are_refused(
+    function: Callable[..., object], given: Tensor, sentence: str, target: str, name: str, tmp_path: Path
 ) -> None:
-    if missing := targets.get("coreai").missing_packages():
-        pytest.skip(f"coreai: {', '.join(missing)} not installed")
-    with pytest.raises(Unsupported, match=f"^Core AI has whole numbers of 32 bits, and .*{sentence}"):
-        targets.get("coreai").lower(
-            capture(of_one(function), (given,)), tmp_path / "a.aimodel", Request("a", precisions.get("fp32"))
+    if missing := targets.get(target).missing_packages():
+        pytest.skip(f"{target}: {', '.join(missing)} not installed")
+    with pytest.raises(Unsupported, match=f"^{name} has whole numbers of 32 bits, and .*{sentence}"):
+        targets.get(target).lower(
+            capture(of_one(function), (given,)), tmp_path / "a.file", Request("a", precisions.get("fp32"))
         )
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import inspect
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
@@ -30,6 +31,7 @@ from edgesmith.exporters.graph.sizes import refuse_squeezed_batch
 from edgesmith.exporters.graph.state import State, kept_state
 from edgesmith.exporters.graph.subgraphs import any_operator, inline_subgraphs, refuse_casts
 from edgesmith.exporters.graph.unwrap import unwrapped
+from edgesmith.exporters.outputs import as_compared
 from edgesmith.kernels.op import all_ops, find
 
 
@@ -142,6 +144,11 @@ def evaluating(model: nn.Module, weights: bool = False) -> Iterator[State]:
         model.eval()
         with torch.no_grad():
             yield state
+
+
+def to_arrays(outputs: Iterable[Tensor]) -> list[np.ndarray]:
+    """Return tensors as outputs are compared: integers as int64, others as float32."""
+    return [as_compared((y.detach().float() if y.is_floating_point() else y.detach()).numpy()) for y in outputs]
 
 
 def run_eager(model: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:

@@ -26,6 +26,7 @@ from edgesmith.errors import BadInput, EdgesmithError, Unsupported
 from edgesmith.exporters.artifact import write_notes
 from edgesmith.exporters.graph.capture import Program, exported, with_module, with_own_outputs
 from edgesmith.exporters.graph.edit import Emitter, aten, fork, module_path, operator_name, tidy
+from edgesmith.exporters.graph.long_numbers import refuse_long_numbers
 from edgesmith.exporters.graph.not_numbers import chooses_from_not_finite
 from edgesmith.exporters.graph.plain_types import with_plain_types
 from edgesmith.exporters.graph.subgraphs import refuse_control_flow
@@ -106,13 +107,14 @@ def _convert(program: Program, request: Request, package: Path, system: Any) -> 
     import coremltools as ct
 
     refuse_control_flow(program.module, "Core ML")
+    refuse_long_numbers(program.module, program.inputs, "Core ML")
     program = with_core_ml_inputs(with_plain_types(with_own_outputs(program), doubles=True))
     if request.image_input:
         program = take_pixels(scale_input(program, request), request)
     half = request.precision.is_half
     program, taken, states = _with_states(program, request)
     classifier = ct.ClassifierConfig(list(request.labels)) if request.labels and request.classifies else None
-    outputs = None if classifier else _outputs(program, request)
+    outputs = None if classifier else _outputs(program)
     inputs = _inputs(program, request)
     with own_translations(half), legalizing(request.keep_fp32) as legalization:
         with _refusing(taken):
@@ -168,14 +170,21 @@ def _inputs(program: Program, request: Request) -> list[Any]:
     ]
 
 
-def _outputs(program: Program, request: Request) -> list[Any]:
-    """Return coremltools' description of the outputs: Float32, but for classes of pixels."""
+def _outputs(program: Program) -> list[Any]:
+    """Return coremltools' description of the outputs: integers as Int32, which has their digits, others as Float32."""
     import coremltools as ct
 
-    kind: type[np.generic] = np.float32
-    if request.segments and not program.module.graph.output_node().all_input_nodes[0].meta["val"].is_floating_point():
-        kind = np.int32
-    return [ct.TensorType(name=name, dtype=kind) for name in program.output_names]
+    (returned,) = program.module.graph.output_node().args
+    values = torch.utils._pytree.tree_leaves(returned)
+    return [
+        ct.TensorType(name=name, dtype=np.int32 if _is_integer(value) else np.float32)
+        for name, value in zip(program.output_names, values, strict=False)  # states that Core ML keeps come last
+    ]
+
+
+def _is_integer(value: Node) -> bool:
+    dtype: torch.dtype = value.meta["val"].dtype
+    return not dtype.is_floating_point and dtype != torch.bool
 
 
 def passes(pipeline: Any = None) -> Any:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from edgesmith.errors import BadInput, Unsupported
+from edgesmith.exporters.graph.capture import to_arrays
 from edgesmith.exporters.manifest import InterfaceRecord, ValueRecord
 from edgesmith.exporters.mil import mixed, placement
 from edgesmith.exporters.mil.evaluate import Evaluator
@@ -22,6 +23,7 @@ from edgesmith.exporters.mil.functions import shared_bytes
 from edgesmith.exporters.mil.legalize import legalizations_of
 from edgesmith.exporters.mil.program import Constant, Feature, Interface, MlProgram, Operation, TensorType, load
 from edgesmith.exporters.mil.report import Cost, Report, compare
+from edgesmith.exporters.outputs import as_compared
 from edgesmith.exporters.streaming.step import Step
 from edgesmith.exporters.targets.target import Arrays, NotHere, Run, TargetFile
 from edgesmith.readers.documents import read_json
@@ -200,11 +202,11 @@ class CoreMlFile(TargetFile):
         return compare(self.program, feeds, function=function, against="fp32" if half else "fp64")
 
     def _outputs(self, values: Mapping[str, Any]) -> list[np.ndarray]:
-        """Return outputs in float32, in order; of a classifier the probabilities alone, in the order of its labels."""
+        """Return outputs in order, as they are compared; of a classifier the probabilities alone, as its labels go."""
         tables = [value for value in values.values() if isinstance(value, dict)]
         if tables:
             return [np.array([[tables[0][label] for label in self.labels]], dtype=np.float32)]
-        return [value.float().numpy() for value in values.values()]
+        return to_arrays(values.values())
 
     def _predict(self, calls: Sequence[Arrays]) -> list[list[np.ndarray]]:  # pragma: no cover - macOS
         """Execute with Apple's runtime."""
@@ -222,7 +224,7 @@ class CoreMlFile(TargetFile):
                 probabilities = result[interface.probabilities]
                 outputs.append([np.array([[probabilities[label] for label in self.labels]], dtype=np.float32)])
             else:
-                outputs.append([np.asarray(result[feature.name], dtype=np.float32) for feature in interface.outputs])
+                outputs.append([as_compared(np.asarray(result[feature.name])) for feature in interface.outputs])
         return outputs
 
 

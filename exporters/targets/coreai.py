@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgesmith.exporters.costs import Costs
+from edgesmith.exporters.outputs import as_compared
 from edgesmith.exporters.targets import _coreai_adapter as adapter
 from edgesmith.exporters.targets.target import Arrays, NotHere, Request, Target, TargetFile
 from edgesmith.exporters.usage import coreai
@@ -88,24 +89,20 @@ class CoreAiFile(TargetFile):
 
     def run(self, calls: Sequence[Arrays]) -> list[list[np.ndarray]] | NotHere:
         """Execute in Core AI's runtime."""
-        import numpy as np
-
         reason = adapter.missing()
         if reason is not None:
             return NotHere(reason)
         with adapter.Session(self.path) as session:
-            return [[value.astype(np.float32) for value in session(given)] for given in calls]
+            return [[as_compared(value) for value in session(given)] for given in calls]
 
     def intermediate(self, names: Sequence[str], inputs: Arrays) -> dict[str, np.ndarray]:
         """Return values inside the file: the metadata say which operator computes which of the program's values."""
-        import numpy as np
-
         with tempfile.TemporaryDirectory() as folder:
             talkative = Path(folder) / self.path.name
             returned = adapter.with_outputs(self.path, names, talkative)
             with adapter.Session(talkative) as session:
                 values = dict(zip(session.outputs, session(inputs), strict=True))
-        return {name: values[name].astype(np.float32) for name in returned}
+        return {name: as_compared(values[name]) for name in returned}
 
     def open_step(self, threads: int = 1) -> Step | NotHere:
         """Open a step program in Core AI's runtime, which stays loaded until it is closed."""

@@ -5,10 +5,10 @@
     _coreml_package.py        the package's description, and the same bytes for the same model
     _coreml_file.py           a package, opened
 
-fp16 by default, then with Float16 inputs; outputs are Float32. `image_input` takes an image, whose pixels the
-program itself divides by 255 and takes the mean off, in its own precision; each channel's standard deviation goes into
-the first convolution. `labels` make it a classifier. From iOS18 on Core ML keeps the states of a step program itself,
-and a package may hold the whole sequence's function beside the step.
+fp16 by default, then with Float16 inputs; outputs are Float32, integers Int32. `image_input` takes an image, whose
+pixels the program itself divides by 255 and takes the mean off, in its own precision; each channel's standard deviation
+goes into the first convolution. `labels` make it a classifier. From iOS18 on Core ML keeps the states of a step program
+itself, and a package may hold the whole sequence's function beside the step.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ from edgesmith.exporters.costs import Costs
 if TYPE_CHECKING:
     import numpy as np
 
+    from edgesmith.exporters.engine_record import Thresholds
     from edgesmith.exporters.graph.capture import Program
     from edgesmith.exporters.manifest import CheckRecord, InterfaceRecord, Manifest
     from edgesmith.exporters.precision.table import Precision
@@ -253,7 +254,7 @@ class Package:
         request: as the file was lowered.
         inputs, outputs: of a few calls, outputs by PyTorch.
         unjudged: names of outputs that are another number in every runtime.
-        thresholds: `relative_error` and `snr_db` that a device's own file must hold.
+        thresholds: that a device's own file must hold.
         spikes: whether neurons spike.
         manifest: of the artifact, so far.
     """
@@ -262,7 +263,7 @@ class Package:
     inputs: Sequence[Arrays]
     outputs: Sequence[Arrays]
     unjudged: frozenset[str]
-    thresholds: Mapping[str, float]
+    thresholds: Thresholds
     spikes: bool
     manifest: Mapping[str, Any]
 

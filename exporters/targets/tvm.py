@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgesmith.errors import BackendMissing, BadInput
 from edgesmith.exporters.costs import Costs
+from edgesmith.exporters.outputs import as_compared
 from edgesmith.exporters.targets import _tvm_library
 from edgesmith.exporters.targets._tvm_processor import Processor, of_device
 from edgesmith.exporters.targets.target import Arrays, NotHere, Request, Target, TargetFile
@@ -115,12 +116,10 @@ class CompiledFile(TargetFile):
 
     def run(self, calls: Sequence[Arrays]) -> list[list[np.ndarray]] | NotHere:
         """Run the library in this process, where its processor is this machine's."""
-        import numpy as np
-
         if (reason := self.library.cannot_run()) is not None:
             return NotHere(reason)
         session = self.library.load()
-        return [[value.astype(np.float32) for value in session(given)] for given in calls]
+        return [[as_compared(value) for value in session(given)] for given in calls]
 
     def open_step(self, threads: int = 1) -> Step | NotHere:
         """Load the library of a step program."""

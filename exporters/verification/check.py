@@ -40,11 +40,11 @@ from edgesmith.errors import BadInput, VerificationFailed
 from edgesmith.exporters.figures import (
     LARGEST_WHOLE,
     NOISE_FACTOR,
+    OTHER_CLASS,
     OTHER_CLASS_OF_ONE,
     OTHER_WHOLE,
     CallFigures,
     Figures,
-    Outputs,
     above_noise,
     agreeing_inputs,
     allowed_classes,
@@ -58,10 +58,11 @@ from edgesmith.exporters.figures import (
     scales_of,
     wrong_parts,
 )
-from edgesmith.exporters.graph.capture import Program, exported, run, run_eager, with_module
+from edgesmith.exporters.graph.capture import Program, exported, run, run_eager, to_arrays, with_module
 from edgesmith.exporters.graph.edit import operators
 from edgesmith.exporters.inputs import Call
 from edgesmith.exporters.manifest import CallRecord, CheckRecord, FiguresRecord
+from edgesmith.exporters.outputs import Outputs, distances
 from edgesmith.exporters.precision.table import Precision
 from edgesmith.exporters.precision.task import Thresholds
 from edgesmith.exporters.streaming.description import StreamingDescription
@@ -154,6 +155,12 @@ class AcceptanceCriteria:
         limits = self.precision.limits()
         return limits if noise is None else above_noise(limits, noise)
 
+    def other_whole(self) -> float:
+        """Return the share of integers that may be others on another machine, whose rounding nobody knows here."""
+        if self.of_classes:
+            return self.other_classes()
+        return OTHER_WHOLE if self.precision.is_half or self.precision.clips else OTHER_CLASS
+
     def other_classes(self) -> float:
         """Return the share of pixels that may have another class; 0 where outputs are no classes."""
         limits = self.precision.criteria
@@ -173,11 +180,6 @@ def measure_noise(model: nn.Module, evidence: Evidence) -> float | None:
 
 def _double(x: Tensor) -> Tensor:
     return x.double() if x.is_floating_point() else x
-
-
-def arrays(tensors: Sequence[Tensor]) -> list[np.ndarray]:
-    """Return tensors as float32 arrays."""
-    return [t.detach().float().numpy() for t in tensors]
 
 
 def _nowhere(call: int) -> str | None:
@@ -382,11 +384,9 @@ def _other_whole(
 ) -> str | None:
     """Return how many whole numbers are others, where that is more than rounding may do; None where it is not."""
     precision = criteria.precision.criteria
-    chosen = (
-        natural if precision.is_half else [i for i in judged if np.abs(reference[i][j]).max(initial=0) < LARGEST_WHOLE]
-    )
+    chosen = natural if precision.is_half else [i for i in judged if _is_exact(reference[i][j], outputs[i][j])]
     wanted, made = [reference[i][j] for i in chosen], [outputs[i][j] for i in chosen]
-    different = [np.abs(y - z) >= HALF_A_STEP for y, z in zip(wanted, made, strict=True)]
+    different = [distances(y, z) >= HALF_A_STEP for y, z in zip(wanted, made, strict=True)]
     if not any(one.any() for one in different):
         return None
     noise = criteria.noise_of_elements(precision.dtype)
@@ -400,6 +400,11 @@ def _other_whole(
     if others <= (OTHER_WHOLE * total if precision.is_half else 0):
         return None
     return f"{others} of {total} whole numbers are others than in PyTorch"
+
+
+def _is_exact(y: np.ndarray, z: np.ndarray) -> bool:
+    """Return whether the types of both have every digit of whole numbers of this size."""
+    return y.dtype.kind == z.dtype.kind == "i" or bool((np.abs(y) < LARGEST_WHOLE).all())
 
 
 def _wrong_part(
@@ -504,7 +509,7 @@ def check_program(
         limit = criteria.precision.limits().relative_error
         return first_divergence(captured, found, captured_names(program), evidence.inputs[call], limit)
 
-    outputs = [arrays(run(program, x)) for x in evidence.inputs]
+    outputs = [to_arrays(run(program, x)) for x in evidence.inputs]
     return check(f"eager -> {what}", evidence.reference, outputs, criteria, locate, evidence.described)
 
 

@@ -15,9 +15,9 @@ import numpy as np
 from torch import Tensor, nn
 
 from edgesmith.errors import BadInput
-from edgesmith.exporters.figures import Outputs
 from edgesmith.exporters.graph.capture import run_eager
 from edgesmith.exporters.manifest import DistanceRecord
+from edgesmith.exporters.outputs import Outputs
 
 CALLS = 2
 """Calls that are run in float64."""

@@ -29,9 +29,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from edgesmith.errors import BadInput
-from edgesmith.exporters.figures import Outputs
 from edgesmith.exporters.graph.capture import run_eager
 from edgesmith.exporters.graph.watching import Watching
+from edgesmith.exporters.outputs import Outputs
 
 SEED = 0
 

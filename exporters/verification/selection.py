@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from edgesmith.errors import BadInput
-from edgesmith.exporters.figures import Outputs
-from edgesmith.exporters.graph.capture import Program, run_eager
+from edgesmith.exporters.graph.capture import Program, run_eager, to_arrays
 from edgesmith.exporters.inputs import ADVERSARIAL, NATURAL, Call, changeable, make
+from edgesmith.exporters.outputs import Outputs
 from edgesmith.exporters.precision.islands import Extent, find_extents
 from edgesmith.exporters.verification.corners import corners
 from edgesmith.exporters.verification.ties import depends_on_ties, picks
@@ -114,8 +114,8 @@ class Subject:
         return make(call, self.captured.inputs, self.image, self.captured.dynamic_batch)
 
     def run(self, inputs: Sequence[Tensor]) -> list[np.ndarray]:
-        """Return PyTorch's outputs as float32 arrays. Raises BadInput where it does not run."""
-        return [y.detach().float().numpy() for y in run_eager(self.model, inputs)]
+        """Return PyTorch's outputs as they are compared. Raises BadInput where it does not run."""
+        return to_arrays(run_eager(self.model, inputs))
 
 
 @dataclass(frozen=True)

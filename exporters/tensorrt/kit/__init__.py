@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgesmith.board.join import join
 from edgesmith.errors import BackendMissing, Unsupported, VerificationFailed
-from edgesmith.exporters.engine_record import Board, Flags
+from edgesmith.exporters.engine_record import Board, Flags, Thresholds
 from edgesmith.exporters.manifest import SCHEMA
 from edgesmith.exporters.streaming import runner
 from edgesmith.exporters.tensorrt.kit import build
@@ -66,7 +66,7 @@ def write_kit(
     profile: DeviceProfile,
     cases: Cases,
     *,
-    thresholds: Mapping[str, float],
+    thresholds: Thresholds,
     spikes: bool,
     operators: Mapping[str, str | None],
     manifest: Mapping[str, Any],
@@ -75,7 +75,7 @@ def write_kit(
 
     Args:
         profile: the device that builds of it.
-        thresholds: `relative_error` and `snr_db` that the engine's outputs must hold.
+        thresholds: that the engine's outputs must hold, by the names of engine_record's `Thresholds`.
         spikes: neurons spike, so that an ulp may show.
         operators: that the file uses, each with the TensorRT since which there is one, where that is known.
         manifest: the artifact's; the engine's repeats what it is of.
@@ -97,7 +97,7 @@ def write_kit(
         "inputs": [value.name for value in graph.input],
         "outputs": list(judged.values()),
         "board": _board(profile),
-        "thresholds": {"relative_error": thresholds["relative_error"], "snr_db": thresholds["snr_db"]},
+        "thresholds": thresholds,
         "spikes": spikes,
         "flags": FLAGS,
         "operators": dict(operators),
