@@ -308,6 +308,8 @@ def test_a_core_ml_file_of_classes_takes_an_image_and_agrees_but_for_ties(checkp
     metadata = file.program.metadata
     assert metadata["com.apple.coreml.model.preview.type"] == "imageSegmenter"
     assert json.loads(metadata["com.apple.coreml.model.preview.params"])["labels"] == names
+    scale, mean, first = [one for one in file.program.operations() if one.type in ("mul", "sub", "conv")][:3]
+    assert [scale.type, mean.type, scale.source, mean.source] == ["mul", "sub", first.source, first.source]
     findings = edgesmith.lint(artifact.file).findings
     assert "fp32-near-ties" in {one.rule for one in findings}
     assert [one for one in findings if one.severity == "error"] == []  # no island, and no view in half precision

@@ -236,16 +236,20 @@ def take_pixels(program: Program, request: Request) -> Program:
     """Return the program of `scale_input` for pixels from 0 to 255: it divides by 255 and takes the mean off.
 
     Core ML would do both for an image's scale and bias, in fp32, which leaves the Neural Engine. The mean is no part of
-    the first convolution, which pads with zeros.
+    the first convolution, which pads with zeros. Both operators are said to be of that convolution's module, as they
+    have its precision.
     """
     assert request.image is not None
     module = fork(program.module)
     (image,) = (node for node in module.graph.nodes if node.op == "placeholder")
+    layer = next(iter(image.users))
     emit = Emitter(module, image.next)
     scaled = emit(aten.mul.Tensor, image, 1 / 255)
     mean = emit.constant("image_mean", torch.tensor(request.image.mean).reshape(1, -1, 1, 1))
     centred = emit(aten.sub.Tensor, scaled, mean)
     image.replace_all_uses_with(centred, delete_user_cb=lambda user: user is not scaled)
+    for node in (scaled, centred):
+        node.meta["nn_module_stack"] = layer.meta.get("nn_module_stack")
     return with_module(program, tidy(module))
 
 
