@@ -65,6 +65,10 @@ class Artifact:
     file: Path
     manifest: Manifest
 
+    def __fspath__(self) -> str:
+        """Return its folder, so that it may be given wherever a path is: `edgesmith.verify(artifact)`."""
+        return str(self.path)
+
     @property
     def model(self) -> str:
         """The model's name."""

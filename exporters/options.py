@@ -10,9 +10,10 @@ model can tell, such as how many classes a checkpoint has, load.py asks.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, fields
 from functools import cached_property, wraps
 from inspect import signature
 from pathlib import Path
@@ -91,6 +92,8 @@ class ModelOptions:
     front_end: bool = False
 
     def __post_init__(self) -> None:
+        if isinstance(self.input_size, list):
+            object.__setattr__(self, "input_size", tuple(self.input_size))
         for check in MODEL_CHECKS:
             check(self)
 
@@ -215,6 +218,7 @@ class ExportOptions(ModelOptions):
     watch: Watch = silent
 
     def __post_init__(self) -> None:
+        _check_kinds(self)  # before what asks for a device or a target
         self.backend.check_device(self.profile)
         super().__post_init__()
         for check in FILE_CHECKS:
@@ -426,6 +430,52 @@ def _version(system: str) -> int:
     return int(digits) if digits else 0
 
 
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_count, value))
+
+
+def _are_names(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(one, str) for one in value)
+
+
+def _are_arguments(value: object) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
+
+
+_KINDS: tuple[tuple[Callable[[object], bool], str, tuple[str, ...]], ...] = (
+    (lambda value: isinstance(value, str), "a name", ("target", "name", "segmentation", "precision", "device")),
+    (lambda value: isinstance(value, str), "a name such as 'iOS18'", ("deployment_target",)),
+    (lambda value: isinstance(value, str | os.PathLike), "a path", ("weights", "config", "calibration", "out")),
+    (lambda value: isinstance(value, str | os.PathLike), "a path", ("verify_inputs",)),
+    (_is_count, "an integer", ("frames", "batch")),
+    (_is_size, "two integers, (height, width)", ("input_size",)),
+    (_are_names, "a list of class names", ("labels",)),
+    (_are_arguments, "a dictionary of arguments by name", ("kwargs",)),
+    (callable, "called with each stage's name", ("watch",)),
+    (
+        lambda value: isinstance(value, bool),
+        "True or False",
+        ("dynamic_batch", "features", "observed_mask", "front_end", "image_input", "streaming", "with_sequence"),
+    ),
+    (lambda value: isinstance(value, bool), "True or False", ("allow_inaccurate",)),
+)
+"""What options must be, in words; each may also be None where that is its default. Model and inputs say so later."""
+
+
+def _check_kinds(options: ModelOptions) -> None:
+    """Refuse values that are no option's, such as a batch in words: the command line makes none, and calls may."""
+    by_default = {one.name: one.default for one in fields(options)}
+    for is_kind, wanted, names in _KINDS:
+        for name in (name for name in names if name in by_default):
+            value = getattr(options, name)
+            if not is_kind(value) and not (value is None and by_default[name] is None):
+                raise BadInput(f"{name} must be {wanted}, got {value!r:.80}")
+
+
 def _check_module(options: ModelOptions) -> None:
     """Refuse options of named models beside a module, and a module without inputs."""
     if options.spec is not None:
@@ -615,6 +665,7 @@ def _check_states_of_sound(options: ExportOptions) -> None:
 
 
 MODEL_CHECKS: tuple[Callable[[ModelOptions], None], ...] = (
+    _check_kinds,
     _check_batch,
     _check_module,
     _check_weights,

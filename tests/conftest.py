@@ -222,6 +222,15 @@ def captures() -> Iterator[Captures]:
         yield shared
 
 
+@pytest.fixture(autouse=True)
+def unshared(request: pytest.FixtureRequest, captures: Captures) -> Iterator[None]:
+    """Let a test that changes the code under it have programs of its own, and leave none to others."""
+    arguments = inspect.signature(request.function).parameters if request.function else {}
+    captures.shares = "monkeypatch" not in arguments
+    yield
+    captures.shares = True
+
+
 @pytest.fixture(scope="module", autouse=True)
 def frozen() -> None:
     """Leave what is alive where a file of tests begins out of collections of garbage.

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import edgesmith
-from edgesmith.errors import BackendMissing, BadInput
+from edgesmith.errors import BackendMissing, BadInput, EdgesmithError
 from edgesmith.exporters import targets
 from edgesmith.exporters.artifact import Artifact
 from edgesmith.exporters.options import ExportOptions, ModelOptions
@@ -333,3 +333,46 @@ def test_every_stage_is_watched(tmp_path: Path) -> None:
     edgesmith.export(nn.Linear(4, 4), "onnx", inputs=torch.zeros(1, 4), out=tmp_path, watch=watch)
     programs = ["load", "capture", "rewrite", "verify the program"]
     assert begun == ended == [*programs, "type as fp32", "lower to onnx", "verify the file", "publish"]
+
+
+def test_an_artifact_is_a_path(tmp_path: Path) -> None:
+    made = edgesmith.export(nn.Linear(4, 2).eval(), "onnx", inputs=(torch.randn(1, 4),), out=tmp_path)
+    assert Path(made) == made.path
+    again, _ = edgesmith.verify(made)
+    assert again.path == made.path
+    assert edgesmith.lint(made).findings == edgesmith.lint(made.path).findings
+
+
+ODD = (
+    64,
+    "64",
+    1.5,
+    [64],
+    (64, 64, 64),
+    (64.0, 64.0),
+    (64, "64"),
+    None,
+    True,
+    {},
+    {1: 2},
+    object(),
+    "cat",
+    -1,
+    [-64, 0],
+)
+
+
+@pytest.mark.parametrize("option", [field.name for field in dataclasses.fields(ExportOptions)])
+def test_a_value_of_another_kind_is_one_sentence(option: str) -> None:
+    """Whatever is given as an option makes options, or is refused: never a TypeError from inside, nor three labels."""
+    for value in ODD:
+        given = {"model": "casvit_xs", option: value}
+        with contextlib.suppress(EdgesmithError):
+            made = ExportOptions(**given)
+            assert getattr(made, option) == value
+            assert made.folder_name.startswith("casvit_xs-")
+    with pytest.raises(BadInput, match=r"input_size must be two integers, \(height, width\), got 64$"):
+        ModelOptions("casvit_xs", input_size=64)  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match="labels must be a list of class names, got 'cat'"):
+        ExportOptions("casvit_xs", "coreml", labels="cat")
+    assert ModelOptions("casvit_xs", input_size=[256, 224]).shape == (3, 256, 224)  # type: ignore[arg-type]

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgesmith.exporters.costs import Costs
-from edgesmith.exporters.outputs import as_compared
 from edgesmith.exporters.targets import _coreai_adapter as adapter
 from edgesmith.exporters.targets.target import Arrays, NotHere, Request, Target, TargetFile
 from edgesmith.exporters.usage import coreai
@@ -89,6 +88,8 @@ class CoreAiFile(TargetFile):
 
     def run(self, calls: Sequence[Arrays]) -> list[list[np.ndarray]] | NotHere:
         """Execute in Core AI's runtime."""
+        from edgesmith.exporters.outputs import as_compared
+
         reason = adapter.missing()
         if reason is not None:
             return NotHere(reason)
@@ -97,6 +98,8 @@ class CoreAiFile(TargetFile):
 
     def intermediate(self, names: Sequence[str], inputs: Arrays) -> dict[str, np.ndarray]:
         """Return values inside the file: the metadata say which operator computes which of the program's values."""
+        from edgesmith.exporters.outputs import as_compared
+
         with tempfile.TemporaryDirectory() as folder:
             talkative = Path(folder) / self.path.name
             returned = adapter.with_outputs(self.path, names, talkative)

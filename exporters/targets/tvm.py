@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 from edgesmith.errors import BackendMissing, BadInput
 from edgesmith.exporters.costs import Costs
-from edgesmith.exporters.outputs import as_compared
 from edgesmith.exporters.targets import _tvm_library
 from edgesmith.exporters.targets._tvm_processor import Processor, of_device
 from edgesmith.exporters.targets.target import Arrays, NotHere, Request, Target, TargetFile
@@ -116,6 +115,8 @@ class CompiledFile(TargetFile):
 
     def run(self, calls: Sequence[Arrays]) -> list[list[np.ndarray]] | NotHere:
         """Run the library in this process, where its processor is this machine's."""
+        from edgesmith.exporters.outputs import as_compared
+
         if (reason := self.library.cannot_run()) is not None:
             return NotHere(reason)
         session = self.library.load()

@@ -78,12 +78,18 @@ class Kept:
 
 
 class Captures:
-    """The programs of one worker."""
+    """The programs of one worker.
+
+    Attributes:
+        hits: how often one was given again.
+        shares: whether they are given, and kept.
+    """
 
     def __init__(self, capture: Callable[..., Program], rewrite: Callable[..., Any]) -> None:
         self._capture, self._rewrite = capture, rewrite
         self._kept: OrderedDict[object, Kept] = OrderedDict()
         self.hits = 0
+        self.shares = True
 
     def _find(self, key: object) -> Kept | None:
         if key not in self._kept:
@@ -99,7 +105,7 @@ class Captures:
 
     def capture(self, model: nn.Module, inputs: Sequence[Tensor], *names: Any, **options: Any) -> Program:
         """Return what `capture` does."""
-        key = fingerprint(model, inputs, names, options)
+        key = fingerprint(model, inputs, names, options) if self.shares else None
         if key is not None and (kept := self._find(key)) is not None:
             return kept.use()
         with warnings.catch_warnings(record=True) as said:
@@ -117,7 +123,7 @@ class Captures:
         """Return what `rewrite` does, of a program that is shared; of others it does it."""
         shared = next((key for key, kept in self._kept.items() if kept.program is program), None)
         key = (shared, repr(costs), repr(options))
-        if shared is None or rewrites:
+        if shared is None or rewrites or not self.shares:
             return self._rewrite(program, costs, *rewrites, **options)
         if (kept := self._find(key)) is not None:
             return kept.use(), list(kept.reports)
