@@ -78,8 +78,9 @@ def _swift_array(value: Value) -> str:
     name = name_in(SWIFT, value.name)
     said = f", {value.meaning}" if value.meaning else ""
     kind = word_of(_KINDS, value.type, SWIFT)
+    place, one = numbers([0] * len(value.sizes)), "1" if value.type.startswith("int") else "0.5"
     return f"""let {name} = try MLMultiArray(shape: [{numbers(value.sizes)}], dataType: {kind})
-// {name}[[0, 0]] = 0.5 sets one element; withUnsafeMutableBufferPointer gives all{said}
+// {name}[[{place}]] = {one} sets one element; withUnsafeMutableBufferPointer gives all{said}
 """
 
 
