@@ -39,6 +39,12 @@ def right_shift(x: Tensor, bits: int) -> Tensor:
     return torch.div(x, 2**bits, rounding_mode="floor")
 
 
+@decomposes(aten.bitwise_not.default, targets=("coreai",), why="Core AI's converter takes bits from floats")
+def bitwise_not(x: Tensor) -> Tensor:
+    """Return integers with each bit turned, -1 - x; of truth values the others."""
+    return torch.logical_not(x) if x.dtype == torch.bool else -1 - x
+
+
 @decomposes(
     *(aten.bitwise_and.Tensor, aten.__and__.Tensor, aten.bitwise_and.Scalar, aten.__and__.Scalar),
     targets=_APPLES,

@@ -306,6 +306,30 @@ def clamp(x: Tensor, low: float | None = None, high: float | None = None) -> Ten
     return torch.clamp(x, _INT32.min if low is None else low, _INT32.max if high is None else high)
 
 
+_IN_FLOATS = "Core AI's converter has the bounds of integers in float32"
+
+
+@decomposes(*(aten.clamp.default, aten.clip.default), targets=("coreai",), why=_IN_FLOATS)
+def clamp_of_integers(x: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
+    """Return min(max(x, low), high), of integers between integers."""
+    if x.is_floating_point() or x.dtype == torch.bool or not all(isinstance(k, int | None) for k in (low, high)):
+        return LEAVE
+    x = x if low is None else torch.maximum(x, torch.scalar_tensor(low, dtype=x.dtype))
+    return x if high is None else torch.minimum(x, torch.scalar_tensor(high, dtype=x.dtype))
+
+
+@decomposes(aten.clamp_min.default, targets=("coreai",), why=_IN_FLOATS)
+def clamp_min_of_integers(x: Tensor, low: float) -> Tensor:
+    """Return max(x, low), of integers."""
+    return clamp_of_integers(x, low)
+
+
+@decomposes(aten.clamp_max.default, targets=("coreai",), why=_IN_FLOATS)
+def clamp_max_of_integers(x: Tensor, high: float) -> Tensor:
+    """Return min(x, high), of integers."""
+    return clamp_of_integers(x, None, high)
+
+
 @decomposes(
     aten.clamp.Tensor,
     targets=("coreml", "tvm"),

@@ -9,10 +9,14 @@ from torch import Tensor
 
 from edgesmith.errors import Unsupported
 from edgesmith.exporters.decompositions import decomposes
+from edgesmith.exporters.decompositions.products import are_integers, sum_of_integers
 
 aten = torch.ops.aten
 
-_FACTOR = "PyTorch leaves out what is multiplied by 0, and ONNX multiplies infinities by it"
+_FACTOR = (
+    "PyTorch leaves out what is multiplied by 0, and ONNX multiplies infinities by it; ONNX Runtime's Gemm takes no"
+    " integers"
+)
 
 
 @decomposes(aten.baddbmm.default, targets=("onnx",), why=_FACTOR)
@@ -23,7 +27,9 @@ def baddbmm(x: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 
 
 @decomposes(aten.addmm.default, targets=("onnx",), why=_FACTOR)
 def addmm(x: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
-    """Return alpha a b where beta is 0."""
+    """Return alpha a b where beta is 0, and beta x + alpha a b of integers."""
+    if are_integers(x):
+        return sum_of_integers(x, beta, torch.mm(a, b), alpha)
     return NotImplemented if beta else torch.mm(a, b) * alpha
 
 

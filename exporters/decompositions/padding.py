@@ -22,21 +22,49 @@ def _cut(x: Tensor, widths: Sequence[int]) -> tuple[Tensor, list[int]]:
     return x, [max(width, 0) for width in widths]
 
 
+def _are_integers(x: Tensor) -> bool:
+    return not x.is_floating_point() and not x.is_complex() and x.dtype != torch.bool
+
+
 @decomposes(
     aten.constant_pad_nd.default,
     targets=("coreml", "coreai"),
-    why="their pads have no negative widths, and Core ML's keeps the fraction beside whole numbers",
+    why="their pads have no negative widths, and integers, or what is put beside them, are float32",
 )
 def constant_pad(x: Tensor, widths: Sequence[int], value: float = 0.0) -> Tensor:
     """Return x with a number around it; negative widths take away. Widths come in pairs, the last axis first."""
     if x.dtype == torch.bool:
         return pad_truth(x, widths, value)
-    if _is_cut_off(x, value):
-        return torch.constant_pad_nd(x, widths, int(value))
+    if _are_integers(x):
+        return _beside_integers(x, widths, int(value))
     if all(width >= 0 for width in widths):
         return LEAVE
     x, widths = _cut(x, widths)
     return torch.constant_pad_nd(x, widths, value) if any(widths) else x.clone()
+
+
+def _beside_integers(x: Tensor, widths: Sequence[int], value: int) -> Tensor:
+    """Return integers with one around them, axis by axis, as concatenations."""
+    x, widths = _cut(x, widths)
+    for i in range(0, len(widths), 2):
+        axis = x.dim() - 1 - i // 2
+        before, after = (
+            [x.new_full([*x.shape[:axis], width, *x.shape[axis + 1 :]], value)] if width else []
+            for width in widths[i : i + 2]
+        )
+        x = torch.cat([*before, x, *after], axis) if before or after else x
+    return x.clone()
+
+
+def _of_rows(x: Tensor, widths: Sequence[int], mode: str) -> Tensor:
+    """Return integers padded by `reflect` or `replicate`, axis by axis, as rows of themselves."""
+    for i in range(0, len(widths), 2):
+        axis, (before, after) = x.dim() - 1 - i // 2, widths[i : i + 2]
+        last = x.shape[axis] - 1
+        place = torch.arange(-before, last + 1 + after)
+        place = place.clamp(0, last) if mode == "replicate" else last - (last - place.abs()).abs()
+        x = x.index_select(axis, place) if before or after else x
+    return x.clone()
 
 
 def _is_cut_off(x: Tensor, value: float) -> bool:
@@ -59,7 +87,7 @@ def pad(x: Tensor, widths: Sequence[int], mode: str = "constant", value: float |
     """Return x padded: wrapped around with mode `circular`; negative widths take away."""
     if mode == "circular":
         return _circular(x, widths)
-    if mode == "constant" and (x.dtype == torch.bool or _is_cut_off(x, value or 0.0) or any(k < 0 for k in widths)):
+    if mode == "constant" and (not x.is_floating_point() or any(k < 0 for k in widths)):
         return constant_pad(x, widths, value or 0.0)
     return _beyond_edges(x, widths, mode)
 
@@ -69,6 +97,9 @@ def _beyond_edges(x: Tensor, widths: Sequence[int], mode: str) -> Tensor:
 
     PyTorch reflects at the edges of the whole x, and takes away afterwards.
     """
+    if _are_integers(x):
+        kept = [max(width, 0) for width in widths]
+        return _cut(_of_rows(x, kept, mode), [min(width, 0) for width in widths])[0]
     if all(width >= 0 for width in widths) and any(widths):
         return LEAVE
     kept = [max(width, 0) for width in widths]

@@ -32,6 +32,40 @@ def mv(x: Tensor, y: Tensor) -> Tensor:
     return matmul(x, y)
 
 
+_FLOATS = "TVM's products of integers are float32, and ONNX Runtime's Gemm takes none"
+
+
+def are_integers(x: Tensor) -> bool:
+    """Return whether a tensor is of integers, or of truth values."""
+    return not x.is_floating_point() and not x.is_complex()
+
+
+@decomposes(aten.linear.default, targets=("tvm", "onnx"), why=_FLOATS)
+def linear_of_integers(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return x w^T + b."""
+    if not are_integers(x):
+        return LEAVE
+    product = torch.matmul(x, weight.t())
+    return product if bias is None else product + bias
+
+
+@decomposes(aten.addmm.default, targets=("tvm",), why=_FLOATS)
+def addmm_of_integers(x: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    """Return beta x + alpha a b, of integers."""
+    return sum_of_integers(x, beta, torch.mm(a, b), alpha) if are_integers(x) else LEAVE
+
+
+@decomposes(aten.baddbmm.default, targets=("tvm",), why=_FLOATS)
+def baddbmm_of_integers(x: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    """Return beta x + alpha a b, for each of a batch of integers."""
+    return sum_of_integers(x, beta, torch.bmm(a, b), alpha) if are_integers(x) else LEAVE
+
+
+def sum_of_integers(x: Tensor, beta: float, product: Tensor, alpha: float) -> Tensor:
+    """Return beta x + alpha times a product, all of them integers."""
+    return x * int(beta) + product * int(alpha)
+
+
 _TYPES = "coremltools 9.0 multiplies floats by integers, which it refuses"
 
 
@@ -43,6 +77,8 @@ def addmm(x: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1)
 
 def _sum(x: Tensor, beta: float, product: Tensor, alpha: float) -> Tensor:
     """Return beta x + alpha times a product; a beta of 0 drops what is not finite, as in PyTorch."""
+    if are_integers(x):
+        return sum_of_integers(x, beta, product, alpha)
     product = product * float(alpha)
     return product if beta == 0 else x * float(beta) + product
 

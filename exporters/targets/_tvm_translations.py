@@ -76,6 +76,14 @@ def _given(node: Node, importer: Any) -> list[Any]:
     return [importer.env[one] if isinstance(one, torch.fx.Node) else one for one in arguments(node)]
 
 
+def _matmul(node: Node, importer: Any) -> Any:
+    """The importer's own returns float32, whatever it multiplies."""
+    from tvm import relax
+
+    x, y = _given(node, importer)
+    return importer.block_builder.emit(relax.op.matmul(x, y, out_dtype=str(x.ty.dtype)))
+
+
 def _group_norm(node: Node, importer: Any) -> Any:
     """The importer's own asks for weight and bias."""
     from tvm import relax
@@ -166,6 +174,9 @@ OURS: dict[str, Callable[..., Any]] = {
     "amin.default": _reduced("min"),
     "prod.dim_int": _reduced("prod"),
     "conv1d.default": _conv1d,
+    "matmul.default": _matmul,
+    "mm.default": _matmul,
+    "bmm.default": _matmul,
     "group_norm.default": _group_norm,
     "layer_norm.default": _layer_norm,
     "quantize_per_tensor.default": _round,
