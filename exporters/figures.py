@@ -3,7 +3,8 @@
     error   max |y - y'| over all inputs, absolute, and relative to the reference's peak max |y|
     SNR     10 log10( sum y^2 / sum (y - y')^2 ), in dB; none where the two are equal
     top-1   inputs whose best class agrees. A disagreement between two classes whose reference scores lie within twice
-            the allowed error is a tie: the error threshold already allows that flip. Only for outputs [B, classes].
+            the allowed error is a tie: the error threshold already allows that flip. Only for scores [B, classes],
+            which are no integers.
 
 Of several outputs every one must pass. Each precision has its thresholds, which the manifest repeats.
 
@@ -123,7 +124,7 @@ def _measure_one(reference: list[np.ndarray], outputs: list[np.ndarray], allowed
     snr = None if noise == 0 else 10 * float(np.log10(signal / noise)) if signal > 0 else float("-inf")
     relative = worst / peak if peak > 0 else (0.0 if worst == 0 else float("inf"))
     top1: tuple[int | None, ...] = (None, None, None)
-    if all(y.ndim == 2 and y.shape[1] > 1 and y.size for y in reference):
+    if all(y.ndim == 2 and y.shape[1] > 1 and y.size and y.dtype.kind == "f" for y in reference):
         top1 = _top1(reference, outputs, 2 * allowed * peak)
     return Figures(worst, relative, snr, _finite([[y] for y in reference]), *top1)
 

@@ -95,6 +95,12 @@ def test_a_tie_ends_at_twice_the_allowed_error(behind: float, tied: bool) -> Non
     assert (judge(figures, Thresholds(1, -1e9)) is None) is tied
 
 
+def test_integers_are_no_scores() -> None:
+    ids = [[np.array([[3, 1, 2]])]]
+    assert measure(ids, ids, 1e-5).decided is None
+    assert measure([[ids[0][0].astype(np.float32)]], [[ids[0][0].astype(np.float32)]], 1e-5).decided == 1
+
+
 def test_outputs_of_another_shape_are_no_comparison() -> None:
     with pytest.raises(ValueError, match="shape"):
         measure(SCORES, [[y[:, :5]] for (y,) in SCORES], 1e-5)
