@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from edgesmith.exporters.decompositions import LEAVE, decomposes
+from edgesmith.exporters.decompositions.products import are_integers
 
 aten = torch.ops.aten
 
@@ -312,7 +313,7 @@ _IN_FLOATS = "Core AI's converter has the bounds of integers in float32"
 @decomposes(*(aten.clamp.default, aten.clip.default), targets=("coreai",), why=_IN_FLOATS)
 def clamp_of_integers(x: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
     """Return min(max(x, low), high), of integers between integers."""
-    if x.is_floating_point() or x.dtype == torch.bool or not all(isinstance(k, int | None) for k in (low, high)):
+    if not are_integers(x) or not all(isinstance(k, int | None) for k in (low, high)):
         return LEAVE
     x = x if low is None else torch.maximum(x, torch.scalar_tensor(low, dtype=x.dtype))
     return x if high is None else torch.minimum(x, torch.scalar_tensor(high, dtype=x.dtype))

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from edgesmith.exporters.decompositions import LEAVE, decomposes
+from edgesmith.exporters.decompositions.products import are_integers
 
 aten = torch.ops.aten
 
@@ -22,10 +23,6 @@ def _cut(x: Tensor, widths: Sequence[int]) -> tuple[Tensor, list[int]]:
     return x, [max(width, 0) for width in widths]
 
 
-def _are_integers(x: Tensor) -> bool:
-    return not x.is_floating_point() and not x.is_complex() and x.dtype != torch.bool
-
-
 @decomposes(
     aten.constant_pad_nd.default,
     targets=("coreml", "coreai"),
@@ -35,7 +32,7 @@ def constant_pad(x: Tensor, widths: Sequence[int], value: float = 0.0) -> Tensor
     """Return x with a number around it; negative widths take away. Widths come in pairs, the last axis first."""
     if x.dtype == torch.bool:
         return pad_truth(x, widths, value)
-    if _are_integers(x):
+    if are_integers(x):
         return _beside_integers(x, widths, int(value))
     if all(width >= 0 for width in widths):
         return LEAVE
@@ -97,7 +94,7 @@ def _beyond_edges(x: Tensor, widths: Sequence[int], mode: str) -> Tensor:
 
     PyTorch reflects at the edges of the whole x, and takes away afterwards.
     """
-    if _are_integers(x):
+    if are_integers(x):
         kept = [max(width, 0) for width in widths]
         return _cut(_of_rows(x, kept, mode), [min(width, 0) for width in widths])[0]
     if all(width >= 0 for width in widths) and any(widths):

@@ -36,8 +36,8 @@ _FLOATS = "TVM's products of integers are float32, and ONNX Runtime's Gemm takes
 
 
 def are_integers(x: Tensor) -> bool:
-    """Return whether a tensor is of integers, or of truth values."""
-    return not x.is_floating_point() and not x.is_complex()
+    """Return whether a tensor is of integers; truth values are none."""
+    return not x.is_floating_point() and not x.is_complex() and x.dtype != torch.bool
 
 
 @decomposes(aten.linear.default, targets=("tvm", "onnx"), why=_FLOATS)
