@@ -133,14 +133,18 @@ def dense_matrices(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
 def separable_matrices(height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """R [W, 2 F] and L [2 H, 2 H] of the transform, L' [2 H, 2 H] and R' [2 F, W] of its inverse, float64.
 
-    L takes rows (y, part) to rows (part, u), L' rows (part, u) to rows (y, part).
+    L takes rows (y, part) to rows (part, u), L' rows (part, u) to rows (y, part). The norm 1 / sqrt(H W) is a power of
+    two in R and R', and its rest in L and L': rounded to fp32 once, which a channel's mean keeps from the first filter
+    to the last.
     """
     import numpy as np
 
+    rows = 2.0 ** np.round(np.log2(width) / 2)  # about sqrt(W)
+    columns = np.sqrt(height * width) / rows
     angle = _angles(width, width // 2 + 1)
-    wave = np.stack((np.cos(angle), -np.sin(angle)), axis=1) / np.sqrt(width)  # x, part, f
+    wave = np.stack((np.cos(angle), -np.sin(angle)), axis=1) / rows  # x, part, f
     angle = _angles(height, height)
-    cos, sin = np.cos(angle) / np.sqrt(height), np.sin(angle) / np.sqrt(height)  # y, u, symmetric
+    cos, sin = np.cos(angle) / columns, np.sin(angle) / columns  # y, u, symmetric
     inverse = np.stack((np.stack((cos, -sin), axis=1), np.stack((sin, cos), axis=1)), axis=1)  # y, part, part, u
     size = 2 * height
     back = inverse.reshape(size, size)

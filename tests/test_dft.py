@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from edgesmith.exporters.costs import Costs
 from edgesmith.exporters.graph.capture import Program, capture, run
 from edgesmith.exporters.graph.edit import count_operators
 from edgesmith.exporters.precision.half import half
+from edgesmith.exporters.rewrites import fourier
 from edgesmith.exporters.rewrites.dft import dft
 from edgesmith.exporters.rewrites.fold_constants import fold_constants
 from edgesmith.exporters.rewrites.fold_filters import FORMS, fold_filters
@@ -377,6 +379,19 @@ def test_the_report_shows_the_choice_with_its_figures() -> None:
     assert note.startswith("rfft2 over [2, 3] 32x32: separable, 0.104 MMAC a channel against 1.11 dense; estimated")
     _, report = apply(lambda x: torch.fft.rfft2(x), torch.randn(1, 64, 8, 8), costs=onnx.COSTS)
     assert "8x8: dense" in report.applied[0][1]
+
+
+@pytest.mark.parametrize("form", ["separable", "dense", "split"])
+@pytest.mark.parametrize("lengths", [(32, 32), (14, 28), (72, 96), (6, 7, 5)])
+def test_the_norm_is_rounded_once_whatever_the_form(lengths: tuple[int, ...], form: str) -> None:
+    axes = [fourier.Axis(i, n, n, n, -1, fourier.norm_scale("ortho", n, False)) for i, n in enumerate(lengths)]
+    chosen = fourier.plan(axes, lengths, True, False, onnx.COSTS, form=form)
+    gain = 1.0
+    for stage in chosen.stages:
+        short = fourier.short_transforms(stage.axes[0], stage.radix) if stage.radix else ()
+        for part in [fourier.Stage((axis,)) for axis in short] or [stage]:
+            gain *= fourier.matrix(part)[0, 0].real.float().item()
+    assert gain == torch.tensor(1 / math.sqrt(math.prod(lengths))).item()
 
 
 @pytest.mark.parametrize("norm", ["forward", "backward", "ortho"])

@@ -186,6 +186,15 @@ def test_matrices_are_torchs_transforms_in_double_precision(size: tuple[int, int
     assert np.abs(back - expected).max() <= 1e-14
 
 
+@pytest.mark.parametrize("size", [(32, 32), (16, 16), (8, 32), (14, 14), (20, 12)])
+def test_the_norm_is_rounded_once_each_way(size: tuple[int, int]) -> None:
+    matrices = [m.astype(np.float32).astype(np.float64) for m in fft_filter.separable_matrices(*size)]
+    right, left, inverse_left, inverse_right = (m[0, 0] for m in matrices)
+    once = float(np.float32(1 / np.sqrt(np.prod(size))))
+    assert right * left == once
+    assert inverse_left * inverse_right == once
+
+
 # near misses
 
 

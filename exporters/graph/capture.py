@@ -18,8 +18,10 @@ from torch.fx.graph import CodeGen
 
 from edgesmith.errors import BadInput, EdgesmithWarning, Unsupported
 from edgesmith.exporters import decompositions
+from edgesmith.exporters.graph import equal_rows
 from edgesmith.exporters.graph.dense_forms import make_dense
 from edgesmith.exporters.graph.edit import Emitter, arguments, fork, operator_name, operators, site, stand_for, tidy
+from edgesmith.exporters.graph.equal_rows import with_centred_rows
 from edgesmith.exporters.graph.fast_path import fast_path, warn_of_fast_path
 from edgesmith.exporters.graph.mending import mended, silenced
 from edgesmith.exporters.graph.not_numbers import with_kept_nan
@@ -248,7 +250,8 @@ def exported(
     _refuse_complex(program)
     inlined = {op.overload: op.reference for op in all_ops().values() if target not in op.lowerings}
     inlined |= decompositions.for_target(target)
-    own_forms = with_said_types(_with_own_forms(program.module, target))
+    centred = with_centred_rows(program.module, program.inputs, equal_rows.FEWEST.get(target))
+    own_forms = with_said_types(_with_own_forms(centred, target))
     module = with_kept_nan(own_forms, program.inputs, decompositions.keeping_nan(target))
     is_inlined = module is not own_forms or any(node.target in inlined for node in module.graph.nodes)
     with torch.no_grad(), _without_torchs_own_warnings():

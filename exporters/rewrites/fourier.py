@@ -21,8 +21,9 @@ There are three arrangements, and `plan` takes the cheapest for a target:
 
                 X[k1 + n1 k2] = sum_j2 w(n2)^{j2 k2} w(n)^{j2 k1} sum_j1 w(n1)^{j1 k1} x[j]      w(n) = e^{s 2 pi i / n}
 
-Every axis carries its own part of the norm, so values in between are no larger than the input or the result may be:
-half precision overflows nowhere that the result itself does not.
+Every matrix carries about its own part of the norm, so values in between are no larger than the input or the result may
+be: half precision overflows nowhere that the result itself does not. All parts but the last are powers of two, so that
+the norm is rounded once: of the mean, which every bin f = 0 has, each rounding stays to the end, and adds to the next.
 """
 
 from __future__ import annotations
@@ -129,6 +130,19 @@ def norm_scale(norm: str | None, length: int, inverse: bool) -> float:
     return 1 / length if (norm == "forward") != inverse else 1.0
 
 
+def shares(factors: Sequence[float]) -> list[float]:
+    """Return factors with the same product and about the same sizes, of which all but the last are powers of two."""
+    exact = [2.0 ** round(math.log2(factor)) for factor in factors[:-1]]
+    return [*exact, prod(factors) / prod(exact)]
+
+
+def _rounded_once(stages: Sequence[Stage]) -> Iterator[Stage]:
+    """Yield the stages with the norm shared out among their matrices."""
+    for stage, scale in zip(stages, shares([prod(a.scale for a in s.axes) for s in stages]), strict=True):
+        rest = [replace(axis, scale=1.0) for axis in stage.axes[1:]]
+        yield replace(stage, axes=(replace(stage.axes[0], scale=scale), *rest))
+
+
 def circle(turns: Tensor, length: int, sign: int) -> Tensor:
     """e^{sign 2 pi i turns / length} in complex128 for integer `turns`, reduced before the sine; exact at quarters."""
     turns = turns % length
@@ -169,7 +183,7 @@ def short_transforms(axis: Axis, radix: tuple[int, int]) -> tuple[Axis, Axis]:
     From a half spectrum they run the other way round, n2 first, so that k is what is read and j what is made.
     """
     n1, n2 = radix
-    scales = [1.0 if axis.scale == 1 else axis.scale ** (math.log(n) / math.log(axis.length)) for n in radix]
+    scales = shares([axis.scale ** (math.log(n) / math.log(axis.length)) for n in radix])
     if axis.hermitian:
         bins = -(-axis.read // n1)
         return Axis(0, n1, n1, n1, axis.sign, scales[0]), Axis(0, bins, n2, n2, axis.sign, scales[1])
@@ -207,7 +221,7 @@ def plan(
         return found.form.split()[0] != form, _constants(found) > LARGEST_CONSTANTS, found.price.us
 
     first, *others = sorted(best.values(), key=rank)
-    return replace(first, others=tuple(others))
+    return replace(first, stages=tuple(_rounded_once(first.stages)), others=tuple(others))
 
 
 def _arrangements(axes: Sequence[Axis]) -> Iterator[list[Stage]]:

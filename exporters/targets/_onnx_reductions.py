@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnx
 
 BLOCK = 32
@@ -35,6 +36,9 @@ LANES = 8
 WIDE = 1024
 """Numbers that are added at once where they are squares of what is centred, which equal numbers leave nothing of."""
 
+MAPS = 1024
+"""Numbers of a map, and channels, at most, where a norm of all maps is made of each map's."""
+
 FEWEST = 8
 """Numbers in a block, at least; zeros fill up what has no such factors."""
 
@@ -46,11 +50,13 @@ class _Writer:
     Attributes:
         shapes: sizes by value name, None for a free one.
         readers: nodes that read a value, by name.
+        makers: nodes that make a value, by name.
     """
 
     graph: onnx.GraphProto
     shapes: Mapping[str, list[int | None]]
     readers: Mapping[str, list[onnx.NodeProto]]
+    makers: Mapping[str, onnx.NodeProto]
     prefix: str = ""
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     count: int = 0
@@ -69,10 +75,21 @@ class _Writer:
     def constant(self, *values: float, is_float: bool = False, is_scalar: bool = False) -> str:
         """Add an initializer of numbers, shared by all that need the same."""
         import numpy as np
-        from onnx import numpy_helper
 
         array = np.asarray(values[0] if is_scalar else values, np.float32 if is_float else np.int64)
         name = f"{'f' if is_float else 'i'}_{'_'.join(map(str, values))}{'_s' if is_scalar else ''}_of_stages"
+        return self._initializer(name, array)
+
+    def filled(self, value: float, *sizes: int) -> str:
+        """Add an initializer of some sizes that has one number throughout."""
+        import numpy as np
+
+        name = f"f_{value}_{'x'.join(map(str, sizes))}_of_stages"
+        return self._initializer(name, np.full(sizes, value, np.float32))
+
+    def _initializer(self, name: str, array: np.ndarray) -> str:
+        from onnx import numpy_helper
+
         if not any(one.name == name for one in self.graph.initializer):
             self.graph.initializer.append(numpy_helper.from_array(array, name))
         return name
@@ -100,7 +117,8 @@ def refine(model: onnx.ModelProto, coarse_from: Mapping[str, int]) -> onnx.Model
         for name in node.input:
             readers.setdefault(name, []).append(node)
     returned = {value.name for value in model.graph.output}
-    write = _Writer(model.graph, shapes, {k: v for k, v in readers.items() if k not in returned})
+    makers = {name: node for node in model.graph.node for name in node.output}
+    write = _Writer(model.graph, shapes, {k: v for k, v in readers.items() if k not in returned}, makers)
     replaced: list[onnx.NodeProto] = []
     for node in model.graph.node:
         at = len(write.nodes)
@@ -117,10 +135,16 @@ def refine(model: onnx.ModelProto, coarse_from: Mapping[str, int]) -> onnx.Model
             write.nodes.append(node)
         else:
             replaced += done
-    nodes = list(write.nodes)
+    nodes = _without_unread(write.nodes, returned)
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     return model
+
+
+def _without_unread(nodes: Sequence[onnx.NodeProto], returned: set[str]) -> list[onnx.NodeProto]:
+    """Return nodes without the reshapes that nothing reads any more."""
+    read = returned | {name for node in nodes for name in node.input}
+    return [node for node in nodes if node.op_type != "Reshape" or node.output[0] in read]
 
 
 def _sizes(value: onnx.ValueInfoProto) -> list[int | None]:
@@ -284,6 +308,8 @@ def _instance_norm(node: onnx.NodeProto, write: _Writer, limit: int) -> list[onn
     reduced = _reduced(write, x, range(2, len(sizes)), limit)
     if reduced is None:
         return None
+    if (done := _norm_of_maps(node, write, eps)) is not None:
+        return done
     stages = reduced.split()
     rows = stages if math.prod(stages) == reduced.length else [reduced.length]
     x = write.reshape(x, 0, 0, *rows)
@@ -311,6 +337,33 @@ def _instance_norm(node: onnx.NodeProto, write: _Writer, limit: int) -> list[onn
     return [node]
 
 
+def _norm_of_maps(node: onnx.NodeProto, write: _Writer, eps: float) -> list[onnx.NodeProto] | None:
+    """Write the norm of one instance [1, 1, C H W] as that of [1, C, H, W], as its maps lie: two stages, no reshape.
+
+    The variance of each channel is a product with a matrix of 1 / C, since the batch norm wants it C times.
+    """
+    made, back = write.makers.get(node.input[0]), _reshape_behind(node, write)
+    if made is None or made.op_type != "Reshape" or back is None:
+        return None
+    x, behind = made.input[0], _affine(node, write)
+    sizes = write.shapes.get(x) or []
+    if len(sizes) != 4 or sizes != write.shapes.get(back.output[0]):
+        return None
+    channels, *of_map = (size or 0 for size in sizes[1:])
+    if not FEWEST <= channels <= MAPS or not FEWEST <= math.prod(of_map) <= MAPS:
+        return None
+    means = write("ReduceMean", x, write.constant(2, 3), keepdims=1)
+    centred = write("Sub", x, write("ReduceMean", means, write.constant(1), keepdims=1))
+    squares = write("Mul", centred, centred)
+    variances = write("ReduceMean", squares, write.constant(0, 2, 3), keepdims=0)
+    variance = write("MatMul", variances, write.filled(1 / channels, channels, channels))
+    zeros = write.filled(0.0, channels)
+    affine = behind[1].input[1:4] if behind else (write.filled(1.0, channels), zeros, zeros)
+    last = behind[1] if behind else back
+    write("BatchNormalization", centred, *affine, variance, out=last.output[0], epsilon=eps)
+    return [node, *(behind or [back])]
+
+
 def _is_plain(node: onnx.NodeProto, write: _Writer) -> bool:
     """Return whether an instance norm scales by 1 and shifts by 0."""
     scale, shift = (_numbers(write, name) for name in node.input[1:3])
@@ -319,18 +372,24 @@ def _is_plain(node: onnx.NodeProto, write: _Writer) -> bool:
 
 def _affine(node: onnx.NodeProto, write: _Writer) -> tuple[onnx.NodeProto, onnx.NodeProto] | None:
     """Return the Reshape and the batch norm of constants behind a norm of one instance, whose variance it can take."""
-    if not _is_plain(node, write) or write.shapes[node.input[0]][:2] != [1, 1]:
+    behind = _reshape_behind(node, write)
+    norms = [] if behind is None else write.readers.get(behind.output[0], [])
+    if behind is None or [norm.op_type for norm in norms] != ["BatchNormalization"]:
         return None
-    behind = write.readers.get(node.output[0], [])
-    if len(behind) != 1 or behind[0].op_type != "Reshape":
-        return None
-    norms = write.readers.get(behind[0].output[0], [])
-    if len(norms) != 1 or norms[0].op_type != "BatchNormalization" or norms[0].input[0] != behind[0].output[0]:
+    if norms[0].input[0] != behind.output[0]:
         return None
     mean, variance = (_numbers(write, name) for name in norms[0].input[3:5])
     epsilon = _attributes(norms[0]).get("epsilon", 1e-5)
     is_affine = mean is not None and variance is not None and not mean.any() and (variance == 1).all() and epsilon == 0
-    return (behind[0], norms[0]) if is_affine and behind[0].output[0] in write.shapes else None
+    return (behind, norms[0]) if is_affine and behind.output[0] in write.shapes else None
+
+
+def _reshape_behind(node: onnx.NodeProto, write: _Writer) -> onnx.NodeProto | None:
+    """Return the Reshape that is all that reads a norm of one instance without an affine."""
+    if not _is_plain(node, write) or write.shapes[node.input[0]][:2] != [1, 1]:
+        return None
+    behind = write.readers.get(node.output[0], [])
+    return behind[0] if len(behind) == 1 and behind[0].op_type == "Reshape" else None
 
 
 def _layer_norm(node: onnx.NodeProto, write: _Writer, limit: int) -> list[onnx.NodeProto] | None:

@@ -45,7 +45,7 @@ COARSE_FROM = {
     "ReduceSumSquare": 2**10,
     "ReduceL2": 2**10,
     "GlobalAveragePool": 2**13,
-    "InstanceNormalization": 2**15,
+    "InstanceNormalization": 2**14,
     "LayerNormalization": 2**15,
     "CumSum": 2**8,
 }
