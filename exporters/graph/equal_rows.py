@@ -6,7 +6,8 @@
 PyTorch adds in blocks, which leaves next to nothing of a row of equal numbers. A runtime that adds one number after
 another is 1e-5 of them off, and a norm divides that by sqrt(eps). What is left of x - m is as small as that error, and
 so are all further ones beside it. To centre twice is a pass over the numbers that no other input wants, so the program
-decides: a reduction is spelled so where it has a row of equal numbers on the example, or on one number throughout.
+decides: a reduction is spelled so where it has a row of equal numbers on the example, on zeros or on one number
+throughout.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ FEWEST: Mapping[str, int] = {"onnx": 128, "coreai": 8, "tvm": 8}
 
 
 def with_centred_rows(module: GraphModule, inputs: Sequence[Tensor], fewest: int | None) -> GraphModule:
-    """Return a graph whose reductions of rows of equal numbers are about their first; the same where there are none.
+    """Return a graph whose reductions of rows of equal numbers are centred twice; the same where there are none.
 
     Args:
-        inputs: the example that says so, as does one of one number throughout.
+        inputs: the example that says so, as do zeros and one number throughout.
         fewest: numbers from which a row counts, None for none.
     """
     if fewest is None:
@@ -74,8 +75,10 @@ def _axes(node: Node) -> tuple[int, ...]:
         return every
     if node.target in _OF_LAST:
         return every[-len(arguments(node)[1]) :]
+    if node.target is aten.instance_norm.default:
+        return every[2:] if arguments(node)[5] else ()  # else it takes stored statistics
     if node.target in _NORMS:
-        return every[2:] if node.target is aten.instance_norm.default else every[1:]
+        return every[1:]
     if node.target is _LENGTH and arguments(node)[1] != 2:
         return ()
     given = arguments(node)[2 if node.target is _LENGTH else 1]
@@ -100,7 +103,8 @@ def _names_of_equal_rows(module: GraphModule, inputs: Sequence[Tensor], sites: M
         return evaluate(node, values, call)
 
     with contextlib.suppress(RuntimeError, IndexError, ValueError):  # a program may refuse numbers that are all equal
-        for _ in interpret(module, [inputs, [_throughout(x) for x in inputs]], compute):
+        blank = [torch.zeros_like(x) for x in inputs], [_throughout(x) for x in inputs]
+        for _ in interpret(module, [inputs, *blank], compute):
             pass
     return met
 
@@ -119,10 +123,8 @@ def _has_equal_row(node: Node, x: Tensor, axes: Sequence[int]) -> bool:
         x, axes = x.reshape(x.shape[0], arguments(node)[1], -1), (2,)
     if not x.numel() or not x.isfinite().all():
         return False
-    first = x
-    for axis in axes:
-        first = first.narrow(axis, 0, 1)
-    return bool((((x == first) & (first != 0)).float().amin(dim=list(axes)) == 1).any())
+    largest, least = x.amax(dim=list(axes)), x.amin(dim=list(axes))
+    return bool(((largest == least) & (largest != 0)).any())
 
 
 def _centre(module: GraphModule, node: Node, axes: Sequence[int]) -> None:

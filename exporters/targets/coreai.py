@@ -44,14 +44,13 @@ class CoreAi(Target):
         from edgesmith.exporters.graph.plain_types import with_plain_types
         from edgesmith.exporters.graph.sizes import refuse_unknown_sizes
         from edgesmith.exporters.graph.subgraphs import refuse_control_flow
-        from edgesmith.exporters.targets._coreai_norms import shift_norms_of_inputs
         from edgesmith.exporters.targets._coreai_products import convolve_linears
 
         self.require()
         refuse_control_flow(program.module, "Core AI", takes=("cond", "while_loop"))
         refuse_unknown_sizes(program.module, "Core AI")
         refuse_long_numbers(program.module, program.inputs, "Core AI")
-        program = with_own_outputs(convolve_linears(shift_norms_of_inputs(with_plain_types(program))))
+        program = with_own_outputs(convolve_linears(with_plain_types(program)))
         ready = exported(program, self.lowers_as)
         size = sum(value.nbytes for value in (*ready.state_dict.values(), *ready.tensor_constants.values()))
         converted, values = adapter.convert(ready, program.input_names, program.output_names)
