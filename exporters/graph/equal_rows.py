@@ -28,6 +28,9 @@ from edgesmith.kernels.op import find
 FEWEST: Mapping[str, int] = {"onnx": 128, "coreai": 8, "tvm": 8}
 """Numbers from which a row counts, by target: as many as its runtime adds without more error than PyTorch."""
 
+LONG = 1024
+"""Numbers from which a sum counts that nothing is centred by: below, its error is its own last digits."""
+
 
 def with_centred_rows(module: GraphModule, inputs: Sequence[Tensor], fewest: int | None) -> GraphModule:
     """Return a graph whose reductions of rows of equal numbers are centred twice; the same where there are none.
@@ -38,7 +41,8 @@ def with_centred_rows(module: GraphModule, inputs: Sequence[Tensor], fewest: int
     """
     if fewest is None:
         return module
-    sites = {node.name: axes for node in module.graph.nodes if (axes := _axes(node)) and _length(node, axes) >= fewest}
+    axes = {node: found for node in module.graph.nodes if (found := _axes(node))}
+    sites = {node.name: of for node, of in axes.items() if _length(node, of) >= (fewest if _centres(node) else LONG)}
     met = _names_of_equal_rows(module, inputs, sites) if sites else set()
     if not met:
         return module
@@ -83,6 +87,12 @@ def _axes(node: Node) -> tuple[int, ...]:
         return ()
     given = arguments(node)[2 if node.target is _LENGTH else 1]
     return every if not given else tuple(axis % x.dim() for axis in ([given] if isinstance(given, int) else given))
+
+
+def _centres(node: Node) -> bool:
+    """Return whether a reduction is of centred numbers, or a mean that its operand is centred by."""
+    is_sum = node.target in _SUMS | _WHOLE_SUMS or node.target in _OF_SQUARES
+    return not is_sum or any(user.target is aten.sub.Tensor and node.args[0] in user.args for user in node.users)
 
 
 def _length(node: Node, axes: Sequence[int]) -> int:
