@@ -157,6 +157,8 @@ def test_what_has_no_such_row_stays() -> None:
     stored = nn.InstanceNorm2d(3, track_running_stats=True)
     kept = capture(stored.eval(), (normal(2, 3, 32, 32),), ("x",))
     assert equal_rows.with_centred_rows(kept.module, kept.inputs, 8) is kept.module
+    half = capture(CASES["layer norm of channels"][0], (normal(1, 384, 4, 4).half(),), ("x",))
+    assert equal_rows.with_centred_rows(half.module, half.inputs, 8) is half.module
     zeros = capture(Formula(lambda x: F.layer_norm(x * 0, (64,))), (normal(2, 64),), ("x",))
     assert equal_rows.with_centred_rows(zeros.module, zeros.inputs, 8) is zeros.module
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from onnx import helper
 from torch import Tensor, nn
 
 import edgesmith
@@ -17,6 +18,7 @@ from edgesmith.exporters import targets
 from edgesmith.exporters.graph import equal_rows
 from edgesmith.exporters.graph.capture import capture
 from edgesmith.exporters.precision import table as precisions
+from edgesmith.exporters.targets import _onnx_reductions
 from edgesmith.exporters.targets.onnx import COARSE_FROM
 from edgesmith.exporters.targets.target import Request
 from edgesmith.exporters.verification.exact import measure_distances
@@ -162,3 +164,18 @@ def test_a_distance_is_of_the_worst_output_and_unknown_where_one_is_not_finite()
     close, far = [[np.array([2.0, -4.0]), np.array([1.01])]], [[np.array([2.0, -3.0]), np.array([1.0])]]
     assert measure_distances(exact, close, far) == {"file": 0.25, "pytorch": 0.01}
     assert measure_distances(exact, close, [[np.array([2.0, np.nan]), np.array([1.0])]]) is None
+
+
+def test_a_reshape_that_only_a_loop_reads_stays() -> None:
+    body = helper.make_graph(
+        [helper.make_node("Add", ["h", "shaped"], ["out"]), helper.make_node("Identity", ["out"], ["seen"])],
+        "body",
+        [helper.make_tensor_value_info(name, 1, [1, 4]) for name in ("h", "row")],
+        [helper.make_tensor_value_info(name, 1, [1, 4]) for name in ("out", "seen")],
+    )
+    nodes = [
+        helper.make_node("Reshape", ["x", "sizes"], ["shaped"]),
+        helper.make_node("Scan", ["x", "rows"], ["last", "all"], body=body, num_scan_inputs=1),
+    ]
+    kept = _onnx_reductions._without_unread([*nodes, helper.make_node("Reshape", ["x", "sizes"], ["nobody"])], {"last"})
+    assert [node.op_type for node in kept] == ["Reshape", "Scan"]

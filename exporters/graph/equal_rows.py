@@ -68,7 +68,9 @@ def _axes(node: Node) -> tuple[int, ...]:
     if node.op != "call_function":
         return ()
     if (op := find(node.target)) is not None:
-        return () if op.normalised_axis is None else (op.normalised_axis % val(node.args[0]).dim(),)
+        if op.normalised_axis is None or val(node.args[0]).dtype is not torch.float32:
+            return ()
+        return (op.normalised_axis % val(node.args[0]).dim(),)
     if node.target not in _NORMS | _SPREADS | _SUMS | _WHOLE | {_LENGTH}:
         return ()
     x = val(node.args[0])

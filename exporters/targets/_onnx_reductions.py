@@ -16,7 +16,7 @@ Only float32 values are split, and reductions over axes beside each other whose 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -143,8 +143,18 @@ def refine(model: onnx.ModelProto, coarse_from: Mapping[str, int]) -> onnx.Model
 
 def _without_unread(nodes: Sequence[onnx.NodeProto], returned: set[str]) -> list[onnx.NodeProto]:
     """Return nodes without the reshapes that nothing reads any more."""
-    read = returned | {name for node in nodes for name in node.input}
+    read = returned | set(_read_by(nodes))
     return [node for node in nodes if node.op_type != "Reshape" or node.output[0] in read]
+
+
+def _read_by(nodes: Iterable[onnx.NodeProto]) -> Iterator[str]:
+    """Yield the names of what nodes read, and the bodies of loops and branches in them."""
+    for node in nodes:
+        yield from node.input
+        for one in node.attribute:
+            for body in (one.g, *one.graphs):
+                yield from _read_by(body.node)
+                yield from (value.name for value in body.output)
 
 
 def _sizes(value: onnx.ValueInfoProto) -> list[int | None]:
