@@ -47,9 +47,9 @@ from edgesmith import records
 from edgesmith.bench import measurement as measurements
 from edgesmith.bench.measure import MOST_LAUNCHES, MOST_SECONDS, Plan, Reports, Settings, carry_out, measure
 from edgesmith.bench.measurement import Launch, Measurement, Subject
-from edgesmith.bench.statistics import Interval, log_ratios, paired_ratio
+from edgesmith.bench.statistics import Interval, paired_ratio
 from edgesmith.bench.subjects import subjects_of
-from edgesmith.bench.verdict import FASTER, SLOWER, Criterion, Verdict, Word, compare
+from edgesmith.bench.verdict import FASTER, SLOWER, Criterion, Verdict, Word, compare, launch_ratios
 from edgesmith.errors import VerificationFailed
 from edgesmith.exporters import artifact as artifacts
 
@@ -137,7 +137,7 @@ def settle(
 
 
 def _ratio(pilots: Sequence[Measurement], subject: int, confidence: float) -> Interval:
-    ratios = [log_ratios(one.rounds(0), one.rounds(subject)) for one in pilots]
+    ratios = [launch_ratios(one, 0, subject) for one in pilots]
     return paired_ratio(np.concatenate(ratios), confidence)
 
 
@@ -255,20 +255,22 @@ def time_comparisons(path: Path, folder: Path) -> list[Bar]:
 
 
 def pair(measurement: Measurement, base: int, head: int) -> Measurement:
-    """Return the measurement of two subjects alone, each slot as its median, which is what ratios are made of."""
+    """Return the measurement of two subjects alone, each launch as one round that has its ratio."""
 
-    def one(launch: Launch) -> Launch:
+    def one(launch: Launch, ratio: float) -> Launch:
         order = list(launch.order or range(len(measurement.subjects)))
+        first = next(slot for slot in launch.slots if slot.subject == base)
+        ms = median(first.samples_ms)
         slots = [
-            replace(slot, subject=(base, head).index(slot.subject), samples_ms=(median(slot.samples_ms),))
-            for slot in launch.slots
-            if slot.subject in (base, head)
+            replace(first, subject=0, samples_ms=(ms,)),
+            replace(first, subject=1, samples_ms=(ms * math.exp(ratio),)),
         ]
         turn = (0, 1) if order.index(base) < order.index(head) else (1, 0)
         return replace(launch, slots=tuple(slots), warm=(launch.warm[base], launch.warm[head]), order=turn)
 
     subjects = (measurement.subjects[base], measurement.subjects[head])
-    return replace(measurement, subjects=subjects, launches=tuple(map(one, measurement.launches)))
+    launches = tuple(map(one, measurement.launches, launch_ratios(measurement, base, head).tolist()))
+    return replace(measurement, subjects=subjects, launches=launches)
 
 
 def drawn_launches(measurement: Measurement, draw: np.random.Generator, count: int) -> Measurement:
@@ -304,7 +306,7 @@ def drawn(measurement: Measurement, comparisons: int, criterion: Criterion) -> t
 def judge_state(name: str, found: Measurement, comparisons: int) -> list[Bar]:
     """Draw comparisons from a recording and print what came of them. Returns the bars and how they are met."""
     print(f"\n{name}: {len(found.launches)} launches; {measurements.environment_line(found.launches)}")
-    ratios = log_ratios(found.rounds(0), found.rounds(1))
+    ratios = launch_ratios(found, 0, 1)
     below, error = float(np.mean(ratios < 0)), 1.96 * (0.25 / len(ratios)) ** 0.5
     print(f"head of one file against itself below base in {below:.1%} (+- {error:.1%}), mean {ratios.mean():+.2%}")
     bars = [Bar(f"{name}: launches with head below base", below, 0.45, 0.55)]

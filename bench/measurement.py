@@ -216,11 +216,9 @@ class Measurement:
             for launch in self.launches
         ]
 
-    def rounds(self, subject: int) -> list[list[float]]:
-        """Median milliseconds of a subject's slots, launch by launch, round by round."""
-        return [
-            [median(slot.samples_ms) for slot in launch.slots if slot.subject == subject] for launch in self.launches
-        ]
+    def rounds(self, subject: int) -> list[list[Sequence[float]]]:
+        """Milliseconds of a subject's calls, launch by launch, round by round."""
+        return [[slot.samples_ms for slot in launch.slots if slot.subject == subject] for launch in self.launches]
 
 
 def in_words(target: str, threads: int, cores: str) -> str:

@@ -38,7 +38,7 @@ def check_latency(
     head: str | Path,
     *,
     threshold: float = 0.05,
-    confidence: float = 0.99,
+    confidence: float = 0.995,
     floor: float = 0.0,
     on_result: Callable[[str, object], None] = lambda *_: None,
     **options: Any,

@@ -1,13 +1,15 @@
 """Verdicts on whether something became slower, from measurements.
 
-    slower         the whole interval of head / base lies above 1 and the noise floor, and either the estimate reaches
-                   the threshold or the whole interval lies above half of it
+    slower         the whole interval of head / base lies above 1 and the noise floor, and either the whole interval
+                   lies above half of the threshold, or the estimate reaches the threshold and the interval reaches no
+                   further from it than four fifths of the threshold
     faster         the same, the other way round
     unchanged      the whole interval lies inside the threshold, on either side of 1
     inconclusive   none of these: the interval is too wide, or there are too few launches for one
     not comparable the two were measured on different devices, or otherwise
 
-Noise alone makes an interval wider, and so makes none of the first three likelier. An interval of half the threshold to
+Noise alone makes an interval wider, and so makes none of the first three likelier: an estimate that noise has moved is
+not near enough to its interval's ends. An interval of half the threshold to
 either side of its estimate tells no change from one by the threshold, and one of a quarter is always one of the three.
 The noise floor is what two measurements of the same file were seen to differ by.
 
@@ -20,14 +22,32 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Literal, TypedDict
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 from edgesmith.bench.measurement import Measurement
-from edgesmith.bench.statistics import Interval, confidence_of_a_look, log_ratios, paired_ratio, unpaired_ratio
+from edgesmith.bench.statistics import (
+    Interval,
+    confidence_of_a_look,
+    log_ratios,
+    paired_ratio,
+    times_in_turn,
+    unpaired_ratio,
+)
 from edgesmith.errors import INCONCLUSIVE_CODE, NOT_COMPARABLE_CODE, SLOWER_CODE, BadInput
 
+if TYPE_CHECKING:
+    import numpy as np
+
 THRESHOLD = 0.05
-CONFIDENCE = 0.99
+CONFIDENCE = 0.995
+
+CLOSE = 0.8
+"""How far an interval may reach from an estimate at the threshold, as a share of the threshold.
+
+So the estimate is 2.5 standard errors from a change by two fifths of the threshold, and calls it one by the threshold
+in 0.6 % of comparisons at most; without that, where an interval just excludes 1, in 4 %.
+"""
+
 Word = Literal["slower", "faster", "unchanged", "inconclusive", "not comparable"]
 SLOWER: Word = "slower"
 FASTER: Word = "faster"
@@ -160,8 +180,7 @@ class Criterion:
         if one.verdict == INCONCLUSIVE or one.ratio is None or one.ratio.low is None or one.ratio.high is None:
             return False
         half = 1 + self.threshold / 2
-        is_narrow = math.log(one.ratio.high / one.ratio.low) / 2 <= math.log(half)
-        return is_narrow or one.ratio.low > half or one.ratio.high < 1 / half
+        return reach(one.ratio) <= math.log(half) or one.ratio.low > half or one.ratio.high < 1 / half
 
 
 def worst_code(verdicts: Sequence[Verdict]) -> ExitCode:
@@ -230,11 +249,18 @@ def compare(
     is_paired = base is head
     if is_paired:
         surer = confidence_of_a_look(confidence, base.looks)
-        ratio = paired_ratio(log_ratios(base.rounds(base_subject), head.rounds(head_subject)), surer)
+        ratio = paired_ratio(launch_ratios(base, base_subject, head_subject), surer)
     else:
         ratio = unpaired_ratio(medians[0], medians[1], confidence)
     verdict, reason = judge(ratio, threshold, floor, min(map(len, medians)))
     return Verdict(verdict, reason, *names, ratio, median(medians[0]), median(medians[1]), is_paired)
+
+
+def launch_ratios(measurement: Measurement, base: int, head: int) -> np.ndarray:
+    """One number for each launch in which two subjects were timed in turn: log(head / base), see statistics.py."""
+    both = zip(measurement.rounds(base), measurement.rounds(head), strict=True)
+    launches = [times_in_turn(*sides) for sides in both]
+    return log_ratios([one for one, _ in launches], [other for _, other in launches])
 
 
 def check_options(threshold: float, confidence: float, floor: float) -> None:
@@ -276,7 +302,7 @@ def noise_floor(measurement: Measurement, confidence: float = CONFIDENCE) -> flo
         raise BadInput(
             "a noise floor takes a measurement of one artifact against itself: edgesmith bench A --against A"
         )
-    ratio = paired_ratio(log_ratios(measurement.rounds(0), measurement.rounds(1)), confidence)
+    ratio = paired_ratio(launch_ratios(measurement, 0, 1), confidence)
     if ratio.low is None or ratio.high is None:
         raise BadInput(f"a noise floor takes more launches than the {len(measurement.launches)} of this measurement")
     return math.exp(max(abs(math.log(ratio.low)), abs(math.log(ratio.high)))) - 1
@@ -287,15 +313,21 @@ def _runtime(measurement: Measurement, subject: int) -> str:
     return f"{name} {measurement.runtimes.get(name, '')}".strip()
 
 
+def reach(ratio: Interval) -> float:
+    """How far an interval reaches from its middle, as a logarithm; infinite where there is none."""
+    return math.inf if ratio.low is None or ratio.high is None else math.log(ratio.high / ratio.low) / 2
+
+
 def judge(ratio: Interval, threshold: float, floor: float, launches: int) -> tuple[Word, str]:
     """Return the verdict on a ratio by the rule at the top of this file, and the reason in a sentence."""
     if ratio.low is None or ratio.high is None:
         return INCONCLUSIVE, f"{launches} launches are too few for an interval: measure longer"
     bounds = f"head takes {ratio.value:.3f} of base's time, {ratio.low:.3f} to {ratio.high:.3f}"
     whole, half, change = 1 + threshold, 1 + threshold / 2, f"{100 * threshold:g}%"
-    if ratio.low > 1 + floor and (ratio.value >= whole or ratio.low > half):
+    is_close = reach(ratio) <= math.log(1 + CLOSE * threshold)
+    if ratio.low > 1 + floor and (ratio.low > half or (ratio.value >= whole and is_close)):
         return SLOWER, bounds
-    if ratio.high < 1 / (1 + floor) and (ratio.value <= 1 / whole or ratio.high < 1 / half):
+    if ratio.high < 1 / (1 + floor) and (ratio.high < 1 / half or (ratio.value <= 1 / whole and is_close)):
         return FASTER, bounds
     if 1 / whole < ratio.low and ratio.high < whole:
         return UNCHANGED, f"{bounds}: no change by {change}"

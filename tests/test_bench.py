@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from edgesmith.bench.statistics import (
 )
 from edgesmith.bench.subjects import subjects_of
 from edgesmith.bench.verdict import (
+    CONFIDENCE,
     FASTER,
     INCONCLUSIVE,
     NOT_COMPARABLE,
@@ -47,6 +48,7 @@ from edgesmith.bench.verdict import (
     UNCHANGED,
     Comparison,
     compare,
+    launch_ratios,
     noise_floor,
 )
 from edgesmith.board.common import is_steady
@@ -130,6 +132,42 @@ def test_quantile_takes_each_launch_as_one_number() -> None:
     found = quantile(launches, 0.5, 0.95)
     assert found == Interval(6.5, 3.0, 10.0)  # of 12: the third from either end, 96.1 %
     assert quantile([[1.0, 2.0, 3.0]], 0.5) == Interval(2.0, None, None)
+
+
+def in_slots(calls: tuple[int, int], ratio: float, times: Callable[[int], np.ndarray], launches: int) -> Measurement:
+    """A measurement of two subjects, of so many calls in each slot; `times` draws them, and the head's are longer."""
+    plain = recorded(*[[[1.0] * 18] * launches] * 2)
+
+    def slot(one: Slot) -> Slot:
+        return replace(one, samples_ms=tuple((times(calls[one.subject]) * (1.0, ratio)[one.subject]).tolist()))
+
+    drawn = tuple(replace(one, slots=tuple(map(slot, one.slots))) for one in plain.launches)
+    return replace(plain, launches=drawn)
+
+
+def test_calls_that_other_work_holds_up_move_no_ratio() -> None:
+    draw = np.random.default_rng(0)
+
+    def held_up(calls: int) -> np.ndarray:  # more or fewer of them, as the scheduler has it
+        times = draw.normal(1.0, 0.01, calls)
+        times[draw.random(calls) < draw.uniform(0.1, 0.8)] *= 1.6
+        return times
+
+    together = in_slots((60, 60), 1.02, held_up, 24)
+    ratios = launch_ratios(together, 0, 1)
+    assert ratios.mean() == pytest.approx(0.02, abs=0.005)
+    assert ratios.std() < 0.01
+    medians = log_ratios(*([[np.median(x) for x in one] for one in together.rounds(side)] for side in (0, 1)))
+    assert medians.std() > 5 * ratios.std()
+
+
+@pytest.mark.parametrize("calls", [(60, 60), (60, 12), (10, 200), (10, 9), (1, 2), (2, 3), (3, 40)])
+def test_the_number_of_calls_leans_to_neither_side(calls: tuple[int, int]) -> None:
+    draw = np.random.default_rng(0)
+    together = in_slots(calls, 1.0, lambda count: draw.lognormal(0, 0.02, count), 200)
+    ratios = launch_ratios(together, 0, 1)
+    assert abs(ratios.mean()) < 0.0015
+    assert 0.35 < (ratios < 0).mean() < 0.65
 
 
 @given(st.lists(st.floats(0.5, 2.0), min_size=8, max_size=8), st.floats(0.5, 2.0))
@@ -286,7 +324,7 @@ def test_an_option_out_of_range_is_refused(option: dict[str, float]) -> None:
 def test_the_noise_floor_is_the_far_end_of_one_file_against_itself() -> None:
     together = noisy(1.0)
     same = replace(together, subjects=(together.subjects[0], replace(together.subjects[0], name="again")))
-    ratio = paired_ratio(log_ratios(same.rounds(0), same.rounds(1)), 0.99)
+    ratio = paired_ratio(launch_ratios(same, 0, 1), CONFIDENCE)
     assert ratio.low is not None
     assert ratio.high is not None
     assert noise_floor(same) == pytest.approx(max(ratio.high, 1 / ratio.low) - 1)

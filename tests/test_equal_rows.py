@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from support.formula import Formula
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,15 +20,6 @@ from edgesmith.exporters.graph.edit import count_operators
 from edgesmith.exporters.graph.interpret import run_graph
 from edgesmith.exporters.precision import table as precisions
 from edgesmith.exporters.targets.target import Request
-
-
-class Formula(nn.Module):
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
 
 
 def normal(*shape: int) -> Tensor:
@@ -73,8 +64,8 @@ WRONG = {
         *("group norm", "instance norm", "instance norm of a pruned channel", "instance norm, spelled out"),
         *("layer norm of channels", "standard deviation", "mean", "sum"),
     },
-    "coreai": set(CASES) - {"root mean square norm", "variance"},
-    "tvm": set(CASES) - {"group norm", "group norm of one group", "root mean square norm", "variance"},
+    "coreai": set(CASES) - {"root mean square norm", "variance", "vector norm"},
+    "tvm": set(CASES) - {"group norm", "group norm of one group", "root mean square norm", "variance", "vector norm"},
 }
 """What a target's runtime is beyond the bound with when it is lowered as it comes."""
 
@@ -120,7 +111,7 @@ def test_a_blank_picture_is_no_reason_to_refuse_a_norm(target: str, tmp_path: Pa
         pytest.skip(why)
     first = nn.Conv2d(3, 8, 3, padding=1)  # of zeros it makes its bias, at the border too
     models = {"norm": nn.InstanceNorm2d(3, affine=True)}
-    if target != "tvm":  # 2.5e-5 off behind a layer on the quiet input, where 1.2e-5 is allowed
+    if target != "tvm":  # sums of its layers begin as the bias, which a quiet input lets stand out: 3.5e-5, not 2.5e-5
         models["behind"] = nn.Sequential(first, nn.InstanceNorm2d(8, affine=True))
     for name, model in models.items():
         x = torch.randn(1, 3, 40, 40, generator=torch.Generator().manual_seed(1)) + 0.7

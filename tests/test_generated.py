@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from support.formula import Formula
 from torch import Tensor, nn
 
 from edgesmith.errors import BadInput, Unsupported, VerificationFailed
@@ -152,15 +153,6 @@ def test_a_campaign_groups_refusals_by_cause_and_fails_on_what_is_wrong() -> Non
 # What the generated models showed
 
 
-class Plain(nn.Module):
-    def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, *given: Tensor) -> Any:
-        return self.function(*given)
-
-
 WHOLE = {
     "wraps": lambda x, y: (x + y, x * y, -x),
     "clips by numbers of its own type": lambda x, y: (x.clip(-1, 1), x == -1),
@@ -174,7 +166,7 @@ WHOLE = {
 def test_small_whole_numbers_in_int32_are_the_same(name: str, dtype: torch.dtype) -> None:
     info = torch.iinfo(dtype)
     given = [torch.randint(info.min, info.max, (5, 4), generator=torch.manual_seed(k)).to(dtype) for k in range(2)]
-    captured = capture(Plain(WHOLE[name]), given)
+    captured = capture(Formula(WHOLE[name]), given)
     plain = with_plain_types(captured)
     kinds = {
         v.dtype for n in plain.module.graph.nodes if n.op == "call_function" and isinstance(v := n.meta["val"], Tensor)
@@ -186,15 +178,15 @@ def test_small_whole_numbers_in_int32_are_the_same(name: str, dtype: torch.dtype
 
 
 def test_doubles_stay_unless_they_are_asked_for() -> None:
-    captured = capture(Plain(lambda x: x.sin() + torch.ones(3, dtype=torch.float64)), [torch.ones(3).double()])
+    captured = capture(Formula(lambda x: x.sin() + torch.ones(3, dtype=torch.float64)), [torch.ones(3).double()])
     assert with_plain_types(captured) is captured
     assert run(with_plain_types(captured, doubles=True), captured.inputs)[0].dtype == torch.float32
 
 
 def test_a_model_computes_in_half_where_an_operator_rounds_to_it() -> None:
     given = [torch.ones(3).half()]
-    assert computes_in_half(capture(Plain(torch.sin), given))
-    assert not computes_in_half(capture(Plain(lambda x: x.float().sin()), given))
+    assert computes_in_half(capture(Formula(torch.sin), given))
+    assert not computes_in_half(capture(Formula(lambda x: x.float().sin()), given))
 
 
 FORMS: dict[str, tuple[Callable[..., Any], list[Tensor]]] = {
@@ -324,7 +316,7 @@ def test_doubles_that_are_resized_stay_doubles() -> None:
 
     generator = torch.Generator().manual_seed(0)
     given = tuple(torch.randn(shape, generator=generator, dtype=torch.float64) for shape, _ in RESIZES.values())
-    (got,) = run_file(Plain(resize), given, ONNX)
+    (got,) = run_file(Formula(resize), given, ONNX)
     for value, wanted in zip(got, resize(*given), strict=True):
         np.testing.assert_allclose(value, wanted.numpy(), rtol=1e-13)
 
@@ -373,7 +365,7 @@ def test_halves_stay_halves(target: str) -> None:
         pytest.skip(reason)
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.randn(16, 16, generator=generator).half() for _ in range(2))
-    (got,) = run_file(Plain(lambda x, y: [one(x, y).float() for one in OF_HALVES.values()]), (x, y), f"{target}:fp32")
+    (got,) = run_file(Formula(lambda x, y: [one(x, y).float() for one in OF_HALVES.values()]), (x, y), f"{target}:fp32")
     for value, (name, one) in zip(got, OF_HALVES.items(), strict=True):
         wanted = one(x, y).float().numpy()
         assert np.array_equal(value, value.astype(np.float16)), name
@@ -401,7 +393,11 @@ def test_layers_of_half_precision_stay_in_it(tmp_path: Path) -> None:
     """No product is cast for an argmax behind it; what lies between them is."""
     layers = nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 8), nn.Softmax(-1)).half()
     artifact = export(
-        Plain(lambda x: layers(x).argmax(-1)), "onnx", inputs=[torch.randn(3, 8).half()], precision="fp32", out=tmp_path
+        Formula(lambda x: layers(x).argmax(-1)),
+        "onnx",
+        inputs=[torch.randn(3, 8).half()],
+        precision="fp32",
+        out=tmp_path,
     )
     file = onnx.load(artifact.file)
     made_by = {name: node for node in file.graph.node for name in node.output}
@@ -426,7 +422,7 @@ READ_FOR_THEIR_DIGITS: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("name", READ_FOR_THEIR_DIGITS)
 def test_small_sigmoids_that_are_read_for_their_digits_have_them(name: str, column: str) -> None:
     given = torch.linspace(-60, 20, 64).reshape(4, 16)
-    (got,) = run_file(Plain(READ_FOR_THEIR_DIGITS[name]), (given,), column)
+    (got,) = run_file(Formula(READ_FOR_THEIR_DIGITS[name]), (given,), column)
     np.testing.assert_allclose(got[0], READ_FOR_THEIR_DIGITS[name](given).numpy(), rtol=3e-6)
 
 
@@ -435,7 +431,7 @@ def test_a_sigmoid_that_is_added_or_multiplied_stays_one(tmp_path: Path) -> None
         gate = torch.sigmoid(x)
         return gate * x, gate + x, gate, x / (1 + gate)
 
-    artifact = export(Plain(gates), "onnx", inputs=[torch.randn(3, 8)], precision="fp32", out=tmp_path)
+    artifact = export(Formula(gates), "onnx", inputs=[torch.randn(3, 8)], precision="fp32", out=tmp_path)
     assert "Sigmoid" in {node.op_type for node in onnx.load(artifact.file).graph.node}
 
 
@@ -465,12 +461,12 @@ def test_an_output_that_is_never_finite_says_nothing_against_the_others(tmp_path
         return x.sin(), (x - x) / (x - x)
 
     with pytest.warns(Unverified, match="none of its values is finite"):
-        export(Plain(some), "onnx", inputs=[torch.randn(3, 4)], precision="fp32", out=tmp_path)
+        export(Formula(some), "onnx", inputs=[torch.randn(3, 4)], precision="fp32", out=tmp_path)
     with pytest.raises(VerificationFailed, match="not finite on any"), pytest.warns(Unverified):
-        export(Plain(lambda x: some(x)[1]), "onnx", inputs=[torch.randn(3, 4)], precision="fp32", out=tmp_path)
+        export(Formula(lambda x: some(x)[1]), "onnx", inputs=[torch.randn(3, 4)], precision="fp32", out=tmp_path)
 
 
 def test_an_input_of_many_axes_is_still_refused_by_core_ml(tmp_path: Path) -> None:
     pytest.importorskip("coremltools")
     with pytest.raises(Unsupported, match="Core ML takes inputs of up to 5 axes"):
-        export(Plain(torch.sin), "coreml", inputs=[torch.ones(1, 1, 1, 1, 1, 2)], precision="fp32", out=tmp_path)
+        export(Formula(torch.sin), "coreml", inputs=[torch.ones(1, 1, 1, 1, 1, 2)], precision="fp32", out=tmp_path)

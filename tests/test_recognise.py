@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from authors.affnet import AFNO2DChannelFirst
 from authors.casvit import AdditiveTokenMixer
 from authors.efficientvim import HSMSSD
+from support.formula import Formula
 from support.rewriting import apply, reasons
 from torch import Tensor, nn
 
@@ -27,19 +28,8 @@ def filter_of(**changes: Callable[[Tensor], Tensor] | float) -> nn.Module:
     for parameter in model.parameters():
         parameter.data.normal_(0, 0.4)
     if "act" in changes:
-        model.act = Function(changes["act"])  # type: ignore[assignment, arg-type]  # a module of it
+        model.act = Formula(changes["act"])  # type: ignore[assignment, arg-type]  # a module of it
     return model
-
-
-class Function(nn.Module):
-    """A module of one function."""
-
-    def __init__(self, function: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return self.function(*inputs)
 
 
 class Halves(nn.Module):
@@ -149,7 +139,7 @@ class Bounded(HSMSSD):
 @pytest.mark.parametrize(
     ("name", "model", "x"),
     [
-        ("fft_filter", Function(_unlike), X),
+        ("fft_filter", Formula(_unlike), X),
         ("additive_attention", Minus(8), torch.randn(1, 8, 6, 6)),
         ("hidden_state_mixer", Bounded(8, 4), torch.randn(1, 8, 16)),
     ],
@@ -179,7 +169,7 @@ def test_graphs_without_a_centre_have_no_near_miss() -> None:
     for model, x in (
         (nn.Sequential(SqueezeExcite(), SqueezeExcite()), torch.randn(1, 8, 6, 6)),
         (layer, torch.randn(1, 5, 16)),
-        (Function(lambda x: torch.fft.rfft2(x).abs()), X),
+        (Formula(lambda x: torch.fft.rfft2(x).abs()), X),
     ):
         _, reports, _ = apply(model, x)
         assert not [r for name, report in reports.items() if name.startswith("fuse_a") for r in report.rejected]
@@ -187,7 +177,7 @@ def test_graphs_without_a_centre_have_no_near_miss() -> None:
 
 
 def test_a_memory_with_a_computed_spectrum_says_so() -> None:
-    model = Function(lambda x: torch.fft.irfft(torch.fft.rfft(x) * torch.sigmoid(x.mean()), n=x.shape[-1]))
+    model = Formula(lambda x: torch.fft.irfft(torch.fft.rfft(x) * torch.sigmoid(x.mean()), n=x.shape[-1]))
     _, reports, _ = apply(model, X)
     assert "more than a multiply by a constant spectrum" in reasons(reports["find_memory"])
 
@@ -200,13 +190,13 @@ def test_copies_are_dropped_and_a_copied_input_that_is_returned_is_not() -> None
         y = x.relu().detach().clone().float().contiguous().expand(1, 16, 6, 8).reshape(1, 16, 6, 8)
         return y + 1, x.clone()
 
-    _, reports, counts = apply(Function(copies), X)  # type: ignore[arg-type]  # two outputs
+    _, reports, counts = apply(Formula(copies), X)  # type: ignore[arg-type]  # two outputs
     assert counts == {"aten.relu": 1, "aten.add": 1, "aten.clone": 1}
     assert len(reports["drop_copies"].applied) >= 4
 
 
 def test_what_changes_type_or_shape_is_no_copy() -> None:
-    program, reports, _ = apply(Function(lambda x: x.half().float() + x.expand(2, 16, 6, 8)), X)
+    program, reports, _ = apply(Formula(lambda x: x.half().float() + x.expand(2, 16, 6, 8)), X)
     assert not reports["drop_copies"].applied
     assert not torch.equal(run(program, (X,))[0], 2 * X.expand(2, 16, 6, 8))
 

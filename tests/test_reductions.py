@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from onnx import helper
+from support.formula import Formula
 from torch import Tensor, nn
 
 import edgesmith
@@ -24,15 +24,6 @@ from edgesmith.exporters.targets.target import Request
 from edgesmith.exporters.verification.exact import measure_distances
 
 ONNX = targets.get("onnx")
-
-
-class Formula(nn.Module):
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
 
 
 def errors(model: nn.Module, x: Tensor, folder: Path, dynamic: bool = False) -> tuple[float, float, dict[str, int]]:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.formula import Formula
 from support.rewriting import DEAR_COPIES, apply, reasons
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
@@ -527,22 +528,11 @@ def test_a_reference_is_traced_as_it_is_captured(name: str) -> None:
 TENTH = torch.tensor(0.1)
 
 
-class Applied(nn.Module):
-    """A function of one input."""
-
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
-
-
 @pytest.mark.parametrize(
     "function", [lambda x: x.sin().add_(1), lambda x: x.sin() + TENTH], ids=["written in place", "a constant"]
 )
 def test_what_tracing_alone_spells_otherwise_is_captured(function: Callable[[Tensor], Tensor]) -> None:
-    model, x = Applied(function), torch.zeros(4)
+    model, x = Formula(function), torch.zeros(4)
     assert spelled(fusing._trace(model, [x]).graph) == spelled(capture(model, [x]).module.graph)
 
 

@@ -5,13 +5,13 @@ The files are held to PyTorch on the inputs that have gone wrong: zeros, quiet a
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from support.formula import Formula
 from support.lowering import lower
 from test_decompositions import ALL, APPLES, ROWS, X, Y, assert_equal, run_file
 from torch import Tensor, nn
@@ -25,17 +25,6 @@ from edgesmith.exporters.targets import get
 from edgesmith.exporters.targets.target import TargetFile
 
 aten = torch.ops.aten
-
-
-class Calling(nn.Module):
-    """A function as a model."""
-
-    def __init__(self, function: Callable[..., object]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, *given: Tensor) -> object:
-        return self.function(*given)
 
 
 def _drawn(*shape: int) -> Tensor:
@@ -152,7 +141,7 @@ TRANSFORMS = {
 def test_short_time_transforms_are_pytorchs(target: str) -> None:
     inputs = (torch.cat([_drawn(1, 160), _drawn(1, 160) * 1e-2]),)
     _hold(
-        Calling(lambda x: [transform(x) for transform in TRANSFORMS.values()]),
+        Formula(lambda x: [transform(x) for transform in TRANSFORMS.values()]),
         inputs,
         target,
         tolerance=5e-5,
@@ -164,7 +153,7 @@ def test_both_spellings_of_a_short_time_transform_are_the_same_matmuls() -> None
     x = _drawn(2, 160)
     counts = []
     for spelling in (_spectrum, _by_hand):
-        program, _ = rewrite(capture(Calling(spelling), (x,)), get("coreml").costs)
+        program, _ = rewrite(capture(Formula(spelling), (x,)), get("coreml").costs)
         counts.append(sum(node.target is aten.matmul.default for node in program.module.graph.nodes))
     assert counts[0] == counts[1] == 2
 
@@ -189,7 +178,7 @@ def test_rms_norm_holds_in_half_precision(eps: float) -> None:
 
 @pytest.mark.parametrize("target", ALL)
 def test_an_exported_atan2_is_in_its_quadrant(target: str, tmp_path: Path) -> None:
-    made = edgesmith.export(Calling(torch.atan2), target, inputs=(Y, X), precision="fp32", out=tmp_path, name="angle")
+    made = edgesmith.export(Formula(torch.atan2), target, inputs=(Y, X), precision="fp32", out=tmp_path, name="angle")
     got = get(target).open(made.file).run([[Y.numpy(), X.numpy()]])
     assert isinstance(got, list)
     assert_equal(got[0][0], torch.atan2(Y, X))
@@ -201,7 +190,7 @@ def test_outputs_may_be_inputs_constants_and_twice_the_same(target: str) -> None
         y = x + 1
         return [x, y, y, torch.ones(2), torch.positive(x)]
 
-    _hold(Calling(model), (_drawn(2, 3),), target)
+    _hold(Formula(model), (_drawn(2, 3),), target)
 
 
 def test_inputs_may_be_numbers_truth_values_and_bytes(tmp_path: Path) -> None:
@@ -210,8 +199,8 @@ def test_inputs_may_be_numbers_truth_values_and_bytes(tmp_path: Path) -> None:
     def model(scale: Tensor, mask: Tensor, picture: Tensor) -> Tensor:
         return torch.where(mask, picture.float() / 255, -1.0) * scale
 
-    _hold(Calling(model), inputs, "coreml")
-    made = edgesmith.export(Calling(model), "coreml", inputs=inputs, precision="fp32", out=tmp_path, name="odd")
+    _hold(Formula(model), inputs, "coreml")
+    made = edgesmith.export(Formula(model), "coreml", inputs=inputs, precision="fp32", out=tmp_path, name="odd")
     assert [one["shape"] for one in made.manifest["model"]["inputs"]] == [[1], [1, 3], [1, 3]]
 
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.formula import Formula
 from support.rewriting import apply
 from torch import Tensor, nn
 
@@ -63,7 +64,7 @@ def test_what_is_in_use_is_what_an_operator_reads_and_makes_and_what_is_read_lat
         z = torch.cat((y, y), 1).unsqueeze(0).flatten(0, 1)  # 64, and two views of it
         return (b.mean() + F.silu(z).relu()).exp()  # 4 for the mean; 64 for each of the others, but for the ReLU
 
-    program = capture(_Function(function), (torch.randn(1, 4, 8),))
+    program = capture(Formula(function), (torch.randn(1, 4, 8),))
     in_use = {node.name: count for node, count in memory(program.module).items() if "getitem" not in node.name}
     assert in_use == {
         "split_with_sizes": 128 + 128,
@@ -77,15 +78,6 @@ def test_what_is_in_use_is_what_an_operator_reads_and_makes_and_what_is_read_lat
         "add": 64 + 4 + 64,
         "exp": 64 + 64,
     }
-
-
-class _Function(nn.Module):
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
 
 
 @given(
@@ -200,7 +192,7 @@ def test_what_stands_beside_a_chain_is_counted() -> None:
 
     torch.manual_seed(0)
     layers = {"e": nn.Conv2d(40, 16, 1), "d": depthwise(16), "o": nn.Conv2d(8, 40, 1), "p": nn.Conv2d(16, 2, 1)}
-    model = _Function(lambda x: beside(x, **layers))
+    model = Formula(lambda x: beside(x, **layers))
     model.layers = nn.ModuleDict(layers)
     x = torch.randn(1, 40, 16, 16)
     made, report = tiled(model, x)
@@ -211,6 +203,6 @@ def test_what_stands_beside_a_chain_is_counted() -> None:
 
 
 def test_sizes_that_depend_on_the_data_leave_a_program_as_it_is() -> None:
-    model = nn.Sequential(Bottleneck(2, 16, nn.SiLU(), depthwise(16)), _Function(lambda y: y[y > 0]))
+    model = nn.Sequential(Bottleneck(2, 16, nn.SiLU(), depthwise(16)), Formula(lambda y: y[y > 0]))
     _, report = tiled(model, torch.randn(1, 2, 8, 8))
     assert (report.applied, report.rejected) == ((), ())

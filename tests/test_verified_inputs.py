@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from support.formula import Formula
 from support.lowering import lower
 from torch import Tensor, nn
 
@@ -36,17 +37,6 @@ from edgesmith.models.registry import ImageInput
 
 FP32 = Thresholds(1e-5, 100.0)
 TARGETS = ("onnx", "coreml", "coreai", "tensorrt")
-
-
-class Lines(nn.Module):
-    """A module made of a function."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, *inputs: Tensor) -> Any:
-        return self.function(*inputs)
 
 
 class Net(nn.Module):
@@ -222,7 +212,7 @@ def plant(target: str, wrong: Callable[..., Any], monkeypatch: pytest.MonkeyPatc
 
     def lower(self: Target, program: Program, path: Path, request: Request) -> None:
         names = (program.input_names, program.output_names)
-        module = capture(Lines(wrong), program.inputs, *names).module
+        module = capture(Formula(wrong), program.inputs, *names).module
         right(self, with_module(program, module), path, request)
 
     monkeypatch.setattr(kind, "lower", lower)
@@ -234,13 +224,13 @@ def test_a_file_that_is_wrong_where_nothing_is_drawn_is_refused(
     target: str, fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right, wrong, inputs, words = PLANTED[fault]
-    made = export(Lines(right), target, tmp_path / "right", inputs=inputs, precision="fp32", name="right")
+    made = export(Formula(right), target, tmp_path / "right", inputs=inputs, precision="fp32", name="right")
     if target == "onnx":
         _, steps = edgesmith.verify(made.path)
         assert made.manifest["verification"]["steps"][-1] in steps
     plant(target, wrong, monkeypatch)
     with pytest.raises(VerificationFailed, match=f"eager -> file: .*{words}"):
-        export(Lines(right), target, tmp_path / "wrong", inputs=inputs, precision="fp32")
+        export(Formula(right), target, tmp_path / "wrong", inputs=inputs, precision="fp32")
     assert list((tmp_path / "wrong").iterdir()) == []
 
 
@@ -250,9 +240,9 @@ def test_a_file_that_is_wrong_where_nothing_is_drawn_is_refused(
 )
 def test_what_a_large_peak_hides_in_a_stored_file_is_refused(target: str, fault: str, tmp_path: Path) -> None:
     right, wrong, inputs, words = PLANTED[fault]
-    made = export(Lines(right), target, tmp_path / "right", inputs=inputs, precision="fp32", name="right")
+    made = export(Formula(right), target, tmp_path / "right", inputs=inputs, precision="fp32", name="right")
     assert made.manifest["verification"]["inputs"]["noise"] == "not asked"
-    program = capture(Lines(wrong), inputs)
+    program = capture(Formula(wrong), inputs)
     if made.file.is_dir():
         shutil.rmtree(made.file)
     lower(target, program, made.file, name="right")
@@ -273,11 +263,11 @@ def test_numbers_that_rounding_moves_off_whole_ones_are_no_others(
         return x.unsqueeze(-1).softmax(-1), x
 
     plant("onnx", lambda x: (ones(x)[0] * (1 - 1e-6), x), monkeypatch)
-    export(Lines(ones), "onnx", tmp_path / "near", inputs=(X32,), precision="fp32")
+    export(Formula(ones), "onnx", tmp_path / "near", inputs=(X32,), precision="fp32")
     monkeypatch.undo()
     plant("onnx", lambda x: (ones(x)[0] * (1 - 2e-5), x), monkeypatch)
     with pytest.raises(VerificationFailed, match="error 2e-05 of the peak"):
-        export(Lines(ones), "onnx", tmp_path / "far", inputs=(X32,), precision="fp32")
+        export(Formula(ones), "onnx", tmp_path / "far", inputs=(X32,), precision="fp32")
 
 
 @pytest.mark.parametrize("target", ["onnx", "coreml"])
@@ -287,14 +277,14 @@ def test_places_one_off_are_refused_in_half_precision(
     def place(x: Tensor) -> Tensor:
         return x.argmax(-1)
 
-    export(Lines(place), target, tmp_path / "right", inputs=(SCORED,), precision="fp16", name="right")
+    export(Formula(place), target, tmp_path / "right", inputs=(SCORED,), precision="fp16", name="right")
     plant(target, lambda x: (x.argmax(-1) - 1).clamp(min=0), monkeypatch)
     with pytest.raises(VerificationFailed, match="whole numbers are others than in PyTorch"):
-        export(Lines(place), target, tmp_path / "wrong", inputs=(SCORED,), precision="fp16")
+        export(Formula(place), target, tmp_path / "wrong", inputs=(SCORED,), precision="fp16")
 
 
 def asked(function: Callable[..., Any], *inputs: Tensor) -> list[str]:
-    return [calls[0].kind for calls in corners(capture(Lines(function), inputs))]
+    return [calls[0].kind for calls in corners(capture(Formula(function), inputs))]
 
 
 def test_a_program_is_asked_for_what_its_operators_need_and_nothing_further() -> None:
@@ -314,12 +304,12 @@ def test_a_program_is_asked_for_what_its_operators_need_and_nothing_further() ->
 
 def test_levels_are_the_programs_numbers_and_weights_are_none() -> None:
     layer = nn.Linear(8, 2)
-    (calls,) = list(corners(capture(Lines(lambda x: layer(x) > 0.25), (X32,))))[:1]
+    (calls,) = list(corners(capture(Formula(lambda x: layer(x) > 0.25), (X32,))))[:1]
     assert calls[0].values == (0.25, 0.25 * (1 + 2**-7), 0.25 * (1 - 2**-7))
     (levels,) = make(calls[0], [X32], None, False)
     assert {0.25, 0.25 * (1 + 2**-7), 0.25 * (1 - 2**-7)} <= set(levels.flatten().tolist())
     assert bool(((2 * levels).round() == 2 * levels).any())
-    (zeroed,) = list(corners(capture(Lines(lambda x: x > 3000.0), (X32,))))  # it never comes to that
+    (zeroed,) = list(corners(capture(Formula(lambda x: x > 3000.0), (X32,))))  # it never comes to that
     assert zeroed[0].values == ()
 
 
@@ -331,7 +321,7 @@ def test_rows_of_several_calls_are_every_row_of_a_table_that_they_can_hold() -> 
 
 
 def test_what_steps_on_an_input_as_it_is_has_no_noise_on_levels() -> None:
-    step, scaled = Lines(lambda x: (x >= 0.3).float()), Lines(lambda x: (x * 1.1 >= 0.33).float())
+    step, scaled = Formula(lambda x: (x >= 0.3).float()), Formula(lambda x: (x * 1.1 >= 0.33).float())
     given = [[torch.tensor([0.3, 0.2, 0.4])]]
     for model, least in ((step, 0.0), (scaled, 1.0)):
         reference = [[model(*x).numpy()] for x in given]
@@ -428,19 +418,19 @@ def test_an_image_input_has_pictures_of_bytes_alone() -> None:
 
 
 def test_audio_of_16_bits_is_refused_in_half_precision_on_the_callers_example(tmp_path: Path) -> None:
-    energy = Lines(lambda x: (x * x).mean(-1).sqrt())
+    energy = Formula(lambda x: (x * x).mean(-1).sqrt())
     with pytest.raises(VerificationFailed, match=r"on the example.*use --precision mixed or fp32"):
         export(energy, "coreml", tmp_path, inputs=(torch.rand(1, 40, 10) * 3000,), precision="fp16")
 
 
 def test_logarithms_and_look_ups_by_computed_index_are_exported(tmp_path: Path) -> None:
     power = torch.rand(1, 40, 10) + 0.1
-    made = export(Lines(lambda x: torch.log(x).sum((1, 2))), "onnx", tmp_path, inputs=(power,), name="log")
+    made = export(Formula(lambda x: torch.log(x).sum((1, 2))), "onnx", tmp_path, inputs=(power,), name="log")
     inputs = made.manifest["verification"]["inputs"]
     assert [call["kind"] for call in inputs["calls"]][:2] == ["example", "drawn"]
     assert [one.split(":")[0] for one in inputs["left_out"]] == ["zeros", "padded"]
     table = export(
-        Lines(lambda x: torch.arange(50.0)[(x * 40).long()]), "onnx", tmp_path, inputs=(power,), name="table"
+        Formula(lambda x: torch.arange(50.0)[(x * 40).long()]), "onnx", tmp_path, inputs=(power,), name="table"
     )
     assert "loud: PyTorch does not run on it" in table.manifest["verification"]["inputs"]["left_out"]
     for artifact in (made, table):
@@ -454,11 +444,11 @@ def test_an_input_whose_result_is_the_order_of_equal_numbers_does_not_count(targ
         places = x.square().sum(-1).topk(3, 1).indices
         return x.gather(1, places[..., None].expand(-1, -1, 6)) + torch.arange(3)[:, None] + places[..., None]
 
-    made = edgesmith.export(Lines(best), target, inputs=(EXAMPLE,), precision="fp32", out=tmp_path)
+    made = edgesmith.export(Formula(best), target, inputs=(EXAMPLE,), precision="fp32", out=tmp_path)
     left_out = made.manifest["verification"]["inputs"]["left_out"]
     assert any(one.startswith("zeros: PyTorch picks among equal numbers") for one in left_out)
     values = edgesmith.export(
-        Lines(lambda x: x.topk(3, 1).values), target, inputs=(EXAMPLE,), precision="fp32", out=tmp_path
+        Formula(lambda x: x.topk(3, 1).values), target, inputs=(EXAMPLE,), precision="fp32", out=tmp_path
     )
     assert not any("equal numbers" in one for one in values.manifest["verification"]["inputs"].get("left_out", []))
 
@@ -466,7 +456,7 @@ def test_an_input_whose_result_is_the_order_of_equal_numbers_does_not_count(targ
 def test_the_loud_input_of_half_precision_stays_within_its_range(tmp_path: Path) -> None:
     def factors(function: Callable[[Tensor], Tensor], precision: str) -> dict[str, float]:
         x = (torch.rand(1, 16, generator=torch.Generator().manual_seed(0)) + 1,)
-        made = export(Lines(function), "onnx", tmp_path, inputs=x, precision=precision)
+        made = export(Formula(function), "onnx", tmp_path, inputs=x, precision=precision)
         calls = made.manifest["verification"]["inputs"]["calls"]
         return {call["kind"]: call["factor"] for call in calls if "factor" in call}
 
@@ -562,12 +552,12 @@ def test_an_output_that_no_check_can_fail_on_is_not_verified(
     function: Callable[[Tensor], Tensor], inputs: tuple[Tensor, ...], reason: str, tmp_path: Path
 ) -> None:
     with pytest.warns(Unverified, match=f"output is not verified: .*{reason}"):
-        made = export(Lines(function), "onnx", tmp_path, inputs=inputs)
+        made = export(Formula(function), "onnx", tmp_path, inputs=inputs)
     assert list(made.manifest["verification"]["unverified"]) == ["output"]
 
 
 def test_only_the_output_in_doubt_is_named_and_others_are_verified(tmp_path: Path) -> None:
-    both = Lines(lambda x: (x * 2, x * 0))
+    both = Formula(lambda x: (x * 2, x * 0))
     with pytest.warns(Unverified, match="output_1 is not verified"):
         made = export(both, "onnx", tmp_path, inputs=(torch.randn(2, 8),))
     assert list(made.manifest["verification"]["unverified"]) == ["output_1"]
@@ -707,7 +697,7 @@ def test_a_random_model_is_refused_with_its_operator_and_line(
     function: Callable[[Tensor], Tensor], operator: str, tmp_path: Path
 ) -> None:
     with pytest.raises(Unsupported, match=f"random or stateful: .*{operator}"):
-        export(Lines(function), "onnx", tmp_path, inputs=torch.randn(2, 8))
+        export(Formula(function), "onnx", tmp_path, inputs=torch.randn(2, 8))
 
 
 @pytest.mark.parametrize("target", ["onnx", "coreml", "coreai"])
@@ -789,7 +779,7 @@ def test_an_example_may_lie_in_memory_as_it_likes(layout: str, target: str, tmp_
     torch.manual_seed(0)
     x = LAYOUTS[layout]()
     mask = torch.ones(2, 4, 6, 4).transpose(1, 2)
-    made = edgesmith.export(Lines(function), target, inputs=(x, mask), name="laid", out=tmp_path)
+    made = edgesmith.export(Formula(function), target, inputs=(x, mask), name="laid", out=tmp_path)
     assert made.manifest["verification"]["steps"][-1]["relative_error"] < 1e-2
 
 

@@ -28,8 +28,18 @@ from edgesmith.bench import measurement as measurements
 from edgesmith.bench.experiments.command import Table, read_arguments
 from edgesmith.bench.false_alarms import drawn_launches, pair
 from edgesmith.bench.measure import MOST_LAUNCHES, Plan
-from edgesmith.bench.statistics import Interval, confidence_of_a_look, log_ratios, paired_ratio
-from edgesmith.bench.verdict import FASTER, INCONCLUSIVE, SLOWER, UNCHANGED, Criterion, Verdict, Word, judge
+from edgesmith.bench.statistics import Interval, confidence_of_a_look, paired_ratio
+from edgesmith.bench.verdict import (
+    FASTER,
+    INCONCLUSIVE,
+    SLOWER,
+    UNCHANGED,
+    Criterion,
+    Verdict,
+    Word,
+    judge,
+    launch_ratios,
+)
 from edgesmith.writing import write_whole
 
 CHANGES = tuple(k / 200 for k in range(21))
@@ -64,7 +74,7 @@ def from_record(path: Path) -> Noise:
 
     def draw_from(draw: np.random.Generator) -> np.ndarray:
         one = drawn_launches(whole, draw, MOST_LAUNCHES)
-        return log_ratios(one.rounds(0), one.rounds(1))
+        return launch_ratios(one, 0, 1)
 
     return draw_from
 

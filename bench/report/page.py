@@ -434,7 +434,8 @@ def _distribution(name: str, subject: str, launches: Sequence[Sequence[float]]) 
 
 
 def _launches(name: str, subject: str, measurement: Measurement, i: int) -> Figure:
-    rounds, samples = measurement.rounds(i), measurement.samples(i)
+    rounds = [[median(one) for one in launch] for launch in measurement.rounds(i)]
+    samples = measurement.samples(i)
     medians = [median(launch) for launch in samples]
     title = f"Launch by launch: {subject}"
     summary = (

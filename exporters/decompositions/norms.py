@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from edgesmith.exporters.decompositions import LEAVE, decomposes
+from edgesmith.exporters.decompositions import LEAVE, decomposes, sums
 
 aten = torch.ops.aten
 
@@ -120,8 +120,8 @@ def dist(x: Tensor, y: Tensor, p: float = 2.0) -> Tensor:
     return size
 
 
-def _norm(is_left: Callable[[Tensor, float], bool]) -> Callable[..., Tensor]:
-    """Return the spelling of norms over axes, but for those that are left to a target."""
+def _norm(is_left: Callable[[Tensor, float], bool], in_stages: bool) -> Callable[..., Tensor]:
+    """Return the spelling of norms over axes, but for those that are left to a target; of long ones where sums are."""
 
     def vector_norm(
         x: Tensor,
@@ -132,7 +132,7 @@ def _norm(is_left: Callable[[Tensor, float], bool]) -> Callable[..., Tensor]:
         dtype: torch.dtype | None = None,
     ) -> Tensor:
         """Return the p-th root of the sum of |x|^p over some axes; of order 0 how many numbers are not 0."""
-        if is_left(x, order):
+        if is_left(x, order) and not (in_stages and order in (1, 2) and sums.is_long(x, dim)):
             return LEAVE
         x = x if dtype is None else x.to(dtype)
         axes = list(dim) if dim and x.dim() else list(range(x.dim()))
@@ -153,13 +153,14 @@ def _is_plain(x: Tensor, order: float) -> bool:
 
 
 decomposes(aten.linalg_vector_norm.default, targets=("tvm",), why="TVM's importer has no order of 0")(
-    _norm(_is_of_sizes)
+    _norm(_is_of_sizes, in_stages=False)
 )
 decomposes(
-    aten.linalg_vector_norm.default,
-    targets=("coreai", "coreml"),
-    why="Core AI's converter fails on most orders, and no axes; coremltools' powers leave the range of half precision",
-)(_norm(_is_plain))
+    aten.linalg_vector_norm.default, targets=("coreai",), why="Core AI's converter fails on most orders, and no axes"
+)(_norm(_is_plain, in_stages=True))
+decomposes(
+    aten.linalg_vector_norm.default, targets=("coreml",), why="coremltools' powers leave the range of half precision"
+)(_norm(_is_plain, in_stages=False))
 
 
 def _root_of_powers(size: Tensor, order: float, axes: list[int], keepdim: bool) -> Tensor:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.symbolic_shapes import guard_or_false
 
 from edgesmith.exporters.decompositions import LEAVE, decomposes
 
@@ -166,33 +165,6 @@ def _some(x: Tensor, axes: list[int], keepdim: bool) -> Tensor:
     """Return where any number over some axes is not 0, by a maximum of floats: Core AI has none of integers."""
     found = x != 0
     return found.to(torch.float32).amax(axes, keepdim=keepdim) != 0 if axes and x.dim() else found
-
-
-_ENDS = (
-    "Core AI's converter ends the process where there are no axes, and a sum of nothing is what memory has; coremltools"
-    " 9.0 fails on an axis that is named of none"
-)
-
-
-@decomposes(aten.sum.default, targets=("coreml", "coreai"), why=_ENDS)
-def sum_of_all(x: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
-    """Return the sum of one number, or of none."""
-    return sum_over(x, None, dtype=dtype)
-
-
-@decomposes(aten.sum.dim_IntList, targets=("coreml", "coreai"), why=_ENDS)
-def sum_over(
-    x: Tensor, dim: Sequence[int] | None, keepdim: bool = False, *, dtype: torch.dtype | None = None
-) -> Tensor:
-    """Return the sum of one number, or of none; others are left."""
-    dtype = dtype or (x.dtype if x.is_floating_point() else torch.int64)
-    if not x.dim():
-        return x.to(dtype)
-    if not guard_or_false(x.numel() == 0):  # a size may be known at run time only
-        return LEAVE
-    axes = _axes(x, dim)
-    shape = [1 if i in axes else size for i, size in enumerate(x.shape) if keepdim or i not in axes]
-    return torch.zeros(shape, dtype=dtype, device=x.device)
 
 
 _NO_AXES = "the converters fail on an input without axes, and Core AI's where no axes are named"

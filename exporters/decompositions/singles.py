@@ -19,28 +19,13 @@ def extreme(x: Tensor) -> Tensor:
     return LEAVE if x.dim() else x.clone()
 
 
-@decomposes(aten.mean.default, targets=("coreai",), why=_ENDS)
-def mean(x: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
-    """Return the mean of one number."""
-    return LEAVE if x.dim() else x.to(dtype or x.dtype)
-
-
-@decomposes(aten.mean.dim, aten.logsumexp.default, targets=("coreml", "coreai", "tvm"), why=_ENDS)
+@decomposes(aten.logsumexp.default, targets=("coreml", "coreai", "tvm"), why=_ENDS)
+@decomposes(aten.mean.dim, targets=("coreml", "tvm"), why=_ENDS)
 def mean_over(
     x: Tensor, dim: Sequence[int] | None, keepdim: bool = False, *, dtype: torch.dtype | None = None
 ) -> Tensor:
     """Return the mean, or log(sum(exp)), of one number."""
     return LEAVE if x.dim() else x.to(dtype or x.dtype)
-
-
-@decomposes(aten.sum.dim_IntList, targets=("tvm",), why="TVM reduces no tensor without axes")
-def sum_over(
-    x: Tensor, dim: Sequence[int] | None, keepdim: bool = False, *, dtype: torch.dtype | None = None
-) -> Tensor:
-    """Return the sum of one number."""
-    if x.dim():
-        return LEAVE
-    return x.to(dtype or (x.dtype if x.is_floating_point() else torch.int64), copy=True)
 
 
 @decomposes(aten._softmax.default, targets=("coreai",), why=_ENDS)
@@ -61,9 +46,9 @@ def product(x: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
     return LEAVE if x.dim() else _summable(x, dtype)
 
 
-@decomposes(*(aten.prod.dim_int, aten.cumsum.default), targets=("coreai",), why=_ENDS)
+@decomposes(aten.prod.dim_int, targets=("coreai",), why=_ENDS)
 def product_along(x: Tensor, dim: int, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Tensor:
-    """Return the product, or the running sum, of one number."""
+    """Return the product of one number."""
     return LEAVE if x.dim() else _summable(x, dtype)
 
 

@@ -18,7 +18,6 @@ import hashlib
 import importlib
 import importlib.metadata
 import json
-import math
 import os
 import re
 import shutil
@@ -32,6 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgesmith.errors import BackendMissing, BadInput, Unreadable, Unsupported
+from edgesmith.exporters.targets import _coreai_norms
 from edgesmith.exporters.targets._quiet import quiet
 from edgesmith.readers import apart
 from edgesmith.readers.budget import read_bytes
@@ -115,7 +115,8 @@ def convert(program: ExportedProgram, input_names: Sequence[str], output_names: 
 
         converter = Converter(mode=converter_type.Mode.RELEASE)
         try:
-            converter.register_torch_lowering("aten::native_group_norm.default", allow_override=True)(_group_norm)
+            for name, lower in _coreai_norms.lowerings().items():
+                converter.register_torch_lowering(f"aten::{name}.default", allow_override=True)(lower)
             converter.register_torch_lowering("aten::_to_copy.default", allow_override=True)(_to_copy)
             converter.add_exported_program(
                 decomposed, input_names=list(input_names), output_names=list(output_names), entrypoint_name=ENTRY
@@ -473,45 +474,6 @@ def _to_copy(values: Mapping[str, Any], node: Any, location: Any) -> Any:
         sign = core.broadcasting_sub(core.cast(above, own), core.cast(below, own))
         x = core.broadcasting_mul(sign, core.broadcasting_floor_divide(core.abs_(x), one))
     return core.cast(x, wanted)
-
-
-def _group_norm(values: Mapping[str, Any], node: Any, location: Any) -> list[Any]:
-    """The composite for group norms, over a body that sums in two steps: first each channel, then the channels.
-
-    The converter's own body sums a whole group at once, 65536 numbers one after the other in the runtime on Linux,
-    which costs AFFNet two digits.
-    """
-    import numpy as np
-
-    core: Any = importlib.import_module("coreai._compiler.dialects.coreai")
-    declare = _get("coreai_torch", "generate_composite_decl")
-    given, weight, bias, _, channels, _, groups, eps = node.args
-    x = values[str(given)]
-    kind, shape = x.type.element_type, list(x.type.shape)
-    planes = [channels, *[1] * (len(shape) - 2)]
-    affine = [
-        core.constant(np.full(channels, default, np.float32)) if chosen is None else values[str(chosen)]
-        for chosen, default in ((weight, 1), (bias, 0))
-    ]
-
-    def mean(value: Any) -> Any:
-        return core.reduce_mean(core.reduce_mean(value, [3]), [2])
-
-    def body(input: Any, weight: Any, bias: Any) -> Any:  # noqa: A002 - the names are the composite's
-        wide = core.cast(input, np.float32)
-        grouped = core.reshape(wide, [shape[0], groups, channels // groups, math.prod(shape[2:])])
-        centred = core.broadcasting_sub(grouped, mean(grouped))
-        variance = mean(core.broadcasting_mul(centred, centred))
-        scale = core.rsqrt(core.broadcasting_add(variance, core.constant(np.float32(eps))))
-        normed = core.cast(core.reshape(core.broadcasting_mul(centred, scale), shape), kind)
-        weight, bias = (core.reshape(core.cast(value, kind), planes) for value in (weight, bias))
-        return core.broadcasting_add(core.broadcasting_mul(normed, weight), bias)
-
-    body.__name__ = "group_norm"
-    body.__annotations__ = dict.fromkeys(("input", "weight", "bias", "return"), _get("coreai._compiler.ir", "Value"))
-    facts = {"num_groups": groups, "num_channels": channels, "eps": eps}
-    declaration = declare(x.context, "group_norm", ["input", "weight", "bias"], ["output"], facts)
-    return list(core.graph(private=True, no_inline=True, composite_decl=declaration)(body)(x, *affine))
 
 
 def _label_values(program: ExportedProgram) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from edgesmith.errors import EdgesmithError, Unsupported
-from edgesmith.exporters.targets import _tvm_integers, _tvm_kernels, _tvm_norms
+from edgesmith.exporters.targets import _tvm_integers, _tvm_kernels, _tvm_norms, _tvm_sums
 from edgesmith.exporters.targets._quiet import quiet
 from edgesmith.exporters.targets._refusal import decompose, refuse
 from edgesmith.exporters.targets._tvm_arrange import operator
@@ -154,7 +154,9 @@ def fused(module: Any, processor: Processor) -> Any:
             [
                 relax.transform.CanonicalizeBindings(),
                 relax.transform.EliminateCommonSubexpr(),
-                relax.transform.LegalizeOps(dict(_tvm_norms.legalizations()), enable_warning=False),
+                relax.transform.LegalizeOps(
+                    {**_tvm_norms.legalizations(), **_tvm_sums.legalizations()}, enable_warning=False
+                ),
                 relax.transform.AnnotateTIROpPattern(),
                 relax.transform.FoldConstant(),
                 relax.transform.FuseOps(),

@@ -8,9 +8,10 @@ The second mean takes back what the sum of many numbers has lost, so that a cons
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from edgesmith.exporters.targets._tvm_sums import Rows
 
 
 def legalizations() -> Mapping[str, Callable[[Any, Any], Any]]:
@@ -52,19 +53,17 @@ def _shape(value: Any) -> list[int]:
     return [int(size) for size in value.ty.shape]
 
 
-def _standardised(x: Any, shape: Sequence[int], axes: list[int], epsilon: float) -> Any:
+def _standardised(x: Any, shape: Sequence[int], axes: Sequence[int], epsilon: float) -> Any:
     """Return (x - mean) / sqrt(var + eps) over axes."""
     from tvm import tirx, topi
 
-    share = tirx.const(1 / math.prod(shape[axis] for axis in axes), x.dtype)
-
-    def mean(y: Any) -> Any:
-        return topi.multiply(topi.sum(y, axes, keepdims=True), share)
-
-    first = mean(x)
-    centred = topi.subtract(x, topi.add(first, mean(topi.subtract(x, first))))
-    variance = mean(topi.multiply(centred, centred))
-    return topi.multiply(centred, topi.rsqrt(topi.add(variance, tirx.const(epsilon, x.dtype))))
+    rows = Rows.of(x, shape, axes)
+    first = rows.mean()
+    second = rows.with_value(topi.subtract(rows.value, first)).mean()
+    centred = topi.subtract(rows.value, topi.add(first, second))
+    variance = rows.with_value(topi.multiply(centred, centred)).mean()
+    scale = topi.rsqrt(topi.add(variance, tirx.const(epsilon, x.dtype)))
+    return rows.laid_back(topi.multiply(centred, scale))
 
 
 def _affine(x: Any, weight: Any, bias: Any, shape: Sequence[int]) -> Any:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import Counter
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 LANES = 16
@@ -77,9 +79,11 @@ def _inline(found: Any, block: Any) -> None:
 
 
 def _vectorize(found: Any, block: Any) -> None:
-    """Make the innermost loop of an elementwise block a vector."""
+    """Make the innermost loop of an elementwise block a vector; of a reduction the rows that lie beside each other."""
     loops = found.get_loops(block)
-    if not loops or found.get(block).init is not None:
+    if found.get(block).init is not None:
+        loops = _with_rows_innermost(found, block, loops)
+    if not loops:
         return
     extent = found.get(loops[-1]).extent
     if not hasattr(extent, "value") or extent.value < 2:
@@ -88,6 +92,35 @@ def _vectorize(found: Any, block: Any) -> None:
     if extent.value > lanes:
         _, inner = found.split(inner, factors=[None, lanes])
     found.vectorize(inner)
+
+
+def _with_rows_innermost(found: Any, block: Any, loops: Sequence[Any]) -> Sequence[Any]:
+    """Return a reduction's loops with the one over its rows innermost; none where rows do not lie beside each other."""
+    from tvm.tirx import IterVar
+
+    statement = found.get(block)
+    kept = [i for i, one in enumerate(statement.iter_vars) if one.iter_type == IterVar.DataPar]
+    if len(loops) != len(statement.iter_vars) or not kept:
+        return ()
+    made = [one.source for one in statement.writes]
+    read = [load for load in _found_in(statement.body, "TensorLoad") if load.indices and load.source not in made]
+    summed = [one for i, one in enumerate(statement.iter_vars) if i not in kept]
+    beside = partial(_lie_beside, read, statement.iter_vars)
+    if not beside(statement.iter_vars[kept[-1]]) or any(map(beside, summed)):
+        return ()
+    found.reorder(*[loop for i, loop in enumerate(loops) if i not in kept], loops[kept[-1]])
+    return list(found.get_loops(block))
+
+
+def _lie_beside(loads: Sequence[Any], variables: Sequence[Any], along: Any) -> bool:
+    """Return whether some of what is loaded lies beside each other along one of a block's variables."""
+    from tvm import sym
+
+    analyzer = sym.Analyzer()
+    for one in variables:
+        analyzer.bind(one.var, one.dom)
+    found = [sym.detect_linear_equation(analyzer.simplify(load.indices[-1]), [along.var]) for load in loads]
+    return any(getattr(one[0], "value", None) == 1 for one in found if one)
 
 
 def _lanes(extent: int) -> int:

@@ -6,8 +6,8 @@
 //     mean          y[c] = sum_n x[n, c] / N
 //
 // The variance is biased, and the mean of squares of differences from the mean: in two passes, as a difference of two
-// large numbers would lose what is left. Sums go lane by lane, and lanes are added at the end, which rounds less than
-// one long sum. In NHWC a layer norm is also the channel norm of [B, C, H, W]. Arguments: x, packed (w [C], then b
+// large numbers would lose what is left. Sums go lane by lane, and lanes are added at the end; of BLOCK additions each,
+// which are added again, since each addition to one long sum rounds more than the last. In NHWC a layer norm is also the channel norm of [B, C, H, W]. Arguments: x, packed (w [C], then b
 // [C]; of norms alone), y. Letters: B batch, M or N pixels, C channels, G groups.
 #pragma once
 
@@ -16,10 +16,22 @@
 
 namespace es {
 
+// Additions of a sum, which is added to others then.
+constexpr int BLOCK = 64;
+
 // The sum over C numbers of term<V>(vector of them), in vectors that are added to each other first.
 template <int C, class Term>
 ES_INLINE float sum_terms(const float* x, const Term& term) {
     Vector<LANES> whole = {};
+    if constexpr (C > 2 * BLOCK * LANES) {
+        constexpr int BLOCKS = C / (BLOCK * LANES);
+        for (int i = 0; i < BLOCKS; ++i, x += BLOCK * LANES) {
+            Vector<LANES> sum = {};
+            for (int c = 0; c < BLOCK * LANES; c += LANES) sum += term(load<Vector<LANES>>(x + c));
+            whole += sum;
+        }
+        return sum_lanes(whole) + sum_terms<C - BLOCKS * BLOCK * LANES>(x, term);
+    }
     float rest = 0;
     partition<C>([&]<int WIDTH>(int c) {
         if constexpr (WIDTH == LANES)
@@ -120,10 +132,14 @@ struct GroupNorm : S {
         parallel(TASKS, [&](int task) {
             const int map = task / CHUNKS, chunk = task % CHUNKS;
             for (int g = 0; g < G; ++g) {
-                float sum = 0;
-                for (int n = begin(chunk); n < begin(chunk + 1); ++n)
-                    sum += term(x + (long(map) * N + n) * C + g * WIDTH, map, g);
-                partial[task * G + g] = sum;
+                float whole = 0;
+                for (int n = begin(chunk); n < begin(chunk + 1);) {
+                    float sum = 0;
+                    for (const int end = smaller(n + BLOCK, begin(chunk + 1)); n < end; ++n)
+                        sum += term(x + (long(map) * N + n) * C + g * WIDTH, map, g);
+                    whole += sum;
+                }
+                partial[task * G + g] = whole;
             }
         });
     }
@@ -166,14 +182,18 @@ struct Mean : S {
 
     template <int WIDTH>
     static ES_INLINE void run_channels(const float* x, float* y) {
-        Vector<WIDTH> sums[4] = {};  // four sums, so that additions do not wait for each other
-        int n = 0;
-        for (; n + 4 <= N; n += 4) {
-            ES_UNROLL
-            for (int i = 0; i < 4; ++i) sums[i] += load<Vector<WIDTH>>(x + long(n + i) * C);
+        Vector<WIDTH> whole = {};
+        for (int n = 0; n < N;) {
+            const int end = smaller(n + 4 * BLOCK, N);
+            Vector<WIDTH> sums[4] = {};  // four sums, so that additions do not wait for each other
+            for (; n + 4 <= end; n += 4) {
+                ES_UNROLL
+                for (int i = 0; i < 4; ++i) sums[i] += load<Vector<WIDTH>>(x + long(n + i) * C);
+            }
+            for (; n < end; ++n) sums[0] += load<Vector<WIDTH>>(x + long(n) * C);
+            whole += (sums[0] + sums[1]) + (sums[2] + sums[3]);
         }
-        for (; n < N; ++n) sums[0] += load<Vector<WIDTH>>(x + long(n) * C);
-        store(y, ((sums[0] + sums[1]) + (sums[2] + sums[3])) * (1.0f / N));
+        store(y, whole * (1.0f / N));
     }
 
     static int run(void* const* arguments) {
