@@ -39,13 +39,14 @@ def reference(x: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tens
     """
     if form == "chunked":
         return _chunked(x, delta, a, b, c) + d.unsqueeze(-1) * x
-    (delta_f, delta_b), (b_f, b_b), (c_f, c_b) = delta.unbind(2), b.unbind(2), c.unbind(2)
-    between = _decays((delta_f * a).transpose(1, 2), (delta_b * a).transpose(1, 2))
+    (b_f, b_b), (c_f, c_b) = b.unbind(2), c.unbind(2)
+    delta_f, delta_b = delta.permute(2, 0, 3, 1).unbind(0)  # [B, H, T]
+    rates = a.unsqueeze(-1)
     ones = torch.ones(x.shape[1], x.shape[1], dtype=x.dtype)
-    earlier, later = _scores(c_f, b_f, x.shape[2], 1), _scores(c_b, b_b, x.shape[2], -1)
-    forward = (between * (earlier * ones.tril(-1))) @ (delta_f.unsqueeze(-1) * x).transpose(1, 2)
-    backward = (between * (later * ones.triu(1))) @ (delta_b.unsqueeze(-1) * x).transpose(1, 2)
-    return ((forward + backward).transpose(1, 2) + d.unsqueeze(-1) * x).contiguous()
+    earlier = _scores(c_f, b_f, x.shape[2], 1) * ones.tril(-1) * delta_f.unsqueeze(2)
+    later = _scores(c_b, b_b, x.shape[2], -1) * ones.triu(1) * delta_b.unsqueeze(2)
+    matrix = _decays(delta_f * rates, delta_b * rates) * (earlier + later)
+    return ((matrix @ x.transpose(1, 2)).transpose(1, 2) + d.unsqueeze(-1) * x).contiguous()
 
 
 def _scores(c: Tensor, b: Tensor, heads: int, by: int) -> Tensor:
@@ -61,12 +62,13 @@ def _shift(value: Tensor, by: int) -> Tensor:
 
 
 def _decays(forward: Tensor, backward: Tensor) -> Tensor:
-    """Return exp of the sums of steps strictly between i and j, of each direction in its triangle. [B, H, T, T]"""
-    size = forward.shape[-1]
-    ones = torch.ones(size, size, dtype=forward.dtype)
-    rows = (_shift(forward, 1).unsqueeze(-1) * ones.tril(-2)).cumsum(2)
-    columns = (_shift(backward, 1).unsqueeze(-2) * ones.triu(2)).cumsum(3)
-    return (rows + columns).exp()
+    """Return exp of the sums of steps strictly between i and j, of each direction in its triangle. [B, H, T, T]
+
+    Both run along rows and the upper triangle is turned: runtimes add along the last axis number after number.
+    """
+    mask = torch.ones(forward.shape[-1], forward.shape[-1], dtype=forward.dtype).tril(-2)
+    lower, upper = ((_shift(steps, 1).unsqueeze(-1) * mask).cumsum(2) for steps in (forward, backward))
+    return (lower + upper.transpose(2, 3)).exp()
 
 
 def _chunked(x: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:

@@ -93,6 +93,31 @@ def test_a_loss_that_checks_its_variances_is_captured() -> None:
         torch.testing.assert_close(got, wanted)
 
 
+COUNTS, SHARES = torch.tensor([1, 2, 1, 3, 1, 4]), torch.tensor([0.1, 0.9, 0.3, 0.2, 0.7, 0.4])
+COVARIANCES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "cov": torch.cov,
+    "method": lambda x: x.cov(correction=0),
+    "of a vector": lambda x: torch.cov(x[0]),
+    "no row left": lambda x: torch.cov(x[:, :1]),
+    "counted": lambda x: torch.cov(x, fweights=COUNTS),
+    "weighted": lambda x: torch.cov(x, aweights=SHARES),
+    "both": lambda x: torch.cov(x, fweights=COUNTS, aweights=SHARES),
+    "both, of all": lambda x: torch.cov(x, correction=0, fweights=COUNTS, aweights=SHARES),
+    "corrcoef": torch.corrcoef,
+    "corrcoef method": lambda x: x.corrcoef(),
+    "corrcoef of a vector": lambda x: torch.corrcoef(x[0]),
+}
+
+
+@pytest.mark.parametrize("name", COVARIANCES)
+@pytest.mark.filterwarnings("ignore:cov")
+def test_covariances_that_check_their_weights_are_captured(name: str) -> None:
+    x = torch.tensor([[1.0, -2.0, 0.5, 4.0, 1.5, 0.2], [0.3, 1.0, -1.0, 2.0, 2.5, 5.0], [2.0, 3.0, 1.0, 0.0, 1.0, 7.0]])
+    function = COVARIANCES[name]
+    (got,) = run(capture(Lines(function), (x,)), (x * 2,))
+    torch.testing.assert_close(got, function(x * 2), equal_nan=True)
+
+
 def test_capture_refuses_data_dependent_code_and_names_it() -> None:
     with pytest.raises(
         Unsupported, match=r"Lines cannot be captured at .*test_capture\.py:\d+ \(.*a branch that depends on the values"

@@ -17,8 +17,7 @@ from support.formula import Formula
 from torch import Tensor, nn
 
 import edgesmith
-from edgesmith.exporters import targets
-from edgesmith.exporters.decompositions import sums
+from edgesmith.exporters import stages, targets
 from edgesmith.exporters.graph import equal_rows
 from edgesmith.exporters.graph.capture import capture
 from edgesmith.exporters.precision import table as precisions
@@ -108,16 +107,16 @@ def test_many_numbers_are_added_as_pytorch_adds_them(name: str, target: str, tmp
 
 @pytest.mark.parametrize("target", WRONG)
 def test_they_are_not_where_sums_have_no_stages(target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sums, "LONG", 10**9)
+    monkeypatch.setattr(stages, "LONG", 10**9)
     monkeypatch.setattr(equal_rows, "FEWEST", {})
     assert {name for name in WRONG[target] if beyond(name, target, tmp_path / name)} == WRONG[target]
 
 
 @pytest.mark.parametrize("n", [1, 1023, 1024, 3136, 12288, 12289, 65536, 65537, 131072, 10007 * 9])
 def test_stages_have_the_length(n: int) -> None:
-    found = sums.stages(n)
+    found = stages.of(n)
     assert math.prod(found) == n
-    assert found == [n] if n < sums.LONG else all(1 < factor <= sums.BLOCK for factor in found[1:])
+    assert found == [n] if n < stages.LONG else all(1 < factor <= stages.BLOCK for factor in found[1:])
 
 
 def test_a_style_network_s_norms_are_not_refused(tmp_path: Path) -> None:

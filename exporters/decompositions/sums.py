@@ -17,35 +17,12 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import guard_or_false
 
+from edgesmith.exporters import stages
 from edgesmith.exporters.decompositions import LEAVE, decomposes
 
 aten = torch.ops.aten
 
-LONG = 1024
-"""Numbers from which a sum is one of sums."""
-
-BLOCK = 256
-"""Numbers that are added one after another, at most, where the length has such factors."""
-
-FEWEST = 8
-"""Numbers of a block that is worth a stage, at least."""
-
 _WHY = "Core AI's runtime adds one number after another, and its converter ends the process where there are no axes"
-
-
-def stages(n: int) -> list[int]:
-    """Return the factors of a long length, the outermost first; of a short one itself.
-
-    They are `BLOCK` at most, but for what is left where a length has no such factors.
-    """
-    return _factors(n) if n >= LONG else [n]
-
-
-def _factors(n: int) -> list[int]:
-    if n <= BLOCK:
-        return [n]
-    inner = next((b for b in range(BLOCK, FEWEST - 1, -1) if n % b == 0), 0)
-    return [*_factors(n // inner), inner] if inner else [n]
 
 
 @decomposes(aten.mean.default, targets=("coreai",), why=_WHY)
@@ -83,7 +60,7 @@ def running_sums(x: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Te
     if not x.dim():
         return x.to(dtype or (x.dtype if x.is_floating_point() else torch.int64))
     length = _length(x, [dim], dtype)
-    if length < LONG:
+    if length < stages.LONG:
         return LEAVE
     axis, inner = dim % x.dim(), math.isqrt(length)
     outer = -(-length // inner)
@@ -116,7 +93,7 @@ def _axes(x: Tensor, dim: Sequence[int] | None) -> list[int]:
 
 def is_long(x: Tensor, dim: Sequence[int] | None) -> bool:
     """Return whether a sum over some axes, all by default, is one of sums."""
-    return bool(x.dim()) and _length(x, _axes(x, dim), None) >= LONG
+    return bool(x.dim()) and _length(x, _axes(x, dim), None) >= stages.LONG
 
 
 def _length(x: Tensor, axes: Sequence[int], dtype: torch.dtype | None) -> int:
@@ -134,7 +111,7 @@ def _in_stages(
     What lies beside each other along the last axis is added as vectors until then.
     """
     axes = _axes(x, dim)
-    if _length(x, axes, dtype) < LONG:
+    if _length(x, axes, dtype) < stages.LONG:
         return LEAVE
     for axis in (*reversed(axes[:-1]), axes[-1]):
         x = _along(reduce, x, axis)
@@ -144,9 +121,9 @@ def _in_stages(
 def _along(reduce: Callable[..., Tensor], x: Tensor, axis: int) -> Tensor:
     """Return a sum, or a mean, along one axis, which stays."""
     length = x.shape[axis]
-    factors = stages(length)
-    if max(factors) > LONG:  # a length without such factors
-        most = length // BLOCK * BLOCK
+    factors = stages.of(length)
+    if max(factors) > stages.LONG:  # a length without such factors
+        most = length // stages.BLOCK * stages.BLOCK
         parts = _along(reduce, x.narrow(axis, 0, most), axis), _along(reduce, x.narrow(axis, most, length - most), axis)
         if reduce is torch.sum:
             return parts[0] + parts[1]

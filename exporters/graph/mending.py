@@ -2,6 +2,7 @@
 
     x.data                  x.detach(): torch.export takes the data of a captured tensor for a constant without values
     F.gaussian_nll_loss     its formula, without the check that no variance is below zero
+    cov, corrcoef           their formulas, without the checks that weights are not negative and that rows are left
     max_norm                of embeddings: rows are shortened in a copy of the table; PyTorch writes to the table
     nn.Transformer*         a mask is added as it is; PyTorch looks whether it is causal, for a faster kernel
     torch.distributions     without the checks of their arguments, which Python leaves out as well, under -O
@@ -39,6 +40,10 @@ class _Mending(TorchFunctionMode):
             return args[0].detach()
         if func is F.gaussian_nll_loss:
             return _gaussian_nll_loss(*args, **(kwargs or {}))
+        if func in (torch.cov, Tensor.cov):
+            return _cov(*args, **(kwargs or {}))
+        if func in (torch.corrcoef, Tensor.corrcoef):
+            return _corrcoef(*args, **(kwargs or {}))
         if func in (F.embedding, F.embedding_bag) and (kwargs or {}).get("max_norm") is not None:
             return func(*_with_short_rows(func, args, kwargs or {}))
         return func(*args, **(kwargs or {}))
@@ -65,6 +70,40 @@ def _gaussian_nll_loss(
     var = var.clamp(min=eps)
     loss = 0.5 * (torch.log(var) + (x - target) ** 2 / var) + (0.5 * math.log(2 * math.pi) if full else 0.0)
     return loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
+
+
+def _cov(
+    input: Tensor,  # noqa: A002 - PyTorch's name
+    *,
+    correction: int = 1,
+    fweights: Tensor | None = None,
+    aweights: Tensor | None = None,
+) -> Tensor:
+    """Return the covariances of rows, [N, T] to [N, N]: of columns that count `fweights` times, and by `aweights`."""
+    x = input.reshape([1, -1]) if input.dim() < 2 else input
+    weights = [one for one in (fweights, aweights) if one is not None]
+    if not weights:
+        centred = x - x.mean(1, keepdim=True)
+        return _divided(centred @ centred.mT.conj(), max(x.shape[1] - correction, 0))
+    weight: Tensor = math.prod(weights)  # type: ignore[assignment]  # of tensors
+    total = weight.sum()
+    centred = x - (x * weight).sum(1, keepdim=True) / total
+    lost = correction if aweights is None else correction * (weight * aweights).sum() / total
+    return _divided(centred @ (centred * weight).mT.conj(), (total - lost).clamp(min=0))
+
+
+def _divided(products: Tensor, by: Tensor | int) -> Tensor:
+    return torch.true_divide(products, torch.as_tensor(by, dtype=products.real.dtype)).squeeze()
+
+
+def _corrcoef(input: Tensor) -> Tensor:  # noqa: A002 - PyTorch's name
+    """Return the correlations of rows, [N, T] to [N, N]."""
+    c = _cov(input)
+    if c.dim() == 0:
+        return c / c
+    deviation = c.diagonal().real.sqrt()
+    scaled = c / deviation.unsqueeze(1) / deviation.unsqueeze(0)
+    return scaled if scaled.is_complex() else scaled.clamp(-1, 1)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from edgesmith.exporters.decompositions import sums
+from edgesmith.exporters import stages
 
 Lowering = Callable[[Mapping[str, Any], Any, Any], Any]
 
@@ -39,7 +39,7 @@ def _group_norm(values: Mapping[str, Any], node: Any, location: Any) -> list[Any
     x = values[str(given)]
     shape = list(x.type.shape)
     planes = [channels, *[1] * (len(shape) - 2)]
-    rows = [channels // groups, *sums.stages(math.prod(shape[2:]))]
+    rows = [channels // groups, *stages.of(math.prod(shape[2:]))]
 
     def body(input: Any, weight: Any, bias: Any) -> Any:  # noqa: A002 - the names are the composite's
         core, kind = _core(), input.type.element_type
@@ -57,9 +57,9 @@ def _layer_norm(values: Mapping[str, Any], node: Any, location: Any) -> Any:
     given, normalised, weight, bias, eps = node.args
     x = values[str(given)]
     shape, lead = list(x.type.shape), len(x.type.shape) - len(normalised)
-    if math.prod(normalised) < sums.LONG:
+    if math.prod(normalised) < stages.LONG:
         return _as_they_come(_converter().replace_layer_norm(values, node, location))
-    rows = [factor for size in normalised for factor in sums.stages(size)]
+    rows = [factor for size in normalised for factor in stages.of(size)]
 
     def body(input: Any, gamma: Any, beta: Any) -> Any:  # noqa: A002 - the names are the composite's
         core, kind = _core(), input.type.element_type
@@ -76,9 +76,9 @@ def _instance_norm(values: Mapping[str, Any], node: Any, location: Any) -> Any:
     given, weight, bias, _, _, is_own, _, eps, _ = node.args
     x = values[str(given)]
     shape = list(x.type.shape)
-    if not is_own or math.prod(shape[2:]) < sums.LONG:
+    if not is_own or math.prod(shape[2:]) < stages.LONG:
         return _as_they_come(_converter().replace_instance_norm(values, node, location))
-    rows = [factor for size in shape[2:] for factor in sums.stages(size)]
+    rows = [factor for size in shape[2:] for factor in stages.of(size)]
 
     def body(input: Any, gamma: Any, beta: Any) -> Any:  # noqa: A002 - the names are the composite's
         core, kind = _core(), input.type.element_type

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgesmith.exporters.decompositions import sums
+from edgesmith.exporters import stages
 from edgesmith.exporters.targets._tvm_schedule import LEAST_LANES
 
 
@@ -42,7 +42,7 @@ class Rows:
         """Return a value of a shape with rows over some axes, none of them counted from the end."""
         from tvm import topi
 
-        factors = [sums.stages(size) if axis in axes else [size] for axis, size in enumerate(shape)]
+        factors = [stages.of(size) if axis in axes else [size] for axis, size in enumerate(shape)]
         sizes = [factor for of_axis in factors for factor in of_axis]
         places = [axis for axis, of_axis in enumerate(factors) for _ in of_axis]
         value = x if sizes == [*shape] else topi.reshape(x, sizes)
@@ -66,7 +66,7 @@ class Rows:
 
         Numbers that lie beside each other are added as vectors where they are of other rows, or along the last axis.
         """
-        if math.prod(self.sizes[axis] for axis in self.axes) < sums.LONG:
+        if math.prod(self.sizes[axis] for axis in self.axes) < stages.LONG:
             return [list(self.axes)]
         axes = [axis for axis in self.axes if self.sizes[axis] > 1]
         if math.prod(self.sizes[axes[-1] + 1 :]) < LEAST_LANES:
@@ -108,7 +108,7 @@ def _legalization(compute: Callable[[Rows], Any]) -> Callable[[Any, Any], Any]:
 
         shape = [int(size) for size in call.args[0].ty.shape]
         axes = sorted(int(axis) % len(shape) for axis in call.attrs.axis or range(len(shape)))
-        if math.prod(shape[axis] for axis in axes) < sums.LONG or str(call.args[0].ty.dtype) != "float32":
+        if math.prod(shape[axis] for axis in axes) < stages.LONG or str(call.args[0].ty.dtype) != "float32":
             return ir.Op.get(call.op.name).get_attr("FLegalize")(builder, call)
 
         def reduced(x: Any) -> Any:
