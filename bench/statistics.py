@@ -83,7 +83,7 @@ def log_ratios(base: Sequence[Sequence[float]], head: Sequence[Sequence[float]])
 
 
 def times_in_turn(base: Sequence[Sequence[float]], head: Sequence[Sequence[float]]) -> tuple[list[float], list[float]]:
-    """What a call of either side takes in each round of a launch, of the calls that other work has not held up.
+    """Return what a call of either side takes in each round, of the calls that other work has not held up.
 
     Where both sides have `FEWEST_CALLS` in a round, it is the first decile. Of fewer it is the median of those that
     took no more than `HELD_UP` times the side's shortest of the launch; a round that has none on a side does not count,

@@ -314,7 +314,7 @@ def _runtime(measurement: Measurement, subject: int) -> str:
 
 
 def reach(ratio: Interval) -> float:
-    """How far an interval reaches from its middle, as a logarithm; infinite where there is none."""
+    """Return how far an interval reaches from its middle, as a logarithm; infinite where there is none."""
     return math.inf if ratio.low is None or ratio.high is None else math.log(ratio.high / ratio.low) / 2
 
 

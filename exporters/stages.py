@@ -1,4 +1,4 @@
-"""How sums of many numbers are split, for runtimes that add one number after another."""
+"""The split of sums of many numbers, for runtimes that add one number after another."""
 
 from __future__ import annotations
 
