@@ -92,17 +92,16 @@ def times_in_turn(base: Sequence[Sequence[float]], head: Sequence[Sequence[float
     Args:
         base, head: a launch's calls, by round.
     """
-    bounds = [HELD_UP * min(ms for calls in side for ms in calls) for side in (base, head)]
+    shortest = [min(ms for calls in side for ms in calls) for side in (base, head)]
     times = []
     for sides in zip(base, head, strict=True):
         if min(map(len, sides)) >= FEWEST_CALLS:
             times.append([float(np.quantile(calls, DECILE, method="median_unbiased")) for calls in sides])
             continue
-        kept = [[ms for ms in calls if ms <= bound] for calls, bound in zip(sides, bounds, strict=True)]
+        kept = [[ms for ms in calls if ms <= HELD_UP * least] for calls, least in zip(sides, shortest, strict=True)]
         if all(kept):
             times.append([median(calls) for calls in kept])
-    if not times:
-        times = [[bound / HELD_UP for bound in bounds]]
+    times = times or [shortest]
     return [one for one, _ in times], [other for _, other in times]
 
 

@@ -45,6 +45,8 @@ CASES: dict[str, tuple[nn.Module, Tensor]] = {
     "root mean square norm": (nn.RMSNorm(16384), normal(2, 16384)),
     "mean": (Formula(lambda x: x.mean(1)), normal(2, 65536)),
     "mean of an awkward length": (Formula(lambda x: x.mean(-1, keepdim=True)), normal(2, 65537)),
+    "mean of a prime number of blocks": (Formula(lambda x: x.mean(-1)), normal(1, 256 * 1031)),
+    "sum of a prime number of blocks": (Formula(lambda x: x.sum(-1)), normal(1, 256 * 1031)),
     "mean of all": (Formula(lambda x: x.mean()), normal(3, 96, 97)),
     "mean of channels": (Formula(lambda x: x.mean(1)), normal(1, 8192, 7)),
     "mean of pixels": (Formula(lambda x: x.mean((2, 3))), normal(1, 2, 256, 256)),

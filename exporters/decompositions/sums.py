@@ -122,17 +122,16 @@ def _along(reduce: Callable[..., Tensor], x: Tensor, axis: int) -> Tensor:
     """Return a sum, or a mean, along one axis, which stays."""
     length = x.shape[axis]
     factors = stages.of(length)
-    if max(factors) > stages.LONG:  # a length without such factors
+    if len(factors) > 1:
+        x = _split(x, axis, factors)
+        for outer in range(axis + len(factors) - 2, axis - 1, -1):
+            x = _along(reduce, x, outer).squeeze(outer)
+    elif length > stages.LONG:  # without such factors: whole blocks, and the rest
         most = length // stages.BLOCK * stages.BLOCK
         parts = _along(reduce, x.narrow(axis, 0, most), axis), _along(reduce, x.narrow(axis, most, length - most), axis)
         if reduce is torch.sum:
             return parts[0] + parts[1]
         return parts[0] * (most / length) + parts[1] * (1 - most / length)
-    if len(factors) == 1:
-        return reduce(x, [axis], keepdim=True)
-    x = _split(x, axis, factors)
-    for outer in range(axis + len(factors) - 2, axis - 1, -1):
-        x = reduce(x, [outer])
     return reduce(x, [axis], keepdim=True)
 
 
