@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from support.formula import Formula
+from support.lowering import lower
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,8 +19,6 @@ from edgesmith.exporters.graph import equal_rows
 from edgesmith.exporters.graph.capture import capture
 from edgesmith.exporters.graph.edit import count_operators
 from edgesmith.exporters.graph.interpret import run_graph
-from edgesmith.exporters.precision import table as precisions
-from edgesmith.exporters.targets.target import Request
 
 
 def normal(*shape: int) -> Tensor:
@@ -81,8 +80,7 @@ def worst(name: str, target: str, folder: Path) -> float:
     model, x = CASES[name]
     folder.mkdir(exist_ok=True)
     path = folder / f"rows{opened.suffix}"
-    opened.lower(capture(model.eval(), (x,), ("x",)), path, Request("rows", precisions.FP32))
-    file, found = opened.open(path), 0.0
+    file, found = lower(opened, capture(model.eval(), (x,), ("x",)), path), 0.0
     for value in np.linspace(0.31, 1.97, 9):
         blank = torch.full_like(x, float(value))
         with torch.no_grad():

@@ -14,14 +14,13 @@ import numpy as np
 import pytest
 import torch
 from support.formula import Formula
+from support.lowering import lower
 from torch import Tensor, nn
 
 import edgesmith
 from edgesmith.exporters import stages, targets
 from edgesmith.exporters.graph import equal_rows
 from edgesmith.exporters.graph.capture import capture
-from edgesmith.exporters.precision import table as precisions
-from edgesmith.exporters.targets.target import Request
 
 
 def normal(*shape: int) -> Tensor:
@@ -85,8 +84,7 @@ def beyond(name: str, target: str, folder: Path) -> dict[str, float]:
     model, x = CASES[name]
     folder.mkdir(exist_ok=True)
     path = folder / f"rows{opened.suffix}"
-    opened.lower(capture(model.eval(), (x,), ("x",)), path, Request("rows", precisions.FP32))
-    file, found = opened.open(path), {}
+    file, found = lower(opened, capture(model.eval(), (x,), ("x",)), path), {}
     for kind, of in KINDS.items():
         given = of(x)
         with torch.no_grad():
