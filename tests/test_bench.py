@@ -161,6 +161,18 @@ def test_calls_that_other_work_holds_up_move_no_ratio() -> None:
     assert medians.std() > 5 * ratios.std()
 
 
+def test_long_calls_that_other_work_holds_up_move_no_ratio() -> None:
+    draw = np.random.default_rng(0)
+
+    def held_up(calls: int) -> np.ndarray:  # two of a round, each of them twice as long as often as not
+        return draw.normal(20.0, 0.2, calls) * draw.choice([1.0, 2.0], calls)
+
+    together = in_slots((2, 2), 1.02, held_up, 48)
+    ratios = launch_ratios(together, 0, 1)
+    assert ratios.mean() == pytest.approx(0.02, abs=0.005)
+    assert ratios.std() < 0.02
+
+
 @pytest.mark.parametrize("calls", [(60, 60), (60, 12), (10, 200), (10, 9), (1, 2), (2, 3), (3, 40)])
 def test_the_number_of_calls_leans_to_neither_side(calls: tuple[int, int]) -> None:
     draw = np.random.default_rng(0)
