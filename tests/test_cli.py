@@ -324,6 +324,55 @@ def test_ctrl_c_is_one_sentence_and_leaves_nothing(delay_s: float, tmp_path: Pat
     assert not list(tmp_path.glob("artifacts/*"))
 
 
+HEARS = """
+import sys, time
+from edgesmith import ending
+ending.LONGEST_WAIT_S = float(sys.argv[1])
+ending.hear_signals()
+import held
+time.sleep(60)
+"""
+
+INTERRUPTED_WHILE_IMPORTED = {
+    "a compiled function calls": ("sorted([1, 2], key=lambda x: interrupt() or x)", "heard later"),
+    "a compiled function calls, and that imports": (
+        "sorted([1, 2], key=lambda x: __import__('inner') and x)",
+        "heard later",
+    ),
+    "a class is made": ("class Made:\n        interrupt()", "heard later"),
+    "a module is imported": ("import inner", "heard later"),
+    "it never ends": ("interrupt()\n    while True: pass", "heard at once"),
+    "compiled code never ends": ("sorted([1, 2], key=lambda x: (interrupt(), time.sleep(60)))", "heard at once"),
+}
+"""What a module does while it is imported, and whether the interrupt comes out of that."""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("case", INTERRUPTED_WHILE_IMPORTED)
+def test_an_interrupt_is_not_raised_into_compiled_code_of_an_import(case: str, number: int, tmp_path: Path) -> None:
+    """Compiled code that calls Python while it is imported may abort on an exception, as torch's does."""
+    what, wanted = INTERRUPTED_WHILE_IMPORTED[case]
+    interrupt = f"import os, time\ninterrupt = lambda: os.kill(os.getpid(), {int(number)})\n"
+    (tmp_path / "inner.py").write_text(f"{interrupt}interrupt()\nlen(())\n")
+    (tmp_path / "held.py").write_text(
+        f"{interrupt}try:\n    {what}\nexcept KeyboardInterrupt:\n    print('heard at once')\n    os._exit(0)\n"
+    )
+    waits = "60" if wanted == "heard later" else "0.5"
+    run = subprocess.run(
+        [sys.executable, "-c", HEARS, waits],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])},
+    )
+    if wanted == "heard later":
+        assert run.stderr.rstrip().endswith("KeyboardInterrupt"), run.stderr
+        assert "at once" not in run.stdout
+    else:
+        assert run.stdout == "heard at once\n", run.stderr
+
+
 LOSES_AN_INTERRUPT = """
 import os, signal, time
 from edgesmith.cli import app, signals

@@ -6,14 +6,14 @@ import os
 import sys
 from typing import Never
 
-from edgesmith.ending import code_of_interrupt, hear_sigterm
+from edgesmith.ending import code_of_interrupt, hear_signals
 from edgesmith.errors import INTERRUPTION
 
 
 def main() -> Never:
     """Run the command line. Ctrl-C while that is still imported is answered like any other."""
     try:
-        hear_sigterm()
+        hear_signals()
         from edgesmith.cli import main as run
     except KeyboardInterrupt:
         print(f"edgesmith: {INTERRUPTION}", file=sys.stderr, flush=True)

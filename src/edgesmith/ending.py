@@ -6,16 +6,24 @@
 
 Libraries make temporary files where no block of ours sees them, and remove some only when Python ends by itself. So a
 command has a folder of its own for all of them, in the system's.
+
+Python runs a handler between two instructions, whichever they are. While a library is imported these may be of a
+function that its compiled code calls, and not every compiled code lets an exception through: some abort the process.
+So an interrupt waits until no compiled code of an import is under way.
 """
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import contextlib
+import dis
 import os
 import shutil
 import signal
 import tempfile
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -24,17 +32,84 @@ from edgesmith.errors import INTERRUPTED, TERMINATED
 
 PREFIX = "edgesmith-run-"
 
+AGAIN_S = 0.02
+"""How long an interrupt waits between two looks at what is imported."""
+
+LONGEST_WAIT_S = 5.0
+"""How long it waits at most: what is imported may be a file of the user's that never ends."""
+
 _heard: list[int] = []
+_IMPORTS = ("<frozen importlib._bootstrap>", "<frozen importlib._bootstrap_external>")
+_IMPORT = dis.opmap["IMPORT_NAME"]
 
 
-def hear_sigterm() -> None:
-    """Let SIGTERM end the process as SIGINT does: by a KeyboardInterrupt, on whose way out all is removed."""
+def hear_signals() -> None:
+    """Let SIGINT and SIGTERM end the process by a KeyboardInterrupt, on whose way out all is removed.
+
+    A signal that comes while compiled code of an import may be under way is sent again until it is not, for up to
+    `LONGEST_WAIT_S` seconds.
+    """
+    since: dict[int, float] = {}
 
     def end(number: int, frame: FrameType | None) -> None:
+        is_sent_again = number in since
+        waited = time.monotonic() - since.setdefault(number, time.monotonic())
+        if waited < LONGEST_WAIT_S and is_in_compiled_import(frame):
+            if not is_sent_again:
+                send_again(number, AGAIN_S, lambda: number in since)
+            return
+        del since[number]
         _heard.append(number)
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, end)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as a shell's background job has it
+            signal.signal(number, end)
+
+
+def is_in_compiled_import(frame: FrameType | None) -> bool:
+    """Whether the functions of a thread, `frame` the innermost, may have compiled code of an import among them.
+
+    They have none where each of them, from the outermost import on, has come to an `import` statement, or is Python's
+    own machinery of it. A call may be one of a compiled function: that is not to be told from here.
+    """
+    calls = False  # among what is further inside
+    inner = None
+    while frame is not None:
+        code = frame.f_code
+        if code.co_filename in _IMPORTS:
+            is_compiled = code.co_qualname.startswith("ExtensionFileLoader.")
+            if calls or is_compiled or (inner is not None and not _is_begun_by_import(inner)):
+                return True
+        elif code.co_code[frame.f_lasti] != _IMPORT:
+            calls = True
+        inner, frame = frame, frame.f_back
+    return False
+
+
+def _is_begun_by_import(frame: FrameType) -> bool:
+    """Whether Python's import calls this function without any in between: more of itself, or a module's body."""
+    return frame.f_code.co_filename in _IMPORTS or frame.f_code.co_name == "<module>"
+
+
+def send_again(number: int, after_s: float, while_: Callable[[], bool] | None = None) -> None:
+    """Send a signal to the main thread once more after `after_s` seconds, or again and again `while_` that holds.
+
+    By the thread's name: it may be waiting in a system call, which only its own signal ends. The sending thread is
+    one without `threading`'s locks, which the interrupted code may hold.
+    """
+    main = threading.main_thread().ident
+    assert main is not None  # it runs
+
+    def send() -> None:
+        time.sleep(after_s)
+        while while_ is None or while_():
+            signal.pthread_kill(main, number)
+            if while_ is None:
+                return
+            time.sleep(after_s)
+
+    _thread.start_new_thread(send, ())
 
 
 def code_of_interrupt() -> int:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import signal
 import sys
-import threading
 from types import TracebackType
 from typing import Protocol
+
+from edgesmith.ending import send_again
 
 RESENT_S = 0.05
 """How long a lost interrupt waits, so that the callback that lost it is over."""
@@ -37,11 +38,6 @@ def resend_lost_interrupts() -> None:
         if not issubclass(unraisable.exc_type, KeyboardInterrupt):
             told(unraisable)
             return
-        # To the main thread by name: it may be waiting in a system call, which only its own signal ends.
-        main = threading.main_thread().ident
-        assert main is not None  # it runs
-        again = threading.Timer(RESENT_S, signal.pthread_kill, (main, signal.SIGINT))
-        again.daemon = True
-        again.start()
+        send_again(signal.SIGINT, RESENT_S)
 
     sys.unraisablehook = hear
