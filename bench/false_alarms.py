@@ -9,7 +9,7 @@ resemble each other.
     python -m edgesmith.bench.false_alarms ARTIFACT [launches] [comparisons] [folder] [--busy 0 2]
 
     pilot-1.json ...     what the copies' loops cost, until that is settled
-    compare-5.json ...   two comparisons as they are made, at 5 % and 2 %: are 60 s enough?
+    compare-5.json ...   comparisons as they are made, at 5 % and 2 %: do they end in 60 s, and after how many launches?
     quiet.json           the launches; busy-2.json those beside two busy processes
     verdicts.json        what came of it, and which bars are met
 
@@ -47,7 +47,7 @@ from edgesmith import records
 from edgesmith.bench import measurement as measurements
 from edgesmith.bench.measure import MOST_LAUNCHES, MOST_SECONDS, Plan, Reports, Settings, carry_out, measure
 from edgesmith.bench.measurement import Launch, Measurement, Subject
-from edgesmith.bench.statistics import Interval, paired_ratio
+from edgesmith.bench.statistics import FEWEST_LAUNCHES, Interval, paired_ratio
 from edgesmith.bench.subjects import subjects_of
 from edgesmith.bench.verdict import FASTER, SLOWER, Criterion, Verdict, Word, compare, launch_ratios
 from edgesmith.errors import VerificationFailed
@@ -79,6 +79,9 @@ TOLERANCE = 0.002
 
 SURE, SURER = 0.95, 0.99
 """Of the interval that settles a loop, and of the one that has it changed: a change begins pilots anew."""
+
+QUIET = "quiet"
+"""The state of a machine on which nothing else runs."""
 
 WRONG = 0.01
 SEEN = {(0.075, 0.05): 0.99, (0.03, 0.02): 0.95}
@@ -237,18 +240,31 @@ def recorded(path: Path, loops: Sequence[float], launches: int, kept: Path) -> M
     return carry_out(Plan(models, LAUNCH_S, launches), subjects, reports=Reports(kept, progress))
 
 
-def time_comparisons(path: Path, folder: Path) -> list[Bar]:
-    """Compare the file with itself as `edgesmith compare` does. Returns its time, against the usual limit."""
-    bars = []
+def time_comparisons(path: Path, folder: Path, state: str) -> tuple[list[Bar], int]:
+    """Compare the file with itself as `edgesmith compare` does.
+
+    Returns:
+        The bars of their time, where nothing else runs; and how many launches there is time for in this state.
+    """
+    bars, room = [], MOST_LAUNCHES
     for threshold in THRESHOLDS:
-        kept, until = folder / f"compare-{100 * threshold:g}.json", Criterion(threshold)
+        name = f"compare-{100 * threshold:g}" + ("" if state == QUIET else f"-{state}")
+        kept, until = folder / f"{name}.json", Criterion(threshold)
         if (found := whole(kept)) is None:
             found = measure([path, path], Settings(until=until), reports=Reports(kept, progress))
         (verdict,) = until.judge_all(found)
         spent = found.launches[-1].after["time_s"] - found.launches[0].before["time_s"]
-        said = f"compare --threshold {threshold:.0%}: {verdict.verdict} after {len(found.launches)} launches, seconds"
-        bars.append(Bar(said, spent, 0.0, MOST_SECONDS))
-    return bars
+        said = f"{state}: compare at {threshold:.0%}: {verdict.verdict} after {len(found.launches)} launches, seconds"
+        print(f"{said}: {spent:.1f}")
+        if state == QUIET:
+            bars.append(Bar(said, spent, 0.0, MOST_SECONDS))
+        room = min(room, launches_in_time(spent / len(found.launches)))
+    return bars, room
+
+
+def launches_in_time(each_s: float) -> int:
+    """Return how many launches of so many seconds a comparison makes: pairs, as many as fit, with an interval."""
+    return min(max(2 * int(MOST_SECONDS / each_s / 2), FEWEST_LAUNCHES), MOST_LAUNCHES)
 
 
 # Drawing
@@ -286,9 +302,13 @@ def drawn_launches(measurement: Measurement, draw: np.random.Generator, count: i
 
 
 def conclude(measurement: Measurement, criterion: Criterion) -> tuple[Verdict, int]:
-    """Judge a measurement as if it were being made. Returns the verdict, and after how many launches it stood."""
-    looks = Plan([], 1.0, len(measurement.launches), until=criterion).looks
-    for n in looks:
+    """Judge a measurement as if it were being made. Returns the verdict, and after how many launches it stood.
+
+    Its last launch is the last that there is time for.
+    """
+    looks = Plan([], 1.0, MOST_LAUNCHES, until=criterion).looks
+    most = len(measurement.launches)
+    for n in (*(n for n in looks if n < most), most):
         so_far = replace(measurement, launches=measurement.launches[:n], looks=looks)
         verdict = criterion.judge(so_far, so_far, 1)
         if criterion.stands(verdict):
@@ -296,16 +316,23 @@ def conclude(measurement: Measurement, criterion: Criterion) -> tuple[Verdict, i
     return verdict, n
 
 
-def drawn(measurement: Measurement, comparisons: int, criterion: Criterion) -> tuple[Counter[Word], float]:
-    """Return the verdicts of comparisons whose launches are drawn, and how many launches they took on average."""
+def drawn(
+    measurement: Measurement, comparisons: int, criterion: Criterion, most: int = MOST_LAUNCHES
+) -> tuple[Counter[Word], float]:
+    """Return the verdicts of comparisons whose launches are drawn, and how many launches they took on average.
+
+    Args:
+        most: launches that there is time for.
+    """
     draw = np.random.default_rng(0)
-    ends = [conclude(drawn_launches(measurement, draw, MOST_LAUNCHES), criterion) for _ in range(comparisons)]
+    ends = [conclude(drawn_launches(measurement, draw, most), criterion) for _ in range(comparisons)]
     return Counter(verdict.verdict for verdict, _ in ends), sum(n for _, n in ends) / comparisons
 
 
-def judge_state(name: str, found: Measurement, comparisons: int) -> list[Bar]:
-    """Draw comparisons from a recording and print what came of them. Returns the bars and how they are met."""
+def judge_state(name: str, found: Measurement, comparisons: int, most: int) -> list[Bar]:
+    """Draw comparisons of `most` launches from a recording and print what came of them. Returns the bars."""
     print(f"\n{name}: {len(found.launches)} launches; {measurements.environment_line(found.launches)}")
+    print(f"a comparison has time for {most} launches")
     ratios = launch_ratios(found, 0, 1)
     below, error = float(np.mean(ratios < 0)), 1.96 * (0.25 / len(ratios)) ** 0.5
     print(f"head of one file against itself below base in {below:.1%} (+- {error:.1%}), mean {ratios.mean():+.2%}")
@@ -314,7 +341,7 @@ def judge_state(name: str, found: Measurement, comparisons: int) -> list[Bar]:
         two = pair(found, base, head)
         print(f"slowed by {share:.1%}: all launches {compare(two, two, 0, 1).reason}")
         for threshold in THRESHOLDS:
-            verdicts, launches = drawn(two, comparisons, Criterion(threshold))
+            verdicts, launches = drawn(two, comparisons, Criterion(threshold), most)
             said = ", ".join(f"{word} {count / comparisons:.1%}" for word, count in verdicts.most_common())
             print(
                 f"    threshold {threshold:.0%}, {comparisons} comparisons: {said}; {launches:.1f} launches", flush=True
@@ -340,9 +367,6 @@ def bars_of(name: str, share: float, threshold: float, of: Mapping[Word, float])
     return bars
 
 
-QUIET = "quiet"
-
-
 def name_of(processes: int) -> str:
     """The name of a state of the machine, and of its recording."""
     return f"busy-{processes}" if processes else QUIET
@@ -362,15 +386,15 @@ def main() -> int:
     loops, reach = calibrate(given.artifact, folder)
     print(f"loops of {', '.join(f'{loop:.2%}' for loop in loops[1:])} of a call")
     bars = [Bar("a slowed copy's interval reaches from its share", reach, 0.0, TOLERANCE)]
-    bars += time_comparisons(given.artifact, folder)
     each_s = LAUNCH_S + 1.5
     for processes in given.busy:
         slowdown = max(1.0, (processes + 1) / (os.cpu_count() or 1))
         until = datetime.datetime.now() + datetime.timedelta(seconds=given.launches * each_s * slowdown)
         print(f"{name_of(processes)}: {given.launches} launches, until about {until:%H:%M}", flush=True)
         with busy(processes):
+            times, most = time_comparisons(given.artifact, folder, name_of(processes))
             found = recorded(given.artifact, loops, given.launches, folder / f"{name_of(processes)}.json")
-        bars += judge_state(name_of(processes), found, given.comparisons)
+        bars += times + judge_state(name_of(processes), found, given.comparisons, most)
     told = [{"bar": b.what, "value": b.value, "low": b.low, "high": b.high, "met": b.is_met} for b in bars]
     records.write(
         {"artifact": str(given.artifact), "loops": list(loops), "bars": told}, folder / "verdicts.json", "bars"

@@ -67,10 +67,13 @@ INSTALL = {
 SECONDS, LAUNCHES = 30.0, 12
 """How long a measurement lasts, about, and its processes."""
 
-MOST_SECONDS, MOST_LAUNCHES = 60.0, 24
+MOST_SECONDS, MOST_LAUNCHES = 60.0, 36
 """The most of a comparison, which ends where it is decided."""
 
-LOOKS = 4
+SURE_LAUNCHES = 24
+"""Launches that fit into a comparison's seconds even where starting one takes `LAUNCH_COST_S`."""
+
+LOOKS = 6
 """How often a comparison may end, at about even distances. Each look that is not made leaves the others narrower."""
 
 ONE_CALL_MS = 1e-3
@@ -100,7 +103,7 @@ class Settings:
 
     Attributes:
         seconds: how long it may last, about; each launch gets its share. 30 without it, 60 at most with `until`.
-        launches: processes; 12 without it, 24 at most with `until`.
+        launches: processes; 12 without it, 36 at most with `until`, as many as its seconds allow.
         until: the criterion by which the first artifact is compared with the others while they are measured: launches
             are added until it is met.
         threads: of the runtime.
@@ -132,6 +135,13 @@ class Settings:
         """Seconds and launches, at most."""
         usual = (SECONDS, LAUNCHES) if self.until is None else (MOST_SECONDS, MOST_LAUNCHES)
         return self.seconds or usual[0], self.launches or usual[1]
+
+    @property
+    def launch_s(self) -> float:
+        """Seconds of rounds in each launch. A comparison's are no shorter than where fewer launches fit its time."""
+        seconds, launches = self.most
+        shares = launches if self.until is None else min(launches, SURE_LAUNCHES)
+        return max(seconds / shares - LAUNCH_COST_S, SHORTEST_S)
 
 
 @dataclass(frozen=True)
@@ -244,7 +254,7 @@ def measure(
         loaded = describe_load(where.name, busy, len(usable), settings.threads)
         plan = Plan(
             models=[_model(_put(one, where), subject) for one, subject in zip(found, subjects, strict=True)],
-            seconds=max(seconds / launches - LAUNCH_COST_S, SHORTEST_S),
+            seconds=settings.launch_s,
             launches=launches,
             threads=settings.threads,
             cores=None if settings.cores is None else tuple(settings.cores),
@@ -341,13 +351,13 @@ class _Run:
         self._total -= plan.launches - len(self.result.launches)
 
     def _is_over(self, passed_s: float) -> bool:
-        """Return whether no launch is to follow. A comparison out of time ends where an interval is to be had."""
+        """Return whether no launch is to follow. A comparison without time for a pair ends where it has an interval."""
         count, until = len(self.result.launches), self.plan.until
         if count >= self.plan.launches:
             return True
         if count % 2 or count < FEWEST_LAUNCHES:
             return False
-        if passed_s >= self.plan.whole_s:
+        if passed_s * (count + 2) / count > self.plan.whole_s:
             return True
         return until is not None and count in self.plan.looks and until.is_met(self.result)
 

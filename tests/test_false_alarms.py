@@ -16,7 +16,7 @@ from edgesmith.bench import false_alarms, measurement, runner
 from edgesmith.bench.false_alarms import SHARES, TOLERANCE, settle
 from edgesmith.bench.measure import Plan, Reports
 from edgesmith.bench.measurement import Subject
-from edgesmith.bench.verdict import SLOWER, UNCHANGED, Criterion
+from edgesmith.bench.verdict import INCONCLUSIVE, SLOWER, UNCHANGED, Criterion
 from edgesmith.board.common import timed
 
 CALL_NS, READ_NS = 140_000, 60
@@ -155,7 +155,16 @@ def test_comparisons_are_drawn_from_launches_of_both_orders() -> None:
     assert [launch.order for launch in one.launches[:4]] == [(0, 1), (1, 0), (1, 0), (0, 1)]
     verdicts, launches = false_alarms.drawn(whole, 5, Criterion())
     assert verdicts == {UNCHANGED: 5}
-    assert 6 <= launches <= 24
+    assert 6 <= launches <= 36
+
+
+@pytest.mark.parametrize(("each_s", "launches"), [(1.7, 34), (2.45, 24), (3.5, 16), (40.0, 6), (0.5, 36)])
+def test_a_drawn_comparison_has_the_launches_that_there_is_time_for(each_s: float, launches: int) -> None:
+    most = false_alarms.launches_in_time(each_s)
+    assert most == launches
+    noise = noisy(1.0, launches=40, spread=0.6)
+    verdicts, made = false_alarms.drawn(noise, 2, Criterion(), most)
+    assert (verdicts, made) == ({INCONCLUSIVE: 2}, launches)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +214,7 @@ def test_one_command_records_both_states_and_draws_from_what_is_there(
         return whole
 
     monkeypatch.setattr(false_alarms, "carry_out", carry_out)
-    monkeypatch.setattr(false_alarms, "time_comparisons", lambda *_: [])
+    monkeypatch.setattr(false_alarms, "time_comparisons", lambda *_: ([], 36))
     folder = tmp_path / "kept"
     arguments = ["false_alarms", str(export_small("onnx").path), "40", "5", str(folder), "--busy", "0", "1"]
     monkeypatch.setattr("sys.argv", arguments)
