@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from xml.etree import ElementTree
 
 from edgesmith.bench.measurement import Measurement
+from edgesmith.bench.statistics import with_ends
 from edgesmith.bench.verdict import FASTER, SLOWER, UNCHANGED, Verdict
 from edgesmith.show import in_markdown, in_xml
 
@@ -69,6 +70,4 @@ def _ms(value: float | None) -> str:
 def _ratio(one: Verdict) -> str:
     if one.ratio is None:
         return ""
-    if one.ratio.low is None:
-        return f"{one.ratio.value:.3f}"
-    return f"{one.ratio.value:.3f} ({one.ratio.low:.3f} to {one.ratio.high:.3f})"
+    return with_ends(one.ratio.value, one.ratio.low, one.ratio.high)

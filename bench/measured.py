@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from edgesmith import profiles, records
 from edgesmith.bench.measurement import LONGEST_MS, Cold, Device, Measurement, environment_line, takes_threads
-from edgesmith.bench.statistics import Interval, order_rank
+from edgesmith.bench.statistics import Interval, order_rank, with_ends
 from edgesmith.errors import BadInput
 from edgesmith.paths import path_below
 from edgesmith.records import Keyword
@@ -221,7 +221,6 @@ COLUMNS = ("model", "target", "precision", "device", "threads", "p50, ms", "p90,
 def row(profile: Profile) -> tuple[str, ...]:
     """A profile in words, one for each of `COLUMNS`."""
     p50, p90 = profile.latency_ms(50), profile.latency_ms(90)
-    ends = "" if p50.low is None else f" ({p50.low:.2f} to {p50.high:.2f})"
     cold = profile.cold
     return (
         profile.model,
@@ -229,7 +228,7 @@ def row(profile: Profile) -> tuple[str, ...]:
         profile.precision,
         ", ".join(filter(None, (profile.device.name, profile.device.power_mode))),
         str(profile.threads) if takes_threads(profile.target) else "",
-        f"{p50.value:.2f}{ends}",
+        with_ends(p50.value, p50.low, p50.high, 2),
         f"{p90.value:.2f}",
         f"{cold.load_ms:.0f}" if cold else "",
         f"{cold.memory_mib:.0f} MiB" if cold and cold.memory_mib is not None else "",

@@ -53,6 +53,12 @@ class Interval:
     high: float | None
 
 
+def with_ends(value: float, low: float | None, high: float | None, digits: int = 3) -> str:
+    """Return an estimate with the ends of its interval, `3.120 (3.101 to 3.150)`; by itself where it has not both."""
+    ends = "" if low is None or high is None else f" ({low:.{digits}f} to {high:.{digits}f})"
+    return f"{value:.{digits}f}{ends}"
+
+
 def quantile(launches: Sequence[Sequence[float]], share: float, confidence: float = 0.95) -> Interval:
     """The median over launches of the given quantile of each, in the samples' unit."""
     values = sorted(float(np.quantile(samples, share)) for samples in launches)

@@ -37,6 +37,7 @@ from edgesmith.bench.statistics import (
     paired_ratio,
     quantile,
     unpaired_ratio,
+    with_ends,
 )
 from edgesmith.bench.subjects import subjects_of
 from edgesmith.bench.verdict import (
@@ -230,6 +231,13 @@ def test_launches_that_are_nearly_equal_have_an_interval(nearly: float) -> None:
             assert found.low is not None
             assert found.high is not None
             assert 0 < found.low <= found.value <= found.high < math.inf
+
+
+@pytest.mark.parametrize("ends", [(None, None), (1.0, None), (None, 2.0)])
+def test_an_interval_without_an_end_is_not_shown(ends: tuple[float | None, float | None]) -> None:
+    """A record may be anybody's, and may have one end alone."""
+    assert with_ends(1.23456, *ends) == "1.235"
+    assert with_ends(1.23456, 1.0, 2.0, digits=2) == "1.23 (1.00 to 2.00)"
 
 
 def test_too_few_launches_give_no_interval() -> None:

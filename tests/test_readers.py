@@ -311,6 +311,41 @@ def test_a_message_that_says_nothing_is_no_model(content: bytes, tmp_path: Path)
         parse_message(path, onnx.ModelProto(), "model")
 
 
+NAMES = {
+    "node": "a node's name",
+    "operator": "an operator",
+    "reads": "a value that is read",
+    "made": "a value that is made",
+    "domain": "a domain",
+    "attribute": "an attribute's name",
+    "batch": "a free size",
+    "graph": "a graph's name",
+    "inner": "a name in a branch's graph",
+    "weights": "a tensor's name",
+    "maker": "the program that wrote it",
+    "key": "a key of the metadata",
+}
+
+
+@pytest.mark.parametrize("name", NAMES, ids=NAMES.values())
+def test_a_name_in_an_onnx_file_that_is_no_text_is_one_sentence(name: str, tmp_path: Path) -> None:
+    """Protobuf gives it as bytes, which everything that reads names would stumble over."""
+    from onnx import TensorProto, helper
+
+    inner = helper.make_graph([helper.make_node("Identity", ["reads"], ["inner"])], "branch", [], [])
+    node = helper.make_node("operator", ["reads"], ["made"], name="node", domain="domain", attribute=inner)
+    made = helper.make_tensor_value_info("made", TensorProto.FLOAT, ["batch", 3])
+    tensor = helper.make_tensor("weights", TensorProto.FLOAT, [1], [1.0])
+    model = helper.make_model(helper.make_graph([node], "graph", [], [made], [tensor]), producer_name="maker")
+    helper.set_model_props(model, {"key": "value"})
+    content, path = model.SerializeToString(), tmp_path / "m.onnx"
+    path.write_bytes(content)
+    assert read_onnx(path).graph.name == "graph"
+    path.write_bytes(content.replace(name.encode(), b"\xff" + name.encode()[1:]))
+    with pytest.raises(Unreadable, match=r"m\.onnx is damaged: a name in it is not UTF-8; export it again"):
+        read_onnx(path)
+
+
 def test_onnx_tensors_in_other_files_are_not_followed(tmp_path: Path) -> None:
     import onnx
 

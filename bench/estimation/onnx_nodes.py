@@ -103,7 +103,7 @@ def _settings(attributes: list[AttributeProto]) -> dict[str, Any]:
     return {
         "groups": found.get("group", 1),
         "transpose_a": found.get("transA", 0),
-        "equation": found.get("equation", b"").decode(),
+        "equation": found.get("equation", b"").decode(errors="replace"),
     }
 
 

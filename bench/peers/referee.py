@@ -23,6 +23,7 @@ from edgesmith.bench.peers.peer import Peer
 from edgesmith.bench.peers.record import SCHEMA, ModelRecord, PeersRecord
 from edgesmith.bench.peers.subject import Words, prepare
 from edgesmith.bench.runner import usable_cores
+from edgesmith.bench.statistics import with_ends
 from edgesmith.board.common import busy_cores
 from edgesmith.exporters.options import Watch, silent
 
@@ -140,5 +141,5 @@ def describe_outcome(model: ModelRecord) -> str:
         return "no peer runs it" if ours is not None else "none of edgesmith's own files was timed"
     ratio: Mapping[str, Any] | None = best["ratio"]
     assert ratio is not None  # both were timed
-    ends = "" if ratio["low"] is None else f" ({ratio['low']:.3f} to {ratio['high']:.3f})"
-    return f"the best peer is {best['title']} ({best['form']}), {ratio['value']:.3f}{ends} x {ours['form']}"
+    times = with_ends(ratio["value"], ratio["low"], ratio["high"])
+    return f"the best peer is {best['title']} ({best['form']}), {times} x {ours['form']}"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from edgesmith.bench.statistics import Interval
+from edgesmith.bench.statistics import Interval, with_ends
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -186,8 +186,7 @@ class Section:
 
 def interval(found: Interval) -> str:
     """A value and, where there is one, its interval."""
-    ends = "" if found.low is None else f" ({found.low:.3f} to {found.high:.3f})"
-    return f"{found.value:.3f}{ends}"
+    return with_ends(found.value, found.low, found.high)
 
 
 def _address(kind: str, content: str) -> str:

@@ -1,6 +1,6 @@
 """Every reader against damaged files: each ends in a right result or in a sentence with its exit code.
 
-    python -m support.fuzzing 10000        from tests/: so many in all; exit 1 where one was a bug
+    python -m support.fuzzing 10000 0      from tests/: so many in all, of a seed; exit 1 where one was a bug
 
 A reader's samples are read in processes of their own, so that one that ends its process, or never ends, is found.
 """
@@ -633,14 +633,14 @@ def attempt(reader: Reader, sound: Path, sample: Path, wanted: Any, number: int,
 
 
 def main() -> int:
-    """Fuzz every reader and print how its samples ended."""
-    count, only = int(sys.argv[1]), sys.argv[2:]
+    """Fuzz every reader, or those that are named, and print how its samples ended: COUNT SEED [READER ...]"""
+    count, seed, only = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
     chosen = [reader for reader in READERS if not only or reader.name in only]
     each = -(-count // len(chosen))
     bugs = 0
     print(f"{'reader':<26}{RIGHT:>8}{REFUSED:>18}{BUG:>6}{'peak, MB':>10}")
     for reader in chosen:
-        found = fuzz(reader, each)
+        found = fuzz(reader, each, seed)
         ends = found.ends
         counts = f"{ends[RIGHT]:>8}{ends[REFUSED]:>18}{ends[BUG]:>6}"
         print(f"{reader.name:<26}{counts}{found.peak_bytes / 1e6:>10.0f}", flush=True)

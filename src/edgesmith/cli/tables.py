@@ -165,5 +165,6 @@ def describe_interval(figure: Mapping[str, Any] | None) -> str:
     """Return a figure with the ends of its interval: `3.120 (3.101 to 3.150)`; nothing where there is none."""
     if figure is None:
         return ""
-    ends = "" if figure["low"] is None else f" ({figure['low']:.3f} to {figure['high']:.3f})"
-    return f"{figure['value']:.3f}{ends}"
+    from edgesmith.bench.statistics import with_ends  # which brings numpy
+
+    return with_ends(figure["value"], figure["low"], figure["high"])

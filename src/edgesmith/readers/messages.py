@@ -10,6 +10,7 @@ import base64
 import math
 from collections import Counter
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ from edgesmith.readers.budget import GIBIBYTE, read_bytes
 
 if TYPE_CHECKING:
     import onnx
+    from google.protobuf.descriptor import Descriptor
+    from google.protobuf.message import Message
 
 LARGEST = 2 * GIBIBYTE
 """Protobuf's own limit."""
@@ -41,12 +44,38 @@ def read_onnx(path: Path, *, advice: str = "export it again", whole: bool = True
         model = onnx.load_model_from_string(content)
     except Exception as error:  # protobuf's own DecodeError, which depends on its implementation
         raise Unreadable(f"{path} is damaged or no ONNX file; {advice}") from error
+    if not _is_text(model):  # protobuf gives such a string as bytes, which no code that reads models expects
+        raise Unreadable(f"{path} is damaged: a name in it is not UTF-8; {advice}")
     for tensor in model.graph.initializer:
         if whole and tensor.data_location == onnx.TensorProto.EXTERNAL:
             raise Unreadable(f"{path} keeps the tensor {tensor.name} in another file, which is not followed; {advice}")
     if not model.graph.output:  # no bytes are a message too, and another format's bytes may be unknown fields
         raise Unreadable(f"{path} has no graph with outputs: it is empty, cut off or no ONNX file; {advice}")
     return model
+
+
+def _is_text(message: Message) -> bool:
+    """Return whether all strings of a message of ONNX, and of those in it, are UTF-8."""
+    for name, is_message, is_repeated in _fields(message.DESCRIPTOR):
+        if not is_repeated and not message.HasField(name):
+            continue
+        value = getattr(message, name)
+        for one in value if is_repeated else (value,):
+            if isinstance(one, bytes) or (is_message and not _is_text(one)):
+                return False
+    return True
+
+
+@cache
+def _fields(kind: Descriptor) -> list[tuple[str, bool, bool]]:
+    """Return the fields of a kind of message that are strings or messages: name, whether a message, whether repeated.
+
+    ONNX's kinds are written in proto2, whose fields know whether they are set, but for the repeated ones.
+    """
+    from google.protobuf.descriptor import FieldDescriptor
+
+    kinds = (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_MESSAGE)
+    return [(f.name, f.type == kinds[1], not f.has_presence) for f in kind.fields if f.type in kinds]
 
 
 _SMALL = 1024
