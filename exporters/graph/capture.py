@@ -19,6 +19,7 @@ from torch.fx.graph import CodeGen
 from edgesmith.errors import BadInput, EdgesmithWarning, Unsupported
 from edgesmith.exporters import decompositions
 from edgesmith.exporters.graph import equal_rows
+from edgesmith.exporters.graph.decomposed import decomposed
 from edgesmith.exporters.graph.dense_forms import make_dense
 from edgesmith.exporters.graph.edit import Emitter, arguments, fork, operator_name, operators, site, stand_for, tidy
 from edgesmith.exporters.graph.equal_rows import with_centred_rows
@@ -267,7 +268,7 @@ def exported(
         if is_traced_again and not is_inlined:  # the file is the same
             return written
         try:
-            return written.run_decompositions(inlined)
+            return decomposed(written, inlined)
         except Unsupported as error:  # of a decomposition; torch.fx has added what it was executing
             raise Unsupported(str(error).partition("\n")[0]) from None
 
@@ -512,7 +513,7 @@ def _exported(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool)
             program = torch.export.export(own(model), args, kwargs, dynamic_shapes=shapes)
             refuse_casts(program.graph_module)
             if any_operator(program.graph_module, _is_to_be_traced_again):  # foreign models: relu_, add_, vmap ...
-                program = program.run_decompositions({})
+                program = decomposed(program)
     except Unsupported:
         raise
     except Exception as error:

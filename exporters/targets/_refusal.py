@@ -18,6 +18,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from edgesmith.errors import EdgesmithError, Unsupported
+from edgesmith.exporters.graph.decomposed import decomposed
 from edgesmith.exporters.graph.edit import operator_name, site
 
 WAY_OUT = "spell it with other operators, or choose another target: edgesmith operators says what each takes"
@@ -53,7 +54,7 @@ def decompose(program: ExportedProgram, table: Mapping[Any, Callable[..., Any]],
         Unsupported: a spelling refuses, or fails.
     """
     try:
-        made: ExportedProgram = program.run_decompositions(dict(table))
+        made = decomposed(program, table)
     except EdgesmithError as error:  # torch.fx has added what it was executing
         raise Unsupported(str(error).partition("\n")[0]) from None
     except Exception as error:  # a guard on a size that is not known, TypeError, RuntimeError alike

@@ -571,13 +571,18 @@ def _traced_where_needed() -> Iterator[None]:
     from torch.fx import GraphModule
     from torch.onnx._internal.exporter import _fx_passes
 
+    from edgesmith.exporters.graph.decomposed import kept_kernels
+
     theirs = _fx_passes.decompose_with_registry
 
     def decomposed(exported_program: Any, registry: ONNXRegistry) -> Any:
         graphs = [module for module in exported_program.graph_module.modules() if isinstance(module, GraphModule)]
         known = {operator.getitem, *(forms[0].fx_target for forms in registry.functions.values())}
         called = {node.target for node in graphs[0].graph.nodes if node.op == "call_function"}
-        return exported_program if len(graphs) == 1 and called <= known else theirs(exported_program, registry)
+        if len(graphs) == 1 and called <= known:
+            return exported_program
+        with kept_kernels():
+            return theirs(exported_program, registry)
 
     _fx_passes.decompose_with_registry = decomposed
     try:
