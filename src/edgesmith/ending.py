@@ -68,7 +68,7 @@ def hear_signals() -> None:
 
 
 def is_in_compiled_import(frame: FrameType | None) -> bool:
-    """Whether the functions of a thread, `frame` the innermost, may have compiled code of an import among them.
+    """Return whether compiled code of an import may be among a thread's functions, of which `frame` is the innermost.
 
     They have none where each of them, from the outermost import on, has come to an `import` statement, or is Python's
     own machinery of it. A call may be one of a compiled function: that is not to be told from here.
@@ -88,7 +88,7 @@ def is_in_compiled_import(frame: FrameType | None) -> bool:
 
 
 def _is_begun_by_import(frame: FrameType) -> bool:
-    """Whether Python's import calls this function without any in between: more of itself, or a module's body."""
+    """Return whether Python's import calls this function with none in between: more of itself, or a module's body."""
     return frame.f_code.co_filename in _IMPORTS or frame.f_code.co_name == "<module>"
 
 
