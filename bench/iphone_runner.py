@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from edgesmith.bench import runner
-from edgesmith.bench.runner import tell
+from edgesmith.bench.runner import keep_events_apart, tell
 from edgesmith.board.common import Refusal, is_steady
 
 MOST_WARM = 10
@@ -187,8 +187,7 @@ def last_line(error: BaseException) -> str:
 def main() -> None:
     """Carry out the plan on standard input."""
     facts, plan = json.loads(sys.argv[1]), json.load(sys.stdin)
-    sys.stdout = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no event
+    keep_events_apart()
     try:
         asyncio.run(carry_out(plan, facts))
     except Refusal as error:

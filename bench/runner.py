@@ -56,6 +56,7 @@ from edgesmith.board.common import (
     end_with_parent,
     environment,
     first_line,
+    keep_output_apart,
     machine,
     median,
     memory_mib,
@@ -591,17 +592,25 @@ def slowed(call: Call, share: float, loop: float = 0.0) -> Call:
     return run
 
 
+_events: list[Any] = []
+"""The stream of events, once it is apart from what else is printed."""
+
+
+def keep_events_apart() -> None:
+    """Leave standard output to events: what libraries print is none."""
+    _events.append(keep_output_apart())
+
+
 def tell(event: str, **facts: Any) -> None:
     """Print one event."""
-    print(json.dumps(dict(event=event, **facts)), flush=True)
+    print(json.dumps(dict(event=event, **facts)), file=_events[-1] if _events else sys.stdout, flush=True)
 
 
 def main() -> None:
     """Carry out the plan on standard input."""
     end_with_parent()
     plan = json.load(sys.stdin)
-    sys.stdout = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no event
+    keep_events_apart()
     if plan.get("cores") and hasattr(os, "sched_setaffinity"):  # macOS pins nothing
         os.sched_setaffinity(0, plan["cores"])
     versions = import_runtimes({model["runtime"] for model in plan["models"]}.union(plan.get("runtimes", ())))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +35,24 @@ def test_an_event_lacks_nothing_and_has_nothing_else(kind: str) -> None:
         if name != "meters":
             with pytest.raises(DeviceFailed):
                 read_event(json.dumps({**event, name: wrong}), "board", 1)
+
+
+def test_what_a_library_prints_is_no_event(tmp_path: Path) -> None:
+    """Libraries print as they are imported, in Python and below it; Core ML's and TensorRT's both do."""
+    says = "import os, sys\nprint('in Python')\nos.write(1, b'below it\\n')\nraise ImportError('none of it')\n"
+    (tmp_path / "onnxruntime.py").write_text(says)
+    plan = {"models": [], "runtimes": ["onnxruntime"], "seconds": 0}
+    done = subprocess.run(
+        [sys.executable, "-c", "from edgesmith.bench import runner; runner.main()"],
+        input=json.dumps(plan),
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])},
+    )
+    (line,) = done.stdout.splitlines()
+    assert json.loads(line) == {"event": "lacks", "runtime": "onnxruntime", "why": "none of it", "can_import": False}
+    assert sorted(done.stderr.splitlines()) == ["below it", "in Python"]
 
 
 def test_every_kind_that_a_runner_tells_has_an_example() -> None:

@@ -27,7 +27,7 @@ import numpy as np
 
 from edgesmith import telemetry
 from edgesmith.bench.peers.peer import Source, find
-from edgesmith.board.common import end_with_parent, timed, warm_up
+from edgesmith.board.common import end_with_parent, keep_output_apart, timed, warm_up
 from edgesmith.readers.documents import read_json
 from edgesmith.readers.tensors import read_safetensors
 from edgesmith.readers.typed import as_dataclass
@@ -109,8 +109,7 @@ TASKS: dict[str, Callable[[Mapping[str, Any], Source, Callable[..., None]], None
 def main() -> None:
     """Do the task on stdin."""
     end_with_parent()
-    events = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no event
+    events = keep_output_apart()  # what libraries print is no event
 
     def tell(event: str, **facts: Any) -> None:
         print(json.dumps({"event": event, **facts}), file=events, flush=True)

@@ -47,6 +47,7 @@ from edgesmith.board.common import (
     bind,
     environment,
     first_line,
+    keep_output_apart,
     machine,
     median,
     memory_mib,
@@ -957,13 +958,15 @@ def time_launches(engine: Path, kit: Mapping[str, Any], options: argparse.Namesp
 
 def launch(folder: Path, plan: Mapping[str, Any]) -> None:
     """Carry out one launch, and print what it found."""
+    found = keep_output_apart()  # libraries print as they are imported
     kit = read_kit(folder)
     cases, _ = read_cases(kit, folder)
     with tempfile.TemporaryDirectory() as scratch:
         tensorrt = find_tensorrt()
         if isinstance(tensorrt, Trtexec):
             tensorrt.version_compatible = plan["version_compatible"]
-        print(json.dumps(tensorrt.time(Path(plan["engine"]), kit, cases[0], plan["seconds"], Path(scratch))))
+        times = tensorrt.time(Path(plan["engine"]), kit, cases[0], plan["seconds"], Path(scratch))
+    print(json.dumps(times), file=found, flush=True)
 
 
 def build(folder: Path, options: argparse.Namespace) -> None:

@@ -145,6 +145,13 @@ def busy_cores() -> float | None:
     return (user + nice + system + interrupts + soft + stolen) / os.sysconf("SC_CLK_TCK") / passed
 
 
+def keep_output_apart() -> Any:
+    """Return standard output; what libraries print, in Python or below it, goes to standard error from now on."""
+    own = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return own
+
+
 def end_with_parent() -> None:
     """Have this process killed when the one that started it ends, however that ends. Linux; elsewhere nothing happens.
 
