@@ -73,7 +73,7 @@ RANGE_PERCENT = 99.99
 MARGIN_DB = 1.5
 """How much better than wanted the outputs have to be on the calibration inputs, since others are what is judged."""
 
-MARGIN_OF_ONE_DB = 0.5
+MARGIN_OF_ONE_DB = 1.0
 """How much better than wanted the worst of the calibration inputs has to be by itself: another may be worse."""
 
 CORRECTION_INPUTS = 8
