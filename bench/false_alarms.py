@@ -1,22 +1,22 @@
 """Does the gate call a file slower or faster than itself, and does it see a known slowdown; and how often?
 
-One file is timed in turn against itself, and against copies of it that a busy loop makes 2 %, 3 % and 7.5 % slower, in
-many launches of alternating order: on the machine as it is, and then beside processes that do nothing but compute.
-Launches are processes that know nothing of each other, so comparisons as `edgesmith compare` makes them, looks and all,
-are drawn from them with replacement, as many of one order as of the other; the longer the recording, the less they
-resemble each other.
+One file is timed in turn against itself, and a copy of it against copies that a busy loop makes 2 %, 3 % and 7.5 %
+slower: two in a launch, for as long and in orders that alternate, as `edgesmith compare` does, on the machine as it is
+and then beside processes that do nothing but compute. Launches are processes that know nothing of each other, so
+comparisons, looks and all, are drawn from them with replacement, as many of one order as of the other; the longer the
+recording, the less they resemble each other.
 
     python -m edgesmith.bench.false_alarms ARTIFACT [launches] [comparisons] [folder] [--busy 0 2]
 
     pilot-1.json ...     what the copies' loops cost, until that is settled
     compare-5.json ...   comparisons as they are made, at 5 % and 2 %: do they end in 60 s, and after how many launches?
-    quiet.json           the launches; busy-2.json those beside two busy processes
+    quiet-3.json ...     launches beside a copy that is 3 % slower; busy-2-3.json those beside two busy processes
     verdicts.json        what came of it, and which bars are met
 
-What is in the folder is not measured again: its launches are drawn from. 120 launches are 10 minutes for a model of
-0.2 ms and 12 for one of 20 ms, and up to twice as long on two cores with two busy processes; pilots and comparisons
-are four to eight more, and drawing is one or two for each state: half an hour to three quarters for both. It says when
-it will be done. Exit code 3 where a bar is not met.
+What is in the folder is not measured again: its launches are drawn from. Four times 120 launches are 14 minutes for a
+model of 0.2 ms and 20 for one of 20 ms, and up to twice as long on two cores with two busy processes; pilots and
+comparisons are four to eight more, and drawing is one or two for each state: an hour for both. It says when it will be
+done. Exit code 3 where a bar is not met.
 
 A call that follows a busy loop finds the processor in another state than one that follows a call: a step of 0.15 ms is
 2 % slower then, however short the loop. So copies that are slowed are compared with one that is slowed by nothing, and
@@ -59,16 +59,10 @@ SHARES = (0.0, 0.02, 0.03, 0.075)
 LOOP = 0.1
 """The whole loop after each call of a copy, as a share of the call."""
 
-PLAIN = 2
-"""Copies without a loop, which come first."""
-
-PAIRS = ((0, 1, 0.0), *((PLAIN, PLAIN + i, share) for i, share in enumerate(SHARES) if share))
-"""Copies that are compared: base, head, and by how much head is slower."""
-
 THRESHOLDS = (0.05, 0.02)
 
-LAUNCH_S, PILOT_S = 3.5, 3.0
-"""Rounds of a launch. Two copies of six have 1.2 s of them, and two in a comparison of 60 s have 1 s."""
+PILOT_S = 3.0
+"""Rounds of a pilot's launch, which four copies share."""
 
 PILOT = 8
 """Launches that a pilot is, or that are added to it."""
@@ -172,10 +166,15 @@ def _in_words(share: float, one: Interval) -> str:
 # Recording
 
 
+COMPUTE = "import os, sys\nwhile os.getppid() == int(sys.argv[1]):\n  for _ in range(10**6): pass"
+"""A program that does nothing but compute, while the process whose number it is given is its parent."""
+
+
 @contextlib.contextmanager
 def busy(processes: int) -> Iterator[None]:
     """So many processes that compute while the block lasts."""
-    started = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(processes)]  # Python
+    command = [sys.executable, "-c", COMPUTE, str(os.getpid())]
+    started = [subprocess.Popen(command) for _ in range(processes)]  # noqa: S603  # ours
     try:
         yield
     finally:
@@ -184,23 +183,20 @@ def busy(processes: int) -> Iterator[None]:
             process.wait()
 
 
-def copies(
-    path: Path, loops: Sequence[float], plain: int, is_shared: bool
-) -> tuple[list[Mapping[str, Any]], list[Subject]]:
-    """Return the models of a plan, and its subjects: copies without a loop, then copies with one.
+def copies(path: Path, loops: Sequence[float | None], is_shared: bool) -> tuple[list[Mapping[str, Any]], list[Subject]]:
+    """Return the models of a plan, and its subjects: a copy for each loop, without one where that is None.
 
     Args:
         is_shared: they are one opened model, so that nothing but the loops differs between them.
     """
     artifact = artifacts.read(path)
-    words = ["as it is"] * plain + [f"+ {share:.1%}" for share in SHARES[: len(loops)]]
     subjects = [
-        replace(subject, name=f"{artifact.path.name} {word} ({i})")
-        for i, (subject, word) in enumerate(zip(subjects_of([artifact] * len(words)), words, strict=True))
+        replace(subject, name=f"{artifact.path.name} {'as it is' if loop is None else f'+ {loop:.2%}'} ({i})")
+        for i, (subject, loop) in enumerate(zip(subjects_of([artifact] * len(loops)), loops, strict=True))
     ]
     models: list[Mapping[str, Any]] = []
-    for i, subject in enumerate(subjects):
-        looped = {"slowed": loops[i - plain], "loop": LOOP} if i >= plain else {}
+    for subject, loop in zip(subjects, loops, strict=True):
+        looped = {} if loop is None else {"slowed": loop, "loop": LOOP}
         shared = {"same": 0} if is_shared else {}
         models.append({"file": str(artifact.file.resolve()), "runtime": subject.runtime, **looped, **shared})
     return models, subjects
@@ -219,7 +215,7 @@ def calibrate(path: Path, folder: Path) -> tuple[tuple[float, ...], float]:
         kept = folder / f"pilot-{number + 1}.json"
         if (found := whole(kept)) is not None:
             return found
-        models, subjects = copies(path, loops, 0, is_shared=True)
+        models, subjects = copies(path, loops, is_shared=True)
         plan = Plan(models, PILOT_S, PILOT, seed=1000 * number)
         return carry_out(plan, subjects, reports=Reports(kept, progress))
 
@@ -232,21 +228,25 @@ def whole(kept: Path) -> Measurement | None:
     return found if found is not None and found.complete else None
 
 
-def recorded(path: Path, loops: Sequence[float], launches: int, kept: Path) -> Measurement:
-    """Return a recording, which is made where there is none, or where it was interrupted."""
+def recorded(path: Path, loop: float, launches: int, kept: Path) -> Measurement:
+    """Return launches as `compare` makes them, of the file and itself or of two copies, the second with a loop.
+
+    They are recorded where there is no such record, or where it was interrupted.
+    """
     if (found := whole(kept)) is not None:
         return found
-    models, subjects = copies(path, loops, PLAIN, is_shared=False)
-    return carry_out(Plan(models, LAUNCH_S, launches), subjects, reports=Reports(kept, progress))
+    models, subjects = copies(path, (0.0, loop) if loop else (None, None), is_shared=False)
+    plan = Plan(models, Settings(until=Criterion()).launch_s, launches)
+    return carry_out(plan, subjects, reports=Reports(kept, progress))
 
 
-def time_comparisons(path: Path, folder: Path, state: str) -> tuple[list[Bar], int]:
+def time_comparisons(path: Path, folder: Path, state: str) -> tuple[list[Bar], float]:
     """Compare the file with itself as `edgesmith compare` does.
 
     Returns:
-        The bars of their time, where nothing else runs; and how many launches there is time for in this state.
+        The bars of their time, where nothing else runs; and the seconds that a launch takes in this state.
     """
-    bars, room = [], MOST_LAUNCHES
+    bars, slowest = [], 0.0
     for threshold in THRESHOLDS:
         name = f"compare-{100 * threshold:g}" + ("" if state == QUIET else f"-{state}")
         kept, until = folder / f"{name}.json", Criterion(threshold)
@@ -258,8 +258,8 @@ def time_comparisons(path: Path, folder: Path, state: str) -> tuple[list[Bar], i
         print(f"{said}: {spent:.1f}")
         if state == QUIET:
             bars.append(Bar(said, spent, 0.0, MOST_SECONDS))
-        room = min(room, launches_in_time(spent / len(found.launches)))
-    return bars, room
+        slowest = max(slowest, spent / len(found.launches))
+    return bars, slowest
 
 
 def launches_in_time(each_s: float) -> int:
@@ -270,23 +270,19 @@ def launches_in_time(each_s: float) -> int:
 # Drawing
 
 
-def pair(measurement: Measurement, base: int, head: int) -> Measurement:
-    """Return the measurement of two subjects alone, each launch as one round that has its ratio."""
+def pair(measurement: Measurement) -> Measurement:
+    """Return the measurement of the first two subjects alone, each launch as one round that has its ratio."""
 
     def one(launch: Launch, ratio: float) -> Launch:
         order = list(launch.order or range(len(measurement.subjects)))
-        first = next(slot for slot in launch.slots if slot.subject == base)
+        first = next(slot for slot in launch.slots if slot.subject == 0)
         ms = median(first.samples_ms)
-        slots = [
-            replace(first, subject=0, samples_ms=(ms,)),
-            replace(first, subject=1, samples_ms=(ms * math.exp(ratio),)),
-        ]
-        turn = (0, 1) if order.index(base) < order.index(head) else (1, 0)
-        return replace(launch, slots=tuple(slots), warm=(launch.warm[base], launch.warm[head]), order=turn)
+        slots = [replace(first, samples_ms=(ms,)), replace(first, subject=1, samples_ms=(ms * math.exp(ratio),))]
+        turn = (0, 1) if order.index(0) < order.index(1) else (1, 0)
+        return replace(launch, slots=tuple(slots), warm=launch.warm[:2], order=turn)
 
-    subjects = (measurement.subjects[base], measurement.subjects[head])
-    launches = tuple(map(one, measurement.launches, launch_ratios(measurement, base, head).tolist()))
-    return replace(measurement, subjects=subjects, launches=launches)
+    launches = tuple(map(one, measurement.launches, launch_ratios(measurement, 0, 1).tolist()))
+    return replace(measurement, subjects=measurement.subjects[:2], launches=launches)
 
 
 def drawn_launches(measurement: Measurement, draw: np.random.Generator, count: int) -> Measurement:
@@ -329,17 +325,18 @@ def drawn(
     return Counter(verdict.verdict for verdict, _ in ends), sum(n for _, n in ends) / comparisons
 
 
-def judge_state(name: str, found: Measurement, comparisons: int, most: int) -> list[Bar]:
-    """Draw comparisons of `most` launches from a recording and print what came of them. Returns the bars."""
-    print(f"\n{name}: {len(found.launches)} launches; {measurements.environment_line(found.launches)}")
-    print(f"a comparison has time for {most} launches")
-    ratios = launch_ratios(found, 0, 1)
-    below, error = float(np.mean(ratios < 0)), 1.96 * (0.25 / len(ratios)) ** 0.5
-    print(f"head of one file against itself below base in {below:.1%} (+- {error:.1%}), mean {ratios.mean():+.2%}")
-    bars = [Bar(f"{name}: launches with head below base", below, 0.45, 0.55)]
-    for base, head, share in PAIRS:
-        two = pair(found, base, head)
-        print(f"slowed by {share:.1%}: all launches {compare(two, two, 0, 1).reason}")
+def judge_state(name: str, recordings: Mapping[float, Measurement], comparisons: int, most: int) -> list[Bar]:
+    """Draw comparisons of `most` launches from recordings, by share, and print what came of them. Returns the bars."""
+    print(f"\n{name}: a comparison has time for {most} launches")
+    bars = []
+    for share, found in recordings.items():
+        two, ratios = pair(found), launch_ratios(found, 0, 1)
+        print(f"slowed by {share:.1%}: {len(ratios)} launches; {measurements.environment_line(found.launches)}")
+        print(f"    all of them {compare(two, two, 0, 1).reason}; they scatter by {ratios.std(ddof=1):.2%}")
+        if not share:
+            below, error = float(np.mean(ratios < 0)), 1.96 * (0.25 / len(ratios)) ** 0.5
+            print(f"    head below base in {below:.1%} (+- {error:.1%}), mean {ratios.mean():+.2%}")
+            bars.append(Bar(f"{name}: launches with head below base", below, 0.45, 0.55))
         for threshold in THRESHOLDS:
             verdicts, launches = drawn(two, comparisons, Criterion(threshold), most)
             said = ", ".join(f"{word} {count / comparisons:.1%}" for word, count in verdicts.most_common())
@@ -386,15 +383,17 @@ def main() -> int:
     loops, reach = calibrate(given.artifact, folder)
     print(f"loops of {', '.join(f'{loop:.2%}' for loop in loops[1:])} of a call")
     bars = [Bar("a slowed copy's interval reaches from its share", reach, 0.0, TOLERANCE)]
-    each_s = LAUNCH_S + 1.5
     for processes in given.busy:
-        slowdown = max(1.0, (processes + 1) / (os.cpu_count() or 1))
-        until = datetime.datetime.now() + datetime.timedelta(seconds=given.launches * each_s * slowdown)
-        print(f"{name_of(processes)}: {given.launches} launches, until about {until:%H:%M}", flush=True)
+        name = name_of(processes)
         with busy(processes):
-            times, most = time_comparisons(given.artifact, folder, name_of(processes))
-            found = recorded(given.artifact, loops, given.launches, folder / f"{name_of(processes)}.json")
-        bars += times + judge_state(name_of(processes), found, given.comparisons, most)
+            times, each_s = time_comparisons(given.artifact, folder, name)
+            until = datetime.datetime.now() + datetime.timedelta(seconds=len(SHARES) * given.launches * each_s)
+            print(f"{name}: {len(SHARES)} times {given.launches} launches, until about {until:%H:%M}", flush=True)
+            recordings = {
+                share: recorded(given.artifact, loop, given.launches, folder / f"{name}-{100 * share:g}.json")
+                for share, loop in zip(SHARES, loops, strict=True)
+            }
+        bars += times + judge_state(name, recordings, given.comparisons, launches_in_time(each_s))
     told = [{"bar": b.what, "value": b.value, "low": b.low, "high": b.high, "met": b.is_met} for b in bars]
     records.write(
         {"artifact": str(given.artifact), "loops": list(loops), "bars": told}, folder / "verdicts.json", "bars"

@@ -67,11 +67,14 @@ INSTALL = {
 SECONDS, LAUNCHES = 30.0, 12
 """How long a measurement lasts, about, and its processes."""
 
-MOST_SECONDS, MOST_LAUNCHES = 60.0, 36
+MOST_SECONDS, MOST_LAUNCHES = 60.0, 24
 """The most of a comparison, which ends where it is decided."""
 
-SURE_LAUNCHES = 24
-"""Launches that fit into a comparison's seconds even where starting one takes `LAUNCH_COST_S`."""
+SURE_LAUNCHES = 18
+"""Launches that fit into a comparison's seconds even where starting one takes `LAUNCH_COST_S`.
+
+Fewer would have wider intervals by their number alone, more would spend most of their time on starting.
+"""
 
 LOOKS = 6
 """How often a comparison may end, at about even distances. Each look that is not made leaves the others narrower."""
@@ -103,7 +106,7 @@ class Settings:
 
     Attributes:
         seconds: how long it may last, about; each launch gets its share. 30 without it, 60 at most with `until`.
-        launches: processes; 12 without it, 36 at most with `until`, as many as its seconds allow.
+        launches: processes; 12 without it, 24 at most with `until`, as many as its seconds allow.
         until: the criterion by which the first artifact is compared with the others while they are measured: launches
             are added until it is met.
         threads: of the runtime.

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
@@ -367,6 +371,40 @@ def _die(*_: object) -> None:
     import os
 
     os._exit(9)
+
+
+GOES_ON = """
+import os, sys, time
+from pathlib import Path
+from edgesmith.exporters.verification.sweep import sweep
+
+def go_on(_, path):
+    Path(sys.argv[1]).write_text(f"{os.getpid()}.")
+    time.sleep(600)
+
+if __name__ == "__main__":
+    sweep(["onnx:fp32"], ["positive"], Path(sys.argv[1] + ".rows"), go_on)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process is not told that its parent ended")
+def test_a_killed_sweep_leaves_no_process_that_goes_on(tmp_path: Path) -> None:
+    script, told = tmp_path / "goes_on.py", tmp_path / "told"
+    script.write_text(GOES_ON)
+    with subprocess.Popen([sys.executable, str(script), str(told)]) as parent:
+        while not (told.is_file() and told.read_text().endswith(".")):
+            assert parent.poll() is None
+            time.sleep(0.02)
+        parent.kill()
+    worker = Path("/proc") / told.read_text()[:-1] / "cmdline"
+    try:
+        until = time.monotonic() + 60
+        while worker.exists() and worker.read_bytes() and time.monotonic() < until:  # empty of one that has ended
+            time.sleep(0.02)
+        assert not worker.exists() or not worker.read_bytes()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(worker.parent.name), signal.SIGKILL)
 
 
 # What rewrites emit

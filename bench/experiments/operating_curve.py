@@ -9,7 +9,7 @@ changes.
     loaded   Student's t of three degrees of freedom, of 5 %, and 1.7 % for the order: two processes on two cores; the
              spread is assumed
 
-    python -m edgesmith.bench.experiments.operating_curve [comparisons] [quiet.json loaded.json]
+    python -m edgesmith.bench.experiments.operating_curve [comparisons] [quiet-0.json busy-2-0.json]
 
 With records of `python -m edgesmith.bench.false_alarms`, their launches are drawn from instead. It prints a table and
 writes docs/operating-curve.svg, of the threshold and the confidence that are usual.
@@ -70,7 +70,7 @@ NOISES: dict[str, Noise] = {
 
 def from_record(path: Path) -> Noise:
     """Draw launches of a record, of its first two subjects."""
-    whole = pair(measurements.read(path), 0, 1)
+    whole = pair(measurements.read(path))
 
     def draw_from(draw: np.random.Generator) -> np.ndarray:
         one = drawn_launches(whole, draw, MOST_LAUNCHES)

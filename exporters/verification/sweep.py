@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypedDict
 
+from edgesmith.board.common import end_with_parent
 from edgesmith.errors import Unreadable, VerificationFailed
 from edgesmith.exporters import targets
 from edgesmith.exporters.verification import boundaries, conformance, samples, verdicts
@@ -92,7 +93,7 @@ def sweep(columns: Sequence[str], names: Sequence[str], path: Path, work: Work |
 def _advance(todo: Sequence[tuple[str, str]], path: Path, work: Work) -> None:
     """Make rows until none is left or one crashes, which is then its row."""
     context = multiprocessing.get_context("spawn")
-    worker = context.Process(target=work, args=(list(todo), path))
+    worker = context.Process(target=_work_for_parent, args=(work, list(todo), path))
     worker.start()
     done, since = len(read(path)), time.monotonic()
     why = ""
@@ -109,6 +110,11 @@ def _advance(todo: Sequence[tuple[str, str]], path: Path, work: Work) -> None:
         name, one = next(key for key in todo if key not in have)
         why = why or f"the process died with code {worker.exitcode}"
         append(path, {"operator": name, "column": one, "cases": [("all", CRASH, why)], "seconds": 0.0})
+
+
+def _work_for_parent(work: Work, todo: Sequence[tuple[str, str]], path: Path) -> None:
+    end_with_parent()
+    work(todo, path)
 
 
 def _work(todo: Sequence[tuple[str, str]], path: Path) -> None:

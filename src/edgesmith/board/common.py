@@ -41,7 +41,7 @@ MEASUREMENT_SCHEMA = 3
 SLOT_MS = 30.0
 """How long the calls of one model are kept together."""
 
-WINDOW_CALLS, WINDOW_MS = 5, 20.0
+WINDOW_CALLS, WINDOW_MS = 3, 20.0
 """A window of the warm-up has so many calls, and goes on until so much time has passed."""
 
 STEADY = 0.02

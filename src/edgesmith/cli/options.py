@@ -266,7 +266,7 @@ Seconds = Annotated[
 Launches = Annotated[
     int | None,
     typer.Option(
-        "--launches", help="Processes, each with all artifacts in turn.", show_default="12; 36 at most, to compare"
+        "--launches", help="Processes, each with all artifacts in turn.", show_default="12; 24 at most, to compare"
     ),
 ]
 Threads = Annotated[int, typer.Option("--threads", help="Of the runtime.")]
