@@ -294,12 +294,19 @@ def takes(options: Callable[_P, _O]) -> Callable[[Callable[[_O], _R]], Callable[
     """Let a function of options be called with what makes them: `export(model, target, batch=4)`."""
 
     def decorate(function: Callable[[_O], _R]) -> Callable[_P, _R]:
+        name, known = function.__name__, signature(options)
+        by_place = [one.name for one in known.parameters.values() if one.kind is one.POSITIONAL_OR_KEYWORD]
+
         @wraps(function)
         def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+            try:
+                known.bind(*args, **kwargs)
+            except TypeError as error:  # else in the words of a class that the caller has not named
+                raise TypeError(f"{name}: {error}; call it as {name}({', '.join(by_place)}, option=...)") from None
             return function(options(*args, **kwargs))
 
         returns = signature(function).return_annotation
-        call.__signature__ = signature(options).replace(return_annotation=returns)  # type: ignore[attr-defined]  # inspect's
+        call.__signature__ = known.replace(return_annotation=returns)  # type: ignore[attr-defined]  # inspect's
         return call
 
     return decorate

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -107,6 +107,35 @@ COVARIANCES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "corrcoef method": lambda x: x.corrcoef(),
     "corrcoef of a vector": lambda x: torch.corrcoef(x[0]),
 }
+
+
+PLACES: dict[str, Callable[[Tensor], Sequence[Tensor]]] = {
+    "nonzero": lambda x: torch.nonzero(x[0, 0], as_tuple=True),
+    "nonzero by name": lambda x: torch.nonzero(input=x[0, 0], as_tuple=True),
+    "method": lambda x: x[0, 0].nonzero(as_tuple=True),
+    "where": lambda x: torch.where(x[0, 0] > 0),
+    "nonzero of rows": lambda x: torch.nonzero(x, as_tuple=True),
+    "where of rows": lambda x: torch.where(x > 0),
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_places_of_a_single_number_are_captured_and_traced_again(name: str) -> None:
+    x = torch.tensor([[2.0, 1.0]])
+    captured = capture(Lines(lambda x: PLACES[name](x)[0] + 1), (x,))
+    (got,) = run(captured, (x,))
+    assert got.tolist() == (PLACES[name](x)[0] + 1).tolist()
+    exported(captured, "coreml")
+
+
+def test_what_torch_does_not_trace_again_is_refused_with_its_line() -> None:
+    captured = capture(Lines(lambda x: torch.ops.aten.nonzero_numpy(x[0, 0])[0] + 1), (torch.ones(1, 2),))
+    said = (
+        r"aten.nonzero_numpy at .*test_capture.py:\d+ \(.*\) is captured and cannot be traced again: torch fails there"
+        " with IndexError; write that line with other functions of torch"
+    )
+    with pytest.raises(Unsupported, match=said):
+        exported(captured, "coreml")
 
 
 @pytest.mark.parametrize("name", COVARIANCES)

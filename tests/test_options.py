@@ -251,6 +251,15 @@ def test_the_signature_of_export_shows_every_option_and_is_that_of_its_options()
     assert "allow_inaccurate" in str(inspect.getdoc(edgesmith.export))
 
 
+def test_a_wrong_call_is_answered_in_the_words_of_the_function() -> None:
+    with pytest.raises(TypeError) as wrong:
+        edgesmith.export("casvit_xs", torch.ones(1), target="onnx")  # type: ignore[misc,arg-type]
+    said = "export: multiple values for argument 'target'; call it as export(model, target, option=...)"
+    assert str(wrong.value) == said
+    with pytest.raises(TypeError, match="explain: got an unexpected keyword argument 'taget'; call it as explain"):
+        edgesmith.explain("casvit_xs", taget="onnx")  # type: ignore[call-arg]
+
+
 def test_every_option_is_documented() -> None:
     described = f"{ModelOptions.__doc__}{ExportOptions.__doc__}"
     for one in dataclasses.fields(ExportOptions):

@@ -27,7 +27,7 @@ from edgesmith.exporters.graph.fast_path import fast_path, warn_of_fast_path
 from edgesmith.exporters.graph.mending import mended, silenced
 from edgesmith.exporters.graph.not_numbers import with_kept_nan
 from edgesmith.exporters.graph.promotion import with_said_types
-from edgesmith.exporters.graph.refusals import refuse_capture, refuse_running
+from edgesmith.exporters.graph.refusals import refuse_capture, refuse_decomposition, refuse_running
 from edgesmith.exporters.graph.repeat import random_operator, refuse_unrepeatable
 from edgesmith.exporters.graph.signature import Bound, Results, own, read_results
 from edgesmith.exporters.graph.sizes import refuse_squeezed_batch
@@ -271,6 +271,8 @@ def exported(
             return decomposed(written, inlined)
         except Unsupported as error:  # of a decomposition; torch.fx has added what it was executing
             raise Unsupported(str(error).partition("\n")[0]) from None
+        except Exception as error:
+            raise refuse_decomposition(written.graph.nodes, error) from error
 
 
 def _with_own_forms(module: GraphModule, target: str) -> GraphModule:

@@ -3,6 +3,7 @@
     x.data                  x.detach(): torch.export takes the data of a captured tensor for a constant without values
     F.gaussian_nll_loss     its formula, without the check that no variance is below zero
     cov, corrcoef           their formulas, without the checks that weights are not negative and that rows are left
+    nonzero, where          of a single number, as a tuple: its tensor of one; torch's second trace finds no tuple there
     max_norm                of embeddings: rows are shortened in a copy of the table; PyTorch writes to the table
     nn.Transformer*         a mask is added as it is; PyTorch looks whether it is causal, for a faster kernel
     torch.distributions     without the checks of their arguments, which Python leaves out as well, under -O
@@ -44,9 +45,20 @@ class _Mending(TorchFunctionMode):
             return _cov(*args, **(kwargs or {}))
         if func in (torch.corrcoef, Tensor.corrcoef):
             return _corrcoef(*args, **(kwargs or {}))
+        if func in (torch.nonzero, Tensor.nonzero, torch.where):
+            single = _number_with_places(func, args, kwargs or {})
+            if single is not None:
+                return torch.nonzero(single.unsqueeze(0), as_tuple=True)
         if func in (F.embedding, F.embedding_bag) and (kwargs or {}).get("max_norm") is not None:
             return func(*_with_short_rows(func, args, kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+
+def _number_with_places(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """Return the single number whose places are asked for as a tuple; None where that is not so."""
+    given = args[0] if args else kwargs.get("input", kwargs.get("condition"))
+    is_tuple = len(args) + len(kwargs) == 1 if func is torch.where else kwargs.get("as_tuple", False)
+    return given if is_tuple and isinstance(given, Tensor) and given.dim() == 0 else None
 
 
 def _with_short_rows(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
+from torch.fx import Node
 
 from edgesmith.errors import BadInput, Unsupported
-from edgesmith.exporters.graph.blame import distance_of, line_of_code, line_of_error
+from edgesmith.exporters.graph.blame import distance_of, line_of_code, line_of_error, line_of_node
+from edgesmith.exporters.graph.edit import operator_name
 from edgesmith.exporters.graph.signature import own
 
 
@@ -241,6 +243,18 @@ def refuse_capture(model: nn.Module, error: Exception) -> Unsupported:
     return Unsupported(
         f"{name} cannot be captured{at}: torch.export fails there with {type(_root(error)).__name__};"
         " write that line with functions of torch on tensors of fixed shapes; --debug shows the trace"
+    )
+
+
+def refuse_decomposition(nodes: Iterable[Node], error: Exception) -> Unsupported:
+    """Return the error for a captured operator that torch does not trace again, as it has to for a target."""
+    executing = re.search(r"While executing %(\w+)", str(error))
+    node = next((one for one in nodes if executing and one.name == executing[1]), None)
+    where = None if node is None else line_of_node(node)
+    what = "this model" if node is None else f"{operator_name(node)} at {where or node.name}"
+    return Unsupported(
+        f"{what} is captured and cannot be traced again: torch fails there with {type(_root(error)).__name__};"
+        " write that line with other functions of torch; --debug shows the trace"
     )
 
 
