@@ -128,11 +128,25 @@ def test_places_of_a_single_number_are_captured_and_traced_again(name: str) -> N
     exported(captured, "coreml")
 
 
+@pytest.mark.parametrize("shapes", [((2, 3), (2, 3)), ((2, 3), (3,)), ((1, 3), (2, 1)), ((), ()), ((), (2,))], ids=str)
+def test_selection_by_a_mask_is_an_index(shapes: tuple[tuple[int, ...], ...]) -> None:
+    x, y = (torch.arange(float(torch.Size(shape).numel())).reshape(shape) for shape in shapes)
+    captured = capture(Select(), (x, y))
+    assert count_operators(captured.module)["aten.index"] == 1
+    for rows in (y, y - 1, 1 - y):
+        assert torch.equal(run(captured, (x, rows))[0], torch.masked_select(x, rows > 0))
+
+
+class Select(nn.Module):
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return x.masked_select(y > 0) if x.dim() == y.dim() else torch.masked_select(x, mask=y > 0)
+
+
 def test_what_torch_does_not_trace_again_is_refused_with_its_line() -> None:
     captured = capture(Lines(lambda x: torch.ops.aten.nonzero_numpy(x[0, 0])[0] + 1), (torch.ones(1, 2),))
     said = (
-        r"aten.nonzero_numpy at .*test_capture.py:\d+ \(.*\) is captured and cannot be traced again: torch fails there"
-        " with IndexError; write that line with other functions of torch"
+        r"aten.nonzero_numpy at .*test_capture.py:\d+ \(.*\) is captured, and torch fails where it traces that"
+        " again; write that line with other functions of torch"
     )
     with pytest.raises(Unsupported, match=said):
         exported(captured, "coreml")

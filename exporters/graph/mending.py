@@ -4,6 +4,7 @@
     F.gaussian_nll_loss     its formula, without the check that no variance is below zero
     cov, corrcoef           their formulas, without the checks that weights are not negative and that rows are left
     nonzero, where          of a single number, as a tuple: its tensor of one; torch's second trace finds no tuple there
+    masked_select           an index by the mask; of shapes that are not one torch takes the input's size for the most
     max_norm                of embeddings: rows are shortened in a copy of the table; PyTorch writes to the table
     nn.Transformer*         a mask is added as it is; PyTorch looks whether it is causal, for a faster kernel
     torch.distributions     without the checks of their arguments, which Python leaves out as well, under -O
@@ -49,6 +50,8 @@ class _Mending(TorchFunctionMode):
             single = _number_with_places(func, args, kwargs or {})
             if single is not None:
                 return torch.nonzero(single.unsqueeze(0), as_tuple=True)
+        if func in (torch.masked_select, Tensor.masked_select):
+            return _masked_select(*args, **(kwargs or {}))
         if func in (F.embedding, F.embedding_bag) and (kwargs or {}).get("max_norm") is not None:
             return func(*_with_short_rows(func, args, kwargs or {}))
         return func(*args, **(kwargs or {}))
@@ -59,6 +62,13 @@ def _number_with_places(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any
     given = args[0] if args else kwargs.get("input", kwargs.get("condition"))
     is_tuple = len(args) + len(kwargs) == 1 if func is torch.where else kwargs.get("as_tuple", False)
     return given if is_tuple and isinstance(given, Tensor) and given.dim() == 0 else None
+
+
+def _masked_select(input: Tensor, mask: Tensor) -> Tensor:  # noqa: A002 - PyTorch's name
+    """Return the numbers at which a mask holds, [N], of shapes that are made one."""
+    shape = torch.broadcast_shapes(input.shape, mask.shape)
+    x, chosen = (one if one.shape == shape else one.expand(shape) for one in (input, mask))
+    return x.reshape([-1])[chosen.reshape([-1])]
 
 
 def _with_short_rows(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -253,7 +253,7 @@ def refuse_decomposition(nodes: Iterable[Node], error: Exception) -> Unsupported
     where = None if node is None else line_of_node(node)
     what = "this model" if node is None else f"{operator_name(node)} at {where or node.name}"
     return Unsupported(
-        f"{what} is captured and cannot be traced again: torch fails there with {type(_root(error)).__name__};"
+        f"{what} is captured, and torch fails where it traces that again;"
         " write that line with other functions of torch; --debug shows the trace"
     )
 
