@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -44,6 +45,14 @@ def test_a_process_that_dies_is_one_sentence_and_the_next_file_is_read() -> None
     with pytest.raises(Unreadable) as raised:
         apart.call(ABORT, [], "a.aimodel")
     assert str(raised.value) == "a.aimodel is damaged: the process that read it ended by SIGABRT; make the file anew"
+    assert apart.call("math:prod", [[2, 3]], "a file") == 6
+
+
+def test_what_the_system_refuses_comes_as_its_error(tmp_path: Path) -> None:
+    gone = str(tmp_path / "gone")
+    with pytest.raises(FileNotFoundError) as raised:
+        apart.call("os:listdir", [gone], "a file")
+    assert (raised.value.errno, raised.value.filename) == (errno.ENOENT, gone)
     assert apart.call("math:prod", [[2, 3]], "a file") == 6
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +18,7 @@ import torch
 from support.lowering import lower
 from support.manifests import smallest_manifest
 from support.zoo import FIRST_ZOO
-from torch import nn
+from torch import Tensor, nn
 
 import edgesmith
 from edgesmith.board.common import Refusal
@@ -26,6 +29,7 @@ from edgesmith.exporters.tensorrt import engine
 from edgesmith.models import registry
 from edgesmith.models.registry import ImageInput
 from edgesmith.profiles import device as devices
+from edgesmith.readers import apart
 
 BACKEND = targets.get("tensorrt")
 
@@ -350,6 +354,44 @@ def test_builder_names_the_node_and_the_precision_to_use(installed: None, tmp_pa
         str(raised.value),
     )
     assert list(tmp_path.iterdir()) == []
+
+
+class TwoWays(nn.Module):
+    """A choice between a vector and itself in more axes."""
+
+    def forward(self, x: Tensor, chosen: Tensor) -> Tensor:
+        y = x * 2
+        return torch.where(chosen, y.expand(1, 1, 1, 63), y)
+
+
+def test_a_builder_that_ends_its_process_is_one_sentence(
+    installed: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgesmith.exporters.targets import tensorrt
+
+    monkeypatch.setattr(tensorrt, "BUILD", "test_tensorrt:end_process")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
+    apart.end()  # the worker that is there has another path
+    said = "^the builder of TensorRT-RTX ended by SIGSEGV over this model; spell its unusual parts with other operators"
+    with pytest.raises(Unsupported, match=said):
+        export_two_ways(tmp_path)
+    apart.end()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_choice_between_a_vector_and_itself_ends_no_process(installed: None, tmp_path: Path) -> None:
+    """The builder of 1.7 reads at address 0x58 over it; another may build it."""
+    with contextlib.suppress(Unsupported):
+        assert export_two_ways(tmp_path).file.is_file()
+
+
+def export_two_ways(folder: Path) -> Artifact:
+    given = torch.randn(63), torch.rand(63, 1) > 0.5
+    return edgesmith.export(TwoWays(), "tensorrt", device="a100", precision="fp32", inputs=given, out=folder)
+
+
+def end_process(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGSEGV)
 
 
 def test_a_file_for_a_capability_that_nothing_builds_for_is_refused(installed: None, tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def distance_of(file: str) -> int | None:
         return None
     if _is_within(path, installed):
         return 1
-    return None if _is_within(path, [Path(sysconfig.get_path("stdlib")).resolve()]) else 0
+    return None if _is_stdlib(file) else 0
 
 
 def line_of_error(error: BaseException, *, below_torch: bool = False) -> str | None:
@@ -69,6 +69,18 @@ def line_of_error(error: BaseException, *, below_torch: bool = False) -> str | N
         if found := _last(frames):
             return found
     return None
+
+
+def is_torchs(error: BaseException) -> bool:
+    """Return whether an exception comes from where torch was called, and through nobody else's code below that."""
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    below = list(itertools.dropwhile(lambda file: not _is_torchs(file), files))
+    _, *ours = _folders()[0]  # and torch's
+    return bool(below) and not any(distance_of(file) == 0 or _is_within(Path(file).resolve(), ours) for file in below)
+
+
+def _is_stdlib(file: str) -> bool:
+    return _is_within(Path(file).resolve(), [Path(sysconfig.get_path("stdlib")).resolve()])
 
 
 def line_of_node(node: Node) -> str | None:

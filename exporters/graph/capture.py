@@ -19,6 +19,7 @@ from torch.fx.graph import CodeGen
 from edgesmith.errors import BadInput, EdgesmithWarning, Unsupported
 from edgesmith.exporters import decompositions
 from edgesmith.exporters.graph import equal_rows
+from edgesmith.exporters.graph.blame import is_torchs
 from edgesmith.exporters.graph.decomposed import decomposed
 from edgesmith.exporters.graph.dense_forms import make_dense
 from edgesmith.exporters.graph.edit import Emitter, arguments, fork, operator_name, operators, site, stand_for, tidy
@@ -272,6 +273,8 @@ def exported(
         except Unsupported as error:  # of a decomposition; torch.fx has added what it was executing
             raise Unsupported(str(error).partition("\n")[0]) from None
         except Exception as error:
+            if not is_torchs(error):  # a fault in what we spell operators in
+                raise
             raise refuse_decomposition(written.graph.nodes, error) from error
 
 

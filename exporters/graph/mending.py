@@ -66,7 +66,7 @@ def _number_with_places(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any
 
 def _masked_select(input: Tensor, mask: Tensor) -> Tensor:  # noqa: A002 - PyTorch's name
     """Return the numbers at which a mask holds, [N], of shapes that are made one."""
-    shape = torch.broadcast_shapes(input.shape, mask.shape)
+    shape = torch.broadcast_shapes(input.shape, mask.shape)  # type: ignore[no-untyped-call]  # torch's
     x, chosen = (one if one.shape == shape else one.expand(shape) for one in (input, mask))
     return x.reshape([-1])[chosen.reshape([-1])]
 

@@ -44,6 +44,8 @@ from edgesmith.exporters.usage import tensorrt as usage
 from edgesmith.profiles import device as devices
 from edgesmith.profiles import operators
 from edgesmith.profiles.device import DeviceProfile
+from edgesmith.readers import apart
+from edgesmith.readers.limits import Limit
 
 if TYPE_CHECKING:
     import numpy as np
@@ -117,9 +119,7 @@ class TensorRt(Target):
         onnx = path.with_suffix(ONNX)
         _typed_onnx.lower(program, onnx, request)
         refuse_operators(_open_onnx(onnx), None)
-        content, report = build(onnx, capability)
-        path.write_bytes(content)
-        engine.write_layers(path.parent, report)
+        engine.write_layers(path.parent, _build_apart(onnx, capability, path))
 
     def open(self, path: Path) -> TargetFile:
         """Open an engine with the typed ONNX beside it, or the typed ONNX of a kit."""
@@ -283,6 +283,41 @@ def _of_kit(path: Path) -> bool:
 
 def _open_onnx(path: Path) -> OnnxFile:
     return OnnxFile(path, FILE_RUNTIME, as_written=True)
+
+
+BUILD = f"{__name__}:build_into"
+
+BUILD_LIMIT = Limit(7200, 256)
+"""Seconds and GiB that an engine may take: more than any was seen to."""
+
+
+def _build_apart(onnx: Path, compute_capability: str, path: Path) -> dict[str, Any]:
+    """Build an engine in a process of its own, which the builder may end: 1.7 does over some networks.
+
+    Returns: its build log condensed.
+
+    Raises:
+        Unsupported: as `build`, and where the builder ends its process.
+    """
+    try:
+        report: dict[str, Any] = apart.call(
+            BUILD, [str(onnx.absolute()), compute_capability, str(path.absolute())], onnx.name, BUILD_LIMIT
+        )
+    except apart.Died as error:
+        raise Unsupported(f"the builder of TensorRT-RTX {error.how} over this model{_OF_A_BUILDER}") from None
+    return report
+
+
+def build_into(onnx: str, compute_capability: str, path: str) -> dict[str, Any]:
+    """Write the engine of a typed ONNX file to `path`, in this process. Returns and raises as `build`."""
+    content, report = build(Path(onnx), compute_capability)
+    Path(path).write_bytes(content)
+    return report
+
+
+_OF_A_BUILDER = (
+    "; spell its unusual parts with other operators, or choose another target: edgesmith operators says what each takes"
+)
 
 
 def build(onnx: Path, compute_capability: str) -> tuple[bytes, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Foreign files that a library's native code reads: in a process of its own, as damage may end that process.
+"""Files that a library's native code reads or builds: in a process of its own, as they may end that process.
 
 MLIR ends the process over bytecode that does not hold together, and ONNX's inference of shapes is C++ that believes
 what it is told. A worker reads such a file, with a limit of time and of memory, and returns plain data. Where it dies
@@ -6,7 +6,8 @@ or does not end, the caller has a sentence. It stays for the next file: what it 
 
     parent -> worker     {"function": "package.module:name", "arguments": [...]}       a line of JSON
     worker -> parent     {} once, when it is there
-                         {"value": ...} or {"error": name, "sentence": ...}            a line of JSON
+                         {"value": ...} or {"error": name, "sentence": ...}            a line of JSON; of the system's
+                                                                                       errors their arguments, too
 
 In a process that has a limit already (limits.py) the function is called as it is: that process is the one that may die.
 """
@@ -39,6 +40,19 @@ START_S: Final = 120
 """Seconds in which a worker is there; a busy machine takes long to start Python."""
 
 _lock = threading.Lock()
+
+
+class Died(Unreadable):
+    """The process ended over a file. how: by which signal or code, to follow a noun."""
+
+    how = ""
+
+    @classmethod
+    def of(cls, what: str, how: str) -> Died:
+        """Return the error for a file."""
+        error = cls(f"{what} is damaged: the process that read it {how}; make the file anew")
+        error.how = how
+        return error
 
 
 class _Worker:
@@ -120,8 +134,9 @@ def call(function: str, arguments: Sequence[Any], what: str, limit: Limit = LIMI
         what: the file that is read, for the sentence.
 
     Raises:
-        EdgesmithError: the function's own, of the same kind.
-        Unreadable: the process died over the file, was refused memory, or took longer than the limit.
+        EdgesmithError, OSError: the function's own, of the same kind.
+        Died: the process died over the file.
+        Unreadable: it was refused memory, or took longer than the limit.
     """
     if INSIDE in os.environ:
         return json.loads(json.dumps(_named(function)(*arguments)))
@@ -136,6 +151,8 @@ def call(function: str, arguments: Sequence[Any], what: str, limit: Limit = LIMI
         raise kind(said["sentence"])
     if said["error"] == _NO_MEMORY:
         raise Unreadable(f"{what} asks for more than {limit.memory_gib:g} GiB of memory to be read: it is damaged")
+    if said["error"] == _SYSTEM:
+        raise OSError(*said["arguments"])
     raise RuntimeError(f"{said['error']}: {said['sentence']}")  # a bug of ours, told like one
 
 
@@ -160,7 +177,7 @@ def _ask(request: bytes, what: str, limit: Limit) -> bytes:
         if not is_sound:
             end()
     how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
-    raise Unreadable(f"{what} is damaged: the process that read it {how}; make the file anew")
+    raise Died.of(what, how)
 
 
 def end() -> None:
@@ -173,7 +190,7 @@ def end() -> None:
 
 atexit.register(end)
 
-_NO_MEMORY = "memory"
+_NO_MEMORY, _SYSTEM = "memory", "system"
 
 
 def _named(function: str) -> Any:
@@ -188,6 +205,8 @@ def _answer(request: bytes) -> dict[str, Any]:
         return {"value": _named(asked["function"])(*asked["arguments"])}
     except EdgesmithError as error:
         return {"error": type(error).__name__, "sentence": str(error)}
+    except OSError as error:
+        return {"error": _SYSTEM, "sentence": str(error), "arguments": [error.errno, error.strerror, error.filename]}
     except Exception as error:  # whatever it is, the caller is told
         return {"error": _NO_MEMORY if is_out_of_memory(error) else type(error).__name__, "sentence": str(error)}
 
