@@ -25,7 +25,7 @@ test:
 	$(PYTHON) -P -m pytest -n 2 --cov --cov-report=term --cov-fail-under=90
 
 # Every operator, then every generated model, on every target, resumed where it was left: build/conformance.jsonl and
-# build/generated.jsonl. Hours on one core; exit 3 where a row is a failure.
+# build/generated.jsonl. Two and a half hours on one core; exit 3 where a row is a failure.
 conformance: links
 	PYTHONPATH=.links $(PYTHON) -P -m edgesmith.exporters.verification.sweep --write
 	$(MAKE) operators
