@@ -9,7 +9,7 @@ recording, the less they resemble each other.
     python -m edgesmith.bench.false_alarms ARTIFACT [launches] [comparisons] [folder] [--busy 0 2]
 
     pilot-1.json ...     what the copies' loops cost, until that is settled
-    compare-5.json ...   comparisons as they are made, at 5 % and 2 %: do they end in 60 s, and after how many launches?
+    compare-5.json ...   comparisons as they are made, at 5 % and 2 %: do they end in 90 s, and after how many launches?
     quiet-3.json ...     launches beside a copy that is 3 % slower; busy-2-3.json those beside two busy processes
     verdicts.json        what came of it, and which bars are met
 

@@ -67,10 +67,10 @@ INSTALL = {
 SECONDS, LAUNCHES = 30.0, 12
 """How long a measurement lasts, about, and its processes."""
 
-MOST_SECONDS, MOST_LAUNCHES = 60.0, 24
+MOST_SECONDS, MOST_LAUNCHES = 90.0, 36
 """The most of a comparison, which ends where it is decided."""
 
-SURE_LAUNCHES = 18
+SURE_LAUNCHES = 27
 """Launches that fit into a comparison's seconds even where starting one takes `LAUNCH_COST_S`.
 
 Fewer would have wider intervals by their number alone, more would spend most of their time on starting.
@@ -105,8 +105,8 @@ class Settings:
     """The settings by which artifacts are timed.
 
     Attributes:
-        seconds: how long it may last, about; each launch gets its share. 30 without it, 60 at most with `until`.
-        launches: processes; 12 without it, 24 at most with `until`, as many as its seconds allow.
+        seconds: how long it may last, about; each launch gets its share. 30 without it, 90 at most with `until`.
+        launches: processes; 12 without it, 36 at most with `until`, as many as its seconds allow.
         until: the criterion by which the first artifact is compared with the others while they are measured: launches
             are added until it is met.
         threads: of the runtime.

@@ -131,7 +131,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     return orders
 
 
-def carried_out(ratio: float, spread: float, launches: int = 24, **more: Any) -> measurement.Measurement:
+def carried_out(ratio: float, spread: float, launches: int = 36, **more: Any) -> measurement.Measurement:
     models = [{"ratio": 1.0, "spread": spread}, {"ratio": ratio, "spread": spread}]
     plan = measure.Plan(models, 1.0, launches, **{"until": Criterion(), **more})
     return measure.carry_out(plan, noisy(1.0).subjects)
@@ -143,14 +143,14 @@ def carried_out(ratio: float, spread: float, launches: int = 24, **more: Any) ->
         (1.0, 0.002, 6, UNCHANGED),
         (1.2, 0.002, 6, SLOWER),
         (0.8, 0.02, 6, FASTER),  # the interval is not narrow, and lies beyond half the threshold
-        (1.0, 0.2, 24, INCONCLUSIVE),
+        (1.0, 0.2, 36, INCONCLUSIVE),
     ],
 )
 def test_launches_are_added_until_the_verdict_stands(
     ratio: float, spread: float, count: int, word: Word, launched: list[list[int]]
 ) -> None:
     made = carried_out(ratio, spread)
-    assert (len(made.launches), made.complete, made.looks) == (count, True, (6, 8, 12, 16, 20, 24))
+    assert (len(made.launches), made.complete, made.looks) == (count, True, (6, 12, 18, 24, 30, 36))
     assert Criterion().judge(made, made, 1).verdict == word
     assert [launch.order for launch in made.launches] == [tuple(order) for order in launched]
     assert all([warm.calls for warm in launch.warm] == [3, 4] for launch in made.launches)  # the subjects' own order
@@ -172,8 +172,8 @@ def test_a_comparison_adds_the_launches_that_there_is_time_for(
 
 def test_launches_of_a_comparison_are_as_long_as_where_fewer_fit() -> None:
     """Shorter ones would spend most of their time on starting."""
-    assert measure.Settings(until=Criterion()).launch_s == pytest.approx(60 / 18 - 1.5)
-    assert measure.Settings(until=Criterion(), launches=12).launch_s == 3.5
+    assert measure.Settings(until=Criterion()).launch_s == pytest.approx(90 / 27 - 1.5)
+    assert measure.Settings(until=Criterion(), launches=12).launch_s == 6.0
     assert measure.Settings(until=Criterion(), seconds=20).launch_s == measure.SHORTEST_S
     assert measure.Settings().launch_s == 1.0
 
@@ -183,9 +183,9 @@ def test_what_is_not_compared_has_all_its_launches(launched: list[list[int]]) ->
     assert (len(made.launches), made.looks) == (12, ())
 
 
-def test_a_comparison_has_twice_the_usual_time_and_launches() -> None:
+def test_a_comparison_has_three_times_the_usual_time_and_launches() -> None:
     assert measure.Settings().most == (30.0, 12)
-    assert measure.Settings(until=Criterion()).most == (60.0, 24)
+    assert measure.Settings(until=Criterion()).most == (90.0, 36)
     assert measure.Settings(seconds=5, launches=3, until=Criterion()).most == (5, 3)
 
 

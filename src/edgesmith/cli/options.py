@@ -261,12 +261,12 @@ Against = Annotated[
 ]
 Seconds = Annotated[
     float | None,
-    typer.Option("--seconds", help="How long it may last, about.", show_default="30; 60 at most, to compare"),
+    typer.Option("--seconds", help="How long it may last, about.", show_default="30; 90 at most, to compare"),
 ]
 Launches = Annotated[
     int | None,
     typer.Option(
-        "--launches", help="Processes, each with all artifacts in turn.", show_default="12; 24 at most, to compare"
+        "--launches", help="Processes, each with all artifacts in turn.", show_default="12; 36 at most, to compare"
     ),
 ]
 Threads = Annotated[int, typer.Option("--threads", help="Of the runtime.")]
