@@ -206,7 +206,8 @@ def _answer(request: bytes) -> dict[str, Any]:
     except EdgesmithError as error:
         return {"error": type(error).__name__, "sentence": str(error)}
     except OSError as error:
-        return {"error": _SYSTEM, "sentence": str(error), "arguments": [error.errno, error.strerror, error.filename]}
+        arguments = [str(error)] if error.errno is None else [error.errno, error.strerror, error.filename]
+        return {"error": _SYSTEM, "sentence": str(error), "arguments": arguments}
     except Exception as error:  # whatever it is, the caller is told
         return {"error": _NO_MEMORY if is_out_of_memory(error) else type(error).__name__, "sentence": str(error)}
 
