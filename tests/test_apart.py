@@ -53,7 +53,7 @@ def test_what_the_system_refuses_comes_as_its_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as raised:
         apart.call("os:listdir", [gone], "a file")
     assert (raised.value.errno, raised.value.filename) == (errno.ENOENT, gone)
-    with pytest.raises(OSError, match="^illegal IP address"):
+    with pytest.raises(OSError, match=r"^illegal IP address"):
         apart.call("socket:inet_aton", ["nowhere"], "a file")
     assert apart.call("math:prod", [[2, 3]], "a file") == 6
 
