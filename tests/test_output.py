@@ -34,7 +34,7 @@ from edgesmith.cli.export import _show_artifact as show_artifact
 from edgesmith.cli.export import _show_rewrites as show_rewrites
 from edgesmith.cli.peers import _show_model as show_contest
 from edgesmith.cli.rows import artifact_rows
-from edgesmith.cli.tables import LEAST_WIDTH, line_width, new_table, print_line, print_table
+from edgesmith.cli.tables import LEAST_WIDTH, line_width, new_table, print_line, print_table, show_stage
 from edgesmith.exporters.artifact import Artifact, read
 from edgesmith.exporters.usage.source import LANGUAGES
 
@@ -348,3 +348,12 @@ def test_names_are_completed() -> None:
 def test_what_an_export_wrote_reads_as_it_did(export_small: Callable[..., Artifact]) -> None:
     made = export_small("onnx")
     assert list(artifact_rows(read(made.path))) == list(artifact_rows(made))
+
+
+def test_what_a_library_prints_in_a_stage_is_no_result(capsys: pytest.CaptureFixture[str]) -> None:
+    with show_stage("import"):
+        print("Error importing something")
+    print("result")
+    told = capsys.readouterr()
+    assert told.out == "result\n"
+    assert "Error importing something" in told.err

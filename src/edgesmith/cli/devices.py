@@ -13,7 +13,7 @@ import typer
 from edgesmith.cli import options as given
 from edgesmith.cli.chosen import Chosen, chooses_model
 from edgesmith.cli.export import one_artifact
-from edgesmith.cli.tables import Table, new_table, print_json, print_line, print_table
+from edgesmith.cli.tables import Table, new_table, print_json, print_line, print_table, printing_to_stderr
 from edgesmith.readers.limits import parse_limit, run_within
 
 if TYPE_CHECKING:
@@ -88,7 +88,8 @@ def estimate(
         kind = kind_of(profile_of(device))
         artifact = one_artifact(artifact, chosen, kind.target, kind.precision)
     artifact = one_artifact(artifact, Chosen(), "")
-    found = estimated(artifact, device)
+    with printing_to_stderr():
+        found = estimated(artifact, device)
     if as_json:
         print_json(found.as_json())
     else:

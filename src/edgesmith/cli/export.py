@@ -161,7 +161,7 @@ def explain(
     with show_stage("import"):
         from edgesmith.exporters.export import capture_and_rewrite
         from edgesmith.exporters.graph.edit import count_operators
-    with show_stage("capture and rewrite"), printing_to_stderr():
+    with show_stage("capture and rewrite"):
         captured, rewritten, reports = capture_and_rewrite(options)
         covered = options.backend.share(rewritten)
     counts = {"captured": count_operators(captured.module), "rewritten": count_operators(rewritten.module)}

@@ -26,18 +26,18 @@ LEAST_WIDTH = 40
 
 @contextlib.contextmanager
 def show_stage(stage: str) -> Iterator[None]:
-    """Show a line on stderr for a stage, a `Watch`: running, then done with its time."""
+    """Show a line on stderr for a stage, a `Watch`: running, then done with its time. Libraries print there, too."""
     from rich.console import Console
 
     console = Console(stderr=True, highlight=False, markup=False)
     start = time.perf_counter()
-    with console.status(f"{stage} ..."):
+    with console.status(f"{stage} ..."), printing_to_stderr():
         yield
     console.print(f"  {stage:<20} {time.perf_counter() - start:6.1f} s")
 
 
 def printing_to_stderr() -> contextlib.AbstractContextManager[Any]:
-    """Let what a model's own code prints go to stderr: stdout is for results."""
+    """Let what a model's own code and libraries print go to stderr: stdout is for results."""
     return contextlib.redirect_stdout(sys.stderr)
 
 
