@@ -13,10 +13,10 @@ recording, the less they resemble each other.
     quiet-3.json ...     launches beside a copy that is 3 % slower; busy-2-3.json those beside two busy processes
     verdicts.json        what came of it, and which bars are met
 
-What is in the folder is not measured again: its launches are drawn from. Four times 120 launches are 14 minutes for a
-model of 0.2 ms and 20 for one of 20 ms, and up to twice as long on two cores with two busy processes; pilots and
-comparisons are four to eight more, and drawing is one or two for each state: an hour for both. It says when it will be
-done. Exit code 3 where a bar is not met.
+What is in the folder is not measured again: its launches are drawn from. Four times 120 launches are 19 minutes for a
+model of 0.2 ms and 24 for one of 20 ms, and up to twice as long on two cores with two busy processes; pilots and
+comparisons are five to ten more, and drawing is one or two for each state: an hour to an hour and a half for both. It
+says when it will be done. Exit code 3 where a bar is not met.
 
 A call that follows a busy loop finds the processor in another state than one that follows a call: a step of 0.15 ms is
 2 % slower then, however short the loop. So copies that are slowed are compared with one that is slowed by nothing, and
