@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from support import native_driver
 from support.native_cases import Case, error, integer_sweep, sweep
 
@@ -16,7 +18,18 @@ from edgesmith.errors import BackendMissing, BadInput, EdgesmithError
 from edgesmith.exporters.targets._tvm_processor import here
 from edgesmith.kernels.native import pointwise
 from edgesmith.kernels.native.callable import Library
-from edgesmith.kernels.native.tiles import AVX2, AVX512, NEON, SDOT, InstructionSet
+from edgesmith.kernels.native.tiles import (
+    AVX2,
+    AVX512,
+    GROUP_BYTES,
+    NEON,
+    SDOT,
+    InstructionSet,
+    ceil_div,
+    choose_tile,
+    cut,
+    panels,
+)
 from edgesmith.kernels.native.toolchain import CpuTarget, compile_program, compile_units, find_compiler, host
 
 
@@ -115,6 +128,44 @@ def test_kernels_agree_on_aarch64(features: tuple[str, ...], tmp_path: Path) -> 
         for case, found in zip(cases, outputs, strict=True):
             for one, expected in zip(found, case.expected, strict=True):
                 assert error(one, expected) <= case.tolerance, case.unit.symbol
+
+
+@pytest.mark.parametrize(
+    ("pixels", "inputs", "outputs", "reads"),
+    [
+        (49, 384, 1536, 1),  # few pixels and many weights, which come from memory: read once
+        (49, 1536, 384, 1),
+        (1, 384, 1000, 1),
+        (196, 192, 768, 2),
+        (3136, 64, 256, 8),  # many pixels and few weights: inputs are read once
+    ],
+)
+def test_layers_are_cut_where_least_is_read_again(pixels: int, inputs: int, outputs: int, reads: int) -> None:
+    op = pointwise.Pointwise(pixels, inputs, outputs)
+    tile = choose_tile(AVX512, pixels, outputs)
+    units, panel_count = ceil_div(pixels, tile.pixels), len(panels(AVX512, tile.vectors, outputs))
+    made = cut(units, panel_count, 4 * pixels * inputs, 4 * inputs * outputs)
+    groups = ceil_div(units, made.units)
+    assert groups == reads
+    assert f"TILES_A_TASK = {made.units};" in pointwise.emit(op, CpuTarget("x86_64-linux-gnu", ("avx512",))).source
+
+
+@given(
+    units=st.integers(1, 500),
+    panel_count=st.integers(1, 64),
+    unit_bytes=st.integers(4, 1 << 20),
+    weight_bytes=st.integers(4, 1 << 24),
+    least=st.integers(1, 8),
+)
+def test_cuts_cover_a_layer_and_are_enough_tasks(
+    units: int, panel_count: int, unit_bytes: int, weight_bytes: int, least: int
+) -> None:
+    made = cut(units, panel_count, units * unit_bytes, weight_bytes, least)
+    groups = ceil_div(units, made.units)
+    assert 1 <= made.units <= units
+    assert 1 <= made.panel_groups <= panel_count
+    assert groups * made.panel_groups >= min(least, panel_count)
+    assert made.units * unit_bytes <= max(GROUP_BYTES, unit_bytes)
 
 
 @pytest.mark.parametrize(("instructions", "registers"), [(AVX512, 32), (AVX2, 16), (NEON, 32)])

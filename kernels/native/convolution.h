@@ -48,7 +48,7 @@ struct Convolution : S {
 
     // Adds the products of all kernel rows for PIXELS output pixels from `column` on, in one output row.
     template <bool INSIDE, int PIXELS, int COLUMNS>
-    static ES_INLINE void add(Sums<PIXELS, COLUMNS>& sums, const float* map, int top, int column, const float* w) {
+    static ES_INLINE void add(Sums<PIXELS, COLUMNS>& sums, const float* map, int top, int column, const float* w, Ahead& ahead) {
         float edge[INSIDE ? 1 : PIXELS][INSIDE ? 1 : LENGTH];
         for (int a = 0; a < S::KH; ++a) {
             const int y = top + a * DILATION;
@@ -61,24 +61,25 @@ struct Convolution : S {
                     const int left = (column + p) * STRIDE - LEFT + b * DILATION;
                     rows[p] = INSIDE ? line + long(left) * PITCH : gather(line, left, edge[INSIDE ? 0 : p]);
                 }
-                sums.add(rows, w + long(a * KW + b) * C * Panel<COLUMNS>::PITCH, LENGTH);
+                sums.add(rows, w + long(a * KW + b) * C * Panel<COLUMNS>::PITCH, LENGTH, ahead);
             }
         }
     }
 
     // `channel` is counted through all groups.
     template <int COLUMNS, class Epilogue>
-    static void run_row(int row, int channel, const float* x, const float* panel, float* y, const Epilogue& epilogue) {
+    static void run_row(int row, int rows, int channel, const float* x, const float* panel, float* y, Ahead& ahead, const Epilogue& epilogue) {
         const float* const map = x + row / S::OH * (long(H) * W * PITCH);
         const int top = row % S::OH * STRIDE - S::TOP;
         const float* const w = panel + Panel<COLUMNS>::PITCH;
         Pixels::visit(0, Pixels::COUNT, [&]<int PIXELS>(int column) {
+            ahead.lines = Ahead::share(K + 1, Panel<COLUMNS>::PITCH, rows * Pixels::COUNT);
             Sums<PIXELS, COLUMNS> sums;
             sums.start(panel);
             if (is_inside(column, PIXELS))
-                add<true>(sums, map, top, column, w);
+                add<true>(sums, map, top, column, w, ahead);
             else
-                add<false>(sums, map, top, column, w);
+                add<false>(sums, map, top, column, w, ahead);
             sums.finish(y, long(row) * OW + column, channel, GROUPS * N, GROUPS * N, epilogue);
         });
     }
@@ -89,8 +90,10 @@ struct Convolution : S {
         const int begin = rest / PANEL_GROUPS * ROWS_A_TASK, end = smaller(begin + ROWS_A_TASK, ROWS);
         const float* const panels = packed + group * GROUP_WEIGHTS;
         Columns::template visit_group<PANEL_GROUPS>(rest % PANEL_GROUPS, [&]<int COLUMNS>(int channel) {
+            const float* const panel = panels + long(channel) * (K + 1);
+            Ahead ahead{panel + long(K + 1) * Panel<COLUMNS>::PITCH, 0};
             for (int row = begin; row < end; ++row)
-                run_row<COLUMNS>(row, group * N + channel, x + group * C, panels + long(channel) * (K + 1), y, epilogue);
+                run_row<COLUMNS>(row, end - begin, group * N + channel, x + group * C, panel, y, ahead, epilogue);
         });
     }
 

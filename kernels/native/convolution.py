@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from edgesmith.kernels.native.epilogue import NOTHING, Epilogue
 from edgesmith.kernels.native.packing import pack_panels, panels_size
-from edgesmith.kernels.native.tiles import LEAST_TASKS, Tile, ceil_div, choose_tile, group_panels, panels
+from edgesmith.kernels.native.tiles import LEAST_TASKS, Tile, ceil_div, choose_tile, cut, panels
 from edgesmith.kernels.native.toolchain import CpuTarget
 from edgesmith.kernels.native.unit import Argument, Constant, Unit, make_symbol, render
 
@@ -59,15 +59,15 @@ def emit(op: Convolution, target: CpuTarget) -> Unit:
     """Return the kernel. Arguments: x [B, H, W, C], gate, residual, packed, y [B, OH, OW, N]."""
     instructions, tile = target.instructions, op.tile(target)
     out_height, out_width = op.out
-    rows = op.batch * out_height
-    rows_a_task = max(1, rows // LEAST_TASKS)
-    symbol, each = _name(op), op.outputs // op.groups
-    panel_count = len(panels(instructions, tile.vectors, each))
+    rows, symbol, each = op.batch * out_height, _name(op), op.outputs // op.groups
+    size, panel_count = panels_size(instructions, op.taps, each), len(panels(instructions, tile.vectors, each))
+    input_bytes = 4 * op.batch * op.height * op.width * op.inputs // op.groups
+    tasks = cut(rows, panel_count, input_bytes, 4 * size, ceil_div(LEAST_TASKS, op.groups))
     constants = geometry(op) | {
         "P": tile.pixels,
         "V": tile.vectors,
-        "ROWS_A_TASK": rows_a_task,
-        "PANEL_GROUPS": group_panels(ceil_div(rows, rows_a_task), panel_count),
+        "ROWS_A_TASK": tasks.units,
+        "PANEL_GROUPS": tasks.panel_groups,
     }
     source = render(
         "convolution", "Convolution", symbol, instructions.lanes, constants, f"using Epilogue = {op.epilogue.type};"
@@ -76,7 +76,7 @@ def emit(op: Convolution, target: CpuTarget) -> Unit:
     arguments = (
         Argument("input", "x", (op.batch, op.height, op.width, op.inputs)),
         *op.epilogue.arguments(pixels, op.outputs),
-        Argument("packed", "weights", (op.groups * panels_size(instructions, op.taps, each),)),
+        Argument("packed", "weights", (op.groups * size,)),
         Argument("output", "y", (op.batch, out_height, out_width, op.outputs)),
     )
     return Unit(symbol, source, arguments, 0, 2 * pixels * op.taps * op.outputs)

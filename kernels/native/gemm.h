@@ -76,6 +76,23 @@ struct Tiles {
     }
 };
 
+// Weights that are wanted next, asked for while there are products to do: a line of the cache with each k. A layer reads
+// its weights once, from memory or the last cache, and the pass that meets them first would wait for each line. Asking
+// reads nothing, so that it may go on behind the last panel, where the next layer's weights lie.
+struct Ahead {
+    static constexpr int LINE = 16;  // floats
+    const float* next;
+    int lines;  // that are left for this tile
+
+    // `length` rows of PITCH numbers from `next` on, asked for in `tiles` parts of one size.
+    static constexpr int share(int length, int pitch, int tiles) { return ceil_div(ceil_div(length * pitch, LINE), tiles); }
+
+    ES_INLINE void ask() {
+        __builtin_prefetch(next, 0, 2);
+        next += LINE;
+    }
+};
+
 // The sums of a tile, in registers.
 template <int P, int COLUMNS>
 struct Sums {
@@ -105,33 +122,49 @@ struct Sums {
     // Adds x[p, k] w[k, :] for `length` k; row p of x begins at rows[p], its numbers are STEP apart, rows of w PITCH.
     template <int STEP = 1, int PITCH = Shape::PITCH>
     ES_INLINE void add(const float* const (&rows)[P], const float* w, int length) {
-        for (int k = 0; k < length; ++k, w += PITCH) {
-            Vector<LANES> column[larger(WHOLE, 1)];
-            Vector<HALF> rest;
+        for (int k = 0; k < length; ++k, w += PITCH) add_one<STEP>(rows, w, k);
+    }
+
+    // x[p, k] w[k, :], whose row of w is given.
+    template <int STEP>
+    ES_INLINE void add_one(const float* const (&rows)[P], const float* w, int k) {
+        Vector<LANES> column[larger(WHOLE, 1)];
+        Vector<HALF> rest;
+        ES_UNROLL
+        for (int v = 0; v < WHOLE; ++v) column[v] = load<Vector<LANES>>(w + v * LANES);
+        if constexpr (Shape::HAS_HALF) rest = load<Vector<HALF>>(w + WHOLE * LANES);
+        ES_UNROLL
+        for (int p = 0; p < P; ++p) {
+            const float x = rows[p][long(k) * STEP];
             ES_UNROLL
-            for (int v = 0; v < WHOLE; ++v) column[v] = load<Vector<LANES>>(w + v * LANES);
-            if constexpr (Shape::HAS_HALF) rest = load<Vector<HALF>>(w + WHOLE * LANES);
-            ES_UNROLL
-            for (int p = 0; p < P; ++p) {
-                const float x = rows[p][long(k) * STEP];
-                ES_UNROLL
-                for (int v = 0; v < WHOLE; ++v) whole[p][v] += column[v] * x;
-                if constexpr (Shape::HAS_HALF) half[p] += rest * x;
-            }
+            for (int v = 0; v < WHOLE; ++v) whole[p][v] += column[v] * x;
+            if constexpr (Shape::HAS_HALF) half[p] += rest * x;
         }
+    }
+
+    // The same products, and asks for what is wanted next.
+    ES_INLINE void add(const float* const (&rows)[P], const float* w, int length, Ahead& ahead) {
+        const int asked = smaller(length, ahead.lines);
+        int k = 0;
+        for (; k < asked; ++k, w += Shape::PITCH) {
+            ahead.ask();
+            add_one<1>(rows, w, k);
+        }
+        ahead.lines -= asked;
+        for (; k < length; ++k, w += Shape::PITCH) add_one<1>(rows, w, k);
     }
 
     // The same in stages of STAGE k, each summed apart: K numbers round as much as STAGE and then K / STAGE would.
     template <int STAGE>
-    ES_INLINE void add_in_stages(const float* const (&rows)[P], const float* w, int length) {
-        add(rows, w, smaller(STAGE, length));
+    ES_INLINE void add_in_stages(const float* const (&rows)[P], const float* w, int length, Ahead& ahead) {
+        add(rows, w, smaller(STAGE, length), ahead);
         for (int k = STAGE; k < length; k += STAGE) {
             const float* from[P];
             ES_UNROLL
             for (int p = 0; p < P; ++p) from[p] = rows[p] + k;
             Sums stage;
             stage.clear();
-            stage.add(from, w + long(k) * Shape::PITCH, smaller(STAGE, length - k));
+            stage.add(from, w + long(k) * Shape::PITCH, smaller(STAGE, length - k), ahead);
             ES_UNROLL
             for (int p = 0; p < P; ++p) {
                 ES_UNROLL

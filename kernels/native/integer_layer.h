@@ -71,20 +71,30 @@ struct IntegerSums {
 
     // Adds `count` words of every pixel; pixels of x are STEP numbers apart.
     template <int STEP>
-    ES_INLINE void add(const Number* x, const float* w, int count) {
-        for (int k = 0; k < count; ++k, w += Shape::PITCH, x += PER) {
-            Words<LANES> column[larger(WHOLE, 1)];
-            Words<HALF> rest;
+    ES_INLINE void add(const Number* x, const float* w, int count, Ahead& ahead) {
+        const int asked = smaller(count, ahead.lines);
+        int k = 0;
+        for (; k < asked; ++k, w += Shape::PITCH, x += PER) {
+            ahead.ask();
+            add_one<STEP>(x, w);
+        }
+        ahead.lines -= asked;
+        for (; k < count; ++k, w += Shape::PITCH, x += PER) add_one<STEP>(x, w);
+    }
+
+    template <int STEP>
+    ES_INLINE void add_one(const Number* x, const float* w) {
+        Words<LANES> column[larger(WHOLE, 1)];
+        Words<HALF> rest;
+        ES_UNROLL
+        for (int v = 0; v < WHOLE; ++v) column[v] = words<LANES>(w + v * LANES);
+        if constexpr (Shape::HAS_HALF) rest = words<HALF>(w + WHOLE * LANES);
+        ES_UNROLL
+        for (int p = 0; p < P; ++p) {
+            const int word = load_word(x + p * long(STEP));
             ES_UNROLL
-            for (int v = 0; v < WHOLE; ++v) column[v] = words<LANES>(w + v * LANES);
-            if constexpr (Shape::HAS_HALF) rest = words<HALF>(w + WHOLE * LANES);
-            ES_UNROLL
-            for (int p = 0; p < P; ++p) {
-                const int word = load_word(x + p * long(STEP));
-                ES_UNROLL
-                for (int v = 0; v < WHOLE; ++v) whole[p][v] = dot<LANES>(whole[p][v], word, column[v]);
-                if constexpr (Shape::HAS_HALF) half[p] = dot<HALF>(half[p], word, rest);
-            }
+            for (int v = 0; v < WHOLE; ++v) whole[p][v] = dot<LANES>(whole[p][v], word, column[v]);
+            if constexpr (Shape::HAS_HALF) half[p] = dot<HALF>(half[p], word, rest);
         }
     }
 
@@ -170,18 +180,20 @@ struct IntegerLayer : S {
     static ES_NOINLINE void multiply(int channel, int begin, int end, const Number* map, const float* panel, Output* y,
                                      float inverse, const Epilogue& epilogue) {
         constexpr int PITCH = Panel<COLUMNS>::PITCH;
+        Ahead ahead{panel + long(ROWS_OF_WORDS) * PITCH, 0};
         for (int tile = begin; tile < end;) {
             const int row = tile / Pixels::COUNT, first = tile % Pixels::COUNT;
             const int last = smaller(Pixels::COUNT, first + end - tile);
             const Number* const line = map + (long(row / S::OH) * TALL + row % S::OH * STRIDE) * LONG * C;
             Pixels::visit(first, last, [&]<int PIXELS>(int column) {
+                ahead.lines = Ahead::share(ROWS_OF_WORDS, PITCH, end - begin);
                 IntegerSums<PIXELS, COLUMNS> sums;
                 sums.start(panel + 2 * PITCH);
                 const float* w = panel + 3 * PITCH;
                 for (int a = 0; a < KH; ++a)
                     for (int b = 0; b < KW; b += TAPS, w += WORDS * PITCH)
                         sums.template add<STRIDE * C>(
-                            line + (long(a) * DILATION * LONG + column * STRIDE + b * DILATION) * C, w, WORDS);
+                            line + (long(a) * DILATION * LONG + column * STRIDE + b * DILATION) * C, w, WORDS, ahead);
                 ES_UNROLL
                 for (int p = 0; p < PIXELS; ++p) {
                     const long pixel = long(row) * OW + column + p;

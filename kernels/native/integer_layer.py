@@ -6,15 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgesmith.kernels.native.convolution import Convolution, geometry
-from edgesmith.kernels.native.tiles import (
-    LEAST_TASKS,
-    Tile,
-    ceil_div,
-    choose_tile,
-    group_panels,
-    group_pixels,
-    panels,
-)
+from edgesmith.kernels.native.tiles import LEAST_TASKS, Tile, ceil_div, choose_tile, cut, panels
 from edgesmith.kernels.native.toolchain import CpuTarget
 from edgesmith.kernels.native.unit import Argument, Unit, make_symbol, render
 
@@ -80,14 +72,15 @@ def emit(op: IntegerLayer, target: CpuTarget) -> Unit:
     out_height, out_width = layer.out
     pixels, panel_count = layer.batch * out_height * out_width, len(panels(instructions, tile.vectors, layer.outputs))
     tiles = layer.batch * out_height * ceil_div(out_width, tile.pixels)
-    tiles_a_task = group_pixels(tile, pixels, ceil_div(layer.taps * dot.bytes, 4))
+    input_bytes = layer.batch * layer.height * layer.width * layer.inputs * dot.bytes
+    tasks = cut(tiles, panel_count, input_bytes, 4 * packed_size(op, target))
     constants = geometry(layer) | {
         "RIGHT": layer.padding[3],
         "BOTTOM": layer.padding[2],
         "P": tile.pixels,
         "V": tile.vectors,
-        "TILES_A_TASK": tiles_a_task,
-        "PANEL_GROUPS": group_panels(ceil_div(tiles, tiles_a_task), panel_count),
+        "TILES_A_TASK": tasks.units,
+        "PANEL_GROUPS": tasks.panel_groups,
         "LEAST_TASKS": LEAST_TASKS,
         "READS_NUMBERS": int(op.reads == "numbers"),
         "EXPECTED_OFFSET": dot.offset,

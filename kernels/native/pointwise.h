@@ -26,13 +26,16 @@ struct Pointwise : S {
     template <int COLUMNS, class Epilogue>
     static ES_NOINLINE void multiply(int channel, int begin, int end, const float* x, const float* panel, float* y,
                          const Epilogue& epilogue) {
+        constexpr int PITCH = Panel<COLUMNS>::PITCH;
+        Ahead ahead{panel + long(K + 1) * PITCH, 0};
         Rows::visit(begin, end, [&]<int PIXELS>(int pixel) {
+            ahead.lines = Ahead::share(K + 1, PITCH, end - begin);
             const float* rows[PIXELS];
             ES_UNROLL
             for (int p = 0; p < PIXELS; ++p) rows[p] = x + long(pixel + p) * K;
             Sums<PIXELS, COLUMNS> sums;
             sums.start(panel);
-            sums.template add_in_stages<S::STAGE>(rows, panel + Panel<COLUMNS>::PITCH, K);
+            sums.template add_in_stages<S::STAGE>(rows, panel + PITCH, K, ahead);
             sums.finish(y, pixel, channel, N, N, epilogue);
         });
     }

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from edgesmith.kernels.native.epilogue import NOTHING, Epilogue
 from edgesmith.kernels.native.packing import pack_panels, panels_size
-from edgesmith.kernels.native.tiles import Tile, ceil_div, choose_tile, group_panels, group_pixels, panels, stage
+from edgesmith.kernels.native.tiles import Tile, ceil_div, choose_tile, cut, panels, stage
 from edgesmith.kernels.native.toolchain import CpuTarget
 from edgesmith.kernels.native.unit import Argument, Unit, make_symbol, render
 
@@ -35,8 +35,9 @@ class Pointwise:
 def emit(op: Pointwise, target: CpuTarget) -> Unit:
     """Return the kernel. Arguments: x [M, K], gate, residual, packed, y [M, N]."""
     instructions, tile = target.instructions, op.tile(target)
-    tiles_a_task = group_pixels(tile, op.pixels, op.inputs)
-    row_groups = ceil_div(ceil_div(op.pixels, tile.pixels), tiles_a_task)
+    size = panels_size(instructions, op.inputs, op.outputs)
+    panel_count = len(panels(instructions, tile.vectors, op.outputs))
+    tasks = cut(ceil_div(op.pixels, tile.pixels), panel_count, 4 * op.pixels * op.inputs, 4 * size)
     symbol = make_symbol("pointwise", f"m{op.pixels}", f"k{op.inputs}", f"n{op.outputs}", op.epilogue.words)
     constants = {
         "M": op.pixels,
@@ -45,8 +46,8 @@ def emit(op: Pointwise, target: CpuTarget) -> Unit:
         "P": tile.pixels,
         "V": tile.vectors,
         "STAGE": stage(instructions, op.pixels, op.inputs),
-        "TILES_A_TASK": tiles_a_task,
-        "PANEL_GROUPS": group_panels(row_groups, len(panels(instructions, tile.vectors, op.outputs))),
+        "TILES_A_TASK": tasks.units,
+        "PANEL_GROUPS": tasks.panel_groups,
     }
     source = render(
         "pointwise", "Pointwise", symbol, instructions.lanes, constants, f"using Epilogue = {op.epilogue.type};"
@@ -54,7 +55,7 @@ def emit(op: Pointwise, target: CpuTarget) -> Unit:
     arguments = (
         Argument("input", "x", (op.pixels, op.inputs)),
         *op.epilogue.arguments(op.pixels, op.outputs),
-        Argument("packed", "weights", (panels_size(instructions, op.inputs, op.outputs),)),
+        Argument("packed", "weights", (size,)),
         Argument("output", "y", (op.pixels, op.outputs)),
     )
     return Unit(symbol, source, arguments, 0, 2 * op.pixels * op.inputs * op.outputs)

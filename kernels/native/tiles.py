@@ -14,8 +14,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-GROUP_BYTES = 96 * 1024
-"""Inputs of a group of pixels that one panel after the other is multiplied by: they stay in the second cache."""
+GROUP_BYTES = 384 * 1024
+"""Inputs of a group of pixels that one panel after the other is multiplied by: with a panel, they stay in the second
+cache, of which there is 1 MiB and more on desktops and servers and 512 KiB on small boards."""
 
 LEAST_TASKS = 8
 """Tasks that a layer is cut into where it has the pixels or channels: two for each of four threads."""
@@ -139,16 +140,40 @@ def stage(instructions: InstructionSet, pixels: int, inputs: int) -> int:
     return min(STAGE, inputs) if pixels in instructions.short else inputs
 
 
-def group_pixels(tile: Tile, pixels: int, inputs: int) -> int:
-    """Return how many tiles of pixels a task has: as many as the cache holds, and few enough for all threads."""
-    tiles = ceil_div(pixels, tile.pixels)
-    fitting = max(1, GROUP_BYTES // (4 * inputs * tile.pixels))
-    return max(1, min(fitting, ceil_div(tiles, LEAST_TASKS)))
+@dataclass(frozen=True)
+class Cut:
+    """A product in tasks: so many tiles, or rows, of pixels each, times one of so many groups of panels."""
+
+    units: int
+    panel_groups: int
 
 
-def group_panels(row_groups: int, panel_count: int) -> int:
-    """Return into how many groups panels are cut, where groups of pixels alone are too few tasks."""
-    return min(panel_count, ceil_div(LEAST_TASKS, row_groups))
+def cut(units: int, panel_count: int, input_bytes: int, weight_bytes: int, least: int = LEAST_TASKS) -> Cut:
+    """Return the tasks of a product, `least` of them or more where it has as many tiles of pixels and panels.
+
+    A group of pixels reads all weights, and a group of panels all inputs. So pixels are cut where there are many of
+    them, and panels where there are many weights, which come from further away: least is moved, of what lets the inputs
+    of a task stay in the second cache.
+
+    Args:
+        units: tiles, or rows, that the pixels can be cut between.
+        panel_count: panels of the weights.
+        input_bytes: all inputs.
+        weight_bytes: all weights.
+        least: tasks that are wanted.
+    """
+    fewest = ceil_div(units, max(1, GROUP_BYTES * units // max(1, input_bytes)))
+    candidates = [1 << power for power in range(least.bit_length()) if fewest <= 1 << power <= least] or [fewest]
+
+    def with_panels(groups: int) -> tuple[int, int]:
+        groups = ceil_div(units, ceil_div(units, groups))
+        return groups, min(panel_count, ceil_div(least, groups))
+
+    def cost(groups: int, panel_groups: int) -> tuple[int, int]:
+        return max(0, least - groups * panel_groups), groups * weight_bytes + panel_groups * input_bytes
+
+    groups, panel_groups = min((with_panels(groups) for groups in candidates), key=lambda found: cost(*found))
+    return Cut(ceil_div(units, groups), panel_groups)
 
 
 def strip_length(instructions: InstructionSet, width: int, kernel_width: int = SMALL_KERNEL) -> int:

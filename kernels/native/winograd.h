@@ -74,7 +74,7 @@ struct Winograd : S {
 
     // m_k of COUNT neighbouring groups of output row `row`.
     template <int COUNT, int COLUMNS>
-    static ES_NOINLINE void multiply(int k, int row, int group, const float* v, const float* panel, float* m) {
+    static ES_NOINLINE void multiply(int k, int row, int group, const float* v, const float* panel, float* m, Ahead& ahead) {
         constexpr int PITCH = Panel<COLUMNS>::PITCH;
         Sums<COUNT, COLUMNS> sums;
         if (k == 1)
@@ -87,7 +87,7 @@ struct Winograd : S {
             const float* rows[COUNT];
             ES_UNROLL
             for (int p = 0; p < COUNT; ++p) rows[p] = line + p * C;
-            sums.template add_in_stages<S::STAGE>(rows, panel + (1 + long(k * KH + a) * C) * PITCH, C);
+            sums.template add_in_stages<S::STAGE>(rows, panel + (1 + long(k * KH + a) * C) * PITCH, C, ahead);
         }
         sums.keep(m);
     }
@@ -136,11 +136,12 @@ struct Winograd : S {
     }
 
     template <int COLUMNS, class Epilogue>
-    static void run_row(int row, int channel, const float* v, const float* panel, float* y, const Epilogue& epilogue) {
+    static void run_row(int row, int rows, int channel, const float* v, const float* panel, float* y, Ahead& ahead, const Epilogue& epilogue) {
         constexpr int PITCH = Panel<COLUMNS>::PITCH;
         Tall::visit(0, Tall::COUNT, [&]<int COUNT>(int group) {
+            ahead.lines = Ahead::share(K + 1, PITCH, rows * Tall::COUNT);
             alignas(64) float m[PRODUCTS][COUNT * PITCH];
-            for (int k = 0; k < PRODUCTS; ++k) multiply<COUNT, COLUMNS>(k, row, group, v, panel, m[k]);
+            for (int k = 0; k < PRODUCTS; ++k) multiply<COUNT, COLUMNS>(k, row, group, v, panel, m[k], ahead);
             for (int p = 0; p < COUNT; ++p)
                 combine<COLUMNS>(m[0] + p * PITCH, COUNT * PITCH, row, group + p, channel, y, epilogue);
         });
@@ -161,8 +162,10 @@ struct Winograd : S {
         parallel(TASKS, [&](int task) {
             const int begin = task / PANEL_GROUPS * ROWS_A_TASK, end = smaller(begin + ROWS_A_TASK, ROWS);
             Columns::template visit_group<PANEL_GROUPS>(task % PANEL_GROUPS, [&]<int COLUMNS>(int channel) {
+                const float* const panel = packed + long(channel) * (K + 1);
+                Ahead ahead{panel + long(K + 1) * Panel<COLUMNS>::PITCH, 0};
                 for (int row = begin; row < end; ++row)
-                    run_row<COLUMNS>(row, channel, v, packed + long(channel) * (K + 1), y, epilogue);
+                    run_row<COLUMNS>(row, end - begin, channel, v, panel, y, ahead, epilogue);
             });
         });
         return 0;

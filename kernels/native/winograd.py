@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from edgesmith.kernels.native import convolution
 from edgesmith.kernels.native.convolution import Convolution
 from edgesmith.kernels.native.packing import pack_panels, panels_size
-from edgesmith.kernels.native.tiles import LEAST_TASKS, STAGE, Tile, ceil_div, choose_tile, group_panels, panels
+from edgesmith.kernels.native.tiles import LEAST_TASKS, STAGE, Tile, ceil_div, choose_tile, cut, panels
 from edgesmith.kernels.native.toolchain import CpuTarget
 from edgesmith.kernels.native.unit import Argument, Unit, render
 
@@ -60,24 +60,24 @@ def emit(op: Winograd, target: CpuTarget) -> Unit:
     dense = convolution.emit(layer, target)
     products = op.outputs + 2
     input_rows, rows = layer.batch * layer.height, layer.batch * layer.out[0]
-    rows_a_task = max(1, rows // LEAST_TASKS)
-    panel_count = len(panels(instructions, tile.vectors, layer.outputs))
+    size = panels_size(instructions, products * layer.kernel[0] * layer.inputs, layer.outputs)
+    scratch_bytes = 4 * products * input_rows * op.groups * layer.inputs
+    tasks = cut(rows, len(panels(instructions, tile.vectors, layer.outputs)), scratch_bytes, 4 * size)
     constants = convolution.geometry(layer) | {
         "OUT": op.outputs,
         "STAGE": STAGE if op.outputs > 2 else layer.inputs,
         "P": tile.pixels,
         "V": tile.vectors,
-        "ROWS_A_TASK": rows_a_task,
-        "PANEL_GROUPS": group_panels(ceil_div(rows, rows_a_task), panel_count),
+        "ROWS_A_TASK": tasks.units,
+        "PANEL_GROUPS": tasks.panel_groups,
         "GROUPS_A_TASK": ceil_div(op.groups, ceil_div(LEAST_TASKS, input_rows)),
     }
     symbol = dense.symbol.replace("convolution", "winograd", 1)
     source = render(
         "winograd", "Winograd", symbol, instructions.lanes, constants, f"using Epilogue = {layer.epilogue.type};"
     )
-    size = panels_size(instructions, products * layer.kernel[0] * layer.inputs, layer.outputs)
     arguments = tuple(Argument("packed", "weights", (size,)) if a.role == "packed" else a for a in dense.arguments)
-    return Unit(symbol, source, arguments, 4 * products * input_rows * op.groups * layer.inputs, dense.flops)
+    return Unit(symbol, source, arguments, scratch_bytes, dense.flops)
 
 
 def pack(op: Winograd, target: CpuTarget, weight: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
