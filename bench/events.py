@@ -87,13 +87,14 @@ class Warm:
 
 @dataclass(frozen=True)
 class Slot:
-    """Calls of one model in a row."""
+    """Calls of one model in a row, or of one of its copies."""
 
     event: str
     model: int
     round: int
     at_s: float
     samples_ms: tuple[float, ...]
+    copy: int = 0  # an iPhone's app opens one
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,9 @@ def read_event(line: str, device: str, models: int) -> dict[str, Any]:
     except Unreadable as error:
         raise DeviceFailed(str(error)) from error
     is_of_one = "model" not in event or event["model"] in range(models)
-    is_timed = kind != "slot" or (event["samples_ms"] and all(map(_is_time, event["samples_ms"])))
+    is_timed = kind != "slot" or (
+        event["samples_ms"] and all(map(_is_time, event["samples_ms"])) and event.get("copy", 0) >= 0
+    )
     if not (is_of_one and is_timed):
         raise DeviceFailed(f"{device} answered with an event {kind} of a model or a time that there is not")
     return dict(event)

@@ -45,7 +45,7 @@ import numpy as np
 
 from edgesmith import records
 from edgesmith.bench import measurement as measurements
-from edgesmith.bench.measure import MOST_LAUNCHES, MOST_SECONDS, Plan, Reports, Settings, carry_out, measure
+from edgesmith.bench.measure import MOST_LAUNCHES, MOST_SECONDS, Plan, Reports, Settings, carry_out, copies_of, measure
 from edgesmith.bench.measurement import Launch, Measurement, Subject
 from edgesmith.bench.statistics import FEWEST_LAUNCHES, Interval, paired_ratio
 from edgesmith.bench.subjects import subjects_of
@@ -236,7 +236,7 @@ def recorded(path: Path, loop: float, launches: int, kept: Path) -> Measurement:
     if (found := whole(kept)) is not None:
         return found
     models, subjects = copies(path, (0.0, loop) if loop else (None, None), is_shared=False)
-    plan = Plan(models, Settings(until=Criterion()).launch_s, launches)
+    plan = Plan(models, Settings(until=Criterion()).launch_s, launches, copies=copies_of(subjects))
     return carry_out(plan, subjects, reports=Reports(kept, progress))
 
 

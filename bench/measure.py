@@ -70,7 +70,7 @@ SECONDS, LAUNCHES = 30.0, 12
 MOST_SECONDS, MOST_LAUNCHES = 90.0, 36
 """The most of a comparison, which ends where it is decided."""
 
-SURE_LAUNCHES = 27
+SURE_LAUNCHES = 22
 """Launches that fit into a comparison's seconds even where starting one takes `LAUNCH_COST_S`.
 
 Fewer would have wider intervals by their number alone, more would spend most of their time on starting.
@@ -89,6 +89,15 @@ ENERGY_S = 2.0
 
 LAUNCH_COST_S = 1.5
 """About what starting a process and warming up take of the time that a measurement may last."""
+
+COPIES, COPIES_BYTES = 6, 256 << 20
+"""Of each file that a comparison's launch opens, at most, and the bytes of all their files, about half of their memory.
+
+A copy of casvit_xs keeps 1 to 2 % of luck with its memory for as long as it lives, about what 40 calls scatter by.
+"""
+
+COPIED = frozenset({"onnxruntime", "compiled"})
+"""Runtimes whose files are opened several times: on a processor, where opening is cheap."""
 
 SHORTEST_S = 0.3
 """Of a launch's rounds."""
@@ -158,6 +167,7 @@ class Plan:
         energy: whether a meter runs too, where the device has one.
         until: the criterion that may end it before `launches`, at a look.
         whole_s: how long launches may be added; without a limit all are made.
+        copies: of each model, in a launch.
     """
 
     models: Sequence[Mapping[str, Any]]
@@ -171,6 +181,7 @@ class Plan:
     energy: bool = False
     until: Criterion | None = None
     whole_s: float = math.inf
+    copies: int = 1
 
     @property
     def looks(self) -> tuple[int, ...]:
@@ -266,6 +277,7 @@ def measure(
             energy=settings.energy,
             until=settings.until,
             whole_s=math.inf if settings.until is None else seconds,
+            copies=1 if settings.until is None else copies_of(subjects),
         )
         if loaded is not None:
             reports.on_warning(loaded)
@@ -343,7 +355,7 @@ class _Run:
         start = time.monotonic()
         for number in range(plan.launches):
             order = plan.order(number)
-            told = plan.for_runner(seconds=plan.seconds, seed=plan.seed + number, order=order)
+            told = plan.for_runner(seconds=plan.seconds, seed=plan.seed + number, order=order, copies=plan.copies)
             done = (*self.result.launches, _launch(list(_events(told, self.where)), order))
             self.result = replace(self.result, launches=done)
             self.result = replace(self.result, complete=self._is_over(time.monotonic() - start))
@@ -400,6 +412,13 @@ class _Run:
     def _step(self) -> None:
         self._done += 1
         self.reports.on_progress(self._done, self._total)
+
+
+def copies_of(subjects: Sequence[Subject]) -> int:
+    """Return how many copies of each subject a comparison's launch opens."""
+    if any(one.runtime not in COPIED for one in subjects):
+        return 1
+    return max(1, min(COPIES, COPIES_BYTES // max(1, sum(one.bytes for one in subjects))))
 
 
 def this_machine() -> Device:
@@ -530,7 +549,8 @@ def _launch(events: Sequence[dict[str, Any]], order: Sequence[int]) -> Launch:
             for event in sorted(of("warm"), key=lambda event: int(event["model"]))
         ),
         slots=tuple(
-            Slot(event["model"], event["round"], event["at_s"], tuple(event["samples_ms"])) for event in of("slot")
+            Slot(event["model"], event["round"], event["at_s"], tuple(event["samples_ms"]), event.get("copy", 0))
+            for event in of("slot")
         ),
         before=events[0]["environment"],
         after=events[-1]["environment"],

@@ -20,10 +20,10 @@ from edgesmith.exporters import targets
 from edgesmith.readers.documents import read_json
 
 SCHEMA = MEASUREMENT_SCHEMA
-"""2 has energy and compute units, 3 the order of every launch and the looks of a comparison; readers take all three."""
+"""2 has energy and compute units, 3 each launch's order and a comparison's looks, 4 copies; readers take all of them."""
 
-UNORDERED = 2
-"""The schema of a record that has neither: one that was read and is written again is as it was."""
+UNORDERED, ALONE = 2, 3
+"""The schemas of records without orders and looks, and without copies: one that is written again is as it was."""
 
 
 SHORTEST_MS, LONGEST_MS = 1e-9, 1e12
@@ -136,12 +136,18 @@ class Subject:
 
 @dataclass(frozen=True)
 class Slot:
-    """Several calls of one subject in a row, in one round of a launch. at_s: since the first round began."""
+    """Several calls of one subject in a row, in one round of a launch.
+
+    Attributes:
+        at_s: since the first round began.
+        copy: of those that the launch opened of each subject; a round has the same one of all.
+    """
 
     subject: int
     round: int
     at_s: float
     samples_ms: tuple[float, ...]
+    copy: int = 0
 
 
 @dataclass(frozen=True)
@@ -220,6 +226,17 @@ class Measurement:
         """Milliseconds of a subject's calls, launch by launch, round by round."""
         return [[slot.samples_ms for slot in launch.slots if slot.subject == subject] for launch in self.launches]
 
+    def copies(self, subject: int) -> list[list[list[Sequence[float]]]]:
+        """The same, launch by launch, copy by copy, round by round."""
+        found = []
+        for launch in self.launches:
+            rounds: dict[int, list[Sequence[float]]] = {}
+            for slot in launch.slots:
+                if slot.subject == subject:
+                    rounds.setdefault(slot.copy, []).append(slot.samples_ms)
+            found.append([rounds[copy] for copy in sorted(rounds)])
+        return found
+
 
 def in_words(target: str, threads: int, cores: str) -> str:
     """Return threads, and the cores that they were pinned to, of a target that can be held to them; else nothing."""
@@ -235,8 +252,10 @@ def takes_threads(target: str) -> bool:
 
 def write(measurement: Measurement, path: Path) -> None:
     """Write a measurement, whole or not at all. Raises OutputError where the folder cannot be written."""
-    is_new = measurement.looks or any(launch.order is not None for launch in measurement.launches)
-    record = {"schema": SCHEMA if is_new else UNORDERED, **asdict(measurement)}
+    is_ordered = measurement.looks or any(launch.order is not None for launch in measurement.launches)
+    has_copies = any(slot.copy for launch in measurement.launches for slot in launch.slots)
+    schema = SCHEMA if has_copies else ALONE if is_ordered else UNORDERED
+    record = {"schema": schema, **asdict(measurement)}
     for subject in record["subjects"]:
         for key in ("profile", "energy", "compute_units"):  # such a record is what it was before there were any
             if subject[key] is None:
@@ -244,6 +263,9 @@ def write(measurement: Measurement, path: Path) -> None:
     for launch in record["launches"]:
         if launch["order"] is None:
             del launch["order"]
+        for slot in launch["slots"]:
+            if slot["copy"] == 0:
+                del slot["copy"]
     if not record["looks"]:
         del record["looks"]
     records.write(record, path, "measurement", indent=None)
@@ -338,7 +360,9 @@ def _faults(measurement: Measurement) -> Iterator[str]:
         if len(launch.warm) != len(measurement.subjects):
             yield f"launch {number} has not a warm-up for each subject"
         counts = dict.fromkeys(range(len(measurement.subjects)), 0)
+        copies: dict[int, set[int]] = {}
         for slot in launch.slots:
+            copies.setdefault(slot.round, set()).add(slot.copy)
             if slot.subject not in counts:
                 yield f"launch {number} times a subject {slot.subject}"
             elif not all(SHORTEST_MS <= ms <= LONGEST_MS for ms in slot.samples_ms):
@@ -347,6 +371,8 @@ def _faults(measurement: Measurement) -> Iterator[str]:
                 counts[slot.subject] += 1
         if len(set(counts.values())) > 1:
             yield f"launch {number} has not the same rounds for each subject"
+        if any(len(found) > 1 for found in copies.values()):
+            yield f"launch {number} has a round of several copies"
 
 
 def _figures(subject: Subject) -> Iterator[float]:

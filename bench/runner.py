@@ -9,6 +9,9 @@ need Python 3.8, numpy and the runtime; for engines that is the module `tensorrt
             "seconds": 2.0, "slot_ms": 30.0, "runtimes": ["onnxruntime"]}       the last where there is no model;
                                                                             "order": [1, 0]: of the models, in which
                                                                             they are opened, warmed up and first run;
+                                                                            "copies": 6: of each, one beside the other,
+                                                                            that pairs of rounds go to by turns; as many
+                                                                            as there is a pair of rounds for;
                                                                             "operators": true: those are timed alone,
                                                                             "energy": true: calls are metered alone
             a model may have "options" of its runtime, such as {"compute_units": "ALL"}; "slowed": 0.02, "loop": 0.1,
@@ -20,7 +23,7 @@ need Python 3.8, numpy and the runtime; for engines that is the module `tensorrt
                                                                             cores that are in use, null where not known
     open   {"model", "load_ms", "first_ms", "memory_mib"}                   for each model, in the plan's order
     warm   {"model", "calls", "ms", "is_steady"}                            after the calls that were not kept
-    slot   {"model", "round", "at_s", "samples_ms": [...]}                  several calls of one model in a row
+    slot   {"model", "round", "at_s", "samples_ms": [...], "copy"}          several calls of one model in a row
     operators  {"model", "calls", "call_ms", "operators": [{"name", "type", "ms"}]}   of a plan that asks for them
     energy {"model", "calls", "seconds", "joules"}                          of a plan that asks for it
     end    {"environment": {...}}
@@ -28,7 +31,8 @@ need Python 3.8, numpy and the runtime; for engines that is the module `tensorrt
 A round has one slot for each model and lasts as long as its slots. Rounds come in pairs, the second in the reverse
 order of the first, so that each model comes before each other one as often as after it; the first pair begins in the
 plan's order, every other in a new one. They go on until `seconds` have passed. The first call of a slot finds the
-caches full of another model and is not kept.
+caches full of another model and is not kept. What a copy's memory happened to be given moves its times by some percent
+for as long as it lives, so that several of them say more in the same time.
 """
 
 from __future__ import annotations
@@ -668,6 +672,32 @@ def meter_each(plan: dict[str, Any], meters: dict[str, Callable[[], Joules]]) ->
 def time_in_turn(plan: dict[str, Any]) -> None:
     """Open all models, warm each up, and time them in rounds; in the plan's order, then each order and its reverse."""
     order = plan.get("order") or list(range(len(plan["models"])))
+    copies = [open_all(plan, order)]
+    if plan["seconds"] <= 0:
+        return
+    pair_ms = 0.0
+    for i in order:
+        count, spent_ms, steady = warm_up(copies[0][i])
+        tell("warm", model=i, calls=count, ms=spent_ms, is_steady=steady)
+        pair_ms += 2 * (spent_ms / count + max(plan["slot_ms"], spent_ms / count))
+    for number in range(1, min(plan.get("copies", 1), int(plan["seconds"] * 1e3 / pair_ms))):
+        copies.append(open_all(plan, order[::-1] if number % 2 else order, is_told=False))
+    start = time.perf_counter()
+    for number, turn in enumerate(turns(order, plan["seed"])):
+        if number and number % 2 == 0 and time.perf_counter() - start >= plan["seconds"]:
+            return
+        copy = number // 2 % len(copies)
+        for i in turn:
+            call, at_s = copies[copy][i], time.perf_counter() - start
+            call()
+            samples = [timed(call)]
+            while sum(samples) < plan["slot_ms"]:
+                samples.append(timed(call))
+            tell("slot", model=i, round=number, at_s=at_s, samples_ms=samples, copy=copy)
+
+
+def open_all(plan: dict[str, Any], order: Sequence[int], is_told: bool = True) -> dict[int, Call]:
+    """Open all models of a plan, in an order, and call each once; those of one number `same` are opened once."""
     opened: dict[int, Call] = {}
     calls: dict[int, Call] = {}
     for i in order:
@@ -676,25 +706,12 @@ def time_in_turn(plan: dict[str, Any]) -> None:
         if which not in opened:
             opened[which] = open_model(plan, model)
         load_ms = (time.perf_counter() - start) * 1e3
-        tell("open", model=i, load_ms=load_ms, first_ms=timed(opened[which]), memory_mib=memory_mib())
+        first_ms = timed(opened[which])
+        if is_told:
+            tell("open", model=i, load_ms=load_ms, first_ms=first_ms, memory_mib=memory_mib())
         slower = "slowed" in model
         calls[i] = slowed(opened[which], model["slowed"], model.get("loop", 0.0)) if slower else opened[which]
-    if plan["seconds"] <= 0:
-        return
-    for i in order:
-        count, spent_ms, steady = warm_up(calls[i])
-        tell("warm", model=i, calls=count, ms=spent_ms, is_steady=steady)
-    start = time.perf_counter()
-    for number, turn in enumerate(turns(order, plan["seed"])):
-        if number and number % 2 == 0 and time.perf_counter() - start >= plan["seconds"]:
-            return
-        for i in turn:
-            at_s = time.perf_counter() - start
-            calls[i]()
-            samples = [timed(calls[i])]
-            while sum(samples) < plan["slot_ms"]:
-                samples.append(timed(calls[i]))
-            tell("slot", model=i, round=number, at_s=at_s, samples_ms=samples)
+    return calls
 
 
 def turns(order: Sequence[int], seed: int) -> Iterator[list[int]]:

@@ -7,7 +7,8 @@ one number, and the launches are exchangeable.
                holds the true median with at least the confidence asked for (order statistics; Hahn and Meeker,
                "Statistical Intervals", 1991, section 5.2)
     ratio      head over base: in each launch the median over rounds of log(head / base), which drift cannot move as
-               both sides of a round are neighbours; over launches the mean, with a bootstrap-t interval (Efron and
+               both sides of a round are neighbours, and of several copies in a launch the mean of theirs; over launches
+               the mean, with a bootstrap-t interval (Efron and
                Tibshirani, "An Introduction to the Bootstrap", 1993, section 12.5). Of a side's calls in a round it
                is the first decile, which calls that something else held up do not reach, by the estimate that is
                right in the median however many calls there were (Hyndman and Fan, Am. Stat. 50, 1996, 361, their
@@ -109,6 +110,21 @@ def times_in_turn(base: Sequence[Sequence[float]], head: Sequence[Sequence[float
             times.append([median(calls) for calls in kept])
     times = times or [shortest]
     return [one for one, _ in times], [other for _, other in times]
+
+
+def log_ratios_of_copies(
+    base: Sequence[Sequence[Sequence[Sequence[float]]]], head: Sequence[Sequence[Sequence[Sequence[float]]]]
+) -> np.ndarray:
+    """One number for each launch: the mean of its copies' `log_ratios`.
+
+    Args:
+        base, head: calls, by launch, copy and round.
+    """
+    launches = []
+    for sides in zip(base, head, strict=True):
+        copies = [times_in_turn(*rounds) for rounds in zip(*sides, strict=True)]
+        launches.append(log_ratios([one for one, _ in copies], [other for _, other in copies]).mean())
+    return np.array(launches, dtype=float)
 
 
 def paired_ratio(ratios: np.ndarray, confidence: float, seed: int = 0) -> Interval:

@@ -28,9 +28,8 @@ from edgesmith.bench.measurement import Measurement
 from edgesmith.bench.statistics import (
     Interval,
     confidence_of_a_look,
-    log_ratios,
+    log_ratios_of_copies,
     paired_ratio,
-    times_in_turn,
     unpaired_ratio,
 )
 from edgesmith.errors import INCONCLUSIVE_CODE, NOT_COMPARABLE_CODE, SLOWER_CODE, BadInput
@@ -258,9 +257,7 @@ def compare(
 
 def launch_ratios(measurement: Measurement, base: int, head: int) -> np.ndarray:
     """One number for each launch in which two subjects were timed in turn: log(head / base), see statistics.py."""
-    both = zip(measurement.rounds(base), measurement.rounds(head), strict=True)
-    launches = [times_in_turn(*sides) for sides in both]
-    return log_ratios([one for one, _ in launches], [other for _, other in launches])
+    return log_ratios_of_copies(measurement.copies(base), measurement.copies(head))
 
 
 def check_options(threshold: float, confidence: float, floor: float) -> None:

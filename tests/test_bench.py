@@ -377,6 +377,21 @@ def test_a_record_is_read_as_it_was_written_and_keeps_to_the_schema(tmp_path: Pa
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["record.json"]
 
 
+def test_copies_are_in_a_record_and_without_them_it_is_what_it_was(tmp_path: Path) -> None:
+    plain, path = noisy(1.0), tmp_path / "record.json"
+
+    def copied(launch: Launch) -> Launch:
+        return replace(launch, slots=tuple(replace(slot, copy=slot.round // 2 % 2) for slot in launch.slots))
+
+    with_copies = replace(plain, launches=tuple(map(copied, plain.launches)))
+    measurement.write(with_copies, path)
+    assert (json.loads(path.read_text())["schema"], measurement.read(path)) == (4, with_copies)
+    assert [len(copies) for copies in with_copies.copies(0)] == [2] * len(plain.launches)
+    measurement.write(plain, path)
+    assert json.loads(path.read_text())["schema"] < 4
+    assert '"copy"' not in path.read_text()
+
+
 def damaged(record: dict[str, Any], how: str) -> str:
     slot = record["launches"][0]["slots"][0]
     if how == "future":
@@ -391,6 +406,8 @@ def damaged(record: dict[str, Any], how: str) -> str:
         slot["subject"] = 7
     elif how == "uneven":
         del record["launches"][0]["slots"][0]
+    elif how == "torn":
+        slot["copy"] = 1
     elif how == "field":
         record["mood"] = "good"
     elif how == "none":
@@ -410,11 +427,12 @@ def damaged(record: dict[str, Any], how: str) -> str:
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        ("future", "has schema 4, and this edgesmith reads 1 and 2 and 3"),
+        ("future", "has schema 5, and this edgesmith reads 1 and 2 and 3 and 4"),
         ("negative", "at /launches/0/slots/0/samples_ms/0, -1.0"),
         ("zero", "at /launches/0/slots/0/samples_ms/0, 0.0"),
         ("stranger", "times a subject 7"),
         ("uneven", "has not the same rounds for each subject"),
+        ("torn", "launch 0 has a round of several copies"),
         ("field", "'mood' was unexpected"),
         ("none", "'threads' is a required property"),
         ("nan", "it holds NaN"),
@@ -442,7 +460,7 @@ def test_an_unsound_record_is_refused_in_a_sentence(how: str, said: str, tmp_pat
         ("[]", "is no measurement: it holds no object"),
         ("{}", "is no measurement: it names no schema"),
         ("3", "is no measurement: it holds no object"),
-        ('{"schema": "1"}', "has schema '1', and this edgesmith reads 1 and 2 and 3"),
+        ('{"schema": "1"}', "has schema '1', and this edgesmith reads 1 and 2 and 3 and 4"),
     ],
 )
 def test_another_json_file_is_no_record(text: str, said: str, tmp_path: Path) -> None:

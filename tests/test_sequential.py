@@ -20,7 +20,17 @@ from edgesmith.bench import measure, measurement, runner
 from edgesmith.bench.experiments import operating_curve
 from edgesmith.bench.experiments.operating_curve import NOISES, in_turn, operate, simulate
 from edgesmith.bench.statistics import Interval, confidence_of_a_look
-from edgesmith.bench.verdict import FASTER, INCONCLUSIVE, SLOWER, UNCHANGED, Criterion, Word, judge, worst_code
+from edgesmith.bench.verdict import (
+    FASTER,
+    INCONCLUSIVE,
+    SLOWER,
+    UNCHANGED,
+    Criterion,
+    Word,
+    judge,
+    launch_ratios,
+    worst_code,
+)
 from edgesmith.board import common
 from edgesmith.errors import BadInput
 
@@ -106,6 +116,75 @@ def test_the_runner_opens_warms_and_runs_in_the_plan_s_order(
     assert [event["model"] for event in events] == [1, 0, 1, 0, 1, 0, 0, 1]
 
 
+def test_the_runner_opens_copies_and_pairs_of_rounds_go_to_them_by_turns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened: list[str] = []
+    called: list[tuple[str, int]] = []
+
+    def open_model(plan: dict[str, Any], model: dict[str, Any]) -> Any:
+        copy = opened.count(model["name"])
+        opened.append(model["name"])
+        return lambda: called.append((model["name"], copy))
+
+    monkeypatch.setattr(runner, "open_model", open_model)
+    monkeypatch.setattr(runner, "warm_up", lambda call: (4, 4.0, True))
+    names = ["a", "b"]
+    plan = {"models": [{"name": name} for name in names], "seed": 0, "slot_ms": 1e-9, "copies": 3}
+    runner.time_in_turn({**plan, "seconds": 0.03})  # a pair of rounds takes 8 ms
+    assert opened == ["a", "b", "b", "a", "a", "b"]
+    assert called[:6] == [("a", 0), ("b", 0), ("b", 1), ("a", 1), ("a", 2), ("b", 2)]
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [event["event"] for event in told[:5]] == ["open", "open", "warm", "warm", "slot"]
+    slots = [event for event in told if event["event"] == "slot"]
+    assert all(slot["copy"] == slot["round"] // 2 % 3 for slot in slots)
+    assert {(names[slot["model"]], slot["copy"]) for slot in slots} == set(called)
+    opened.clear()
+    runner.time_in_turn({**plan, "seconds": 0.017})
+    assert opened == ["a", "b", "b", "a"]  # as many as there are pairs of rounds for
+
+
+@pytest.mark.parametrize(
+    ("runtimes", "size", "count"),
+    [
+        (("onnxruntime", "onnxruntime"), 12 << 20, 6),
+        (("onnxruntime", "compiled"), 48 << 20, 2),
+        (("onnxruntime", "onnxruntime"), 1 << 30, 1),
+        (("onnxruntime", "onnxruntime"), 0, 6),
+        (("tensorrt", "tensorrt"), 1 << 20, 1),
+    ],
+)
+def test_copies_are_of_processors_files_and_fit_into_memory(runtimes: tuple[str, str], size: int, count: int) -> None:
+    two = [replace(one, runtime=name, bytes=size) for one, name in zip(noisy(1.0).subjects, runtimes, strict=True)]
+    assert measure.copies_of(two) == count
+
+
+def test_launches_of_several_copies_scatter_less() -> None:
+    """What a copy's memory was given goes with it; each of its rounds alone would say the same."""
+    draw = np.random.default_rng(0)
+
+    def launches(copies: int) -> measurement.Measurement:
+        rounds = range(24)
+        made = recorded(*[[[1.0] * len(rounds)] * 40] * 2)
+
+        def launch(one: measurement.Launch) -> measurement.Launch:
+            luck = draw.normal(0, 0.02, (copies, 2))
+            slots = tuple(
+                replace(
+                    slot,
+                    samples_ms=(float(np.exp(luck[slot.round // 2 % copies, slot.subject])),),
+                    copy=slot.round // 2 % copies,
+                )
+                for slot in one.slots
+            )
+            return replace(one, slots=slots)
+
+        return replace(made, launches=tuple(map(launch, made.launches)))
+
+    alone, six = (launch_ratios(launches(copies), 0, 1).std() for copies in (1, 6))
+    assert six == pytest.approx(alone / math.sqrt(6), rel=0.3)
+
+
 # measuring until it is decided
 
 
@@ -172,7 +251,7 @@ def test_a_comparison_adds_the_launches_that_there_is_time_for(
 
 def test_launches_of_a_comparison_are_as_long_as_where_fewer_fit() -> None:
     """Shorter ones would spend most of their time on starting."""
-    assert measure.Settings(until=Criterion()).launch_s == pytest.approx(90 / 27 - 1.5)
+    assert measure.Settings(until=Criterion()).launch_s == pytest.approx(90 / 22 - 1.5)
     assert measure.Settings(until=Criterion(), launches=12).launch_s == 6.0
     assert measure.Settings(until=Criterion(), seconds=20).launch_s == measure.SHORTEST_S
     assert measure.Settings().launch_s == 1.0

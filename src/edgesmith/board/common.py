@@ -35,7 +35,7 @@ TELEMETRY_OFF = {"ORT_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
 
 os.environ.update(TELEMETRY_OFF)
 
-MEASUREMENT_SCHEMA = 3
+MEASUREMENT_SCHEMA = 4
 """Of the record that `edgesmith bench` and build.py write: 3 has the order of each launch and a comparison's looks."""
 
 SLOT_MS = 30.0
