@@ -20,7 +20,7 @@ from edgesmith.exporters import targets
 from edgesmith.readers.documents import read_json
 
 SCHEMA = MEASUREMENT_SCHEMA
-"""2 has energy and compute units, 3 each launch's order and a comparison's looks, 4 copies; readers take all of them."""
+"""2 has energy and compute units, 3 each launch's order and a comparison's looks, 4 copies; readers take all."""
 
 UNORDERED, ALONE = 2, 3
 """The schemas of records without orders and looks, and without copies: one that is written again is as it was."""
