@@ -247,7 +247,7 @@ def test_one_command_records_both_states_and_draws_from_what_is_there(
     assert {len(plan.models) for plan in plans} == {len(SHARES), 2}  # of a pilot, and of what compare times
     assert {plan.seconds for plan in plans if len(plan.models) == 2} == {Settings(until=Criterion()).launch_s}
     said = capsys.readouterr().out
-    assert "quiet: 4 times 40 launches, until about" in said
+    assert "quiet: 240 launches, until about" in said
     met = {bar["bar"]: bar["met"] for bar in json.loads((folder / "verdicts.json").read_text())["bars"]}
     assert met["quiet: slowed by 7.5%, threshold 5%: slower"]
     assert met["quiet: launches with head below base"] == (lean == 0)
