@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support import native_driver
-from support.native_cases import Case, error, integer_sweep, sweep
+from support.native_cases import Case, error, integer_sweep, quiet_sweep, sweep
 
 from edgesmith.errors import BackendMissing, BadInput, EdgesmithError
 from edgesmith.exporters.targets._tvm_processor import here
@@ -280,6 +280,18 @@ def test_layers_of_few_pixels_sum_in_stages(tmp_path: Path) -> None:
     x, weight = (generator.standard_normal(shape).astype(np.float32) for shape in ((1, 1000), (64, 1000)))
     found = library.call(unit, x, pointwise.pack(layer, target, weight))[0]
     assert error(found, x.astype(np.float64) @ weight.T) < 3e-7
+
+
+@pytest.mark.parametrize("name", ["avx512", "avx2", "neon"])
+def test_a_bias_is_added_last(name: str, tmp_path: Path) -> None:
+    """Small products that are added to a large bias one by one would each lose their last bits."""
+    target = target_of(name)
+    cases = quiet_sweep(target)
+    library = Library(compile_units([case.unit for case in cases], tmp_path / "quiet.so", target))
+    for case in cases:
+        (found,), (exact,) = library.call(case.unit, *case.given), case.expected
+        allowed = np.spacing(np.abs(exact).astype(np.float32)) / 2 + 1e-8
+        assert (np.abs(found.reshape(exact.shape) - exact) <= allowed).all(), case.unit.symbol
 
 
 def test_wrong_sizes_and_threads_are_refused(built: tuple[Library, list[Case]]) -> None:

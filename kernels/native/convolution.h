@@ -75,11 +75,12 @@ struct Convolution : S {
         Pixels::visit(0, Pixels::COUNT, [&]<int PIXELS>(int column) {
             ahead.lines = Ahead::share(K + 1, Panel<COLUMNS>::PITCH, rows * Pixels::COUNT);
             Sums<PIXELS, COLUMNS> sums;
-            sums.start(panel);
+            sums.clear();
             if (is_inside(column, PIXELS))
                 add<true>(sums, map, top, column, w, ahead);
             else
                 add<false>(sums, map, top, column, w, ahead);
+            sums.add_row(panel);
             sums.finish(y, long(row) * OW + column, channel, GROUPS * N, GROUPS * N, epilogue);
         });
     }

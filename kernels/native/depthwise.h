@@ -77,12 +77,14 @@ struct Depthwise : S {
         const int top = row % OH * STRIDE - S::TOP;
         const float* const map = x + row / OH * (long(H) * W * PITCH) + c;
         ES_UNROLL
-        for (int t = 0; t < T; ++t) sums[t] = load<V>(packed + c);
+        for (int t = 0; t < T; ++t) sums[t] = V{};
         for (int a = 0; a < KH; ++a) {
             const int line = top + a * DILATION;
             if (line < 0 || line >= H) continue;
             add_row<AT>(sums, map + line * (long(W) * PITCH), packed + (1 + a * KW) * long(C) + c, column);
         }
+        ES_UNROLL
+        for (int t = 0; t < T; ++t) sums[t] += load<V>(packed + c);  // last, as in gemm.h
     }
 
     template <class Epilogue>

@@ -128,9 +128,10 @@ struct FftFilter : S {
                 for (int p = 0; p < PIXELS; ++p) re[p] = x + p * row, im[p] = re[p] + plane;
                 Sums<PIXELS, COLUMNS> sums;
                 const float* const w = bias + Panel<COLUMNS>::PITCH;
-                sums.start(bias);
+                sums.clear();
                 sums.add(re, w, IN);
                 sums.add(im, w + long(IN) * Panel<COLUMNS>::PITCH, IN);
+                sums.add_row(bias);
                 finish(sums, channel);
             });
     }

@@ -2,10 +2,11 @@
 //
 //     y[p, n] = bias[n] + sum_k x[p, k] w[k, n]        p < P,  n < COLUMNS
 //
-// One pixel's way through it: its sums start as the bias and stay in registers, a vector for each LANES channels. For
-// each k one number x[p, k] is spread over a vector and multiplied by the panel's row w[k, :], whose vectors the P
-// pixels share: P + V loads for P V multiply-adds. After the last k the epilogue gets the sums, and they are written
-// once.
+// One pixel's way through it: its sums stay in registers, a vector for each LANES channels. For each k one number x[p,
+// k] is spread over a vector and multiplied by the panel's row w[k, :], whose vectors the P pixels share: P + V loads
+// for P V multiply-adds. After the last k the bias is added, the epilogue gets the sums, and they are written once. The
+// bias is last since each addition rounds as the sum is large: products that are small beside it would each lose their
+// last bits.
 //
 // A packed panel is its bias and then its rows w[k, :], each filled up to whole vectors; panels follow each other.
 // Where at most half of the last vector is used it is computed as a half one. N output channels are cut into panels of
@@ -101,15 +102,6 @@ struct Sums {
     Vector<LANES> whole[P][larger(WHOLE, 1)];
     Vector<HALF> half[P];
 
-    ES_INLINE void start(const float* bias) {
-        ES_UNROLL
-        for (int p = 0; p < P; ++p) {
-            ES_UNROLL
-            for (int v = 0; v < WHOLE; ++v) whole[p][v] = load<Vector<LANES>>(bias + v * LANES);
-            if constexpr (Shape::HAS_HALF) half[p] = load<Vector<HALF>>(bias + WHOLE * LANES);
-        }
-    }
-
     ES_INLINE void clear() {
         ES_UNROLL
         for (int p = 0; p < P; ++p) {
@@ -184,11 +176,14 @@ struct Sums {
         }
     }
 
-    // Adds one row of w to the sums of the only pixel.
+    // Adds one row of w, or a bias, to the sums of every pixel.
     ES_INLINE void add_row(const float* w) {
         ES_UNROLL
-        for (int v = 0; v < WHOLE; ++v) whole[0][v] += load<Vector<LANES>>(w + v * LANES);
-        if constexpr (Shape::HAS_HALF) half[0] += load<Vector<HALF>>(w + WHOLE * LANES);
+        for (int p = 0; p < P; ++p) {
+            ES_UNROLL
+            for (int v = 0; v < WHOLE; ++v) whole[p][v] += load<Vector<LANES>>(w + v * LANES);
+            if constexpr (Shape::HAS_HALF) half[p] += load<Vector<HALF>>(w + WHOLE * LANES);
+        }
     }
 
     // Writes y[p, n] = epilogue(sum), for pixels from `pixel` and channels from `channel` on; rows are `pitch` apart.

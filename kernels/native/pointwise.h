@@ -34,8 +34,9 @@ struct Pointwise : S {
             ES_UNROLL
             for (int p = 0; p < PIXELS; ++p) rows[p] = x + long(pixel + p) * K;
             Sums<PIXELS, COLUMNS> sums;
-            sums.start(panel);
+            sums.clear();
             sums.template add_in_stages<S::STAGE>(rows, panel + PITCH, K, ahead);
+            sums.add_row(panel);
             sums.finish(y, pixel, channel, N, N, epilogue);
         });
     }

@@ -55,8 +55,9 @@ struct Spikes : S {
                                        const int* lists, float* y, const Epilogue& epilogue) {
         for (int pixel = begin; pixel < end; ++pixel) {
             Sums<1, COLUMNS> sums;
-            sums.start(panel);
+            sums.clear();
             add(sums, pixel, panel + Panel<COLUMNS>::PITCH, counts, lists);
+            sums.add_row(panel);
             sums.finish(y, pixel, channel, N, N, epilogue);
         }
     }

@@ -3,8 +3,8 @@
 //
 //     v = (x0 - x2, x1 + x2, x2 - x1, x1 - x3)        of four neighbouring inputs, for each channel
 //     u = (w0, (w0 + w1 + w2) / 2, (w0 - w1 + w2) / 2, w2)                     of each kernel row, made at export
-//     m_k = sum_{a, c} v_k u_k                        a matrix product each, k = 0 ... 3; m_1 starts as the bias
-//     y0 = m0 + m1 + m2,   y1 = m1 - m2 - m3
+//     m_k = sum_{a, c} v_k u_k                        a matrix product each, k = 0 ... 3
+//     y0 = m0 + m1 + m2,   y1 = m1 - m2 - m3              and the bias
 //
 // It is F(2, 3) of Winograd, "Arithmetic Complexity of Computations" (1980), along the rows of a map. F(4, 3) does the
 // same at the points 0, 1, -1, 1/2, -2 and infinity:
@@ -77,10 +77,7 @@ struct Winograd : S {
     static ES_NOINLINE void multiply(int k, int row, int group, const float* v, const float* panel, float* m, Ahead& ahead) {
         constexpr int PITCH = Panel<COLUMNS>::PITCH;
         Sums<COUNT, COLUMNS> sums;
-        if (k == 1)
-            sums.start(panel);
-        else
-            sums.clear();
+        sums.clear();
         const int top = row % S::OH - S::TOP;
         for (int a = larger(0, -top); a < smaller(KH, H - top); ++a) {
             const float* const line = v + k * PLANE + (long(row / S::OH * H + top + a) * GROUPS_A_ROW + group) * C;
@@ -117,9 +114,9 @@ struct Winograd : S {
         for (int j = 0; j < OUT; ++j) first[j * pitch] = y[j];
     }
 
-    // y of one group, of its m, which are `step` apart.
+    // y of one group, of its m, which are `step` apart, and the bias.
     template <int COLUMNS, class Epilogue>
-    static ES_INLINE void combine(const float* m, int step, int row, int group, int channel, float* y,
+    static ES_INLINE void combine(const float* m, int step, const float* bias, int row, int group, int channel, float* y,
                                   const Epilogue& epilogue) {
         using Made = Sums<OUT, COLUMNS>;
         Made made;
@@ -128,6 +125,7 @@ struct Winograd : S {
             invert_at<Vector<LANES>>(m + i * LANES, step, &made.whole[0][i], larger(Made::WHOLE, 1));
         if constexpr (Panel<COLUMNS>::HAS_HALF)
             invert_at<Vector<HALF>>(m + Made::WHOLE * LANES, step, &made.half[0], 1);
+        made.add_row(bias);
         const long pixel = long(row) * OW + OUT * group;
         ES_UNROLL
         for (int j = 0; j < OUT; ++j)
@@ -143,7 +141,7 @@ struct Winograd : S {
             alignas(64) float m[PRODUCTS][COUNT * PITCH];
             for (int k = 0; k < PRODUCTS; ++k) multiply<COUNT, COLUMNS>(k, row, group, v, panel, m[k], ahead);
             for (int p = 0; p < COUNT; ++p)
-                combine<COLUMNS>(m[0] + p * PITCH, COUNT * PITCH, row, group + p, channel, y, epilogue);
+                combine<COLUMNS>(m[0] + p * PITCH, COUNT * PITCH, panel, row, group + p, channel, y, epilogue);
         });
     }
 

@@ -92,10 +92,10 @@ def finish(s: Tensor, epilogue: Epilogue, draw: Drawn) -> tuple[Tensor, list[np.
     return FUNCTIONS[epilogue.function](s + before) * gate + after, given
 
 
-def of_pointwise(op: pointwise.Pointwise, target: CpuTarget, has_bias: bool = True) -> Case:
+def of_pointwise(op: pointwise.Pointwise, target: CpuTarget, has_bias: bool = True, scale: float = 1.0) -> Case:
     """A linear layer."""
     draw = Drawn(op.pixels + op.inputs)
-    x, weight = draw(op.pixels, op.inputs), draw(op.outputs, op.inputs, scale=op.inputs**-0.5)
+    x, weight = draw(op.pixels, op.inputs, scale=scale), draw(op.outputs, op.inputs, scale=op.inputs**-0.5)
     bias = draw(op.outputs) if has_bias else None
     s = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
     y, more = finish(s, op.epilogue, draw)
@@ -113,20 +113,20 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor, op: depthwise.Depthwise | 
     return y.permute(0, 2, 3, 1).flatten(0, 2)
 
 
-def of_depthwise(op: depthwise.Depthwise, target: CpuTarget) -> Case:
+def of_depthwise(op: depthwise.Depthwise, target: CpuTarget, scale: float = 1.0) -> Case:
     """A depthwise convolution."""
     draw = Drawn(op.channels)
-    x = draw(op.batch, op.height, op.width, op.channels)
+    x = draw(op.batch, op.height, op.width, op.channels, scale=scale)
     weight, bias = draw(op.channels, 1, *op.kernel, scale=0.3), draw(op.channels)
     y, more = finish(convolve(x, weight, bias, op), op.epilogue, draw)
     packed = depthwise.pack(op, target, weight.numpy(), bias.numpy())
     return Case(depthwise.emit(op, target), (x.numpy(), *more, packed), (y.numpy(),))
 
 
-def of_convolution(op: convolution.Convolution, target: CpuTarget) -> Case:
+def of_convolution(op: convolution.Convolution, target: CpuTarget, scale: float = 1.0) -> Case:
     """A dense convolution."""
     draw = Drawn(op.inputs)
-    x = draw(op.batch, op.height, op.width, op.inputs)
+    x = draw(op.batch, op.height, op.width, op.inputs, scale=scale)
     weight = draw(op.outputs, op.inputs // op.groups, *op.kernel, scale=op.taps**-0.5)
     bias = draw(op.outputs)
     y, more = finish(convolve(x, weight, bias, op), op.epilogue, draw)
@@ -160,20 +160,20 @@ def of_integer_layer(op: integer_layer.IntegerLayer, target: CpuTarget) -> Case:
     return Case(integer_layer.emit(op, target), arguments, (y.numpy(),), 0.0 if op.writes == "numbers" else TOLERANCE)
 
 
-def of_spikes(op: spikes.Spikes, target: CpuTarget) -> Case:
+def of_spikes(op: spikes.Spikes, target: CpuTarget, scale: float = 1.0) -> Case:
     """A convolution of spikes, of which one in five fires."""
     draw, layer = Drawn(op.layer.inputs), op.layer
     x = (draw(layer.batch, layer.height, layer.width, layer.inputs) > 0.84).float()
-    weight, bias = draw(layer.outputs, layer.inputs, *layer.kernel), draw(layer.outputs)
+    weight, bias = draw(layer.outputs, layer.inputs, *layer.kernel, scale=scale), draw(layer.outputs)
     y, more = finish(convolve(x, weight, bias, layer), layer.epilogue, draw)
     packed = spikes.pack(op, target, weight.numpy(), bias.numpy())
     return Case(spikes.emit(op, target), (x.numpy(), *more, packed), (y.numpy(),))
 
 
-def of_winograd(layer: convolution.Convolution, target: CpuTarget) -> Case:
+def of_winograd(layer: convolution.Convolution, target: CpuTarget, scale: float = 1.0) -> Case:
     """A dense convolution with fewer products."""
     draw, op = Drawn(layer.inputs), winograd.Winograd(layer)
-    x = draw(layer.batch, layer.height, layer.width, layer.inputs)
+    x = draw(layer.batch, layer.height, layer.width, layer.inputs, scale=scale)
     weight, bias = draw(layer.outputs, layer.inputs, *layer.kernel, scale=layer.taps**-0.5), draw(layer.outputs)
     y, more = finish(convolve(x, weight, bias, layer), layer.epilogue, draw)
     packed = winograd.pack(op, target, weight.numpy(), bias.numpy())
@@ -437,6 +437,27 @@ def sweep(target: CpuTarget) -> list[Case]:
         of_lmu_memory(lmu_memory.LmuMemory(1, 1, 5), target),
         *(of_lif(op, target) for op in neurons),
         *(of_lif_at_the_threshold(target, decay_input) for decay_input in (True, False)),
+    ]
+
+
+def quiet_sweep(target: CpuTarget) -> list[Case]:
+    """Layers whose products are a thousandth of their bias: each output is allowed one rounding, and little beside."""
+    quiet, square = 1e-3, (1, 1, 1, 1)
+    maps = (
+        convolution.Convolution(1, 9, 33, 3, 8, (3, 3), 1, square),
+        convolution.Convolution(1, 9, 16, 24, 24, (3, 3), 2, square, 1, NOTHING, 3),
+    )
+    threes = (
+        convolution.Convolution(1, 5, 12, 40, 33, (3, 3), 1, square),
+        convolution.Convolution(1, 4, 26, 131, 35, (3, 3), 1, square),  # four outputs at once
+    )
+    return [
+        of_pointwise(pointwise.Pointwise(13, 67, 53), target, scale=quiet),
+        of_pointwise(pointwise.Pointwise(1, 300, 19), target, scale=quiet),  # in stages
+        of_depthwise(depthwise.Depthwise(1, 9, 17, 67, (7, 7), 1, (3, 3, 3, 3)), target, scale=quiet),
+        *(of_convolution(op, target, scale=quiet) for op in maps),
+        *(of_winograd(op, target, scale=quiet) for op in threes),
+        of_spikes(spikes.Spikes(maps[0]), target, scale=quiet),
     ]
 
 
