@@ -33,6 +33,10 @@ from edgesmith.kernels.native.tiles import (
 from edgesmith.kernels.native.toolchain import CpuTarget, compile_program, compile_units, find_compiler, host
 
 
+SHARED = "-DES_SHARE_ALL"
+"""Threads share phases that are too short for it, as those of all cases here are."""
+
+
 def target_of(name: str) -> CpuTarget:
     """Return this machine with an instruction set, or skip."""
     try:
@@ -57,7 +61,7 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     target = target_of(request.param)
     cases = sweep(target)
     path = tmp_path_factory.mktemp(request.param) / "kernels.so"
-    return Library(compile_units([case.unit for case in cases], path, target)), cases
+    return Library(compile_units([case.unit for case in cases], path, target, flags=(SHARED,))), cases
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 4])
@@ -83,7 +87,7 @@ def test_sanitizers_find_nothing(tmp_path: Path) -> None:
         native_driver.write_main(cases),
         tmp_path / "sweep",
         target,
-        flags=("-O0", "-g0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
+        flags=(SHARED, "-O0", "-g0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
     )
     outputs, said = native_driver.run(program, cases, threads=2)
     assert not said
@@ -122,7 +126,7 @@ def test_kernels_agree_on_aarch64(features: tuple[str, ...], tmp_path: Path) -> 
     cases = integer_sweep(target) if target.dot is SDOT else sweep(target)
     main = native_driver.write_main(cases)
     units = [case.unit for case in cases]
-    program = compile_program(units, main, tmp_path / "sweep", target, flags=("-static",))
+    program = compile_program(units, main, tmp_path / "sweep", target, flags=(SHARED, "-static"))
     for threads in (1, 2, 3, 4):
         outputs, _ = native_driver.run(program, cases, threads, before=(emulator,))
         for case, found in zip(cases, outputs, strict=True):

@@ -23,6 +23,7 @@ struct Depthwise : S {
     static constexpr int STRIPS = ceil_div(OW, T);
     static constexpr int ROWS = S::BATCH * OH;
     static constexpr int TASKS = ceil_div(ROWS, ROWS_A_TASK);
+    static constexpr long CYCLES = long(ROWS) * OW * C * KH * KW / LANES;
     static constexpr int UNKNOWN = -1;
 
     // First output column of a strip: the last one ends at the edge, and may overlap the one before.
@@ -109,7 +110,7 @@ struct Depthwise : S {
         parallel(TASKS, [&](int task) {
             for (int row = task * ROWS_A_TASK; row < smaller((task + 1) * ROWS_A_TASK, ROWS); ++row)
                 run_row(row, x, packed, y, epilogue);
-        });
+        }, CYCLES);
         return 0;
     }
 };

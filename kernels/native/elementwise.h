@@ -31,7 +31,7 @@ struct Elementwise : S {
                 run_chunk<LAST>(x + first, y + first);
             else
                 run_chunk<NUMBERS_A_TASK>(x + first, y + first);
-        });
+        }, 12L * COUNT / LANES);
         return 0;
     }
 };

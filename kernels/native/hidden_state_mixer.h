@@ -1,15 +1,16 @@
 // Mixing in the hidden state of a state-space dual model (EfficientViM, eq. 8-10), channels last.
 //
 //     b, c, dt = split(dw3x3(x W_p))                          each [N, S], N = H W
-//     g[n, s]  = softmax_n(dt)[n, s] b[n, s]
-//     h        = g^T x                                        [S, D]
+//     g[n, s]  = exp(dt[n, s] - max_n dt[n, s]) b[n, s]       softmax_n(dt) b, but for the sums of the powers, by
+//     h        = (g^T x) / sums                               which the few rows of h are divided     [S, D]
 //     h, z     = split(h W_hz);  h = (h (silu(z) + d)) W_o    [S, D], returned too
 //     y        = c h                                          [N, D]
 //
-// Nothing is transposed in memory: g^T is g read down its columns, and x and h are right matrices as they lie. Those
-// have rows of whole vectors, copies of x and h where D is not a multiple of LANES. Arguments: x [B, H, W, D], packed,
-// y [B, H, W, D], h [B, S, D], scratch. Packed is the panels of W_p, the depthwise weights (bias of zeros, [3, 3,
-// 3S]), the panels of W_hz and W_o, and d. Letters: B batch, N pixels, D width, S states.
+// A row's largest dt, its powers and their sums are found by one task, so that of numbers a pixel none goes to another
+// core. Nothing is transposed in memory: g^T is g read down its columns, and x and h are right matrices as they lie.
+// Those have rows of whole vectors, copies of x and h where D is not a multiple of LANES. Arguments: x [B, H, W, D],
+// packed, y [B, H, W, D], h [B, S, D], scratch. Packed is the panels of W_p, the depthwise weights (bias of zeros, [3,
+// 3, 3S]), the panels of W_hz and W_o, and d. Letters: B batch, N pixels, D width, S states.
 #pragma once
 
 #include "depthwise.h"
@@ -25,12 +26,12 @@ struct HiddenStateMixer : S {
     static constexpr int N = S::H * S::W;
     static constexpr int ROW = padded(D);
     static constexpr bool IS_WHOLE = ROW == D;
+    static constexpr long STATES_CYCLES = 16L * STATES / LANES;  // an exponential of every state
 
-    template <int Rows, int Inputs, int Outputs, int Pixels, int Vectors>
+    template <int Rows, int Inputs, int Outputs, int Pixels, int Vectors, int Units, int Groups>
     struct Layer {
         static constexpr int M = Rows, K = Inputs, N = Outputs, P = Pixels, V = Vectors, STAGE = K;
-        static constexpr int TILES_A_TASK = ceil_div(ceil_div(M, P), S::LEAST_TASKS);
-        static constexpr int PANEL_GROUPS = smaller(Panels<N, V>::COUNT, S::LEAST_TASKS);
+        static constexpr int TILES_A_TASK = Units, PANEL_GROUPS = Groups;
     };
     struct Local : S {
         static constexpr int C = 3 * STATES, PITCH = C, KH = 3, KW = 3, STRIDE = 1, DILATION = 1, TOP = 1, LEFT = 1;
@@ -44,32 +45,56 @@ struct HiddenStateMixer : S {
         static constexpr int M = S::H * S::W, K = STATES, N = D, P = S::SPREAD_P, V = S::SPREAD_V;
         static constexpr int X_PITCH = 3 * STATES, X_STEP = 1, W_PITCH = padded(D), Y_PITCH = D;
     };
-    using Project = Pointwise<Layer<N, D, 3 * STATES, S::PROJECT_P, S::PROJECT_V>>;
-    using GateLayer = Pointwise<Layer<STATES, D, 2 * D, S::GATE_P, S::GATE_V>>;
-    using Out = Pointwise<Layer<STATES, D, D, S::OUT_P, S::OUT_V>>;
+    using Project = Pointwise<Layer<N, D, 3 * STATES, S::PROJECT_P, S::PROJECT_V, S::PROJECT_TILES, S::PROJECT_GROUPS>>;
+    using GateLayer = Pointwise<Layer<STATES, D, 2 * D, S::GATE_P, S::GATE_V, S::GATE_TILES, S::GATE_GROUPS>>;
+    using Out = Pointwise<Layer<STATES, D, D, S::OUT_P, S::OUT_V, S::OUT_TILES, S::OUT_GROUPS>>;
 
     template <class Product>
     static constexpr long weights_of = long(Product::Columns::VECTORS) * LANES * (Product::K + 1);
 
     template <class Product>
     static void run_layer(const float* x, const float* packed, float* y) {
-        parallel(Product::TASKS, [&](int task) { Product::run_task(task, x, packed, y, Epilogue<>()); });
+        const auto run = [&](int task) { Product::run_task(task, x, packed, y, Epilogue<>()); };
+        parallel(Product::TASKS, run, Product::CYCLES);
     }
 
-    // g of W states from `s` on: sums of powers over all pixels, then the products.
-    template <int WIDTH>
-    static ES_INLINE void weigh(int s, const float* states, float* g) {
-        using V = Vector<WIDTH>;
-        const float *const b = states + s, *const dt = states + 2 * STATES + s;
-        V most = load<V>(dt), sum = {};
-        for (long n = 1; n < N; ++n) most = larger_of(most, load<V>(dt + n * 3 * STATES));
-        for (long n = 0; n < N; ++n) {
-            const V power = exp(load<V>(dt + n * 3 * STATES) - most);
-            sum += power;
-            store(g + n * STATES + s, power);
-        }
-        for (long n = 0; n < N; ++n)
-            store(g + n * STATES + s, load<V>(g + n * STATES + s) / sum * load<V>(b + n * 3 * STATES));
+    // The largest dt of every state in a row of pixels.
+    static void find_most(int row, const float* mixed, float* most) {
+        const float* const dt = mixed + long(row) * S::W * 3 * STATES + 2 * STATES;
+        cover<STATES>([&]<int WIDTH>(int s) {
+            using V = Vector<WIDTH>;
+            V found = load<V>(dt + s);
+            for (int j = 1; j < S::W; ++j) found = larger_of(found, load<V>(dt + j * 3 * STATES + s));
+            store(most + row * STATES + s, found);
+        });
+    }
+
+    // g of a row, and the row's sums of powers.
+    static void weigh(int row, const float* mixed, const float* mosts, float* g, float* sums) {
+        const float* const states = mixed + long(row) * S::W * 3 * STATES;
+        float* const to = g + long(row) * S::W * STATES;
+        cover<STATES>([&]<int WIDTH>(int s) {
+            using V = Vector<WIDTH>;
+            V most = load<V>(mosts + s), sum = {};
+            for (int i = 1; i < S::H; ++i) most = larger_of(most, load<V>(mosts + i * STATES + s));
+            for (int j = 0; j < S::W; ++j) {
+                const float* const b = states + j * 3 * STATES + s;
+                const V power = exp(load<V>(b + 2 * STATES) - most);
+                sum += power;
+                store(to + j * STATES + s, power * load<V>(b));
+            }
+            store(sums + row * STATES + s, sum);
+        });
+    }
+
+    // 1 / sums of all rows.
+    static void invert(const float* sums, float* inverse) {
+        cover<STATES>([&]<int WIDTH>(int s) {
+            using V = Vector<WIDTH>;
+            V sum = {};
+            for (int i = 0; i < S::H; ++i) sum += load<V>(sums + i * STATES + s);
+            store(inverse + s, 1.0f / sum);
+        });
     }
 
     // h (silu(z) + d), for one state.
@@ -95,7 +120,10 @@ struct HiddenStateMixer : S {
     static constexpr long COLLECTED = WEIGHTS + long(N) * STATES;
     static constexpr long GATES = COLLECTED + long(STATES) * ROW;
     static constexpr long GATED = GATES + long(STATES) * 2 * D;
-    static constexpr long WIDE = GATED + long(STATES) * ROW;
+    static constexpr long MOST = GATED + long(STATES) * ROW;
+    static constexpr long SUMS = MOST + long(S::H) * STATES;
+    static constexpr long INVERSE = SUMS + long(S::H) * STATES;
+    static constexpr long WIDE = INVERSE + STATES;
     static_assert(WIDE + long(N > STATES ? N : STATES) * ROW == S::SCRATCH, "hidden_state_mixer.py counts otherwise");
 
     static void run_map(const float* x, const float* packed, float* y, float* h, float* scratch) {
@@ -107,14 +135,18 @@ struct HiddenStateMixer : S {
         run_layer<Project>(x, packed, scratch + PROJECTED);
         parallel(S::H, [&](int row) {
             Depthwise<Local>::run_row(row, scratch + PROJECTED, local, mixed, Epilogue<>());
-        });
-        cover<STATES>([&]<int WIDTH>(int s) { weigh<WIDTH>(s, mixed, g); });
-        Product<Collect>::run(g, widen(x, N, scratch + WIDE), scratch + COLLECTED);
+            find_most(row, mixed, scratch + MOST);
+        }, Depthwise<Local>::CYCLES);
+        parallel(S::H, [&](int row) { weigh(row, mixed, scratch + MOST, g, scratch + SUMS); }, N * STATES_CYCLES);
+        invert(scratch + SUMS, scratch + INVERSE);
+        Epilogue<Function::none, Gate::pixel> of_sums;
+        of_sums.gate = scratch + INVERSE;
+        Product<Collect>::run(g, widen(x, N, scratch + WIDE), scratch + COLLECTED, of_sums);
         run_layer<GateLayer>(scratch + COLLECTED, gates, scratch + GATES);
-        for (int s = 0; s < STATES; ++s) {
+        parallel(STATES, [&](int s) {
             const float* const both = scratch + GATES + long(s) * 2 * D;
             gate(both, both + D, d, gated + long(s) * D);
-        }
+        }, D * STATES_CYCLES);
         run_layer<Out>(gated, out, h);
         Product<Spread>::run(mixed + STATES, widen(h, STATES, scratch + WIDE), y);
     }

@@ -14,6 +14,8 @@ from edgesmith.kernels.native.tiles import (
     Tile,
     ceil_div,
     choose_tile,
+    cut,
+    panels,
     strip_lanes,
     strip_length,
 )
@@ -52,7 +54,7 @@ def emit(op: HiddenStateMixer, target: CpuTarget) -> Unit:
     instructions = target.instructions
     pixels, d, s = op.height * op.width, op.channels, op.states
     row = ceil_div(d, instructions.lanes) * instructions.lanes
-    scratch = pixels * 7 * s + s * (2 * row + 2 * d) + max(pixels, s) * row
+    scratch = pixels * 7 * s + s * (2 * row + 2 * d) + (2 * op.height + 1) * s + max(pixels, s) * row
     symbol = make_symbol("hidden_state_mixer", f"{op.batch}x{op.height}x{op.width}x{d}", f"s{s}")
     constants: dict[str, Constant] = {
         "BATCH": op.batch,
@@ -65,8 +67,13 @@ def emit(op: HiddenStateMixer, target: CpuTarget) -> Unit:
         "LEAST_TASKS": LEAST_TASKS,
         "SCRATCH": scratch,
     }
-    for name, tile in op.tiles(instructions).items():
+    tiles = op.tiles(instructions)
+    for name, tile in tiles.items():
         constants |= {f"{name}_P": tile.pixels, f"{name}_V": tile.vectors}
+    for name, rows, outputs in (("PROJECT", pixels, 3 * s), ("GATE", s, 2 * d), ("OUT", s, d)):
+        count = len(panels(instructions, tiles[name].vectors, outputs))
+        tasks = cut(ceil_div(rows, tiles[name].pixels), count, 4 * rows * d, 4 * panels_size(instructions, d, outputs))
+        constants |= {f"{name}_TILES": tasks.units, f"{name}_GROUPS": tasks.panel_groups}
     source = render("hidden_state_mixer", "HiddenStateMixer", symbol, instructions.lanes, constants)
     size = panels_size(instructions, d, 3 * s) + 30 * s + panels_size(instructions, d, 2 * d)
     arguments = (

@@ -37,7 +37,7 @@ struct Matmul : S {
         parallel(BATCH * One::TASKS, [&](int task) {
             const long b = task / One::TASKS;
             One::run_task(task % One::TASKS, x + b * M * K, w + b * K * ROW, y + b * M * N);
-        });
+        }, BATCH * One::CYCLES);
         return 0;
     }
 };

@@ -76,7 +76,7 @@ struct LayerNorm : S {
                 const float variance = squares_around<C>(x + m * C, mean) / C;
                 normalise<C>(x + m * C, mean, 1.0f / __builtin_sqrtf(variance + S::EPSILON), w, w + C, y + m * C);
             }
-        });
+        }, 10L * M * C / LANES);
         return 0;
     }
 };
@@ -111,7 +111,7 @@ struct Softmax : S {
                     store(y + m * C + c, load<Vector<WIDTH>>(y + m * C + c) * scale);
                 });
             }
-        });
+        }, 32L * M * C / LANES);
         return 0;
     }
 };
@@ -123,6 +123,7 @@ struct GroupNorm : S {
     static constexpr int WIDTH = C / G;
     static constexpr int TASKS = S::BATCH * CHUNKS;
     static constexpr int SUMS = TASKS * G;
+    static constexpr long CYCLES = 4L * S::BATCH * N * C / LANES;  // of one phase
 
     static constexpr int begin(int chunk) { return int(long(N) * chunk / CHUNKS); }
 
@@ -141,7 +142,7 @@ struct GroupNorm : S {
                 }
                 partial[task * G + g] = whole;
             }
-        });
+        }, CYCLES);
     }
 
     // The mean over all chunks of a map's group.
@@ -171,7 +172,7 @@ struct GroupNorm : S {
                     normalise<WIDTH>(x + at, means[map * G + g], scale, w + g * WIDTH, w + C + g * WIDTH, y + at);
                 }
             }
-        });
+        }, CYCLES);
         return 0;
     }
 };

@@ -21,6 +21,7 @@ struct Pointwise : S {
     using Rows = Tiles<S::M, S::P>;
     using Columns = Panels<N, S::V>;
     static constexpr int TASKS = ceil_div(Rows::COUNT, TILES_A_TASK) * PANEL_GROUPS;
+    static constexpr long CYCLES = long(K) * N * (S::M + 8) / (2 * LANES);  // two products a cycle; a weight is four away
 
     // Pixels from tile `begin` on, before tile `end`, times the panel of COLUMNS channels from `channel` on.
     template <int COLUMNS, class Epilogue>
@@ -54,7 +55,7 @@ struct Pointwise : S {
         const typename S::Epilogue epilogue(arguments);
         const auto packed = static_cast<const float*>(*arguments++);
         const auto y = static_cast<float*>(*arguments++);
-        parallel(TASKS, [&](int task) { run_task(task, x, packed, y, epilogue); });
+        parallel(TASKS, [&](int task) { run_task(task, x, packed, y, epilogue); }, CYCLES);
         return 0;
     }
 };

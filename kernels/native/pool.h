@@ -16,9 +16,21 @@ __attribute__((visibility("default"))) int es_set_threads(int threads);
 
 namespace es {
 
-// The same for anything that can be called with a task's number.
+// Cycles of one thread from which a phase is shared. To call threads, and to pass on what lies in another core's cache,
+// takes about as long as half of that: shorter phases end sooner with the caller alone.
+#ifdef ES_SHARE_ALL  // tests do
+constexpr long LEAST_CYCLES = 0;
+#else
+constexpr long LEAST_CYCLES = 8192;
+#endif
+
+// The same for anything that can be called with a task's number. `cycles` is about what one thread takes for all.
 template <class Body>
-inline void parallel(int tasks, const Body& body) {
+inline void parallel(int tasks, const Body& body, long cycles = LEAST_CYCLES) {
+    if (cycles < LEAST_CYCLES) {
+        for (int task = 0; task < tasks; ++task) body(task);
+        return;
+    }
     es_parallel_for(
         tasks, [](void* context, int task) { (*static_cast<const Body*>(context))(task); },
         const_cast<void*>(static_cast<const void*>(&body)));

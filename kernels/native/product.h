@@ -21,13 +21,16 @@ struct Product : S {
     using S::M, S::N;
     using Rows = Tiles<M, S::P>;
     using Columns = Panels<N, S::V>;
-    static constexpr int ROW_GROUPS = smaller(Rows::COUNT, ceil_div(S::LEAST_TASKS, Columns::COUNT));
+    static constexpr int ROW_GROUPS = smaller(Rows::COUNT, S::LEAST_TASKS);
+    static constexpr bool BY_ROWS = M > N;  // a thread's tasks are neighbours: those of some rows, or of some columns
     static constexpr int TASKS = ROW_GROUPS * Columns::COUNT;
+    static constexpr long CYCLES = long(M) * S::K * N / (2 * LANES);
 
-    static void run_task(int task, const float* x, const float* w, float* y) {
-        const int group = task % ROW_GROUPS;
+    template <class Finish = Epilogue<>>
+    static void run_task(int task, const float* x, const float* w, float* y, const Finish& epilogue = {}) {
+        const int group = BY_ROWS ? task / Columns::COUNT : task % ROW_GROUPS;
         const int begin = group * Rows::COUNT / ROW_GROUPS, end = (group + 1) * Rows::COUNT / ROW_GROUPS;
-        Columns::visit(task / ROW_GROUPS, [&]<int COLUMNS>(int channel) {
+        Columns::visit(BY_ROWS ? task % Columns::COUNT : task / ROW_GROUPS, [&]<int COLUMNS>(int channel) {
             Rows::visit(begin, end, [&]<int PIXELS>(int row) {
                 const float* rows[PIXELS];
                 ES_UNROLL
@@ -35,13 +38,14 @@ struct Product : S {
                 Sums<PIXELS, COLUMNS> sums;
                 sums.clear();
                 sums.template add<S::X_STEP, S::W_PITCH>(rows, w + channel, S::K);
-                sums.finish(y, row, channel, N, S::Y_PITCH, Epilogue<>());
+                sums.finish(y, row, channel, N, S::Y_PITCH, epilogue);
             });
         });
     }
 
-    static void run(const float* x, const float* w, float* y) {
-        parallel(TASKS, [&](int task) { run_task(task, x, w, y); });
+    template <class Finish = Epilogue<>>
+    static void run(const float* x, const float* w, float* y, const Finish& epilogue = {}) {
+        parallel(TASKS, [&](int task) { run_task(task, x, w, y, epilogue); }, CYCLES);
     }
 };
 

@@ -31,7 +31,7 @@ struct Turn : S {
             const int begin = task % CHUNKS * PIXELS_A_TASK;
             const long map = long(task / CHUNKS) * N * C;
             run_chunk(x + map + begin, y + map + long(begin) * C, smaller(PIXELS_A_TASK, N - begin));
-        });
+        }, long(S::BATCH) * N * C);
         return 0;
     }
 };
