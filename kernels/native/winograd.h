@@ -31,7 +31,7 @@ namespace es {
 // S has the constants that kernels/native/winograd.py writes.
 template <class S>
 struct Winograd : S {
-    using S::C, S::GROUPS_A_TASK, S::H, S::KH, S::LEFT, S::N, S::OUT, S::OW, S::PANEL_GROUPS, S::TILES_A_TASK, S::W;
+    using S::C, S::GROUPS_A_TASK, S::H, S::KH, S::LEFT, S::N, S::OUT, S::OW, S::PANEL_GROUPS, S::ROWS_A_TASK, S::W;
     using Columns = Panels<N, S::V>;
     static constexpr int GROUPS_A_ROW = ceil_div(OW, OUT), PRODUCTS = OUT + 2;
     static_assert(OUT == 2 || OUT == 4);
@@ -40,8 +40,7 @@ struct Winograd : S {
     static constexpr int CHUNKS = ceil_div(GROUPS_A_ROW, GROUPS_A_TASK);
     static constexpr int K = PRODUCTS * KH * C;
     static constexpr long PLANE = long(INPUT_ROWS) * GROUPS_A_ROW * C;  // of one k
-    static constexpr int TILES = ROWS * Tall::COUNT;
-    static constexpr int TASKS = ceil_div(TILES, TILES_A_TASK) * PANEL_GROUPS;
+    static constexpr int TASKS = ceil_div(ROWS, ROWS_A_TASK) * PANEL_GROUPS;
 
     // v of one group in one row of x.
     static ES_INLINE void transform(const float* line, int group, const float* zeros, float* v) {
@@ -134,21 +133,16 @@ struct Winograd : S {
                 made.finish_row(y + (pixel + j) * N + channel, j, pixel + j, channel, N, epilogue);
     }
 
-    // Tiles from `begin` on, before `end`, counted through all rows, times the panel of channels from `channel` on.
     template <int COLUMNS, class Epilogue>
-    static void run_tiles(int begin, int end, int channel, const float* v, const float* panel, float* y, const Epilogue& epilogue) {
+    static void run_row(int row, int rows, int channel, const float* v, const float* panel, float* y, Ahead& ahead, const Epilogue& epilogue) {
         constexpr int PITCH = Panel<COLUMNS>::PITCH;
-        Ahead ahead{panel + long(K + 1) * PITCH, 0};
-        for (int tile = begin; tile < end; ++tile) {
-            const int row = tile / Tall::COUNT, at = tile % Tall::COUNT;
-            Tall::visit(at, at + 1, [&]<int COUNT>(int group) {
-                ahead.lines = Ahead::share(K + 1, PITCH, end - begin);
-                alignas(64) float m[PRODUCTS][COUNT * PITCH];
-                for (int k = 0; k < PRODUCTS; ++k) multiply<COUNT, COLUMNS>(k, row, group, v, panel, m[k], ahead);
-                for (int p = 0; p < COUNT; ++p)
-                    combine<COLUMNS>(m[0] + p * PITCH, COUNT * PITCH, panel, row, group + p, channel, y, epilogue);
-            });
-        }
+        Tall::visit(0, Tall::COUNT, [&]<int COUNT>(int group) {
+            ahead.lines = Ahead::share(K + 1, PITCH, rows * Tall::COUNT);
+            alignas(64) float m[PRODUCTS][COUNT * PITCH];
+            for (int k = 0; k < PRODUCTS; ++k) multiply<COUNT, COLUMNS>(k, row, group, v, panel, m[k], ahead);
+            for (int p = 0; p < COUNT; ++p)
+                combine<COLUMNS>(m[0] + p * PITCH, COUNT * PITCH, panel, row, group + p, channel, y, epilogue);
+        });
     }
 
     static int run(void* const* arguments) {
@@ -164,9 +158,12 @@ struct Winograd : S {
                 transform(x + long(row) * W * C, group, zeros, v + (long(row) * GROUPS_A_ROW + group) * C);
         });
         parallel(TASKS, [&](int task) {
-            const int begin = task / PANEL_GROUPS * TILES_A_TASK, end = smaller(begin + TILES_A_TASK, TILES);
+            const int begin = task / PANEL_GROUPS * ROWS_A_TASK, end = smaller(begin + ROWS_A_TASK, ROWS);
             Columns::template visit_group<PANEL_GROUPS>(task % PANEL_GROUPS, [&]<int COLUMNS>(int channel) {
-                run_tiles<COLUMNS>(begin, end, channel, v, packed + long(channel) * (K + 1), y, epilogue);
+                const float* const panel = packed + long(channel) * (K + 1);
+                Ahead ahead{panel + long(K + 1) * Panel<COLUMNS>::PITCH, 0};
+                for (int row = begin; row < end; ++row)
+                    run_row<COLUMNS>(row, end - begin, channel, v, panel, y, ahead, epilogue);
             });
         });
         return 0;

@@ -62,14 +62,13 @@ def emit(op: Winograd, target: CpuTarget) -> Unit:
     input_rows, rows = layer.batch * layer.height, layer.batch * layer.out[0]
     size = panels_size(instructions, products * layer.kernel[0] * layer.inputs, layer.outputs)
     scratch_bytes = 4 * products * input_rows * op.groups * layer.inputs
-    tiles = rows * ceil_div(op.groups, tile.pixels)
-    tasks = cut(tiles, len(panels(instructions, tile.vectors, layer.outputs)), scratch_bytes, 4 * size)
+    tasks = cut(rows, len(panels(instructions, tile.vectors, layer.outputs)), scratch_bytes, 4 * size)
     constants = convolution.geometry(layer) | {
         "OUT": op.outputs,
         "STAGE": STAGE if op.outputs > 2 else layer.inputs,
         "P": tile.pixels,
         "V": tile.vectors,
-        "TILES_A_TASK": tasks.units,
+        "ROWS_A_TASK": tasks.units,
         "PANEL_GROUPS": tasks.panel_groups,
         "GROUPS_A_TASK": ceil_div(op.groups, ceil_div(LEAST_TASKS, input_rows)),
     }
