@@ -10,6 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from support.formula import Formula
+from support.lowering import lower
+
 pytest.importorskip("tvm", reason="tvm is not installed")
 
 import edgesmith
@@ -17,7 +20,7 @@ from edgesmith import cli
 from edgesmith.bench import measurement, runner
 from edgesmith.exporters.artifact import Artifact
 from edgesmith.exporters.graph.capture import capture
-from edgesmith.exporters.targets import _tvm_graph, _tvm_library, _tvm_processor, _tvm_schedule
+from edgesmith.exporters.targets import _tvm_compile, _tvm_graph, _tvm_library, _tvm_processor, _tvm_schedule
 from edgesmith.kernels import lif
 from edgesmith.models import casvit
 
@@ -185,3 +188,37 @@ def test_bench_ops_times_every_call(sequences: Artifact, tmp_path: Path) -> None
     assert kept is not None
     assert [one.op for one in kept.operators] == kinds(sequences)
     assert 0 < sum(one.ms for one in kept.operators) <= 1.5 * kept.call_ms
+
+
+SHARED = {
+    "sum": (lambda x, y: (x + y) * x, (1, 64, 48, 48)),
+    "of one channel": (lambda x, y: torch.exp(x) - y, (1, 1, 192, 192)),
+    "turned": (lambda x, y: (x.transpose(1, 3) * y.transpose(1, 3)).sigmoid(), (2, 33, 34, 48)),
+    "of few channels": (lambda x, y: torch.maximum(x, y[:, :, :1]) + 1, (1, 3, 96, 96)),
+}
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_long_loops_are_shared(name: str, tmp_path: Path) -> None:
+    """Elementwise loops that are long: each number is made once, whichever thread makes it."""
+    formula, shape = SHARED[name]
+    generator = torch.Generator().manual_seed(0)
+    given = tuple(torch.randn(*shape, generator=generator) for _ in range(2))
+    program = capture(Formula(formula), given, ("x", "y"))
+    lowered = _tvm_graph.lower(program, "tvm", _tvm_processor.here())
+    assert max(call.tasks for call in _tvm_compile.compile_loops(lowered, tmp_path / "loops.o").calls) > 1
+    path = tmp_path / "shared.so"
+    lower("tvm", program, path)
+    expected = formula(*given).numpy()
+    for threads in (1, 2, 3):
+        _, bind = runner.load_compiled(str(path), threads)
+        made = np.full(expected.shape, np.nan, np.float32)
+        bind([value.numpy() for value in given], [made])()
+        np.testing.assert_allclose(made, expected, rtol=2e-6, atol=2e-6)
+
+
+def test_short_loops_are_the_callers() -> None:
+    program = capture(Formula(lambda x, y: x + y), (torch.randn(1, 8, 4, 4), torch.randn(1, 8, 4, 4)), ("x", "y"))
+    lowered = _tvm_graph.lower(program, "tvm", _tvm_processor.here())
+    (function,) = [_tvm_schedule.schedule(one, symbol) for symbol, one in lowered.functions.items()]
+    assert _tvm_schedule.TASKS not in str(function)

@@ -113,18 +113,23 @@ def compile_loops(lowered: Lowered, out: Path) -> Listing:
     target = llvm(lowered.processor)
     functions: Mapping[str, Any] = lowered.functions
     blocks: dict[str, tuple[int, ...]] = {}
+    tasks: dict[str, int] = {}
     with quiet(), target:
         module = tvm.IRModule({symbol: _tvm_schedule.schedule(one, symbol) for symbol, one in functions.items()})
         module = _passes()(tvm.tirx.transform.BindTarget(target.with_host(target))(module))
         made = {}
         for variable, function in module.functions.items():
-            made[variable], blocks[str(variable.name_hint)] = _tvm_schedule.with_pointers(function)
+            symbol = str(variable.name_hint)
+            made[variable], blocks[symbol], tasks[symbol] = _tvm_schedule.with_pointers(function)
         module = tvm.ir.transform.Sequential([tvm.tirx.transform.LowerTVMBuiltin(), tvm.tirx.transform.LowerIntrin()])(
             tvm.IRModule(made)
         )
         codegen_build(module, target).write_to_file(str(out), "o")
     blocks |= {symbol: (one.unit.scratch_bytes,) for symbol, one in lowered.kernels.items() if one.unit.scratch_bytes}
-    calls = tuple(replace(one, scratch=blocks.get(one.symbol, one.scratch)) for one in lowered.listing.calls)
+    calls = tuple(
+        replace(one, scratch=blocks.get(one.symbol, one.scratch), tasks=tasks.get(one.symbol, 1))
+        for one in lowered.listing.calls
+    )
     return replace(lowered.listing, calls=calls)
 
 

@@ -51,6 +51,7 @@ class Call:
         operators: what it computes, in the graph's words, in order.
         macs: multiply-accumulates.
         scratch: bytes that it needs while it runs, one number for each block.
+        tasks: that threads share; where there is more than one, TVM's code takes the number of one.
     """
 
     symbol: str
@@ -60,6 +61,7 @@ class Call:
     operators: tuple[str, ...] = ()
     macs: int = 0
     scratch: tuple[int, ...] = ()
+    tasks: int = 1
 
 
 @dataclass(frozen=True)

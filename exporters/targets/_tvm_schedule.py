@@ -1,7 +1,9 @@
 """Loops of TVM's, as they run well enough where no kernel is, and as functions of plain pointers.
 
-schedule        what is elementwise is computed where it is read, unless that is dear; innermost loops are vectors
-with_pointers   buffers, and blocks of more than a few kilobytes, become pointers that the caller gives
+schedule        what is elementwise is computed where it is read, unless that is dear; innermost loops are vectors, and
+                the outermost loop of what is elementwise throughout is cut into tasks for threads
+with_pointers   buffers, and blocks of more than a few kilobytes, become pointers that the caller gives; of a loop over
+                tasks there is one task, whose number the caller gives
 """
 
 from __future__ import annotations
@@ -24,6 +26,15 @@ MOST_AGAIN = 16
 
 A value that is read twice doubles what it takes, and a chain of n such values would be computed 2^n times."""
 
+LEAST_SHARED = 16384
+"""Numbers from which a loop is shared by threads: as many as take longer than to call a thread."""
+
+MOST_TASKS = 16
+"""Tasks of a loop: two or more for each of a few threads."""
+
+TASKS = "edgesmith_tasks"
+"""The annotation of a loop over tasks."""
+
 ON_STACK = 1024
 """Bytes from which TVM takes a block from its runtime, which is not there: the caller gives it instead."""
 
@@ -40,8 +51,11 @@ def schedule(function: Any, symbol: str) -> Any:
     for block in _blocks(found):
         if _computed_again(found.get(block), reads) <= MOST_AGAIN:
             _inline(found, block)
-    for block in _blocks(found):
+    blocks = _blocks(found)
+    for block in blocks:
         _vectorize(found, block)
+    if len(blocks) == 1:
+        _cut(found, blocks[0])
     return found.mod["main"].with_attr("global_symbol", symbol)
 
 
@@ -94,6 +108,24 @@ def _vectorize(found: Any, block: Any) -> None:
     found.vectorize(inner)
 
 
+def _cut(found: Any, block: Any) -> None:
+    """Cut the outermost loop of an elementwise block into tasks, if it is long enough and no number is left over."""
+    from tvm.tirx import IterVar
+
+    statement, loops = found.get(block), found.get_loops(block)
+    extents = [getattr(found.get(loop).extent, "value", 0) for loop in loops]
+    if any(one.iter_type != IterVar.DataPar for one in statement.iter_vars) or math.prod(extents) < LEAST_SHARED:
+        return
+    first = next(i for i, extent in enumerate(extents) if extent > 1)
+    tasks = max(count for count in range(1, MOST_TASKS + 1) if extents[first] % count == 0)
+    if tasks == 1 or first == len(loops) - 1:
+        return
+    task, _ = found.split(loops[first], factors=[tasks, None])
+    if first:
+        found.reorder(task, *loops[:first])
+    found.annotate(task, TASKS, tasks)
+
+
 def _with_rows_innermost(found: Any, block: Any, loops: Sequence[Any]) -> Sequence[Any]:
     """Return a reduction's loops with the one over its rows innermost; none where rows do not lie beside each other."""
     from tvm.tirx import IterVar
@@ -131,8 +163,11 @@ def _lanes(extent: int) -> int:
     return whole if whole >= LEAST_LANES else LANES
 
 
-def with_pointers(function: Any) -> tuple[Any, tuple[int, ...]]:
-    """Return a lowered function of pointers that returns 0, and the bytes of the blocks that it is given last."""
+def with_pointers(function: Any) -> tuple[Any, tuple[int, ...], int]:
+    """Return a lowered function of pointers that returns 0, the bytes of the blocks that it is given, and its tasks.
+
+    Where it has more than one task it is given the number of one, last.
+    """
     import tvm
     from tvm import tirx
 
@@ -145,8 +180,23 @@ def with_pointers(function: Any) -> tuple[Any, tuple[int, ...]]:
         parameters.append(pointer)
         declared.append(tirx.DeclBuffer(buffer, data=pointer))
     ended = tirx.Evaluate(tirx.ret(0)) if hasattr(tirx, "ret") else None
+    body, task, tasks = _one_task(body)
+    if task is not None:
+        parameters.append(task)
     made = tirx.PrimFunc(parameters, tirx.SeqStmt([*declared, body, ended]), tvm.ir.PrimType("int32"), function.attrs)
-    return made, tuple(_bytes(one) for one in blocks)
+    return made, tuple(_bytes(one) for one in blocks), tasks
+
+
+def _one_task(body: Any) -> tuple[Any, Any, int]:
+    """Return the body of a loop over tasks that is all of a statement, its variable, and how many tasks there are."""
+    from tvm import tirx
+
+    if isinstance(body, tirx.For) and TASKS in body.annotations:
+        return body.body, body.loop_var, int(body.extent)
+    if isinstance(body, tirx.SeqStmt) and all(isinstance(one, tirx.DeclBuffer) for one in body.seq[:-1]):
+        inner, task, tasks = _one_task(body.seq[-1])
+        return tirx.SeqStmt([*body.seq[:-1], inner]), task, tasks
+    return body, None, 1
 
 
 def _give_blocks(body: Any, blocks: list[Any]) -> Any:

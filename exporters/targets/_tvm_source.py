@@ -72,6 +72,7 @@ def line_of_calls(name: str, listing: Listing, plan: Plan, description: Mapping[
 extern "C" {{
 {declared}
 int es_set_threads(int);
+void es_parallel_for(int, void (*)(void *, int), void *);
 }}
 
 static int64_t now() {{
@@ -149,7 +150,8 @@ def _declarations(calls: Sequence[Call]) -> list[str]:
     lines = {}
     for call in calls:
         count = len(call.reads) + len(call.writes) + len(call.scratch)
-        taken = "void *const *" if call.is_kernel else ", ".join(["const void *"] * count)
+        pointers = ["const void *"] * count + ["int"] * (call.tasks > 1)
+        taken = "void *const *" if call.is_kernel else ", ".join(pointers)
         lines[call.symbol] = f"int {call.symbol}({taken});"
     return list(lines.values())
 
@@ -163,6 +165,11 @@ def _call(number: int, call: Call, listing: Listing, plan: Plan) -> str:
     """Return the lines of one call."""
     given = [_at(name, listing, plan) for name in (*call.reads, *call.writes)]
     given += [f"m + {position}" for position in plan.scratch.get(number, ())]
+    if call.tasks > 1:
+        taken = ", ".join([*(f"a[{i}]" for i in range(len(given))), "task"])
+        body = f"[](void *c, int task) {{ void *const *const a = (void **)c; {call.symbol}({taken}); }}"
+        pointers = ", ".join(f"(void *)({one})" for one in given)
+        return f"  {{ void *a[] = {{{pointers}}}; es_parallel_for({call.tasks}, {body}, a); }}"
     if not call.is_kernel:
         return f"  if (int code = {call.symbol}({', '.join(given)})) return code;"
     pointers = ", ".join(f"(void *)({one})" for one in given)
