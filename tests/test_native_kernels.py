@@ -32,7 +32,6 @@ from edgesmith.kernels.native.tiles import (
 )
 from edgesmith.kernels.native.toolchain import CpuTarget, compile_program, compile_units, find_compiler, host
 
-
 SHARED = "-DES_SHARE_ALL"
 """Threads share phases that are too short for it, as those of all cases here are."""
 

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
-
 from support.formula import Formula
 from support.lowering import lower
+from torch import nn
 
 pytest.importorskip("tvm", reason="tvm is not installed")
 
