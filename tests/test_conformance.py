@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -18,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+from support import sweeping
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -360,17 +362,31 @@ def test_a_sweep_goes_on_where_it_was_and_counts_a_dead_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = tmp_path / "rows.jsonl"
-    monkeypatch.setattr(sweep, "_work", _die)
+    monkeypatch.setattr(sweep, "_work", sweeping.die)
     found = sweep.sweep([ONNX], ["positive"], rows)
     assert [kind for _, kind, _ in found[0]["cases"]] == [CRASH]
     assert sweep.sweep([ONNX], ["positive"], rows) == found  # it is not made again
-    assert next(iter(sweep.summarise(found))).startswith("crash: positive (all) on onnx:fp32: the process died")
+    assert next(iter(sweep.summarise(found))).startswith(
+        "crash: positive (all) on onnx:fp32: the process died with code 9"
+    )
 
 
-def _die(*_: object) -> None:
-    import os
+def test_the_rows_of_a_sweep_are_not_read_while_its_worker_may_be_writing_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a row that is written between two calls of the system ends the sweep: the file grew while it was read."""
+    read, alive = sweep.read, []
 
-    os._exit(9)
+    def watched(path: Path) -> list[sweep.Row]:
+        alive.append(bool(multiprocessing.active_children()))
+        return read(path)
+
+    monkeypatch.setattr(sweep, "read", watched)
+    monkeypatch.setattr(sweep, "_work", sweeping.slowly)
+    (found,) = sweep.sweep([ONNX], ["positive"], tmp_path / "rows.jsonl")
+    assert found["operator"] == "positive"
+    assert alive == [False] * len(alive)
+    assert len(alive) == 2  # before and after
 
 
 GOES_ON = """

@@ -95,12 +95,12 @@ def _advance(todo: Sequence[tuple[str, str]], path: Path, work: Work) -> None:
     context = multiprocessing.get_context("spawn")
     worker = context.Process(target=_work_for_parent, args=(work, list(todo), path))
     worker.start()
-    done, since = len(read(path)), time.monotonic()
+    size, since = _size(path), time.monotonic()
     why = ""
     while worker.is_alive():
         worker.join(1.0)
-        if (now := len(read(path))) != done:
-            done, since = now, time.monotonic()
+        if (now := _size(path)) != size:  # its rows are not read while the worker may be writing one
+            size, since = now, time.monotonic()
         elif time.monotonic() - since > LIMIT_S:
             worker.kill()
             worker.join()
@@ -110,6 +110,10 @@ def _advance(todo: Sequence[tuple[str, str]], path: Path, work: Work) -> None:
         name, one = next(key for key in todo if key not in have)
         why = why or f"the process died with code {worker.exitcode}"
         append(path, {"operator": name, "column": one, "cases": [("all", CRASH, why)], "seconds": 0.0})
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _work_for_parent(work: Work, todo: Sequence[tuple[str, str]], path: Path) -> None:
