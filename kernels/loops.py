@@ -19,6 +19,9 @@ def onnx_scan(
 ) -> Sequence[Any]:
     """An ONNX Scan over one sequence or several, recorded where a lowering is being recorded.
 
+    Of batch 1 the steps are moved to the front by a change of shape, which moves no number: ONNX Runtime copies
+    sequences, and what it stacks, to have an axis there.
+
     Args:
         states: initial states.
         sequence: what is read along `axis`, one slice an iteration; or a list of them.
@@ -47,10 +50,14 @@ def onnx_scan(
         nodes.append(node)
         return node.outputs[0]
 
+    is_moved = axis > 0 and stacked_axis in (None, axis) and all(_is_one_by_one(one, axis) for one in sequences)
+    if is_moved:
+        sequences = [_with_steps_in_front(one, axis) for one in sequences]
+    at = 0 if is_moved else axis
     inputs = [inside(f"{stem}_state_{i}", state, state.shape) for i, state in enumerate(states)]
     for k, one in enumerate(sequences):
         inputs.append(
-            inside(f"{stem}_slice{f'_{k}' if k else ''}", one, [n for i, n in enumerate(one.shape) if i != axis])
+            inside(f"{stem}_slice{f'_{k}' if k else ''}", one, [n for i, n in enumerate(one.shape) if i != at])
         )
     outputs = list(step(make, *inputs))
     for value in outputs:
@@ -61,14 +68,39 @@ def onnx_scan(
         {
             "body": ir.Graph(inputs, outputs, nodes=nodes, name=f"{stem}_body"),
             "num_scan_inputs": len(sequences),
-            "scan_input_axes": [axis] * len(sequences),
-            "scan_output_axes": [axis if stacked_axis is None else stacked_axis] * stacked,
+            "scan_input_axes": [at] * len(sequences),
+            "scan_output_axes": [at if stacked_axis in (None, axis) else stacked_axis] * stacked,
         },
         num_outputs=len(outputs),
         version=20,
     )
     recorder.nodes.append(scan)
-    return scan.outputs
+    last, found = scan.outputs[: len(states)], scan.outputs[len(states) :]
+    return [*last, *(_with_ones_in_front(value, axis) for value in found)] if is_moved else scan.outputs
+
+
+def _is_one_by_one(sequence: Any, axis: int) -> bool:
+    """Whether all sizes are known, and those in front of an axis are 1."""
+    sizes = list(sequence.shape)
+    return all(isinstance(n, int) for n in sizes) and all(n == 1 for n in sizes[:axis])
+
+
+def _with_steps_in_front(sequence: Any, axis: int) -> Any:
+    from onnxscript import ir, opset20
+
+    op: Any = opset20
+    sizes = [sequence.shape[axis], *sequence.shape[:axis], *sequence.shape[axis + 1 :]]
+    moved = op.Reshape(sequence, op.Constant(value_ints=sizes))
+    moved.shape, moved.dtype = ir.Shape(sizes), sequence.dtype
+    return moved
+
+
+def _with_ones_in_front(stacked: Any, axis: int) -> Any:
+    from onnxscript import opset20
+
+    op: Any = opset20
+    bare = op.Squeeze(stacked, op.Constant(value_ints=list(range(1, axis + 1))))
+    return op.Unsqueeze(bare, op.Constant(value_ints=list(range(axis))))
 
 
 def onnx_filled(like: Any, axes: Sequence[int], value: float = 0.0, more: Sequence[int] = ()) -> Any:

@@ -252,3 +252,10 @@ def test_examples_in_docstrings_give_what_they_say(checkout: Path) -> None:
 def docstrings(tree: ast.Module) -> Iterator[str]:
     kinds = ast.Module | ast.ClassDef | ast.FunctionDef
     return (ast.get_docstring(node) or "" for node in ast.walk(tree) if isinstance(node, kinds))
+
+
+def test_every_decision_is_in_the_index_once_and_in_order(checkout: Path) -> None:
+    folder = checkout / "docs" / "decisions"
+    listed = re.findall(r"^\| \[(\d{4})\]\((\d{4}-[\w-]+\.md)\) \|", (folder / "README.md").read_text(), re.MULTILINE)
+    assert [file for _, file in listed] == sorted(path.name for path in folder.glob("0*.md"))
+    assert all(file.startswith(number) for number, file in listed)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch.fx import Node
 
+import edgesmith
 from edgesmith.errors import Unsupported
 from edgesmith.exporters.graph.blame import line_of_error
 from edgesmith.exporters.targets._refusal import refuse
@@ -60,3 +64,19 @@ def test_the_line_of_an_earlier_refusal_is_not_blamed() -> None:
         except ValueError as error:
             lines.append(str(line_of_error(error)))
     assert ["first.py" in line for line in lines] == [True, False]
+
+
+class Inverse(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.linalg.pinv(x)
+
+
+def test_a_refusal_in_half_precision_logs_nothing_of_torchs_own(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In fp16 there is no such kernel, for which fake tensors log a hundred lines, each a level above a warning."""
+    x = torch.eye(5) + 0.1
+    with caplog.at_level(logging.DEBUG), pytest.raises(Unsupported, match="cannot be made fp16"):
+        edgesmith.export(Inverse(), "onnx", precision="fp16", inputs=(x,), name="inverse", out=tmp_path)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert "Traceback" not in capfd.readouterr().err

@@ -6,11 +6,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import onnx
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from support.lowering import lower
 from torch import Tensor, nn
 
 import edgesmith
@@ -20,7 +22,8 @@ from edgesmith.exporters.graph.capture import capture
 from edgesmith.exporters.graph.edit import count_operators
 from edgesmith.exporters.rewrites.choose_scan_form import choose_scan_form
 from edgesmith.exporters.verify import verify_artifact
-from edgesmith.kernels import quasiseparable, selective_scan, ssd
+from edgesmith.kernels import leaky_sum, lif, quasiseparable, selective_scan, ssd
+from edgesmith.kernels.op import FusedOp
 from edgesmith.models import registry
 from edgesmith.models.checkpoint import load
 from edgesmith.models.hydra import Hydra, HydraBert
@@ -108,6 +111,41 @@ def test_differences_of_cumulative_sums_would_not_hold_it() -> None:
     expected = ssd.decays_between(steps.double())
     assert relative(by_difference, expected) > 1e-5
     assert relative(ssd.decays_between(steps), expected) <= 1e-6
+
+
+class Called(nn.Module):
+    """One call of an op, whose arguments are all inputs."""
+
+    def __init__(self, op: FusedOp, **options: Any) -> None:
+        super().__init__()
+        self.op, self.options = op, options
+
+    def forward(self, *given: Tensor) -> Tensor:
+        result: Tensor = self.op.overload(*given, **self.options)
+        return result
+
+
+RECURRENCES = {
+    "selective_scan": (Called(selective_scan.OP), lambda batch: selective_scan.example(batch=batch)),
+    "ssd": (Called(ssd.OP), lambda batch: ssd.example(batch=batch)),
+    "lif": (Called(lif.OP, dim=1), lambda batch: lif.example(batch, channels=11, length=3)),
+    "leaky_sum": (Called(leaky_sum.OP, decay=0.5, dim=1), lambda batch: leaky_sum.example(batch)),
+}
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("name", RECURRENCES)
+def test_a_scan_of_batch_one_reads_its_steps_along_the_first_axis(name: str, batch: int, tmp_path: Path) -> None:
+    """Along any other one ONNX Runtime copies them first."""
+    model, example = RECURRENCES[name]
+    inputs = example(batch)
+    path = tmp_path / "m.onnx"
+    outputs = lower("onnx", capture(model, inputs), path).run([[x.numpy() for x in inputs]])
+    assert isinstance(outputs, list)
+    assert relative(torch.from_numpy(outputs[0][0]), model(*doubled(inputs))) <= 1e-6
+    (scan,) = (node for node in onnx.load(path).graph.node if node.op_type == "Scan")
+    axes = {one.name: list(one.ints) for one in scan.attribute if one.name.endswith("_axes")}
+    assert {axis for found in axes.values() for axis in found} <= {batch - 1}  # 0, the default, may be left out
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -165,7 +165,7 @@ def _is_said_to_be_causal(mask: Tensor | None, is_causal: bool | None = None, si
 def silenced() -> Iterator[None]:
     """Keep back what torch prints and logs of a capture that fails."""
     level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.ERROR)
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             yield
