@@ -33,6 +33,23 @@ def onnx_scan(
 
     Returns the last states, then the stacked values.
     """
+    sequences = list(sequence) if isinstance(sequence, list | tuple) else [sequence]
+    behind = axis if stacked_axis is None else stacked_axis
+    if axis > 0 and behind == axis and all(_is_one_by_one(one, axis) for one in sequences):
+        moved = [_with_steps_in_front(one, axis) for one in sequences]
+        found = _record_scan(states, moved, 0, step, [0] * stacked)
+        return [*found[: len(states)], *(_with_ones_in_front(value, axis) for value in found[len(states) :])]
+    return _record_scan(states, sequences, axis, step, [behind] * stacked)
+
+
+def _record_scan(
+    states: Sequence[Any],
+    sequences: Sequence[Any],
+    axis: int,
+    step: Callable[..., Sequence[Any]],
+    stacked: Sequence[int],
+) -> Sequence[Any]:
+    """Record a Scan. As `onnx_scan`; `stacked` has the axis of each stacked value."""
     import onnx_ir as ir
     from onnxscript import evaluator
 
@@ -40,7 +57,6 @@ def onnx_scan(
         return ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(like.dtype))
 
     recorder: Any = evaluator.default()
-    sequences = list(sequence) if isinstance(sequence, list | tuple) else [sequence]
     stem = f"scan_{len(recorder.nodes)}_{sequences[0].name}"
     nodes: list[Any] = []
 
@@ -50,14 +66,10 @@ def onnx_scan(
         nodes.append(node)
         return node.outputs[0]
 
-    is_moved = axis > 0 and stacked_axis in (None, axis) and all(_is_one_by_one(one, axis) for one in sequences)
-    if is_moved:
-        sequences = [_with_steps_in_front(one, axis) for one in sequences]
-    at = 0 if is_moved else axis
     inputs = [inside(f"{stem}_state_{i}", state, state.shape) for i, state in enumerate(states)]
     for k, one in enumerate(sequences):
         inputs.append(
-            inside(f"{stem}_slice{f'_{k}' if k else ''}", one, [n for i, n in enumerate(one.shape) if i != at])
+            inside(f"{stem}_slice{f'_{k}' if k else ''}", one, [n for i, n in enumerate(one.shape) if i != axis])
         )
     outputs = list(step(make, *inputs))
     for value in outputs:
@@ -68,24 +80,24 @@ def onnx_scan(
         {
             "body": ir.Graph(inputs, outputs, nodes=nodes, name=f"{stem}_body"),
             "num_scan_inputs": len(sequences),
-            "scan_input_axes": [at] * len(sequences),
-            "scan_output_axes": [at if stacked_axis in (None, axis) else stacked_axis] * stacked,
+            "scan_input_axes": [axis] * len(sequences),
+            "scan_output_axes": list(stacked),
         },
         num_outputs=len(outputs),
         version=20,
     )
     recorder.nodes.append(scan)
-    last, found = scan.outputs[: len(states)], scan.outputs[len(states) :]
-    return [*last, *(_with_ones_in_front(value, axis) for value in found)] if is_moved else scan.outputs
+    return scan.outputs
 
 
 def _is_one_by_one(sequence: Any, axis: int) -> bool:
-    """Whether all sizes are known, and those in front of an axis are 1."""
+    """Return whether all sizes are known, and those in front of an axis are 1."""
     sizes = list(sequence.shape)
     return all(isinstance(n, int) for n in sizes) and all(n == 1 for n in sizes[:axis])
 
 
 def _with_steps_in_front(sequence: Any, axis: int) -> Any:
+    """Return [1, ..., T, ...] as [T, 1, ...]."""
     from onnxscript import ir, opset20
 
     op: Any = opset20
@@ -96,6 +108,7 @@ def _with_steps_in_front(sequence: Any, axis: int) -> Any:
 
 
 def _with_ones_in_front(stacked: Any, axis: int) -> Any:
+    """Return [T, 1, ...] as [1, ..., T, ...]."""
     from onnxscript import opset20
 
     op: Any = opset20
