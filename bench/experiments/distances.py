@@ -30,6 +30,7 @@ import edgesmith
 from edgesmith.bench.experiments.command import Table, read_arguments
 from edgesmith.bench.experiments.forms import model_of
 from edgesmith.bench.experiments.interleave import Samples, in_a_process, interleaved, onnx_call, over_processes
+from edgesmith.bench.experiments.rounding import distance
 from edgesmith.models import registry
 
 GAIN = 1.5
@@ -52,11 +53,6 @@ def inputs_of(name: str, count: int) -> list[Tensor]:
     shape = (1, *registry.get(name).input.shape)
     drawn = (np.random.default_rng(1000 + k).standard_normal(shape) for k in range(count))
     return [torch.from_numpy(x.astype(np.float32)) for x in drawn]
-
-
-def distance(exact: np.ndarray, found: np.ndarray) -> float:
-    """Return the largest difference relative to the exact values' peak."""
-    return float(np.abs(found - exact).max() / np.abs(exact).max())
 
 
 def file_of(name: str, seed: int, folder: Path) -> Path:
