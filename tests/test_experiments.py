@@ -109,3 +109,24 @@ def test_a_page_of_exports_has_a_line_a_model_names_what_is_missing_and_is_read_
     assert lines[-3:] == ["- b, onnx: it is refused: a, b | c", "", "Not run yet: c."]
     (tmp_path / "page.md").write_text(text, encoding="utf-8")
     assert exports.page(exports.kept_rows(tmp_path / "page.md"), ["a", "b", "c"]) == text
+
+
+def test_a_page_of_exports_is_written_by_several_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one writes its row while this one exports; this one makes what neither has, and keeps both."""
+    page = tmp_path / "page.md"
+    figures = (121.3, "1.0e-06", 671, 41, "")
+    asked = []
+
+    def export(name: str, target: str, side: int, folder: str) -> exports.Figures:
+        asked.append((name, target))
+        others = {("b", one, 64): figures for one in exports.TARGETS}
+        page.write_text(exports.page({**exports.kept_rows(page), **others}), encoding="utf-8")
+        return figures
+
+    monkeypatch.setattr(exports, "export", export)
+    monkeypatch.setattr(exports, "names", lambda: ["a", "b"])
+    monkeypatch.setattr("sys.argv", ["exports", "64", f"PAGE={page}"])
+    exports.main()
+    assert asked == [("a", target) for target in exports.TARGETS]
+    assert {name for name, _, _ in exports.kept_rows(page)} == {"a", "b"}
+    assert "With a file for every target: 2 of 2 rows, 0 exports refused." in page.read_text(encoding="utf-8")

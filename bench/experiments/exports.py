@@ -4,7 +4,7 @@ One line for each model and target, at one size of images, which models for one 
 Core ML, Core AI and a TensorRT engine in fp16, each verified as any export is. Printed are the least SNR of the natural
 inputs, the largest error relative to the peak, the file's operators and the seconds it took; or why there is no file.
 For a model with a head give MODEL:HEAD, such as casvit_xs:fpn. PAGE=FILE keeps the rows as a page, which is written
-after each: those that are on it are not made again, unless their models are named with it.
+after each: those that are on it are not made again, unless their models are named with it. Several may write to it.
 
     python -m edgesmith.bench.experiments.exports 224
     python -m edgesmith.bench.experiments.exports 64 transnext_micro iformer_small casvit_xs:fpn
@@ -151,18 +151,17 @@ def main() -> None:
     torch.set_num_threads(1)
     file = next((Path(word.partition("=")[2]) for word in given.models if word.startswith("PAGE=")), None)
     named = [word for word in given.models if not word.startswith("PAGE=")]
-    rows = kept_rows(file)
-    made = {key for key in rows if key[0] not in named and key[2] == given.side}
+    made: dict[tuple[str, str, int], Figures] = {}
     table = Table(("model", 28), ("target", 9), ("SNR dB", 8), ("error", 8), "operators", "seconds", "remark")
     for name, target in itertools.product(named or names(), TARGETS):
-        if (name, target, given.side) in made:
+        key = name, target, given.side
+        if not named and key in kept_rows(file):
             continue
         with tempfile.TemporaryDirectory() as folder:
-            figures = export(name, target, given.side, folder)
-        rows[name, target, given.side] = figures
-        table.add(name, target, *figures)
-        if file is not None:
-            write_whole(file, page(rows, names()), "the page")
+            made[key] = export(name, target, given.side, folder)
+        table.add(name, target, *made[key])
+        if file is not None:  # another process may have written to it
+            write_whole(file, page({**kept_rows(file), **made}, names()), "the page")
 
 
 if __name__ == "__main__":

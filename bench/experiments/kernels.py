@@ -23,7 +23,6 @@ from edgesmith.kernels.native import (
     fft_filter,
     hidden_state_mixer,
     lmu_memory,
-    mlp,
     pointwise,
 )
 from edgesmith.kernels.native.callable import Library
@@ -50,7 +49,6 @@ def choose_units(target: CpuTarget) -> list[Unit]:
             pointwise.Pointwise(pixels, 4 * channels, channels, added),
         )
         units += [pointwise.emit(layer, target) for layer in layers]
-        units.append(mlp.emit(mlp.Mlp(pixels, channels, 4 * channels, channels, "gelu", added), target))
         units.append(depthwise.emit(depthwise.Depthwise(1, side, side, channels), target))
         attention = additive_attention.AdditiveAttention(1, side, side, channels, added)
         units.append(additive_attention.emit(attention, target))

@@ -30,9 +30,6 @@ SMALL_KERNEL = 3
 STAGE = 64
 """Inputs that layers of few pixels sum apart. Their time is that of reading weights, so that it costs nothing there."""
 
-HIDDEN_BYTES = 192 * 1024
-"""Numbers between two fused layers, of one group of pixels: less than half of the second cache."""
-
 
 @dataclass(frozen=True)
 class InstructionSet:

@@ -25,7 +25,6 @@ from edgesmith.kernels.native import (
     lif,
     lmu_memory,
     matmul,
-    mlp,
     norms,
     pointwise,
     spikes,
@@ -232,18 +231,6 @@ def of_matmul(op: matmul.Matmul, target: CpuTarget) -> Case:
     return Case(matmul.emit(op, target), (x.numpy(), w.numpy()), ((x.double() @ w.double()).numpy(),))
 
 
-def of_mlp(op: mlp.Mlp, target: CpuTarget) -> Case:
-    """Two linear layers."""
-    draw = Drawn(op.hidden)
-    x = draw(op.pixels, op.inputs)
-    first = draw(op.hidden, op.inputs, scale=op.inputs**-0.5), draw(op.hidden)
-    second = draw(op.outputs, op.hidden, scale=op.hidden**-0.5), draw(op.outputs)
-    hidden = FUNCTIONS[op.function](F.linear(x.double(), *(value.double() for value in first)))
-    y, more = finish(F.linear(hidden, *(value.double() for value in second)), op.epilogue, draw)
-    packed = mlp.pack(op, target, *((weight.numpy(), bias.numpy()) for weight, bias in (first, second)))
-    return Case(mlp.emit(op, target), (x.numpy(), *more, packed), (y.numpy(),))
-
-
 NAMES = ("spatial_weight", "spatial_bias", "mix", "channel")
 
 
@@ -425,7 +412,6 @@ def sweep(target: CpuTarget) -> list[Case]:
         of_matmul(matmul.Matmul(3, 13, 31, 45), target),
         of_matmul(matmul.Matmul(1, 1, 1, 1), target),
         of_matmul(matmul.Matmul(2, 33, 8, 64), target),
-        of_mlp(mlp.Mlp(50, 12, 52, 13, "gelu", Epilogue(residual="after")), target),
         of_additive_attention(additive_attention.AdditiveAttention(2, 5, 9, 19, Epilogue(residual="after")), target),
         of_additive_attention(additive_attention.AdditiveAttention(1, 1, 3, 5), target),
         of_hidden_state_mixer(hidden_state_mixer.HiddenStateMixer(2, 4, 5, 13, 7), target),
