@@ -28,13 +28,6 @@ struct Epilogue {
         if (R != Residual::none) residual = static_cast<const float*>(*arguments++);
     }
 
-    // Moves on to the pixels from `pixel` on.
-    void move(long pixel, int channels) {
-        if (G == Gate::pixel) gate += pixel;
-        if (G == Gate::full) gate += pixel * channels;
-        if (R != Residual::none) residual += pixel * channels;
-    }
-
     // y of COUNT channels from `channel` on, of `channels`, at a pixel.
     template <int COUNT, class V>
     ES_INLINE V operator()(V s, long pixel, int channel, int channels) const {
