@@ -35,7 +35,7 @@ from edgesmith.paths import path_listed
 from edgesmith.readers.budget import GIBIBYTE
 from edgesmith.readers.documents import read_json
 from edgesmith.readers.tensors import read_safetensors, read_safetensors_as_torch
-from edgesmith.writing import sync_folder
+from edgesmith.writing import removed_if_empty, sync_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -316,29 +316,46 @@ def staging(out: str | Path, name: str) -> Iterator[Path]:
         OutputError: `out` cannot be written, or `out/name` is there and is not just an artifact.
     """
     out = Path(out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with _locked(out):  # no other run may take the new folder for a leftover before it has its lock
-            _refuse_to_lose(out / name)
-            _remove_leftovers(out)
-            folder = Path(tempfile.mkdtemp(prefix=f"{_STAGING}{name}.", suffix=".partial", dir=out))
-            folder.chmod(0o777 & ~_umask())
-            lock = _lock(folder)
-    except OSError as error:
-        raise OutputError(
-            f"cannot write to {out}: {error.strerror or error}; choose another folder with --out"
-        ) from error
-    try:
-        yield folder
-    except OSError as error:
-        reason = _why_not_written(error, folder)
-        if reason is None:
-            raise
-        raise OutputError(f"cannot write to {out}: {reason}; nothing was published") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        if lock is not None:
-            os.close(lock)
+    with contextlib.ExitStack() as after:
+        try:
+            after.enter_context(removed_if_empty(out))
+            folder, lock = _staged(out, name)
+        except OSError as error:
+            raise OutputError(
+                f"cannot write to {out}: {error.strerror or error}; choose another folder with --out"
+            ) from error
+        after.callback(_drop, folder, lock)
+        try:
+            yield folder
+        except OSError as error:
+            reason = _why_not_written(error, folder)
+            if reason is None:
+                raise
+            raise OutputError(f"cannot write to {out}: {reason}; nothing was published") from error
+
+
+def _staged(out: Path, name: str) -> tuple[Path, int | None]:
+    """Make a folder to build an artifact in, with its lock. Raises: what `staging` does, and OSError."""
+    tries = 10
+    while True:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            with _locked(out):  # no other run may take the new folder for a leftover before it has its lock
+                _refuse_to_lose(out / name)
+                _remove_leftovers(out)
+                folder = Path(tempfile.mkdtemp(prefix=f"{_STAGING}{name}.", suffix=".partial", dir=out))
+                folder.chmod(0o777 & ~_umask())
+                return folder, _lock(folder)
+        except FileNotFoundError:  # a run that failed has just removed `out`, which it had made
+            tries -= 1
+            if not tries:
+                raise
+
+
+def _drop(folder: Path, lock: int | None) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    if lock is not None:
+        os.close(lock)
 
 
 def publish(folder: Path, out: str | Path, name: str) -> Path:

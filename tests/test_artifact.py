@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -16,6 +17,7 @@ import pytest
 from support.manifests import smallest_manifest
 
 from edgesmith.errors import BadInput, OutputError
+from edgesmith.exporters import artifact
 from edgesmith.exporters.artifact import changed_files, publish, read, staging, write_manifest
 from edgesmith.exporters.manifest import MANIFEST, SCHEMA
 
@@ -159,6 +161,53 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_older_artifact(tmp_path: Pat
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
     assert read(tmp_path / "a").file.read_text() == "one"
+
+
+@pytest.mark.parametrize("way", ["error", "refusal", "interrupt", "done"])
+def test_a_run_that_publishes_nothing_leaves_no_folder_that_it_made(way: str, tmp_path: Path) -> None:
+    """Its `--out` and those above go; not one that was there before it, nor one in which others have put something."""
+    raised = {
+        "error": OSError(28, "No space left on device"),
+        "refusal": BadInput("no"),
+        "interrupt": KeyboardInterrupt(),
+    }
+    (tmp_path / "there").mkdir()
+    for out in (tmp_path / "new" / "out", tmp_path / "there", tmp_path / "shared" / "out"):
+        with contextlib.suppress(OutputError, BadInput, KeyboardInterrupt), staging(out, "a") as folder:
+            if "shared" in out.parts:
+                (tmp_path / "shared" / "thesis.txt").write_text("precious")
+            if way in raised:
+                raise raised[way]
+            (folder / "0.bin").write_text("one")
+            write_manifest(folder, smallest_manifest(file="0.bin"))
+            publish(folder, out, "a")
+    made = ["new/out/a", "shared/out/a", "there/a"] if way == "done" else []
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/**/a")) == made
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*(["new"] if made else []), "shared", "there"]
+    assert [path.name for path in (tmp_path / "shared").iterdir() if path.is_file()] == ["thesis.txt"]
+    assert (tmp_path / "shared" / "out").exists() == bool(made)
+
+
+@pytest.mark.parametrize("moment", ["before the lock", "under the lock"])
+def test_a_run_that_fails_does_not_take_the_folder_from_under_another(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other removes its empty folder after this run has found it, and before this one puts something there."""
+    lock, left = artifact._lock, [2]
+
+    def removed_first(folder: Path, wait: bool = True) -> int | None:
+        if not left[0] or folder.name != "out":
+            return lock(folder, wait)
+        left[0] -= 1
+        handle = lock(folder, wait) if moment == "under the lock" else None
+        folder.rmdir()
+        folder.parent.rmdir()
+        return lock(folder, wait) if handle is None else handle
+
+    monkeypatch.setattr(artifact, "_lock", removed_first)
+    made = make(tmp_path / "new" / "out", "a", "one")
+    assert left == [0]
+    assert read(made).file.read_text() == "one"
 
 
 def test_an_error_from_elsewhere_is_not_blamed_on_the_output_folder(tmp_path: Path) -> None:

@@ -369,9 +369,10 @@ def test_what_goes_wrong_is_one_sentence_and_nothing_half_written(
 
 def test_what_fills_the_folder_fails_in_its_own_words(tmp_path: Path) -> None:
     out = tmp_path / "built"
-    with pytest.raises(OSError, match="No space left"), board.staging(out):
-        raise OSError(28, "No space left on device")
-    assert list(tmp_path.iterdir()) == []
+    for place in (out, tmp_path / "new" / "folder" / "built"):
+        with pytest.raises(OSError, match="No space left"), board.staging(place):
+            raise OSError(28, "No space left on device")
+        assert list(tmp_path.iterdir()) == []
     with pytest.raises(board.Refusal, match=f"cannot write to {tmp_path}: .*; nothing was written"), board.staging(out):
         out.write_bytes(b"somebody's")
     assert [path.name for path in tmp_path.iterdir()] == ["built"]

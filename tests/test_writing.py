@@ -65,6 +65,19 @@ def test_a_file_takes_an_older_one_s_place_in_one_step(tmp_path: Path, monkeypat
     assert path.read_text() == "old"
 
 
+def test_folders_that_a_failure_would_leave_empty_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut(self: Path, target: Path) -> None:
+        assert target.parent.is_dir()
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "there").mkdir()
+    monkeypatch.setattr(Path, "replace", cut)
+    for folder in (tmp_path / "new" / "deep", tmp_path / "there"):
+        with pytest.raises(OutputError, match="No space left on device"):
+            write_whole(folder / "file", "new", "file")
+    assert [one.name for one in tmp_path.iterdir()] == ["there"]
+
+
 @pytest.mark.parametrize("name", ["n" * 255, "\N{CJK UNIFIED IDEOGRAPH-4E2D}" * 85, "\N{GRINNING FACE}" * 63])
 def test_a_name_may_be_as_long_as_the_file_system_has_it(name: str, tmp_path: Path) -> None:
     write_whole(tmp_path / name, "text", "file")

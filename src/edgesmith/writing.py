@@ -37,15 +37,31 @@ def write_whole(path: Path, content: str | bytes, what: str) -> None:
             with final.open("wb") as file:
                 file.write(data)
             return
-        final.parent.mkdir(parents=True, exist_ok=True)
-        with _temporary(final) as (file, temporary):
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-            temporary.replace(final)
-        sync_folder(final.parent)
+        with removed_if_empty(final.parent):
+            final.parent.mkdir(parents=True, exist_ok=True)
+            with _temporary(final) as (file, temporary):
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+                temporary.replace(final)
+            sync_folder(final.parent)
     except OSError as error:
         raise OutputError(f"cannot write the {what} {path}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def removed_if_empty(folder: Path) -> Iterator[None]:
+    """Remove a folder and those above it after the block, where they were not there before it and are empty.
+
+    Raises OSError.
+    """
+    new = [one for one in (folder, *folder.parents) if not one.exists()]
+    try:
+        yield
+    finally:
+        for one in new:
+            with contextlib.suppress(OSError):  # something lies in it
+                one.rmdir()
 
 
 def refuse_unwritable(path: Path, what: str) -> None:

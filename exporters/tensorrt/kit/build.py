@@ -895,15 +895,17 @@ def staging(out: Path) -> Iterator[Path]:
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise Refusal(f"{out} is there already; choose another --out, or remove it")
+    new = [folder for folder in out.parents if not folder.exists()]
+    held = folder = None
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        for left in out.parent.glob(f".{out.name}.*.partial"):
-            remove_leftover(left)
-        folder = Path(tempfile.mkdtemp(dir=str(out.parent), prefix=f".{out.name}.", suffix=".partial"))
-    except OSError as error:
-        raise Refusal(f"cannot write to {out.parent}: {error.strerror or error}") from error
-    held = lock(folder)
-    try:
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            for left in out.parent.glob(f".{out.name}.*.partial"):
+                remove_leftover(left)
+            folder = Path(tempfile.mkdtemp(dir=str(out.parent), prefix=f".{out.name}.", suffix=".partial"))
+        except OSError as error:
+            raise Refusal(f"cannot write to {out.parent}: {error.strerror or error}") from error
+        held = lock(folder)
         yield folder
         try:
             folder.chmod(0o777 & ~umask())
@@ -911,9 +913,13 @@ def staging(out: Path) -> Iterator[Path]:
         except OSError as error:
             raise Refusal(f"cannot write to {out.parent}: {error.strerror or error}; nothing was written") from error
     finally:
-        shutil.rmtree(str(folder), ignore_errors=True)
+        if folder is not None:
+            shutil.rmtree(str(folder), ignore_errors=True)
         if held is not None:
             os.close(held)
+        for made in new:
+            with contextlib.suppress(OSError):  # something lies in it
+                made.rmdir()
 
 
 def lock(folder: Path) -> int | None:
