@@ -58,4 +58,4 @@ foreign: links
 
 # Two hundred kills of commands at random moments; half an hour on one core.
 kills:
-	$(PYTHON) -P -m pytest tests/test_kills.py --kills 200 -n 0
+	$(PYTHON) -P -m pytest tests/test_kills.py tests/test_interrupts.py --kills 200 -n 0

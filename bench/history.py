@@ -30,8 +30,11 @@ import numpy as np
 from edgesmith.bench import measurement as measurements
 from edgesmith.bench.measurement import LONGEST_MS, SHORTEST_MS, in_words
 from edgesmith.bench.statistics import quantile
+from edgesmith.ending import put_in_place
 from edgesmith.errors import BadInput, OutputError
+from edgesmith.locks import locked
 from edgesmith.readers.databases import check_rows, harden
+from edgesmith.writing import removed_if_empty
 
 APART = sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN
 """Of errors of a connection that may only read, where a killed writer's journal has to be rolled back first."""
@@ -369,14 +372,12 @@ def _opened(file: Path, create: bool) -> Iterator[sqlite3.Connection]:
     """A history in one transaction, whose changes are kept, all of them, where the block ends well."""
     if not create and not file.is_file():
         raise BadInput(f"there is no history at {file}: start one with edgesmith history add RECORD")
-    connection = None
     try:
-        if create:
-            file.parent.mkdir(parents=True, exist_ok=True)
-        connection = _connect(file, create)
-        _migrate(connection, file)
-        yield connection
-        connection.execute("COMMIT")
+        with _begun(file) if create else contextlib.nullcontext(), contextlib.closing(_connect(file, create)) as one:
+            _migrate(one, file)
+            yield one
+            with put_in_place(file) if create else contextlib.nullcontext():
+                one.execute("COMMIT")  # what is not committed is rolled back
     except sqlite3.OperationalError as error:
         raise OutputError(f"cannot use the history {file}: {error}") from error
     except sqlite3.Error as error:
@@ -385,9 +386,32 @@ def _opened(file: Path, create: bool) -> Iterator[sqlite3.Connection]:
         raise BadInput(f"{file} is damaged or no history of edgesmith: text in it is no text") from error
     except OSError as error:
         raise OutputError(f"cannot write the history {file}: {error.strerror or error}") from error
-    finally:
-        if connection is not None:
-            connection.close()  # what is not committed is rolled back
+
+
+@contextlib.contextmanager
+def _begun(file: Path) -> Iterator[None]:
+    """Remove a new file, and its new folders, in which nothing was written by the end of the block.
+
+    Whoever finds none, or one without content, waits for the process that has begun it: nobody writes to what is
+    removed.
+    """
+    with removed_if_empty(file.parent):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if _has_content(file):
+            yield
+            return
+        with locked(file.parent):
+            is_new = not file.exists()
+            try:
+                yield
+            finally:
+                if is_new and not _has_content(file):
+                    for left in (file, file.with_name(f"{file.name}-journal")):  # SQLite's own is not always closed
+                        left.unlink(missing_ok=True)
+
+
+def _has_content(file: Path) -> bool:
+    return file.exists() and file.stat().st_size > 0
 
 
 def _connect(file: Path, create: bool) -> sqlite3.Connection:

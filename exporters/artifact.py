@@ -28,9 +28,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from edgesmith.ending import held, put_in_place
 from edgesmith.errors import BadInput, OutputError, Unreadable
 from edgesmith.exporters import manifest as manifests
 from edgesmith.exporters.manifest import MANIFEST, FileRecord, Manifest
+from edgesmith.locks import lock, locked
 from edgesmith.paths import path_listed
 from edgesmith.readers.budget import GIBIBYTE
 from edgesmith.readers.documents import read_json
@@ -316,15 +318,7 @@ def staging(out: str | Path, name: str) -> Iterator[Path]:
         OutputError: `out` cannot be written, or `out/name` is there and is not just an artifact.
     """
     out = Path(out)
-    with contextlib.ExitStack() as after:
-        try:
-            after.enter_context(removed_if_empty(out))
-            folder, lock = _staged(out, name)
-        except OSError as error:
-            raise OutputError(
-                f"cannot write to {out}: {error.strerror or error}; choose another folder with --out"
-            ) from error
-        after.callback(_drop, folder, lock)
+    with removed_if_empty(out), _staged(out, name) as folder:
         try:
             yield folder
         except OSError as error:
@@ -334,28 +328,43 @@ def staging(out: str | Path, name: str) -> Iterator[Path]:
             raise OutputError(f"cannot write to {out}: {reason}; nothing was published") from error
 
 
-def _staged(out: Path, name: str) -> tuple[Path, int | None]:
-    """Make a folder to build an artifact in, with its lock. Raises: what `staging` does, and OSError."""
+@contextlib.contextmanager
+def _staged(out: Path, name: str) -> Iterator[Path]:
+    """A folder to build an artifact in, locked until it is dropped. Raises OutputError, as `staging` does."""
+    made: list[tuple[Path, int | None]] = []
+    try:
+        try:
+            _stage(out, name, made)
+        except OSError as error:
+            raise OutputError(
+                f"cannot write to {out}: {error.strerror or error}; choose another folder with --out"
+            ) from error
+        yield made[-1][0]
+    finally:
+        for folder, lock in made:
+            shutil.rmtree(folder, ignore_errors=True)
+            if lock is not None:
+                os.close(lock)
+
+
+def _stage(out: Path, name: str, made: list[tuple[Path, int | None]]) -> None:
+    """Add a new folder in `out`, and its lock, to those that were made."""
     tries = 10
     while True:
         try:
             out.mkdir(parents=True, exist_ok=True)
-            with _locked(out):  # no other run may take the new folder for a leftover before it has its lock
+            with locked(out):  # no other run may take the new folder for a leftover before it has its lock
                 _refuse_to_lose(out / name)
                 _remove_leftovers(out)
-                folder = Path(tempfile.mkdtemp(prefix=f"{_STAGING}{name}.", suffix=".partial", dir=out))
+                with held():
+                    folder = Path(tempfile.mkdtemp(prefix=f"{_STAGING}{name}.", suffix=".partial", dir=out))
+                    made.append((folder, lock(folder)))
                 folder.chmod(0o777 & ~_umask())
-                return folder, _lock(folder)
+                return
         except FileNotFoundError:  # a run that failed has just removed `out`, which it had made
             tries -= 1
             if not tries:
                 raise
-
-
-def _drop(folder: Path, lock: int | None) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    if lock is not None:
-        os.close(lock)
 
 
 def publish(folder: Path, out: str | Path, name: str) -> Path:
@@ -375,12 +384,13 @@ def publish(folder: Path, out: str | Path, name: str) -> Path:
         elif file.is_dir():
             sync_folder(file)
     sync_folder(folder)
-    with _locked(Path(out)):
+    with locked(Path(out)):
         _refuse_to_lose(final)
-        if final.exists():
-            _exchange(folder, final)
-        else:
-            folder.rename(final)
+        with put_in_place(final):
+            if final.exists():
+                _exchange(folder, final)
+            else:
+                folder.rename(final)
         sync_folder(final.parent)
     return final
 
@@ -434,46 +444,13 @@ def _exchange(a: Path, b: Path) -> None:
         aside.rename(a)
 
 
-@contextlib.contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """One process at a time changes what lies in `out`. Where locks are not to be had, nobody waits."""
-    handle = _lock(out)
-    try:
-        yield
-    finally:
-        if handle is not None:
-            os.close(handle)
-
-
-def _lock(folder: Path, wait: bool = True) -> int | None:
-    """A lock on a folder that ends with the process, however that ends. None where there are no locks.
-
-    Raises:
-        BlockingIOError: with `wait` false, another process holds it.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows: leftovers are then never removed
-        return None
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise
-    except OSError:  # a file system without locks
-        os.close(handle)
-        return None
-    return handle
-
-
 def _remove_leftovers(out: Path) -> None:
     """Remove staging folders whose process is gone. Called with `out` locked."""
     for folder in out.glob(f"{_STAGING}*.partial"):
         if folder.is_symlink() or not folder.is_dir():
             continue
         try:
-            handle = _lock(folder, wait=False)
+            handle = lock(folder, wait=False)
         except (BlockingIOError, FileNotFoundError):
             continue  # its process lives, or has just removed it
         if handle is not None:

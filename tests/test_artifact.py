@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from support.manifests import smallest_manifest
 
+from edgesmith import locks
 from edgesmith.errors import BadInput, OutputError
 from edgesmith.exporters import artifact
 from edgesmith.exporters.artifact import changed_files, publish, read, staging, write_manifest
@@ -193,7 +194,7 @@ def test_a_run_that_fails_does_not_take_the_folder_from_under_another(
     moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other removes its empty folder after this run has found it, and before this one puts something there."""
-    lock, left = artifact._lock, [2]
+    lock, left = locks.lock, [2]
 
     def removed_first(folder: Path, wait: bool = True) -> int | None:
         if not left[0] or folder.name != "out":
@@ -204,7 +205,8 @@ def test_a_run_that_fails_does_not_take_the_folder_from_under_another(
         folder.parent.rmdir()
         return lock(folder, wait) if handle is None else handle
 
-    monkeypatch.setattr(artifact, "_lock", removed_first)
+    monkeypatch.setattr(locks, "lock", removed_first)
+    monkeypatch.setattr(artifact, "lock", removed_first)
     made = make(tmp_path / "new" / "out", "a", "one")
     assert left == [0]
     assert read(made).file.read_text() == "one"

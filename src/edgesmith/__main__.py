@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from typing import Never
 
-from edgesmith.ending import code_of_interrupt, hear_signals
+from edgesmith.ending import hear_signals, leave
 from edgesmith.errors import INTERRUPTION
 
 
@@ -15,10 +13,10 @@ def main() -> Never:
     try:
         hear_signals()
         from edgesmith.cli import main as run
+
+        run()
     except KeyboardInterrupt:
-        print(f"edgesmith: {INTERRUPTION}", file=sys.stderr, flush=True)
-        os._exit(code_of_interrupt())  # as cli.main does
-    run()
+        leave(f"edgesmith: {INTERRUPTION}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,9 @@
     SIGTERM    the same, with exit code 143
     SIGKILL    temporary files stay in one folder, which the next command removes
 
+A signal waits where something and the note of it belong together, `held`. Once a command is done its process ends at
+the first one, `done`; and while the last files are removed there is nothing left that one could end.
+
 Libraries make temporary files where no block of ours sees them, and remove some only when Python ends by itself. So a
 command has a folder of its own for all of them, in the system's.
 
@@ -21,14 +24,18 @@ import dis
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import Never
 
-from edgesmith.errors import INTERRUPTED, TERMINATED
+from edgesmith.errors import INTERRUPTED, INTERRUPTION, TERMINATED
+from edgesmith.locks import lock
 
 PREFIX = "edgesmith-run-"
 
@@ -38,7 +45,28 @@ AGAIN_S = 0.02
 LONGEST_WAIT_S = 5.0
 """How long it waits at most: what is imported may be a file of the user's that never ends."""
 
-_heard: list[int] = []
+NAMED = 3
+"""How many files the sentence of an interrupted command names."""
+
+
+@dataclass
+class _State:
+    """State of this process on its way to its end."""
+
+    heard: list[int] = field(default_factory=list)
+    """Signals that have ended the command."""
+
+    holds: int = 0
+    late: list[int] = field(default_factory=list)
+    """Signals that came while they were held."""
+
+    written: list[Path] = field(default_factory=list)
+    is_done: bool = False
+    is_over: bool = False
+    removals: list[Callable[[], None]] = field(default_factory=list)
+
+
+_state = _State()
 _IMPORTS = ("<frozen importlib._bootstrap>", "<frozen importlib._bootstrap_external>")
 _IMPORT = dis.opmap["IMPORT_NAME"]
 
@@ -47,11 +75,19 @@ def hear_signals() -> None:
     """Let SIGINT and SIGTERM end the process by a KeyboardInterrupt, on whose way out all is removed.
 
     A signal that comes while compiled code of an import may be under way is sent again until it is not, for up to
-    `LONGEST_WAIT_S` seconds.
+    `LONGEST_WAIT_S` seconds; one that comes while they are `held`, once that is over.
     """
     since: dict[int, float] = {}
 
     def end(number: int, frame: FrameType | None) -> None:
+        if _state.is_over:
+            return
+        if _state.holds:
+            _state.late.append(number)
+            return
+        if _state.is_done:
+            _state.heard.append(number)
+            leave()
         is_sent_again = number in since
         waited = time.monotonic() - since.setdefault(number, time.monotonic())
         if waited < LONGEST_WAIT_S and is_in_compiled_import(frame):
@@ -59,7 +95,7 @@ def hear_signals() -> None:
                 send_again(number, AGAIN_S, lambda: number in since)
             return
         del since[number]
-        _heard.append(number)
+        _state.heard.append(number)
         raise KeyboardInterrupt
 
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -112,69 +148,95 @@ def send_again(number: int, after_s: float, while_: Callable[[], bool] | None = 
     _thread.start_new_thread(send, ())
 
 
-def code_of_interrupt() -> int:
-    """Return the exit code after a KeyboardInterrupt: 143 where SIGTERM was its reason, else 130."""
-    return TERMINATED if signal.SIGTERM in _heard else INTERRUPTED
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """Have SIGINT and SIGTERM wait until the block is over."""
+    _state.holds += 1
+    try:
+        yield
+    finally:
+        _state.holds -= 1
+        if _state.late and not _state.holds:
+            signal.raise_signal(_state.late.pop())
 
 
-def ignore_interrupts() -> None:
-    """Let no further signal disturb what is removed at the end."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+@contextlib.contextmanager
+def put_in_place(path: Path) -> Iterator[None]:
+    """Hold signals while a file or a folder is given its place, so that whether it is there can be told."""
+    with held():
+        yield
+        _state.written.append(path)
 
 
-def own_temporary_folder() -> Callable[[], None]:
+def interruption() -> str:
+    """Return the sentence of a command that is interrupted: what it has written by then."""
+    there = [str(path) for path in dict.fromkeys(_state.written) if path.exists()]  # some lay in what was removed
+    if not there:
+        return INTERRUPTION
+    *others, last = there if len(there) <= NAMED else [*there[: NAMED - 1], f"{len(there) - NAMED + 1} more"]
+    return f"interrupted; {', '.join(others)}{' and ' if others else ''}{last} had been written"
+
+
+def done() -> None:
+    """Let the next signal end the process at once: the command has ended, and only Python's own end is left."""
+    _state.is_done = True
+
+
+def leave(sentence: str = "") -> Never:
+    """End the process with the exit code of an interrupt, and without Python's own end; temporary files are removed.
+
+    An interrupt inside an extension module's import leaves a mark that makes Python's own exit a death by SIGINT.
+
+    Args:
+        sentence: written to stderr before.
+    """
+    _state.is_over = True
+    with contextlib.suppress(OSError, RuntimeError):  # a signal may come while a stream is flushed
+        if sentence:
+            print(sentence, file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    for remove in _state.removals:
+        remove()
+    os._exit(TERMINATED if signal.SIGTERM in _state.heard else INTERRUPTED)
+
+
+def own_temporary_folder() -> None:
     """Have temporary files of this process, and of those that it starts, lie in a folder of its own from now on.
 
-    Folders that killed commands have left are removed first. Where no folder can be made, the system's is used.
-
-    Returns:
-        The function that removes it. It is called at Python's own end too, after what libraries do there.
+    It is removed at Python's own end, after what libraries do there, and by `leave`. Folders that killed commands have
+    left are removed first. Where no folder can be made, the system's is used.
     """
-    parent, owner = Path(tempfile.gettempdir()), os.getpid()
+    owner = os.getpid()
+    with held():  # Python writes a file there to find out whether it can
+        parent = Path(tempfile.gettempdir())
     remove_leftovers(parent)
-    try:
-        handle, folder = _make(parent)
-    except OSError:
-        return lambda: None
-    tempfile.tempdir = os.environ["TMPDIR"] = str(folder)
 
     def remove() -> None:
         if os.getpid() != owner:  # a fork of it, which ends earlier
             return
+        _state.is_over = True
         shutil.rmtree(folder, ignore_errors=True)
         if handle is not None:
             with contextlib.suppress(OSError):
                 os.close(handle)
 
-    atexit.register(remove)
-    return remove
+    with held():
+        try:
+            handle, folder = _make(parent)
+        except OSError:
+            return
+        tempfile.tempdir = os.environ["TMPDIR"] = str(folder)
+        atexit.register(remove)
+        _state.removals.append(remove)
 
 
 def _make(parent: Path) -> tuple[int | None, Path]:
     """Make a folder and lock it while this process lives. It gets its name once it is locked, or nobody would know."""
     made = Path(tempfile.mkdtemp(prefix=f"new-{PREFIX}", dir=parent))
-    handle = _lock(made)
+    handle = lock(made, wait=False)
     folder = made.rename(parent / made.name.removeprefix("new-"))
     return handle, folder
-
-
-def _lock(folder: Path) -> int | None:
-    """Lock a folder. Returns what holds the lock, None where there are no locks. Raises BlockingIOError."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return None
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise
-    except OSError:  # a file system without locks
-        os.close(handle)
-        return None
-    return handle
 
 
 def remove_leftovers(parent: Path) -> None:
@@ -183,7 +245,7 @@ def remove_leftovers(parent: Path) -> None:
         with contextlib.suppress(OSError):  # another command lives in it, or has just removed it
             if folder.is_symlink() or not folder.is_dir() or folder.stat().st_uid != os.getuid():
                 continue
-            handle = _lock(folder)
+            handle = lock(folder, wait=False)
             if handle is not None:
                 shutil.rmtree(folder, ignore_errors=True)
                 os.close(handle)

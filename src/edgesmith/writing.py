@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from edgesmith.ending import put_in_place
 from edgesmith.errors import OutputError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -43,7 +44,8 @@ def write_whole(path: Path, content: str | bytes, what: str) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-                temporary.replace(final)
+                with put_in_place(path):
+                    temporary.replace(final)
             sync_folder(final.parent)
     except OSError as error:
         raise OutputError(f"cannot write the {what} {path}: {error.strerror or error}") from error
@@ -51,17 +53,21 @@ def write_whole(path: Path, content: str | bytes, what: str) -> None:
 
 @contextlib.contextmanager
 def removed_if_empty(folder: Path) -> Iterator[None]:
-    """Remove a folder and those above it after the block, where they were not there before it and are empty.
-
-    Raises OSError.
-    """
-    new = [one for one in (folder, *folder.parents) if not one.exists()]
+    """Remove a folder and those above it after the block, where they were not there before it and are empty."""
+    new = [one for one in (folder, *folder.parents) if not _may_be_there(one)]
     try:
         yield
     finally:
         for one in new:
             with contextlib.suppress(OSError):  # something lies in it
                 one.rmdir()
+
+
+def _may_be_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a folder above it may not be read
+        return True
 
 
 def refuse_unwritable(path: Path, what: str) -> None:

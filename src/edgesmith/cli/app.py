@@ -22,10 +22,9 @@ from edgesmith.cli.help import Root
 from edgesmith.cli.signals import Interrupted, resend_lost_interrupts
 from edgesmith.cli.streams import open_closed_streams
 from edgesmith.cli.tables import print_line
-from edgesmith.ending import code_of_interrupt, ignore_interrupts, own_temporary_folder
+from edgesmith.ending import done, interruption, leave, own_temporary_folder
 from edgesmith.errors import (
     INTERRUPTED,
-    INTERRUPTION,
     BackendMissing,
     BadInput,
     EdgesmithError,
@@ -78,21 +77,17 @@ def main() -> Never:
     """Run the command line and exit with its code."""
     open_closed_streams()
     resend_lost_interrupts()
-    remove_temporary_files = own_temporary_folder()
+    own_temporary_folder()
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
     try:
         code = run([argument for argument in arguments if argument != "--debug"], debug)
+        if code != INTERRUPTED:
+            done()
     except KeyboardInterrupt:  # while an error was told
         code = INTERRUPTED
     if code == INTERRUPTED:
-        # An interrupt inside an extension module's import leaves a mark that makes Python's own exit a death by SIGINT.
-        ignore_interrupts()
-        remove_temporary_files()
-        with contextlib.suppress(OSError):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code_of_interrupt())
+        leave()
     sys.exit(code)
 
 
@@ -118,7 +113,7 @@ def run(arguments: list[str], debug: bool = False) -> int:
     except Interrupted:
         return INTERRUPTED
     except (KeyboardInterrupt, typer.Abort):
-        return _fail(INTERRUPTION, INTERRUPTED, arguments)
+        return _fail(interruption(), INTERRUPTED, arguments)
     except BrokenPipeError:  # `edgesmith models | head`
         sys.stderr.close()
         return 0
