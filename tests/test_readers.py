@@ -192,6 +192,23 @@ def test_what_an_entry_says_beside_its_name_and_checksum_changes_no_weight(weigh
     assert set(ends) == {wanted}
 
 
+def test_whatever_the_records_at_an_archive_s_end_say_is_read_or_refused(weights: Path, tmp_path: Path) -> None:
+    """PyTorch writes those of large archives, with a locator, for every one."""
+    sound, damaged = weights.read_bytes(), tmp_path / "w.pth"
+    wanted, ends = checkpoint.fingerprint(checkpoint.read(weights)), []
+    begin = sound.rindex(b"PK\x06\x06")
+    for at in range(begin, len(sound)):
+        for bits in (0x01, 0xFF):
+            data = bytearray(sound)
+            data[at] ^= bits
+            damaged.write_bytes(data)
+            try:
+                ends.append(checkpoint.fingerprint(checkpoint.read(damaged)))
+            except CheckpointError:
+                continue
+    assert set(ends) == {wanted}
+
+
 def test_an_archive_that_only_pytorch_would_see_is_refused(weights: Path, tmp_path: Path) -> None:
     (tmp_path / "w.pth").write_bytes(weights.read_bytes()[:-22])  # without the record at its end
     with pytest.raises(CheckpointError, match="is no PyTorch checkpoint"):

@@ -44,6 +44,14 @@ class Budget:
     inflated: int = GIBIBYTE
 
 
+def ends_as_archive(path: Path) -> bool:
+    """Return whether a file has the record at an archive's end, one that is damaged included."""
+    try:
+        return zipfile.is_zipfile(path)
+    except DAMAGED:  # whatever it says of an archive in several files, Python's raises
+        return True
+
+
 @contextlib.contextmanager
 def open_archive(path: Path, what: str, budget: Budget, advice: str = "make it anew") -> Iterator[zipfile.ZipFile]:
     """Open an archive that keeps to a budget. What goes wrong in reading its members is Unreadable too.

@@ -24,7 +24,7 @@ import torch
 
 from edgesmith.errors import OutputError, Unreadable
 from edgesmith.readers import calls
-from edgesmith.readers.archives import DAMAGED, Budget, copy_plainly, open_archive
+from edgesmith.readers.archives import DAMAGED, Budget, copy_plainly, ends_as_archive, open_archive
 from edgesmith.readers.budget import GIBIBYTE, MEBIBYTE, check_file
 from edgesmith.writing import FULL
 
@@ -42,7 +42,7 @@ def read_pickle(path: Path) -> Any:
         Unreadable: it is damaged, would run code, or declares more than the budget.
     """
     check_file(path, "PyTorch checkpoint", LARGEST)
-    if not zipfile.is_zipfile(path) and not _begins_as_archive(path):
+    if not ends_as_archive(path) and not _begins_as_archive(path):
         with path.open("rb") as file:
             _check_calls([file] * _OLD_PICKLES, path)
         return _load(path, path)
