@@ -266,8 +266,8 @@ def check_options(threshold: float, confidence: float, floor: float) -> None:
         raise BadInput(f"the threshold must lie between 0 and 1 (0.05 is 5 %), got {threshold}")
     if not 0.5 <= confidence < 1:
         raise BadInput(f"the confidence must be at least 0.5 and less than 1, got {confidence}")
-    if not 0 <= floor < 1:
-        raise BadInput(f"the noise floor must be at least 0 and less than 1, got {floor}")
+    if not 0 <= floor < math.inf:
+        raise BadInput(f"the noise floor must be at least 0 and finite, got {floor}")
 
 
 def differences(

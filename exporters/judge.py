@@ -130,6 +130,7 @@ def appoint(
         partial(measure_noise, model.module, natural),
         noise_of_calls=noise.measure,
         noise_of_elements=noise.of_elements,
+        noise_again=noise.draw_again,
         of_classes=options.labels_pixels,
         chooses=returns_choices(captured),
     )

@@ -620,6 +620,18 @@ def test_bench_against_an_artifact_prints_a_verdict(
     assert "| tiny-onnx-fp32 | tiny-onnx-fp32 (2) |" in capsys.readouterr().out
 
 
+def test_a_floor_of_more_than_the_whole_time_tells_nothing_of_a_change(tmp_path: Path) -> None:
+    """Beside other work two copies of one file are timed two-fold apart at times."""
+    loaded = noisy(1.0, spread=2.0)
+    same = replace(loaded, subjects=tuple(replace(one, sha256="0" * 64) for one in loaded.subjects))
+    measurement.write(same, tmp_path / "floor.json")
+    assert noise_floor(same) > 1
+    for ratio, code in ((1.5, INCONCLUSIVE_CODE), (1.0, 0), (100.0, SLOWER_CODE)):
+        measurement.write(noisy(ratio), tmp_path / "record.json")
+        floor = ["--floor", str(tmp_path / "floor.json")]
+        assert cli.run(["compare", str(tmp_path / "record.json"), *floor]) == code
+
+
 @pytest.mark.parametrize(("ratio", "code"), [(1.0, 0), (0.8, 0), (1.2, SLOWER_CODE)])
 def test_compare_returns_what_a_gate_needs(
     ratio: float, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -137,6 +137,7 @@ class AcceptanceCriteria:
         of_classes: whether outputs are classes of pixels, judged by how many agree.
         chooses: whether an output says which of several numbers was chosen.
         noise_of_calls: from the name of a type to the noise of each call in it, see noise.py.
+        noise_again: the same, asked once more for some calls, see noise.py.
         noise_of_elements: the same of every element of every output; None where that cannot be said.
     """
 
@@ -146,6 +147,7 @@ class AcceptanceCriteria:
     collects: bool = False
     noise_of_calls: Callable[[str], Noise | None] = lambda _: None
     noise_of_elements: Callable[[str], Outputs | None] = lambda _: None
+    noise_again: Callable[[str, Sequence[int]], Noise | None] = lambda *_: None
     of_classes: bool = False
     chooses: bool = False
 
@@ -321,12 +323,9 @@ def _judge_calls(
     ]
     failing = [i for i, one in enumerate(found) if one.failure is not None and i not in reported]
     details: CheckRecord = cast(CheckRecord, {})
-    noise = criteria.noise_of_calls(precision.dtype) if failing and not precision.clips else None
-    if noise is not None:
-        found = measured(noise)
-        is_nothing = {i for i in failing if found[i].is_rounding and i not in natural and _is_known(found[i])}
-        reported += sorted(is_nothing)
-        failing = [i for i in failing if found[i].failure is not None and i not in is_nothing]
+    if failing and not precision.clips:
+        found, failing, is_nothing = _excuse(found, failing, natural, criteria, measured)
+        reported += is_nothing
     flipped: list[int] = []
     if failing and criteria.spikes and all(_is_known(found[i]) for i in failing):  # a spike makes no NaN
         agreeing = [i for i in range(len(found)) if i not in failing]
@@ -349,6 +348,28 @@ def _judge_calls(
     if failure is None and not precision.clips:
         failure = _hidden(reference, outputs, judged, kept, criteria)
     return _Judgement(figures, failure, worst, details)
+
+
+def _excuse(
+    found: list[CallFigures],
+    failing: list[int],
+    natural: Sequence[int],
+    criteria: AcceptanceCriteria,
+    measured: Callable[[Noise], list[CallFigures]],
+) -> tuple[list[CallFigures], list[int], list[int]]:
+    """Judge calls that fail by what rounding does to them, which is asked once more of those that then fail.
+
+    Returns:
+        The figures; the calls that fail all the same; and adversarial ones whose outputs are nothing but rounding.
+    """
+    dtype, is_nothing = criteria.precision.criteria.dtype, list[int]()
+    for is_first in (True, False):
+        noise = criteria.noise_of_calls(dtype) if is_first else criteria.noise_again(dtype, failing)
+        if noise is not None:
+            found = measured(noise)
+            is_nothing += [i for i in failing if found[i].is_rounding and i not in natural and _is_known(found[i])]
+            failing = [i for i in failing if found[i].failure is not None and i not in is_nothing]
+    return found, failing, is_nothing
 
 
 def _hidden(
