@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from support.lowering import lower
 from support.mil_packages import SPECIFICATION, WEIGHTS, block, edit, save
 
-from edgesmith.errors import BackendMissing, BadInput, Unsupported
+from edgesmith.errors import BackendMissing, BadInput, EdgesmithError, Unsupported
 from edgesmith.exporters.mil.carriers import CARRIERS, carrier
 from edgesmith.exporters.mil.ops import all_ops, ints, number, op, wide
 from edgesmith.exporters.mil.program import (
@@ -205,6 +205,17 @@ def first_weight(model: Any) -> Any:
     )
 
 
+def retyped(path: Path, change: Callable[[Any], Any]) -> None:
+    """Change the type of the first weight, and what it is declared to be."""
+
+    def both(model: Any) -> None:
+        change(first_weight(model).type.tensorType)
+        made = next(o for o in block(model).operations if o.attributes["val"] == first_weight(model))
+        made.outputs[0].type.CopyFrom(first_weight(model).type)
+
+    edit(path, both)
+
+
 def test_the_undamaged_package_evaluates(package: Path) -> None:
     assert evaluate(package)["y"].tolist() == [[28.0, 92.0, 156.0, 220.0]]
 
@@ -232,14 +243,18 @@ def test_the_undamaged_package_evaluates(package: Path) -> None:
             "outside of the package",
         ),
         (
-            lambda p: edit(p, lambda m: setattr(first_weight(m).type.tensorType, "dataType", 23)),
+            lambda p: retyped(p, lambda kind: setattr(kind, "dataType", 23)),
             "has fp32 at 64 where the program says int32",
         ),
         (
-            lambda p: edit(p, lambda m: setattr(first_weight(m).type.tensorType.dimensions[0].constant, "size", 5)),
+            lambda p: retyped(p, lambda kind: setattr(kind.dimensions[0].constant, "size", 5)),
             "has 128 bytes where fp32 of shape \\[5, 8\\] takes 160",
         ),
-        (lambda p: edit(p, lambda m: first_weight(m).type.tensorType.ClearField("dimensions")), "takes 4"),
+        (lambda p: retyped(p, lambda kind: kind.ClearField("dimensions")), "takes 4"),
+        (
+            lambda p: edit(p, lambda m: setattr(first_weight(m).type.tensorType, "dataType", 23)),
+            r"keeps int32 of shape \[4, 8\] for \w+, which is declared as fp32 of shape \[4, 8\]",
+        ),
         (
             lambda p: edit(p, lambda m: first_weight(m).type.tensorType.dimensions[0].unknown.SetInParent()),
             "a value of no fixed shape",
@@ -278,6 +293,92 @@ def test_a_constant_with_too_few_values_is_refused(tmp_path: Path) -> None:
     evaluator = Evaluator(edit(path, change))
     with pytest.raises(BadInput, match=r"1 values where its type says \[2\]"):
         evaluator.run({"x": torch.ones(2)})
+
+
+STRING, BOOL, FP32, INT32 = 2, 1, 11, 23  # MIL_pb2.DataType
+
+OTHERS: dict[str, tuple[int, list[int], str, list[Any]]] = {
+    "a text": (STRING, [], "strings", ["x"]),
+    "texts": (STRING, [2], "strings", ["x", "y"]),
+    "a negative number": (INT32, [], "ints", [-7]),
+    "a huge number": (INT32, [], "ints", [2**31 - 1]),
+    "zero": (INT32, [], "ints", [0]),
+    "no numbers": (INT32, [0], "ints", []),
+    "some numbers": (INT32, [4], "ints", [-9, 2**30, 0, 1]),
+    "a matrix": (INT32, [1, 2], "ints", [1, 2]),
+    "no number": (FP32, [], "floats", [float("nan")]),
+    "infinity": (FP32, [], "floats", [float("inf")]),
+    "fractions": (FP32, [2], "floats", [0.5, 1e30]),
+    "a switch": (BOOL, [], "bools", [True]),
+    "texts for numbers": (INT32, [2], "strings", ["x", "y"]),
+    "numbers for texts": (STRING, [], "ints", [1]),
+    "fractions for numbers": (INT32, [1], "floats", [0.5]),
+    "a number beyond its type": (4, [], "longInts", [2**62]),
+}
+"""Constants: a type, a shape, the field of the protobuf, and its values."""
+
+
+def put(value: Any, what: tuple[int, list[int], str, list[Any]]) -> None:
+    """Have a value of the program be another."""
+    dtype, shape, of, values = what
+    value.Clear()
+    value.type.tensorType.dataType, value.type.tensorType.rank = dtype, len(shape)
+    for size in shape:
+        value.type.tensorType.dimensions.add().constant.size = size
+    getattr(value.immediateValue.tensor, of).SetInParent()
+    getattr(value.immediateValue.tensor, of).values.extend(values)
+
+
+@pytest.fixture(scope="module")
+def of_many_settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A program whose operators have settings of every kind."""
+    from coremltools.converters.mil import Builder as mb
+
+    def main(x: Any) -> Any:
+        weight = np.ones((4, 4, 3, 3), np.float32)
+        y = mb.conv(x=x, weight=weight, pad_type="custom", pad=[1] * 4, strides=[1, 1], dilations=[1, 1], groups=1)
+        y = mb.avg_pool(x=y, kernel_sizes=[3, 3], strides=[1, 1], pad_type="same", exclude_padding_from_average=True)
+        y = mb.pad(x=y, pad=[1, 1, 1, 1], mode="constant", constant_val=0.0)
+        y = mb.slice_by_index(x=y, begin=[0, 0, 1, 1], end=[1, 4, 9, 9], begin_mask=[True, False, False, False])
+        y = mb.softmax(x=mb.layer_norm(x=y, axes=[-1], epsilon=1e-5), axis=1)
+        y = mb.concat(values=[mb.transpose(x=y, perm=[0, 1, 3, 2]), y], axis=1)
+        y = mb.reduce_mean(x=mb.reshape(x=y, shape=[1, 8, 64]), axes=[2], keep_dims=True)
+        return mb.matmul(x=y, y=np.ones((1, 5), np.float32), transpose_x=False, transpose_y=False, name="y")
+
+    specs = [mb.TensorSpec((1, 4, 8, 8))]
+    return save(main, specs, tmp_path_factory.mktemp("package") / "settings.mlpackage")
+
+
+@pytest.mark.parametrize("declared", [False, True])
+@pytest.mark.parametrize("other", OTHERS)
+def test_constants_of_another_kind_are_read_or_refused(
+    other: str, declared: bool, of_many_settings: Path, tmp_path: Path
+) -> None:
+    """Whoever lints or evaluates a damaged program is told so."""
+    from edgesmith.exporters.departures.lint import lint
+    from edgesmith.exporters.mil.evaluate import Evaluator
+
+    path = Path(shutil.copytree(of_many_settings, tmp_path / "settings.mlpackage"))
+    sound = (path / SPECIFICATION).read_bytes()
+    kinds = [operation.type for operation in load(path).functions["main"].block.operations]
+    assert kinds.count("const") > 20
+    refused = 0
+    for i in (i for i, kind in enumerate(kinds) if kind == "const"):
+        (path / SPECIFICATION).write_bytes(sound)
+
+        def change(model: Any, i: int = i) -> None:
+            operation = block(model).operations[i]
+            put(operation.attributes["val"], OTHERS[other])
+            if declared:
+                operation.outputs[0].type.CopyFrom(operation.attributes["val"].type)
+
+        edit(path, change)
+        for use in (lint, lambda path: Evaluator(path).run({"x": torch.ones(1, 4, 8, 8)})):
+            try:
+                use(path)
+            except EdgesmithError:
+                refused += 1
+    assert refused > len([kind for kind in kinds if kind == "const"]) / 2
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from edgesmith.exporters.departures.graph import Graph, Node, Shape, Value, same_pads
+from edgesmith.errors import BadInput
+from edgesmith.exporters.departures.graph import Graph, Node, Shape, Value, same_pads, whole_numbers
 from edgesmith.exporters.mil.program import (
     Constant,
     Function,
@@ -71,6 +72,9 @@ _OPERANDS = {
 """Parameters that are data, in this package's order; of others x and y."""
 
 _PADDED = frozenset({"conv", "conv_transpose", "max_pool", "avg_pool", "l2_pool"})
+_VECTORS = ("pad", "strides", "dilations", "kernel_sizes", "begin", "begin_mask")
+"""Parameters that have a number for each axis."""
+
 _RENAMED = {"kernel_sizes": "kernel", "ceil_mode": "ceil", "beta": "max"}
 
 
@@ -152,6 +156,8 @@ class _Reader:
         for parameter, operand in operation.inputs.items():
             if parameter not in data:
                 known = self.setting(operand)
+                if known is not None and parameter in _VECTORS:
+                    known = self.vector(known, operation, parameter)
                 if known is not None:
                     found[_RENAMED.get(parameter, parameter)] = known
         if operation.type in _PADDED:
@@ -165,6 +171,13 @@ class _Reader:
         elif operation.type == "while_loop":
             found["computed_condition"] = True
         return found
+
+    def vector(self, known: Any, operation: Operation, parameter: str) -> list[int]:
+        """Return a setting that has a whole number or a switch for each axis. Raises BadInput."""
+        what = f"{parameter} of {operation.name} ({operation.type})"
+        if not isinstance(known, list):
+            raise BadInput(f"{what} must have a number for each axis, got {known!r:.80}; the file is damaged")
+        return whole_numbers(known, what)
 
     def borders(self, operation: Operation, found: dict[str, Any]) -> list[int]:
         """Return the borders of a convolution or a pool, also of those that are asked to keep the size."""

@@ -28,6 +28,8 @@ from typing import Any
 
 import numpy as np
 
+from edgesmith.errors import BadInput
+
 VIEWS = frozenset({"reshape", "squeeze", "expand_dims", "flatten", "transpose", "identity", "cast"})
 """Kinds that keep every number."""
 
@@ -99,11 +101,26 @@ class Node:
         return self.outputs[0]
 
     def ints(self, name: str) -> list[int]:
-        """Return a setting of whole numbers; none where it is absent."""
+        """Return a setting of whole numbers; none where it is absent. Raises BadInput for what has others."""
         found = self.settings.get(name)
         if found is None:
             return []
-        return [int(one) for one in found] if isinstance(found, list | tuple) else [int(found)]
+        return whole_numbers(found, f"{name} of {self.name} ({self.spelled or self.kind})")
+
+
+def whole_numbers(found: Any, what: str) -> list[int]:
+    """Return the whole numbers that a setting is, one or several.
+
+    Args:
+        what: the setting, in the error.
+
+    Raises:
+        BadInput: it is something else, as in a damaged file.
+    """
+    several = found if isinstance(found, list | tuple) else [found]
+    if not all(isinstance(one, int | float) and one == one // 1 for one in several):  # neither infinite nor NaN
+        raise BadInput(f"{what} must be whole numbers, got {found!r:.80}; the file is damaged")
+    return [int(one) for one in several]
 
 
 class Graph:

@@ -307,6 +307,17 @@ _TYPES = {
 }
 """MIL's names for the protobuf's DataType; the integers are called alike but for the case."""
 
+_FIELDS: Mapping[str, str | tuple[str, ...]] = {
+    "strings": "string",
+    "bools": "bool",
+    "floats": ("fp", "bf"),
+    "doubles": ("fp", "bf"),
+    "ints": ("int", "uint"),
+    "longInts": ("int", "uint"),
+    "bytes": ("fp", "bf", "int", "uint", "bool"),
+}
+"""Kinds of values in the protobuf, and how the names of the types begin that may have them."""
+
 _BLOBS = {
     1: "fp16",
     2: "fp32",
@@ -581,6 +592,12 @@ class _Reader:
         attributes = {key: self.constant(value) for key, value in given.attributes.items()}
         written = attributes.pop("name", None)
         name = str(written.read()) if written is not None else outputs[0].name if outputs else given.type
+        kept, made = attributes.get("val"), outputs[0].type if outputs else None
+        if given.type == "const" and kept is not None and not _are_alike(kept.type, made):
+            raise BadInput(
+                f"{self.path.name} keeps {_in_words(kept.type)} for {name}, which is declared as {_in_words(made)};"
+                " the program is damaged"
+            )
         inputs: dict[str, Operand] = {key: self.operand(key, value) for key, value in sorted(given.inputs.items())}
         if given.type == "const" or given.type.startswith("constexpr_"):
             inputs |= attributes
@@ -685,6 +702,10 @@ class _Reader:
         """A tensor of the program: bytes for types of 8 and 16 bits and uint32, numbers one by one for the others."""
         of = given.WhichOneof("value")
         values: Any = getattr(given, of).values if of else ()
+        if of and not kind.dtype.startswith(_FIELDS[of]):
+            raise BadInput(
+                f"{self.path.name} has a constant of {of} where its type says {kind.dtype}; the program is damaged"
+            )
         if kind.dtype == "string":
             return str(values[0]) if kind.shape == () and values else tuple(str(value) for value in values)
         shape = tuple(size or 0 for size in kind.shape or ())
@@ -699,7 +720,25 @@ class _Reader:
 
         from edgesmith.exporters.mil.carriers import carrier
 
-        return torch.tensor(list(values), dtype=carrier(kind.dtype)).reshape(shape)
+        try:
+            return torch.tensor(list(values), dtype=carrier(kind.dtype)).reshape(shape)
+        except (RuntimeError, OverflowError, ValueError) as error:  # a number beyond its type, a size beyond all
+            raise BadInput(
+                f"{self.path.name} has a constant that is no {kind.dtype}; the program is damaged"
+            ) from error
+
+
+def _are_alike(kept: Type, declared: Type | None) -> bool:
+    """Return whether a constant has the type that it is declared to have, as far as that is known."""
+    if isinstance(kept, TensorType) and isinstance(declared, TensorType):
+        return kept.dtype == declared.dtype and (declared.shape is None or kept.shape == declared.shape)
+    return type(kept) is type(declared)
+
+
+def _in_words(kind: Type | None) -> str:
+    if not isinstance(kind, TensorType):
+        return "nothing" if kind is None else type(kind).__name__
+    return f"{kind.dtype} of {'any shape' if kind.shape is None else f'shape {list(kind.shape)}'}"
 
 
 def references(inputs: Mapping[str, Operand]) -> Iterator[tuple[str, str]]:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from edgesmith.errors import BadInput
 from edgesmith.exporters.mil.program import (
     Constant,
     Function,
@@ -270,11 +271,17 @@ class View:
         return None if constant is None else constant.read()
 
     def ints(self, operation: Operation, parameter: str) -> list[int]:
-        """The integers of a constant parameter; none where it is absent or computed."""
+        """The integers of a constant parameter; none where it is absent or computed. Raises BadInput for others."""
         from torch import Tensor
 
         value = self.value(operation, parameter)
-        return [int(one) for one in value.reshape(-1).tolist()] if isinstance(value, Tensor) else []
+        if not isinstance(value, Tensor):
+            return []
+        if value.is_floating_point():
+            raise BadInput(
+                f"{operation.site} has {parameter} of {value.dtype} where integers are wanted; the program is damaged"
+            )
+        return [int(one) for one in value.reshape(-1).tolist()]
 
     def flag(self, operation: Operation, parameter: str) -> bool:
         """A constant switch; False where it is absent."""
