@@ -167,6 +167,7 @@ class CallFigures:
         allowed: the absolute error.
         failure: why it does not pass, without the call; None where it does.
         is_rounding: whether PyTorch's own output is nothing but rounding, by its noise.
+        most: the largest error that more noise could excuse.
     """
 
     max_abs_error: float
@@ -175,6 +176,7 @@ class CallFigures:
     allowed: float
     failure: str | None
     is_rounding: bool = False
+    most: float = float("inf")
 
     @property
     def relative_error(self) -> float:
@@ -225,17 +227,18 @@ def measure_call(
         raise ValueError(f"there are {len(outputs)} outputs where PyTorch has {len(reference)}")
     found = []
     for j, (y, z, scale) in enumerate(zip(reference, outputs, scales, strict=True)):
-        excuse = 0.0 if noise is None else NOISE_FACTOR * noise[j]
+        excuse, most = 0.0 if noise is None else NOISE_FACTOR * noise[j], float("inf")
         if is_natural:
             own = float(np.abs(y[np.isfinite(y)]).max(initial=0.0))
-            excuse = min(excuse, max(LARGEST_NOISE, thresholds.relative_error) * max(own, scale.peak))
+            most = max(LARGEST_NOISE, thresholds.relative_error) * max(own, scale.peak)
+            excuse = min(excuse, most)
         one = _measure_output(y, z, scale, thresholds, excuse, clips)
         if one.failure is not None and noise is not None and excuse < one.max_abs_error <= NOISE_FACTOR * noise[j]:
             magnified = (
                 f"{one.failure}: the model magnifies rounding, which alone moves PyTorch's by {noise[j] / one.peak:.2g}"
             )
             one = replace(one, failure=magnified)
-        found.append(replace(one, is_rounding=0 < one.peak <= excuse))
+        found.append(replace(one, is_rounding=0 < one.peak <= excuse, most=most))
     return max(found, key=lambda one: one.share)
 
 

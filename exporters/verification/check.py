@@ -80,6 +80,9 @@ STEP_FRAMES = 1024
 """Frames that a slow runtime steps through, in whole sequences, one of them at least."""
 
 
+NEAR = 4.0
+"""How far beyond what its noise allows an error may be for that to be asked again."""
+
 HALF_A_STEP = 0.5
 """Noise from which a whole number may be another one."""
 
@@ -357,14 +360,17 @@ def _excuse(
     criteria: AcceptanceCriteria,
     measured: Callable[[Noise], list[CallFigures]],
 ) -> tuple[list[CallFigures], list[int], list[int]]:
-    """Judge calls that fail by what rounding does to them, which is asked once more of those that then fail.
+    """Judge calls that fail by what rounding does to them, which is asked once more of those that then nearly pass.
 
     Returns:
         The figures; the calls that fail all the same; and adversarial ones whose outputs are nothing but rounding.
     """
     dtype, is_nothing = criteria.precision.criteria.dtype, list[int]()
     for is_first in (True, False):
-        noise = criteria.noise_of_calls(dtype) if is_first else criteria.noise_again(dtype, failing)
+        near = [i for i in failing if found[i].max_abs_error <= min(found[i].most, NEAR * found[i].allowed)]
+        if not is_first and not near:
+            break
+        noise = criteria.noise_of_calls(dtype) if is_first else criteria.noise_again(dtype, near)
         if noise is not None:
             found = measured(noise)
             is_nothing += [i for i in failing if found[i].is_rounding and i not in natural and _is_known(found[i])]
