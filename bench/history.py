@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
+import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass, fields
@@ -400,8 +401,8 @@ def _begun(file: Path) -> Iterator[None]:
         if _has_content(file):
             yield
             return
-        with locked(file.parent):
-            is_new = not file.exists()
+        with locked(file.parent) as handle:
+            is_new = handle is not None and not file.exists() and os.path.samestat(os.fstat(handle), file.parent.stat())
             try:
                 yield
             finally:

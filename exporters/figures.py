@@ -233,7 +233,12 @@ def measure_call(
             most = max(LARGEST_NOISE, thresholds.relative_error) * max(own, scale.peak)
             excuse = min(excuse, most)
         one = _measure_output(y, z, scale, thresholds, excuse, clips)
-        if one.failure is not None and noise is not None and excuse < one.max_abs_error <= NOISE_FACTOR * noise[j]:
+        if (
+            one.failure is not None
+            and noise is not None
+            and one.peak
+            and excuse < one.max_abs_error <= NOISE_FACTOR * noise[j]
+        ):
             magnified = (
                 f"{one.failure}: the model magnifies rounding, which alone moves PyTorch's by {noise[j] / one.peak:.2g}"
             )

@@ -576,6 +576,22 @@ def test_what_one_movement_does_not_excuse_is_asked_of_several() -> None:
     assert refused[False] >= 5
 
 
+def test_noise_of_zeros_and_of_what_a_movement_takes_out_of_its_range_is_no_error() -> None:
+    zeros = [np.zeros(2, np.float32)]
+    failure = measure_call(zeros, [zeros[0] + np.float32(1e-8)], [Scale(0.0, 0.0)], FP32, [1e-8]).failure
+    assert failure is not None
+    assert "where PyTorch has nothing but zeros" in failure
+
+    class Looked(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.eye(4)[(4 * x).long()] + x[:, None]
+
+    edge = torch.tensor([np.nextafter(np.float32(1), np.float32(0))] * 64)
+    meter = NoiseMeter(Looked(), [[edge]], [[Looked()(edge).numpy()]])
+    meter._gaps["float32"] = [[np.zeros((64, 4))]]
+    assert meter.draw_again("float32", [0]) == [[0.0]]
+
+
 def test_asking_again_is_asked_of_no_other_input_and_gives_the_same_again() -> None:
     model, given = nn.Linear(8, 3), [[torch.randn(1, 8)], [torch.randn(1, 8)]]
     reference = [[model(x).detach().numpy()] for (x,) in given]

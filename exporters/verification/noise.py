@@ -119,21 +119,34 @@ class NoiseMeter:
         gaps = self.of_elements(dtype)
         if gaps is None:
             return None
-        of_type = getattr(torch, dtype)
-        generator = torch.Generator().manual_seed(SEED + 1)
         again = [i for i in calls if i not in self.levels]
-        for _ in range(DRAWS_AGAIN if again else 0):
-            moved = self._moved(of_type, generator)
-            for i in again:
-                others = [self._move_once(i, moved, of_type, generator)]
-                if not self._is_stored(of_type):
-                    others.append(_run(self.model, [move(x, 0.0, generator) for x in self.inputs[i]]))
-                for other in others:
-                    gaps[i] = [
-                        np.maximum(d, _gaps(y, a)) for d, y, a in zip(gaps[i], other, self._exact[i], strict=True)
-                    ]
+        try:
+            rows = self._draw(getattr(torch, dtype), {i: gaps[i] for i in again}) if again else {}
+        except (
+            BadInput,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ):  # such as an index that a movement takes out of its range
+            rows = {}
+        for i, row in rows.items():
+            gaps[i] = row
         self.asked.pop(dtype, None)
         return self.measure(dtype)
+
+    def _draw(self, dtype: torch.dtype, rows: Mapping[int, list[np.ndarray]]) -> dict[int, list[np.ndarray]]:
+        """Return the largest noise of some calls, of what is known and of DRAWS_AGAIN movements more."""
+        generator, found = torch.Generator().manual_seed(SEED + 1), dict(rows)
+        for _ in range(DRAWS_AGAIN):
+            moved = self._moved(dtype, generator)
+            for i in rows:
+                others = [self._move_once(i, moved, dtype, generator)]
+                if not self._is_stored(dtype):
+                    others.append(_run(self.model, [move(x, 0.0, generator) for x in self.inputs[i]]))
+                for other in others:
+                    triples = zip(found[i], other, self._exact[i], strict=True)
+                    found[i] = [np.maximum(d, _gaps(y, a)) for d, y, a in triples]
+        return found
 
     def _is_stored(self, dtype: torch.dtype) -> bool:
         """Return whether operators' results are rounded when they are stored, which eager has not done."""

@@ -157,7 +157,9 @@ def held() -> Iterator[None]:
     finally:
         _state.holds -= 1
         if _state.late and not _state.holds:
-            signal.raise_signal(_state.late.pop())
+            number = signal.SIGTERM if signal.SIGTERM in _state.late else _state.late[-1]
+            _state.late.clear()
+            signal.raise_signal(number)
 
 
 @contextlib.contextmanager
@@ -170,11 +172,18 @@ def put_in_place(path: Path) -> Iterator[None]:
 
 def interruption() -> str:
     """Return the sentence of a command that is interrupted: what it has written by then."""
-    there = [str(path) for path in dict.fromkeys(_state.written) if path.exists()]  # some lay in what was removed
+    there = [str(path) for path in dict.fromkeys(_state.written) if _is_there(path)]  # some lay in what was removed
     if not there:
         return INTERRUPTION
     *others, last = there if len(there) <= NAMED else [*there[: NAMED - 1], f"{len(there) - NAMED + 1} more"]
     return f"interrupted; {', '.join(others)}{' and ' if others else ''}{last} had been written"
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a folder above it may not be read any more
+        return False
 
 
 def done() -> None:
@@ -191,14 +200,16 @@ def leave(sentence: str = "") -> Never:
         sentence: written to stderr before.
     """
     _state.is_over = True
-    with contextlib.suppress(OSError, RuntimeError):  # a signal may come while a stream is flushed
-        if sentence:
-            print(sentence, file=sys.stderr)
-        sys.stdout.flush()
-        sys.stderr.flush()
-    for remove in _state.removals:
-        remove()
-    os._exit(TERMINATED if signal.SIGTERM in _state.heard else INTERRUPTED)
+    try:
+        for stream, last in ((sys.stdout, ""), (sys.stderr, f"{sentence}\n" if sentence else "")):
+            # It may be closed, and a signal may come while it is flushed.
+            with contextlib.suppress(OSError, RuntimeError, ValueError):
+                stream.write(last)
+                stream.flush()
+        for remove in _state.removals:
+            remove()
+    finally:
+        os._exit(TERMINATED if signal.SIGTERM in _state.heard else INTERRUPTED)
 
 
 def own_temporary_folder() -> None:

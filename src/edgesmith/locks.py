@@ -31,11 +31,11 @@ def lock(folder: Path, wait: bool = True) -> int | None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """One process at a time changes what lies in a folder. Where locks are not to be had, nobody waits."""
+def locked(folder: Path) -> Iterator[int | None]:
+    """One process at a time changes what lies in a folder. Where locks are not to be had: None, and nobody waits."""
     handle = lock(folder)
     try:
-        yield
+        yield handle
     finally:
         if handle is not None:
             os.close(handle)
