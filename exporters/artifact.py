@@ -341,10 +341,10 @@ def _staged(out: Path, name: str) -> Iterator[Path]:
             ) from error
         yield made[-1][0]
     finally:
-        for folder, lock in made:
+        for folder, handle in made:
             shutil.rmtree(folder, ignore_errors=True)
-            if lock is not None:
-                os.close(lock)
+            if handle is not None:
+                os.close(handle)
 
 
 def _stage(out: Path, name: str, made: list[tuple[Path, int | None]]) -> None:

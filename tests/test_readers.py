@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
+import itertools
 import json
 import os
 import re
@@ -13,7 +15,7 @@ import subprocess
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -175,38 +177,31 @@ def entries(content: bytes) -> list[int]:
     return [found.start() for found in re.finditer(rb"PK\x01\x02", content)]
 
 
+def fingerprints(weights: Path, damaged: Path, places: Iterable[int], changes: Iterable[int]) -> set[str]:
+    """Return the fingerprints of what is still read of a checkpoint that has one byte changed."""
+    sound, found = weights.read_bytes(), set()
+    for at, bits in itertools.product(places, changes):
+        data = bytearray(sound)
+        data[at] ^= bits
+        damaged.write_bytes(data)
+        with contextlib.suppress(CheckpointError):
+            found.add(checkpoint.fingerprint(checkpoint.read(damaged)))
+    return found
+
+
 def test_what_an_entry_says_beside_its_name_and_checksum_changes_no_weight(weights: Path, tmp_path: Path) -> None:
     """PyTorch takes an entry with one bit of its attributes for a folder, and leaves its tensor's memory unwritten."""
-    sound, damaged = weights.read_bytes(), tmp_path / "w.pth"
-    wanted, ends = checkpoint.fingerprint(checkpoint.read(weights)), []
-    for entry in entries(sound)[4:6]:
-        for at in range(entry + 4, entry + 46):
-            for bits in (0x10, 0xFF):
-                data = bytearray(sound)
-                data[at] ^= bits
-                damaged.write_bytes(data)
-                try:
-                    ends.append(checkpoint.fingerprint(checkpoint.read(damaged)))
-                except CheckpointError:
-                    continue
-    assert set(ends) == {wanted}
+    places = [at for entry in entries(weights.read_bytes())[4:6] for at in range(entry + 4, entry + 46)]
+    wanted = checkpoint.fingerprint(checkpoint.read(weights))
+    assert fingerprints(weights, tmp_path / "w.pth", places, (0x10, 0xFF)) == {wanted}
 
 
 def test_whatever_the_records_at_an_archive_s_end_say_is_read_or_refused(weights: Path, tmp_path: Path) -> None:
     """PyTorch writes those of large archives, with a locator, for every one."""
-    sound, damaged = weights.read_bytes(), tmp_path / "w.pth"
-    wanted, ends = checkpoint.fingerprint(checkpoint.read(weights)), []
-    begin = sound.rindex(b"PK\x06\x06")
-    for at in range(begin, len(sound)):
-        for bits in (0x01, 0xFF):
-            data = bytearray(sound)
-            data[at] ^= bits
-            damaged.write_bytes(data)
-            try:
-                ends.append(checkpoint.fingerprint(checkpoint.read(damaged)))
-            except CheckpointError:
-                continue
-    assert set(ends) == {wanted}
+    sound = weights.read_bytes()
+    places = range(sound.rindex(b"PK\x06\x06"), len(sound))
+    wanted = checkpoint.fingerprint(checkpoint.read(weights))
+    assert fingerprints(weights, tmp_path / "w.pth", places, (0x01, 0xFF)) == {wanted}
 
 
 def test_an_archive_that_only_pytorch_would_see_is_refused(weights: Path, tmp_path: Path) -> None:

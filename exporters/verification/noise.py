@@ -122,12 +122,7 @@ class NoiseMeter:
         again = [i for i in calls if i not in self.levels]
         try:
             rows = self._draw(getattr(torch, dtype), {i: gaps[i] for i in again}) if again else {}
-        except (
-            BadInput,
-            RuntimeError,
-            TypeError,
-            ValueError,
-        ):  # such as an index that a movement takes out of its range
+        except (BadInput, RuntimeError, TypeError, ValueError):  # a movement may take an index out of its range
             rows = {}
         for i, row in rows.items():
             gaps[i] = row
