@@ -22,6 +22,7 @@ from edgesmith.kernels.native.tiles import (
     AVX2,
     AVX512,
     GROUP_BYTES,
+    MANY_WEIGHTS,
     NEON,
     SDOT,
     InstructionSet,
@@ -134,23 +135,27 @@ def test_kernels_agree_on_aarch64(features: tuple[str, ...], tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("pixels", "inputs", "outputs", "reads"),
+    ("pixels", "inputs", "outputs", "reads", "shared"),
     [
-        (49, 384, 1536, 1),  # few pixels and many weights, which come from memory: read once
-        (49, 1536, 384, 1),
-        (1, 384, 1000, 1),
-        (196, 192, 768, 2),
-        (3136, 64, 256, 8),  # many pixels and few weights: inputs are read once
+        (49, 384, 1536, 1, 2),  # few pixels and many weights, which come from memory: read once by each of two threads
+        (49, 1536, 384, 1, 2),
+        (16, 320, 1280, 1, 1),  # very many weights: two threads read half of them each
+        (1, 384, 1000, 1, 1),
+        (196, 192, 768, 2, 2),
+        (3136, 64, 256, 8, 8),  # many pixels and few weights: inputs are read once
     ],
 )
-def test_layers_are_cut_where_least_is_read_again(pixels: int, inputs: int, outputs: int, reads: int) -> None:
+def test_layers_are_cut_where_least_is_read_again(
+    pixels: int, inputs: int, outputs: int, reads: int, shared: int
+) -> None:
     op = pointwise.Pointwise(pixels, inputs, outputs)
     tile = choose_tile(AVX512, pixels, outputs)
     units, panel_count = ceil_div(pixels, tile.pixels), len(panels(AVX512, tile.vectors, outputs))
     made = cut(units, panel_count, 4 * pixels * inputs, 4 * inputs * outputs)
-    groups = ceil_div(units, made.units)
-    assert groups == reads
-    assert f"TILES_A_TASK = {made.units};" in pointwise.emit(op, CpuTarget("x86_64-linux-gnu", ("avx512",))).source
+    assert (made.alone, made.shared) == (reads, shared)
+    source = pointwise.emit(op, CpuTarget("x86_64-linux-gnu", ("avx512",))).source
+    assert f"ALONE = {reads};" in source
+    assert f"SHARED = {shared};" in source
 
 
 @given(
@@ -164,11 +169,11 @@ def test_cuts_cover_a_layer_and_are_enough_tasks(
     units: int, panel_count: int, unit_bytes: int, weight_bytes: int, least: int
 ) -> None:
     made = cut(units, panel_count, units * unit_bytes, weight_bytes, least)
-    groups = ceil_div(units, made.units)
-    assert 1 <= made.units <= units
+    assert 1 <= made.alone <= made.shared <= units
     assert 1 <= made.panel_groups <= panel_count
-    assert groups * made.panel_groups >= min(least, panel_count)
-    assert made.units * unit_bytes <= max(GROUP_BYTES, unit_bytes)
+    assert made.alone * made.panel_groups >= min(least, panel_count)
+    assert ceil_div(units, made.alone) * unit_bytes <= max(GROUP_BYTES, unit_bytes)
+    assert made.shared > 1 or units == 1 or weight_bytes > MANY_WEIGHTS * units * unit_bytes
 
 
 @pytest.mark.parametrize(("instructions", "registers"), [(AVX512, 32), (AVX2, 16), (NEON, 32)])

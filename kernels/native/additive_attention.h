@@ -27,11 +27,11 @@ struct AdditiveAttention : S {
     template <int Pitch>
     struct Window : S {
         static constexpr int KH = 3, KW = 3, STRIDE = 1, DILATION = 1, TOP = 1, LEFT = 1, OH = S::H, OW = S::W, PITCH = Pitch;
-        static constexpr int ROWS_A_TASK = 1;
+        static constexpr int TASKS = 1;
     };
     struct ScaleShape {
         static constexpr int M = 1, K = S::C, N = S::C, P = 1, V = S::V;
-        static constexpr int STAGE = K, TILES_A_TASK = 1, PANEL_GROUPS = 1;
+        static constexpr int STAGE = K, ALONE = 1, SHARED = 1, PANEL_GROUPS = 1;
     };
     using Gate3x3 = Depthwise<Window<3 * S::C>>;
     using Map3x3 = Depthwise<Window<S::C>>;
@@ -103,7 +103,7 @@ struct AdditiveAttention : S {
             store(means + at + c, sum * (1.0f / (H * W)));
         });
         const float* const panels = packed + 2 * GATE_WEIGHTS + 2 * WEIGHTS3X3 + part * long(SCALE_WEIGHTS);
-        Scale::run_task(0, means + at, panels, scales + at, Epilogue<Function::sigmoid>());
+        Scale::run_task(0, 1, 0, means + at, panels, scales + at, Epilogue<Function::sigmoid>());
     }
 
     // t of one row

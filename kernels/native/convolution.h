@@ -18,7 +18,7 @@ namespace es {
 // S has the constants that kernels/native/convolution.py writes.
 template <class S>
 struct Convolution : S {
-    using S::C, S::DILATION, S::GROUPS, S::H, S::KW, S::LEFT, S::N, S::OW, S::PANEL_GROUPS, S::ROWS_A_TASK, S::STRIDE, S::W;
+    using S::C, S::DILATION, S::GROUPS, S::H, S::KW, S::LEFT, S::N, S::OW, S::PANEL_GROUPS, S::STRIDE, S::W;
     using Columns = Panels<N, S::V>;
     using Pixels = Tiles<OW, S::P>;
     static constexpr int PITCH = GROUPS * C;  // numbers of a pixel of x
@@ -26,7 +26,7 @@ struct Convolution : S {
     static constexpr int LENGTH = TAPS * C;
     static constexpr int K = S::KH * KW * C;
     static constexpr int ROWS = S::BATCH * S::OH;
-    static constexpr int TASKS = ceil_div(ROWS, ROWS_A_TASK) * PANEL_GROUPS * GROUPS;
+    using Tasks = Grid<ROWS, S::ALONE, S::SHARED, PANEL_GROUPS * GROUPS>;
     static constexpr long GROUP_WEIGHTS = long(Columns::VECTORS) * LANES * (K + 1);
     static_assert(LENGTH * S::P <= 65536, "the buffers of a tile lie on the stack");
 
@@ -85,13 +85,12 @@ struct Convolution : S {
         });
     }
 
+    // The panels of group `panels`, counted through all groups of channels.
     template <class Epilogue>
-    static void run_task(int task, const float* x, const float* packed, float* y, const Epilogue& epilogue) {
-        const int group = task % GROUPS, rest = task / GROUPS;
-        const int begin = rest / PANEL_GROUPS * ROWS_A_TASK, end = smaller(begin + ROWS_A_TASK, ROWS);
-        const float* const panels = packed + group * GROUP_WEIGHTS;
-        Columns::template visit_group<PANEL_GROUPS>(rest % PANEL_GROUPS, [&]<int COLUMNS>(int channel) {
-            const float* const panel = panels + long(channel) * (K + 1);
+    static void run_task(int begin, int end, int panels, const float* x, const float* packed, float* y, const Epilogue& epilogue) {
+        const int group = panels / PANEL_GROUPS;
+        Columns::template visit_group<PANEL_GROUPS>(panels % PANEL_GROUPS, [&]<int COLUMNS>(int channel) {
+            const float* const panel = packed + group * GROUP_WEIGHTS + long(channel) * (K + 1);
             Ahead ahead{panel + long(K + 1) * Panel<COLUMNS>::PITCH, 0};
             for (int row = begin; row < end; ++row)
                 run_row<COLUMNS>(row, end - begin, group * N + channel, x + group * C, panel, y, ahead, epilogue);
@@ -103,7 +102,7 @@ struct Convolution : S {
         const typename S::Epilogue epilogue(arguments);
         const auto packed = static_cast<const float*>(*arguments++);
         const auto y = static_cast<float*>(*arguments++);
-        parallel(TASKS, [&](int task) { run_task(task, x, packed, y, epilogue); });
+        Tasks::share([&](int begin, int end, int panels) { run_task(begin, end, panels, x, packed, y, epilogue); });
         return 0;
     }
 };

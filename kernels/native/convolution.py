@@ -66,8 +66,7 @@ def emit(op: Convolution, target: CpuTarget) -> Unit:
     constants = geometry(op) | {
         "P": tile.pixels,
         "V": tile.vectors,
-        "ROWS_A_TASK": tasks.units,
-        "PANEL_GROUPS": tasks.panel_groups,
+        **tasks.constants,
     }
     source = render(
         "convolution", "Convolution", symbol, instructions.lanes, constants, f"using Epilogue = {op.epilogue.type};"

@@ -19,10 +19,9 @@ namespace es {
 // x is part of a wider map. A vector has MOST_LANES channels, or fewer.
 template <class S>
 struct Depthwise : S {
-    using S::C, S::DILATION, S::H, S::KH, S::KW, S::LEFT, S::OH, S::OW, S::PITCH, S::ROWS_A_TASK, S::STRIDE, S::T, S::W;
+    using S::C, S::DILATION, S::H, S::KH, S::KW, S::LEFT, S::OH, S::OW, S::PITCH, S::STRIDE, S::TASKS, S::T, S::W;
     static constexpr int STRIPS = ceil_div(OW, T);
     static constexpr int ROWS = S::BATCH * OH;
-    static constexpr int TASKS = ceil_div(ROWS, ROWS_A_TASK);
     static constexpr long CYCLES = long(ROWS) * OW * C * KH * KW / LANES;
     static constexpr int UNKNOWN = -1;
 
@@ -108,7 +107,7 @@ struct Depthwise : S {
         const auto packed = static_cast<const float*>(*arguments++);
         const auto y = static_cast<float*>(*arguments++);
         parallel(TASKS, [&](int task) {
-            for (int row = task * ROWS_A_TASK; row < smaller((task + 1) * ROWS_A_TASK, ROWS); ++row)
+            for (int row = part_begin(task, TASKS, ROWS); row < part_begin(task + 1, TASKS, ROWS); ++row)
                 run_row(row, x, packed, y, epilogue);
         }, CYCLES);
         return 0;

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgesmith.kernels.native.epilogue import NOTHING, Epilogue
-from edgesmith.kernels.native.tiles import LEAST_TASKS, strip_lanes, strip_length
+from edgesmith.kernels.native.tiles import strip_lanes, strip_length, tasks_of
 from edgesmith.kernels.native.toolchain import CpuTarget
 from edgesmith.kernels.native.unit import Argument, Unit, make_symbol, render
 
@@ -69,7 +69,7 @@ def emit(op: Depthwise, target: CpuTarget) -> Unit:
         "OH": out_height,
         "OW": out_width,
         "T": strip_length(target.instructions, out_width, op.kernel[1]),
-        "ROWS_A_TASK": max(1, op.batch * out_height // LEAST_TASKS),
+        "TASKS": tasks_of(op.batch * out_height),
         "PITCH": op.channels,
         "MOST_LANES": strip_lanes(target.instructions, op.kernel[1]),
     }

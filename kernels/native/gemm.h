@@ -15,6 +15,7 @@
 #pragma once
 
 #include "epilogue.h"
+#include "pool.h"
 
 namespace es {
 
@@ -54,7 +55,8 @@ struct Panels {
     // The same for the panels of one of GROUPS groups.
     template <int GROUPS, class Body>
     static ES_INLINE void visit_group(int group, const Body& body) {
-        for (int panel = group * COUNT / GROUPS; panel < (group + 1) * COUNT / GROUPS; ++panel) visit(panel, body);
+        for (int panel = part_begin(group, GROUPS, COUNT); panel < part_begin(group + 1, GROUPS, COUNT); ++panel)
+            visit(panel, body);
     }
 };
 
@@ -74,6 +76,23 @@ struct Tiles {
         if constexpr (TALL > 0)
             for (; tile < smaller(end, TALL); ++tile) body.template operator()<SHORT + 1>(first(tile));
         for (; tile < end; ++tile) body.template operator()<SHORT>(first(tile));
+    }
+};
+
+// A product in tasks: a group of UNITS, which are tiles or rows of pixels, times a group of panels. One thread has as few
+// groups of pixels as its second cache allows, so that it reads weights once. Several have more, each all panels for its
+// own pixels: what they read again of the weights comes from a cache that all share, and slowest comes what another core
+// has made, which inputs of other pixels are.
+template <int UNITS, int ALONE, int SHARED, int PANEL_GROUPS>
+struct Grid {
+    // Calls body(first unit, behind the last one, group of panels) for all tasks, on the threads of the pool.
+    template <class Body>
+    static ES_INLINE void share(const Body& body, long cycles = LEAST_CYCLES) {
+        const int groups = es_count_threads() == 1 ? ALONE : SHARED;
+        parallel(groups * PANEL_GROUPS, [&](int task) {
+            const int group = task / PANEL_GROUPS;
+            body(part_begin(group, groups, UNITS), part_begin(group + 1, groups, UNITS), task % PANEL_GROUPS);
+        }, cycles);
     }
 };
 
@@ -137,12 +156,14 @@ struct Sums {
     // The same products, and asks for what is wanted next.
     ES_INLINE void add(const float* const (&rows)[P], const float* w, int length, Ahead& ahead) {
         const int asked = smaller(length, ahead.lines);
+        Ahead here = ahead;  // in registers
         int k = 0;
         for (; k < asked; ++k, w += Shape::PITCH) {
-            ahead.ask();
+            here.ask();
             add_one<1>(rows, w, k);
         }
-        ahead.lines -= asked;
+        here.lines -= asked;
+        ahead = here;
         for (; k < length; ++k, w += Shape::PITCH) add_one<1>(rows, w, k);
     }
 

@@ -28,14 +28,14 @@ struct HiddenStateMixer : S {
     static constexpr bool IS_WHOLE = ROW == D;
     static constexpr long STATES_CYCLES = 16L * STATES / LANES;  // an exponential of every state
 
-    template <int Rows, int Inputs, int Outputs, int Pixels, int Vectors, int Units, int Groups>
+    template <int Rows, int Inputs, int Outputs, int Pixels, int Vectors, int Alone, int Shared, int Groups>
     struct Layer {
         static constexpr int M = Rows, K = Inputs, N = Outputs, P = Pixels, V = Vectors, STAGE = K;
-        static constexpr int TILES_A_TASK = Units, PANEL_GROUPS = Groups;
+        static constexpr int ALONE = Alone, SHARED = Shared, PANEL_GROUPS = Groups;
     };
     struct Local : S {
         static constexpr int C = 3 * STATES, PITCH = C, KH = 3, KW = 3, STRIDE = 1, DILATION = 1, TOP = 1, LEFT = 1;
-        static constexpr int BATCH = 1, OH = S::H, OW = S::W, ROWS_A_TASK = 1;
+        static constexpr int BATCH = 1, OH = S::H, OW = S::W, TASKS = 1;
     };
     struct Collect : S {
         static constexpr int M = STATES, K = S::H * S::W, N = D, P = S::COLLECT_P, V = S::COLLECT_V;
@@ -45,18 +45,12 @@ struct HiddenStateMixer : S {
         static constexpr int M = S::H * S::W, K = STATES, N = D, P = S::SPREAD_P, V = S::SPREAD_V;
         static constexpr int X_PITCH = 3 * STATES, X_STEP = 1, W_PITCH = padded(D), Y_PITCH = D;
     };
-    using Project = Pointwise<Layer<N, D, 3 * STATES, S::PROJECT_P, S::PROJECT_V, S::PROJECT_TILES, S::PROJECT_GROUPS>>;
-    using GateLayer = Pointwise<Layer<STATES, D, 2 * D, S::GATE_P, S::GATE_V, S::GATE_TILES, S::GATE_GROUPS>>;
-    using Out = Pointwise<Layer<STATES, D, D, S::OUT_P, S::OUT_V, S::OUT_TILES, S::OUT_GROUPS>>;
+    using Project = Pointwise<Layer<N, D, 3 * STATES, S::PROJECT_P, S::PROJECT_V, S::PROJECT_ALONE, S::PROJECT_SHARED, S::PROJECT_PANEL_GROUPS>>;
+    using GateLayer = Pointwise<Layer<STATES, D, 2 * D, S::GATE_P, S::GATE_V, S::GATE_ALONE, S::GATE_SHARED, S::GATE_PANEL_GROUPS>>;
+    using Out = Pointwise<Layer<STATES, D, D, S::OUT_P, S::OUT_V, S::OUT_ALONE, S::OUT_SHARED, S::OUT_PANEL_GROUPS>>;
 
     template <class Product>
     static constexpr long weights_of = long(Product::Columns::VECTORS) * LANES * (Product::K + 1);
-
-    template <class Product>
-    static void run_layer(const float* x, const float* packed, float* y) {
-        const auto run = [&](int task) { Product::run_task(task, x, packed, y, Epilogue<>()); };
-        parallel(Product::TASKS, run, Product::CYCLES);
-    }
 
     // The largest dt of every state in a row of pixels.
     static void find_most(int row, const float* mixed, float* most) {
@@ -132,7 +126,7 @@ struct HiddenStateMixer : S {
         const float* const out = gates + weights_of<GateLayer>;
         const float d = out[weights_of<Out>];
         float *const mixed = scratch + MIXED, *const g = scratch + WEIGHTS, *const gated = scratch + GATED;
-        run_layer<Project>(x, packed, scratch + PROJECTED);
+        Project::run_tasks(x, packed, scratch + PROJECTED, Epilogue<>());
         parallel(S::H, [&](int row) {
             Depthwise<Local>::run_row(row, scratch + PROJECTED, local, mixed, Epilogue<>());
             find_most(row, mixed, scratch + MOST);
@@ -142,12 +136,12 @@ struct HiddenStateMixer : S {
         Epilogue<Function::none, Gate::pixel> of_sums;
         of_sums.gate = scratch + INVERSE;
         Product<Collect>::run(g, widen(x, N, scratch + WIDE), scratch + COLLECTED, of_sums);
-        run_layer<GateLayer>(scratch + COLLECTED, gates, scratch + GATES);
+        GateLayer::run_tasks(scratch + COLLECTED, gates, scratch + GATES, Epilogue<>());
         parallel(STATES, [&](int s) {
             const float* const both = scratch + GATES + long(s) * 2 * D;
             gate(both, both + D, d, gated + long(s) * D);
         }, D * STATES_CYCLES);
-        run_layer<Out>(gated, out, h);
+        Out::run_tasks(gated, out, h, Epilogue<>());
         Product<Spread>::run(mixed + STATES, widen(h, STATES, scratch + WIDE), y);
     }
 

@@ -73,7 +73,7 @@ def emit(op: HiddenStateMixer, target: CpuTarget) -> Unit:
     for name, rows, outputs in (("PROJECT", pixels, 3 * s), ("GATE", s, 2 * d), ("OUT", s, d)):
         count = len(panels(instructions, tiles[name].vectors, outputs))
         tasks = cut(ceil_div(rows, tiles[name].pixels), count, 4 * rows * d, 4 * panels_size(instructions, d, outputs))
-        constants |= {f"{name}_TILES": tasks.units, f"{name}_GROUPS": tasks.panel_groups}
+        constants |= {f"{name}_{key}": value for key, value in tasks.constants.items()}
     source = render("hidden_state_mixer", "HiddenStateMixer", symbol, instructions.lanes, constants)
     size = panels_size(instructions, d, 3 * s) + 30 * s + panels_size(instructions, d, 2 * d)
     arguments = (

@@ -129,7 +129,7 @@ struct Rounding {
 // S has the constants that kernels/native/integer_layer.py writes.
 template <class S>
 struct IntegerLayer : S {
-    using S::BATCH, S::C, S::DILATION, S::H, S::KH, S::KW, S::LEFT, S::N, S::OW, S::PANEL_GROUPS, S::STRIDE, S::TILES_A_TASK, S::W;
+    using S::BATCH, S::C, S::DILATION, S::H, S::KH, S::KW, S::LEFT, S::N, S::OW, S::PANEL_GROUPS, S::STRIDE, S::W;
     static_assert(S::EXPECTED_OFFSET == OFFSET && S::EXPECTED_PER == PER, "weights are packed for other products");
     using Columns = Panels<N, S::V>;
     using Pixels = Tiles<OW, S::P>;
@@ -139,12 +139,9 @@ struct IntegerLayer : S {
     static constexpr int WORDS = ceil_div(TAPS * C, PER);
     static constexpr int ROWS_OF_WORDS = 3 + KH * (KW / TAPS) * WORDS;  // of a panel
     static constexpr int TILES = BATCH * S::OH * Pixels::COUNT;
-    static constexpr int TASKS = ceil_div(TILES, TILES_A_TASK) * PANEL_GROUPS;
+    using Tasks = Grid<TILES, S::ALONE, S::SHARED, PANEL_GROUPS>;
     static constexpr bool HAS_BORDER = TALL > H || LONG > W;
     static constexpr int CHUNKS = smaller(S::LEAST_TASKS, HAS_BORDER ? BATCH * H : ceil_div(BATCH * H * W * C, LANES));
-
-    // Where chunk number `chunk` of `count` lines, or numbers, begins.
-    static constexpr int chunk_begin(int chunk, int count) { return int(long(chunk) * count / CHUNKS); }
 
     static ES_INLINE void round_run(const float* x, Number* q, int count, float inverse) {
         int i = 0;
@@ -160,11 +157,12 @@ struct IntegerLayer : S {
     static ES_NOINLINE void round_chunk(int chunk, const float* x, Number* map, float inverse) {
         if constexpr (!HAS_BORDER) {
             constexpr int VECTORS = BATCH * H * W * C / LANES;
-            const int begin = chunk_begin(chunk, VECTORS) * LANES;
-            const int end = chunk == CHUNKS - 1 ? BATCH * H * W * C : chunk_begin(chunk + 1, VECTORS) * LANES;
+            const int begin = part_begin(chunk, CHUNKS, VECTORS) * LANES;
+            const int end = chunk == CHUNKS - 1 ? BATCH * H * W * C : part_begin(chunk + 1, CHUNKS, VECTORS) * LANES;
             round_run(x + begin, map + begin, end - begin, inverse);
         } else {
-            for (int line = chunk_begin(chunk, BATCH * H); line < chunk_begin(chunk + 1, BATCH * H); ++line) {
+            const int end = part_begin(chunk + 1, CHUNKS, BATCH * H);
+            for (int line = part_begin(chunk, CHUNKS, BATCH * H); line < end; ++line) {
                 const int b = line / H, i = line % H;
                 Number* const to = map + (long(b) * TALL + i + S::TOP) * LONG * C;
                 fill(to, LEFT * C);
@@ -223,10 +221,9 @@ struct IntegerLayer : S {
     }
 
     template <class Epilogue>
-    static void run_task(int task, const Number* map, const float* packed, Output* y, const Epilogue& epilogue) {
-        const int begin = task / PANEL_GROUPS * TILES_A_TASK, end = smaller(begin + TILES_A_TASK, TILES);
+    static void run_task(int begin, int end, int panels, const Number* map, const float* packed, Output* y, const Epilogue& epilogue) {
         const float inverse = packed[1];
-        Columns::template visit_group<PANEL_GROUPS>(task % PANEL_GROUPS, [&]<int COLUMNS>(int channel) {
+        Columns::template visit_group<PANEL_GROUPS>(panels, [&]<int COLUMNS>(int channel) {
             const float* const panel = packed + LANES + long(channel) * ROWS_OF_WORDS;
             multiply<COLUMNS>(channel, begin, end, map, panel, y, inverse, epilogue);
         });
@@ -243,7 +240,7 @@ struct IntegerLayer : S {
             parallel(CHUNKS, [&](int chunk) { round_chunk(chunk, static_cast<const float*>(x), rounded, packed[0]); });
             map = rounded;
         }
-        parallel(TASKS, [&](int task) { run_task(task, map, packed, y, epilogue); });
+        Tasks::share([&](int begin, int end, int panels) { run_task(begin, end, panels, map, packed, y, epilogue); });
         return 0;
     }
 };

@@ -64,14 +64,14 @@ ES_INLINE void normalise(const float* x, float mean, float scale, const float* w
 // S has the constants that kernels/native/norms.py writes.
 template <class S>
 struct LayerNorm : S {
-    using S::C, S::M, S::PIXELS_A_TASK;
+    using S::C, S::M, S::TASKS;
 
     static int run(void* const* arguments) {
         const auto x = static_cast<const float*>(arguments[0]);
         const auto w = static_cast<const float*>(arguments[1]);
         const auto y = static_cast<float*>(arguments[2]);
-        parallel(ceil_div(M, PIXELS_A_TASK), [&](int task) {
-            for (long m = long(task) * PIXELS_A_TASK; m < smaller((task + 1) * PIXELS_A_TASK, M); ++m) {
+        parallel(TASKS, [&](int task) {
+            for (long m = part_begin(task, TASKS, M); m < part_begin(task + 1, TASKS, M); ++m) {
                 const float mean = sum_of<C>(x + m * C) / C;
                 const float variance = squares_around<C>(x + m * C, mean) / C;
                 normalise<C>(x + m * C, mean, 1.0f / __builtin_sqrtf(variance + S::EPSILON), w, w + C, y + m * C);
@@ -83,7 +83,7 @@ struct LayerNorm : S {
 
 template <class S>
 struct Softmax : S {
-    using S::C, S::M, S::PIXELS_A_TASK;
+    using S::C, S::M, S::TASKS;
 
     static ES_INLINE float largest(const float* x) {
         float most[LANES];
@@ -100,8 +100,8 @@ struct Softmax : S {
     static int run(void* const* arguments) {
         const auto x = static_cast<const float*>(arguments[0]);
         const auto y = static_cast<float*>(arguments[1]);
-        parallel(ceil_div(M, PIXELS_A_TASK), [&](int task) {
-            for (long m = long(task) * PIXELS_A_TASK; m < smaller((task + 1) * PIXELS_A_TASK, M); ++m) {
+        parallel(TASKS, [&](int task) {
+            for (long m = part_begin(task, TASKS, M); m < part_begin(task + 1, TASKS, M); ++m) {
                 const float most = largest(x + m * C);
                 cover<C>([&]<int WIDTH>(int c) {
                     store(y + m * C + c, exp(load<Vector<WIDTH>>(x + m * C + c) - most));
@@ -123,9 +123,9 @@ struct GroupNorm : S {
     static constexpr int WIDTH = C / G;
     static constexpr int TASKS = S::BATCH * CHUNKS;
     static constexpr int SUMS = TASKS * G;
-    static constexpr long CYCLES = 4L * S::BATCH * N * C / LANES;  // of one phase
+    static constexpr long CYCLES = 8L * S::BATCH * N * C / LANES;  // of one phase
 
-    static constexpr int begin(int chunk) { return int(long(N) * chunk / CHUNKS); }
+    static constexpr int begin(int chunk) { return part_begin(chunk, CHUNKS, N); }
 
     // partial[task, g] = the sum of term(pixel's channels of group g, map, g) over a chunk's pixels.
     template <class Term>

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgesmith.kernels.native.tiles import LEAST_TASKS, ceil_div
+from edgesmith.kernels.native.tiles import tasks_of
 from edgesmith.kernels.native.toolchain import CpuTarget
 from edgesmith.kernels.native.unit import Argument, Unit, make_symbol, render
 
@@ -60,7 +60,7 @@ def emit_layer_norm(op: LayerNorm, target: CpuTarget) -> Unit:
         "M": op.pixels,
         "C": op.channels,
         "EPSILON": float(op.epsilon),
-        "PIXELS_A_TASK": ceil_div(op.pixels, LEAST_TASKS),
+        "TASKS": tasks_of(op.pixels),
     }
     source = render("norms", "LayerNorm", symbol, target.instructions.lanes, constants)
     shape = (op.pixels, op.channels)
@@ -70,7 +70,7 @@ def emit_layer_norm(op: LayerNorm, target: CpuTarget) -> Unit:
 def emit_softmax(op: Softmax, target: CpuTarget) -> Unit:
     """Return the kernel. Arguments: x [M, C], y [M, C]."""
     symbol = make_symbol("softmax", f"m{op.pixels}", f"c{op.channels}")
-    constants = {"M": op.pixels, "C": op.channels, "PIXELS_A_TASK": ceil_div(op.pixels, LEAST_TASKS)}
+    constants = {"M": op.pixels, "C": op.channels, "TASKS": tasks_of(op.pixels)}
     source = render("norms", "Softmax", symbol, target.instructions.lanes, constants)
     shape = (op.pixels, op.channels)
     return Unit(symbol, source, (Argument("input", "x", shape), Argument("output", "y", shape)), 0, 8 * op.pixels)

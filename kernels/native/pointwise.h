@@ -10,17 +10,16 @@
 #pragma once
 
 #include "gemm.h"
-#include "pool.h"
 
 namespace es {
 
 // S has the constants that kernels/native/pointwise.py writes.
 template <class S>
 struct Pointwise : S {
-    using S::K, S::N, S::PANEL_GROUPS, S::TILES_A_TASK;
+    using S::K, S::N, S::PANEL_GROUPS;
     using Rows = Tiles<S::M, S::P>;
     using Columns = Panels<N, S::V>;
-    static constexpr int TASKS = ceil_div(Rows::COUNT, TILES_A_TASK) * PANEL_GROUPS;
+    using Tasks = Grid<Rows::COUNT, S::ALONE, S::SHARED, PANEL_GROUPS>;
     static constexpr long CYCLES = long(K) * N * (S::M + 8) / (2 * LANES);  // two products a cycle; a weight is four away
 
     // Pixels from tile `begin` on, before tile `end`, times the panel of COLUMNS channels from `channel` on.
@@ -43,11 +42,16 @@ struct Pointwise : S {
     }
 
     template <class Epilogue>
-    static void run_task(int task, const float* x, const float* packed, float* y, const Epilogue& epilogue) {
-        const int begin = task / PANEL_GROUPS * TILES_A_TASK, end = smaller(begin + TILES_A_TASK, Rows::COUNT);
-        Columns::template visit_group<PANEL_GROUPS>(task % PANEL_GROUPS, [&]<int COLUMNS>(int channel) {
+    static void run_task(int begin, int end, int panels, const float* x, const float* packed, float* y, const Epilogue& epilogue) {
+        Columns::template visit_group<PANEL_GROUPS>(panels, [&]<int COLUMNS>(int channel) {
             multiply<COLUMNS>(channel, begin, end, x, packed + long(channel) * (K + 1), y, epilogue);
         });
+    }
+
+    template <class Epilogue>
+    static void run_tasks(const float* x, const float* packed, float* y, const Epilogue& epilogue) {
+        const auto run = [&](int begin, int end, int panels) { run_task(begin, end, panels, x, packed, y, epilogue); };
+        Tasks::share(run, CYCLES);
     }
 
     static int run(void* const* arguments) {
@@ -55,7 +59,7 @@ struct Pointwise : S {
         const typename S::Epilogue epilogue(arguments);
         const auto packed = static_cast<const float*>(*arguments++);
         const auto y = static_cast<float*>(*arguments++);
-        parallel(TASKS, [&](int task) { run_task(task, x, packed, y, epilogue); }, CYCLES);
+        run_tasks(x, packed, y, epilogue);
         return 0;
     }
 };

@@ -46,8 +46,7 @@ def emit(op: Pointwise, target: CpuTarget) -> Unit:
         "P": tile.pixels,
         "V": tile.vectors,
         "STAGE": stage(instructions, op.pixels, op.inputs),
-        "TILES_A_TASK": tasks.units,
-        "PANEL_GROUPS": tasks.panel_groups,
+        **tasks.constants,
     }
     source = render(
         "pointwise", "Pointwise", symbol, instructions.lanes, constants, f"using Epilogue = {op.epilogue.type};"

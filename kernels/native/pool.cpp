@@ -217,6 +217,8 @@ extern "C" void es_parallel_for(int tasks, void (*body)(void*, int), void* conte
     write(is_taken, 0);
 }
 
+extern "C" int es_count_threads() { return read(wanted) + 1; }
+
 extern "C" int es_set_threads(int count) {
     return count < 1 || count > MOST_THREADS ? -1 : resize(count - 1);
 }

@@ -10,6 +10,8 @@
 extern "C" {
 // Runs body(context, task) for every task from 0 to tasks - 1, and returns after the last one.
 void es_parallel_for(int tasks, void (*body)(void*, int), void* context);
+// Returns how many threads run tasks, the caller's included.
+int es_count_threads();
 // Sets how many threads run tasks, the caller's included: 1 to 64. Returns 0, or -1 where the system gives no thread.
 __attribute__((visibility("default"))) int es_set_threads(int threads);
 }
@@ -24,7 +26,11 @@ constexpr long LEAST_CYCLES = 0;
 constexpr long LEAST_CYCLES = 8192;
 #endif
 
-// The same for anything that can be called with a task's number. `cycles` is about what one thread takes for all.
+// Where part number `part` of `parts` nearly equal ones of `count` begins. So tasks are cut: each thread has half of them
+// then, or as near to it as whole units come.
+constexpr int part_begin(int part, int parts, int count) { return int(long(part) * count / parts); }
+
+// es_parallel_for of anything that can be called with a task's number. `cycles` is about what one thread takes for all.
 template <class Body>
 inline void parallel(int tasks, const Body& body, long cycles = LEAST_CYCLES) {
     if (cycles < LEAST_CYCLES) {

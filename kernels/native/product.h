@@ -29,7 +29,7 @@ struct Product : S {
     template <class Finish = Epilogue<>>
     static void run_task(int task, const float* x, const float* w, float* y, const Finish& epilogue = {}) {
         const int group = BY_ROWS ? task / Columns::COUNT : task % ROW_GROUPS;
-        const int begin = group * Rows::COUNT / ROW_GROUPS, end = (group + 1) * Rows::COUNT / ROW_GROUPS;
+        const int begin = part_begin(group, ROW_GROUPS, Rows::COUNT), end = part_begin(group + 1, ROW_GROUPS, Rows::COUNT);
         Columns::visit(BY_ROWS ? task % Columns::COUNT : task / ROW_GROUPS, [&]<int COLUMNS>(int channel) {
             Rows::visit(begin, end, [&]<int PIXELS>(int row) {
                 const float* rows[PIXELS];

@@ -18,7 +18,7 @@ namespace es {
 // S has the constants that kernels/native/spikes.py writes.
 template <class S>
 struct Spikes : S {
-    using S::C, S::DILATION, S::H, S::KH, S::KW, S::N, S::OH, S::OW, S::PIXELS_A_TASK, S::STRIDE, S::W;
+    using S::C, S::DILATION, S::H, S::KH, S::KW, S::N, S::OH, S::OW, S::STRIDE, S::TASKS, S::W;
     using Columns = Panels<N, S::V>;
     static constexpr int INPUTS = S::BATCH * H * W, OUTPUTS = S::BATCH * OH * OW;
     static constexpr int K = KH * KW * C;
@@ -68,12 +68,12 @@ struct Spikes : S {
         const auto packed = static_cast<const float*>(*arguments++);
         const auto y = static_cast<float*>(*arguments++);
         const auto counts = static_cast<int*>(*arguments), lists = counts + INPUTS;
-        parallel(ceil_div(INPUTS, PIXELS_A_TASK), [&](int task) {
-            for (int p = task * PIXELS_A_TASK; p < smaller((task + 1) * PIXELS_A_TASK, INPUTS); ++p)
+        parallel(TASKS, [&](int task) {
+            for (int p = part_begin(task, TASKS, INPUTS); p < part_begin(task + 1, TASKS, INPUTS); ++p)
                 list(x + long(p) * C, lists + long(p) * C, counts[p]);
         });
-        parallel(ceil_div(OUTPUTS, PIXELS_A_TASK), [&](int task) {
-            const int begin = task * PIXELS_A_TASK, end = smaller(begin + PIXELS_A_TASK, OUTPUTS);
+        parallel(TASKS, [&](int task) {
+            const int begin = part_begin(task, TASKS, OUTPUTS), end = part_begin(task + 1, TASKS, OUTPUTS);
             for (int panel = 0; panel < Columns::COUNT; ++panel)
                 Columns::visit(panel, [&]<int COLUMNS>(int channel) {
                     run_pixels<COLUMNS>(begin, end, channel, packed + long(channel) * (K + 1), counts, lists, y,

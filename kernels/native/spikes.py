@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from edgesmith.kernels.native import convolution
 from edgesmith.kernels.native.convolution import Convolution
 from edgesmith.kernels.native.packing import pack_panels, panels_size
-from edgesmith.kernels.native.tiles import LEAST_TASKS, ceil_div, row_vectors
+from edgesmith.kernels.native.tiles import row_vectors, tasks_of
 from edgesmith.kernels.native.toolchain import CpuTarget
 from edgesmith.kernels.native.unit import Argument, Unit, render
 
@@ -30,7 +30,7 @@ def emit(op: Spikes, target: CpuTarget) -> Unit:
     inputs = layer.batch * layer.height * layer.width
     constants = convolution.geometry(layer) | {
         "V": row_vectors(instructions, layer.outputs),
-        "PIXELS_A_TASK": max(1, ceil_div(layer.batch * layer.out[0] * layer.out[1], LEAST_TASKS)),
+        "TASKS": tasks_of(layer.batch * layer.out[0] * layer.out[1]),
     }
     symbol = dense.symbol.replace("convolution", "spikes", 1)
     source = render(

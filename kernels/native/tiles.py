@@ -1,9 +1,9 @@
 """The numbers that steer kernels: one table a kind of registers, and what follows from a layer's shape.
 
     set       lanes  registers  P x V        why
-    avx512    16     32         7 x 3        21 sums + 3 weights + 1 input = 25 registers; maps 7 or 14 wide fit
+    avx512    16     32         8 x 3        24 sums + 3 weights + 1 input = 28 registers
     avx2       8     16         6 x 2        12 sums + 2 weights + 1 input = 15 registers
-    neon       4     32         7 x 3        as AVX-512: as many registers
+    neon       4     32         7 x 3        21 sums + 3 weights + 1 input = 25 registers
 
 A multiply-add takes four cycles and one or two may start in each, so a tile has eight sums or more where it can. Layers
 with few output channels have fewer vectors and take more pixels; layers of few pixels take more vectors.
@@ -20,6 +20,10 @@ cache, of which there is 1 MiB and more on desktops and servers and 512 KiB on s
 
 LEAST_TASKS = 8
 """Tasks that a layer is cut into where it has the pixels or channels: two for each of four threads."""
+
+MANY_WEIGHTS = 32
+"""Times as many bytes of weights as of inputs, from which it takes several threads longer to read all weights each than
+to read inputs that other cores have made."""
 
 STRIP_START = 2
 """Outputs that take as long as it takes to begin a strip: its weights, and inputs that two strips share."""
@@ -55,12 +59,11 @@ class InstructionSet:
 
 
 # From vectors to pixels, and from few pixels to vectors: P V sums, V weights and an input fit into the registers.
-MANY_REGISTERS = {1: 12, 2: 10, 3: 7}, {1: 8, 2: 6, 3: 5, 4: 5}
-FEW_REGISTERS = {1: 10, 2: 6}, {1: 8, 2: 4, 3: 3}
+FEW_PIXELS = {1: 8, 2: 6, 3: 5, 4: 5}
 
-AVX512 = InstructionSet("avx512", 16, *MANY_REGISTERS, row=16, strip=7, strip_lanes=8)
-AVX2 = InstructionSet("avx2", 8, *FEW_REGISTERS, row=8, strip=7, strip_lanes=8)
-NEON = InstructionSet("neon", 4, *MANY_REGISTERS, row=16, strip=7, strip_lanes=4)
+AVX512 = InstructionSet("avx512", 16, {1: 12, 2: 10, 3: 8}, FEW_PIXELS, row=16, strip=7, strip_lanes=8)
+AVX2 = InstructionSet("avx2", 8, {1: 10, 2: 6}, {1: 8, 2: 4, 3: 3}, row=8, strip=7, strip_lanes=8)
+NEON = InstructionSet("neon", 4, {1: 12, 2: 10, 3: 7}, FEW_PIXELS, row=16, strip=7, strip_lanes=4)
 
 
 @dataclass(frozen=True)
@@ -139,10 +142,27 @@ def stage(instructions: InstructionSet, pixels: int, inputs: int) -> int:
 
 @dataclass(frozen=True)
 class Cut:
-    """A product in tasks: so many tiles, or rows, of pixels each, times one of so many groups of panels."""
+    """A product in tasks (`Grid` of gemm.h): tiles, or rows, of pixels in groups, times groups of panels.
 
-    units: int
+    Attributes:
+        alone: groups of pixels of one thread.
+        shared: and of several.
+        panel_groups: of either.
+    """
+
+    alone: int
+    shared: int
     panel_groups: int
+
+    @property
+    def constants(self) -> dict[str, int]:
+        """Their names and values in a kernel."""
+        return {"ALONE": self.alone, "SHARED": self.shared, "PANEL_GROUPS": self.panel_groups}
+
+
+def tasks_of(count: int) -> int:
+    """Return the tasks that `count` rows or pixels without weights are cut into."""
+    return min(count, LEAST_TASKS)
 
 
 def cut(units: int, panel_count: int, input_bytes: int, weight_bytes: int, least: int = LEAST_TASKS) -> Cut:
@@ -150,7 +170,7 @@ def cut(units: int, panel_count: int, input_bytes: int, weight_bytes: int, least
 
     A group of pixels reads all weights, and a group of panels all inputs. So pixels are cut where there are many of
     them, and panels where there are many weights, which come from further away: least is moved, of what lets the inputs
-    of a task stay in the second cache.
+    of a task stay in the second cache. Several threads cut pixels in two at least, but where weights are very many.
 
     Args:
         units: tiles, or rows, that the pixels can be cut between.
@@ -160,17 +180,18 @@ def cut(units: int, panel_count: int, input_bytes: int, weight_bytes: int, least
         least: tasks that are wanted.
     """
     fewest = ceil_div(units, max(1, GROUP_BYTES * units // max(1, input_bytes)))
-    candidates = [1 << power for power in range(least.bit_length()) if fewest <= 1 << power <= least] or [fewest]
+    powers = [1 << power for power in range(least.bit_length()) if fewest <= 1 << power <= least]
 
-    def with_panels(groups: int) -> tuple[int, int]:
-        groups = ceil_div(units, ceil_div(units, groups))
-        return groups, min(panel_count, ceil_div(least, groups))
+    def with_panels(groups: int) -> Cut:
+        panel_groups = min(panel_count, ceil_div(least, groups))
+        shared = groups if weight_bytes > MANY_WEIGHTS * input_bytes else max(2, groups)
+        return Cut(min(units, groups), min(units, shared), panel_groups)
 
-    def cost(groups: int, panel_groups: int) -> tuple[int, int]:
-        return max(0, least - groups * panel_groups), groups * weight_bytes + panel_groups * input_bytes
+    def cost(found: Cut) -> tuple[int, int]:
+        missing = max(0, least - found.alone * found.panel_groups)
+        return missing, found.alone * weight_bytes + found.panel_groups * input_bytes
 
-    groups, panel_groups = min((with_panels(groups) for groups in candidates), key=lambda found: cost(*found))
-    return Cut(ceil_div(units, groups), panel_groups)
+    return min(map(with_panels, powers or [ceil_div(fewest, least) * least]), key=cost)
 
 
 def strip_length(instructions: InstructionSet, width: int, kernel_width: int = SMALL_KERNEL) -> int:

@@ -14,8 +14,7 @@ namespace es {
 // S has the constants that kernels/native/turn.py writes.
 template <class S>
 struct Turn : S {
-    using S::C, S::N, S::PIXELS_A_TASK;
-    static constexpr int CHUNKS = ceil_div(N, PIXELS_A_TASK);
+    using S::C, S::CHUNKS, S::N;
 
     static ES_NOINLINE void run_chunk(const float* __restrict x, float* __restrict y, int pixels) {
         for (int n = 0; n < pixels; ++n) {
@@ -28,9 +27,9 @@ struct Turn : S {
         const auto x = static_cast<const float*>(arguments[0]);
         const auto y = static_cast<float*>(arguments[1]);
         parallel(S::BATCH * CHUNKS, [&](int task) {
-            const int begin = task % CHUNKS * PIXELS_A_TASK;
+            const int chunk = task % CHUNKS, begin = part_begin(chunk, CHUNKS, N);
             const long map = long(task / CHUNKS) * N * C;
-            run_chunk(x + map + begin, y + map + long(begin) * C, smaller(PIXELS_A_TASK, N - begin));
+            run_chunk(x + map + begin, y + map + long(begin) * C, part_begin(chunk + 1, CHUNKS, N) - begin);
         }, long(S::BATCH) * N * C);
         return 0;
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edgesmith.kernels.native.tiles import LEAST_TASKS, ceil_div
+from edgesmith.kernels.native.tiles import tasks_of
 from edgesmith.kernels.native.toolchain import CpuTarget
 from edgesmith.kernels.native.unit import Argument, Unit, make_symbol, render
 
@@ -33,7 +33,7 @@ def emit(op: Turn, target: CpuTarget) -> Unit:
         "BATCH": op.batch,
         "C": op.channels,
         "N": op.pixels,
-        "PIXELS_A_TASK": ceil_div(op.pixels, LEAST_TASKS),
+        "CHUNKS": tasks_of(op.pixels),
     }
     source = render("turn", "Turn", symbol, target.instructions.lanes, constants)
     arguments = (

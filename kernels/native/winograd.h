@@ -24,23 +24,21 @@
 #pragma once
 
 #include "gemm.h"
-#include "pool.h"
 
 namespace es {
 
 // S has the constants that kernels/native/winograd.py writes.
 template <class S>
 struct Winograd : S {
-    using S::C, S::GROUPS_A_TASK, S::H, S::KH, S::LEFT, S::N, S::OUT, S::OW, S::PANEL_GROUPS, S::ROWS_A_TASK, S::W;
+    using S::C, S::CHUNKS, S::H, S::KH, S::LEFT, S::N, S::OUT, S::OW, S::PANEL_GROUPS, S::W;
     using Columns = Panels<N, S::V>;
     static constexpr int GROUPS_A_ROW = ceil_div(OW, OUT), PRODUCTS = OUT + 2;
     static_assert(OUT == 2 || OUT == 4);
     using Tall = Tiles<GROUPS_A_ROW, S::P>;
     static constexpr int INPUT_ROWS = S::BATCH * H, ROWS = S::BATCH * S::OH;
-    static constexpr int CHUNKS = ceil_div(GROUPS_A_ROW, GROUPS_A_TASK);
     static constexpr int K = PRODUCTS * KH * C;
     static constexpr long PLANE = long(INPUT_ROWS) * GROUPS_A_ROW * C;  // of one k
-    static constexpr int TASKS = ceil_div(ROWS, ROWS_A_TASK) * PANEL_GROUPS;
+    using Tasks = Grid<ROWS, S::ALONE, S::SHARED, PANEL_GROUPS>;
 
     // v of one group in one row of x.
     static ES_INLINE void transform(const float* line, int group, const float* zeros, float* v) {
@@ -153,13 +151,12 @@ struct Winograd : S {
         const auto v = static_cast<float*>(*arguments);
         parallel(INPUT_ROWS * CHUNKS, [&](int task) {
             alignas(64) static const float zeros[C] = {};
-            const int row = task / CHUNKS, begin = task % CHUNKS * GROUPS_A_TASK;
-            for (int group = begin; group < smaller(begin + GROUPS_A_TASK, GROUPS_A_ROW); ++group)
+            const int row = task / CHUNKS, chunk = task % CHUNKS, end = part_begin(chunk + 1, CHUNKS, GROUPS_A_ROW);
+            for (int group = part_begin(chunk, CHUNKS, GROUPS_A_ROW); group < end; ++group)
                 transform(x + long(row) * W * C, group, zeros, v + (long(row) * GROUPS_A_ROW + group) * C);
         });
-        parallel(TASKS, [&](int task) {
-            const int begin = task / PANEL_GROUPS * ROWS_A_TASK, end = smaller(begin + ROWS_A_TASK, ROWS);
-            Columns::template visit_group<PANEL_GROUPS>(task % PANEL_GROUPS, [&]<int COLUMNS>(int channel) {
+        Tasks::share([&](int begin, int end, int panels) {
+            Columns::template visit_group<PANEL_GROUPS>(panels, [&]<int COLUMNS>(int channel) {
                 const float* const panel = packed + long(channel) * (K + 1);
                 Ahead ahead{panel + long(K + 1) * Panel<COLUMNS>::PITCH, 0};
                 for (int row = begin; row < end; ++row)

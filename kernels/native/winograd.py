@@ -68,9 +68,8 @@ def emit(op: Winograd, target: CpuTarget) -> Unit:
         "STAGE": STAGE if op.outputs > 2 else layer.inputs,
         "P": tile.pixels,
         "V": tile.vectors,
-        "ROWS_A_TASK": tasks.units,
-        "PANEL_GROUPS": tasks.panel_groups,
-        "GROUPS_A_TASK": ceil_div(op.groups, ceil_div(LEAST_TASKS, input_rows)),
+        **tasks.constants,
+        "CHUNKS": min(op.groups, ceil_div(LEAST_TASKS, input_rows)),
     }
     symbol = dense.symbol.replace("convolution", "winograd", 1)
     source = render(
