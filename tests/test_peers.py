@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -21,7 +22,7 @@ from edgesmith.bench.peers import peaks as machine
 from edgesmith.bench.peers import peer as rivals
 from edgesmith.bench.peers import processes, referee, subject, worker
 from edgesmith.bench.peers.contest import Contest, Settings
-from edgesmith.bench.peers.peaks import Peaks
+from edgesmith.bench.peers.peaks import Meter, Peaks
 from edgesmith.bench.peers.peer import MODULE, Peer, Source
 from edgesmith.bench.peers.record import PeersRecord, RowRecord
 from edgesmith.bench.peers.subject import AS_WRITTEN, Form, Subject
@@ -29,7 +30,7 @@ from edgesmith.errors import BadInput
 from edgesmith.exporters.own.reference import InputSpec, OwnModule
 
 SETTINGS = Settings(seconds=0.2, launches=2)
-PEAKS = Peaks(100.0, 10.0, "a guess")
+METER = Meter(lambda seconds: (100.0, 10.0), "a guess")
 SOURCE = Source(MODULE, {"named": "doubling"}, None, ("x",), 1)
 
 
@@ -63,14 +64,14 @@ def doubling() -> Subject:
 
 def hold(peers: list[Peer], subject: Subject, folder: Path, settings: Settings = SETTINGS) -> Contest:
     folder.mkdir()
-    contest = Contest(subject, folder, settings)
+    contest = Contest(subject, folder, settings, METER)
     contest.enter(peers)
     assert contest.run()
     return contest
 
 
 def rows(contest: Contest) -> dict[str, RowRecord]:
-    return {row["peer"]: row for row in contest.record(PEAKS)["rows"]}
+    return {row["peer"]: row for row in contest.record()["rows"]}
 
 
 def test_every_peer_is_a_row_whatever_becomes_of_it(
@@ -94,7 +95,7 @@ def test_every_peer_is_a_row_whatever_becomes_of_it(
     slow = found["slow_peer"]["p50_ms"]
     assert slow is not None
     assert 10 <= slow["value"] < 100
-    assert found["slow_peer"]["share"] == pytest.approx(PEAKS.bound_ms(10**6, 96) / slow["value"])
+    assert found["slow_peer"]["share"] == pytest.approx(METER.peaks.bound_ms(10**6, 96) / slow["value"])
     assert found["exact_peer"]["error"] == 0
     assert found["exact_peer"]["version"] == "1.2"
     assert [len(found["slow_peer"]["rounds_ms"]), found["dying_peer"]["rounds_ms"]] == [2, []]
@@ -111,7 +112,7 @@ def test_the_faster_form_counts_and_ratios_are_to_ours(
 
     monkeypatch.setattr(contests, "export_forms", ours)
     contest = hold([slow, exact], doubling, tmp_path / "work")
-    record = contest.record(PEAKS)
+    record = contest.record()
     base = next(row for row in record["rows"] if row["ours"])
     assert (base["peer"], base["form"]) == ("slow_peer", "edgesmith, onnx")
     assert base["ratio"] is not None
@@ -128,7 +129,7 @@ def test_a_form_that_could_not_be_made_is_a_row(
     doubling: Subject, tmp_path: Path, stand_ins: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(contests, "export_forms", lambda *_: [Form("ours", MODULE, None, "edgesmith does not")])
-    contest = Contest(doubling, tmp_path, SETTINGS)
+    contest = Contest(doubling, tmp_path, SETTINGS, METER)
     contest.enter(stand_ins("exact_peer"))
     assert [(one.form.label, one.state, one.why) for one in contest.entries] == [
         (AS_WRITTEN, "timed", ""),
@@ -139,7 +140,7 @@ def test_a_form_that_could_not_be_made_is_a_row(
 def test_an_interrupted_contest_keeps_its_complete_launches(
     stand_ins: Callable[..., list[Peer]], doubling: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    contest = Contest(doubling, tmp_path, SETTINGS)
+    contest = Contest(doubling, tmp_path, SETTINGS, METER)
     contest.entries = [contests.Entry(stand_ins("exact_peer")[0], Form(AS_WRITTEN, MODULE, SOURCE), str(tmp_path))]
     warmed = contest._warm
 
@@ -171,7 +172,7 @@ def test_a_peer_that_does_not_open_is_out(
     name: str, state: str, said: str, doubling: Subject, tmp_path: Path, stand_ins: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(contests, "OPEN_S", 1.0 if name == "waiting_peer" else 60.0)
-    contest = Contest(doubling, tmp_path, SETTINGS)
+    contest = Contest(doubling, tmp_path, SETTINGS, METER)
     entry = contests.Entry(stand_ins(name)[0], Form(AS_WRITTEN, MODULE, SOURCE), str(tmp_path))
     with contests.ExitStack() as stack:
         assert contest._open(entry, stack) is None
@@ -180,7 +181,7 @@ def test_a_peer_that_does_not_open_is_out(
 
 def test_outputs_of_another_shape_with_the_same_numbers_are_right(doubling: Subject, tmp_path: Path) -> None:
     """Runtimes without a batch return none."""
-    contest = Contest(doubling, tmp_path, SETTINGS)
+    contest = Contest(doubling, tmp_path, SETTINGS, METER)
     outputs = [[y.flatten() for y in calls] for calls in doubling.reference]
     assert contest._check(outputs) == 0
     outputs[1][0][0] += 0.3  # the peak is 3
@@ -259,26 +260,64 @@ def test_a_task_in_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 def test_the_roofline_is_the_later_of_the_two() -> None:
     assert Peaks(100.0, 10.0, "").bound_ms(10**9, 10**6) == pytest.approx(20.0)
     assert Peaks(100.0, 10.0, "").bound_ms(10**6, 10**9) == pytest.approx(100.0)
-    assert Peaks(1.0, 4.0, "x").best(Peaks(2.0, 3.0, "x")) == Peaks(2.0, 4.0, "x")
 
 
+@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("compilers", [machine.COMPILERS, ()])
 def test_peaks_are_measured_with_a_compiler_and_without(
-    compilers: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+    compilers: tuple[str, ...], threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine, "COMPILERS", compilers)
-    found = machine.measure_peaks(1, 0.02)
-    assert 1 < found.fma_gflops < 2000
-    assert 0.2 < found.bandwidth_gb_s < 2000
-    if not compilers:
-        assert "no C compiler" in found.measured_by
+    with machine.measuring(threads, 1 << 20) as meter:
+        meter.take(0.02)
+        found = meter.peaks
+    assert 1 < found.fma_gflops < 4000
+    assert 0.2 < found.bandwidth_gb_s < 4000
+    assert ("no C compiler" in found.measured_by) == (not compilers)
 
 
 def test_a_compiler_that_fails_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = tmp_path / "cc"
-    broken.write_text("#!/bin/sh\nexit 1\n")
-    broken.chmod(0o755)
-    assert machine._by_loop(str(broken), tmp_path / "peaks", 1, 0.02) is None
+    """One fails, one builds what ends at once, and one what says nothing that is a number."""
+    for name, program in (("fails", None), ("ends", "exit 0"), ("speaks", "echo 1 one")):
+        compiler = tmp_path / name
+        made = (
+            "exit 1"
+            if program is None
+            else f'printf \'#!/bin/sh\\n{program}\\n\' > "${{@: -1}}"; chmod +x "${{@: -1}}"'
+        )
+        compiler.write_text(f"#!/bin/bash\n{made}\n")
+        compiler.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(machine, "COMPILERS", ("fails", "ends", "speaks"))
+    with machine.measuring(1, 1 << 12) as meter:
+        assert "no C compiler" in meter.peaks.measured_by
+
+
+def test_peaks_are_medians_of_the_slots() -> None:
+    """The first one is measured before the peers are there, on an idle machine."""
+    found = iter([(900.0, 90.0), (10.0, 1.0), (30.0, 5.0), ValueError("ended"), (20.0, 3.0)])
+
+    def measure(seconds: float) -> tuple[float, float]:
+        if isinstance(one := next(found), ValueError):
+            raise one
+        return one
+
+    meter = Meter(measure, "a guess")
+    assert meter.peaks == Peaks(900.0, 90.0, "a guess")
+    for _ in range(4):
+        meter.take()
+    assert meter.peaks == Peaks(20.0, 3.0, "a guess")
+
+
+def test_peaks_have_a_slot_in_every_round(doubling: Subject, tmp_path: Path, stand_ins: Any) -> None:
+    taken: list[float] = []
+    meter = Meter(lambda seconds: (taken.append(seconds) or 100.0, 10.0), "a guess")
+    (tmp_path / "work").mkdir()
+    contest = Contest(doubling, tmp_path / "work", SETTINGS, meter)
+    contest.enter(stand_ins("exact_peer"))
+    assert contest.run()
+    rounds = next(entry.rounds_ms for entry in contest.entries if entry.is_in)
+    assert len(taken) == 1 + sum(map(len, rounds))
 
 
 @pytest.mark.parametrize(
@@ -309,7 +348,7 @@ def held(monkeypatch: pytest.MonkeyPatch, doubling: Subject, stand_ins: Any) -> 
     entered = stand_ins("exact_peer", "missing_peer")
     monkeypatch.setattr(rivals, "choose", lambda names: entered)
     monkeypatch.setattr(referee, "prepare", lambda words: doubling)
-    monkeypatch.setattr(referee, "measure_peaks", lambda threads: PEAKS)
+    monkeypatch.setattr(referee, "measuring", lambda threads, moved: contextlib.nullcontext(METER))
     monkeypatch.setattr(referee, "busy_cores", lambda: 0.0)
 
 

@@ -5,6 +5,8 @@
               with one slot for each, one process at a time, the others waiting
     rows      figures over launches, by bench/statistics.py
 
+The machine's peaks have a slot in every round, too.
+
 As in measure.py launches come in pairs, the second in the reverse order of the first, and so do rounds. A peer that
 refuses, crashes or computes something else is out from then on, and its row says why. An interrupted contest keeps its
 complete launches.
@@ -23,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from edgesmith.bench.peers.peaks import Peaks
+from edgesmith.bench.peers.peaks import Meter
 from edgesmith.bench.peers.peer import MODULE, Peer, Source, find, keep_file
 from edgesmith.bench.peers.processes import Out, Process, State, process_of
 from edgesmith.bench.peers.record import IntervalRecord, ModelRecord, RowRecord
@@ -110,8 +112,9 @@ class Entry:
 class Contest:
     """A contest under way: its entries, and the launches that are complete."""
 
-    def __init__(self, subject: Subject, folder: Path, settings: Settings) -> None:
+    def __init__(self, subject: Subject, folder: Path, settings: Settings, meter: Meter) -> None:
         self.subject, self.folder, self.settings, self.entries = subject, folder, settings, list[Entry]()
+        self.meter = meter
         self.launches = 0
         self._inputs = folder / "inputs"
         write_arrays(subject.inputs, self._inputs)
@@ -245,6 +248,7 @@ class Contest:
                 return rounds
             if count and count % 2 == 0 and time.perf_counter() - start >= seconds:
                 return rounds
+            self.meter.take()
             for entry in (order[i] for i in turn if order[i].is_in):
                 try:
                     rounds[id(entry)].append(median(opened[id(entry)].ask("slot", SLOT_S)["samples_ms"]))
@@ -252,8 +256,9 @@ class Contest:
                     entry.leave(out)
         raise AssertionError("turns have no end")
 
-    def record(self, peaks: Peaks) -> ModelRecord:
+    def record(self) -> ModelRecord:
         """Return what has come of it, under the machine's peaks."""
+        peaks = self.meter.peaks
         bound = peaks.bound_ms(self.subject.macs, self.subject.bytes)
         timed = [entry for entry in self.entries if entry.is_in and entry.rounds_ms]
         middle = {id(entry): quantile(entry.rounds_ms, 0.5, CONFIDENCE) for entry in timed}

@@ -57,7 +57,7 @@ class RowRecord(TypedDict):
 
 
 class PeaksRecord(TypedDict):
-    """The measured peaks of the machine on so many threads, and by what they were measured."""
+    """The peaks of the machine on so many threads, medians of a slot in every round, and by what they were measured."""
 
     fma_gflops: float
     bandwidth_gb_s: float
@@ -71,7 +71,7 @@ class ModelRecord(TypedDict):
         macs: multiply-accumulates of convolutions and matrix products as PyTorch runs the module as written.
         bytes: of weights, inputs and outputs, each once.
         bound_ms: the roofline's, milliseconds.
-        peaks: before and after, the higher of the two.
+        peaks: of the machine, in turn with the peers.
     """
 
     model: str

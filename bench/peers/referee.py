@@ -18,7 +18,7 @@ from edgesmith import records
 from edgesmith._version import __version__
 from edgesmith.bench.measure import check_cores, describe_load, this_machine
 from edgesmith.bench.peers.contest import Contest, Settings
-from edgesmith.bench.peers.peaks import Peaks, measure_peaks
+from edgesmith.bench.peers.peaks import measuring
 from edgesmith.bench.peers.peer import Peer
 from edgesmith.bench.peers.record import SCHEMA, ModelRecord, PeersRecord
 from edgesmith.bench.peers.subject import Words, prepare
@@ -103,16 +103,16 @@ def _hold_contest(
 ) -> bool:
     """Hold one contest, and put what comes of it into the record. Returns whether all its launches were made."""
     before = list(record["models"])
-    with tempfile.TemporaryDirectory(prefix="edgesmith-") as folder:
+    with tempfile.TemporaryDirectory(prefix="edgesmith-") as folder, contextlib.ExitStack() as stack:
         with heard.watch("PyTorch"):
             subject = prepare(words)
         with heard.watch("peaks of the machine"):
-            peaks = measure_peaks(settings.threads)
-        contest = Contest(subject, Path(folder), settings)
+            meter = stack.enter_context(measuring(settings.threads, subject.bytes))
+        contest = Contest(subject, Path(folder), settings, meter)
         contest.enter(peers, heard.watch)
 
-        def keep(found: Peaks) -> None:
-            record["models"] = [*before, contest.record(found)]
+        def keep() -> None:
+            record["models"] = [*before, contest.record()]
             _write(record, heard)
 
         with heard.progress(f"measure {subject.name}") as on_progress:
@@ -120,10 +120,10 @@ def _hold_contest(
             def hear(done: int, of: int) -> None:
                 on_progress(done, of)
                 if done:
-                    keep(peaks)
+                    keep()
 
             is_whole = contest.run(hear)
-        keep(peaks.best(measure_peaks(settings.threads)))
+        keep()
     return is_whole
 
 
