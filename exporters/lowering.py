@@ -111,6 +111,7 @@ class Lowering:
             finds_islands=self._target.finds_islands,
             largest_int8_weight=self._target.largest_int8_weight,
             int8_is_dense=self._target.int8_is_dense,
+            int8_joins=self._target.int8_joins,
             lossy_operators=lossy_operators,
             run_file=run_file,
             other_classes=judge.of_file.other_classes(),

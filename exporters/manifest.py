@@ -482,6 +482,7 @@ class Int8Record(TypedDict):
         macs: multiply-accumulates of the first batch, `all` and `int8`.
         snr_db: on the calibration inputs, against the program in float; null where equal.
         calibration: the data, see calibration.py.
+        joined: of targets that can have integers between layers, whether this file has.
     """
 
     layers: int
@@ -491,6 +492,7 @@ class Int8Record(TypedDict):
     weight_bits: int
     snr_db: float | None
     calibration: CalibrationRecord
+    joined: NotRequired[bool]
 
 
 class Manifest(TypedDict):

@@ -26,7 +26,7 @@ from edgesmith.exporters.figures import measure
 from edgesmith.exporters.graph.capture import Program, capture, run
 from edgesmith.exporters.graph.edit import count_operators
 from edgesmith.exporters.inputs import COUNT, seeded_inputs
-from edgesmith.exporters.precision import calibration
+from edgesmith.exporters.precision import calibration, int8
 from edgesmith.exporters.precision.int8 import (
     Histogram,
     find_layers,
@@ -414,14 +414,16 @@ def test_export_writes_the_same_bytes_again_and_warns_without_data(target: str, 
         "top1": "every decided input",
     }
     found = manifest["int8"]
-    assert (found["layers"], found["sums"], found["share_of_macs"]) == (6, 1, 1.0)
+    sums = {"onnx": 2, "tensorrt": 1}[target]  # all that lie between layers, or those whose other operand a layer reads
+    assert (found["layers"], found["sums"], found["share_of_macs"]) == (6, sums, 1.0)
+    assert found.get("joined") == {"onnx": True, "tensorrt": None}[target]
     assert found["weight_bits"] == {"onnx": 7, "tensorrt": 8}[target]
     assert found["calibration"]["source"] == "random"
     assert found["calibration"]["seeds"] == "8 to 15"
     assert "real data is unknown" in found["calibration"]["warning"]
     assert "keep_fp32" not in manifest
     assert manifest["verification"]["steps"][2]["snr_db"] > 30
-    assert manifest["operators"]["file"]["QuantizeLinear"] == 6
+    assert manifest["operators"]["file"]["QuantizeLinear"] == {"onnx": 11, "tensorrt": 6}[target]
     _, steps = edgesmith.verify(artifact.path)
     assert steps[2] == manifest["verification"]["steps"][2]
     with random_calibration():
@@ -588,7 +590,9 @@ def test_without_data_the_command_line_warns_loudly(edgesmith: Callable[..., Any
     result = edgesmith("export", "-m", "lmuformer", "-t", "onnx", "-p", "int8", "--frames", "16")
     assert "edgesmith: WARNING: int8 was calibrated on random inputs" in result.stderr
     assert result.returncode == 0, result.stderr
-    assert "7-bit weights; calibrated on 8 calls, judged on 4 others" in " ".join(result.stdout.split())
+    assert "7-bit weights, integers between layers; calibrated on 8 calls, judged on 4 others" in " ".join(
+        result.stdout.split()
+    )
     assert "WARNING: int8 was calibrated on random inputs" in " ".join(result.stdout.split())
 
 
@@ -860,7 +864,7 @@ def test_a_model_without_layers_is_refused_in_a_sentence(tmp_path: Path) -> None
     ("name", "weights"), [("casvit_xs", "fixture"), ("efficientvim_m1", None), ("affnet_et", None)]
 )
 def test_three_models_reach_20_db_with_four_fifths_of_their_macs_in_int8(
-    name: str, weights: str | None, fixtures: Path, rebuild: Any, tmp_path: Path
+    name: str, weights: str | None, fixtures: Path, rebuild: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At the published size, on held-out inputs, and engines for two capabilities.
 
@@ -881,6 +885,10 @@ def test_three_models_reach_20_db_with_four_fifths_of_their_macs_in_int8(
     assert counts["DequantizeLinear"] > counts["QuantizeLinear"] > 20
     if targets.get("tensorrt").missing_packages():
         pytest.skip("tensorrt_rtx is not installed")
+    if made.manifest["int8"]["joined"]:  # TensorRT takes no activations without a sign
+        monkeypatch.setattr(int8, "_join", lambda *_: None)
+        with random_calibration():
+            made = edgesmith.export(name, "onnx", weights=checkpoint, precision="int8", out=tmp_path / "signed")
     for capability in ("8.6", "12.0"):
         content, _ = build(made.file, capability)
         assert content.startswith(b"vtrt")

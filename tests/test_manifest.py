@@ -327,6 +327,7 @@ KINDS: dict[str, dict[str, Any]] = {
             "weight_bits": 8,
             "snr_db": None,
             "calibration": {"source": "random", "calls": 2, "held_out": 1, "seeds": "1 to 2", "warning": "w"},
+            "joined": True,
         }
     },
 }

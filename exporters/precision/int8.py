@@ -11,10 +11,12 @@ constant weights, and a constant bias or none: b' cannot stand for a bias that i
 however many layers read it. A sum behind a layer reads the rounded value too, so that a residual need only be kept in
 int8.
 
-Everything else stays float, and so does every fused op that says why (`FusedOp.stays_float`). Layers inside other fused
-ops are layers like any, but where a target's int8 is for dense products alone (`Target.int8_is_dense`). Zero points are
-0, as TensorRT wants it. In the graph these are PyTorch's own operators, `quantized_decomposed`, which torch's ONNX
-exporter writes as QuantizeLinear and DequantizeLinear.
+Where a runtime computes in integers between layers as well, and outputs stay far enough from what is wanted, values
+there are rounded, too, and without a sign: see int8_joined.py. Everything else stays float, and so does every fused op
+that says why (`FusedOp.stays_float`). Layers inside other fused ops are layers like any, but where a target's int8 is
+for dense products alone (`Target.int8_is_dense`). Zero points are 0 else, as TensorRT wants it. In the graph these are
+PyTorch's own operators, `quantized_decomposed`, which torch's ONNX exporter writes as QuantizeLinear and
+DequantizeLinear.
 
 While the outputs miss the wanted SNR on the calibration inputs, what costs most goes back to float, by sensitivity: the
 noise at the outputs that one layer alone makes. Independent noises add up, so how many have to go follows from
@@ -36,7 +38,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -63,6 +65,7 @@ from edgesmith.exporters.graph.interpret import interpret, recompute
 from edgesmith.exporters.graph.linear import Linear, along, spelled
 from edgesmith.exporters.precision.exact_modules import keep_exact
 from edgesmith.exporters.precision.int8_in_file import find_spoiling
+from edgesmith.exporters.precision.int8_joined import find_rounded
 from edgesmith.exporters.precision.task import CountsMacs, RunFile, Thresholds, Typed, TypingTask, runs_nothing
 from edgesmith.kernels.op import all_ops
 
@@ -81,6 +84,9 @@ CORRECTION_INPUTS = 8
 
 SENSITIVITY_INPUTS = 2
 
+JOIN_MARGIN_DB = 3.0
+"""How much better than that outputs have to be for what lies between layers to be rounded as well."""
+
 ROUNDS = 6
 """How often layers may go back to float before the rest is left as it is; verification then says what is missing."""
 
@@ -94,6 +100,8 @@ LEAST_PRODUCT = 2.0**-100
 FILE_LOSS_DB = 1.0
 """How much of the program's SNR the file may lose to another rounding."""
 
+Reach = Literal["layers", "dense", "joined"]
+
 _quantised = torch.ops.quantized_decomposed
 
 
@@ -106,6 +114,7 @@ class Quantised:
         layers, sums: how many are int8.
         snr_db: of the worst output on the calibration inputs, against the program in float; None where equal.
         error: of the worst output, relative to its peak.
+        is_joined: what lies between layers is rounded too.
     """
 
     program: Program
@@ -114,6 +123,7 @@ class Quantised:
     sums: int
     snr_db: float | None
     error: float = 0.0
+    is_joined: bool = False
 
 
 def quantise(
@@ -124,7 +134,7 @@ def quantise(
     run_file: RunFile = runs_nothing,
     most_error: float = math.inf,
     exact: Mapping[str, str] = MappingProxyType({}),
-    dense_only: bool = False,
+    reach: Reach = "layers",
 ) -> Quantised:
     """The program with int8 layers; as few of them as the inputs ask for stay float.
 
@@ -136,42 +146,73 @@ def quantise(
         run_file: of the task; runs the file that a program becomes.
         most_error: that an output may have, relative to its peak.
         exact: nodes that stay float whatever the inputs say, each with the reason.
-        dense_only: whether convolutions of groups, the layers inside fused ops and the sums behind layers stay float.
+        reach: `layers`, also those inside fused ops, and sums behind layers; only `dense` ones, without any of these
+            and without convolutions of groups; or layers and what lies between them, `joined` (int8_joined.py).
 
     Raises:
         Unsupported: there is no layer that could be int8.
         BadInput: the program does not run on an input, such as an index into a table that ends before it.
     """
-    program = program if dense_only else open_fused(program)
-    layers = [layer for layer in find_layers(program.module) if layer.groups == 1 or not dense_only]
+    program = program if reach == "dense" else open_fused(program)
+    layers = [layer for layer in find_layers(program.module) if layer.groups == 1 or reach != "dense"]
     if not layers:
         raise Unsupported(
             "int8 is for convolutions and matmuls with constant float32 weights and no computed bias, and this model"
             " has none; use --precision fp32"
         )
+    exact = {**find_computed_biases(program.module), **exact}
+    wanted = Thresholds(most_error, snr_db + MARGIN_DB)
+    if reach == "joined":
+        seen = _observe(program, layers, inputs, largest_weight, joins=True)
+        if (joined := _join(program, layers, seen, exact, inputs, wanted, run_file)) is not None:
+            return joined
+    seen = replace(_observe(program, layers, inputs, largest_weight), rounds_sums=reach != "dense")
+    kept = dict(exact)
+    seen = _choose_ranges(program, layers, seen, kept, inputs[:CORRECTION_INPUTS], Thresholds(most_error, snr_db))
+    costs: dict[str, float] | None = None
+    for _ in range(ROUNDS):
+        found = _apply(program, layers, seen, kept, inputs[:CORRECTION_INPUTS])
+        now_db = _reached(found.snr_db, found.error, wanted.snr_db, most_error)
+        if now_db >= wanted.snr_db:
+            break
+        if costs is None:
+            costs = sensitivities(program, layers, seen, inputs[:SENSITIVITY_INPUTS])
+        more = _choose(layers, seen, costs, kept, now_db, wanted.snr_db)
+        if not more:
+            break
+        kept |= more
+    return _settle_in_file(program, layers, seen, found, inputs, wanted, run_file)
+
+
+def _join(
+    program: Program,
+    layers: Sequence[Linear],
+    seen: Seen,
+    exact: Mapping[str, str],
+    inputs: Sequence[Sequence[Tensor]],
+    wanted: Thresholds,
+    run_file: RunFile,
+) -> Quantised | None:
+    """Return the program with what lies between its layers rounded too; None where that costs too much of the SNR."""
+    seen = _choose_ranges(program, layers, seen, exact, inputs[:CORRECTION_INPUTS], wanted)
+    found = _apply(program, layers, seen, exact, inputs[:CORRECTION_INPUTS])
+    if _reached(found.snr_db, found.error, wanted.snr_db, wanted.relative_error) < wanted.snr_db + JOIN_MARGIN_DB:
+        return None
+    settled = _settle_in_file(program, layers, seen, found, inputs, wanted, run_file)
+    return None if len(settled.kept) > len(exact) else settled
+
+
+def _observe(
+    program: Program, layers: Sequence[Linear], inputs: Sequence[Sequence[Tensor]], largest: int, joins: bool = False
+) -> Seen:
+    """Return what is seen on the calibration inputs. Raises BadInput where the model does not run on one."""
     try:
-        seen = replace(observe(program, layers, inputs, largest_weight), rounds_sums=not dense_only)
+        return observe(program, layers, inputs, largest, joins)
     except (IndexError, RuntimeError) as error:
         raise BadInput(
             f"--calibration: the model does not run on what it was given ({str(error).partition(chr(10))[0]});"
             " give samples that it takes"
         ) from error
-    kept = {**find_computed_biases(program.module), **exact}
-    seen = _choose_ranges(program, layers, seen, kept, inputs[:CORRECTION_INPUTS], Thresholds(most_error, snr_db))
-    costs: dict[str, float] | None = None
-    for _ in range(ROUNDS):
-        found = _apply(program, layers, seen, kept, inputs[:CORRECTION_INPUTS])
-        now_db = _reached(found.snr_db, found.error, snr_db + MARGIN_DB, most_error)
-        if now_db >= snr_db + MARGIN_DB:
-            break
-        if costs is None:
-            costs = sensitivities(program, layers, seen, inputs[:SENSITIVITY_INPUTS])
-        more = _choose(layers, seen, costs, kept, now_db, snr_db + MARGIN_DB)
-        if not more:
-            break
-        kept |= more
-    wanted = Thresholds(most_error, snr_db + MARGIN_DB)
-    return _settle_in_file(program, layers, seen, found, inputs, wanted, run_file)
 
 
 def _choose_ranges(
@@ -328,11 +369,13 @@ class Histogram:
     def __init__(self) -> None:
         self.counts = torch.zeros(self.BINS, dtype=torch.int64)
         self.width = 0.0
+        self.is_negative = False
 
     def add(self, value: Tensor) -> None:
         step = max(1, value.numel() // self.SAMPLES)
         while math.gcd(step, value.numel()) > 1:  # or it would see some columns of a map more often than others
             step += 1
+        self.is_negative = self.is_negative or bool((value < 0).any())
         sizes = value.detach().flatten()[::step].abs().nan_to_num(0.0, 0.0, 0.0)
         peak = float(sizes.max()) if sizes.numel() else 0.0
         if not peak:
@@ -355,6 +398,26 @@ class Histogram:
 
 
 @dataclass(frozen=True)
+class Grid:
+    """The numbers that a value is rounded to: a scale times the integers from `least` to `most`, less `zero`."""
+
+    zero: int
+    least: int
+    most: int
+    dtype: torch.dtype
+
+    @property
+    def steps(self) -> int:
+        """The largest multiple of the scale."""
+        return self.most - self.zero
+
+
+SIGNED = Grid(0, LEAST, MOST, torch.int8)
+POSITIVE, AROUND_128 = Grid(0, 0, 255, torch.uint8), Grid(128, 0, 255, torch.uint8)
+"""Without a sign: of what was never negative, and of all other values."""
+
+
+@dataclass(frozen=True)
 class Seen:
     """The values that a program met in float over the calibration inputs.
 
@@ -365,7 +428,9 @@ class Seen:
         outputs: for each of these inputs.
         largest_weight: as an integer.
         widest: scales with which nothing that was met is clipped.
+        grids: the numbers that each of these values is rounded to.
         rounds_sums: whether sums behind layers read what layers read, rounded.
+        joins: whether what lies between layers is rounded too.
     """
 
     scales: Mapping[Node, float]
@@ -374,7 +439,9 @@ class Seen:
     outputs: Sequence[Sequence[Tensor]]
     largest_weight: int
     widest: Mapping[Node, float]
+    grids: Mapping[Node, Grid]
     rounds_sums: bool = True
+    joins: bool = False
 
     def sums(self, layers: Sequence[Linear]) -> dict[Node, list[tuple[Node, int]]]:
         """Return the sums that are rounded, of layers that are int8: as `find_sums`."""
@@ -382,12 +449,17 @@ class Seen:
 
 
 def observe(
-    program: Program, layers: Sequence[Linear], inputs: Sequence[Sequence[Tensor]], largest_weight: int = MOST
+    program: Program,
+    layers: Sequence[Linear],
+    inputs: Sequence[Sequence[Tensor]],
+    largest_weight: int = MOST,
+    joins: bool = False,
 ) -> Seen:
     """Run a program in float: ranges over all inputs, means of outputs over the first few."""
     macs: dict[str, int] = {}
     outputs: list[list[Tensor]] = []
-    histograms = {layer.read: Histogram() for layer in layers}
+    values = find_rounded(program.module, layers) if joins else {layer.read: layer.read for layer in layers}
+    histograms = {node: Histogram() for node in values.values()}
     by_node = {layer.node: layer for layer in layers}
     sums: dict[Node, list[Tensor]] = {}
     for i, given in enumerate(inputs):
@@ -400,15 +472,19 @@ def observe(
                 sums.setdefault(node, []).append(_by_channel(layer, value))
             if node.op == "output" and i < CORRECTION_INPUTS:
                 outputs.append([y.double() for y in tree_leaves(value)])
-    scales = {node: _scale(histogram.percentile(RANGE_PERCENT)) for node, histogram in histograms.items()}
     means = {node: torch.stack(parts).mean(0) for node, parts in sums.items()}
-    widest = {node: _scale(histogram.percentile(100.0)) for node, histogram in histograms.items()}
-    return Seen(scales, macs, means, outputs, largest_weight, widest)
+    unsigned = {node: AROUND_128 if one.is_negative else POSITIVE for node, one in histograms.items()}
+    grids = {node: unsigned[of] if joins else SIGNED for node, of in values.items()}
+
+    def scales(per_cent: float) -> dict[Node, float]:
+        return {node: _scale(histograms[of].percentile(per_cent), grids[node].steps) for node, of in values.items()}
+
+    return Seen(scales(RANGE_PERCENT), macs, means, outputs, largest_weight, scales(100.0), grids, joins=joins)
 
 
-def _scale(limit: float) -> float:
+def _scale(limit: float, steps: int = MOST) -> float:
     """The scale of a range, as a float32 has it; 1 for what was always zero."""
-    return float(torch.tensor(limit / MOST)) if limit / MOST > torch.finfo(torch.float32).tiny else 1.0
+    return float(torch.tensor(limit / steps)) if limit / steps > torch.finfo(torch.float32).tiny else 1.0
 
 
 def _by_channel(layer: Linear, value: Tensor) -> Tensor:
@@ -429,14 +505,19 @@ def _apply(
     chosen = [layer for layer in layers if layer.node.name not in kept]
     rounded: dict[Node, Node] = {}
     for value in dict.fromkeys(layer.read for layer in chosen):
-        rounded[value] = _round_value(module, twins[value], seen.scales[value])
+        rounded[value] = _round_value(module, twins[value], seen.scales[value], seen.grids[value])
+    if seen.joins:
+        for value in find_rounded(program.module, chosen):
+            if value not in rounded:
+                rounded[value] = _round_value(module, twins[value], seen.scales[value], seen.grids[value])
+        _read_rounded({twins[value]: made for value, made in rounded.items()})
     for layer in chosen:
         node = twins[layer.node]
         weight = _round_weight(module, node, layer, seen)
         args = list(arguments(node))
         args[layer.at.data], args[layer.at.weight] = rounded[layer.read], weight
         node.args, node.kwargs = _by_kind(node, args)
-    count = 0
+    count = sum(value.target is aten.add.Tensor for value in rounded) if seen.joins else 0
     for value, readers in seen.sums(chosen).items():
         for reader, i in readers:
             if reader.name not in kept:
@@ -444,7 +525,7 @@ def _apply(
                 count += 1
     outputs = _correct_biases(module, {twins[layer.node]: layer for layer in chosen}, seen, inputs)
     snr, error = _snr_db(seen.outputs, outputs), _error(seen.outputs, outputs)
-    return Quantised(with_module(program, tidy(module)), dict(kept), len(chosen), count, snr, error)
+    return Quantised(with_module(program, tidy(module)), dict(kept), len(chosen), count, snr, error, seen.joins)
 
 
 def _correct_biases(
@@ -482,13 +563,20 @@ def _by_kind(node: Node, values: Sequence[Any]) -> tuple[tuple[Any, ...], dict[s
     return by_position, {argument.name: value for argument, value in named if argument.kwarg_only}
 
 
-def _round_value(module: GraphModule, node: Node, scale: float) -> Node:
-    """A value as int8 holds it, after the node that makes it; after all placeholders when it is one."""
+def _read_rounded(rounded: Mapping[Node, Node]) -> None:
+    """Have all readers of values read them rounded, but the model's outputs."""
+    for value, made in rounded.items():
+        value.replace_all_uses_with(made, lambda user, own=made.args[0]: user is not own and user.op != "output")
+
+
+def _round_value(module: GraphModule, node: Node, scale: float, grid: Grid) -> Node:
+    """A value as integers hold it, after the node that makes it; after all placeholders when it is one."""
     after = [n for n in module.graph.nodes if n.op == "placeholder"][-1] if node.op == "placeholder" else node
     emit = Emitter(module, after.next)
     emit.source = node
-    numbers = emit(_quantised.quantize_per_tensor.default, node, scale, 0, LEAST, MOST, torch.int8)
-    return emit(_quantised.dequantize_per_tensor.default, numbers, scale, 0, LEAST, MOST, torch.int8)
+    range_of_all = (scale, grid.zero, grid.least, grid.most, grid.dtype)
+    numbers = emit(_quantised.quantize_per_tensor.default, node, *range_of_all)
+    return emit(_quantised.dequantize_per_tensor.default, numbers, *range_of_all)
 
 
 def _round_weight(module: GraphModule, node: Node, layer: Linear, seen: Seen) -> Node:
@@ -606,7 +694,10 @@ def sensitivities(
 
 def _rounded_alone(layers: Sequence[Linear], seen: Seen, values: Mapping[Node, Any]) -> Iterator[tuple[Node, Tensor]]:
     """Each layer, and each sum behind one, with what it makes of rounded operands."""
-    rounded = {read: _as_int8(values[read], seen.scales[read]) for read in dict.fromkeys(one.read for one in layers)}
+    rounded = {
+        read: _as_integers(values[read], seen.scales[read], seen.grids[read])
+        for read in dict.fromkeys(one.read for one in layers)
+    }
 
     def made(node: Node, given: Sequence[Any]) -> Tensor:
         args, kwargs = torch.fx.map_arg(_by_kind(node, given), values.__getitem__)
@@ -626,8 +717,8 @@ def _rounded_alone(layers: Sequence[Linear], seen: Seen, values: Mapping[Node, A
         yield reader, made(reader, args)
 
 
-def _as_int8(value: Tensor, scale: float) -> Tensor:
-    return (value / scale).round().clamp(LEAST, MOST) * scale
+def _as_integers(value: Tensor, scale: float, grid: Grid) -> Tensor:
+    return (value / scale).round().clamp(grid.least - grid.zero, grid.steps) * scale
 
 
 def _choose(
@@ -682,7 +773,7 @@ def type_int8(program: Program, task: TypingTask) -> Typed:
         task.run_file,
         limits.relative_error,
         exact,
-        task.int8_is_dense,
+        "dense" if task.int8_is_dense else "joined" if task.int8_joins else "layers",
     )
 
     def describe(file: CountsMacs) -> dict[str, Any]:
@@ -696,6 +787,7 @@ def type_int8(program: Program, task: TypingTask) -> Typed:
                 "weight_bits": largest.bit_length() + 1,
                 "snr_db": None if found.snr_db is None else round(found.snr_db, 1),
                 "calibration": data.described,
+                **({"joined": found.is_joined} if task.int8_joins else {}),
             }
         }
 

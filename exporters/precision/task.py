@@ -72,7 +72,7 @@ class TypingTask:
         calibration: the data of the caller's; None where the precision needs none.
         thresholds: that every output has to reach.
         is_step: whether the program is one step of a sequence, to which whole inputs say nothing.
-        types_programs, finds_islands, largest_int8_weight, int8_is_dense: of the target, see `Target`.
+        types_programs, finds_islands, largest_int8_weight, int8_is_dense, int8_joins: of the target, see `Target`.
         lossy_operators: lowers the program with some operators kept in fp32, and returns those that still spoil its
             numbers, each with the reason. Of targets whose converter types the program.
         run_file: shows what the file makes of a typed program, in each runtime that is here.
@@ -95,3 +95,4 @@ class TypingTask:
     operators_in: Callable[[Sequence[str]], Mapping[str, str]] = names_nothing
     fp32_module: str = ""
     int8_is_dense: bool = False
+    int8_joins: bool = False

@@ -67,8 +67,7 @@ def lower(program: Program, path: Path, request: Request, coarse_from: Mapping[s
     table: dict[Any, Any] = {
         op.overload: op.lowerings[LOWERINGS] for op in all_ops().values() if LOWERINGS in op.lowerings
     }
-    table[torch.ops.aten.group_norm.default] = _group_norm
-    table[torch.ops.aten.clamp.default] = _clamp
+    table |= _own_translations(request)
     with quiet(), _exact_units(), _registry_once(), _traced_where_needed():
         try:
             written = torch.onnx.export(
@@ -105,6 +104,15 @@ def lower(program: Program, path: Path, request: Request, coarse_from: Mapping[s
         done += _legalize_for_tensorrt(model, request.profile.cuda)
     _onnx_norms.record(model, done)
     path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _own_translations(request: Request) -> dict[Any, Any]:
+    """Return the translations of OWN_TRANSLATIONS, and of means in int8."""
+    import torch
+
+    aten = torch.ops.aten
+    means = {aten.mean.dim: _mean} if request.precision.calibrates else {}
+    return {aten.group_norm.default: _group_norm, aten.clamp.default: _clamp, **means}
 
 
 def _spell_for_runtime(model: onnx.ModelProto, is_half: bool) -> None:
@@ -170,6 +178,18 @@ def _clamp(x: Any, least: float | None = None, most: float | None = None) -> Any
     if least is not None and most is not None and least > most:
         return op.Min(op.Max(x, low), high)
     return op.Clip(x, low, high)
+
+
+def _mean(x: Any, dim: Sequence[int] | None = None, keepdim: bool = False, *, dtype: int | None = None) -> Any:
+    """Mean; of whole maps that stay maps as a GlobalAveragePool, of which ONNX Runtime has a kernel for integers."""
+    from onnxscript import opset20
+
+    op: Any = opset20  # as above
+    rank = len(x.shape)
+    axes = sorted(axis % rank for axis in dim) if dim else list(range(rank))
+    if rank == 4 and axes == [2, 3] and keepdim:
+        return op.GlobalAveragePool(x)
+    return op.ReduceMean(x, op.Constant(value_ints=axes), keepdims=int(keepdim))
 
 
 @contextlib.contextmanager

@@ -94,4 +94,5 @@ TARGET = Onnx(
     # 7 bits: kernels for x86 without VNNI add two products of 8 bits in 16, and with 8 bits of both they saturate:
     # 18 dB where 50 were due, on AVX2. ONNX Runtime's "Quantize ONNX models" calls it reduce_range.
     largest_int8_weight=63,
+    int8_joins=True,
 )

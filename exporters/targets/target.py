@@ -288,6 +288,8 @@ class Target(ABC):
             converter does that, by the request.
         finds_islands: whether a half-precision program keeps in fp32 what calibration inputs say needs it.
         largest_int8_weight: 127, or 63 for runtimes that add two 8-bit products in 16 bits; None without int8.
+        int8_joins: whether its runtime takes integers for what lies between layers too, and is slow without
+            (int8_joined.py).
         int8_is_dense: whether int8 is for dense products alone, since nothing else is faster in it: convolutions of
             groups, the layers inside fused ops and the sums behind layers stay float.
         coarse_from: lengths from which the runtime's reductions round more coarsely than PyTorch's, by the format's
@@ -328,6 +330,7 @@ class Target(ABC):
     finds_islands: bool = False
     largest_int8_weight: int | None = None
     int8_is_dense: bool = False
+    int8_joins: bool = False
     coarse_from: Mapping[str, int] = field(default_factory=dict)
     is_interpreter: bool = False
     shows_operators: bool = False

@@ -168,6 +168,7 @@ def _run(program: Program, calls: Sequence[Sequence[Tensor]], column: Column) ->
         finds_islands=target.finds_islands,
         largest_int8_weight=target.largest_int8_weight,
         int8_is_dense=target.int8_is_dense,
+        int8_joins=target.int8_joins,
         lossy_operators=lambda _: {},
     )
     typed = precision.type(program, task)

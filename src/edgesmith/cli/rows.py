@@ -187,6 +187,12 @@ def _describe_streaming(streaming: StreamingDescription) -> str:
 def _describe_int8(int8: Int8Record) -> str:
     data = int8["calibration"]
     words = f"{int8['layers']} layers, {int8['share_of_macs']:.1%} of the MACs, {int8['weight_bits']}-bit weights"
+    if "joined" in int8:
+        words += (
+            ", integers between layers"
+            if int8["joined"]
+            else ", floats between layers (in ONNX Runtime such files are slower than fp32)"
+        )
     judged = f"calibrated on {data['calls']} calls, judged on {data['held_out']} others"
     return f"{words}; {judged}" + (f"\nWARNING: {data['warning']}" if "warning" in data else "")
 
