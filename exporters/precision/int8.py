@@ -566,7 +566,8 @@ def _by_kind(node: Node, values: Sequence[Any]) -> tuple[tuple[Any, ...], dict[s
 def _read_rounded(rounded: Mapping[Node, Node]) -> None:
     """Have all readers of values read them rounded, but the model's outputs."""
     for value, made in rounded.items():
-        value.replace_all_uses_with(made, lambda user, own=made.args[0]: user is not own and user.op != "output")
+        for reader in [user for user in value.users if user.op != "output" and user is not made.args[0]]:
+            reader.replace_input_with(value, made)
 
 
 def _round_value(module: GraphModule, node: Node, scale: float, grid: Grid) -> Node:
